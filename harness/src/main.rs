@@ -1,0 +1,2 @@
+//! The `aqlm` command.
+fn main() {}

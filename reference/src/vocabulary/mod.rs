@@ -1,0 +1,21 @@
+//! The words that every crate of the project shares: schemes, quantized matrices, model shapes, settings, errors and
+//! random streams. Nothing in here is an algorithm of the paper, so an optimized backend may use all of it and
+//! still be an independent implementation of everything that is checked.
+
+mod config;
+mod error;
+mod quantized;
+mod random;
+mod scheme;
+mod settings;
+mod weights;
+
+pub use config::{LayerKind, LlamaConfig, Rope, RopeScaling};
+pub use error::{AqlmError, Result};
+pub use quantized::QuantizedMatrix;
+pub use random::{Purpose, Stream, StreamKey, sample_distinct, shuffle, stream, sweep_order};
+pub use scheme::Scheme;
+pub use settings::{
+    FinetuneReport, FinetuneSettings, Initialization, LayerEvent, LayerReport, LayerSettings, Update,
+};
+pub use weights::{BlockWeights, Linear, LinearWeight};
