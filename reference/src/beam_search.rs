@@ -1,0 +1,440 @@
+//! Codes for fixed codebooks and scales (paper section 3.2, algorithm 1 line 9).
+//!
+//! Let dW = W - Q and G = dW H. Replacing the codeword c_old of codebook m in input group j by c, the loss of an
+//! output group with scale s changes by (paper.md 2.3)
+//!
+//!   -2 s <G_j, c - c_old> + s^2 <(c - c_old) H_jj, c - c_old>
+//!
+//! and with U = G_j + s c_old H_jj, the same with the old codeword taken out, by a constant plus
+//!
+//!   s^2 <c H_jj, c> - 2 s <U, c>.
+//!
+//! The quadratic forms <c H_jj, c> are the same for every output group, and the rest is one product of a
+//! group of 2^B codewords with a vector. Output groups do not interact at all.
+
+use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, ArrayViewMut2, Axis, s};
+use rayon::prelude::*;
+
+use crate::decode;
+use crate::layer_error::check_shapes;
+use crate::linalg::product;
+use crate::vocabulary::{AqlmError, QuantizedMatrix, Result};
+
+/// Output groups that one task of the beam-1 search handles together, so that scoring them is a matrix product.
+const OUT_GROUP_BLOCK: usize = 64;
+
+/// What all output groups share during a search.
+struct Shared<'a> {
+    hessian: &'a Array2<f64>,
+    matrix: &'a QuantizedMatrix,
+    /// each codebook as [2^B, go gi]
+    codebooks: Vec<ArrayView2<'a, f64>>,
+    /// <c H_jj, c>, [in_groups, M, 2^B]
+    quadratic: Array3<f64>,
+}
+
+/// One sweep of beam search from the current codes of `matrix`; the result has their shape.
+///
+/// Per output group, starting from its current codes: for each (input group, codebook) of `order` every hypothesis is
+/// expanded by all 2^B codes and the `beam` best distinct ones are kept. A hypothesis is among its own expansions, so
+/// the loss never rises (beyond the rounding of f64), whatever the order; positions that are not in `order`
+/// keep their codes. `beam` 1 is coordinate descent (iterated conditional modes).
+///
+/// # Errors
+/// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit;
+/// `Unsupported` for a beam of 0 or an order that points outside the matrix.
+pub fn beam_search(
+    weight: &Array2<f64>,
+    hessian: &Array2<f64>,
+    matrix: &QuantizedMatrix,
+    order: &[(usize, usize)],
+    beam: usize,
+) -> Result<Array3<u16>> {
+    check_shapes(weight, hessian, matrix)?;
+    let (_, in_groups, num_codebooks) = matrix.codes.dim();
+    if beam == 0 {
+        return Err(AqlmError::Unsupported("a beam of 0 hypotheses".into()));
+    }
+    if let Some((j, m)) = order.iter().find(|&&(j, m)| j >= in_groups || m >= num_codebooks) {
+        return Err(AqlmError::Unsupported(format!(
+            "a sweep over input group {j}, codebook {m} of {in_groups} groups, {num_codebooks} codebooks"
+        )));
+    }
+    // Owned in one layout, so that a codebook is a matrix whatever the caller's strides.
+    let flat = matrix.codebooks.as_standard_layout();
+    let size = (matrix.scheme.codebook_size(), matrix.scheme.group_len());
+    let codebooks: Vec<_> = flat
+        .outer_iter()
+        .filter_map(|codebook| codebook.into_shape_with_order(size).ok())
+        .collect();
+    let shared = Shared {
+        hessian,
+        matrix,
+        quadratic: quadratic_forms(hessian, &codebooks, in_groups, matrix.scheme.in_group_size),
+        codebooks,
+    };
+    let gradient = product((weight - &decode(matrix)).view(), hessian.view());
+    let mut codes = matrix.codes.as_standard_layout().into_owned();
+    if beam == 1 {
+        coordinate_descent(&shared, &mut codes, gradient, order);
+    } else {
+        let go = matrix.scheme.out_group_size;
+        codes
+            .axis_iter_mut(Axis(0))
+            .into_par_iter()
+            .enumerate()
+            .for_each(|(o, mut codes)| {
+                let start = Hypothesis {
+                    codes: codes.to_owned(),
+                    gradient: gradient.slice(s![o * go..(o + 1) * go, ..]).to_owned(),
+                    loss: 0.0,
+                };
+                codes.assign(&search_one(&shared, start, matrix.scales[o], order, beam).codes);
+            });
+    }
+    Ok(codes)
+}
+
+/// <c H_jj, c> summed over the rows of c, for every input group j, codebook and codeword.
+fn quadratic_forms(
+    hessian: &Array2<f64>,
+    codebooks: &[ArrayView2<'_, f64>],
+    in_groups: usize,
+    gi: usize,
+) -> Array3<f64> {
+    let states = codebooks.first().map_or(0, ArrayView2::nrows);
+    let mut forms = Array3::zeros((in_groups, codebooks.len(), states));
+    forms
+        .axis_iter_mut(Axis(0))
+        .into_par_iter()
+        .enumerate()
+        .for_each(|(j, mut forms)| {
+            let block = hessian.slice(s![j * gi..(j + 1) * gi, j * gi..(j + 1) * gi]);
+            for (codebook, mut forms) in codebooks.iter().zip(forms.outer_iter_mut()) {
+                for (codeword, form) in codebook.outer_iter().zip(&mut forms) {
+                    *form = quadratic_form(codeword, block);
+                }
+            }
+        });
+    forms
+}
+
+/// <c B, c> summed over the rows of c, given as [go gi].
+fn quadratic_form(codeword: ArrayView1<'_, f64>, block: ArrayView2<'_, f64>) -> f64 {
+    let gi = block.nrows();
+    let mut form = 0.0;
+    for row in codeword.exact_chunks(gi) {
+        form += row.dot(&block.dot(&row));
+    }
+    form
+}
+
+/// c B for each row of c, given and returned as [go gi].
+fn times_block(codeword: ArrayView1<'_, f64>, block: ArrayView2<'_, f64>) -> Array1<f64> {
+    let gi = block.nrows();
+    let mut result = Array1::zeros(codeword.len());
+    for (row, mut out) in codeword
+        .exact_chunks(gi)
+        .into_iter()
+        .zip(result.exact_chunks_mut(gi))
+    {
+        // B is symmetric
+        out.assign(&block.dot(&row));
+    }
+    result
+}
+
+/// Beam 1: the best code at each position in turn, many output groups at once.
+fn coordinate_descent(
+    shared: &Shared<'_>,
+    codes: &mut Array3<u16>,
+    mut gradient: Array2<f64>,
+    order: &[(usize, usize)],
+) {
+    let go = shared.matrix.scheme.out_group_size;
+    codes
+        .axis_chunks_iter_mut(Axis(0), OUT_GROUP_BLOCK)
+        .into_par_iter()
+        .zip(gradient.axis_chunks_iter_mut(Axis(0), OUT_GROUP_BLOCK * go))
+        .zip(shared.matrix.scales.axis_chunks_iter(Axis(0), OUT_GROUP_BLOCK))
+        .for_each(|((mut codes, mut gradient), scales)| {
+            // Positions of one input group in a row need only their own columns of G between them.
+            for positions in order.chunk_by(|a, b| a.0 == b.0) {
+                descend_in_group(shared, &mut codes, &mut gradient, scales, positions);
+            }
+        });
+}
+
+/// Coordinate descent over `positions`, all of one input group, for a block of output groups; G is brought up to date
+/// once at the end.
+fn descend_in_group(
+    shared: &Shared<'_>,
+    codes: &mut ndarray::ArrayViewMut3<'_, u16>,
+    gradient: &mut ArrayViewMut2<'_, f64>,
+    scales: ArrayView1<'_, f64>,
+    positions: &[(usize, usize)],
+) {
+    let (go, gi) = (
+        shared.matrix.scheme.out_group_size,
+        shared.matrix.scheme.in_group_size,
+    );
+    let Some(&(j, _)) = positions.first() else { return };
+    let columns = j * gi..(j + 1) * gi;
+    let block = shared.hessian.slice(s![columns.clone(), columns.clone()]);
+    let mut local = Array2::from_shape_fn((scales.len(), go * gi), |(o, i)| {
+        gradient[[o * go + i / gi, j * gi + i % gi]]
+    });
+    // what Q grows by in this input group
+    let mut change = Array2::<f64>::zeros(local.raw_dim());
+    for &(_, m) in positions {
+        let codebook = shared.codebooks[m];
+        let forms = shared.quadratic.slice(s![j, m, ..]);
+        let old: Vec<usize> = codes
+            .slice(s![.., j, m])
+            .iter()
+            .map(|&k| usize::from(k))
+            .collect();
+        for ((mut u, &k), &scale) in local.outer_iter_mut().zip(&old).zip(scales) {
+            u.scaled_add(scale, &times_block(codebook.row(k), block));
+        }
+        let products = product(local.view(), codebook.t());
+        for (o, &scale) in scales.iter().enumerate() {
+            let score = |k: usize| scale * (scale * forms[k] - 2.0 * products[[o, k]]);
+            // The current code stays unless another is strictly better.
+            let mut best = (score(old[o]), old[o]);
+            for k in 0..codebook.nrows() {
+                let score = score(k);
+                if score < best.0 {
+                    best = (score, k);
+                }
+            }
+            codes[[o, j, m]] = best.1 as u16;
+            change.row_mut(o).scaled_add(scale, &codebook.row(best.1));
+            change.row_mut(o).scaled_add(-scale, &codebook.row(old[o]));
+            local
+                .row_mut(o)
+                .scaled_add(-scale, &times_block(codebook.row(best.1), block));
+        }
+    }
+    let change = Array2::from_shape_fn((gradient.nrows(), gi), |(r, b)| {
+        change[[r / go, (r % go) * gi + b]]
+    });
+    *gradient -= &product(change.view(), shared.hessian.slice(s![columns, ..]));
+}
+
+/// One way to code an output group.
+#[derive(Clone)]
+struct Hypothesis {
+    /// [in_groups, M]
+    codes: Array2<u16>,
+    /// G = dW H of its rows, [go, in_features]
+    gradient: Array2<f64>,
+    /// loss less that of the codes at the start
+    loss: f64,
+}
+
+/// The best hypothesis for one output group after a sweep that keeps `beam` of them.
+fn search_one(
+    shared: &Shared<'_>,
+    start: Hypothesis,
+    scale: f64,
+    order: &[(usize, usize)],
+    beam: usize,
+) -> Hypothesis {
+    let (go, gi) = (
+        shared.matrix.scheme.out_group_size,
+        shared.matrix.scheme.in_group_size,
+    );
+    let mut hypotheses = vec![start];
+    for &(j, m) in order {
+        let columns = j * gi..(j + 1) * gi;
+        let block = shared.hessian.slice(s![columns.clone(), columns.clone()]);
+        let codebook = shared.codebooks[m];
+        let forms = shared.quadratic.slice(s![j, m, ..]);
+        merge_equal_elsewhere(&mut hypotheses, (j, m));
+
+        // (loss, whether it changes the code, parent, code): the order that breaks ties
+        let mut candidates: Vec<(f64, bool, usize, usize)> =
+            Vec::with_capacity(hypotheses.len() * codebook.nrows());
+        let mut local = Array2::zeros((hypotheses.len(), go * gi));
+        for (parent, mut u) in hypotheses.iter().zip(local.outer_iter_mut()) {
+            let old = usize::from(parent.codes[[j, m]]);
+            for (to, from) in u.iter_mut().zip(parent.gradient.slice(s![.., columns.clone()])) {
+                *to = *from;
+            }
+            u.scaled_add(scale, &times_block(codebook.row(old), block));
+        }
+        let products = product(local.view(), codebook.t());
+        for (p, parent) in hypotheses.iter().enumerate() {
+            let old = usize::from(parent.codes[[j, m]]);
+            let score = |k: usize| scale * (scale * forms[k] - 2.0 * products[[p, k]]);
+            let base = parent.loss - score(old);
+            candidates.extend((0..codebook.nrows()).map(|k| {
+                // exactly the parent's loss where nothing changes
+                let loss = if k == old { parent.loss } else { base + score(k) };
+                (loss, k != old, p, k)
+            }));
+        }
+        let by_loss = |a: &(f64, bool, usize, usize), b: &(f64, bool, usize, usize)| {
+            a.0.total_cmp(&b.0).then((a.1, a.2, a.3).cmp(&(b.1, b.2, b.3)))
+        };
+        if candidates.len() > beam {
+            candidates.select_nth_unstable_by(beam - 1, by_loss);
+            candidates.truncate(beam);
+        }
+        candidates.sort_unstable_by(by_loss);
+
+        hypotheses = candidates
+            .into_iter()
+            .map(|(loss, changes, p, k)| {
+                let mut child = hypotheses[p].clone();
+                child.loss = loss;
+                if changes {
+                    let old = usize::from(child.codes[[j, m]]);
+                    child.codes[[j, m]] = k as u16;
+                    let change = &codebook.row(k) - &codebook.row(old);
+                    for (i, &difference) in change.iter().enumerate() {
+                        let row = shared.hessian.row(j * gi + i % gi);
+                        child
+                            .gradient
+                            .row_mut(i / gi)
+                            .scaled_add(-scale * difference, &row);
+                    }
+                }
+                child
+            })
+            .collect();
+    }
+    hypotheses.swap_remove(0)
+}
+
+/// Keeps one of the hypotheses that differ at most at `position`: their expansions there are the same.
+///
+/// Only an order that visits a position twice brings such hypotheses about.
+fn merge_equal_elsewhere(hypotheses: &mut Vec<Hypothesis>, position: (usize, usize)) {
+    let mut kept: Vec<Hypothesis> = Vec::with_capacity(hypotheses.len());
+    for hypothesis in hypotheses.drain(..) {
+        let equal = |other: &Hypothesis| {
+            let mut codes = hypothesis.codes.indexed_iter().zip(&other.codes);
+            codes.all(|((at, a), b)| a == b || at == position)
+        };
+        if !kept.iter().any(equal) {
+            kept.push(hypothesis);
+        }
+    }
+    *hypotheses = kept;
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::problem::{Problem, config, problem, rounding};
+    use crate::vocabulary::{Purpose, stream, sweep_order};
+    use crate::{Mrf, exhaustive_search, layer_error};
+
+    fn order_of(p: &Problem, seed: u64) -> Vec<(usize, usize)> {
+        let mut rng = stream(seed, 0, None, Purpose::Sweep);
+        sweep_order(&mut rng, p.matrix.groups().1, p.matrix.scheme.num_codebooks)
+    }
+
+    fn loss_of(p: &Problem, codes: Array3<u16>) -> f64 {
+        let matrix = QuantizedMatrix {
+            codes,
+            ..p.matrix.clone()
+        };
+        layer_error(&p.weight, &decode(&matrix), &p.hessian)
+    }
+
+    fn loss_after(p: &Problem, order: &[(usize, usize)], beam: usize) -> f64 {
+        loss_of(
+            p,
+            beam_search(&p.weight, &p.hessian, &p.matrix, order, beam).unwrap(),
+        )
+    }
+
+    const SCHEMES: [&str; 4] = ["2x3g4", "1x4g8", "3x2g2o3", "2x3g4o2"];
+
+    proptest! {
+        #![proptest_config(config(48))]
+        #[test]
+        fn the_loss_never_rises(seed: u64, beam in 1usize..6, scheme in prop::sample::select(SCHEMES.to_vec())) {
+            let p = problem(seed, scheme, 5, 4);
+            let before = loss_of(&p, p.matrix.codes.clone());
+            prop_assert!(loss_after(&p, &order_of(&p, seed), beam) <= before + rounding(&p));
+        }
+
+        #[test]
+        fn it_never_beats_the_exhaustive_search_and_a_full_beam_equals_it(seed: u64, beam in 1usize..4) {
+            let p = problem(seed, "2x2g4", 2, 2);
+            let mut best = 0.0;
+            for o in 0..2 {
+                let mrf = Mrf::new(&p.weight, &p.hessian, &p.matrix, o).unwrap();
+                best += exhaustive_search(&mrf).unwrap().1 + mrf.constant;
+            }
+            let order = order_of(&p, seed);
+            prop_assert!(loss_after(&p, &order, beam) >= best - rounding(&p));
+            // a beam as wide as the number of combinations prunes nothing
+            prop_assert!((loss_after(&p, &order, 256) - best).abs() <= rounding(&p));
+        }
+
+        #[test]
+        fn one_hypothesis_is_coordinate_descent(seed: u64, scheme in prop::sample::select(SCHEMES.to_vec())) {
+            let p = problem(seed, scheme, 70, 4);
+            let order = order_of(&p, seed);
+            let fast = beam_search(&p.weight, &p.hessian, &p.matrix, &order, 1).unwrap();
+            // the direct statement: try every code, evaluate the whole loss, keep the best
+            let o = seed as usize % 70;
+            let mut codes = p.matrix.codes.clone();
+            for &(j, m) in &order {
+                let losses: Vec<f64> = (0..p.matrix.scheme.codebook_size()).map(|k| {
+                    codes[[o, j, m]] = k as u16;
+                    loss_of(&p, codes.clone())
+                }).collect();
+                let least = losses.iter().copied().fold(f64::INFINITY, f64::min);
+                let chosen = usize::from(fast[[o, j, m]]);
+                prop_assert!(losses[chosen] <= least + rounding(&p));
+                codes[[o, j, m]] = chosen as u16;
+            }
+        }
+
+        #[test]
+        fn positions_outside_the_order_keep_their_codes(seed: u64, beam in 1usize..3) {
+            let p = problem(seed, "2x3g4", 4, 3);
+            let codes = beam_search(&p.weight, &p.hessian, &p.matrix, &[(1, 0), (1, 0), (1, 0)], beam).unwrap();
+            for ((o, j, m), &code) in codes.indexed_iter() {
+                prop_assert!((j, m) == (1, 0) || code == p.matrix.codes[[o, j, m]]);
+            }
+        }
+    }
+
+    #[test]
+    fn repeated_positions_leave_distinct_hypotheses() {
+        // Two positions visited twice over with a full beam: all 16 combinations are alive, each once.
+        let p = problem(9, "1x2g4", 1, 2);
+        let order = [(0, 0), (1, 0), (0, 0), (1, 0)];
+        let mrf = Mrf::new(&p.weight, &p.hessian, &p.matrix, 0).unwrap();
+        let best = exhaustive_search(&mrf).unwrap().1 + mrf.constant;
+        assert!((loss_after(&p, &order, 16) - best).abs() <= rounding(&p));
+    }
+
+    #[test]
+    fn a_zero_hessian_changes_nothing() {
+        let mut p = problem(2, "2x3g4", 4, 3);
+        p.hessian.fill(0.0);
+        for beam in [1, 3] {
+            let codes = beam_search(&p.weight, &p.hessian, &p.matrix, &order_of(&p, 1), beam).unwrap();
+            assert_eq!(codes, p.matrix.codes);
+        }
+    }
+
+    #[test]
+    fn bad_arguments_are_refused() {
+        let p = problem(2, "1x3g4", 4, 3);
+        assert!(beam_search(&p.weight, &p.hessian, &p.matrix, &[], 0).is_err());
+        assert!(beam_search(&p.weight, &p.hessian, &p.matrix, &[(3, 0)], 1).is_err());
+        assert!(beam_search(&p.weight, &p.hessian, &p.matrix, &[(0, 1)], 1).is_err());
+        assert!(beam_search(&p.hessian, &p.hessian, &p.matrix, &[], 1).is_err());
+    }
+}

@@ -1,0 +1,155 @@
+use ndarray::{Array2, ArrayView2};
+
+use crate::linalg::product;
+use crate::vocabulary::{AqlmError, Result};
+
+/// H of a layer: the mean of x xT over the samples that reached it, [in_features, in_features] in f64.
+///
+/// Everything the calibration data say about a layer's loss is in H (paper section 3.2: <A, B>_H = <A H, B>_F).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hessian {
+    sum: Array2<f64>,
+    samples: usize,
+}
+
+impl Hessian {
+    /// No samples yet.
+    pub fn new(in_features: usize) -> Self {
+        Self {
+            sum: Array2::zeros((in_features, in_features)),
+            samples: 0,
+        }
+    }
+
+    /// Adds inputs, [samples, in_features].
+    ///
+    /// # Errors
+    /// `Shape` for another number of columns, `NotFinite` for NaN or infinite inputs; then nothing was added.
+    pub fn add(&mut self, x: ArrayView2<'_, f64>) -> Result<()> {
+        if x.ncols() != self.sum.ncols() {
+            return Err(AqlmError::Shape {
+                what: "inputs of a layer".into(),
+                expected: vec![x.nrows(), self.sum.ncols()],
+                found: x.shape().to_vec(),
+            });
+        }
+        check_finite("inputs of a layer", x)?;
+        self.sum += &product(x.t(), x);
+        self.samples += x.nrows();
+        Ok(())
+    }
+
+    /// Adds the samples that another accumulator has seen.
+    ///
+    /// # Errors
+    /// `Shape` when it is for another number of inputs.
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        if other.sum.dim() != self.sum.dim() {
+            return Err(AqlmError::Shape {
+                what: "hessian".into(),
+                expected: self.sum.shape().to_vec(),
+                found: other.sum.shape().to_vec(),
+            });
+        }
+        self.sum += &other.sum;
+        self.samples += other.samples;
+        Ok(())
+    }
+
+    /// Samples seen.
+    pub fn samples(&self) -> usize {
+        self.samples
+    }
+
+    /// The mean of x xT; zero before the first sample.
+    pub fn mean(&self) -> Array2<f64> {
+        &self.sum / self.samples.max(1) as f64
+    }
+
+    /// How many inputs were zero in every sample.
+    pub fn dead_inputs(&self) -> usize {
+        dead_inputs(&self.sum)
+    }
+}
+
+/// How many diagonal entries of H are zero: inputs that the calibration data never excite.
+pub fn dead_inputs(hessian: &Array2<f64>) -> usize {
+    hessian.diag().iter().filter(|&&x| x == 0.0).count()
+}
+
+/// H + `damping` x mean(diag H) x I, which makes it positive definite when some inputs are dead.
+pub fn damped(hessian: &Array2<f64>, damping: f64) -> Array2<f64> {
+    let mut result = hessian.clone();
+    let ridge = damping * hessian.diag().sum() / hessian.nrows().max(1) as f64;
+    result.diag_mut().mapv_inplace(|x| x + ridge);
+    result
+}
+
+/// # Errors
+/// `NotFinite` at the first NaN or infinity.
+pub(crate) fn check_finite(what: &str, array: ArrayView2<'_, f64>) -> Result<()> {
+    match array.indexed_iter().find(|(_, value)| !value.is_finite()) {
+        None => Ok(()),
+        Some(((row, column), &value)) => Err(AqlmError::NotFinite {
+            what: what.into(),
+            index: vec![row, column],
+            value,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use approx::assert_relative_eq;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::problem::{config, gaussian};
+
+    proptest! {
+        #![proptest_config(config(32))]
+        #[test]
+        fn batches_and_merging_do_not_matter(seed: u64, cut in 0usize..40) {
+            let x = gaussian(seed, 40, 6);
+            let mut whole = Hessian::new(6);
+            whole.add(x.view()).unwrap();
+            let (mut head, mut tail) = (Hessian::new(6), Hessian::new(6));
+            head.add(x.slice(ndarray::s![..cut, ..])).unwrap();
+            tail.add(x.slice(ndarray::s![cut.., ..])).unwrap();
+            head.merge(&tail).unwrap();
+            prop_assert_eq!(head.samples(), 40);
+            // sums of 40 terms of size about 1, divided by 40
+            prop_assert!(approx::abs_diff_eq!(head.mean(), whole.mean(), epsilon = 40.0 * f64::EPSILON));
+        }
+    }
+
+    #[test]
+    fn it_is_the_mean_of_outer_products() {
+        let mut hessian = Hessian::new(2);
+        assert_eq!(hessian.mean(), Array2::<f64>::zeros((2, 2)));
+        hessian
+            .add(ndarray::array![[1.0, 0.0], [3.0, 0.0]].view())
+            .unwrap();
+        assert_eq!(hessian.mean(), ndarray::array![[5.0, 0.0], [0.0, 0.0]]);
+        assert_eq!(hessian.dead_inputs(), 1);
+        assert_relative_eq!(
+            damped(&hessian.mean(), 0.1),
+            ndarray::array![[5.25, 0.0], [0.0, 0.25]]
+        );
+    }
+
+    #[test]
+    fn bad_inputs_are_refused_and_not_counted() {
+        let mut hessian = Hessian::new(2);
+        assert!(matches!(
+            hessian.add(Array2::zeros((3, 4)).view()),
+            Err(AqlmError::Shape { .. })
+        ));
+        assert!(matches!(
+            hessian.add(ndarray::array![[0.0, f64::NAN]].view()),
+            Err(AqlmError::NotFinite { .. })
+        ));
+        assert!(hessian.merge(&Hessian::new(3)).is_err());
+        assert_eq!(hessian, Hessian::new(2));
+    }
+}

@@ -1,0 +1,242 @@
+//! Dense products and positive definite solves, by faer.
+//!
+//! Every result here has a fixed order of summation: products are cut into row blocks of one size whatever the number
+//! of threads, and a factorisation runs on one thread, so that runs on different machines draw the same codes
+//! (design.md 4).
+
+#[cfg(feature = "lapack")]
+pub mod lapack;
+
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt;
+use faer::linalg::matmul;
+use faer::{Accum, MatMut, MatRef, Par, Spec};
+use ndarray::{Array2, ArrayView2};
+use rayon::prelude::*;
+
+use crate::vocabulary::{AqlmError, Result};
+
+/// Rows of the result that one task computes. Fixed, because where a product is cut may change its last bits.
+const ROW_BLOCK: usize = 64;
+
+/// Runs `f` on a faer view of the array; arrays that are neither row- nor column-major are copied first.
+fn with_faer<R>(view: ArrayView2<'_, f64>, f: impl FnOnce(MatRef<'_, f64>) -> R) -> R {
+    let (rows, cols) = view.dim();
+    if let Some(slice) = view.as_slice() {
+        return f(MatRef::from_row_major_slice(slice, rows, cols));
+    }
+    if let Some(slice) = view.t().to_slice() {
+        return f(MatRef::from_column_major_slice(slice, rows, cols));
+    }
+    let copy: Vec<f64> = view.iter().copied().collect();
+    f(MatRef::from_row_major_slice(&copy, rows, cols))
+}
+
+/// The product A B, [m, k] times [k, n].
+///
+/// Transposed operands (`a.t()`) cost nothing extra.
+///
+/// # Panics
+/// When the inner sizes differ, as `ndarray::dot` does.
+pub fn product(a: ArrayView2<'_, f64>, b: ArrayView2<'_, f64>) -> Array2<f64> {
+    let (m, k) = a.dim();
+    let n = b.ncols();
+    assert_eq!(k, b.nrows(), "inner sizes of a product");
+    if m * n * k == 0 {
+        return Array2::zeros((m, n));
+    }
+    let mut out = vec![0.0; m * n];
+    with_faer(a, |a| {
+        with_faer(b, |b| {
+            out.par_chunks_mut(ROW_BLOCK * n)
+                .enumerate()
+                .for_each(|(i, block)| {
+                    let rows = block.len() / n;
+                    let block = MatMut::from_row_major_slice_mut(block, rows, n);
+                    let a = a.subrows(i * ROW_BLOCK, rows);
+                    matmul::matmul(block, Accum::Replace, a, b, 1.0, Par::Seq);
+                });
+        });
+    });
+    Array2::from_shape_fn((m, n), |(i, j)| out[i * n + j])
+}
+
+/// The Cholesky factor of a symmetric positive definite matrix, with what had to be added to its diagonal.
+#[derive(Debug, Clone)]
+pub struct Cholesky {
+    /// column-major; its lower triangle is the factor
+    factor: Vec<f64>,
+    order: usize,
+    jitter: f64,
+}
+
+impl Cholesky {
+    /// Factors A + jitter I, jitter being the first that works of `first_jitter`, 100 times that, and so on.
+    ///
+    /// The ladder starts at the rounding error of the factorisation itself, order x epsilon x the largest diagonal
+    /// entry, when `first_jitter` is zero and A does not factor as it is. `what` names A in errors.
+    ///
+    /// # Errors
+    /// `Shape` when A is not square, `NotPositiveDefinite` when even a jitter of a thousandth of the largest diagonal
+    /// entry does not help (then A is indefinite or has NaN), with the failing pivot.
+    pub fn new(a: ArrayView2<'_, f64>, first_jitter: f64, what: &str) -> Result<Self> {
+        let order = a.nrows();
+        if a.ncols() != order {
+            return Err(AqlmError::Shape {
+                what: what.into(),
+                expected: vec![order, order],
+                found: a.shape().to_vec(),
+            });
+        }
+        let largest = a.diag().iter().fold(0.0, |top: f64, x| top.max(x.abs()));
+        let rounding = order as f64 * f64::EPSILON * largest;
+        let mut jitter = first_jitter;
+        loop {
+            // A is symmetric, so its rows serve as the columns that faer wants.
+            let mut factor: Vec<f64> = a.iter().copied().collect();
+            for i in 0..order {
+                factor[i * (order + 1)] += jitter;
+            }
+            match factor_in_place(&mut factor, order) {
+                Ok(()) => {
+                    return Ok(Self {
+                        factor,
+                        order,
+                        jitter,
+                    });
+                }
+                Err(pivot) if jitter > 1e-3 * largest || rounding == 0.0 || largest.is_nan() => {
+                    return Err(AqlmError::NotPositiveDefinite {
+                        what: what.into(),
+                        pivot,
+                    });
+                }
+                Err(_) => jitter = rounding.max(100.0 * jitter),
+            }
+        }
+    }
+
+    /// What was added to the diagonal.
+    pub fn jitter(&self) -> f64 {
+        self.jitter
+    }
+
+    /// X of (A + jitter I) X = B, for B of [order, n].
+    ///
+    /// # Panics
+    /// When B has another number of rows than A.
+    pub fn solve(&self, b: ArrayView2<'_, f64>) -> Array2<f64> {
+        let (rows, n) = b.dim();
+        assert_eq!(rows, self.order, "rows of a right-hand side");
+        let mut x: Vec<f64> = b.t().iter().copied().collect();
+        let factor = MatRef::from_column_major_slice(&self.factor, self.order, self.order);
+        llt::solve::solve_in_place(
+            factor,
+            MatMut::from_column_major_slice_mut(&mut x, rows, n),
+            Par::Seq,
+            MemStack::new(&mut []),
+        );
+        Array2::from_shape_fn((rows, n), |(i, j)| x[j * rows + i])
+    }
+}
+
+/// Overwrites the lower triangle by the factor; the error is the failing pivot.
+fn factor_in_place(matrix: &mut [f64], order: usize) -> std::result::Result<(), usize> {
+    if let Some(i) = (0..order).find(|&i| !matrix[i * (order + 1)].is_finite()) {
+        return Err(i);
+    }
+    let mut memory = MemBuffer::new(llt::factor::cholesky_in_place_scratch::<f64>(
+        order,
+        Par::Seq,
+        Spec::default(),
+    ));
+    let result = llt::factor::cholesky_in_place(
+        MatMut::from_column_major_slice_mut(matrix, order, order),
+        llt::factor::LltRegularization::default(),
+        Par::Seq,
+        MemStack::new(&mut memory),
+        Spec::default(),
+    );
+    match result {
+        Ok(_) => Ok(()),
+        Err(llt::factor::LltError::NonPositivePivot { index }) => Err(index),
+    }
+}
+
+/// X of A X = B for a symmetric positive definite A of [n, n] and B of [n, k]; see [`Cholesky::new`] for a singular A.
+///
+/// # Errors
+/// As [`Cholesky::new`].
+pub fn solve_spd(a: ArrayView2<'_, f64>, b: ArrayView2<'_, f64>, what: &str) -> Result<Array2<f64>> {
+    Ok(Cholesky::new(a, 0.0, what)?.solve(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use approx::assert_relative_eq;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::problem::{config, gaussian, spd};
+
+    proptest! {
+        #![proptest_config(config(64))]
+        #[test]
+        fn products_are_ndarrays(m in 0usize..150, k in 0usize..20, n in 0usize..20, seed: u64) {
+            let (a, b) = (gaussian(seed, m, k), gaussian(seed ^ 1, k, n));
+            let expected = a.dot(&b);
+            // k terms of size about 1, each rounded once or twice
+            let epsilon = 8.0 * (k + 1) as f64 * f64::EPSILON;
+            let bt = b.t().as_standard_layout().into_owned();
+            prop_assert!(approx::abs_diff_eq!(product(a.view(), b.view()), expected, epsilon = 4.0 * epsilon));
+            prop_assert!(approx::abs_diff_eq!(product(a.view(), bt.t()), expected, epsilon = 4.0 * epsilon));
+        }
+
+        #[test]
+        fn solutions_solve(n in 1usize..30, k in 1usize..4, seed: u64) {
+            let (a, x) = (spd(seed, n), gaussian(seed ^ 1, n, k));
+            let b = a.dot(&x);
+            let factor = Cholesky::new(a.view(), 0.0, "a").unwrap();
+            prop_assert_eq!(factor.jitter(), 0.0);
+            // backward stable: residual within n eps |A| |x|
+            let residual = a.dot(&factor.solve(b.view())) - &b;
+            let size = a.iter().map(|v| v * v).sum::<f64>().sqrt() * x.iter().map(|v| v * v).sum::<f64>().sqrt();
+            let norm = residual.iter().map(|v| v * v).sum::<f64>().sqrt();
+            prop_assert!(norm <= 4.0 * n as f64 * f64::EPSILON * size);
+        }
+    }
+
+    #[test]
+    fn strided_views_are_copied() {
+        let a = gaussian(1, 9, 8);
+        let odd = a.slice(ndarray::s![..;2, ..;3]);
+        assert_relative_eq!(product(odd.t(), odd), odd.t().dot(&odd), max_relative = 1e-14);
+    }
+
+    #[test]
+    fn a_singular_matrix_gets_the_smallest_jitter_that_works() {
+        let column = gaussian(5, 12, 1);
+        let singular = column.dot(&column.t());
+        let factor = Cholesky::new(singular.view(), 0.0, "rank one").unwrap();
+        assert!(factor.jitter() > 0.0 && factor.jitter() < 1e-10);
+    }
+
+    #[test]
+    fn an_indefinite_matrix_is_refused() {
+        let mut a = Array2::<f64>::eye(4);
+        a[[2, 2]] = -1.0;
+        assert_eq!(
+            Cholesky::new(a.view(), 0.0, "a").err(),
+            Some(AqlmError::NotPositiveDefinite {
+                what: "a".into(),
+                pivot: 2
+            })
+        );
+        a[[2, 2]] = f64::NAN;
+        assert!(solve_spd(a.view(), a.view(), "a").is_err());
+        assert!(matches!(
+            Cholesky::new(a.slice(ndarray::s![..3, ..]), 0.0, "a"),
+            Err(AqlmError::Shape { .. })
+        ));
+    }
+}
