@@ -1,7 +1,8 @@
 //! AQLM, slow and readable: every idea of the paper in f64 on ndarray, one file an idea.
 //!
 //! Read it in this order: [`vocabulary`] (scheme, codes, codebooks, scales), [`decode()`], [`Hessian`],
-//! [`layer_error()`], [`kmeans()`], [`residual_init()`], [`Mrf`], [`beam_search()`].
+//! [`layer_error()`], [`kmeans()`], [`residual_init()`], [`Mrf`], [`beam_search()`]; then the model
+//! that the layers belong to, [`llama`].
 
 #![allow(
     clippy::needless_pass_by_value,
@@ -14,6 +15,7 @@ mod hessian;
 mod kmeans;
 mod layer_error;
 pub mod linalg;
+pub mod llama;
 mod mrf;
 #[cfg(test)]
 mod problem;

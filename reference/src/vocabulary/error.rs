@@ -72,6 +72,16 @@ pub enum AqlmError {
         /// index of the failing pivot
         pivot: usize,
     },
+    /// A token has no row in the embedding or no logit.
+    #[error("token {token} at position {position} is outside the vocabulary of {vocab_size}")]
+    TokenOutOfRange {
+        /// the token
+        token: u32,
+        /// its index in the sequence
+        position: usize,
+        /// rows of the embedding
+        vocab_size: usize,
+    },
     /// The operation exists but not for this input; the reason says why.
     #[error("unsupported: {0}")]
     Unsupported(String),

@@ -1,0 +1,173 @@
+use ndarray::{Array1, Array2, ArrayView1, Axis, s};
+
+use super::attention::attention;
+use super::forward::{apply, rotated_projections};
+use super::model::{Model, embed, logits};
+use super::rms_norm::rms_norm;
+use super::swiglu::swiglu;
+use super::{Block, Rotary};
+use crate::vocabulary::{AqlmError, LayerKind, LlamaConfig, Result};
+
+/// Keys and values of one block for the positions that were computed already.
+#[derive(Debug, Clone)]
+pub struct KvCacheLayer {
+    /// after rotation, [capacity, kv_heads x head_dim]
+    keys: Array2<f64>,
+    /// [capacity, kv_heads x head_dim]
+    values: Array2<f64>,
+}
+
+impl KvCacheLayer {
+    /// Room for `capacity` positions.
+    pub fn new(config: &LlamaConfig, capacity: usize) -> Self {
+        let shape = (capacity, config.num_key_value_heads * config.head_dim);
+        Self {
+            keys: Array2::zeros(shape),
+            values: Array2::zeros(shape),
+        }
+    }
+}
+
+/// Keys and values of a whole model, so that generation computes each position once.
+#[derive(Debug, Clone)]
+pub struct KvCache {
+    layers: Vec<KvCacheLayer>,
+    rotary: Rotary,
+    len: usize,
+}
+
+impl KvCache {
+    /// Room for `capacity` positions of the model that this configuration describes.
+    pub fn new(config: &LlamaConfig, capacity: usize) -> Self {
+        Self {
+            layers: vec![KvCacheLayer::new(config, capacity); config.num_hidden_layers],
+            rotary: Rotary::new(config, capacity),
+            len: 0,
+        }
+    }
+
+    /// How many positions were computed; the next token is at this position.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no position was computed yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many positions there is room for.
+    pub fn capacity(&self) -> usize {
+        self.rotary.positions()
+    }
+}
+
+/// [`block_forward`](super::block_forward) for one more position: its input row of [hidden] to its output row.
+///
+/// Positions are computed in order: the cache must hold those before `position`, and holds this one afterwards.
+///
+/// # Panics
+/// When the position is beyond the cache's capacity or the rotary tables, or shapes do not fit together.
+pub fn block_decode_step(
+    config: &LlamaConfig,
+    block: &Block,
+    rotary: &Rotary,
+    cache: &mut KvCacheLayer,
+    x: ArrayView1<f64>,
+    position: usize,
+) -> Array1<f64> {
+    let x = x.insert_axis(Axis(0));
+    let normed = rms_norm(x, block.input_layernorm.view(), config.rms_norm_eps);
+    let (q, k, v) = rotated_projections(block, rotary, normed.view(), position);
+    cache.keys.row_mut(position).assign(&k.row(0));
+    cache.values.row_mut(position).assign(&v.row(0));
+    let [keys, values] = [&cache.keys, &cache.values].map(|all| all.slice(s![..=position, ..]));
+    let attended = attention(config, q.view(), keys, values, position);
+    let middle = &x + &apply(block, LayerKind::OProj, attended.view());
+
+    let normed = rms_norm(
+        middle.view(),
+        block.post_attention_layernorm.view(),
+        config.rms_norm_eps,
+    );
+    let gate = apply(block, LayerKind::GateProj, normed.view());
+    let up = apply(block, LayerKind::UpProj, normed.view());
+    let activated = swiglu(gate.view(), up.view());
+    let y = middle + apply(block, LayerKind::DownProj, activated.view());
+    y.index_axis_move(Axis(0), 0)
+}
+
+/// [`model_forward`](super::model_forward) for one more token: the logits of its position, [vocab].
+///
+/// # Errors
+/// `TokenOutOfRange` when the token has no embedding, `Shape` when the cache belongs to a model with another number
+/// of blocks, `Unsupported` when the cache is full.
+pub fn decode_step(model: &Model, cache: &mut KvCache, token: u32) -> Result<Array1<f64>> {
+    if cache.layers.len() != model.blocks.len() {
+        return Err(AqlmError::Shape {
+            what: "layers of the key and value cache".into(),
+            expected: vec![model.blocks.len()],
+            found: vec![cache.layers.len()],
+        });
+    }
+    let position = cache.len;
+    if position == cache.capacity() {
+        return Err(AqlmError::Unsupported(format!(
+            "more than the cache's {position} positions"
+        )));
+    }
+    let mut x = embed(model.embedding.view(), &[token])?.index_axis_move(Axis(0), 0);
+    for (block, layer) in model.blocks.iter().zip(&mut cache.layers) {
+        x = block_decode_step(&model.config, block, &cache.rotary, layer, x.view(), position);
+    }
+    cache.len += 1;
+    let x = x.insert_axis(Axis(0));
+    let row = logits(&model.config, &model.norm, model.lm_head.view(), x.view());
+    Ok(row.index_axis_move(Axis(0), 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::llama::model_forward;
+    use crate::llama::test_data::{model, random};
+
+    #[test]
+    fn cached_decoding_equals_the_full_forward() {
+        for (kv_heads, window) in [(4, None), (2, None), (1, Some(4))] {
+            let model = model(&mut random(3), kv_heads, window);
+            let tokens: Vec<u32> = (0..12).map(|t| t * t % 11).collect();
+            let full = model_forward(&model, &tokens).unwrap();
+            let mut cache = KvCache::new(&model.config, tokens.len());
+            for (&token, expected) in tokens.iter().zip(full.rows()) {
+                let found = decode_step(&model, &mut cache, token).unwrap();
+                // products of other shapes may sum in another order: 2 blocks of 7 layers and a head of sums of up
+                // to 16 terms, so some 1e3 eps, and the 1e-12 above it
+                let difference = &found - &expected;
+                let relative = (difference.dot(&difference) / expected.dot(&expected)).sqrt();
+                assert!(relative <= 1e-12, "{kv_heads} {window:?}: {relative:e}");
+            }
+            assert!(matches!(
+                decode_step(&model, &mut cache, 0),
+                Err(AqlmError::Unsupported(_))
+            ));
+        }
+    }
+
+    #[test]
+    fn a_refused_token_leaves_the_cache_as_it_was() {
+        let model = model(&mut random(4), 2, None);
+        let mut cache = KvCache::new(&model.config, 3);
+        assert!(cache.is_empty());
+        assert!(matches!(
+            decode_step(&model, &mut cache, 99),
+            Err(AqlmError::TokenOutOfRange { .. })
+        ));
+        let first = decode_step(&model, &mut cache, 5).unwrap();
+        assert_eq!(cache.len(), 1);
+        assert_eq!(
+            first,
+            decode_step(&model, &mut KvCache::new(&model.config, 1), 5).unwrap()
+        );
+    }
+}

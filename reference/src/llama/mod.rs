@@ -1,0 +1,33 @@
+//! The Llama block forward and backward by hand, block fine-tuning, and the whole model around the blocks.
+//!
+//! Arrays have one row a token and hold one sequence; sequences are independent and are spread over threads by the
+//! callers that have several. No result depends on the number of threads.
+
+mod attention;
+mod backward;
+mod block;
+mod cache;
+mod forward;
+mod linear;
+mod model;
+mod quantized_gradients;
+mod rms_norm;
+mod rotary;
+mod swiglu;
+
+#[cfg(test)]
+mod finite_difference;
+#[cfg(test)]
+mod test_data;
+
+pub use attention::{attention, attention_backward};
+pub use backward::{BlockGradients, block_backward};
+pub use block::{Block, ResidentLinear, ResidentWeight};
+pub use cache::{KvCache, KvCacheLayer, block_decode_step, decode_step};
+pub use forward::{BlockTrace, block_forward, block_forward_traced};
+pub use linear::{LinearGradients, linear, linear_backward};
+pub use model::{Model, embed, logits, model_forward, token_losses};
+pub use quantized_gradients::quantized_gradients;
+pub use rms_norm::{rms_norm, rms_norm_backward};
+pub use rotary::Rotary;
+pub use swiglu::{swiglu, swiglu_backward};

@@ -1,0 +1,138 @@
+use ndarray::{Array1, Array2, ArrayView2};
+
+use super::linear::linear;
+use super::rms_norm::rms_norm;
+use super::{Block, Rotary, block_forward};
+use crate::vocabulary::{AqlmError, LlamaConfig, Result};
+
+/// A whole Llama model in f64.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Model {
+    /// the numbers that decide its arithmetic
+    pub config: LlamaConfig,
+    /// [vocab, hidden]
+    pub embedding: Array2<f32>,
+    /// the decoder layers, first to last
+    pub blocks: Vec<Block>,
+    /// the RMSNorm before the head, [hidden]
+    pub norm: Array1<f64>,
+    /// [vocab, hidden]; with tied embeddings the embedding again
+    pub lm_head: Array2<f64>,
+}
+
+/// Logits of every position of one sequence, [tokens, vocab]: row t predicts token t + 1.
+///
+/// # Errors
+/// `TokenOutOfRange` when a token has no embedding.
+pub fn model_forward(model: &Model, tokens: &[u32]) -> Result<Array2<f64>> {
+    let rotary = Rotary::new(&model.config, tokens.len());
+    let mut x = embed(model.embedding.view(), tokens)?;
+    for block in &model.blocks {
+        x = block_forward(&model.config, block, &rotary, x.view());
+    }
+    Ok(logits(&model.config, &model.norm, model.lm_head.view(), x.view()))
+}
+
+/// The embeddings of tokens, [tokens, hidden], for an embedding of [vocab, hidden].
+///
+/// # Errors
+/// `TokenOutOfRange` when a token has no embedding.
+pub fn embed(embedding: ArrayView2<f32>, tokens: &[u32]) -> Result<Array2<f64>> {
+    check_tokens(tokens, embedding.nrows())?;
+    let element = |(t, i): (usize, usize)| f64::from(embedding[[tokens[t] as usize, i]]);
+    Ok(Array2::from_shape_fn((tokens.len(), embedding.ncols()), element))
+}
+
+/// The final norm and the head: hidden states of [tokens, hidden] to logits of [tokens, vocab].
+pub fn logits(
+    config: &LlamaConfig,
+    norm: &Array1<f64>,
+    lm_head: ArrayView2<f64>,
+    x: ArrayView2<f64>,
+) -> Array2<f64> {
+    linear(
+        rms_norm(x, norm.view(), config.rms_norm_eps).view(),
+        lm_head,
+        None,
+    )
+}
+
+/// Negative log-likelihood in nats of each target under its row of logits, [tokens]: ln(sum_i e^l_i) - l_target,
+/// the largest logit taken out of the sum first.
+///
+/// # Errors
+/// `Shape` unless there is one target for each row, `TokenOutOfRange` when a target has no logit.
+pub fn token_losses(logits: ArrayView2<f64>, targets: &[u32]) -> Result<Array1<f64>> {
+    if targets.len() != logits.nrows() {
+        return Err(AqlmError::Shape {
+            what: "targets".into(),
+            expected: vec![logits.nrows()],
+            found: vec![targets.len()],
+        });
+    }
+    check_tokens(targets, logits.ncols())?;
+    let loss = |t: usize| {
+        let row = logits.row(t);
+        let largest = row.fold(f64::NEG_INFINITY, |most, &logit| most.max(logit));
+        let sum: f64 = row.iter().map(|logit| (logit - largest).exp()).sum();
+        sum.ln() + (largest - row[targets[t] as usize])
+    };
+    Ok(Array1::from_shape_fn(targets.len(), loss))
+}
+
+fn check_tokens(tokens: &[u32], vocab_size: usize) -> Result<()> {
+    match tokens.iter().position(|&token| token as usize >= vocab_size) {
+        Some(position) => Err(AqlmError::TokenOutOfRange {
+            token: tokens[position],
+            position,
+            vocab_size,
+        }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::arr2;
+
+    use super::*;
+    use crate::llama::test_data::{model, random};
+
+    #[test]
+    fn losses_are_cross_entropies() {
+        // Equal logits over 4 tokens: ln 4. A certain token: 0. Logits beyond the exponential's range still work.
+        let logits = arr2(&[[7.0; 4], [0.0, 900.0, 0.0, -900.0], [0.0, 900.0, 0.0, -900.0]]);
+        let losses = token_losses(logits.view(), &[2, 1, 3]).unwrap();
+        assert!((losses[0] - 4f64.ln()).abs() <= f64::EPSILON);
+        assert_eq!([losses[1], losses[2]], [0.0, 1800.0]);
+    }
+
+    #[test]
+    fn a_position_does_not_see_later_tokens() {
+        let model = model(&mut random(1), 2, None);
+        let full = model_forward(&model, &[3, 1, 4, 1, 5]).unwrap();
+        let other = model_forward(&model, &[3, 1, 4, 9, 2]).unwrap();
+        let rows = |logits: &Array2<f64>, t: usize| logits.row(t).to_owned();
+        for t in 0..3 {
+            assert_eq!(rows(&full, t), rows(&other, t));
+        }
+        assert_ne!(rows(&full, 3), rows(&other, 3));
+    }
+
+    #[test]
+    fn tokens_outside_the_vocabulary_are_refused() {
+        let model = model(&mut random(2), 2, None);
+        let refused = AqlmError::TokenOutOfRange {
+            token: 11,
+            position: 1,
+            vocab_size: 11,
+        };
+        assert_eq!(model_forward(&model, &[10, 11]), Err(refused.clone()));
+        let logits = model_forward(&model, &[1, 2]).unwrap();
+        assert_eq!(token_losses(logits.view(), &[0, 11]), Err(refused));
+        assert!(matches!(
+            token_losses(logits.view(), &[0]),
+            Err(AqlmError::Shape { .. })
+        ));
+    }
+}

@@ -1,0 +1,193 @@
+//! The Llama block and its gradients against transformers, which computed every `llama_block` case of the peer's
+//! vectors.
+
+use std::path::{Path, PathBuf};
+
+use aqlm_reference::llama::{
+    Block, BlockGradients, ResidentLinear, ResidentWeight, Rotary, block_backward, block_forward_traced,
+};
+use aqlm_reference::vocabulary::{LayerKind, LlamaConfig, Rope, RopeScaling};
+use ndarray::{Array, Array1, Array2, Array3, ArrayD, Axis, Dimension, Ix1, Ix2, Ix3, IxDyn};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+
+/// Distance allowed, relative to the norm of the peer's array.
+///
+/// The peer's arrays are f64, but transformers' LlamaRMSNorm and its eager softmax cast to f32 inside, forward and
+/// backward, and so do its rotary tables: 10 to 20 roundings of f32's epsilon (1.2e-7) on the way of every number,
+/// those of scores and angles multiplied by their size, up to about 10.
+const F32_INSIDE: f64 = 1e-5;
+
+/// `shared/peer/ops` beside the repository, or under AQLM_SHARED.
+fn peer_ops() -> PathBuf {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
+    std::env::var_os("AQLM_SHARED")
+        .map_or_else(beside, PathBuf::from)
+        .join("peer/ops")
+}
+
+struct Case<'a> {
+    name: &'a str,
+    tensors: SafeTensors<'a>,
+}
+
+impl Case<'_> {
+    fn find<D: Dimension>(&self, tensor: &str) -> Option<Array<f64, D>> {
+        let view = self.tensors.tensor(tensor).ok()?;
+        assert_eq!(view.dtype(), Dtype::F64, "{}: {tensor}", self.name);
+        let values = view
+            .data()
+            .chunks_exact(8)
+            .map(|b| f64::from_le_bytes(b.try_into().unwrap()));
+        let array = ArrayD::from_shape_vec(IxDyn(view.shape()), values.collect()).unwrap();
+        Some(
+            array
+                .into_dimensionality()
+                .unwrap_or_else(|e| panic!("{}: {tensor}: {e}", self.name)),
+        )
+    }
+
+    fn get<D: Dimension>(&self, tensor: &str) -> Array<f64, D> {
+        self.find(tensor)
+            .unwrap_or_else(|| panic!("{} lacks {tensor}", self.name))
+    }
+
+    /// Asserts that ours is within `limit` of the peer's array, relative to the norm of the peer's.
+    fn compare<D: Dimension>(&self, tensor: &str, ours: &Array<f64, D>, limit: f64) {
+        let theirs: Array<f64, D> = self.get(tensor);
+        assert_eq!(ours.shape(), theirs.shape(), "{}: {tensor}", self.name);
+        let norm = |array: &Array<f64, D>| array.iter().map(|x| x * x).sum::<f64>().sqrt();
+        assert!(norm(&theirs) > 0.0, "{}: {tensor} of the peer is zero", self.name);
+        let distance = norm(&(ours - &theirs)) / norm(&theirs);
+        assert!(
+            distance <= limit,
+            "{}: {tensor} is {distance:e} off, limit {limit:e}",
+            self.name
+        );
+    }
+}
+
+fn config(case: &Case, entry: &Value) -> LlamaConfig {
+    let count = |field: &str| {
+        entry[field]
+            .as_u64()
+            .unwrap_or_else(|| panic!("{field} in index.json")) as usize
+    };
+    let number = |field: &str| {
+        entry[field]
+            .as_f64()
+            .unwrap_or_else(|| panic!("{field} in index.json"))
+    };
+    let gate: Array2<f64> = case.get("param.mlp.gate_proj.weight");
+    let cos: Array3<f64> = case.get("cos");
+    LlamaConfig {
+        vocab_size: 1,
+        hidden_size: gate.ncols(),
+        intermediate_size: gate.nrows(),
+        num_hidden_layers: 1,
+        num_attention_heads: count("heads"),
+        num_key_value_heads: count("kv_heads"),
+        head_dim: cos.dim().2,
+        rms_norm_eps: number("rms_norm_eps"),
+        rope: Rope {
+            theta: number("rope_theta"),
+            scaling: RopeScaling::None,
+        },
+        sliding_window: entry["sliding_window"].as_u64().map(|window| window as usize),
+        tie_word_embeddings: false,
+        max_position_embeddings: cos.dim().1,
+    }
+}
+
+fn block(case: &Case) -> Block {
+    let layers = LayerKind::ALL.map(|kind| ResidentLinear {
+        weight: ResidentWeight::Dense(case.get(&format!("param.{}.weight", kind.path()))),
+        bias: case.find::<Ix1>(&format!("param.{}.bias", kind.path())),
+    });
+    let [first, second] = ["input_layernorm", "post_attention_layernorm"]
+        .map(|norm| case.get::<Ix1>(&format!("param.{norm}.weight")));
+    Block::new(first, second, layers)
+}
+
+fn run(case: &Case, config: &LlamaConfig, block: &Block, own_tables: bool) {
+    let limit = F32_INSIDE;
+    let (x, target): (Array3<f64>, Array3<f64>) = (case.get("x"), case.get("target"));
+    let (cos, sin): (Array3<f64>, Array3<f64>) = (case.get("cos"), case.get("sin"));
+    let (mut y, mut grad_x) = (Array3::zeros(x.dim()), Array3::zeros(x.dim()));
+    let mut total: Option<BlockGradients> = None;
+    for n in 0..x.dim().0 {
+        let part = |array: &Array3<f64>| array.index_axis(Axis(0), n).to_owned();
+        let rotary = if own_tables {
+            Rotary::new(config, x.dim().1)
+        } else {
+            Rotary::from_tables(part(&cos), part(&sin)).unwrap()
+        };
+        let (part_y, trace) = block_forward_traced(config, block, &rotary, part(&x).view());
+        let grad_y = 2.0 / x.len() as f64 * (&part_y - &part(&target));
+        let gradients = block_backward(config, block, &rotary, &trace, grad_y.view());
+        y.index_axis_mut(Axis(0), n).assign(&part_y);
+        grad_x.index_axis_mut(Axis(0), n).assign(&gradients.x);
+        match &mut total {
+            None => total = Some(gradients),
+            Some(total) => {
+                for kind in LayerKind::ALL {
+                    total.layers[kind as usize] += &gradients.layers[kind as usize];
+                    let bias = total.biases[kind as usize]
+                        .as_mut()
+                        .zip(gradients.biases[kind as usize].as_ref());
+                    if let Some((total, bias)) = bias {
+                        *total += bias;
+                    }
+                }
+                total.input_layernorm += &gradients.input_layernorm;
+                total.post_attention_layernorm += &gradients.post_attention_layernorm;
+            }
+        }
+    }
+    let total = total.expect("a case of at least one sequence");
+    case.compare::<Ix3>("y", &y, limit);
+    case.compare::<Ix3>("grad_x", &grad_x, limit);
+    for kind in LayerKind::ALL {
+        case.compare::<Ix2>(
+            &format!("grad.{}.weight", kind.path()),
+            &total.layers[kind as usize],
+            limit,
+        );
+        if let Some(bias) = &total.biases[kind as usize] {
+            case.compare::<Ix1>(&format!("grad.{}.bias", kind.path()), bias, limit);
+        }
+    }
+    let norms: [(&str, &Array1<f64>); 2] = [
+        ("input_layernorm", &total.input_layernorm),
+        ("post_attention_layernorm", &total.post_attention_layernorm),
+    ];
+    for (name, gradient) in norms {
+        case.compare::<Ix1>(&format!("grad.{name}.weight"), gradient, limit);
+    }
+}
+
+#[test]
+fn blocks_and_gradients_match_transformers() {
+    let folder = peer_ops();
+    let Ok(index) = std::fs::read_to_string(folder.join("index.json")) else {
+        println!("waived: no {}", folder.join("index.json").display());
+        return;
+    };
+    let index: Vec<Value> = serde_json::from_str(&index).unwrap();
+    let mut cases = 0;
+    for entry in index.iter().filter(|entry| entry["kind"] == "llama_block") {
+        let name = entry["name"].as_str().unwrap();
+        let bytes = std::fs::read(folder.join(name).with_extension("safetensors")).unwrap();
+        let case = Case {
+            name,
+            tensors: SafeTensors::deserialize(&bytes).unwrap(),
+        };
+        let config = config(&case, entry);
+        let block = block(&case);
+        run(&case, &config, &block, false);
+        run(&case, &config, &block, true);
+        cases += 1;
+    }
+    assert!(cases > 0, "index.json has no llama_block case");
+    println!("{cases} cases");
+}
