@@ -1,1 +1,8 @@
-//! Under construction.
+//! The parts of the `aqlm` command: models and data in and out, backends behind one trait, the pipeline, checks.
+
+pub mod data;
+pub mod error;
+pub mod model;
+pub mod tokenizer;
+
+pub use error::{Error, Result};

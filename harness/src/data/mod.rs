@@ -1,0 +1,320 @@
+//! Texts in: .txt, .jsonl and either of them gzipped, as one stream of tokens.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use flate2::read::MultiGzDecoder;
+use rayon::prelude::*;
+use serde_json::Value;
+
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+/// The tokens of a text file, documents one after the other.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenStream {
+    path: PathBuf,
+    tokens: Vec<u32>,
+    documents: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Format {
+    Text,
+    JsonLines,
+}
+
+impl TokenStream {
+    /// Reads a file; its ending says how.
+    ///
+    /// - `.txt` is one stream, encoded as the tokenizer does by default (so BOS comes first only where it adds one).
+    /// - `.jsonl` has one {"text": ...} a line, each a document: BOS, its tokens, EOS, where the model has such markers.
+    /// - `.gz` after either is unpacked first.
+    ///
+    /// # Errors
+    /// `Io`; `Kind` for other endings; `Line` and `Json` with the line's number; `TooShort` for a file without any text.
+    pub fn load(path: &Path, tokenizer: &Tokenizer) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+        Self::from_bytes(path, &bytes, tokenizer)
+    }
+
+    /// The same for bytes in memory; `name` is used in errors and its ending says what they are.
+    ///
+    /// # Errors
+    /// Those of [`TokenStream::load`].
+    pub fn from_bytes(name: &Path, bytes: &[u8], tokenizer: &Tokenizer) -> Result<Self> {
+        let zipped = name.extension().is_some_and(|ending| ending == "gz");
+        let inner = if zipped {
+            name.with_extension("")
+        } else {
+            name.into()
+        };
+        let format = match inner.extension().and_then(|ending| ending.to_str()) {
+            Some("txt") => Format::Text,
+            Some("jsonl") => Format::JsonLines,
+            other => {
+                return Err(Error::Kind {
+                    path: name.into(),
+                    expected: "a file ending in .txt, .jsonl, .txt.gz or .jsonl.gz".into(),
+                    found: other.map_or_else(|| "no ending".into(), |ending| format!(".{ending}")),
+                });
+            }
+        };
+        let mut unpacked = Vec::new();
+        let bytes = if zipped {
+            MultiGzDecoder::new(bytes)
+                .read_to_end(&mut unpacked)
+                .map_err(Error::io(name, "unpack"))?;
+            &unpacked
+        } else {
+            bytes
+        };
+        let text = std::str::from_utf8(bytes).map_err(|error| Error::Line {
+            path: name.into(),
+            line: bytes[..error.valid_up_to()].split(|&byte| byte == b'\n').count(),
+            expected: "UTF-8 text".into(),
+            found: format!("byte {:#04x}", bytes[error.valid_up_to()]),
+        })?;
+        let (tokens, documents) = match format {
+            Format::Text => (tokenizer.encode(text, true)?, 1),
+            Format::JsonLines => encode_documents(name, text, tokenizer)?,
+        };
+        if text.trim().is_empty() || documents == 0 {
+            return Err(Error::TooShort {
+                path: name.into(),
+                what: "any text at all".into(),
+                expected: 1,
+                found: 0,
+            });
+        }
+        Ok(Self {
+            path: name.into(),
+            tokens,
+            documents,
+        })
+    }
+
+    /// The tokens, markers included.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// How many documents there are; a .txt file is one.
+    pub fn documents(&self) -> usize {
+        self.documents
+    }
+
+    /// The file it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Windows of `context` tokens that do not overlap; an incomplete one at the end is left out.
+    ///
+    /// # Errors
+    /// `TooShort` when there is not even one; `context` 0 is taken for 1.
+    pub fn windows(&self, context: usize) -> Result<Vec<&[u32]>> {
+        let context = context.max(1);
+        self.need(context, || format!("one window of {context}"))?;
+        Ok(self.tokens.chunks_exact(context).collect())
+    }
+
+    /// The first `count` x `length` tokens of the stream, cut into `count` sequences of `length` tokens.
+    ///
+    /// # Errors
+    /// `TooShort` when the text has fewer tokens, naming how many there are. 0 of either is taken for 1.
+    pub fn calibration_sequences(&self, length: usize, count: usize) -> Result<Vec<&[u32]>> {
+        let (length, count) = (length.max(1), count.max(1));
+        self.need(length, || format!("one sequence of {length}"))?;
+        self.need(length.saturating_mul(count), || {
+            let there = self.tokens.len() / length;
+            format!("{count} sequences of {length}; there are {there}")
+        })?;
+        Ok(self.tokens.chunks_exact(length).take(count).collect())
+    }
+
+    fn need(&self, expected: usize, what: impl FnOnce() -> String) -> Result<()> {
+        if self.tokens.len() >= expected {
+            return Ok(());
+        }
+        Err(Error::TooShort {
+            path: self.path.clone(),
+            what: what(),
+            expected,
+            found: self.tokens.len(),
+        })
+    }
+}
+
+/// Tokens of all documents in order, and how many documents there are. Blank lines are no documents.
+fn encode_documents(path: &Path, text: &str, tokenizer: &Tokenizer) -> Result<(Vec<u32>, usize)> {
+    let lines: Vec<(usize, &str)> = text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+        .map(|(index, line)| (index + 1, line))
+        .collect();
+    let encoded = lines
+        .par_iter()
+        .map(|&(number, line)| tokenizer.encode(&document(path, number, line)?, false))
+        .collect::<Result<Vec<_>>>()?;
+    let mut tokens = Vec::with_capacity(encoded.iter().map(|ids| ids.len() + 2).sum());
+    for ids in &encoded {
+        tokens.extend(tokenizer.bos());
+        tokens.extend(ids);
+        tokens.extend(tokenizer.eos());
+    }
+    Ok((tokens, encoded.len()))
+}
+
+/// The text of one line of a .jsonl file.
+fn document(path: &Path, number: usize, line: &str) -> Result<String> {
+    let value: Value = serde_json::from_str(line).map_err(Error::json(path, number))?;
+    let found = match value {
+        Value::Object(mut map) => match map.remove("text") {
+            Some(Value::String(text)) => return Ok(text),
+            Some(other) => format!("\"text\": {}", kind_of(&other)),
+            None => "an object without \"text\"".into(),
+        },
+        other => kind_of(&other).to_string(),
+    };
+    Err(Error::Line {
+        path: path.into(),
+        line: number,
+        expected: "an object with a string \"text\"".into(),
+        found,
+    })
+}
+
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+    use crate::model::{Model, embedded};
+
+    fn tokenizer() -> Tokenizer {
+        Model::embedded().unwrap().tokenizer().unwrap()
+    }
+
+    fn parse(name: &str, bytes: impl AsRef<[u8]>) -> Result<TokenStream> {
+        TokenStream::from_bytes(Path::new(name), bytes.as_ref(), &tokenizer())
+    }
+
+    #[test]
+    fn the_embedded_evaluation_text_has_194_windows_of_512() {
+        let stream = parse("eval.jsonl", embedded::EVALUATION_TEXT).unwrap();
+        assert_eq!(stream.documents(), 400);
+        assert_eq!(stream.windows(512).unwrap().len(), 194);
+        assert_eq!(stream.tokens().iter().filter(|&&id| id == 1).count(), 400);
+        assert_eq!((stream.tokens()[0], stream.tokens().last()), (1, Some(&2)));
+    }
+
+    #[test]
+    fn calibration_takes_the_first_tokens_in_order() {
+        let stream = parse("calibration.jsonl", embedded::CALIBRATION_TEXT).unwrap();
+        let sequences = stream.calibration_sequences(256, 128).unwrap();
+        assert_eq!(sequences.len(), 128);
+        assert_eq!(sequences.concat(), stream.tokens()[..256 * 128]);
+    }
+
+    #[test]
+    fn each_line_is_a_document_with_markers() {
+        let stream = parse(
+            "a.jsonl",
+            "{\"text\": \"Once\"}\n\n{\"text\": \"\", \"id\": 3}\r\n",
+        )
+        .unwrap();
+        let once = tokenizer().encode("Once", false).unwrap();
+        assert_eq!(stream.documents(), 2);
+        assert_eq!(stream.tokens(), [vec![1], once, vec![2, 1, 2]].concat());
+    }
+
+    #[test]
+    fn text_is_one_stream_as_the_tokenizer_encodes_it() {
+        let text = "Once upon a time\n\nthere was";
+        let stream = parse("a.txt", text).unwrap();
+        assert_eq!(stream.tokens(), tokenizer().encode(text, true).unwrap());
+    }
+
+    #[test]
+    fn gzipped_is_the_same() {
+        let text = b"{\"text\": \"Once upon a time\"}\n";
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(text).unwrap();
+        let zipped = parse("a.jsonl.gz", encoder.finish().unwrap()).unwrap();
+        assert_eq!(zipped.tokens(), parse("a.jsonl", text).unwrap().tokens());
+    }
+
+    #[test]
+    fn truncated_gzip_is_refused() {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(&[b'x'; 1000]).unwrap();
+        let bytes = encoder.finish().unwrap();
+        let result = parse("a.txt.gz", &bytes[..bytes.len() - 6]);
+        assert!(matches!(result, Err(Error::Io { action: "unpack", .. })));
+    }
+
+    #[test]
+    fn lines_that_are_no_json_are_named() {
+        let result = parse("a.jsonl", "{\"text\": \"a\"}\n{\"text\": \n");
+        assert!(matches!(result, Err(Error::Json { line: 2, .. })));
+    }
+
+    #[test]
+    fn lines_without_text_are_named() {
+        for (line, expected) in [
+            ("{\"texts\": \"a\"}", "an object without \"text\""),
+            ("{\"text\": 3}", "\"text\": a number"),
+            ("[\"a\"]", "a list"),
+        ] {
+            let result = parse("a.jsonl", format!("{{\"text\": \"a\"}}\n\n{line}\n"));
+            assert!(matches!(result, Err(Error::Line { line: 3, found, .. }) if found == expected));
+        }
+    }
+
+    #[test]
+    fn invalid_utf8_is_named_by_line() {
+        let result = parse("a.txt", b"fine\nfine\n\xff");
+        assert!(matches!(result, Err(Error::Line { line: 3, .. })));
+    }
+
+    #[test]
+    fn other_endings_are_refused() {
+        for name in ["a.csv", "a", "a.gz", "a.parquet"] {
+            assert!(matches!(parse(name, "text"), Err(Error::Kind { .. })), "{name}");
+        }
+    }
+
+    #[test]
+    fn short_texts_are_refused_with_both_numbers() {
+        assert!(matches!(parse("a.txt", " \n"), Err(Error::TooShort { .. })));
+        assert!(matches!(parse("a.jsonl", "\n"), Err(Error::TooShort { .. })));
+        let stream = parse("a.txt", "Once upon a time there was a cat").unwrap();
+        let found = stream.tokens().len();
+        assert!(stream.windows(found).is_ok());
+        let result = stream.windows(found + 1);
+        assert!(
+            matches!(result, Err(Error::TooShort { expected, found: f, .. }) if expected == found + 1 && f == found)
+        );
+        assert!(stream.calibration_sequences(found / 2, 2).is_ok());
+        let result = stream.calibration_sequences(found / 2, 3);
+        assert!(matches!(result, Err(Error::TooShort { what, .. }) if what.contains("3 sequences")));
+        let result = stream.calibration_sequences(found + 1, 3);
+        assert!(matches!(result, Err(Error::TooShort { what, .. }) if what.contains("one sequence")));
+    }
+}

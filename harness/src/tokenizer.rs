@@ -1,0 +1,347 @@
+//! Text to tokens and back, with the markers of documents.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+/// A tokenizer together with what a model's configuration files say about its markers.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    path: PathBuf,
+    bos: Option<u32>,
+    eos: Vec<u32>,
+    /// explicit add_bos_token of tokenizer_config.json; `None` leaves it to the post-processor
+    add_bos: Option<bool>,
+    /// explicit add_eos_token
+    add_eos: Option<bool>,
+}
+
+impl Tokenizer {
+    /// Reads a tokenizer.json.
+    ///
+    /// # Errors
+    /// `Io`; `Tokenizer` when the library does not understand the file.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+        Self::from_bytes(path, &bytes)
+    }
+
+    /// Parses the bytes of a tokenizer.json; `path` names them in errors.
+    ///
+    /// # Errors
+    /// `Tokenizer` when the library does not understand them.
+    pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| Error::Tokenizer {
+            path: path.into(),
+            reason: error.to_string(),
+        })?;
+        Ok(Self::from_tokenizers(path, inner))
+    }
+
+    /// Takes a tokenizer that was built in memory.
+    pub fn from_tokenizers(path: &Path, mut inner: tokenizers::Tokenizer) -> Self {
+        // A file may carry the padding and truncation of some training run; texts here are never cut nor filled.
+        inner.with_padding(None);
+        // with_truncation fails only for settings that are present
+        let _ = inner.with_truncation(None);
+        Self {
+            inner,
+            path: path.into(),
+            bos: None,
+            eos: Vec::new(),
+            add_bos: None,
+            add_eos: None,
+        }
+    }
+
+    /// Sets the markers of documents.
+    #[must_use]
+    pub fn with_markers(mut self, bos: Option<u32>, eos: Vec<u32>) -> Self {
+        self.bos = bos;
+        self.eos = eos;
+        self
+    }
+
+    /// Takes the markers from the text of a tokenizer_config.json. A `bos_token` or `eos_token` there outranks the
+    /// ids of config.json, even when it is null (Qwen2 names a BOS id that its tokenizer does not have); config.json's
+    /// EOS ids still stop generation. `add_bos_token` and `add_eos_token` outrank the post-processor.
+    ///
+    /// # Errors
+    /// `Json`; `Field` when a token that it names is not in the vocabulary, or when it wants a marker added that
+    /// nothing names.
+    pub fn with_tokenizer_config(mut self, path: &Path, text: &str) -> Result<Self> {
+        let config: Value = serde_json::from_str(text).map_err(Error::json(path, 1))?;
+        if let Some(token) = config.get("bos_token") {
+            self.bos = self.marker(path, "bos_token", token)?;
+        }
+        if let Some(token) = config.get("eos_token")
+            && let Some(id) = self.marker(path, "eos_token", token)?
+        {
+            self.eos.retain(|&other| other != id);
+            self.eos.insert(0, id);
+        }
+        self.add_bos = config.get("add_bos_token").and_then(Value::as_bool);
+        self.add_eos = config.get("add_eos_token").and_then(Value::as_bool);
+        for (field, wanted, known) in [
+            ("add_bos_token", self.add_bos, self.bos.is_some()),
+            ("add_eos_token", self.add_eos, !self.eos.is_empty()),
+        ] {
+            if wanted == Some(true) && !known {
+                return Err(Error::Field {
+                    path: path.into(),
+                    field: field.into(),
+                    expected: "false, as no such token is named".into(),
+                    found: "true".into(),
+                });
+            }
+        }
+        Ok(self)
+    }
+
+    /// The id of a token given as its text, or as an object with the text in `content`.
+    fn marker(&self, path: &Path, field: &str, token: &Value) -> Result<Option<u32>> {
+        let content = match token {
+            Value::Object(token) => token.get("content").and_then(Value::as_str),
+            other => other.as_str(),
+        };
+        let Some(content) = content else { return Ok(None) };
+        let id = self.inner.token_to_id(content).ok_or_else(|| Error::Field {
+            path: path.into(),
+            field: field.into(),
+            expected: "a token of the vocabulary".into(),
+            found: format!("{content:?}"),
+        })?;
+        Ok(Some(id))
+    }
+
+    fn failed(&self, error: &impl ToString) -> Error {
+        Error::Tokenizer {
+            path: self.path.clone(),
+            reason: error.to_string(),
+        }
+    }
+
+    /// The tokens of a text. With `add_special` the tokenizer's own default markers are added: those of its
+    /// post-processor, or those that tokenizer_config.json asks for.
+    ///
+    /// # Errors
+    /// `Tokenizer` when the text has parts that the vocabulary cannot express.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let by_processor = add_special && self.add_bos.is_none() && self.add_eos.is_none();
+        let encoding = self
+            .inner
+            .encode_fast(text, by_processor)
+            .map_err(|error| self.failed(&error))?;
+        let ids = encoding.get_ids();
+        if !add_special || by_processor {
+            return Ok(ids.to_vec());
+        }
+        let bos = self.bos.filter(|_| self.adds_bos());
+        let eos = self.eos().filter(|_| self.adds_eos());
+        Ok(bos.into_iter().chain(ids.iter().copied()).chain(eos).collect())
+    }
+
+    /// Whether [`Tokenizer::encode`] with `add_special` starts with BOS.
+    pub fn adds_bos(&self) -> bool {
+        self.add_bos.unwrap_or_else(|| {
+            let template = self.inner.encode_fast("", true);
+            self.bos.is_some() && template.is_ok_and(|empty| empty.get_ids().first().copied() == self.bos)
+        })
+    }
+
+    /// Whether [`Tokenizer::encode`] with `add_special` ends with EOS.
+    pub fn adds_eos(&self) -> bool {
+        self.add_eos.unwrap_or_else(|| {
+            let template = self.inner.encode_fast("", true);
+            template.is_ok_and(|empty| {
+                let last = empty.get_ids().last();
+                last.is_some_and(|id| self.eos.contains(id) && Some(*id) != self.bos)
+            })
+        })
+    }
+
+    /// The text of tokens; markers are left out when `skip_special`.
+    ///
+    /// # Errors
+    /// `Tokenizer` when the decoder fails.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.inner
+            .decode(ids, skip_special)
+            .map_err(|error| self.failed(&error))
+    }
+
+    /// Decodes token by token, for printing while generating.
+    pub fn stream(&self) -> TextStream<'_> {
+        TextStream {
+            tokenizer: self,
+            ids: Vec::new(),
+            context: 0,
+            printed: 0,
+        }
+    }
+
+    /// The token that starts a document.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The token that ends a document.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos.first().copied()
+    }
+
+    /// All tokens at which generation stops.
+    pub fn stops(&self) -> &[u32] {
+        &self.eos
+    }
+
+    /// Number of tokens, added ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// The largest id with its text; `None` for an empty vocabulary. Ids may have holes, so this can exceed the size.
+    pub fn largest_id(&self) -> Option<(u32, String)> {
+        let vocabulary = self.inner.get_vocab(true);
+        vocabulary
+            .into_iter()
+            .map(|(token, id)| (id, token))
+            .max_by(|a, b| a.0.cmp(&b.0).then_with(|| b.1.cmp(&a.1)))
+    }
+
+    /// The text of one token as the vocabulary spells it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The file it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The text of a tokenizer.json for it.
+    ///
+    /// # Errors
+    /// `Tokenizer` when the library cannot write it.
+    pub fn to_json(&self) -> Result<String> {
+        self.inner.to_string(true).map_err(|error| self.failed(&error))
+    }
+}
+
+/// Text of a growing sequence of tokens, in pieces that never split a character.
+#[derive(Debug)]
+pub struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
+    ids: Vec<u32>,
+    /// first token decoded: decoders treat the start of a text in their own way, so some context stays in front
+    context: usize,
+    /// tokens whose text was handed out
+    printed: usize,
+}
+
+impl TextStream<'_> {
+    /// Adds a token and returns the text that is certain now; empty while a character is incomplete.
+    ///
+    /// # Errors
+    /// `Tokenizer` when the decoder fails.
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        self.ids.push(id);
+        let before = self
+            .tokenizer
+            .decode(&self.ids[self.context..self.printed], true)?;
+        let now = self.tokenizer.decode(&self.ids[self.context..], true)?;
+        // decoders put U+FFFD where the bytes of a character are still incomplete
+        if now.ends_with('\u{fffd}') {
+            return Ok(String::new());
+        }
+        let piece = now.strip_prefix(&before).unwrap_or_default().to_string();
+        if now.len() > before.len() {
+            self.context = self.printed;
+            self.printed = self.ids.len();
+        }
+        Ok(piece)
+    }
+
+    /// Whatever is left at the end, incomplete characters as U+FFFD.
+    ///
+    /// # Errors
+    /// `Tokenizer` when the decoder fails.
+    pub fn finish(self) -> Result<String> {
+        let before = self
+            .tokenizer
+            .decode(&self.ids[self.context..self.printed], true)?;
+        let now = self.tokenizer.decode(&self.ids[self.context..], true)?;
+        Ok(now.strip_prefix(&before).unwrap_or_default().to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Model;
+    use proptest::prelude::*;
+
+    fn embedded() -> Tokenizer {
+        Model::embedded().unwrap().tokenizer().unwrap()
+    }
+
+    #[test]
+    fn markers_come_from_the_models_configuration() {
+        let tokenizer = embedded();
+        assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), Some(2)));
+        // its tokenizer.json has no post-processor
+        assert!(!tokenizer.adds_bos() && !tokenizer.adds_eos());
+        assert_eq!(tokenizer.vocab_size(), 2048);
+        assert_eq!(tokenizer.largest_id().unwrap().0, 2047);
+    }
+
+    #[test]
+    fn tokenizer_config_decides_about_markers() {
+        let tokenizer = embedded();
+        let plain = tokenizer.encode("Once", true).unwrap();
+        let text = r#"{"add_bos_token": true, "add_eos_token": true, "bos_token": {"content": "<s>"}}"#;
+        let tokenizer = tokenizer
+            .with_tokenizer_config(Path::new("tokenizer_config.json"), text)
+            .unwrap();
+        let marked = tokenizer.encode("Once", true).unwrap();
+        assert_eq!(marked, [vec![1], plain.clone(), vec![2]].concat());
+        assert_eq!(tokenizer.encode("Once", false).unwrap(), plain);
+    }
+
+    #[test]
+    fn a_marker_outside_the_vocabulary_is_refused() {
+        let text = r#"{"bos_token": "<begin>"}"#;
+        let result = embedded().with_tokenizer_config(Path::new("tokenizer_config.json"), text);
+        assert!(matches!(result, Err(Error::Field { field, .. }) if field == "bos_token"));
+    }
+
+    #[test]
+    fn broken_files_are_refused() {
+        let result = Tokenizer::from_bytes(Path::new("tokenizer.json"), b"{\"version\": \"1.0\"");
+        assert!(matches!(result, Err(Error::Tokenizer { .. })));
+        let result = Tokenizer::from_file(Path::new("no/such/tokenizer.json"));
+        assert!(matches!(result, Err(Error::Io { action: "read", .. })));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Byte-level BPE loses nothing, and the pieces of a stream add up to the whole.
+        #[test]
+        fn text_round_trips(text in "\\PC{0,40}") {
+            let tokenizer = embedded();
+            let ids = tokenizer.encode(&text, false).unwrap();
+            prop_assert_eq!(&tokenizer.decode(&ids, false).unwrap(), &text);
+            let mut stream = tokenizer.stream();
+            let mut pieces = String::new();
+            for &id in &ids {
+                pieces += &stream.push(id).unwrap();
+            }
+            pieces += &stream.finish().unwrap();
+            prop_assert_eq!(pieces, text);
+        }
+    }
+}
