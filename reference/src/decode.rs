@@ -6,7 +6,12 @@ use crate::vocabulary::QuantizedMatrix;
 /// The dense weight [out_features, in_features] that codes, codebooks and scales stand for (paper section 3.1):
 /// element (o go + a, j gi + b) is `scales[o] * sum_m codebooks[m, codes[o, j, m], a, b]`.
 pub fn decode(matrix: &QuantizedMatrix) -> Array2<f64> {
-    let mut weight = decode_unscaled(matrix, matrix.codebooks.view());
+    decode_scaled(matrix, matrix.codebooks.view())
+}
+
+/// The same with `codebooks` in place of the matrix's own.
+pub(crate) fn decode_scaled(matrix: &QuantizedMatrix, codebooks: ArrayView4<'_, f64>) -> Array2<f64> {
+    let mut weight = decode_unscaled(matrix, codebooks);
     let rows = matrix.scheme.out_group_size;
     for (mut group, &scale) in weight.axis_chunks_iter_mut(Axis(0), rows).zip(&matrix.scales) {
         group *= scale;
@@ -14,7 +19,7 @@ pub fn decode(matrix: &QuantizedMatrix) -> Array2<f64> {
     weight
 }
 
-/// The sums of codewords before scaling, with `codebooks` in place of the matrix's own.
+/// The sums of codewords of `codebooks` before scaling.
 pub(crate) fn decode_unscaled(matrix: &QuantizedMatrix, codebooks: ArrayView4<'_, f64>) -> Array2<f64> {
     let (go, gi) = (matrix.scheme.out_group_size, matrix.scheme.in_group_size);
     let mut weight = Array2::zeros((matrix.out_features(), matrix.in_features()));

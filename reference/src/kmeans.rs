@@ -34,7 +34,7 @@ impl KMeansSettings {
 pub struct KMeans {
     /// [k, d]
     pub centroids: Array2<f64>,
-    /// [n], the nearest centroid of each point; ties go to the lower index
+    /// `[n]`, the nearest centroid of each point; ties go to the lower index
     pub assignments: Vec<usize>,
     /// mean squared distance of the points to their centroids
     pub inertia: f64,

@@ -3,7 +3,7 @@ use ndarray::{Array1, Array2, Axis};
 use crate::linalg::product;
 use crate::vocabulary::{AqlmError, QuantizedMatrix, Result};
 
-/// The layer error of each output row: (w - q) H (w - q)T, [out_features].
+/// The layer error of each output row: (w - q) H (w - q)T, `[out_features]`.
 ///
 /// # Panics
 /// When the shapes of weights and H do not fit, as ndarray does.
@@ -38,20 +38,28 @@ pub(crate) fn check_shapes(
     hessian: &Array2<f64>,
     matrix: &QuantizedMatrix,
 ) -> Result<()> {
-    let expected = [
-        ("weight", weight, [matrix.out_features(), matrix.in_features()]),
-        ("hessian", hessian, [matrix.in_features(), matrix.in_features()]),
-    ];
-    for (what, array, shape) in expected {
-        if array.shape() != shape {
-            return Err(AqlmError::Shape {
-                what: what.into(),
-                expected: shape.to_vec(),
-                found: array.shape().to_vec(),
-            });
-        }
+    let expected = [matrix.out_features(), matrix.in_features()];
+    if weight.shape() != expected {
+        return Err(AqlmError::Shape {
+            what: "weight".into(),
+            expected: expected.to_vec(),
+            found: weight.shape().to_vec(),
+        });
     }
-    Ok(())
+    check_hessian(hessian, matrix.in_features())
+}
+
+/// # Errors
+/// `Shape` when H is not [in_features, in_features].
+pub(crate) fn check_hessian(hessian: &Array2<f64>, in_features: usize) -> Result<()> {
+    if hessian.dim() == (in_features, in_features) {
+        return Ok(());
+    }
+    Err(AqlmError::Shape {
+        what: "hessian".into(),
+        expected: vec![in_features, in_features],
+        found: hessian.shape().to_vec(),
+    })
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! AQLM, slow and readable: every idea of the paper in f64 on ndarray, one file an idea.
 //!
 //! Read it in this order: [`vocabulary`] (scheme, codes, codebooks, scales), [`decode()`], [`Hessian`],
-//! [`layer_error()`], [`kmeans()`], [`residual_init()`], [`Mrf`], [`beam_search()`]; then the model
-//! that the layers belong to, [`llama`].
+//! [`layer_error()`], [`kmeans()`], [`residual_init()`], [`em_init()`], [`Mrf`], [`beam_search()`], [`update()`],
+//! [`layer_quantize()`]; then the model that the layers belong to, [`llama`].
 
 #![allow(
     clippy::needless_pass_by_value,
@@ -10,22 +10,29 @@
 )]
 
 mod beam_search;
+mod codebook_update;
 mod decode;
+mod em_init;
 mod hessian;
 mod kmeans;
 mod layer_error;
+mod layer_quantize;
 pub mod linalg;
 pub mod llama;
 mod mrf;
+mod occurrences;
 #[cfg(test)]
 mod problem;
 mod residual_init;
 pub mod vocabulary;
 
 pub use beam_search::beam_search;
+pub use codebook_update::{AdamSettings, adam, closed_form, conjugate_gradients, optimal_scales, update};
 pub use decode::decode;
+pub use em_init::em_init;
 pub use hessian::{Hessian, damped, dead_inputs};
 pub use kmeans::{KMeans, KMeansSettings, kmeans, starting_points};
 pub use layer_error::{layer_error, relative_layer_error, row_errors};
+pub use layer_quantize::layer_quantize;
 pub use mrf::{MAX_COMBINATIONS, Mrf, exhaustive_search};
 pub use residual_init::residual_init;

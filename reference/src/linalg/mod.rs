@@ -116,6 +116,17 @@ impl Cholesky {
         }
     }
 
+    /// Factors a matrix that may be singular: the jitter starts at the rounding error of the factorisation, so that no
+    /// pivot is noise. Solutions then move only a bounded way along the null space; repeat
+    /// `x += factor.solve(b - A x)` to approach a minimiser of xT A x - 2 xT b, each step being a descent.
+    ///
+    /// # Errors
+    /// As [`Cholesky::new`]; a matrix of zeros too is refused.
+    pub fn semidefinite(a: ArrayView2<'_, f64>, what: &str) -> Result<Self> {
+        let largest = a.diag().iter().fold(0.0, |top: f64, x| top.max(x.abs()));
+        Self::new(a, a.nrows() as f64 * f64::EPSILON * largest, what)
+    }
+
     /// What was added to the diagonal.
     pub fn jitter(&self) -> f64 {
         self.jitter

@@ -14,7 +14,7 @@ pub struct QuantizedMatrix {
     pub codes: Array3<u16>,
     /// [M, 2^B, out_group_size, in_group_size]
     pub codebooks: Array4<f64>,
-    /// [out_groups]; stored in files as [out_groups, 1, 1, 1]
+    /// `[out_groups]`; stored in files as [out_groups, 1, 1, 1]
     pub scales: Array1<f64>,
 }
 

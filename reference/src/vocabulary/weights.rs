@@ -26,16 +26,16 @@ impl LinearWeight {
 pub struct Linear {
     /// [out_features, in_features]
     pub weight: LinearWeight,
-    /// [out_features]; only families with attention_bias have it, and it is never quantized
+    /// `[out_features]`; only families with attention_bias have it, and it is never quantized
     pub bias: Option<Array1<f32>>,
 }
 
 /// One block's parameters as they travel between storage and backends. Each backend makes its own resident form.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockWeights {
-    /// RMSNorm before attention, [hidden]
+    /// RMSNorm before attention, `[hidden]`
     pub input_layernorm: Array1<f32>,
-    /// RMSNorm before the MLP, [hidden]
+    /// RMSNorm before the MLP, `[hidden]`
     pub post_attention_layernorm: Array1<f32>,
     /// the linear layers, in the order of [`LayerKind::ALL`]
     pub layers: [Linear; 7],

@@ -1,0 +1,189 @@
+use ndarray::{Array, Array2, Axis, Dimension, Zip};
+
+use crate::decode::decode_unscaled;
+use crate::layer_error::check_shapes;
+use crate::linalg::product;
+use crate::occurrences::{Occurrences, scatter};
+use crate::vocabulary::{QuantizedMatrix, Result};
+
+/// Settings of Adam.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamSettings {
+    /// learning rate
+    pub lr: f64,
+    /// decay of the first moment
+    pub beta1: f64,
+    /// decay of the second moment
+    pub beta2: f64,
+    /// added to the root of the second moment
+    pub eps: f64,
+    /// divide by the largest second moment seen instead of the latest
+    pub amsgrad: bool,
+    /// full-batch steps
+    pub steps: usize,
+}
+
+/// Full-batch Adam on codebooks and scales for fixed codes, from a fresh state (paper section 3.3; the paper's and the
+/// official engine's betas differ, paper.md 2.2).
+///
+/// The loss is the layer error over out_features, as the official engine's. Returns the matrix after the last step,
+/// and the loss before each step, `[steps]`.
+///
+/// # Errors
+/// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit, `NotFinite`
+/// when the parameters overflow.
+pub fn adam(
+    weight: &Array2<f64>,
+    hessian: &Array2<f64>,
+    matrix: &QuantizedMatrix,
+    settings: &AdamSettings,
+) -> Result<(QuantizedMatrix, Vec<f64>)> {
+    check_shapes(weight, hessian, matrix)?;
+    let occurrences = Occurrences::of_matrix(matrix);
+    let rows = matrix.scheme.out_group_size;
+    let out_features = weight.nrows() as f64;
+    let mut current = matrix.clone();
+    let mut codebook_moments = Moments::new(&current.codebooks);
+    let mut scale_moments = Moments::new(&current.scales);
+    let mut losses = Vec::with_capacity(settings.steps);
+    for step in 1..=settings.steps {
+        let plain = decode_unscaled(&current, current.codebooks.view());
+        let mut difference = plain.clone();
+        for (mut group, &scale) in difference
+            .axis_chunks_iter_mut(Axis(0), rows)
+            .zip(&current.scales)
+        {
+            group *= scale;
+        }
+        difference -= weight;
+        let image = product(difference.view(), hessian.view());
+        losses.push((&image * &difference).sum() / out_features);
+        // dL/dQ
+        let gradient = image * (2.0 / out_features);
+        let for_codebooks = scatter(&gradient, &current, &occurrences);
+        let for_scales = (&gradient * &plain)
+            .axis_chunks_iter(Axis(0), rows)
+            .map(|group| group.sum())
+            .collect();
+        codebook_moments.step(&mut current.codebooks, &for_codebooks, settings, step);
+        scale_moments.step(&mut current.scales, &for_scales, settings, step);
+    }
+    let result = QuantizedMatrix::new(current.scheme, current.codes, current.codebooks, current.scales)?;
+    Ok((result, losses))
+}
+
+/// Adam's state for one array of parameters.
+struct Moments<D: Dimension> {
+    first: Array<f64, D>,
+    second: Array<f64, D>,
+    largest: Array<f64, D>,
+}
+
+impl<D: Dimension> Moments<D> {
+    fn new(parameters: &Array<f64, D>) -> Self {
+        let zeros = Array::zeros(parameters.raw_dim());
+        Self {
+            first: zeros.clone(),
+            second: zeros.clone(),
+            largest: zeros,
+        }
+    }
+
+    /// Step number `step`, from 1. With amsgrad the largest second moment is taken before its bias is corrected, as
+    /// PyTorch does.
+    fn step(
+        &mut self,
+        parameters: &mut Array<f64, D>,
+        gradient: &Array<f64, D>,
+        settings: &AdamSettings,
+        step: usize,
+    ) {
+        let AdamSettings { beta1, beta2, .. } = *settings;
+        let first_bias = 1.0 - beta1.powi(step as i32);
+        let second_bias = 1.0 - beta2.powi(step as i32);
+        Zip::from(parameters)
+            .and(gradient)
+            .and(&mut self.first)
+            .and(&mut self.second)
+            .and(&mut self.largest)
+            .for_each(|parameter, &gradient, first, second, largest| {
+                *first = beta1 * *first + (1.0 - beta1) * gradient;
+                *second = beta2 * *second + (1.0 - beta2) * gradient * gradient;
+                *largest = largest.max(*second);
+                let moment = if settings.amsgrad { *largest } else { *second };
+                let root = (moment / second_bias).sqrt() + settings.eps;
+                *parameter -= settings.lr / first_bias * *first / root;
+            });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::{problem, rounding};
+    use crate::{decode, layer_error};
+
+    fn settings(steps: usize) -> AdamSettings {
+        AdamSettings {
+            lr: 1e-3,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            amsgrad: false,
+            steps,
+        }
+    }
+
+    #[test]
+    fn the_first_step_moves_each_parameter_against_its_gradient_by_the_learning_rate() {
+        let p = problem(1, "2x2g4o2", 6, 4);
+        let (after, losses) = adam(&p.weight, &p.hessian, &p.matrix, &settings(1)).unwrap();
+        let loss = |matrix: &QuantizedMatrix| layer_error(&p.weight, &decode(matrix), &p.hessian);
+        assert!((losses[0] - loss(&p.matrix) / 12.0).abs() <= rounding(&p));
+        for (index, &value) in p.matrix.codebooks.indexed_iter() {
+            let mut moved = [p.matrix.clone(), p.matrix.clone()];
+            moved[0].codebooks[index] += 0.5;
+            moved[1].codebooks[index] -= 0.5;
+            // exact for a parabola
+            let slope = loss(&moved[0]) - loss(&moved[1]);
+            let change = after.codebooks[index] - value;
+            if slope != 0.0 {
+                // lr g / (|g| + eps) with gradients far above eps
+                assert!(
+                    (change + 1e-3 * slope.signum()).abs() <= 1e-3 * 1e-4,
+                    "{change} for {slope}"
+                );
+            }
+        }
+        for (o, &value) in p.matrix.scales.indexed_iter() {
+            let mut moved = [p.matrix.clone(), p.matrix.clone()];
+            moved[0].scales[o] += 0.5;
+            moved[1].scales[o] -= 0.5;
+            let slope = loss(&moved[0]) - loss(&moved[1]);
+            assert!((after.scales[o] - value + 1e-3 * slope.signum()).abs() <= 1e-3 * 1e-4);
+        }
+    }
+
+    #[test]
+    fn it_descends() {
+        let p = problem(2, "2x3g4", 8, 4);
+        let (after, losses) = adam(&p.weight, &p.hessian, &p.matrix, &settings(100)).unwrap();
+        assert!(losses.is_sorted_by(|a, b| a >= b));
+        let last = layer_error(&p.weight, &decode(&after), &p.hessian) / 8.0;
+        assert!(last < losses[99]);
+    }
+
+    #[test]
+    fn no_steps_change_nothing_and_divergence_is_an_error_or_finite() {
+        let p = problem(2, "2x3g4", 8, 4);
+        assert_eq!(
+            adam(&p.weight, &p.hessian, &p.matrix, &settings(0)).unwrap(),
+            (p.matrix.clone(), vec![])
+        );
+        let wild = AdamSettings {
+            lr: 1e300,
+            ..settings(5)
+        };
+        assert!(adam(&p.weight, &p.hessian, &p.matrix, &wild).is_err());
+    }
+}
