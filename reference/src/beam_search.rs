@@ -17,6 +17,7 @@ use rayon::prelude::*;
 
 use crate::decode;
 use crate::layer_error::check_shapes;
+use crate::least::least;
 use crate::linalg::product;
 use crate::vocabulary::{AqlmError, QuantizedMatrix, Result};
 
@@ -197,23 +198,22 @@ fn descend_in_group(
         for ((mut u, &k), &scale) in local.outer_iter_mut().zip(&old).zip(scales) {
             u.scaled_add(scale, &times_block(codebook.row(k), block));
         }
-        let products = product(local.view(), codebook.t());
-        for (o, &scale) in scales.iter().enumerate() {
-            let score = |k: usize| scale * (scale * forms[k] - 2.0 * products[[o, k]]);
+        let mut scores = product(local.view(), codebook.t());
+        for (o, (&scale, mut scores)) in scales.iter().zip(scores.outer_iter_mut()).enumerate() {
+            scores.zip_mut_with(&forms, |product, form| {
+                *product = scale * (scale * form - 2.0 * *product);
+            });
             // The current code stays unless another is strictly better.
-            let mut best = (score(old[o]), old[o]);
-            for k in 0..codebook.nrows() {
-                let score = score(k);
-                if score < best.0 {
-                    best = (score, k);
-                }
-            }
-            codes[[o, j, m]] = best.1 as u16;
-            change.row_mut(o).scaled_add(scale, &codebook.row(best.1));
-            change.row_mut(o).scaled_add(-scale, &codebook.row(old[o]));
+            let new = match scores.as_slice().and_then(least) {
+                Some((k, score)) if score < scores[old[o]] => k,
+                _ => old[o],
+            };
+            codes[[o, j, m]] = new as u16;
+            let difference = &codebook.row(new) - &codebook.row(old[o]);
+            change.row_mut(o).scaled_add(scale, &difference);
             local
                 .row_mut(o)
-                .scaled_add(-scale, &times_block(codebook.row(best.1), block));
+                .scaled_add(-scale, &times_block(codebook.row(new), block));
         }
     }
     let change = Array2::from_shape_fn((gradient.nrows(), gi), |(r, b)| {

@@ -1,7 +1,8 @@
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, s};
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut1, Axis, s};
 use rayon::prelude::*;
 
 use crate::layer_error::check_hessian;
+use crate::least::least;
 use crate::linalg::{Cholesky, product};
 use crate::occurrences::Occurrences;
 use crate::residual_init::{Fit, initialize};
@@ -55,19 +56,16 @@ fn assign(fit: &mut Fit, groups: ArrayView2<'_, f64>, hessian: &Array2<f64>, gi:
             let block = block_of(hessian, j, gi);
             let transformed = rows_times_block(codebook.view(), block);
             let forms = (&transformed * codebook).sum_axis(Axis(1));
-            let products = product(groups.slice(s![j..;in_groups, ..]), transformed.t());
-            let choose = |(o, products): (usize, ArrayView1<'_, f64>)| {
+            let mut scores = product(groups.slice(s![j..;in_groups, ..]), transformed.t());
+            let choose = |(o, mut scores): (usize, ArrayViewMut1<'_, f64>)| {
+                scores.zip_mut_with(&forms, |product, form| *product = form - 2.0 * *product);
                 let current = codes[o * in_groups + j];
-                let mut best = (forms[current] - 2.0 * products[current], current);
-                for (k, (form, product)) in forms.iter().zip(products).enumerate() {
-                    let distance = form - 2.0 * product;
-                    if distance < best.0 {
-                        best = (distance, k);
-                    }
+                match scores.as_slice().and_then(least) {
+                    Some((k, score)) if score < scores[current] => k,
+                    _ => current,
                 }
-                best.1
             };
-            products.outer_iter().enumerate().map(choose).collect()
+            scores.outer_iter_mut().enumerate().map(choose).collect()
         })
         .collect();
     for (j, column) in columns.into_iter().enumerate() {

@@ -1,6 +1,7 @@
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut1, Axis};
 use rayon::prelude::*;
 
+use crate::least::least;
 use crate::linalg::product;
 use crate::vocabulary::{Stream, sample_distinct};
 
@@ -82,28 +83,24 @@ pub fn starting_points(points: ArrayView2<'_, f64>, k: usize, rng: &mut Stream) 
 /// Each point's nearest centroid, and the sum of the squared distances.
 fn nearest(points: ArrayView2<'_, f64>, centroids: &Array2<f64>) -> (Vec<usize>, f64) {
     // |x - c|^2 = |x|^2 - 2 x.c + |c|^2, and |x|^2 does not matter for the choice.
-    let norms: Vec<f64> = centroids.outer_iter().map(|c| c.dot(&c)).collect();
+    let norms: Array1<f64> = centroids.outer_iter().map(|c| c.dot(&c)).collect();
     let blocks: Vec<(Vec<usize>, f64)> = points
         .axis_chunks_iter(Axis(0), 256)
         .into_par_iter()
         .map(|block| {
-            let products = product(block, centroids.t());
+            let mut scores = product(block, centroids.t());
             let mut distance = 0.0;
-            let choose = |(point, products): (ndarray::ArrayView1<'_, f64>, ndarray::ArrayView1<'_, f64>)| {
-                let mut best = (f64::INFINITY, 0);
-                for (k, (norm, product)) in norms.iter().zip(products).enumerate() {
-                    let score = norm - 2.0 * product;
-                    if score < best.0 {
-                        best = (score, k);
-                    }
+            let choose = |(point, mut scores): (ArrayView1<'_, f64>, ArrayViewMut1<'_, f64>)| {
+                scores.zip_mut_with(&norms, |product, norm| *product = norm - 2.0 * *product);
+                let chosen = scores.as_slice().and_then(least).map_or(0, |(k, _)| k);
+                for (x, c) in point.iter().zip(centroids.row(chosen)) {
+                    distance += (x - c) * (x - c);
                 }
-                let offset = &point - &centroids.row(best.1);
-                distance += offset.dot(&offset);
-                best.1
+                chosen
             };
             let choices = block
                 .outer_iter()
-                .zip(products.outer_iter())
+                .zip(scores.outer_iter_mut())
                 .map(choose)
                 .collect();
             (choices, distance)

@@ -17,6 +17,7 @@ mod hessian;
 mod kmeans;
 mod layer_error;
 mod layer_quantize;
+mod least;
 pub mod linalg;
 pub mod llama;
 mod mrf;
