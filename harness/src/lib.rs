@@ -1,6 +1,7 @@
 //! The parts of the `aqlm` command: models and data in and out, backends behind one trait, the pipeline, checks.
 
 pub mod data;
+pub mod durable;
 pub mod error;
 pub mod model;
 pub mod tokenizer;

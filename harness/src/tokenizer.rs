@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{Error, Result};
 
@@ -228,6 +228,20 @@ impl Tokenizer {
     /// `Tokenizer` when the library cannot write it.
     pub fn to_json(&self) -> Result<String> {
         self.inner.to_string(true).map_err(|error| self.failed(&error))
+    }
+
+    /// The contents of a tokenizer_config.json with which transformers gives the same tokens.
+    pub fn config_json(&self, max_length: usize) -> Value {
+        let token = |id: Option<u32>| id.and_then(|id| self.token(id));
+        json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": token(self.bos()),
+            "eos_token": token(self.eos()),
+            "add_bos_token": self.adds_bos(),
+            "add_eos_token": self.adds_eos(),
+            "clean_up_tokenization_spaces": false,
+            "model_max_length": max_length,
+        })
     }
 }
 

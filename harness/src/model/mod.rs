@@ -2,23 +2,26 @@
 
 use std::path::{Path, PathBuf};
 
-use aqlm_reference::vocabulary::{
-    BlockWeights, LayerKind, Linear, LinearWeight, LlamaConfig, QuantizedMatrix, Scheme,
-};
-use ndarray::{Array1, Array2, Array3, Array4};
+use aqlm_reference::vocabulary::{BlockWeights, LayerKind, Linear, LlamaConfig, Scheme};
+use ndarray::{Array1, Array2};
 
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
+pub mod block_file;
 pub mod config;
 pub mod embedded;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod inventory;
+mod layout;
+mod linear;
 pub mod tensors;
+pub mod write;
 
 pub use config::{Family, ModelConfig, StorageType};
 pub use inventory::Inventory;
+use linear::{code_type, codebook_shape, read_linear, read_matrix, read_vector};
 use tensors::{SafetensorFiles, TensorInfo, TensorSource};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -187,7 +190,7 @@ impl Model {
         let found = self
             .tensors
             .expect(&codes, &[out_groups, in_groups, scheme.num_codebooks])?;
-        let expected = if scheme.nbits <= 8 { "I8" } else { "I16" };
+        let expected = format!("{:?}", code_type(scheme.nbits));
         if found.dtype != expected {
             return Err(Error::TensorType {
                 path: found.path,
@@ -196,13 +199,8 @@ impl Model {
                 found: found.dtype,
             });
         }
-        let codebooks = [
-            scheme.num_codebooks,
-            scheme.codebook_size(),
-            scheme.out_group_size,
-            scheme.in_group_size,
-        ];
-        self.tensors.expect(&format!("{name}.codebooks"), &codebooks)?;
+        self.tensors
+            .expect(&format!("{name}.codebooks"), &codebook_shape(scheme))?;
         self.tensors
             .expect(&format!("{name}.scales"), &[out_groups, 1, 1, 1])?;
         Ok(())
@@ -242,44 +240,28 @@ impl Model {
         self.config.quantization
     }
 
-    fn matrix(&self, name: &str, shape: (usize, usize)) -> Result<Array2<f32>> {
-        self.tensors.expect(name, &[shape.0, shape.1])?;
-        let values = self.tensors.read_floats(name)?;
-        Array2::from_shape_vec(shape, values).map_err(|error| self.unshaped(name, &error))
-    }
-
-    fn vector(&self, name: &str, length: usize) -> Result<Array1<f32>> {
-        self.tensors.expect(name, &[length])?;
-        Ok(Array1::from_vec(self.tensors.read_floats(name)?))
-    }
-
-    /// A source that returned another number of elements than its own header promised.
-    fn unshaped(&self, tensor: &str, error: &ndarray::ShapeError) -> Error {
-        Error::Header {
-            path: self.source.clone(),
-            expected: format!("as many elements in tensor `{tensor}` as its shape says"),
-            found: error.to_string(),
-        }
-    }
-
-    /// Token embeddings, [vocab_size, hidden_size].
+    /// Token embeddings, one row of hidden_size a token.
     ///
     /// # Errors
     /// `NotFinite`, `TensorType`, `Io`.
     pub fn embedding(&self) -> Result<Array2<f32>> {
         let config = self.config();
-        self.matrix(EMBEDDING, (config.vocab_size, config.hidden_size))
+        read_matrix(
+            self.tensors.as_ref(),
+            EMBEDDING,
+            (config.vocab_size, config.hidden_size),
+        )
     }
 
-    /// Weight of the RMSNorm after the last block, [hidden_size].
+    /// Weight of the RMSNorm after the last block, hidden_size elements.
     ///
     /// # Errors
     /// `NotFinite`, `TensorType`, `Io`.
     pub fn final_norm(&self) -> Result<Array1<f32>> {
-        self.vector(FINAL_NORM, self.config().hidden_size)
+        read_vector(self.tensors.as_ref(), FINAL_NORM, self.config().hidden_size)
     }
 
-    /// Weight of the output layer, [vocab_size, hidden_size]; the embedding when tied.
+    /// Weight of the output layer, one row of hidden_size a token; the embedding when tied.
     ///
     /// # Errors
     /// `NotFinite`, `TensorType`, `Io`.
@@ -288,7 +270,11 @@ impl Model {
         if config.tie_word_embeddings {
             return self.embedding();
         }
-        self.matrix(LM_HEAD, (config.vocab_size, config.hidden_size))
+        read_matrix(
+            self.tensors.as_ref(),
+            LM_HEAD,
+            (config.vocab_size, config.hidden_size),
+        )
     }
 
     /// The weights of one block, from 0.
@@ -307,8 +293,8 @@ impl Model {
         let [before_attention, before_mlp] = norm_names(block);
         let [q, k, v, o, gate, up, down] = LayerKind::ALL;
         Ok(BlockWeights {
-            input_layernorm: self.vector(&before_attention, config.hidden_size)?,
-            post_attention_layernorm: self.vector(&before_mlp, config.hidden_size)?,
+            input_layernorm: read_vector(self.tensors.as_ref(), &before_attention, config.hidden_size)?,
+            post_attention_layernorm: read_vector(self.tensors.as_ref(), &before_mlp, config.hidden_size)?,
             layers: [
                 self.linear(block, q)?,
                 self.linear(block, k)?,
@@ -323,62 +309,13 @@ impl Model {
 
     fn linear(&self, block: usize, kind: LayerKind) -> Result<Linear> {
         let name = layer_name(block, kind);
-        let shape = self.config().layer_shape(kind);
-        let bias = self
-            .config
-            .has_bias(kind)
-            .then(|| self.vector(&format!("{name}.bias"), shape.0))
-            .transpose()?;
-        let weight = match self.scheme_of(&name) {
-            Some(scheme) => LinearWeight::Quantized(self.quantized(&name, scheme, shape)?),
-            None => LinearWeight::Dense(self.matrix(&format!("{name}.weight"), shape)?),
-        };
-        Ok(Linear { weight, bias })
-    }
-
-    fn quantized(&self, layer: &str, scheme: Scheme, shape: (usize, usize)) -> Result<QuantizedMatrix> {
-        let in_layer = |source| Error::Layer {
-            layer: format!("{}: {layer}", self.source.display()),
-            source,
-        };
-        let (out_groups, in_groups) = scheme.groups(shape.0, shape.1).map_err(in_layer)?;
-        let (codes_name, codebooks_name) = (format!("{layer}.codes"), format!("{layer}.codebooks"));
-        let codes = self.read_codes(&codes_name, scheme.nbits)?;
-        let codes = Array3::from_shape_vec((out_groups, in_groups, scheme.num_codebooks), codes)
-            .map_err(|error| self.unshaped(&codes_name, &error))?;
-        let codebooks = self.tensors.read_floats(&codebooks_name)?;
-        let codebook_shape = (
-            scheme.num_codebooks,
-            scheme.codebook_size(),
-            scheme.out_group_size,
-            scheme.in_group_size,
-        );
-        let codebooks = Array4::from_shape_vec(codebook_shape, codebooks)
-            .map_err(|error| self.unshaped(&codebooks_name, &error))?;
-        let scales = Array1::from_vec(self.tensors.read_floats(&format!("{layer}.scales"))?);
-        QuantizedMatrix::new(scheme, codes, codebooks.mapv(f64::from), scales.mapv(f64::from))
-            .map_err(in_layer)
-    }
-
-    /// Codes are stored as two's complement of B bits, so that int8 and int16 can hold them.
-    fn read_codes(&self, name: &str, nbits: u32) -> Result<Vec<u16>> {
-        let half = 1_i64 << (nbits - 1);
-        let mask = (1_i64 << nbits) - 1;
-        let stored = self.tensors.read_integers(name)?;
-        if let Some(element) = stored.iter().position(|code| !(-half..half).contains(code)) {
-            return Err(Error::CodeOutOfRange {
-                path: self
-                    .tensors
-                    .info(name)
-                    .map_or_else(|| self.source.clone(), |info| info.path),
-                tensor: name.into(),
-                element,
-                low: -half,
-                high: half,
-                found: stored[element],
-            });
-        }
-        Ok(stored.into_iter().map(|code| (code & mask) as u16).collect())
+        read_linear(
+            self.tensors.as_ref(),
+            &name,
+            self.config().layer_shape(kind),
+            self.scheme_of(&name),
+            self.config.has_bias(kind),
+        )
     }
 
     /// The model's tokenizer.
@@ -433,6 +370,7 @@ impl Model {
 
 #[cfg(test)]
 mod tests {
+    use aqlm_reference::vocabulary::LinearWeight;
     use half::f16;
     use safetensors::Dtype;
     use serde_json::json;

@@ -1,0 +1,168 @@
+//! Files that are either whole or absent: written under a temporary name, flushed to the disk, renamed.
+
+use std::fs::File;
+use std::io::{BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::{Error, Result};
+
+/// Writes a file through `fill` so that a crash or a full disk leaves the old one or none, never a part.
+///
+/// # Errors
+/// `Io` with the file's final name; whatever `fill` returns.
+pub fn write_file(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
+    let folder = folder_of(path);
+    let write = || -> std::io::Result<()> {
+        let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
+        let mut buffered = BufWriter::new(file.reopen()?);
+        fill(&mut buffered)?;
+        buffered
+            .into_inner()
+            .map_err(std::io::IntoInnerError::into_error)?;
+        readable_by_all(file.as_file_mut())?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
+        File::open(folder)?.sync_all()
+    };
+    write().map_err(Error::io(path, "write"))
+}
+
+/// Temporary files are private to their owner; results get the usual permissions.
+fn readable_by_all(file: &mut File) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+/// The folder a path lies in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// A working folder inside another that disappears, with its contents, when dropped.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    path: PathBuf,
+    /// the outer folder, when it was made for this
+    made: Option<PathBuf>,
+}
+
+impl Workspace {
+    /// Makes `outer` where necessary and an empty `name` in it; what a crash left there is removed.
+    pub(crate) fn new(outer: &Path, name: &str) -> Result<Self> {
+        let existed = outer.exists();
+        std::fs::create_dir_all(outer).map_err(Error::io(outer, "make folder"))?;
+        let path = outer.join(name);
+        if path.exists() {
+            std::fs::remove_dir_all(&path).map_err(Error::io(&path, "remove"))?;
+        }
+        std::fs::create_dir(&path).map_err(Error::io(&path, "make folder"))?;
+        Ok(Self {
+            path,
+            made: (!existed).then(|| outer.to_path_buf()),
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Workspace {
+    fn drop(&mut self) {
+        // nothing can be done about a failure here, and the next start removes the rest
+        let _ = std::fs::remove_dir_all(&self.path);
+        if let Some(outer) = &self.made {
+            // removes only an empty folder: one with results stays
+            let _ = std::fs::remove_dir(outer);
+        }
+    }
+}
+
+/// SHA-256 of bytes, in lower-case hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    hexadecimal(&Sha256::digest(bytes))
+}
+
+/// SHA-256 of a file, read piece by piece, in lower-case hexadecimal.
+///
+/// # Errors
+/// `Io`.
+pub fn sha256_of_file(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(Error::io(path, "open"))?;
+    let mut hasher = Sha256::new();
+    let mut piece = vec![0; 1 << 20];
+    loop {
+        let length = file.read(&mut piece).map_err(Error::io(path, "read"))?;
+        if length == 0 {
+            return Ok(hexadecimal(&hasher.finalize()));
+        }
+        hasher.update(&piece[..length]);
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // writing to a String cannot fail
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Writes text to a file, durably.
+///
+/// # Errors
+/// `Io`.
+pub fn write_text(path: &Path, text: &str) -> Result<()> {
+    write_file(path, |file| file.write_all(text.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        write_text(&path, "old").unwrap();
+        let result = write_file(&path, |file| {
+            file.write_all(b"half")?;
+            Err(std::io::Error::from(std::io::ErrorKind::StorageFull))
+        });
+        assert!(matches!(result, Err(Error::Io { action: "write", source, .. })
+            if source.kind() == std::io::ErrorKind::StorageFull));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_workspace_takes_an_empty_outer_folder_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let outer = folder.path().join("out");
+        let workspace = Workspace::new(&outer, ".work").unwrap();
+        std::fs::write(workspace.path().join("part"), "x").unwrap();
+        drop(workspace);
+        assert!(!outer.exists());
+        let workspace = Workspace::new(&outer, ".work").unwrap();
+        std::fs::write(outer.join("result"), "x").unwrap();
+        drop(workspace);
+        assert!(outer.join("result").exists() && !outer.join(".work").exists());
+    }
+
+    #[test]
+    fn checksums_are_sha256() {
+        // FIPS 180-2, appendix B.1
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(sha256(b"abc"), expected);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("abc");
+        write_text(&path, "abc").unwrap();
+        assert_eq!(sha256_of_file(&path).unwrap(), expected);
+    }
+}
