@@ -9,6 +9,7 @@
     reason = "an ndarray view is a reference, and passing it by value is ndarray's own custom"
 )]
 
+mod adam;
 mod beam_search;
 mod codebook_update;
 mod decode;
@@ -27,6 +28,7 @@ mod problem;
 mod residual_init;
 pub mod vocabulary;
 
+pub use adam::{Adam, Moments};
 pub use beam_search::beam_search;
 pub use codebook_update::{AdamSettings, adam, closed_form, conjugate_gradients, optimal_scales, update};
 pub use decode::decode;

@@ -148,6 +148,14 @@ impl Block {
         self.layers[kind as usize].weight = ResidentWeight::quantized(matrix);
         Ok(())
     }
+
+    /// Changes one layer's codebooks and scales, and decodes it again; does nothing to a dense layer.
+    pub(super) fn tune(&mut self, kind: LayerKind, change: impl FnOnce(&mut QuantizedMatrix)) {
+        if let ResidentWeight::Quantized { matrix, decoded } = &mut self.layers[kind as usize].weight {
+            change(matrix);
+            *decoded = decode(matrix);
+        }
+    }
 }
 
 #[cfg(test)]

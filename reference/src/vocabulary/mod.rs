@@ -16,6 +16,7 @@ pub use quantized::QuantizedMatrix;
 pub use random::{Purpose, Stream, StreamKey, sample_distinct, shuffle, stream, sweep_order};
 pub use scheme::Scheme;
 pub use settings::{
-    FinetuneReport, FinetuneSettings, Initialization, LayerEvent, LayerReport, LayerSettings, Update,
+    FinetuneEvent, FinetuneReport, FinetuneSettings, Initialization, LayerEvent, LayerReport, LayerSettings,
+    Update,
 };
 pub use weights::{BlockWeights, Linear, LinearWeight};

@@ -142,3 +142,28 @@ pub struct FinetuneReport {
     /// epoch whose end state was kept; 0 is the state before the first step
     pub best_epoch: usize,
 }
+
+/// What happens while a block is tuned, as it happens. Losses are mean squared errors per output element.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum FinetuneEvent {
+    /// a minibatch was used
+    Step {
+        /// epoch, from 1
+        epoch: usize,
+        /// step within the epoch, from 1
+        step: usize,
+        /// steps in each epoch
+        steps: usize,
+        /// loss on the minibatch before the step
+        loss: f64,
+    },
+    /// an epoch is done
+    Epoch {
+        /// epoch, from 1
+        epoch: usize,
+        /// mean of the losses before each step
+        train_loss: f64,
+        /// loss on the validation sequences after the epoch, if there are any
+        validation_loss: Option<f64>,
+    },
+}

@@ -1,0 +1,562 @@
+use ndarray::{Array1, Array2};
+use rayon::prelude::*;
+
+use super::{
+    Block, BlockGradients, Rotary, block_backward, block_forward, block_forward_traced, quantized_gradients,
+};
+use crate::vocabulary::{
+    AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerKind, LlamaConfig, Purpose,
+    QuantizedMatrix, Result, StreamKey, shuffle,
+};
+use crate::{Adam, Moments};
+
+/// Tunes the codebooks, scales and norms of a block on the outputs that it should have (paper section 3.4,
+/// algorithm 1 lines 15 to 22); codes, biases and dense layers stay.
+///
+/// Adam on the mean squared error per output element, minibatches of `settings.batch` sequences in an order that
+/// `key` decides anew each epoch. `inputs` and `targets` are sequences of [tokens, hidden]; the last `validation` of
+/// them are not trained on but judge the state after each epoch. Without any, the training sequences judge. Tuning
+/// stops after `settings.patience` epochs in a row that did not improve on the best (0 counts as 1), and the block is
+/// left in the best state, which may be the one that it came in.
+///
+/// Sums over sequences are taken in the order of the minibatch, whatever the number of threads.
+///
+/// # Errors
+/// `Shape` when inputs and targets do not match each other, the block or the rotary tables; `Unsupported` when no
+/// sequence is left to train on or the batch size is 0; `NotFinite` when a loss is NaN or infinite. The block is in
+/// the best state so far after an error, too.
+#[allow(clippy::too_many_arguments, reason = "a block, its data and how to tune it")]
+pub fn block_finetune(
+    config: &LlamaConfig,
+    block: &mut Block,
+    rotary: &Rotary,
+    inputs: &[Array2<f64>],
+    targets: &[Array2<f64>],
+    validation: usize,
+    settings: &FinetuneSettings,
+    key: StreamKey,
+    observe: &mut dyn FnMut(FinetuneEvent),
+) -> Result<FinetuneReport> {
+    check(config, rotary, inputs, targets, validation, settings)?;
+    let training = inputs.len() - validation;
+    let pass = Pass {
+        config,
+        rotary,
+        inputs,
+        targets,
+    };
+    let judges: Vec<usize> = if validation > 0 {
+        (training..inputs.len()).collect()
+    } else {
+        (0..training).collect()
+    };
+
+    let loss_before = finite(pass.loss(block, &judges), "loss before fine-tuning", 0)?;
+    let mut report = FinetuneReport {
+        loss_before,
+        loss_after: loss_before,
+        train_losses: Vec::new(),
+        validation_losses: Vec::new(),
+        best_epoch: 0,
+    };
+    let mut current = block.clone();
+    let mut optimizer = Optimizer::new(&current, settings);
+    let mut rng = key.stream(Purpose::Minibatches);
+    let epochs = if optimizer.is_idle() { 0 } else { settings.epochs };
+    for epoch in 1..=epochs {
+        let mut order: Vec<usize> = (0..training).collect();
+        shuffle(&mut rng, &mut order);
+        let steps = training.div_ceil(settings.batch);
+        let mut total = 0.0;
+        for (step, batch) in order.chunks(settings.batch).enumerate() {
+            let (loss, gradients) = pass.gradients(&current, batch);
+            let loss = finite(loss, "loss of a fine-tuning step", epoch)?;
+            total += loss * pass.elements(batch);
+            optimizer.step(&mut current, &gradients);
+            observe(FinetuneEvent::Step {
+                epoch,
+                step: step + 1,
+                steps,
+                loss,
+            });
+        }
+        let train_loss = total / pass.elements(&order);
+        let judged = finite(
+            pass.loss(&current, &judges),
+            "loss after a fine-tuning epoch",
+            epoch,
+        )?;
+        let validation_loss = (validation > 0).then_some(judged);
+        report.train_losses.push(train_loss);
+        report.validation_losses.extend(validation_loss);
+        observe(FinetuneEvent::Epoch {
+            epoch,
+            train_loss,
+            validation_loss,
+        });
+        if judged < report.loss_after {
+            report.loss_after = judged;
+            report.best_epoch = epoch;
+            block.clone_from(&current);
+        } else if epoch - report.best_epoch >= settings.patience {
+            break;
+        }
+    }
+    Ok(report)
+}
+
+/// Refuses what [`block_finetune`] says it refuses.
+fn check(
+    config: &LlamaConfig,
+    rotary: &Rotary,
+    inputs: &[Array2<f64>],
+    targets: &[Array2<f64>],
+    validation: usize,
+    settings: &FinetuneSettings,
+) -> Result<()> {
+    let shape = |what: String, expected: &[usize], found: &[usize]| {
+        if expected == found {
+            Ok(())
+        } else {
+            Err(AqlmError::Shape {
+                what,
+                expected: expected.to_vec(),
+                found: found.to_vec(),
+            })
+        }
+    };
+    shape("fine-tuning targets".into(), &[inputs.len()], &[targets.len()])?;
+    for (n, (input, target)) in inputs.iter().zip(targets).enumerate() {
+        let tokens = input.nrows().min(rotary.positions());
+        shape(
+            format!("fine-tuning input {n}"),
+            &[tokens, config.hidden_size],
+            input.shape(),
+        )?;
+        shape(format!("fine-tuning target {n}"), input.shape(), target.shape())?;
+    }
+    if validation >= inputs.len() {
+        return Err(AqlmError::Unsupported(format!(
+            "fine-tuning with {validation} of {} sequences for validation: none is left to train on",
+            inputs.len()
+        )));
+    }
+    if settings.batch == 0 {
+        return Err(AqlmError::Unsupported(
+            "fine-tuning with batches of 0 sequences".into(),
+        ));
+    }
+    Ok(())
+}
+
+fn finite(loss: f64, what: &str, epoch: usize) -> Result<f64> {
+    if loss.is_finite() {
+        Ok(loss)
+    } else {
+        Err(AqlmError::NotFinite {
+            what: what.into(),
+            index: vec![epoch],
+            value: loss,
+        })
+    }
+}
+
+/// What a pass over some of the sequences needs.
+struct Pass<'a> {
+    config: &'a LlamaConfig,
+    rotary: &'a Rotary,
+    inputs: &'a [Array2<f64>],
+    targets: &'a [Array2<f64>],
+}
+
+impl Pass<'_> {
+    /// Output elements of these sequences.
+    fn elements(&self, sequences: &[usize]) -> f64 {
+        sequences.iter().map(|&n| self.targets[n].len() as f64).sum()
+    }
+
+    /// Mean squared error per output element over these sequences.
+    fn loss(&self, block: &Block, sequences: &[usize]) -> f64 {
+        let squares = sequences.par_iter().map(|&n| {
+            let y = block_forward(self.config, block, self.rotary, self.inputs[n].view());
+            sum_of_squares(&(y - &self.targets[n]))
+        });
+        // collected first: a parallel sum would depend on how the work was split
+        let squares: Vec<f64> = squares.collect();
+        squares.iter().sum::<f64>() / self.elements(sequences)
+    }
+
+    /// [`Pass::loss`] and its gradients with respect to the block's parameters.
+    fn gradients(&self, block: &Block, sequences: &[usize]) -> (f64, ParameterGradients) {
+        let elements = self.elements(sequences);
+        let one = |&n: &usize| {
+            let (y, trace) = block_forward_traced(self.config, block, self.rotary, self.inputs[n].view());
+            let error = y - &self.targets[n];
+            let grad_y = 2.0 / elements * &error;
+            let gradients = block_backward(self.config, block, self.rotary, &trace, grad_y.view());
+            (sum_of_squares(&error), gradients)
+        };
+        let mut squares = 0.0;
+        let mut sum = ParameterGradients::zeros(block);
+        // A few sequences for each thread at a time bound the memory; the order of summation is the batch's.
+        for wave in sequences.chunks(2 * rayon::current_num_threads()) {
+            let (parts, gradients): (Vec<f64>, Vec<BlockGradients>) = wave.par_iter().map(one).unzip();
+            squares = parts.iter().fold(squares, |sum, part| sum + part);
+            sum.add(&gradients);
+        }
+        (squares / elements, sum)
+    }
+}
+
+/// Gradients of a loss over several sequences.
+struct ParameterGradients {
+    /// with respect to the decoded weights, in the order of [`LayerKind::ALL`]
+    layers: [Array2<f64>; 7],
+    input_layernorm: Array1<f64>,
+    post_attention_layernorm: Array1<f64>,
+}
+
+impl ParameterGradients {
+    fn zeros(block: &Block) -> Self {
+        Self {
+            layers: LayerKind::ALL.map(|kind| Array2::zeros(block.weight(kind).dim())),
+            input_layernorm: Array1::zeros(block.input_layernorm.len()),
+            post_attention_layernorm: Array1::zeros(block.post_attention_layernorm.len()),
+        }
+    }
+
+    /// Adds those of single sequences, one after the other.
+    fn add(&mut self, parts: &[BlockGradients]) {
+        self.layers.par_iter_mut().enumerate().for_each(|(i, sum)| {
+            for part in parts {
+                *sum += &part.layers[i];
+            }
+        });
+        for part in parts {
+            self.input_layernorm += &part.input_layernorm;
+            self.post_attention_layernorm += &part.post_attention_layernorm;
+        }
+    }
+}
+
+/// Adam over everything that the settings train.
+struct Optimizer {
+    adam: Adam,
+    /// for each quantized layer, in the order of [`LayerKind::ALL`]
+    codebooks: [Option<Moments>; 7],
+    /// for each quantized layer, in the order of [`LayerKind::ALL`]
+    scales: [Option<Moments>; 7],
+    /// of the first and the second norm
+    norms: Option<(Moments, Moments)>,
+}
+
+impl Optimizer {
+    fn new(block: &Block, settings: &FinetuneSettings) -> Self {
+        let moments = |wanted: bool, len: fn(&QuantizedMatrix) -> usize| {
+            LayerKind::ALL.map(|kind| {
+                block
+                    .quantized(kind)
+                    .filter(|_| wanted)
+                    .map(|m| Moments::new(len(m)))
+            })
+        };
+        let norm = Moments::new(block.input_layernorm.len());
+        Self {
+            adam: Adam {
+                lr: settings.lr,
+                beta1: settings.beta1,
+                beta2: settings.beta2,
+                eps: settings.eps,
+                amsgrad: false,
+            },
+            codebooks: moments(settings.codebooks, |matrix| matrix.codebooks.len()),
+            scales: moments(settings.scales, |matrix| matrix.scales.len()),
+            norms: settings.norms.then(|| (norm.clone(), norm)),
+        }
+    }
+
+    /// Whether there is nothing to train.
+    fn is_idle(&self) -> bool {
+        self.norms.is_none() && self.codebooks.iter().chain(&self.scales).all(Option::is_none)
+    }
+
+    fn step(&mut self, block: &mut Block, gradients: &ParameterGradients) {
+        let adam = self.adam;
+        let layer_gradients: Vec<_> = LayerKind::ALL
+            .par_iter()
+            .map(|&kind| {
+                let matrix = block.quantized(kind)?;
+                Some(quantized_gradients(
+                    matrix,
+                    gradients.layers[kind as usize].view(),
+                ))
+            })
+            .collect();
+        for (kind, gradients) in LayerKind::ALL.into_iter().zip(layer_gradients) {
+            let Some((grad_codebooks, grad_scales)) = gradients else {
+                continue;
+            };
+            block.tune(kind, |matrix| {
+                if let Some(moments) = &mut self.codebooks[kind as usize] {
+                    adam.step(moments, &mut matrix.codebooks, &grad_codebooks);
+                }
+                if let Some(moments) = &mut self.scales[kind as usize] {
+                    adam.step(moments, &mut matrix.scales, &grad_scales);
+                }
+            });
+        }
+        if let Some((first, second)) = &mut self.norms {
+            adam.step(first, &mut block.input_layernorm, &gradients.input_layernorm);
+            adam.step(
+                second,
+                &mut block.post_attention_layernorm,
+                &gradients.post_attention_layernorm,
+            );
+        }
+    }
+}
+
+fn sum_of_squares(values: &Array2<f64>) -> f64 {
+    values.iter().map(|value| value * value).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use rayon::ThreadPoolBuilder;
+
+    use super::*;
+    use crate::llama::test_data::{block, config, normal, quantized, random};
+
+    const KEY: StreamKey = StreamKey {
+        seed: 5,
+        block: 1,
+        layer: None,
+    };
+
+    const SETTINGS: FinetuneSettings = FinetuneSettings {
+        lr: 1e-2,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        epochs: 6,
+        batch: 2,
+        patience: 3,
+        codebooks: true,
+        scales: true,
+        norms: true,
+    };
+
+    /// A block to tune, and what its outputs should be.
+    struct Problem {
+        config: LlamaConfig,
+        rotary: Rotary,
+        block: Block,
+        inputs: Vec<Array2<f64>>,
+        targets: Vec<Array2<f64>>,
+    }
+
+    impl Problem {
+        /// A block with three quantized layers whose codebooks, scales and norms were moved from those that made
+        /// the targets, with seven sequences of four to six tokens.
+        fn new() -> Self {
+            let mut rng = random(8);
+            let config = config(2, None);
+            let mut original = block(&mut rng, &config, true);
+            for kind in [LayerKind::QProj, LayerKind::OProj, LayerKind::DownProj] {
+                let (out, inputs) = config.layer_shape(kind);
+                original
+                    .set_layer(kind, quantized(&mut rng, out, inputs))
+                    .unwrap();
+            }
+            let rotary = Rotary::new(&config, 6);
+            let inputs: Vec<Array2<f64>> = (0..7).map(|n| normal(&mut rng, (4 + n % 3, 12))).collect();
+            let targets = inputs
+                .iter()
+                .map(|x| block_forward(&config, &original, &rotary, x.view()))
+                .collect();
+            let mut moved = original;
+            moved.input_layernorm += &(0.1 * normal(&mut rng, 12));
+            for kind in LayerKind::ALL {
+                moved.tune(kind, |matrix| {
+                    matrix.codebooks += &(0.1 * normal(&mut rng, matrix.codebooks.dim()));
+                    matrix.scales *= 1.1;
+                });
+            }
+            Self {
+                config,
+                rotary,
+                block: moved,
+                inputs,
+                targets,
+            }
+        }
+
+        fn loss(&self, block: &Block, sequences: std::ops::Range<usize>) -> f64 {
+            let pass = Pass {
+                config: &self.config,
+                rotary: &self.rotary,
+                inputs: &self.inputs,
+                targets: &self.targets,
+            };
+            pass.loss(block, &sequences.collect::<Vec<_>>())
+        }
+
+        /// Tunes a copy of the block.
+        fn tune(
+            &self,
+            validation: usize,
+            settings: &FinetuneSettings,
+        ) -> (Block, Result<FinetuneReport>, Vec<FinetuneEvent>) {
+            let mut block = self.block.clone();
+            let mut events = Vec::new();
+            let report = block_finetune(
+                &self.config,
+                &mut block,
+                &self.rotary,
+                &self.inputs,
+                &self.targets,
+                validation,
+                settings,
+                KEY,
+                &mut |event| events.push(event),
+            );
+            (block, report, events)
+        }
+    }
+
+    #[test]
+    fn tuning_lowers_the_loss_and_reports_what_it_did() {
+        let problem = Problem::new();
+        for validation in [0, 2] {
+            let judges = if validation == 0 { 0..7 } else { 5..7 };
+            let (block, report, events) = problem.tune(validation, &SETTINGS);
+            let report = report.unwrap();
+            assert!(
+                report.loss_after < report.loss_before && report.best_epoch > 0,
+                "{report:?}"
+            );
+            assert_eq!(report.loss_before, problem.loss(&problem.block, judges.clone()));
+            assert_eq!(report.loss_after, problem.loss(&block, judges));
+            assert_eq!(report.train_losses.len(), 6);
+            assert_eq!(
+                report.validation_losses.len(),
+                if validation == 0 { 0 } else { 6 }
+            );
+            let steps = (7 - validation).div_ceil(2);
+            assert_eq!(events.len(), 6 * (steps + 1));
+            assert!(matches!(
+                events[0],
+                FinetuneEvent::Step {
+                    epoch: 1,
+                    step: 1,
+                    ..
+                }
+            ));
+            let last = FinetuneEvent::Epoch {
+                epoch: 6,
+                train_loss: report.train_losses[5],
+                validation_loss: report.validation_losses.last().copied(),
+            };
+            assert_eq!(events.last(), Some(&last));
+        }
+    }
+
+    #[test]
+    fn only_what_the_settings_name_changes() {
+        let problem = Problem::new();
+        for only in 0..3 {
+            let settings = FinetuneSettings {
+                codebooks: only == 0,
+                scales: only == 1,
+                norms: only == 2,
+                ..SETTINGS
+            };
+            let (block, report, _) = problem.tune(2, &settings);
+            assert!(report.unwrap().best_epoch > 0);
+            assert_eq!(block.input_layernorm != problem.block.input_layernorm, only == 2);
+            assert_eq!(
+                block.post_attention_layernorm != problem.block.post_attention_layernorm,
+                only == 2
+            );
+            for kind in LayerKind::ALL {
+                match (block.quantized(kind), problem.block.quantized(kind)) {
+                    (Some(tuned), Some(original)) => {
+                        assert_eq!(tuned.codes, original.codes);
+                        assert_eq!(tuned.codebooks != original.codebooks, only == 0);
+                        assert_eq!(tuned.scales != original.scales, only == 1);
+                        assert_eq!(block.weight(kind), crate::decode(tuned));
+                    }
+                    _ => assert_eq!(block.layer(kind), problem.block.layer(kind)),
+                }
+            }
+        }
+        let settings = FinetuneSettings {
+            codebooks: false,
+            scales: false,
+            norms: false,
+            ..SETTINGS
+        };
+        let (block, report, events) = problem.tune(2, &settings);
+        assert_eq!(block, problem.block);
+        assert_eq!((report.unwrap().train_losses, events), (vec![], vec![]));
+    }
+
+    #[test]
+    fn steps_that_lead_nowhere_are_taken_back() {
+        let problem = Problem::new();
+        let settings = FinetuneSettings {
+            lr: 1e3,
+            epochs: 20,
+            patience: 4,
+            ..SETTINGS
+        };
+        let (block, report, _) = problem.tune(2, &settings);
+        let report = report.unwrap();
+        assert_eq!(report.best_epoch, 0);
+        assert_eq!(report.loss_after, report.loss_before);
+        assert_eq!(report.validation_losses.len(), 4);
+        assert_eq!(block, problem.block);
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_nothing() {
+        let problem = Problem::new();
+        let settings = FinetuneSettings { batch: 5, ..SETTINGS };
+        let with = |threads: usize| {
+            let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let (block, report, _) = pool.install(|| problem.tune(1, &settings));
+            (block, report.unwrap())
+        };
+        assert_eq!(with(1), with(3));
+    }
+
+    #[test]
+    fn a_loss_that_is_not_a_number_is_an_error_and_changes_nothing() {
+        let mut problem = Problem::new();
+        problem.targets[2][[1, 3]] = f64::NAN;
+        let (block, report, _) = problem.tune(2, &SETTINGS);
+        assert!(matches!(report, Err(AqlmError::NotFinite { index, .. }) if index == [1]));
+        assert_eq!(block, problem.block);
+    }
+
+    #[test]
+    fn input_that_does_not_fit_is_refused() {
+        let refused = |change: fn(&mut Problem), validation: usize, settings: &FinetuneSettings| {
+            let mut problem = Problem::new();
+            change(&mut problem);
+            problem.tune(validation, settings).1.unwrap_err()
+        };
+        let batch0 = FinetuneSettings { batch: 0, ..SETTINGS };
+        assert!(matches!(refused(|_| (), 7, &SETTINGS), AqlmError::Unsupported(_)));
+        assert!(matches!(refused(|_| (), 2, &batch0), AqlmError::Unsupported(_)));
+        let shapes: [fn(&mut Problem); 4] = [
+            |problem| drop(problem.targets.pop()),
+            |problem| problem.inputs[3] = Array2::zeros((4, 11)),
+            |problem| problem.inputs[3] = Array2::zeros((7, 12)),
+            |problem| problem.targets[3] = Array2::zeros((3, 12)),
+        ];
+        for change in shapes {
+            assert!(matches!(refused(change, 2, &SETTINGS), AqlmError::Shape { .. }));
+        }
+    }
+}
