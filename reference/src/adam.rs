@@ -3,22 +3,22 @@ use ndarray::{Array, Dimension};
 /// Adam (Kingma and Ba 2015, algorithm 1) with PyTorch's details: epsilon is added to the root of the corrected
 /// second moment, and amsgrad keeps the largest second moment from before that correction.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Adam {
+pub(crate) struct Adam {
     /// learning rate
-    pub lr: f64,
+    pub(crate) lr: f64,
     /// decay of the first moment
-    pub beta1: f64,
+    pub(crate) beta1: f64,
     /// decay of the second moment
-    pub beta2: f64,
+    pub(crate) beta2: f64,
     /// added to the denominator
-    pub eps: f64,
+    pub(crate) eps: f64,
     /// divide by the largest second moment seen instead of the present one
-    pub amsgrad: bool,
+    pub(crate) amsgrad: bool,
 }
 
 /// What Adam remembers about one array of parameters.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Moments {
+pub(crate) struct Moments {
     steps: i32,
     first: Vec<f64>,
     second: Vec<f64>,
@@ -28,7 +28,7 @@ pub struct Moments {
 
 impl Moments {
     /// The state before the first step, for `len` parameters.
-    pub fn new(len: usize) -> Self {
+    pub(crate) fn new(len: usize) -> Self {
         Self {
             steps: 0,
             first: vec![0.0; len],
@@ -43,7 +43,7 @@ impl Adam {
     ///
     /// # Panics
     /// When the three arrays differ in length.
-    pub fn step<D: Dimension>(
+    pub(crate) fn step<D: Dimension>(
         &self,
         moments: &mut Moments,
         parameters: &mut Array<f64, D>,

@@ -28,7 +28,6 @@ mod problem;
 mod residual_init;
 pub mod vocabulary;
 
-pub use adam::{Adam, Moments};
 pub use beam_search::beam_search;
 pub use codebook_update::{AdamSettings, adam, closed_form, conjugate_gradients, optimal_scales, update};
 pub use decode::decode;

@@ -1,5 +1,6 @@
-use ndarray::{Array, Array2, Axis, Dimension, Zip};
+use ndarray::{Array2, Axis};
 
+use crate::adam::{Adam, Moments};
 use crate::decode::decode_unscaled;
 use crate::layer_error::check_shapes;
 use crate::linalg::product;
@@ -43,10 +44,25 @@ pub fn adam(
     let rows = matrix.scheme.out_group_size;
     let out_features = weight.nrows() as f64;
     let mut current = matrix.clone();
-    let mut codebook_moments = Moments::new(&current.codebooks);
-    let mut scale_moments = Moments::new(&current.scales);
-    let mut losses = Vec::with_capacity(settings.steps);
-    for step in 1..=settings.steps {
+    let AdamSettings {
+        lr,
+        beta1,
+        beta2,
+        eps,
+        amsgrad,
+        steps,
+    } = *settings;
+    let rule = Adam {
+        lr,
+        beta1,
+        beta2,
+        eps,
+        amsgrad,
+    };
+    let mut codebook_moments = Moments::new(current.codebooks.len());
+    let mut scale_moments = Moments::new(current.scales.len());
+    let mut losses = Vec::with_capacity(steps);
+    for _ in 0..steps {
         let plain = decode_unscaled(&current, current.codebooks.view());
         let mut difference = plain.clone();
         for (mut group, &scale) in difference
@@ -65,56 +81,11 @@ pub fn adam(
             .axis_chunks_iter(Axis(0), rows)
             .map(|group| group.sum())
             .collect();
-        codebook_moments.step(&mut current.codebooks, &for_codebooks, settings, step);
-        scale_moments.step(&mut current.scales, &for_scales, settings, step);
+        rule.step(&mut codebook_moments, &mut current.codebooks, &for_codebooks);
+        rule.step(&mut scale_moments, &mut current.scales, &for_scales);
     }
     let result = QuantizedMatrix::new(current.scheme, current.codes, current.codebooks, current.scales)?;
     Ok((result, losses))
-}
-
-/// Adam's state for one array of parameters.
-struct Moments<D: Dimension> {
-    first: Array<f64, D>,
-    second: Array<f64, D>,
-    largest: Array<f64, D>,
-}
-
-impl<D: Dimension> Moments<D> {
-    fn new(parameters: &Array<f64, D>) -> Self {
-        let zeros = Array::zeros(parameters.raw_dim());
-        Self {
-            first: zeros.clone(),
-            second: zeros.clone(),
-            largest: zeros,
-        }
-    }
-
-    /// Step number `step`, from 1. With amsgrad the largest second moment is taken before its bias is corrected, as
-    /// PyTorch does.
-    fn step(
-        &mut self,
-        parameters: &mut Array<f64, D>,
-        gradient: &Array<f64, D>,
-        settings: &AdamSettings,
-        step: usize,
-    ) {
-        let AdamSettings { beta1, beta2, .. } = *settings;
-        let first_bias = 1.0 - beta1.powi(step as i32);
-        let second_bias = 1.0 - beta2.powi(step as i32);
-        Zip::from(parameters)
-            .and(gradient)
-            .and(&mut self.first)
-            .and(&mut self.second)
-            .and(&mut self.largest)
-            .for_each(|parameter, &gradient, first, second, largest| {
-                *first = beta1 * *first + (1.0 - beta1) * gradient;
-                *second = beta2 * *second + (1.0 - beta2) * gradient * gradient;
-                *largest = largest.max(*second);
-                let moment = if settings.amsgrad { *largest } else { *second };
-                let root = (moment / second_bias).sqrt() + settings.eps;
-                *parameter -= settings.lr / first_bias * *first / root;
-            });
-    }
 }
 
 #[cfg(test)]

@@ -4,11 +4,11 @@ use rayon::prelude::*;
 use super::{
     Block, BlockGradients, Rotary, block_backward, block_forward, block_forward_traced, quantized_gradients,
 };
+use crate::adam::{Adam, Moments};
 use crate::vocabulary::{
     AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerKind, LlamaConfig, Purpose,
     QuantizedMatrix, Result, StreamKey, shuffle,
 };
-use crate::{Adam, Moments};
 
 /// Tunes the codebooks, scales and norms of a block on the outputs that it should have (paper section 3.4,
 /// algorithm 1 lines 15 to 22); codes, biases and dense layers stay.
