@@ -6,14 +6,16 @@
 
 #[cfg(feature = "lapack")]
 pub mod lapack;
+mod upper_registers;
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt;
 use faer::linalg::matmul;
 use faer::{Accum, MatMut, MatRef, Par, Spec};
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
 
+use self::upper_registers::clear_upper_registers;
 use crate::vocabulary::{AqlmError, Result};
 
 /// Rows of the result that one task computes. Fixed, because where a product is cut may change its last bits.
@@ -45,20 +47,25 @@ pub fn product(a: ArrayView2<'_, f64>, b: ArrayView2<'_, f64>) -> Array2<f64> {
     if m * n * k == 0 {
         return Array2::zeros((m, n));
     }
-    let mut out = vec![0.0; m * n];
+    let mut out = Array2::zeros((m, n));
     with_faer(a, |a| {
         with_faer(b, |b| {
-            out.par_chunks_mut(ROW_BLOCK * n)
+            out.axis_chunks_iter_mut(Axis(0), ROW_BLOCK)
+                .into_par_iter()
                 .enumerate()
-                .for_each(|(i, block)| {
-                    let rows = block.len() / n;
-                    let block = MatMut::from_row_major_slice_mut(block, rows, n);
+                .for_each(|(i, mut block)| {
+                    let rows = block.nrows();
                     let a = a.subrows(i * ROW_BLOCK, rows);
-                    matmul::matmul(block, Accum::Replace, a, b, 1.0, Par::Seq);
+                    // always: rows of a new array lie one after the other
+                    if let Some(slice) = block.as_slice_mut() {
+                        let block = MatMut::from_row_major_slice_mut(slice, rows, n);
+                        matmul::matmul(block, Accum::Replace, a, b, 1.0, Par::Seq);
+                    }
+                    clear_upper_registers();
                 });
         });
     });
-    Array2::from_shape_fn((m, n), |(i, j)| out[i * n + j])
+    out
 }
 
 /// The Cholesky factor of a symmetric positive definite matrix, with what had to be added to its diagonal.
@@ -147,6 +154,7 @@ impl Cholesky {
             Par::Seq,
             MemStack::new(&mut []),
         );
+        clear_upper_registers();
         Array2::from_shape_fn((rows, n), |(i, j)| x[j * rows + i])
     }
 }
@@ -168,6 +176,7 @@ fn factor_in_place(matrix: &mut [f64], order: usize) -> std::result::Result<(), 
         MemStack::new(&mut memory),
         Spec::default(),
     );
+    clear_upper_registers();
     match result {
         Ok(_) => Ok(()),
         Err(llt::factor::LltError::NonPositivePivot { index }) => Err(index),
