@@ -1,5 +1,7 @@
-//! The Llama block and its gradients against transformers, which computed every `llama_block` case of the peer's
-//! vectors.
+//! The Llama block and its gradients against PyTorch's autograd.
+//!
+//! `tests/vectors` holds cases in f64 throughout (generate.py makes them); the `llama_block` cases of the peer's vectors
+//! beside the repository are transformers as it is.
 
 use std::path::{Path, PathBuf};
 
@@ -11,11 +13,25 @@ use ndarray::{Array, Array1, Array2, Array3, ArrayD, Axis, Dimension, Ix1, Ix2, 
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-/// Distance allowed, relative to the norm of the peer's array.
-///
-/// The peer's arrays are f64, but transformers' LlamaRMSNorm and its eager softmax cast to f32 inside, forward and
-/// backward, and so do its rotary tables: 10 to 20 roundings of f32's epsilon (1.2e-7) on the way of every number,
-/// those of scores and angles multiplied by their size, up to about 10.
+/// Distances allowed, relative to the norm of the peer's array.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// with the peer's rotary tables
+    same_tables: f64,
+    /// with our own
+    own_tables: f64,
+}
+
+/// Of a peer that computes in f64: sums of tens of terms, some ten layers of them, forward and backward, leave a
+/// millionfold reserve. Its rotary tables are f32's.
+const F64_THROUGHOUT: Limits = Limits {
+    same_tables: 1e-9,
+    own_tables: F32_INSIDE,
+};
+
+/// Of transformers as it is: its arrays may be f64, but LlamaRMSNorm, the eager softmax and the rotary tables cast to
+/// f32 inside, forward and backward. These are 10 to 20 roundings of f32's epsilon (1.2e-7) on the way of every
+/// number, those of scores and angles multiplied by their size, up to about 10.
 const F32_INSIDE: f64 = 1e-5;
 
 /// `shared/peer/ops` beside the repository, or under AQLM_SHARED.
@@ -91,11 +107,28 @@ fn config(case: &Case, entry: &Value) -> LlamaConfig {
         rms_norm_eps: number("rms_norm_eps"),
         rope: Rope {
             theta: number("rope_theta"),
-            scaling: RopeScaling::None,
+            scaling: scaling(&entry["rope_scaling"]),
         },
         sliding_window: entry["sliding_window"].as_u64().map(|window| window as usize),
         tie_word_embeddings: false,
         max_position_embeddings: cos.dim().1,
+    }
+}
+
+fn scaling(entry: &Value) -> RopeScaling {
+    let number = |field: &str| {
+        entry[field]
+            .as_f64()
+            .unwrap_or_else(|| panic!("{field} in index.json"))
+    };
+    if entry.is_null() {
+        return RopeScaling::None;
+    }
+    RopeScaling::Llama3 {
+        factor: number("factor"),
+        low_freq_factor: number("low_freq_factor"),
+        high_freq_factor: number("high_freq_factor"),
+        original_max_position_embeddings: number("original_max_position_embeddings") as usize,
     }
 }
 
@@ -109,8 +142,12 @@ fn block(case: &Case) -> Block {
     Block::new(first, second, layers)
 }
 
-fn run(case: &Case, config: &LlamaConfig, block: &Block, own_tables: bool) {
-    let limit = F32_INSIDE;
+fn run(case: &Case, config: &LlamaConfig, block: &Block, own_tables: bool, limits: Limits) {
+    let limit = if own_tables {
+        limits.own_tables
+    } else {
+        limits.same_tables
+    };
     let (x, target): (Array3<f64>, Array3<f64>) = (case.get("x"), case.get("target"));
     let (cos, sin): (Array3<f64>, Array3<f64>) = (case.get("cos"), case.get("sin"));
     let (mut y, mut grad_x) = (Array3::zeros(x.dim()), Array3::zeros(x.dim()));
@@ -166,13 +203,9 @@ fn run(case: &Case, config: &LlamaConfig, block: &Block, own_tables: bool) {
     }
 }
 
-#[test]
-fn blocks_and_gradients_match_transformers() {
-    let folder = peer_ops();
-    let Ok(index) = std::fs::read_to_string(folder.join("index.json")) else {
-        println!("waived: no {}", folder.join("index.json").display());
-        return;
-    };
+/// Runs every `llama_block` case of a folder, and says how many there were; `None` when there is no index.json.
+fn run_all(folder: &Path, limits: Limits) -> Option<usize> {
+    let index = std::fs::read_to_string(folder.join("index.json")).ok()?;
     let index: Vec<Value> = serde_json::from_str(&index).unwrap();
     let mut cases = 0;
     for entry in index.iter().filter(|entry| entry["kind"] == "llama_block") {
@@ -184,10 +217,28 @@ fn blocks_and_gradients_match_transformers() {
         };
         let config = config(&case, entry);
         let block = block(&case);
-        run(&case, &config, &block, false);
-        run(&case, &config, &block, true);
+        run(&case, &config, &block, false, limits);
+        run(&case, &config, &block, true, limits);
         cases += 1;
     }
-    assert!(cases > 0, "index.json has no llama_block case");
-    println!("{cases} cases");
+    Some(cases)
+}
+
+#[test]
+fn blocks_and_gradients_match_autograd_in_f64() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
+    assert_eq!(run_all(&folder, F64_THROUGHOUT), Some(2));
+}
+
+#[test]
+fn blocks_and_gradients_match_transformers() {
+    let folder = peer_ops();
+    let limits = Limits {
+        same_tables: F32_INSIDE,
+        own_tables: F32_INSIDE,
+    };
+    match run_all(&folder, limits) {
+        None => println!("waived: no {}", folder.join("index.json").display()),
+        Some(cases) => assert!(cases > 0, "index.json has no llama_block case"),
+    }
 }

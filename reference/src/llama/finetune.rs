@@ -286,10 +286,7 @@ impl Optimizer {
             .par_iter()
             .map(|&kind| {
                 let matrix = block.quantized(kind)?;
-                Some(quantized_gradients(
-                    matrix,
-                    gradients.layers[kind as usize].view(),
-                ))
+                Some(quantized_gradients(matrix, &gradients.layers[kind as usize]))
             })
             .collect();
         for (kind, gradients) in LayerKind::ALL.into_iter().zip(layer_gradients) {

@@ -1,5 +1,7 @@
-use ndarray::{Array1, Array4, ArrayView2};
+use ndarray::{Array1, Array2, Array4, Axis};
 
+use crate::decode::decode_unscaled;
+use crate::occurrences::{Occurrences, scatter};
 use crate::vocabulary::QuantizedMatrix;
 
 /// Gradients with respect to the codebooks and the scales of a quantized matrix, given the one with respect to the
@@ -13,33 +15,25 @@ use crate::vocabulary::QuantizedMatrix;
 /// When the gradient's shape is not the matrix's.
 pub fn quantized_gradients(
     matrix: &QuantizedMatrix,
-    grad_weight: ArrayView2<f64>,
+    grad_weight: &Array2<f64>,
 ) -> (Array4<f64>, Array1<f64>) {
     assert_eq!(
         grad_weight.dim(),
         (matrix.out_features(), matrix.in_features()),
         "shape of a weight's gradient"
     );
-    let (go, gi) = (matrix.scheme.out_group_size, matrix.scheme.in_group_size);
-    let mut grad_codebooks = Array4::zeros(matrix.codebooks.dim());
-    let mut grad_scales = Array1::zeros(matrix.scales.dim());
-    for ((o, j, m), &code) in matrix.codes.indexed_iter() {
-        let code = usize::from(code);
-        let scale = matrix.scales[o];
-        for a in 0..go {
-            for b in 0..gi {
-                let grad = grad_weight[[o * go + a, j * gi + b]];
-                grad_codebooks[[m, code, a, b]] += scale * grad;
-                grad_scales[o] += grad * matrix.codebooks[[m, code, a, b]];
-            }
-        }
-    }
+    let grad_codebooks = scatter(grad_weight, matrix, &Occurrences::of_matrix(matrix));
+    let unscaled = decode_unscaled(matrix, matrix.codebooks.view());
+    let grad_scales = (unscaled * grad_weight)
+        .axis_chunks_iter(Axis(0), matrix.scheme.out_group_size)
+        .map(|group| group.sum())
+        .collect();
     (grad_codebooks, grad_scales)
 }
 
 #[cfg(test)]
 mod tests {
-    use ndarray::{Array2, Array3};
+    use ndarray::Array3;
     use rand::RngExt;
 
     use super::*;
@@ -58,7 +52,7 @@ mod tests {
         let matrix = QuantizedMatrix::new(scheme, codes, codebooks, scales).unwrap();
         let direction: Array2<f64> = normal(&mut rng, (8, 15));
         let loss = |matrix: QuantizedMatrix| inner(ResidentWeight::quantized(matrix).decoded(), &direction);
-        let (grad_codebooks, grad_scales) = quantized_gradients(&matrix, direction.view());
+        let (grad_codebooks, grad_scales) = quantized_gradients(&matrix, &direction);
         assert_gradient(
             "codebooks",
             &grad_codebooks,
