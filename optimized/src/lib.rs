@@ -1,1 +1,3 @@
-//! Under construction.
+//! The operations of `aqlm-reference`, fast.
+
+pub mod cuda;

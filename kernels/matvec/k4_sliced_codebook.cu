@@ -1,0 +1,149 @@
+#include "../common.cuh"
+// matvec k4: one large codebook, cut into slices that fit shared memory. For M = 1, B = 13 to 16.
+//
+// Parallel over: a cluster of blocks shares a slab of rows and each block holds slices of the codebook; lane = row. A block handles only the
+// codes of its slice, which were sorted out at load, each with its input group beside it (an item). Each block sends its partial
+// row sums to the block that owns the row (distributed shared memory), which adds them in rank order.
+// Why faster than k1: a 1 MiB codebook lives in L2, and each gather of 16 bytes moves a sector of 32: L2 bandwidth then bounds the kernel at
+// about 0.7 of FP16's speed. Here every codeword is read from shared memory.
+// Bytes: 24 bits an item instead of 16, some padding, and one slice of codebook a block.
+// Bank conflicts: x is stored once for each lane modulo 8, so reads of x never conflict; the items of a row may come in any order, so the
+// packer orders them so that the eight lanes of a pass want codewords in eight different bank groups (nearly always).
+// Arithmetic: f16 products and sums inside a group (G / 2 terms), f32 across groups.
+// Limits: M 1, out_group 1, G 8 or 16, sm_90.
+// items: chunks of 8 items for 32 lanes, 3 x 8 bytes a lane: [chunk][3][lane] uint2. An item: code within slice (SLICE_BITS), then position
+// in the window, 24 bits. A pass is one (slice, window of WINDOW input groups); position WINDOW holds zeros, for padding.
+// tasks: [slab][rank][pass][task] {first chunk, chunks}: a task is 32 rows of the slab; rows: [slab][rank][pass][task][lane] u16, row of slab.
+// Compile-time: AQLM_B, AQLM_G.
+
+#define VECTORS (AQLM_G / 8)
+#define SLICE_BITS (AQLM_G == 8 ? 13 : 12)
+#define WINDOW (4096 / AQLM_G)
+#define SLICE_BYTES 131072
+#define ENTRY (128 * VECTORS)  // bytes of one input group: its vectors for each lane modulo 8
+
+__device__ __forceinline__ float item_product(const unsigned char* slice, const unsigned char* inputs, u32 item) {
+    u32 pair = 0;
+#if AQLM_G == 8
+    const uint4 word = *reinterpret_cast<const uint4*>(slice + ((item & 0x1fffu) << 4));
+    const uint4 input = *reinterpret_cast<const uint4*>(inputs + ((item >> 6) & 0x1ff80u));
+    pair = mul_f16x2(word.x, input.x);
+    pair = fma_f16x2(word.y, input.y, pair);
+    pair = fma_f16x2(word.z, input.z, pair);
+    pair = fma_f16x2(word.w, input.w, pair);
+#else
+    // `slice` and `inputs` already point at the half that this lane reads first: lanes 0-3 and 4-7 start at different halves, because
+    // two codewords of 32 bytes in different places mod 128 still share banks half by half.
+    const u32 code = (item & 0xfffu) << 5, place = (item >> 4) & 0x1ff00u;
+    const u32 flip = (threadIdx.x & 4) << 2;
+#pragma unroll
+    for (u32 half = 0; half < 32; half += 16) {
+        const uint4 word = *reinterpret_cast<const uint4*>(slice + (code | (half ^ flip)));
+        const uint4 input = *reinterpret_cast<const uint4*>(inputs + (place + (half ^ flip)));
+        pair = fma_f16x2(word.x, input.x, pair);
+        pair = fma_f16x2(word.y, input.y, pair);
+        pair = fma_f16x2(word.z, input.z, pair);
+        pair = fma_f16x2(word.w, input.w, pair);
+    }
+#endif
+    return low_f32(pair) + high_f32(pair);
+}
+
+extern "C" __global__ void __launch_bounds__(736, 1)
+matvec(const uint2* items, const uint2* tasks, const u16* rows, const uint4* codebook, const u16* scales, const uint4* x, u16* y,
+       int out_features, int in_features, int rows_per_block, int slices_per_block, int windows) {
+#ifdef AQLM_ON_CPU
+    unsigned char* shared = dynamic_shared();
+#else
+    extern __shared__ __align__(128) unsigned char shared[];
+#endif
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    const u32 rank = blockIdx.x, ranks = gridDim.x;
+    unsigned char* slice = shared;
+    unsigned char* inputs = shared + SLICE_BYTES;                                            // [WINDOW + 1][lane mod 8][vector]
+    float* partial = reinterpret_cast<float*>(inputs + (WINDOW + 1) * ENTRY);                // [rows_per_block], sums of earlier passes
+    float* received = partial + rows_per_block;                                              // [ranks][rows_owned], sums sent to this block
+    const u32 block_tasks = rows_per_block / 32, rows_owned = rows_per_block / ranks;
+    const u32 passes = slices_per_block * windows;
+    const unsigned char* my_inputs = inputs + (lane & 7) * 16 * VECTORS;
+
+    allow_next_kernel();
+    cluster_arrive();  // waited for before the first write to another block, which must have started by then
+    for (u32 pass = 0; pass < passes; ++pass) {
+        const u32 window = pass % windows;
+        if (pass > 0) __syncthreads();  // the last pass is done with both tables
+        if (window == 0) {
+            const uint4* from = codebook + static_cast<size_t>(rank * slices_per_block + pass / windows) * (SLICE_BYTES / 16);
+            for (u32 i = threadIdx.x; i < SLICE_BYTES / 16; i += blockDim.x) start_copy16(slice + i * 16, from + i);
+        }
+        if (pass == 0) wait_for_previous_kernel();
+        for (u32 i = threadIdx.x; i < (WINDOW + 1) * ENTRY / 16; i += blockDim.x) {
+            const u32 position = i / (8 * VECTORS), group = window * WINDOW + position, vector = i % VECTORS;
+            uint4 value = {0, 0, 0, 0};
+            if (position < WINDOW && group * AQLM_G < static_cast<u32>(in_features)) value = x[group * VECTORS + vector];
+            reinterpret_cast<uint4*>(inputs)[i] = value;
+        }
+        const bool last = pass + 1 == passes;
+        if (last) cluster_wait();
+        const u32 first_task = ((blockIdx.y * ranks + rank) * passes + pass) * block_tasks;
+        for (u32 task = warp; task < block_tasks; task += warps) {
+            const uint2 span = tasks[first_task + task];
+            const u32 row = rows[(first_task + task) * 32 + lane];
+            const uint2* from = items + static_cast<size_t>(span.x) * 96 + lane;
+            // Two chunks in flight: `next` is wanted now, `later` after it.
+            uint2 next[3], later[3];
+#pragma unroll
+            for (u32 i = 0; i < 3; ++i) {
+                if (span.y > 0) next[i] = load_once(from + i * 32);
+                if (span.y > 1) later[i] = load_once(from + 96 + i * 32);
+            }
+            if (task == warp) {
+                complete_copies();
+                __syncthreads();
+            }
+            float sum = 0.0f;
+            for (u32 chunk = 0; chunk < span.y; ++chunk) {
+                const u32 w0 = next[0].x, w1 = next[0].y, w2 = next[1].x, w3 = next[1].y, w4 = next[2].x, w5 = next[2].y;
+#pragma unroll
+                for (u32 i = 0; i < 3; ++i) {
+                    next[i] = later[i];
+                    if (chunk + 2 < span.y) later[i] = load_once(from + (chunk + 2) * 96 + i * 32);
+                }
+                const float p0 = item_product(slice, my_inputs, w0 & 0xffffffu);
+                const float p1 = item_product(slice, my_inputs, __byte_perm(w0, w1, 0x7543) & 0xffffffu);
+                const float p2 = item_product(slice, my_inputs, __byte_perm(w1, w2, 0x7432) & 0xffffffu);
+                const float p3 = item_product(slice, my_inputs, w2 >> 8);
+                sum += (p0 + p1) + (p2 + p3);
+                keep_order();
+                const float p4 = item_product(slice, my_inputs, w3 & 0xffffffu);
+                const float p5 = item_product(slice, my_inputs, __byte_perm(w3, w4, 0x7543) & 0xffffffu);
+                const float p6 = item_product(slice, my_inputs, __byte_perm(w4, w5, 0x7432) & 0xffffffu);
+                const float p7 = item_product(slice, my_inputs, w5 >> 8);
+                sum += (p4 + p5) + (p6 + p7);
+            }
+            if (pass > 0) sum += partial[row];
+            if (last) {
+                const u32 owner = row / rows_owned;
+                cluster_write(received + rank * rows_owned + (row - owner * rows_owned), owner, sum);
+            } else {
+                partial[row] = sum;
+            }
+        }
+        // Warps without a task still owe the barrier that the others passed before their first item.
+        if (warp >= block_tasks) {
+            complete_copies();
+            __syncthreads();
+        }
+    }
+
+    cluster_arrive();
+    cluster_wait();
+    for (u32 i = threadIdx.x; i < rows_owned; i += blockDim.x) {
+        const u32 row = blockIdx.y * rows_per_block + rank * rows_owned + i;
+        if (row < static_cast<u32>(out_features)) {
+            float sum = 0.0f;
+            for (u32 peer = 0; peer < ranks; ++peer) sum += received[peer * rows_owned + i];
+            y[row] = f16_of_f32(sum * f32_of_f16(scales[row]));
+        }
+    }
+}

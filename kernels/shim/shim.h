@@ -1,0 +1,275 @@
+// Plays thread blocks and clusters on the CPU, so that a kernel's indexing is tested where there is no GPU.
+//
+// Every thread of a cluster is a fiber (ucontext); barriers and shuffles yield until all their threads have arrived. f16 arithmetic is done in
+// double and rounded once. Not modelled: races, memory ordering, speed, inline PTX (common.cuh keeps it behind the functions defined here).
+#pragma once
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+#include <utility>
+#include <vector>
+#include <ucontext.h>
+
+#define AQLM_ON_CPU
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(n)
+#define WARP_MASK 0xffffffffu
+
+struct uint2 { uint32_t x, y; };
+struct uint4 { uint32_t x, y, z, w; };
+struct float2 { float x, y; };
+struct float4 { float x, y, z, w; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+struct Place { uint32_t x, y, z; };
+
+struct Barrier {
+    unsigned size = 0, arrived = 0, generation = 0;
+};
+
+struct Block {
+    Place index;
+    std::vector<unsigned char> shared;
+    Barrier barrier;
+    std::vector<Barrier> warps;
+    std::vector<uint32_t> exchange;                // one word a thread, for shuffles
+    std::vector<std::array<float, 6>> fragments;   // operands of a matrix product
+};
+
+struct Fiber {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack;
+    Block* block = nullptr;
+    Place thread;
+    bool done = false;
+};
+
+static ucontext_t scheduler;
+static Fiber* current;
+static std::vector<Block> cluster_blocks;
+static Barrier cluster_wide;
+static Place grid_size, block_size;
+#define threadIdx (current->thread)
+#define blockIdx (current->block->index)
+#define blockDim block_size
+#define gridDim grid_size
+
+inline void yield() { swapcontext(&current->context, &scheduler); }
+
+inline void wait_at(Barrier& barrier) {
+    const unsigned generation = barrier.generation;
+    if (++barrier.arrived == barrier.size) {
+        barrier.arrived = 0;
+        ++barrier.generation;
+    }
+    while (barrier.generation == generation) yield();
+}
+
+inline unsigned char* dynamic_shared() {
+    const auto address = reinterpret_cast<uintptr_t>(current->block->shared.data());
+    return reinterpret_cast<unsigned char*>((address + 127) / 128 * 128);
+}
+
+inline void __syncthreads() { wait_at(current->block->barrier); }
+inline void cluster_barrier() { wait_at(cluster_wide); }
+
+inline void cluster_arrive() {}
+inline void cluster_wait() { cluster_barrier(); }
+
+inline void cluster_write(float* here, uint32_t rank, float value) {
+    const auto offset = reinterpret_cast<unsigned char*>(here) - dynamic_shared();
+    Block* own = current->block;
+    current->block = &cluster_blocks[rank];
+    std::memcpy(dynamic_shared() + offset, &value, 4);
+    current->block = own;
+}
+
+// d += a b with the fragments of mma.m16n8k8: a [16 x 8], b [8 x 8], d [16 x 8], spread over the warp as PTX defines.
+inline void multiply_16x8x8(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
+    Block& block = *current->block;
+    const uint32_t id = current->thread.x, first = id / 32 * 32, g = id % 32 / 4, t = id % 4;
+    for (int i = 0; i < 4; ++i) block.fragments[id][i] = a[i];
+    for (int i = 0; i < 2; ++i) block.fragments[id][4 + i] = b[i];
+    wait_at(block.warps[id / 32]);
+    for (uint32_t i = 0; i < 4; ++i) {
+        const uint32_t row = i / 2, column = t * 2 + i % 2;  // row g + 8 row
+        for (uint32_t k = 0; k < 8; ++k) {
+            const float left = block.fragments[first + g * 4 + k % 4][row + k / 4 * 2];
+            const float right = block.fragments[first + column * 4 + k % 4][4 + k / 4];
+            d[i] += left * right;
+        }
+    }
+    wait_at(block.warps[id / 32]);
+}
+
+inline float __shfl_xor_sync(uint32_t, float value, int mask) {
+    Block& block = *current->block;
+    const uint32_t id = current->thread.x;
+    std::memcpy(&block.exchange[id], &value, 4);
+    wait_at(block.warps[id / 32]);
+    float other;
+    std::memcpy(&other, &block.exchange[id ^ static_cast<uint32_t>(mask)], 4);
+    wait_at(block.warps[id / 32]);
+    return other;
+}
+
+inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
+    const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
+    uint32_t out = 0;
+    for (int i = 0; i < 4; ++i) out |= static_cast<uint32_t>(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+    return out;
+}
+
+inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
+    return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> (shift & 31));
+}
+
+inline double wide(uint16_t h) {
+    const int exponent = h >> 10 & 31, mantissa = h & 1023;
+    double value = exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
+    if (exponent == 31) value = mantissa ? NAN : INFINITY;
+    return h & 0x8000 ? -value : value;
+}
+
+// To nearest, ties to even: the quotient by the last place's weight is rounded by nearbyint.
+inline uint16_t narrow(double value) {
+    const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+    const double size = std::fabs(value);
+    if (std::isnan(size)) return 0x7e00;
+    if (size == 0.0) return sign;
+    if (size >= 65520.0) return sign | 0x7c00;
+    int exponent;
+    std::frexp(size, &exponent);
+    const int place = exponent - 11 < -24 ? -24 : exponent - 11;
+    const double rounded = std::nearbyint(std::ldexp(size, -place));
+    // Subnormals and zero count places; normals carry into the exponent by plain addition.
+    return sign | static_cast<uint16_t>(place == -24 ? rounded : (place + 24) * 1024 + rounded);
+}
+
+inline float f32_of_f16(uint16_t h) { return static_cast<float>(wide(h)); }
+inline uint16_t f16_of_f32(float f) { return narrow(f); }
+
+inline uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
+    const uint32_t low = narrow(wide(a & 0xffff) * wide(b & 0xffff) + wide(c & 0xffff));
+    const uint32_t high = narrow(wide(a >> 16) * wide(b >> 16) + wide(c >> 16));
+    return low | high << 16;
+}
+inline uint32_t mul_f16x2(uint32_t a, uint32_t b) {
+    return static_cast<uint32_t>(narrow(wide(a & 0xffff) * wide(b & 0xffff))) |
+           static_cast<uint32_t>(narrow(wide(a >> 16) * wide(b >> 16))) << 16;
+}
+
+inline uint4 load_once(const uint4* from) { return *from; }
+inline uint2 load_once(const uint2* from) { return *from; }
+inline void start_copy16(void* to, const void* from) { std::memcpy(to, from, 16); }
+inline void keep_order() {}
+inline void complete_copies() {}
+inline void allow_next_kernel() {}
+inline void wait_for_previous_kernel() {}
+
+// What the host gives a kernel: pointers to buffers, then integers.
+struct Arguments {
+    std::vector<void*> pointers;
+    std::vector<int> integers;
+
+    template <class T> T get(size_t index) const {
+        if constexpr (std::is_pointer_v<T>) {
+            return static_cast<T>(pointers[index]);
+        } else {
+            return static_cast<T>(integers[index - pointers.size()]);
+        }
+    }
+};
+
+static const Arguments* arguments;
+static void (*run_kernel)();
+
+template <class... A, size_t... I> void call(void (*kernel)(A...), std::index_sequence<I...>) { kernel(arguments->get<A>(I)...); }
+template <class... A> void call(void (*kernel)(A...)) { call(kernel, std::index_sequence_for<A...>{}); }
+
+static void enter() {
+    run_kernel();
+    current->done = true;
+    yield();
+}
+
+// Runs a whole grid, cluster after cluster.
+inline void run_grid(Place grid, Place block, uint32_t cluster, size_t shared_bytes, void (*kernel)(), const Arguments& with) {
+    grid_size = grid;
+    block_size = block;
+    arguments = &with;
+    run_kernel = kernel;
+    for (uint32_t y = 0; y < grid.y; ++y) {
+        for (uint32_t x = 0; x < grid.x; x += cluster) {
+            cluster_blocks.assign(cluster, {});
+            cluster_wide = Barrier{cluster * block.x, 0, 0};
+            std::vector<Fiber> fibers(static_cast<size_t>(cluster) * block.x);
+            for (uint32_t rank = 0; rank < cluster; ++rank) {
+                Block& b = cluster_blocks[rank];
+                b.index = {x + rank, y, 0};
+                // Poison: a kernel must not read shared memory that it didn't write.
+                b.shared.assign(shared_bytes + 128, 0xff);
+                b.barrier.size = block.x;
+                b.warps.assign(block.x / 32, Barrier{32, 0, 0});
+                b.exchange.assign(block.x, 0);
+                b.fragments.assign(block.x, {});
+                for (uint32_t t = 0; t < block.x; ++t) {
+                    Fiber& f = fibers[static_cast<size_t>(rank) * block.x + t];
+                    f.block = &b;
+                    f.thread = {t, 0, 0};
+                    const size_t bytes = 32768;
+                    f.stack.reset(new char[bytes]);
+                    getcontext(&f.context);
+                    f.context.uc_stack.ss_sp = f.stack.get();
+                    f.context.uc_stack.ss_size = bytes;
+                    f.context.uc_link = nullptr;
+                    makecontext(&f.context, enter, 0);
+                }
+            }
+            for (size_t live = fibers.size(); live > 0;) {
+                live = 0;
+                for (Fiber& f : fibers) {
+                    if (f.done) continue;
+                    current = &f;
+                    swapcontext(&scheduler, &f.context);
+                    if (!f.done) ++live;
+                }
+            }
+        }
+    }
+}
+
+// Reads a launch from a file of little-endian u64 words and bytes, runs it, writes the output buffer to another file.
+// File: grid x, grid y, block, cluster, shared bytes, pointers, integers, index of the output; byte lengths; integers; contents.
+inline int run_file(const char* in, const char* out, void (*kernel)()) {
+    FILE* file = std::fopen(in, "rb");
+    if (!file) return 2;
+    auto word = [&] {
+        uint64_t w = 0;
+        if (std::fread(&w, 8, 1, file) != 1) std::exit(3);
+        return w;
+    };
+    const uint32_t grid_x = word(), grid_y = word(), block = word(), cluster = word();
+    const size_t shared_bytes = word(), count = word(), integers = word(), output = word();
+    std::vector<size_t> lengths;
+    for (size_t i = 0; i < count; ++i) lengths.push_back(word());
+    Arguments with;
+    for (size_t i = 0; i < integers; ++i) with.integers.push_back(static_cast<int>(word()));
+    for (size_t length : lengths) {
+        void* buffer = std::aligned_alloc(128, (length + 127) / 128 * 128);
+        if (!buffer || std::fread(buffer, 1, length, file) != length) return 3;
+        with.pointers.push_back(buffer);
+    }
+    std::fclose(file);
+    run_grid({grid_x, grid_y, 1}, {block, 1, 1}, cluster, shared_bytes, kernel, with);
+    FILE* result = std::fopen(out, "wb");
+    if (!result || std::fwrite(with.pointers[output], 1, lengths[output], result) != lengths[output]) return 4;
+    return std::fclose(result) ? 4 : 0;
+}

@@ -1,0 +1,225 @@
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, sys};
+use cudarc::nvrtc::{self, CompileError, CompileOptions};
+
+use super::error::During;
+use super::pack::Target;
+use super::{CudaError, Result};
+
+/// Kernel id and compile-time constants.
+type FunctionKey = (String, Vec<(String, usize)>);
+
+/// One GPU with its stream and the kernels compiled so far.
+pub struct Device {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    compute: (i32, i32),
+    target: Target,
+    kernel_folder: Option<PathBuf>,
+    functions: Mutex<HashMap<FunctionKey, CudaFunction>>,
+}
+
+impl Device {
+    /// Opens GPU number `ordinal`. Kernels come from `kernel_folder` if one is given, else from the program.
+    ///
+    /// # Errors
+    /// `Absent` when the driver, NVRTC or the device is missing (never a panic), `Driver` when it refuses.
+    pub fn open(ordinal: usize, kernel_folder: Option<&Path>) -> Result<Self> {
+        // SAFETY: these only try to open the libraries. Without the check cudarc panics where one is missing.
+        let (driver, compiler) = unsafe { (sys::is_culib_present(), nvrtc::sys::is_culib_present()) };
+        if !driver {
+            return Err(CudaError::Absent(
+                "the driver library libcuda.so.1 is not there".into(),
+            ));
+        }
+        if !compiler {
+            return Err(CudaError::Absent(
+                "the run-time compiler libnvrtc.so is not there".into(),
+            ));
+        }
+        let context = CudaContext::new(ordinal)
+            .map_err(|error| CudaError::Absent(format!("device {ordinal}: {error}")))?;
+        // SAFETY: everything of this module runs on one stream, so no event is needed to order uses of a buffer.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().during("creating a stream")?;
+        let compute = context
+            .compute_capability()
+            .during("reading the compute capability")?;
+        let attribute = |which| context.attribute(which).during("reading a device attribute");
+        let multiprocessors =
+            attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
+        let shared_bytes =
+            attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
+                as usize;
+        let mut device = Self {
+            context,
+            stream,
+            compute,
+            target: Target {
+                multiprocessors,
+                shared_bytes,
+                clusters: [multiprocessors, 0, 0, 0, 0],
+            },
+            kernel_folder: kernel_folder.map(Path::to_owned),
+            functions: Mutex::new(HashMap::new()),
+        };
+        if compute.0 >= 9 {
+            device.target.clusters = device.count_clusters()?;
+        }
+        Ok(device)
+    }
+
+    /// How many clusters of each size run at once: graphics processing clusters differ in how many multiprocessors work, so it is asked.
+    fn count_clusters(&self) -> Result<[u32; 5]> {
+        let probe = "extern \"C\" __global__ void probe(float* p) { extern __shared__ float s[]; p[0] = s[threadIdx.x]; }";
+        let function = self.compile_text("cluster probe", probe, "probe", &[])?;
+        let bytes = self.target.shared_bytes as u32;
+        allow_shared(&function, self.target.shared_bytes)?;
+        allow_large_clusters(&function)?;
+        let mut counts = [self.target.multiprocessors, 0, 0, 0, 0];
+        for (exponent, count) in counts.iter_mut().enumerate().skip(1) {
+            let size = 1_u32 << exponent;
+            let mut attribute = cluster_attribute(size);
+            let config = sys::CUlaunchConfig {
+                gridDimX: size,
+                gridDimY: self.target.multiprocessors,
+                gridDimZ: 1,
+                blockDimX: 512,
+                blockDimY: 1,
+                blockDimZ: 1,
+                sharedMemBytes: bytes,
+                hStream: self.stream.cu_stream(),
+                attrs: &raw mut attribute,
+                numAttrs: 1,
+            };
+            let mut clusters = 0;
+            // SAFETY: function and stream are alive, config points to one valid attribute.
+            unsafe {
+                sys::cuOccupancyMaxActiveClusters(
+                    &raw mut clusters,
+                    function.cu_function(),
+                    &raw const config,
+                )
+            }
+            .result()
+            .during("counting clusters")?;
+            *count = clusters as u32;
+        }
+        Ok(counts)
+    }
+
+    /// The device's name, for reports.
+    ///
+    /// # Errors
+    /// `Driver`.
+    pub fn name(&self) -> Result<String> {
+        self.context.name().during("reading the name")
+    }
+
+    /// Compute capability, for example (9, 0).
+    pub fn compute(&self) -> (i32, i32) {
+        self.compute
+    }
+
+    /// What packers must know of it.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The stream on which everything of this device runs.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// The compiled kernel `id` with these compile-time constants, ready to launch with `shared_bytes` of dynamic shared memory.
+    ///
+    /// # Errors
+    /// `Source`, `Compile` with the compiler's messages, `Driver`.
+    pub fn function(&self, id: &str, defines: &[(&str, usize)], shared_bytes: usize) -> Result<CudaFunction> {
+        let key = (
+            id.to_owned(),
+            defines
+                .iter()
+                .map(|&(name, value)| (name.to_owned(), value))
+                .collect(),
+        );
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = functions.get(&key) {
+            allow_shared(function, shared_bytes)?;
+            return Ok(function.clone());
+        }
+        let kernel = aqlm_kernels::kernel(id)?;
+        let source = kernel.source(self.kernel_folder.as_deref())?;
+        let function = self.compile_text(id, &source, &kernel.op, defines)?;
+        allow_shared(&function, shared_bytes)?;
+        functions.insert(key, function.clone());
+        Ok(function)
+    }
+
+    fn compile_text(
+        &self,
+        name: &str,
+        source: &str,
+        entry: &str,
+        defines: &[(&str, usize)],
+    ) -> Result<CudaFunction> {
+        let (major, minor) = self.compute;
+        let mut options = vec![
+            format!("--gpu-architecture=compute_{major}{minor}"),
+            "--std=c++17".into(),
+        ];
+        options.extend(
+            defines
+                .iter()
+                .map(|(define, value)| format!("-D{define}={value}")),
+        );
+        let options = CompileOptions {
+            options,
+            name: Some(name.to_owned()),
+            ..CompileOptions::default()
+        };
+        let ptx = nvrtc::compile_ptx_with_opts(source, options).map_err(|error| CudaError::Compile {
+            kernel: name.to_owned(),
+            log: match error {
+                CompileError::CompileError { log, .. } => log.to_string_lossy().into_owned(),
+                other => other.to_string(),
+            },
+        })?;
+        let module = self
+            .context
+            .load_module(ptx)
+            .during("loading a compiled kernel")?;
+        module.load_function(entry).during("finding the kernel's entry")
+    }
+}
+
+/// The launch attribute for clusters of `size` blocks along the first axis.
+pub(crate) fn cluster_attribute(size: u32) -> sys::CUlaunchAttribute {
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue {
+            clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: size, y: 1, z: 1 },
+        },
+    }
+}
+
+/// Clusters of more than eight blocks must be asked for: not every device of an architecture can place them.
+pub(crate) fn allow_large_clusters(function: &CudaFunction) -> Result<()> {
+    let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
+    function.set_attribute(which, 1).during("asking for large clusters")
+}
+
+fn allow_shared(function: &CudaFunction, bytes: usize) -> Result<()> {
+    // 48 KiB need no permission.
+    if bytes > 49_152 {
+        let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function
+            .set_attribute(which, bytes as i32)
+            .during("asking for shared memory")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,57 @@
+use aqlm_reference::vocabulary::AqlmError;
+use cudarc::driver::result::DriverError;
+use thiserror::Error;
+
+/// Why something could not be done on a GPU.
+#[derive(Debug, Error)]
+pub enum CudaError {
+    /// There is nothing to run on; the reason says what is missing. Checks report this as `waived`.
+    #[error("no CUDA device: {0}")]
+    Absent(String),
+    /// The CUDA driver refused a call.
+    #[error("CUDA driver, {during}: {error}")]
+    Driver {
+        /// what was being done
+        during: &'static str,
+        /// the driver's answer
+        error: DriverError,
+    },
+    /// A kernel does not compile.
+    #[error("{kernel} does not compile:\n{log}")]
+    Compile {
+        /// which kernel
+        kernel: String,
+        /// the compiler's messages, with file and line
+        log: String,
+    },
+    /// A buffer has another length than the matrix implies.
+    #[error("{what}: expected {expected} elements, found {found}")]
+    Length {
+        /// which buffer
+        what: &'static str,
+        /// elements needed
+        expected: usize,
+        /// elements given
+        found: usize,
+    },
+    /// A kernel's source cannot be read.
+    #[error(transparent)]
+    Source(#[from] aqlm_kernels::SourceError),
+    /// The kernel cannot do this matrix.
+    #[error(transparent)]
+    Aqlm(#[from] AqlmError),
+}
+
+/// Result of this module.
+pub type Result<T> = std::result::Result<T, CudaError>;
+
+/// Names what was being done when the driver failed.
+pub(crate) trait During<T> {
+    fn during(self, what: &'static str) -> Result<T>;
+}
+
+impl<T> During<T> for std::result::Result<T, DriverError> {
+    fn during(self, what: &'static str) -> Result<T> {
+        self.map_err(|error| CudaError::Driver { during: what, error })
+    }
+}

@@ -1,0 +1,145 @@
+use cudarc::driver::{CudaFunction, CudaSlice, DevicePtr, DevicePtrMut, sys};
+use half::f16;
+
+use super::device::{allow_large_clusters, cluster_attribute};
+use super::error::During;
+use super::pack::Packed;
+use super::{CudaError, Device, Result};
+
+/// A quantized matrix on the device, laid out for one kernel.
+pub struct DeviceMatrix {
+    packed: Packed,
+    function: CudaFunction,
+    buffers: Vec<CudaSlice<u8>>,
+}
+
+impl DeviceMatrix {
+    /// Uploads `packed` and compiles its kernel.
+    ///
+    /// # Errors
+    /// As [`Device::function`], and `Driver` when memory runs out.
+    pub fn new(device: &Device, packed: &Packed) -> Result<Self> {
+        let function = device.function(packed.kernel, &packed.defines, packed.shared_bytes)?;
+        if packed.cluster > 8 {
+            allow_large_clusters(&function)?;
+        }
+        let upload = |bytes: &Vec<u8>| device.stream().clone_htod(bytes).during("uploading a matrix");
+        let buffers = packed.buffers.iter().map(upload).collect::<Result<Vec<_>>>()?;
+        // The sizes stay, the host's copy of the contents does not.
+        let packed = packed.without_buffers();
+        Ok(Self {
+            packed,
+            function,
+            buffers,
+        })
+    }
+
+    /// (out_features, in_features).
+    pub fn shape(&self) -> (usize, usize) {
+        (self.packed.out_features, self.packed.in_features)
+    }
+
+    /// Bytes on the device.
+    pub fn bytes(&self) -> usize {
+        self.buffers.iter().map(CudaSlice::len).sum()
+    }
+
+    /// Registers a thread takes and bytes of local memory (spills) it has.
+    ///
+    /// # Errors
+    /// `Driver`.
+    pub fn resources(&self) -> Result<(i32, i32)> {
+        let registers = self.function.num_regs().during("reading registers")?;
+        Ok((
+            registers,
+            self.function.local_size_bytes().during("reading local memory")?,
+        ))
+    }
+
+    /// Starts y = W x on the device's stream; x [in_features] and y [out_features] in f16. Returns before it is done.
+    ///
+    /// `overlap` lets the kernel set itself up while the stream's kernel before it still runs (programmatic dependent launch, from compute
+    /// capability 9.0): it then waits for that kernel before it reads x or writes y, but not before it reads the matrix.
+    ///
+    /// # Errors
+    /// `Length` when x or y does not fit the matrix, `Driver`.
+    pub fn start(
+        &self,
+        device: &Device,
+        x: &CudaSlice<f16>,
+        y: &mut CudaSlice<f16>,
+        overlap: bool,
+    ) -> Result<()> {
+        let lengths = [
+            ("x", self.packed.in_features, x.len()),
+            ("y", self.packed.out_features, y.len()),
+        ];
+        for (what, expected, found) in lengths {
+            if expected != found {
+                return Err(CudaError::Length {
+                    what,
+                    expected,
+                    found,
+                });
+            }
+        }
+        let stream = device.stream();
+        // The guards record uses for streams other than this one; there are none.
+        let mut pointers: Vec<sys::CUdeviceptr> = self
+            .buffers
+            .iter()
+            .map(|buffer| buffer.device_ptr(stream).0)
+            .collect();
+        pointers.push(x.device_ptr(stream).0);
+        pointers.push(y.device_ptr_mut(stream).0);
+        let mut sizes = vec![self.packed.out_features as i32, self.packed.in_features as i32];
+        sizes.extend(&self.packed.sizes);
+        let mut arguments: Vec<*mut std::ffi::c_void> = pointers
+            .iter_mut()
+            .map(|p| std::ptr::from_mut(p).cast())
+            .collect();
+        arguments.extend(
+            sizes
+                .iter_mut()
+                .map(|size| std::ptr::from_mut(size).cast::<std::ffi::c_void>()),
+        );
+
+        let mut attributes = Vec::with_capacity(2);
+        if self.packed.cluster > 1 {
+            attributes.push(cluster_attribute(self.packed.cluster));
+        }
+        if overlap && device.compute().0 >= 9 {
+            attributes.push(sys::CUlaunchAttribute {
+                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                pad: [0; 4],
+                value: sys::CUlaunchAttributeValue {
+                    programmaticStreamSerializationAllowed: 1,
+                },
+            });
+        }
+        let config = sys::CUlaunchConfig {
+            gridDimX: self.packed.grid[0],
+            gridDimY: self.packed.grid[1],
+            gridDimZ: 1,
+            blockDimX: self.packed.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: self.packed.shared_bytes as u32,
+            hStream: stream.cu_stream(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        };
+        // SAFETY: the packer made buffers, sizes and launch shape for this kernel's signature; x and y have the lengths that the matrix
+        // implies, and all of them outlive the launch because their memory is freed in stream order.
+        unsafe {
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                self.function.cu_function(),
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        }
+        .result()
+        .during("launching matvec")
+    }
+}

@@ -1,0 +1,150 @@
+//! From a quantized matrix to the bytes that a matvec kernel reads.
+//!
+//! The file format stays as it is; at load, codes are re-ordered into the order in which a kernel's lanes use them and packed to B bits
+//! (or to 24 bits with their position, where that makes a kernel faster). All of this is plain code without a device, so that tests can run
+//! kernels on the CPU.
+
+mod lookup;
+mod plain;
+mod shared;
+mod sliced;
+
+use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result};
+use half::f16;
+
+/// What a packer must know of the device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// streaming multiprocessors
+    pub multiprocessors: u32,
+    /// shared memory that one block may ask for, bytes
+    pub shared_bytes: usize,
+    /// how many clusters of 1, 2, 4, 8, 16 blocks run at once when a block fills a multiprocessor; 0 where none does
+    pub clusters: [u32; 5],
+}
+
+impl Target {
+    /// Clusters of `size` blocks (a power of two up to 16) that run at once; at least 1.
+    fn clusters_of(&self, size: u32) -> u32 {
+        self.clusters[(size.trailing_zeros() as usize).min(4)].max(1)
+    }
+
+    /// An H100 SXM with 132 multiprocessors, for use without a device.
+    pub fn h100() -> Self {
+        Self {
+            multiprocessors: 132,
+            shared_bytes: 232_448,
+            clusters: [132, 66, 32, 16, 0],
+        }
+    }
+}
+
+/// One matrix, ready to upload, and how to launch the kernel on it.
+///
+/// A kernel's arguments are the buffers in order, then x, y, out_features, in_features, then `sizes`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packed {
+    /// id in the manifest of `aqlm-kernels`
+    pub kernel: &'static str,
+    /// compile-time constants
+    pub defines: Vec<(&'static str, usize)>,
+    /// codes first, then whatever the kernel's head says; all multiples of 16 bytes
+    pub buffers: Vec<Vec<u8>>,
+    /// the kernel's own integer arguments
+    pub sizes: Vec<i32>,
+    /// blocks
+    pub grid: [u32; 2],
+    /// threads of a block
+    pub block: u32,
+    /// blocks of a cluster, along the grid's first axis
+    pub cluster: u32,
+    /// dynamic shared memory of a block
+    pub shared_bytes: usize,
+    /// length of y
+    pub out_features: usize,
+    /// length of x
+    pub in_features: usize,
+}
+
+impl Packed {
+    /// Bytes that the matrix takes on the device.
+    pub fn bytes(&self) -> usize {
+        self.buffers.iter().map(Vec::len).sum()
+    }
+
+    /// How to launch, without what to launch on.
+    pub(crate) fn without_buffers(&self) -> Self {
+        Self {
+            kernel: self.kernel,
+            defines: self.defines.clone(),
+            buffers: vec![],
+            sizes: self.sizes.clone(),
+            ..*self
+        }
+    }
+}
+
+/// Lays `matrix` out for the kernel `id`.
+///
+/// # Errors
+/// `Unsupported` with the reason when the kernel is unknown or cannot do this matrix on this target.
+pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> {
+    let kernel = aqlm_kernels::kernel(id).map_err(|error| AqlmError::Unsupported(error.to_string()))?;
+    let scheme = matrix.scheme;
+    if !kernel.claims(
+        scheme.num_codebooks,
+        scheme.nbits,
+        scheme.in_group_size,
+        scheme.out_group_size,
+    ) {
+        return Err(AqlmError::Unsupported(format!("{id} does not do {scheme}")));
+    }
+    let packed = match kernel.id.as_str() {
+        "matvec/k1_naive" => plain::pack(matrix),
+        "matvec/k2_shared_codebook" => shared::pack(matrix, target)?,
+        "matvec/k3_lookup_table" => lookup::pack(matrix, target),
+        "matvec/k4_sliced_codebook" => sliced::pack(matrix, target),
+        other => return Err(AqlmError::Unsupported(format!("no packer for {other}"))),
+    };
+    if packed.shared_bytes > target.shared_bytes {
+        return Err(AqlmError::Unsupported(format!(
+            "{id} needs {} bytes of shared memory for {scheme} at {} inputs, {} are there",
+            packed.shared_bytes, packed.in_features, target.shared_bytes
+        )));
+    }
+    Ok(packed)
+}
+
+fn bytes_of_u16(values: impl Iterator<Item = u16>) -> Vec<u8> {
+    padded(values.flat_map(u16::to_le_bytes).collect())
+}
+
+fn bytes_of_u32(values: &[u32]) -> Vec<u8> {
+    padded(bytemuck::cast_slice(values).to_vec())
+}
+
+fn padded(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.resize(bytes.len().next_multiple_of(16).max(16), 0);
+    bytes
+}
+
+/// Codebooks [M, 2^B, out_group, in_group] as f16.
+fn codebook_bytes(matrix: &QuantizedMatrix) -> Vec<u8> {
+    bytes_of_u16(
+        matrix
+            .codebooks
+            .iter()
+            .map(|&value| f16::from_f64(value).to_bits()),
+    )
+}
+
+/// Scales [out_groups] as f16.
+fn scale_bytes(matrix: &QuantizedMatrix) -> Vec<u8> {
+    bytes_of_u16(matrix.scales.iter().map(|&value| f16::from_f64(value).to_bits()))
+}
+
+/// The fewest warps, at most `most`, that do `tasks` in as few rounds as `most` warps would.
+fn even_warps(tasks: usize, most: usize) -> usize {
+    let rounds = tasks.div_ceil(most).max(1);
+    tasks.div_ceil(rounds).max(1)
+}
