@@ -26,6 +26,13 @@ __device__ __forceinline__ uint2 load_once(const uint2* from) {
     return v;
 }
 
+// The same for 4 bytes.
+__device__ __forceinline__ u32 load_once(const u32* from) {
+    u32 v;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(v) : "l"(from));
+    return v;
+}
+
 // Two f16 products and sums, each rounded once: a * b + c.
 __device__ __forceinline__ u32 fma_f16x2(u32 a, u32 b, u32 c) {
     u32 d;
@@ -50,6 +57,16 @@ __device__ __forceinline__ u16 f16_of_f32(float f) {
     u16 h;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
     return h;
+}
+
+// The address of shared memory as its instructions take it, and a load from there with an offset that costs no instruction.
+__device__ __forceinline__ u32 shared_address(const void* shared) { return static_cast<u32>(__cvta_generic_to_shared(shared)); }
+
+template <u32 OFFSET>
+__device__ __forceinline__ float load_shared_f32(u32 address) {
+    float f;
+    asm volatile("ld.shared.f32 %0, [%1 + %2];" : "=f"(f) : "r"(address), "n"(OFFSET) : "memory");
+    return f;
 }
 
 // The compiler moves no memory access across this: it bounds how many loads are in flight, hence registers.

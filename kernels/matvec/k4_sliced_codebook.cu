@@ -11,12 +11,23 @@
 // packer orders them so that the eight lanes of a pass want codewords in eight different bank groups (nearly always).
 // Arithmetic: f16 products and sums inside a group (G / 2 terms), f32 across groups.
 // Limits: M 1, out_group 1, G 8 or 16, sm_90.
-// items: chunks of 8 items for 32 lanes, 3 x 8 bytes a lane: [chunk][3][lane] uint2. An item: code within slice (SLICE_BITS), then position
+// items: chunks of CHUNK items for 32 lanes, 24 bits each: [chunk][3][lane] of 8 bytes (CHUNK 8) or 4 (CHUNK 4). An item: code within slice (SLICE_BITS), then position
 // in the window, 24 bits. A pass is one (slice, window of WINDOW input groups); position WINDOW holds zeros, for padding.
 // tasks: [slab][rank][pass][task] {first chunk, chunks}: a task is 32 rows of the slab; rows: [slab][rank][pass][task][lane] u16, row of slab.
 // Compile-time: AQLM_B, AQLM_G.
 
 #define VECTORS (AQLM_G / 8)
+// Lists of groups of 16 are short, so the last chunk's padding costs more than wider loads gain.
+#if AQLM_G == 8
+#define CHUNK 8
+#define MOST_THREADS 736
+typedef uint2 Load;
+#else
+#define CHUNK 4
+#define MOST_THREADS 640
+#define DEPTH 4
+typedef u32 Load;
+#endif
 #define SLICE_BITS (AQLM_G == 8 ? 13 : 12)
 #define WINDOW (4096 / AQLM_G)
 #define SLICE_BYTES 131072
@@ -49,8 +60,15 @@ __device__ __forceinline__ float item_product(const unsigned char* slice, const 
     return low_f32(pair) + high_f32(pair);
 }
 
-extern "C" __global__ void __launch_bounds__(736, 1)
-matvec(const uint2* items, const uint2* tasks, const u16* rows, const uint4* codebook, const u16* scales, const uint4* x, u16* y,
+// Four items of 24 bits out of three words.
+__device__ __forceinline__ float four_products(const unsigned char* slice, const unsigned char* inputs, u32 w0, u32 w1, u32 w2) {
+    const float p0 = item_product(slice, inputs, w0), p1 = item_product(slice, inputs, __byte_perm(w0, w1, 0x7543));
+    const float p2 = item_product(slice, inputs, __byte_perm(w1, w2, 0x7432)), p3 = item_product(slice, inputs, w2 >> 8);
+    return (p0 + p1) + (p2 + p3);
+}
+
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+matvec(const Load* items, const uint2* tasks, const u16* rows, const uint4* codebook, const u16* scales, const uint4* x, u16* y,
        int out_features, int in_features, int rows_per_block, int slices_per_block, int windows) {
 #ifdef AQLM_ON_CPU
     unsigned char* shared = dynamic_shared();
@@ -77,11 +95,16 @@ matvec(const uint2* items, const uint2* tasks, const u16* rows, const uint4* cod
             for (u32 i = threadIdx.x; i < SLICE_BYTES / 16; i += blockDim.x) start_copy16(slice + i * 16, from + i);
         }
         if (pass == 0) wait_for_previous_kernel();
-        for (u32 i = threadIdx.x; i < (WINDOW + 1) * ENTRY / 16; i += blockDim.x) {
-            const u32 position = i / (8 * VECTORS), group = window * WINDOW + position, vector = i % VECTORS;
+        // A vector is read once and stored eight times; threads start at different copies, so that stores meet in no bank.
+        for (u32 i = threadIdx.x; i < (WINDOW + 1) * VECTORS; i += blockDim.x) {
+            const u32 position = i / VECTORS, group = window * WINDOW + position, vector = i % VECTORS;
             uint4 value = {0, 0, 0, 0};
             if (position < WINDOW && group * AQLM_G < static_cast<u32>(in_features)) value = x[group * VECTORS + vector];
-            reinterpret_cast<uint4*>(inputs)[i] = value;
+#pragma unroll
+            for (u32 k = 0; k < 8; ++k) {
+                const u32 copy = (position + k) & 7;
+                *reinterpret_cast<uint4*>(inputs + position * ENTRY + (copy * VECTORS + vector) * 16) = value;
+            }
         }
         const bool last = pass + 1 == passes;
         if (last) cluster_wait();
@@ -89,13 +112,13 @@ matvec(const uint2* items, const uint2* tasks, const u16* rows, const uint4* cod
         for (u32 task = warp; task < block_tasks; task += warps) {
             const uint2 span = tasks[first_task + task];
             const u32 row = rows[(first_task + task) * 32 + lane];
-            const uint2* from = items + static_cast<size_t>(span.x) * 96 + lane;
+            const Load* from = items + static_cast<size_t>(span.x) * 96 + lane;
             // Two chunks in flight: `next` is wanted now, `later` after it.
-            uint2 next[3], later[3];
+            Load next[3], later[3];
 #pragma unroll
             for (u32 i = 0; i < 3; ++i) {
                 if (span.y > 0) next[i] = load_once(from + i * 32);
-                if (span.y > 1) later[i] = load_once(from + 96 + i * 32);
+                if (span.y > 1) later[i] = load_once(from + (3 + i) * 32);
             }
             if (task == warp) {
                 complete_copies();
@@ -103,23 +126,19 @@ matvec(const uint2* items, const uint2* tasks, const u16* rows, const uint4* cod
             }
             float sum = 0.0f;
             for (u32 chunk = 0; chunk < span.y; ++chunk) {
-                const u32 w0 = next[0].x, w1 = next[0].y, w2 = next[1].x, w3 = next[1].y, w4 = next[2].x, w5 = next[2].y;
+                const Load l0 = next[0], l1 = next[1], l2 = next[2];
 #pragma unroll
                 for (u32 i = 0; i < 3; ++i) {
                     next[i] = later[i];
-                    if (chunk + 2 < span.y) later[i] = load_once(from + (chunk + 2) * 96 + i * 32);
+                    if (chunk + 2 < span.y) later[i] = load_once(from + ((chunk + 2) * 3 + i) * 32);
                 }
-                const float p0 = item_product(slice, my_inputs, w0 & 0xffffffu);
-                const float p1 = item_product(slice, my_inputs, __byte_perm(w0, w1, 0x7543) & 0xffffffu);
-                const float p2 = item_product(slice, my_inputs, __byte_perm(w1, w2, 0x7432) & 0xffffffu);
-                const float p3 = item_product(slice, my_inputs, w2 >> 8);
-                sum += (p0 + p1) + (p2 + p3);
+#if CHUNK == 8
+                sum += four_products(slice, my_inputs, l0.x, l0.y, l1.x);
                 keep_order();
-                const float p4 = item_product(slice, my_inputs, w3 & 0xffffffu);
-                const float p5 = item_product(slice, my_inputs, __byte_perm(w3, w4, 0x7543) & 0xffffffu);
-                const float p6 = item_product(slice, my_inputs, __byte_perm(w4, w5, 0x7432) & 0xffffffu);
-                const float p7 = item_product(slice, my_inputs, w5 >> 8);
-                sum += (p4 + p5) + (p6 + p7);
+                sum += four_products(slice, my_inputs, l1.y, l2.x, l2.y);
+#else
+                sum += four_products(slice, my_inputs, l0, l1, l2);
+#endif
             }
             if (pass > 0) sum += partial[row];
             if (last) {

@@ -77,6 +77,18 @@ inline unsigned char* dynamic_shared() {
     return reinterpret_cast<unsigned char*>((address + 127) / 128 * 128);
 }
 
+// As on a device, a little of shared memory lies before the block's own.
+inline uint32_t shared_address(const void* shared) {
+    return 1024 + static_cast<uint32_t>(static_cast<const unsigned char*>(shared) - dynamic_shared());
+}
+
+template <uint32_t OFFSET>
+float load_shared_f32(uint32_t address) {
+    float f;
+    std::memcpy(&f, dynamic_shared() + (address + OFFSET - 1024), 4);
+    return f;
+}
+
 inline void __syncthreads() { wait_at(current->block->barrier); }
 inline void cluster_barrier() { wait_at(cluster_wide); }
 
@@ -168,6 +180,7 @@ inline uint32_t mul_f16x2(uint32_t a, uint32_t b) {
 
 inline uint4 load_once(const uint4* from) { return *from; }
 inline uint2 load_once(const uint2* from) { return *from; }
+inline uint32_t load_once(const uint32_t* from) { return *from; }
 inline void start_copy16(void* to, const void* from) { std::memcpy(to, from, 16); }
 inline void keep_order() {}
 inline void complete_copies() {}

@@ -17,13 +17,23 @@ fn grid_value(rng: &mut impl Rng) -> f64 {
     f64::from(rng.random_range(-8..=8)) / 8.0
 }
 
-fn grid_matrix(scheme: Scheme, out_features: usize, in_features: usize, rng: &mut impl Rng) -> QuantizedMatrix {
+fn grid_matrix(
+    scheme: Scheme,
+    out_features: usize,
+    in_features: usize,
+    rng: &mut impl Rng,
+) -> QuantizedMatrix {
     let (out_groups, in_groups) = scheme.groups(out_features, in_features).unwrap();
     let size = scheme.codebook_size();
     let codes = Array3::from_shape_simple_fn((out_groups, in_groups, scheme.num_codebooks), || {
         rng.random_range(0..size) as u16
     });
-    let shape = (scheme.num_codebooks, size, scheme.out_group_size, scheme.in_group_size);
+    let shape = (
+        scheme.num_codebooks,
+        size,
+        scheme.out_group_size,
+        scheme.in_group_size,
+    );
     let codebooks = Array4::from_shape_simple_fn(shape, || grid_value(rng));
     // Powers of two, so that scaling is exact.
     let scales = Array1::from_shape_simple_fn(out_groups, || [0.25, 0.5, 1.0][rng.random_range(0..3)]);
@@ -64,13 +74,22 @@ fn run_on_cpu(packed: &Packed, x: &[f16], folder: &Path) -> Option<Vec<f16>> {
     let compiled = Command::new(compiler)
         .args(["-std=c++17", "-O1", "-w", "-o"])
         .args([&program, &cpp])
-        .args(packed.defines.iter().map(|(name, value)| format!("-D{name}={value}")))
+        .args(
+            packed
+                .defines
+                .iter()
+                .map(|(name, value)| format!("-D{name}={value}")),
+        )
         .output();
     let Ok(compiled) = compiled else {
         println!("waived: no C++ compiler");
         return None;
     };
-    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    assert!(
+        compiled.status.success(),
+        "{}",
+        String::from_utf8_lossy(&compiled.stderr)
+    );
 
     let x_bytes: Vec<u8> = x.iter().flat_map(|value| value.to_le_bytes()).collect();
     let poison = vec![0xff_u8; packed.out_features * 2];
@@ -78,19 +97,30 @@ fn run_on_cpu(packed: &Packed, x: &[f16], folder: &Path) -> Option<Vec<f16>> {
     contents.extend([x_bytes.as_slice(), poison.as_slice()]);
     let mut integers = vec![packed.out_features as i32, packed.in_features as i32];
     integers.extend(&packed.sizes);
-    let mut words = vec![u64::from(packed.grid[0]), u64::from(packed.grid[1]), u64::from(packed.block)];
+    let mut words = vec![
+        u64::from(packed.grid[0]),
+        u64::from(packed.grid[1]),
+        u64::from(packed.block),
+    ];
     words.extend([u64::from(packed.cluster), packed.shared_bytes as u64]);
     words.extend([contents.len(), integers.len(), contents.len() - 1].map(|n| n as u64));
     words.extend(contents.iter().map(|bytes| bytes.len() as u64));
     words.extend(integers.iter().map(|&n| n as u64));
     let mut file: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    contents.iter().for_each(|bytes| file.extend_from_slice(bytes));
+    for bytes in contents {
+        file.extend_from_slice(bytes);
+    }
     std::fs::write(&input, file).unwrap();
 
     let status = Command::new(&program).args([&input, &output]).status().unwrap();
     assert!(status.success(), "{} ended with {status}", packed.kernel);
     let bytes = std::fs::read(&output).unwrap();
-    Some(bytes.chunks_exact(2).map(|pair| f16::from_le_bytes([pair[0], pair[1]])).collect())
+    Some(
+        bytes
+            .chunks_exact(2)
+            .map(|pair| f16::from_le_bytes([pair[0], pair[1]]))
+            .collect(),
+    )
 }
 
 /// A device small enough to play: few blocks, clusters as on the real one.
@@ -105,7 +135,9 @@ fn small_target() -> Target {
 fn check(kernel: &str, scheme: &str, out_features: usize, in_features: usize) {
     let mut rng = ChaCha8Rng::seed_from_u64(out_features as u64 * 1_000_003 + in_features as u64);
     let matrix = grid_matrix(scheme.parse().unwrap(), out_features, in_features, &mut rng);
-    let x: Vec<f16> = (0..in_features).map(|_| f16::from_f64(grid_value(&mut rng))).collect();
+    let x: Vec<f16> = (0..in_features)
+        .map(|_| f16::from_f64(grid_value(&mut rng)))
+        .collect();
     let packed = pack(kernel, &matrix, &small_target()).unwrap();
     let folder = std::env::temp_dir().join(format!(
         "aqlm-shim-{}-{}-{scheme}-{out_features}-{in_features}",
@@ -118,8 +150,17 @@ fn check(kernel: &str, scheme: &str, out_features: usize, in_features: usize) {
     let Some(found) = found else { return };
     let expected = expected(&matrix, &x);
     assert!(expected.iter().any(|value| value.to_f64() != 0.0));
-    let wrong: Vec<_> = expected.iter().zip(&found).enumerate().filter(|(_, (a, b))| a != b).take(10).collect();
-    assert!(wrong.is_empty(), "{kernel} {scheme} {out_features}x{in_features}: (row, (expected, found)) {wrong:?}");
+    let wrong: Vec<_> = expected
+        .iter()
+        .zip(&found)
+        .enumerate()
+        .filter(|(_, (a, b))| a != b)
+        .take(10)
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "{kernel} {scheme} {out_features}x{in_features}: (row, (expected, found)) {wrong:?}"
+    );
 }
 
 #[test]

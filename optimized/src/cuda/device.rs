@@ -210,7 +210,9 @@ pub(crate) fn cluster_attribute(size: u32) -> sys::CUlaunchAttribute {
 /// Clusters of more than eight blocks must be asked for: not every device of an architecture can place them.
 pub(crate) fn allow_large_clusters(function: &CudaFunction) -> Result<()> {
     let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
-    function.set_attribute(which, 1).during("asking for large clusters")
+    function
+        .set_attribute(which, 1)
+        .during("asking for large clusters")
 }
 
 fn allow_shared(function: &CudaFunction, bytes: usize) -> Result<()> {
@@ -222,4 +224,19 @@ fn allow_shared(function: &CudaFunction, bytes: usize) -> Result<()> {
             .during("asking for shared memory")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CudaError, Device};
+
+    #[test]
+    fn a_missing_device_is_an_error_and_not_a_panic() {
+        // No machine has this many; without any device or driver the answer is the same.
+        match Device::open(10_000, None) {
+            Err(CudaError::Absent(reason)) => assert!(!reason.is_empty()),
+            Err(other) => panic!("{other}"),
+            Ok(_) => panic!("device 10000 exists"),
+        }
+    }
 }

@@ -6,6 +6,8 @@ use super::{Packed, Target, codebook_bytes, padded, scale_bytes};
 /// Slots whose tables a block holds at once; a slot is 32 input groups of one codebook.
 const SLOTS: usize = 4;
 const TABLE_BYTES: usize = SLOTS * 256 * 32 * 4;
+/// Shared memory that the system keeps at the start of a block's addresses (CUDA programming guide, 1 KiB from compute capability 8.0).
+const SYSTEM_BYTES: usize = 1024;
 const THREADS: u32 = 1024;
 
 /// k3: one byte a code, grouped by row slab, rank in the cluster, round, four rows and lane.
@@ -47,7 +49,8 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Packed {
         grid: [ranks as u32, slabs as u32],
         block: THREADS,
         cluster: ranks as u32,
-        shared_bytes: TABLE_BYTES + rows * 8,
+        // The table starts at a multiple of 65536, past at most that much of other use.
+        shared_bytes: (rows * 8 + SYSTEM_BYTES).next_multiple_of(65536) - SYSTEM_BYTES + TABLE_BYTES,
         out_features: matrix.out_features(),
         in_features: matrix.in_features(),
     }

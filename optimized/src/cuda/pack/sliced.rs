@@ -4,10 +4,6 @@ use rayon::prelude::*;
 use super::{Packed, Target, bytes_of_u16, bytes_of_u32, codebook_bytes, even_warps, scale_bytes};
 
 const SLICE_BYTES: usize = 131_072;
-/// Limit of the kernel's launch bounds.
-const MOST_WARPS: usize = 23;
-/// Items of a lane that are loaded together.
-const CHUNK: usize = 8;
 const ITEM_BITS: usize = 24;
 
 /// The items of one (slab, rank, pass).
@@ -27,9 +23,18 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Packed {
     let (out_groups, in_groups) = matrix.groups();
     let slice_bits = if g == 8 { 13 } else { 12 };
     let window = 4096 / g;
+    // Items of a lane that are loaded together, as the kernel has them.
+    let chunk = if g == 8 { 8 } else { 4 };
+    // The kernel's launch bounds.
+    let most_warps = if g == 8 { 23 } else { 20 };
+    let phase = if g == 8 { 8 } else { 4 };
     let slices = (scheme.codebook_size() >> slice_bits).max(1);
     // Sixteen ranks are beyond what every device of this architecture can place; eight with two slices each then do.
-    let ranks = if slices >= 16 && target.clusters[4] > 0 { 16 } else { slices.min(8) };
+    let ranks = if slices >= 16 && target.clusters[4] > 0 {
+        16
+    } else {
+        slices.min(8)
+    };
     let slices_per_block = slices / ranks;
     let windows = in_groups.div_ceil(window);
     let passes = slices_per_block * windows;
@@ -59,13 +64,13 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Packed {
                         .collect()
                 })
                 .collect();
-            arrange(&lists, slice_bits, window, if g == 8 { 8 } else { 4 })
+            arrange(&lists, slice_bits, window, phase, chunk)
         })
         .collect();
 
     let (mut words, mut tasks, mut row_map) = (Vec::new(), Vec::new(), Vec::new());
     for part in &parts {
-        let first = (words.len() / (32 * CHUNK * ITEM_BITS / 32)) as u32;
+        let first = (words.len() / (chunk * ITEM_BITS)) as u32;
         tasks.extend(
             part.tasks
                 .iter()
@@ -75,7 +80,7 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Packed {
         row_map.extend_from_slice(&part.rows);
     }
 
-    let warps = even_warps(rows / 32, MOST_WARPS);
+    let warps = even_warps(rows / 32, most_warps);
     let mut codebook = codebook_bytes(matrix);
     codebook.resize(codebook.len().next_multiple_of(SLICE_BYTES), 0);
     Packed {
@@ -102,7 +107,7 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Packed {
 ///
 /// Rows of similar length share a warp, so that little is padded. The `phase` lanes whose 16-byte reads the hardware serves together
 /// should want codewords from different bank groups, that is, of different code modulo `phase`.
-fn arrange(lists: &[Vec<u32>], slice_bits: u32, window: usize, phase: usize) -> Part {
+fn arrange(lists: &[Vec<u32>], slice_bits: u32, window: usize, phase: usize, chunk: usize) -> Part {
     let mut order: Vec<usize> = (0..lists.len()).collect();
     order.sort_by_key(|&row| std::cmp::Reverse(lists[row].len()));
     let padding = (window as u32) << slice_bits;
@@ -114,8 +119,8 @@ fn arrange(lists: &[Vec<u32>], slice_bits: u32, window: usize, phase: usize) -> 
     };
     for rows in order.chunks(32) {
         let steps = rows.iter().map(|&row| lists[row].len()).max().unwrap_or(0);
-        let chunks = steps.div_ceil(CHUNK);
-        let mut items = vec![padding; chunks * CHUNK * 32];
+        let chunks = steps.div_ceil(chunk);
+        let mut items = vec![padding; chunks * chunk * 32];
         for (first_lane, lanes) in rows
             .chunks(phase)
             .enumerate()
@@ -133,12 +138,10 @@ fn arrange(lists: &[Vec<u32>], slice_bits: u32, window: usize, phase: usize) -> 
                 }
             }
         }
-        part.tasks.push([
-            (part.words.len() / (32 * CHUNK * ITEM_BITS / 32)) as u32,
-            chunks as u32,
-        ]);
-        for chunk in items.chunks(CHUNK * 32) {
-            append_chunk(&mut part.words, chunk);
+        part.tasks
+            .push([(part.words.len() / (chunk * ITEM_BITS)) as u32, chunks as u32]);
+        for items in items.chunks(chunk * 32) {
+            append_chunk(&mut part.words, items);
         }
     }
     part
@@ -200,16 +203,18 @@ impl Queue {
     }
 }
 
-/// Eight items of 24 bits a lane as three 8-byte words a lane: [3][lane][2] u32.
+/// The items of one chunk, [step][lane], as three loads a lane: [3][lane] of 8 bytes for eight steps, of 4 bytes for four.
 fn append_chunk(words: &mut Vec<u32>, items: &[u32]) {
-    let base = words.len();
-    words.resize(base + 3 * 32 * 2, 0);
+    let (base, steps) = (words.len(), items.len() / 32);
+    let load_words = steps / 4;
+    words.resize(base + 3 * 32 * load_words, 0);
     for lane in 0..32 {
-        for step in 0..CHUNK {
+        for step in 0..steps {
             let (bit, item) = (step * ITEM_BITS, u64::from(items[step * 32 + lane]));
             let shifted = item << (bit % 32);
-            let mut put =
-                |word: usize, bits: u32| words[base + (word / 2 * 32 + lane) * 2 + word % 2] |= bits;
+            let mut put = |word: usize, bits: u32| {
+                words[base + (word / load_words * 32 + lane) * load_words + word % load_words] |= bits;
+            };
             put(bit / 32, shifted as u32);
             if shifted >> 32 != 0 {
                 put(bit / 32 + 1, (shifted >> 32) as u32);
