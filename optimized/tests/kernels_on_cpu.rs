@@ -123,11 +123,11 @@ fn run_on_cpu(packed: &Packed, x: &[f16], folder: &Path) -> Option<Vec<f16>> {
     )
 }
 
-/// A device small enough to play: few blocks, clusters as on the real one.
+/// A device small enough to play: few blocks, clusters of two at most.
 fn small_target() -> Target {
     Target {
         multiprocessors: 3,
-        clusters: [3, 2, 2, 2, 0],
+        clusters: [3, 2, 0, 0, 0],
         ..Target::h100()
     }
 }
@@ -184,12 +184,12 @@ fn k3_lookup_table() {
     check("matvec/k3_lookup_table", "2x8g8", 26, 264);
     check("matvec/k3_lookup_table", "1x8g8", 45, 2056);
     check("matvec/k3_lookup_table", "2x8g16", 7, 1040);
-    check("matvec/k3_lookup_table", "3x8g8", 70, 3336);
+    check("matvec/k3_lookup_table", "3x8g8", 38, 1288);
 }
 
 #[test]
 fn k4_sliced_codebook() {
-    // Two windows of input groups; every number of ranks; more slices than ranks.
+    // One and several slices, of which a block holds one or more; two windows of input groups.
     check("matvec/k4_sliced_codebook", "1x13g8", 37, 264);
     check("matvec/k4_sliced_codebook", "1x15g8", 70, 4424);
     check("matvec/k4_sliced_codebook", "1x16g8", 35, 1032);

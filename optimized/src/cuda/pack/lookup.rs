@@ -16,7 +16,7 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Packed {
     let m = scheme.num_codebooks;
     let (out_groups, in_groups) = matrix.groups();
     let slots = in_groups.div_ceil(32) * m;
-    let ranks = slots.div_ceil(SLOTS).next_power_of_two().min(8);
+    let ranks = target.cluster_up_to(slots.div_ceil(SLOTS).next_power_of_two().min(8));
     let rounds = slots.div_ceil(SLOTS * ranks);
     let rows = out_groups
         .div_ceil(target.clusters_of(ranks as u32) as usize)

@@ -29,6 +29,15 @@ impl Target {
         self.clusters[(size.trailing_zeros() as usize).min(4)].max(1)
     }
 
+    /// The largest cluster size of at most `wanted` (a power of two) that the device can place.
+    fn cluster_up_to(&self, wanted: usize) -> usize {
+        let mut size = wanted.min(16);
+        while size > 1 && self.clusters[size.trailing_zeros() as usize] == 0 {
+            size /= 2;
+        }
+        size
+    }
+
     /// An H100 SXM with 132 multiprocessors, for use without a device.
     pub fn h100() -> Self {
         Self {

@@ -29,12 +29,8 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Packed {
     let most_warps = if g == 8 { 23 } else { 20 };
     let phase = if g == 8 { 8 } else { 4 };
     let slices = (scheme.codebook_size() >> slice_bits).max(1);
-    // Sixteen ranks are beyond what every device of this architecture can place; eight with two slices each then do.
-    let ranks = if slices >= 16 && target.clusters[4] > 0 {
-        16
-    } else {
-        slices.min(8)
-    };
+    // Not every device of an architecture can place sixteen; fewer ranks then hold several slices, one after the other.
+    let ranks = target.cluster_up_to(slices);
     let slices_per_block = slices / ranks;
     let windows = in_groups.div_ceil(window);
     let passes = slices_per_block * windows;
