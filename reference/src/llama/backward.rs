@@ -14,11 +14,11 @@ pub struct BlockGradients {
     pub x: Array2<f64>,
     /// with respect to the (decoded) weights, [out_features, in_features] each, in the order of [`LayerKind::ALL`]
     pub layers: [Array2<f64>; 7],
-    /// with respect to the biases, [out_features], where the layer has one
+    /// with respect to the biases, `[out_features]`, where the layer has one
     pub biases: [Option<Array1<f64>>; 7],
-    /// with respect to the first norm's weight, [hidden]
+    /// with respect to the first norm's weight, `[hidden]`
     pub input_layernorm: Array1<f64>,
-    /// with respect to the second norm's weight, [hidden]
+    /// with respect to the second norm's weight, `[hidden]`
     pub post_attention_layernorm: Array1<f64>,
 }
 

@@ -42,16 +42,16 @@ impl ResidentWeight {
 pub struct ResidentLinear {
     /// [out_features, in_features]
     pub weight: ResidentWeight,
-    /// [out_features]
+    /// `[out_features]`
     pub bias: Option<Array1<f64>>,
 }
 
 /// A transformer block in f64: what [`BlockWeights`] become when they are computed with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Block {
-    /// RMSNorm before attention, [hidden]
+    /// RMSNorm before attention, `[hidden]`
     pub input_layernorm: Array1<f64>,
-    /// RMSNorm before the MLP, [hidden]
+    /// RMSNorm before the MLP, `[hidden]`
     pub post_attention_layernorm: Array1<f64>,
     /// in the order of [`LayerKind::ALL`]; private, so that no decoded form outlives its codebooks
     layers: [ResidentLinear; 7],

@@ -62,7 +62,7 @@ impl KvCache {
     }
 }
 
-/// [`block_forward`](super::block_forward) for one more position: its input row of [hidden] to its output row.
+/// [`block_forward`](super::block_forward) for one more position: its input row of `[hidden]` to its output row.
 ///
 /// Positions are computed in order: the cache must hold those before `position`, and holds this one afterwards.
 ///
@@ -97,7 +97,7 @@ pub fn block_decode_step(
     y.index_axis_move(Axis(0), 0)
 }
 
-/// [`model_forward`](super::model_forward) for one more token: the logits of its position, [vocab].
+/// [`model_forward`](super::model_forward) for one more token: the logits of its position, `[vocab]`.
 ///
 /// # Errors
 /// `TokenOutOfRange` when the token has no embedding, `Shape` when the cache belongs to a model with another number

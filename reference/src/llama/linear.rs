@@ -18,7 +18,7 @@ pub struct LinearGradients {
     pub x: Array2<f64>,
     /// grad_y^T x, [out, in]
     pub weight: Array2<f64>,
-    /// grad_y summed over tokens, [out]
+    /// grad_y summed over tokens, `[out]`
     pub bias: Array1<f64>,
 }
 

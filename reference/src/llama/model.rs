@@ -14,7 +14,7 @@ pub struct Model {
     pub embedding: Array2<f32>,
     /// the decoder layers, first to last
     pub blocks: Vec<Block>,
-    /// the RMSNorm before the head, [hidden]
+    /// the RMSNorm before the head, `[hidden]`
     pub norm: Array1<f64>,
     /// [vocab, hidden]; with tied embeddings the embedding again
     pub lm_head: Array2<f64>,
@@ -57,7 +57,7 @@ pub fn logits(
     )
 }
 
-/// Negative log-likelihood in nats of each target under its row of logits, [tokens]: ln(sum_i e^l_i) - l_target,
+/// Negative log-likelihood in nats of each target under its row of logits, `[tokens]`: ln(sum_i e^l_i) - l_target,
 /// the largest logit taken out of the sum first.
 ///
 /// # Errors
