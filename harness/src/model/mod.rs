@@ -1,5 +1,6 @@
 //! Models in and out: Hugging Face folders, GGUF files and the embedded model behind one type.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use aqlm_reference::vocabulary::{BlockWeights, LayerKind, Linear, LlamaConfig, Scheme};
@@ -13,6 +14,7 @@ pub mod config;
 pub mod embedded;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod gguf;
 pub mod inventory;
 mod layout;
 mod linear;
@@ -43,6 +45,7 @@ fn norm_names(block: usize) -> [String; 2] {
 enum TokenizerSource {
     Folder(PathBuf),
     Embedded,
+    Gguf(gguf::GgufTokenizer),
 }
 
 /// A model that is opened but not read: weights are read when asked for, block by block.
@@ -57,21 +60,30 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a Hugging Face folder.
+    /// Opens a Hugging Face folder or a GGUF file of the llama architecture.
     ///
     /// # Errors
     /// `Io`; `Kind` for anything else; the errors of [`ModelConfig::read`] and [`SafetensorFiles::open_folder`];
-    /// `MissingTensor`, `TensorShape`, `TensorType`, `UnexpectedTensor` and `Layer` when weights and configuration
+    /// `Truncated`, `Header`, `Offsets`, `Field` and `Unsupported` for GGUF files; `MissingTensor`, `TensorShape`, `TensorType`, `UnexpectedTensor` and `Layer` when weights and configuration
     /// disagree.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let metadata = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
         if !metadata.is_dir() {
-            return Err(Error::Kind {
-                path: path.into(),
-                expected: "a Hugging Face model folder or a .gguf file".into(),
-                found: "another file".into(),
-            });
+            if !starts_with(path, gguf::MAGIC)? {
+                return Err(Error::Kind {
+                    path: path.into(),
+                    expected: "a Hugging Face model folder or a GGUF file".into(),
+                    found: "another file".into(),
+                });
+            }
+            let gguf = gguf::open(path)?;
+            return Self::assemble(
+                path.into(),
+                gguf.config,
+                Box::new(gguf.tensors),
+                TokenizerSource::Gguf(gguf.tokenizer),
+            );
         }
         let config_path = path.join("config.json");
         if !config_path.is_file() {
@@ -330,6 +342,7 @@ impl Model {
                 Tokenizer::from_bytes(&self.source.join("tokenizer.json"), embedded::TOKENIZER)?
                     .with_markers(bos, eos)
             }
+            TokenizerSource::Gguf(gguf) => gguf.build()?.with_markers(bos, eos),
             TokenizerSource::Folder(folder) => {
                 let path = folder.join("tokenizer.json");
                 if !path.is_file() {
@@ -366,6 +379,15 @@ impl Model {
             _ => Ok(tokenizer),
         }
     }
+}
+
+/// Whether a file begins with these bytes.
+fn starts_with(path: &Path, magic: &[u8]) -> Result<bool> {
+    let mut start = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(magic.len() as u64).read_to_end(&mut start))
+        .map_err(Error::io(path, "read"))?;
+    Ok(start == magic)
 }
 
 #[cfg(test)]
