@@ -275,12 +275,47 @@ pub enum Error {
         /// the value of what arrived
         found: String,
     },
+    /// A scheme does not fit a layer of the model.
+    #[error("{layer} {reason}")]
+    Scheme {
+        /// which layer, by its path in the block or the checkpoint
+        layer: String,
+        /// what is wrong, and what would fit
+        reason: String,
+    },
+    /// A folder cannot be used for a run.
+    #[error("{path}: {reason}")]
+    RunFolder {
+        /// the folder
+        path: PathBuf,
+        /// why not
+        reason: String,
+    },
+    /// An option or an argument has a value that cannot be used.
+    #[error("{what}: expected {expected}, found {found}")]
+    Invalid {
+        /// the option or argument
+        what: String,
+        /// the values allowed
+        expected: String,
+        /// the value given
+        found: String,
+    },
     /// The quantizer refused.
     #[error(transparent)]
     Aqlm(#[from] AqlmError),
 }
 
 impl Error {
+    /// An option or argument `what` that cannot be used.
+    pub fn invalid(what: &str, expected: &str, found: impl Into<String>) -> Self {
+        Self::Invalid {
+            what: what.into(),
+            expected: expected.into(),
+            found: found.into(),
+        }
+    }
+
     /// For `map_err`: an operating-system error with the file and the action.
     pub fn io(path: impl AsRef<Path>, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();

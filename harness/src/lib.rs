@@ -1,9 +1,14 @@
 //! The parts of the `aqlm` command: models and data in and out, backends behind one trait, the pipeline, checks.
 
+pub mod backend;
+pub mod check;
+pub mod cli;
 pub mod data;
 pub mod durable;
 pub mod error;
+pub mod eval;
 pub mod model;
+pub mod pipeline;
 pub mod tokenizer;
 
 pub use error::{Error, Result};

@@ -1,2 +1,7 @@
-//! The `aqlm` command.
-fn main() {}
+//! The `aqlm` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    aqlm_harness::cli::run()
+}

@@ -12,12 +12,14 @@ use crate::{Error, Result};
 pub mod block_file;
 pub mod config;
 pub mod embedded;
+mod fingerprint;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod gguf;
 pub mod inventory;
 mod layout;
 mod linear;
+mod rounding;
 pub mod tensors;
 pub mod write;
 
@@ -25,6 +27,7 @@ pub use config::{Family, ModelConfig, StorageType};
 pub use inventory::Inventory;
 use linear::{code_type, codebook_shape, read_linear, read_matrix, read_vector};
 use tensors::{SafetensorFiles, TensorInfo, TensorSource};
+pub use write::{WriteOptions, Written, write_checkpoint};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const FINAL_NORM: &str = "model.norm.weight";

@@ -1,0 +1,224 @@
+use std::time::Instant;
+
+use aqlm_reference::vocabulary::Stream;
+use ndarray::{Array1, Array2};
+use rand::RngExt;
+
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::model::Model;
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Sampling {
+    /// the most likely one
+    Greedy,
+    /// drawn from the softmax of logits / temperature, cut to the smallest set of tokens that holds `top_p`
+    Nucleus {
+        /// above 0
+        temperature: f64,
+        /// in (0, 1]
+        top_p: f64,
+    },
+}
+
+impl Sampling {
+    /// Greedy at temperature 0, else nucleus sampling.
+    ///
+    /// # Errors
+    /// `Error::Invalid` for a negative or infinite temperature or a top-p outside (0, 1].
+    pub fn new(temperature: f64, top_p: f64) -> Result<Self> {
+        if !(temperature.is_finite() && temperature >= 0.0) {
+            return Err(Error::invalid(
+                "--temperature",
+                "a finite number of at least 0",
+                temperature.to_string(),
+            ));
+        }
+        if !(top_p > 0.0 && top_p <= 1.0) {
+            return Err(Error::invalid(
+                "--top-p",
+                "a number above 0 and at most 1",
+                top_p.to_string(),
+            ));
+        }
+        Ok(if temperature == 0.0 {
+            Self::Greedy
+        } else {
+            Self::Nucleus { temperature, top_p }
+        })
+    }
+
+    /// Chooses a token; the lowest id wins ties.
+    pub fn choose(self, logits: &Array1<f64>, rng: &mut Stream) -> u32 {
+        let argmax = || (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
+        match self {
+            Self::Greedy => argmax() as u32,
+            Self::Nucleus { temperature, top_p } => {
+                let top = logits[argmax()];
+                let mut weights: Vec<(usize, f64)> = logits
+                    .iter()
+                    .map(|&logit| ((logit - top) / temperature).exp())
+                    .enumerate()
+                    .collect();
+                // A stable sort keeps ids in order among equals, so the draw is reproducible.
+                weights.sort_by(|a, b| b.1.total_cmp(&a.1));
+                let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
+                let mut kept = 0.0;
+                let mut count = 0;
+                for (_, weight) in &weights {
+                    kept += weight;
+                    count += 1;
+                    if kept >= top_p * total {
+                        break;
+                    }
+                }
+                let mut draw = rng.random::<f64>() * kept;
+                for &(token, weight) in &weights[..count] {
+                    draw -= weight;
+                    if draw < 0.0 {
+                        return token as u32;
+                    }
+                }
+                weights[count - 1].0 as u32
+            }
+        }
+    }
+}
+
+/// A resident model that writes text token by token with a KV cache.
+#[derive(Debug)]
+pub struct Generator<'a, B: Backend> {
+    backend: &'a B,
+    embedding: Array2<f32>,
+    blocks: Vec<B::Block>,
+    head: B::Head,
+}
+
+/// What was generated, and how fast.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generated {
+    /// new token ids, without the end-of-text token
+    pub tokens: Vec<u32>,
+    /// seconds spent on the prompt
+    pub prompt_seconds: f64,
+    /// seconds spent on the new tokens
+    pub seconds: f64,
+}
+
+impl<'a, B: Backend> Generator<'a, B> {
+    /// Makes all blocks of the model resident.
+    ///
+    /// # Errors
+    /// Unreadable tensors and what the backend refuses.
+    pub fn new(backend: &'a B, model: &Model) -> Result<Self> {
+        let blocks = (0..model.config().num_hidden_layers)
+            .map(|index| backend.load_block(&model.block(index)?))
+            .collect::<Result<Vec<_>>>()?;
+        let head = backend.load_head(&model.final_norm()?, &model.lm_head()?)?;
+        Ok(Self {
+            backend,
+            embedding: model.embedding()?,
+            blocks,
+            head,
+        })
+    }
+
+    /// Continues `prompt` by at most `count` tokens, stopping early at one of `stop`. Every new token is shown to
+    /// `each` as it comes.
+    ///
+    /// # Errors
+    /// `Error::Invalid` for an empty prompt or a token beyond the embedding.
+    pub fn generate(
+        &self,
+        prompt: &[u32],
+        count: usize,
+        stop: &[u32],
+        sampling: Sampling,
+        rng: &mut Stream,
+        each: &mut dyn FnMut(u32),
+    ) -> Result<Generated> {
+        let started = Instant::now();
+        let mut caches: Vec<B::Cache> = self.blocks.iter().map(|_| self.backend.new_cache()).collect();
+        let mut step = |token: u32, position: usize| -> Result<Array1<f64>> {
+            let vocab = self.embedding.nrows();
+            if token as usize >= vocab {
+                return Err(Error::invalid(
+                    "token id",
+                    &format!("below the vocabulary size {vocab}"),
+                    token.to_string(),
+                ));
+            }
+            let row = self.embedding.row(token as usize).to_owned();
+            self.backend
+                .decode_step(&self.blocks, &self.head, &mut caches, &row, position)
+        };
+        let mut logits = None;
+        for (position, &token) in prompt.iter().enumerate() {
+            logits = Some(step(token, position)?);
+        }
+        let Some(mut logits) = logits else {
+            return Err(Error::invalid("prompt", "at least one token", "none"));
+        };
+        let prompt_seconds = started.elapsed().as_secs_f64();
+        let started = Instant::now();
+        let mut tokens = Vec::with_capacity(count);
+        while tokens.len() < count {
+            let token = sampling.choose(&logits, rng);
+            if stop.contains(&token) {
+                break;
+            }
+            each(token);
+            tokens.push(token);
+            if tokens.len() < count {
+                logits = step(token, prompt.len() + tokens.len() - 1)?;
+            }
+        }
+        Ok(Generated {
+            tokens,
+            prompt_seconds,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aqlm_reference::vocabulary::{Purpose, stream};
+    use ndarray::array;
+
+    use super::*;
+
+    #[test]
+    fn greedy_takes_the_first_of_equal_maxima() {
+        let mut rng = stream(0, 0, None, Purpose::Generation);
+        assert_eq!(Sampling::Greedy.choose(&array![0.0, 2.0, 2.0, 1.0], &mut rng), 1);
+    }
+
+    #[test]
+    fn nucleus_never_leaves_its_set_and_follows_the_probabilities() {
+        let mut rng = stream(0, 0, None, Purpose::Generation);
+        let probabilities = [0.5, 0.3, 0.15, 0.05];
+        let logits = Array1::from_iter(probabilities.iter().map(|p: &f64| p.ln()));
+        // just under 0.5 + 0.3, so that rounding does not decide
+        let sampling = Sampling::new(1.0, 0.79).unwrap();
+        let draws = 4000;
+        let mut counts = [0usize; 4];
+        for _ in 0..draws {
+            counts[sampling.choose(&logits, &mut rng) as usize] += 1;
+        }
+        assert_eq!(counts[2] + counts[3], 0);
+        // Binomial with p = 0.5 / 0.8: five standard deviations, wrong once in two million seeds.
+        let p = 0.625f64;
+        let deviation = (counts[0] as f64 - draws as f64 * p).abs() / (draws as f64 * p * (1.0 - p)).sqrt();
+        assert!(deviation < 5.0, "{counts:?}");
+    }
+
+    #[test]
+    fn bad_sampling_settings_are_refused() {
+        for (temperature, top_p) in [(-1.0, 0.9), (f64::NAN, 0.9), (1.0, 0.0), (1.0, 1.5)] {
+            assert!(Sampling::new(temperature, top_p).is_err());
+        }
+        assert_eq!(Sampling::new(0.0, 0.9).unwrap(), Sampling::Greedy);
+    }
+}

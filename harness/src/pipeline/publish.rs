@@ -1,0 +1,21 @@
+use super::RunFolder;
+use crate::error::Result;
+use crate::model::{Model, WriteOptions, Written, block_file, write_checkpoint};
+
+/// Writes the checkpoint from a run's finished blocks into the run folder itself, so that the folder is the model.
+///
+/// # Errors
+/// A block file that can't be read and a checkpoint that can't be written.
+pub fn publish(model: &Model, folder: &RunFolder) -> Result<Written> {
+    let block = |index: usize| block_file::read(&folder.block_path(index), model.config());
+    // A resumed run that was already complete writes the same bytes again.
+    write_checkpoint(
+        folder.path(),
+        model,
+        block,
+        &WriteOptions {
+            replace: true,
+            ..WriteOptions::default()
+        },
+    )
+}

@@ -1,0 +1,326 @@
+//! The `aqlm` program as its users meet it: what it prints, what it refuses, and with which exit code.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const MODEL: &str = "tiny-stories-4m";
+
+fn golden(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../golden/tiny-stories-4m")
+        .join(file)
+}
+
+fn aqlm(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_aqlm"))
+        .args(arguments)
+        .output()
+        .expect("the program starts")
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!(
+            "{error}\n{}\n{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        )
+    })
+}
+
+/// Runs a command that must be refused: exit code 2, nothing on standard output, a message with all the given words.
+fn refused(arguments: &[&str], words: &[&str]) {
+    let output = aqlm(arguments);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
+    assert!(
+        output.stdout.is_empty(),
+        "{arguments:?} printed {}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    for word in words {
+        assert!(
+            message.contains(word),
+            "{arguments:?}: expected {word:?} in {message:?}"
+        );
+    }
+}
+
+/// A short text: the first documents of the embedded model's evaluation stories.
+fn short_text(folder: &Path, documents: usize) -> PathBuf {
+    let text = std::fs::read_to_string(golden("eval.jsonl")).unwrap();
+    let lines: Vec<&str> = text.lines().take(documents).collect();
+    let path = folder.join(format!("short-{documents}.jsonl"));
+    std::fs::write(&path, lines.join("\n")).unwrap();
+    path
+}
+
+/// The quickest quantization there is: one round, few tokens.
+fn quantize(calibration: &Path, out: &Path, extra: &[&str]) -> Output {
+    let mut arguments = vec![
+        "quantize",
+        MODEL,
+        "--scheme",
+        "1x4g8",
+        "--calib",
+        calibration.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+        "--seqlen",
+        "32",
+        "--sequences",
+        "6",
+        "--validation",
+        "2",
+        "--max-rounds",
+        "1",
+        "--beam",
+        "1",
+        "--init",
+        "residual",
+        "--finetune-epochs",
+        "1",
+        "--json",
+    ];
+    arguments.extend(extra);
+    aqlm(&arguments)
+}
+
+fn model_bytes(folder: &Path) -> Vec<u8> {
+    std::fs::read(folder.join("model.safetensors")).expect("a finished model")
+}
+
+#[test]
+fn eval_prints_the_promised_fields() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = short_text(folder.path(), 20);
+    let output = aqlm(&[
+        "eval",
+        MODEL,
+        "--data",
+        text.to_str().unwrap(),
+        "--ctx",
+        "64",
+        "--windows",
+        "3",
+        "--json",
+    ]);
+    assert_eq!(output.status.code(), Some(0));
+    let document = json(&output);
+    assert_eq!(document["windows"], 3);
+    assert_eq!(document["ctx"], 64);
+    assert_eq!(document["tokens"], 3 * 63);
+    let mean = document["mean_nll"].as_f64().unwrap();
+    assert!((document["perplexity"].as_f64().unwrap() - mean.exp()).abs() < 1e-9 * mean.exp());
+    // The model has learned something: a uniform guess over 2048 tokens would be at 7.6 nats.
+    assert!(mean > 0.5 && mean < 4.0, "{mean}");
+    for field in ["model", "data"] {
+        assert!(document[field].is_string());
+    }
+}
+
+#[test]
+fn a_quantized_model_evaluates_inspects_and_resumes_to_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = short_text(folder.path(), 20);
+    let whole = folder.path().join("whole");
+    let output = quantize(&text, &whole, &[]);
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let document = json(&output);
+    let layers = document["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 28);
+    for layer in layers {
+        let error = layer["relative_layer_error"].as_f64().unwrap();
+        assert!(error > 0.0 && error < 1.0, "{layer}");
+    }
+    assert_eq!(document["out"], whole.to_str().unwrap());
+
+    let inspected = json(&aqlm(&["inspect", whole.to_str().unwrap(), "--json"]));
+    let (inspected, reported) = (
+        inspected["quantized_bits_per_parameter"].as_f64().unwrap(),
+        document["bits_per_parameter"].as_f64().unwrap(),
+    );
+    // two sums of 28 terms in different order
+    assert!((inspected - reported).abs() <= 28.0 * f64::EPSILON * reported);
+
+    let measured = json(&aqlm(&[
+        "eval",
+        whole.to_str().unwrap(),
+        "--data",
+        text.to_str().unwrap(),
+        "--ctx",
+        "64",
+        "--windows",
+        "2",
+        "--json",
+    ]));
+    assert!(measured["perplexity"].as_f64().unwrap().is_finite());
+
+    // The same command again is refused; with --resume it finds everything done and changes nothing.
+    let before = model_bytes(&whole);
+    assert_eq!(quantize(&text, &whole, &[]).status.code(), Some(2));
+    assert_eq!(quantize(&text, &whole, &["--resume"]).status.code(), Some(0));
+    assert_eq!(model_bytes(&whole), before);
+
+    // Another seed is another run.
+    let other = quantize(&text, &whole, &["--resume", "--seed", "9"]);
+    assert_eq!(other.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&other.stderr).contains("settings.seed"));
+
+    // As after a kill behind block 1, in the middle of writing the journal's third line.
+    let cut = folder.path().join("cut");
+    std::fs::create_dir_all(cut.join("blocks")).unwrap();
+    std::fs::copy(whole.join("run.json"), cut.join("run.json")).unwrap();
+    for block in ["block_0000.safetensors", "block_0001.safetensors"] {
+        std::fs::copy(whole.join("blocks").join(block), cut.join("blocks").join(block)).unwrap();
+    }
+    let journal = std::fs::read_to_string(whole.join("journal.jsonl")).unwrap();
+    let lines: Vec<&str> = journal.lines().collect();
+    std::fs::write(
+        cut.join("journal.jsonl"),
+        format!("{}\n{}\n{}", lines[0], lines[1], &lines[2][..40]),
+    )
+    .unwrap();
+    let output = quantize(&text, &cut, &["--resume"]);
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(model_bytes(&cut), before);
+
+    // A flipped bit in a finished block is found by its checksum, named, and the block is done again.
+    let damaged = cut.join("blocks/block_0001.safetensors");
+    let mut bytes = std::fs::read(&damaged).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&damaged, bytes).unwrap();
+    let output = quantize(&text, &cut, &["--resume"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("block_0001.safetensors"));
+    assert_eq!(model_bytes(&cut), before);
+}
+
+#[test]
+fn generation_is_reproducible() {
+    let generate = |seed: &str| {
+        let arguments = [
+            "generate",
+            MODEL,
+            "--prompt",
+            "Once upon a time",
+            "--tokens",
+            "12",
+            "--temperature",
+            "1",
+            "--seed",
+            seed,
+            "--json",
+        ];
+        let output = aqlm(&arguments);
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        json(&output)["text"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(generate("1"), generate("1"));
+    assert_ne!(generate("1"), generate("2"));
+}
+
+#[test]
+fn bad_input_is_refused_with_a_clear_message_and_nothing_half_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = short_text(folder.path(), 2);
+    let text = text.to_str().unwrap();
+    let out = folder.path().join("out");
+    let out = out.to_str().unwrap();
+    let missing = folder.path().join("no-such-model");
+    let missing = missing.to_str().unwrap();
+
+    refused(&["eval", missing, "--data", text], &[missing]);
+    refused(&["eval", MODEL, "--data", missing], &[missing]);
+    refused(
+        &["eval", MODEL, "--data", text, "--ctx", "1"],
+        &["--ctx", "2 or more"],
+    );
+    refused(&["eval", MODEL, "--data", text, "--windows", "0"], &["--windows"]);
+    refused(
+        &["eval", MODEL, "--data", text, "--ctx", "100000"],
+        &[text, "100000"],
+    );
+    refused(&["inspect", missing], &[missing]);
+    refused(
+        &["generate", MODEL, "--prompt", "Hi", "--tokens", "100000"],
+        &["context", "512"],
+    );
+    refused(
+        &["generate", MODEL, "--prompt", "Hi", "--top-p", "0"],
+        &["--top-p"],
+    );
+    refused(
+        &["check", "--vectors", folder.path().to_str().unwrap()],
+        &["index.json"],
+    );
+
+    let quantize = |extra: &[&str], words: &[&str]| {
+        let mut arguments = vec!["quantize", MODEL, "--calib", text, "--out", out];
+        arguments.extend(extra);
+        refused(&arguments, words);
+        assert!(!Path::new(out).exists(), "{arguments:?} left {out} behind");
+    };
+    quantize(&["--scheme", "2x8"], &["--scheme", "MxBgG"]);
+    quantize(
+        &["--scheme", "2x8g24"],
+        &["self_attn.q_proj", "not divisible", "g16"],
+    );
+    quantize(&["--scheme", "1x16g8"], &["65536", "--allow-degenerate"]);
+    quantize(
+        &["--scheme", "1x4g8", "--sequences", "100000"],
+        &[text, "100000 sequences"],
+    );
+    quantize(
+        &["--scheme", "1x4g8", "--sequences", "4", "--validation", "4"],
+        &["--validation"],
+    );
+    quantize(&["--scheme", "1x4g8", "--beam", "0"], &["--beam"]);
+    quantize(&["--scheme", "1x4g8", "--damping", "NaN"], &["--damping"]);
+
+    std::fs::create_dir(out).unwrap();
+    std::fs::write(Path::new(out).join("precious.txt"), "mine").unwrap();
+    let arguments = [
+        "quantize",
+        MODEL,
+        "--scheme",
+        "1x4g8",
+        "--calib",
+        text,
+        "--out",
+        out,
+        "--seqlen",
+        "32",
+        "--sequences",
+        "2",
+    ];
+    refused(&arguments, &[out, "not a run"]);
+    assert_eq!(std::fs::read_dir(out).unwrap().count(), 1);
+}
+
+#[test]
+fn help_names_every_command() {
+    let output = aqlm(&["--help"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    for command in ["demo", "inspect", "quantize", "eval", "generate", "check"] {
+        assert!(text.contains(command), "{text}");
+    }
+}
