@@ -7,6 +7,7 @@ pub mod data;
 pub mod durable;
 pub mod error;
 pub mod eval;
+pub mod fetch;
 pub mod model;
 pub mod pipeline;
 pub mod tokenizer;

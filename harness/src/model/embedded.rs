@@ -16,4 +16,4 @@ pub(super) const CONFIG: &str = include_str!("../../../golden/tiny-stories-4m/co
 pub(super) const WEIGHTS: &[u8] = include_bytes!("../../../golden/tiny-stories-4m/model.safetensors");
 
 /// Its tokenizer.json.
-pub(super) const TOKENIZER: &[u8] = include_bytes!("../../../golden/tiny-stories-4m/tokenizer.json");
+pub(crate) const TOKENIZER: &[u8] = include_bytes!("../../../golden/tiny-stories-4m/tokenizer.json");

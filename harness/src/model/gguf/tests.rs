@@ -715,7 +715,10 @@ fn a_real_sentence_piece_vocabulary_gives_its_tokens() {
 /// The fetched SmolLM2 (`aqlm fetch smollm2-135m`, or the file that AQLM_SMOLLM2 names).
 fn smollm2() -> Option<PathBuf> {
     let path = std::env::var_os("AQLM_SMOLLM2").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/smollm2-135m/smollm2-135m.gguf"),
+        || {
+            Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("../models/smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf")
+        },
         PathBuf::from,
     );
     if path.exists() {

