@@ -90,6 +90,9 @@ __device__ __forceinline__ void multiply_16x8x8(float (&d)[4], const float (&a)[
           "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
 }
 
+// Asks for the cache line at `at` to be brought to L2; returns at once.
+__device__ __forceinline__ void prefetch_line(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
+
 // Programmatic dependent launch: lets the next kernel of the stream start its own set-up as soon as a multiprocessor has room.
 __device__ __forceinline__ void allow_next_kernel() {
 #if __CUDA_ARCH__ >= 900

@@ -15,7 +15,7 @@
 // rows_per_block is a multiple of 4 ranks, so that four rows have one owner.
 // Compile-time: AQLM_M, AQLM_G.
 
-#define DEPTH 4   // 16-byte loads of codes in flight a lane
+#define DEPTH 2   // 16-byte loads of codes in flight a lane; more of them delay x and the codewords, which are waited for first
 #define TILES 2   // (slot, 16 codes) tiles of table that a warp builds: 4 slots * 16 tiles / 32 warps
 #define STEPS (AQLM_G / 8)
 
@@ -48,10 +48,9 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
     const u32 fours = rows_per_block / 4, rows_owned = rows_per_block / ranks;
     const uint4* stream = codes + (static_cast<size_t>(blockIdx.y) * ranks + rank) * rounds * fours * 32 + lane;
 
-    // The scale of the row that this thread finishes first, wanted only at the end.
+    // The scale of the row that this thread finishes first is wanted only at the end: fetched as far as L2, it takes no register.
     const u32 first_owned = blockIdx.y * rows_per_block + rank * rows_owned;
-    u16 scale = 0;
-    if (threadIdx.x < rows_owned && first_owned + threadIdx.x < static_cast<u32>(out_features)) scale = scales[first_owned + threadIdx.x];
+    if (threadIdx.x < rows_owned && first_owned + threadIdx.x < static_cast<u32>(out_features)) prefetch_line(scales + first_owned + threadIdx.x);
 
     allow_next_kernel();
     cluster_arrive();  // waited for before the first write to another block, which must have started by then
@@ -151,7 +150,7 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
         if (row < static_cast<u32>(out_features)) {
             float sum = 0.0f;
             for (u32 peer = 0; peer < ranks; ++peer) sum += received[peer * rows_owned + i];
-            y[row] = f16_of_f32(sum * f32_of_f16(i == threadIdx.x ? scale : scales[row]));
+            y[row] = f16_of_f32(sum * f32_of_f16(scales[row]));
         }
     }
 }

@@ -183,6 +183,7 @@ inline uint2 load_once(const uint2* from) { return *from; }
 inline uint32_t load_once(const uint32_t* from) { return *from; }
 inline void start_copy16(void* to, const void* from) { std::memcpy(to, from, 16); }
 inline void keep_order() {}
+inline void prefetch_line(const void*) {}
 inline void complete_copies() {}
 inline void allow_next_kernel() {}
 inline void wait_for_previous_kernel() {}
