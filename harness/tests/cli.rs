@@ -320,7 +320,9 @@ fn bad_input_is_refused_with_a_clear_message_and_nothing_half_written() {
 fn help_names_every_command() {
     let output = aqlm(&["--help"]);
     let text = String::from_utf8(output.stdout).unwrap();
-    for command in ["demo", "inspect", "quantize", "eval", "generate", "check"] {
+    for command in [
+        "demo", "fetch", "inspect", "quantize", "eval", "generate", "check",
+    ] {
         assert!(text.contains(command), "{text}");
     }
 }

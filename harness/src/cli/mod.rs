@@ -4,6 +4,7 @@
 mod check;
 mod demo;
 mod eval;
+mod fetch;
 mod generate;
 mod inspect;
 mod progress;
@@ -34,6 +35,8 @@ pub struct Cli {
 enum Command {
     /// Quantize the embedded model to about 1.7 bits per weight, evaluate it and let it write
     Demo(demo::Args),
+    /// Download a model
+    Fetch(fetch::Args),
     /// Show a model's architecture, layers, schemes and sizes
     Inspect(inspect::Args),
     /// Quantize a model block by block and write a Hugging Face AQLM checkpoint
@@ -70,6 +73,7 @@ pub fn run() -> ExitCode {
     let output = Output { json: cli.json };
     let outcome = match &cli.command {
         Command::Demo(args) => demo::run(args, output),
+        Command::Fetch(args) => fetch::run(args, output),
         Command::Inspect(args) => inspect::run(args, output),
         Command::Quantize(args) => quantize::run(args, output),
         Command::Eval(args) => eval::run(args, output),

@@ -16,10 +16,14 @@ pub struct Rotary {
 
 impl Rotary {
     /// The tables for positions 0 to `positions` (exclusive), with the model's frequencies.
+    ///
+    /// Frequencies and angles are rounded to f32, the one place where the reference is less exact than f64: that is how
+    /// they were when models were trained, and how everybody else evaluates them. Exact angles differ by 6e-5 at
+    /// position 1,000, which moves token losses by more than 1e-4.
     pub fn new(config: &LlamaConfig, positions: usize) -> Self {
         let frequencies = frequencies(&config.rope, config.head_dim);
         let half = frequencies.len().max(1);
-        let angle = |(position, i): (usize, usize)| position as f64 * frequencies[i % half];
+        let angle = |(position, i): (usize, usize)| f64::from(position as f32 * frequencies[i % half] as f32);
         let angles = Array2::from_shape_fn((positions, config.head_dim), angle);
         Self {
             cos: angles.mapv(f64::cos),
@@ -143,8 +147,8 @@ mod tests {
     #[test]
     fn plain_angles_are_position_times_frequency() {
         let rotary = Rotary::new(&config(4, None), 6);
-        // head_dim 4 and theta 100: frequencies 1 and 100^(-1/2) = 0.1; one rounding of the product and of powf
-        let near = |a: f64, b: f64| (a - b).abs() <= 8.0 * f64::EPSILON;
+        // head_dim 4 and theta 100: frequencies 1 and 100^(-1/2) = 0.1; angles up to 5, each rounded twice to f32
+        let near = |a: f64, b: f64| (a - b).abs() <= 5.0 * f64::from(f32::EPSILON);
         for position in 0..6 {
             let angle = position as f64;
             for (i, angle) in [angle, 0.1 * angle, angle, 0.1 * angle].into_iter().enumerate() {
@@ -165,10 +169,10 @@ mod tests {
             rotary.rotate(&mut k, at_k);
             inner(&q, &k)
         };
-        // angles up to 32 are rounded to 32 eps, and four products are summed
-        let limit = 128.0 * f64::EPSILON * inner(&q, &q).sqrt() * inner(&k, &k).sqrt();
+        // four angles of up to 32, each rounded twice to f32 with half an epsilon's relative error
+        let limit = 128.0 * f64::from(f32::EPSILON) * inner(&q, &q).sqrt() * inner(&k, &k).sqrt();
         assert!((score(7, 3) - score(29, 25)).abs() <= limit);
-        assert!((score(7, 3) - score(7, 4)).abs() > 1e6 * limit);
+        assert!((score(7, 3) - score(7, 4)).abs() > 1e3 * limit);
     }
 
     #[test]
