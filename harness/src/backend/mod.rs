@@ -131,7 +131,7 @@ pub trait Backend {
     /// Mean over all elements of (a - b)^2, and of b^2.
     fn mean_squares(&self, a: &Self::Hidden, b: &Self::Hidden) -> Result<(f64, f64)>;
 
-    /// Makes the final norm [hidden] and the lm_head [vocab, hidden] resident.
+    /// Makes the final norm `[hidden]` and the lm_head [vocab, hidden] resident.
     fn load_head(&self, norm: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Self::Head>;
 
     /// Logits of one of the sequences, [tokens, vocab].
@@ -148,7 +148,7 @@ pub trait Backend {
     /// An empty cache for one block.
     fn new_cache(&self) -> Self::Cache;
 
-    /// Feeds one token through all blocks: its embedding row in, its logits [vocab] out.
+    /// Feeds one token through all blocks: its embedding row in, its logits `[vocab]` out.
     fn decode_step(
         &self,
         blocks: &[Self::Block],
