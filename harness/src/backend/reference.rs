@@ -31,7 +31,7 @@ impl ReferenceBackend {
     }
 }
 
-/// Final norm [hidden] and lm_head [vocab, hidden].
+/// Final norm `[hidden]` and lm_head [vocab, hidden].
 #[derive(Debug)]
 pub struct ReferenceHead {
     norm: Array1<f64>,

@@ -56,7 +56,7 @@ impl DeviceMatrix {
         ))
     }
 
-    /// Starts y = W x on the device's stream; x [in_features] and y [out_features] in f16. Returns before it is done.
+    /// Starts y = W x on the device's stream; x `[in_features]` and y `[out_features]` in f16. Returns before it is done.
     ///
     /// `overlap` lets the kernel set itself up while the stream's kernel before it still runs (programmatic dependent launch, from compute
     /// capability 9.0): it then waits for that kernel before it reads x or writes y, but not before it reads the matrix.
