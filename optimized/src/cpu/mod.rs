@@ -1,0 +1,27 @@
+//! The CPU backend: f32 arithmetic on f16 or f32 storage, rayon over rows, SIMD chosen when the program runs.
+//!
+//! A [`PackedMatrix`] is a quantized matrix laid out for one [`Plan`]; it decodes itself and multiplies. Sums have an
+//! order that depends on the shape, the plan and nothing else: not on threads, nor on the machine.
+
+#![allow(
+    clippy::inline_always,
+    reason = "a kernel's body gets the instructions of the function that it is inlined into, and no others"
+)]
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "an ndarray view is a reference, and passing it by value is ndarray's own custom"
+)]
+
+mod aligned;
+mod decode;
+mod layout;
+mod matmul;
+mod matvec;
+mod plan;
+pub mod product;
+mod simd;
+mod words;
+
+pub use layout::PackedMatrix;
+pub use plan::{CodebookPrecision, Form, Plan, TablePrecision};
+pub use simd::SimdLevel;

@@ -1,0 +1,99 @@
+//! How a quantized matrix is to be computed with: instructions, form and storage.
+
+use aqlm_reference::vocabulary::Scheme;
+
+use super::simd::SimdLevel;
+
+/// How x times a quantized weight is evaluated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// Codewords are loaded, added up and multiplied with x: M loads of a codeword per group.
+    Direct,
+    /// x is multiplied with whole codebooks once per input group, then every code is a look-up: the paper's CPU kernel
+    /// (section 4.4, "lookup tables"). B up to 8.
+    Table(TablePrecision),
+}
+
+/// Entries of look-up tables.
+///
+/// The fixed-point ones share one scale (a power of two) among the tables of a few neighbouring input groups and are
+/// added up as integers, so their only error is the rounding of an entry, at most half a step:
+/// 2^-(bits-1) of the largest entry of those tables, or twice that when the power of two falls badly.
+/// [`super::PackedMatrix::table_error_bound`] says what it comes to for a given x.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TablePrecision {
+    /// f32
+    F32,
+    /// 24-bit fixed point: as fine as f32's own 24-bit significand for the largest entries
+    I24,
+    /// 16-bit fixed point
+    I16,
+    /// 8-bit fixed point
+    I8,
+}
+
+impl TablePrecision {
+    /// Bytes of a fixed-point entry; `None` for f32.
+    pub(crate) fn planes(self) -> Option<usize> {
+        match self {
+            Self::F32 => None,
+            Self::I24 => Some(3),
+            Self::I16 => Some(2),
+            Self::I8 => Some(1),
+        }
+    }
+}
+
+/// Storage of codewords in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CodebookPrecision {
+    /// f16 when that halves a working set that falls out of the cache otherwise and loses nothing, else f32
+    Auto,
+    /// 4 bytes a value
+    F32,
+    /// 2 bytes a value, widened on the fly; rounds values that are not f16 already
+    F16,
+}
+
+/// Everything that decides how a [`super::PackedMatrix`] is laid out and computed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Plan {
+    /// instructions
+    pub level: SimdLevel,
+    /// evaluation of products with one x
+    pub form: Form,
+    /// storage of codewords
+    pub codebooks: CodebookPrecision,
+    /// largest batch that is computed as so many products with one x; beyond it, rows are decoded once for the whole batch
+    pub largest_matvec_batch: usize,
+}
+
+impl Plan {
+    /// The measured choice for a scheme and a weight of [out_features, in_features] with the current SIMD level. The
+    /// measurements are in docs/cpu.md.
+    pub fn choose(scheme: Scheme, out_features: usize, in_features: usize) -> Self {
+        Self::choose_at(SimdLevel::current(), scheme, out_features, in_features)
+    }
+
+    /// The same at a given level.
+    pub fn choose_at(level: SimdLevel, scheme: Scheme, out_features: usize, _in_features: usize) -> Self {
+        let out_groups = out_features / scheme.out_group_size;
+        // A table costs 2^B products of G numbers and saves one such product in each row, so it needs rows to pay for it.
+        let tables_pay = out_groups >= ROWS_PER_TABLE_ENTRY * scheme.codebook_size();
+        let form = match level {
+            _ if scheme.nbits > 8 || !tables_pay => Form::Direct,
+            SimdLevel::Avx512 => Form::Table(TablePrecision::I24),
+            SimdLevel::Portable => Form::Table(TablePrecision::F32),
+            SimdLevel::Avx2 | SimdLevel::Neon => Form::Direct,
+        };
+        Self {
+            level,
+            form,
+            codebooks: CodebookPrecision::Auto,
+            largest_matvec_batch: 4,
+        }
+    }
+}
+
+/// Output groups per codeword from which building look-up tables pays (docs/cpu.md).
+const ROWS_PER_TABLE_ENTRY: usize = 2;

@@ -1,0 +1,223 @@
+//! Which vector instructions are used: found when the program runs, and overridable.
+
+pub(crate) mod vector;
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use aqlm_reference::vocabulary::{AqlmError, Result};
+
+use vector::Vector;
+
+/// A set of vector instructions that kernels are written for.
+///
+/// Within one level, results are the same bytes on every machine; between levels, sums differ in their last bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SimdLevel {
+    /// plain Rust; whatever the compiler's baseline allows
+    Portable,
+    /// 64-bit ARM
+    Neon,
+    /// x86-64 with AVX2, FMA and F16C
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ, VL and VBMI (Intel since Ice Lake, AMD since Zen 4)
+    Avx512,
+}
+
+/// 0: nothing forced; else 1 + the level.
+static FORCED: AtomicU8 = AtomicU8::new(0);
+
+impl SimdLevel {
+    /// Every level, whether this machine has it or not.
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512];
+
+    /// Whether this machine can run it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            Self::Neon => cfg!(target_arch = "aarch64"),
+            Self::Avx2 => has_avx2(),
+            Self::Avx512 => has_avx512(),
+        }
+    }
+
+    /// The levels that this machine can run, slowest first.
+    pub fn available() -> Vec<Self> {
+        Self::ALL
+            .into_iter()
+            .filter(|level| level.is_available())
+            .collect()
+    }
+
+    /// The level that new plans use: the forced one, else the fastest available, found once.
+    pub fn current() -> Self {
+        static BEST: OnceLock<SimdLevel> = OnceLock::new();
+        match FORCED.load(Ordering::Relaxed) {
+            0 => *BEST.get_or_init(|| Self::available().pop().unwrap_or(Self::Portable)),
+            forced => Self::ALL[usize::from(forced - 1)],
+        }
+    }
+
+    /// Makes every later plan of this process use `level` (`None`: the fastest again). Matrices that are already
+    /// packed keep theirs.
+    ///
+    /// # Errors
+    /// `Unsupported` when this machine does not have it.
+    pub fn force(level: Option<Self>) -> Result<()> {
+        let value = match level {
+            None => 0,
+            Some(level) => {
+                level.require()?;
+                1 + level as u8
+            }
+        };
+        FORCED.store(value, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// # Errors
+    /// `Unsupported` when this machine does not have it.
+    pub(crate) fn require(self) -> Result<()> {
+        if self.is_available() {
+            Ok(())
+        } else {
+            Err(AqlmError::Unsupported(format!(
+                "this processor has no {self}; it has {}",
+                Self::available()
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            )))
+        }
+    }
+}
+
+impl fmt::Display for SimdLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Portable => "portable",
+            Self::Neon => "neon",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        })
+    }
+}
+
+impl FromStr for SimdLevel {
+    type Err = AqlmError;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|level| level.to_string() == text)
+            .ok_or_else(|| {
+                AqlmError::Unsupported(format!(
+                    "SIMD level `{text}`: expected portable, neon, avx2 or avx512"
+                ))
+            })
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx512() -> bool {
+    has_avx2()
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vbmi")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_avx2() -> bool {
+    false
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_avx512() -> bool {
+    false
+}
+
+/// Asks for the cache lines of `slice`, where the processor can be asked.
+#[inline(always)]
+pub(crate) fn prefetch<T>(slice: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let start = slice.as_ptr().cast::<i8>();
+        for offset in (0..size_of_val(slice)).step_by(64) {
+            // SAFETY: SSE is part of x86-64, and a prefetch of any address is harmless.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(offset)) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = slice;
+}
+
+/// A computation written once for all vector types.
+pub(crate) trait Kernel {
+    /// What it returns.
+    type Output;
+
+    /// Runs with vectors of type `V`. Implementations must be `#[inline(always)]`, or their bodies are compiled
+    /// without the instructions that `V` needs.
+    ///
+    /// # Safety
+    /// Inside a function that has the instructions of `V`; and whatever the kernel itself demands.
+    unsafe fn run<V: Vector>(self) -> Self::Output;
+}
+
+/// Widest vector that a kernel's data allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Width {
+    /// at most 8 lanes: lengths are multiples of 8
+    Eight,
+    /// 16 lanes where the level has them: lengths are multiples of 16
+    Sixteen,
+}
+
+/// Runs `kernel` with a level's vectors.
+///
+/// # Safety
+/// The machine has `level` ([`SimdLevel::require`]), and the kernel's own contract holds.
+#[inline]
+pub(crate) unsafe fn run<K: Kernel>(level: SimdLevel, width: Width, kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn avx2<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: this function has AVX2, FMA and F16C; the rest is the caller's promise.
+        unsafe { kernel.run::<vector::Avx2>() }
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+    unsafe fn avx512<K: Kernel>(kernel: K, width: Width) -> K::Output {
+        // SAFETY: this function has all of AVX-512's parts used here; the rest is the caller's promise.
+        unsafe {
+            match width {
+                Width::Eight => kernel.run::<vector::Avx2>(),
+                Width::Sixteen => kernel.run::<vector::Avx512>(),
+            }
+        }
+    }
+    let _ = width;
+    // SAFETY: the machine has the level, by this function's contract.
+    unsafe {
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx2 => avx2(kernel),
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx512 => avx512(kernel, width),
+            #[cfg(target_arch = "aarch64")]
+            SimdLevel::Neon => kernel.run::<vector::Neon>(),
+            _ => kernel.run::<vector::Portable>(),
+        }
+    }
+}
