@@ -123,7 +123,7 @@ fn check(
         // Codewords may cancel in the weight; their own magnitudes are at most a few times larger.
         let limit = tables + roundings * f64::from(f32::EPSILON) * (size + tables);
         let error = (f64::from(*found) - expected).abs();
-        if !(error <= limit) {
+        if error.is_nan() || error > limit {
             return Err(format!(
                 "row {row}: {found} against {expected}: {error:e} > {limit:e}; not timed"
             ));

@@ -175,11 +175,7 @@ pub(crate) fn relative_difference<'a>(
     found: impl IntoIterator<Item = &'a f64>,
     expected: impl IntoIterator<Item = &'a f64>,
 ) -> f64 {
-    let (mut difference, mut norm) = (0.0, 0.0);
-    for (found, expected) in found.into_iter().zip(expected) {
-        difference += (found - expected).powi(2);
-        norm += expected.powi(2);
-    }
+    let (difference, norm) = squares(found, expected);
     if norm == 0.0 {
         difference.sqrt()
     } else {
@@ -192,12 +188,21 @@ pub(crate) fn nmse<'a>(
     found: impl IntoIterator<Item = &'a f64>,
     expected: impl IntoIterator<Item = &'a f64>,
 ) -> f64 {
-    let (mut difference, mut norm) = (0.0, 0.0);
-    for (found, expected) in found.into_iter().zip(expected) {
-        difference += (found - expected).powi(2);
-        norm += expected.powi(2);
-    }
+    let (difference, norm) = squares(found, expected);
     difference / norm
+}
+
+/// sum((a - b)^2) and sum(b^2).
+fn squares<'a>(
+    found: impl IntoIterator<Item = &'a f64>,
+    expected: impl IntoIterator<Item = &'a f64>,
+) -> (f64, f64) {
+    found
+        .into_iter()
+        .zip(expected)
+        .fold((0.0, 0.0), |(difference, norm), (found, expected)| {
+            (difference + (found - expected).powi(2), norm + expected.powi(2))
+        })
 }
 
 #[cfg(test)]

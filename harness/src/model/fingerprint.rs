@@ -2,6 +2,7 @@ use aqlm_reference::vocabulary::LlamaConfig;
 use sha2::{Digest, Sha256};
 
 use super::Model;
+use crate::durable;
 use crate::error::Result;
 
 impl Model {
@@ -11,8 +12,6 @@ impl Model {
     /// # Errors
     /// Unreadable tensors.
     pub fn fingerprint(&self) -> Result<String> {
-        use std::fmt::Write as _;
-
         let mut hash = Sha256::new();
         hash.update(description(self.config()));
         let mut names = self.tensors.names();
@@ -31,13 +30,7 @@ impl Model {
                 hash.update(bytemuck::cast_slice::<f32, u8>(&self.tensors.read_floats(&name)?));
             }
         }
-        Ok(hash
-            .finalize()
-            .iter()
-            .fold(String::with_capacity(64), |mut text, byte| {
-                let _ = write!(text, "{byte:02x}");
-                text
-            }))
+        Ok(durable::hexadecimal(&hash.finalize()))
     }
 }
 
