@@ -42,7 +42,7 @@ fn bench(criterion: &mut Criterion) -> Result<()> {
                     };
                     let packed = PackedMatrix::new(&case.matrix, &plan)?;
                     group.bench_function(format!("cpu {level} {way}"), |b| {
-                        b.iter(|| packed.matmul(x.view()))
+                        b.iter(|| packed.matmul(x.view()));
                     });
                 }
             }

@@ -10,7 +10,7 @@ pub const SHAPES: [(usize, usize); 3] = [(4096, 4096), (11008, 4096), (4096, 110
 pub struct Case {
     /// codebooks and scales hold f16 values, as in a checkpoint
     pub matrix: QuantizedMatrix,
-    /// [in_features]
+    /// `[in_features]`
     pub x: Vec<f32>,
 }
 

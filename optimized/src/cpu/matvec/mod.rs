@@ -27,7 +27,7 @@ const TASKS_PER_THREAD: usize = 4;
 const SHORTEST_TASK: usize = 64;
 
 impl PackedMatrix {
-    /// `y = W x` for x [in_features], y [out_features], on the current rayon pool. The same bytes for any number of
+    /// `y = W x` for x `[in_features]`, y `[out_features]`, on the current rayon pool. The same bytes for any number of
     /// threads.
     ///
     /// # Errors
