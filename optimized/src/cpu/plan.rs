@@ -79,21 +79,27 @@ impl Plan {
     pub fn choose_at(level: SimdLevel, scheme: Scheme, out_features: usize, _in_features: usize) -> Self {
         let out_groups = out_features / scheme.out_group_size;
         // A table costs 2^B products of G numbers and saves one such product in each row, so it needs rows to pay for it.
-        let tables_pay = out_groups >= ROWS_PER_TABLE_ENTRY * scheme.codebook_size();
-        let form = match level {
-            _ if scheme.nbits > 8 || !tables_pay => Form::Direct,
-            SimdLevel::Avx512 => Form::Table(TablePrecision::I24),
-            SimdLevel::Portable => Form::Table(TablePrecision::F32),
-            SimdLevel::Avx2 | SimdLevel::Neon => Form::Direct,
-        };
+        let rows_per_entry = out_groups / scheme.codebook_size();
+        let form = TABLES_PAY
+            .iter()
+            .find(|(at, fewest, _)| *at == level && scheme.nbits <= 8 && rows_per_entry >= *fewest)
+            .map_or(Form::Direct, |(_, _, precision)| Form::Table(*precision));
         Self {
             level,
             form,
             codebooks: CodebookPrecision::Auto,
-            largest_matvec_batch: 4,
+            largest_matvec_batch: LARGEST_MATVEC_BATCH,
         }
     }
 }
 
-/// Output groups per codeword from which building look-up tables pays (docs/cpu.md).
-const ROWS_PER_TABLE_ENTRY: usize = 2;
+/// Where look-up tables beat the direct form: level, output groups per codeword from which building them pays, and
+/// the entries to use. Levels that are not listed never gain by them: their look-ups are loads, one per code, and the direct
+/// form needs no more. Measured as docs/cpu.md says; a [`Plan`] made by hand overrides it.
+const TABLES_PAY: [(SimdLevel, usize, TablePrecision); 2] = [
+    (SimdLevel::Avx512, 5, TablePrecision::I24),
+    (SimdLevel::Portable, 2, TablePrecision::F32),
+];
+
+/// Up to this batch, so many fused products take less time than one decode and a dense product.
+const LARGEST_MATVEC_BATCH: usize = 4;

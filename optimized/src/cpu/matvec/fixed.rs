@@ -16,7 +16,7 @@ pub(super) struct FixedTables<'a> {
 }
 
 /// Half the range of an entry of `planes` bytes: what is added to make it unsigned.
-fn bias(planes: usize) -> i32 {
+pub(super) fn bias(planes: usize) -> i32 {
     1 << (8 * planes - 1)
 }
 
@@ -39,6 +39,16 @@ pub(super) fn step(largest: f32, planes: usize) -> f32 {
     }
 }
 
+/// [`step`] for the largest magnitude in `tables`; NaN when one of them is not finite.
+#[inline(always)]
+pub(super) fn common_step(tables: &[f32], planes: usize) -> f32 {
+    // NaN must not get lost: `f32::max` ignores it, an integer maximum of the bits does not.
+    let largest = tables
+        .iter()
+        .fold(0, |largest, t| largest.max(t.to_bits() & 0x7fff_ffff));
+    step(f32::from_bits(largest), planes)
+}
+
 /// Rounds f32 tables to `planes` bytes; returns the step. `target` is [look-ups, planes, table length].
 pub(super) fn round(
     level: SimdLevel,
@@ -48,23 +58,14 @@ pub(super) fn round(
     target: &mut [u8],
 ) -> f32 {
     assert_eq!(target.len(), tables.len() * planes);
+    assert!(table_len.is_multiple_of(16) && tables.len().is_multiple_of(table_len));
     #[cfg(target_arch = "x86_64")]
     if level == SimdLevel::Avx512 {
         // SAFETY: the level was checked when the matrix was packed.
         return unsafe { super::permute::round(tables, table_len, planes, target) };
     }
     let _ = level;
-    round_any(tables, table_len, planes, target)
-}
-
-/// [`round`], left to the compiler's vectorisation.
-#[inline(always)]
-pub(super) fn round_any(tables: &[f32], table_len: usize, planes: usize, target: &mut [u8]) -> f32 {
-    // NaN must not get lost: `f32::max` ignores it, an integer maximum of the bits does not.
-    let largest = tables
-        .iter()
-        .fold(0, |largest, t| largest.max(t.to_bits() & 0x7fff_ffff));
-    let step = step(f32::from_bits(largest), planes);
+    let step = common_step(tables, planes);
     if step.is_nan() {
         target.fill(0);
         return step;
@@ -76,8 +77,7 @@ pub(super) fn round_any(tables: &[f32], table_len: usize, planes: usize, target:
     {
         for (plane, target) in target.chunks_exact_mut(table_len).enumerate() {
             for (target, t) in target.iter_mut().zip(table) {
-                // SAFETY: |t / step| is finite and below 2^23, by the choice of step.
-                let integer: i32 = unsafe { (t * inverse).round_ties_even().to_int_unchecked() };
+                let integer = (t * inverse).round_ties_even() as i32;
                 *target = ((integer + bias) >> (8 * plane)) as u8;
             }
         }
@@ -167,6 +167,11 @@ mod tests {
         for planes in 1..=3 {
             let mut bytes = vec![0; 128 * planes];
             let step = round(SimdLevel::Portable, &tables, 64, planes, &mut bytes);
+            for level in SimdLevel::available() {
+                let mut same = vec![0; bytes.len()];
+                assert_eq!(round(level, &tables, 64, planes, &mut same), step);
+                assert_eq!(same, bytes, "{level}");
+            }
             for (i, &t) in tables.iter().enumerate() {
                 let stored: i32 = (0..planes)
                     .map(|p| i32::from(bytes[(i / 64 * planes + p) * 64 + i % 64]) << (8 * p))

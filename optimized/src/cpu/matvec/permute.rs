@@ -7,19 +7,43 @@
 #[allow(clippy::wildcard_imports)]
 use std::arch::x86_64::*;
 
-use super::fixed::{FixedTables, round_any};
+use super::fixed::{FixedTables, bias, common_step};
 use crate::cpu::layout::TILE;
 
 /// Bytes of codes that are asked for ahead of their use: some 64 cache lines, about the latency of memory.
 const PREFETCH: usize = 4096;
 
-/// [`round_any`] compiled for AVX-512.
+/// Rounds f32 tables to byte planes, 16 entries at a time; returns the step. The same bytes as the portable form.
 ///
 /// # Safety
-/// The machine has `SimdLevel::Avx512`.
+/// The machine has `SimdLevel::Avx512`; `table_len` is a multiple of 16 that divides the tables, and `target` is
+/// [look-ups, planes, table_len].
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 pub(super) unsafe fn round(tables: &[f32], table_len: usize, planes: usize, target: &mut [u8]) -> f32 {
-    round_any(tables, table_len, planes, target)
+    let step = common_step(tables, planes);
+    if step.is_nan() {
+        target.fill(0);
+        return step;
+    }
+    let inverse = _mm512_set1_ps(1.0 / step);
+    let bias = _mm512_set1_epi32(bias(planes));
+    let tables = tables.chunks_exact(table_len);
+    for (table, target) in tables.zip(target.chunks_exact_mut(table_len * planes)) {
+        for k in (0..table_len).step_by(16) {
+            // SAFETY: 16 entries of the table, and 16 bytes of each of its planes, by contract.
+            unsafe {
+                let entries = _mm512_mul_ps(_mm512_loadu_ps(table.as_ptr().add(k)), inverse);
+                // To the nearest, ties to even: the mode that Rust code always runs in.
+                let mut integers = _mm512_add_epi32(_mm512_cvtps_epi32(entries), bias);
+                for plane in 0..planes {
+                    let bytes = _mm512_cvtepi32_epi8(integers);
+                    _mm_storeu_si128(target.as_mut_ptr().add(plane * table_len + k).cast(), bytes);
+                    integers = _mm512_srli_epi32::<8>(integers);
+                }
+            }
+        }
+    }
+    step
 }
 
 /// Adds one block's share to `sums`.
