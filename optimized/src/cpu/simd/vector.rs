@@ -341,3 +341,44 @@ mod arm {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::simd::{Kernel, SimdLevel, Width, run};
+
+    /// Widens 16 f16.
+    struct Widen([u16; 16]);
+
+    impl Kernel for Widen {
+        type Output = [f32; 16];
+
+        #[inline(always)]
+        unsafe fn run<V: Vector>(self) -> [f32; 16] {
+            let mut wide = [f32::NAN; 16];
+            for at in (0..16).step_by(V::LANES) {
+                // SAFETY: 16 is a multiple of LANES, and the caller has V's instructions.
+                unsafe { V::load_f16(self.0.as_ptr().add(at)).store(wide.as_mut_ptr().add(at)) };
+            }
+            wide
+        }
+    }
+
+    #[test]
+    fn every_finite_f16_widens_exactly() {
+        for level in SimdLevel::available() {
+            for start in (0..=u16::MAX).step_by(16) {
+                let bits: [u16; 16] = std::array::from_fn(|i| start + i as u16);
+                if !half::f16::from_bits(start).is_finite() {
+                    continue;
+                }
+                let expected = bits.map(|bits| half::f16::from_bits(bits).to_f32().to_bits());
+                for width in [Width::Eight, Width::Sixteen] {
+                    // SAFETY: the level is available, and Widen asks for nothing else.
+                    let wide = unsafe { run(level, width, Widen(bits)) };
+                    assert_eq!(wide.map(f32::to_bits), expected, "{level} {start:#x}");
+                }
+            }
+        }
+    }
+}
