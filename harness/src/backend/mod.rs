@@ -3,6 +3,7 @@
 //! Hidden states stay where a backend computes them, in its associated type; what crosses to the host is visible in
 //! the signatures: token ids and block parameters on the way in, quantized layers, losses and logits on the way out.
 
+mod cpu;
 mod reference;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use clap::ValueEnum;
 use ndarray::{Array1, Array2};
 use serde::{Deserialize, Serialize};
 
+pub use cpu::CpuBackend;
 pub use reference::ReferenceBackend;
 
 use crate::error::Result;
@@ -26,12 +28,15 @@ use crate::error::Result;
 pub enum BackendKind {
     /// f64 on ndarray: slow, readable, the ground truth
     Reference,
+    /// f32 with SIMD: being sped up, not yet the default
+    Cpu,
 }
 
 impl fmt::Display for BackendKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Reference => f.write_str("reference"),
+            Self::Cpu => f.write_str("cpu"),
         }
     }
 }
@@ -43,6 +48,10 @@ macro_rules! with_backend {
         match $kind {
             $crate::backend::BackendKind::Reference => {
                 let $backend = $crate::backend::ReferenceBackend::new($config, $positions);
+                $body
+            }
+            $crate::backend::BackendKind::Cpu => {
+                let $backend = $crate::backend::CpuBackend::new($config, $positions);
                 $body
             }
         }

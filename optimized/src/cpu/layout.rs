@@ -31,7 +31,7 @@ pub struct PackedMatrix {
     pub(crate) codes: Codes,
     /// [M, 2^B, out_group, padded_group], zero in the padding
     pub(crate) codebooks: Codebooks,
-    /// [out_groups]
+    /// `[out_groups]`
     pub(crate) scales: Vec<f32>,
 }
 

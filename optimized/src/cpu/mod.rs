@@ -12,14 +12,18 @@
     reason = "an ndarray view is a reference, and passing it by value is ndarray's own custom"
 )]
 
+mod adam;
 mod aligned;
 mod decode;
 mod layout;
+pub mod llama;
 mod matmul;
 mod matvec;
 mod plan;
 pub mod product;
+pub mod quantizer;
 mod simd;
+mod vectorize;
 mod words;
 
 pub use layout::PackedMatrix;

@@ -59,6 +59,28 @@ pub fn product_into(
     }
 }
 
+/// [`product_into`] in one piece on this thread, for operands that are one task's own already. Its bytes may differ
+/// from those of [`product_into`], but depend on the shapes alone.
+///
+/// # Panics
+/// When the shapes do not fit together.
+pub(crate) fn product_on_this_thread(
+    mut c: ArrayViewMut2<'_, f32>,
+    accumulate: Accum,
+    a: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, f32>,
+    alpha: f32,
+) {
+    let (m, n) = c.dim();
+    assert_eq!(
+        (m, a.ncols(), n),
+        (a.nrows(), b.nrows(), b.ncols()),
+        "operands of a product"
+    );
+    matmul(view_mut(&mut c), accumulate, view(&a), view(&b), alpha, Par::Seq);
+    clear_upper_registers();
+}
+
 /// `a b`: [m, k] x [k, n] -> [m, n].
 ///
 /// # Panics
@@ -105,7 +127,7 @@ pub fn add_linear_weight_gradient(
 
 /// Leaves the vector registers as code without AVX expects them. faer's kernels return with the upper halves in use,
 /// and until something clears them every mixture of SSE and AVX code on that thread is slow (`exp` by a factor of 14).
-fn clear_upper_registers() {
+pub(crate) fn clear_upper_registers() {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx") {
         // SAFETY: the processor has AVX; no value lives in the upper halves here.

@@ -125,7 +125,7 @@ struct DecodeRows<'a, C, W> {
     /// [rows, in_groups, M]
     codes: &'a [C],
     codewords: CodewordView<'a, W>,
-    /// [rows]
+    /// `[rows]`
     scales: &'a [f32],
     in_groups: usize,
     in_group: usize,

@@ -18,7 +18,7 @@ pub(super) struct Direct<'a, C, W> {
     pub(super) in_groups: usize,
     pub(super) padded_group: usize,
     pub(super) out_group: usize,
-    /// [rows]
+    /// `[rows]`
     pub(super) scales: &'a [f32],
     /// [in_groups, padded_group], zero in the padding
     pub(super) x: &'a [f32],

@@ -147,7 +147,7 @@ fn codebook_bytes(matrix: &QuantizedMatrix) -> Vec<u8> {
     )
 }
 
-/// Scales [out_groups] as f16.
+/// Scales `[out_groups]` as f16.
 fn scale_bytes(matrix: &QuantizedMatrix) -> Vec<u8> {
     bytes_of_u16(matrix.scales.iter().map(|&value| f16::from_f64(value).to_bits()))
 }

@@ -1,0 +1,58 @@
+/// Adam (Kingma and Ba 2015, algorithm 1) in f64, with PyTorch's details: epsilon is added to the root of the
+/// corrected second moment, and amsgrad keeps the largest second moment from before that correction.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Adam {
+    /// learning rate
+    pub(crate) lr: f64,
+    /// decay of the first moment
+    pub(crate) beta1: f64,
+    /// decay of the second moment
+    pub(crate) beta2: f64,
+    /// added to the denominator
+    pub(crate) eps: f64,
+    /// divide by the largest second moment seen instead of the present one
+    pub(crate) amsgrad: bool,
+}
+
+/// What Adam remembers about one array of parameters: (first, second, dividing moment) of each.
+#[derive(Debug, Clone)]
+pub(crate) struct Moments {
+    steps: i32,
+    moments: Vec<[f64; 3]>,
+}
+
+impl Moments {
+    /// The state before the first step, for `len` parameters.
+    pub(crate) fn new(len: usize) -> Self {
+        Self {
+            steps: 0,
+            moments: vec![[0.0; 3]; len],
+        }
+    }
+}
+
+impl Adam {
+    /// One step: moves the parameters against their gradient, both in the same order in every call.
+    pub(crate) fn step<'a>(
+        &self,
+        state: &mut Moments,
+        parameters: impl Iterator<Item = &'a mut f64>,
+        gradient: impl Iterator<Item = &'a f64>,
+    ) {
+        state.steps = state.steps.saturating_add(1);
+        let rate = self.lr / (1.0 - self.beta1.powi(state.steps));
+        let correction = 1.0 / (1.0 - self.beta2.powi(state.steps));
+        for (([first, second, dividing], parameter), gradient) in
+            state.moments.iter_mut().zip(parameters).zip(gradient)
+        {
+            *first += (1.0 - self.beta1) * (gradient - *first);
+            *second += (1.0 - self.beta2) * (gradient * gradient - *second);
+            *dividing = if self.amsgrad {
+                dividing.max(*second)
+            } else {
+                *second
+            };
+            *parameter -= rate * *first / ((*dividing * correction).sqrt() + self.eps);
+        }
+    }
+}

@@ -1,0 +1,186 @@
+use std::sync::OnceLock;
+
+use aqlm_reference::vocabulary::{
+    AqlmError, BlockWeights, LayerKind, Linear, LinearWeight, QuantizedMatrix, Result,
+};
+use ndarray::{Array1, Array2};
+
+use crate::cpu::PackedMatrix;
+use crate::cpu::quantizer::{decode, decode_into};
+
+/// The weight of a linear layer as this backend keeps it.
+#[derive(Debug, Clone)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "seven a block: the box would cost more than it saves"
+)]
+pub enum Weight {
+    /// [out_features, in_features]
+    Dense(Array2<f32>),
+    /// additively quantized
+    Quantized(QuantizedLayer),
+}
+
+/// A quantized weight; its dense form, for products with many rows, and its packed form, for those with one, are made when
+/// they are first asked for.
+#[derive(Debug, Clone)]
+pub struct QuantizedLayer {
+    /// private, so that no decoded form outlives its codebooks
+    matrix: QuantizedMatrix,
+    decoded: OnceLock<Array2<f32>>,
+    packed: OnceLock<PackedMatrix>,
+}
+
+impl QuantizedLayer {
+    /// Not decoded yet.
+    pub fn new(matrix: QuantizedMatrix) -> Self {
+        Self {
+            matrix,
+            decoded: OnceLock::new(),
+            packed: OnceLock::new(),
+        }
+    }
+
+    /// Codes, codebooks and scales.
+    pub fn matrix(&self) -> &QuantizedMatrix {
+        &self.matrix
+    }
+
+    /// What they decode to, [out_features, in_features].
+    pub fn decoded(&self) -> &Array2<f32> {
+        self.decoded.get_or_init(|| decode(&self.matrix))
+    }
+
+    /// Laid out for products with one row, by the measured choice for its scheme.
+    ///
+    /// # Errors
+    /// `NotFinite` when a codebook entry or scale is beyond the range of its storage.
+    pub fn packed(&self) -> Result<&PackedMatrix> {
+        if let Some(packed) = self.packed.get() {
+            return Ok(packed);
+        }
+        let packed = PackedMatrix::with_best_plan(&self.matrix)?;
+        Ok(self.packed.get_or_init(|| packed))
+    }
+
+    /// Changes codebooks and scales, and decodes again into the same memory.
+    pub(super) fn tune(&mut self, change: impl FnOnce(&mut QuantizedMatrix)) {
+        change(&mut self.matrix);
+        self.packed = OnceLock::new();
+        if let Some(mut decoded) = self.decoded.take() {
+            decode_into(&self.matrix, &mut decoded);
+            self.decoded = OnceLock::from(decoded);
+        }
+    }
+}
+
+/// A linear layer: y = x W^T + b.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// [out_features, in_features]
+    pub weight: Weight,
+    /// `[out_features]`
+    pub bias: Option<Array1<f32>>,
+}
+
+/// A transformer block, resident: what [`BlockWeights`] become when they are computed with.
+#[derive(Debug, Clone)]
+pub struct Block {
+    /// RMSNorm before attention, `[hidden]`
+    pub input_layernorm: Array1<f32>,
+    /// RMSNorm before the MLP, `[hidden]`
+    pub post_attention_layernorm: Array1<f32>,
+    /// in the order of [`LayerKind::ALL`]
+    pub(super) layers: [Layer; 7],
+}
+
+impl Block {
+    /// The resident form of stored weights.
+    pub fn from_weights(weights: &BlockWeights) -> Self {
+        let layers = LayerKind::ALL.map(|kind| {
+            let layer = weights.layer(kind);
+            let weight = match &layer.weight {
+                LinearWeight::Dense(weight) => Weight::Dense(weight.as_standard_layout().into_owned()),
+                LinearWeight::Quantized(matrix) => Weight::Quantized(QuantizedLayer::new(matrix.clone())),
+            };
+            Layer {
+                weight,
+                bias: layer.bias.clone(),
+            }
+        });
+        Self {
+            input_layernorm: weights.input_layernorm.clone(),
+            post_attention_layernorm: weights.post_attention_layernorm.clone(),
+            layers,
+        }
+    }
+
+    /// The form that travels and is stored.
+    pub fn to_weights(&self) -> BlockWeights {
+        BlockWeights {
+            input_layernorm: self.input_layernorm.clone(),
+            post_attention_layernorm: self.post_attention_layernorm.clone(),
+            layers: LayerKind::ALL.map(|kind| {
+                let layer = self.layer(kind);
+                let weight = match &layer.weight {
+                    Weight::Dense(weight) => LinearWeight::Dense(weight.clone()),
+                    Weight::Quantized(quantized) => LinearWeight::Quantized(quantized.matrix.clone()),
+                };
+                Linear {
+                    weight,
+                    bias: layer.bias.clone(),
+                }
+            }),
+        }
+    }
+
+    /// One linear layer.
+    pub fn layer(&self, kind: LayerKind) -> &Layer {
+        &self.layers[kind as usize]
+    }
+
+    /// One layer's weight as products use it, [out_features, in_features]; decoded here the first time.
+    pub fn weight(&self, kind: LayerKind) -> &Array2<f32> {
+        match &self.layer(kind).weight {
+            Weight::Dense(weight) => weight,
+            Weight::Quantized(quantized) => quantized.decoded(),
+        }
+    }
+
+    /// One layer's quantized form; `None` for a dense layer.
+    pub fn quantized(&self, kind: LayerKind) -> Option<&QuantizedLayer> {
+        match &self.layer(kind).weight {
+            Weight::Quantized(quantized) => Some(quantized),
+            Weight::Dense(_) => None,
+        }
+    }
+
+    /// [`Block::quantized`], to change.
+    pub(super) fn quantized_mut(&mut self, kind: LayerKind) -> Option<&mut QuantizedLayer> {
+        match &mut self.layers[kind as usize].weight {
+            Weight::Quantized(quantized) => Some(quantized),
+            Weight::Dense(_) => None,
+        }
+    }
+
+    /// Replaces one layer's weight by a quantized one; the bias stays.
+    ///
+    /// # Errors
+    /// `Shape` when the new weight has another shape than the old one.
+    pub fn set_layer(&mut self, kind: LayerKind, matrix: QuantizedMatrix) -> Result<()> {
+        let expected = match &self.layer(kind).weight {
+            Weight::Dense(weight) => weight.dim(),
+            Weight::Quantized(quantized) => (quantized.matrix.out_features(), quantized.matrix.in_features()),
+        };
+        let found = (matrix.out_features(), matrix.in_features());
+        if expected != found {
+            return Err(AqlmError::Shape {
+                what: kind.path().into(),
+                expected: vec![expected.0, expected.1],
+                found: vec![found.0, found.1],
+            });
+        }
+        self.layers[kind as usize].weight = Weight::Quantized(QuantizedLayer::new(matrix));
+        Ok(())
+    }
+}

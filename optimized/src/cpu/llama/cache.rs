@@ -1,0 +1,141 @@
+use aqlm_reference::vocabulary::{AqlmError, LayerKind, LlamaConfig, Result};
+use ndarray::{Array1, ArrayView1};
+use rayon::prelude::*;
+
+use super::attention::{first_seen, scale, softmax};
+use super::rms_norm::rms_norm_row;
+use super::rotary::Turn;
+use super::swiglu::swiglu_slice;
+use super::{Block, Rotary, Weight};
+use crate::cpu::vectorize::dot;
+
+/// Output features of one task of a dense product with one row.
+const OUTPUTS: usize = 128;
+
+/// Keys and values of one block for the positions that were computed already.
+#[derive(Debug, Clone, Default)]
+pub struct KvCacheLayer {
+    /// after rotation, [positions, kv_heads x head_dim]
+    keys: Vec<f32>,
+    /// [positions, kv_heads x head_dim]
+    values: Vec<f32>,
+}
+
+impl KvCacheLayer {
+    /// Without any position; it grows as it is used.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+/// [`block_forward`](super::block_forward) for one more position: its input row of `[hidden]` to its output row.
+///
+/// # Errors
+/// `Unsupported` unless the cache holds exactly the positions before `position` and the rotary tables reach it;
+/// `NotFinite` when a quantized layer is beyond the range of its storage.
+///
+/// # Panics
+/// When the shapes of config, block and row do not fit together.
+pub fn block_decode_step(
+    config: &LlamaConfig,
+    block: &Block,
+    rotary: &Rotary,
+    cache: &mut KvCacheLayer,
+    x: ArrayView1<'_, f32>,
+    position: usize,
+) -> Result<Array1<f32>> {
+    let width = config.num_key_value_heads * config.head_dim;
+    let cached = cache.keys.len() / width;
+    if cached != position || position >= rotary.positions() {
+        return Err(AqlmError::Unsupported(format!(
+            "position {position} after {cached} cached ones, with rotary tables for {}",
+            rotary.positions()
+        )));
+    }
+    let mut row = x.to_vec();
+    let mut normed = vec![0.0; row.len()];
+    let norm = |norm: &Array1<f32>, x: &[f32], y: &mut [f32]| {
+        rms_norm_row(y, x, norm.as_slice().unwrap_or_default(), config.rms_norm_eps);
+    };
+    norm(&block.input_layernorm, &row, &mut normed);
+    let mut q = apply(block, LayerKind::QProj, &normed)?;
+    let mut k = apply(block, LayerKind::KProj, &normed)?;
+    let v = apply(block, LayerKind::VProj, &normed)?;
+    rotary.rotate_row(&mut q, position, Turn::Forward);
+    rotary.rotate_row(&mut k, position, Turn::Forward);
+    cache.keys.extend_from_slice(&k);
+    cache.values.extend_from_slice(&v);
+    let attended = attend(config, cache, &q, position);
+    add(&mut row, &apply(block, LayerKind::OProj, &attended)?);
+
+    norm(&block.post_attention_layernorm, &row, &mut normed);
+    let gate = apply(block, LayerKind::GateProj, &normed)?;
+    let up = apply(block, LayerKind::UpProj, &normed)?;
+    let mut activated = vec![0.0; gate.len()];
+    swiglu_slice(&mut activated, &gate, &up);
+    add(&mut row, &apply(block, LayerKind::DownProj, &activated)?);
+    Ok(Array1::from(row))
+}
+
+/// Attention of the newest position, [heads x head_dim], over the cache.
+fn attend(config: &LlamaConfig, cache: &KvCacheLayer, q: &[f32], position: usize) -> Vec<f32> {
+    let head_dim = config.head_dim;
+    let width = config.num_key_value_heads * head_dim;
+    let seen = first_seen(position, config.sliding_window)..position + 1;
+    let mut out = vec![0.0; q.len()];
+    out.par_chunks_mut(head_dim)
+        .zip(q.par_chunks(head_dim))
+        .enumerate()
+        .for_each(|(head, (out, q))| {
+            let offset = head / config.heads_per_kv_head() * head_dim;
+            let of =
+                |all: &[f32], j: usize| j * width + offset..(all.len().min(j * width + offset + head_dim));
+            let mut scores: Vec<f32> = seen
+                .clone()
+                .map(|j| scale(config) * dot(q, &cache.keys[of(&cache.keys, j)]))
+                .collect();
+            softmax(&mut scores);
+            for (j, p) in seen.clone().zip(scores) {
+                for (out, v) in out.iter_mut().zip(&cache.values[of(&cache.values, j)]) {
+                    *out += p * v;
+                }
+            }
+        });
+    out
+}
+
+/// One of the block's linear layers on one row.
+fn apply(block: &Block, kind: LayerKind, x: &[f32]) -> Result<Vec<f32>> {
+    let layer = block.layer(kind);
+    let mut y;
+    match &layer.weight {
+        Weight::Quantized(quantized) => {
+            let packed = quantized.packed()?;
+            y = vec![0.0; packed.out_features()];
+            packed.matvec(x, &mut y)?;
+        }
+        Weight::Dense(weight) => {
+            y = vec![0.0; weight.nrows()];
+            let weight = weight.as_slice().unwrap_or_default();
+            y.par_chunks_mut(OUTPUTS)
+                .zip(weight.par_chunks(OUTPUTS * x.len()))
+                .for_each(|(y, rows)| {
+                    for (y, row) in y.iter_mut().zip(rows.chunks_exact(x.len())) {
+                        *y = dot(row, x);
+                    }
+                });
+        }
+    }
+    if let Some(bias) = &layer.bias {
+        for (y, b) in y.iter_mut().zip(bias) {
+            *y += b;
+        }
+    }
+    Ok(y)
+}
+
+fn add(to: &mut [f32], other: &[f32]) {
+    for (to, other) in to.iter_mut().zip(other) {
+        *to += other;
+    }
+}

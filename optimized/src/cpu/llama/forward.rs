@@ -1,0 +1,185 @@
+use aqlm_reference::vocabulary::{LayerKind, LlamaConfig};
+use faer::{Accum, Par};
+use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis};
+use rayon::prelude::*;
+
+use super::attention::attention;
+use super::rms_norm::rms_norm;
+use super::rotary::Turn;
+use super::swiglu::swiglu;
+use super::{Block, Rotary};
+use crate::cpu::product::{linear, product_into};
+
+/// Rows that go through a block together: enough to keep products efficient, few enough that their inner activations
+/// (some twenty times the hidden state) stay out of the way of everything else in memory.
+const ROWS: usize = 4096;
+
+/// The values inside a block that its backward pass and the Hessians of its layers need: [rows, features], a row for
+/// each token of each sequence.
+#[derive(Debug, Clone)]
+pub struct BlockTrace {
+    /// rows of one sequence
+    pub(super) tokens: usize,
+    /// the block's input
+    pub(super) x: Array2<f32>,
+    /// after the first norm
+    pub(super) normed: Array2<f32>,
+    /// queries after rotation
+    pub(super) q: Array2<f32>,
+    /// keys after rotation
+    pub(super) k: Array2<f32>,
+    /// values
+    pub(super) v: Array2<f32>,
+    /// what attention gathered
+    pub(super) attended: Array2<f32>,
+    /// x plus the output of attention
+    pub(super) middle: Array2<f32>,
+    /// after the second norm
+    pub(super) middle_normed: Array2<f32>,
+    /// SwiGLU's gate
+    pub(super) gate: Array2<f32>,
+    /// SwiGLU's other input
+    pub(super) up: Array2<f32>,
+    /// SwiGLU's result
+    pub(super) activated: Array2<f32>,
+}
+
+impl BlockTrace {
+    /// What a linear layer was given, [rows, in_features]: the samples of its Hessian.
+    pub fn layer_input(&self, kind: LayerKind) -> ArrayView2<'_, f32> {
+        match kind {
+            LayerKind::QProj | LayerKind::KProj | LayerKind::VProj => self.normed.view(),
+            LayerKind::OProj => self.attended.view(),
+            LayerKind::GateProj | LayerKind::UpProj => self.middle_normed.view(),
+            LayerKind::DownProj => self.activated.view(),
+        }
+    }
+}
+
+/// Sequences of `tokens` tokens that go through a block together.
+pub(super) fn sequences_at_once(tokens: usize) -> usize {
+    (ROWS / tokens.max(1)).max(1)
+}
+
+/// A Llama block over sequences, [sequences, tokens, hidden] to the same:
+/// m = x + O attention(Q n(x), K n(x), V n(x)), y = m + Down swiglu(Gate n'(m), Up n'(m)), with n and n' the two
+/// RMSNorms and queries and keys rotated (Touvron et al. 2023, section 2.2).
+///
+/// # Panics
+/// When the shapes of config, block and x do not fit together, or the rotary tables are shorter than the sequences.
+pub fn block_forward(
+    config: &LlamaConfig,
+    block: &Block,
+    rotary: &Rotary,
+    x: ArrayView3<'_, f32>,
+) -> Array3<f32> {
+    let mut y = Array3::zeros(x.dim());
+    for_each_part(x, |first, part| {
+        let (result, _) = block_forward_traced(config, block, rotary, part);
+        let to = first..first + part.dim().0;
+        y.slice_mut(ndarray::s![to, .., ..]).assign(&result);
+    });
+    y
+}
+
+/// Calls `f` with the index of the first sequence and the sequences of every part that goes through a block together.
+pub fn for_each_part(x: ArrayView3<'_, f32>, mut f: impl FnMut(usize, ArrayView3<'_, f32>)) {
+    let at_once = sequences_at_once(x.dim().1);
+    for (part, sequences) in x.axis_chunks_iter(Axis(0), at_once).enumerate() {
+        f(part * at_once, sequences);
+    }
+}
+
+/// [`block_forward`] of all sequences at once, with everything that
+/// [`block_backward`](super::block_backward) and Hessians need. Memory is some twenty times that of x.
+///
+/// # Panics
+/// As [`block_forward`].
+pub fn block_forward_traced(
+    config: &LlamaConfig,
+    block: &Block,
+    rotary: &Rotary,
+    x: ArrayView3<'_, f32>,
+) -> (Array3<f32>, BlockTrace) {
+    let (sequences, tokens, hidden) = x.dim();
+    let x = rows_of(x);
+    let normed = rms_norm(x.view(), &block.input_layernorm, config.rms_norm_eps);
+    let [mut q, mut k, v] =
+        [LayerKind::QProj, LayerKind::KProj, LayerKind::VProj].map(|kind| apply(block, kind, normed.view()));
+    rotary.rotate(q.view_mut(), tokens, Turn::Forward);
+    rotary.rotate(k.view_mut(), tokens, Turn::Forward);
+    let attended = attention(config, q.view(), k.view(), v.view(), tokens);
+    let middle = apply_and_add(block, LayerKind::OProj, attended.view(), &x);
+    let middle_normed = rms_norm(
+        middle.view(),
+        &block.post_attention_layernorm,
+        config.rms_norm_eps,
+    );
+    let gate = apply(block, LayerKind::GateProj, middle_normed.view());
+    let up = apply(block, LayerKind::UpProj, middle_normed.view());
+    let activated = swiglu(gate.view(), up.view());
+    let y = apply_and_add(block, LayerKind::DownProj, activated.view(), &middle);
+    let trace = BlockTrace {
+        tokens,
+        x,
+        normed,
+        q,
+        k,
+        v,
+        attended,
+        middle,
+        middle_normed,
+        gate,
+        up,
+        activated,
+    };
+    // The number of elements has not changed.
+    let y = y
+        .into_shape_with_order((sequences, tokens, hidden))
+        .unwrap_or_else(|_| Array3::zeros((sequences, tokens, hidden)));
+    (y, trace)
+}
+
+/// [sequences, tokens, features] as [rows, features], copied.
+pub(super) fn rows_of(x: ArrayView3<'_, f32>) -> Array2<f32> {
+    let (sequences, tokens, features) = x.dim();
+    let mut rows = Array2::zeros((sequences * tokens, features));
+    rows.axis_chunks_iter_mut(Axis(0), tokens.max(1))
+        .into_par_iter()
+        .zip(x.outer_iter().into_par_iter())
+        .for_each(|(mut rows, x)| rows.assign(&x));
+    rows
+}
+
+/// One of the block's linear layers: x W^T + b.
+fn apply(block: &Block, kind: LayerKind, x: ArrayView2<'_, f32>) -> Array2<f32> {
+    let mut y = linear(x, block.weight(kind).view(), Par::rayon(0));
+    add_bias(block, kind, &mut y);
+    y
+}
+
+/// `residual` + x W^T + b.
+fn apply_and_add(
+    block: &Block,
+    kind: LayerKind,
+    x: ArrayView2<'_, f32>,
+    residual: &Array2<f32>,
+) -> Array2<f32> {
+    let mut y = residual.clone();
+    product_into(
+        y.view_mut(),
+        Accum::Add,
+        x,
+        block.weight(kind).t(),
+        1.0,
+        Par::rayon(0),
+    );
+    add_bias(block, kind, &mut y);
+    y
+}
+
+fn add_bias(block: &Block, kind: LayerKind, y: &mut Array2<f32>) {
+    if let Some(bias) = &block.layer(kind).bias {
+        *y += bias;
+    }
+}

@@ -1,0 +1,265 @@
+//! Codes for fixed codebooks and scales (paper section 3.2, algorithm 1 line 9).
+//!
+//! Let dW = W - Q and G = dW H. Replacing the codeword c_old of codebook m in input group j by c changes the loss of an
+//! output group with scale s by -2 s <G_j, c - c_old> + s^2 <(c - c_old) H_jj, c - c_old> (paper.md 2.3); with
+//! U = G_j + s c_old H_jj that is s^2 <c H_jj, c> - 2 s <U, c> and a constant.
+//!
+//! A sweep visits every input group once, so G is needed only to the right of the groups that are done. The groups are
+//! put in the order of the sweep first; then, as GPTQ does, a block of consecutive groups is searched with only its own
+//! columns of G kept up to date, and one matrix product brings all later columns up to date behind it.
+
+mod descent;
+mod hypotheses;
+
+use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result};
+use ndarray::{Array2, Array3, Axis};
+use rayon::prelude::*;
+
+use super::codewords::Codewords;
+use super::problem::Problem;
+
+/// Columns of G that a block of input groups spans: its part of H, 64 KiB, stays in the second-level cache, and the
+/// product behind it has enough terms to be efficient.
+const BLOCK_COLUMNS: usize = 128;
+
+/// Output groups of one task. Fixed, because where a product is cut may change its last bits.
+const OUT_GROUPS: usize = 64;
+
+/// One visit of an input group: the codebooks in the order in which they are searched.
+struct Visit {
+    group: usize,
+    codebooks: Vec<usize>,
+}
+
+/// What all output groups share during a sweep.
+struct Sweep<'a> {
+    matrix: &'a QuantizedMatrix,
+    codewords: &'a [Codewords],
+    visits: Vec<Visit>,
+    /// <c H_jj, c> for every visit and codebook, [visits][M][padded 2^B]
+    forms: Vec<Vec<Vec<f32>>>,
+    /// H with rows and columns in the order of the visits, the groups without a visit last
+    hessian: Array2<f32>,
+    beam: usize,
+}
+
+/// One sweep of beam search from the current codes of `matrix`; the result has their shape.
+///
+/// Per output group, starting from its current codes: for each (input group, codebook) of `order` every hypothesis is
+/// expanded by all 2^B codes and the `beam` best distinct ones are kept. Positions that are not in `order` keep their
+/// codes. `beam` 1 is coordinate descent (iterated conditional modes). An order that comes back to a group it has left
+/// is searched in several sweeps, each from the best codes of the one before.
+///
+/// # Errors
+/// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit;
+/// `Unsupported` for a beam of 0 or an order that points outside the matrix.
+pub fn beam_search(
+    weight: &Array2<f32>,
+    hessian: &Array2<f64>,
+    matrix: &QuantizedMatrix,
+    order: &[(usize, usize)],
+    beam: usize,
+) -> Result<Array3<u16>> {
+    let problem = Problem::new(weight, hessian)?;
+    problem.check(matrix)?;
+    search(&problem, matrix, order, beam)
+}
+
+/// [`beam_search`] of a problem whose shapes are known to fit.
+pub(crate) fn search(
+    problem: &Problem,
+    matrix: &QuantizedMatrix,
+    order: &[(usize, usize)],
+    beam: usize,
+) -> Result<Array3<u16>> {
+    let (_, in_groups, num_codebooks) = matrix.codes.dim();
+    if beam == 0 {
+        return Err(AqlmError::Unsupported("a beam of 0 hypotheses".into()));
+    }
+    if let Some((j, m)) = order.iter().find(|&&(j, m)| j >= in_groups || m >= num_codebooks) {
+        return Err(AqlmError::Unsupported(format!(
+            "a sweep over input group {j}, codebook {m} of {in_groups} groups, {num_codebooks} codebooks"
+        )));
+    }
+    let len = matrix.scheme.group_len();
+    let codewords: Vec<Codewords> = matrix
+        .codebooks
+        .outer_iter()
+        .map(|codebook| Codewords::new(codebook.iter().map(|&c| c as f32).collect(), len))
+        .collect();
+    let mut current = matrix.clone();
+    for visits in sweeps(order, in_groups) {
+        current.codes = sweep(problem, &current, &codewords, visits, beam);
+    }
+    Ok(current.codes.as_standard_layout().into_owned())
+}
+
+/// Cuts an order into visits, and those into sweeps that see no group twice.
+fn sweeps(order: &[(usize, usize)], in_groups: usize) -> Vec<Vec<Visit>> {
+    let mut sweeps = Vec::new();
+    let mut visits: Vec<Visit> = Vec::new();
+    let mut seen = vec![false; in_groups];
+    for positions in order.chunk_by(|a, b| a.0 == b.0) {
+        let group = positions[0].0;
+        if seen[group] {
+            sweeps.push(std::mem::take(&mut visits));
+            seen.fill(false);
+        }
+        // A codebook that comes twice in one visit is a visit of its own, too.
+        let mut codebooks: Vec<usize> = Vec::new();
+        for &(_, m) in positions {
+            if codebooks.contains(&m) {
+                visits.push(Visit {
+                    group,
+                    codebooks: std::mem::take(&mut codebooks),
+                });
+                sweeps.push(std::mem::take(&mut visits));
+                seen.fill(false);
+            }
+            codebooks.push(m);
+        }
+        seen[group] = true;
+        visits.push(Visit { group, codebooks });
+    }
+    sweeps.push(visits);
+    sweeps
+}
+
+fn sweep(
+    problem: &Problem,
+    matrix: &QuantizedMatrix,
+    codewords: &[Codewords],
+    visits: Vec<Visit>,
+    beam: usize,
+) -> Array3<u16> {
+    let (out_groups, in_groups, _) = matrix.codes.dim();
+    let (go, gi) = (matrix.scheme.out_group_size, matrix.scheme.in_group_size);
+    let mut visited = vec![false; in_groups];
+    let mut columns: Vec<usize> = Vec::with_capacity(in_groups * gi);
+    for visit in &visits {
+        visited[visit.group] = true;
+        columns.extend(visit.group * gi..(visit.group + 1) * gi);
+    }
+    for (j, _) in visited.iter().enumerate().filter(|(_, visited)| !**visited) {
+        columns.extend(j * gi..(j + 1) * gi);
+    }
+    let hessian = permuted(&problem.hessian, &columns);
+    let forms = visits
+        .par_iter()
+        .enumerate()
+        .map(|(visit, _)| {
+            let at = visit * gi..(visit + 1) * gi;
+            let block: Vec<f32> = hessian
+                .slice(ndarray::s![at.clone(), at])
+                .iter()
+                .copied()
+                .collect();
+            codewords
+                .iter()
+                .map(|codewords| {
+                    let mut forms = vec![0.0; codewords.padded()];
+                    codewords.forms(&block, gi, &mut forms);
+                    forms
+                })
+                .collect()
+        })
+        .collect();
+    let sweep = Sweep {
+        matrix,
+        codewords,
+        visits,
+        forms,
+        hessian,
+        beam,
+    };
+
+    let error = problem.error(matrix);
+    let error = error.select(Axis(1), &columns);
+    let mut gradient = crate::cpu::product::product(error.view(), sweep.hessian.view(), faer::Par::rayon(0));
+    drop(error);
+    let mut codes = matrix.codes.as_standard_layout().into_owned();
+    let tasks = codes
+        .axis_chunks_iter_mut(Axis(0), OUT_GROUPS)
+        .into_par_iter()
+        .zip(gradient.axis_chunks_iter_mut(Axis(0), OUT_GROUPS * go))
+        .zip((0..out_groups.div_ceil(OUT_GROUPS)).into_par_iter());
+    tasks.for_each(|((codes, gradient), task)| {
+        let first = task * OUT_GROUPS;
+        let scales: Vec<f32> = matrix
+            .scales
+            .iter()
+            .skip(first)
+            .take(codes.dim().0)
+            .map(|&s| s as f32)
+            .collect();
+        if beam == 1 {
+            descent::descend(&sweep, codes, gradient, &scales);
+        } else {
+            hypotheses::search(&sweep, codes, gradient, &scales);
+        }
+    });
+    codes
+}
+
+/// Rows and columns in another order.
+fn permuted(matrix: &Array2<f32>, order: &[usize]) -> Array2<f32> {
+    let mut result = Array2::zeros((order.len(), order.len()));
+    result
+        .axis_iter_mut(Axis(0))
+        .into_par_iter()
+        .zip(order)
+        .for_each(|(mut to, &row)| {
+            let from = matrix.row(row);
+            for (to, &column) in to.iter_mut().zip(order) {
+                *to = from[column];
+            }
+        });
+    result
+}
+
+impl Sweep<'_> {
+    /// (go, gi).
+    fn group_size(&self) -> (usize, usize) {
+        (
+            self.matrix.scheme.out_group_size,
+            self.matrix.scheme.in_group_size,
+        )
+    }
+
+    /// The visits in blocks of consecutive ones.
+    fn blocks(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
+        let (_, gi) = self.group_size();
+        let per_block = (BLOCK_COLUMNS / gi).max(1);
+        let count = self.visits.len();
+        (0..count)
+            .step_by(per_block)
+            .map(move |start| start..count.min(start + per_block))
+    }
+
+    /// H in memory from an element on; rows are its number of columns apart.
+    fn rows_from(&self, row: usize, column: usize) -> &[f32] {
+        let whole = self.hessian.as_slice().unwrap_or_default();
+        &whole[row * self.hessian.ncols() + column..]
+    }
+
+    /// H_jj of a visit, [gi, gi].
+    fn own_block(&self, visit: usize, block: &mut Vec<f32>) {
+        let (_, gi) = self.group_size();
+        let at = visit * gi..(visit + 1) * gi;
+        block.clear();
+        block.extend(self.hessian.slice(ndarray::s![at.clone(), at]));
+    }
+}
+
+/// to += factor c B for each row of c, given and returned as [go gi], for a symmetric B of [gi, gi].
+fn add_image(to: &mut [f32], factor: f32, codeword: &[f32], block: &[f32], gi: usize) {
+    for (to, c) in to.chunks_exact_mut(gi).zip(codeword.chunks_exact(gi)) {
+        for (to, row) in to.iter_mut().zip(block.chunks_exact(gi)) {
+            let mut sum = 0.0;
+            for (c, h) in c.iter().zip(row) {
+                sum += c * h;
+            }
+            *to += factor * sum;
+        }
+    }
+}

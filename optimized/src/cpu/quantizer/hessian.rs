@@ -1,0 +1,95 @@
+use aqlm_reference::vocabulary::{AqlmError, Result};
+use faer::Accum;
+use ndarray::{Array2, ArrayView2, Axis, s};
+use rayon::prelude::*;
+
+use crate::cpu::product::product_on_this_thread;
+
+/// Samples whose outer products are summed in f32 before the sum joins the others in f64: a sum of this many products
+/// of f32 has a relative error of at most 2^10 x 2^-24 where nothing cancels (the diagonal), and typically 2^5 x 2^-24.
+const SAMPLES: usize = 1024;
+
+/// Side of the tiles that tasks own; only those on and below the diagonal are computed.
+const TILE: usize = 192;
+
+/// H of a layer: the mean of x xT over the samples that reached it, [in_features, in_features], in f64.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hessian {
+    /// valid on and below the diagonal, tile by tile
+    sum: Array2<f64>,
+    samples: usize,
+}
+
+impl Hessian {
+    /// No samples yet.
+    pub fn new(in_features: usize) -> Self {
+        Self {
+            sum: Array2::zeros((in_features, in_features)),
+            samples: 0,
+        }
+    }
+
+    /// Adds inputs, [samples, in_features].
+    ///
+    /// # Errors
+    /// `Shape` for another number of columns, `NotFinite` for NaN or infinite inputs; then nothing was added.
+    pub fn add(&mut self, x: ArrayView2<'_, f32>) -> Result<()> {
+        if x.ncols() != self.sum.ncols() {
+            return Err(AqlmError::Shape {
+                what: "inputs of a layer".into(),
+                expected: vec![x.nrows(), self.sum.ncols()],
+                found: x.shape().to_vec(),
+            });
+        }
+        let bad = x
+            .axis_chunks_iter(Axis(0), SAMPLES)
+            .into_par_iter()
+            .enumerate()
+            .find_map_first(|(i, rows)| {
+                let (at, value) = rows.indexed_iter().find(|(_, value)| !value.is_finite())?;
+                Some((vec![i * SAMPLES + at.0, at.1], *value))
+            });
+        if let Some((index, value)) = bad {
+            return Err(AqlmError::NotFinite {
+                what: "inputs of a layer".into(),
+                index,
+                value: f64::from(value),
+            });
+        }
+        let tiles = self.sum.ncols().div_ceil(TILE);
+        let mut tasks = Vec::with_capacity(tiles * (tiles + 1) / 2);
+        for (row, mut band) in self.sum.axis_chunks_iter_mut(Axis(0), TILE).enumerate() {
+            for column in 0..=row {
+                let width = TILE.min(band.ncols());
+                let (tile, rest) = band.split_at(Axis(1), width);
+                band = rest;
+                tasks.push((row, column, tile));
+            }
+        }
+        tasks.into_par_iter().for_each(|(row, column, mut tile)| {
+            let mut part = Array2::<f32>::zeros(tile.dim());
+            for samples in x.axis_chunks_iter(Axis(0), SAMPLES) {
+                let left = samples.slice(s![.., row * TILE..row * TILE + tile.nrows()]);
+                let right = samples.slice(s![.., column * TILE..column * TILE + tile.ncols()]);
+                product_on_this_thread(part.view_mut(), Accum::Replace, left.t(), right, 1.0);
+                tile.zip_mut_with(&part, |sum, &part| *sum += f64::from(part));
+            }
+        });
+        self.samples += x.nrows();
+        Ok(())
+    }
+
+    /// Samples seen.
+    pub fn samples(&self) -> usize {
+        self.samples
+    }
+
+    /// The mean of x xT, symmetric to the last bit; zero before the first sample.
+    pub fn mean(&self) -> Array2<f64> {
+        let count = self.samples.max(1) as f64;
+        Array2::from_shape_fn(self.sum.dim(), |(r, c)| {
+            // Within a tile on the diagonal both halves exist; the lower one is taken for both.
+            self.sum[[r.max(c), r.min(c)]] / count
+        })
+    }
+}

@@ -1,0 +1,29 @@
+//! Quantizing a layer: f32 where the work is, f64 where something is decided.
+//!
+//! Work is cut into pieces that depend on the shapes alone, and sums are closed in their order: no byte of a result
+//! depends on the number of threads.
+
+mod beam_search;
+mod codebook_update;
+mod codewords;
+mod decode;
+mod em_init;
+mod hessian;
+mod kmeans;
+mod layer_quantize;
+mod places;
+mod problem;
+mod residual_init;
+mod small_solve;
+
+pub use beam_search::beam_search;
+pub use codebook_update::{adam, update};
+pub use decode::decode;
+pub use em_init::em_init;
+pub use hessian::Hessian;
+pub use kmeans::{KMeans, kmeans, starting_points};
+pub use layer_quantize::layer_quantize;
+pub use residual_init::residual_init;
+
+pub(crate) use decode::decode_into;
+pub(crate) use places::{Places, quantized_gradients};

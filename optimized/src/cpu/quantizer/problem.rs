@@ -1,0 +1,96 @@
+use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result};
+use faer::Par;
+use ndarray::Array2;
+use rayon::prelude::*;
+
+use super::decode::decode;
+use crate::cpu::product::product;
+
+/// Rows whose losses one task adds up.
+const ROWS: usize = 16;
+
+/// One layer's weight and the metric that its error is measured in, in f32.
+#[derive(Debug, Clone)]
+pub(crate) struct Problem {
+    /// [out_features, in_features], standard layout
+    pub(crate) weight: Array2<f32>,
+    /// H, [in_features, in_features], standard layout
+    pub(crate) hessian: Array2<f32>,
+}
+
+impl Problem {
+    /// # Errors
+    /// `Shape` when H is not square of the weight's inputs.
+    pub(crate) fn new(weight: &Array2<f32>, hessian: &Array2<f64>) -> Result<Self> {
+        let inputs = weight.ncols();
+        if hessian.dim() != (inputs, inputs) {
+            return Err(AqlmError::Shape {
+                what: "hessian".into(),
+                expected: vec![inputs, inputs],
+                found: hessian.shape().to_vec(),
+            });
+        }
+        Ok(Self {
+            weight: weight.as_standard_layout().into_owned(),
+            hessian: hessian.as_standard_layout().mapv(|h| h as f32),
+        })
+    }
+
+    /// # Errors
+    /// `Shape` when the matrix is of another shape than the weight.
+    pub(crate) fn check(&self, matrix: &QuantizedMatrix) -> Result<()> {
+        let found = (matrix.out_features(), matrix.in_features());
+        if found == self.weight.dim() {
+            return Ok(());
+        }
+        Err(AqlmError::Shape {
+            what: "weight".into(),
+            expected: vec![found.0, found.1],
+            found: self.weight.shape().to_vec(),
+        })
+    }
+
+    /// W - Q.
+    pub(crate) fn error(&self, matrix: &QuantizedMatrix) -> Array2<f32> {
+        let mut error = decode(matrix);
+        ndarray::Zip::from(&mut error)
+            .and(&self.weight)
+            .par_for_each(|q, w| *q = w - *q);
+        error
+    }
+
+    /// D H.
+    pub(crate) fn image(&self, dense: &Array2<f32>) -> Array2<f32> {
+        product(dense.view(), self.hessian.view(), Par::rayon(0))
+    }
+
+    /// tr((W - Q) H (W - Q)T): the products in f32, their sum in f64.
+    pub(crate) fn layer_error(&self, matrix: &QuantizedMatrix) -> f64 {
+        let error = self.error(matrix);
+        inner(&self.image(&error), &error)
+    }
+
+    /// tr(W H WT).
+    pub(crate) fn norm(&self) -> f64 {
+        inner(&self.image(&self.weight), &self.weight)
+    }
+}
+
+/// <a, b> for each row, in f64.
+pub(crate) fn row_products(a: &Array2<f32>, b: &Array2<f32>) -> Vec<f64> {
+    let width = a.ncols().max(1);
+    let (a, b) = (a.as_slice().unwrap_or_default(), b.as_slice().unwrap_or_default());
+    a.par_chunks(ROWS * width)
+        .zip(b.par_chunks(ROWS * width))
+        .flat_map_iter(|(a, b)| {
+            a.chunks_exact(width)
+                .zip(b.chunks_exact(width))
+                .map(|(a, b)| crate::cpu::vectorize::dot_in_f64(a, b))
+        })
+        .collect()
+}
+
+/// <a, b> over all elements, in f64 and in one order.
+pub(crate) fn inner(a: &Array2<f32>, b: &Array2<f32>) -> f64 {
+    row_products(a, b).iter().sum()
+}

@@ -1,0 +1,433 @@
+//! The f32 Llama block, its gradients, fine-tuning, head and cache against the reference in f64.
+
+mod support;
+
+use aqlm_optimized::cpu::llama::{
+    Block, BlockGradients, Head, KvCacheLayer, Rotary, Wanted, block_backward, block_decode_step,
+    block_finetune, block_forward, block_forward_traced, embed, mean_squares,
+};
+use aqlm_reference::llama as reference;
+use aqlm_reference::vocabulary::{
+    AqlmError, BlockWeights, FinetuneSettings, LayerKind, LinearWeight, LlamaConfig, RopeScaling, StreamKey,
+};
+use ndarray::{Array2, Array3, Axis};
+use support::{
+    assert_close, block_weights, config, limit, normal, quantized, random, widened, with_outliers,
+    with_threads,
+};
+
+/// Longer than one span of queries.
+const TOKENS: usize = 70;
+const SEQUENCES: usize = 3;
+
+/// Lengths of the sums behind one output: both norms, the products of attention and MLP, scores and softmax.
+fn terms(config: &LlamaConfig) -> usize {
+    4 * config.hidden_size
+        + config.intermediate_size
+        + config.num_attention_heads * config.head_dim
+        + config.head_dim
+        + 2 * TOKENS
+}
+
+struct Case {
+    name: String,
+    config: LlamaConfig,
+    weights: BlockWeights,
+    x: Array3<f32>,
+}
+
+fn cases() -> Vec<Case> {
+    let llama3 = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 64,
+    };
+    let variants = [
+        (4, 4, None, false, RopeScaling::None),
+        (4, 2, Some(9), true, RopeScaling::Linear { factor: 4.0 }),
+        (6, 1, Some(TOKENS + 5), false, llama3),
+    ];
+    variants
+        .into_iter()
+        .enumerate()
+        .map(|(i, (heads, kv_heads, window, bias, scaling))| {
+            let mut rng = random(i as u64);
+            let name = format!("{heads} heads, {kv_heads} kv heads, window {window:?}, {scaling:?}");
+            let config = config(heads, kv_heads, window, scaling);
+            let mut weights = block_weights(&mut rng, &config, bias);
+            let (out, inputs) = config.layer_shape(LayerKind::UpProj);
+            weights.layer_mut(LayerKind::UpProj).weight =
+                LinearWeight::Quantized(quantized(&mut rng, "2x3g4o2", out, inputs));
+            let x = with_outliers(&mut rng, (SEQUENCES, TOKENS, config.hidden_size));
+            Case {
+                name,
+                config,
+                weights,
+                x,
+            }
+        })
+        .collect()
+}
+
+fn sequence(x: &Array3<f32>, i: usize) -> Array2<f64> {
+    x.index_axis(Axis(0), i).mapv(f64::from)
+}
+
+#[test]
+fn blocks_and_all_their_gradients_are_the_references() {
+    for Case {
+        name,
+        config,
+        weights,
+        x,
+    } in cases()
+    {
+        let block = Block::from_weights(&weights);
+        let rotary = Rotary::new(&config, TOKENS);
+        let (y, trace) = block_forward_traced(&config, &block, &rotary, x.view());
+        let grad_y = normal(&mut random(99), x.dim());
+        let mut ours = BlockGradients::zeros(&block, Wanted::all());
+        let grad_x = block_backward(
+            &config,
+            &block,
+            &rotary,
+            &trace,
+            grad_y.view(),
+            Wanted::all(),
+            &mut ours,
+        );
+
+        let exact = reference::Block::from_weights(&weights);
+        let exact_rotary = reference::Rotary::new(&config, TOKENS);
+        let mut sum: Option<reference::BlockGradients> = None;
+        let (mut exact_y, mut exact_x) = (Vec::new(), Vec::new());
+        let mut inputs: Vec<Vec<f64>> = vec![Vec::new(); 7];
+        for i in 0..SEQUENCES {
+            let (y, trace) =
+                reference::block_forward_traced(&config, &exact, &exact_rotary, sequence(&x, i).view());
+            let gradients = reference::block_backward(
+                &config,
+                &exact,
+                &exact_rotary,
+                &trace,
+                sequence(&grad_y, i).view(),
+            );
+            exact_y.extend(y);
+            exact_x.extend(gradients.x.clone());
+            for kind in LayerKind::ALL {
+                inputs[kind as usize].extend(trace.layer_input(kind));
+            }
+            sum = Some(match sum {
+                None => gradients,
+                Some(mut sum) => {
+                    for kind in LayerKind::ALL {
+                        sum.layers[kind as usize] += &gradients.layers[kind as usize];
+                        if let (Some(sum), Some(bias)) =
+                            (&mut sum.biases[kind as usize], &gradients.biases[kind as usize])
+                        {
+                            *sum += bias;
+                        }
+                    }
+                    sum.input_layernorm += &gradients.input_layernorm;
+                    sum.post_attention_layernorm += &gradients.post_attention_layernorm;
+                    sum
+                }
+            });
+        }
+        let exact = sum.unwrap();
+
+        let forward = limit(terms(&config));
+        assert_close(&format!("{name}: y"), widened(&y), &exact_y, forward);
+        for kind in LayerKind::ALL {
+            let what = format!("{name}: input of {kind}");
+            assert_close(
+                &what,
+                widened(trace.layer_input(kind)),
+                &inputs[kind as usize],
+                forward,
+            );
+        }
+        // back through the same sums, and then over all rows
+        let backward = limit(2 * terms(&config) + SEQUENCES * TOKENS);
+        assert_close(
+            &format!("{name}: grad x"),
+            widened(&grad_x.unwrap()),
+            &exact_x,
+            backward,
+        );
+        for kind in LayerKind::ALL {
+            let what = format!("{name}: grad {kind}");
+            let weight = ours.weights[kind as usize].as_ref().unwrap();
+            assert_close(&what, widened(weight), &exact.layers[kind as usize], backward);
+            let (bias, exact) = (&ours.biases[kind as usize], &exact.biases[kind as usize]);
+            assert_eq!(bias.is_some(), exact.is_some(), "{what} bias");
+            if let (Some(bias), Some(exact)) = (bias, exact) {
+                assert_close(&format!("{what} bias"), bias.iter().copied(), exact, backward);
+            }
+        }
+        let norms = [
+            ("norm 1", &ours.input_layernorm, &exact.input_layernorm),
+            (
+                "norm 2",
+                &ours.post_attention_layernorm,
+                &exact.post_attention_layernorm,
+            ),
+        ];
+        for (what, ours, exact) in norms {
+            assert_close(
+                &format!("{name}: grad {what}"),
+                ours.iter().copied(),
+                exact,
+                backward,
+            );
+        }
+    }
+}
+
+#[test]
+fn a_block_does_not_depend_on_threads_or_on_other_sequences() {
+    let Case {
+        config, weights, x, ..
+    } = cases().swap_remove(1);
+    let rotary = Rotary::new(&config, TOKENS);
+    let run = |threads| {
+        with_threads(threads, || {
+            let block = Block::from_weights(&weights);
+            let (y, trace) = block_forward_traced(&config, &block, &rotary, x.view());
+            let mut sum = BlockGradients::zeros(&block, Wanted::all());
+            let grad_x = block_backward(
+                &config,
+                &block,
+                &rotary,
+                &trace,
+                y.view(),
+                Wanted::all(),
+                &mut sum,
+            );
+            (y, sum, grad_x)
+        })
+    };
+    let alone = run(1);
+    assert_eq!(alone, run(2));
+    assert_eq!(alone, run(5));
+    let block = Block::from_weights(&weights);
+    assert_eq!(block_forward(&config, &block, &rotary, x.view()), alone.0);
+}
+
+#[test]
+fn cached_decoding_is_the_forward_pass() {
+    for Case {
+        name,
+        config,
+        weights,
+        x,
+    } in cases()
+    {
+        let block = Block::from_weights(&weights);
+        let rotary = Rotary::new(&config, TOKENS);
+        let y = block_forward(&config, &block, &rotary, x.view());
+        let mut cache = KvCacheLayer::new();
+        let mut rows = Vec::new();
+        for t in 0..TOKENS {
+            let row = x.slice(ndarray::s![0, t, ..]);
+            rows.extend(block_decode_step(&config, &block, &rotary, &mut cache, row, t).unwrap());
+        }
+        let expected: Vec<f64> = widened(y.index_axis(Axis(0), 0)).collect();
+        // two f32 computations, each within the limit of the exact one
+        assert_close(&name, widened(&rows), &expected, 4.0 * limit(terms(&config)));
+        let row = x.slice(ndarray::s![0, 0, ..]);
+        let again = block_decode_step(&config, &block, &rotary, &mut cache, row, 3);
+        assert!(matches!(again, Err(AqlmError::Unsupported(_))), "{name}");
+    }
+}
+
+#[test]
+fn the_head_and_its_losses_are_the_references() {
+    let config = config(4, 4, None, RopeScaling::None);
+    let mut rng = random(4);
+    let (norm, lm_head) = (normal(&mut rng, 40), normal(&mut rng, (50, 40)));
+    let tokens: Vec<Vec<u32>> = (0..2u32)
+        .map(|i| (0..9).map(|t| (t * 7 + i) % 50).collect())
+        .collect();
+    let tokens: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
+    let hidden = embed(lm_head.view(), &tokens).unwrap();
+    let head = Head::new(&norm, &lm_head).unwrap();
+    let losses = head.token_losses(&config, hidden.view(), &tokens).unwrap();
+    let exact_norm = norm.mapv(f64::from);
+    for i in 0..2 {
+        let exact_hidden = reference::embed(lm_head.view(), tokens[i]).unwrap();
+        let logits = reference::logits(
+            &config,
+            &exact_norm,
+            lm_head.mapv(f64::from).view(),
+            exact_hidden.view(),
+        );
+        let x = hidden.index_axis(Axis(0), i);
+        let ours = head.logits(&config, x);
+        assert_close("logits", widened(&ours), &logits, limit(2 * 40));
+        let row = head.logits_of_row(&config, x.row(3));
+        assert_close("logits of a row", widened(&row), logits.row(3), limit(2 * 40));
+        let exact = reference::token_losses(logits.slice(ndarray::s![..8, ..]), &tokens[i][1..]).unwrap();
+        assert_close("losses", losses[i].iter().copied(), &exact, limit(2 * 40));
+    }
+    let beyond: [&[u32]; 2] = [&[0, 50], &[0, 1]];
+    assert!(matches!(
+        embed(lm_head.view(), &beyond),
+        Err(AqlmError::TokenOutOfRange { token: 50, .. })
+    ));
+    let short = hidden.slice(ndarray::s![.., ..2, ..]);
+    assert!(head.token_losses(&config, short, &beyond).is_err());
+    let (difference, square) = mean_squares((&hidden + 1.0).view(), hidden.view()).unwrap();
+    assert!((difference - 1.0).abs() < 1e-5 && square > 0.0);
+}
+
+fn tuned(
+    case: &Case,
+    settings: &FinetuneSettings,
+    validation: usize,
+) -> (Block, aqlm_reference::vocabulary::FinetuneReport) {
+    let rotary = Rotary::new(&case.config, TOKENS);
+    let mut block = Block::from_weights(&case.weights);
+    let targets = targets(case);
+    let report = block_finetune(
+        &case.config,
+        &mut block,
+        &rotary,
+        case.x.view(),
+        targets.view(),
+        validation,
+        settings,
+        KEY,
+        &mut |_| (),
+    )
+    .unwrap();
+    (block, report)
+}
+
+const KEY: StreamKey = StreamKey {
+    seed: 7,
+    block: 1,
+    layer: None,
+};
+
+/// Outputs of a block whose layers differ a little.
+fn targets(case: &Case) -> Array3<f32> {
+    let mut other = case.weights.clone();
+    let mut rng = random(31);
+    for kind in LayerKind::ALL {
+        if let LinearWeight::Dense(weight) = &mut other.layer_mut(kind).weight {
+            *weight += &(0.05 * normal(&mut rng, weight.dim()));
+        }
+    }
+    let rotary = Rotary::new(&case.config, TOKENS);
+    block_forward(&case.config, &Block::from_weights(&other), &rotary, case.x.view())
+}
+
+const SETTINGS: FinetuneSettings = FinetuneSettings {
+    lr: 3e-3,
+    beta1: 0.9,
+    beta2: 0.95,
+    eps: 1e-8,
+    epochs: 6,
+    batch: 2,
+    patience: 2,
+    codebooks: true,
+    scales: true,
+    norms: true,
+};
+
+#[test]
+fn fine_tuning_follows_the_reference() {
+    for (case, validation) in cases().into_iter().zip([1, 0, 1]) {
+        let (block, ours) = tuned(&case, &SETTINGS, validation);
+        let inputs: Vec<Array2<f64>> = (0..SEQUENCES).map(|i| sequence(&case.x, i)).collect();
+        let goals: Vec<Array2<f64>> = (0..SEQUENCES).map(|i| sequence(&targets(&case), i)).collect();
+        let mut exact = reference::Block::from_weights(&case.weights);
+        let rotary = reference::Rotary::new(&case.config, TOKENS);
+        let expected = reference::block_finetune(
+            &case.config,
+            &mut exact,
+            &rotary,
+            &inputs,
+            &goals,
+            validation,
+            &SETTINGS,
+            KEY,
+            &mut |_| (),
+        )
+        .unwrap();
+        assert_eq!(ours.best_epoch, expected.best_epoch, "{}", case.name);
+        assert!(
+            expected.loss_after < expected.loss_before,
+            "{}: nothing was learned",
+            case.name
+        );
+        // Adam divides by the root of the second moment, so a parameter whose gradients are at the level of rounding
+        // goes its own way, by at most lr a step; what it does to the loss is of second order.
+        let steps = SETTINGS.epochs * SEQUENCES.div_ceil(SETTINGS.batch);
+        let limit = limit(terms(&case.config) * 2 * steps);
+        assert_close(&case.name, [ours.loss_before], &[expected.loss_before], limit);
+        assert_close(&case.name, [ours.loss_after], &[expected.loss_after], limit);
+        assert_close(&case.name, ours.train_losses, &expected.train_losses, limit);
+        assert_eq!(ours.validation_losses.len(), expected.validation_losses.len());
+        let norm = block.to_weights().post_attention_layernorm;
+        assert_close("norm", widened(&norm), &exact.post_attention_layernorm, limit);
+    }
+}
+
+#[test]
+fn fine_tuning_does_not_depend_on_threads() {
+    let case = cases().swap_remove(0);
+    let run = |threads| {
+        with_threads(threads, || {
+            let (block, report) = tuned(&case, &SETTINGS, 1);
+            (block.to_weights(), report)
+        })
+    };
+    assert_eq!(run(1), run(2));
+}
+
+#[test]
+fn fine_tuning_refuses_what_it_cannot_do() {
+    let case = cases().swap_remove(0);
+    let rotary = Rotary::new(&case.config, TOKENS);
+    let run = |targets: Array3<f32>, validation, settings: &FinetuneSettings| {
+        let mut block = Block::from_weights(&case.weights);
+        let (config, x) = (&case.config, case.x.view());
+        let outcome = block_finetune(
+            config,
+            &mut block,
+            &rotary,
+            x,
+            targets.view(),
+            validation,
+            settings,
+            KEY,
+            &mut |_| (),
+        );
+        assert_eq!(block.to_weights(), case.weights, "the block is as it was");
+        outcome
+    };
+    let good = || targets(&case);
+    assert!(matches!(
+        run(good(), SEQUENCES, &SETTINGS),
+        Err(AqlmError::Unsupported(_))
+    ));
+    let no_batch = FinetuneSettings { batch: 0, ..SETTINGS };
+    assert!(matches!(
+        run(good(), 1, &no_batch),
+        Err(AqlmError::Unsupported(_))
+    ));
+    let short = good().slice_move(ndarray::s![.., ..5, ..]);
+    assert!(matches!(run(short, 1, &SETTINGS), Err(AqlmError::Shape { .. })));
+    let bad = good() * f32::NAN;
+    assert!(matches!(run(bad, 1, &SETTINGS), Err(AqlmError::NotFinite { .. })));
+    let idle = FinetuneSettings {
+        codebooks: false,
+        scales: false,
+        norms: false,
+        ..SETTINGS
+    };
+    assert_eq!(run(good(), 1, &idle).unwrap().train_losses, Vec::<f64>::new());
+}
