@@ -17,10 +17,12 @@ use crate::{Error, Result};
 /// Folder inside the output in which a checkpoint is put together.
 const IN_PROGRESS: &str = ".checkpoint-in-progress";
 
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+
 /// Files beside the weights that belong to a checkpoint and are copied as they are.
 const COPIED: [&str; 9] = [
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
@@ -253,16 +255,25 @@ fn tokenizer_files(to: &Path, source: &Model) -> Result<Vec<String>> {
                 files.push(name.into());
             }
         }
+        // Without this file transformers guesses by the model's type, one generation of it adding BOS to every text.
+        let has = |name: &str| files.iter().any(|file| file == name);
+        if has("tokenizer.json") && !has(TOKENIZER_CONFIG) {
+            let config = source
+                .tokenizer()?
+                .config_json(source.config().max_position_embeddings);
+            write_json(&to.join(TOKENIZER_CONFIG), &config)?;
+            files.push(TOKENIZER_CONFIG.into());
+        }
         return Ok(files);
     }
     let tokenizer = source.tokenizer()?;
     let text = tokenizer.to_json()?;
     write_synced(&to.join("tokenizer.json"), |file| file.write_all(text.as_bytes()))?;
     write_json(
-        &to.join("tokenizer_config.json"),
+        &to.join(TOKENIZER_CONFIG),
         &tokenizer.config_json(source.config().max_position_embeddings),
     )?;
-    Ok(vec!["tokenizer.json".into(), "tokenizer_config.json".into()])
+    Ok(vec!["tokenizer.json".into(), TOKENIZER_CONFIG.into()])
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
@@ -527,6 +538,26 @@ mod tests {
                 "tokenizer.json",
                 "tokenizer_config.json"
             ]
+        );
+    }
+
+    #[test]
+    fn a_folder_without_tokenizer_config_gets_one_that_keeps_the_tokens() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden/tiny-stories-4m");
+        assert!(!golden.join(TOKENIZER_CONFIG).exists());
+        let source = Model::open(golden).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let written = rewrite(&source, folder.path(), &WriteOptions::default()).unwrap();
+        assert!(written.files.contains(&TOKENIZER_CONFIG.into()));
+        let (before, after) = (
+            source.tokenizer().unwrap(),
+            Model::open(folder.path()).unwrap().tokenizer().unwrap(),
+        );
+        assert_eq!((after.bos(), after.eos()), (before.bos(), before.eos()));
+        let text = "Once upon a time, there was a car.";
+        assert_eq!(
+            after.encode(text, true).unwrap(),
+            before.encode(text, true).unwrap()
         );
     }
 
