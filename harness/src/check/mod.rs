@@ -4,6 +4,7 @@ mod peer_checkpoints;
 mod peer_models;
 mod peer_ops;
 mod vectors;
+mod whole_model;
 
 use std::fmt;
 
@@ -192,6 +193,14 @@ pub(crate) fn nmse<'a>(
     difference / norm
 }
 
+/// The largest of some differences; NaN when one of them is, which `f64::max` would pass over.
+pub(crate) fn largest(values: impl IntoIterator<Item = f64>) -> f64 {
+    values.into_iter().fold(
+        0.0,
+        |top: f64, value| if top.is_nan() || value <= top { top } else { value },
+    )
+}
+
 /// sum((a - b)^2) and sum(b^2).
 fn squares<'a>(
     found: impl IntoIterator<Item = &'a f64>,
@@ -232,6 +241,13 @@ mod tests {
         assert!(!CheckReport::new(vec![]).holds());
         let waived = CaseRow::without("op", "case", "b", Outcome::Waived, "no device");
         assert!(!CheckReport::new(vec![waived]).holds());
+    }
+
+    #[test]
+    fn the_largest_of_differences_keeps_nan() {
+        assert_eq!(largest([0.5, 2.0, 1.0]), 2.0);
+        assert!(largest([0.5, f64::NAN, 1.0]).is_nan());
+        assert!(largest([f64::NAN]).is_nan());
     }
 
     #[test]

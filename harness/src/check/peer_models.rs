@@ -1,12 +1,8 @@
 use std::path::{Path, PathBuf};
 
-use ndarray::Axis;
-
 use super::vectors::{VectorFile, VectorOptions};
-use super::{CaseRow, Comparison, Outcome, nmse};
-use crate::backend::{Backend, with_backend};
+use super::{CaseRow, Comparison, Outcome, largest, whole_model};
 use crate::error::Result;
-use crate::eval::hidden_after_blocks;
 use crate::model::Model;
 
 /// transformers computes in f32: its logits carry that much noise and no more.
@@ -129,67 +125,34 @@ fn model_for(name: &str, file: &VectorFile, files: &[PathBuf], models: &[PathBuf
 }
 
 fn check_one(name: &str, file: &VectorFile, model: &Model, options: &VectorOptions) -> Result<CaseRow> {
-    let ids = file.sequences("input_ids")?;
-    let sequences: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
-    let tokens = sequences.first().map_or(0, |tokens| tokens.len());
-    with_backend!(options.backend, model.config(), tokens, |backend| {
-        let hidden = hidden_after_blocks(&backend, model, &sequences, &mut |_| {})?;
-        let head = backend.load_head(&model.final_norm()?, &model.lm_head()?)?;
-        let mut comparisons = Vec::new();
-        if file.has("logits") {
-            let expected = file.array("logits")?;
-            let mut found = Vec::with_capacity(expected.len());
-            for sequence in 0..sequences.len() {
-                found.extend(backend.logits(&head, &hidden, sequence)?);
-            }
-            if found.len() == expected.len() {
-                comparisons.push(Comparison::new(
-                    "logits, NMSE",
-                    nmse(&found, &expected),
-                    LOGITS_NMSE,
-                ));
-            } else {
-                let reason = format!(
-                    "logits: expected {:?}, found {} values",
-                    expected.shape(),
-                    found.len()
-                );
-                return Ok(CaseRow::without(
-                    "model_forward",
-                    name,
-                    &options.backend.to_string(),
-                    Outcome::Fail,
-                    reason,
-                ));
-            }
-        }
-        if file.has("nll") {
-            let expected = file.array("nll")?;
-            let losses = backend.token_losses(&head, &hidden, &sequences)?;
-            let found: Vec<f64> = losses.iter().flat_map(|losses| losses.iter().copied()).collect();
-            let worst = found
-                .iter()
-                .zip(&expected)
-                .map(|(a, b)| (a - b).abs())
-                .fold(0.0, f64::max);
-            let worst = if found.len() == expected.len_of(Axis(expected.ndim() - 1))
-                || found.len() == expected.len()
-            {
-                worst
-            } else {
-                f64::NAN
-            };
-            comparisons.push(Comparison::new(
-                "token losses, largest difference",
-                worst,
-                TOKEN_LOSS,
-            ));
-        }
-        Ok(CaseRow::compared(
-            "model_forward",
-            name,
-            &options.backend.to_string(),
-            comparisons,
-        ))
-    })
+    let with_logits = file.has("logits");
+    let found = whole_model::run(options.backend, model, &file.sequences("input_ids")?, with_logits)?;
+    let mut comparisons = Vec::new();
+    if with_logits {
+        comparisons.push(whole_model::compare_logits(
+            &found,
+            &file.array("logits")?,
+            LOGITS_NMSE,
+        ));
+    }
+    if file.has("nll") {
+        let expected = file.array("nll")?;
+        let losses: Vec<f64> = found.losses.iter().flatten().copied().collect();
+        let worst = if losses.len() == expected.len() {
+            largest(losses.iter().zip(&expected).map(|(a, b)| (a - b).abs()))
+        } else {
+            f64::NAN
+        };
+        comparisons.push(Comparison::new(
+            "token losses, largest difference",
+            worst,
+            TOKEN_LOSS,
+        ));
+    }
+    Ok(CaseRow::compared(
+        "model_forward",
+        name,
+        &options.backend.to_string(),
+        comparisons,
+    ))
 }

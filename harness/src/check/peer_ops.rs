@@ -11,7 +11,7 @@ use ndarray::{Array1, Array2, Array3, Array4, Ix1, Ix2, Ix3, Ix4, s};
 use serde_json::Value;
 
 use super::vectors::{VectorFile, VectorOptions};
-use super::{CaseRow, Comparison, Outcome, relative_difference};
+use super::{CaseRow, Comparison, Outcome, largest, relative_difference};
 use crate::error::{Error, Result};
 
 /// The backend that operations are checked on: peers' vectors establish the reference, the reference establishes the
@@ -222,13 +222,13 @@ fn adam_case(entry: &Entry<'_>, file: &VectorFile) -> Result<Vec<Comparison>> {
     };
     let expected_losses = file.array("losses")?;
     let (_, losses) = run(expected_losses.len())?;
-    let worst = losses
-        .iter()
-        .zip(&expected_losses)
-        .map(|(a, b)| (a - b).abs() / b)
-        .fold(0.0, f64::max);
     let worst = if losses.len() == expected_losses.len() {
-        worst
+        largest(
+            losses
+                .iter()
+                .zip(&expected_losses)
+                .map(|(a, b)| (a - b).abs() / b),
+        )
     } else {
         f64::NAN
     };

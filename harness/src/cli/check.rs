@@ -36,12 +36,19 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     };
     let report = check_vectors(&args.vectors, &options, &mut |row| {
         if row.outcome == Outcome::Fail {
+            let models: Vec<String> = args
+                .model
+                .iter()
+                .map(|model| format!(" --model {}", model.display()))
+                .collect();
+            let models = models.concat();
             eprintln!(
-                "FAIL {} {}: {}; replay: aqlm check --vectors {} --op {} --case {}",
+                "FAIL {} {}: {}; replay: aqlm check --vectors {}{models} --backend {} --op {} --case {}",
                 row.op,
                 row.case,
                 row.reason.as_deref().unwrap_or_default(),
                 args.vectors.display(),
+                args.backend,
                 row.op,
                 row.case,
             );

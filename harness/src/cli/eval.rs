@@ -91,17 +91,16 @@ pub(super) fn measure(
     let ctx = windows.first().map_or(0, |window| window.len());
     let mut progress = Progress::new(model.config().num_hidden_layers as u64);
     progress.message(format!("{} windows of {ctx}", windows.len()));
-    let with_logits = if dump_logits.is_some() { windows.len() } else { 0 };
-    let (result, logits) = with_backend!(backend, model.config(), ctx, |backend| {
-        evaluate(&backend, model, windows, with_logits, &mut |block| {
+    let evaluation = with_backend!(backend, model.config(), ctx, |backend| {
+        evaluate(&backend, model, windows, dump_logits.is_some(), &mut |block| {
             progress.advance(1);
             progress.heartbeat(&format!("evaluation: block {} is done", block + 1));
         })
     })?;
     if let Some(path) = dump_logits {
-        write_logits(path, windows, &logits)?;
+        write_logits(path, windows, &evaluation.logits)?;
     }
-    Ok(result)
+    Ok(evaluation.perplexity())
 }
 
 /// input_ids [windows, ctx] i32 and logits [windows, ctx, vocab] f32.

@@ -4,4 +4,4 @@ mod generate;
 mod perplexity;
 
 pub use generate::{Generated, Generator, Sampling};
-pub use perplexity::{Perplexity, evaluate, hidden_after_blocks, perplexity};
+pub use perplexity::{Evaluation, Perplexity, evaluate};

@@ -1,4 +1,4 @@
-use ndarray::Array2;
+use ndarray::{Array1, Array2};
 use serde::Serialize;
 
 use crate::backend::Backend;
@@ -20,52 +20,45 @@ pub struct Perplexity {
     pub ctx: usize,
 }
 
-/// The hidden states behind the last block for windows of equal length: [tokens, hidden] each.
+/// What a model makes of windows of equal length.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluation {
+    /// negative log-likelihood in nats of each token after the first, [ctx - 1] a window
+    pub losses: Vec<Array1<f64>>,
+    /// [ctx, vocab] a window, where they were asked for
+    pub logits: Vec<Array2<f64>>,
+}
+
+impl Evaluation {
+    /// The mean over all predicted tokens of all windows, and its exponential.
+    pub fn perplexity(&self) -> Perplexity {
+        let tokens: usize = self.losses.iter().map(ndarray::ArrayBase::len).sum();
+        let mean_nll = self.losses.iter().map(|losses| losses.sum()).sum::<f64>() / tokens as f64;
+        Perplexity {
+            perplexity: mean_nll.exp(),
+            mean_nll,
+            tokens,
+            windows: self.losses.len(),
+            ctx: self.losses.first().map_or(0, |losses| losses.len() + 1),
+        }
+    }
+}
+
+/// Token losses of a model on windows of equal length, and its logits when `with_logits`.
 ///
 /// Blocks are read one at a time, so a model needs the memory of one block plus that of the hidden states.
 /// `progress` hears of every finished block.
 ///
 /// # Errors
-/// Unreadable tensors, token ids beyond the embedding, what the backend refuses.
-pub fn hidden_after_blocks<B: Backend>(
-    backend: &B,
-    model: &Model,
-    windows: &[&[u32]],
-    progress: &mut dyn FnMut(usize),
-) -> Result<B::Hidden> {
-    let mut hidden = backend.embed(&model.embedding()?, windows)?;
-    for index in 0..model.config().num_hidden_layers {
-        let block = backend.load_block(&model.block(index)?)?;
-        hidden = backend.block_forward(&block, &hidden)?;
-        progress(index);
-    }
-    Ok(hidden)
-}
-
-/// Perplexity of a model on windows of equal length.
-///
-/// # Errors
-/// As [`evaluate`].
-pub fn perplexity<B: Backend>(
-    backend: &B,
-    model: &Model,
-    windows: &[&[u32]],
-    progress: &mut dyn FnMut(usize),
-) -> Result<Perplexity> {
-    Ok(evaluate(backend, model, windows, 0, progress)?.0)
-}
-
-/// Perplexity, and the logits [ctx, vocab] of the first `with_logits` windows.
-///
-/// # Errors
-/// `Error::Invalid` without windows or with windows of fewer than two tokens; else as [`hidden_after_blocks`].
+/// `Error::Invalid` without windows or with windows of fewer than two tokens; unreadable tensors, token ids beyond the
+/// embedding, what the backend refuses.
 pub fn evaluate<B: Backend>(
     backend: &B,
     model: &Model,
     windows: &[&[u32]],
-    with_logits: usize,
+    with_logits: bool,
     progress: &mut dyn FnMut(usize),
-) -> Result<(Perplexity, Vec<Array2<f64>>)> {
+) -> Result<Evaluation> {
     let ctx = windows.first().map_or(0, |window| window.len());
     if ctx < 2 {
         return Err(Error::invalid(
@@ -74,22 +67,17 @@ pub fn evaluate<B: Backend>(
             format!("{} of {ctx}", windows.len()),
         ));
     }
-    let hidden = hidden_after_blocks(backend, model, windows, progress)?;
+    let mut hidden = backend.embed(&model.embedding()?, windows)?;
+    for index in 0..model.config().num_hidden_layers {
+        let block = backend.load_block(&model.block(index)?)?;
+        hidden = backend.block_forward(&block, &hidden)?;
+        progress(index);
+    }
     let head = backend.load_head(&model.final_norm()?, &model.lm_head()?)?;
     let losses = backend.token_losses(&head, &hidden, windows)?;
-    let tokens: usize = losses.iter().map(ndarray::ArrayBase::len).sum();
-    let mean_nll = losses.iter().map(|losses| losses.sum()).sum::<f64>() / tokens as f64;
-    let logits = (0..with_logits.min(windows.len()))
+    let wanted = if with_logits { windows.len() } else { 0 };
+    let logits = (0..wanted)
         .map(|window| backend.logits(&head, &hidden, window))
         .collect::<Result<Vec<_>>>()?;
-    Ok((
-        Perplexity {
-            perplexity: mean_nll.exp(),
-            mean_nll,
-            tokens,
-            windows: windows.len(),
-            ctx,
-        },
-        logits,
-    ))
+    Ok(Evaluation { losses, logits })
 }

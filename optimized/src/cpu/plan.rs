@@ -94,12 +94,13 @@ impl Plan {
 }
 
 /// Where look-up tables beat the direct form: level, output groups per codeword from which building them pays, and
-/// the entries to use. Levels that are not listed never gain by them: their look-ups are loads, one per code, and the direct
-/// form needs no more. Measured as docs/cpu.md says; a [`Plan`] made by hand overrides it.
+/// the entries to use. Levels that are not listed use the direct form: their look-ups are loads, one per code, and the direct
+/// form needs no more. Measured on loaded cores, as docs/cpu.md says; a [`Plan`] made by hand overrides it.
 const TABLES_PAY: [(SimdLevel, usize, TablePrecision); 2] = [
     (SimdLevel::Avx512, 5, TablePrecision::I24),
     (SimdLevel::Portable, 2, TablePrecision::F32),
 ];
 
-/// Up to this batch, so many fused products take less time than one decode and a dense product.
+/// Up to this batch, so many fused products instead of one decode and a dense product. An estimate: where the two cross has not
+/// been measured.
 const LARGEST_MATVEC_BATCH: usize = 4;
