@@ -7,7 +7,7 @@ use aqlm_reference::vocabulary::{
 use ndarray::Array2;
 
 use super::beam_search::search;
-use super::codebook_update::update_trial;
+use super::codebook_update::{Stop, update_trial};
 use super::em_init::em_init;
 use super::problem::{Problem, inner};
 use super::residual_init::residual_init;
@@ -60,7 +60,7 @@ pub fn layer_quantize(
     let mut trace = Vec::new();
     let mut sweeps = key.stream(Purpose::Sweep);
     for round in 0..settings.max_rounds {
-        trial = update_trial(&problem, trial, &settings.update)?;
+        trial = update_trial(&problem, trial, &settings.update, Stop::ALTERNATION)?;
         observe(LayerEvent::Updated {
             round,
             loss: loss_of(&trial),

@@ -8,9 +8,28 @@ use crate::cpu::quantizer::problem::{Problem, inner};
 use crate::cpu::quantizer::small_solve::SmallCholesky;
 use crate::cpu::quantizer::trial::Trial;
 
-/// Share of the loss that two steps in a row have to gain to go on. A tenth of what the searches that follow may
-/// differ by; the gains of the steps left out are smaller still (docs/quantizer-cpu.md).
-const WORTHWHILE: f64 = 1e-5;
+/// When conjugate gradients stop before their number of steps: as soon as two steps in a row gain less than a share of
+/// the loss, or of what the steps before them gained.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::cpu::quantizer) struct Stop {
+    /// share of the loss
+    of_loss: f64,
+    /// share of the gain since the start
+    of_gain: f64,
+}
+
+impl Stop {
+    /// At the minimum, as far as anything that follows could tell.
+    pub(in crate::cpu::quantizer) const MINIMUM: Self = Self {
+        of_loss: 1e-5,
+        of_gain: 0.0,
+    };
+    /// Where an alternation does better to search codes again: what is left is gained in the next round, from better codes.
+    pub(in crate::cpu::quantizer) const ALTERNATION: Self = Self {
+        of_loss: 1e-5,
+        of_gain: 0.01,
+    };
+}
 
 /// The least-squares problem of the codebooks for fixed codes and scales without its normal matrix (paper section 3.3;
 /// paper.md 2.4): at most `steps` steps of conjugate gradients from the current codebooks.
@@ -23,7 +42,13 @@ const WORTHWHILE: f64 = 1e-5;
 ///
 /// # Errors
 /// `NotPositiveDefinite` when H is indefinite.
-pub(super) fn descend(problem: &Problem, mut trial: Trial, places: &Places, steps: usize) -> Result<Trial> {
+pub(super) fn descend(
+    problem: &Problem,
+    mut trial: Trial,
+    places: &Places,
+    steps: usize,
+    stop: Stop,
+) -> Result<Trial> {
     let scheme = trial.matrix.scheme;
     let (go, gi) = (scheme.out_group_size, scheme.in_group_size);
     let sizes = [scheme.num_codebooks, scheme.codebook_size(), go, gi];
@@ -63,7 +88,7 @@ pub(super) fn descend(problem: &Problem, mut trial: Trial, places: &Places, step
         add(&mut codebooks, step, &direction);
         trial.move_by(step, &dense, &image);
         loss -= gain;
-        if gain + last_gain < WORTHWHILE * loss.max(0.0) {
+        if gain + last_gain < stop.of_loss * loss.max(0.0) + stop.of_gain * (before - loss) {
             break;
         }
         last_gain = gain;

@@ -4,6 +4,7 @@ mod adam;
 mod conjugate_gradients;
 
 pub use adam::adam;
+pub(super) use conjugate_gradients::Stop;
 
 use aqlm_reference::vocabulary::{QuantizedMatrix, Result, Update};
 use ndarray::Array2;
@@ -28,11 +29,16 @@ pub fn update(
     let problem = Problem::new(weight, hessian)?;
     problem.check(matrix)?;
     let trial = Trial::new(&problem, matrix.clone());
-    Ok(update_trial(&problem, trial, settings)?.matrix)
+    Ok(update_trial(&problem, trial, settings, Stop::MINIMUM)?.matrix)
 }
 
 /// [`update`] of a trial.
-pub(super) fn update_trial(problem: &Problem, mut trial: Trial, settings: &Update) -> Result<Trial> {
+pub(super) fn update_trial(
+    problem: &Problem,
+    mut trial: Trial,
+    settings: &Update,
+    stop: Stop,
+) -> Result<Trial> {
     let places = Places::of(&trial.matrix);
     match *settings {
         Update::ClosedForm {
@@ -49,7 +55,7 @@ pub(super) fn update_trial(problem: &Problem, mut trial: Trial, settings: &Updat
                 unknowns
             };
             for round in 0..scale_rounds.max(1) {
-                trial = conjugate_gradients::descend(problem, trial, &places, steps)?;
+                trial = conjugate_gradients::descend(problem, trial, &places, steps, stop)?;
                 if round < scale_rounds {
                     trial.rescale(problem);
                 }
