@@ -1,7 +1,7 @@
 use ndarray::{Array1, Array2, ArrayView2};
 
-use super::log_softmax::log_softmax;
 use super::model::check_tokens;
+use super::softmax::softmax;
 use crate::vocabulary::{AqlmError, Result};
 
 /// Negative log-likelihood in nats of each target under its row of logits, `[rows]`, and the gradient of their sum
@@ -21,9 +21,9 @@ pub fn cross_entropy(logits: ArrayView2<f64>, targets: &[u32]) -> Result<(Array1
     let mut losses = Array1::zeros(targets.len());
     let mut gradient = Array2::zeros(logits.dim());
     for (t, &target) in targets.iter().enumerate() {
-        let log_q = log_softmax(logits.row(t));
+        let (q, log_q) = softmax(logits.row(t));
         losses[t] = -log_q[target as usize];
-        gradient.row_mut(t).assign(&log_q.mapv(f64::exp));
+        gradient.row_mut(t).assign(&q);
         gradient[[t, target as usize]] -= 1.0;
     }
     Ok((losses, gradient))

@@ -1,7 +1,7 @@
 use ndarray::{Array1, Array2, ArrayView2};
 
-use super::log_softmax::log_softmax;
 use super::model::check_tokens;
+use super::softmax::softmax;
 use crate::vocabulary::{AqlmError, Result, TopTokens};
 
 /// Kullback-Leibler divergence in nats of the student's distribution from the teacher's at each row, `[rows]`:
@@ -24,11 +24,9 @@ pub fn kl_divergence(
     let mut losses = Array1::zeros(logits.nrows());
     let mut gradient = Array2::zeros(logits.dim());
     for (t, (student, teacher)) in logits.rows().into_iter().zip(teacher.rows()).enumerate() {
-        let (log_q, log_p) = (log_softmax(student), log_softmax(teacher));
-        losses[t] = log_p.iter().zip(&log_q).map(|(p, q)| p.exp() * (p - q)).sum();
-        gradient
-            .row_mut(t)
-            .assign(&(log_q.mapv(f64::exp) - log_p.mapv(f64::exp)));
+        let ((q, log_q), (p, log_p)) = (softmax(student), softmax(teacher));
+        losses[t] = (&p * &(log_p - log_q)).sum();
+        gradient.row_mut(t).assign(&(q - p));
     }
     Ok((losses, gradient))
 }
@@ -62,14 +60,14 @@ pub fn top_kl_divergence(logits: ArrayView2<f64>, teacher: &TopTokens) -> Result
     for t in 0..rows {
         let tokens = teacher.tokens.row(t).to_vec();
         check_tokens(&tokens, logits.ncols())?;
-        let log_q = log_softmax(logits.row(t));
+        let (q, log_q) = softmax(logits.row(t));
         let mut listed = vec![None; logits.ncols()];
         for (&token, &log_p) in tokens.iter().zip(teacher.log_probabilities.row(t)) {
             listed[token as usize] = Some(f64::from(log_p));
         }
         let unlisted: f64 = (0..listed.len())
             .filter(|&i| listed[i].is_none())
-            .map(|i| log_q[i].exp())
+            .map(|i| q[i])
             .sum();
         let rest = f64::from(teacher.rest[t]);
         // 0 ln 0 = 0, and where the student too leaves nothing there is nothing to compare
@@ -82,7 +80,7 @@ pub fn top_kl_divergence(logits: ArrayView2<f64>, teacher: &TopTokens) -> Result
         // one but for the rounding of the list
         let total: f64 = rest + listed.iter().flatten().map(|log_p| log_p.exp()).sum::<f64>();
         for (i, log_p) in listed.iter().enumerate() {
-            let q = log_q[i].exp();
+            let q = q[i];
             let p = match log_p {
                 Some(log_p) => {
                     losses[t] += log_p.exp() * (log_p - log_q[i]);
@@ -112,7 +110,7 @@ mod tests {
         let (mut tokens, mut values) = (Array2::zeros((rows, k)), Array2::zeros((rows, k)));
         let mut rest = Array1::zeros(rows);
         for t in 0..rows {
-            let log_p = log_softmax(logits.row(t));
+            let (_, log_p) = softmax(logits.row(t));
             let mut order: Vec<usize> = (0..vocab).collect();
             order.sort_by(|&a, &b| log_p[b].total_cmp(&log_p[a]));
             for (i, &token) in order[..k].iter().enumerate() {

@@ -12,13 +12,13 @@ mod finetune;
 mod forward;
 mod kl_divergence;
 mod linear;
-mod log_softmax;
 mod model;
 mod model_backward;
 mod model_tuner;
 mod quantized_gradients;
 mod rms_norm;
 mod rotary;
+mod softmax;
 mod swiglu;
 
 #[cfg(test)]
