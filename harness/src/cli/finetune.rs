@@ -131,7 +131,7 @@ struct SettingsArgs {
 }
 
 /// The switches that a list of names turns on.
-fn tuned(names: &[TunedName]) -> Tuned {
+pub(super) fn tuned(names: &[TunedName]) -> Tuned {
     let names: BTreeSet<TunedName> = names.iter().copied().collect();
     Tuned {
         codebooks: names.contains(&TunedName::Codebooks),
@@ -179,7 +179,7 @@ impl SettingsArgs {
             (TeacherName::Cached, None) => TeacherUse::States,
             (TeacherName::Cached, Some(k)) => TeacherUse::Top(k),
         };
-        validate(&settings, model)?;
+        validate(&settings, model, "--")?;
         Ok(settings)
     }
 }
@@ -189,27 +189,27 @@ fn default_seqlen(model: &Model) -> usize {
     model.config().max_position_embeddings.min(1024)
 }
 
-/// Refuses numbers that no run could use.
-fn validate(settings: &EndToEndSettings, model: &Model) -> Result<()> {
+/// Refuses numbers that no run could use; `prefix` is what the options' names begin with.
+pub(super) fn validate(settings: &EndToEndSettings, model: &Model, prefix: &str) -> Result<()> {
     for (option, value) in [
-        ("--sequences", settings.sequences),
-        ("--epochs", settings.epochs),
-        ("--batch", settings.batch),
+        ("sequences", settings.sequences),
+        ("epochs", settings.epochs),
+        ("batch", settings.batch),
     ] {
         if value == 0 {
-            return Err(Error::invalid(option, "1 or more", "0"));
+            return Err(Error::invalid(&format!("{prefix}{option}"), "1 or more", "0"));
         }
     }
     if settings.validation >= settings.sequences {
         return Err(Error::invalid(
-            "--validation",
+            &format!("{prefix}validation"),
             &format!("fewer than the {} sequences", settings.sequences),
             settings.validation.to_string(),
         ));
     }
     if !(settings.lr.is_finite() && settings.lr >= 0.0) {
         return Err(Error::invalid(
-            "--lr",
+            &format!("{prefix}lr"),
             "a finite number of at least 0",
             settings.lr.to_string(),
         ));
@@ -218,7 +218,11 @@ fn validate(settings: &EndToEndSettings, model: &Model) -> Result<()> {
     if let TeacherUse::Top(k) = settings.teacher
         && !(1..=vocab).contains(&k)
     {
-        return Err(Error::invalid("--top-k", &format!("1 to {vocab}"), k.to_string()));
+        return Err(Error::invalid(
+            &format!("{prefix}top-k"),
+            &format!("1 to {vocab}"),
+            k.to_string(),
+        ));
     }
     Ok(())
 }
