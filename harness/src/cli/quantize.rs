@@ -81,6 +81,7 @@ enum FinetuneName {
 
 /// Settings of the end-to-end step on top of the preset's; `aqlm finetune` has them all.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_field_names, reason = "fields are named after their options")]
 struct EndToEndArgs {
     /// What is trained end to end, separated by commas [default: codebooks,scales,norms]
     #[arg(long, value_enum, value_delimiter = ',')]
@@ -373,7 +374,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
             args.backend,
             &args.out.join(AFTER),
             &args.out,
-            Duration::from_secs(60),
+            Duration::from_mins(1),
             // whether this may continue was decided for the whole run
             true,
         )?),

@@ -10,17 +10,19 @@ use crate::model::{Model, layer_name};
 /// `Field` naming the first number of the teacher's configuration that differs; `Kind` for a student without a
 /// quantized layer, or a teacher with one.
 pub fn check_teacher(student: &Model, teacher: &Model) -> Result<()> {
-    let fields: [(&str, fn(&LlamaConfig) -> usize); 7] = [
-        ("vocab_size", |config| config.vocab_size),
-        ("hidden_size", |config| config.hidden_size),
-        ("intermediate_size", |config| config.intermediate_size),
-        ("num_hidden_layers", |config| config.num_hidden_layers),
-        ("num_attention_heads", |config| config.num_attention_heads),
-        ("num_key_value_heads", |config| config.num_key_value_heads),
-        ("head_dim", |config| config.head_dim),
-    ];
-    for (field, value) in fields {
-        let (expected, found) = (value(student.config()), value(teacher.config()));
+    let fields = |config: &LlamaConfig| {
+        [
+            ("vocab_size", config.vocab_size),
+            ("hidden_size", config.hidden_size),
+            ("intermediate_size", config.intermediate_size),
+            ("num_hidden_layers", config.num_hidden_layers),
+            ("num_attention_heads", config.num_attention_heads),
+            ("num_key_value_heads", config.num_key_value_heads),
+            ("head_dim", config.head_dim),
+        ]
+    };
+    for ((field, expected), (_, found)) in fields(student.config()).into_iter().zip(fields(teacher.config()))
+    {
         if expected != found {
             return Err(Error::Field {
                 path: teacher.source().into(),

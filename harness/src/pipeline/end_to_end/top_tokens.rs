@@ -8,7 +8,7 @@ pub(super) fn top_tokens(logits: &Array2<f64>, k: usize) -> TopTokens {
     let rows: Vec<(Vec<u32>, Vec<f32>, f32)> = logits
         .outer_iter()
         .into_par_iter()
-        .map(|row| top_of_row(row, k))
+        .map(|row| top_of_row(&row, k))
         .collect();
     let element = |t: usize, i: usize| (rows[t].0[i], rows[t].1[i]);
     TopTokens {
@@ -18,7 +18,7 @@ pub(super) fn top_tokens(logits: &Array2<f64>, k: usize) -> TopTokens {
     }
 }
 
-fn top_of_row(logits: ArrayView1<'_, f64>, k: usize) -> (Vec<u32>, Vec<f32>, f32) {
+fn top_of_row(logits: &ArrayView1<'_, f64>, k: usize) -> (Vec<u32>, Vec<f32>, f32) {
     let largest = logits.fold(f64::NEG_INFINITY, |most, &logit| most.max(logit));
     let sum: f64 = logits.iter().map(|logit| (logit - largest).exp()).sum();
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
