@@ -364,6 +364,48 @@ fn bad_input_is_refused_before_anything_is_written() {
     quantize(&["--finetune-tune", "head"], &["--finetune-tune"]);
 }
 
+/// Grouped-query attention, a tied head, and checkpoints that the official engine wrote.
+#[test]
+fn checkpoints_of_the_official_engine_are_tuned() {
+    let shared = std::env::var_os("AQLM_SHARED").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"),
+        PathBuf::from,
+    );
+    let teacher = shared.join("models/babyllama105-hf");
+    for scheme in ["2x8g8", "1x12g8", "4x4g16"] {
+        let student = shared.join(format!("peer/aqlm-hf/babyllama105-hf-{scheme}"));
+        if !(student.exists() && teacher.exists()) {
+            eprintln!("waived: {} or its teacher is not here", student.display());
+            continue;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let text = short_text(folder.path(), 20);
+        let out = folder.path().join("tuned");
+        let mut arguments = arguments(
+            &student,
+            &text,
+            &out,
+            &["--tune", "codebooks,scales,norms,head", "--lr", "1e-4"],
+        );
+        arguments[3] = path(&teacher);
+        let document = json(&succeed(&arguments));
+        assert!(
+            number(&document, "loss_after") < number(&document, "loss_before"),
+            "{scheme}: {document}"
+        );
+        // what was written opens, and is what was judged, up to f16
+        let again = folder.path().join("again");
+        let mut arguments = arguments;
+        (arguments[1], arguments[7]) = (path(&out), path(&again));
+        let rounded = number(&json(&succeed(&arguments)), "loss_before");
+        let kept = number(&document, "loss_after");
+        assert!(
+            (rounded - kept).abs() < 0.01 * kept,
+            "{scheme}: {rounded} and {kept}"
+        );
+    }
+}
+
 #[test]
 fn quantize_goes_on_end_to_end() {
     let folder = tempfile::tempdir().unwrap();

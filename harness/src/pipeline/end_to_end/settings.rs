@@ -77,7 +77,7 @@ impl EndToEndSettings {
     /// official code's end-to-end script of that time has the same.
     pub fn preset(preset: Preset, seqlen: usize, sequences: usize) -> Self {
         let (lr, schedule, epochs, batch) = match preset {
-            Preset::Project => (1e-3, Schedule::Cosine, 6, 8),
+            Preset::Project => (5e-4, Schedule::Cosine, 6, 4),
             Preset::Paper | Preset::Official => (1e-5, Schedule::Constant, 1, 8),
         };
         Self {
