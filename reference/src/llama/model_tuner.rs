@@ -330,21 +330,26 @@ mod tests {
     fn student(seed: u64, tied: bool) -> Model {
         let mut rng = random(seed);
         let mut model = model(&mut rng, 2, None);
-        // logits near unit size, as the limit of the numerical gradients assumes
-        model.lm_head /= 12f64.sqrt();
         for (block, kind) in [
             (0, LayerKind::VProj),
             (0, LayerKind::DownProj),
             (1, LayerKind::QProj),
         ] {
             let (out, inputs) = model.config.layer_shape(kind);
-            let matrix = quantized(&mut rng, out, inputs);
+            let mut matrix = quantized(&mut rng, out, inputs);
+            // Weights as large as the dense ones, and scales of order one: numerical gradients assume that a parameter's
+            // own size is the one on which the loss bends.
+            matrix.codebooks /= (2.0 * inputs as f64).sqrt();
+            matrix.scales *= 2.0;
             model.blocks[block].set_layer(kind, matrix).unwrap();
         }
         if tied {
             model.config.tie_word_embeddings = true;
-            model.embedding /= 12f64.sqrt();
             model.lm_head = model.embedding.clone();
+            // logits near unit size, as the limit of the numerical gradients assumes
+            model.norm /= 12f64.sqrt();
+        } else {
+            model.lm_head /= 12f64.sqrt();
         }
         model
     }
