@@ -395,7 +395,6 @@ fn checkpoints_of_the_official_engine_are_tuned() {
         );
         // what was written opens, and is what was judged, up to f16
         let again = folder.path().join("again");
-        let mut arguments = arguments;
         (arguments[1], arguments[7]) = (path(&out), path(&again));
         let rounded = number(&json(&succeed(&arguments)), "loss_before");
         let kept = number(&document, "loss_after");
