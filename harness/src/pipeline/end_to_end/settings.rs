@@ -73,8 +73,8 @@ pub struct EndToEndSettings {
 }
 
 impl EndToEndSettings {
-    /// A preset's settings for so many sequences of so many tokens. The paper's are those of its appendix A; the
-    /// official code's end-to-end script of that time has the same.
+    /// A preset's settings for so many sequences of so many tokens. The paper's are those of its appendix A; `official`
+    /// takes the same, as the official code has replaced that step by one that changes codes too.
     pub fn preset(preset: Preset, seqlen: usize, sequences: usize) -> Self {
         let (lr, schedule, epochs, batch) = match preset {
             Preset::Project => (5e-4, Schedule::Cosine, 6, 4),
