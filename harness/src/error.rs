@@ -291,6 +291,22 @@ pub enum Error {
         /// why not
         reason: String,
     },
+    /// Training stopped because its loss was not a number any more.
+    #[error(
+        "epoch {epoch}, step {step}: expected a finite loss, found {loss}; first not finite: {layer}; {kept}"
+    )]
+    Diverged {
+        /// epoch, from 1
+        epoch: usize,
+        /// step within the epoch, from 1
+        step: usize,
+        /// the loss
+        loss: String,
+        /// the first parameter or layer that is not finite
+        layer: String,
+        /// what is left of the run
+        kept: String,
+    },
     /// An option or an argument has a value that cannot be used.
     #[error("{what}: expected {expected}, found {found}")]
     Invalid {

@@ -1,61 +1,11 @@
 //! The `aqlm` program as its users meet it: what it prints, what it refuses, and with which exit code.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod support;
 
-use serde_json::Value;
+use std::path::Path;
+use std::process::Output;
 
-const MODEL: &str = "tiny-stories-4m";
-
-fn golden(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../golden/tiny-stories-4m")
-        .join(file)
-}
-
-fn aqlm(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_aqlm"))
-        .args(arguments)
-        .output()
-        .expect("the program starts")
-}
-
-fn json(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-        panic!(
-            "{error}\n{}\n{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        )
-    })
-}
-
-/// Runs a command that must be refused: exit code 2, nothing on standard output, a message with all the given words.
-fn refused(arguments: &[&str], words: &[&str]) {
-    let output = aqlm(arguments);
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
-    assert!(
-        output.stdout.is_empty(),
-        "{arguments:?} printed {}",
-        String::from_utf8_lossy(&output.stdout)
-    );
-    for word in words {
-        assert!(
-            message.contains(word),
-            "{arguments:?}: expected {word:?} in {message:?}"
-        );
-    }
-}
-
-/// A short text: the first documents of the embedded model's evaluation stories.
-fn short_text(folder: &Path, documents: usize) -> PathBuf {
-    let text = std::fs::read_to_string(golden("eval.jsonl")).unwrap();
-    let lines: Vec<&str> = text.lines().take(documents).collect();
-    let path = folder.join(format!("short-{documents}.jsonl"));
-    std::fs::write(&path, lines.join("\n")).unwrap();
-    path
-}
+use support::{MODEL, aqlm, json, model_bytes, refused, short_text};
 
 /// The quickest quantization there is: one round, few tokens.
 fn quantize(calibration: &Path, out: &Path, extra: &[&str]) -> Output {
@@ -86,10 +36,6 @@ fn quantize(calibration: &Path, out: &Path, extra: &[&str]) -> Output {
     ];
     arguments.extend(extra);
     aqlm(&arguments)
-}
-
-fn model_bytes(folder: &Path) -> Vec<u8> {
-    std::fs::read(folder.join("model.safetensors")).expect("a finished model")
 }
 
 #[test]

@@ -36,6 +36,21 @@ impl Moments {
             divisor: vec![0.0; len],
         }
     }
+
+    /// The state after `steps` steps without amsgrad that left these moments.
+    pub(crate) fn resumed(steps: u32, first: Vec<f64>, second: Vec<f64>) -> Self {
+        Self {
+            steps: i32::try_from(steps).unwrap_or(i32::MAX),
+            divisor: second.clone(),
+            first,
+            second,
+        }
+    }
+
+    /// First and second moments.
+    pub(crate) fn moments(&self) -> (&[f64], &[f64]) {
+        (&self.first, &self.second)
+    }
 }
 
 impl Adam {

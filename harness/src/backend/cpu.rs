@@ -31,6 +31,11 @@ impl CpuBackend {
         }
     }
 
+    /// Tokens of the longest sequence.
+    pub(super) fn positions(&self) -> usize {
+        self.rotary.positions()
+    }
+
     /// # Errors
     /// `Shape` when hidden states are of another model, or longer than the rotary tables.
     fn check(&self, hidden: &Array3<f32>) -> Result<()> {

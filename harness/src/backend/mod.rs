@@ -5,6 +5,7 @@
 
 mod cpu;
 mod reference;
+mod tuning;
 
 use std::fmt;
 use std::ops::Range;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use cpu::CpuBackend;
 pub use reference::ReferenceBackend;
+pub use tuning::ModelTuning;
 
 use crate::error::Result;
 

@@ -34,7 +34,7 @@ impl ReferenceBackend {
 /// Final norm `[hidden]` and lm_head [vocab, hidden].
 #[derive(Debug)]
 pub struct ReferenceHead {
-    norm: Array1<f64>,
+    pub(super) norm: Array1<f64>,
     lm_head: Array2<f64>,
 }
 

@@ -74,12 +74,13 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         .out
         .clone()
         .unwrap_or_else(|| temporary.path().join("tiny-stories-4m-aqlm"));
-    let report = quantize_into(
+    let (report, _folder) = quantize_into(
         &model,
         calibration_path,
         &calibration,
         &settings,
         args.backend,
+        &out,
         &out,
         false,
     )?;

@@ -5,6 +5,7 @@ mod check;
 mod demo;
 mod eval;
 mod fetch;
+mod finetune;
 mod generate;
 mod inspect;
 mod progress;
@@ -41,6 +42,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Quantize a model block by block and write a Hugging Face AQLM checkpoint
     Quantize(Box<quantize::Args>),
+    /// Train a quantized model end to end on the dense model's next-token distributions
+    Finetune(Box<finetune::Args>),
     /// Measure a model's perplexity on a text
     Eval(eval::Args),
     /// Let a model write
@@ -76,6 +79,7 @@ pub fn run() -> ExitCode {
         Command::Fetch(args) => fetch::run(args, output),
         Command::Inspect(args) => inspect::run(args, output),
         Command::Quantize(args) => quantize::run(args, output),
+        Command::Finetune(args) => finetune::run(args, output),
         Command::Eval(args) => eval::run(args, output),
         Command::Generate(args) => generate::run(args, output),
         Command::Check(args) => check::run(args, output),

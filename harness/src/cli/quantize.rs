@@ -1,9 +1,11 @@
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aqlm_reference::vocabulary::{Initialization, Scheme};
 use clap::ValueEnum;
 use serde::Serialize;
 
+use super::finetune::{self, TunedName, finetune_into, tuned};
 use super::progress::QuantizeProgress;
 use super::table::{Table, bytes};
 use super::{Output, open_model};
@@ -12,8 +14,13 @@ use crate::data::TokenStream;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::pipeline::{
-    Preset, QuantizeReport, QuantizeSettings, RunDescription, RunFolder, check_scheme, publish, quantize,
+    EndToEndReport, EndToEndSettings, Preset, QuantizeReport, QuantizeSettings, RunDescription, RunFolder,
+    check_scheme, publish, quantize,
 };
+
+/// Folders of a run that goes on end to end: the model as it was before, and the run that tunes it.
+const BEFORE: &str = "block-tuned";
+const AFTER: &str = "end-to-end";
 
 /// Options of `aqlm quantize`.
 #[derive(Debug, clap::Args)]
@@ -34,7 +41,9 @@ pub(super) struct Args {
     backend: BackendKind,
     #[command(flatten)]
     settings: SettingsArgs,
-    /// Continue a run of this same command after its last finished block
+    #[command(flatten)]
+    end_to_end: EndToEndArgs,
+    /// Continue a run of this same command after its last finished block or step
     #[arg(long)]
     resume: bool,
 }
@@ -57,6 +66,82 @@ enum UpdateName {
     Adam,
     /// the official code's Adam: betas 0 and 0.95, amsgrad
     AdamOfficial,
+}
+
+/// What is fine-tuned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FinetuneName {
+    /// nothing
+    None,
+    /// every block, on the outputs of its dense form
+    Block,
+    /// every block, and then the whole model on the dense model's next-token distributions
+    EndToEnd,
+}
+
+/// Settings of the end-to-end step on top of the preset's; `aqlm finetune` has them all.
+#[derive(Debug, clap::Args)]
+#[expect(clippy::struct_field_names, reason = "fields are named after their options")]
+struct EndToEndArgs {
+    /// What is trained end to end, separated by commas [default: codebooks,scales,norms]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    end_to_end_tune: Vec<TunedName>,
+    /// Learning rate of its first step
+    #[arg(long)]
+    end_to_end_lr: Option<f64>,
+    /// Its epochs at most
+    #[arg(long)]
+    end_to_end_epochs: Option<usize>,
+    /// Its sequences in a step
+    #[arg(long)]
+    end_to_end_batch: Option<usize>,
+    /// Its sequences, a sixteenth of which validate [default: all that the text has]
+    #[arg(long)]
+    end_to_end_sequences: Option<usize>,
+}
+
+impl EndToEndArgs {
+    /// Refuses options of a step that is not taken.
+    fn check_unused(&self) -> Result<()> {
+        let given = [
+            ("--end-to-end-tune", !self.end_to_end_tune.is_empty()),
+            ("--end-to-end-lr", self.end_to_end_lr.is_some()),
+            ("--end-to-end-epochs", self.end_to_end_epochs.is_some()),
+            ("--end-to-end-batch", self.end_to_end_batch.is_some()),
+            ("--end-to-end-sequences", self.end_to_end_sequences.is_some()),
+        ];
+        match given.into_iter().find(|&(_, given)| given) {
+            Some((option, _)) => Err(Error::invalid(
+                option,
+                "--finetune end-to-end beside it",
+                "another",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn resolve(
+        &self,
+        preset: Preset,
+        settings: &QuantizeSettings,
+        stream: &TokenStream,
+        model: &Model,
+    ) -> Result<EndToEndSettings> {
+        let sequences = match self.end_to_end_sequences {
+            Some(sequences) => sequences,
+            None => stream.windows(settings.seqlen)?.len(),
+        };
+        let mut end_to_end = EndToEndSettings::preset(preset, settings.seqlen, sequences);
+        if !self.end_to_end_tune.is_empty() {
+            end_to_end.tuned = tuned(&self.end_to_end_tune);
+        }
+        end_to_end.lr = self.end_to_end_lr.unwrap_or(end_to_end.lr);
+        end_to_end.epochs = self.end_to_end_epochs.unwrap_or(end_to_end.epochs);
+        end_to_end.batch = self.end_to_end_batch.unwrap_or(end_to_end.batch);
+        end_to_end.seed = settings.seed;
+        finetune::validate(&end_to_end, model, "--end-to-end-")?;
+        Ok(end_to_end)
+    }
 }
 
 /// Settings on top of a preset.
@@ -101,16 +186,22 @@ pub(super) struct SettingsArgs {
     /// Accept codebooks with more codewords than a layer has groups
     #[arg(long)]
     allow_degenerate: bool,
-    /// Epochs of fine-tuning at most; 0 switches it off
+    /// What is fine-tuned
+    #[arg(long, value_enum, default_value = "block")]
+    finetune: FinetuneName,
+    /// What is trained in a block, separated by commas [default: codebooks,scales,norms]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    finetune_tune: Vec<TunedName>,
+    /// Epochs of fine-tuning a block at most; 0 leaves blocks as they are
     #[arg(long)]
     finetune_epochs: Option<usize>,
-    /// Learning rate of fine-tuning
+    /// Learning rate of fine-tuning a block
     #[arg(long)]
     finetune_lr: Option<f64>,
-    /// Sequences in a fine-tuning step
+    /// Sequences in a step of fine-tuning a block
     #[arg(long)]
     finetune_batch: Option<usize>,
-    /// Epochs without a better validation loss before fine-tuning stops
+    /// Epochs without a better validation loss before fine-tuning of a block stops
     #[arg(long)]
     finetune_patience: Option<usize>,
 }
@@ -148,8 +239,38 @@ impl SettingsArgs {
             Some(UpdateName::AdamOfficial) => settings.layer.update = preset_update(Preset::Official),
             None => {}
         }
+        self.apply_finetune(&mut settings)?;
         validate(&settings)?;
         Ok(settings)
+    }
+
+    /// What is tuned in a block, and whether anything is.
+    fn apply_finetune(&self, settings: &mut QuantizeSettings) -> Result<()> {
+        if self.finetune == FinetuneName::None {
+            if let Some(epochs @ 1..) = self.finetune_epochs {
+                return Err(Error::invalid(
+                    "--finetune-epochs",
+                    "0 beside --finetune none",
+                    epochs.to_string(),
+                ));
+            }
+            settings.finetune.epochs = 0;
+        }
+        if self.finetune_tune.is_empty() {
+            return Ok(());
+        }
+        let tuned = tuned(&self.finetune_tune);
+        if tuned.embedding || tuned.head {
+            return Err(Error::invalid(
+                "--finetune-tune",
+                "codebooks, scales and norms, which are all that a block has",
+                "embedding or head",
+            ));
+        }
+        settings.finetune.codebooks = tuned.codebooks;
+        settings.finetune.scales = tuned.scales;
+        settings.finetune.norms = tuned.norms;
+        Ok(())
     }
 }
 
@@ -212,6 +333,8 @@ struct Document<'a> {
     bytes_after: u64,
     layers: Vec<LayerDocument<'a>>,
     blocks: &'a [crate::pipeline::BlockReport],
+    /// how the end-to-end step went, where it was taken; the model before it is in `block-tuned` inside `out`
+    end_to_end: Option<EndToEndReport>,
     out: String,
 }
 
@@ -221,15 +344,42 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     check_scheme(model.config(), args.scheme, settings.layer.allow_degenerate)?;
     let stream = TokenStream::load(&args.calib, &model.tokenizer()?)?;
     let calibration = stream.calibration_sequences(settings.seqlen, settings.sequences)?;
-    let result = quantize_into(
+    let end_to_end = if args.settings.finetune == FinetuneName::EndToEnd {
+        let preset = args.settings.preset;
+        Some(args.end_to_end.resolve(preset, &settings, &stream, &model)?)
+    } else {
+        args.end_to_end.check_unused()?;
+        None
+    };
+    let blocks_to = end_to_end
+        .as_ref()
+        .map_or(args.out.clone(), |_| args.out.join(BEFORE));
+    let (result, _folder) = quantize_into(
         &model,
         &args.calib,
         &calibration,
         &settings,
         args.backend,
         &args.out,
+        &blocks_to,
         args.resume,
     )?;
+    let end_to_end = match &end_to_end {
+        Some(end_to_end) => Some(finetune_into(
+            &Model::open(&blocks_to)?,
+            Some(&model),
+            &args.calib,
+            &stream.calibration_sequences(end_to_end.seqlen, end_to_end.sequences)?,
+            end_to_end,
+            args.backend,
+            &args.out.join(AFTER),
+            &args.out,
+            Duration::from_mins(1),
+            // whether this may continue was decided for the whole run
+            true,
+        )?),
+        None => None,
+    };
     let document = Document {
         scheme: result.scheme.to_string(),
         bits_per_parameter: result.bits_per_parameter,
@@ -248,12 +398,17 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
             })
             .collect(),
         blocks: &result.blocks,
+        end_to_end,
         out: args.out.display().to_string(),
     };
     output.result(&document, || {
         format!(
-            "{}{}: {:.3} bits per parameter, {} -> {}, {:.1} s\n",
+            "{}{}{}: {:.3} bits per parameter, {} -> {}, {:.1} s\n",
             summary(&result),
+            document
+                .end_to_end
+                .as_ref()
+                .map_or_else(String::new, finetune::summary),
             document.out,
             document.bits_per_parameter,
             bytes(document.bytes_before),
@@ -294,16 +449,19 @@ pub(super) fn summary(report: &QuantizeReport) -> String {
     )
 }
 
-/// Quantizes into a run folder with progress on standard error and publishes the checkpoint there.
+/// Quantizes in a run folder, `run`, with progress on standard error, and writes the checkpoint into `out`. Returns the
+/// folder too, which stays locked while that lives.
+#[expect(clippy::too_many_arguments, reason = "each is a different thing")]
 pub(super) fn quantize_into(
     model: &Model,
     calibration_path: &Path,
     calibration: &[&[u32]],
     settings: &QuantizeSettings,
     backend: BackendKind,
+    run: &Path,
     out: &Path,
     resume: bool,
-) -> Result<QuantizeReport> {
+) -> Result<(QuantizeReport, RunFolder)> {
     with_backend!(backend, model.config(), settings.seqlen, |backend| {
         let description = RunDescription::new(
             model,
@@ -313,13 +471,13 @@ pub(super) fn quantize_into(
             backend.kind(),
             backend.device(),
         )?;
-        let folder = RunFolder::open(out, &description, resume)?;
+        let folder = RunFolder::open(run, &description, resume)?;
         let mut progress = QuantizeProgress::new(model.config(), settings);
         let report = quantize(&backend, model, calibration, settings, &folder, &mut |event| {
             progress.event(&event);
         })?;
         drop(progress);
-        publish(model, &folder)?;
-        Ok(report)
+        publish(model, &folder, out)?;
+        Ok((report, folder))
     })
 }

@@ -1,5 +1,6 @@
 //! Texts in: .txt, .jsonl and either of them gzipped, as one stream of tokens.
 
+use std::collections::HashSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -7,6 +8,7 @@ use flate2::read::MultiGzDecoder;
 use rayon::prelude::*;
 use serde_json::Value;
 
+use crate::durable::sha256;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -16,6 +18,8 @@ pub struct TokenStream {
     path: PathBuf,
     tokens: Vec<u32>,
     documents: usize,
+    /// SHA-256 of each document's text
+    digests: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -75,10 +79,11 @@ impl TokenStream {
             expected: "UTF-8 text".into(),
             found: format!("byte {:#04x}", bytes[error.valid_up_to()]),
         })?;
-        let (tokens, documents) = match format {
-            Format::Text => (tokenizer.encode(text, true)?, 1),
+        let (tokens, digests) = match format {
+            Format::Text => (tokenizer.encode(text, true)?, vec![digest(text)]),
             Format::JsonLines => encode_documents(name, text, tokenizer)?,
         };
+        let documents = digests.len();
         if text.trim().is_empty() || documents == 0 {
             return Err(Error::TooShort {
                 path: name.into(),
@@ -91,7 +96,17 @@ impl TokenStream {
             path: name.into(),
             tokens,
             documents,
+            digests,
         })
+    }
+
+    /// How many of this text's documents, compared by their hashes, are in another text too.
+    pub fn documents_shared_with(&self, other: &Self) -> usize {
+        let theirs: HashSet<&String> = other.digests.iter().collect();
+        self.digests
+            .iter()
+            .filter(|digest| theirs.contains(digest))
+            .count()
     }
 
     /// The tokens, markers included.
@@ -146,8 +161,13 @@ impl TokenStream {
     }
 }
 
-/// Tokens of all documents in order, and how many documents there are. Blank lines are no documents.
-fn encode_documents(path: &Path, text: &str, tokenizer: &Tokenizer) -> Result<(Vec<u32>, usize)> {
+/// SHA-256 of a document's text, without the space around it.
+fn digest(text: &str) -> String {
+    sha256(text.trim().as_bytes())
+}
+
+/// Tokens of all documents in order, and the digest of each. Blank lines are no documents.
+fn encode_documents(path: &Path, text: &str, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<String>)> {
     let lines: Vec<(usize, &str)> = text
         .lines()
         .enumerate()
@@ -156,15 +176,18 @@ fn encode_documents(path: &Path, text: &str, tokenizer: &Tokenizer) -> Result<(V
         .collect();
     let encoded = lines
         .par_iter()
-        .map(|&(number, line)| tokenizer.encode(&document(path, number, line)?, false))
+        .map(|&(number, line)| {
+            let text = document(path, number, line)?;
+            Ok((tokenizer.encode(&text, false)?, digest(&text)))
+        })
         .collect::<Result<Vec<_>>>()?;
-    let mut tokens = Vec::with_capacity(encoded.iter().map(|ids| ids.len() + 2).sum());
-    for ids in &encoded {
+    let mut tokens = Vec::with_capacity(encoded.iter().map(|(ids, _)| ids.len() + 2).sum());
+    for (ids, _) in &encoded {
         tokens.extend(tokenizer.bos());
         tokens.extend(ids);
         tokens.extend(tokenizer.eos());
     }
-    Ok((tokens, encoded.len()))
+    Ok((tokens, encoded.into_iter().map(|(_, digest)| digest).collect()))
 }
 
 /// The text of one line of a .jsonl file.
@@ -242,6 +265,18 @@ mod tests {
         let once = tokenizer().encode("Once", false).unwrap();
         assert_eq!(stream.documents(), 2);
         assert_eq!(stream.tokens(), [vec![1], once, vec![2, 1, 2]].concat());
+    }
+
+    #[test]
+    fn shared_documents_are_found_whatever_else_the_lines_hold() {
+        let a = parse("a.jsonl", "{\"text\": \"Once\"}\n{\"text\": \"upon\"}\n").unwrap();
+        let b = parse(
+            "b.jsonl",
+            "{\"text\": \"a time\"}\n{\"id\": 3, \"text\": \"Once \"}\n",
+        )
+        .unwrap();
+        assert_eq!((a.documents_shared_with(&b), a.documents_shared_with(&a)), (1, 2));
+        assert_eq!(parse("c.txt", "Once\n").unwrap().documents_shared_with(&a), 1);
     }
 
     #[test]

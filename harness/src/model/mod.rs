@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use aqlm_reference::vocabulary::{BlockWeights, LayerKind, Linear, LlamaConfig, Scheme};
+use aqlm_reference::vocabulary::{BlockWeights, LayerKind, Linear, LlamaConfig, ModelWeights, Scheme};
 use ndarray::{Array1, Array2};
 
 use crate::tokenizer::Tokenizer;
@@ -27,7 +27,7 @@ pub use config::{Family, ModelConfig, StorageType};
 pub use inventory::Inventory;
 use linear::{code_type, codebook_shape, read_linear, read_matrix, read_vector};
 use tensors::{SafetensorFiles, TensorInfo, TensorSource};
-pub use write::{WriteOptions, Written, write_checkpoint};
+pub use write::{OuterWeights, WriteOptions, Written, write_checkpoint, write_whole};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const FINAL_NORM: &str = "model.norm.weight";
@@ -255,6 +255,15 @@ impl Model {
         self.config.quantization
     }
 
+    /// Whether any linear layer is quantized.
+    pub fn is_quantized(&self) -> bool {
+        (0..self.config().num_hidden_layers).any(|block| {
+            LayerKind::ALL
+                .iter()
+                .any(|&kind| self.scheme_of(&layer_name(block, kind)).is_some())
+        })
+    }
+
     /// Token embeddings, one row of hidden_size a token.
     ///
     /// # Errors
@@ -319,6 +328,22 @@ impl Model {
                 self.linear(block, up)?,
                 self.linear(block, down)?,
             ],
+        })
+    }
+
+    /// All weights at once.
+    ///
+    /// # Errors
+    /// Those of [`Model::embedding`] and [`Model::block`].
+    pub fn weights(&self) -> Result<ModelWeights> {
+        let tied = self.config().tie_word_embeddings;
+        Ok(ModelWeights {
+            embedding: self.embedding()?,
+            blocks: (0..self.config().num_hidden_layers)
+                .map(|block| self.block(block))
+                .collect::<Result<_>>()?,
+            norm: self.final_norm()?,
+            lm_head: (!tied).then(|| self.lm_head()).transpose()?,
         })
     }
 

@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use aqlm_reference::vocabulary::{AqlmError, BlockWeights, LayerKind, LinearWeight, Scheme};
+use ndarray::{Array1, Array2};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -53,6 +54,17 @@ impl Default for WriteOptions {
     }
 }
 
+/// The weights outside of the blocks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OuterWeights {
+    /// [vocab, hidden]
+    pub embedding: Array2<f32>,
+    /// the RMSNorm before the head, `[hidden]`
+    pub norm: Array1<f32>,
+    /// [vocab, hidden]; not used where it is the embedding
+    pub lm_head: Option<Array2<f32>>,
+}
+
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Written {
@@ -78,7 +90,27 @@ pub struct Written {
 pub fn write_checkpoint(
     out: &Path,
     source: &Model,
+    blocks: impl FnMut(usize) -> Result<BlockWeights>,
+    options: &WriteOptions,
+) -> Result<Written> {
+    let outer = OuterWeights {
+        embedding: source.embedding()?,
+        norm: source.final_norm()?,
+        lm_head: None,
+    };
+    write_whole(out, source, blocks, outer, options)
+}
+
+/// [`write_checkpoint`] with embedding, final norm and head of another origin than `source` too, of its shapes; without
+/// a head that is the source's.
+///
+/// # Errors
+/// Those of [`write_checkpoint`].
+pub fn write_whole(
+    out: &Path,
+    source: &Model,
     mut blocks: impl FnMut(usize) -> Result<BlockWeights>,
+    outer: OuterWeights,
     options: &WriteOptions,
 ) -> Result<Written> {
     refuse_existing(out, source, options.replace)?;
@@ -88,7 +120,11 @@ pub fn write_checkpoint(
     let mut plan = Plan::default();
     let config = source.config();
 
-    let embedding = source.embedding()?;
+    let OuterWeights {
+        embedding,
+        norm,
+        lm_head,
+    } = outer;
     let (rows, width) = embedding.dim();
     let whole = |name: &str, values: &mut dyn Iterator<Item = f32>, shape: Vec<usize>| {
         let values: Vec<f32> = values.collect();
@@ -125,11 +161,13 @@ pub fn write_checkpoint(
             }
         }
     }
-    let norm = source.final_norm()?;
     shards.push(&whole(FINAL_NORM, &mut norm.iter().copied(), vec![norm.len()])?)?;
     plan.skip(FINAL_NORM);
     if !config.tie_word_embeddings {
-        let head = source.lm_head()?;
+        let head = match lm_head {
+            Some(head) => head,
+            None => source.lm_head()?,
+        };
         shards.push(&whole(LM_HEAD, &mut head.iter().copied(), vec![rows, width])?)?;
     }
     // listed for a tied head too: transformers 4 looks for the parameter's name, 5 for the module's

@@ -24,7 +24,7 @@ impl FolderLock {
             Ok(()) => Ok(Self { _file: file }),
             Err(TryLockError::WouldBlock) => Err(Error::RunFolder {
                 path: folder.to_path_buf(),
-                reason: "another process is quantizing into it".into(),
+                reason: "another process is working in it".into(),
             }),
             Err(TryLockError::Error(source)) => Err(Error::io(&path, "lock")(source)),
         }

@@ -1,6 +1,8 @@
-//! Quantizing a whole model, block after block, into a run folder that can be resumed.
+//! Quantizing a whole model, block after block, and training the result end to end, in run folders that can be resumed.
 
+mod end_to_end;
 mod journal;
+mod json_lines;
 mod lock;
 mod preflight;
 mod presets;
@@ -8,6 +10,10 @@ mod publish;
 mod quantize;
 mod run_folder;
 
+pub use end_to_end::{
+    Difference, Divergence, EndToEndEvent, EndToEndReport, EndToEndRun, EndToEndSettings, Schedule,
+    TeacherUse, Tuning, check_student, check_teacher, differences, end_to_end, publish_tuned,
+};
 pub use preflight::check_scheme;
 pub use presets::{Preset, QuantizeSettings};
 pub use publish::publish;

@@ -10,7 +10,7 @@ use super::journal::{Journal, JournalEntry};
 use super::{QuantizeSettings, RunFolder};
 use crate::backend::Backend;
 use crate::durable;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Model, block_file, layer_name};
 
 /// What the pipeline tells whoever watches it.
@@ -116,6 +116,8 @@ pub fn quantize<B: Backend>(
     folder: &RunFolder,
     observe: &mut dyn FnMut(PipelineEvent<'_>),
 ) -> Result<QuantizeReport> {
+    let blocks = folder.path().join("blocks");
+    std::fs::create_dir_all(&blocks).map_err(Error::io(&blocks, "make"))?;
     let mut journal = Journal::open(folder.path())?;
     let mut hidden = backend.embed(&model.embedding()?, calibration)?;
     let mut reports: Vec<BlockReport> = Vec::new();

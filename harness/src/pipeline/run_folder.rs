@@ -2,10 +2,10 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::QuantizeSettings;
 use super::lock::FolderLock;
 use crate::backend::BackendKind;
 use crate::durable;
@@ -14,8 +14,10 @@ use crate::model::Model;
 
 /// What is being run: `run.json`. Two runs are the same, and so one can resume the other, when everything but the
 /// command's wording, the device and the time agrees.
+///
+/// `S` holds the settings of the command.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct RunDescription {
+pub struct RunDescription<S> {
     /// version of the program
     pub version: String,
     /// the exact command
@@ -33,10 +35,10 @@ pub struct RunDescription {
     /// its device
     pub device: String,
     /// all settings
-    pub settings: QuantizeSettings,
+    pub settings: S,
 }
 
-impl RunDescription {
+impl<S: Serialize + Clone> RunDescription<S> {
     /// Describes the run that this process is about to make.
     ///
     /// # Errors
@@ -45,7 +47,7 @@ impl RunDescription {
         model: &Model,
         calibration_path: &Path,
         calibration: &[&[u32]],
-        settings: &QuantizeSettings,
+        settings: &S,
         backend: BackendKind,
         device: String,
     ) -> Result<Self> {
@@ -108,7 +110,8 @@ fn flatten(prefix: &str, value: &Value, fields: &mut Vec<(String, String)>) {
     }
 }
 
-/// The folder of a run (design.md 6): `run.json`, `metrics.jsonl`, `journal.jsonl`, `blocks/`, and the final model.
+/// The folder of a run (design.md 6): `run.json`, `metrics.jsonl`, `journal.jsonl`, what the journal names, and the final
+/// model.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
@@ -120,7 +123,11 @@ impl RunFolder {
     ///
     /// # Errors
     /// `Error::RunFolder` when the folder holds something else, another run, a run without `resume`, or is in use.
-    pub fn open(path: &Path, description: &RunDescription, resume: bool) -> Result<Self> {
+    pub fn open<S: Serialize + DeserializeOwned + Clone>(
+        path: &Path,
+        description: &RunDescription<S>,
+        resume: bool,
+    ) -> Result<Self> {
         let refuse = |reason: String| {
             Err(Error::RunFolder {
                 path: path.to_path_buf(),
@@ -138,15 +145,13 @@ impl RunFolder {
         };
         if exists {
             if !run_json.is_file() {
-                return refuse(
-                    "it exists, is not empty and is not a run of `aqlm quantize` (no run.json)".into(),
-                );
+                return refuse("it exists, is not empty and is not a run of `aqlm` (no run.json)".into());
             }
             let text = std::fs::read(&run_json).map_err(Error::io(&run_json, "read"))?;
-            let found: RunDescription = serde_json::from_slice(&text).map_err(|error| Error::Field {
+            let found: RunDescription<S> = serde_json::from_slice(&text).map_err(|error| Error::Field {
                 path: run_json.clone(),
                 field: "whole file".into(),
-                expected: "the description of a run".into(),
+                expected: "the description of a run of this command".into(),
                 found: error.to_string(),
             })?;
             if let Some((field, wanted, there)) = description.difference(&found) {
@@ -163,8 +168,7 @@ impl RunFolder {
                 _lock: lock,
             });
         }
-        let blocks = path.join("blocks");
-        std::fs::create_dir_all(&blocks).map_err(Error::io(&blocks, "make"))?;
+        std::fs::create_dir_all(path).map_err(Error::io(path, "make"))?;
         let lock = FolderLock::take(path)?;
         // Plain data: numbers, strings and lists.
         let text = serde_json::to_string_pretty(description).unwrap_or_default();

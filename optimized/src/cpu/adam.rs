@@ -29,6 +29,26 @@ impl Moments {
             moments: vec![[0.0; 3]; len],
         }
     }
+
+    /// The state after `steps` steps without amsgrad that left these moments.
+    pub(crate) fn resumed(steps: u32, first: &[f64], second: &[f64]) -> Self {
+        Self {
+            steps: i32::try_from(steps).unwrap_or(i32::MAX),
+            moments: first
+                .iter()
+                .zip(second)
+                .map(|(&first, &second)| [first, second, second])
+                .collect(),
+        }
+    }
+
+    /// First and second moments.
+    pub(crate) fn first_and_second(&self) -> (Vec<f64>, Vec<f64>) {
+        self.moments
+            .iter()
+            .map(|&[first, second, _]| (first, second))
+            .unzip()
+    }
 }
 
 impl Adam {

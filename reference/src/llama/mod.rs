@@ -1,4 +1,4 @@
-//! The Llama block forward and backward by hand, block fine-tuning, and the whole model around the blocks.
+//! The Llama block forward and backward by hand, the whole model around the blocks, and the fine-tuning of both.
 //!
 //! Arrays have one row a token and hold one sequence; sequences are independent and are spread over threads by the
 //! callers that have several. No result depends on the number of threads.
@@ -7,13 +7,18 @@ mod attention;
 mod backward;
 mod block;
 mod cache;
+mod cross_entropy;
 mod finetune;
 mod forward;
+mod kl_divergence;
 mod linear;
 mod model;
+mod model_backward;
+mod model_tuner;
 mod quantized_gradients;
 mod rms_norm;
 mod rotary;
+mod softmax;
 mod swiglu;
 
 #[cfg(test)]
@@ -25,10 +30,14 @@ pub use attention::{attention, attention_backward};
 pub use backward::{BlockGradients, block_backward};
 pub use block::{Block, ResidentLinear, ResidentWeight};
 pub use cache::{KvCache, KvCacheLayer, block_decode_step, decode_step};
+pub use cross_entropy::cross_entropy;
 pub use finetune::block_finetune;
 pub use forward::{BlockTrace, block_forward, block_forward_traced};
+pub use kl_divergence::{kl_divergence, top_kl_divergence};
 pub use linear::{LinearGradients, linear, linear_backward};
 pub use model::{Model, embed, logits, model_forward, token_losses};
+pub use model_backward::{ModelGradients, model_backward, model_loss};
+pub use model_tuner::ModelTuner;
 pub use quantized_gradients::quantized_gradients;
 pub use rms_norm::{rms_norm, rms_norm_backward};
 pub use rotary::Rotary;

@@ -3,7 +3,7 @@ use ndarray::{Array1, Array2, ArrayView2};
 use super::linear::linear;
 use super::rms_norm::rms_norm;
 use super::{Block, Rotary, block_forward};
-use crate::vocabulary::{AqlmError, LlamaConfig, Result};
+use crate::vocabulary::{AqlmError, LlamaConfig, ModelWeights, Result};
 
 /// A whole Llama model in f64.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,13 +11,38 @@ pub struct Model {
     /// the numbers that decide its arithmetic
     pub config: LlamaConfig,
     /// [vocab, hidden]
-    pub embedding: Array2<f32>,
+    pub embedding: Array2<f64>,
     /// the decoder layers, first to last
     pub blocks: Vec<Block>,
     /// the RMSNorm before the head, `[hidden]`
     pub norm: Array1<f64>,
     /// [vocab, hidden]; with tied embeddings the embedding again
     pub lm_head: Array2<f64>,
+}
+
+impl Model {
+    /// The f64 form of stored weights; quantized layers are decoded.
+    pub fn from_weights(config: &LlamaConfig, weights: &ModelWeights) -> Self {
+        let lm_head = weights.lm_head.as_ref().unwrap_or(&weights.embedding);
+        Self {
+            config: config.clone(),
+            embedding: weights.embedding.mapv(f64::from),
+            blocks: weights.blocks.iter().map(Block::from_weights).collect(),
+            norm: weights.norm.mapv(f64::from),
+            lm_head: lm_head.mapv(f64::from),
+        }
+    }
+
+    /// The form that travels and is stored: dense parameters rounded to f32. A tied head is not repeated.
+    pub fn to_weights(&self) -> ModelWeights {
+        let narrowed = |values: &Array2<f64>| values.mapv(|value| value as f32);
+        ModelWeights {
+            embedding: narrowed(&self.embedding),
+            blocks: self.blocks.iter().map(Block::to_weights).collect(),
+            norm: self.norm.mapv(|value| value as f32),
+            lm_head: (!self.config.tie_word_embeddings).then(|| narrowed(&self.lm_head)),
+        }
+    }
 }
 
 /// Logits of every position of one sequence, [tokens, vocab]: row t predicts token t + 1.
@@ -37,9 +62,9 @@ pub fn model_forward(model: &Model, tokens: &[u32]) -> Result<Array2<f64>> {
 ///
 /// # Errors
 /// `TokenOutOfRange` when a token has no embedding.
-pub fn embed(embedding: ArrayView2<f32>, tokens: &[u32]) -> Result<Array2<f64>> {
+pub fn embed<T: Copy + Into<f64>>(embedding: ArrayView2<T>, tokens: &[u32]) -> Result<Array2<f64>> {
     check_tokens(tokens, embedding.nrows())?;
-    let element = |(t, i): (usize, usize)| f64::from(embedding[[tokens[t] as usize, i]]);
+    let element = |(t, i): (usize, usize)| embedding[[tokens[t] as usize, i]].into();
     Ok(Array2::from_shape_fn((tokens.len(), embedding.ncols()), element))
 }
 
@@ -80,7 +105,7 @@ pub fn token_losses(logits: ArrayView2<f64>, targets: &[u32]) -> Result<Array1<f
     Ok(Array1::from_shape_fn(targets.len(), loss))
 }
 
-fn check_tokens(tokens: &[u32], vocab_size: usize) -> Result<()> {
+pub(super) fn check_tokens(tokens: &[u32], vocab_size: usize) -> Result<()> {
     match tokens.iter().position(|&token| token as usize >= vocab_size) {
         Some(position) => Err(AqlmError::TokenOutOfRange {
             token: tokens[position],

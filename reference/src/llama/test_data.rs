@@ -70,7 +70,7 @@ pub(super) fn model(rng: &mut Stream, kv_heads: usize, sliding_window: Option<us
     let config = config(kv_heads, sliding_window);
     let shape = (config.vocab_size, config.hidden_size);
     Model {
-        embedding: normal(rng, shape).mapv(|value| value as f32),
+        embedding: normal(rng, shape),
         blocks: (0..config.num_hidden_layers)
             .map(|_| block(rng, &config, false))
             .collect(),

@@ -4,6 +4,7 @@
 
 mod config;
 mod error;
+mod model_tuning;
 mod quantized;
 mod random;
 mod scheme;
@@ -12,6 +13,9 @@ mod weights;
 
 pub use config::{LayerKind, LlamaConfig, Rope, RopeScaling};
 pub use error::{AqlmError, Result};
+pub use model_tuning::{
+    AdamDecay, Objective, Parameter, ParameterState, Target, TopTokens, Tuned, TuningState,
+};
 pub use quantized::QuantizedMatrix;
 pub use random::{Purpose, Stream, StreamKey, sample_distinct, shuffle, stream, sweep_order};
 pub use scheme::Scheme;
@@ -19,4 +23,4 @@ pub use settings::{
     FinetuneEvent, FinetuneReport, FinetuneSettings, Initialization, LayerEvent, LayerReport, LayerSettings,
     Update,
 };
-pub use weights::{BlockWeights, Linear, LinearWeight};
+pub use weights::{BlockWeights, Linear, LinearWeight, ModelWeights};

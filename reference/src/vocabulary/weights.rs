@@ -52,3 +52,27 @@ impl BlockWeights {
         &mut self.layers[kind as usize]
     }
 }
+
+/// A whole model's parameters as they travel between storage and backends.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelWeights {
+    /// [vocab, hidden]
+    pub embedding: Array2<f32>,
+    /// the decoder layers, first to last
+    pub blocks: Vec<BlockWeights>,
+    /// the RMSNorm before the head, `[hidden]`
+    pub norm: Array1<f32>,
+    /// [vocab, hidden]; `None` where it is the embedding
+    pub lm_head: Option<Array2<f32>>,
+}
+
+impl ModelWeights {
+    /// For every block, which of its layers are quantized.
+    pub fn quantized(&self) -> Vec<[bool; 7]> {
+        let is_quantized = |linear: &Linear| matches!(linear.weight, LinearWeight::Quantized(_));
+        self.blocks
+            .iter()
+            .map(|block| LayerKind::ALL.map(|kind| is_quantized(block.layer(kind))))
+            .collect()
+    }
+}

@@ -63,6 +63,12 @@ impl QuantizedLayer {
         Ok(self.packed.get_or_init(|| packed))
     }
 
+    /// Forgets the decoded and the packed form; they are made again when they are asked for.
+    pub(super) fn release(&mut self) {
+        self.decoded = OnceLock::new();
+        self.packed = OnceLock::new();
+    }
+
     /// Changes codebooks and scales, and decodes again into the same memory.
     pub(super) fn tune(&mut self, change: impl FnOnce(&mut QuantizedMatrix)) {
         change(&mut self.matrix);
@@ -152,6 +158,15 @@ impl Block {
         match &self.layer(kind).weight {
             Weight::Quantized(quantized) => Some(quantized),
             Weight::Dense(_) => None,
+        }
+    }
+
+    /// Forgets the decoded and the packed forms of all quantized layers.
+    pub(super) fn release(&mut self) {
+        for kind in LayerKind::ALL {
+            if let Some(layer) = self.quantized_mut(kind) {
+                layer.release();
+            }
         }
     }
 

@@ -51,6 +51,14 @@ impl Head {
         linear(normed.view(), self.lm_head.view(), Par::rayon(0))
     }
 
+    /// What the output layer is given: hidden states behind the norm, [rows, hidden].
+    ///
+    /// # Panics
+    /// When the rows have another width than the head.
+    pub fn normed(&self, config: &LlamaConfig, x: ArrayView2<'_, f32>) -> Array2<f32> {
+        rms_norm(x, &self.norm, config.rms_norm_eps)
+    }
+
     /// Logits of one position: `[hidden]` to `[vocab]`.
     ///
     /// # Panics
@@ -162,7 +170,7 @@ pub fn embed(embedding: ArrayView2<'_, f32>, sequences: &[&[u32]]) -> Result<Arr
     Ok(hidden)
 }
 
-fn check_tokens(tokens: &[u32], vocab_size: usize) -> Result<()> {
+pub(super) fn check_tokens(tokens: &[u32], vocab_size: usize) -> Result<()> {
     match tokens.iter().position(|&token| token as usize >= vocab_size) {
         Some(position) => Err(AqlmError::TokenOutOfRange {
             token: tokens[position],

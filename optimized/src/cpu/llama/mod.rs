@@ -1,4 +1,5 @@
-//! The Llama block forward and backward in f32, block fine-tuning, the head, and decoding with a cache.
+//! The Llama block forward and backward in f32, the whole model around the blocks, the fine-tuning of both, and
+//! decoding with a cache.
 //!
 //! Activations of several sequences of equal length are [sequences, tokens, features]; inside they are matrices of one
 //! row a token, so that products see many rows. Work is split by rows, heads and sequences into pieces that depend on
@@ -8,17 +9,28 @@ mod attention;
 mod backward;
 mod block;
 mod cache;
+mod cross_entropy;
 mod finetune;
 mod forward;
 mod head;
+mod kl_divergence;
+mod model;
+mod model_backward;
+mod model_tuner;
 mod rms_norm;
 mod rotary;
+mod softmax;
 mod swiglu;
 
 pub use backward::{BlockGradients, Wanted, block_backward};
 pub use block::{Block, Layer, QuantizedLayer, Weight};
 pub use cache::{KvCacheLayer, block_decode_step};
+pub use cross_entropy::cross_entropy;
 pub use finetune::block_finetune;
 pub use forward::{BlockTrace, block_forward, block_forward_traced, for_each_part};
 pub use head::{Head, embed, mean_squares};
+pub use kl_divergence::{kl_divergence, top_kl_divergence};
+pub use model::Model;
+pub use model_backward::{Activations, Gradient, model_backward, model_losses};
+pub use model_tuner::ModelTuner;
 pub use rotary::Rotary;

@@ -1,0 +1,66 @@
+use aqlm_reference::vocabulary::{AqlmError, LlamaConfig, ModelWeights, Result};
+use ndarray::{Array1, Array2};
+
+use super::Block;
+
+/// A whole Llama model, resident.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// [vocab, hidden], standard layout
+    pub embedding: Array2<f32>,
+    /// the decoder layers, first to last
+    pub blocks: Vec<Block>,
+    /// the RMSNorm before the head, `[hidden]`
+    pub norm: Array1<f32>,
+    /// [vocab, hidden], standard layout; `None` where it is the embedding
+    pub lm_head: Option<Array2<f32>>,
+}
+
+impl Model {
+    /// The resident form of stored weights.
+    ///
+    /// # Errors
+    /// `Shape` when embedding, norm, head or the number of blocks are not those of the configuration.
+    pub fn from_weights(config: &LlamaConfig, weights: &ModelWeights) -> Result<Self> {
+        let expect = |what: &str, expected: &[usize], found: &[usize]| {
+            if expected == found {
+                Ok(())
+            } else {
+                Err(AqlmError::Shape {
+                    what: what.into(),
+                    expected: expected.to_vec(),
+                    found: found.to_vec(),
+                })
+            }
+        };
+        let vocabulary = [config.vocab_size, config.hidden_size];
+        expect("embedding", &vocabulary, weights.embedding.shape())?;
+        expect("final norm", &vocabulary[1..], weights.norm.shape())?;
+        if let Some(lm_head) = &weights.lm_head {
+            expect("lm_head", &vocabulary, lm_head.shape())?;
+        }
+        expect("blocks", &[config.num_hidden_layers], &[weights.blocks.len()])?;
+        let standard = |values: &Array2<f32>| values.as_standard_layout().into_owned();
+        Ok(Self {
+            embedding: standard(&weights.embedding),
+            blocks: weights.blocks.iter().map(Block::from_weights).collect(),
+            norm: weights.norm.clone(),
+            lm_head: weights.lm_head.as_ref().map(standard),
+        })
+    }
+
+    /// The form that travels and is stored.
+    pub fn to_weights(&self) -> ModelWeights {
+        ModelWeights {
+            embedding: self.embedding.clone(),
+            blocks: self.blocks.iter().map(Block::to_weights).collect(),
+            norm: self.norm.clone(),
+            lm_head: self.lm_head.clone(),
+        }
+    }
+
+    /// The output layer, [vocab, hidden].
+    pub fn head(&self) -> &Array2<f32> {
+        self.lm_head.as_ref().unwrap_or(&self.embedding)
+    }
+}

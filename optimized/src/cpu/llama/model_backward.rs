@@ -1,0 +1,331 @@
+use aqlm_reference::vocabulary::{AqlmError, LayerKind, LlamaConfig, Result, Target, Tuned};
+use faer::Par;
+use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3, Axis, s};
+
+use super::forward::sequences_at_once;
+use super::rms_norm::{rms_norm, rms_norm_backward};
+use super::{
+    BlockGradients, BlockTrace, Model, Rotary, Wanted, block_backward, block_forward_traced, cross_entropy,
+    embed, kl_divergence, top_kl_divergence,
+};
+use crate::cpu::product::{add_linear_weight_gradient, linear, linear_input_gradient};
+
+/// Inner activations of all blocks are kept between the forward and the backward pass while they take no more than
+/// this many bytes.
+const KEPT_BYTES: usize = 1 << 30;
+
+/// What becomes of a block's inner activations between the forward and the backward pass. The results are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activations {
+    /// kept, some twenty times the hidden states of every block
+    Keep,
+    /// computed again, one block's at a time: memory is that of one block and the inputs of all
+    Recompute,
+}
+
+impl Activations {
+    /// [`Activations::Keep`] where those of the sequences that go through the model together take at most 1 GiB.
+    pub fn fitting(config: &LlamaConfig, tokens: usize) -> Self {
+        let queries = config.num_attention_heads * config.head_dim;
+        let keys = config.num_key_value_heads * config.head_dim;
+        let row = 4 * config.hidden_size + 2 * queries + 2 * keys + 3 * config.intermediate_size;
+        let rows = sequences_at_once(tokens) * tokens;
+        if row * rows * config.num_hidden_layers * size_of::<f32>() <= KEPT_BYTES {
+            Self::Keep
+        } else {
+            Self::Recompute
+        }
+    }
+}
+
+/// A gradient as [`model_backward`] finds it, from the head down; parts of one are to be added up.
+#[derive(Debug)]
+pub enum Gradient<'a> {
+    /// with respect to the decoded weight of a block's quantized layer, [out_features, in_features]
+    Weight(usize, LayerKind, &'a Array2<f32>),
+    /// with respect to the norms of a block: before attention, before the MLP; `[hidden]` each
+    BlockNorms(usize, [&'a Array1<f64>; 2]),
+    /// with respect to the norm before the head, `[hidden]`
+    FinalNorm(&'a Array1<f64>),
+    /// with respect to the output layer, [vocab, hidden]; not through tied embeddings
+    Head(&'a Array2<f32>),
+    /// with respect to the embeddings of these sequences, [sequences, tokens, hidden]; not through a tied head
+    Embedded(&'a [&'a [u32]], ArrayView3<'a, f32>),
+}
+
+/// Losses of a model on sequences of equal length, each summed over its positions, in f64.
+///
+/// Decoded weights are dropped behind each block, so that the model takes the memory of its codes and of one block.
+///
+/// # Errors
+/// `TokenOutOfRange` when a token has no embedding or no logit; `Shape` when sequences differ in length, exceed the
+/// rotary tables, or a target does not fit its sequence.
+pub fn model_losses(
+    config: &LlamaConfig,
+    model: &mut Model,
+    rotary: &Rotary,
+    sequences: &[&[u32]],
+    targets: &[Target<'_>],
+) -> Result<Vec<f64>> {
+    let tokens = check(rotary, sequences, targets)?;
+    let at_once = sequences_at_once(tokens);
+    let mut losses = Vec::with_capacity(sequences.len());
+    for (sequences, targets) in sequences.chunks(at_once).zip(targets.chunks(at_once)) {
+        let mut x = embed(model.embedding.view(), sequences)?;
+        for block in &mut model.blocks {
+            x = block_forward_traced(config, block, rotary, x.view()).0;
+            block.release();
+        }
+        for ((x, sequence), &target) in x.outer_iter().zip(sequences).zip(targets) {
+            let predicting = x.slice(s![..target.positions(tokens), ..]);
+            let normed = rms_norm(predicting, &model.norm, config.rms_norm_eps);
+            let mut logits = linear(normed.view(), model.head().view(), Par::rayon(0));
+            losses.push(loss_and_gradient(&mut logits, sequence, target, 1.0)?);
+        }
+    }
+    Ok(losses)
+}
+
+/// [`model_losses`], and `scale` times the gradients of their sum with respect to what `tuned` selects, handed to `sink`
+/// (paper appendix A). Sequences go through the model a few at a time, each few giving a part of every gradient.
+///
+/// # Errors
+/// As [`model_losses`]; parts handed over before an error stay with the sink.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a model, its data, and what is wanted of them"
+)]
+pub fn model_backward(
+    config: &LlamaConfig,
+    model: &mut Model,
+    rotary: &Rotary,
+    sequences: &[&[u32]],
+    targets: &[Target<'_>],
+    scale: f64,
+    tuned: Tuned,
+    activations: Activations,
+    sink: &mut dyn FnMut(&Model, Gradient<'_>),
+) -> Result<Vec<f64>> {
+    let tokens = check(rotary, sequences, targets)?;
+    let at_once = sequences_at_once(tokens);
+    let mut losses = Vec::with_capacity(sequences.len());
+    for (sequences, targets) in sequences.chunks(at_once).zip(targets.chunks(at_once)) {
+        let mut inputs = Vec::with_capacity(model.blocks.len());
+        let mut traces: Vec<BlockTrace> = Vec::new();
+        let mut x = embed(model.embedding.view(), sequences)?;
+        for block in &mut model.blocks {
+            let (y, trace) = block_forward_traced(config, block, rotary, x.view());
+            match activations {
+                Activations::Keep => traces.push(trace),
+                Activations::Recompute => {
+                    inputs.push(x);
+                    block.release();
+                }
+            }
+            x = y;
+        }
+        let mut grad = head_backward(
+            config,
+            model,
+            x,
+            sequences,
+            targets,
+            scale,
+            tuned,
+            &mut losses,
+            sink,
+        )?;
+        for index in (0..model.blocks.len()).rev() {
+            let trace = match (traces.pop(), inputs.pop()) {
+                (Some(trace), _) => trace,
+                (None, Some(x)) => block_forward_traced(config, &model.blocks[index], rotary, x.view()).1,
+                // as many traces or inputs were pushed as there are blocks
+                (None, None) => break,
+            };
+            let block = &model.blocks[index];
+            let wanted = Wanted {
+                x: index > 0 || tuned.embedding,
+                weights: LayerKind::ALL
+                    .map(|kind| (tuned.codebooks || tuned.scales) && block.quantized(kind).is_some()),
+                biases: false,
+                norms: tuned.norms,
+            };
+            let mut gradients = BlockGradients::zeros(block, wanted);
+            let grad_x = block_backward(config, block, rotary, &trace, grad.view(), wanted, &mut gradients);
+            drop(trace);
+            for kind in LayerKind::ALL {
+                if let Some(weight) = &gradients.weights[kind as usize] {
+                    sink(model, Gradient::Weight(index, kind, weight));
+                }
+            }
+            if tuned.norms {
+                let norms = [&gradients.input_layernorm, &gradients.post_attention_layernorm];
+                sink(model, Gradient::BlockNorms(index, norms));
+            }
+            model.blocks[index].release();
+            match grad_x {
+                Some(grad_x) => grad = grad_x,
+                // only before the first block
+                None => break,
+            }
+        }
+        if tuned.embedding {
+            sink(model, Gradient::Embedded(sequences, grad.view()));
+        }
+    }
+    Ok(losses)
+}
+
+/// Losses of these sequences, pushed to `losses`, and `scale` times the gradient of their sum with respect to the last
+/// block's outputs `x`, whose place it takes.
+#[expect(clippy::too_many_arguments, reason = "the state of the loop above")]
+fn head_backward(
+    config: &LlamaConfig,
+    model: &Model,
+    mut x: Array3<f32>,
+    sequences: &[&[u32]],
+    targets: &[Target<'_>],
+    scale: f64,
+    tuned: Tuned,
+    losses: &mut Vec<f64>,
+    sink: &mut dyn FnMut(&Model, Gradient<'_>),
+) -> Result<Array3<f32>> {
+    let par = Par::rayon(0);
+    let head = model.head();
+    let mut grad_head = tuned.head.then(|| Array2::zeros(head.dim()));
+    let mut grad_norm = Array1::zeros(model.norm.len());
+    for ((mut x, tokens), &target) in x.outer_iter_mut().zip(sequences).zip(targets) {
+        let positions = target.positions(tokens.len());
+        let predicting = x.slice(s![..positions, ..]);
+        let normed = rms_norm(predicting, &model.norm, config.rms_norm_eps);
+        let mut logits = linear(normed.view(), head.view(), par);
+        losses.push(loss_and_gradient(&mut logits, tokens, target, scale)?);
+        if let Some(sum) = &mut grad_head {
+            add_linear_weight_gradient(sum.view_mut(), logits.view(), normed.view(), par);
+        }
+        let grad_normed = linear_input_gradient(logits.view(), head.view(), par);
+        let mut grad = Array2::zeros(x.dim());
+        let to = grad.slice_mut(s![..positions, ..]);
+        grad_norm += &rms_norm_backward(
+            predicting,
+            &model.norm,
+            config.rms_norm_eps,
+            grad_normed.view(),
+            Some(to),
+        );
+        x.assign(&grad);
+    }
+    if let Some(grad_head) = &grad_head {
+        sink(model, Gradient::Head(grad_head));
+    }
+    if tuned.norms {
+        sink(model, Gradient::FinalNorm(&grad_norm));
+    }
+    Ok(x)
+}
+
+/// The loss of one sequence; its logits become `scale` times the gradient.
+fn loss_and_gradient(
+    logits: &mut Array2<f32>,
+    tokens: &[u32],
+    target: Target<'_>,
+    scale: f64,
+) -> Result<f64> {
+    match target {
+        Target::NextTokens => cross_entropy(logits, tokens.get(1..).unwrap_or_default(), scale),
+        Target::Teacher { states, head } => {
+            if states.ncols() != head.ncols() {
+                return Err(AqlmError::Shape {
+                    what: "the teacher's states".into(),
+                    expected: vec![states.nrows(), head.ncols()],
+                    found: states.shape().to_vec(),
+                });
+            }
+            let teacher = teacher_logits(states, head);
+            kl_divergence(logits, teacher.view(), scale)
+        }
+        Target::Top(top) => top_kl_divergence(logits, top, scale),
+    }
+}
+
+fn teacher_logits(states: ArrayView2<'_, f32>, head: ArrayView2<'_, f32>) -> Array2<f32> {
+    linear(states, head, Par::rayon(0))
+}
+
+/// The length of all sequences, when they and their targets are in order.
+fn check(rotary: &Rotary, sequences: &[&[u32]], targets: &[Target<'_>]) -> Result<usize> {
+    let shape = |what: &str, expected: usize, found: usize| {
+        if expected == found {
+            Ok(())
+        } else {
+            Err(AqlmError::Shape {
+                what: what.into(),
+                expected: vec![expected],
+                found: vec![found],
+            })
+        }
+    };
+    shape("targets", sequences.len(), targets.len())?;
+    let tokens = sequences.first().map_or(0, |sequence| sequence.len());
+    shape("tokens of a sequence", tokens.min(rotary.positions()), tokens)?;
+    for sequence in sequences {
+        shape("tokens of a sequence", tokens, sequence.len())?;
+    }
+    Ok(tokens)
+}
+
+/// The first thing of a model that is not finite on these sequences, by its name in the checkpoint: a layer whose
+/// output is not, a norm, or the head. `None` when all is finite.
+///
+/// # Errors
+/// As [`model_losses`].
+pub(super) fn first_not_finite(
+    config: &LlamaConfig,
+    model: &mut Model,
+    rotary: &Rotary,
+    sequences: &[&[u32]],
+) -> Result<Option<String>> {
+    let targets = vec![Target::NextTokens; sequences.len()];
+    let tokens = check(rotary, sequences, &targets)?;
+    let finite = |values: ArrayView2<'_, f32>| values.iter().all(|value| value.is_finite());
+    for sequences in sequences.chunks(sequences_at_once(tokens)) {
+        let mut x = embed(model.embedding.view(), sequences)?;
+        if !x.iter().all(|value| value.is_finite()) {
+            return Ok(Some("model.embed_tokens".into()));
+        }
+        for (index, block) in model.blocks.iter_mut().enumerate() {
+            let (y, trace) = block_forward_traced(config, block, rotary, x.view());
+            block.release();
+            // in the order in which they are computed
+            let parts = [
+                ("input_layernorm", trace.normed.view()),
+                ("self_attn.q_proj", trace.q.view()),
+                ("self_attn.k_proj", trace.k.view()),
+                ("self_attn.v_proj", trace.v.view()),
+                ("self_attn", trace.attended.view()),
+                ("self_attn.o_proj", trace.middle.view()),
+                ("post_attention_layernorm", trace.middle_normed.view()),
+                ("mlp.gate_proj", trace.gate.view()),
+                ("mlp.up_proj", trace.up.view()),
+                ("mlp", trace.activated.view()),
+            ];
+            if let Some((part, _)) = parts.into_iter().find(|(_, values)| !finite(*values)) {
+                return Ok(Some(format!("model.layers.{index}.{part}")));
+            }
+            if !y.iter().all(|value| value.is_finite()) {
+                return Ok(Some(format!("model.layers.{index}.mlp.down_proj")));
+            }
+            x = y;
+        }
+        for x in x.axis_iter(Axis(0)) {
+            let normed = rms_norm(x, &model.norm, config.rms_norm_eps);
+            if !finite(normed.view()) {
+                return Ok(Some("model.norm".into()));
+            }
+            if !finite(linear(normed.view(), model.head().view(), Par::rayon(0)).view()) {
+                return Ok(Some("lm_head".into()));
+            }
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,557 @@
+//! Whole-model losses, gradients and training in f32 against the reference in f64.
+
+mod support;
+
+use aqlm_optimized::cpu::llama::{
+    Activations, Model, ModelTuner, cross_entropy, kl_divergence, top_kl_divergence,
+};
+use aqlm_reference::llama as reference;
+use aqlm_reference::vocabulary::{
+    AdamDecay, AqlmError, BlockWeights, LayerKind, Linear, LinearWeight, LlamaConfig, ModelWeights,
+    Parameter, QuantizedMatrix, RopeScaling, Scheme, Target, TopTokens, Tuned,
+};
+use ndarray::{Array1, Array2, Array3, Array4};
+use rand::RngExt;
+use support::{
+    assert_close, block_weights, config, limit, normal, quantized, random, widened, with_outliers,
+    with_threads,
+};
+
+const TOKENS: usize = 70;
+const SEQUENCES: usize = 3;
+
+const ALL: Tuned = Tuned {
+    codebooks: true,
+    scales: true,
+    norms: true,
+    embedding: true,
+    head: true,
+};
+
+const DECAY: AdamDecay = AdamDecay {
+    beta1: 0.9,
+    beta2: 0.95,
+    eps: 1e-8,
+};
+
+/// Lengths of the sums from a token to its loss: those of a block for every block, and the head's.
+fn terms(config: &LlamaConfig, tokens: usize) -> usize {
+    let block = 4 * config.hidden_size
+        + config.intermediate_size
+        + config.num_attention_heads * config.head_dim
+        + config.head_dim
+        + 2 * tokens;
+    config.num_hidden_layers * block + 2 * config.hidden_size + config.vocab_size
+}
+
+struct Case {
+    name: String,
+    config: LlamaConfig,
+    weights: ModelWeights,
+    sequences: Vec<Vec<u32>>,
+    /// the teacher's states, [TOKENS, 24] a sequence, and its head, [vocab, 24]
+    states: Vec<Array2<f32>>,
+    teacher_head: Array2<f32>,
+    top: Vec<TopTokens>,
+}
+
+impl Case {
+    fn sequences(&self) -> Vec<&[u32]> {
+        self.sequences.iter().map(Vec::as_slice).collect()
+    }
+
+    /// Each objective with its targets.
+    fn objectives(&self) -> [(&'static str, Vec<Target<'_>>); 3] {
+        [
+            ("next tokens", vec![Target::NextTokens; SEQUENCES]),
+            (
+                "teacher",
+                (0..SEQUENCES)
+                    .map(|i| Target::Teacher {
+                        states: self.states[i].view(),
+                        head: self.teacher_head.view(),
+                    })
+                    .collect(),
+            ),
+            ("top tokens", self.top.iter().map(Target::Top).collect()),
+        ]
+    }
+}
+
+/// Quantized and dense layers, grouped heads, a window, biases, outliers; one model with a tied head.
+fn cases() -> Vec<Case> {
+    [(4, 4, None, false), (4, 2, Some(9), true)]
+        .into_iter()
+        .enumerate()
+        .map(|(i, (heads, kv_heads, window, tied))| {
+            let mut rng = random(60 + i as u64);
+            let mut config = config(heads, kv_heads, window, RopeScaling::None);
+            config.tie_word_embeddings = tied;
+            let blocks = (0..config.num_hidden_layers)
+                .map(|_| {
+                    let mut block = block_weights(&mut rng, &config, i == 1);
+                    for (kind, scheme) in [
+                        (LayerKind::VProj, "1x3g8"),
+                        (LayerKind::OProj, "2x3g4o2"),
+                        (LayerKind::DownProj, "2x4g8"),
+                    ] {
+                        let (out, inputs) = config.layer_shape(kind);
+                        block.layer_mut(kind).weight =
+                            LinearWeight::Quantized(quantized(&mut rng, scheme, out, inputs));
+                    }
+                    block
+                })
+                .collect();
+            let vocabulary = (config.vocab_size, config.hidden_size);
+            let weights = ModelWeights {
+                embedding: with_outliers(&mut rng, vocabulary),
+                blocks,
+                norm: 1.0 + 0.2 * normal(&mut rng, config.hidden_size),
+                lm_head: (!tied).then(|| normal(&mut rng, vocabulary) / (config.hidden_size as f32).sqrt()),
+            };
+            let mut tokens = || {
+                (0..TOKENS)
+                    .map(|_| rng.random_range(0..50u32))
+                    .collect::<Vec<u32>>()
+            };
+            let sequences = (0..SEQUENCES).map(|_| tokens()).collect();
+            let mut rng = random(70 + i as u64);
+            Case {
+                name: format!("{heads} heads, {kv_heads} kv heads, tied {tied}"),
+                states: (0..SEQUENCES).map(|_| normal(&mut rng, (TOKENS, 24))).collect(),
+                teacher_head: normal(&mut rng, (config.vocab_size, 24)) / 24f32.sqrt(),
+                top: (0..SEQUENCES)
+                    .map(|s| TopTokens {
+                        tokens: Array2::from_shape_fn((TOKENS, 3), |(t, i)| {
+                            ((7 * t + 11 * i + s) % 50) as u32
+                        }),
+                        log_probabilities: Array2::from_shape_fn((TOKENS, 3), |(_, i)| {
+                            [0.5f32, 0.25, 0.125][i].ln()
+                        }),
+                        rest: Array1::from_elem(TOKENS, 0.125),
+                    })
+                    .collect(),
+                config,
+                weights,
+                sequences,
+            }
+        })
+        .collect()
+}
+
+fn ours(case: &Case, tuned: Tuned, activations: Activations) -> ModelTuner {
+    ModelTuner::new(&case.config, TOKENS, &case.weights, tuned, DECAY, activations).unwrap()
+}
+
+fn expected(case: &Case, tuned: Tuned) -> reference::ModelTuner {
+    reference::ModelTuner::new(&case.config, &case.weights, tuned, DECAY).unwrap()
+}
+
+/// The reference's gradients, added up, in the same order: its first moments after one step from zero are a tenth.
+fn expected_gradients(case: &Case, targets: &[Target<'_>], scale: f64) -> (Vec<f64>, Vec<Vec<f64>>) {
+    let decay = AdamDecay { beta1: 0.0, ..DECAY };
+    let mut tuner = reference::ModelTuner::new(&case.config, &case.weights, ALL, decay).unwrap();
+    let losses = tuner
+        .accumulate(&case.sequences(), targets, scale, &mut |_, _, _| ())
+        .unwrap();
+    tuner.step(0.0);
+    let parameters = tuner.state().parameters;
+    (losses, parameters.into_iter().map(|part| part.first).collect())
+}
+
+#[test]
+fn losses_and_all_gradients_of_every_objective_are_the_references() {
+    for case in cases() {
+        let scale = 1.0 / (SEQUENCES * TOKENS) as f64;
+        for (objective, targets) in case.objectives() {
+            let (losses, gradients) = expected_gradients(&case, &targets, scale);
+            let mut tuner = ours(&case, ALL, Activations::Recompute);
+            let mut seen = Vec::new();
+            let found = tuner
+                .accumulate(&case.sequences(), &targets, scale, &mut |block, kind, weight| {
+                    seen.push((block, kind, weight.dim()));
+                })
+                .unwrap();
+            assert_eq!(seen.len(), 2 * 3, "gradients of decoded weights");
+            let name = format!("{}, {objective}", case.name);
+            let forward = limit(terms(&case.config, TOKENS));
+            assert_close(&name, found.iter().copied(), &losses, forward);
+            assert_eq!(
+                tuner.losses(&case.sequences(), &targets).unwrap(),
+                found,
+                "{name}"
+            );
+            // back through the same sums, and then over all rows
+            let backward = limit(2 * terms(&case.config, TOKENS) + SEQUENCES * TOKENS);
+            let parameters: Vec<Parameter> = tuner.gradients().map(|(parameter, _)| parameter).collect();
+            assert_eq!(parameters.len(), gradients.len());
+            for ((parameter, ours), expected) in tuner.gradients().zip(&gradients) {
+                let what = format!("{name}: {}", parameter.name());
+                assert_close(&what, ours.iter().copied(), expected, backward);
+            }
+        }
+    }
+}
+
+#[test]
+fn training_follows_the_reference() {
+    for case in cases() {
+        let scale = 1.0 / (SEQUENCES * TOKENS) as f64;
+        let (_, targets) = &case.objectives()[1];
+        let (mut tuner, mut exact) = (ours(&case, ALL, Activations::Keep), expected(&case, ALL));
+        let steps = 6;
+        let mut before = f64::NAN;
+        for step in 0..steps {
+            let ours = tuner
+                .accumulate(&case.sequences(), targets, scale, &mut |_, _, _| ())
+                .unwrap();
+            let expected = exact
+                .accumulate(&case.sequences(), targets, scale, &mut |_, _, _| ())
+                .unwrap();
+            // Adam divides by the root of the second moment, so a parameter whose gradients are at the level of rounding
+            // goes its own way, by at most lr a step; what it does to the loss is of second order.
+            let limit = limit(terms(&case.config, TOKENS) * 2 * steps);
+            assert_close(&case.name, ours, &expected, limit);
+            let total: f64 = expected.iter().sum();
+            if step == 0 {
+                before = total;
+            } else if step + 1 == steps {
+                assert!(
+                    total < 0.9 * before,
+                    "{}: {before} to {total} teaches nothing",
+                    case.name
+                );
+            }
+            tuner.step(1e-2);
+            exact.step(1e-2);
+        }
+        let (ours, expected) = (tuner.model().to_weights(), exact.model().to_weights());
+        assert_eq!(ours.lm_head.is_none(), case.config.tie_word_embeddings);
+        let expected: Vec<f64> = widened(&expected.norm).collect();
+        assert_close(
+            "norm",
+            widened(&ours.norm),
+            &expected,
+            limit(terms(&case.config, TOKENS) * 2 * steps),
+        );
+    }
+}
+
+/// Everything after a few steps, as bits.
+fn after_training(case: &Case, tuned: Tuned, activations: Activations) -> (ModelWeights, Vec<f64>) {
+    let mut tuner = ours(case, tuned, activations);
+    let (_, targets) = &case.objectives()[1];
+    let mut losses = Vec::new();
+    for _ in 0..3 {
+        losses = tuner
+            .accumulate(&case.sequences(), targets, 0.01, &mut |_, _, _| ())
+            .unwrap();
+        tuner.step(1e-2);
+    }
+    (tuner.model().to_weights(), losses)
+}
+
+#[test]
+fn neither_threads_nor_kept_activations_change_a_byte() {
+    for case in cases() {
+        let alone = with_threads(1, || after_training(&case, ALL, Activations::Recompute));
+        for threads in [2, 5] {
+            let together = with_threads(threads, || after_training(&case, ALL, Activations::Recompute));
+            assert_eq!(together, alone, "{}: {threads} threads", case.name);
+        }
+        assert_eq!(
+            after_training(&case, ALL, Activations::Keep),
+            alone,
+            "{}",
+            case.name
+        );
+    }
+}
+
+#[test]
+fn a_state_goes_on_exactly() {
+    let case = cases().swap_remove(0);
+    let (_, targets) = &case.objectives()[2];
+    let train = |tuner: &mut ModelTuner, steps: usize| {
+        for _ in 0..steps {
+            tuner
+                .accumulate(&case.sequences(), targets, 0.01, &mut |_, _, _| ())
+                .unwrap();
+            tuner.step(1e-2);
+        }
+    };
+    let mut whole = ours(&case, ALL, Activations::Keep);
+    train(&mut whole, 2);
+    let state = whole.state();
+    train(&mut whole, 2);
+    let mut resumed = ours(&case, ALL, Activations::Keep);
+    resumed.restore(&state).unwrap();
+    train(&mut resumed, 2);
+    assert_eq!(resumed.state(), whole.state());
+    assert_eq!(resumed.model().to_weights(), whole.model().to_weights());
+
+    let norms = Tuned {
+        codebooks: false,
+        scales: false,
+        embedding: false,
+        head: false,
+        norms: true,
+    };
+    let mut other = ours(&case, norms, Activations::Keep);
+    assert!(matches!(other.restore(&state), Err(AqlmError::Shape { .. })));
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_what_is_not_finite_is_named() {
+    let case = cases().swap_remove(0);
+    let mut tuner = ours(&case, ALL, Activations::Recompute);
+    let sequences = case.sequences();
+    let wrong = TopTokens {
+        tokens: Array2::from_elem((TOKENS, 1), 50),
+        log_probabilities: Array2::zeros((TOKENS, 1)),
+        rest: Array1::zeros(TOKENS),
+    };
+    let narrow = normal(&mut random(1), (49, 24));
+    for target in [
+        Target::Top(&wrong),
+        Target::Teacher {
+            states: case.states[0].view(),
+            head: narrow.view(),
+        },
+    ] {
+        let targets = vec![target; SEQUENCES];
+        assert!(tuner.losses(&sequences, &targets).is_err());
+        assert!(
+            tuner
+                .accumulate(&sequences, &targets, 1.0, &mut |_, _, _| ())
+                .is_err()
+        );
+    }
+    let long = vec![0u32; TOKENS + 1];
+    assert!(matches!(
+        tuner.losses(&[&long], &[Target::NextTokens]),
+        Err(AqlmError::Shape { .. })
+    ));
+    let none = Tuned {
+        codebooks: false,
+        scales: false,
+        norms: false,
+        embedding: false,
+        head: false,
+    };
+    assert!(matches!(
+        ModelTuner::new(
+            &case.config,
+            TOKENS,
+            &case.weights,
+            none,
+            DECAY,
+            Activations::Keep
+        ),
+        Err(AqlmError::Unsupported(_))
+    ));
+
+    assert_eq!(tuner.first_not_finite(&sequences).unwrap(), None);
+    let mut broken = case.weights.clone();
+    let LinearWeight::Dense(weight) = &mut broken.blocks[1].layer_mut(LayerKind::GateProj).weight else {
+        panic!("a dense layer");
+    };
+    weight[[3, 3]] = f32::NAN;
+    let mut tuner =
+        ModelTuner::new(&case.config, TOKENS, &broken, ALL, DECAY, Activations::Recompute).unwrap();
+    let found = tuner.first_not_finite(&sequences).unwrap();
+    assert_eq!(found.as_deref(), Some("model.layers.1.mlp.gate_proj"));
+    let losses = tuner
+        .losses(&sequences, &[Target::NextTokens; SEQUENCES])
+        .unwrap();
+    assert!(losses.iter().all(|loss| loss.is_nan()));
+    let mut state = tuner.state();
+    state.parameters[0].values[0] = f64::INFINITY;
+    tuner.restore(&state).unwrap();
+    let found = tuner.first_not_finite(&sequences).unwrap();
+    assert_eq!(found, Some(state.parameters[0].parameter.name()));
+}
+
+#[test]
+fn objectives_agree_with_the_reference_and_with_each_other() {
+    let mut rng = random(80);
+    for (rows, vocab) in [(1, 1), (3, 7), (40, 517)] {
+        let logits: Array2<f32> = 3.0 * with_outliers(&mut rng, (rows, vocab));
+        let teacher: Array2<f32> = 3.0 * with_outliers(&mut rng, (rows, vocab));
+        let targets: Vec<u32> = (0..rows).map(|t| ((5 * t + 1) % vocab) as u32).collect();
+        let wide = |values: &Array2<f32>| values.mapv(f64::from);
+        let (losses, slope) = reference::kl_divergence(wide(&logits).view(), wide(&teacher).view()).unwrap();
+        let mut gradient = logits.clone();
+        let ours = kl_divergence(&mut gradient, teacher.view(), 1.0).unwrap();
+        // a vocabulary of one leaves nothing to compare
+        if vocab > 1 {
+            assert_close("divergence", [ours], &[losses.sum()], limit(vocab));
+            assert_close("its gradient", widened(&gradient), &slope, limit(vocab));
+        } else {
+            assert_eq!((ours, gradient[[0, 0]]), (0.0, 0.0));
+        }
+
+        let (losses, slope) = reference::cross_entropy(wide(&logits).view(), &targets).unwrap();
+        let mut gradient = logits.clone();
+        let entropy = cross_entropy(&mut gradient, &targets, 1.0).unwrap();
+        if vocab > 1 {
+            assert_close("cross-entropy", [entropy], &[losses.sum()], limit(vocab));
+            assert_close("its gradient", widened(&gradient), &slope, limit(vocab));
+        }
+
+        // A teacher that is certain makes the divergence the cross-entropy.
+        let certain = TopTokens {
+            tokens: Array2::from_shape_fn((rows, 1), |(t, _)| targets[t]),
+            log_probabilities: Array2::zeros((rows, 1)),
+            rest: Array1::zeros(rows),
+        };
+        let mut same = logits.clone();
+        let top = top_kl_divergence(&mut same, &certain, 1.0).unwrap();
+        assert!(
+            (top - entropy).abs() <= limit(vocab).sqrt() * entropy.abs(),
+            "{top} and {entropy}"
+        );
+        if vocab > 1 {
+            let gradient: Vec<f64> = widened(&gradient).collect();
+            assert_close("both gradients", widened(&same), &gradient, limit(vocab));
+        }
+
+        // Half of the tokens listed, the other half one outcome.
+        let listed = vocab.div_ceil(2);
+        let p = 1.0 / (listed + 1) as f32;
+        let top = TopTokens {
+            tokens: Array2::from_shape_fn((rows, listed), |(_, i)| 2 * i as u32),
+            log_probabilities: Array2::from_elem((rows, listed), p.ln()),
+            rest: Array1::from_elem(rows, p),
+        };
+        let (losses, slope) = reference::top_kl_divergence(wide(&logits).view(), &top).unwrap();
+        let mut gradient = logits.clone();
+        let ours = top_kl_divergence(&mut gradient, &top, 0.25).unwrap();
+        if vocab > 1 {
+            assert_close("top divergence", [ours], &[losses.sum()], limit(vocab));
+            assert_close("its gradient", widened(&gradient), &(0.25 * slope), limit(vocab));
+        }
+    }
+}
+
+/// A model on which every number is exact in f32 in any order: blocks that add nothing because one factor of each branch
+/// is zero, two tokens a sequence so that attention averages over one or two, and logits that are all equal.
+fn exact_model() -> (LlamaConfig, ModelWeights, Vec<Vec<u32>>) {
+    let mut rng = random(90);
+    let mut config = config(2, 2, None, RopeScaling::None);
+    config.vocab_size = 64;
+    config.hidden_size = 32;
+    config.intermediate_size = 32;
+    config.head_dim = 16;
+    config.rms_norm_eps = 0.0;
+    let mut dyadic = |limit: i32| f64::from(rng.random_range(-limit..=limit)) / 8.0;
+    let scheme = Scheme::new(2, 3, 8).unwrap();
+    let mut matrix = |kind: LayerKind, zero_codebooks: bool, zero_scales: bool| {
+        let (out, inputs) = config.layer_shape(kind);
+        let codes = Array3::from_shape_fn((out, inputs / 8, 2), |(o, j, m)| ((5 * o + 3 * j + m) % 8) as u16);
+        let value = || if zero_codebooks { 0.0 } else { dyadic(8) };
+        let codebooks = Array4::from_shape_simple_fn((2, 8, 1, 8), value);
+        let scales = Array1::from_shape_fn(out, |o| match o % 2 {
+            _ if zero_scales => 0.0,
+            0 => 0.5,
+            _ => 2.0,
+        });
+        QuantizedMatrix::new(scheme, codes, codebooks, scales).unwrap()
+    };
+    // No queries and keys, so attention is uniform; then V or O, and the gate. A layer is zero by its scales in the first
+    // block, which then have gradients, and by its codebooks in the second, where those have.
+    let mut block = |zeros: &[LayerKind], by_scales: bool| BlockWeights {
+        input_layernorm: Array1::ones(32),
+        post_attention_layernorm: Array1::ones(32),
+        layers: LayerKind::ALL.map(|kind| {
+            let zero = zeros.contains(&kind);
+            Linear {
+                weight: LinearWeight::Quantized(matrix(kind, zero && !by_scales, zero && by_scales)),
+                bias: None,
+            }
+        }),
+    };
+    let zeros = |branch| [LayerKind::QProj, LayerKind::KProj, LayerKind::GateProj, branch];
+    let blocks = vec![
+        block(&zeros(LayerKind::VProj), true),
+        block(&zeros(LayerKind::OProj), false),
+    ];
+    // Hidden states live in the first eight places, with mean square one; the head tells tokens apart in the others.
+    let embedding = Array2::from_shape_fn((64, 32), |(token, i)| match i {
+        0..8 if (token >> (i % 6)) % 2 == 0 => 2.0,
+        0..8 => -2.0,
+        _ => 0.0,
+    });
+    let lm_head = Array2::from_shape_fn((64, 32), |(token, i)| {
+        if i < 8 {
+            0.25
+        } else {
+            ((7 * token + 5 * i) % 17) as f32 / 8.0 - 1.0
+        }
+    });
+    let weights = ModelWeights {
+        embedding,
+        blocks,
+        norm: Array1::ones(32),
+        lm_head: Some(lm_head),
+    };
+    (config, weights, vec![vec![3, 11], vec![40, 3], vec![63, 0]])
+}
+
+#[test]
+fn gradients_are_exact_where_every_number_is() {
+    let (config, weights, sequences) = exact_model();
+    let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+    let targets = [Target::NextTokens; 3];
+    let scale = 0.25;
+    let mut tuner = ModelTuner::new(&config, 2, &weights, ALL, DECAY, Activations::Recompute).unwrap();
+    let ours = tuner
+        .accumulate(&sequences, &targets, scale, &mut |_, _, _| ())
+        .unwrap();
+    let decay = AdamDecay { beta1: 0.0, ..DECAY };
+    let mut exact = reference::ModelTuner::new(&config, &weights, ALL, decay).unwrap();
+    let expected = exact
+        .accumulate(&sequences, &targets, scale, &mut |_, _, _| ())
+        .unwrap();
+    assert_eq!(ours, expected);
+    // 64 equal logits
+    assert!((ours[0] - 64f64.ln()).abs() <= 4.0 * f64::EPSILON);
+    exact.step(0.0);
+    let mut nonzero = Vec::new();
+    for ((parameter, ours), expected) in tuner.gradients().zip(exact.state().parameters) {
+        assert_eq!(ours, expected.first, "{}", parameter.name());
+        if ours.iter().any(|&slope| slope != 0.0) {
+            nonzero.push(parameter.name());
+        }
+    }
+    for reached in [
+        "model.layers.0.self_attn.v_proj.scales",
+        "model.layers.0.mlp.gate_proj.scales",
+        "model.layers.1.self_attn.o_proj.codebooks",
+        "model.layers.1.mlp.gate_proj.codebooks",
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+    ] {
+        assert!(
+            nonzero.iter().any(|name| name == reached),
+            "{reached} is not among {nonzero:?}"
+        );
+    }
+}
+
+#[test]
+fn weights_of_another_model_are_refused() {
+    let case = cases().swap_remove(0);
+    let mut short = case.weights.clone();
+    short.blocks.pop();
+    assert!(matches!(
+        Model::from_weights(&case.config, &short),
+        Err(AqlmError::Shape { what, .. }) if what == "blocks"
+    ));
+    let mut narrow = case.weights;
+    narrow.norm = Array1::ones(39);
+    assert!(matches!(
+        Model::from_weights(&case.config, &narrow),
+        Err(AqlmError::Shape { what, .. }) if what == "final norm"
+    ));
+}

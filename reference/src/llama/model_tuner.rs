@@ -1,0 +1,467 @@
+use ndarray::{Array1, Array2};
+use rayon::prelude::*;
+
+use super::{
+    Model, ModelGradients, Rotary, block_forward_traced, embed, logits, model_backward, model_loss,
+    quantized_gradients,
+};
+use crate::adam::{Adam, Moments};
+use crate::vocabulary::{
+    AdamDecay, AqlmError, LayerKind, LlamaConfig, ModelWeights, Parameter, ParameterState, Result, Target,
+    Tuned, TuningState,
+};
+
+/// A model whose codebooks, scales, norms, embedding and head are being trained, codes fixed (paper appendix A).
+///
+/// Gradients are added up by [`ModelTuner::accumulate`] until [`ModelTuner::step`] uses them, so that a step may see
+/// more sequences than fit in memory, or sums from several machines.
+#[derive(Debug, Clone)]
+pub struct ModelTuner {
+    model: Model,
+    decay: AdamDecay,
+    steps: u32,
+    parameters: Vec<TunedParameter>,
+}
+
+#[derive(Debug, Clone)]
+struct TunedParameter {
+    parameter: Parameter,
+    gradient: Array1<f64>,
+    moments: Moments,
+}
+
+impl ModelTuner {
+    /// Before the first step.
+    ///
+    /// # Errors
+    /// `Unsupported` when `tuned` selects nothing of this model.
+    pub fn new(config: &LlamaConfig, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay) -> Result<Self> {
+        let model = Model::from_weights(config, weights);
+        let parameters: Vec<TunedParameter> =
+            Parameter::selected(&weights.quantized(), config.tie_word_embeddings, tuned)
+                .into_iter()
+                .map(|parameter| {
+                    let len = values(&model, parameter).len();
+                    TunedParameter {
+                        parameter,
+                        gradient: Array1::zeros(len),
+                        moments: Moments::new(len),
+                    }
+                })
+                .collect();
+        if parameters.is_empty() {
+            return Err(AqlmError::Unsupported(
+                "training a model of which nothing is selected".into(),
+            ));
+        }
+        Ok(Self {
+            model,
+            decay,
+            steps: 0,
+            parameters,
+        })
+    }
+
+    /// The model as it is now.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Loss of each sequence, summed over its positions.
+    ///
+    /// # Errors
+    /// As [`model_loss`].
+    pub fn losses(&self, sequences: &[&[u32]], targets: &[Target<'_>]) -> Result<Vec<f64>> {
+        sequences
+            .par_iter()
+            .zip(targets)
+            .map(|(tokens, &target)| model_loss(&self.model, tokens, target))
+            .collect()
+    }
+
+    /// Adds `scale` times the gradients of [`ModelTuner::losses`] and returns those. `observe` is given every gradient
+    /// with respect to a decoded weight, [out_features, in_features]: what methods that change codes, or weigh
+    /// Hessians by gradients, start from.
+    ///
+    /// # Errors
+    /// As [`model_backward`]; gradients added before an error stay.
+    pub fn accumulate(
+        &mut self,
+        sequences: &[&[u32]],
+        targets: &[Target<'_>],
+        scale: f64,
+        observe: &mut dyn FnMut(usize, LayerKind, &Array2<f64>),
+    ) -> Result<Vec<f64>> {
+        let mut losses = Vec::with_capacity(sequences.len());
+        // A wave of sequences at a time bounds the memory; the order of summation is theirs.
+        let wave = rayon::current_num_threads().max(1);
+        for (sequences, targets) in sequences.chunks(wave).zip(targets.chunks(wave)) {
+            let parts = sequences
+                .par_iter()
+                .zip(targets)
+                .map(|(tokens, &target)| model_backward(&self.model, tokens, target, scale))
+                .collect::<Result<Vec<_>>>()?;
+            for (loss, gradients) in &parts {
+                losses.push(*loss);
+                self.add(gradients);
+                for (index, block) in gradients.blocks.iter().enumerate() {
+                    for kind in LayerKind::ALL {
+                        observe(index, kind, &block.layers[kind as usize]);
+                    }
+                }
+            }
+        }
+        Ok(losses)
+    }
+
+    fn add(&mut self, gradients: &ModelGradients) {
+        let model = &self.model;
+        self.parameters.par_iter_mut().for_each(|tuned| {
+            tuned.gradient += &gradient(model, gradients, tuned.parameter);
+        });
+    }
+
+    /// One step of Adam with this learning rate along the gradients added up so far, which are then forgotten.
+    pub fn step(&mut self, lr: f64) {
+        self.steps = self.steps.saturating_add(1);
+        let adam = Adam {
+            lr,
+            beta1: self.decay.beta1,
+            beta2: self.decay.beta2,
+            eps: self.decay.eps,
+            amsgrad: false,
+        };
+        for tuned in &mut self.parameters {
+            let mut moved = values(&self.model, tuned.parameter);
+            adam.step(&mut tuned.moments, &mut moved, &tuned.gradient);
+            set_values(&mut self.model, tuned.parameter, &moved);
+            tuned.gradient.fill(0.0);
+        }
+    }
+
+    /// Everything that training goes on from, apart from gradients not used yet.
+    pub fn state(&self) -> TuningState {
+        let of_parameter = |tuned: &TunedParameter| {
+            let (first, second) = tuned.moments.moments();
+            ParameterState {
+                parameter: tuned.parameter,
+                values: values(&self.model, tuned.parameter).to_vec(),
+                first: first.to_vec(),
+                second: second.to_vec(),
+            }
+        };
+        TuningState {
+            steps: self.steps,
+            parameters: self.parameters.iter().map(of_parameter).collect(),
+        }
+    }
+
+    /// Goes on from a state of the same model and selection; gradients not used yet are forgotten.
+    ///
+    /// # Errors
+    /// `Shape` when the state is of something else. Nothing is changed then.
+    pub fn restore(&mut self, state: &TuningState) -> Result<()> {
+        let of_state: Vec<Parameter> = state.parameters.iter().map(|state| state.parameter).collect();
+        let here: Vec<Parameter> = self.parameters.iter().map(|tuned| tuned.parameter).collect();
+        if of_state != here {
+            return Err(AqlmError::Shape {
+                what: "parameters of a training state".into(),
+                expected: vec![here.len()],
+                found: vec![of_state.len()],
+            });
+        }
+        for (tuned, state) in self.parameters.iter().zip(&state.parameters) {
+            for part in [&state.values, &state.first, &state.second] {
+                if part.len() != tuned.gradient.len() {
+                    return Err(AqlmError::Shape {
+                        what: tuned.parameter.name(),
+                        expected: vec![tuned.gradient.len()],
+                        found: vec![part.len()],
+                    });
+                }
+            }
+        }
+        self.steps = state.steps;
+        for (tuned, part) in self.parameters.iter_mut().zip(&state.parameters) {
+            tuned.gradient.fill(0.0);
+            tuned.moments = Moments::resumed(state.steps, part.first.clone(), part.second.clone());
+            set_values(
+                &mut self.model,
+                tuned.parameter,
+                &Array1::from(part.values.clone()),
+            );
+        }
+        Ok(())
+    }
+}
+
+impl ModelTuner {
+    /// What is not finite first, by its name in the checkpoint: a trained parameter, or else a layer whose output on
+    /// these sequences is not.
+    ///
+    /// # Errors
+    /// `TokenOutOfRange` when a token has no embedding.
+    pub fn first_not_finite(&self, sequences: &[&[u32]]) -> Result<Option<String>> {
+        let model = &self.model;
+        for tuned in &self.parameters {
+            if broken(&values(model, tuned.parameter)) {
+                return Ok(Some(tuned.parameter.name()));
+            }
+        }
+        for tokens in sequences {
+            let rotary = Rotary::new(&model.config, tokens.len());
+            let mut x = embed(model.embedding.view(), tokens)?;
+            for (index, block) in model.blocks.iter().enumerate() {
+                let (y, trace) = block_forward_traced(&model.config, block, &rotary, x.view());
+                for kind in LayerKind::ALL {
+                    if broken(trace.layer_input(kind)) {
+                        return Ok(Some(format!("model.layers.{index}, input of {}", kind.path())));
+                    }
+                }
+                if broken(&y) {
+                    return Ok(Some(format!("model.layers.{index}.mlp.down_proj")));
+                }
+                x = y;
+            }
+            let logits = logits(&model.config, &model.norm, model.lm_head.view(), x.view());
+            if broken(&logits) {
+                return Ok(Some("lm_head".into()));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn broken<'a>(values: impl IntoIterator<Item = &'a f64>) -> bool {
+    values.into_iter().any(|value| !value.is_finite())
+}
+
+/// A parameter's values, row-major.
+fn values(model: &Model, parameter: Parameter) -> Array1<f64> {
+    let quantized = |block: usize, kind| model.blocks[block].quantized(kind);
+    match parameter {
+        Parameter::Codebooks(block, kind) => quantized(block, kind).map_or_else(
+            || Array1::zeros(0),
+            |matrix| matrix.codebooks.iter().copied().collect(),
+        ),
+        Parameter::Scales(block, kind) => {
+            quantized(block, kind).map_or_else(|| Array1::zeros(0), |matrix| matrix.scales.clone())
+        }
+        Parameter::InputNorm(block) => model.blocks[block].input_layernorm.clone(),
+        Parameter::PostAttentionNorm(block) => model.blocks[block].post_attention_layernorm.clone(),
+        Parameter::FinalNorm => model.norm.clone(),
+        Parameter::Embedding => model.embedding.iter().copied().collect(),
+        Parameter::Head => model.lm_head.iter().copied().collect(),
+    }
+}
+
+/// Replaces a parameter's values; a quantized layer is decoded again, and a tied head follows the embedding.
+fn set_values(model: &mut Model, parameter: Parameter, values: &Array1<f64>) {
+    let fill = |to: &mut dyn Iterator<Item = &mut f64>| to.zip(values).for_each(|(to, &value)| *to = value);
+    match parameter {
+        Parameter::Codebooks(block, kind) => {
+            model.blocks[block].tune(kind, |matrix| fill(&mut matrix.codebooks.iter_mut()));
+        }
+        Parameter::Scales(block, kind) => {
+            model.blocks[block].tune(kind, |matrix| fill(&mut matrix.scales.iter_mut()));
+        }
+        Parameter::InputNorm(block) => fill(&mut model.blocks[block].input_layernorm.iter_mut()),
+        Parameter::PostAttentionNorm(block) => {
+            fill(&mut model.blocks[block].post_attention_layernorm.iter_mut());
+        }
+        Parameter::FinalNorm => fill(&mut model.norm.iter_mut()),
+        Parameter::Embedding => {
+            fill(&mut model.embedding.iter_mut());
+            if model.config.tie_word_embeddings {
+                model.lm_head.assign(&model.embedding);
+            }
+        }
+        Parameter::Head => fill(&mut model.lm_head.iter_mut()),
+    }
+}
+
+/// A parameter's part of a model's gradients, in the order of [`values`].
+fn gradient(model: &Model, gradients: &ModelGradients, parameter: Parameter) -> Array1<f64> {
+    let of_layer = |block: usize, kind: LayerKind| {
+        model.blocks[block]
+            .quantized(kind)
+            .map(|matrix| quantized_gradients(matrix, &gradients.blocks[block].layers[kind as usize]))
+    };
+    match parameter {
+        Parameter::Codebooks(block, kind) => of_layer(block, kind).map_or_else(
+            || Array1::zeros(0),
+            |(codebooks, _)| codebooks.into_iter().collect(),
+        ),
+        Parameter::Scales(block, kind) => {
+            of_layer(block, kind).map_or_else(|| Array1::zeros(0), |(_, scales)| scales)
+        }
+        Parameter::InputNorm(block) => gradients.blocks[block].input_layernorm.clone(),
+        Parameter::PostAttentionNorm(block) => gradients.blocks[block].post_attention_layernorm.clone(),
+        Parameter::FinalNorm => gradients.norm.clone(),
+        Parameter::Embedding if model.config.tie_word_embeddings => {
+            (&gradients.embedding + &gradients.lm_head).into_iter().collect()
+        }
+        Parameter::Embedding => gradients.embedding.iter().copied().collect(),
+        Parameter::Head => gradients.lm_head.iter().copied().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::llama::finite_difference::assert_gradient;
+    use crate::llama::test_data::{model, quantized, random};
+
+    const ALL: Tuned = Tuned {
+        codebooks: true,
+        scales: true,
+        norms: true,
+        embedding: true,
+        head: true,
+    };
+    const DECAY: AdamDecay = AdamDecay {
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+    };
+    const SEQUENCES: [&[u32]; 3] = [&[3, 1, 4, 1, 10], &[2, 7, 1, 8, 2], &[0, 5, 5, 9, 6]];
+
+    /// Two blocks, three layers quantized.
+    fn student(seed: u64, tied: bool) -> Model {
+        let mut rng = random(seed);
+        let mut model = model(&mut rng, 2, None);
+        for (block, kind) in [
+            (0, LayerKind::VProj),
+            (0, LayerKind::DownProj),
+            (1, LayerKind::QProj),
+        ] {
+            let (out, inputs) = model.config.layer_shape(kind);
+            let mut matrix = quantized(&mut rng, out, inputs);
+            // Weights as large as the dense ones, and scales of order one: numerical gradients assume that a parameter's
+            // own size is the one on which the loss bends.
+            matrix.codebooks /= (2.0 * inputs as f64).sqrt();
+            matrix.scales *= 2.0;
+            model.blocks[block].set_layer(kind, matrix).unwrap();
+        }
+        if tied {
+            model.config.tie_word_embeddings = true;
+            model.lm_head = model.embedding.clone();
+            // logits near unit size, as the limit of the numerical gradients assumes
+            model.norm /= 12f64.sqrt();
+        } else {
+            model.lm_head /= 12f64.sqrt();
+        }
+        model
+    }
+
+    fn tuner(model: &Model, tuned: Tuned) -> ModelTuner {
+        let mut tuner = ModelTuner::new(&model.config, &model.to_weights(), tuned, DECAY).unwrap();
+        // undo the rounding to f32
+        tuner.model = model.clone();
+        tuner
+    }
+
+    #[test]
+    fn gradients_of_all_parameters_match_finite_differences() {
+        for tied in [false, true] {
+            let model = student(51, tied);
+            let mut tuner = tuner(&model, ALL);
+            let targets = [Target::NextTokens; 3];
+            let mut seen = 0;
+            tuner
+                .accumulate(&SEQUENCES, &targets, 0.25, &mut |_, _, _| seen += 1)
+                .unwrap();
+            assert_eq!(seen, 3 * 2 * 7);
+            let names: Vec<String> = tuner
+                .parameters
+                .iter()
+                .map(|tuned| tuned.parameter.name())
+                .collect();
+            assert_eq!(names.len(), 3 * 2 + 5 + if tied { 1 } else { 2 }, "{names:?}");
+            for tuned in &tuner.parameters {
+                let name = format!("{}, tied {tied}", tuned.parameter.name());
+                let at = values(&model, tuned.parameter);
+                // 12 losses over 11 logits, each a sum of 12 products behind two blocks of weights of 2 codewords
+                assert_gradient(&name, &tuned.gradient, &at, 12 * 11 * 12 * 2, |at| {
+                    let mut model = model.clone();
+                    set_values(&mut model, tuned.parameter, at);
+                    let loss = |tokens: &&[u32]| model_loss(&model, tokens, Target::NextTokens).unwrap();
+                    0.25 * SEQUENCES.iter().map(loss).sum::<f64>()
+                });
+            }
+        }
+    }
+
+    fn train(tuner: &mut ModelTuner, steps: usize) -> f64 {
+        let mut last = f64::NAN;
+        for _ in 0..steps {
+            let losses = tuner
+                .accumulate(
+                    &SEQUENCES,
+                    &[Target::NextTokens; 3],
+                    1.0 / 12.0,
+                    &mut |_, _, _| (),
+                )
+                .unwrap();
+            last = losses.iter().sum();
+            tuner.step(1e-2);
+        }
+        last
+    }
+
+    #[test]
+    fn training_learns_and_goes_on_from_a_state_exactly() {
+        let model = student(52, false);
+        let mut whole = tuner(&model, ALL);
+        let before: f64 = whole
+            .losses(&SEQUENCES, &[Target::NextTokens; 3])
+            .unwrap()
+            .iter()
+            .sum();
+        train(&mut whole, 6);
+        let state = whole.state();
+        let after = train(&mut whole, 4);
+        assert!(after < 0.7 * before, "{before} to {after}");
+
+        let mut resumed = tuner(&model, ALL);
+        resumed.restore(&state).unwrap();
+        assert_eq!(train(&mut resumed, 4), after);
+        assert_eq!(resumed.state(), whole.state());
+        assert_eq!(resumed.model, whole.model);
+    }
+
+    #[test]
+    fn only_what_is_selected_moves() {
+        let model = student(53, false);
+        let none = Tuned {
+            codebooks: false,
+            scales: false,
+            norms: false,
+            embedding: false,
+            head: false,
+        };
+        assert!(matches!(
+            ModelTuner::new(&model.config, &model.to_weights(), none, DECAY),
+            Err(AqlmError::Unsupported(_))
+        ));
+        let mut norms = tuner(&model, Tuned { norms: true, ..none });
+        train(&mut norms, 2);
+        let moved = norms.model();
+        assert_ne!(moved.norm, model.norm);
+        assert_eq!(
+            (&moved.embedding, &moved.lm_head),
+            (&model.embedding, &model.lm_head)
+        );
+        for (moved, block) in moved.blocks.iter().zip(&model.blocks) {
+            assert_ne!(moved.input_layernorm, block.input_layernorm);
+            for kind in LayerKind::ALL {
+                assert_eq!(moved.layer(kind), block.layer(kind));
+            }
+        }
+        let mut other = tuner(&model, ALL);
+        assert!(matches!(
+            other.restore(&norms.state()),
+            Err(AqlmError::Shape { .. })
+        ));
+    }
+}
