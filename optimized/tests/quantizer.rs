@@ -393,7 +393,10 @@ fn layers_are_quantized_as_well_as_by_the_reference() {
             assert_eq!(report.dead_inputs, 0);
         }
         let mean = ratios.iter().sum::<f64>() / ratios.len() as f64;
-        println!("{scheme}: {:+.3} % of the reference's loss, {ratios:?}", 100.0 * mean);
+        println!(
+            "{scheme}: {:+.3} % of the reference's loss, {ratios:?}",
+            100.0 * mean
+        );
         assert!(mean <= SEARCH, "{scheme}: {ratios:?}");
     }
 }

@@ -37,20 +37,23 @@ fn floor(check: Against, layer: &Layer, optimum: &QuantizedMatrix) -> f64 {
     (2.0 * layer.weight.ncols() as f64 * check.number.epsilon()).powi(2) * layer.magnitude(optimum)
 }
 
-/// The reference's loss that others are compared to. Conjugate gradients converge more slowly the more is rounded, and
-/// neither type has converged when its steps are used up, so that theirs is the loss after half of the steps.
+/// The reference's loss that others are compared to: of the codebooks alone, whose least squares have one value. Where
+/// alternating with scales leads from there is open, but it must not lead upwards.
+///
+/// Conjugate gradients converge more slowly the more is rounded, and neither type has converged when its steps are used
+/// up, so that theirs is the loss after half of the steps.
 fn bound(layer: &Layer, problem: &LayerCase) -> Result<(f64, QuantizedMatrix)> {
     let settings = match problem.update_settings() {
         Update::ClosedForm {
-            max_unknowns: 0,
+            max_unknowns,
             cg_steps,
-            scale_rounds,
+            ..
         } => Update::ClosedForm {
-            max_unknowns: 0,
+            max_unknowns,
             cg_steps: cg_steps / 2,
-            scale_rounds,
+            scale_rounds: 0,
         },
-        other => other,
+        adam @ Update::Adam { .. } => adam,
     };
     let matrix = update(&layer.weight, &layer.data.hessian, &layer.data.matrix, &settings)?;
     Ok((layer.loss(&matrix), matrix))

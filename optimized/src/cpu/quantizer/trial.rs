@@ -52,14 +52,15 @@ impl Trial {
             .as_slice_mut()
             .unwrap_or_default()
             .par_chunks_mut(band)
-            .zip(
-                self.image
-                    .as_slice_mut()
-                    .unwrap_or_default()
-                    .par_chunks_mut(band),
-            )
+            .zip(self.image.as_slice_mut().unwrap_or_default().par_chunks_mut(band))
             .zip(problem.weight.as_slice().unwrap_or_default().par_chunks(band))
-            .zip(problem.weight_image.as_slice().unwrap_or_default().par_chunks(band))
+            .zip(
+                problem
+                    .weight_image
+                    .as_slice()
+                    .unwrap_or_default()
+                    .par_chunks(band),
+            )
             .zip(
                 self.matrix
                     .scales
@@ -82,7 +83,8 @@ impl Trial {
                         values.iter_mut().for_each(|value| *value *= narrow);
                     }
                     // Q and its image become W - factor Q and (W - factor Q) H.
-                    for (values, of_weight) in [(&mut *decoded, weight), (&mut *decoded_image, weight_image)] {
+                    for (values, of_weight) in [(&mut *decoded, weight), (&mut *decoded_image, weight_image)]
+                    {
                         for (value, weight) in values.iter_mut().zip(of_weight) {
                             *value = weight - *value;
                         }

@@ -128,7 +128,11 @@ unsafe impl Vector for Portable {
     #[inline(always)]
     unsafe fn pick_equal(self, other: Self, yes: Self, no: Self) -> Self {
         Self(std::array::from_fn(|l| {
-            if self.0[l] == other.0[l] { yes.0[l] } else { no.0[l] }
+            if self.0[l] == other.0[l] {
+                yes.0[l]
+            } else {
+                no.0[l]
+            }
         }))
     }
 
@@ -513,13 +517,16 @@ mod tests {
 
         #[inline(always)]
         unsafe fn run<V: Vector>(self) -> Self::Output {
-            let (mut below, mut equal, mut bits, mut least) = ([f32::NAN; 16], [f32::NAN; 16], 0, f32::INFINITY);
+            let (mut below, mut equal, mut bits, mut least) =
+                ([f32::NAN; 16], [f32::NAN; 16], 0, f32::INFINITY);
             for at in (0..16).step_by(V::LANES) {
                 // SAFETY: 16 is a multiple of LANES, and the caller has V's instructions.
                 unsafe {
                     let (a, b) = (V::load(self.0.as_ptr().add(at)), V::load(self.1.as_ptr().add(at)));
-                    a.pick_below(b, a, V::splat(-1.0)).store(below.as_mut_ptr().add(at));
-                    a.pick_equal(b, a, V::splat(-1.0)).store(equal.as_mut_ptr().add(at));
+                    a.pick_below(b, a, V::splat(-1.0))
+                        .store(below.as_mut_ptr().add(at));
+                    a.pick_equal(b, a, V::splat(-1.0))
+                        .store(equal.as_mut_ptr().add(at));
                     bits |= a.below(b) << at;
                     least = least.min(b.least());
                 }
@@ -531,7 +538,8 @@ mod tests {
     #[test]
     fn comparisons_agree_lane_by_lane() {
         let a: [f32; 16] = std::array::from_fn(|l| if l == 3 { f32::NAN } else { (l * 7 % 5) as f32 });
-        let b: [f32; 16] = std::array::from_fn(|l| (l * 11 % 6) as f32 + 0.5 * f32::from(u8::from(l % 3 == 0)));
+        let b: [f32; 16] =
+            std::array::from_fn(|l| (l * 11 % 6) as f32 + 0.5 * f32::from(u8::from(l % 3 == 0)));
         let expected = (
             std::array::from_fn(|l| if a[l] < b[l] { a[l] } else { -1.0 }),
             std::array::from_fn(|l| if a[l] == b[l] { a[l] } else { -1.0 }),

@@ -427,7 +427,11 @@ impl Expansion<'_> {
     unsafe fn collect<V: Vector>(&self, candidates: &mut Vec<Candidate>, beam: usize) {
         let padded = self.forms.len();
         let columns = self.codewords.columns();
-        assert_eq!(columns.len(), padded * self.vector.len(), "coordinates of the codewords");
+        assert_eq!(
+            columns.len(),
+            padded * self.vector.len(),
+            "coordinates of the codewords"
+        );
         if self.vector.len() == 8 {
             // SAFETY: the lengths were just compared, and `padded` is a multiple of the lanes.
             unsafe { self.collect_among::<V, 8>(columns, padded, candidates, beam) };

@@ -188,7 +188,10 @@ fn sweep(
             .map(|visit| {
                 let per_block = visits_per_block(gi);
                 let start = visit / per_block * per_block;
-                let part = hessian.slice(ndarray::s![start * gi..(visit + 1) * gi, visit * gi..(visit + 1) * gi]);
+                let part = hessian.slice(ndarray::s![
+                    start * gi..(visit + 1) * gi,
+                    visit * gi..(visit + 1) * gi
+                ]);
                 part.iter().copied().collect()
             })
             .collect()
@@ -244,7 +247,12 @@ fn permuted(matrix: &Array2<f32>, order: &[usize]) -> Array2<f32> {
 }
 
 /// Writes the rows of `from`, in the order of `rows` or in their own, with their columns in the order of `columns`.
-fn permute_columns(mut to: ArrayViewMut2<'_, f32>, from: &Array2<f32>, rows: Option<&[usize]>, columns: &[usize]) {
+fn permute_columns(
+    mut to: ArrayViewMut2<'_, f32>,
+    from: &Array2<f32>,
+    rows: Option<&[usize]>,
+    columns: &[usize],
+) {
     to.axis_iter_mut(Axis(0))
         .into_par_iter()
         .enumerate()

@@ -43,7 +43,11 @@ pub(super) fn update_trial(problem: &Problem, mut trial: Trial, settings: &Updat
             let scheme = trial.matrix.scheme;
             let unknowns = scheme.num_codebooks * scheme.codebook_size() * scheme.in_group_size;
             // Where the reference factors the normal matrix, only the minimum ends the steps.
-            let steps = if unknowns > max_unknowns { cg_steps } else { unknowns };
+            let steps = if unknowns > max_unknowns {
+                cg_steps
+            } else {
+                unknowns
+            };
             for round in 0..scale_rounds.max(1) {
                 trial = conjugate_gradients::descend(problem, trial, &places, steps)?;
                 if round < scale_rounds {
@@ -68,7 +72,11 @@ pub(super) fn update_trial(problem: &Problem, mut trial: Trial, settings: &Updat
             };
             let (candidate, _) = adam::descend(problem, &trial.matrix, &places, settings, steps)?;
             let candidate = Trial::new(problem, candidate);
-            Ok(if candidate.loss < trial.loss { candidate } else { trial })
+            Ok(if candidate.loss < trial.loss {
+                candidate
+            } else {
+                trial
+            })
         }
     }
 }

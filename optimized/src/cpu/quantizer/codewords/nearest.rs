@@ -54,7 +54,10 @@ pub(super) fn search<const SECOND: bool>(
     let padded = forms.len();
     assert_eq!(columns.len(), padded * len, "coordinates of the codewords");
     assert_eq!(vectors.len(), weights.len() * len, "coordinates of the vectors");
-    assert!(padded.is_multiple_of(LANE_NUMBERS.len()), "codewords without padding");
+    assert!(
+        padded.is_multiple_of(LANE_NUMBERS.len()),
+        "codewords without padding"
+    );
     let search = Search::<SECOND> {
         columns,
         padded,
