@@ -9,6 +9,7 @@ pub mod durable;
 pub mod error;
 pub mod eval;
 pub mod fetch;
+pub mod hostile;
 pub mod model;
 pub mod pipeline;
 pub mod tokenizer;
