@@ -81,3 +81,66 @@ fn a_seed_draws_the_same_cases_and_another_seed_others() {
     assert_eq!(ids(1), ids(1));
     assert_ne!(ids(1), ids(2));
 }
+
+/// decode, matvec and matmul on the CPU, for an id without its operation.
+fn products(problem: &str) {
+    for operation in [Operation::Decode, Operation::Matvec, Operation::Matmul] {
+        let case: Case = format!("{operation}-{problem}").parse().unwrap();
+        let of_case = CrossOptions {
+            backend: Some(CheckedBackend::Cpu),
+            case: Some(case),
+            ..options()
+        };
+        let report = cross_check(&of_case, &mut |_| ()).unwrap();
+        let row = &report.report.rows[0];
+        assert_eq!(row.outcome, Outcome::Pass, "{case}: {:?}", row.reason);
+    }
+}
+
+#[test]
+fn products_of_every_code_width() {
+    for nbits in 1..=16 {
+        let inputs = if nbits > 12 { 24 } else { 40 };
+        for values in ["dyadic", "outliers"] {
+            products(&format!("2x{nbits}g8-70x{inputs}-b2-{values}-s{nbits}"));
+        }
+    }
+}
+
+#[test]
+fn products_of_every_number_of_codebooks() {
+    for codebooks in [1, 2, 3, 4, 5, 6, 7, 8, 15, 17] {
+        for values in ["dyadic", "outliers"] {
+            products(&format!("{codebooks}x4g8-9x88-b1-{values}-s{codebooks}"));
+        }
+    }
+}
+
+#[test]
+fn products_of_every_group_shape() {
+    for in_group in [1, 3, 4, 7, 8, 12, 16, 20, 24, 32, 48, 64] {
+        for out_group in 1..=4 {
+            let scheme = if out_group == 1 {
+                format!("2x5g{in_group}")
+            } else {
+                format!("2x5g{in_group}o{out_group}")
+            };
+            let (out, inputs) = (5 * out_group, 6 * in_group);
+            for values in ["dyadic", "outliers"] {
+                products(&format!("{scheme}-{out}x{inputs}-b1-{values}-s{in_group}"));
+            }
+        }
+    }
+}
+
+/// Around the tile of 64 rows, the four rows of the direct form and the block of 16 look-ups.
+#[test]
+fn products_with_ragged_edges() {
+    for out in [1, 3, 4, 5, 63, 64, 65, 129] {
+        for in_groups in [1, 7, 8, 9, 17] {
+            for values in ["dyadic", "outliers"] {
+                products(&format!("2x8g8-{out}x{}-b3-{values}-s{out}", 8 * in_groups));
+            }
+        }
+    }
+}

@@ -13,7 +13,7 @@ use rand::RngExt;
 const KILLS: usize = 4;
 
 /// Longest wait for another process.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_mins(5);
 
 struct Run {
     folder: tempfile::TempDir,
