@@ -80,7 +80,9 @@ impl Trial {
                     }
                     let narrow = factor as f32;
                     for values in [&mut *decoded, &mut *decoded_image] {
-                        values.iter_mut().for_each(|value| *value *= narrow);
+                        for value in values {
+                            *value *= narrow;
+                        }
                     }
                     // Q and its image become W - factor Q and (W - factor Q) H.
                     for (values, of_weight) in [(&mut *decoded, weight), (&mut *decoded_image, weight_image)]
