@@ -43,7 +43,7 @@ struct Damaged {
 }
 
 impl Damaged {
-    fn new(case: &Case, damage: Damage) -> Box<dyn Subject> {
+    fn boxed(case: &Case, damage: Damage) -> Box<dyn Subject> {
         let inner = CpuSubject::all(case).swap_remove(0);
         Box::new(Self {
             inner,
@@ -276,7 +276,7 @@ impl Subject for Damaged {
 /// How many corner cases of an operation a damaged kernel fails, and how many there are.
 fn failures(operation: Operation, damage: Damage) -> (usize, usize) {
     let cases = corners(operation).unwrap();
-    let rows = check_subject(&cases, &|case| Damaged::new(case, damage)).unwrap();
+    let rows = check_subject(&cases, &|case| Damaged::boxed(case, damage)).unwrap();
     assert!(
         rows.iter()
             .all(|row| matches!(row.outcome, Outcome::Pass | Outcome::Fail)),
@@ -403,7 +403,7 @@ fn another_rule_for_ties_passes() {
         let data = problem.data(case.seed);
         let order: Vec<(usize, usize)> = (0..problem.in_groups).map(|j| (j, 0)).collect();
         let search = |damage| {
-            Damaged::new(case, damage)
+            Damaged::boxed(case, damage)
                 .beam_search(&data.weight, &data.hessian, &data.matrix, &order, problem.beam)
                 .unwrap()
         };
