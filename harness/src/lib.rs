@@ -1,6 +1,7 @@
 //! The parts of the `aqlm` command: models and data in and out, backends behind one trait, the pipeline, checks.
 
 pub mod backend;
+pub mod cases;
 pub mod check;
 pub mod cli;
 pub mod data;
@@ -8,6 +9,7 @@ pub mod durable;
 pub mod error;
 pub mod eval;
 pub mod fetch;
+pub mod hostile;
 pub mod model;
 pub mod pipeline;
 pub mod tokenizer;

@@ -1,5 +1,6 @@
 //! Text to tokens and back, with the markers of documents.
 
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -34,10 +35,34 @@ impl Tokenizer {
     /// # Errors
     /// `Tokenizer` when the library does not understand them.
     pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| Error::Tokenizer {
+        let refuse = |reason: String| Error::Tokenizer {
             path: path.into(),
-            reason: error.to_string(),
-        })?;
+            reason,
+        };
+        // The library panics on broken JSON and on some parts of another kind than it expects. Most of that is refused here,
+        // with a better reason; what is left becomes an error all the same.
+        let document: Value = serde_json::from_slice(bytes).map_err(|error| refuse(error.to_string()))?;
+        for part in [
+            "normalizer",
+            "pre_tokenizer",
+            "post_processor",
+            "decoder",
+            "model",
+        ] {
+            if let Some(found) = document.get(part)
+                && !found.is_null()
+                && !found.get("type").is_some_and(Value::is_string)
+                && (part != "model" || !found.is_object())
+            {
+                return Err(refuse(format!(
+                    "`{part}`: expected null or an object with a `type`"
+                )));
+            }
+        }
+        let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes));
+        let inner = parsed
+            .map_err(|_| refuse("the tokenizer library gave up on it".into()))?
+            .map_err(|error| refuse(error.to_string()))?;
         Ok(Self::from_tokenizers(path, inner))
     }
 
@@ -336,6 +361,11 @@ mod tests {
     fn broken_files_are_refused() {
         let result = Tokenizer::from_bytes(Path::new("tokenizer.json"), b"{\"version\": \"1.0\"");
         assert!(matches!(result, Err(Error::Tokenizer { .. })));
+        // found by harness/tests/hostile_files.rs: the library panics on both
+        for text in ["{\"decoder\":{\"type\":\"By\u{1}\"}", "{\"decoder\":7}"] {
+            let result = Tokenizer::from_bytes(Path::new("tokenizer.json"), text.as_bytes());
+            assert!(matches!(result, Err(Error::Tokenizer { .. })), "{text}");
+        }
         let result = Tokenizer::from_file(Path::new("no/such/tokenizer.json"));
         assert!(matches!(result, Err(Error::Io { action: "read", .. })));
     }

@@ -1,8 +1,14 @@
-//! `aqlm check`: results compared with peers' and with one another, four outcomes, one line to replay a failure.
+//! `aqlm check`: results compared with peers' and with one another, four outcomes, one line to replay a failure
+//! (docs/checking.md).
 
+mod compare;
+mod cross;
+pub mod limits;
+mod ops;
 mod peer_checkpoints;
 mod peer_models;
 mod peer_ops;
+mod subject;
 mod vectors;
 mod whole_model;
 
@@ -10,6 +16,9 @@ use std::fmt;
 
 use serde::Serialize;
 
+pub use compare::Findings;
+pub use cross::{CrossOptions, CrossReport, Summary, check_subject, cross_check, simplest_failure};
+pub use subject::{CheckedBackend, Clusters, CpuSubject, CudaSubject, Gradients, Subject, Subjects};
 pub use vectors::{VectorOptions, check_vectors};
 
 /// How a case ended (design.md 5).
@@ -61,6 +70,19 @@ impl Comparison {
     /// Whether the value is within its limit; NaN never is.
     pub fn holds(&self) -> bool {
         self.value <= self.limit
+    }
+
+    /// The value as a share of its limit: above 1 when it does not hold, and so for NaN.
+    pub fn share(&self) -> f64 {
+        if self.value.is_nan() || self.limit.is_nan() {
+            f64::INFINITY
+        } else if self.limit > 0.0 {
+            self.value / self.limit
+        } else if self.value <= self.limit {
+            0.0
+        } else {
+            f64::INFINITY
+        }
     }
 }
 
@@ -122,18 +144,9 @@ impl CaseRow {
 
     /// The comparison nearest to (or farthest over) its limit.
     pub fn worst(&self) -> Option<&Comparison> {
-        let share = |comparison: &Comparison| {
-            if comparison.limit > 0.0 {
-                comparison.value / comparison.limit
-            } else if comparison.value == 0.0 {
-                0.0
-            } else {
-                f64::INFINITY
-            }
-        };
         self.comparisons
             .iter()
-            .max_by(|a, b| share(a).total_cmp(&share(b)))
+            .max_by(|a, b| a.share().total_cmp(&b.share()))
     }
 }
 

@@ -1,0 +1,88 @@
+use aqlm_reference::llama::{
+    Block, KvCacheLayer, Model, Rotary, block_decode_step, embed, logits, model_forward,
+};
+use ndarray::{Array2, Axis};
+
+use super::Prepared;
+use crate::cases::{BLOCKS, Case, LlamaCase, LlamaData, Operation};
+use crate::check::Comparison;
+use crate::check::compare::{Against, Findings, repeated};
+use crate::check::limits::Number;
+use crate::check::subject::Subject;
+use crate::error::Result;
+
+fn against(number: Number) -> Against {
+    Against {
+        operation: Operation::ModelForward,
+        number,
+    }
+}
+
+/// Sums along the longest path: all blocks, the last norm and the head.
+pub(super) fn terms(problem: &LlamaCase) -> usize {
+    BLOCKS * problem.terms() + 2 * problem.hidden
+}
+
+fn model(data: &LlamaData) -> Model {
+    Model {
+        config: data.config.clone(),
+        embedding: data.embedding.clone(),
+        blocks: data.blocks.iter().map(Block::from_weights).collect(),
+        norm: data.norm.mapv(f64::from),
+        lm_head: data.lm_head.mapv(f64::from),
+    }
+}
+
+/// Logits of all sequences.
+pub(super) fn reference(data: &LlamaData) -> Result<Vec<Array2<f64>>> {
+    let model = model(data);
+    data.tokens
+        .iter()
+        .map(|tokens| Ok(model_forward(&model, tokens)?))
+        .collect()
+}
+
+/// Token by token with caches is the same as all at once.
+pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
+    let problem = case.llama()?;
+    let data = problem.data(case.seed);
+    let model = model(&data);
+    let whole = reference(&data)?.swap_remove(0);
+    let rotary = Rotary::new(&data.config, problem.tokens);
+    let mut caches = vec![KvCacheLayer::new(&data.config, problem.tokens); BLOCKS];
+    let mut steps = Array2::zeros(whole.dim());
+    let embedded = embed(model.embedding.view(), &data.tokens[0])?;
+    for (position, (x, mut row)) in embedded.outer_iter().zip(steps.outer_iter_mut()).enumerate() {
+        let mut x = x.to_owned();
+        for (block, cache) in model.blocks.iter().zip(&mut caches) {
+            x = block_decode_step(&data.config, block, &rotary, cache, x.view(), position);
+        }
+        let x = x.insert_axis(Axis(0));
+        row.assign(&logits(&data.config, &model.norm, model.lm_head.view(), x.view()).row(0));
+    }
+    Ok(vec![against(Number::F64).nmse(
+        2 * terms(&problem),
+        "token by token",
+        &steps,
+        &whole,
+    )?])
+}
+
+pub(super) fn prepare(case: &Case) -> Result<Prepared> {
+    let problem = case.llama()?;
+    let data = problem.data(case.seed);
+    let expected = reference(&data)?;
+    Ok(Box::new(move |subject: &dyn Subject| {
+        let check = against(subject.number());
+        let ((whole, steps), same) = repeated(check, "logits", || subject.model_forward(&data))?;
+        let terms = terms(&problem);
+        Ok(Findings {
+            comparisons: vec![
+                same,
+                check.nmse(terms, "logits", whole.iter().flatten(), expected.iter().flatten())?,
+                check.nmse(terms, "logits token by token", &steps, &expected[0])?,
+            ],
+            excess: None,
+        })
+    }))
+}

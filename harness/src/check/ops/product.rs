@@ -1,0 +1,120 @@
+//! What decode, matvec and matmul share: exact results and the magnitudes that roundings are relative to.
+
+use aqlm_reference::decode;
+use aqlm_reference::vocabulary::QuantizedMatrix;
+use ndarray::{Array2, ArrayView1};
+
+use crate::cases::{Operation, ProductData};
+use crate::check::compare::Expected;
+use crate::check::subject::Subject;
+use crate::error::{Error, Result};
+
+/// The reference's results for one product case.
+#[derive(Debug, Clone)]
+pub(super) struct Products {
+    pub(super) data: ProductData,
+    /// the weight, row by row
+    pub(super) weight: Expected,
+    /// x W^T, one for each row of x
+    pub(super) rows: Vec<Expected>,
+}
+
+impl Products {
+    pub(super) fn new(data: ProductData) -> Self {
+        let (weight, magnitudes) = (decode(&data.matrix), decode(&absolute(&data.matrix)));
+        let x = data.x.mapv(f64::from);
+        let (values, sizes) = (x.dot(&weight.t()), x.mapv(f64::abs).dot(&magnitudes.t()));
+        let rows = values
+            .outer_iter()
+            .zip(sizes.outer_iter())
+            .map(|(values, magnitudes)| Expected {
+                values: values.to_vec(),
+                magnitudes: magnitudes.to_vec(),
+            })
+            .collect();
+        Self {
+            weight: Expected {
+                values: weight.iter().copied().collect(),
+                magnitudes: magnitudes.iter().copied().collect(),
+            },
+            rows,
+            data,
+        }
+    }
+
+    /// All rows of x W^T one after another.
+    pub(super) fn whole(&self) -> Expected {
+        let all = |part: fn(&Expected) -> &Vec<f64>| self.rows.iter().flat_map(part).copied().collect();
+        Expected {
+            values: all(|row| &row.values),
+            magnitudes: all(|row| &row.magnitudes),
+        }
+    }
+
+    /// How far fixed-point tables may move W x before its scale, for one row of x: what the subject says, once it is
+    /// within what a table of so many bytes can come to.
+    ///
+    /// # Errors
+    /// `Invalid` when the subject allows itself more than that.
+    pub(super) fn table_error(&self, subject: &dyn Subject, operation: Operation, row: usize) -> Result<f64> {
+        let Some(bytes) = subject.table_bytes(operation, self.data.x.nrows()) else {
+            return Ok(0.0);
+        };
+        let x = self.data.x.row(row);
+        let declared = subject.table_error(&self.data.matrix, &x.to_vec())?;
+        let scheme = self.data.matrix.scheme;
+        let lookups = (self.data.matrix.groups().1 * scheme.num_codebooks) as f64;
+        // Entries up to L in steps of a power of two, so that L takes all bits but one: the step is below
+        // L 2^(2 - bits), twice that when L is just above a power of two, and a look-up is off by half of it. No step is
+        // below 2^-120. f32 rounds L and the sum.
+        let largest = largest_entry(&self.data.matrix, x);
+        let lookup = largest * 2f64.powi(2 - 8 * bytes as i32) + 2f64.powi(-120);
+        let most = lookups * lookup * (1.0 + (lookups + 8.0) * f64::from(f32::EPSILON));
+        if declared <= most {
+            Ok(declared)
+        } else {
+            Err(Error::invalid(
+                &format!("the error that {} allows its tables", subject.variant()),
+                &format!("at most {most:e}"),
+                format!("{declared:e}"),
+            ))
+        }
+    }
+}
+
+/// The largest |x times a codeword| over all input groups, codebooks and rows of codewords.
+fn largest_entry(matrix: &QuantizedMatrix, x: ArrayView1<'_, f32>) -> f64 {
+    let group = matrix.scheme.in_group_size;
+    let mut largest = 0.0f64;
+    for x in x.exact_chunks(group) {
+        for codeword in matrix.codebooks.rows() {
+            let entry: f64 = codeword.iter().zip(x).map(|(c, &x)| c * f64::from(x)).sum();
+            largest = largest.max(entry.abs());
+        }
+    }
+    largest
+}
+
+/// The matrix with all signs dropped: it decodes to the sums of magnitudes.
+fn absolute(matrix: &QuantizedMatrix) -> QuantizedMatrix {
+    QuantizedMatrix {
+        codebooks: matrix.codebooks.mapv(f64::abs),
+        scales: matrix.scales.mapv(f64::abs),
+        ..matrix.clone()
+    }
+}
+
+/// The weight by the definition, one element at a time and codebooks in reverse: what the reference's own decode is
+/// checked against.
+pub(super) fn by_definition(matrix: &QuantizedMatrix) -> Array2<f64> {
+    let (rows, columns) = (matrix.scheme.out_group_size, matrix.scheme.in_group_size);
+    Array2::from_shape_fn((matrix.out_features(), matrix.in_features()), |(r, c)| {
+        let (o, j) = (r / rows, c / columns);
+        let mut sum = 0.0;
+        for m in (0..matrix.scheme.num_codebooks).rev() {
+            let code = usize::from(matrix.codes[[o, j, m]]);
+            sum += matrix.codebooks[[m, code, r % rows, c % columns]];
+        }
+        matrix.scales[o] * sum
+    })
+}
