@@ -19,14 +19,22 @@ __device__ __forceinline__ uint4 load_once(const uint4* from) {
     return v;
 }
 
-// The same for 8 bytes.
+// The same for something that is read again and again: through L1.
+__device__ __forceinline__ uint4 load_often(const uint4* from) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::evict_last.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
+    return v;
+}
+
+// load_once for 8 bytes.
 __device__ __forceinline__ uint2 load_once(const uint2* from) {
     uint2 v;
     asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
     return v;
 }
 
-// The same for 4 bytes.
+// load_once for 4 bytes.
 __device__ __forceinline__ u32 load_once(const u32* from) {
     u32 v;
     asm volatile("ld.global.nc.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(v) : "l"(from));
@@ -37,6 +45,13 @@ __device__ __forceinline__ u32 load_once(const u32* from) {
 __device__ __forceinline__ u32 fma_f16x2(u32 a, u32 b, u32 c) {
     u32 d;
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
+// Two f16 sums, each rounded once.
+__device__ __forceinline__ u32 add_f16x2(u32 a, u32 b) {
+    u32 d;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
     return d;
 }
 
@@ -78,6 +93,23 @@ __device__ __forceinline__ void start_copy16(void* shared_to, const void* global
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global_from) : "memory");
 }
 
+// The same, but where `valid` is false nothing is read and 16 zero bytes are written.
+__device__ __forceinline__ void start_copy16_or_zero(void* shared_to, const void* global_from, bool valid) {
+    u32 to = static_cast<u32>(__cvta_generic_to_shared(shared_to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global_from), "r"(valid ? 16 : 0) : "memory");
+}
+
+// Ends a group of copies; copies_in_flight<N>() waits until at most the last N groups of this thread are unfinished.
+__device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int GROUPS>
+__device__ __forceinline__ void copies_in_flight() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
+}
+
+// Barrier number `id` (1 to 15) of the `threads` threads that use it; a multiple of 32.
+__device__ __forceinline__ void team_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
 __device__ __forceinline__ void complete_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // d += a b over a warp: a [16 x 8], b [8 x 8], d [16 x 8] in the fragments of mma.m16n8k8. Lane = 4 g + t holds a(g, t), a(g + 8, t),
@@ -88,6 +120,14 @@ __device__ __forceinline__ void multiply_16x8x8(float (&d)[4], const float (&a)[
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
           "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+
+// The same for [16 x 16] f16 times [16 x 8] f16 in the fragments of mma.m16n8k16, two neighbours along k a word. Lane = 4 g + t holds
+// a(g, 2 t), a(g + 8, 2 t), a(g, 2 t + 8), a(g + 8, 2 t + 8); b(2 t, g), b(2 t + 8, g), each with the neighbour after it; d as above.
+__device__ __forceinline__ void multiply_16x8x16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 // Asks for the cache line at `at` to be brought to L2; returns at once.

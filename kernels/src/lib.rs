@@ -47,7 +47,7 @@ pub struct Kernel {
     pub out_group_one: bool,
     /// lowest compute capability, times ten
     pub min_compute: u32,
-    /// rows of input
+    /// rows of x
     pub batch: [usize; 2],
 }
 
@@ -74,7 +74,7 @@ impl Kernel {
     }
 }
 
-const FILES: [(&str, &str); 5] = [
+const FILES: [(&str, &str); 9] = [
     ("common.cuh", include_str!("../common.cuh")),
     ("matvec/k1_naive.cu", include_str!("../matvec/k1_naive.cu")),
     (
@@ -89,6 +89,13 @@ const FILES: [(&str, &str); 5] = [
         "matvec/k4_sliced_codebook.cu",
         include_str!("../matvec/k4_sliced_codebook.cu"),
     ),
+    ("matmul/k1_naive.cu", include_str!("../matmul/k1_naive.cu")),
+    (
+        "matmul/k2_fused_tensor.cu",
+        include_str!("../matmul/k2_fused_tensor.cu"),
+    ),
+    ("decode/k1_naive.cu", include_str!("../decode/k1_naive.cu")),
+    ("decode/k2_tiles.cu", include_str!("../decode/k2_tiles.cu")),
 ];
 
 fn file(name: &str, folder: Option<&Path>) -> Result<String, SourceError> {
@@ -154,7 +161,7 @@ mod tests {
         for kernel in kernels() {
             let embedded = kernel.source(None).unwrap();
             assert_eq!(embedded, kernel.source(Some(root)).unwrap());
-            assert!(embedded.contains("matvec("), "{}", kernel.id);
+            assert!(embedded.contains(&format!("{}(", kernel.op)), "{}", kernel.id);
             assert!(!embedded.contains("#include"), "{}", kernel.id);
             assert!(kernel.id.starts_with(&kernel.op) && kernel.file == format!("{}.cu", kernel.id));
         }
@@ -162,10 +169,12 @@ mod tests {
 
     #[test]
     fn every_source_on_disk_is_in_the_manifest() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("matvec");
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let name = format!("matvec/{}", entry.unwrap().file_name().to_string_lossy());
-            assert!(kernels().iter().any(|kernel| kernel.file == name), "{name}");
+        for op in ["matvec", "matmul", "decode"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(op);
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let name = format!("{op}/{}", entry.unwrap().file_name().to_string_lossy());
+                assert!(kernels().iter().any(|kernel| kernel.file == name), "{name}");
+            }
         }
     }
 

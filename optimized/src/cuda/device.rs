@@ -159,6 +159,23 @@ impl Device {
         Ok(function)
     }
 
+    /// The same for a source of the user's own, compiled anew at each call.
+    ///
+    /// # Errors
+    /// As [`Device::function`].
+    pub fn function_of_source(
+        &self,
+        name: &str,
+        source: &str,
+        entry: &str,
+        defines: &[(&str, usize)],
+        shared_bytes: usize,
+    ) -> Result<CudaFunction> {
+        let function = self.compile_text(name, source, entry, defines)?;
+        allow_shared(&function, shared_bytes)?;
+        Ok(function)
+    }
+
     fn compile_text(
         &self,
         name: &str,

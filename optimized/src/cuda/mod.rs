@@ -2,10 +2,10 @@
 
 mod device;
 mod error;
-mod matvec;
+mod matrix;
 pub mod pack;
 pub mod timing;
 
 pub use device::Device;
 pub use error::{CudaError, Result};
-pub use matvec::DeviceMatrix;
+pub use matrix::DeviceMatrix;

@@ -1,4 +1,4 @@
-//! From a quantized matrix to the bytes that a matvec kernel reads.
+//! From a quantized matrix to the bytes that a kernel reads.
 //!
 //! The file format stays as it is; at load, codes are re-ordered into the order in which a kernel's lanes use them and packed to B bits
 //! (or to 24 bits with their position, where that makes a kernel faster). All of this is plain code without a device, so that tests can run
@@ -8,6 +8,9 @@ mod lookup;
 mod plain;
 mod shared;
 mod sliced;
+mod tiles;
+
+pub use tiles::{TileConfig, tile_configs, with_config};
 
 use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result};
 use half::f16;
@@ -48,9 +51,40 @@ impl Target {
     }
 }
 
+/// The operations that have kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// y = W x, one x
+    Matvec,
+    /// Y = X W^T, several rows of x
+    Matmul,
+    /// the dense weight
+    Decode,
+}
+
+impl Op {
+    /// What the manifest and a kernel's entry call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Matvec => "matvec",
+            Self::Matmul => "matmul",
+            Self::Decode => "decode",
+        }
+    }
+
+    /// Of a kernel's id, which starts with its operation.
+    fn of(kernel: &str) -> Self {
+        match kernel.split('/').next() {
+            Some("matmul") => Self::Matmul,
+            Some("decode") => Self::Decode,
+            _ => Self::Matvec,
+        }
+    }
+}
+
 /// One matrix, ready to upload, and how to launch the kernel on it.
 ///
-/// A kernel's arguments are the buffers in order, then x, y, out_features, in_features, then `sizes`.
+/// A kernel's arguments are the buffers in order, then x (not for decode), y, out_features, in_features, the rows of x (matmul only), then `sizes`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packed {
     /// id in the manifest of `aqlm-kernels`
@@ -69,13 +103,46 @@ pub struct Packed {
     pub cluster: u32,
     /// dynamic shared memory of a block
     pub shared_bytes: usize,
-    /// length of y
+    /// rows of the matrix
     pub out_features: usize,
-    /// length of x
+    /// columns of the matrix
     pub in_features: usize,
+    /// rows of x
+    pub batch: usize,
 }
 
 impl Packed {
+    /// What the kernel computes.
+    pub fn op(&self) -> Op {
+        Op::of(self.kernel)
+    }
+
+    /// Numbers in x.
+    pub fn x_len(&self) -> usize {
+        match self.op() {
+            Op::Decode => 0,
+            Op::Matvec | Op::Matmul => self.batch * self.in_features,
+        }
+    }
+
+    /// Numbers in y.
+    pub fn y_len(&self) -> usize {
+        match self.op() {
+            Op::Decode => self.out_features * self.in_features,
+            Op::Matvec | Op::Matmul => self.batch * self.out_features,
+        }
+    }
+
+    /// The integers that follow the pointers.
+    pub fn integers(&self) -> Vec<i32> {
+        let mut integers = vec![self.out_features as i32, self.in_features as i32];
+        if self.op() == Op::Matmul {
+            integers.push(self.batch as i32);
+        }
+        integers.extend(&self.sizes);
+        integers
+    }
+
     /// Bytes that the matrix takes on the device.
     pub fn bytes(&self) -> usize {
         self.buffers.iter().map(Vec::len).sum()
@@ -93,11 +160,11 @@ impl Packed {
     }
 }
 
-/// Lays `matrix` out for the kernel `id`.
+/// Lays `matrix` out for the kernel `id` and plans its launch for `batch` rows of x (1 for matvec and decode).
 ///
 /// # Errors
 /// `Unsupported` with the reason when the kernel is unknown or cannot do this matrix on this target.
-pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> {
+pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target, batch: usize) -> Result<Packed> {
     let kernel = aqlm_kernels::kernel(id).map_err(|error| AqlmError::Unsupported(error.to_string()))?;
     let scheme = matrix.scheme;
     if !kernel.claims(
@@ -108,8 +175,18 @@ pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target) -> Result<Packe
     ) {
         return Err(AqlmError::Unsupported(format!("{id} does not do {scheme}")));
     }
+    if !(kernel.batch[0]..=kernel.batch[1]).contains(&batch) {
+        return Err(AqlmError::Unsupported(format!(
+            "{id} does {} to {} rows of x, not {batch}",
+            kernel.batch[0], kernel.batch[1]
+        )));
+    }
     let packed = match kernel.id.as_str() {
-        "matvec/k1_naive" => plain::pack(matrix),
+        "matvec/k1_naive" => plain::pack("matvec/k1_naive", matrix, batch),
+        "matmul/k1_naive" => plain::pack("matmul/k1_naive", matrix, batch),
+        "decode/k1_naive" => plain::pack("decode/k1_naive", matrix, batch),
+        "matmul/k2_fused_tensor" => tiles::pack_matmul(matrix, target, batch)?,
+        "decode/k2_tiles" => tiles::pack_decode(matrix, target)?,
         "matvec/k2_shared_codebook" => shared::pack(matrix, target)?,
         "matvec/k3_lookup_table" => lookup::pack(matrix, target),
         "matvec/k4_sliced_codebook" => sliced::pack(matrix, target),
