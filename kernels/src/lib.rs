@@ -74,6 +74,14 @@ impl Kernel {
     }
 }
 
+/// A user's own source with the project's include pasted in where the text says `#include "../common.cuh"` or `#include "common.cuh"`.
+///
+/// # Errors
+/// `Read` when `folder` is given and its common.cuh cannot be read.
+pub fn user_source(text: &str, name: &str, folder: Option<&Path>) -> Result<String, SourceError> {
+    Ok(expand(text, &file("common.cuh", folder)?, name))
+}
+
 const FILES: [(&str, &str); 9] = [
     ("common.cuh", include_str!("../common.cuh")),
     ("matvec/k1_naive.cu", include_str!("../matvec/k1_naive.cu")),
@@ -114,7 +122,7 @@ fn file(name: &str, folder: Option<&Path>) -> Result<String, SourceError> {
 fn expand(text: &str, common: &str, name: &str) -> String {
     let mut out = String::with_capacity(text.len() + common.len() + 128);
     for (number, line) in text.lines().enumerate() {
-        if line.trim_end() == "#include \"../common.cuh\"" {
+        if ["#include \"../common.cuh\"", "#include \"common.cuh\""].contains(&line.trim_end()) {
             out.push_str("#line 1 \"common.cuh\"\n");
             out.push_str(&common.replace("#pragma once", ""));
             let back = format!("\n#line {} \"{name}\"\n", number + 2);

@@ -252,7 +252,8 @@ fn matmul_k2_fused_tensor() {
     check_batch(kernel, "2x12g8", 29, 136, 150, None);
     check_batch(kernel, "1x14g16", 37, 272, 70, None);
     // Teams of one warp and of several, tiles past the last row, more slices than units.
-    for (row_warps, tiles, slices, batch_tiles) in [(1, 11, 16, 1), (2, 5, 4, 2), (4, 3, 2, 4), (8, 1, 1, 1)] {
+    for (row_warps, tiles, slices, batch_tiles) in [(1, 11, 16, 1), (2, 5, 4, 2), (4, 3, 2, 4), (8, 1, 1, 1)]
+    {
         let config = TileConfig {
             row_warps,
             tiles,

@@ -2,8 +2,10 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, sys};
+use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, sys};
 use cudarc::nvrtc::{self, CompileError, CompileOptions};
+
+use half::f16;
 
 use super::error::During;
 use super::pack::Target;
@@ -11,6 +13,9 @@ use super::{CudaError, Result};
 
 /// Kernel id and compile-time constants.
 type FunctionKey = (String, Vec<(String, usize)>);
+
+/// f16 numbers in device memory.
+pub type F16Buffer = CudaSlice<f16>;
 
 /// One GPU with its stream and the kernels compiled so far.
 pub struct Device {
@@ -132,6 +137,38 @@ impl Device {
     /// The stream on which everything of this device runs.
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
+    }
+
+    /// Copies numbers to the device.
+    ///
+    /// # Errors
+    /// `Driver`, for example when memory runs out.
+    pub fn upload(&self, values: &[f16]) -> Result<F16Buffer> {
+        self.stream.clone_htod(values).during("copying to the device")
+    }
+
+    /// Copies a buffer back, after everything that was started before.
+    ///
+    /// # Errors
+    /// `Driver`, also when a kernel that was started before has failed.
+    pub fn download(&self, buffer: &F16Buffer) -> Result<Vec<f16>> {
+        self.stream.clone_dtoh(buffer).during("copying from the device")
+    }
+
+    /// A buffer of `count` zeros.
+    ///
+    /// # Errors
+    /// `Driver`, for example when memory runs out.
+    pub fn zeros(&self, count: usize) -> Result<F16Buffer> {
+        self.stream.alloc_zeros(count).during("allocating")
+    }
+
+    /// Bytes of device memory that are free.
+    ///
+    /// # Errors
+    /// `Driver`.
+    pub fn free_bytes(&self) -> Result<usize> {
+        Ok(self.context.mem_get_info().during("reading free memory")?.0)
     }
 
     /// The compiled kernel `id` with these compile-time constants, ready to launch with `shared_bytes` of dynamic shared memory.

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use cudarc::driver::{CudaFunction, CudaSlice, DevicePtr, DevicePtrMut, sys};
+use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, sys};
 use half::f16;
 
 use super::device::{allow_large_clusters, cluster_attribute};
@@ -31,8 +31,13 @@ impl DeviceMatrix {
     /// # Errors
     /// As [`DeviceMatrix::new`].
     pub fn with_source(device: &Device, packed: &Packed, name: &str, source: &str) -> Result<Self> {
-        let function =
-            device.function_of_source(name, source, packed.op().name(), &packed.defines, packed.shared_bytes)?;
+        let function = device.function_of_source(
+            name,
+            source,
+            packed.op().name(),
+            &packed.defines,
+            packed.shared_bytes,
+        )?;
         Self::with_function(device, packed, function)
     }
 
@@ -105,6 +110,18 @@ impl DeviceMatrix {
         y: &mut CudaSlice<f16>,
         overlap: bool,
     ) -> Result<()> {
+        self.start_on(device, device.stream(), x, y, overlap)
+    }
+
+    /// The same on another stream of the device; the caller orders it with what uses the buffers.
+    pub(crate) fn start_on<Y: DevicePtrMut<f16>>(
+        &self,
+        device: &Device,
+        stream: &Arc<CudaStream>,
+        x: Option<&CudaSlice<f16>>,
+        y: &mut Y,
+        overlap: bool,
+    ) -> Result<()> {
         let lengths = [
             ("x", self.packed.x_len(), x.map_or(0, CudaSlice::len)),
             ("y", self.packed.y_len(), y.len()),
@@ -118,8 +135,7 @@ impl DeviceMatrix {
                 });
             }
         }
-        let stream = device.stream();
-        // The guards record uses for streams other than this one; there are none.
+        // The guards record uses for cudarc's own ordering of streams, which is switched off.
         let mut pointers: Vec<sys::CUdeviceptr> = self
             .buffers
             .iter()

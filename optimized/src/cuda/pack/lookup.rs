@@ -54,5 +54,6 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Packed {
         out_features: matrix.out_features(),
         in_features: matrix.in_features(),
         batch: 1,
+        rows: matrix.out_features(),
     }
 }

@@ -109,6 +109,8 @@ pub struct Packed {
     pub in_features: usize,
     /// rows of x
     pub batch: usize,
+    /// rows of the matrix that are computed: all, but for a decode of some
+    pub rows: usize,
 }
 
 impl Packed {
@@ -128,7 +130,7 @@ impl Packed {
     /// Numbers in y.
     pub fn y_len(&self) -> usize {
         match self.op() {
-            Op::Decode => self.out_features * self.in_features,
+            Op::Decode => self.rows * self.in_features,
             Op::Matvec | Op::Matmul => self.batch * self.out_features,
         }
     }

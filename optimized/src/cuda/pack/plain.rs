@@ -16,7 +16,10 @@ pub(super) fn pack(kernel: &'static str, matrix: &QuantizedMatrix, batch: usize)
         Op::Matvec => [row_blocks, 1],
         // The kernels stride over what is above a grid's largest second axis.
         Op::Matmul => [row_blocks, batch.min(65_535) as u32],
-        Op::Decode => [in_features.div_ceil(COLUMNS) as u32, out_features.min(65_535) as u32],
+        Op::Decode => [
+            in_features.div_ceil(COLUMNS) as u32,
+            out_features.min(65_535) as u32,
+        ],
     };
     Packed {
         kernel,
@@ -39,5 +42,6 @@ pub(super) fn pack(kernel: &'static str, matrix: &QuantizedMatrix, batch: usize)
         out_features,
         in_features,
         batch,
+        rows: out_features,
     }
 }

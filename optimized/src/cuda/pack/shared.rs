@@ -79,5 +79,6 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
         out_features: matrix.out_features(),
         in_features: matrix.in_features(),
         batch: 1,
+        rows: matrix.out_features(),
     })
 }

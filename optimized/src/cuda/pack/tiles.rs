@@ -1,3 +1,5 @@
+use std::fmt;
+
 use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 use rayon::prelude::*;
 
@@ -22,6 +24,21 @@ pub struct TileConfig {
     pub slices: usize,
     /// tiles of 16 rows of x a block
     pub batch_tiles: usize,
+}
+
+impl fmt::Display for TileConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            row_warps,
+            tiles,
+            slices,
+            batch_tiles,
+        } = self;
+        write!(
+            f,
+            "{row_warps}x{tiles} tiles, {slices} slices, {batch_tiles}x16 rows"
+        )
+    }
 }
 
 /// Facts about a scheme that codes in tiles depend on.
@@ -49,13 +66,18 @@ impl Form {
         let words = m * field / 8;
         let codebook_bytes = m * scheme.codebook_size() * scheme.in_group_size * 2;
         let limit = CODEBOOK_LIMIT.min(target.shared_bytes * 3 / 5);
-        let replicas = [8, 4, 2, 1].into_iter().find(|replicas| replicas * codebook_bytes <= limit);
+        let replicas = [8, 4, 2, 1]
+            .into_iter()
+            .find(|replicas| replicas * codebook_bytes <= limit);
         Self {
             m,
             field,
             vectors: scheme.in_group_size / 8,
             words,
-            part: [4, 2, 1].into_iter().find(|part| words.is_multiple_of(*part)).unwrap_or(1),
+            part: [4, 2, 1]
+                .into_iter()
+                .find(|part| words.is_multiple_of(*part))
+                .unwrap_or(1),
             units: in_features.div_ceil(STEPS * 4 * scheme.in_group_size),
             tiles: out_features.div_ceil(TILE_ROWS),
             codebook_bytes,
@@ -72,22 +94,25 @@ impl Form {
         let (out_groups, in_groups) = matrix.groups();
         let tile_words = self.units * self.words * WARP;
         let mut words = vec![0_u32; self.tiles * tile_words];
-        words.par_chunks_mut(tile_words).enumerate().for_each(|(tile, words)| {
-            for g in 0..TILE_ROWS.min(out_groups - tile * TILE_ROWS) {
-                for group in 0..in_groups {
-                    let (unit, step, t) = (group / (4 * STEPS), group / 4 % STEPS, group % 4);
-                    for codebook in 0..self.m {
-                        let code = u32::from(matrix.codes[[tile * TILE_ROWS + g, group, codebook]]);
-                        let bit = (step * self.m + codebook) * self.field;
-                        let (word, lane) = (bit / 32, g * 4 + t);
-                        let at = (unit * self.words + word / self.part * self.part) * WARP
-                            + lane * self.part
-                            + word % self.part;
-                        words[at] |= code << (bit % 32);
+        words
+            .par_chunks_mut(tile_words)
+            .enumerate()
+            .for_each(|(tile, words)| {
+                for g in 0..TILE_ROWS.min(out_groups - tile * TILE_ROWS) {
+                    for group in 0..in_groups {
+                        let (unit, step, t) = (group / (4 * STEPS), group / 4 % STEPS, group % 4);
+                        for codebook in 0..self.m {
+                            let code = u32::from(matrix.codes[[tile * TILE_ROWS + g, group, codebook]]);
+                            let bit = (step * self.m + codebook) * self.field;
+                            let (word, lane) = (bit / 32, g * 4 + t);
+                            let at = (unit * self.words + word / self.part * self.part) * WARP
+                                + lane * self.part
+                                + word % self.part;
+                            words[at] |= code << (bit % 32);
+                        }
                     }
                 }
-            }
-        });
+            });
         bytes_of_u32(&words)
     }
 
@@ -153,7 +178,8 @@ impl Form {
         let inputs = (self.units * batch_tiles * 16 * STEPS * 4 * self.vectors * 16) as f64 / 48.0;
         let sums = (slices * batch_tiles * 16 * row_warps * tiles * TILE_ROWS * 4 * 2) as f64 / 128.0;
         let few_warps = if row_warps * slices < 8 { 1.3 } else { 1.0 };
-        waves as f64 * ((vectors * row_warps as f64 * reads.max(products) * few_warps).max(inputs) + sums + 2000.0)
+        waves as f64
+            * ((vectors * row_warps as f64 * reads.max(products) * few_warps).max(inputs) + sums + 2000.0)
     }
 }
 
@@ -216,6 +242,7 @@ pub(super) fn pack_matmul(matrix: &QuantizedMatrix, target: &Target, batch: usiz
         out_features,
         in_features,
         batch,
+        rows: out_features,
     };
     form.plan(&mut packed, matrix.scheme, *config);
     Ok(packed)
@@ -246,13 +273,31 @@ pub fn with_config(packed: &Packed, scheme: Scheme, target: &Target, config: Til
     packed
 }
 
+impl Packed {
+    /// This launch of decode k2, for some rows only: from `first_row` (a multiple of 8) on.
+    pub(crate) fn for_rows(&self, first_row: usize, rows: usize) -> Self {
+        let tiles = rows.div_ceil(TILE_ROWS);
+        let mut packed = self.without_buffers();
+        packed.sizes[1] = (first_row / TILE_ROWS) as i32;
+        packed.sizes[2] = tiles as i32;
+        let tasks = tiles * packed.sizes[0] as usize;
+        packed.grid[0] = packed.grid[0].min(tasks.div_ceil(16) as u32);
+        packed.rows = rows;
+        packed
+    }
+}
+
 /// decode k2: the same buffers as matmul k2.
 pub(super) fn pack_decode(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> {
     let form = Form::of(matrix, target);
     let tasks = form.tiles * form.units;
     // Two blocks of 16 warps a multiprocessor where shared memory allows.
     let shared_bytes = form.replicas * form.codebook_bytes;
-    let blocks = if 2 * (shared_bytes + 1024) <= target.shared_bytes { 4 } else { 1 };
+    let blocks = if 2 * (shared_bytes + 1024) <= target.shared_bytes {
+        4
+    } else {
+        1
+    };
     let grid = tasks.div_ceil(16).min(target.multiprocessors as usize * blocks);
     Ok(Packed {
         kernel: "decode/k2_tiles",
@@ -266,5 +311,6 @@ pub(super) fn pack_decode(matrix: &QuantizedMatrix, target: &Target) -> Result<P
         out_features: matrix.out_features(),
         in_features: matrix.in_features(),
         batch: 1,
+        rows: matrix.out_features(),
     })
 }
