@@ -4,6 +4,7 @@ mod blas;
 mod decoded_matmul;
 mod device;
 mod error;
+mod image;
 mod matrix;
 pub mod pack;
 pub mod timing;
