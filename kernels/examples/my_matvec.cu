@@ -14,7 +14,8 @@
 //   and the constants AQLM_M, AQLM_B, AQLM_G (input group size), AQLM_OUT_G. The entry is named after the operation and has C linkage.
 // matmul/k1_naive is the same with x [batch, in_features], y [batch, out_features] and `int batch` as a last argument; decode/k1_naive has no
 // x and writes y [out_features, in_features].
-#include "../common.cuh"  // optional: u16, u32, f16 arithmetic, loads past L1, warp sums; pasted in by the bench wherever this file lies
+// The include is optional (u16, u32, f16 arithmetic, loads past L1, warp sums); the bench pastes it in wherever this file lies.
+#include "../common.cuh"
 
 #if AQLM_OUT_G != 1 || AQLM_G % 8 != 0
 #error "this example reads whole codewords as 16-byte vectors: out_group 1, groups of a multiple of 8"

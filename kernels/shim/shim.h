@@ -43,6 +43,7 @@ struct Block {
     std::vector<std::array<float, 6>> fragments;   // operands of a matrix product
     std::vector<std::array<uint32_t, 6>> pairs;    // the same in f16, two a word
     std::array<Barrier, 16> teams;                 // named barriers
+    std::vector<Barrier> warpgroups;
 };
 
 struct Fiber {
@@ -109,6 +110,15 @@ inline void cluster_write(float* here, uint32_t rank, float value) {
     current->block = &cluster_blocks[rank];
     std::memcpy(dynamic_shared() + offset, &value, 4);
     current->block = own;
+}
+
+inline uint4 cluster_read(uint32_t here, uint32_t rank) {
+    uint4 value;
+    Block* own = current->block;
+    current->block = &cluster_blocks[rank];
+    std::memcpy(&value, dynamic_shared() + (here - 1024), 16);
+    current->block = own;
+    return value;
 }
 
 // d += a b with the fragments of mma.m16n8k8: a [16 x 8], b [8 x 8], d [16 x 8], spread over the warp as PTX defines.
@@ -233,6 +243,40 @@ inline void multiply_16x8x16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a
     wait_at(block.warps[id / 32]);
 }
 
+// A matrix of shared memory as products of a warpgroup take it (common.cuh).
+struct Tile {
+    const unsigned char* at;
+    uint32_t next_k, next_rows;
+};
+inline Tile tile_at(const void* shared, uint32_t next_k, uint32_t next_rows) {
+    return {static_cast<const unsigned char*>(shared), next_k, next_rows};
+}
+inline void begin_products() {}
+inline void close_products() {}
+template <int GROUPS> void products_in_flight() {}
+inline void publish_to_products() {}
+
+// d += a b over a warpgroup, at once.
+template <size_t SUMS>
+void multiply_64xNx16(float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Tile b) {
+    Block& block = *current->block;
+    const uint32_t id = current->thread.x, first = id / 32 * 32, g = id % 32 / 4, t = id % 4;
+    block.pairs[id] = {a0, a1, a2, a3};
+    wait_at(block.warpgroups[id / 128]);
+    for (uint32_t i = 0; i < SUMS; ++i) {
+        const uint32_t row = i / 2 % 2, column = i / 4 * 8 + t * 2 + i % 2;  // row g + 8 row
+        double sum = 0.0;
+        for (uint32_t k = 0; k < 16; ++k) {
+            const uint32_t pair = block.pairs[first + g * 4 + k % 8 / 2][row + k / 8 * 2];
+            uint16_t right;
+            std::memcpy(&right, b.at + k / 8 * b.next_k + column / 8 * b.next_rows + column % 8 * 16 + k % 8 * 2, 2);
+            sum += wide(static_cast<uint16_t>(pair >> 16 * (k % 2) & 0xffff)) * wide(right);
+        }
+        d[i] += static_cast<float>(sum);
+    }
+    wait_at(block.warpgroups[id / 128]);
+}
+
 // What the host gives a kernel: pointers to buffers, then integers.
 struct Arguments {
     std::vector<void*> pointers;
@@ -281,6 +325,7 @@ inline void run_grid(Place grid, Place block, uint32_t cluster, size_t shared_by
                 b.fragments.assign(block.x, {});
                 b.pairs.assign(block.x, {});
                 b.teams = {};
+                b.warpgroups.assign(block.x / 128, Barrier{128, 0, 0});
                 for (uint32_t t = 0; t < block.x; ++t) {
                     Fiber& f = fibers[static_cast<size_t>(rank) * block.x + t];
                     f.block = &b;

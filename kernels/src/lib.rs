@@ -47,6 +47,9 @@ pub struct Kernel {
     pub out_group_one: bool,
     /// lowest compute capability, times ten
     pub min_compute: u32,
+    /// highest compute capability, times ten, where instructions exist on some architectures only
+    #[serde(default)]
+    pub max_compute: Option<u32>,
     /// rows of x
     pub batch: [usize; 2],
 }
@@ -74,7 +77,7 @@ impl Kernel {
     }
 }
 
-/// A user's own source with the project's include pasted in where the text says `#include "../common.cuh"` or `#include "common.cuh"`.
+/// A user's own source with the project's include pasted in where the text includes `common.cuh`, from whatever folder.
 ///
 /// # Errors
 /// `Read` when `folder` is given and its common.cuh cannot be read.
@@ -82,7 +85,7 @@ pub fn user_source(text: &str, name: &str, folder: Option<&Path>) -> Result<Stri
     Ok(expand(text, &file("common.cuh", folder)?, name))
 }
 
-const FILES: [(&str, &str); 9] = [
+const FILES: [(&str, &str); 10] = [
     ("common.cuh", include_str!("../common.cuh")),
     ("matvec/k1_naive.cu", include_str!("../matvec/k1_naive.cu")),
     (
@@ -101,6 +104,10 @@ const FILES: [(&str, &str); 9] = [
     (
         "matmul/k2_fused_tensor.cu",
         include_str!("../matmul/k2_fused_tensor.cu"),
+    ),
+    (
+        "matmul/k3_warpgroup.cu",
+        include_str!("../matmul/k3_warpgroup.cu"),
     ),
     ("decode/k1_naive.cu", include_str!("../decode/k1_naive.cu")),
     ("decode/k2_tiles.cu", include_str!("../decode/k2_tiles.cu")),
@@ -122,7 +129,7 @@ fn file(name: &str, folder: Option<&Path>) -> Result<String, SourceError> {
 fn expand(text: &str, common: &str, name: &str) -> String {
     let mut out = String::with_capacity(text.len() + common.len() + 128);
     for (number, line) in text.lines().enumerate() {
-        if ["#include \"../common.cuh\"", "#include \"common.cuh\""].contains(&line.trim_end()) {
+        if includes_common(line) {
             out.push_str("#line 1 \"common.cuh\"\n");
             out.push_str(&common.replace("#pragma once", ""));
             let back = format!("\n#line {} \"{name}\"\n", number + 2);
@@ -133,6 +140,21 @@ fn expand(text: &str, common: &str, name: &str) -> String {
         }
     }
     out
+}
+
+/// Whether a line includes common.cuh, wherever its author says that it lies; a comment may follow.
+fn includes_common(line: &str) -> bool {
+    let file = || {
+        let (_, quoted) = line
+            .trim_start()
+            .strip_prefix('#')?
+            .trim_start()
+            .strip_prefix("include")?
+            .split_once('"')?;
+        let (path, _) = quoted.split_once('"')?;
+        path.rsplit('/').next()
+    };
+    file() == Some("common.cuh")
 }
 
 /// Every kernel, by operation and then number.
@@ -193,6 +215,40 @@ mod tests {
             expand(text, "int b;", "x.cu"),
             "#line 1 \"common.cuh\"\nint b;\n#line 2 \"x.cu\"\nint a;\n"
         );
+    }
+
+    #[test]
+    fn an_include_is_found_however_it_is_written() {
+        for line in [
+            "#include \"common.cuh\"",
+            "  # include  \"../common.cuh\"  // optional",
+            "#include \"/my/kernels/common.cuh\"",
+        ] {
+            assert!(includes_common(line), "{line}");
+        }
+        for line in [
+            "#include \"uncommon.cuh\"",
+            "#include <common.cuh>",
+            "// #include \"common.cuh\"",
+            "#",
+        ] {
+            assert!(!includes_common(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn examples_need_no_file_beside_them() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let source = user_source(&text, "example.cu", None).unwrap();
+            assert!(
+                !source.contains("#include") && source.contains("fma_f16x2"),
+                "{}",
+                path.display()
+            );
+        }
     }
 
     #[test]

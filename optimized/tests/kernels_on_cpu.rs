@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use aqlm_optimized::cuda::pack::{Op, Packed, Target, TileConfig, pack, with_config};
+use aqlm_optimized::cuda::pack::{
+    LaunchConfig, Op, Packed, Target, TileConfig, WarpgroupConfig, pack, with_config,
+};
 use aqlm_reference::vocabulary::{QuantizedMatrix, Scheme};
 use half::f16;
 use ndarray::{Array1, Array3, Array4};
@@ -163,7 +165,7 @@ fn check_batch(
     out_features: usize,
     in_features: usize,
     batch: usize,
-    config: Option<TileConfig>,
+    config: Option<LaunchConfig>,
 ) {
     let mut rng = ChaCha8Rng::seed_from_u64(out_features as u64 * 1_000_003 + in_features as u64);
     let scheme: Scheme = scheme.parse().unwrap();
@@ -176,10 +178,11 @@ fn check_batch(
         packed = with_config(&packed, scheme, &small_target(), config);
     }
     let folder = std::env::temp_dir().join(format!(
-        "aqlm-shim-{}-{}-{scheme}-{out_features}-{in_features}-{batch}-{}",
+        "aqlm-shim-{}-{}-{scheme}-{out_features}-{in_features}-{batch}-{}-{}",
         std::process::id(),
         kernel.replace('/', "-"),
-        packed.block
+        packed.block,
+        packed.cluster
     ));
     std::fs::create_dir_all(&folder).unwrap();
     let found = run_on_cpu(&packed, &x, &folder);
@@ -260,7 +263,43 @@ fn matmul_k2_fused_tensor() {
             slices,
             batch_tiles,
         };
-        check_batch(kernel, "2x8g8", 75, 776, 20, Some(config));
+        check_batch(kernel, "2x8g8", 75, 776, 20, Some(LaunchConfig::Tiles(config)));
+    }
+}
+
+#[test]
+fn matmul_k3_warpgroup() {
+    let kernel = "matmul/k3_warpgroup";
+    // As for k2: codebooks in shared memory several times and once, codes of one and two bytes, remainders everywhere.
+    check_batch(kernel, "2x8g8", 45, 264, 5, None);
+    check_batch(kernel, "1x8g16", 90, 1040, 17, None);
+    check_batch(kernel, "3x6g8", 61, 520, 40, None);
+    check_batch(kernel, "2x12g8", 29, 136, 70, None);
+    check_batch(kernel, "1x14g16", 37, 272, 20, None);
+    // Several slices and warpgroups, more slices than units, blocks that only complete a cluster; codebooks spread over a cluster, in whole
+    // and in part, and in global memory.
+    for (scheme, warpgroups, slices, cluster, batch, spread) in [
+        ("2x8g8", 2, 2, 2, 32, 0),
+        ("2x8g8", 1, 8, 8, 16, 0),
+        ("1x14g8", 1, 1, 2, 16, 8),
+        ("1x14g8", 2, 2, 4, 32, 3),
+        ("1x15g16", 1, 4, 4, 16, 0),
+    ] {
+        let config = WarpgroupConfig {
+            warpgroups,
+            slices,
+            cluster,
+            batch,
+            spread,
+        };
+        check_batch(
+            kernel,
+            scheme,
+            75,
+            784,
+            20,
+            Some(LaunchConfig::Warpgroups(config)),
+        );
     }
 }
 

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use aqlm_optimized::cuda::pack::{Packed, pack, tile_configs, with_config};
+use aqlm_optimized::cuda::pack::{Packed, launch_configs, pack, with_config};
 use aqlm_optimized::cuda::timing::{Timing, copy_rate, time_graph};
 use aqlm_optimized::cuda::{Blas, CudaError, DecodedMatmul, Device, DeviceMatrix, F16Buffer};
 use aqlm_reference::vocabulary::AqlmError;
@@ -96,6 +96,10 @@ struct Bench<'a> {
 type Launch<'a> =
     Box<dyn FnMut(Option<&F16Buffer>, &mut F16Buffer, bool) -> std::result::Result<(), CudaError> + 'a>;
 
+/// The same, launched once with (x, y).
+type SingleLaunch<'a> =
+    dyn FnMut(Option<&F16Buffer>, &mut F16Buffer) -> std::result::Result<(), CudaError> + 'a;
+
 impl Bench<'_> {
     fn case(
         &self,
@@ -132,14 +136,19 @@ impl Bench<'_> {
         for kernel in claiming {
             progress(&format!("{batch} rows: {}", kernel.id));
             let (major, minor) = self.device.compute();
-            if (major * 10 + minor) < kernel.min_compute as i32 {
+            let found = (major * 10 + minor) as u32;
+            if found < kernel.min_compute || kernel.max_compute.is_some_and(|most| found > most) {
+                let version = |compute: u32| format!("{}.{}", compute / 10, compute % 10);
+                let most = kernel
+                    .max_compute
+                    .map_or_else(String::new, |most| format!(" to {}", version(most)));
                 let reason = format!(
-                    "needs compute capability {}.{}",
-                    kernel.min_compute / 10,
-                    kernel.min_compute % 10
+                    "needs compute capability {}{most}, this is {}",
+                    version(kernel.min_compute),
+                    version(found)
                 );
                 case.kernels
-                    .push(KernelRow::new(&kernel.id, None).ended(Outcome::Unsupported, reason));
+                    .push(KernelRow::new(&kernel.id, None).ended(Outcome::Unsupported, &reason));
                 continue;
             }
             case.kernels.extend(self.shipped(&kernel.id, batch));
@@ -173,19 +182,24 @@ impl Bench<'_> {
 
     /// A kernel of the ladder, in as many configurations as were asked for.
     fn shipped(&self, id: &str, batch: usize) -> Vec<KernelRow> {
-        let configs = if id == "matmul/k2_fused_tensor" {
-            let options = self.options;
-            let mut configs = tile_configs(
-                options.scheme,
-                options.out_features,
-                options.in_features,
-                batch,
-                self.device.target(),
-            );
-            configs.truncate(options.configs);
-            configs.into_iter().map(Some).collect()
-        } else {
+        let options = self.options;
+        let choices = launch_configs(
+            id,
+            options.scheme,
+            options.out_features,
+            options.in_features,
+            batch,
+            self.device.target(),
+        );
+        let configs: Vec<_> = if choices.is_empty() {
             vec![None]
+        } else {
+            choices
+                .into_iter()
+                .filter(|config| config.to_string().contains(&options.config))
+                .take(options.configs)
+                .map(Some)
+                .collect()
         };
         configs
             .into_iter()
@@ -212,7 +226,7 @@ impl Bench<'_> {
         let source =
             match aqlm_kernels::user_source(&user.source, &name, self.options.kernel_folder.as_deref()) {
                 Ok(source) => source,
-                Err(error) => return row.ended(Outcome::Fail, error),
+                Err(error) => return row.ended(Outcome::Fail, &error),
             };
         let pack_for = |inputs: &Inputs| {
             let mut packed = pack(&user.like, &inputs.matrix, self.device.target(), batch)?;
@@ -238,8 +252,8 @@ impl Bench<'_> {
     ) -> KernelRow {
         let packed = match pack_for(&self.exact) {
             Ok(packed) => packed,
-            Err(AqlmError::Unsupported(reason)) => return row.ended(Outcome::Unsupported, reason),
-            Err(error) => return row.ended(Outcome::Fail, error),
+            Err(AqlmError::Unsupported(reason)) => return row.ended(Outcome::Unsupported, &reason),
+            Err(error) => return row.ended(Outcome::Fail, &error),
         };
         let checked = upload(&packed).and_then(|matrix| {
             self.check(&self.exact, batch, true, &mut |x, y| {
@@ -248,22 +262,22 @@ impl Bench<'_> {
         });
         let row = match Self::judged(row, checked) {
             Ok((row, _)) => row,
-            Err(row) => return row,
+            Err(row) => return *row,
         };
         let packed = match pack_for(&self.random) {
             Ok(packed) => packed,
-            Err(error) => return row.ended(Outcome::Fail, error),
+            Err(error) => return row.ended(Outcome::Fail, &error),
         };
         let first = match upload(&packed) {
             Ok(first) => first,
-            Err(error) => return row.ended(Outcome::Fail, error),
+            Err(error) => return row.ended(Outcome::Fail, &error),
         };
         let checked = self.check(&self.random, batch, false, &mut |x, y| {
             first.start(self.device, x, y, false)
         });
         let (mut row, output) = match Self::judged(row, checked) {
             Ok(passed) => passed,
-            Err(row) => return row,
+            Err(row) => return *row,
         };
         row.outcome = Outcome::Pass;
         row.bytes = Some(first.bytes());
@@ -290,7 +304,7 @@ impl Bench<'_> {
                 row.us_overlapped = overlapped.map(|timing| timing.median);
                 row
             }
-            Err(error) => row.ended(Outcome::Fail, error),
+            Err(error) => row.ended(Outcome::Fail, &error),
         }
     }
 
@@ -307,7 +321,7 @@ impl Bench<'_> {
         for (inputs, exact) in [(&self.exact, true), (&self.random, false)] {
             let packed = match pack("decode/k2_tiles", &inputs.matrix, target, 1) {
                 Ok(packed) => packed,
-                Err(error) => return row.ended(Outcome::Unsupported, error),
+                Err(error) => return row.ended(Outcome::Unsupported, &error),
             };
             let checked = make(&packed).and_then(|(mut product, bytes)| {
                 row.bytes = Some(bytes + product.buffer_bytes());
@@ -318,7 +332,7 @@ impl Bench<'_> {
             });
             (row, output) = match Self::judged(row, checked) {
                 Ok(passed) => passed,
-                Err(row) => return row,
+                Err(row) => return *row,
             };
         }
         row.outcome = Outcome::Pass;
@@ -348,7 +362,7 @@ impl Bench<'_> {
                 row.us = Some(times(plain));
                 row
             }
-            Err(error) => row.ended(Outcome::Fail, error),
+            Err(error) => row.ended(Outcome::Fail, &error),
         }
     }
 
@@ -358,7 +372,7 @@ impl Bench<'_> {
         inputs: &Inputs,
         batch: usize,
         exact: bool,
-        launch: &mut dyn FnMut(Option<&F16Buffer>, &mut F16Buffer) -> std::result::Result<(), CudaError>,
+        launch: &mut SingleLaunch<'_>,
     ) -> std::result::Result<(Verdict, Vec<f16>), CudaError> {
         let expected = inputs.expected(batch);
         let x = self.upload_x(inputs, batch)?;
@@ -394,7 +408,7 @@ impl Bench<'_> {
     fn judged(
         mut row: KernelRow,
         checked: std::result::Result<(Verdict, Vec<f16>), CudaError>,
-    ) -> std::result::Result<(KernelRow, Vec<f16>), KernelRow> {
+    ) -> std::result::Result<(KernelRow, Vec<f16>), Box<KernelRow>> {
         match checked {
             Ok((Verdict::Right(nmse), output)) => {
                 row.nmse = Some(nmse);
@@ -402,12 +416,12 @@ impl Bench<'_> {
             }
             Ok((Verdict::Wrong(reason, worst), _)) => {
                 row.worst = worst;
-                Err(row.ended(Outcome::Fail, reason))
+                Err(Box::new(row.ended(Outcome::Fail, &reason)))
             }
             Err(CudaError::Aqlm(AqlmError::Unsupported(reason))) => {
-                Err(row.ended(Outcome::Unsupported, reason))
+                Err(Box::new(row.ended(Outcome::Unsupported, &reason)))
             }
-            Err(error) => Err(row.ended(Outcome::Fail, error)),
+            Err(error) => Err(Box::new(row.ended(Outcome::Fail, &error))),
         }
     }
 

@@ -1,6 +1,6 @@
 use aqlm_reference::vocabulary::{Purpose, QuantizedMatrix, Stream, stream};
 use half::f16;
-use ndarray::{Array1, Array3, Array4, ArrayView2, Axis};
+use ndarray::{Array1, Array2, Array3, Array4, Axis};
 use rand::RngExt;
 use rayon::prelude::*;
 
@@ -71,7 +71,7 @@ impl Inputs {
         let x: Vec<f16> = (0..batch * options.in_features)
             .map(|_| f16::from_f64(input(&mut rng)))
             .collect();
-        let expected = product(&x, weight.view());
+        let expected = product(&x, &weight);
         Ok(Self { matrix, x, expected })
     }
 
@@ -91,11 +91,11 @@ impl Inputs {
 }
 
 /// X W^T in f64, `[batch, out_features]`, row-major. Blocks of output rows go to different threads.
-fn product(x: &[f16], weight: ArrayView2<'_, f64>) -> Vec<f64> {
+fn product(x: &[f16], weight: &Array2<f64>) -> Vec<f64> {
     let (out_features, in_features) = weight.dim();
     let batch = x.len() / in_features.max(1);
-    let x = ndarray::Array2::from_shape_fn((batch, in_features), |(n, i)| x[n * in_features + i].to_f64());
-    let mut transposed = ndarray::Array2::zeros((out_features, batch));
+    let x = Array2::from_shape_fn((batch, in_features), |(n, i)| x[n * in_features + i].to_f64());
+    let mut transposed = Array2::zeros((out_features, batch));
     transposed
         .axis_chunks_iter_mut(Axis(0), 64)
         .into_par_iter()

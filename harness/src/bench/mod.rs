@@ -65,6 +65,8 @@ pub struct BenchOptions {
     pub user_kernel: Option<PathBuf>,
     /// how many launch configurations to try of kernels that have several
     pub configs: usize,
+    /// only those whose description contains this
+    pub config: String,
 }
 
 /// Microseconds a call.
@@ -119,7 +121,7 @@ impl KernelRow {
         }
     }
 
-    fn ended(mut self, outcome: Outcome, reason: impl ToString) -> Self {
+    fn ended(mut self, outcome: Outcome, reason: &impl ToString) -> Self {
         self.outcome = outcome;
         self.reason = Some(reason.to_string());
         self

@@ -1,3 +1,4 @@
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use aqlm_reference::vocabulary::Scheme;
@@ -38,6 +39,9 @@ pub(super) struct Args {
     /// Launch configurations to try of kernels that have several, the one expected to be fastest first
     #[arg(long, value_name = "N", default_value_t = 1)]
     configs: usize,
+    /// Only launch configurations whose description contains this
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    config: String,
     /// Seed of codes, codebooks and inputs
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -68,6 +72,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         kernel_folder: args.kernels.clone(),
         user_kernel: args.kernel.clone(),
         configs: args.configs.max(1),
+        config: args.config.clone(),
     };
     let report = bench_cuda(&options, &mut |line| eprintln!("{line}"))?;
     output.result(&report, || text(&report));
@@ -107,8 +112,13 @@ fn replay(args: &Args, batch: usize, row: &KernelRow) -> String {
     } else {
         String::new()
     };
+    let config = if args.config.is_empty() {
+        String::new()
+    } else {
+        format!(" --config '{}'", args.config)
+    };
     format!(
-        "aqlm bench --op {} --scheme {} --shape {} --batch {batch} --replays 0 --seed {} --configs {}{file}{folder}{only}",
+        "aqlm bench --op {} --scheme {} --shape {} --batch {batch} --replays 0 --seed {} --configs {}{config}{file}{folder}{only}",
         args.op.name(),
         args.scheme,
         args.shape,
@@ -124,10 +134,11 @@ fn failure(row: &KernelRow) -> String {
         row.reason.as_deref().unwrap_or_default()
     );
     for worst in &row.worst {
-        text.push_str(&format!(
-            "  row {}, column {}: expected {}, found {}\n",
+        let _ = writeln!(
+            text,
+            "  row {}, column {}: expected {}, found {}",
             worst.row, worst.column, worst.expected, worst.found
-        ));
+        );
     }
     text
 }
@@ -142,14 +153,11 @@ fn text(report: &BenchReport) -> String {
         report.device.as_deref().unwrap_or("nothing")
     );
     if let Some(reason) = &report.waived {
-        text.push_str(&format!("waived: {reason}\n"));
+        let _ = writeln!(text, "waived: {reason}");
         return text;
     }
     if let Some(rate) = report.copy_bytes_per_second {
-        text.push_str(&format!(
-            "copy: {:.2} TB/s, bytes read and written\n",
-            rate / 1e12
-        ));
+        let _ = writeln!(text, "copy: {:.2} TB/s, bytes read and written", rate / 1e12);
     }
     let mut table = Table::new([
         "kernel",
@@ -232,16 +240,17 @@ fn text(report: &BenchReport) -> String {
     text.push_str(&table.render());
     for row in report.cases.iter().flat_map(|case| &case.kernels) {
         if let (Outcome::Unsupported, Some(reason)) = (row.outcome, &row.reason) {
-            text.push_str(&format!("unsupported: {}: {reason}\n", row.kernel));
+            let _ = writeln!(text, "unsupported: {}: {reason}", row.kernel);
         }
     }
-    text.push_str(&format!(
-        "{} pass, {} fail, {} unsupported, {} waived\n",
+    let _ = writeln!(
+        text,
+        "{} pass, {} fail, {} unsupported, {} waived",
         report.count(Outcome::Pass),
         report.count(Outcome::Fail),
         report.count(Outcome::Unsupported),
         report.count(Outcome::Waived)
-    ));
+    );
     text
 }
 

@@ -3,7 +3,8 @@
 //! An image is found again by the hash of everything that it depends on: source, options, architecture, versions of compiler and driver.
 
 use std::ffi::CString;
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use cudarc::nvrtc::result::{self as compiler, NvrtcError};
@@ -123,7 +124,10 @@ fn key(source: &str, options: &[String], driver: i32, compiler: (i32, i32)) -> S
     let mut hash = Sha256::new();
     hash.update(format!("{FORMAT} {driver} {compiler:?} {}\0", options.join("\0")));
     hash.update(source);
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hash.finalize().iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// A cached image whose digest is right.
@@ -139,9 +143,7 @@ fn read(file: &Path) -> Option<Vec<u8>> {
 
 /// Writes under another name first, so that nobody reads half an image.
 fn write(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let folder = file
-        .parent()
-        .ok_or_else(|| std::io::Error::other("no folder"))?;
+    let folder = file.parent().ok_or_else(|| std::io::Error::other("no folder"))?;
     std::fs::create_dir_all(folder)?;
     let part = file.with_extension(format!("part-{}", std::process::id()));
     let mut output = std::fs::File::create(&part)?;

@@ -9,10 +9,14 @@ mod plain;
 mod shared;
 mod sliced;
 mod tiles;
+mod warpgroup;
 
-pub use tiles::{TileConfig, tile_configs, with_config};
+pub use tiles::TileConfig;
+pub use warpgroup::WarpgroupConfig;
 
-use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result};
+use std::fmt;
+
+use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 use half::f16;
 
 /// What a packer must know of the device.
@@ -188,7 +192,8 @@ pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target, batch: usize) -
         "matmul/k1_naive" => plain::pack("matmul/k1_naive", matrix, batch),
         "decode/k1_naive" => plain::pack("decode/k1_naive", matrix, batch),
         "matmul/k2_fused_tensor" => tiles::pack_matmul(matrix, target, batch)?,
-        "decode/k2_tiles" => tiles::pack_decode(matrix, target)?,
+        "matmul/k3_warpgroup" => warpgroup::pack(matrix, target, batch)?,
+        "decode/k2_tiles" => tiles::pack_decode(matrix, target),
         "matvec/k2_shared_codebook" => shared::pack(matrix, target)?,
         "matvec/k3_lookup_table" => lookup::pack(matrix, target),
         "matvec/k4_sliced_codebook" => sliced::pack(matrix, target),
@@ -201,6 +206,56 @@ pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target, batch: usize) -
         )));
     }
     Ok(packed)
+}
+
+/// How a kernel divides its work, where there is a choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LaunchConfig {
+    /// of matmul k2
+    Tiles(TileConfig),
+    /// of matmul k3
+    Warpgroups(WarpgroupConfig),
+}
+
+impl fmt::Display for LaunchConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tiles(config) => config.fmt(f),
+            Self::Warpgroups(config) => config.fmt(f),
+        }
+    }
+}
+
+/// The configurations in which `target` can run kernel `id`, the one expected to be fastest first; empty for kernels that have no choice.
+pub fn launch_configs(
+    id: &str,
+    scheme: Scheme,
+    out_features: usize,
+    in_features: usize,
+    batch: usize,
+    target: &Target,
+) -> Vec<LaunchConfig> {
+    match id {
+        "matmul/k2_fused_tensor" => tiles::configs(scheme, out_features, in_features, batch, target)
+            .into_iter()
+            .map(LaunchConfig::Tiles)
+            .collect(),
+        "matmul/k3_warpgroup" => warpgroup::configs(scheme, out_features, in_features, batch, target)
+            .into_iter()
+            .map(LaunchConfig::Warpgroups)
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// `packed`, of a matrix of `scheme`, launched in another configuration of its kernel.
+pub fn with_config(packed: &Packed, scheme: Scheme, target: &Target, config: LaunchConfig) -> Packed {
+    let mut packed = packed.clone();
+    match config {
+        LaunchConfig::Tiles(config) => tiles::plan(&mut packed, scheme, target, config),
+        LaunchConfig::Warpgroups(config) => warpgroup::plan(&mut packed, scheme, target, config),
+    }
+    packed
 }
 
 fn bytes_of_u16(values: impl Iterator<Item = u16>) -> Vec<u8> {

@@ -9,6 +9,8 @@ use super::{Packed, Target, bytes_of_u32, codebook_bytes, scale_bytes};
 const TILE_ROWS: usize = 8;
 /// Steps of four input groups in a unit.
 const STEPS: usize = 4;
+/// Input groups of a unit.
+pub(super) const UNIT_GROUPS: usize = 4 * STEPS;
 /// Shared memory that copies of the codebooks may take, so that stages of x fit beside them.
 const CODEBOOK_LIMIT: usize = 131_072;
 const WARP: usize = 32;
@@ -42,25 +44,25 @@ impl fmt::Display for TileConfig {
 }
 
 /// Facts about a scheme that codes in tiles depend on.
-struct Form {
-    m: usize,
+pub(super) struct Form {
+    pub(super) m: usize,
     /// bits a code takes
     field: usize,
     /// 16-byte vectors of a codeword
-    vectors: usize,
+    pub(super) vectors: usize,
     /// 4-byte words of a lane in a unit
-    words: usize,
+    pub(super) words: usize,
     /// words that a lane loads at once
     part: usize,
-    units: usize,
+    pub(super) units: usize,
     tiles: usize,
-    codebook_bytes: usize,
+    pub(super) codebook_bytes: usize,
     /// copies of the codebooks in shared memory
-    replicas: usize,
+    pub(super) replicas: usize,
 }
 
 impl Form {
-    fn new(scheme: Scheme, out_features: usize, in_features: usize, target: &Target) -> Self {
+    pub(super) fn new(scheme: Scheme, out_features: usize, in_features: usize, target: &Target) -> Self {
         let m = scheme.num_codebooks;
         let field = if scheme.nbits <= 8 { 8 } else { 16 };
         let words = m * field / 8;
@@ -85,7 +87,7 @@ impl Form {
         }
     }
 
-    fn of(matrix: &QuantizedMatrix, target: &Target) -> Self {
+    pub(super) fn of(matrix: &QuantizedMatrix, target: &Target) -> Self {
         Self::new(matrix.scheme, matrix.out_features(), matrix.in_features(), target)
     }
 
@@ -116,11 +118,11 @@ impl Form {
         bytes_of_u32(&words)
     }
 
-    fn buffers(&self, matrix: &QuantizedMatrix) -> Vec<Vec<u8>> {
+    pub(super) fn buffers(&self, matrix: &QuantizedMatrix) -> Vec<Vec<u8>> {
         vec![self.codes(matrix), codebook_bytes(matrix), scale_bytes(matrix)]
     }
 
-    fn defines(&self, scheme: Scheme) -> Vec<(&'static str, usize)> {
+    pub(super) fn defines(&self, scheme: Scheme) -> Vec<(&'static str, usize)> {
         vec![
             ("AQLM_M", self.m),
             ("AQLM_B", scheme.nbits as usize),
@@ -184,7 +186,7 @@ impl Form {
 }
 
 /// Configurations of matmul k2 that the target can run, the one expected to be fastest first.
-pub fn tile_configs(
+pub(super) fn configs(
     scheme: Scheme,
     out_features: usize,
     in_features: usize,
@@ -225,7 +227,7 @@ pub fn tile_configs(
 /// matmul k2 in the configuration that is expected to be fastest.
 pub(super) fn pack_matmul(matrix: &QuantizedMatrix, target: &Target, batch: usize) -> Result<Packed> {
     let (out_features, in_features) = (matrix.out_features(), matrix.in_features());
-    let configs = tile_configs(matrix.scheme, out_features, in_features, batch, target);
+    let configs = configs(matrix.scheme, out_features, in_features, batch, target);
     let config = configs.first().ok_or_else(|| {
         AqlmError::Unsupported(format!("no configuration of matmul k2 fits {}", matrix.scheme))
     })?;
@@ -244,33 +246,26 @@ pub(super) fn pack_matmul(matrix: &QuantizedMatrix, target: &Target, batch: usiz
         batch,
         rows: out_features,
     };
-    form.plan(&mut packed, matrix.scheme, *config);
+    plan(&mut packed, matrix.scheme, target, *config);
     Ok(packed)
 }
 
-impl Form {
-    fn plan(&self, packed: &mut Packed, scheme: Scheme, config: TileConfig) {
-        packed.defines = self.defines(scheme);
-        packed.defines.extend([
-            ("AQLM_ROW_WARPS", config.row_warps),
-            ("AQLM_TILES", config.tiles),
-            ("AQLM_SLICES", config.slices),
-            ("AQLM_BATCH_TILES", config.batch_tiles),
-        ]);
-        packed.grid = [
-            self.tiles.div_ceil(config.row_warps * config.tiles) as u32,
-            packed.batch.div_ceil(16 * config.batch_tiles) as u32,
-        ];
-        packed.block = (config.row_warps * config.slices * WARP) as u32;
-        packed.shared_bytes = self.shared_bytes(config);
-    }
-}
-
-/// `packed` by matmul k2 for a matrix of `scheme`, launched in another configuration.
-pub fn with_config(packed: &Packed, scheme: Scheme, target: &Target, config: TileConfig) -> Packed {
-    let mut packed = packed.clone();
-    Form::new(scheme, packed.out_features, packed.in_features, target).plan(&mut packed, scheme, config);
-    packed
+/// Sets `packed`'s launch to `config`.
+pub(super) fn plan(packed: &mut Packed, scheme: Scheme, target: &Target, config: TileConfig) {
+    let form = Form::new(scheme, packed.out_features, packed.in_features, target);
+    packed.defines = form.defines(scheme);
+    packed.defines.extend([
+        ("AQLM_ROW_WARPS", config.row_warps),
+        ("AQLM_TILES", config.tiles),
+        ("AQLM_SLICES", config.slices),
+        ("AQLM_BATCH_TILES", config.batch_tiles),
+    ]);
+    packed.grid = [
+        form.tiles.div_ceil(config.row_warps * config.tiles) as u32,
+        packed.batch.div_ceil(16 * config.batch_tiles) as u32,
+    ];
+    packed.block = (config.row_warps * config.slices * WARP) as u32;
+    packed.shared_bytes = form.shared_bytes(config);
 }
 
 impl Packed {
@@ -288,7 +283,7 @@ impl Packed {
 }
 
 /// decode k2: the same buffers as matmul k2.
-pub(super) fn pack_decode(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> {
+pub(super) fn pack_decode(matrix: &QuantizedMatrix, target: &Target) -> Packed {
     let form = Form::of(matrix, target);
     let tasks = form.tiles * form.units;
     // Two blocks of 16 warps a multiprocessor where shared memory allows.
@@ -299,7 +294,7 @@ pub(super) fn pack_decode(matrix: &QuantizedMatrix, target: &Target) -> Result<P
         1
     };
     let grid = tasks.div_ceil(16).min(target.multiprocessors as usize * blocks);
-    Ok(Packed {
+    Packed {
         kernel: "decode/k2_tiles",
         defines: form.defines(matrix.scheme),
         buffers: form.buffers(matrix),
@@ -312,5 +307,5 @@ pub(super) fn pack_decode(matrix: &QuantizedMatrix, target: &Target) -> Result<P
         in_features: matrix.in_features(),
         batch: 1,
         rows: matrix.out_features(),
-    })
+    }
 }
