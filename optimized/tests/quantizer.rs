@@ -18,6 +18,10 @@ use support::{assert_close, limit, normal, quantized, random, widened, with_outl
 /// By how much the loss that a search reaches may be above the reference's (issue "The CPU backend").
 const SEARCH: f64 = 1e-3;
 
+/// Layers whose losses are compared on average. Where a search ends differs from layer to layer by a few thousandths, up
+/// or down, as soon as one rounding differs; the mean of twelve does so by a third of [`SEARCH`].
+const LAYERS: u64 = 12;
+
 const KEY: StreamKey = StreamKey {
     seed: 3,
     block: 2,
@@ -364,32 +368,36 @@ fn layers_are_quantized_as_well_as_by_the_reference() {
         ("2x4g4o2", 96, 64, Initialization::Residual, adam, 1),
     ];
     for (scheme, out, inputs, init, update, beam) in variants {
-        let p = problem(29, scheme, out, inputs);
         let settings = LayerSettings {
             beam,
             ..settings(scheme, init, update)
         };
-        let mut events = Vec::new();
-        let (matrix, report) = layer_quantize(&p.weight, &p.hessian, &settings, KEY, &mut |event| {
-            events.push(event);
-        })
-        .unwrap();
-        let exact_weight = p.weight.mapv(f64::from);
-        let (_, expected) =
-            reference::layer_quantize(&exact_weight, &p.hessian, &settings, KEY, &mut |_| ()).unwrap();
-        let reached = reference::relative_layer_error(&exact_weight, &reference::decode(&matrix), &p.hessian);
+        let mut ratios = Vec::new();
+        for seed in 29..29 + LAYERS {
+            let p = problem(seed, scheme, out, inputs);
+            let mut events = Vec::new();
+            let (matrix, report) = layer_quantize(&p.weight, &p.hessian, &settings, KEY, &mut |event| {
+                events.push(event);
+            })
+            .unwrap();
+            let exact_weight = p.weight.mapv(f64::from);
+            let (_, expected) =
+                reference::layer_quantize(&exact_weight, &p.hessian, &settings, KEY, &mut |_| ()).unwrap();
+            let reached =
+                reference::relative_layer_error(&exact_weight, &reference::decode(&matrix), &p.hessian);
+            ratios.push((reached / expected.relative_error).ln());
+            // f32 products of W - Q with H, summed in f64: each has a relative error of a sum of `inputs` terms
+            assert!((report.relative_error - reached).abs() <= limit(2 * inputs).sqrt() * reached);
+            assert!(report.trace.windows(2).all(|pair| pair[1] <= pair[0]));
+            assert!(matches!(events[0], LayerEvent::Initialized { loss } if loss == report.initial_error));
+            assert_eq!(report.dead_inputs, 0);
+        }
+        let mean = ratios.iter().sum::<f64>() / ratios.len() as f64;
         println!(
-            "{scheme}: {reached} reference {} rounds {} {}",
-            expected.relative_error,
-            report.trace.len(),
-            expected.trace.len()
+            "{scheme}: {:+.3} % of the reference's loss, {ratios:?}",
+            100.0 * mean
         );
-        // f32 products of W - Q with H, summed in f64: each has a relative error of a sum of `inputs` terms
-        assert!((report.relative_error - reached).abs() <= limit(2 * inputs).sqrt() * reached);
-        assert!(report.trace.windows(2).all(|pair| pair[1] <= pair[0]));
-        assert!(matches!(events[0], LayerEvent::Initialized { loss } if loss == report.initial_error));
-        assert_eq!(report.dead_inputs, 0);
-        assert!(reached <= expected.relative_error * (1.0 + SEARCH), "{scheme}");
+        assert!(mean <= SEARCH, "{scheme}: {ratios:?}");
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) struct Args {
     #[arg(long)]
     windows: Option<usize>,
     /// Which backend computes
-    #[arg(long, value_enum, default_value = "reference")]
+    #[arg(long, value_enum, default_value = "cpu")]
     backend: BackendKind,
     /// Write the windows' token ids and logits to a safetensors file (input_ids, logits)
     #[arg(long, value_name = "FILE")]

@@ -30,7 +30,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Which backend computes
-    #[arg(long, value_enum, default_value = "reference")]
+    #[arg(long, value_enum, default_value = "cpu")]
     backend: BackendKind,
     #[command(flatten)]
     settings: SettingsArgs,

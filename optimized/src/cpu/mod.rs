@@ -25,6 +25,7 @@ pub mod quantizer;
 mod simd;
 mod vectorize;
 mod words;
+mod zeroed;
 
 pub use layout::PackedMatrix;
 pub use plan::{CodebookPrecision, Form, Plan, TablePrecision};

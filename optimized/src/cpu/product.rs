@@ -32,12 +32,29 @@ pub fn product_into(
         (a.nrows(), b.nrows(), b.ncols()),
         "operands of a product"
     );
+    // SAFETY: `c` is initialised, whatever `accumulate` says.
+    unsafe { in_pieces(c.view_mut(), accumulate, a, b, alpha, par) };
+}
+
+/// The work of [`product_into`].
+///
+/// # Safety
+/// T is f32, or `MaybeUninit<f32>` if `accumulate` is [`Accum::Replace`]; shapes fit together.
+unsafe fn in_pieces<T: Send + Sync>(
+    mut c: ArrayViewMut2<'_, T>,
+    accumulate: Accum,
+    a: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, f32>,
+    alpha: f32,
+    par: Par,
+) {
+    let (m, n) = c.dim();
     let (axis, side) = if m >= n { (Axis(0), m) } else { (Axis(1), n) };
     if side == 0 {
         return;
     }
     let piece = side.div_ceil(PIECES).max(SHORTEST_PIECE);
-    let one = |(index, mut c): (usize, ArrayViewMut2<'_, f32>)| {
+    let one = |(index, mut c): (usize, ArrayViewMut2<'_, T>)| {
         let start = index * piece;
         let (a, b) = if axis == Axis(0) {
             let rows = c.nrows();
@@ -86,9 +103,14 @@ pub(crate) fn product_on_this_thread(
 /// # Panics
 /// When the shapes do not fit together.
 pub fn product(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, par: Par) -> Array2<f32> {
-    let mut c = Array2::zeros((a.nrows(), b.ncols()));
-    product_into(c.view_mut(), Accum::Replace, a, b, 1.0, par);
-    c
+    assert_eq!(a.ncols(), b.nrows(), "operands of a product");
+    let mut c = Array2::uninit((a.nrows(), b.ncols()));
+    // SAFETY: shapes fit; the product writes every element, zeros where there is nothing to add up, and reads none. So
+    // all of `c` is initialised afterwards.
+    unsafe {
+        in_pieces(c.view_mut(), Accum::Replace, a, b, 1.0, par);
+        c.assume_init()
+    }
 }
 
 /// A linear layer: `y = x W^T`, x [samples, in], W [out, in] -> [samples, out].
@@ -141,11 +163,13 @@ fn view<'a>(a: &'a ArrayView2<'_, f32>) -> MatRef<'a, f32> {
     unsafe { MatRef::from_raw_parts(a.as_ptr(), a.nrows(), a.ncols(), row, column) }
 }
 
-fn view_mut<'a>(a: &'a mut ArrayViewMut2<'_, f32>) -> MatMut<'a, f32> {
+/// T is f32 or `MaybeUninit<f32>`.
+fn view_mut<'a, T>(a: &'a mut ArrayViewMut2<'_, T>) -> MatMut<'a, f32> {
     let (rows, columns) = a.dim();
     let [row, column] = [a.strides()[0], a.strides()[1]];
-    // SAFETY: as in `view`, and the exclusive borrow of a mutable view makes it the only one.
-    unsafe { MatMut::from_raw_parts_mut(a.as_mut_ptr(), rows, columns, row, column) }
+    // SAFETY: as in `view`, and the exclusive borrow of a mutable view makes it the only one. `MaybeUninit<f32>` has the
+    // layout of f32, and faer sees the elements through the pointer alone.
+    unsafe { MatMut::from_raw_parts_mut(a.as_mut_ptr().cast::<f32>(), rows, columns, row, column) }
 }
 
 #[cfg(test)]
@@ -217,5 +241,12 @@ mod tests {
             linear(x.slice(s![..0, ..]), dyadic(4, 20, 0).view(), Par::Seq).dim(),
             (0, 4)
         );
+        // Nothing to add up: memory that nobody has written must not show.
+        for par in [Par::Seq, Par::rayon(0)] {
+            assert_eq!(
+                product(Array2::zeros((70, 0)).view(), Array2::zeros((0, 30)).view(), par),
+                Array2::<f32>::zeros((70, 30))
+            );
+        }
     }
 }

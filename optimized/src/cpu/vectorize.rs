@@ -103,6 +103,26 @@ vectorized! {
 }
 
 #[inline(always)]
+fn sum_of_exponentials_body<const FUSED: bool>(values: &[f32], origin: f32) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for values in whole {
+        for i in 0..LANES {
+            lanes[i] += f64::from(exp::<FUSED>(values[i] - origin));
+        }
+    }
+    for (i, value) in rest.iter().enumerate() {
+        lanes[i] += f64::from(exp::<FUSED>(value - origin));
+    }
+    lanes.iter().sum()
+}
+
+vectorized! {
+    /// The sum of e^(x - origin): exponentials in f32, their sum in f64.
+    pub(crate) fn sum_of_exponentials(values: &[f32], origin: f32) -> f64 = sum_of_exponentials_body
+}
+
+#[inline(always)]
 fn squared_distance_body<const FUSED: bool>(a: &[f32], b: &[f32]) -> f64 {
     // Differences are exact enough in f32; squares of a hundred thousand of them are added up in f64.
     let mut lanes = [0.0f64; LANES];

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::cpu::product::product_on_this_thread;
 use crate::cpu::vectorize::{LANES, close, dot, exp, vectorized};
+use crate::cpu::zeroed::zeroed;
 
 /// Queries that share one product with the keys. Causality makes half of all scores useless; cutting the queries
 /// lets the products skip most of that half, and keeps a task's scores in the second-level cache.
@@ -24,7 +25,7 @@ pub(super) fn attention(
     v: ArrayView2<'_, f32>,
     tokens: usize,
 ) -> Array2<f32> {
-    let mut out = Array2::zeros(q.dim());
+    let mut out = zeroed(q.dim());
     let own = config.heads_per_kv_head() * config.head_dim;
     let tasks: Vec<_> = tiles_mut(out.view_mut(), tokens, own)
         .into_iter()
@@ -70,11 +71,7 @@ pub(super) fn attention_backward(
     tokens: usize,
     grad_out: ArrayView2<'_, f32>,
 ) -> [Array2<f32>; 3] {
-    let mut gradients = [
-        Array2::zeros(q.dim()),
-        Array2::zeros(k.dim()),
-        Array2::zeros(v.dim()),
-    ];
+    let mut gradients = [zeroed(q.dim()), zeroed(k.dim()), zeroed(v.dim())];
     let [grad_q, grad_k, grad_v] = &mut gradients;
     let width = config.head_dim;
     let own = config.heads_per_kv_head() * width;

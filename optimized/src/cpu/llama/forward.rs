@@ -9,6 +9,7 @@ use super::rotary::Turn;
 use super::swiglu::swiglu;
 use super::{Block, Rotary};
 use crate::cpu::product::{linear, product_into};
+use crate::cpu::zeroed::{zeroed, zeroed_sequences};
 
 /// Rows that go through a block together: enough to keep products efficient, few enough that their inner activations
 /// (some twenty times the hidden state) stay out of the way of everything else in memory.
@@ -73,7 +74,7 @@ pub fn block_forward(
     rotary: &Rotary,
     x: ArrayView3<'_, f32>,
 ) -> Array3<f32> {
-    let mut y = Array3::zeros(x.dim());
+    let mut y = zeroed_sequences(x.dim());
     for_each_part(x, |first, part| {
         let (result, _) = block_forward_traced(config, block, rotary, part);
         let to = first..first + part.dim().0;
@@ -143,7 +144,7 @@ pub fn block_forward_traced(
 /// [sequences, tokens, features] as [rows, features], copied.
 pub(super) fn rows_of(x: ArrayView3<'_, f32>) -> Array2<f32> {
     let (sequences, tokens, features) = x.dim();
-    let mut rows = Array2::zeros((sequences * tokens, features));
+    let mut rows = zeroed((sequences * tokens, features));
     rows.axis_chunks_iter_mut(Axis(0), tokens.max(1))
         .into_par_iter()
         .zip(x.outer_iter().into_par_iter())

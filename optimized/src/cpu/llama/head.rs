@@ -5,7 +5,8 @@ use rayon::prelude::*;
 
 use super::rms_norm::{rms_norm, rms_norm_row};
 use crate::cpu::product::linear;
-use crate::cpu::vectorize::{dot, squared_distance};
+use crate::cpu::vectorize::{dot, squared_distance, sum_of_exponentials};
+use crate::cpu::zeroed::zeroed_sequences;
 
 /// Logits that one pass holds at a time when only losses are wanted.
 const LOGITS: usize = 1 << 25;
@@ -77,7 +78,7 @@ impl Head {
     }
 
     /// Negative log-likelihoods in nats of each next token of each sequence, [tokens - 1] each, for hidden states
-    /// [sequences, tokens, hidden]: ln(sum_i e^l_i) - l_target, exponentials and their sum in f64.
+    /// [sequences, tokens, hidden]: ln(sum_i e^l_i) - l_target, exponentials in f32 and their sum in f64.
     ///
     /// # Errors
     /// `Shape` when sequences and hidden states do not fit, `TokenOutOfRange` when a target has no logit.
@@ -132,10 +133,8 @@ impl Head {
 /// ln(sum_i e^l_i) - l_target, the largest logit taken out of the sum first.
 fn token_loss(logits: ArrayView1<'_, f32>, target: u32) -> f64 {
     let largest = logits.fold(f32::NEG_INFINITY, |most, &logit| most.max(logit));
-    let sum: f64 = logits
-        .iter()
-        .map(|&logit| (f64::from(logit) - f64::from(largest)).exp())
-        .sum();
+    let logits_in_order = logits.as_standard_layout();
+    let sum = sum_of_exponentials(logits_in_order.as_slice().unwrap_or_default(), largest);
     sum.ln() + (f64::from(largest) - f64::from(logits[target as usize]))
 }
 
@@ -145,7 +144,7 @@ fn token_loss(logits: ArrayView1<'_, f32>, target: u32) -> f64 {
 /// `TokenOutOfRange` when a token has no embedding, `Shape` when the sequences differ in length.
 pub fn embed(embedding: ArrayView2<'_, f32>, sequences: &[&[u32]]) -> Result<Array3<f32>> {
     let tokens = sequences.first().map_or(0, |sequence| sequence.len());
-    let mut hidden = Array3::zeros((sequences.len(), tokens, embedding.ncols()));
+    let mut hidden = zeroed_sequences((sequences.len(), tokens, embedding.ncols()));
     for (mut to, sequence) in hidden.outer_iter_mut().zip(sequences) {
         if sequence.len() != tokens {
             return Err(AqlmError::Shape {
@@ -155,9 +154,10 @@ pub fn embed(embedding: ArrayView2<'_, f32>, sequences: &[&[u32]]) -> Result<Arr
             });
         }
         check_tokens(sequence, embedding.nrows())?;
-        for (mut row, &token) in to.outer_iter_mut().zip(sequence.iter()) {
-            row.assign(&embedding.row(token as usize));
-        }
+        to.outer_iter_mut()
+            .into_par_iter()
+            .zip(sequence.par_iter())
+            .for_each(|(mut row, &token)| row.assign(&embedding.row(token as usize)));
     }
     Ok(hidden)
 }

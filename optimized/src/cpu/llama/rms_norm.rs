@@ -2,13 +2,14 @@ use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
 use crate::cpu::vectorize::{LANES, close, dot, multiply_add, vectorized};
+use crate::cpu::zeroed::zeroed;
 
 /// Rows of one task; also the rows whose weight gradients are summed before they join the others.
 const ROWS: usize = 64;
 
 /// RMSNorm of each row: y = w x / sqrt(mean(x^2) + eps), x and y [rows, hidden] (Zhang and Sennrich 2019).
 pub(super) fn rms_norm(x: ArrayView2<'_, f32>, weight: &Array1<f32>, eps: f64) -> Array2<f32> {
-    let mut y = Array2::zeros(x.dim());
+    let mut y = zeroed(x.dim());
     y.axis_chunks_iter_mut(Axis(0), ROWS)
         .into_par_iter()
         .zip(x.axis_chunks_iter(Axis(0), ROWS))

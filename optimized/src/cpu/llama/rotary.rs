@@ -4,6 +4,8 @@ use aqlm_reference::vocabulary::{LlamaConfig, Rope, RopeScaling};
 use ndarray::{Array2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
+use crate::cpu::vectorize::{multiply_add, vectorized};
+
 /// Rows of one task.
 const ROWS: usize = 256;
 
@@ -68,20 +70,35 @@ impl Rotary {
 
     /// Rotates every head of one row, [heads x head_dim].
     pub(super) fn rotate_row(&self, row: &mut [f32], position: usize, turn: Turn) {
-        let half = self.cos.ncols();
         let (cos, sin) = (self.cos.row(position), self.sin.row(position));
         let sign = match turn {
             Turn::Forward => 1.0,
             Turn::Back => -1.0,
         };
-        for head in row.chunks_exact_mut(2 * half) {
-            let (first, second) = head.split_at_mut(half);
-            for (((a, b), &cos), &sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                let sin = sign * sin;
-                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-            }
+        if let (Some(cos), Some(sin)) = (cos.to_slice(), sin.to_slice()) {
+            rotate_heads(row, cos, sin, sign);
         }
     }
+}
+
+#[inline(always)]
+fn rotate_body<const FUSED: bool>(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+    let half = cos.len();
+    for head in row.chunks_exact_mut(2 * half) {
+        let (first, second) = head.split_at_mut(half);
+        for (((a, b), &cos), &sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+            let sin = sign * sin;
+            (*a, *b) = (
+                multiply_add::<FUSED>(*a, cos, -(*b * sin)),
+                multiply_add::<FUSED>(*b, cos, *a * sin),
+            );
+        }
+    }
+}
+
+vectorized! {
+    /// Rotates every pair (a, b) of every head by its angle, times `sign`.
+    fn rotate_heads(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) = rotate_body
 }
 
 /// The angle by which pair i turns from one position to the next: theta^(-2i / head_dim), and then what the model's

@@ -2,13 +2,14 @@ use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
 use crate::cpu::vectorize::{exp, vectorized};
+use crate::cpu::zeroed::zeroed;
 
 /// Values of one task.
 const LEN: usize = 1 << 14;
 
 /// SwiGLU: silu(gate) up, all of one shape (Shazeer 2020); silu(g) = g / (1 + e^-g).
 pub(super) fn swiglu(gate: ArrayView2<'_, f32>, up: ArrayView2<'_, f32>) -> Array2<f32> {
-    let mut y = Array2::zeros(gate.dim());
+    let mut y = zeroed(gate.dim());
     if let (Some(y), Some(gate), Some(up)) = (y.as_slice_mut(), gate.to_slice(), up.to_slice()) {
         y.par_chunks_mut(LEN)
             .zip(gate.par_chunks(LEN))
@@ -25,7 +26,7 @@ pub(super) fn swiglu_backward(
     up: ArrayView2<'_, f32>,
     grad_y: &mut Array2<f32>,
 ) -> Array2<f32> {
-    let mut grad_gate = Array2::zeros(gate.dim());
+    let mut grad_gate = zeroed(gate.dim());
     let slices = (
         grad_gate.as_slice_mut(),
         grad_y.as_slice_mut(),

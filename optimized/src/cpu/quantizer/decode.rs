@@ -2,13 +2,15 @@ use aqlm_reference::vocabulary::QuantizedMatrix;
 use ndarray::Array2;
 use rayon::prelude::*;
 
+use crate::cpu::zeroed::zeroed;
+
 /// Output groups of one task.
 const OUT_GROUPS: usize = 32;
 
 /// The dense weight [out_features, in_features] in f32: element (o go + a, j gi + b) is
 /// `scales[o] * sum_m codebooks[m, codes[o, j, m], a, b]` (paper section 3.1).
 pub fn decode(matrix: &QuantizedMatrix) -> Array2<f32> {
-    let mut weight = Array2::zeros((matrix.out_features(), matrix.in_features()));
+    let mut weight = zeroed((matrix.out_features(), matrix.in_features()));
     decode_into(matrix, &mut weight);
     weight
 }

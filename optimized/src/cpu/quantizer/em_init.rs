@@ -82,15 +82,15 @@ fn assign(fit: &mut Fit, groups: &[f32], blocks: &[Vec<f64>], gi: usize) {
                 }
             }
             let mut found = Vec::new();
-            codewords.least(&forms, &vectors, &vec![1.0; out_groups], &mut found);
+            codewords.nearest(&forms, &vectors, &vec![1.0; out_groups], &mut found);
             found
                 .iter()
                 .enumerate()
-                .map(|(o, &(score, k))| {
+                .map(|(o, nearest)| {
                     let current = codes[o * in_groups + j];
                     let vector = &vectors[o * len..][..len];
-                    if score < codewords.score(current as usize, &forms, vector, 1.0) {
-                        k
+                    if nearest.score < codewords.score(current as usize, &forms, vector, 1.0) {
+                        nearest.code
                     } else {
                         current
                     }

@@ -7,10 +7,11 @@ use aqlm_reference::vocabulary::{
 use ndarray::Array2;
 
 use super::beam_search::search;
-use super::codebook_update::update_problem;
+use super::codebook_update::update_trial;
 use super::em_init::em_init;
-use super::problem::Problem;
+use super::problem::{Problem, inner};
 use super::residual_init::residual_init;
+use super::trial::Trial;
 
 /// Quantizes one layer: initialisation, then rounds of (codebook update, one beam-search sweep over randomly ordered
 /// input groups) until a round gains less than `relative_tolerance` of the loss or `max_rounds` are done (paper
@@ -34,34 +35,41 @@ pub fn layer_quantize(
     observe: &mut dyn FnMut(LayerEvent),
 ) -> Result<(QuantizedMatrix, LayerReport)> {
     let (_, in_groups) = validate(weight, hessian, settings)?;
-    let damped = damped(hessian, settings.damping);
-    let plain = Problem::new(weight, hessian)?;
-    let metric = Problem::new(weight, &damped)?;
-    let norm = plain.norm();
-    let loss_of = |matrix: &QuantizedMatrix| {
-        let error = plain.layer_error(matrix);
+    let ridge = settings.damping * hessian.diag().sum() / hessian.nrows().max(1) as f64;
+    let mut damped = hessian.as_standard_layout().into_owned();
+    damped.diag_mut().mapv_inplace(|x| x + ridge);
+    let problem = Problem::new(weight, &damped)?;
+    // Under H as it is: what the damping adds is known.
+    let norm = problem.norm() - ridge * inner(&problem.weight, &problem.weight);
+    let loss_of = |trial: &Trial| {
+        let error = (trial.loss - ridge * inner(&trial.error, &trial.error)).max(0.0);
         if error == 0.0 { 0.0 } else { error / norm }
     };
 
-    let mut best = match settings.init {
+    let first = match settings.init {
         Initialization::Residual => residual_init(weight, settings, key)?,
         Initialization::Em { rounds } => em_init(weight, &damped, settings, rounds, key)?,
     };
-    let initial_error = loss_of(&best);
+    drop(damped);
+    let mut trial = Trial::new(&problem, first);
+    let initial_error = loss_of(&trial);
     observe(LayerEvent::Initialized { loss: initial_error });
 
+    let mut best = trial.matrix.clone();
     let mut relative_error = initial_error;
     let mut trace = Vec::new();
     let mut sweeps = key.stream(Purpose::Sweep);
     for round in 0..settings.max_rounds {
-        let (mut candidate, _) = update_problem(&metric, &best, &settings.update)?;
+        trial = update_trial(&problem, trial, &settings.update)?;
         observe(LayerEvent::Updated {
             round,
-            loss: loss_of(&candidate),
+            loss: loss_of(&trial),
         });
         let order = sweep_order(&mut sweeps, in_groups, settings.scheme.num_codebooks);
-        candidate.codes = search(&metric, &candidate, &order, settings.beam)?;
-        let loss = loss_of(&candidate);
+        let mut candidate = trial.matrix.clone();
+        candidate.codes = search(&problem, trial, &order, settings.beam)?;
+        trial = Trial::new(&problem, candidate);
+        let loss = loss_of(&trial);
         observe(LayerEvent::Searched { round, loss });
         let kept = matches!(
             loss.partial_cmp(&relative_error),
@@ -72,7 +80,8 @@ pub fn layer_quantize(
         }
         let gain = relative_error - loss;
         let enough = gain >= settings.relative_tolerance * relative_error && gain > 0.0;
-        (best, relative_error) = (candidate, loss);
+        best.clone_from(&trial.matrix);
+        relative_error = loss;
         trace.push(loss);
         if !enough {
             break;
@@ -85,14 +94,6 @@ pub fn layer_quantize(
         dead_inputs: hessian.diag().iter().filter(|&&x| x == 0.0).count(),
     };
     Ok((best, report))
-}
-
-/// H + `damping` x mean(diag H) x I.
-fn damped(hessian: &Array2<f64>, damping: f64) -> Array2<f64> {
-    let mut result = hessian.as_standard_layout().into_owned();
-    let ridge = damping * hessian.diag().sum() / hessian.nrows().max(1) as f64;
-    result.diag_mut().mapv_inplace(|x| x + ridge);
-    result
 }
 
 /// Refuses what cannot be quantized; returns (out_groups, in_groups).

@@ -15,6 +15,7 @@ mod places;
 mod problem;
 mod residual_init;
 mod small_solve;
+mod trial;
 
 pub use beam_search::beam_search;
 pub use codebook_update::{adam, update};

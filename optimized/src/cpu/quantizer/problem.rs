@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::decode::decode;
 use crate::cpu::product::product;
+use crate::cpu::vectorize::dot_in_f64;
 
 /// Rows whose losses one task adds up.
 const ROWS: usize = 16;
@@ -16,6 +17,8 @@ pub(crate) struct Problem {
     pub(crate) weight: Array2<f32>,
     /// H, [in_features, in_features], standard layout
     pub(crate) hessian: Array2<f32>,
+    /// W H, [out_features, in_features], standard layout
+    pub(crate) weight_image: Array2<f32>,
 }
 
 impl Problem {
@@ -30,9 +33,13 @@ impl Problem {
                 found: hessian.shape().to_vec(),
             });
         }
+        let weight = weight.as_standard_layout().into_owned();
+        let hessian = hessian.as_standard_layout().mapv(|h| h as f32);
+        let weight_image = product(weight.view(), hessian.view(), Par::rayon(0));
         Ok(Self {
-            weight: weight.as_standard_layout().into_owned(),
-            hessian: hessian.as_standard_layout().mapv(|h| h as f32),
+            weight,
+            hessian,
+            weight_image,
         })
     }
 
@@ -64,33 +71,20 @@ impl Problem {
         product(dense.view(), self.hessian.view(), Par::rayon(0))
     }
 
-    /// tr((W - Q) H (W - Q)T): the products in f32, their sum in f64.
-    pub(crate) fn layer_error(&self, matrix: &QuantizedMatrix) -> f64 {
-        let error = self.error(matrix);
-        inner(&self.image(&error), &error)
-    }
-
     /// tr(W H WT).
     pub(crate) fn norm(&self) -> f64 {
-        inner(&self.image(&self.weight), &self.weight)
+        inner(&self.weight_image, &self.weight)
     }
-}
-
-/// <a, b> for each row, in f64.
-pub(crate) fn row_products(a: &Array2<f32>, b: &Array2<f32>) -> Vec<f64> {
-    let width = a.ncols().max(1);
-    let (a, b) = (a.as_slice().unwrap_or_default(), b.as_slice().unwrap_or_default());
-    a.par_chunks(ROWS * width)
-        .zip(b.par_chunks(ROWS * width))
-        .flat_map_iter(|(a, b)| {
-            a.chunks_exact(width)
-                .zip(b.chunks_exact(width))
-                .map(|(a, b)| crate::cpu::vectorize::dot_in_f64(a, b))
-        })
-        .collect()
 }
 
 /// <a, b> over all elements, in f64 and in one order.
 pub(crate) fn inner(a: &Array2<f32>, b: &Array2<f32>) -> f64 {
-    row_products(a, b).iter().sum()
+    let width = a.ncols().max(1);
+    let (a, b) = (a.as_slice().unwrap_or_default(), b.as_slice().unwrap_or_default());
+    let parts: Vec<f64> = a
+        .par_chunks(ROWS * width)
+        .zip(b.par_chunks(ROWS * width))
+        .map(|(a, b)| dot_in_f64(a, b))
+        .collect();
+    parts.iter().sum()
 }

@@ -8,6 +8,8 @@
 pub(crate) unsafe trait Vector: Copy {
     /// Lanes: 8 or 16.
     const LANES: usize;
+    /// Whether [`Vector::mul_add`] rounds once.
+    const FUSED: bool;
     /// All lanes `value`.
     unsafe fn splat(value: f32) -> Self;
     /// Consecutive f32.
@@ -24,9 +26,22 @@ pub(crate) unsafe trait Vector: Copy {
     unsafe fn mul_add(self, factor: Self, term: Self) -> Self;
     /// The sum over lanes, in a fixed order.
     unsafe fn sum(self) -> f32;
+    /// The least of all lanes; lanes are not NaN.
+    unsafe fn least(self) -> f32;
+    /// `yes` in the lanes where `self < bound`, `no` in the others (so in those of NaN).
+    unsafe fn pick_below(self, bound: Self, yes: Self, no: Self) -> Self;
+    /// `yes` in the lanes where `self == other`, `no` in the others.
+    unsafe fn pick_equal(self, other: Self, yes: Self, no: Self) -> Self;
+    /// One bit for each lane, the first lane's lowest: whether `self < bound`.
+    unsafe fn below(self, bound: Self) -> u32;
     /// `table[codes[4 lane + byte]]` for every lane; `byte` is 0 to 3.
     unsafe fn look_up(table: *const f32, codes: *const u8, byte: usize) -> Self;
 }
+
+/// 0, 1, 2, … for as many lanes as any vector has.
+pub(crate) const LANE_NUMBERS: [f32; 16] = [
+    0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0,
+];
 
 /// Eight lanes of plain Rust.
 #[derive(Clone, Copy)]
@@ -35,6 +50,7 @@ pub(crate) struct Portable([f32; 8]);
 // SAFETY: needs no instructions beyond the baseline.
 unsafe impl Vector for Portable {
     const LANES: usize = 8;
+    const FUSED: bool = false;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
@@ -98,6 +114,35 @@ unsafe impl Vector for Portable {
     }
 
     #[inline(always)]
+    unsafe fn least(self) -> f32 {
+        self.0.into_iter().fold(f32::INFINITY, f32::min)
+    }
+
+    #[inline(always)]
+    unsafe fn pick_below(self, bound: Self, yes: Self, no: Self) -> Self {
+        Self(std::array::from_fn(|l| {
+            if self.0[l] < bound.0[l] { yes.0[l] } else { no.0[l] }
+        }))
+    }
+
+    #[inline(always)]
+    unsafe fn pick_equal(self, other: Self, yes: Self, no: Self) -> Self {
+        Self(std::array::from_fn(|l| {
+            if self.0[l] == other.0[l] {
+                yes.0[l]
+            } else {
+                no.0[l]
+            }
+        }))
+    }
+
+    #[inline(always)]
+    unsafe fn below(self, bound: Self) -> u32 {
+        let bits = |l: usize| u32::from(self.0[l] < bound.0[l]) << l;
+        (0..8).map(bits).sum()
+    }
+
+    #[inline(always)]
     unsafe fn look_up(table: *const f32, codes: *const u8, byte: usize) -> Self {
         let mut lanes = [0.0; 8];
         for (lane, value) in lanes.iter_mut().enumerate() {
@@ -126,6 +171,7 @@ mod x86 {
     #[allow(clippy::undocumented_unsafe_blocks)]
     unsafe impl Vector for Avx2 {
         const LANES: usize = 8;
+        const FUSED: bool = true;
 
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
@@ -172,6 +218,36 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn least(self) -> f32 {
+            unsafe {
+                let four = _mm_min_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+                let two = _mm_min_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_min_ss(two, _mm_movehdup_ps(two)))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn pick_below(self, bound: Self, yes: Self, no: Self) -> Self {
+            unsafe {
+                let below = _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, bound.0);
+                Self(_mm256_blendv_ps(no.0, yes.0, below))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn pick_equal(self, other: Self, yes: Self, no: Self) -> Self {
+            unsafe {
+                let equal = _mm256_cmp_ps::<_CMP_EQ_OQ>(self.0, other.0);
+                Self(_mm256_blendv_ps(no.0, yes.0, equal))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn below(self, bound: Self) -> u32 {
+            unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(self.0, bound.0)) as u32 }
+        }
+
+        #[inline(always)]
         unsafe fn look_up(table: *const f32, codes: *const u8, byte: usize) -> Self {
             unsafe {
                 let words = _mm256_loadu_si256(codes.cast());
@@ -190,6 +266,7 @@ mod x86 {
     #[allow(clippy::undocumented_unsafe_blocks)]
     unsafe impl Vector for Avx512 {
         const LANES: usize = 16;
+        const FUSED: bool = true;
 
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
@@ -236,6 +313,36 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn least(self) -> f32 {
+            unsafe {
+                let low = _mm512_castps512_ps256(self.0);
+                let high = _mm512_extractf32x8_ps::<1>(self.0);
+                Avx2(_mm256_min_ps(low, high)).least()
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn pick_below(self, bound: Self, yes: Self, no: Self) -> Self {
+            unsafe {
+                let below = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, bound.0);
+                Self(_mm512_mask_blend_ps(below, no.0, yes.0))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn pick_equal(self, other: Self, yes: Self, no: Self) -> Self {
+            unsafe {
+                let equal = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(self.0, other.0);
+                Self(_mm512_mask_blend_ps(equal, no.0, yes.0))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn below(self, bound: Self) -> u32 {
+            unsafe { u32::from(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, bound.0)) }
+        }
+
+        #[inline(always)]
         unsafe fn look_up(table: *const f32, codes: *const u8, byte: usize) -> Self {
             unsafe {
                 let words = _mm512_loadu_si512(codes.cast());
@@ -265,6 +372,7 @@ mod arm {
     #[allow(clippy::undocumented_unsafe_blocks)]
     unsafe impl Vector for Neon {
         const LANES: usize = 8;
+        const FUSED: bool = true;
 
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
@@ -330,6 +438,42 @@ mod arm {
         }
 
         #[inline(always)]
+        unsafe fn least(self) -> f32 {
+            unsafe { vminvq_f32(vminq_f32(self.0, self.1)) }
+        }
+
+        #[inline(always)]
+        unsafe fn pick_below(self, bound: Self, yes: Self, no: Self) -> Self {
+            unsafe {
+                Self(
+                    vbslq_f32(vcltq_f32(self.0, bound.0), yes.0, no.0),
+                    vbslq_f32(vcltq_f32(self.1, bound.1), yes.1, no.1),
+                )
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn pick_equal(self, other: Self, yes: Self, no: Self) -> Self {
+            unsafe {
+                Self(
+                    vbslq_f32(vceqq_f32(self.0, other.0), yes.0, no.0),
+                    vbslq_f32(vceqq_f32(self.1, other.1), yes.1, no.1),
+                )
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn below(self, bound: Self) -> u32 {
+            const BITS: [u32; 4] = [1, 2, 4, 8];
+            unsafe {
+                let bits = vld1q_u32(BITS.as_ptr());
+                let low = vaddvq_u32(vandq_u32(vcltq_f32(self.0, bound.0), bits));
+                let high = vaddvq_u32(vandq_u32(vcltq_f32(self.1, bound.1), bits));
+                low | high << 4
+            }
+        }
+
+        #[inline(always)]
         unsafe fn look_up(table: *const f32, codes: *const u8, byte: usize) -> Self {
             let mut lanes = [0.0; 8];
             unsafe {
@@ -361,6 +505,52 @@ mod tests {
                 unsafe { V::load_f16(self.0.as_ptr().add(at)).store(wide.as_mut_ptr().add(at)) };
             }
             wide
+        }
+    }
+
+    /// What the comparing operations say about 16 pairs.
+    struct Compare([f32; 16], [f32; 16]);
+
+    impl Kernel for Compare {
+        /// (a < b ? a : -1, a == b ? a : -1, bits of a < b, least of b)
+        type Output = ([f32; 16], [f32; 16], u32, f32);
+
+        #[inline(always)]
+        unsafe fn run<V: Vector>(self) -> Self::Output {
+            let (mut below, mut equal, mut bits, mut least) =
+                ([f32::NAN; 16], [f32::NAN; 16], 0, f32::INFINITY);
+            for at in (0..16).step_by(V::LANES) {
+                // SAFETY: 16 is a multiple of LANES, and the caller has V's instructions.
+                unsafe {
+                    let (a, b) = (V::load(self.0.as_ptr().add(at)), V::load(self.1.as_ptr().add(at)));
+                    a.pick_below(b, a, V::splat(-1.0))
+                        .store(below.as_mut_ptr().add(at));
+                    a.pick_equal(b, a, V::splat(-1.0))
+                        .store(equal.as_mut_ptr().add(at));
+                    bits |= a.below(b) << at;
+                    least = least.min(b.least());
+                }
+            }
+            (below, equal, bits, least)
+        }
+    }
+
+    #[test]
+    fn comparisons_agree_lane_by_lane() {
+        let a: [f32; 16] = std::array::from_fn(|l| if l == 3 { f32::NAN } else { (l * 7 % 5) as f32 });
+        let b: [f32; 16] =
+            std::array::from_fn(|l| (l * 11 % 6) as f32 + 0.5 * f32::from(u8::from(l % 3 == 0)));
+        let expected = (
+            std::array::from_fn(|l| if a[l] < b[l] { a[l] } else { -1.0 }),
+            std::array::from_fn(|l| if a[l] == b[l] { a[l] } else { -1.0 }),
+            (0..16).map(|l| u32::from(a[l] < b[l]) << l).sum(),
+            b.into_iter().fold(f32::INFINITY, f32::min),
+        );
+        for level in SimdLevel::available() {
+            for width in [Width::Eight, Width::Sixteen] {
+                // SAFETY: the level is available, and Compare asks for nothing else.
+                assert_eq!(unsafe { run(level, width, Compare(a, b)) }, expected, "{level}");
+            }
         }
     }
 

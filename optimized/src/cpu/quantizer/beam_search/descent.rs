@@ -48,14 +48,14 @@ pub(super) fn descend(
                         *v = -2.0 * scale * *u;
                     }
                 }
-                codewords.least(forms, &vectors, &weights, &mut found);
+                codewords.nearest(forms, &vectors, &weights, &mut found);
                 for (o, &scale) in scales.iter().enumerate() {
                     let old = usize::from(codes[[o, group, m]]);
                     let of_group = o * len..(o + 1) * len;
                     // The current code stays unless another is strictly better.
                     let score = codewords.score(old, forms, &vectors[of_group.clone()], weights[o]);
-                    let new = if found[o].0 < score {
-                        found[o].1 as usize
+                    let new = if found[o].score < score {
+                        found[o].code as usize
                     } else {
                         old
                     };
@@ -71,6 +71,8 @@ pub(super) fn descend(
             }
             let later = at.end..columns.end;
             let rows = sweep.rows_from(at.start, later.start);
+            let width = gradient.ncols();
+            let whole = gradient.as_slice_mut().unwrap_or_default();
             for (r, growth) in growth.chunks_exact(gi).enumerate() {
                 if growth.iter().all(|&x| x == 0.0) {
                     continue;
@@ -83,8 +85,8 @@ pub(super) fn descend(
                 {
                     *to = *from;
                 }
-                let mut target = gradient.slice_mut(s![r, later.clone()]);
-                if let (Some(target), false) = (target.as_slice_mut(), later.is_empty()) {
+                if !later.is_empty() {
+                    let target = &mut whole[r * width + later.start..r * width + later.end];
                     subtract_rows(target, growth, rows, sweep.hessian.ncols());
                 }
             }

@@ -12,11 +12,12 @@ mod descent;
 mod hypotheses;
 
 use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result};
-use ndarray::{Array2, Array3, Axis};
+use ndarray::{Array2, Array3, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
 use super::codewords::Codewords;
 use super::problem::Problem;
+use super::trial::Trial;
 
 /// Columns of G that a block of input groups spans: its part of H, 64 KiB, stays in the second-level cache, and the
 /// product behind it has enough terms to be efficient.
@@ -40,6 +41,9 @@ struct Sweep<'a> {
     forms: Vec<Vec<Vec<f32>>>,
     /// H with rows and columns in the order of the visits, the groups without a visit last
     hessian: Array2<f32>,
+    /// for every visit the part of H that links its columns with those of its block up to and including its own:
+    /// [visits of the block so far][gi, gi]; empty for coordinate descent, which does not read it
+    near: Vec<Vec<f32>>,
     beam: usize,
 }
 
@@ -62,17 +66,17 @@ pub fn beam_search(
 ) -> Result<Array3<u16>> {
     let problem = Problem::new(weight, hessian)?;
     problem.check(matrix)?;
-    search(&problem, matrix, order, beam)
+    search(&problem, Trial::new(&problem, matrix.clone()), order, beam)
 }
 
-/// [`beam_search`] of a problem whose shapes are known to fit.
+/// [`beam_search`] of a trial.
 pub(crate) fn search(
     problem: &Problem,
-    matrix: &QuantizedMatrix,
+    trial: Trial,
     order: &[(usize, usize)],
     beam: usize,
 ) -> Result<Array3<u16>> {
-    let (_, in_groups, num_codebooks) = matrix.codes.dim();
+    let (_, in_groups, num_codebooks) = trial.matrix.codes.dim();
     if beam == 0 {
         return Err(AqlmError::Unsupported("a beam of 0 hypotheses".into()));
     }
@@ -81,17 +85,27 @@ pub(crate) fn search(
             "a sweep over input group {j}, codebook {m} of {in_groups} groups, {num_codebooks} codebooks"
         )));
     }
-    let len = matrix.scheme.group_len();
-    let codewords: Vec<Codewords> = matrix
+    let len = trial.matrix.scheme.group_len();
+    let codewords: Vec<Codewords> = trial
+        .matrix
         .codebooks
         .outer_iter()
         .map(|codebook| Codewords::new(codebook.iter().map(|&c| c as f32).collect(), len))
         .collect();
-    let mut current = matrix.clone();
-    for visits in sweeps(order, in_groups) {
-        current.codes = sweep(problem, &current, &codewords, visits, beam);
+    let Trial {
+        mut matrix,
+        mut image,
+        ..
+    } = trial;
+    let mut sweeps = sweeps(order, in_groups).into_iter().peekable();
+    while let Some(visits) = sweeps.next() {
+        matrix.codes = sweep(problem, &matrix, image, &codewords, visits, beam);
+        if sweeps.peek().is_none() {
+            break;
+        }
+        image = problem.image(&problem.error(&matrix));
     }
-    Ok(current.codes.as_standard_layout().into_owned())
+    Ok(matrix.codes.as_standard_layout().into_owned())
 }
 
 /// Cuts an order into visits, and those into sweeps that see no group twice.
@@ -125,9 +139,11 @@ fn sweeps(order: &[(usize, usize)], in_groups: usize) -> Vec<Vec<Visit>> {
     sweeps
 }
 
+/// `image` is (W - Q) H.
 fn sweep(
     problem: &Problem,
     matrix: &QuantizedMatrix,
+    image: Array2<f32>,
     codewords: &[Codewords],
     visits: Vec<Visit>,
     beam: usize,
@@ -164,19 +180,36 @@ fn sweep(
                 .collect()
         })
         .collect();
+    let near = if beam == 1 {
+        Vec::new()
+    } else {
+        (0..visits.len())
+            .into_par_iter()
+            .map(|visit| {
+                let per_block = visits_per_block(gi);
+                let start = visit / per_block * per_block;
+                let part = hessian.slice(ndarray::s![
+                    start * gi..(visit + 1) * gi,
+                    visit * gi..(visit + 1) * gi
+                ]);
+                part.iter().copied().collect()
+            })
+            .collect()
+    };
     let sweep = Sweep {
         matrix,
         codewords,
         visits,
         forms,
         hessian,
+        near,
         beam,
     };
 
-    let error = problem.error(matrix);
-    let error = error.select(Axis(1), &columns);
-    let mut gradient = crate::cpu::product::product(error.view(), sweep.hessian.view(), faer::Par::rayon(0));
-    drop(error);
+    // In standard layout, which the searches rely on.
+    let mut gradient = Array2::zeros(image.dim());
+    permute_columns(gradient.view_mut(), &image, None, &columns);
+    drop(image);
     let mut codes = matrix.codes.as_standard_layout().into_owned();
     let tasks = codes
         .axis_chunks_iter_mut(Axis(0), OUT_GROUPS)
@@ -201,20 +234,34 @@ fn sweep(
     codes
 }
 
+/// Input groups of gi columns that make a block.
+fn visits_per_block(gi: usize) -> usize {
+    (BLOCK_COLUMNS / gi).max(1)
+}
+
 /// Rows and columns in another order.
 fn permuted(matrix: &Array2<f32>, order: &[usize]) -> Array2<f32> {
     let mut result = Array2::zeros((order.len(), order.len()));
+    permute_columns(result.view_mut(), matrix, Some(order), order);
     result
-        .axis_iter_mut(Axis(0))
+}
+
+/// Writes the rows of `from`, in the order of `rows` or in their own, with their columns in the order of `columns`.
+fn permute_columns(
+    mut to: ArrayViewMut2<'_, f32>,
+    from: &Array2<f32>,
+    rows: Option<&[usize]>,
+    columns: &[usize],
+) {
+    to.axis_iter_mut(Axis(0))
         .into_par_iter()
-        .zip(order)
-        .for_each(|(mut to, &row)| {
-            let from = matrix.row(row);
-            for (to, &column) in to.iter_mut().zip(order) {
+        .enumerate()
+        .for_each(|(row, mut to)| {
+            let from = from.row(rows.map_or(row, |rows| rows[row]));
+            for (to, &column) in to.iter_mut().zip(columns) {
                 *to = from[column];
             }
         });
-    result
 }
 
 impl Sweep<'_> {
@@ -229,7 +276,7 @@ impl Sweep<'_> {
     /// The visits in blocks of consecutive ones.
     fn blocks(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
         let (_, gi) = self.group_size();
-        let per_block = (BLOCK_COLUMNS / gi).max(1);
+        let per_block = visits_per_block(gi);
         let count = self.visits.len();
         (0..count)
             .step_by(per_block)

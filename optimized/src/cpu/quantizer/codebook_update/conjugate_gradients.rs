@@ -2,93 +2,73 @@ use aqlm_reference::vocabulary::{QuantizedMatrix, Result};
 use ndarray::Array2;
 use rayon::prelude::*;
 
-use super::{Places, flat};
+use super::Places;
 use crate::cpu::quantizer::decode::decode_rows;
 use crate::cpu::quantizer::problem::{Problem, inner};
 use crate::cpu::quantizer::small_solve::SmallCholesky;
+use crate::cpu::quantizer::trial::Trial;
 
-/// When conjugate gradients stop before their number of steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stop {
-    /// when a step gains less of the loss than f32 products resolve
-    Resolution,
-    /// when what the last steps gained says that the minimum is close enough for an alternation to go on from
-    Minimum,
-}
+/// Share of the loss that two steps in a row have to gain to go on. A tenth of what the searches that follow may
+/// differ by; the gains of the steps left out are smaller still (docs/quantizer-cpu.md).
+const WORTHWHILE: f64 = 1e-5;
 
-/// Share of the loss below which the gain of one step is rounding of its f32 products.
-const RESOLUTION: f64 = 1e-7;
-
-/// Steps whose gains together say how far the minimum is ...
-const WINDOW: usize = 8;
-/// ... and the share of the loss below which they say that it is reached. A tenth of a thousandth is a tenth of what the
-/// searches that follow may differ by.
-const NEAR: f64 = 1e-4;
-
-/// The least-squares problem of the codebooks for fixed codes and scales without its normal matrix: at most `steps`
-/// steps of conjugate gradients from the current codebooks, which are returned in the order [M, 2^B, go, gi].
+/// The least-squares problem of the codebooks for fixed codes and scales without its normal matrix (paper section 3.3;
+/// paper.md 2.4): at most `steps` steps of conjugate gradients from the current codebooks.
 ///
 /// A step decodes a direction, multiplies it by H in f32 and scatters the result back to the codewords in f64: 2
-/// out_features in_features^2 operations whatever the size of the codebooks. The preconditioner is the block of the
-/// normal matrix that each codeword has with itself; vectors and inner products are f64. Codewords that no group uses
-/// keep their values.
+/// out_features in_features^2 operations whatever the size of the codebooks, which is less than forming the normal matrix
+/// takes, let alone factoring it. The preconditioner is the block of the normal matrix that each codeword has with itself;
+/// vectors and inner products are f64. Codewords that no group uses keep their values. A descent that ends above where it
+/// began, by rounding, is taken back.
 ///
 /// # Errors
 /// `NotPositiveDefinite` when H is indefinite.
-pub(super) fn solve(
-    problem: &Problem,
-    matrix: &QuantizedMatrix,
-    places: &Places,
-    steps: usize,
-    stop: Stop,
-) -> Result<Vec<f64>> {
-    let scheme = matrix.scheme;
+pub(super) fn descend(problem: &Problem, mut trial: Trial, places: &Places, steps: usize) -> Result<Trial> {
+    let scheme = trial.matrix.scheme;
     let (go, gi) = (scheme.out_group_size, scheme.in_group_size);
     let sizes = [scheme.num_codebooks, scheme.codebook_size(), go, gi];
-    let scales = matrix.scales.to_vec();
+    let scales = trial.matrix.scales.to_vec();
     let narrow_scales: Vec<f32> = scales.iter().map(|&s| s as f32).collect();
-    let codes = matrix.codes.as_standard_layout();
-    let codes = codes.as_slice().unwrap_or_default();
-    let preconditioner = own_blocks(problem, matrix, places)?;
+    let codes: Vec<u16> = trial.matrix.codes.iter().copied().collect();
+    let preconditioner = own_blocks(problem, &trial.matrix, places)?;
 
-    let error = problem.error(matrix);
-    let image = problem.image(&error);
-    let mut loss = inner(&image, &error);
-    let mut residual = places.scatter(&image, &scales, go, gi);
-    drop((error, image));
-    let mut codebooks = flat(matrix);
+    let before = trial.loss;
+    let mut loss = trial.loss;
+    let mut residual = places.scatter(&trial.image, &scales, go, gi);
+    let start: Vec<f64> = trial.matrix.codebooks.iter().copied().collect();
+    let mut codebooks = start.clone();
     let mut preconditioned = apply(&preconditioner, &residual, gi);
     let mut direction = preconditioned.clone();
     let mut slope = dot(&residual, &preconditioned);
     let mut dense = Array2::<f32>::zeros(problem.weight.dim());
-    let mut gains = Vec::new();
+    let mut last_gain = f64::INFINITY;
     for _ in 0..steps {
         let narrow: Vec<f32> = direction.iter().map(|&d| d as f32).collect();
         decode_rows(
             dense.as_slice_mut().unwrap_or_default(),
             sizes,
             &narrow,
-            codes,
+            &codes,
             &narrow_scales,
         );
         let image = problem.image(&dense);
         let curvature = inner(&image, &dense);
-        // The step length slope / curvature lowers the loss by slope^2 / curvature.
+        // The step length slope / curvature lowers the loss by slope^2 / curvature. Also false for NaN.
         let gain = slope * slope / curvature;
-        let worthwhile = curvature > 0.0 && gain > RESOLUTION * loss;
-        if !worthwhile {
+        let downhill = curvature > 0.0 && gain > 0.0;
+        if !downhill {
             break;
         }
-        let image = places.scatter(&image, &scales, go, gi);
         let step = slope / curvature;
         add(&mut codebooks, step, &direction);
-        add(&mut residual, -step, &image);
+        trial.move_by(step, &dense, &image);
         loss -= gain;
-        gains.push(gain);
-        let recent: f64 = gains.iter().rev().take(WINDOW).sum();
-        if stop == Stop::Minimum && gains.len() >= WINDOW && recent < NEAR * loss {
+        if gain + last_gain < WORTHWHILE * loss.max(0.0) {
             break;
         }
+        last_gain = gain;
+        // The scattered image of the new error: what rounding has done to it is in there, too.
+        residual = places.scatter(&trial.image, &scales, go, gi);
         preconditioned = apply(&preconditioner, &residual, gi);
         let next_slope = dot(&residual, &preconditioned);
         let keep = next_slope / slope;
@@ -97,7 +77,17 @@ pub(super) fn solve(
         }
         slope = next_slope;
     }
-    Ok(codebooks)
+    trial.loss = inner(&trial.image, &trial.error);
+    let lower = trial.loss < before;
+    let reached = if lower { codebooks } else { start };
+    for (to, from) in trial.matrix.codebooks.iter_mut().zip(reached) {
+        *to = from;
+    }
+    Ok(if lower {
+        trial
+    } else {
+        Trial::new(problem, trial.matrix)
+    })
 }
 
 /// The factored block of the normal matrix that each codeword has with itself, the sum of s_o^2 H_jj over its places;

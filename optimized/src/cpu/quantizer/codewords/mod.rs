@@ -4,14 +4,11 @@
 //! k-means with f_k = <c_k, c_k>, v = -2 x and w = 1; under the metric of an input group with f_k = <c_k H_jj, c_k> and
 //! v = -2 x H_jj; in the search for codes with w = s^2 and v = -2 s U (paper.md 2.3).
 
+mod nearest;
+
 use crate::cpu::vectorize::{LANES, multiply_add, vectorized};
 
-/// Codewords that all vectors of a call see before the next ones are loaded: of group length 8, half of a first-level
-/// data cache.
-const TILE: usize = 512;
-
-/// Vectors that share each load of a codeword.
-const ROWS: usize = 4;
+pub(crate) use nearest::Nearest;
 
 /// The codewords of one codebook.
 #[derive(Debug, Clone)]
@@ -69,29 +66,25 @@ impl Codewords {
         squares
     }
 
-    /// For each vector of `vectors`, [n, len], with its weight, the codeword of least score and that score; the lowest
-    /// of equals.
-    pub(crate) fn least(&self, forms: &[f32], vectors: &[f32], weights: &[f32], found: &mut Vec<(f32, u32)>) {
-        found.clear();
-        found.resize(weights.len(), (f32::INFINITY, 0));
-        if self.len == 8 {
-            least_of_eight(&self.columns, self.padded(), forms, vectors, weights, found);
-        } else {
-            least_of_any(
-                &self.columns,
-                self.padded(),
-                self.len,
-                forms,
-                vectors,
-                weights,
-                found,
-            );
-        }
+    /// For each vector of `vectors`, [n, len], with its weight, the codeword of least score.
+    pub(crate) fn nearest(&self, forms: &[f32], vectors: &[f32], weights: &[f32], found: &mut Vec<Nearest>) {
+        nearest::search::<false>(&self.columns, self.len, forms, vectors, weights, found);
     }
 
-    /// Scores of all codewords for one vector, [padded].
-    pub(crate) fn scores(&self, forms: &[f32], vector: &[f32], weight: f32, scores: &mut [f32]) {
-        all_scores(&self.columns, self.padded(), forms, vector, weight, scores);
+    /// [`Codewords::nearest`] with the scores of the runners-up.
+    pub(crate) fn nearest_two(
+        &self,
+        forms: &[f32],
+        vectors: &[f32],
+        weights: &[f32],
+        found: &mut Vec<Nearest>,
+    ) {
+        nearest::search::<true>(&self.columns, self.len, forms, vectors, weights, found);
+    }
+
+    /// Each coordinate of all codewords, [len, padded].
+    pub(crate) fn columns(&self) -> &[f32] {
+        &self.columns
     }
 
     /// The score of one codeword, to the last bit what the searches see.
@@ -140,185 +133,6 @@ fn lanes(values: &[f32], at: usize) -> [f32; LANES] {
     let mut lanes = [0.0; LANES];
     lanes.copy_from_slice(&values[at..at + LANES]);
     lanes
-}
-
-/// Scores of codewords `first..first + LANES` for `N` vectors.
-#[inline(always)]
-fn scores_of<const FUSED: bool, const N: usize>(
-    columns: &[f32],
-    padded: usize,
-    len: usize,
-    first: usize,
-    form: [f32; LANES],
-    vectors: [&[f32]; N],
-    weights: [f32; N],
-) -> [[f32; LANES]; N] {
-    let mut scores = [[0.0; LANES]; N];
-    for r in 0..N {
-        for l in 0..LANES {
-            scores[r][l] = weights[r] * form[l];
-        }
-    }
-    for i in 0..len {
-        let column = lanes(columns, i * padded + first);
-        for r in 0..N {
-            let v = vectors[r][i];
-            for l in 0..LANES {
-                scores[r][l] = multiply_add::<FUSED>(v, column[l], scores[r][l]);
-            }
-        }
-    }
-    scores
-}
-
-#[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "an inner loop, and its buffers come from outside"
-)]
-fn least_rows<const FUSED: bool, const N: usize>(
-    columns: &[f32],
-    padded: usize,
-    len: usize,
-    forms: &[f32],
-    (start, end): (usize, usize),
-    vectors: &[f32],
-    weights: &[f32],
-    found: &mut [(f32, u32)],
-) {
-    let of_row: [&[f32]; N] = std::array::from_fn(|r| &vectors[r * len..(r + 1) * len]);
-    let weight: [f32; N] = std::array::from_fn(|r| weights[r]);
-    let mut best = [[f32::INFINITY; LANES]; N];
-    let mut at = [[0u32; LANES]; N];
-    for first in (start..end).step_by(LANES) {
-        let form = lanes(forms, first);
-        let scores = scores_of::<FUSED, N>(columns, padded, len, first, form, of_row, weight);
-        for r in 0..N {
-            for l in 0..LANES {
-                let better = scores[r][l] < best[r][l];
-                best[r][l] = if better { scores[r][l] } else { best[r][l] };
-                at[r][l] = if better { first as u32 } else { at[r][l] };
-            }
-        }
-    }
-    for r in 0..N {
-        // Earlier tiles hold lower codewords, so they win ties.
-        for l in 0..LANES {
-            let candidate = (best[r][l], at[r][l] + l as u32);
-            let first_of_equals = candidate.0 == found[r].0 && candidate.1 < found[r].1;
-            if candidate.0 < found[r].0 || first_of_equals {
-                found[r] = candidate;
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn least_body<const FUSED: bool>(
-    columns: &[f32],
-    padded: usize,
-    len: usize,
-    forms: &[f32],
-    vectors: &[f32],
-    weights: &[f32],
-    found: &mut [(f32, u32)],
-) {
-    for start in (0..padded).step_by(TILE) {
-        let range = (start, padded.min(start + TILE));
-        let mut row = 0;
-        while row + ROWS <= weights.len() {
-            let (vectors, weights) = (&vectors[row * len..], &weights[row..]);
-            least_rows::<FUSED, ROWS>(
-                columns,
-                padded,
-                len,
-                forms,
-                range,
-                vectors,
-                weights,
-                &mut found[row..],
-            );
-            row += ROWS;
-        }
-        while row < weights.len() {
-            let (vectors, weights) = (&vectors[row * len..], &weights[row..]);
-            least_rows::<FUSED, 1>(
-                columns,
-                padded,
-                len,
-                forms,
-                range,
-                vectors,
-                weights,
-                &mut found[row..],
-            );
-            row += 1;
-        }
-    }
-}
-
-vectorized! {
-    fn least_of_any(
-        columns: &[f32],
-        padded: usize,
-        len: usize,
-        forms: &[f32],
-        vectors: &[f32],
-        weights: &[f32],
-        found: &mut [(f32, u32)],
-    ) = least_body
-}
-
-/// The same with a length that the compiler knows.
-#[inline(always)]
-fn least_of_eight_body<const FUSED: bool>(
-    columns: &[f32],
-    padded: usize,
-    forms: &[f32],
-    vectors: &[f32],
-    weights: &[f32],
-    found: &mut [(f32, u32)],
-) {
-    least_body::<FUSED>(columns, padded, 8, forms, vectors, weights, found);
-}
-
-vectorized! {
-    fn least_of_eight(
-        columns: &[f32],
-        padded: usize,
-        forms: &[f32],
-        vectors: &[f32],
-        weights: &[f32],
-        found: &mut [(f32, u32)],
-    ) = least_of_eight_body
-}
-
-#[inline(always)]
-fn all_scores_body<const FUSED: bool>(
-    columns: &[f32],
-    padded: usize,
-    forms: &[f32],
-    vector: &[f32],
-    weight: f32,
-    scores: &mut [f32],
-) {
-    for first in (0..padded).step_by(LANES) {
-        let [lanes] = scores_of::<FUSED, 1>(
-            columns,
-            padded,
-            vector.len(),
-            first,
-            lanes(forms, first),
-            [vector],
-            [weight],
-        );
-        scores[first..first + LANES].copy_from_slice(&lanes);
-    }
-}
-
-vectorized! {
-    fn all_scores(columns: &[f32], padded: usize, forms: &[f32], vector: &[f32], weight: f32, scores: &mut [f32])
-        = all_scores_body
 }
 
 #[inline(always)]
@@ -392,27 +206,28 @@ mod tests {
             codewords.forms(&identity, len, &mut forms);
             assert_eq!(forms, codewords.squares());
             let mut found = Vec::new();
-            codewords.least(&forms, &vectors, &weights, &mut found);
+            codewords.nearest_two(&forms, &vectors, &weights, &mut found);
+            let mut alone = Vec::new();
+            codewords.nearest(&forms, &vectors, &weights, &mut alone);
             for r in 0..n {
                 let vector = &vectors[r * len..(r + 1) * len];
                 let score = |k: usize| {
                     let product: f32 = vector.iter().zip(codewords.row(k)).map(|(v, c)| v * c).sum();
                     weights[r] * forms[k] + product
                 };
-                let mut expected = (f32::INFINITY, 0);
-                for k in 0..states {
-                    if score(k) < expected.0 {
-                        expected = (score(k), k as u32);
-                    }
-                }
+                let mut sorted: Vec<(f32, usize)> = (0..states).map(|k| (score(k), k)).collect();
+                sorted.sort_by(|a, b| a.partial_cmp(b).unwrap());
+                let expected = Nearest {
+                    score: sorted[0].0,
+                    second: sorted.get(1).map_or(f32::INFINITY, |other| other.0),
+                    code: sorted[0].1 as u32,
+                };
                 // A padded codeword of weight zero or less would be 0 x infinity or worse.
                 if weights[r] > 0.0 {
                     assert_eq!(found[r], expected, "{states} codewords of {len}");
+                    assert_eq!((alone[r].score, alone[r].code), (expected.score, expected.code));
                 }
-                let mut scores = vec![0.0; codewords.padded()];
-                codewords.scores(&forms, vector, weights[r], &mut scores);
                 for k in 0..states {
-                    assert_eq!(scores[k], score(k));
                     assert_eq!(codewords.score(k, &forms, vector, weights[r]), score(k));
                 }
             }

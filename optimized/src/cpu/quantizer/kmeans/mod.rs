@@ -1,9 +1,11 @@
+mod bounds;
+
 use aqlm_reference::vocabulary::{Stream, sample_distinct};
 use rayon::prelude::*;
 
-use super::codewords::Codewords;
+use bounds::Assignments;
 
-/// Points that one task assigns.
+/// Points whose squared distances one task adds up.
 const POINTS: usize = 1024;
 
 /// Numbers that all partial sums of one pass may take together.
@@ -37,23 +39,19 @@ pub struct KMeans {
 /// before, because no point has changed sides, are left out.
 pub fn kmeans(points: &[f32], len: usize, init: Vec<f32>, max_iterations: usize) -> KMeans {
     let mut centroids = init;
-    let mut assignments: Vec<u32> = Vec::new();
+    let mut assignments = Assignments::new(points, len, &centroids);
     for iteration in 1..=max_iterations {
-        let nearest = assign(points, len, &centroids);
-        if nearest == assignments {
-            break;
-        }
-        assignments = nearest;
-        let moved = means(points, len, &assignments, &centroids);
+        let moved = means(points, len, &assignments.nearest, &centroids);
         let converged = moved.iter().zip(&centroids).all(|(&new, &old)| {
             (f64::from(new) - f64::from(old)).abs() <= ATOL + RTOL * f64::from(old).abs()
         });
+        let changed = assignments.follow(&centroids, &moved);
         centroids = moved;
-        if converged && iteration % CHECK_EVERY == 0 {
+        if changed == 0 || (converged && iteration % CHECK_EVERY == 0) {
             break;
         }
     }
-    let assignments = assign(points, len, &centroids);
+    let assignments = assignments.nearest;
     let inertia = inertia(points, len, &centroids, &assignments);
     KMeans {
         centroids,
@@ -71,29 +69,6 @@ pub fn starting_points(points: &[f32], len: usize, k: usize, rng: &mut Stream) -
         .take(k)
         .flat_map(|&point| points[point * len..(point + 1) * len].iter().copied())
         .collect()
-}
-
-/// Each point's nearest centroid.
-fn assign(points: &[f32], len: usize, centroids: &[f32]) -> Vec<u32> {
-    let codewords = Codewords::new(centroids.to_vec(), len);
-    let squares = codewords.squares();
-    let mut assignments = vec![0; points.len() / len];
-    assignments
-        .par_chunks_mut(POINTS)
-        .zip(points.par_chunks(POINTS * len))
-        .for_each_init(
-            || (Vec::new(), vec![1.0; POINTS], Vec::new()),
-            |(vectors, ones, found), (assignments, points)| {
-                // |x - c|^2 = |x|^2 - 2 <x, c> + |c|^2, and |x|^2 does not matter for the choice.
-                vectors.clear();
-                vectors.extend(points.iter().map(|x| -2.0 * x));
-                codewords.least(&squares, vectors, &ones[..assignments.len()], found);
-                for (assignment, (_, k)) in assignments.iter_mut().zip(found) {
-                    *assignment = *k;
-                }
-            },
-        );
-    assignments
 }
 
 /// The mean of each cluster's points; the old centroid where there are none.

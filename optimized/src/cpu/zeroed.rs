@@ -1,0 +1,26 @@
+use ndarray::{Array2, Array3, ShapeError};
+use rayon::prelude::*;
+
+/// Values that one task writes: a few pages.
+const LEN: usize = 1 << 15;
+
+/// Zeros written by all threads. The activations of a block are many times larger than a cache, and one thread that clears
+/// them while the others wait takes as long as a product.
+fn zeros(len: usize) -> Vec<f32> {
+    (0..len).into_par_iter().with_min_len(LEN).map(|_| 0.0).collect()
+}
+
+/// [rows, columns] of zeros.
+pub(crate) fn zeroed(shape: (usize, usize)) -> Array2<f32> {
+    known(Array2::from_shape_vec(shape, zeros(shape.0 * shape.1)))
+}
+
+/// [sequences, tokens, features] of zeros.
+pub(crate) fn zeroed_sequences(shape: (usize, usize, usize)) -> Array3<f32> {
+    known(Array3::from_shape_vec(shape, zeros(shape.0 * shape.1 * shape.2)))
+}
+
+/// The vector was made for the shape.
+fn known<A: Default>(array: Result<A, ShapeError>) -> A {
+    array.unwrap_or_default()
+}
