@@ -4,11 +4,15 @@
 //! parallelises over, why it should be faster than the one before, the layout of its operands and its limits. `docs/kernels.md` has the
 //! measurements.
 
+mod dispatch;
+
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use serde::Deserialize;
 use thiserror::Error;
+
+pub use dispatch::{Case, Choice, MEASURED_SHAPE, choose, dispatch};
 
 /// Why a kernel's source cannot be had.
 #[derive(Debug, Error)]
@@ -61,6 +65,11 @@ impl Kernel {
             && (self.nbits[0]..=self.nbits[1]).contains(&nbits)
             && (self.in_groups.is_empty() || self.in_groups.contains(&in_group))
             && (!self.out_group_one || out_group == 1)
+    }
+
+    /// Whether it exists for that compute capability, times ten.
+    pub fn runs_on(&self, compute: u32) -> bool {
+        compute >= self.min_compute && self.max_compute.is_none_or(|most| compute <= most)
     }
 
     /// The source with the project's own includes pasted in, ready for a compiler that sees no files.

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
-use aqlm_optimized::cuda::pack::{Packed, launch_configs, pack, with_config};
+use aqlm_optimized::cuda::dispatch::{Dispatched, dispatched};
+use aqlm_optimized::cuda::pack::{Op, Packed, launch_configs, pack, with_config};
 use aqlm_optimized::cuda::timing::{Timing, copy_rate, time_graph};
 use aqlm_optimized::cuda::{Blas, CudaError, DecodedMatmul, Device, DeviceMatrix, F16Buffer};
 use aqlm_reference::vocabulary::AqlmError;
@@ -167,9 +168,13 @@ impl Bench<'_> {
             && DECODED.contains(&options.only)
             && let Some(blas) = &self.blas
         {
-            for rows in CHUNK_ROWS.into_iter().take(options.configs) {
+            let table = self.table(batch).and_then(|table| table.decoded_rows);
+            let chunks = table_first(CHUNK_ROWS.to_vec(), table);
+            for rows in chunks.into_iter().take(options.configs) {
                 progress(&format!("{batch} rows: {DECODED}, {rows} rows at a time"));
-                case.kernels.push(self.decoded(blas, batch, rows));
+                let mut row = self.decoded(blas, batch, rows);
+                row.dispatched = table == Some(rows);
+                case.kernels.push(row);
             }
         }
         if let Some(user) = user {
@@ -191,10 +196,11 @@ impl Bench<'_> {
             batch,
             self.device.target(),
         );
+        let table = self.table(batch).filter(|table| table.kernel == id);
         let configs: Vec<_> = if choices.is_empty() {
             vec![None]
         } else {
-            choices
+            table_first(choices, table.and_then(|table| table.config))
                 .into_iter()
                 .filter(|config| config.to_string().contains(&options.config))
                 .take(options.configs)
@@ -212,11 +218,32 @@ impl Bench<'_> {
                         |config| with_config(&packed, self.options.scheme, self.device.target(), config),
                     ))
                 };
-                self.measure(KernelRow::new(id, name), batch, &pack_for, &|packed| {
+                let mut row = KernelRow::new(id, name);
+                row.dispatched = table.is_some_and(|table| table.config == config);
+                self.measure(row, batch, &pack_for, &|packed| {
                     DeviceMatrix::new(self.device, packed)
                 })
             })
             .collect()
+    }
+
+    /// What the table of measurements chooses.
+    fn table(&self, batch: usize) -> Option<Dispatched> {
+        let op = match self.options.op {
+            BenchOp::Matvec => Op::Matvec,
+            BenchOp::Matmul => Op::Matmul,
+            BenchOp::Decode => Op::Decode,
+        };
+        let shape = [self.options.out_features, self.options.in_features];
+        let target = self.device.target();
+        dispatched(
+            op,
+            self.options.scheme,
+            shape,
+            batch,
+            self.device.compute(),
+            target,
+        )
     }
 
     /// The user's kernel, on the operands and with the launch of the one that it is like.
@@ -492,6 +519,14 @@ impl Bench<'_> {
     }
 }
 
+/// `choices`, the table's before the others.
+fn table_first<T: PartialEq>(mut choices: Vec<T>, table: Option<T>) -> Vec<T> {
+    if let Some(at) = table.and_then(|table| choices.iter().position(|choice| *choice == table)) {
+        choices[..=at].rotate_right(1);
+    }
+    choices
+}
+
 /// Calls of a graph (whole rounds over the sets where they fit) and replays, for a call of `us`.
 fn plan_replays(us: f64, sets: usize, replays: usize) -> (usize, usize) {
     let whole = sets * GRAPH_CALLS.div_ceil(sets);
@@ -518,6 +553,13 @@ fn same_bytes(a: &[f16], b: &[f16]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_tables_choice_is_tried_first() {
+        assert_eq!(table_first(vec![1, 2, 3, 4], Some(3)), [3, 1, 2, 4]);
+        assert_eq!(table_first(vec![1, 2], Some(9)), [1, 2]);
+        assert_eq!(table_first(vec![1, 2], None), [1, 2]);
+    }
 
     #[test]
     fn slow_kernels_are_called_less_often() {

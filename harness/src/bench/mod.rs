@@ -87,6 +87,8 @@ pub struct KernelRow {
     pub kernel: String,
     /// how it divides the work, where there is a choice
     pub config: Option<String>,
+    /// whether the table of measurements (kernels/dispatch.json) chooses this launch for the case
+    pub dispatched: bool,
     /// how the check ended
     pub outcome: Outcome,
     /// why it is not a pass
@@ -110,6 +112,7 @@ impl KernelRow {
         Self {
             kernel: kernel.to_owned(),
             config,
+            dispatched: false,
             outcome: Outcome::Waived,
             reason: None,
             nmse: None,

@@ -36,7 +36,7 @@ pub(super) struct Args {
     /// Replays of a graph of calls; 0 checks and times nothing
     #[arg(long, value_name = "N", default_value_t = 60)]
     replays: usize,
-    /// Launch configurations to try of kernels that have several, the one expected to be fastest first
+    /// Launch configurations to try of kernels that have several: the one measured to be fastest first, then as expected
     #[arg(long, value_name = "N", default_value_t = 1)]
     configs: usize,
     /// Only launch configurations whose description contains this
@@ -217,7 +217,7 @@ fn text(report: &BenchReport) -> String {
         for row in &case.kernels {
             let us = row.us.map(|times| times.median);
             table.row([
-                row.kernel.clone(),
+                format!("{}{}", row.kernel, if row.dispatched { " *" } else { "" }),
                 row.config.clone().unwrap_or_default(),
                 case.batch.to_string(),
                 row.outcome.to_string(),
@@ -238,6 +238,14 @@ fn text(report: &BenchReport) -> String {
         }
     }
     text.push_str(&table.render());
+    if report
+        .cases
+        .iter()
+        .flat_map(|case| &case.kernels)
+        .any(|row| row.dispatched)
+    {
+        text.push_str("*: what the table of measurements (kernels/dispatch.json) chooses\n");
+    }
     for row in report.cases.iter().flat_map(|case| &case.kernels) {
         if let (Outcome::Unsupported, Some(reason)) = (row.outcome, &row.reason) {
             let _ = writeln!(text, "unsupported: {}: {reason}", row.kernel);

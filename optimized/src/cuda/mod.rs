@@ -3,6 +3,7 @@
 mod blas;
 mod decoded_matmul;
 mod device;
+pub mod dispatch;
 mod error;
 mod image;
 mod matrix;

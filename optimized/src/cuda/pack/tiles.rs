@@ -152,7 +152,9 @@ impl Form {
         } else {
             8 + 4 * config.tiles
         };
-        sums + 2 * config.tiles * self.words + fragments + 36 <= (65_536 / threads).min(255)
+        // Codewords on their way from L2.
+        let far = if self.replicas == 0 { 30 } else { 0 };
+        sums + 2 * config.tiles * self.words + fragments + far + 36 <= (65_536 / threads).min(255)
     }
 
     /// Clocks that a configuration should take, by what its blocks read of shared memory and multiply.
