@@ -72,7 +72,9 @@ impl WarpgroupConfig {
     /// its reports). With three or four codebooks, 128 rows and three warpgroups it keeps 24 bytes of a thread elsewhere, and is yet the fastest.
     fn registers(&self, form: &Form) -> usize {
         let inputs = (self.batch * 8).div_ceil(self.threads()) * 4;
-        self.batch / 2 + 32 + 4 * form.words + inputs + 40
+        // One byte a code and one codebook: nothing to shift, nothing to add.
+        let beside = if form.words == 1 { 28 } else { 40 };
+        self.batch / 2 + 32 + 4 * form.words + inputs + beside
     }
 
     fn fits_registers(&self, form: &Form) -> bool {
