@@ -2,8 +2,10 @@
 //!
 //! Nothing is timed whose result was not compared in the same process.
 
+mod cpu;
 mod cuda;
 mod inputs;
+mod plot;
 mod user_kernel;
 mod verdict;
 
@@ -12,10 +14,22 @@ use std::path::PathBuf;
 use aqlm_reference::vocabulary::Scheme;
 use serde::Serialize;
 
+pub use cpu::bench_cpu;
 pub use cuda::bench_cuda;
+pub use plot::svg;
 pub use verdict::{Verdict, Worst};
 
 use crate::check::Outcome;
+
+/// What to run the kernels on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum BenchDevice {
+    /// the first NVIDIA GPU
+    Cuda,
+    /// this processor, at each SIMD level that it has
+    Cpu,
+}
 
 /// The operations that have kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]

@@ -26,13 +26,41 @@ pub enum Verdict {
     Wrong(String, Vec<Worst>),
 }
 
+/// A format of outputs.
+pub trait Element: Copy {
+    /// The nearest number of the format.
+    fn nearest(value: f64) -> Self;
+    /// Exact.
+    fn widened(self) -> f64;
+}
+
+impl Element for f16 {
+    fn nearest(value: f64) -> Self {
+        Self::from_f64(value)
+    }
+
+    fn widened(self) -> f64 {
+        self.to_f64()
+    }
+}
+
+impl Element for f32 {
+    fn nearest(value: f64) -> Self {
+        value as Self
+    }
+
+    fn widened(self) -> f64 {
+        f64::from(self)
+    }
+}
+
 impl Verdict {
-    /// Every element must be the reference's value rounded to f16 once. `columns` is the length of an output row.
-    pub fn exact(found: &[f16], expected: &[f64], columns: usize) -> Self {
+    /// Every element must be the reference's value rounded once. `columns` is the length of an output row.
+    pub fn exact<T: Element>(found: &[T], expected: &[f64], columns: usize) -> Self {
         let wrong = expected
             .iter()
             .zip(found)
-            .filter(|(a, b)| f16::from_f64(**a) != **b)
+            .filter(|(a, b)| T::nearest(**a).widened() != b.widened())
             .count();
         if let Some(vacuous) = Self::vacuous(found, expected, columns) {
             return vacuous;
@@ -48,7 +76,7 @@ impl Verdict {
     }
 
     /// sum((found - expected)^2) / sum(expected^2) must be at most `limit`.
-    pub fn close(found: &[f16], expected: &[f64], columns: usize, limit: f64) -> Self {
+    pub fn close<T: Element>(found: &[T], expected: &[f64], columns: usize, limit: f64) -> Self {
         if let Some(vacuous) = Self::vacuous(found, expected, columns) {
             return vacuous;
         }
@@ -56,7 +84,7 @@ impl Verdict {
         let error: f64 = expected
             .iter()
             .zip(found)
-            .map(|(a, b)| (a - b.to_f64()).powi(2))
+            .map(|(a, b)| (a - b.widened()).powi(2))
             .sum();
         let nmse = error / norm;
         // NaN is not at most anything.
@@ -67,7 +95,7 @@ impl Verdict {
         Self::Wrong(reason, worst(found, expected, columns))
     }
 
-    fn vacuous(found: &[f16], expected: &[f64], columns: usize) -> Option<Self> {
+    fn vacuous<T: Element>(found: &[T], expected: &[f64], columns: usize) -> Option<Self> {
         if found.len() != expected.len() {
             let reason = format!("expected {} elements, found {}", expected.len(), found.len());
             return Some(Self::Wrong(reason, Vec::new()));
@@ -80,9 +108,9 @@ impl Verdict {
 }
 
 /// The elements with the largest difference, NaN first.
-fn worst(found: &[f16], expected: &[f64], columns: usize) -> Vec<Worst> {
+fn worst<T: Element>(found: &[T], expected: &[f64], columns: usize) -> Vec<Worst> {
     let off = |i: usize| {
-        let difference = (found[i].to_f64() - expected[i]).abs();
+        let difference = (found[i].widened() - expected[i]).abs();
         if difference.is_nan() {
             f64::INFINITY
         } else {
@@ -98,7 +126,7 @@ fn worst(found: &[f16], expected: &[f64], columns: usize) -> Vec<Worst> {
             row: i / columns.max(1),
             column: i % columns.max(1),
             expected: expected[i],
-            found: found[i].to_f64(),
+            found: found[i].widened(),
         })
         .collect()
 }
@@ -114,6 +142,15 @@ pub(super) fn limit(op: super::BenchOp, num_codebooks: usize, in_group_size: usi
         super::BenchOp::Matvec | super::BenchOp::Matmul => 1 + num_codebooks * in_group_size / 2,
     };
     2f64.powi(-22) * roundings as f64
+}
+
+/// The same for f32 outputs and sums, u = 2^-24: a product rounds each of its `in_features` terms' additions, the codewords' and the scale.
+pub(super) fn limit_f32(op: super::BenchOp, num_codebooks: usize, in_features: usize) -> f64 {
+    let terms = match op {
+        super::BenchOp::Decode => 0,
+        super::BenchOp::Matvec | super::BenchOp::Matmul => in_features,
+    };
+    2f64.powi(-48) * (terms + num_codebooks + 4) as f64
 }
 
 #[cfg(test)]

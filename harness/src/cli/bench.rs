@@ -1,17 +1,22 @@
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use aqlm_reference::vocabulary::Scheme;
 
 use super::Output;
 use super::table::Table;
-use crate::bench::{BenchOp, BenchOptions, BenchReport, KernelRow, bench_cuda};
+use crate::bench::{BenchDevice, BenchOp, BenchOptions, BenchReport, KernelRow, bench_cpu, bench_cuda, svg};
 use crate::check::Outcome;
+use crate::durable;
 use crate::error::{Error, Result};
 
 /// Options of `aqlm bench`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// What to run on
+    #[arg(long, value_enum, default_value = "cuda")]
+    backend: BenchDevice,
     /// The operation
     #[arg(long, value_enum, default_value = "matvec")]
     op: BenchOp,
@@ -42,6 +47,9 @@ pub(super) struct Args {
     /// Only launch configurations whose description contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
     config: String,
+    /// Plot time against rows of x, with the roofline, into this file
+    #[arg(long, value_name = "FILE.svg")]
+    svg: Option<PathBuf>,
     /// Seed of codes, codebooks and inputs
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -74,8 +82,21 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         configs: args.configs.max(1),
         config: args.config.clone(),
     };
-    let report = bench_cuda(&options, &mut |line| eprintln!("{line}"))?;
+    if args.svg.is_some() && args.replays == 0 {
+        return Err(Error::invalid("--svg", "at least one of --replays", "0"));
+    }
+    let bench = match args.backend {
+        BenchDevice::Cuda => bench_cuda,
+        BenchDevice::Cpu => bench_cpu,
+    };
+    let report = bench(&options, &mut |line| eprintln!("{line}"))?;
     output.result(&report, || text(&report));
+    if let Some(path) = &args.svg {
+        match svg(&report) {
+            Some(plot) => durable::write_file(path, |file| file.write_all(plot.as_bytes()))?,
+            None => eprintln!("nothing was timed, so {} was not written", path.display()),
+        }
+    }
     for case in &report.cases {
         for row in case.kernels.iter().filter(|row| row.outcome == Outcome::Fail) {
             eprint!("{}", failure(row));
@@ -118,7 +139,11 @@ fn replay(args: &Args, batch: usize, row: &KernelRow) -> String {
         format!(" --config '{}'", args.config)
     };
     format!(
-        "aqlm bench --op {} --scheme {} --shape {} --batch {batch} --replays 0 --seed {} --configs {}{config}{file}{folder}{only}",
+        "aqlm bench --backend {} --op {} --scheme {} --shape {} --batch {batch} --replays 0 --seed {} --configs {}{config}{file}{folder}{only}",
+        match args.backend {
+            BenchDevice::Cuda => "cuda",
+            BenchDevice::Cpu => "cpu",
+        },
         args.op.name(),
         args.scheme,
         args.shape,
@@ -157,7 +182,7 @@ fn text(report: &BenchReport) -> String {
         return text;
     }
     if let Some(rate) = report.copy_bytes_per_second {
-        let _ = writeln!(text, "copy: {:.2} TB/s, bytes read and written", rate / 1e12);
+        let _ = writeln!(text, "copy: {:.0} GB/s, bytes read and written", rate / 1e9);
     }
     let mut table = Table::new([
         "kernel",
