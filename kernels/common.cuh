@@ -19,14 +19,22 @@ __device__ __forceinline__ uint4 load_once(const uint4* from) {
     return v;
 }
 
-// The same for 8 bytes.
+// The same for something that is read again and again: through L1.
+__device__ __forceinline__ uint4 load_often(const uint4* from) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::evict_last.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
+    return v;
+}
+
+// load_once for 8 bytes.
 __device__ __forceinline__ uint2 load_once(const uint2* from) {
     uint2 v;
     asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
     return v;
 }
 
-// The same for 4 bytes.
+// load_once for 4 bytes.
 __device__ __forceinline__ u32 load_once(const u32* from) {
     u32 v;
     asm volatile("ld.global.nc.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(v) : "l"(from));
@@ -37,6 +45,13 @@ __device__ __forceinline__ u32 load_once(const u32* from) {
 __device__ __forceinline__ u32 fma_f16x2(u32 a, u32 b, u32 c) {
     u32 d;
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
+// Two f16 sums, each rounded once.
+__device__ __forceinline__ u32 add_f16x2(u32 a, u32 b) {
+    u32 d;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
     return d;
 }
 
@@ -78,6 +93,23 @@ __device__ __forceinline__ void start_copy16(void* shared_to, const void* global
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global_from) : "memory");
 }
 
+// The same, but where `valid` is false nothing is read and 16 zero bytes are written.
+__device__ __forceinline__ void start_copy16_or_zero(void* shared_to, const void* global_from, bool valid) {
+    u32 to = static_cast<u32>(__cvta_generic_to_shared(shared_to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global_from), "r"(valid ? 16 : 0) : "memory");
+}
+
+// Ends a group of copies; copies_in_flight<N>() waits until at most the last N groups of this thread are unfinished.
+__device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int GROUPS>
+__device__ __forceinline__ void copies_in_flight() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
+}
+
+// Barrier number `id` (1 to 15) of the `threads` threads that use it; a multiple of 32.
+__device__ __forceinline__ void team_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
 __device__ __forceinline__ void complete_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // d += a b over a warp: a [16 x 8], b [8 x 8], d [16 x 8] in the fragments of mma.m16n8k8. Lane = 4 g + t holds a(g, t), a(g + 8, t),
@@ -88,6 +120,14 @@ __device__ __forceinline__ void multiply_16x8x8(float (&d)[4], const float (&a)[
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
           "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+
+// The same for [16 x 16] f16 times [16 x 8] f16 in the fragments of mma.m16n8k16, two neighbours along k a word. Lane = 4 g + t holds
+// a(g, 2 t), a(g + 8, 2 t), a(g, 2 t + 8), a(g + 8, 2 t + 8); b(2 t, g), b(2 t + 8, g), each with the neighbour after it; d as above.
+__device__ __forceinline__ void multiply_16x8x16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 // Asks for the cache line at `at` to be brought to L2; returns at once.
@@ -119,6 +159,95 @@ __device__ __forceinline__ void cluster_write(float* here, u32 rank, float value
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));
     asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote), "f"(value) : "memory");
 }
+
+// Reads 16 bytes at the place of `here`, but in the shared memory of the cluster's block `rank`. A barrier of the cluster must lie between
+// the write and this, and another between this and that block's end.
+__device__ __forceinline__ uint4 cluster_read(u32 here, u32 rank) {
+    uint4 v;
+    u32 remote;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(here), "r"(rank));
+    asm volatile("ld.shared::cluster.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(remote));
+    return v;
+}
+#endif
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+// Matrix products of a warpgroup (four warps, the first divisible by four), which run beside the threads' own instructions.
+
+// A matrix in shared memory as these products take their second operand: rows of 16 bytes (eight values along k), eight rows one after the
+// other; the next eight values along k are `next_k` bytes further, the next eight rows `next_rows`. All multiples of 16.
+typedef unsigned long long Tile;
+__device__ __forceinline__ Tile tile_at(const void* shared, u32 next_k, u32 next_rows) {
+    const u32 address = static_cast<u32>(__cvta_generic_to_shared(shared));
+    return static_cast<Tile>(address >> 4 & 0x3fff) | static_cast<Tile>(next_k >> 4) << 16 | static_cast<Tile>(next_rows >> 4) << 32;
+}
+
+// Before the first product, and again after registers that products use were written by other instructions.
+__device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+// Ends a group of products; products_in_flight<N>() waits until at most the last N groups are unfinished. Until then neither their operands
+// nor their sums may be touched.
+__device__ __forceinline__ void close_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int GROUPS>
+__device__ __forceinline__ void products_in_flight() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(GROUPS) : "memory");
+}
+// Makes this thread's stores to shared memory visible to products that start after the next barrier.
+__device__ __forceinline__ void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Starts d += a b: a [64 x 16] f16 in registers, warp w of the group holding rows 16 w to 16 w + 15 as in multiply_16x8x16; b [16 x N] f16 in
+// shared memory; d [64 x N], lane 4 g + t holding for each eight columns (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
+#define SUMS_8 "%0,%1,%2,%3,%4,%5,%6,%7"
+#define OPERANDS_8(d) "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
+#define SUMS_16 SUMS_8 \
+    ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define OPERANDS_16(d) OPERANDS_8(d), \
+    "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
+#define SUMS_32 SUMS_16 \
+    ",%16,%17,%18,%19,%20,%21,%22,%23" \
+    ",%24,%25,%26,%27,%28,%29,%30,%31"
+#define OPERANDS_32(d) OPERANDS_16(d), \
+    "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), \
+    "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+#define SUMS_64 SUMS_32 \
+    ",%32,%33,%34,%35,%36,%37,%38,%39" \
+    ",%40,%41,%42,%43,%44,%45,%46,%47" \
+    ",%48,%49,%50,%51,%52,%53,%54,%55" \
+    ",%56,%57,%58,%59,%60,%61,%62,%63"
+#define OPERANDS_64(d) OPERANDS_32(d), \
+    "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), \
+    "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), \
+    "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), \
+    "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+#define SUMS_128 SUMS_64 \
+    ",%64,%65,%66,%67,%68,%69,%70,%71" \
+    ",%72,%73,%74,%75,%76,%77,%78,%79" \
+    ",%80,%81,%82,%83,%84,%85,%86,%87" \
+    ",%88,%89,%90,%91,%92,%93,%94,%95" \
+    ",%96,%97,%98,%99,%100,%101,%102,%103" \
+    ",%104,%105,%106,%107,%108,%109,%110,%111" \
+    ",%112,%113,%114,%115,%116,%117,%118,%119" \
+    ",%120,%121,%122,%123,%124,%125,%126,%127"
+#define OPERANDS_128(d) OPERANDS_64(d), \
+    "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]), \
+    "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79]), \
+    "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87]), \
+    "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95]), \
+    "+f"(d[96]), "+f"(d[97]), "+f"(d[98]), "+f"(d[99]), "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), "+f"(d[103]), \
+    "+f"(d[104]), "+f"(d[105]), "+f"(d[106]), "+f"(d[107]), "+f"(d[108]), "+f"(d[109]), "+f"(d[110]), "+f"(d[111]), \
+    "+f"(d[112]), "+f"(d[113]), "+f"(d[114]), "+f"(d[115]), "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), \
+    "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
+#define DEFINE_PRODUCT(N, SUMS, OPERANDS, A0, A1, A2, A3, B)                                                                         \
+    __device__ __forceinline__ void multiply_64xNx16(float (&d)[N / 2], u32 a0, u32 a1, u32 a2, u32 a3, Tile b) {                      \
+        asm volatile("{\n.reg .pred add;\nsetp.eq.u32 add, 0, 0;\nwgmma.mma_async.sync.aligned.m64n" #N                               \
+                     "k16.f32.f16.f16 {" SUMS "}, {%" #A0 ",%" #A1 ",%" #A2 ",%" #A3 "}, %" #B ", add, 1, 1, 0;\n}"                     \
+                     : OPERANDS                                                                                                         \
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));                                                                     \
+    }
+DEFINE_PRODUCT(16, SUMS_8, OPERANDS_8(d), 8, 9, 10, 11, 12)
+DEFINE_PRODUCT(32, SUMS_16, OPERANDS_16(d), 16, 17, 18, 19, 20)
+DEFINE_PRODUCT(64, SUMS_32, OPERANDS_32(d), 32, 33, 34, 35, 36)
+DEFINE_PRODUCT(128, SUMS_64, OPERANDS_64(d), 64, 65, 66, 67, 68)
+DEFINE_PRODUCT(256, SUMS_128, OPERANDS_128(d), 128, 129, 130, 131, 132)
 #endif
 
 #endif  // AQLM_ON_CPU

@@ -317,6 +317,12 @@ pub enum Error {
         /// the value given
         found: String,
     },
+    /// A GPU is there and cannot be used.
+    #[error("GPU: {reason}")]
+    Device {
+        /// what the driver or a library said
+        reason: String,
+    },
     /// The quantizer refused.
     #[error(transparent)]
     Aqlm(#[from] AqlmError),

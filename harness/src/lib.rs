@@ -1,6 +1,7 @@
 //! The parts of the `aqlm` command: models and data in and out, backends behind one trait, the pipeline, checks.
 
 pub mod backend;
+pub mod bench;
 pub mod cases;
 pub mod check;
 pub mod cli;

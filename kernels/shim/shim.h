@@ -41,6 +41,9 @@ struct Block {
     std::vector<Barrier> warps;
     std::vector<uint32_t> exchange;                // one word a thread, for shuffles
     std::vector<std::array<float, 6>> fragments;   // operands of a matrix product
+    std::vector<std::array<uint32_t, 6>> pairs;    // the same in f16, two a word
+    std::array<Barrier, 16> teams;                 // named barriers
+    std::vector<Barrier> warpgroups;
 };
 
 struct Fiber {
@@ -89,6 +92,12 @@ float load_shared_f32(uint32_t address) {
     return f;
 }
 
+inline void team_barrier(int id, int threads) {
+    Barrier& barrier = current->block->teams[static_cast<size_t>(id)];
+    barrier.size = static_cast<unsigned>(threads);
+    wait_at(barrier);
+}
+inline void __syncwarp() { wait_at(current->block->warps[current->thread.x / 32]); }
 inline void __syncthreads() { wait_at(current->block->barrier); }
 inline void cluster_barrier() { wait_at(cluster_wide); }
 
@@ -101,6 +110,15 @@ inline void cluster_write(float* here, uint32_t rank, float value) {
     current->block = &cluster_blocks[rank];
     std::memcpy(dynamic_shared() + offset, &value, 4);
     current->block = own;
+}
+
+inline uint4 cluster_read(uint32_t here, uint32_t rank) {
+    uint4 value;
+    Block* own = current->block;
+    current->block = &cluster_blocks[rank];
+    std::memcpy(&value, dynamic_shared() + (here - 1024), 16);
+    current->block = own;
+    return value;
 }
 
 // d += a b with the fragments of mma.m16n8k8: a [16 x 8], b [8 x 8], d [16 x 8], spread over the warp as PTX defines.
@@ -120,6 +138,9 @@ inline void multiply_16x8x8(float (&d)[4], const float (&a)[4], const float (&b)
     }
     wait_at(block.warps[id / 32]);
 }
+
+// The same with the fragments of mma.m16n8k16 in f16.
+inline void multiply_16x8x16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1);
 
 inline float __shfl_xor_sync(uint32_t, float value, int mask) {
     Block& block = *current->block;
@@ -173,20 +194,88 @@ inline uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
     const uint32_t high = narrow(wide(a >> 16) * wide(b >> 16) + wide(c >> 16));
     return low | high << 16;
 }
+inline uint32_t add_f16x2(uint32_t a, uint32_t b) {
+    return static_cast<uint32_t>(narrow(wide(a & 0xffff) + wide(b & 0xffff))) |
+           static_cast<uint32_t>(narrow(wide(a >> 16) + wide(b >> 16))) << 16;
+}
 inline uint32_t mul_f16x2(uint32_t a, uint32_t b) {
     return static_cast<uint32_t>(narrow(wide(a & 0xffff) * wide(b & 0xffff))) |
            static_cast<uint32_t>(narrow(wide(a >> 16) * wide(b >> 16))) << 16;
 }
 
 inline uint4 load_once(const uint4* from) { return *from; }
+inline uint4 load_often(const uint4* from) { return *from; }
 inline uint2 load_once(const uint2* from) { return *from; }
 inline uint32_t load_once(const uint32_t* from) { return *from; }
 inline void start_copy16(void* to, const void* from) { std::memcpy(to, from, 16); }
+inline void start_copy16_or_zero(void* to, const void* from, bool valid) {
+    if (valid) {
+        std::memcpy(to, from, 16);
+    } else {
+        std::memset(to, 0, 16);
+    }
+}
+inline void close_copies() {}
+template <int GROUPS> void copies_in_flight() {}
 inline void keep_order() {}
 inline void prefetch_line(const void*) {}
 inline void complete_copies() {}
 inline void allow_next_kernel() {}
 inline void wait_for_previous_kernel() {}
+
+inline void multiply_16x8x16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+    Block& block = *current->block;
+    const uint32_t id = current->thread.x, first = id / 32 * 32, g = id % 32 / 4, t = id % 4;
+    block.pairs[id] = {a0, a1, a2, a3, b0, b1};
+    wait_at(block.warps[id / 32]);
+    const auto half = [](uint32_t pair, uint32_t which) { return wide(static_cast<uint16_t>(pair >> 16 * which & 0xffff)); };
+    for (uint32_t i = 0; i < 4; ++i) {
+        const uint32_t row = i / 2, column = t * 2 + i % 2;  // row g + 8 row
+        double sum = 0.0;
+        for (uint32_t k = 0; k < 16; ++k) {
+            const uint32_t lane = k % 8 / 2;
+            const double left = half(block.pairs[first + g * 4 + lane][row + k / 8 * 2], k % 2);
+            const double right = half(block.pairs[first + column * 4 + lane][4 + k / 8], k % 2);
+            sum += left * right;
+        }
+        d[i] += static_cast<float>(sum);
+    }
+    wait_at(block.warps[id / 32]);
+}
+
+// A matrix of shared memory as products of a warpgroup take it (common.cuh).
+struct Tile {
+    const unsigned char* at;
+    uint32_t next_k, next_rows;
+};
+inline Tile tile_at(const void* shared, uint32_t next_k, uint32_t next_rows) {
+    return {static_cast<const unsigned char*>(shared), next_k, next_rows};
+}
+inline void begin_products() {}
+inline void close_products() {}
+template <int GROUPS> void products_in_flight() {}
+inline void publish_to_products() {}
+
+// d += a b over a warpgroup, at once.
+template <size_t SUMS>
+void multiply_64xNx16(float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Tile b) {
+    Block& block = *current->block;
+    const uint32_t id = current->thread.x, first = id / 32 * 32, g = id % 32 / 4, t = id % 4;
+    block.pairs[id] = {a0, a1, a2, a3};
+    wait_at(block.warpgroups[id / 128]);
+    for (uint32_t i = 0; i < SUMS; ++i) {
+        const uint32_t row = i / 2 % 2, column = i / 4 * 8 + t * 2 + i % 2;  // row g + 8 row
+        double sum = 0.0;
+        for (uint32_t k = 0; k < 16; ++k) {
+            const uint32_t pair = block.pairs[first + g * 4 + k % 8 / 2][row + k / 8 * 2];
+            uint16_t right;
+            std::memcpy(&right, b.at + k / 8 * b.next_k + column / 8 * b.next_rows + column % 8 * 16 + k % 8 * 2, 2);
+            sum += wide(static_cast<uint16_t>(pair >> 16 * (k % 2) & 0xffff)) * wide(right);
+        }
+        d[i] += static_cast<float>(sum);
+    }
+    wait_at(block.warpgroups[id / 128]);
+}
 
 // What the host gives a kernel: pointers to buffers, then integers.
 struct Arguments {
@@ -234,6 +323,9 @@ inline void run_grid(Place grid, Place block, uint32_t cluster, size_t shared_by
                 b.warps.assign(block.x / 32, Barrier{32, 0, 0});
                 b.exchange.assign(block.x, 0);
                 b.fragments.assign(block.x, {});
+                b.pairs.assign(block.x, {});
+                b.teams = {};
+                b.warpgroups.assign(block.x / 128, Barrier{128, 0, 0});
                 for (uint32_t t = 0; t < block.x; ++t) {
                     Fiber& f = fibers[static_cast<size_t>(rank) * block.x + t];
                     f.block = &b;

@@ -4,11 +4,15 @@
 //! parallelises over, why it should be faster than the one before, the layout of its operands and its limits. `docs/kernels.md` has the
 //! measurements.
 
+mod dispatch;
+
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use serde::Deserialize;
 use thiserror::Error;
+
+pub use dispatch::{Case, Choice, MEASURED_SHAPE, choose, dispatch};
 
 /// Why a kernel's source cannot be had.
 #[derive(Debug, Error)]
@@ -47,7 +51,10 @@ pub struct Kernel {
     pub out_group_one: bool,
     /// lowest compute capability, times ten
     pub min_compute: u32,
-    /// rows of input
+    /// highest compute capability, times ten, where instructions exist on some architectures only
+    #[serde(default)]
+    pub max_compute: Option<u32>,
+    /// rows of x
     pub batch: [usize; 2],
 }
 
@@ -58,6 +65,11 @@ impl Kernel {
             && (self.nbits[0]..=self.nbits[1]).contains(&nbits)
             && (self.in_groups.is_empty() || self.in_groups.contains(&in_group))
             && (!self.out_group_one || out_group == 1)
+    }
+
+    /// Whether it exists for that compute capability, times ten.
+    pub fn runs_on(&self, compute: u32) -> bool {
+        compute >= self.min_compute && self.max_compute.is_none_or(|most| compute <= most)
     }
 
     /// The source with the project's own includes pasted in, ready for a compiler that sees no files.
@@ -74,7 +86,15 @@ impl Kernel {
     }
 }
 
-const FILES: [(&str, &str); 5] = [
+/// A user's own source with the project's include pasted in where the text includes `common.cuh`, from whatever folder.
+///
+/// # Errors
+/// `Read` when `folder` is given and its common.cuh cannot be read.
+pub fn user_source(text: &str, name: &str, folder: Option<&Path>) -> Result<String, SourceError> {
+    Ok(expand(text, &file("common.cuh", folder)?, name))
+}
+
+const FILES: [(&str, &str); 10] = [
     ("common.cuh", include_str!("../common.cuh")),
     ("matvec/k1_naive.cu", include_str!("../matvec/k1_naive.cu")),
     (
@@ -89,6 +109,17 @@ const FILES: [(&str, &str); 5] = [
         "matvec/k4_sliced_codebook.cu",
         include_str!("../matvec/k4_sliced_codebook.cu"),
     ),
+    ("matmul/k1_naive.cu", include_str!("../matmul/k1_naive.cu")),
+    (
+        "matmul/k2_fused_tensor.cu",
+        include_str!("../matmul/k2_fused_tensor.cu"),
+    ),
+    (
+        "matmul/k3_warpgroup.cu",
+        include_str!("../matmul/k3_warpgroup.cu"),
+    ),
+    ("decode/k1_naive.cu", include_str!("../decode/k1_naive.cu")),
+    ("decode/k2_tiles.cu", include_str!("../decode/k2_tiles.cu")),
 ];
 
 fn file(name: &str, folder: Option<&Path>) -> Result<String, SourceError> {
@@ -107,7 +138,7 @@ fn file(name: &str, folder: Option<&Path>) -> Result<String, SourceError> {
 fn expand(text: &str, common: &str, name: &str) -> String {
     let mut out = String::with_capacity(text.len() + common.len() + 128);
     for (number, line) in text.lines().enumerate() {
-        if line.trim_end() == "#include \"../common.cuh\"" {
+        if includes_common(line) {
             out.push_str("#line 1 \"common.cuh\"\n");
             out.push_str(&common.replace("#pragma once", ""));
             let back = format!("\n#line {} \"{name}\"\n", number + 2);
@@ -118,6 +149,21 @@ fn expand(text: &str, common: &str, name: &str) -> String {
         }
     }
     out
+}
+
+/// Whether a line includes common.cuh, wherever its author says that it lies; a comment may follow.
+fn includes_common(line: &str) -> bool {
+    let file = || {
+        let (_, quoted) = line
+            .trim_start()
+            .strip_prefix('#')?
+            .trim_start()
+            .strip_prefix("include")?
+            .split_once('"')?;
+        let (path, _) = quoted.split_once('"')?;
+        path.rsplit('/').next()
+    };
+    file() == Some("common.cuh")
 }
 
 /// Every kernel, by operation and then number.
@@ -154,7 +200,7 @@ mod tests {
         for kernel in kernels() {
             let embedded = kernel.source(None).unwrap();
             assert_eq!(embedded, kernel.source(Some(root)).unwrap());
-            assert!(embedded.contains("matvec("), "{}", kernel.id);
+            assert!(embedded.contains(&format!("{}(", kernel.op)), "{}", kernel.id);
             assert!(!embedded.contains("#include"), "{}", kernel.id);
             assert!(kernel.id.starts_with(&kernel.op) && kernel.file == format!("{}.cu", kernel.id));
         }
@@ -162,10 +208,12 @@ mod tests {
 
     #[test]
     fn every_source_on_disk_is_in_the_manifest() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("matvec");
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let name = format!("matvec/{}", entry.unwrap().file_name().to_string_lossy());
-            assert!(kernels().iter().any(|kernel| kernel.file == name), "{name}");
+        for op in ["matvec", "matmul", "decode"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(op);
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let name = format!("{op}/{}", entry.unwrap().file_name().to_string_lossy());
+                assert!(kernels().iter().any(|kernel| kernel.file == name), "{name}");
+            }
         }
     }
 
@@ -176,6 +224,40 @@ mod tests {
             expand(text, "int b;", "x.cu"),
             "#line 1 \"common.cuh\"\nint b;\n#line 2 \"x.cu\"\nint a;\n"
         );
+    }
+
+    #[test]
+    fn an_include_is_found_however_it_is_written() {
+        for line in [
+            "#include \"common.cuh\"",
+            "  # include  \"../common.cuh\"  // optional",
+            "#include \"/my/kernels/common.cuh\"",
+        ] {
+            assert!(includes_common(line), "{line}");
+        }
+        for line in [
+            "#include \"uncommon.cuh\"",
+            "#include <common.cuh>",
+            "// #include \"common.cuh\"",
+            "#",
+        ] {
+            assert!(!includes_common(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn examples_need_no_file_beside_them() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let source = user_source(&text, "example.cu", None).unwrap();
+            assert!(
+                !source.contains("#include") && source.contains("fma_f16x2"),
+                "{}",
+                path.display()
+            );
+        }
     }
 
     #[test]

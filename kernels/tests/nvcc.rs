@@ -43,6 +43,87 @@ const CASES: &[(&str, &str, &[u32])] = &[
     ("matvec/k4_sliced_codebook", "-DAQLM_B=16 -DAQLM_G=8", &[90]),
     ("matvec/k4_sliced_codebook", "-DAQLM_B=15 -DAQLM_G=8", &[90]),
     ("matvec/k4_sliced_codebook", "-DAQLM_B=16 -DAQLM_G=16", &[90]),
+    (
+        "matmul/k1_naive",
+        "-DAQLM_M=2 -DAQLM_B=8 -DAQLM_G=8 -DAQLM_OUT_G=1",
+        &[80, 90],
+    ),
+    // In the configurations that the H100's measurements prefer, for 16, 32, 64 and 128 rows of x.
+    (
+        "matmul/k2_fused_tensor",
+        "-DAQLM_M=2 -DAQLM_B=8 -DAQLM_G=8 -DAQLM_REPLICAS=8 -DAQLM_ROW_WARPS=1 -DAQLM_TILES=11 -DAQLM_SLICES=8 -DAQLM_BATCH_TILES=1",
+        &[80, 90],
+    ),
+    (
+        "matmul/k2_fused_tensor",
+        "-DAQLM_M=2 -DAQLM_B=8 -DAQLM_G=8 -DAQLM_REPLICAS=8 -DAQLM_ROW_WARPS=1 -DAQLM_TILES=11 -DAQLM_SLICES=8 -DAQLM_BATCH_TILES=2",
+        &[80, 90],
+    ),
+    (
+        "matmul/k2_fused_tensor",
+        "-DAQLM_M=2 -DAQLM_B=8 -DAQLM_G=8 -DAQLM_REPLICAS=8 -DAQLM_ROW_WARPS=4 -DAQLM_TILES=6 -DAQLM_SLICES=2 -DAQLM_BATCH_TILES=4",
+        &[80, 90],
+    ),
+    (
+        "matmul/k2_fused_tensor",
+        "-DAQLM_M=1 -DAQLM_B=16 -DAQLM_G=8 -DAQLM_REPLICAS=0 -DAQLM_ROW_WARPS=1 -DAQLM_TILES=11 -DAQLM_SLICES=8 -DAQLM_BATCH_TILES=1",
+        &[80, 90],
+    ),
+    (
+        "matmul/k2_fused_tensor",
+        "-DAQLM_M=1 -DAQLM_B=16 -DAQLM_G=16 -DAQLM_REPLICAS=0 -DAQLM_ROW_WARPS=4 -DAQLM_TILES=3 -DAQLM_SLICES=2 -DAQLM_BATCH_TILES=8",
+        &[80, 90],
+    ),
+    (
+        "matmul/k2_fused_tensor",
+        "-DAQLM_M=2 -DAQLM_B=12 -DAQLM_G=8 -DAQLM_REPLICAS=1 -DAQLM_ROW_WARPS=2 -DAQLM_TILES=4 -DAQLM_SLICES=4 -DAQLM_BATCH_TILES=1",
+        &[80, 90],
+    ),
+    (
+        "matmul/k3_warpgroup",
+        "-DAQLM_M=2 -DAQLM_B=8 -DAQLM_G=8 -DAQLM_REPLICAS=8 -DAQLM_WARPGROUPS=3 -DAQLM_SLICES=2 -DAQLM_CLUSTER=2 -DAQLM_BATCH=16 -DAQLM_SPREAD=0",
+        &[90],
+    ),
+    (
+        "matmul/k3_warpgroup",
+        "-DAQLM_M=2 -DAQLM_B=8 -DAQLM_G=8 -DAQLM_REPLICAS=8 -DAQLM_WARPGROUPS=3 -DAQLM_SLICES=2 -DAQLM_CLUSTER=2 -DAQLM_BATCH=128 -DAQLM_SPREAD=0",
+        &[90],
+    ),
+    (
+        "matmul/k3_warpgroup",
+        "-DAQLM_M=2 -DAQLM_B=8 -DAQLM_G=8 -DAQLM_REPLICAS=8 -DAQLM_WARPGROUPS=2 -DAQLM_SLICES=1 -DAQLM_CLUSTER=1 -DAQLM_BATCH=256 -DAQLM_SPREAD=0",
+        &[90],
+    ),
+    (
+        "matmul/k3_warpgroup",
+        "-DAQLM_M=1 -DAQLM_B=16 -DAQLM_G=8 -DAQLM_REPLICAS=0 -DAQLM_WARPGROUPS=3 -DAQLM_SLICES=2 -DAQLM_CLUSTER=8 -DAQLM_BATCH=16 -DAQLM_SPREAD=4",
+        &[90],
+    ),
+    (
+        "matmul/k3_warpgroup",
+        "-DAQLM_M=1 -DAQLM_B=16 -DAQLM_G=8 -DAQLM_REPLICAS=0 -DAQLM_WARPGROUPS=3 -DAQLM_SLICES=2 -DAQLM_CLUSTER=8 -DAQLM_BATCH=128 -DAQLM_SPREAD=4",
+        &[90],
+    ),
+    (
+        "matmul/k3_warpgroup",
+        "-DAQLM_M=1 -DAQLM_B=16 -DAQLM_G=16 -DAQLM_REPLICAS=0 -DAQLM_WARPGROUPS=3 -DAQLM_SLICES=2 -DAQLM_CLUSTER=2 -DAQLM_BATCH=128 -DAQLM_SPREAD=0",
+        &[90],
+    ),
+    (
+        "decode/k1_naive",
+        "-DAQLM_M=2 -DAQLM_B=8 -DAQLM_G=8 -DAQLM_OUT_G=1",
+        &[80, 90],
+    ),
+    (
+        "decode/k2_tiles",
+        "-DAQLM_M=2 -DAQLM_B=8 -DAQLM_G=8 -DAQLM_REPLICAS=8",
+        &[80, 90],
+    ),
+    (
+        "decode/k2_tiles",
+        "-DAQLM_M=1 -DAQLM_B=16 -DAQLM_G=16 -DAQLM_REPLICAS=0",
+        &[80, 90],
+    ),
 ];
 
 #[test]
@@ -66,6 +147,8 @@ fn every_kernel_compiles_without_spills() {
         for architecture in *architectures {
             assert!(*architecture >= kernel.min_compute);
             let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(&kernel.file);
+            // As at run time: wgmma needs the name with an a.
+            let suffix = if *architecture == 90 { "a" } else { "" };
             let output = Command::new(&nvcc)
                 .args([
                     "-std=c++17",
@@ -78,7 +161,7 @@ fn every_kernel_compiles_without_spills() {
                 ])
                 .arg(folder.join("k.cubin"))
                 .arg(format!(
-                    "-gencode=arch=compute_{architecture},code=sm_{architecture}"
+                    "-gencode=arch=compute_{architecture}{suffix},code=sm_{architecture}{suffix}"
                 ))
                 .args(defines.split(' '))
                 .arg(source)

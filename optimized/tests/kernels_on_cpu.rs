@@ -1,10 +1,12 @@
-//! Every matvec kernel of the ladder, run on the CPU by `kernels/shim/shim.h`: packer and kernel must agree with the definition of a quantized
+//! Every kernel of the ladders, run on the CPU by `kernels/shim/shim.h`: packer and kernel must agree with the definition of a quantized
 //! matrix, at shapes that leave remainders everywhere. Inputs are on a dyadic grid on which every sum is exact, so results must be equal.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use aqlm_optimized::cuda::pack::{Packed, Target, pack};
+use aqlm_optimized::cuda::pack::{
+    LaunchConfig, Op, Packed, Target, TileConfig, WarpgroupConfig, pack, with_config,
+};
 use aqlm_reference::vocabulary::{QuantizedMatrix, Scheme};
 use half::f16;
 use ndarray::{Array1, Array3, Array4};
@@ -40,21 +42,39 @@ fn grid_matrix(
     QuantizedMatrix::new(scheme, codes, codebooks, scales).unwrap()
 }
 
-/// y = W x by the definition of a quantized matrix, in f64, rounded to f16 once.
-fn expected(matrix: &QuantizedMatrix, x: &[f16]) -> Vec<f16> {
+/// The dense weight by the definition of a quantized matrix, in f64, without scales.
+fn unscaled(matrix: &QuantizedMatrix, row: usize, column: usize) -> f64 {
     let scheme = matrix.scheme;
-    (0..matrix.out_features())
-        .map(|row| {
-            let (group_row, inner) = (row / scheme.out_group_size, row % scheme.out_group_size);
-            let mut sum = 0.0;
-            for (column, value) in x.iter().enumerate() {
-                let (group, i) = (column / scheme.in_group_size, column % scheme.in_group_size);
-                for m in 0..scheme.num_codebooks {
-                    let code = usize::from(matrix.codes[[group_row, group, m]]);
-                    sum += matrix.codebooks[[m, code, inner, i]] * value.to_f64();
-                }
-            }
-            f16::from_f64(sum * matrix.scales[group_row])
+    let (group_row, inner) = (row / scheme.out_group_size, row % scheme.out_group_size);
+    let (group, i) = (column / scheme.in_group_size, column % scheme.in_group_size);
+    (0..scheme.num_codebooks)
+        .map(|m| {
+            let code = usize::from(matrix.codes[[group_row, group, m]]);
+            matrix.codebooks[[m, code, inner, i]]
+        })
+        .sum()
+}
+
+/// What the operation should give, in f64, rounded to f16 once.
+fn expected(op: Op, matrix: &QuantizedMatrix, x: &[f16]) -> Vec<f16> {
+    let scale = |row: usize| matrix.scales[row / matrix.scheme.out_group_size];
+    let (rows, columns) = (matrix.out_features(), matrix.in_features());
+    if op == Op::Decode {
+        return (0..rows * columns)
+            .map(|i| f16::from_f64(unscaled(matrix, i / columns, i % columns) * scale(i / columns)))
+            .collect();
+    }
+    let weight: Vec<f64> = (0..rows * columns)
+        .map(|i| unscaled(matrix, i / columns, i % columns))
+        .collect();
+    x.chunks_exact(columns)
+        .flat_map(|x| {
+            let weight = &weight;
+            (0..rows).map(move |row| {
+                let weights = &weight[row * columns..(row + 1) * columns];
+                let sum: f64 = weights.iter().zip(x).map(|(w, x)| w * x.to_f64()).sum();
+                f16::from_f64(sum * scale(row))
+            })
         })
         .collect()
 }
@@ -64,9 +84,10 @@ fn run_on_cpu(packed: &Packed, x: &[f16], folder: &Path) -> Option<Vec<f16>> {
     let kernel = aqlm_kernels::kernel(packed.kernel).unwrap();
     let shim = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/shim/shim.h");
     let source = format!(
-        "#include \"{}\"\n{}\nint main(int, char** a) {{ return run_file(a[1], a[2], [] {{ call(matvec); }}); }}\n",
+        "#include \"{}\"\n{}\nint main(int, char** a) {{ return run_file(a[1], a[2], [] {{ call({}); }}); }}\n",
         shim.display(),
-        kernel.source(None).unwrap()
+        kernel.source(None).unwrap(),
+        kernel.op
     );
     let [cpp, program, input, output] = ["k.cpp", "k", "in", "out"].map(|name| folder.join(name));
     std::fs::write(&cpp, source).unwrap();
@@ -92,11 +113,13 @@ fn run_on_cpu(packed: &Packed, x: &[f16], folder: &Path) -> Option<Vec<f16>> {
     );
 
     let x_bytes: Vec<u8> = x.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let poison = vec![0xff_u8; packed.out_features * 2];
+    let poison = vec![0xff_u8; packed.y_len() * 2];
     let mut contents: Vec<&[u8]> = packed.buffers.iter().map(Vec::as_slice).collect();
-    contents.extend([x_bytes.as_slice(), poison.as_slice()]);
-    let mut integers = vec![packed.out_features as i32, packed.in_features as i32];
-    integers.extend(&packed.sizes);
+    if packed.op() != Op::Decode {
+        contents.push(&x_bytes);
+    }
+    contents.push(&poison);
+    let integers = packed.integers();
     let mut words = vec![
         u64::from(packed.grid[0]),
         u64::from(packed.grid[1]),
@@ -133,23 +156,41 @@ fn small_target() -> Target {
 }
 
 fn check(kernel: &str, scheme: &str, out_features: usize, in_features: usize) {
+    check_batch(kernel, scheme, out_features, in_features, 1, None);
+}
+
+fn check_batch(
+    kernel: &str,
+    scheme: &str,
+    out_features: usize,
+    in_features: usize,
+    batch: usize,
+    config: Option<LaunchConfig>,
+) {
     let mut rng = ChaCha8Rng::seed_from_u64(out_features as u64 * 1_000_003 + in_features as u64);
-    let matrix = grid_matrix(scheme.parse().unwrap(), out_features, in_features, &mut rng);
-    let x: Vec<f16> = (0..in_features)
+    let scheme: Scheme = scheme.parse().unwrap();
+    let matrix = grid_matrix(scheme, out_features, in_features, &mut rng);
+    let x: Vec<f16> = (0..batch * in_features)
         .map(|_| f16::from_f64(grid_value(&mut rng)))
         .collect();
-    let packed = pack(kernel, &matrix, &small_target()).unwrap();
+    let mut packed = pack(kernel, &matrix, &small_target(), batch).unwrap();
+    if let Some(config) = config {
+        packed = with_config(&packed, scheme, &small_target(), config);
+    }
     let folder = std::env::temp_dir().join(format!(
-        "aqlm-shim-{}-{}-{scheme}-{out_features}-{in_features}",
+        "aqlm-shim-{}-{}-{scheme}-{out_features}-{in_features}-{batch}-{}-{}",
         std::process::id(),
-        kernel.replace('/', "-")
+        kernel.replace('/', "-"),
+        packed.block,
+        packed.cluster
     ));
     std::fs::create_dir_all(&folder).unwrap();
     let found = run_on_cpu(&packed, &x, &folder);
     std::fs::remove_dir_all::<PathBuf>(folder).unwrap();
     let Some(found) = found else { return };
-    let expected = expected(&matrix, &x);
+    let expected = expected(packed.op(), &matrix, &x);
     assert!(expected.iter().any(|value| value.to_f64() != 0.0));
+    assert_eq!(expected.len(), found.len());
     let wrong: Vec<_> = expected
         .iter()
         .zip(&found)
@@ -159,7 +200,7 @@ fn check(kernel: &str, scheme: &str, out_features: usize, in_features: usize) {
         .collect();
     assert!(
         wrong.is_empty(),
-        "{kernel} {scheme} {out_features}x{in_features}: (row, (expected, found)) {wrong:?}"
+        "{kernel} {scheme} {out_features}x{in_features}, {batch} rows, {config:?}: (element, (expected, found)) {wrong:?}"
     );
 }
 
@@ -194,4 +235,80 @@ fn k4_sliced_codebook() {
     check("matvec/k4_sliced_codebook", "1x15g8", 70, 4424);
     check("matvec/k4_sliced_codebook", "1x16g8", 35, 1032);
     check("matvec/k4_sliced_codebook", "1x16g16", 33, 4112);
+}
+
+#[test]
+fn matmul_k1_naive() {
+    check_batch("matmul/k1_naive", "3x5g4o2", 22, 52, 3, None);
+}
+
+#[test]
+fn matmul_k2_fused_tensor() {
+    let kernel = "matmul/k2_fused_tensor";
+    // Codebooks in shared memory eight times, once, and in global memory; codes of one and two bytes, in words of each width; input features
+    // that end inside a unit and inside a step; a last tile of fewer than eight rows; batches that end inside a tile, and several blocks of them.
+    check_batch(kernel, "2x8g8", 45, 264, 5, None);
+    check_batch(kernel, "1x8g16", 90, 1040, 17, None);
+    check_batch(kernel, "3x6g8", 61, 520, 40, None);
+    check_batch(kernel, "4x8g8", 33, 392, 16, None);
+    check_batch(kernel, "1x12g8", 29, 136, 33, None);
+    check_batch(kernel, "2x12g8", 29, 136, 150, None);
+    check_batch(kernel, "1x14g16", 37, 272, 70, None);
+    // Teams of one warp and of several, tiles past the last row, more slices than units.
+    for (row_warps, tiles, slices, batch_tiles) in [(1, 11, 16, 1), (2, 5, 4, 2), (4, 3, 2, 4), (8, 1, 1, 1)]
+    {
+        let config = TileConfig {
+            row_warps,
+            tiles,
+            slices,
+            batch_tiles,
+        };
+        check_batch(kernel, "2x8g8", 75, 776, 20, Some(LaunchConfig::Tiles(config)));
+    }
+}
+
+#[test]
+fn matmul_k3_warpgroup() {
+    let kernel = "matmul/k3_warpgroup";
+    // As for k2: codebooks in shared memory several times and once, codes of one and two bytes, remainders everywhere.
+    check_batch(kernel, "2x8g8", 45, 264, 5, None);
+    check_batch(kernel, "1x8g16", 90, 1040, 17, None);
+    check_batch(kernel, "3x6g8", 61, 520, 40, None);
+    check_batch(kernel, "2x12g8", 29, 136, 70, None);
+    check_batch(kernel, "1x14g16", 37, 272, 20, None);
+    // Several slices and warpgroups, more slices than units, blocks that only complete a cluster; codebooks spread over a cluster, in whole
+    // and in part, and in global memory.
+    for (scheme, warpgroups, slices, cluster, batch, spread) in [
+        ("2x8g8", 2, 2, 2, 32, 0),
+        ("2x8g8", 1, 8, 8, 16, 0),
+        ("1x14g8", 1, 1, 2, 16, 8),
+        ("1x14g8", 2, 2, 4, 32, 3),
+        ("1x15g16", 1, 4, 4, 16, 0),
+    ] {
+        let config = WarpgroupConfig {
+            warpgroups,
+            slices,
+            cluster,
+            batch,
+            spread,
+        };
+        check_batch(
+            kernel,
+            scheme,
+            75,
+            784,
+            20,
+            Some(LaunchConfig::Warpgroups(config)),
+        );
+    }
+}
+
+#[test]
+fn decode_kernels() {
+    check("decode/k1_naive", "3x5g4o2", 22, 52);
+    check("decode/k1_naive", "2x8g8", 13, 264);
+    check("decode/k2_tiles", "2x8g8", 45, 264);
+    check("decode/k2_tiles", "1x14g16", 37, 272);
+    check("decode/k2_tiles", "3x6g8", 61, 520);
+    check("decode/k2_tiles", "2x12g8", 29, 136);
 }

@@ -1,6 +1,7 @@
 //! The command line: one file a command. Results go to standard output, as text or as one JSON document; messages
 //! and progress go to standard error. Exit codes: 0 ok, 1 the answer is no, 2 bad input.
 
+mod bench;
 mod check;
 mod demo;
 mod eval;
@@ -50,6 +51,8 @@ enum Command {
     Generate(generate::Args),
     /// Check results against peers' vectors
     Check(check::Args),
+    /// Check kernels against the reference, then time them; enter one of your own
+    Bench(Box<bench::Args>),
 }
 
 /// Where results go.
@@ -83,6 +86,7 @@ pub fn run() -> ExitCode {
         Command::Eval(args) => eval::run(args, output),
         Command::Generate(args) => generate::run(args, output),
         Command::Check(args) => check::run(args, output),
+        Command::Bench(args) => bench::run(args, output),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

@@ -2,15 +2,21 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, sys};
-use cudarc::nvrtc::{self, CompileError, CompileOptions};
+use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, sys};
+use cudarc::nvrtc::{self, Ptx};
+
+use half::f16;
 
 use super::error::During;
+use super::image::{self, Machine};
 use super::pack::Target;
 use super::{CudaError, Result};
 
 /// Kernel id and compile-time constants.
 type FunctionKey = (String, Vec<(String, usize)>);
+
+/// f16 numbers in device memory.
+pub type F16Buffer = CudaSlice<f16>;
 
 /// One GPU with its stream and the kernels compiled so far.
 pub struct Device {
@@ -18,7 +24,10 @@ pub struct Device {
     stream: Arc<CudaStream>,
     compute: (i32, i32),
     target: Target,
+    machine: Machine,
     kernel_folder: Option<PathBuf>,
+    /// where compiled kernels are kept
+    cache: Option<PathBuf>,
     functions: Mutex<HashMap<FunctionKey, CudaFunction>>,
 }
 
@@ -63,7 +72,12 @@ impl Device {
                 shared_bytes,
                 clusters: [multiprocessors, 0, 0, 0, 0],
             },
+            machine: Machine {
+                compute,
+                driver: driver_version()?,
+            },
             kernel_folder: kernel_folder.map(Path::to_owned),
+            cache: image::cache_folder(),
             functions: Mutex::new(HashMap::new()),
         };
         if compute.0 >= 9 {
@@ -134,6 +148,38 @@ impl Device {
         &self.stream
     }
 
+    /// Copies numbers to the device.
+    ///
+    /// # Errors
+    /// `Driver`, for example when memory runs out.
+    pub fn upload(&self, values: &[f16]) -> Result<F16Buffer> {
+        self.stream.clone_htod(values).during("copying to the device")
+    }
+
+    /// Copies a buffer back, after everything that was started before.
+    ///
+    /// # Errors
+    /// `Driver`, also when a kernel that was started before has failed.
+    pub fn download(&self, buffer: &F16Buffer) -> Result<Vec<f16>> {
+        self.stream.clone_dtoh(buffer).during("copying from the device")
+    }
+
+    /// A buffer of `count` zeros.
+    ///
+    /// # Errors
+    /// `Driver`, for example when memory runs out.
+    pub fn zeros(&self, count: usize) -> Result<F16Buffer> {
+        self.stream.alloc_zeros(count).during("allocating")
+    }
+
+    /// Bytes of device memory that are free.
+    ///
+    /// # Errors
+    /// `Driver`.
+    pub fn free_bytes(&self) -> Result<usize> {
+        Ok(self.context.mem_get_info().during("reading free memory")?.0)
+    }
+
     /// The compiled kernel `id` with these compile-time constants, ready to launch with `shared_bytes` of dynamic shared memory.
     ///
     /// # Errors
@@ -159,6 +205,23 @@ impl Device {
         Ok(function)
     }
 
+    /// The same for a source of the user's own, compiled anew at each call.
+    ///
+    /// # Errors
+    /// As [`Device::function`].
+    pub fn function_of_source(
+        &self,
+        name: &str,
+        source: &str,
+        entry: &str,
+        defines: &[(&str, usize)],
+        shared_bytes: usize,
+    ) -> Result<CudaFunction> {
+        let function = self.compile_text(name, source, entry, defines)?;
+        allow_shared(&function, shared_bytes)?;
+        Ok(function)
+    }
+
     fn compile_text(
         &self,
         name: &str,
@@ -166,34 +229,29 @@ impl Device {
         entry: &str,
         defines: &[(&str, usize)],
     ) -> Result<CudaFunction> {
-        let (major, minor) = self.compute;
-        let mut options = vec![
-            format!("--gpu-architecture=compute_{major}{minor}"),
-            "--std=c++17".into(),
-        ];
-        options.extend(
-            defines
-                .iter()
-                .map(|(define, value)| format!("-D{define}={value}")),
-        );
-        let options = CompileOptions {
-            options,
-            name: Some(name.to_owned()),
-            ..CompileOptions::default()
+        let image = image::image(name, source, defines, self.machine, self.cache.as_deref())?;
+        let module = match self.context.load_module(Ptx::from_binary(image.bytes)) {
+            Ok(module) => module,
+            // An image of the cache that this driver does not take is worth one fresh compilation.
+            Err(_) if image.found.is_some() => {
+                let fresh = image::image(name, source, defines, self.machine, None)?;
+                self.context
+                    .load_module(Ptx::from_binary(fresh.bytes))
+                    .during("loading a compiled kernel")?
+            }
+            Err(error) => return Err(error).during("loading a compiled kernel"),
         };
-        let ptx = nvrtc::compile_ptx_with_opts(source, options).map_err(|error| CudaError::Compile {
-            kernel: name.to_owned(),
-            log: match error {
-                CompileError::CompileError { log, .. } => log.to_string_lossy().into_owned(),
-                other => other.to_string(),
-            },
-        })?;
-        let module = self
-            .context
-            .load_module(ptx)
-            .during("loading a compiled kernel")?;
         module.load_function(entry).during("finding the kernel's entry")
     }
+}
+
+fn driver_version() -> Result<i32> {
+    let mut version = 0;
+    // SAFETY: `version` is a valid place.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }
+        .result()
+        .during("reading the driver's version")?;
+    Ok(version)
 }
 
 /// The launch attribute for clusters of `size` blocks along the first axis.

@@ -16,6 +16,17 @@ pub enum CudaError {
         /// the driver's answer
         error: DriverError,
     },
+    /// A library of the CUDA toolkit refused a call.
+    #[error("{library}: {error}")]
+    Library {
+        /// which library
+        library: &'static str,
+        /// its answer
+        error: String,
+    },
+    /// A timed run gave another result than the checked one.
+    #[error("an output of a timed run differs from the checked one")]
+    Changed,
     /// A kernel does not compile.
     #[error("{kernel} does not compile:\n{log}")]
     Compile {

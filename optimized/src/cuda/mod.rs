@@ -1,11 +1,17 @@
 //! The operations on an NVIDIA GPU, through cudarc. Libraries are loaded when a device is opened, so the same program runs without one.
 
+mod blas;
+mod decoded_matmul;
 mod device;
+pub mod dispatch;
 mod error;
-mod matvec;
+mod image;
+mod matrix;
 pub mod pack;
 pub mod timing;
 
-pub use device::Device;
+pub use blas::Blas;
+pub use decoded_matmul::DecodedMatmul;
+pub use device::{Device, F16Buffer};
 pub use error::{CudaError, Result};
-pub use matvec::DeviceMatrix;
+pub use matrix::DeviceMatrix;

@@ -65,6 +65,21 @@ pub fn time_graph(
     Timing::of(samples).ok_or_else(|| CudaError::Absent("no replay was timed".into()))
 }
 
+/// Bytes per second of a copy on the device, read and written bytes together.
+///
+/// # Errors
+/// `Driver`.
+pub fn copy_rate(device: &Device) -> Result<f64> {
+    let stream = device.stream();
+    let bytes = 512 << 20;
+    let from = stream.alloc_zeros::<u8>(bytes).during("allocating")?;
+    let mut to = stream.alloc_zeros::<u8>(bytes).during("allocating")?;
+    let timing = time_graph(device, 4, 20, |_| {
+        stream.memcpy_dtod(&from, &mut to).during("copying")
+    })?;
+    Ok(2.0 * bytes as f64 / (timing.median * 1e-6))
+}
+
 fn capture(device: &Device, calls: usize, launch: &mut impl FnMut(usize) -> Result<()>) -> Result<CudaGraph> {
     let stream = device.stream();
     stream

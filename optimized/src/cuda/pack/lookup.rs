@@ -53,5 +53,7 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Packed {
         shared_bytes: (rows * 8 + SYSTEM_BYTES).next_multiple_of(65536) - SYSTEM_BYTES + TABLE_BYTES,
         out_features: matrix.out_features(),
         in_features: matrix.in_features(),
+        batch: 1,
+        rows: matrix.out_features(),
     }
 }

@@ -1,4 +1,4 @@
-//! From a quantized matrix to the bytes that a matvec kernel reads.
+//! From a quantized matrix to the bytes that a kernel reads.
 //!
 //! The file format stays as it is; at load, codes are re-ordered into the order in which a kernel's lanes use them and packed to B bits
 //! (or to 24 bits with their position, where that makes a kernel faster). All of this is plain code without a device, so that tests can run
@@ -8,8 +8,15 @@ mod lookup;
 mod plain;
 mod shared;
 mod sliced;
+mod tiles;
+mod warpgroup;
 
-use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result};
+pub use tiles::TileConfig;
+pub use warpgroup::WarpgroupConfig;
+
+use std::fmt;
+
+use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 use half::f16;
 
 /// What a packer must know of the device.
@@ -48,9 +55,40 @@ impl Target {
     }
 }
 
+/// The operations that have kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// y = W x, one x
+    Matvec,
+    /// Y = X W^T, several rows of x
+    Matmul,
+    /// the dense weight
+    Decode,
+}
+
+impl Op {
+    /// What the manifest and a kernel's entry call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Matvec => "matvec",
+            Self::Matmul => "matmul",
+            Self::Decode => "decode",
+        }
+    }
+
+    /// Of a kernel's id, which starts with its operation.
+    fn of(kernel: &str) -> Self {
+        match kernel.split('/').next() {
+            Some("matmul") => Self::Matmul,
+            Some("decode") => Self::Decode,
+            _ => Self::Matvec,
+        }
+    }
+}
+
 /// One matrix, ready to upload, and how to launch the kernel on it.
 ///
-/// A kernel's arguments are the buffers in order, then x, y, out_features, in_features, then `sizes`.
+/// A kernel's arguments are the buffers in order, then x (not for decode), y, out_features, in_features, the rows of x (matmul only), then `sizes`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packed {
     /// id in the manifest of `aqlm-kernels`
@@ -69,13 +107,48 @@ pub struct Packed {
     pub cluster: u32,
     /// dynamic shared memory of a block
     pub shared_bytes: usize,
-    /// length of y
+    /// rows of the matrix
     pub out_features: usize,
-    /// length of x
+    /// columns of the matrix
     pub in_features: usize,
+    /// rows of x
+    pub batch: usize,
+    /// rows of the matrix that are computed: all, but for a decode of some
+    pub rows: usize,
 }
 
 impl Packed {
+    /// What the kernel computes.
+    pub fn op(&self) -> Op {
+        Op::of(self.kernel)
+    }
+
+    /// Numbers in x.
+    pub fn x_len(&self) -> usize {
+        match self.op() {
+            Op::Decode => 0,
+            Op::Matvec | Op::Matmul => self.batch * self.in_features,
+        }
+    }
+
+    /// Numbers in y.
+    pub fn y_len(&self) -> usize {
+        match self.op() {
+            Op::Decode => self.rows * self.in_features,
+            Op::Matvec | Op::Matmul => self.batch * self.out_features,
+        }
+    }
+
+    /// The integers that follow the pointers.
+    pub fn integers(&self) -> Vec<i32> {
+        let mut integers = vec![self.out_features as i32, self.in_features as i32];
+        if self.op() == Op::Matmul {
+            integers.push(self.batch as i32);
+        }
+        integers.extend(&self.sizes);
+        integers
+    }
+
     /// Bytes that the matrix takes on the device.
     pub fn bytes(&self) -> usize {
         self.buffers.iter().map(Vec::len).sum()
@@ -93,11 +166,11 @@ impl Packed {
     }
 }
 
-/// Lays `matrix` out for the kernel `id`.
+/// Lays `matrix` out for the kernel `id` and plans its launch for `batch` rows of x (1 for matvec and decode).
 ///
 /// # Errors
 /// `Unsupported` with the reason when the kernel is unknown or cannot do this matrix on this target.
-pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> {
+pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target, batch: usize) -> Result<Packed> {
     let kernel = aqlm_kernels::kernel(id).map_err(|error| AqlmError::Unsupported(error.to_string()))?;
     let scheme = matrix.scheme;
     if !kernel.claims(
@@ -108,8 +181,19 @@ pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target) -> Result<Packe
     ) {
         return Err(AqlmError::Unsupported(format!("{id} does not do {scheme}")));
     }
+    if !(kernel.batch[0]..=kernel.batch[1]).contains(&batch) {
+        return Err(AqlmError::Unsupported(format!(
+            "{id} does {} to {} rows of x, not {batch}",
+            kernel.batch[0], kernel.batch[1]
+        )));
+    }
     let packed = match kernel.id.as_str() {
-        "matvec/k1_naive" => plain::pack(matrix),
+        "matvec/k1_naive" => plain::pack("matvec/k1_naive", matrix, batch),
+        "matmul/k1_naive" => plain::pack("matmul/k1_naive", matrix, batch),
+        "decode/k1_naive" => plain::pack("decode/k1_naive", matrix, batch),
+        "matmul/k2_fused_tensor" => tiles::pack_matmul(matrix, target, batch)?,
+        "matmul/k3_warpgroup" => warpgroup::pack(matrix, target, batch)?,
+        "decode/k2_tiles" => tiles::pack_decode(matrix, target),
         "matvec/k2_shared_codebook" => shared::pack(matrix, target)?,
         "matvec/k3_lookup_table" => lookup::pack(matrix, target),
         "matvec/k4_sliced_codebook" => sliced::pack(matrix, target),
@@ -122,6 +206,56 @@ pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target) -> Result<Packe
         )));
     }
     Ok(packed)
+}
+
+/// How a kernel divides its work, where there is a choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LaunchConfig {
+    /// of matmul k2
+    Tiles(TileConfig),
+    /// of matmul k3
+    Warpgroups(WarpgroupConfig),
+}
+
+impl fmt::Display for LaunchConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tiles(config) => config.fmt(f),
+            Self::Warpgroups(config) => config.fmt(f),
+        }
+    }
+}
+
+/// The configurations in which `target` can run kernel `id`, the one expected to be fastest first; empty for kernels that have no choice.
+pub fn launch_configs(
+    id: &str,
+    scheme: Scheme,
+    out_features: usize,
+    in_features: usize,
+    batch: usize,
+    target: &Target,
+) -> Vec<LaunchConfig> {
+    match id {
+        "matmul/k2_fused_tensor" => tiles::configs(scheme, out_features, in_features, batch, target)
+            .into_iter()
+            .map(LaunchConfig::Tiles)
+            .collect(),
+        "matmul/k3_warpgroup" => warpgroup::configs(scheme, out_features, in_features, batch, target)
+            .into_iter()
+            .map(LaunchConfig::Warpgroups)
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// `packed`, of a matrix of `scheme`, launched in another configuration of its kernel.
+pub fn with_config(packed: &Packed, scheme: Scheme, target: &Target, config: LaunchConfig) -> Packed {
+    let mut packed = packed.clone();
+    match config {
+        LaunchConfig::Tiles(config) => tiles::plan(&mut packed, scheme, target, config),
+        LaunchConfig::Warpgroups(config) => warpgroup::plan(&mut packed, scheme, target, config),
+    }
+    packed
 }
 
 fn bytes_of_u16(values: impl Iterator<Item = u16>) -> Vec<u8> {

@@ -1,15 +1,28 @@
 use aqlm_reference::vocabulary::QuantizedMatrix;
 
-use super::{Packed, bytes_of_u16, codebook_bytes, scale_bytes};
+use super::{Op, Packed, bytes_of_u16, codebook_bytes, scale_bytes};
 
-/// Rows that a block of k1 does, a warp each.
+/// Rows that a block of matvec and matmul does, a warp each.
 const ROWS: usize = 8;
+/// Columns that a block of decode does, a thread each.
+const COLUMNS: usize = 256;
 
-/// k1: codes as they are, 16 bits each.
-pub(super) fn pack(matrix: &QuantizedMatrix) -> Packed {
+/// k1 of every operation: codes as they are, 16 bits each.
+pub(super) fn pack(kernel: &'static str, matrix: &QuantizedMatrix, batch: usize) -> Packed {
     let scheme = matrix.scheme;
+    let (out_features, in_features) = (matrix.out_features(), matrix.in_features());
+    let row_blocks = out_features.div_ceil(ROWS) as u32;
+    let grid = match Op::of(kernel) {
+        Op::Matvec => [row_blocks, 1],
+        // The kernels stride over what is above a grid's largest second axis.
+        Op::Matmul => [row_blocks, batch.min(65_535) as u32],
+        Op::Decode => [
+            in_features.div_ceil(COLUMNS) as u32,
+            out_features.min(65_535) as u32,
+        ],
+    };
     Packed {
-        kernel: "matvec/k1_naive",
+        kernel,
         defines: vec![
             ("AQLM_M", scheme.num_codebooks),
             ("AQLM_B", scheme.nbits as usize),
@@ -22,11 +35,13 @@ pub(super) fn pack(matrix: &QuantizedMatrix) -> Packed {
             scale_bytes(matrix),
         ],
         sizes: vec![],
-        grid: [matrix.out_features().div_ceil(ROWS) as u32, 1],
-        block: ROWS as u32 * 32,
+        grid,
+        block: 256,
         cluster: 1,
         shared_bytes: 0,
-        out_features: matrix.out_features(),
-        in_features: matrix.in_features(),
+        out_features,
+        in_features,
+        batch,
+        rows: out_features,
     }
 }

@@ -78,5 +78,7 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
         shared_bytes: replicas * word_bytes + input_bytes,
         out_features: matrix.out_features(),
         in_features: matrix.in_features(),
+        batch: 1,
+        rows: matrix.out_features(),
     })
 }

@@ -96,6 +96,8 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Packed {
         shared_bytes: SLICE_BYTES + (window + 1) * 16 * g + rows * 8,
         out_features: matrix.out_features(),
         in_features: matrix.in_features(),
+        batch: 1,
+        rows: matrix.out_features(),
     }
 }
 

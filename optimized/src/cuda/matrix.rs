@@ -1,4 +1,6 @@
-use cudarc::driver::{CudaFunction, CudaSlice, DevicePtr, DevicePtrMut, sys};
+use std::sync::Arc;
+
+use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, sys};
 use half::f16;
 
 use super::device::{allow_large_clusters, cluster_attribute};
@@ -10,7 +12,7 @@ use super::{CudaError, Device, Result};
 pub struct DeviceMatrix {
     packed: Packed,
     function: CudaFunction,
-    buffers: Vec<CudaSlice<u8>>,
+    buffers: Arc<Vec<CudaSlice<u8>>>,
 }
 
 impl DeviceMatrix {
@@ -20,6 +22,26 @@ impl DeviceMatrix {
     /// As [`Device::function`], and `Driver` when memory runs out.
     pub fn new(device: &Device, packed: &Packed) -> Result<Self> {
         let function = device.function(packed.kernel, &packed.defines, packed.shared_bytes)?;
+        Self::with_function(device, packed, function)
+    }
+
+    /// The same with a kernel of the user's own in place of the one that `packed` names: `source` is compiled with `packed`'s constants and
+    /// must define an entry of the operation's name that takes the same arguments. `name` is what compiler messages call it.
+    ///
+    /// # Errors
+    /// As [`DeviceMatrix::new`].
+    pub fn with_source(device: &Device, packed: &Packed, name: &str, source: &str) -> Result<Self> {
+        let function = device.function_of_source(
+            name,
+            source,
+            packed.op().name(),
+            &packed.defines,
+            packed.shared_bytes,
+        )?;
+        Self::with_function(device, packed, function)
+    }
+
+    fn with_function(device: &Device, packed: &Packed, function: CudaFunction) -> Result<Self> {
         if packed.cluster > 8 {
             allow_large_clusters(&function)?;
         }
@@ -30,7 +52,7 @@ impl DeviceMatrix {
         Ok(Self {
             packed,
             function,
-            buffers,
+            buffers: Arc::new(buffers),
         })
     }
 
@@ -56,7 +78,25 @@ impl DeviceMatrix {
         ))
     }
 
-    /// Starts y = W x on the device's stream; x `[in_features]` and y `[out_features]` in f16. Returns before it is done.
+    /// The same matrix for another launch of the same layout: nothing is uploaded again.
+    ///
+    /// # Errors
+    /// As [`Device::function`].
+    pub fn relaunched(&self, device: &Device, packed: &Packed) -> Result<Self> {
+        let function = device.function(packed.kernel, &packed.defines, packed.shared_bytes)?;
+        if packed.cluster > 8 {
+            allow_large_clusters(&function)?;
+        }
+        Ok(Self {
+            packed: packed.without_buffers(),
+            function,
+            buffers: Arc::clone(&self.buffers),
+        })
+    }
+
+    /// Starts the operation on the device's stream: y = W x or, of several rows, Y = X W^T, or y = W where the kernel decodes. x
+    /// `[batch, in_features]` (`None` to decode) and y `[batch, out_features]` (`[out_features, in_features]` to decode) in f16. Returns before
+    /// it is done.
     ///
     /// `overlap` lets the kernel set itself up while the stream's kernel before it still runs (programmatic dependent launch, from compute
     /// capability 9.0): it then waits for that kernel before it reads x or writes y, but not before it reads the matrix.
@@ -66,13 +106,25 @@ impl DeviceMatrix {
     pub fn start(
         &self,
         device: &Device,
-        x: &CudaSlice<f16>,
+        x: Option<&CudaSlice<f16>>,
         y: &mut CudaSlice<f16>,
         overlap: bool,
     ) -> Result<()> {
+        self.start_on(device, device.stream(), x, y, overlap)
+    }
+
+    /// The same on another stream of the device; the caller orders it with what uses the buffers.
+    pub(crate) fn start_on<Y: DevicePtrMut<f16>>(
+        &self,
+        device: &Device,
+        stream: &Arc<CudaStream>,
+        x: Option<&CudaSlice<f16>>,
+        y: &mut Y,
+        overlap: bool,
+    ) -> Result<()> {
         let lengths = [
-            ("x", self.packed.in_features, x.len()),
-            ("y", self.packed.out_features, y.len()),
+            ("x", self.packed.x_len(), x.map_or(0, CudaSlice::len)),
+            ("y", self.packed.y_len(), y.len()),
         ];
         for (what, expected, found) in lengths {
             if expected != found {
@@ -83,17 +135,15 @@ impl DeviceMatrix {
                 });
             }
         }
-        let stream = device.stream();
-        // The guards record uses for streams other than this one; there are none.
+        // The guards record uses for cudarc's own ordering of streams, which is switched off.
         let mut pointers: Vec<sys::CUdeviceptr> = self
             .buffers
             .iter()
             .map(|buffer| buffer.device_ptr(stream).0)
             .collect();
-        pointers.push(x.device_ptr(stream).0);
+        pointers.extend(x.map(|x| x.device_ptr(stream).0));
         pointers.push(y.device_ptr_mut(stream).0);
-        let mut sizes = vec![self.packed.out_features as i32, self.packed.in_features as i32];
-        sizes.extend(&self.packed.sizes);
+        let mut sizes = self.packed.integers();
         let mut arguments: Vec<*mut std::ffi::c_void> = pointers
             .iter_mut()
             .map(|p| std::ptr::from_mut(p).cast())
@@ -140,6 +190,6 @@ impl DeviceMatrix {
             )
         }
         .result()
-        .during("launching matvec")
+        .during("launching a kernel")
     }
 }

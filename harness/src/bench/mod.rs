@@ -1,0 +1,230 @@
+//! `aqlm bench`: every kernel that claims a case is first checked against the reference, then timed beside a dense product and a roofline.
+//!
+//! Nothing is timed whose result was not compared in the same process.
+
+mod cpu;
+mod cuda;
+mod inputs;
+mod plot;
+mod user_kernel;
+mod verdict;
+
+use std::path::PathBuf;
+
+use aqlm_reference::vocabulary::Scheme;
+use serde::Serialize;
+
+pub use cpu::bench_cpu;
+pub use cuda::bench_cuda;
+pub use plot::svg;
+pub use verdict::{Verdict, Worst};
+
+use crate::check::Outcome;
+
+/// What to run the kernels on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum BenchDevice {
+    /// the first NVIDIA GPU
+    Cuda,
+    /// this processor, at each SIMD level that it has
+    Cpu,
+}
+
+/// The operations that have kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum BenchOp {
+    /// y = W x
+    Matvec,
+    /// Y = X W^T for several rows of x
+    Matmul,
+    /// the dense weight from its codes
+    Decode,
+}
+
+impl BenchOp {
+    /// As the manifest of kernels has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Matvec => "matvec",
+            Self::Matmul => "matmul",
+            Self::Decode => "decode",
+        }
+    }
+}
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct BenchOptions {
+    /// the operation
+    pub op: BenchOp,
+    /// the scheme
+    pub scheme: Scheme,
+    /// rows of the weight
+    pub out_features: usize,
+    /// columns of the weight
+    pub in_features: usize,
+    /// rows of x, one case each
+    pub batches: Vec<usize>,
+    /// seed of codes, codebooks and inputs
+    pub seed: u64,
+    /// replays of a graph; 0 checks and times nothing
+    pub replays: usize,
+    /// only kernels whose id contains this
+    pub only: String,
+    /// a folder to take the shipped kernels' sources from
+    pub kernel_folder: Option<PathBuf>,
+    /// the user's own kernel
+    pub user_kernel: Option<PathBuf>,
+    /// how many launch configurations to try of kernels that have several
+    pub configs: usize,
+    /// only those whose description contains this
+    pub config: String,
+}
+
+/// Microseconds a call.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Times {
+    /// half of the samples were faster
+    pub median: f64,
+    /// a tenth was
+    pub p10: f64,
+    /// nine tenths were
+    pub p90: f64,
+}
+
+/// One kernel on one case.
+#[derive(Debug, Clone, Serialize)]
+pub struct KernelRow {
+    /// the kernel's id, or the user's file
+    pub kernel: String,
+    /// how it divides the work, where there is a choice
+    pub config: Option<String>,
+    /// whether the table of measurements (kernels/dispatch.json) chooses this launch for the case
+    pub dispatched: bool,
+    /// how the check ended
+    pub outcome: Outcome,
+    /// why it is not a pass
+    pub reason: Option<String>,
+    /// normalised squared error on realistic inputs
+    pub nmse: Option<f64>,
+    /// the elements that are furthest off, when the check failed
+    pub worst: Vec<Worst>,
+    /// time of a call
+    pub us: Option<Times>,
+    /// median when a call may set itself up while the one before it ends
+    pub us_overlapped: Option<f64>,
+    /// bytes of the matrix as this kernel stores it
+    pub bytes: Option<usize>,
+    /// registers of a thread, and bytes of local memory
+    pub registers: Option<(i32, i32)>,
+}
+
+impl KernelRow {
+    fn new(kernel: &str, config: Option<String>) -> Self {
+        Self {
+            kernel: kernel.to_owned(),
+            config,
+            dispatched: false,
+            outcome: Outcome::Waived,
+            reason: None,
+            nmse: None,
+            worst: Vec::new(),
+            us: None,
+            us_overlapped: None,
+            bytes: None,
+            registers: None,
+        }
+    }
+
+    fn ended(mut self, outcome: Outcome, reason: &impl ToString) -> Self {
+        self.outcome = outcome;
+        self.reason = Some(reason.to_string());
+        self
+    }
+}
+
+/// All kernels on one batch.
+#[derive(Debug, Clone, Serialize)]
+pub struct BenchCase {
+    /// rows of x
+    pub batch: usize,
+    /// the dense product of the same shape through the library
+    pub dense: Option<Times>,
+    /// fewest bytes that must move: codes at their own width, codebooks, scales, x and y
+    pub least_bytes: usize,
+    /// those bytes at the rate of a copy, microseconds
+    pub roofline_us: Option<f64>,
+    /// the kernels
+    pub kernels: Vec<KernelRow>,
+}
+
+/// What `aqlm bench` found.
+#[derive(Debug, Clone, Serialize)]
+pub struct BenchReport {
+    /// the operation
+    pub op: BenchOp,
+    /// the scheme
+    pub scheme: String,
+    /// rows of the weight
+    pub out_features: usize,
+    /// columns of the weight
+    pub in_features: usize,
+    /// what it ran on; `None` when there was nothing to run on
+    pub device: Option<String>,
+    /// bytes a second of a copy, read and written together
+    pub copy_bytes_per_second: Option<f64>,
+    /// the name of the dense product
+    pub dense: String,
+    /// one for each batch
+    pub cases: Vec<BenchCase>,
+    /// why nothing was tried
+    pub waived: Option<String>,
+}
+
+impl BenchReport {
+    /// Kernels that ended in `outcome`.
+    pub fn count(&self, outcome: Outcome) -> usize {
+        self.cases
+            .iter()
+            .flat_map(|case| &case.kernels)
+            .filter(|row| row.outcome == outcome)
+            .count()
+    }
+
+    /// Whether something passed and nothing failed.
+    pub fn holds(&self) -> bool {
+        self.count(Outcome::Fail) == 0 && self.count(Outcome::Pass) > 0
+    }
+
+    fn empty(options: &BenchOptions, dense: &str) -> Self {
+        Self {
+            op: options.op,
+            scheme: options.scheme.to_string(),
+            out_features: options.out_features,
+            in_features: options.in_features,
+            device: None,
+            copy_bytes_per_second: None,
+            dense: dense.to_owned(),
+            cases: Vec::new(),
+            waived: None,
+        }
+    }
+}
+
+/// Fewest bytes that a case must move.
+fn least_bytes(options: &BenchOptions, batch: usize) -> usize {
+    let scheme = options.scheme;
+    let (out_features, in_features) = (options.out_features, options.in_features);
+    let groups = out_features / scheme.out_group_size * (in_features / scheme.in_group_size);
+    let codes = (groups * scheme.num_codebooks * scheme.nbits as usize).div_ceil(8);
+    let codebooks =
+        scheme.num_codebooks * scheme.codebook_size() * scheme.out_group_size * scheme.in_group_size * 2;
+    let scales = out_features / scheme.out_group_size * 2;
+    let activations = match options.op {
+        BenchOp::Decode => out_features * in_features * 2,
+        BenchOp::Matvec | BenchOp::Matmul => batch * (in_features + out_features) * 2,
+    };
+    codes + codebooks + scales + activations
+}

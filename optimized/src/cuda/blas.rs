@@ -1,0 +1,87 @@
+use cudarc::cublas::{CudaBlas, Gemm, GemmConfig, sys};
+use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
+use half::f16;
+
+use super::{CudaError, Device, Result};
+
+/// Dense products in f16 with f32 sums through cuBLAS: what quantized kernels are measured against, and the second half of a matmul that decodes.
+pub struct Blas {
+    handle: CudaBlas,
+}
+
+impl Blas {
+    /// Opens the library for the device's stream.
+    ///
+    /// # Errors
+    /// `Absent` when cuBLAS is not there or cannot start.
+    pub fn new(device: &Device) -> Result<Self> {
+        // SAFETY: this only tries to open the library. Without the check cudarc panics where it is missing.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(CudaError::Absent("the library libcublas.so is not there".into()));
+        }
+        let handle = CudaBlas::new(device.stream().clone())
+            .map_err(|error| CudaError::Absent(format!("cuBLAS: {error:?}")))?;
+        Ok(Self { handle })
+    }
+
+    /// Starts Y = X W^T: weight `[out_features, in_features]`, x `[batch, in_features]`, y `[batch, out_features]`, all row-major.
+    ///
+    /// # Errors
+    /// `Length` when a buffer does not fit the shape, `Library`.
+    pub fn start(
+        &self,
+        weight: &CudaSlice<f16>,
+        x: &CudaSlice<f16>,
+        y: &mut CudaSlice<f16>,
+        [out_features, in_features, batch]: [usize; 3],
+    ) -> Result<()> {
+        let lengths = [
+            ("weight", out_features * in_features, weight.len()),
+            ("x", batch * in_features, x.len()),
+            ("y", batch * out_features, y.len()),
+        ];
+        for (what, expected, found) in lengths {
+            if expected != found {
+                return Err(CudaError::Length {
+                    what,
+                    expected,
+                    found,
+                });
+            }
+        }
+        // SAFETY: the lengths have just been checked.
+        unsafe { self.start_unchecked(weight, x, y, [out_features, in_features, batch], out_features) }
+    }
+
+    /// The same for buffers whose lengths the caller has checked; rows of y are `y_stride` apart.
+    ///
+    /// # Safety
+    /// Every element that the shape implies must lie within its buffer.
+    pub(crate) unsafe fn start_unchecked(
+        &self,
+        weight: &impl DevicePtr<f16>,
+        x: &impl DevicePtr<f16>,
+        y: &mut impl DevicePtrMut<f16>,
+        [out_features, in_features, batch]: [usize; 3],
+        y_stride: usize,
+    ) -> Result<()> {
+        // cuBLAS counts columns first: its Y^T [out, batch] = W [out, in] X^T.
+        let config = GemmConfig {
+            transa: sys::cublasOperation_t::CUBLAS_OP_T,
+            transb: sys::cublasOperation_t::CUBLAS_OP_N,
+            m: out_features as i32,
+            n: batch as i32,
+            k: in_features as i32,
+            alpha: f16::ONE,
+            lda: in_features as i32,
+            ldb: in_features as i32,
+            beta: f16::ZERO,
+            ldc: y_stride as i32,
+        };
+        // SAFETY: passed on to the caller.
+        unsafe { self.handle.gemm(config, weight, x, y) }.map_err(|error| CudaError::Library {
+            library: "cuBLAS",
+            error: format!("{error:?}"),
+        })
+    }
+}
