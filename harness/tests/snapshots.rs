@@ -215,7 +215,9 @@ fn variant(error: &Error) -> &'static str {
         Error::Digest { .. } => "Digest",
         Error::Scheme { .. } => "Scheme",
         Error::RunFolder { .. } => "RunFolder",
+        Error::Diverged { .. } => "Diverged",
         Error::Invalid { .. } => "Invalid",
+        Error::Device { .. } => "Device",
         Error::Aqlm(_) => "Aqlm",
     }
 }
@@ -364,10 +366,20 @@ fn error_messages() {
             path: path(),
             reason: text("another process is quantizing into it"),
         },
+        Error::Diverged {
+            epoch: 2,
+            step: 7,
+            loss: text("NaN"),
+            layer: text("block 3, mlp.up_proj"),
+            kept: text("the state of epoch 1 is kept"),
+        },
         Error::Invalid {
             what: text("--beam"),
             expected: text("1 or more"),
             found: text("0"),
+        },
+        Error::Device {
+            reason: text("out of memory while uploading a matrix"),
         },
         Error::Aqlm(AqlmError::NotPositiveDefinite {
             what: text("hessian"),

@@ -26,7 +26,7 @@ pub(super) fn terms(problem: &LlamaCase) -> usize {
 fn model(data: &LlamaData) -> Model {
     Model {
         config: data.config.clone(),
-        embedding: data.embedding.clone(),
+        embedding: data.embedding.mapv(f64::from),
         blocks: data.blocks.iter().map(Block::from_weights).collect(),
         norm: data.norm.mapv(f64::from),
         lm_head: data.lm_head.mapv(f64::from),

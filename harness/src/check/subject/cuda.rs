@@ -4,6 +4,7 @@ use aqlm_optimized::cuda::pack::pack;
 use aqlm_optimized::cuda::{CudaError, Device, DeviceMatrix};
 use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix};
 use half::f16;
+use ndarray::{ArrayView2, ArrayViewMut2};
 
 use super::{Subject, Subjects, no};
 use crate::cases::{Case, Operation};
@@ -56,34 +57,70 @@ impl Subject for CudaSubject {
         Number::F16
     }
 
+    fn decode(&self, matrix: &QuantizedMatrix, weight: &mut [f32]) -> Result<()> {
+        if self.kernel.is_empty() {
+            return no(self.backend(), Operation::Decode);
+        }
+        widen(&self.run(matrix, None, 1)?, weight.iter_mut());
+        Ok(())
+    }
+
     fn matvec(&self, matrix: &QuantizedMatrix, x: &[f32], y: &mut [f32]) -> Result<()> {
         if self.kernel.is_empty() {
             return no(self.backend(), Operation::Matvec);
         }
-        let narrow: Vec<f16> = x.iter().map(|&x| f16::from_f32(x)).collect();
-        if narrow.iter().zip(x).any(|(narrow, &x)| narrow.to_f32() != x) {
-            return Err(AqlmError::Unsupported("x has numbers that f16 does not hold".into()).into());
+        widen(&self.run(matrix, Some(&narrowed(x.iter())?), 1)?, y.iter_mut());
+        Ok(())
+    }
+
+    fn matmul(
+        &self,
+        matrix: &QuantizedMatrix,
+        x: ArrayView2<'_, f32>,
+        mut y: ArrayViewMut2<'_, f32>,
+    ) -> Result<()> {
+        if self.kernel.is_empty() {
+            return no(self.backend(), Operation::Matmul);
         }
+        let result = self.run(matrix, Some(&narrowed(x.iter())?), x.nrows())?;
+        widen(&result, y.iter_mut());
+        Ok(())
+    }
+}
+
+impl CudaSubject {
+    /// The kernel's output, row-major; NaN where it wrote nothing.
+    fn run(&self, matrix: &QuantizedMatrix, x: Option<&[f16]>, batch: usize) -> Result<Vec<f16>> {
         let run = || -> std::result::Result<Vec<f16>, CudaError> {
-            let packed = pack(self.kernel, matrix, self.device.target())?;
+            let packed = pack(self.kernel, matrix, self.device.target(), batch)?;
             let matrix = DeviceMatrix::new(self.device, &packed)?;
-            let stream = self.device.stream();
-            let driver = |during| move |error| CudaError::Driver { during, error };
-            let x = stream.clone_htod(&narrow).map_err(driver("uploading x"))?;
-            // What the kernel does not write stays NaN.
-            let mut result = stream
-                .clone_htod(&vec![f16::NAN; matrix.shape().0])
-                .map_err(driver("uploading y"))?;
-            matrix.start(self.device, &x, &mut result, false)?;
-            stream.clone_dtoh(&result).map_err(driver("reading y"))
+            let x = x.map(|x| self.device.upload(x)).transpose()?;
+            let mut result = self.device.upload(&vec![f16::NAN; packed.y_len()])?;
+            matrix.start(self.device, x.as_ref(), &mut result, false)?;
+            self.device.download(&result)
         };
-        let result = run().map_err(|error| match error {
+        run().map_err(|error| match error {
             CudaError::Aqlm(error) => error.into(),
             other => Error::invalid(self.kernel, "a result", other.to_string()),
-        })?;
-        for (y, value) in y.iter_mut().zip(result) {
-            *y = value.to_f32();
+        })
+    }
+}
+
+/// x in the kernels' format, where that loses nothing.
+fn narrowed<'a>(x: impl Iterator<Item = &'a f32>) -> Result<Vec<f16>> {
+    x.map(|&x| {
+        let narrow = f16::from_f32(x);
+        if narrow.to_f32() == x {
+            Ok(narrow)
+        } else {
+            Err(AqlmError::Unsupported("x has numbers that f16 does not hold".into()).into())
         }
-        Ok(())
+    })
+    .collect()
+}
+
+fn widen<'a>(from: &[f16], to: impl Iterator<Item = &'a mut f32>) {
+    for (to, from) in to.zip(from) {
+        *to = from.to_f32();
     }
 }
