@@ -2,7 +2,7 @@
 //! not panic, hang, or take more memory than the file justifies.
 //!
 //! `AQLM_FUZZ_RUNS=1000000 cargo test --release --test hostile_files -- --nocapture` is the long run of docs/checking.md;
-//! `fuzz/` drives the same functions by coverage.
+//! `hostile::TARGETS` are plain functions of bytes, ready for a driver by coverage.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;

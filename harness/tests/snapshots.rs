@@ -63,7 +63,7 @@ macro_rules! snapshot {
 #[test]
 fn help_texts() {
     for command in [
-        "demo", "fetch", "inspect", "quantize", "eval", "generate", "check",
+        "demo", "fetch", "inspect", "quantize", "finetune", "eval", "generate", "check", "bench",
     ] {
         let output = aqlm(&[command, "--help"]);
         assert!(output.status.success(), "{command}");
