@@ -1,6 +1,6 @@
 //! Comparisons that the operations share. All keep NaN from passing, and none passes on nothing.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use aqlm_reference::vocabulary::AqlmError;
 use rayon::ThreadPool;
@@ -112,6 +112,10 @@ pub(super) struct Expected {
     pub(super) magnitudes: Vec<f64>,
 }
 
+/// One answer at a time in the pools. A worker that waits for a part of its own work takes up what else its pool has, and
+/// if that were another answer, which waits for the SIMD level that the first one holds, it would wait for itself.
+static POOLS_IN_USE: Mutex<()> = Mutex::new(());
+
 /// Runs `f` on one thread and twice on two: its answer, and how many of the other two differ from it.
 pub(super) fn repeated<T: PartialEq + Send>(
     against: Against,
@@ -119,6 +123,7 @@ pub(super) fn repeated<T: PartialEq + Send>(
     f: impl Fn() -> Result<T> + Sync,
 ) -> Result<(T, Comparison)> {
     let [one, two] = pools()?;
+    let _alone = POOLS_IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
     let first = one.install(&f)?;
     let others = [two.install(&f)?, two.install(&f)?];
     let different = others.iter().filter(|other| **other != first).count();
