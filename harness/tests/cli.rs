@@ -5,35 +5,22 @@ mod support;
 use std::path::Path;
 use std::process::Output;
 
-use support::{MODEL, aqlm, json, model_bytes, refused, short_text};
+use support::{MODEL, QUICK, aqlm, json, model_bytes, refused, short_text};
 
-/// The quickest quantization there is: one round, few tokens.
+/// A quick quantization with one epoch of fine-tuning.
 fn quantize(calibration: &Path, out: &Path, extra: &[&str]) -> Output {
     let mut arguments = vec![
         "quantize",
         MODEL,
-        "--scheme",
-        "1x4g8",
         "--calib",
         calibration.to_str().unwrap(),
         "--out",
         out.to_str().unwrap(),
-        "--seqlen",
-        "32",
-        "--sequences",
-        "6",
-        "--validation",
-        "2",
-        "--max-rounds",
-        "1",
-        "--beam",
-        "1",
-        "--init",
-        "residual",
         "--finetune-epochs",
         "1",
         "--json",
     ];
+    arguments.extend(QUICK);
     arguments.extend(extra);
     aqlm(&arguments)
 }

@@ -2,12 +2,15 @@
 //!
 //! `AQLM_KILLS=50 cargo test --release --test faults -- --nocapture killed` is the long experiment of docs/checking.md.
 
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use aqlm_reference::vocabulary::{Purpose, stream};
 use rand::RngExt;
+use support::{MODEL, QUICK, first_documents, message, model_bytes};
 
 /// Kills in an ordinary test run.
 const KILLS: usize = 4;
@@ -23,11 +26,7 @@ struct Run {
 impl Run {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let golden =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden/tiny-stories-4m/calibration.jsonl");
-        let text = std::fs::read_to_string(golden).unwrap();
-        let calibration = folder.path().join("calibration.jsonl");
-        std::fs::write(&calibration, text.lines().take(20).collect::<Vec<_>>().join("\n")).unwrap();
+        let calibration = first_documents(folder.path(), "calibration.jsonl", 20);
         Self { folder, calibration }
     }
 
@@ -36,12 +35,12 @@ impl Run {
     }
 
     fn arguments(&self, out: &Path) -> Vec<String> {
-        let mut arguments: Vec<String> =
-            "quantize tiny-stories-4m --backend cpu --scheme 1x4g8 --seqlen 32 --sequences 6 \
-             --validation 2 --max-rounds 1 --beam 1 --init residual --finetune-epochs 1 --resume"
-                .split_whitespace()
-                .map(str::to_owned)
-                .collect();
+        let mut arguments: Vec<String> = ["quantize", MODEL, "--backend", "cpu"]
+            .into_iter()
+            .chain(QUICK)
+            .chain(["--finetune-epochs", "1", "--resume"])
+            .map(str::to_owned)
+            .collect();
         for (flag, path) in [("--calib", self.calibration.as_path()), ("--out", out)] {
             arguments.push(flag.to_owned());
             arguments.push(path.display().to_string());
@@ -66,12 +65,8 @@ impl Run {
     fn model(&self, out: &Path) -> Vec<u8> {
         let output = self.finish(out);
         assert_eq!(output.status.code(), Some(0), "{}", message(&output));
-        std::fs::read(out.join("model.safetensors")).expect("a finished model")
+        model_bytes(out)
     }
-}
-
-fn message(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Files that are being written have names that start with `.writing-`.

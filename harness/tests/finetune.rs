@@ -6,46 +6,30 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use serde_json::Value;
-use support::{MODEL, aqlm, golden, json, model_bytes, refused, short_text};
+use support::{MODEL, QUICK, aqlm, golden, json, message, model_bytes, refused, short_text};
 
 /// Quantizes coarsely and quickly, blocks not tuned.
 fn student(folder: &Path, text: &Path) -> PathBuf {
     let out = folder.join("student");
-    succeed(&[
+    let mut arguments = vec![
         "quantize",
         MODEL,
-        "--scheme",
-        "1x4g8",
         "--calib",
         path(text),
         "--out",
         path(&out),
         "--backend",
         "cpu",
-        "--seqlen",
-        "32",
-        "--sequences",
-        "6",
-        "--validation",
-        "2",
-        "--max-rounds",
-        "1",
-        "--beam",
-        "1",
-        "--init",
-        "residual",
         "--finetune",
         "none",
-    ]);
+    ];
+    arguments.extend(QUICK);
+    succeed(&arguments);
     out
 }
 
 fn path(path: &Path) -> &str {
     path.to_str().expect("a path of this test")
-}
-
-fn message(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 fn succeed(arguments: &[&str]) -> Output {
@@ -410,29 +394,15 @@ fn quantize_goes_on_end_to_end() {
     let folder = tempfile::tempdir().unwrap();
     let text = short_text(folder.path(), 20);
     let out = folder.path().join("out");
-    let whole = [
+    let mut whole = vec![
         "quantize",
         MODEL,
-        "--scheme",
-        "1x4g8",
         "--calib",
         path(&text),
         "--out",
         path(&out),
         "--backend",
         "cpu",
-        "--seqlen",
-        "32",
-        "--sequences",
-        "6",
-        "--validation",
-        "2",
-        "--max-rounds",
-        "1",
-        "--beam",
-        "1",
-        "--init",
-        "residual",
         "--finetune-epochs",
         "1",
         "--finetune-tune",
@@ -447,6 +417,7 @@ fn quantize_goes_on_end_to_end() {
         "codebooks",
         "--json",
     ];
+    whole.extend(QUICK);
     let document = json(&succeed(&whole));
     let report = &document["end_to_end"];
     assert!(
@@ -457,7 +428,7 @@ fn quantize_goes_on_end_to_end() {
     let before = model_bytes(&out.join("block-tuned"));
     assert_ne!(bytes, before);
     refused(&whole, &["--resume"]);
-    let mut resumed = whole.to_vec();
+    let mut resumed = whole.clone();
     resumed.push("--resume");
     succeed(&resumed);
     assert_eq!(model_bytes(&out), bytes);

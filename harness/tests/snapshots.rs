@@ -2,34 +2,21 @@
 //! `cargo insta review` shows what changed; integers, hashes and words are exact, floating-point numbers have a stated
 //! number of digits.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod support;
+
+use std::path::PathBuf;
 
 use aqlm_harness::Error;
 use aqlm_harness::durable::sha256;
 use aqlm_harness::model::Model;
 use aqlm_reference::vocabulary::{AqlmError, LayerKind, LinearWeight};
 use serde_json::{Value, json};
-
-const MODEL: &str = "tiny-stories-4m";
-
-fn aqlm(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_aqlm"))
-        .args(arguments)
-        // Help is as wide as the terminal: as wide as none.
-        .env_remove("COLUMNS")
-        .output()
-        .expect("the program starts")
-}
+use support::{MODEL, QUICK, aqlm, first_documents, message};
 
 fn document(arguments: &[&str]) -> Value {
     let output = aqlm(arguments);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    serde_json::from_slice(&output.stdout).expect("one JSON document")
+    assert!(output.status.success(), "{}", message(&output));
+    support::json(&output)
 }
 
 /// Every floating-point number to `digits` significant digits.
@@ -107,45 +94,25 @@ fn check_of_the_reference() {
 /// A whole quantization: which codes (by hash), how large the losses are and what they cost in perplexity.
 #[test]
 fn a_small_quantization() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../golden")
-        .join(MODEL);
     let folder = tempfile::tempdir().unwrap();
-    let first = |file: &str, documents: usize| -> PathBuf {
-        let text = std::fs::read_to_string(golden.join(file)).unwrap();
-        let path = folder.path().join(file);
-        std::fs::write(&path, text.lines().take(documents).collect::<Vec<_>>().join("\n")).unwrap();
-        path
-    };
-    let (calibration, evaluation) = (first("calibration.jsonl", 20), first("eval.jsonl", 20));
+    let calibration = first_documents(folder.path(), "calibration.jsonl", 20);
+    let evaluation = first_documents(folder.path(), "eval.jsonl", 20);
     let out = folder.path().join("out");
-    let report = document(&[
+    let mut arguments = vec![
         "quantize",
         MODEL,
         "--backend",
         "reference",
-        "--scheme",
-        "1x4g8",
         "--calib",
         calibration.to_str().unwrap(),
         "--out",
         out.to_str().unwrap(),
-        "--seqlen",
-        "32",
-        "--sequences",
-        "6",
-        "--validation",
-        "2",
-        "--max-rounds",
-        "1",
-        "--beam",
-        "1",
-        "--init",
-        "residual",
         "--finetune-epochs",
         "1",
         "--json",
-    ]);
+    ];
+    arguments.extend(QUICK);
+    let report = document(&arguments);
     let model = Model::open(&out).unwrap();
     let mut codes = Vec::new();
     for block in 0..model.config().num_hidden_layers {

@@ -9,6 +9,24 @@ use serde_json::Value;
 
 pub(crate) const MODEL: &str = "tiny-stories-4m";
 
+/// The quickest quantization there is: one round, few tokens.
+pub(crate) const QUICK: [&str; 14] = [
+    "--scheme",
+    "1x4g8",
+    "--seqlen",
+    "32",
+    "--sequences",
+    "6",
+    "--validation",
+    "2",
+    "--max-rounds",
+    "1",
+    "--beam",
+    "1",
+    "--init",
+    "residual",
+];
+
 pub(crate) fn golden(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../golden/tiny-stories-4m")
@@ -18,6 +36,8 @@ pub(crate) fn golden(file: &str) -> PathBuf {
 pub(crate) fn aqlm(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_aqlm"))
         .args(arguments)
+        // Help is as wide as the terminal: as wide as none.
+        .env_remove("COLUMNS")
         .output()
         .expect("the program starts")
 }
@@ -35,7 +55,7 @@ pub(crate) fn json(output: &Output) -> Value {
 /// Runs a command that must be refused: exit code 2, nothing on standard output, a message with all the given words.
 pub(crate) fn refused(arguments: &[&str], words: &[&str]) {
     let output = aqlm(arguments);
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    let message = message(&output);
     assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
     assert!(
         output.stdout.is_empty(),
@@ -52,11 +72,21 @@ pub(crate) fn refused(arguments: &[&str], words: &[&str]) {
 
 /// A short text: the first documents of the embedded model's evaluation stories.
 pub(crate) fn short_text(folder: &Path, documents: usize) -> PathBuf {
-    let text = std::fs::read_to_string(golden("eval.jsonl")).unwrap();
+    first_documents(folder, "eval.jsonl", documents)
+}
+
+/// The first documents of one of the embedded model's texts.
+pub(crate) fn first_documents(folder: &Path, file: &str, documents: usize) -> PathBuf {
+    let text = std::fs::read_to_string(golden(file)).unwrap();
     let lines: Vec<&str> = text.lines().take(documents).collect();
-    let path = folder.join(format!("short-{documents}.jsonl"));
+    let path = folder.join(format!("first-{documents}-{file}"));
     std::fs::write(&path, lines.join("\n")).unwrap();
     path
+}
+
+/// What a command said beside its answer.
+pub(crate) fn message(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 pub(crate) fn model_bytes(folder: &Path) -> Vec<u8> {
