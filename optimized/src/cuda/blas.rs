@@ -2,6 +2,7 @@ use cudarc::cublas::{CudaBlas, Gemm, GemmConfig, sys};
 use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
 use half::f16;
 
+use super::error::check_lengths;
 use super::{CudaError, Device, Result};
 
 /// Dense products in f16 with f32 sums through cuBLAS: what quantized kernels are measured against, and the second half of a matmul that decodes.
@@ -35,20 +36,11 @@ impl Blas {
         y: &mut CudaSlice<f16>,
         [out_features, in_features, batch]: [usize; 3],
     ) -> Result<()> {
-        let lengths = [
+        check_lengths(&[
             ("weight", out_features * in_features, weight.len()),
             ("x", batch * in_features, x.len()),
             ("y", batch * out_features, y.len()),
-        ];
-        for (what, expected, found) in lengths {
-            if expected != found {
-                return Err(CudaError::Length {
-                    what,
-                    expected,
-                    found,
-                });
-            }
-        }
+        ])?;
         // SAFETY: the lengths have just been checked.
         unsafe { self.start_unchecked(weight, x, y, [out_features, in_features, batch], out_features) }
     }

@@ -3,9 +3,9 @@ use std::sync::Arc;
 use cudarc::driver::{CudaSlice, CudaStream};
 use half::f16;
 
-use super::error::During;
+use super::error::{During, check_lengths};
 use super::pack::Packed;
-use super::{Blas, CudaError, Device, DeviceMatrix, Result};
+use super::{Blas, Device, DeviceMatrix, Result};
 
 /// Matmul for large batches: a chunk of the weight's rows is decoded into a buffer that stays in the L2 cache, cuBLAS multiplies it, and
 /// the next chunk is decoded on a second stream meanwhile.
@@ -88,19 +88,10 @@ impl DecodedMatmul {
         batch: usize,
     ) -> Result<()> {
         let [out_features, in_features] = self.shape;
-        let lengths = [
+        check_lengths(&[
             ("x", batch * in_features, x.len()),
             ("y", batch * out_features, y.len()),
-        ];
-        for (what, expected, found) in lengths {
-            if expected != found {
-                return Err(CudaError::Length {
-                    what,
-                    expected,
-                    found,
-                });
-            }
-        }
+        ])?;
         let main = device.stream();
         // The side stream starts after everything before this call: the buffers may be in use there.
         let mut multiplied = vec![main.record_event(None).during("recording an event")?];

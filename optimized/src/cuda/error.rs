@@ -56,6 +56,21 @@ pub enum CudaError {
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, CudaError>;
 
+/// Compares the lengths of buffers, (which, expected, found) each.
+///
+/// # Errors
+/// `Length` for the first that differs.
+pub(crate) fn check_lengths(lengths: &[(&'static str, usize, usize)]) -> Result<()> {
+    match lengths.iter().find(|(_, expected, found)| expected != found) {
+        None => Ok(()),
+        Some(&(what, expected, found)) => Err(CudaError::Length {
+            what,
+            expected,
+            found,
+        }),
+    }
+}
+
 /// Names what was being done when the driver failed.
 pub(crate) trait During<T> {
     fn during(self, what: &'static str) -> Result<T>;

@@ -4,9 +4,9 @@ use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMu
 use half::f16;
 
 use super::device::{allow_large_clusters, cluster_attribute};
-use super::error::During;
+use super::error::{During, check_lengths};
 use super::pack::Packed;
-use super::{CudaError, Device, Result};
+use super::{Device, Result};
 
 /// A quantized matrix on the device, laid out for one kernel.
 pub struct DeviceMatrix {
@@ -122,19 +122,10 @@ impl DeviceMatrix {
         y: &mut Y,
         overlap: bool,
     ) -> Result<()> {
-        let lengths = [
+        check_lengths(&[
             ("x", self.packed.x_len(), x.map_or(0, CudaSlice::len)),
             ("y", self.packed.y_len(), y.len()),
-        ];
-        for (what, expected, found) in lengths {
-            if expected != found {
-                return Err(CudaError::Length {
-                    what,
-                    expected,
-                    found,
-                });
-            }
-        }
+        ])?;
         // The guards record uses for cudarc's own ordering of streams, which is switched off.
         let mut pointers: Vec<sys::CUdeviceptr> = self
             .buffers

@@ -1,9 +1,10 @@
-use aqlm_reference::vocabulary::{AqlmError, LayerSettings, QuantizedMatrix, Result, StreamKey};
+use aqlm_reference::vocabulary::{LayerSettings, QuantizedMatrix, Result, StreamKey};
 use ndarray::Array2;
 use rayon::prelude::*;
 
 use super::codewords::Codewords;
 use super::places::Places;
+use super::problem::check_hessian;
 use super::residual_init::{Fit, initialize};
 use super::small_solve::SmallCholesky;
 
@@ -25,14 +26,7 @@ pub fn em_init(
     rounds: usize,
     key: StreamKey,
 ) -> Result<QuantizedMatrix> {
-    let inputs = weight.ncols();
-    if hessian.dim() != (inputs, inputs) {
-        return Err(AqlmError::Shape {
-            what: "hessian".into(),
-            expected: vec![inputs, inputs],
-            found: hessian.shape().to_vec(),
-        });
-    }
+    check_hessian(hessian, weight.ncols())?;
     let gi = settings.scheme.in_group_size;
     let blocks = diagonal_blocks(hessian, gi);
     initialize(weight, settings, key, |fit, groups, scales| {

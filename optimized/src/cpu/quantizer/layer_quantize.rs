@@ -9,7 +9,7 @@ use ndarray::Array2;
 use super::beam_search::search;
 use super::codebook_update::{Stop, update_trial};
 use super::em_init::em_init;
-use super::problem::{Problem, inner};
+use super::problem::{Problem, check_hessian, inner};
 use super::residual_init::residual_init;
 use super::trial::Trial;
 
@@ -66,9 +66,7 @@ pub fn layer_quantize(
             loss: loss_of(&trial),
         });
         let order = sweep_order(&mut sweeps, in_groups, settings.scheme.num_codebooks);
-        let mut candidate = trial.matrix.clone();
-        candidate.codes = search(&problem, trial, &order, settings.beam)?;
-        trial = Trial::new(&problem, candidate);
+        trial = Trial::new(&problem, search(&problem, trial, &order, settings.beam)?);
         let loss = loss_of(&trial);
         observe(LayerEvent::Searched { round, loss });
         let kept = matches!(
@@ -101,13 +99,7 @@ fn validate(weight: &Array2<f32>, hessian: &Array2<f64>, settings: &LayerSetting
     let scheme = settings.scheme;
     let inputs = weight.ncols();
     let (out_groups, in_groups) = scheme.groups(weight.nrows(), inputs)?;
-    if hessian.dim() != (inputs, inputs) {
-        return Err(AqlmError::Shape {
-            what: "hessian".into(),
-            expected: vec![inputs, inputs],
-            found: hessian.shape().to_vec(),
-        });
-    }
+    check_hessian(hessian, inputs)?;
     let not_finite = |what: &str, (row, column): (usize, usize), value: f64| AqlmError::NotFinite {
         what: what.into(),
         index: vec![row, column],

@@ -25,14 +25,7 @@ impl Problem {
     /// # Errors
     /// `Shape` when H is not square of the weight's inputs.
     pub(crate) fn new(weight: &Array2<f32>, hessian: &Array2<f64>) -> Result<Self> {
-        let inputs = weight.ncols();
-        if hessian.dim() != (inputs, inputs) {
-            return Err(AqlmError::Shape {
-                what: "hessian".into(),
-                expected: vec![inputs, inputs],
-                found: hessian.shape().to_vec(),
-            });
-        }
+        check_hessian(hessian, weight.ncols())?;
         let weight = weight.as_standard_layout().into_owned();
         let hessian = hessian.as_standard_layout().mapv(|h| h as f32);
         let weight_image = product(weight.view(), hessian.view(), Par::rayon(0));
@@ -75,6 +68,19 @@ impl Problem {
     pub(crate) fn norm(&self) -> f64 {
         inner(&self.weight_image, &self.weight)
     }
+}
+
+/// # Errors
+/// `Shape` when H is not [inputs, inputs].
+pub(crate) fn check_hessian(hessian: &Array2<f64>, inputs: usize) -> Result<()> {
+    if hessian.dim() == (inputs, inputs) {
+        return Ok(());
+    }
+    Err(AqlmError::Shape {
+        what: "hessian".into(),
+        expected: vec![inputs, inputs],
+        found: hessian.shape().to_vec(),
+    })
 }
 
 /// <a, b> over all elements, in f64 and in one order.

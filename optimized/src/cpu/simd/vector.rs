@@ -1,5 +1,7 @@
 //! f32 vectors behind one trait, so that a kernel is written once.
 
+use crate::cpu::vectorize::multiply_add;
+
 /// A vector of f32 lanes.
 ///
 /// # Safety
@@ -36,6 +38,16 @@ pub(crate) unsafe trait Vector: Copy {
     unsafe fn below(self, bound: Self) -> u32;
     /// `table[codes[4 lane + byte]]` for every lane; `byte` is 0 to 3.
     unsafe fn look_up(table: *const f32, codes: *const u8, byte: usize) -> Self;
+}
+
+/// a b + c, rounded as the vectors of V round it.
+#[inline(always)]
+pub(crate) fn multiply_add_by<V: Vector>(a: f32, b: f32, c: f32) -> f32 {
+    if V::FUSED {
+        multiply_add::<true>(a, b, c)
+    } else {
+        multiply_add::<false>(a, b, c)
+    }
 }
 
 /// 0, 1, 2, … for as many lanes as any vector has.

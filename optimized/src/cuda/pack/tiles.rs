@@ -233,23 +233,33 @@ pub(super) fn pack_matmul(matrix: &QuantizedMatrix, target: &Target, batch: usiz
     let config = configs.first().ok_or_else(|| {
         AqlmError::Unsupported(format!("no configuration of matmul k2 fits {}", matrix.scheme))
     })?;
+    let mut packed = unplanned("matmul/k2_fused_tensor", matrix, target, batch);
+    plan(&mut packed, matrix.scheme, target, *config);
+    Ok(packed)
+}
+
+/// A matmul of several rows on these buffers, still to be given a configuration.
+pub(super) fn unplanned(
+    kernel: &'static str,
+    matrix: &QuantizedMatrix,
+    target: &Target,
+    batch: usize,
+) -> Packed {
     let form = Form::of(matrix, target);
-    let mut packed = Packed {
-        kernel: "matmul/k2_fused_tensor",
+    Packed {
+        kernel,
         defines: vec![],
         buffers: form.buffers(matrix),
         sizes: vec![form.units as i32],
         grid: [1, 1],
-        block: 32,
+        block: WARP as u32,
         cluster: 1,
         shared_bytes: 0,
-        out_features,
-        in_features,
+        out_features: matrix.out_features(),
+        in_features: matrix.in_features(),
         batch,
-        rows: out_features,
-    };
-    plan(&mut packed, matrix.scheme, target, *config);
-    Ok(packed)
+        rows: matrix.out_features(),
+    }
 }
 
 /// Sets `packed`'s launch to `config`.

@@ -2,7 +2,7 @@ use std::fmt;
 
 use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 
-use super::tiles::{Form, UNIT_GROUPS};
+use super::tiles::{Form, UNIT_GROUPS, unplanned};
 use super::{Packed, Target};
 
 /// Shared memory that a block's part of the codebook may take, so that stages of x fit beside it.
@@ -189,21 +189,7 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target, batch: usize) -> R
     let config = configs.first().ok_or_else(|| {
         AqlmError::Unsupported(format!("no configuration of matmul k3 fits {}", matrix.scheme))
     })?;
-    let form = Form::of(matrix, target);
-    let mut packed = Packed {
-        kernel: "matmul/k3_warpgroup",
-        defines: vec![],
-        buffers: form.buffers(matrix),
-        sizes: vec![form.units as i32],
-        grid: [1, 1],
-        block: 128,
-        cluster: 1,
-        shared_bytes: 0,
-        out_features,
-        in_features,
-        batch,
-        rows: out_features,
-    };
+    let mut packed = unplanned("matmul/k3_warpgroup", matrix, target, batch);
     plan(&mut packed, matrix.scheme, target, *config);
     Ok(packed)
 }

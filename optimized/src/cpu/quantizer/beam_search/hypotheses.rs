@@ -3,10 +3,9 @@ use ndarray::{Array2, ArrayViewMut2, ArrayViewMut3, s};
 
 use super::Sweep;
 use crate::cpu::product::product_on_this_thread;
-use crate::cpu::quantizer::codewords::Codewords;
-use crate::cpu::simd::vector::{LANE_NUMBERS, Vector};
+use crate::cpu::quantizer::codewords::{Codewords, score_by};
+use crate::cpu::simd::vector::{LANE_NUMBERS, Vector, multiply_add_by};
 use crate::cpu::simd::{Kernel, SimdLevel, Width, run};
-use crate::cpu::vectorize::multiply_add;
 
 /// One of the best codings of an output group so far.
 #[derive(Debug, Clone, Copy)]
@@ -337,7 +336,7 @@ impl BlockSearch<'_> {
                 scratch.vector[i] = -2.0 * scale * local[i];
             }
             let above = (hypothesis.loss - reference) as f32;
-            let old_score = score::<V>(codewords.row(old), forms[old], &scratch.vector, scale * scale);
+            let old_score = score_by::<V>(codewords.row(old), forms[old], &scratch.vector, scale * scale);
             let expansion = Expansion {
                 codewords,
                 forms,
@@ -517,26 +516,6 @@ fn insert(candidates: &mut Vec<Candidate>, beam: usize, candidate: Candidate) {
         }
         candidates.insert(place, candidate);
     }
-}
-
-/// a b + c, rounded as the vectors of V round it.
-#[inline(always)]
-fn multiply_add_by<V: Vector>(a: f32, b: f32, c: f32) -> f32 {
-    if V::FUSED {
-        multiply_add::<true>(a, b, c)
-    } else {
-        multiply_add::<false>(a, b, c)
-    }
-}
-
-/// The score of one codeword, to the last bit as [`Expansion::collect`] computes it.
-#[inline(always)]
-fn score<V: Vector>(codeword: &[f32], form: f32, vector: &[f32], weight: f32) -> f32 {
-    let mut score = weight * form;
-    for i in 0..vector.len() {
-        score = multiply_add_by::<V>(vector[i], codeword[i], score);
-    }
-    score
 }
 
 /// c B for each row of c, [go gi], for a symmetric B of [gi, gi].

@@ -66,16 +66,16 @@ pub fn beam_search(
 ) -> Result<Array3<u16>> {
     let problem = Problem::new(weight, hessian)?;
     problem.check(matrix)?;
-    search(&problem, Trial::new(&problem, matrix.clone()), order, beam)
+    Ok(search(&problem, Trial::new(&problem, matrix.clone()), order, beam)?.codes)
 }
 
-/// [`beam_search`] of a trial.
+/// [`beam_search`] of a trial: its matrix with the codes found.
 pub(crate) fn search(
     problem: &Problem,
     trial: Trial,
     order: &[(usize, usize)],
     beam: usize,
-) -> Result<Array3<u16>> {
+) -> Result<QuantizedMatrix> {
     let (_, in_groups, num_codebooks) = trial.matrix.codes.dim();
     if beam == 0 {
         return Err(AqlmError::Unsupported("a beam of 0 hypotheses".into()));
@@ -105,7 +105,7 @@ pub(crate) fn search(
         }
         image = problem.image(&problem.error(&matrix));
     }
-    Ok(matrix.codes.as_standard_layout().into_owned())
+    Ok(matrix)
 }
 
 /// Cuts an order into visits, and those into sweeps that see no group twice.

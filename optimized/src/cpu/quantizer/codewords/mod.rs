@@ -6,6 +6,8 @@
 
 mod nearest;
 
+use crate::cpu::simd::vector::{Vector, multiply_add_by};
+use crate::cpu::simd::{Kernel, SimdLevel, Width, run};
 use crate::cpu::vectorize::{LANES, multiply_add, vectorized};
 
 pub(crate) use nearest::Nearest;
@@ -89,7 +91,14 @@ impl Codewords {
 
     /// The score of one codeword, to the last bit what the searches see.
     pub(crate) fn score(&self, k: usize, forms: &[f32], vector: &[f32], weight: f32) -> f32 {
-        score_of_one(self.row(k), forms[k], vector, weight)
+        let score = Score {
+            codeword: self.row(k),
+            form: forms[k],
+            vector,
+            weight,
+        };
+        // SAFETY: the current level is available, and Score asks for nothing else.
+        unsafe { run(SimdLevel::current(), Width::Sixteen, score) }
     }
 }
 
@@ -135,17 +144,31 @@ fn lanes(values: &[f32], at: usize) -> [f32; LANES] {
     lanes
 }
 
+/// The score of one codeword, to the last bit what a search with vectors of V sees.
 #[inline(always)]
-fn score_of_one_body<const FUSED: bool>(codeword: &[f32], form: f32, vector: &[f32], weight: f32) -> f32 {
+pub(crate) fn score_by<V: Vector>(codeword: &[f32], form: f32, vector: &[f32], weight: f32) -> f32 {
     let mut score = weight * form;
-    for (v, c) in vector.iter().zip(codeword) {
-        score = multiply_add::<FUSED>(*v, *c, score);
+    for i in 0..vector.len() {
+        score = multiply_add_by::<V>(vector[i], codeword[i], score);
     }
     score
 }
 
-vectorized! {
-    fn score_of_one(codeword: &[f32], form: f32, vector: &[f32], weight: f32) -> f32 = score_of_one_body
+/// [`score_by`] the vectors at hand.
+struct Score<'a> {
+    codeword: &'a [f32],
+    form: f32,
+    vector: &'a [f32],
+    weight: f32,
+}
+
+impl Kernel for Score<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) -> f32 {
+        score_by::<V>(self.codeword, self.form, self.vector, self.weight)
+    }
 }
 
 #[inline(always)]
