@@ -18,8 +18,8 @@ pub struct Target {
     pub read: fn(&[u8], &Path),
     /// words of the format, which mutations put in
     pub words: &'static [&'static str],
-    /// the least that is valid, or nearly
-    pub seeds: fn() -> Vec<Vec<u8>>,
+    /// the least that is valid, or nearly: the files of `fuzz/seeds`
+    pub seeds: &'static [&'static [u8]],
 }
 
 /// All readers.
@@ -42,7 +42,10 @@ pub const TARGETS: [Target; 6] = [
             "[0,8]",
             "__metadata__",
         ],
-        seeds: safetensors_seeds,
+        seeds: &[
+            include_bytes!("../../fuzz/seeds/safetensors/one.safetensors"),
+            include_bytes!("../../fuzz/seeds/safetensors/two.safetensors"),
+        ],
     },
     Target {
         name: "gguf",
@@ -63,7 +66,7 @@ pub const TARGETS: [Target; 6] = [
             "llama.block_count",
             "token_embd.weight",
         ],
-        seeds: gguf_seeds,
+        seeds: &[include_bytes!("../../fuzz/seeds/gguf/small.gguf")],
     },
     Target {
         name: "config",
@@ -81,16 +84,10 @@ pub const TARGETS: [Target; 6] = [
             "1e308",
             "18446744073709551615",
         ],
-        seeds: || {
-            vec![
-                include_bytes!("../../golden/tiny-stories-4m/config.json").to_vec(),
-                br#"{"model_type":"mistral","architectures":["MistralForCausalLM"],"hidden_size":64,"intermediate_size":96,
-                "num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,"vocab_size":32,"rms_norm_eps":1e-5,
-                "sliding_window":8,"rope_theta":10000.0,"quantization_config":{"quant_method":"aqlm","in_group_size":8,
-                "out_group_size":1,"num_codebooks":2,"nbits_per_codebook":8,"linear_weights_not_to_quantize":["lm_head"]}}"#
-                    .to_vec(),
-            ]
-        },
+        seeds: &[
+            include_bytes!("../../fuzz/seeds/config/llama.json"),
+            include_bytes!("../../fuzz/seeds/config/mistral.json"),
+        ],
     },
     Target {
         name: "tokenizer",
@@ -111,24 +108,13 @@ pub const TARGETS: [Target; 6] = [
             "\"added_tokens\":",
             "\\u0120",
         ],
-        seeds: || {
-            vec![
-                br#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[{"id":0,"content":"<s>",
-                "single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}],"normalizer":null,
-                "pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true},
-                "post_processor":null,"decoder":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,
-                "use_regex":true},"model":{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,
-                "end_of_word_suffix":null,"fuse_unk":false,"byte_fallback":false,"ignore_merges":false,
-                "vocab":{"<s>":0,"a":1,"e":2,"t":3,"at":4},"merges":["a t"]}}"#
-                    .to_vec(),
-            ]
-        },
+        seeds: &[include_bytes!("../../fuzz/seeds/tokenizer/bpe.json")],
     },
     Target {
         name: "index",
         read: |bytes, folder| {
             let shard = folder.join("a.safetensors");
-            let whole = safetensors_seeds().swap_remove(0);
+            let whole = include_bytes!("../../fuzz/seeds/safetensors/one.safetensors");
             if (shard.is_file() || std::fs::write(&shard, whole).is_ok())
                 && std::fs::write(folder.join("model.safetensors.index.json"), bytes).is_ok()
                 && let Ok(files) = SafetensorFiles::open_folder(folder)
@@ -144,12 +130,10 @@ pub const TARGETS: [Target; 6] = [
             "\"w\"",
             "total_size",
         ],
-        seeds: || {
-            vec![
-                br#"{"metadata":{"total_size":8},"weight_map":{"w":"a.safetensors"}}"#.to_vec(),
-                br#"{"weight_map":{"w":"a.safetensors","v":"b.safetensors"}}"#.to_vec(),
-            ]
-        },
+        seeds: &[
+            include_bytes!("../../fuzz/seeds/index/one.json"),
+            include_bytes!("../../fuzz/seeds/index/missing.json"),
+        ],
     },
     Target {
         name: "journal",
@@ -166,13 +150,10 @@ pub const TARGETS: [Target; 6] = [
             "\n",
             "{}",
         ],
-        seeds: || {
-            vec![
-                b"{\"block\":0,\"file\":\"blocks/block_0000.safetensors\",\"sha256\":\"00\",\"report\":{}}\n".to_vec(),
-                b"{\"block\":0,\"file\":\"x\",\"sha256\":\"00\",\"report\":{\"block\":0,\"layers\":[],\"seconds\":1.0}}\n{\"block\":1"
-                    .to_vec(),
-            ]
-        },
+        seeds: &[
+            include_bytes!("../../fuzz/seeds/journal/one.jsonl"),
+            include_bytes!("../../fuzz/seeds/journal/cut.jsonl"),
+        ],
     },
 ];
 
@@ -182,58 +163,4 @@ fn read_tensors(files: &SafetensorFiles) {
         let _ = files.read_floats(&name);
         let _ = files.read_integers(&name);
     }
-}
-
-fn safetensors_seeds() -> Vec<Vec<u8>> {
-    let file = |header: &str, data: &[u8]| -> Vec<u8> {
-        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-        bytes.extend(header.as_bytes());
-        bytes.extend(data);
-        bytes
-    };
-    vec![
-        file(
-            r#"{"w":{"dtype":"F16","shape":[2,2],"data_offsets":[0,8]}}"#,
-            &[0; 8],
-        ),
-        file(
-            r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"I8","shape":[2],"data_offsets":[4,6]}}"#,
-            &[1, 2, 3, 4, 5, 6],
-        ),
-    ]
-}
-
-/// A GGUF file of version 3 with a few keys and one tensor.
-fn gguf_seeds() -> Vec<Vec<u8>> {
-    let text = |bytes: &mut Vec<u8>, text: &str| {
-        bytes.extend((text.len() as u64).to_le_bytes());
-        bytes.extend(text.as_bytes());
-    };
-    let mut bytes = b"GGUF".to_vec();
-    bytes.extend(3u32.to_le_bytes());
-    bytes.extend(1u64.to_le_bytes());
-    bytes.extend(3u64.to_le_bytes());
-    text(&mut bytes, "general.architecture");
-    bytes.extend(8u32.to_le_bytes());
-    text(&mut bytes, "llama");
-    text(&mut bytes, "llama.block_count");
-    bytes.extend(4u32.to_le_bytes());
-    bytes.extend(1u32.to_le_bytes());
-    text(&mut bytes, "tokenizer.ggml.tokens");
-    bytes.extend(9u32.to_le_bytes());
-    bytes.extend(8u32.to_le_bytes());
-    bytes.extend(2u64.to_le_bytes());
-    text(&mut bytes, "a");
-    text(&mut bytes, "b");
-    text(&mut bytes, "token_embd.weight");
-    bytes.extend(2u32.to_le_bytes());
-    bytes.extend(4u64.to_le_bytes());
-    bytes.extend(2u64.to_le_bytes());
-    bytes.extend(0u32.to_le_bytes());
-    bytes.extend(0u64.to_le_bytes());
-    while !bytes.len().is_multiple_of(32) {
-        bytes.push(0);
-    }
-    bytes.extend([0; 32]);
-    vec![bytes]
 }

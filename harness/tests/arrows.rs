@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The crates of the workspace and the workspace crates that each may depend on, in any kind of dependency.
-const ALLOWED: [(&str, &[&str]); 5] = [
+const ALLOWED: [(&str, &[&str]); 6] = [
     ("aqlm-reference", &[]),
     ("aqlm-kernels", &[]),
     ("aqlm-optimized", &["aqlm-reference", "aqlm-kernels"]),
@@ -21,6 +21,7 @@ const ALLOWED: [(&str, &[&str]); 5] = [
         "aqlm-benches",
         &["aqlm-reference", "aqlm-optimized", "aqlm-kernels", "aqlm-harness"],
     ),
+    ("aqlm-mutants", &[]),
 ];
 
 fn root() -> PathBuf {

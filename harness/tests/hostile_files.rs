@@ -2,7 +2,7 @@
 //! not panic, hang, or take more memory than the file justifies.
 //!
 //! `AQLM_FUZZ_RUNS=1000000 cargo test --release --test hostile_files -- --nocapture` is the long run of docs/checking.md;
-//! `hostile::TARGETS` are plain functions of bytes, ready for a driver by coverage.
+//! the same targets under libFuzzer are in `fuzz/`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -129,7 +129,7 @@ fn attack(name: &str) {
         tempfile::tempdir()
     };
     let folder = folder.expect("a temporary folder");
-    let seeds = (target.seeds)();
+    let seeds: Vec<Vec<u8>> = target.seeds.iter().map(|seed| seed.to_vec()).collect();
     for seed in &seeds {
         (target.read)(seed, folder.path());
     }

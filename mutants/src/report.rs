@@ -1,0 +1,159 @@
+//! What became of each mutant, in a file and in a table.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::known::{self, Known};
+use crate::list::Mutant;
+
+/// What became of one mutant.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Verdict {
+    /// cargo-mutants' name: place and change.
+    pub name: String,
+    pub file: String,
+    pub function: String,
+    /// The line that it begins on, without surrounding blanks.
+    pub line: String,
+    /// The change without its place and function.
+    pub change: String,
+    /// `killed`, `timeout`, `survived`, `unreached` (no test gets there), `unviable` (does not compile), `fixed` (can't be
+    /// switched at run time).
+    pub outcome: String,
+    /// The test that failed.
+    #[serde(default)]
+    pub by: String,
+    /// Tests run, and tests left when the budget was spent.
+    #[serde(default)]
+    pub tests: usize,
+    #[serde(default)]
+    pub left: usize,
+    #[serde(default)]
+    pub seconds: f64,
+}
+
+impl Verdict {
+    /// A verdict before any test has run.
+    pub(crate) fn new(mutant: &Mutant, outcome: &str) -> Self {
+        let function = mutant.function.as_ref().map_or("", |f| f.function_name.as_str());
+        let change = mutant.name.splitn(4, ':').nth(3).unwrap_or_default().trim();
+        let change = change.strip_suffix(&format!(" in {function}")).unwrap_or(change);
+        Self {
+            name: mutant.name.clone(),
+            file: mutant.file.clone(),
+            function: function.to_owned(),
+            line: mutant.text.clone(),
+            change: change.to_owned(),
+            outcome: outcome.to_owned(),
+            by: String::new(),
+            tests: 0,
+            left: 0,
+            seconds: 0.0,
+        }
+    }
+}
+
+/// Reads verdicts by name; a later line replaces an earlier one.
+pub(crate) fn read(path: &Path) -> Result<BTreeMap<String, Verdict>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+    let mut verdicts = BTreeMap::new();
+    for (line, number) in text.lines().zip(1..) {
+        let verdict: Verdict =
+            serde_json::from_str(line).with_context(|| format!("{}: line {number}", path.display()))?;
+        verdicts.insert(verdict.name.clone(), verdict);
+    }
+    Ok(verdicts)
+}
+
+/// Writes all verdicts anew.
+pub(crate) fn write(path: &Path, verdicts: &BTreeMap<String, Verdict>) -> Result<()> {
+    let mut file = std::fs::File::create(path).with_context(|| format!("{}", path.display()))?;
+    for verdict in verdicts.values() {
+        writeln!(file, "{}", serde_json::to_string(verdict)?)?;
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Count {
+    killed: usize,
+    timeout: usize,
+    survived: usize,
+    unreached: usize,
+    known: usize,
+    fixed: usize,
+    unviable: usize,
+}
+
+impl Count {
+    fn add(&mut self, verdict: &Verdict, known: &[Known]) {
+        let alive = matches!(verdict.outcome.as_str(), "survived" | "unreached");
+        match verdict.outcome.as_str() {
+            _ if alive && known::of(verdict, known).is_some() => self.known += 1,
+            "killed" => self.killed += 1,
+            "timeout" => self.timeout += 1,
+            "survived" => self.survived += 1,
+            "unreached" => self.unreached += 1,
+            "unviable" => self.unviable += 1,
+            _ => self.fixed += 1,
+        }
+    }
+
+    /// Killed, in percent of those that could be.
+    fn share(&self) -> f64 {
+        let killed = self.killed + self.timeout;
+        let all = killed + self.survived + self.unreached;
+        if all == 0 {
+            100.0
+        } else {
+            100.0 * killed as f64 / all as f64
+        }
+    }
+}
+
+/// Killed in percent of the mutants that compile and are not known survivors.
+pub(crate) fn killed_share(verdicts: &BTreeMap<String, Verdict>, known: &[Known]) -> f64 {
+    let mut count = Count::default();
+    verdicts.values().for_each(|v| count.add(v, known));
+    count.share()
+}
+
+/// A table by file, then the survivors that are not known, in Markdown.
+pub(crate) fn table(verdicts: &BTreeMap<String, Verdict>, known: &[Known]) -> String {
+    let mut files: BTreeMap<&str, Count> = BTreeMap::new();
+    let mut all = Count::default();
+    for verdict in verdicts.values() {
+        files.entry(&verdict.file).or_default().add(verdict, known);
+        all.add(verdict, known);
+    }
+    let mut out = String::from(
+        "| file | killed | timeout | survived | unreached | known | fixed | do not compile | killed of those that can be |\n\
+         |---|---|---|---|---|---|---|---|---|\n",
+    );
+    for (file, c) in files.iter().map(|(f, c)| (*f, c)).chain([("all", &all)]) {
+        let _ = writeln!(
+            out,
+            "| {file} | {} | {} | {} | {} | {} | {} | {} | {:.1} % |",
+            c.killed,
+            c.timeout,
+            c.survived,
+            c.unreached,
+            c.known,
+            c.fixed,
+            c.unviable,
+            c.share()
+        );
+    }
+    for verdict in verdicts.values() {
+        let alive = matches!(verdict.outcome.as_str(), "survived" | "unreached");
+        if alive && known::of(verdict, known).is_none() {
+            let _ = writeln!(out, "- {} {} `{}`", verdict.outcome, verdict.name, verdict.line);
+        }
+    }
+    out
+}
