@@ -1,13 +1,16 @@
 //! Which tests reach which mutants, and how long each test takes.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
 
 use crate::test_binaries::TestBinary;
 use crate::trial::{self, End};
@@ -34,14 +37,118 @@ impl Coverage {
     }
 }
 
+/// What one test reaches, as it is kept between runs.
+#[derive(Serialize, Deserialize)]
+struct Measured {
+    program: PathBuf,
+    /// When the program was built, in nanoseconds since 1970: of another build nothing is known.
+    built: u128,
+    name: String,
+    seconds: f64,
+    reached: Vec<u32>,
+}
+
+/// When a program was built, in nanoseconds since 1970.
+fn built(program: &Path) -> Result<u128> {
+    let modified = std::fs::metadata(program)
+        .and_then(|m| m.modified())
+        .with_context(|| format!("{}", program.display()))?;
+    Ok(modified.duration_since(std::time::UNIX_EPOCH)?.as_nanos())
+}
+
 /// The longest that a test may take without a mutant.
 const LIMIT: Duration = Duration::from_secs(900);
 
-/// Runs every test alone, without a mutant.
+/// Runs every test alone, without a mutant, but for those whose answer the file `kept` has from an earlier run.
 ///
 /// # Errors
 /// A test fails: then it could tell nothing about mutants.
-pub(crate) fn measure(binaries: &[TestBinary], jobs: usize) -> Result<Coverage> {
+pub(crate) fn measure(binaries: &[TestBinary], jobs: usize, kept: &Path) -> Result<Coverage> {
+    let tests = tests(binaries)?;
+    let mut known: BTreeMap<(PathBuf, u128, String), Measured> = BTreeMap::new();
+    for line in std::fs::read_to_string(kept).unwrap_or_default().lines() {
+        // a line may be cut where a run was killed
+        if let Ok(one) = serde_json::from_str::<Measured>(line) {
+            known.insert((one.program.clone(), one.built, one.name.clone()), one);
+        }
+    }
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(kept)
+        .with_context(|| format!("{}", kept.display()))?;
+    let next = AtomicUsize::new(0);
+    let found = Mutex::new((file, Vec::new()));
+    let (known, tests_shared) = (&known, &tests);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs.max(1))
+            .map(|_| {
+                scope.spawn(|| -> Result<()> {
+                    loop {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(test) = tests_shared.get(index) else {
+                            return Ok(());
+                        };
+                        let key = (test.program.clone(), built(&test.program)?, test.name.clone());
+                        if let Some(one) = known.get(&key) {
+                            let took = Duration::from_secs_f64(one.seconds);
+                            let mut found = found
+                                .lock()
+                                .map_err(|_| anyhow::anyhow!("another worker panicked"))?;
+                            found.1.push((index, took, one.reached.clone()));
+                            continue;
+                        }
+                        let (took, reached) = alone(test)?;
+                        let one = Measured {
+                            program: key.0,
+                            built: key.1,
+                            name: key.2,
+                            seconds: took.as_secs_f64(),
+                            reached,
+                        };
+                        let line = serde_json::to_string(&one)?;
+                        let mut found = found
+                            .lock()
+                            .map_err(|_| anyhow::anyhow!("another worker panicked"))?;
+                        writeln!(found.0, "{line}")?;
+                        found.1.push((index, took, one.reached));
+                    }
+                })
+            })
+            .collect();
+        for worker in workers {
+            worker
+                .join()
+                .map_err(|_| anyhow::anyhow!("a worker panicked"))??;
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+    let mut found = found
+        .into_inner()
+        .map_err(|_| anyhow::anyhow!("a worker panicked"))?
+        .1;
+    found.sort_by_key(|&(index, took, _)| (took, index));
+
+    let mut slots: Vec<_> = tests.into_iter().map(Some).collect();
+    let mut coverage = Coverage {
+        tests: Vec::new(),
+        reached: BTreeMap::new(),
+    };
+    for (index, took, ids) in found {
+        let Some(mut test) = slots[index].take() else {
+            continue;
+        };
+        test.took = took;
+        for id in ids {
+            coverage.reached.entry(id).or_default().push(coverage.tests.len());
+        }
+        coverage.tests.push(test);
+    }
+    Ok(coverage)
+}
+
+/// The names of all tests.
+fn tests(binaries: &[TestBinary]) -> Result<Vec<Test>> {
     let mut tests = Vec::new();
     for binary in binaries {
         let listed = Command::new(&binary.program)
@@ -61,65 +168,24 @@ pub(crate) fn measure(binaries: &[TestBinary], jobs: usize) -> Result<Coverage> 
             }
         }
     }
-    let next = AtomicUsize::new(0);
-    let measured = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..jobs.max(1))
-            .map(|_| {
-                scope.spawn(|| -> Result<()> {
-                    loop {
-                        let index = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(test) = tests.get(index) else {
-                            return Ok(());
-                        };
-                        let scratch = tempfile::tempdir().context("a folder for tests")?;
-                        let list = scratch.path().join("reached");
-                        let mut command = trial::command(test, "reached", &scratch);
-                        command.env("MUTANTS_REACHED", &list);
-                        let (end, took) = trial::end(command, LIMIT)?;
-                        if !matches!(end, End::Passed) {
-                            bail!("{} {} fails without a mutant", test.binary, test.name);
-                        }
-                        let ids: Vec<u32> = match std::fs::read_to_string(&list) {
-                            Ok(text) => text.lines().filter_map(|l| l.parse().ok()).collect(),
-                            Err(_) => Vec::new(),
-                        };
-                        measured
-                            .lock()
-                            .map_err(|_| anyhow::anyhow!("another worker panicked"))?
-                            .push((index, took, ids));
-                    }
-                })
-            })
-            .collect();
-        for worker in workers {
-            worker
-                .join()
-                .map_err(|_| anyhow::anyhow!("a worker panicked"))??;
-        }
-        Ok::<_, anyhow::Error>(())
-    })?;
-    let mut measured = measured
-        .into_inner()
-        .map_err(|_| anyhow::anyhow!("a worker panicked"))?;
-    measured.sort_by_key(|&(index, took, _)| (took, index));
+    Ok(tests)
+}
 
-    let mut slots: Vec<_> = tests.into_iter().map(Some).collect();
-    let mut coverage = Coverage {
-        tests: Vec::new(),
-        reached: BTreeMap::new(),
-    };
-    for (index, took, mut ids) in measured {
-        let Some(mut test) = slots[index].take() else {
-            continue;
-        };
-        test.took = took;
-        ids.sort_unstable();
-        ids.dedup();
-        for id in ids {
-            coverage.reached.entry(id).or_default().push(coverage.tests.len());
-        }
-        coverage.tests.push(test);
+/// Runs one test: how long it takes, and the mutants that it reaches.
+fn alone(test: &Test) -> Result<(Duration, Vec<u32>)> {
+    let scratch = tempfile::tempdir().context("a folder for tests")?;
+    let list = scratch.path().join("reached");
+    let mut command = trial::command(test, "reached", &scratch);
+    command.env("MUTANTS_REACHED", &list);
+    let (end, took) = trial::end(command, LIMIT)?;
+    if !matches!(end, End::Passed) {
+        bail!("{} {} fails without a mutant", test.binary, test.name);
     }
-    Ok(coverage)
+    let mut ids: Vec<u32> = match std::fs::read_to_string(&list) {
+        Ok(text) => text.lines().filter_map(|l| l.parse().ok()).collect(),
+        Err(_) => Vec::new(),
+    };
+    ids.sort_unstable();
+    ids.dedup();
+    Ok((took, ids))
 }

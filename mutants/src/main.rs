@@ -21,7 +21,7 @@ mod tree;
 mod trial;
 mod viability;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -46,6 +46,9 @@ struct Arguments {
     /// Packages whose tests are run; may be repeated
     #[arg(long = "test-package", default_values = ["aqlm-reference", "aqlm-optimized", "aqlm-harness"])]
     test_packages: Vec<String>,
+    /// Test programs that are left out, such as `faults`; may be repeated
+    #[arg(long)]
+    without: Vec<String>,
     /// Run this many mutants, drawn at random, instead of all
     #[arg(long)]
     sample: Option<usize>,
@@ -85,7 +88,12 @@ fn main() -> Result<()> {
     let mut mutants = list::mutants(&root, &arguments.files)?;
     println!("{} mutants in {}", mutants.len(), arguments.files.join(", "));
     let copy = root.join("target/mutants/tree");
-    let outcome = viability::instrument(&root, &copy, &mutants)?;
+    let mut verdicts = if arguments.results.is_file() {
+        report::read(&arguments.results)?
+    } else {
+        BTreeMap::new()
+    };
+    let outcome = viability::instrument(&root, &copy, &mutants, &verdicts)?;
     println!(
         "{} compile, {} do not, {} cannot be switched at run time",
         outcome.switched.len(),
@@ -93,12 +101,13 @@ fn main() -> Result<()> {
         outcome.fixed.len()
     );
 
-    let binaries = test_binaries::build(&copy, &arguments.test_packages)?;
-    let mut verdicts = if arguments.results.is_file() {
-        report::read(&arguments.results)?
-    } else {
-        BTreeMap::new()
-    };
+    let mut binaries = test_binaries::build(&copy, &arguments.test_packages)?;
+    binaries.retain(|b| {
+        !arguments
+            .without
+            .iter()
+            .any(|w| b.name.ends_with(&format!("::{w}")))
+    });
     for id in &outcome.unviable {
         let mutant = &mutants[*id as usize - 1];
         verdicts.insert(mutant.name.clone(), Verdict::new(mutant, "unviable"));
@@ -107,11 +116,16 @@ fn main() -> Result<()> {
         let mutant = &mutants[*id as usize - 1];
         verdicts.insert(mutant.name.clone(), Verdict::new(mutant, "fixed"));
     }
-    let names: BTreeSet<_> = mutants.iter().map(|m| m.name.clone()).collect();
-    // Of a name that the tree no longer has, or a survivor to be tried again, nothing is known.
+    let lines: BTreeMap<&str, &str> = mutants
+        .iter()
+        .map(|m| (m.name.as_str(), m.text.as_str()))
+        .collect();
+    // Of a name that the tree no longer has, or has for another line, and of a survivor to be tried again, nothing is known.
     verdicts.retain(|name, v| {
-        (names.contains(name) || !arguments.files.iter().any(|f| v.file.starts_with(f.as_str())))
-            && !(arguments.again && v.outcome == "survived")
+        let same = lines.get(name.as_str()).is_some_and(|line| *line == v.line);
+        let asked = arguments.files.iter().any(|f| v.file.starts_with(f.as_str()));
+        let alive = matches!(v.outcome.as_str(), "survived" | "unreached");
+        (same || !asked) && !(arguments.again && alive)
     });
 
     mutants.retain(|m| outcome.switched.contains(&m.id) && !verdicts.contains_key(&m.name));
@@ -120,7 +134,11 @@ fn main() -> Result<()> {
         mutants.truncate(sample);
         mutants.sort_by_key(|m| m.id);
     }
-    let coverage = coverage::measure(&binaries, arguments.jobs)?;
+    let coverage = coverage::measure(
+        &binaries,
+        arguments.jobs,
+        &root.join("target/mutants/coverage.jsonl"),
+    )?;
     println!(
         "{} tests in {:.0} s, {} mutants to run",
         coverage.tests.len(),

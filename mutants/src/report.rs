@@ -123,7 +123,7 @@ pub(crate) fn killed_share(verdicts: &BTreeMap<String, Verdict>, known: &[Known]
     count.share()
 }
 
-/// A table by file, then the survivors that are not known, in Markdown.
+/// A table by file, then the survivors, in Markdown.
 pub(crate) fn table(verdicts: &BTreeMap<String, Verdict>, known: &[Known]) -> String {
     let mut files: BTreeMap<&str, Count> = BTreeMap::new();
     let mut all = Count::default();
@@ -149,10 +149,30 @@ pub(crate) fn table(verdicts: &BTreeMap<String, Verdict>, known: &[Known]) -> St
             c.share()
         );
     }
-    for verdict in verdicts.values() {
-        let alive = matches!(verdict.outcome.as_str(), "survived" | "unreached");
-        if alive && known::of(verdict, known).is_none() {
-            let _ = writeln!(out, "- {} {} `{}`", verdict.outcome, verdict.name, verdict.line);
+    let alive = |v: &&Verdict| matches!(v.outcome.as_str(), "survived" | "unreached");
+    let (listed, others): (Vec<_>, Vec<_>) = verdicts
+        .values()
+        .filter(alive)
+        .map(|v| (v, known::of(v, known)))
+        .partition(|(_, entry)| entry.is_some());
+    out.push_str("\nSurvivors that are not known:\n");
+    for (verdict, _) in others {
+        let _ = writeln!(out, "- {} {}: `{}`", verdict.outcome, verdict.name, verdict.line);
+    }
+    out.push_str("\n| known survivor | line | change | kind | reason |\n|---|---|---|---|---|\n");
+    for (verdict, entry) in listed {
+        if let Some(k) = entry {
+            // a bar would end the cell
+            let line = verdict.line.replace('|', "\\|");
+            let _ = writeln!(
+                out,
+                "| {} {} | `{line}` | {} | {} | {} |",
+                k.file,
+                k.function,
+                k.change.replace('|', "\\|"),
+                k.kind,
+                k.reason
+            );
         }
     }
     out

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::list::Mutant;
+use crate::report::Verdict;
 use crate::schemata::{self, Instrumented};
 use crate::tree;
 
@@ -23,11 +24,17 @@ pub(crate) struct Outcome {
 /// Rounds of checks. Errors of a later stage of the compiler show only without those of an earlier one.
 const ROUNDS: usize = 40;
 
-/// Puts `mutants` into the `copy` of the tree and takes out what does not compile.
+/// Puts `mutants` into the `copy` of the tree and takes out what does not compile, beginning with what did not in an
+/// `earlier` run: files that come out the same need no new build.
 ///
 /// # Errors
 /// An error of the compiler lies in no mutant: the tree itself does not compile.
-pub(crate) fn instrument(root: &Path, copy: &Path, mutants: &[Mutant]) -> Result<Outcome> {
+pub(crate) fn instrument(
+    root: &Path,
+    copy: &Path,
+    mutants: &[Mutant],
+    earlier: &BTreeMap<String, Verdict>,
+) -> Result<Outcome> {
     let mut by_file: BTreeMap<&str, Vec<&Mutant>> = BTreeMap::new();
     for mutant in mutants {
         by_file.entry(&mutant.file).or_default().push(mutant);
@@ -48,6 +55,14 @@ pub(crate) fn instrument(root: &Path, copy: &Path, mutants: &[Mutant]) -> Result
     }
 
     let (mut unviable, mut stuck) = (BTreeSet::<u32>::new(), BTreeSet::<u32>::new());
+    for mutant in mutants {
+        match earlier.get(&mutant.name) {
+            // the name has the place, the line says that it is still the same
+            Some(v) if v.line == mutant.text && v.outcome == "unviable" => unviable.insert(mutant.id),
+            Some(v) if v.line == mutant.text && v.outcome == "fixed" => stuck.insert(mutant.id),
+            _ => false,
+        };
+    }
     for round in 1..=ROUNDS {
         let mut files: BTreeMap<String, Instrumented> = BTreeMap::new();
         for name in ours.iter().filter(|n| !n.ends_with("/mutant.rs")) {

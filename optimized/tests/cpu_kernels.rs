@@ -79,6 +79,228 @@ fn scheme(text: &str) -> Scheme {
     text.parse().unwrap()
 }
 
+/// A matrix and x of small multiples of powers of two: every sum is exact in f32, in any order.
+fn dyadic(
+    scheme: Scheme,
+    out_groups: usize,
+    in_groups: usize,
+    batch: usize,
+) -> (QuantizedMatrix, Array2<f32>) {
+    let (mut matrix, mut x) = case(scheme, out_groups, in_groups, batch, 3);
+    let mut rng = stream(4, 0, None, Purpose::TestData);
+    let mut eighths = |most: u32| f64::from(rng.random_range(0..=2 * most)) / 8.0 - f64::from(most) / 8.0;
+    matrix.codebooks.mapv_inplace(|_| eighths(15));
+    x.mapv_inplace(|_| eighths(24) as f32);
+    for (i, scale) in matrix.scales.iter_mut().enumerate() {
+        *scale = [0.5, -1.0, 2.0][i % 3];
+    }
+    (matrix, x)
+}
+
+/// The weight by its definition (section 3.1): the scaled sum of the codewords.
+fn by_definition(matrix: &QuantizedMatrix) -> Array2<f32> {
+    let scheme = matrix.scheme;
+    let (go, gi) = (scheme.out_group_size, scheme.in_group_size);
+    Array2::from_shape_fn((matrix.out_features(), matrix.in_features()), |(row, column)| {
+        let (i, j) = (row / go, column / gi);
+        let sum: f64 = (0..scheme.num_codebooks)
+            .map(|m| matrix.codebooks[[m, usize::from(matrix.codes[[i, j, m]]), row % go, column % gi]])
+            .sum();
+        (matrix.scales[i] * sum) as f32
+    })
+}
+
+#[test]
+fn exact_sums_come_out_exactly_in_every_form() {
+    for (text, out_groups, in_groups) in [
+        ("1x4g4", 150, 9),
+        ("2x8g8", 70, 5),
+        ("3x5g5o2", 65, 19),
+        ("4x3g7", 20, 6),
+        ("4x8g8", 66, 17),
+        ("1x9g8", 5, 3),
+        ("2x6g16", 64, 2),
+        ("8x2g12", 1, 3),
+        ("2x1g6o4", 7, 33),
+    ] {
+        let (matrix, x) = dyadic(scheme(text), out_groups, in_groups, 6);
+        let weight = by_definition(&matrix);
+        for plan in plans(matrix.scheme) {
+            let packed = PackedMatrix::new(&matrix, &plan).unwrap();
+            assert_eq!(packed.decode(), weight, "{text} {plan:?}");
+            if plan.form == Form::Table(TablePrecision::I8) {
+                continue;
+            }
+            for rows in [1, 3, 6] {
+                let x = x.slice(ndarray::s![..rows, ..]);
+                assert_eq!(
+                    packed.matmul(x).unwrap(),
+                    x.dot(&weight.t()),
+                    "{text} {rows} {plan:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn codebooks_are_kept_in_f16_only_where_that_saves_much_and_loses_nothing() {
+    // 32 KiB of f32 are 2^13 values: 1x10g8. "Large" begins beyond.
+    for (text, rounded, in_f16) in [
+        ("1x10g8", true, false),
+        ("1x11g8", true, true),
+        ("1x11g8", false, false),
+        ("2x10g8", true, true),
+        ("1x11g5", true, true),
+    ] {
+        let (mut matrix, _) = case(scheme(text), 4, 3, 1, 8);
+        if !rounded {
+            matrix.codebooks[[0, 2047, 0, 7]] = 1.0 + f64::from(f32::EPSILON);
+        }
+        let bytes = |codebooks| {
+            let plan = Plan {
+                form: Form::Direct,
+                codebooks,
+                ..Plan::choose(matrix.scheme, 4, matrix.in_features())
+            };
+            PackedMatrix::new(&matrix, &plan).unwrap().bytes()
+        };
+        let expected = if in_f16 {
+            CodebookPrecision::F16
+        } else {
+            CodebookPrecision::F32
+        };
+        assert_eq!(
+            bytes(CodebookPrecision::Auto),
+            bytes(expected),
+            "{text} {rounded}"
+        );
+        let codebook = matrix.scheme.num_codebooks << matrix.scheme.nbits;
+        let codes = 2 * matrix.codes.len();
+        // padded to 8 values; the scales in f32
+        assert_eq!(
+            bytes(CodebookPrecision::F32),
+            codes + 32 * codebook + 16,
+            "{text}"
+        );
+        assert_eq!(
+            bytes(CodebookPrecision::F16),
+            codes + 16 * codebook + 16,
+            "{text}"
+        );
+    }
+    let (mut matrix, _) = case(scheme("2x5g8"), 70, 3, 1, 8);
+    matrix.scales[9] = -7.5;
+    let plan = |form| Plan {
+        form,
+        codebooks: CodebookPrecision::F32,
+        ..Plan::choose(matrix.scheme, 70, 24)
+    };
+    let packed = |form| PackedMatrix::new(&matrix, &plan(form)).unwrap();
+    assert_eq!(packed(Form::Direct).largest_scale(), 7.5);
+    assert_eq!(packed(Form::Direct).bytes(), 70 * 3 * 2 + 2 * 32 * 8 * 4 + 70 * 4);
+    // two tiles of 64 rows; tables of 2^5 codewords are padded to the 64 that a permutation takes
+    let tiled = packed(Form::Table(TablePrecision::F32)).bytes();
+    assert_eq!(tiled, 128 * 3 * 2 + 2 * 8 * 64 * 4 + 70 * 4);
+}
+
+#[test]
+fn the_choice_of_a_form_is_the_measured_one() {
+    let form = |level, text, out_features| Plan::choose_at(level, scheme(text), out_features, 4096).form;
+    for (level, fewest, precision) in [
+        (SimdLevel::Avx512, 5, TablePrecision::I24),
+        (SimdLevel::Portable, 2, TablePrecision::F32),
+    ] {
+        let rows = fewest * 256;
+        assert_eq!(form(level, "2x8g8", rows), Form::Table(precision), "{level}");
+        assert_eq!(form(level, "2x8g8", 5 * rows), Form::Table(precision), "{level}");
+        assert_eq!(form(level, "2x8g8", rows - 1), Form::Direct, "{level}");
+        assert_eq!(
+            form(level, "2x8g8o2", 2 * rows),
+            Form::Table(precision),
+            "{level}"
+        );
+        assert_eq!(form(level, "2x8g8o2", 2 * rows - 2), Form::Direct, "{level}");
+        assert_eq!(form(level, "2x9g8", 1 << 20), Form::Direct, "{level}");
+    }
+    for level in [SimdLevel::Avx2, SimdLevel::Neon] {
+        assert_eq!(form(level, "2x8g8", 1 << 20), Form::Direct, "{level}");
+    }
+}
+
+#[test]
+fn coarser_tables_are_coarser() {
+    let (matrix, x) = case(scheme("2x6g8"), 200, 30, 1, 6);
+    let x = x.row(0).to_vec();
+    for level in SimdLevel::available() {
+        let [exact, fine, middle, coarse] = [
+            TablePrecision::F32,
+            TablePrecision::I24,
+            TablePrecision::I16,
+            TablePrecision::I8,
+        ]
+        .map(|precision| {
+            let plan = Plan {
+                level,
+                form: Form::Table(precision),
+                ..Plan::choose(matrix.scheme, 200, 240)
+            };
+            let mut y = vec![0.0; 200];
+            PackedMatrix::new(&matrix, &plan)
+                .unwrap()
+                .matvec(&x, &mut y)
+                .unwrap();
+            y
+        });
+        let off = |y: &[f32]| -> f32 { y.iter().zip(&exact).map(|(a, b)| (a - b).powi(2)).sum() };
+        // steps of 2^-23, 2^-15 and 2^-7 of the largest entry: squared errors a factor of 2^16 apart, less the roundings of f32
+        assert!(
+            off(&coarse) > 1e3 * off(&middle),
+            "{level}: {} {}",
+            off(&coarse),
+            off(&middle)
+        );
+        assert!(
+            off(&middle) > 1e2 * off(&fine),
+            "{level}: {} {}",
+            off(&middle),
+            off(&fine)
+        );
+    }
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn levels_are_those_of_the_processor() {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    let flags: Vec<&str> = info
+        .lines()
+        .find(|line| line.starts_with("flags"))
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    let has = |wanted: &[&str]| wanted.iter().all(|flag| flags.contains(flag));
+    let avx2 = has(&["avx2", "fma", "f16c"]);
+    let avx512 = avx2 && has(&["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vbmi"]);
+    assert_eq!(SimdLevel::Avx2.is_available(), avx2);
+    assert_eq!(SimdLevel::Avx512.is_available(), avx512);
+    assert!(SimdLevel::Portable.is_available() && !SimdLevel::Neon.is_available());
+}
+
+#[test]
+fn a_matrix_without_columns_or_rows_is_empty() {
+    for (out_groups, in_groups) in [(4, 0), (0, 4)] {
+        let (matrix, x) = case(scheme("2x4g8"), out_groups, in_groups, 5, 1);
+        for plan in plans(matrix.scheme) {
+            let packed = PackedMatrix::new(&matrix, &plan).unwrap();
+            assert_eq!(packed.decode().dim(), (out_groups, 8 * in_groups), "{plan:?}");
+            let y = packed.matmul(x.view()).unwrap();
+            assert_eq!(y.dim(), (5, out_groups), "{plan:?}");
+            assert!(y.iter().all(|&y| y == 0.0), "{plan:?}");
+        }
+    }
+}
+
 #[test]
 fn the_number_of_threads_changes_nothing() {
     let (matrix, x) = case(scheme("2x8g8"), 700, 40, 6, 1);

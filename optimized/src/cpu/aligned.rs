@@ -68,4 +68,22 @@ mod tests {
             assert!(buffer.as_slice().iter().all(|&x| x == 1.0));
         }
     }
+
+    #[test]
+    fn a_buffer_is_kept_where_it_is_long_enough() {
+        for len in [16, 17, 1000] {
+            let mut buffer = Aligned::<f32>::zeroed(len);
+            buffer.as_mut_slice().fill(1.0);
+            assert_eq!(buffer.resized(3), [1.0; 3]);
+            assert_eq!(buffer.resized(len), vec![1.0; len]);
+            assert_eq!(buffer.resized(len + 16).len(), len + 16);
+        }
+    }
+
+    #[test]
+    fn its_bytes_are_printed() {
+        let mut buffer = Aligned::<u8>::zeroed(2);
+        buffer.as_mut_slice().copy_from_slice(&[7, 9]);
+        assert!(format!("{buffer:?}").contains("7, 9"));
+    }
 }
