@@ -8,7 +8,8 @@ use aqlm_optimized::cpu::llama::{
 };
 use aqlm_reference::llama as reference;
 use aqlm_reference::vocabulary::{
-    AqlmError, BlockWeights, FinetuneSettings, LayerKind, LinearWeight, LlamaConfig, RopeScaling, StreamKey,
+    AqlmError, BlockWeights, FinetuneEvent, FinetuneSettings, LayerKind, LinearWeight, LlamaConfig,
+    RopeScaling, StreamKey,
 };
 use ndarray::{Array2, Array3, Axis};
 use support::{
@@ -213,6 +214,32 @@ fn a_block_does_not_depend_on_threads_or_on_other_sequences() {
     assert_eq!(alone, run(5));
     let block = Block::from_weights(&weights);
     assert_eq!(block_forward(&config, &block, &rotary, x.view()), alone.0);
+
+    // 350 rows: more than any task of a row-wise kernel takes
+    let many = ndarray::concatenate![Axis(0), x, x.slice(ndarray::s![..2, .., ..])];
+    let together = block_forward(&config, &block, &rotary, many.view());
+    for (x, y) in many.outer_iter().zip(together.outer_iter()) {
+        let one = block_forward(&config, &block, &rotary, x.insert_axis(Axis(0)));
+        assert_eq!(one.index_axis(Axis(0), 0), y);
+    }
+}
+
+#[test]
+fn a_layer_is_replaced_by_one_of_its_shape_only() {
+    let case = cases().swap_remove(0);
+    let mut block = Block::from_weights(&case.weights);
+    let before = block.to_weights();
+    let (out, inputs) = case.config.layer_shape(LayerKind::QProj);
+    let mut rng = random(12);
+    let wrong = quantized(&mut rng, "1x3g4", out, inputs - 4);
+    assert!(matches!(
+        block.set_layer(LayerKind::QProj, wrong),
+        Err(AqlmError::Shape { .. })
+    ));
+    assert_eq!(block.to_weights(), before);
+    let right = quantized(&mut rng, "1x3g4", out, inputs);
+    block.set_layer(LayerKind::QProj, right.clone()).unwrap();
+    assert_eq!(block.quantized(LayerKind::QProj).unwrap().matrix(), &right);
 }
 
 #[test]
@@ -278,8 +305,29 @@ fn the_head_and_its_losses_are_the_references() {
     ));
     let short = hidden.slice(ndarray::s![.., ..2, ..]);
     assert!(head.token_losses(&config, short, &beyond).is_err());
-    let (difference, square) = mean_squares((&hidden + 1.0).view(), hidden.view()).unwrap();
-    assert!((difference - 1.0).abs() < 1e-5 && square > 0.0);
+    for wrong in [&tokens[..1], &[&tokens[0][..8], tokens[1]], &[&[], &[]]] {
+        assert!(matches!(
+            head.token_losses(&config, hidden.view(), wrong),
+            Err(AqlmError::Shape { .. })
+        ));
+    }
+    let nothing = hidden.slice(ndarray::s![.., ..0, ..]);
+    assert!(head.token_losses(&config, nothing, &[&[], &[]]).is_err());
+}
+
+#[test]
+fn mean_squares_are_means_of_squares() {
+    let b = ndarray::array![[[1.0f32, -2.0], [3.0, 0.5]], [[0.0, 1.0], [-1.0, 4.0]]];
+    let mut a = b.clone();
+    a[[0, 0, 1]] = 1.0;
+    a[[1, 1, 0]] = -2.0;
+    // (3^2 + 1^2) / 8 and (1 + 4 + 9 + 0.25 + 0 + 1 + 1 + 16) / 8
+    assert_eq!(mean_squares(a.view(), b.view()).unwrap(), (1.25, 4.03125));
+    let short = a.slice(ndarray::s![.., ..1, ..]);
+    assert!(matches!(
+        mean_squares(short, b.view()),
+        Err(AqlmError::Shape { .. })
+    ));
 }
 
 fn tuned(
@@ -374,6 +422,45 @@ fn fine_tuning_follows_the_reference() {
         let norm = block.to_weights().post_attention_layernorm;
         assert_close("norm", widened(&norm), &exact.post_attention_layernorm, limit);
     }
+}
+
+#[test]
+fn fine_tuning_says_what_it_does_and_stops_when_nothing_improves() {
+    let case = cases().swap_remove(0);
+    let rotary = Rotary::new(&case.config, TOKENS);
+    let targets = targets(&case);
+    // Too small to move anything in f32: every epoch ends with the loss of the start.
+    let settings = FinetuneSettings {
+        lr: 1e-30,
+        batch: 1,
+        ..SETTINGS
+    };
+    let mut block = Block::from_weights(&case.weights);
+    let mut events = Vec::new();
+    let report = block_finetune(
+        &case.config,
+        &mut block,
+        &rotary,
+        case.x.view(),
+        targets.view(),
+        1,
+        &settings,
+        KEY,
+        &mut |event| events.push(event),
+    )
+    .unwrap();
+    assert_eq!((report.best_epoch, report.loss_after), (0, report.loss_before));
+    assert_eq!(report.train_losses.len(), settings.patience);
+    let steps: Vec<_> = events
+        .iter()
+        .filter_map(|event| match event {
+            FinetuneEvent::Step {
+                epoch, step, steps, ..
+            } => Some((*epoch, *step, *steps)),
+            FinetuneEvent::Epoch { .. } => None,
+        })
+        .collect();
+    assert_eq!(steps, [(1, 1, 2), (1, 2, 2), (2, 1, 2), (2, 2, 2)]);
 }
 
 #[test]
