@@ -40,8 +40,8 @@ struct Case {
 fn cases() -> Vec<Case> {
     let llama3 = RopeScaling::Llama3 {
         factor: 8.0,
-        low_freq_factor: 1.0,
-        high_freq_factor: 4.0,
+        low_freq_factor: 2.0,
+        high_freq_factor: 5.0,
         original_max_position_embeddings: 64,
     };
     let variants = [

@@ -299,6 +299,10 @@ fn a_state_goes_on_exactly() {
     };
     let mut other = ours(&case, norms, Activations::Keep);
     assert!(matches!(other.restore(&state), Err(AqlmError::Shape { .. })));
+    // norms are of one length, so only their names tell them apart
+    let mut swapped = other.state();
+    swapped.parameters.swap(0, 1);
+    assert!(matches!(other.restore(&swapped), Err(AqlmError::Shape { .. })));
 }
 
 #[test]

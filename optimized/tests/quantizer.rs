@@ -265,34 +265,44 @@ fn beam_search_reaches_the_references_loss_and_never_raises_it() {
 #[test]
 fn beam_search_is_exact_where_arithmetic_is() {
     // Dyadic weights, codebooks and Hessian: every score is exact in f32, so both make the same choices.
-    let scheme = "2x3g4";
     let grid = |rng: &mut _, rows, cols| -> Array2<f32> {
         normal(rng, (rows, cols)).mapv(|x: f32| (x * 2.0).round().clamp(-4.0, 4.0) / 4.0)
     };
-    let mut rng = random(8);
-    let weight = grid(&mut rng, 9, 16);
-    let mut matrix = quantized(&mut rng, scheme, 9, 16);
-    matrix.codebooks.mapv_inplace(|c| (c * 4.0).round() / 4.0);
-    matrix.scales.fill(0.5);
-    let x = grid(&mut rng, 32, 16).mapv(f64::from);
-    let hessian = x.t().dot(&x) / 32.0;
-    let order = sweep_order(&mut KEY.stream(Purpose::Sweep), 4, 2);
-    let exact_weight = weight.mapv(f64::from);
-    for beam in [1, 4] {
-        let ours = beam_search(&weight, &hessian, &matrix, &order, beam).unwrap();
-        let exact = reference::beam_search(&exact_weight, &hessian, &matrix, &order, beam).unwrap();
-        let loss = |codes| {
-            let matrix = QuantizedMatrix {
-                codes,
-                ..matrix.clone()
+    // the second has more output groups than one task takes
+    for (scheme, out) in [("2x3g4", 9), ("2x3g4o2", 150)] {
+        let mut rng = random(8);
+        let weight = grid(&mut rng, out, 16);
+        let mut matrix = quantized(&mut rng, scheme, out, 16);
+        matrix.codebooks.mapv_inplace(|c| (c * 4.0).round() / 4.0);
+        matrix.scales.fill(0.5);
+        let x = grid(&mut rng, 32, 16).mapv(f64::from);
+        let hessian = x.t().dot(&x) / 32.0;
+        let order = sweep_order(&mut KEY.stream(Purpose::Sweep), 4, 2);
+        // a sweep that leaves every second group as it is
+        let part: Vec<_> = order.iter().copied().filter(|(j, _)| j % 2 == 1).collect();
+        let exact_weight = weight.mapv(f64::from);
+        for (order, beam) in [(&order, 1), (&part, 1), (&order, 4)] {
+            let ours = beam_search(&weight, &hessian, &matrix, order, beam).unwrap();
+            let exact = reference::beam_search(&exact_weight, &hessian, &matrix, order, beam).unwrap();
+            let loss = |codes| {
+                let matrix = QuantizedMatrix {
+                    codes,
+                    ..matrix.clone()
+                };
+                reference::layer_error(&exact_weight, &reference::decode(&matrix), &hessian)
             };
-            reference::layer_error(&exact_weight, &reference::decode(&matrix), &hessian)
-        };
-        if beam == 1 {
-            assert_eq!(ours, exact);
+            if beam == 1 {
+                assert_eq!(ours, exact);
+            }
+            // with several hypotheses of equal loss, which of them go on is open
+            assert!(loss(ours) <= loss(exact) * (1.0 + SEARCH));
         }
-        // with several hypotheses of equal loss, which of them go on is open
-        assert!(loss(ours) <= loss(exact) * (1.0 + SEARCH));
+        for beyond in [(4, 0), (0, 2)] {
+            assert!(matches!(
+                beam_search(&weight, &hessian, &matrix, &[(0, 0), beyond], 1),
+                Err(AqlmError::Unsupported(_))
+            ));
+        }
     }
 }
 
