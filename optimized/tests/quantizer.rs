@@ -180,6 +180,23 @@ fn kmeans_reaches_the_references_inertia() {
 }
 
 #[test]
+fn kmeans_ends_when_centroids_stand_still() {
+    // Centroids that move by less than the absolute tolerance of 1e-8 count as standing still, at every tenth iteration.
+    let points = with_outliers(&mut random(5), (3000, 4));
+    let flat = |size: f32| -> Vec<f32> { points.iter().map(|x| size * x).collect() };
+    let run = |size, iterations| {
+        let flat = flat(size);
+        let start = starting_points(&flat, 4, 40, &mut KEY.stream(Purpose::Initialization));
+        kmeans(&flat, 4, start, iterations)
+    };
+    let (large, tiny) = (1.0, 2f32.powi(-40));
+    assert!(run(large, 60).inertia < run(large, 10).inertia);
+    assert!(run(tiny, 10).inertia < run(tiny, 9).inertia);
+    assert_eq!(run(tiny, 60).centroids, run(tiny, 10).centroids);
+    assert_eq!(run(tiny, 60).assignments, run(tiny, 10).assignments);
+}
+
+#[test]
 fn initialisations_reach_the_references_loss() {
     for (scheme, out, inputs) in [("2x5g8", 96, 64), ("1x6g4", 64, 48), ("2x4g4o2", 64, 32)] {
         let p = problem(11, scheme, out, inputs);
@@ -431,6 +448,74 @@ fn a_layer_does_not_depend_on_threads() {
 }
 
 #[test]
+fn a_layers_report_is_of_the_matrix_that_it_comes_with() {
+    let p = problem(41, "1x3g4", 24, 32);
+    let relative = |matrix: &QuantizedMatrix| {
+        let nothing = reference::layer_error(
+            &p.weight.mapv(f64::from),
+            &Array2::zeros(p.weight.dim()),
+            &p.hessian,
+        );
+        p.loss(matrix) / nothing
+    };
+    // Damping steers the search; what is reported is the error under H as it is.
+    for damping in [0.0, 1e-6, 0.5] {
+        let settings = LayerSettings {
+            damping,
+            relative_tolerance: 1e-9,
+            ..settings("1x3g4", Initialization::Em { rounds: 2 }, CLOSED_FORM)
+        };
+        let mut events = Vec::new();
+        let (matrix, report) = layer_quantize(&p.weight, &p.hessian, &settings, KEY, &mut |event| {
+            events.push(event);
+        })
+        .unwrap();
+        let exact = relative(&matrix);
+        // an error of a tenth of W's own, from sums of 32 x 24 products in f32
+        assert!(
+            (report.relative_error - exact).abs() <= 1e-4 * exact,
+            "{damping}: {report:?}, {exact}"
+        );
+        assert_eq!(report.trace.last(), Some(&report.relative_error));
+        assert!(report.trace.is_sorted_by(|a, b| a >= b), "{report:?}");
+        assert!(report.trace[0] <= report.initial_error);
+        assert!(report.trace.len() > 1, "{report:?}");
+        assert!(matches!(events[0], LayerEvent::Initialized { loss } if loss == report.initial_error));
+        // an update and a search a round, and at most one round that was taken back
+        let rounds = (events.len() - 1) / 2;
+        assert_eq!(events.len(), 1 + 2 * rounds);
+        assert!(rounds == report.trace.len() || rounds == report.trace.len() + 1);
+    }
+}
+
+#[test]
+fn a_layer_is_done_when_a_round_gains_too_little() {
+    let p = problem(41, "1x3g4", 24, 32);
+    let trace = |weight: &Array2<f32>, relative_tolerance| {
+        let settings = LayerSettings {
+            relative_tolerance,
+            ..settings("1x3g4", Initialization::Residual, CLOSED_FORM)
+        };
+        let (_, report) = layer_quantize(weight, &p.hessian, &settings, KEY, &mut |_| ()).unwrap();
+        (report.initial_error, report.trace)
+    };
+    let (first, all) = trace(&p.weight, 0.0);
+    assert!(all.len() > 2, "{all:?}");
+    // what each round gains, relative to what was there
+    let before = std::iter::once(&first).chain(&all);
+    let gains: Vec<f64> = before
+        .zip(&all)
+        .map(|(before, after)| (before - after) / before)
+        .collect();
+    assert!(gains[0] > gains[1] && gains[1] > 0.0, "{gains:?}");
+    for (tolerance, rounds) in [(1.01 * gains[0], 1), (0.99 * gains[0], 2), (1.01 * gains[1], 2)] {
+        assert_eq!(trace(&p.weight, tolerance).1, all[..rounds], "{tolerance}");
+    }
+    // nothing is gained where nothing is lost
+    assert_eq!(trace(&Array2::zeros((24, 32)), 0.0), (0.0, vec![0.0]));
+}
+
+#[test]
 fn bad_layers_are_refused_and_odd_ones_survive() {
     let p = problem(37, "1x3g4", 16, 32);
     let good = settings("1x3g4", Initialization::Em { rounds: 1 }, CLOSED_FORM);
@@ -479,6 +564,27 @@ fn bad_layers_are_refused_and_odd_ones_survive() {
     assert!(matches!(
         run(&p.weight, &p.hessian, &no_beam),
         Err(AqlmError::Unsupported(_))
+    ));
+    for damping in [-1e-9, f64::NAN, f64::INFINITY] {
+        let bad = LayerSettings {
+            damping,
+            ..good.clone()
+        };
+        assert!(matches!(
+            run(&p.weight, &p.hessian, &bad),
+            Err(AqlmError::Unsupported(_))
+        ));
+    }
+    // as many groups as codewords are enough, one fewer is not
+    for (rows, enough) in [(2, true), (1, false)] {
+        let weight = p.weight.slice(s![..rows, ..16]).to_owned();
+        let hessian = p.hessian.slice(s![..16, ..16]).to_owned();
+        assert_eq!(run(&weight, &hessian, &good).is_ok(), enough);
+    }
+    let short = p.weight.slice(s![..8, ..]).to_owned();
+    assert!(matches!(
+        beam_search(&short, &p.hessian, &p.matrix, &[(0, 0)], 1),
+        Err(AqlmError::Shape { .. })
     ));
 
     // dead inputs, rows of zeros, and a layer that is nothing but zeros
