@@ -437,4 +437,47 @@ mod tests {
         assert!(beam_search(&p.weight, &p.hessian, &p.matrix, &[(0, 1)], 1).is_err());
         assert!(beam_search(&p.hessian, &p.hessian, &p.matrix, &[], 1).is_err());
     }
+
+    #[test]
+    fn hypotheses_that_differ_only_where_codes_are_chosen_are_merged() {
+        let p = problem(3, "2x3g4", 1, 3);
+        let with = |changes: &[((usize, usize), u16)]| {
+            let mut codes = p.matrix.codes.index_axis(Axis(0), 0).to_owned();
+            for &(at, code) in changes {
+                codes[at] = code;
+            }
+            codes
+        };
+        let here = (1, 0);
+        let all = [
+            with(&[(here, 0)]),
+            with(&[(here, 1), ((2, 1), 0)]),
+            with(&[(here, 5)]),
+            with(&[((2, 1), 1)]),
+        ];
+        let mut hypotheses: Vec<Hypothesis> = all
+            .iter()
+            .map(|codes| Hypothesis {
+                codes: codes.clone(),
+                gradient: Array2::zeros((1, 12)),
+                loss: 0.0,
+            })
+            .collect();
+        merge_equal_elsewhere(&mut hypotheses, here);
+        // the first of those that are the same everywhere else; (2, 1) was neither 0 nor 1, or one of them is merged, too
+        let mut expected: Vec<usize> = Vec::new();
+        for (i, codes) in all.iter().enumerate() {
+            let same = |&k: &usize| {
+                codes
+                    .indexed_iter()
+                    .all(|(at, code)| at == here || all[k][at] == *code)
+            };
+            if !expected.iter().any(same) {
+                expected.push(i);
+            }
+        }
+        let kept: Vec<_> = hypotheses.iter().map(|h| h.codes.clone()).collect();
+        assert_eq!(kept, expected.iter().map(|&i| all[i].clone()).collect::<Vec<_>>());
+        assert!(kept.len() < all.len() && kept.len() > 1);
+    }
 }

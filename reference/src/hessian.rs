@@ -152,4 +152,18 @@ mod tests {
         assert!(hessian.merge(&Hessian::new(3)).is_err());
         assert_eq!(hessian, Hessian::new(2));
     }
+
+    #[test]
+    fn dead_inputs_are_counted() {
+        for dead in [0, 2, 5] {
+            let mut x = gaussian(3, 20, 6);
+            x.slice_mut(ndarray::s![.., ..dead]).fill(0.0);
+            let mut hessian = Hessian::new(6);
+            hessian.add(x.view()).unwrap();
+            assert_eq!(
+                (hessian.dead_inputs(), dead_inputs(&hessian.mean())),
+                (dead, dead)
+            );
+        }
+    }
 }

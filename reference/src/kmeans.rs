@@ -187,4 +187,34 @@ mod tests {
         let result = kmeans(points.view(), init, &KMeansSettings::new(10));
         assert_eq!(result.inertia, 0.0);
     }
+
+    #[test]
+    fn it_ends_when_centroids_stand_still() {
+        let run = |size: f64, iterations| {
+            let points = gaussian(3, 500, 3) * size;
+            let start = starting_points(
+                points.view(),
+                20,
+                &mut stream(3, 0, None, Purpose::Initialization),
+            );
+            kmeans(points.view(), start, &KMeansSettings::new(iterations))
+        };
+        let every = KMeansSettings::new(1).check_every;
+        // Moves below the absolute tolerance count as none, and are looked for once in so many iterations.
+        let (large, tiny) = (1.0, 1e-12);
+        assert!(run(large, 2 * every).inertia < run(large, every).inertia);
+        assert!(run(tiny, every).inertia < run(tiny, every - 1).inertia);
+        assert_eq!(run(tiny, 5 * every).centroids, run(tiny, every).centroids);
+        // Moves below the relative tolerance of a large coordinate, too.
+        let shifted = |iterations| {
+            let points = gaussian(3, 500, 3) * 1e-4 + 1e4;
+            let start = starting_points(
+                points.view(),
+                20,
+                &mut stream(3, 0, None, Purpose::Initialization),
+            );
+            kmeans(points.view(), start, &KMeansSettings::new(iterations))
+        };
+        assert_eq!(shifted(5 * every).centroids, shifted(every).centroids);
+    }
 }

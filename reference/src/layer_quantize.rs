@@ -287,4 +287,39 @@ mod tests {
         settings.allow_degenerate = true;
         assert!(quantize(&p, &settings).1.relative_error < 1e-12);
     }
+
+    #[test]
+    fn it_is_done_when_a_round_gains_too_little() {
+        let p = problem(12, "1x3g4", 24, 8);
+        let trace = |weight: &Array2<f64>, relative_tolerance| {
+            let settings = LayerSettings {
+                relative_tolerance,
+                ..settings("1x3g4")
+            };
+            let (_, report) = layer_quantize(weight, &p.hessian, &settings, KEY, &mut |_| ()).unwrap();
+            (report.initial_error, report.trace)
+        };
+        let (first, all) = trace(&p.weight, 0.0);
+        assert!(all.len() > 2, "{all:?}");
+        let before = std::iter::once(&first).chain(&all);
+        let gains: Vec<f64> = before
+            .zip(&all)
+            .map(|(before, after)| (before - after) / before)
+            .collect();
+        assert!(gains[0] > gains[1] && gains[1] > 0.0, "{gains:?}");
+        for (tolerance, rounds) in [(1.01 * gains[0], 1), (0.99 * gains[0], 2), (1.01 * gains[1], 2)] {
+            assert_eq!(trace(&p.weight, tolerance).1, all[..rounds], "{tolerance}");
+        }
+        // nothing is gained where nothing is lost
+        assert_eq!(trace(&Array2::zeros(p.weight.dim()), 0.0), (0.0, vec![0.0]));
+    }
+
+    #[test]
+    fn as_many_groups_as_codewords_are_enough() {
+        for (rows, enough) in [(2, true), (1, false)] {
+            let p = problem(4, "1x3g4", rows, 4);
+            let outcome = layer_quantize(&p.weight, &p.hessian, &settings("1x3g4"), KEY, &mut |_| ());
+            assert_eq!(outcome.is_ok(), enough);
+        }
+    }
 }

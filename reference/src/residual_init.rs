@@ -148,4 +148,15 @@ mod tests {
     fn a_weight_that_cannot_be_cut_is_refused() {
         assert!(residual_init(&gaussian(1, 4, 10), &settings("1x2g4"), KEY).is_err());
     }
+
+    #[test]
+    fn scales_are_norms_and_never_zero() {
+        let mut weight = gaussian(2, 16, 16);
+        weight.row_mut(3).fill(0.0);
+        let matrix = residual_init(&weight, &settings("1x3g4"), KEY).unwrap();
+        for (row, &scale) in weight.outer_iter().zip(&matrix.scales) {
+            let norm = row.dot(&row).sqrt();
+            assert!(scale > norm && scale <= norm + 1e-6, "{scale}, {norm}");
+        }
+    }
 }

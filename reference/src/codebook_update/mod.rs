@@ -126,4 +126,28 @@ mod tests {
             prop_assert!(losses[0] <= losses[1]);
         }
     }
+
+    #[test]
+    fn the_number_of_unknowns_decides_between_exact_and_iterative() {
+        // 2 codebooks of 8 codewords of 4 numbers a row
+        let p = problem(6, "2x3g4", 12, 4);
+        let with = |max_unknowns| {
+            let settings = Update::ClosedForm {
+                max_unknowns,
+                cg_steps: 2,
+                scale_rounds: 0,
+            };
+            update(&p.weight, &p.hessian, &p.matrix, &settings).unwrap()
+        };
+        let exact = closed_form(&p.weight, &p.hessian, &p.matrix).unwrap();
+        let iterative = conjugate_gradients(&p.weight, &p.hessian, &p.matrix, 2).unwrap();
+        assert_ne!(exact, iterative);
+        assert_eq!(with(64).codebooks, exact);
+        assert_eq!(with(63).codebooks, iterative);
+        assert_eq!(
+            with(64).scales,
+            p.matrix.scales,
+            "no round of scales was asked for"
+        );
+    }
 }
