@@ -278,7 +278,7 @@ fn the_head_and_its_losses_are_the_references() {
     ));
     let short = hidden.slice(ndarray::s![.., ..2, ..]);
     assert!(head.token_losses(&config, short, &beyond).is_err());
-    let (difference, square) = mean_squares((&hidden + 1.0).view(), hidden.view()).unwrap();
+    let (difference, square) = mean_squares(&(&hidden + 1.0).view(), &hidden.view()).unwrap();
     assert!((difference - 1.0).abs() < 1e-5 && square > 0.0);
 }
 
@@ -294,8 +294,8 @@ fn tuned(
         &case.config,
         &mut block,
         &rotary,
-        case.x.view(),
-        targets.view(),
+        &case.x.view(),
+        &targets.view(),
         validation,
         settings,
         KEY,
@@ -399,8 +399,8 @@ fn fine_tuning_refuses_what_it_cannot_do() {
             config,
             &mut block,
             &rotary,
-            x,
-            targets.view(),
+            &x,
+            &targets.view(),
             validation,
             settings,
             KEY,
