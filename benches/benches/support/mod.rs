@@ -21,7 +21,7 @@ use reference::ReferenceSubject;
 const ITERATIONS: usize = 25;
 
 /// Refuses cases that do not pass, then times them.
-pub fn bench(criterion: &mut Criterion, ids: &[&str]) {
+pub(crate) fn bench(criterion: &mut Criterion, ids: &[&str]) {
     for id in ids {
         if let Err(error) = bench_case(criterion, id) {
             eprintln!("{id}: {error}");

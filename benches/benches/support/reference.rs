@@ -13,7 +13,7 @@ use aqlm_reference::vocabulary::{
 use ndarray::{Array1, Array2, Array3, ArrayView2, Axis};
 
 /// The reference, to be timed like any backend.
-pub struct ReferenceSubject;
+pub(crate) struct ReferenceSubject;
 
 impl Subject for ReferenceSubject {
     fn backend(&self) -> &'static str {
