@@ -322,10 +322,10 @@ fn mean_squares_are_means_of_squares() {
     a[[0, 0, 1]] = 1.0;
     a[[1, 1, 0]] = -2.0;
     // (3^2 + 1^2) / 8 and (1 + 4 + 9 + 0.25 + 0 + 1 + 1 + 16) / 8
-    assert_eq!(mean_squares(a.view(), b.view()).unwrap(), (1.25, 4.03125));
+    assert_eq!(mean_squares(&a.view(), &b.view()).unwrap(), (1.25, 4.03125));
     let short = a.slice(ndarray::s![.., ..1, ..]);
     assert!(matches!(
-        mean_squares(short, b.view()),
+        mean_squares(&short, &b.view()),
         Err(AqlmError::Shape { .. })
     ));
 }
@@ -342,8 +342,8 @@ fn tuned(
         &case.config,
         &mut block,
         &rotary,
-        case.x.view(),
-        targets.view(),
+        &case.x.view(),
+        &targets.view(),
         validation,
         settings,
         KEY,
@@ -441,8 +441,8 @@ fn fine_tuning_says_what_it_does_and_stops_when_nothing_improves() {
         &case.config,
         &mut block,
         &rotary,
-        case.x.view(),
-        targets.view(),
+        &case.x.view(),
+        &targets.view(),
         1,
         &settings,
         KEY,
@@ -486,8 +486,8 @@ fn fine_tuning_refuses_what_it_cannot_do() {
             config,
             &mut block,
             &rotary,
-            x,
-            targets.view(),
+            &x,
+            &targets.view(),
             validation,
             settings,
             KEY,

@@ -1,25 +1,31 @@
 use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
 
 use aqlm_optimized::cpu::SimdLevel;
 use aqlm_optimized::cpu::llama::{
-    self, Block, Head, KvCacheLayer, Rotary, block_decode_step, block_finetune, block_forward,
-    block_forward_traced, for_each_part,
+    self, Activations, Block, Head, KvCacheLayer, Rotary, Sequences, block_decode_step, block_finetune,
+    block_forward_traced, parts, working_bytes,
 };
 use aqlm_optimized::cpu::quantizer::{Hessian, layer_quantize};
 use aqlm_reference::vocabulary::{
     AqlmError, BlockWeights, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerEvent, LayerKind,
     LayerReport, LayerSettings, LlamaConfig, QuantizedMatrix, StreamKey,
 };
-use ndarray::{Array1, Array2, Array3, Axis, s};
+use ndarray::{Array1, Array2, Axis};
 
-use super::{Backend, BackendKind};
-use crate::error::Result;
+use super::hidden_states::{Bound, HiddenStates};
+use super::{Backend, BackendKind, Memory};
+use crate::error::{Error, Result};
 
 /// The optimized CPU code behind the trait: f32 with rayon and SIMD.
 #[derive(Debug)]
 pub struct CpuBackend {
     config: LlamaConfig,
     rotary: Rotary,
+    /// for the hidden states that it makes
+    bound: Option<Arc<Bound>>,
+    activations: Activations,
 }
 
 impl CpuBackend {
@@ -28,6 +34,8 @@ impl CpuBackend {
         Self {
             config: config.clone(),
             rotary: Rotary::new(config, positions),
+            bound: None,
+            activations: Activations::fitting(config, positions),
         }
     }
 
@@ -36,9 +44,28 @@ impl CpuBackend {
         self.rotary.positions()
     }
 
+    /// Bounds the memory of training: activations are kept where they fit and computed again where they do not.
+    pub(super) fn bound_training(&mut self, memory: Memory, spill: &Path, batch: usize) -> Result<()> {
+        let bytes = |activations: Activations| activations.bytes(&self.config, batch, self.positions());
+        let least = left(memory, bytes(Activations::Recompute))?;
+        self.activations = if bytes(Activations::Keep) <= memory.bytes() {
+            Activations::fitting(&self.config, self.positions())
+        } else {
+            Activations::Recompute
+        };
+        // The teacher's hidden states, before training begins: inside a block as much as then.
+        self.bound = Some(Bound::new(least, spill.to_path_buf()));
+        Ok(())
+    }
+
+    /// What training keeps.
+    pub(super) fn activations(&self) -> Activations {
+        self.activations
+    }
+
     /// # Errors
     /// `Shape` when hidden states are of another model, or longer than the rotary tables.
-    fn check(&self, hidden: &Array3<f32>) -> Result<()> {
+    fn check(&self, hidden: &HiddenStates) -> Result<()> {
         let (sequences, tokens, width) = hidden.dim();
         let expected = [
             sequences,
@@ -57,8 +84,19 @@ impl CpuBackend {
     }
 }
 
+/// What is left of a bound behind what is needed in any case.
+fn left(memory: Memory, needed: usize) -> Result<usize> {
+    memory.bytes().checked_sub(needed).ok_or_else(|| {
+        Error::invalid(
+            "--memory",
+            &format!("at least {needed} bytes, which the sequences that are computed together take"),
+            memory.to_string(),
+        )
+    })
+}
+
 impl Backend for CpuBackend {
-    type Hidden = Array3<f32>;
+    type Hidden = HiddenStates;
     type Block = Block;
     type Hessian = Array2<f64>;
     type Head = Head;
@@ -80,8 +118,21 @@ impl Backend for CpuBackend {
         &self.config
     }
 
-    fn embed(&self, embedding: &Array2<f32>, sequences: &[&[u32]]) -> Result<Array3<f32>> {
-        Ok(llama::embed(embedding.view(), sequences)?)
+    fn bound_memory(&mut self, memory: Memory, spill: &Path, sequences: usize) -> Result<()> {
+        let working = working_bytes(&self.config, sequences, self.positions());
+        self.bound = Some(Bound::new(left(memory, working)?, spill.to_path_buf()));
+        Ok(())
+    }
+
+    fn embed(&self, embedding: &Array2<f32>, sequences: &[&[u32]]) -> Result<HiddenStates> {
+        let tokens = sequences.first().map_or(0, |sequence| sequence.len());
+        let dim = (sequences.len(), tokens, embedding.ncols());
+        let mut hidden = HiddenStates::new(dim, self.bound.as_ref())?;
+        for part in parts(0..sequences.len(), tokens) {
+            let tokens: Vec<&[u32]> = part.iter().map(|&index| sequences[index]).collect();
+            hidden.write(part[0], llama::embed(embedding.view(), &tokens)?.view())?;
+        }
+        Ok(hidden)
     }
 
     fn load_block(&self, weights: &BlockWeights) -> Result<Block> {
@@ -92,15 +143,22 @@ impl Backend for CpuBackend {
         Ok(block.to_weights())
     }
 
-    fn block_forward(&self, block: &Block, hidden: &Array3<f32>) -> Result<Array3<f32>> {
+    fn block_forward(&self, block: &Block, hidden: &HiddenStates) -> Result<HiddenStates> {
         self.check(hidden)?;
-        Ok(block_forward(&self.config, block, &self.rotary, hidden.view()))
+        let (sequences, tokens, _) = hidden.dim();
+        let mut outputs = HiddenStates::new(hidden.dim(), self.bound.as_ref())?;
+        for part in parts(0..sequences, tokens) {
+            let x = hidden.read(&part)?;
+            let (y, _) = block_forward_traced(&self.config, block, &self.rotary, x.view());
+            outputs.write(part[0], y.view())?;
+        }
+        Ok(outputs)
     }
 
     fn hessians(
         &self,
         block: &Block,
-        hidden: &Array3<f32>,
+        hidden: &HiddenStates,
         sequences: Range<usize>,
         layers: &[LayerKind],
     ) -> Result<Vec<Array2<f64>>> {
@@ -109,16 +167,13 @@ impl Backend for CpuBackend {
             .iter()
             .map(|&layer| Hessian::new(self.config.layer_shape(layer).1))
             .collect();
-        let mut outcome = Ok(());
-        for_each_part(hidden.slice(s![sequences, .., ..]), |_, x| {
-            let (_, trace) = block_forward_traced(&self.config, block, &self.rotary, x);
+        for part in parts(sequences, hidden.dim().1) {
+            let x = hidden.read(&part)?;
+            let (_, trace) = block_forward_traced(&self.config, block, &self.rotary, x.view());
             for (hessian, &layer) in hessians.iter_mut().zip(layers) {
-                if outcome.is_ok() {
-                    outcome = hessian.add(trace.layer_input(layer));
-                }
+                hessian.add(trace.layer_input(layer))?;
             }
-        });
-        outcome?;
+        }
         Ok(hessians.iter().map(Hessian::mean).collect())
     }
 
@@ -147,48 +202,65 @@ impl Backend for CpuBackend {
     fn block_finetune(
         &self,
         block: &mut Block,
-        inputs: &Array3<f32>,
-        targets: &Array3<f32>,
+        inputs: &HiddenStates,
+        targets: &HiddenStates,
         validation: usize,
         settings: &FinetuneSettings,
         key: StreamKey,
         observe: &mut dyn FnMut(FinetuneEvent),
     ) -> Result<FinetuneReport> {
-        Ok(block_finetune(
+        block_finetune(
             &self.config,
             block,
             &self.rotary,
-            inputs.view(),
-            targets.view(),
+            inputs,
+            targets,
             validation,
             settings,
             key,
             observe,
-        )?)
+        )
     }
 
-    fn mean_squares(&self, a: &Array3<f32>, b: &Array3<f32>) -> Result<(f64, f64)> {
-        Ok(llama::mean_squares(a.view(), b.view())?)
+    fn mean_squares(&self, a: &HiddenStates, b: &HiddenStates) -> Result<(f64, f64)> {
+        llama::mean_squares(a, b)
     }
 
     fn load_head(&self, norm: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Head> {
         Ok(Head::new(norm, lm_head)?)
     }
 
-    fn logits(&self, head: &Head, hidden: &Array3<f32>, sequence: usize) -> Result<Array2<f64>> {
+    fn logits(&self, head: &Head, hidden: &HiddenStates, sequence: usize) -> Result<Array2<f64>> {
         self.check(hidden)?;
-        let x = hidden.index_axis(Axis(0), sequence);
-        Ok(head.logits(&self.config, x).mapv(f64::from))
+        let x = hidden.read(&[sequence])?;
+        Ok(head
+            .logits(&self.config, x.index_axis(Axis(0), 0))
+            .mapv(f64::from))
     }
 
     fn token_losses(
         &self,
         head: &Head,
-        hidden: &Array3<f32>,
+        hidden: &HiddenStates,
         sequences: &[&[u32]],
     ) -> Result<Vec<Array1<f64>>> {
         self.check(hidden)?;
-        Ok(head.token_losses(&self.config, hidden.view(), sequences)?)
+        let count = hidden.dim().0;
+        if sequences.len() != count {
+            return Err(AqlmError::Shape {
+                what: "targets".into(),
+                expected: vec![count],
+                found: vec![sequences.len()],
+            }
+            .into());
+        }
+        let mut losses = Vec::with_capacity(count);
+        for part in parts(0..count, hidden.dim().1) {
+            let x = hidden.read(&part)?;
+            let tokens: Vec<&[u32]> = part.iter().map(|&index| sequences[index]).collect();
+            losses.extend(head.token_losses(&self.config, x.view(), &tokens)?);
+        }
+        Ok(losses)
     }
 
     fn new_cache(&self) -> KvCacheLayer {

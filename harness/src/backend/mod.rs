@@ -4,11 +4,14 @@
 //! the signatures: token ids and block parameters on the way in, quantized layers, losses and logits on the way out.
 
 mod cpu;
+mod hidden_states;
+mod memory;
 mod reference;
 mod tuning;
 
 use std::fmt;
 use std::ops::Range;
+use std::path::Path;
 
 use aqlm_reference::vocabulary::{
     BlockWeights, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerEvent, LayerKind, LayerReport,
@@ -19,6 +22,8 @@ use ndarray::{Array1, Array2};
 use serde::{Deserialize, Serialize};
 
 pub use cpu::CpuBackend;
+pub use hidden_states::HiddenStates;
+pub use memory::Memory;
 pub use reference::ReferenceBackend;
 pub use tuning::ModelTuning;
 
@@ -86,6 +91,10 @@ pub trait Backend {
 
     /// The model shape that this instance was made for.
     fn config(&self) -> &LlamaConfig;
+
+    /// Bounds the memory of the activations that it computes from now on, hidden states of `sequences` sequences at most: what
+    /// is beyond the bound lies in a file in the folder `spill`. No result depends on it.
+    fn bound_memory(&mut self, memory: Memory, spill: &Path, sequences: usize) -> Result<()>;
 
     /// Embeds token sequences of equal length; `embedding` is [vocab, hidden].
     fn embed(&self, embedding: &Array2<f32>, sequences: &[&[u32]]) -> Result<Self::Hidden>;

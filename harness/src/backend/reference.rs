@@ -1,4 +1,5 @@
 use std::ops::Range;
+use std::path::Path;
 
 use aqlm_reference::llama::{
     self, Block, KvCacheLayer, Rotary, block_decode_step, block_finetune, block_forward, block_forward_traced,
@@ -11,8 +12,8 @@ use aqlm_reference::{Hessian, layer_quantize};
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
 
-use super::{Backend, BackendKind};
-use crate::error::Result;
+use super::{Backend, BackendKind, Memory};
+use crate::error::{Error, Result};
 
 /// The reference crate behind the trait: everything on the host in f64, sequences in parallel.
 #[derive(Debug)]
@@ -55,6 +56,14 @@ impl Backend for ReferenceBackend {
 
     fn config(&self) -> &LlamaConfig {
         &self.config
+    }
+
+    fn bound_memory(&mut self, memory: Memory, _spill: &Path, _sequences: usize) -> Result<()> {
+        Err(Error::invalid(
+            "--memory",
+            "--backend cpu beside it: the reference keeps everything in memory",
+            memory.bytes().to_string(),
+        ))
     }
 
     fn embed(&self, embedding: &Array2<f32>, sequences: &[&[u32]]) -> Result<Self::Hidden> {

@@ -1,9 +1,11 @@
-use aqlm_optimized::cpu::llama::Activations;
+use std::path::Path;
+
+use aqlm_optimized::cpu::llama::Sequences;
 use aqlm_reference::vocabulary::{AdamDecay, LayerKind, ModelWeights, Target, Tuned, TuningState};
 use aqlm_reference::{llama as reference, llama::rms_norm};
 use ndarray::{Array2, Axis};
 
-use super::{Backend, CpuBackend, ReferenceBackend};
+use super::{Backend, CpuBackend, Memory, ReferenceBackend};
 use crate::error::Result;
 
 /// What end-to-end fine-tuning needs of a machine on top of [`Backend`].
@@ -16,6 +18,10 @@ pub trait ModelTuning: Backend {
     type Tuner;
     /// the gradient with respect to one decoded weight, [out_features, in_features]
     type WeightGradient;
+
+    /// Bounds the memory of the activations of training in steps of `batch` sequences, and of the hidden states of a teacher,
+    /// which beyond the bound lie in a file in the folder `spill`. No result depends on it.
+    fn bound_tuning_memory(&mut self, memory: Memory, spill: &Path, batch: usize) -> Result<()>;
 
     /// A model before its first step.
     fn tuner(&self, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay) -> Result<Self::Tuner>;
@@ -61,6 +67,10 @@ pub trait ModelTuning: Backend {
 impl ModelTuning for ReferenceBackend {
     type Tuner = reference::ModelTuner;
     type WeightGradient = Array2<f64>;
+
+    fn bound_tuning_memory(&mut self, memory: Memory, spill: &Path, batch: usize) -> Result<()> {
+        self.bound_memory(memory, spill, batch)
+    }
 
     fn tuner(&self, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay) -> Result<Self::Tuner> {
         Ok(reference::ModelTuner::new(self.config(), weights, tuned, decay)?)
@@ -120,9 +130,13 @@ impl ModelTuning for CpuBackend {
     type Tuner = aqlm_optimized::cpu::llama::ModelTuner;
     type WeightGradient = Array2<f32>;
 
+    fn bound_tuning_memory(&mut self, memory: Memory, spill: &Path, batch: usize) -> Result<()> {
+        self.bound_training(memory, spill, batch)
+    }
+
     fn tuner(&self, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay) -> Result<Self::Tuner> {
         let positions = self.positions();
-        let activations = Activations::fitting(self.config(), positions);
+        let activations = self.activations();
         Ok(Self::Tuner::new(
             self.config(),
             positions,
@@ -174,6 +188,7 @@ impl ModelTuning for CpuBackend {
     }
 
     fn head_input(&self, head: &Self::Head, hidden: &Self::Hidden, sequence: usize) -> Result<Array2<f32>> {
-        Ok(head.normed(self.config(), hidden.index_axis(Axis(0), sequence)))
+        let x = hidden.read(&[sequence])?;
+        Ok(head.normed(self.config(), x.index_axis(Axis(0), 0)))
     }
 }

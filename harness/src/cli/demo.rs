@@ -82,6 +82,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         args.backend,
         &out,
         &out,
+        None,
         false,
     )?;
     let quantized = Model::open(&out)?;

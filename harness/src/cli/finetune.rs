@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::eval::measure;
 use super::progress::{Progress, seconds};
 use super::{Output, open_model};
-use crate::backend::{Backend, BackendKind, with_backend};
+use crate::backend::{Backend, BackendKind, Memory, ModelTuning, with_backend};
 use crate::data::TokenStream;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -44,6 +44,10 @@ pub(super) struct Args {
     /// Seconds between two saved states; one is saved after every epoch in any case
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     save_every: u64,
+    /// Memory that activations may take, as in 512M or 2G: those of training are computed again where they do not fit, and hidden
+    /// states of the teacher beyond it lie on the disk, in the run folder
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<Memory>,
     /// Continue a run of this same command from its last saved state
     #[arg(long)]
     resume: bool,
@@ -316,6 +320,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         args.backend,
         &args.out,
         &args.out,
+        args.memory,
         Duration::from_secs(args.save_every),
         args.resume,
     )?;
@@ -393,6 +398,7 @@ pub(super) fn finetune_into(
     backend: BackendKind,
     run: &Path,
     out: &Path,
+    memory: Option<Memory>,
     save_every: Duration,
     resume: bool,
 ) -> Result<EndToEndReport> {
@@ -401,6 +407,10 @@ pub(super) fn finetune_into(
         settings: settings.clone(),
     };
     let (tuning, _folder) = with_backend!(backend, model.config(), settings.seqlen, |backend| {
+        let mut backend = backend;
+        if let Some(memory) = memory {
+            backend.bound_tuning_memory(memory, run, settings.batch)?;
+        }
         let description = RunDescription::new(
             model,
             calibration_path,

@@ -9,7 +9,7 @@ use super::finetune::{self, TunedName, finetune_into, tuned};
 use super::progress::QuantizeProgress;
 use super::table::{Table, bytes};
 use super::{Output, open_model};
-use crate::backend::{Backend, BackendKind, with_backend};
+use crate::backend::{Backend, BackendKind, Memory, with_backend};
 use crate::data::TokenStream;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -43,6 +43,9 @@ pub(super) struct Args {
     settings: SettingsArgs,
     #[command(flatten)]
     end_to_end: EndToEndArgs,
+    /// Memory that activations may take, as in 512M or 2G: hidden states beyond it lie on the disk, in the run folder
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<Memory>,
     /// Continue a run of this same command after its last finished block or step
     #[arg(long)]
     resume: bool,
@@ -362,6 +365,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         args.backend,
         &args.out,
         &blocks_to,
+        args.memory,
         args.resume,
     )?;
     let end_to_end = match &end_to_end {
@@ -374,6 +378,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
             args.backend,
             &args.out.join(AFTER),
             &args.out,
+            args.memory,
             Duration::from_mins(1),
             // whether this may continue was decided for the whole run
             true,
@@ -460,9 +465,14 @@ pub(super) fn quantize_into(
     backend: BackendKind,
     run: &Path,
     out: &Path,
+    memory: Option<Memory>,
     resume: bool,
 ) -> Result<(QuantizeReport, RunFolder)> {
     with_backend!(backend, model.config(), settings.seqlen, |backend| {
+        let mut backend = backend;
+        if let Some(memory) = memory {
+            backend.bound_memory(memory, run, settings.sequences)?;
+        }
         let description = RunDescription::new(
             model,
             calibration_path,

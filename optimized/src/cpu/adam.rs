@@ -76,3 +76,32 @@ impl Adam {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epsilon_is_added_to_the_root_of_the_second_moment() {
+        // The first step: both moments, corrected, are the gradient and its square.
+        for (gradient, eps) in [(0.5, 0.25), (-1e-8, 1e-8), (0.0, 1e-8)] {
+            for amsgrad in [false, true] {
+                let adam = Adam {
+                    lr: 0.1,
+                    beta1: 0.9,
+                    beta2: 0.95,
+                    eps,
+                    amsgrad,
+                };
+                let mut parameter = 1.0;
+                adam.step(
+                    &mut Moments::new(1),
+                    std::iter::once(&mut parameter),
+                    std::iter::once(&gradient),
+                );
+                let expected = 1.0 - 0.1 * gradient / (f64::abs(gradient) + eps);
+                assert!((parameter - expected).abs() < 1e-12, "{parameter} {expected}");
+            }
+        }
+    }
+}

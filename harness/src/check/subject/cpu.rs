@@ -246,8 +246,8 @@ impl Subject for CpuSubject {
         self.at_level(|| {
             let backend = backend(data);
             let block = backend.load_block(&data.blocks[0])?;
-            let y = backend.block_forward(&block, &data.x)?;
-            Ok(y.mapv(f64::from))
+            let y = backend.block_forward(&block, &data.x.clone().into())?;
+            Ok(y.to_array()?.mapv(f64::from))
         })
     }
 
@@ -295,8 +295,8 @@ impl Subject for CpuSubject {
             let mut block = backend.load_block(&data.blocks[0])?;
             let report = backend.block_finetune(
                 &mut block,
-                &data.x,
-                targets,
+                &data.x.clone().into(),
+                &targets.clone().into(),
                 case.validation(),
                 &case.finetune(),
                 key,

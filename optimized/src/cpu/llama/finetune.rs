@@ -2,11 +2,11 @@ use aqlm_reference::vocabulary::{
     AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerKind, LlamaConfig, Purpose, Result,
     StreamKey, shuffle,
 };
-use ndarray::{Array3, ArrayView3, Axis, Zip};
+use ndarray::{Array3, ArrayView3, Zip};
 use rayon::prelude::*;
 
 use super::forward::sequences_at_once;
-use super::{Block, BlockGradients, Rotary, Wanted, block_backward, block_forward_traced};
+use super::{Block, BlockGradients, Rotary, Sequences, Wanted, block_backward, block_forward_traced};
 use crate::cpu::adam::{Adam, Moments};
 use crate::cpu::quantizer::{Places, quantized_gradients};
 use crate::cpu::vectorize::squared_distance;
@@ -30,18 +30,18 @@ use crate::cpu::vectorize::squared_distance;
     clippy::too_many_arguments,
     reason = "the arguments of the reference, one by one"
 )]
-pub fn block_finetune(
+pub fn block_finetune<S: Sequences>(
     config: &LlamaConfig,
     block: &mut Block,
     rotary: &Rotary,
-    inputs: ArrayView3<'_, f32>,
-    targets: ArrayView3<'_, f32>,
+    inputs: &S,
+    targets: &S,
     validation: usize,
     settings: &FinetuneSettings,
     key: StreamKey,
     observe: &mut dyn FnMut(FinetuneEvent),
-) -> Result<FinetuneReport> {
-    check(config, rotary, inputs, targets, validation, settings)?;
+) -> std::result::Result<FinetuneReport, S::Error> {
+    check(config, rotary, inputs.dim(), targets.dim(), validation, settings)?;
     let sequences = inputs.dim().0;
     let training = sequences - validation;
     let pass = Pass {
@@ -56,7 +56,7 @@ pub fn block_finetune(
         (0..training).collect()
     };
 
-    let loss_before = finite(pass.loss(block, &judges), "loss before fine-tuning", 0)?;
+    let loss_before = finite(pass.loss(block, &judges)?, "loss before fine-tuning", 0)?;
     let mut report = FinetuneReport {
         loss_before,
         loss_after: loss_before,
@@ -74,7 +74,7 @@ pub fn block_finetune(
         let steps = training.div_ceil(settings.batch);
         let mut total = 0.0;
         for (step, batch) in order.chunks(settings.batch).enumerate() {
-            let (loss, gradients) = pass.gradients(&current, batch, optimizer.wanted);
+            let (loss, gradients) = pass.gradients(&current, batch, optimizer.wanted)?;
             let loss = finite(loss, "loss of a fine-tuning step", epoch)?;
             total += loss * batch.len() as f64;
             optimizer.step(&mut current, &gradients);
@@ -87,7 +87,7 @@ pub fn block_finetune(
         }
         let train_loss = total / training as f64;
         let judged = finite(
-            pass.loss(&current, &judges),
+            pass.loss(&current, &judges)?,
             "loss after a fine-tuning epoch",
             epoch,
         )?;
@@ -114,16 +114,16 @@ pub fn block_finetune(
 fn check(
     config: &LlamaConfig,
     rotary: &Rotary,
-    inputs: ArrayView3<'_, f32>,
-    targets: ArrayView3<'_, f32>,
+    inputs: (usize, usize, usize),
+    targets: (usize, usize, usize),
     validation: usize,
     settings: &FinetuneSettings,
 ) -> Result<()> {
-    let (sequences, tokens, _) = inputs.dim();
+    let (sequences, tokens, _) = inputs;
     let expected = [sequences, tokens.min(rotary.positions()), config.hidden_size];
     for (what, found) in [
-        ("fine-tuning inputs", inputs.shape()),
-        ("fine-tuning targets", targets.shape()),
+        ("fine-tuning inputs", <[usize; 3]>::from(inputs)),
+        ("fine-tuning targets", targets.into()),
     ] {
         if found != expected {
             return Err(AqlmError::Shape {
@@ -159,14 +159,14 @@ fn finite(loss: f64, what: &str, epoch: usize) -> Result<f64> {
 }
 
 /// What a pass over some of the sequences needs.
-struct Pass<'a> {
+struct Pass<'a, S> {
     config: &'a LlamaConfig,
     rotary: &'a Rotary,
-    inputs: ArrayView3<'a, f32>,
-    targets: ArrayView3<'a, f32>,
+    inputs: &'a S,
+    targets: &'a S,
 }
 
-impl Pass<'_> {
+impl<S: Sequences> Pass<'_, S> {
     /// Output elements of so many sequences.
     fn elements(&self, sequences: usize) -> f64 {
         let (_, tokens, hidden) = self.targets.dim();
@@ -179,53 +179,38 @@ impl Pass<'_> {
     }
 
     /// Mean squared error per output element over these sequences.
-    fn loss(&self, block: &Block, sequences: &[usize]) -> f64 {
+    fn loss(&self, block: &Block, sequences: &[usize]) -> std::result::Result<f64, S::Error> {
         let mut squares = 0.0;
         for part in sequences.chunks(self.at_once()) {
-            let x = self.inputs.select(Axis(0), part);
+            let x = self.inputs.read(part)?;
             let (y, _) = block_forward_traced(self.config, block, self.rotary, x.view());
-            squares += self.squares(&y, part);
+            drop(x);
+            squares += summed_squares(&y, self.targets.read(part)?.view());
         }
-        squares / self.elements(sequences.len())
-    }
-
-    /// Sum of the squared differences of outputs and the targets of these sequences.
-    fn squares(&self, y: &Array3<f32>, sequences: &[usize]) -> f64 {
-        let parts: Vec<f64> = sequences
-            .par_iter()
-            .enumerate()
-            .map(|(i, &sequence)| {
-                let (y, target) = (
-                    y.index_axis(Axis(0), i),
-                    self.targets.index_axis(Axis(0), sequence),
-                );
-                let target = target.as_standard_layout();
-                squared_distance(
-                    y.to_slice().unwrap_or_default(),
-                    target.as_slice().unwrap_or_default(),
-                )
-            })
-            .collect();
-        parts.iter().sum()
+        Ok(squares / self.elements(sequences.len()))
     }
 
     /// [`Pass::loss`] and its gradients with respect to the block's parameters.
-    fn gradients(&self, block: &Block, sequences: &[usize], wanted: Wanted) -> (f64, BlockGradients) {
+    fn gradients(
+        &self,
+        block: &Block,
+        sequences: &[usize],
+        wanted: Wanted,
+    ) -> std::result::Result<(f64, BlockGradients), S::Error> {
         let elements = self.elements(sequences.len());
         let mut squares = 0.0;
         let mut sum = BlockGradients::zeros(block, wanted);
         for part in sequences.chunks(self.at_once()) {
-            let x = self.inputs.select(Axis(0), part);
+            let x = self.inputs.read(part)?;
             let (mut y, trace) = block_forward_traced(self.config, block, self.rotary, x.view());
             drop(x);
-            squares += self.squares(&y, part);
+            let targets = self.targets.read(part)?;
+            squares += summed_squares(&y, targets.view());
             let factor = (2.0 / elements) as f32;
-            for (mut y, &sequence) in y.outer_iter_mut().zip(part) {
-                let target = self.targets.index_axis(Axis(0), sequence);
-                Zip::from(&mut y)
-                    .and(&target)
-                    .par_for_each(|y, target| *y = factor * (*y - target));
-            }
+            Zip::from(&mut y)
+                .and(&targets)
+                .par_for_each(|y, target| *y = factor * (*y - target));
+            drop(targets);
             block_backward(
                 self.config,
                 block,
@@ -236,8 +221,25 @@ impl Pass<'_> {
                 &mut sum,
             );
         }
-        (squares / elements, sum)
+        Ok((squares / elements, sum))
     }
+}
+
+/// Sum of the squared differences of outputs and targets.
+fn summed_squares(y: &Array3<f32>, targets: ArrayView3<'_, f32>) -> f64 {
+    let parts: Vec<f64> = y
+        .outer_iter()
+        .into_par_iter()
+        .zip(targets.outer_iter())
+        .map(|(y, target)| {
+            let target = target.as_standard_layout();
+            squared_distance(
+                y.to_slice().unwrap_or_default(),
+                target.as_slice().unwrap_or_default(),
+            )
+        })
+        .collect();
+    parts.iter().sum()
 }
 
 /// What is trained of one quantized layer.

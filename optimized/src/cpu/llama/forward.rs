@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::attention::attention;
 use super::rms_norm::rms_norm;
 use super::rotary::Turn;
+use super::sequences::{parts, selected};
 use super::swiglu::swiglu;
 use super::{Block, Rotary};
 use crate::cpu::product::{linear, product_into};
@@ -75,20 +76,29 @@ pub fn block_forward(
     x: ArrayView3<'_, f32>,
 ) -> Array3<f32> {
     let mut y = zeroed_sequences(x.dim());
-    for_each_part(x, |first, part| {
-        let (result, _) = block_forward_traced(config, block, rotary, part);
-        let to = first..first + part.dim().0;
+    for part in parts(0..x.dim().0, x.dim().1) {
+        let (result, _) = block_forward_traced(config, block, rotary, selected(x, &part).view());
+        let to = part[0]..part[0] + part.len();
         y.slice_mut(ndarray::s![to, .., ..]).assign(&result);
-    });
+    }
     y
 }
 
-/// Calls `f` with the index of the first sequence and the sequences of every part that goes through a block together.
-pub fn for_each_part(x: ArrayView3<'_, f32>, mut f: impl FnMut(usize, ArrayView3<'_, f32>)) {
-    let at_once = sequences_at_once(x.dim().1);
-    for (part, sequences) in x.axis_chunks_iter(Axis(0), at_once).enumerate() {
-        f(part * at_once, sequences);
-    }
+/// Bytes of activations that exist at a time while `sequences` sequences of `tokens` tokens go through a block and back, part
+/// by part, beside the hidden states kept of all of them: at most a part's inputs and targets, its [`BlockTrace`], and the
+/// gradients of whichever half of the block takes more, with 64 rows of attention's scores and their gradients for each thread.
+pub fn working_bytes(config: &LlamaConfig, sequences: usize, tokens: usize) -> usize {
+    let rows = sequences.min(sequences_at_once(tokens)) * tokens;
+    let hidden = config.hidden_size;
+    let queries = config.num_attention_heads * config.head_dim;
+    let keys = config.num_key_value_heads * config.head_dim;
+    let inner = config.intermediate_size;
+    let trace = 4 * hidden + 2 * queries + 2 * keys + 3 * inner;
+    let ends = 3 * hidden;
+    let mlp = 2 * hidden + 2 * inner;
+    let attention = 3 * hidden + 2 * queries + 2 * keys;
+    let scores = 2 * 64 * tokens * rayon::current_num_threads();
+    (rows * (trace + ends + mlp.max(attention)) + scores) * size_of::<f32>()
 }
 
 /// [`block_forward`] of all sequences at once, with everything that

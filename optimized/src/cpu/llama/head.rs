@@ -4,23 +4,22 @@ use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, ArrayView3, Axis};
 use rayon::prelude::*;
 
 use super::rms_norm::{rms_norm, rms_norm_row};
+use super::row_store::RowStore;
+use super::sequences::{Sequences, parts};
 use crate::cpu::product::linear;
-use crate::cpu::vectorize::{dot, squared_distance, sum_of_exponentials};
+use crate::cpu::vectorize::{squared_distance, sum_of_exponentials};
 use crate::cpu::zeroed::zeroed_sequences;
 
 /// Logits that one pass holds at a time when only losses are wanted.
 const LOGITS: usize = 1 << 25;
-
-/// Vocabulary rows of one task of a single position's logits.
-const VOCABULARY_ROWS: usize = 256;
 
 /// The RMSNorm before the head, and the head.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Head {
     /// `[hidden]`
     norm: Array1<f32>,
-    /// [vocab, hidden], standard layout
-    lm_head: Array2<f32>,
+    /// [vocab, hidden]
+    lm_head: RowStore,
 }
 
 impl Head {
@@ -38,7 +37,7 @@ impl Head {
         }
         Ok(Self {
             norm: norm.clone(),
-            lm_head: lm_head.as_standard_layout().into_owned(),
+            lm_head: RowStore::new(lm_head),
         })
     }
 
@@ -47,8 +46,18 @@ impl Head {
     /// # Panics
     /// When the rows have another width than the head.
     pub fn logits(&self, config: &LlamaConfig, x: ArrayView2<'_, f32>) -> Array2<f32> {
-        let normed = rms_norm(x, &self.norm, config.rms_norm_eps);
-        linear(normed.view(), self.lm_head.view(), Par::rayon(0))
+        self.logits_by(config, x, &self.lm_head.widened())
+    }
+
+    /// [`Head::logits`] by an lm_head that is in f32 already.
+    fn logits_by(&self, config: &LlamaConfig, x: ArrayView2<'_, f32>, lm_head: &[f32]) -> Array2<f32> {
+        let normed = self.normed(config, x);
+        // as many values as it was made of
+        let lm_head = ArrayView2::from_shape(self.lm_head.dim(), lm_head);
+        lm_head.map_or_else(
+            |_| Array2::zeros((0, 0)),
+            |lm_head| linear(normed.view(), lm_head, Par::rayon(0)),
+        )
     }
 
     /// What the output layer is given: hidden states behind the norm, [rows, hidden].
@@ -70,19 +79,7 @@ impl Head {
             return Array1::zeros(0);
         };
         rms_norm_row(&mut normed, x, norm, config.rms_norm_eps);
-        let mut logits = Array1::zeros(self.lm_head.nrows());
-        let width = normed.len();
-        if let (Some(logits), Some(lm_head)) = (logits.as_slice_mut(), self.lm_head.as_slice()) {
-            logits
-                .par_chunks_mut(VOCABULARY_ROWS)
-                .zip(lm_head.par_chunks(VOCABULARY_ROWS * width))
-                .for_each(|(logits, rows)| {
-                    for (logit, row) in logits.iter_mut().zip(rows.chunks_exact(width)) {
-                        *logit = dot(row, &normed);
-                    }
-                });
-        }
-        logits
+        Array1::from(self.lm_head.times(&normed))
     }
 
     /// Negative log-likelihoods in nats of each next token of each sequence, [tokens - 1] each, for hidden states
@@ -104,7 +101,8 @@ impl Head {
                 found: vec![sequences.len()],
             });
         }
-        let vocab = self.lm_head.nrows();
+        let (vocab, _) = self.lm_head.dim();
+        let lm_head = self.lm_head.widened();
         let rows_at_once = (LOGITS / vocab.max(1)).max(1);
         let mut result = Vec::with_capacity(count);
         for (x, sequence) in hidden.outer_iter().zip(sequences) {
@@ -123,7 +121,7 @@ impl Head {
                 .axis_chunks_iter(Axis(0), rows_at_once)
                 .zip(targets.chunks(rows_at_once))
             {
-                let logits = self.logits(config, x);
+                let logits = self.logits_by(config, x, &lm_head);
                 let part: Vec<f64> = logits
                     .outer_iter()
                     .into_par_iter()
@@ -184,35 +182,46 @@ pub(super) fn check_tokens(tokens: &[u32], vocab_size: usize) -> Result<()> {
 /// Mean over all elements of (a - b)^2, and of b^2, in f64.
 ///
 /// # Errors
-/// `Shape` when the two differ in shape.
-pub fn mean_squares(a: ArrayView3<'_, f32>, b: ArrayView3<'_, f32>) -> Result<(f64, f64)> {
+/// `Shape` when the two differ in shape, and what reading them fails with.
+pub fn mean_squares<S: Sequences>(a: &S, b: &S) -> std::result::Result<(f64, f64), S::Error> {
+    let (sequences, tokens, width) = b.dim();
     if a.dim() != b.dim() {
         return Err(AqlmError::Shape {
             what: "hidden states".into(),
-            expected: b.shape().to_vec(),
-            found: a.shape().to_vec(),
-        });
+            expected: vec![sequences, tokens, width],
+            found: <[usize; 3]>::from(a.dim()).to_vec(),
+        }
+        .into());
     }
-    let parts: Vec<(f64, f64)> = a
-        .outer_iter()
-        .into_par_iter()
-        .zip(b.outer_iter())
-        .map(|(a, b)| {
-            let zero = vec![0.0; b.ncols()];
-            let mut sums = (0.0, 0.0);
-            for (a, b) in a.outer_iter().zip(b.outer_iter()) {
-                let (a, b) = (a.as_standard_layout(), b.as_standard_layout());
-                if let (Some(a), Some(b)) = (a.as_slice(), b.as_slice()) {
-                    sums.0 += squared_distance(a, b);
-                    sums.1 += squared_distance(&zero, b);
-                }
-            }
-            sums
-        })
-        .collect();
-    let count = b.len().max(1) as f64;
-    let (difference, norm) = parts
-        .iter()
-        .fold((0.0, 0.0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
+    let (mut difference, mut norm) = (0.0, 0.0);
+    for part in parts(0..sequences, tokens) {
+        let (a, b) = (a.read(&part)?, b.read(&part)?);
+        let sums: Vec<(f64, f64)> = a
+            .outer_iter()
+            .into_par_iter()
+            .zip(b.outer_iter())
+            .map(|(a, b)| squares(a, b))
+            .collect();
+        // sequence by sequence, whatever a part is
+        for sum in sums {
+            difference += sum.0;
+            norm += sum.1;
+        }
+    }
+    let count = (sequences * tokens * width).max(1) as f64;
     Ok((difference / count, norm / count))
+}
+
+/// The sums of (a - b)^2 and of b^2 over one sequence.
+fn squares(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) -> (f64, f64) {
+    let zero = vec![0.0; b.ncols()];
+    let mut sums = (0.0, 0.0);
+    for (a, b) in a.outer_iter().zip(b.outer_iter()) {
+        let (a, b) = (a.as_standard_layout(), b.as_standard_layout());
+        if let (Some(a), Some(b)) = (a.as_slice(), b.as_slice()) {
+            sums.0 += squared_distance(a, b);
+            sums.1 += squared_distance(&zero, b);
+        }
+    }
+    sums
 }

@@ -2,7 +2,7 @@ use aqlm_reference::vocabulary::{AqlmError, LayerKind, LlamaConfig, Result, Targ
 use faer::Par;
 use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3, Axis, s};
 
-use super::forward::sequences_at_once;
+use super::forward::{sequences_at_once, working_bytes};
 use super::rms_norm::{rms_norm, rms_norm_backward};
 use super::{
     BlockGradients, BlockTrace, Model, Rotary, Wanted, block_backward, block_forward_traced, cross_entropy,
@@ -26,15 +26,35 @@ pub enum Activations {
 impl Activations {
     /// [`Activations::Keep`] where those of the sequences that go through the model together take at most 1 GiB.
     pub fn fitting(config: &LlamaConfig, tokens: usize) -> Self {
-        let queries = config.num_attention_heads * config.head_dim;
-        let keys = config.num_key_value_heads * config.head_dim;
-        let row = 4 * config.hidden_size + 2 * queries + 2 * keys + 3 * config.intermediate_size;
         let rows = sequences_at_once(tokens) * tokens;
-        if row * rows * config.num_hidden_layers * size_of::<f32>() <= KEPT_BYTES {
+        if Self::Keep.of_all_blocks(config, rows) <= KEPT_BYTES {
             Self::Keep
         } else {
             Self::Recompute
         }
+    }
+
+    /// Bytes of what lies between the forward and the backward pass of `rows` tokens.
+    fn of_all_blocks(self, config: &LlamaConfig, rows: usize) -> usize {
+        let queries = config.num_attention_heads * config.head_dim;
+        let keys = config.num_key_value_heads * config.head_dim;
+        let row = match self {
+            Self::Keep => 4 * config.hidden_size + 2 * queries + 2 * keys + 3 * config.intermediate_size,
+            Self::Recompute => config.hidden_size,
+        };
+        row * rows * config.num_hidden_layers * size_of::<f32>()
+    }
+
+    /// Bytes of activations at most while gradients of `sequences` sequences of `tokens` tokens are computed: those between
+    /// the passes, those inside one block ([`working_bytes`]), what the teacher says of the sequences, and of one sequence at a
+    /// time the logits, the teacher's, and what becomes of them.
+    pub fn bytes(self, config: &LlamaConfig, sequences: usize, tokens: usize) -> usize {
+        let rows = sequences.min(sequences_at_once(tokens)) * tokens;
+        let said = sequences * tokens * config.hidden_size;
+        let logits = 3 * tokens * config.vocab_size;
+        self.of_all_blocks(config, rows)
+            + working_bytes(config, sequences, tokens)
+            + (said + logits) * size_of::<f32>()
     }
 }
 

@@ -81,7 +81,13 @@ impl Places {
 
     /// The adjoint of decoding: for a dense [out_features, in_features], the sum of s_o dense(o, j) over the groups of
     /// each codeword, in the codebooks' order [M, 2^B, go, gi], added up in f64.
-    pub(crate) fn scatter(&self, dense: &Array2<f32>, scales: &[f64], go: usize, gi: usize) -> Vec<f64> {
+    pub(crate) fn scatter<T: Copy + Into<f64> + Sync>(
+        &self,
+        dense: &Array2<T>,
+        scales: &[f64],
+        go: usize,
+        gi: usize,
+    ) -> Vec<f64> {
         let len = go * gi;
         let width = dense.ncols();
         let dense = dense.as_slice().unwrap_or_default();
@@ -98,7 +104,7 @@ impl Places {
                             let scale = scales[o];
                             let group = &dense[o * width + j * 8..][..8];
                             for (sum, value) in lanes.iter_mut().zip(group) {
-                                *sum += scale * f64::from(*value);
+                                *sum += scale * (*value).into();
                             }
                         }
                         sum.copy_from_slice(&lanes);
@@ -107,7 +113,7 @@ impl Places {
                             for (a, sum) in sum.chunks_exact_mut(gi).enumerate() {
                                 let row = &dense[(o * go + a) * width + j * gi..][..gi];
                                 for (sum, value) in sum.iter_mut().zip(row) {
-                                    *sum += scales[o] * f64::from(*value);
+                                    *sum += scales[o] * (*value).into();
                                 }
                             }
                         }

@@ -1,4 +1,4 @@
-//! Systems of a few unknowns, in f64: one for each codeword.
+//! Systems of a few unknowns, in f64: one for each codeword, or one for the codebooks of a small problem.
 
 use aqlm_reference::vocabulary::{AqlmError, Result};
 
@@ -44,7 +44,7 @@ impl SmallCholesky {
         let n = self.order;
         for i in 0..n {
             let row = &self.factor[i * n..i * n + i];
-            let sum: f64 = row.iter().zip(&*b).map(|(l, x)| l * x).sum();
+            let sum = dot(row, &b[..i]);
             b[i] = (b[i] - sum) / self.factor[i * (n + 1)];
         }
         for i in (0..n).rev() {
@@ -59,8 +59,7 @@ impl SmallCholesky {
 fn factor_in_place(a: &mut [f64], order: usize) -> std::result::Result<(), usize> {
     for i in 0..order {
         for j in 0..=i {
-            let products = (0..j).map(|k| a[i * order + k] * a[j * order + k]);
-            let value = a[i * order + j] - products.sum::<f64>();
+            let value = a[i * order + j] - dot(&a[i * order..][..j], &a[j * order..][..j]);
             if i == j {
                 let resolved = order as f64 * f64::EPSILON * a[i * (order + 1)].abs();
                 let usable = value > resolved;
@@ -74,6 +73,19 @@ fn factor_in_place(a: &mut [f64], order: usize) -> std::result::Result<(), usize
         }
     }
     Ok(())
+}
+
+/// Partial sums for the compiler to vectorise, and one for what is left; up to eight terms in their order.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let ((whole_a, rest_a), (whole_b, rest_b)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let mut lanes = [0.0; 8];
+    for (a, b) in whole_a.iter().zip(whole_b) {
+        for i in 0..8 {
+            lanes[i] += a[i] * b[i];
+        }
+    }
+    let rest: f64 = rest_a.iter().zip(rest_b).map(|(a, b)| a * b).sum();
+    lanes.iter().sum::<f64>() + rest
 }
 
 #[cfg(test)]

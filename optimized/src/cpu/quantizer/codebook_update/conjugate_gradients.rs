@@ -1,21 +1,23 @@
-use aqlm_reference::vocabulary::{QuantizedMatrix, Result};
+use aqlm_reference::vocabulary::Result;
 use ndarray::Array2;
 use rayon::prelude::*;
 
 use super::Places;
+use super::preconditioner::Preconditioner;
 use crate::cpu::quantizer::decode::decode_rows;
 use crate::cpu::quantizer::problem::{Problem, inner};
-use crate::cpu::quantizer::small_solve::SmallCholesky;
 use crate::cpu::quantizer::trial::Trial;
 
-/// When conjugate gradients stop before their number of steps: as soon as two steps in a row gain less than a share of
-/// the loss, or of what the steps before them gained.
+/// When conjugate gradients stop before their number of steps: as soon as a step gains less than a share of the loss, or of what
+/// the steps before it gained.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::cpu::quantizer) struct Stop {
     /// share of the loss
     of_loss: f64,
     /// share of the gain since the start
     of_gain: f64,
+    /// whether two steps in a row must gain as little together: gains are uneven where H is badly conditioned
+    two: bool,
 }
 
 impl Stop {
@@ -23,11 +25,13 @@ impl Stop {
     pub(in crate::cpu::quantizer) const MINIMUM: Self = Self {
         of_loss: 1e-5,
         of_gain: 0.0,
+        two: true,
     };
     /// Where an alternation does better to search codes again: what is left is gained in the next round, from better codes.
     pub(in crate::cpu::quantizer) const ALTERNATION: Self = Self {
         of_loss: 1e-5,
         of_gain: 0.01,
+        two: false,
     };
 }
 
@@ -55,14 +59,14 @@ pub(super) fn descend(
     let scales = trial.matrix.scales.to_vec();
     let narrow_scales: Vec<f32> = scales.iter().map(|&s| s as f32).collect();
     let codes: Vec<u16> = trial.matrix.codes.iter().copied().collect();
-    let preconditioner = own_blocks(problem, &trial.matrix, places)?;
+    let preconditioner = Preconditioner::own_blocks(&problem.hessian, &trial.matrix, places)?;
 
     let before = trial.loss;
     let mut loss = trial.loss;
     let mut residual = places.scatter(&trial.image, &scales, go, gi);
     let start: Vec<f64> = trial.matrix.codebooks.iter().copied().collect();
     let mut codebooks = start.clone();
-    let mut preconditioned = apply(&preconditioner, &residual, gi);
+    let mut preconditioned = preconditioner.apply(&residual);
     let mut direction = preconditioned.clone();
     let mut slope = dot(&residual, &preconditioned);
     let mut dense = Array2::<f32>::zeros(problem.weight.dim());
@@ -88,13 +92,14 @@ pub(super) fn descend(
         add(&mut codebooks, step, &direction);
         trial.move_by(step, &dense, &image);
         loss -= gain;
-        if gain + last_gain < stop.of_loss * loss.max(0.0) + stop.of_gain * (before - loss) {
+        let recent = if stop.two { gain + last_gain } else { gain };
+        if recent < stop.of_loss * loss.max(0.0) + stop.of_gain * (before - loss) {
             break;
         }
         last_gain = gain;
         // The scattered image of the new error: what rounding has done to it is in there, too.
         residual = places.scatter(&trial.image, &scales, go, gi);
-        preconditioned = apply(&preconditioner, &residual, gi);
+        preconditioned = preconditioner.apply(&residual);
         let next_slope = dot(&residual, &preconditioned);
         let keep = next_slope / slope;
         for (direction, preconditioned) in direction.iter_mut().zip(&preconditioned) {
@@ -115,61 +120,10 @@ pub(super) fn descend(
     })
 }
 
-/// The factored block of the normal matrix that each codeword has with itself, the sum of s_o^2 H_jj over its places;
-/// `None` for codewords without weight.
-fn own_blocks(
-    problem: &Problem,
-    matrix: &QuantizedMatrix,
-    places: &Places,
-) -> Result<Vec<Option<SmallCholesky>>> {
-    let gi = matrix.scheme.in_group_size;
-    let (_, in_groups) = matrix.groups();
-    let states = matrix.scheme.codebook_size();
-    let scales = matrix.scales.as_slice().unwrap_or_default();
-    (0..matrix.scheme.num_codebooks * states)
-        .into_par_iter()
-        .map_init(
-            || vec![0.0f64; in_groups],
-            |weights, codeword| {
-                weights.fill(0.0);
-                for (o, j) in places.of_codeword(codeword / states, codeword % states) {
-                    weights[j] += scales[o] * scales[o];
-                }
-                let mut block = vec![0.0; gi * gi];
-                for (j, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
-                    for (i, sums) in block.chunks_exact_mut(gi).enumerate() {
-                        let row = problem.hessian.row(j * gi + i);
-                        for (sum, h) in sums.iter_mut().zip(row.iter().skip(j * gi)) {
-                            *sum += weight * f64::from(*h);
-                        }
-                    }
-                }
-                if (0..gi).all(|i| block[i * (gi + 1)] == 0.0) {
-                    return Ok(None);
-                }
-                SmallCholesky::new(&block, gi, "metric of a codeword").map(Some)
-            },
-        )
-        .collect()
-}
-
-fn apply(preconditioner: &[Option<SmallCholesky>], residual: &[f64], gi: usize) -> Vec<f64> {
-    let mut result = residual.to_vec();
-    let len = residual.len() / preconditioner.len();
-    result
-        .par_chunks_mut(len)
-        .zip(preconditioner)
-        .for_each(|(codeword, factor)| match factor {
-            Some(factor) => codeword.chunks_exact_mut(gi).for_each(|row| factor.solve(row)),
-            None => codeword.fill(0.0),
-        });
-    result
-}
-
 /// Numbers of one task.
 const LEN: usize = 1 << 13;
 
-fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
     let parts: Vec<f64> = a
         .par_chunks(LEN)
         .zip(b.par_chunks(LEN))

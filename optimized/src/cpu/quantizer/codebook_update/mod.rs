@@ -2,6 +2,8 @@
 
 mod adam;
 mod conjugate_gradients;
+mod in_f64;
+mod preconditioner;
 
 pub use adam::adam;
 pub(super) use conjugate_gradients::Stop;
@@ -54,6 +56,9 @@ pub(super) fn update_trial(
             } else {
                 unknowns
             };
+            if let Some(hessian) = &problem.wide {
+                return in_f64::descend(problem, hessian, trial, &places, steps, scale_rounds);
+            }
             for round in 0..scale_rounds.max(1) {
                 trial = conjugate_gradients::descend(problem, trial, &places, steps, stop)?;
                 if round < scale_rounds {

@@ -21,6 +21,13 @@ struct Bounds {
     lower: f32,
 }
 
+/// A point that changed sides.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Change {
+    pub(super) point: u32,
+    pub(super) from: u32,
+}
+
 /// The assignments of all points, kept up to date as centroids move.
 pub(super) struct Assignments<'a> {
     /// [n, len]
@@ -112,9 +119,9 @@ impl<'a> Assignments<'a> {
         assignments
     }
 
-    /// Brings the assignments up to date after centroids [k, len] moved; returns how many points changed sides. Ties
-    /// go to the lower index.
-    pub(super) fn follow(&mut self, from: &[f32], to: &[f32]) -> usize {
+    /// Brings the assignments up to date after centroids [k, len] moved; returns the points that changed sides, in their
+    /// order. Ties go to the lower index.
+    pub(super) fn follow(&mut self, from: &[f32], to: &[f32]) -> Vec<Change> {
         let len = self.len;
         let drift = Drift::new(from, to, len);
         let codewords = Codewords::new(to.to_vec(), len);
@@ -130,14 +137,20 @@ impl<'a> Assignments<'a> {
             squares: &squares,
             longest: f64::from(longest).sqrt() * (1.0 + f64::from(f32::EPSILON) * (len + 2) as f64),
         };
-        self.nearest
+        let changes: Vec<Vec<Change>> = self
+            .nearest
             .par_chunks_mut(POINTS)
             .zip(self.bounds.par_chunks_mut(POINTS))
             .zip(self.points.par_chunks(POINTS * len))
-            .map_init(Scratch::default, |scratch, ((nearest, bounds), points)| {
-                task.follow(nearest, bounds, points, scratch)
-            })
-            .sum()
+            .enumerate()
+            .map_init(
+                Scratch::default,
+                |scratch, (number, ((nearest, bounds), points))| {
+                    task.follow(number * POINTS, nearest, bounds, points, scratch)
+                },
+            )
+            .collect();
+        changes.concat()
     }
 }
 
@@ -166,13 +179,15 @@ impl Task<'_> {
         (lower - upper) * (lower + upper) > resolution(self.len, self.longest, self.longest + upper)
     }
 
+    /// Of the points from `first` on.
     fn follow(
         &self,
+        first: usize,
         nearest: &mut [u32],
         bounds: &mut [Bounds],
         points: &[f32],
         scratch: &mut Scratch,
-    ) -> usize {
+    ) -> Vec<Change> {
         let len = self.len;
         let Scratch {
             open,
@@ -201,10 +216,15 @@ impl Task<'_> {
         ones.resize(open.len().max(ones.len()), 1.0);
         self.codewords
             .nearest_two(self.squares, vectors, &ones[..open.len()], found);
-        let mut changed = 0;
+        let mut changes = Vec::new();
         for (&i, found) in open.iter().zip(&*found) {
             let i = i as usize;
-            changed += usize::from(nearest[i] != found.code);
+            if nearest[i] != found.code {
+                changes.push(Change {
+                    point: (first + i) as u32,
+                    from: nearest[i],
+                });
+            }
             nearest[i] = found.code;
             let square: f64 = points[i * len..(i + 1) * len]
                 .iter()
@@ -214,22 +234,30 @@ impl Task<'_> {
             bounds[i].upper = above((square + f64::from(found.score) + rounding).max(0.0).sqrt());
             bounds[i].lower = under((square + f64::from(found.second) - rounding).max(0.0).sqrt());
         }
-        changed
+        changes
     }
 }
 
-/// |x - c|.
+/// |x - c|, in partial sums that do not wait for one another.
 fn distance(x: &[f32], c: &[f32]) -> f64 {
-    let square: f64 = x
-        .iter()
-        .zip(c)
-        .map(|(x, c)| (f64::from(*x) - f64::from(*c)).powi(2))
-        .sum();
-    square.sqrt()
+    let ((whole_x, rest_x), (whole_c, rest_c)) = (x.as_chunks::<8>(), c.as_chunks::<8>());
+    let mut lanes = [0.0; 8];
+    for (x, c) in whole_x.iter().zip(whole_c) {
+        for i in 0..8 {
+            let difference = f64::from(x[i]) - f64::from(c[i]);
+            lanes[i] += difference * difference;
+        }
+    }
+    for (i, (x, c)) in rest_x.iter().zip(rest_c).enumerate() {
+        lanes[i] += (f64::from(*x) - f64::from(*c)).powi(2);
+    }
+    let [a, b, c, d, e, f, g, h] = lanes;
+    (((a + e) + (c + g)) + ((b + f) + (d + h))).sqrt()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::sums::Sums;
     use super::*;
 
     /// Points in clumps, some of them equal, far from the origin in one coordinate.
@@ -268,7 +296,7 @@ mod tests {
                     let other = exact.into_iter().fold(f64::INFINITY, f64::min);
                     assert!(f64::from(bounds.upper) >= own && f64::from(bounds.lower) <= other);
                 }
-                let moved = super::super::means(&points, len, &full.nearest, &centroids);
+                let moved = Sums::new(&points, len, &full.nearest, k).means(&centroids);
                 bounded.follow(&centroids, &moved);
                 centroids = moved;
             }

@@ -1,18 +1,14 @@
 mod bounds;
+mod sums;
 
 use aqlm_reference::vocabulary::{Stream, sample_distinct};
 use rayon::prelude::*;
 
 use bounds::Assignments;
+use sums::Sums;
 
 /// Points whose squared distances one task adds up.
 const POINTS: usize = 1024;
-
-/// Numbers that all partial sums of one pass may take together.
-const PARTIAL_SUMS: usize = 1 << 22;
-
-/// Partial sums of one pass at most.
-const PARTS: usize = 32;
 
 /// When Lloyd's iterations stop, beside their number: every so many iterations ...
 const CHECK_EVERY: usize = 10;
@@ -40,16 +36,18 @@ pub struct KMeans {
 pub fn kmeans(points: &[f32], len: usize, init: Vec<f32>, max_iterations: usize) -> KMeans {
     let mut centroids = init;
     let mut assignments = Assignments::new(points, len, &centroids);
+    let mut sums = Sums::new(points, len, &assignments.nearest, centroids.len() / len);
     for iteration in 1..=max_iterations {
-        let moved = means(points, len, &assignments.nearest, &centroids);
+        let moved = sums.means(&centroids);
         let converged = moved.iter().zip(&centroids).all(|(&new, &old)| {
             (f64::from(new) - f64::from(old)).abs() <= ATOL + RTOL * f64::from(old).abs()
         });
         let changed = assignments.follow(&centroids, &moved);
         centroids = moved;
-        if changed == 0 || (converged && iteration % CHECK_EVERY == 0) {
+        if changed.is_empty() || (converged && iteration % CHECK_EVERY == 0) {
             break;
         }
+        sums.follow(points, &assignments.nearest, &changed);
     }
     let assignments = assignments.nearest;
     let inertia = inertia(points, len, &centroids, &assignments);
@@ -69,39 +67,6 @@ pub fn starting_points(points: &[f32], len: usize, k: usize, rng: &mut Stream) -
         .take(k)
         .flat_map(|&point| points[point * len..(point + 1) * len].iter().copied())
         .collect()
-}
-
-/// The mean of each cluster's points; the old centroid where there are none.
-fn means(points: &[f32], len: usize, assignments: &[u32], old: &[f32]) -> Vec<f32> {
-    let states = old.len() / len;
-    let parts = (PARTIAL_SUMS / old.len()).clamp(1, PARTS);
-    let part = assignments.len().div_ceil(parts).max(1);
-    let partial: Vec<(Vec<f64>, Vec<u32>)> = points
-        .par_chunks(part * len)
-        .zip(assignments.par_chunks(part))
-        .map(|(points, assignments)| {
-            let mut sums = vec![0.0; old.len()];
-            let mut counts = vec![0u32; states];
-            for (point, &k) in points.chunks_exact(len).zip(assignments) {
-                counts[k as usize] += 1;
-                for (sum, x) in sums[k as usize * len..][..len].iter_mut().zip(point) {
-                    *sum += f64::from(*x);
-                }
-            }
-            (sums, counts)
-        })
-        .collect();
-    let mut means = old.to_vec();
-    means.par_chunks_mut(len).enumerate().for_each(|(k, mean)| {
-        let count: u32 = partial.iter().map(|(_, counts)| counts[k]).sum();
-        if count > 0 {
-            for (i, mean) in mean.iter_mut().enumerate() {
-                let sum: f64 = partial.iter().map(|(sums, _)| sums[k * len + i]).sum();
-                *mean = (sum / f64::from(count)) as f32;
-            }
-        }
-    });
-    means
 }
 
 fn inertia(points: &[f32], len: usize, centroids: &[f32], assignments: &[u32]) -> f64 {
