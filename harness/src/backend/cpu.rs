@@ -130,7 +130,7 @@ impl Backend for CpuBackend {
         let mut hidden = HiddenStates::new(dim, self.bound.as_ref())?;
         for part in parts(0..sequences.len(), tokens) {
             let tokens: Vec<&[u32]> = part.iter().map(|&index| sequences[index]).collect();
-            hidden.write(part[0], llama::embed(embedding.view(), &tokens)?.view())?;
+            hidden.write(part[0], &llama::embed(embedding.view(), &tokens)?.view())?;
         }
         Ok(hidden)
     }
@@ -150,7 +150,7 @@ impl Backend for CpuBackend {
         for part in parts(0..sequences, tokens) {
             let x = hidden.read(&part)?;
             let (y, _) = block_forward_traced(&self.config, block, &self.rotary, x.view());
-            outputs.write(part[0], y.view())?;
+            outputs.write(part[0], &y.view())?;
         }
         Ok(outputs)
     }

@@ -72,7 +72,7 @@ impl HiddenStates {
     }
 
     /// Writes sequences from `first` on.
-    pub(super) fn write(&mut self, first: usize, states: ArrayView3<'_, f32>) -> Result<()> {
+    pub(super) fn write(&mut self, first: usize, states: &ArrayView3<'_, f32>) -> Result<()> {
         for (sequence, from) in (first..).zip(states.outer_iter()) {
             if sequence < self.resident.dim().0 {
                 self.resident.slice_mut(s![sequence, .., ..]).assign(&from);
@@ -167,8 +167,8 @@ mod tests {
             let bound = Bound::new(kept * 3 * 4 * 4 + 5, folder.path().to_path_buf());
             let mut states = HiddenStates::new((7, 3, 4), Some(&bound)).unwrap();
             assert_eq!(states.resident.dim().0, kept);
-            states.write(0, all.slice(s![..3, .., ..])).unwrap();
-            states.write(3, all.slice(s![3.., .., ..])).unwrap();
+            states.write(0, &all.slice(s![..3, .., ..])).unwrap();
+            states.write(3, &all.slice(s![3.., .., ..])).unwrap();
             assert_eq!(states.to_array().unwrap(), all);
             for indices in [vec![0, 1], vec![5, 6], vec![6, 0, 3], vec![2, 3, 4], vec![]] {
                 let expected = all.select(ndarray::Axis(0), &indices);

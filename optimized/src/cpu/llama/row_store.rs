@@ -87,15 +87,16 @@ impl RowStore {
                         for (y, row) in y.iter_mut().zip(rows.chunks_exact(columns)) {
                             *y = dot(row, x);
                         }
-                    })
+                    });
             }
-            Values::F16(bits) => y
-                .par_chunks_mut(ROWS)
-                .zip(bits.par_chunks(len))
-                .for_each(|(y, rows)| {
-                    // SAFETY: the current level is available, and there are `columns` values for each of y.
-                    unsafe { run(SimdLevel::current(), Width::Sixteen, Products { rows, x, y }) }
-                }),
+            Values::F16(bits) => {
+                y.par_chunks_mut(ROWS)
+                    .zip(bits.par_chunks(len))
+                    .for_each(|(y, rows)| {
+                        // SAFETY: the current level is available, and there are `columns` values for each of y.
+                        unsafe { run(SimdLevel::current(), Width::Sixteen, Products { rows, x, y }) }
+                    });
+            }
         }
         y
     }

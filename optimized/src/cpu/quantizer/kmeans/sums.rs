@@ -17,7 +17,7 @@ const SHARE: usize = 8;
 pub(super) struct Sums {
     len: usize,
     /// [k, len]
-    sums: Vec<f64>,
+    totals: Vec<f64>,
     /// `[k]`
     counts: Vec<u32>,
 }
@@ -44,11 +44,11 @@ impl Sums {
             .collect();
         let mut all = Self {
             len,
-            sums: vec![0.0; states * len],
+            totals: vec![0.0; states * len],
             counts: vec![0; states],
         };
         for (sums, counts) in &partial {
-            for (all, sum) in all.sums.iter_mut().zip(sums) {
+            for (all, sum) in all.totals.iter_mut().zip(sums) {
                 *all += sum;
             }
             for (all, count) in all.counts.iter_mut().zip(counts) {
@@ -71,8 +71,8 @@ impl Sums {
             self.counts[from] -= 1;
             self.counts[to] += 1;
             for (i, x) in points[point * len..(point + 1) * len].iter().enumerate() {
-                self.sums[from * len + i] -= f64::from(*x);
-                self.sums[to * len + i] += f64::from(*x);
+                self.totals[from * len + i] -= f64::from(*x);
+                self.totals[to * len + i] += f64::from(*x);
             }
         }
     }
@@ -82,7 +82,7 @@ impl Sums {
         let mut means = old.to_vec();
         for (k, mean) in means.chunks_exact_mut(self.len).enumerate() {
             if self.counts[k] > 0 {
-                for (mean, sum) in mean.iter_mut().zip(&self.sums[k * self.len..]) {
+                for (mean, sum) in mean.iter_mut().zip(&self.totals[k * self.len..]) {
                     *mean = (sum / f64::from(self.counts[k])) as f32;
                 }
             }
