@@ -41,6 +41,13 @@ __device__ __forceinline__ u32 load_once(const u32* from) {
     return v;
 }
 
+// Something that other blocks have changed while this kernel runs: past L1.
+__device__ __forceinline__ int load_fresh(const int* from) {
+    int v;
+    asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+    return v;
+}
+
 // Two f16 products and sums, each rounded once: a * b + c.
 __device__ __forceinline__ u32 fma_f16x2(u32 a, u32 b, u32 c) {
     u32 d;

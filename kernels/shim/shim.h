@@ -207,6 +207,24 @@ inline uint4 load_once(const uint4* from) { return *from; }
 inline uint4 load_often(const uint4* from) { return *from; }
 inline uint2 load_once(const uint2* from) { return *from; }
 inline uint32_t load_once(const uint32_t* from) { return *from; }
+inline int load_fresh(const int* from) { return *from; }
+template <class T> T atomicAdd(T* at, T value) {
+    const T before = *at;
+    *at += value;
+    return before;
+}
+inline void __threadfence() {}
+inline int __float2int_rn(float f) { return static_cast<int>(std::nearbyintf(f)); }
+inline uint32_t __float_as_uint(float f) {
+    uint32_t bits;
+    std::memcpy(&bits, &f, 4);
+    return bits;
+}
+inline float __uint_as_float(uint32_t bits) {
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
+}
 inline void start_copy16(void* to, const void* from) { std::memcpy(to, from, 16); }
 inline void start_copy16_or_zero(void* to, const void* from, bool valid) {
     if (valid) {

@@ -94,7 +94,7 @@ pub fn user_source(text: &str, name: &str, folder: Option<&Path>) -> Result<Stri
     Ok(expand(text, &file("common.cuh", folder)?, name))
 }
 
-const FILES: [(&str, &str); 10] = [
+const FILES: [(&str, &str); 12] = [
     ("common.cuh", include_str!("../common.cuh")),
     ("matvec/k1_naive.cu", include_str!("../matvec/k1_naive.cu")),
     (
@@ -108,6 +108,14 @@ const FILES: [(&str, &str); 10] = [
     (
         "matvec/k4_sliced_codebook.cu",
         include_str!("../matvec/k4_sliced_codebook.cu"),
+    ),
+    (
+        "matvec/k5_staged_codes.cu",
+        include_str!("../matvec/k5_staged_codes.cu"),
+    ),
+    (
+        "matvec/k6_product_tables.cu",
+        include_str!("../matvec/k6_product_tables.cu"),
     ),
     ("matmul/k1_naive.cu", include_str!("../matmul/k1_naive.cu")),
     (

@@ -44,6 +44,23 @@ const CASES: &[(&str, &str, &[u32])] = &[
     ("matvec/k4_sliced_codebook", "-DAQLM_B=15 -DAQLM_G=8", &[90]),
     ("matvec/k4_sliced_codebook", "-DAQLM_B=16 -DAQLM_G=16", &[90]),
     (
+        "matvec/k5_staged_codes",
+        "-DAQLM_M=1 -DAQLM_G=8 -DAQLM_DEPTH=3 -DAQLM_BEFORE=3",
+        &[90],
+    ),
+    (
+        "matvec/k5_staged_codes",
+        "-DAQLM_M=2 -DAQLM_G=8 -DAQLM_DEPTH=5 -DAQLM_BEFORE=3",
+        &[90],
+    ),
+    (
+        "matvec/k5_staged_codes",
+        "-DAQLM_M=4 -DAQLM_G=16 -DAQLM_DEPTH=5 -DAQLM_BEFORE=3",
+        &[90],
+    ),
+    ("matvec/k6_product_tables", "-DAQLM_B=16 -DAQLM_G=8", &[80, 90]),
+    ("matvec/k6_product_tables", "-DAQLM_B=16 -DAQLM_G=16", &[80, 90]),
+    (
         "matmul/k1_naive",
         "-DAQLM_M=2 -DAQLM_B=8 -DAQLM_G=8 -DAQLM_OUT_G=1",
         &[80, 90],

@@ -238,6 +238,26 @@ fn k4_sliced_codebook() {
 }
 
 #[test]
+fn k5_staged_codes() {
+    // As for k3, then enough rows that a lane's copies are used more than once, in one round and in several.
+    check("matvec/k5_staged_codes", "2x8g8", 26, 264);
+    check("matvec/k5_staged_codes", "1x8g8", 45, 2056);
+    check("matvec/k5_staged_codes", "2x8g16", 7, 1040);
+    check("matvec/k5_staged_codes", "3x8g8", 38, 1288);
+    check("matvec/k5_staged_codes", "1x8g8", 2050, 264);
+    check("matvec/k5_staged_codes", "1x8g8", 2050, 2312);
+}
+
+#[test]
+fn k6_product_tables() {
+    // Sets that end inside a block's, groups that end inside a set, chunks beyond those in flight.
+    check("matvec/k6_product_tables", "1x13g8", 37, 264);
+    check("matvec/k6_product_tables", "1x13g16", 35, 1552);
+    check("matvec/k6_product_tables", "1x13g8", 2048, 264);
+    check("matvec/k6_product_tables", "1x14g8", 70, 4424);
+}
+
+#[test]
 fn matmul_k1_naive() {
     check_batch("matmul/k1_naive", "3x5g4o2", 22, 52, 3, None);
 }

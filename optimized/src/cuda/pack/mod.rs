@@ -8,6 +8,7 @@ mod lookup;
 mod plain;
 mod shared;
 mod sliced;
+mod tables;
 mod tiles;
 mod warpgroup;
 
@@ -197,6 +198,8 @@ pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target, batch: usize) -
         "matvec/k2_shared_codebook" => shared::pack(matrix, target)?,
         "matvec/k3_lookup_table" => lookup::pack(matrix, target),
         "matvec/k4_sliced_codebook" => sliced::pack(matrix, target),
+        "matvec/k5_staged_codes" => lookup::pack_staged(matrix, target)?,
+        "matvec/k6_product_tables" => tables::pack(matrix, target)?,
         other => return Err(AqlmError::Unsupported(format!("no packer for {other}"))),
     };
     if packed.shared_bytes > target.shared_bytes {
