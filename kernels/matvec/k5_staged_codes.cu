@@ -10,7 +10,7 @@
 // Predicted, 4096 -> 11008, 2x8g8, at 1.98 GHz: launch 1,800 clocks, codewords and x 1,200, codes 11.3 MB at 3 TB/s 7,400 beside tables (2,000)
 // and look-ups (4,600 of shared memory), exchange 1,200: 11,600 clocks, 5.9 us; with what adds up all the same 7. 1x8g8: 1,800 + 1,200 + 1,700 + 2,000
 // + 1,200: 7,900 clocks, 4.0 us, and 4.8.
-// Arithmetic: exact products of f16, sums in f32.
+// Arithmetic: exact products of f16 or bf16, sums in f32.
 // Limits: B 8, out_group 1, G 8 or 16, sm_90 (clusters), 1024 threads.
 // codes: as k3.
 // Compile-time: AQLM_M, AQLM_G, AQLM_DEPTH copies a lane, of which AQLM_BEFORE lie ahead of the table and the others behind it.
@@ -111,7 +111,7 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
 #pragma unroll
                 for (u32 s = 0; s < STEPS; ++s) {
                     const float left[4] = {low_f32(word[i][s][0]), low_f32(word[i][s][1]), high_f32(word[i][s][0]), high_f32(word[i][s][1])};
-                    const float right[2] = {low_f32(input[i][n][s]), high_f32(input[i][n][s])};
+                    const float right[2] = {low_x(input[i][n][s]), high_x(input[i][n][s])};
                     multiply_16x8x8(product[n], left, right);
                 }
             }
@@ -181,7 +181,7 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
         if (row < static_cast<u32>(out_features)) {
             float sum = 0.0f;
             for (u32 peer = 0; peer < ranks; ++peer) sum += received[peer * rows_owned + i];
-            y[row] = f16_of_f32(sum * f32_of_f16(i < blockDim.x ? first_scale : scales[row]));
+            y[row] = y_of_f32(sum * f32_of_f16(i < blockDim.x ? first_scale : scales[row]));
         }
     }
 }

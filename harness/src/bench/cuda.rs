@@ -3,14 +3,16 @@ use std::sync::Arc;
 use aqlm_optimized::cuda::dispatch::{Dispatched, dispatched};
 use aqlm_optimized::cuda::pack::{Op, Packed, launch_configs, pack, with_config};
 use aqlm_optimized::cuda::timing::{Timing, copy_rate, time_graph};
-use aqlm_optimized::cuda::{Blas, CudaError, DecodedMatmul, Device, DeviceMatrix, F16Buffer};
+use aqlm_optimized::cuda::{
+    Activation, Blas, Buffer, CudaError, DecodedConfig, DecodedMatmul, Device, DeviceMatrix,
+};
 use aqlm_reference::vocabulary::AqlmError;
-use half::f16;
+use half::{bf16, f16};
 
 use super::inputs::Inputs;
 use super::user_kernel::UserKernel;
-use super::verdict::{Verdict, limit};
-use super::{BenchCase, BenchOp, BenchOptions, BenchReport, KernelRow, Times, least_bytes};
+use super::verdict::{Element, Verdict, limit, limit_bf16};
+use super::{BenchActivations, BenchCase, BenchOp, BenchOptions, BenchReport, KernelRow, Times, least_bytes};
 use crate::check::Outcome;
 use crate::error::{Error, Result};
 
@@ -21,9 +23,19 @@ const GRAPH_CALLS: usize = 64;
 const GRAPH_US: f64 = 20_000.0;
 /// What all replays of a kernel may take together.
 const REPLAYS_US: f64 = 400_000.0;
-/// Rows of the weight that a matmul through cuBLAS decodes at a time, tried in this order: 33 tiles of 128 rows make two full rounds of
-/// 128 x 256 tiles at 2,048 rows of x on 132 multiprocessors.
-const CHUNK_ROWS: [usize; 5] = [4224, 5632, 2816, 2112, 1408];
+/// Rows of the weight that a matmul through cuBLAS decodes at a time, and products beside each other, tried in this order: 33 tiles of 128 rows make
+/// two full rounds of 128 x 256 tiles at 2,048 rows of x on 132 multiprocessors, and 11 of them take two thirds of one.
+const CHUNKS: [(usize, usize); 9] = [
+    (4224, 1),
+    (1408, 2),
+    (1408, 3),
+    (2816, 2),
+    (2112, 2),
+    (704, 3),
+    (5632, 1),
+    (2816, 1),
+    (5504, 2),
+];
 /// The name under which decoding and then multiplying by cuBLAS is listed.
 const DECODED: &str = "matmul/decode_cublas";
 /// From this batch on it is tried: below, decoding to memory costs a multiple of the product.
@@ -41,7 +53,11 @@ pub fn bench_cuda(options: &BenchOptions, progress: &mut dyn FnMut(&str)) -> Res
         .as_deref()
         .map(|path| UserKernel::read(path, options.op))
         .transpose()?;
-    let mut report = BenchReport::empty(options, "FP16, cuBLAS");
+    let dense = match options.activations {
+        BenchActivations::F16 => "FP16, cuBLAS",
+        BenchActivations::Bf16 => "BF16, cuBLAS",
+    };
+    let mut report = BenchReport::empty(options, options.activations.name(), dense);
     let opened = Device::open(0, options.kernel_folder.as_deref());
     let outcome = opened.and_then(|device| {
         report.device = Some(format!(
@@ -63,20 +79,34 @@ pub fn bench_cuda(options: &BenchOptions, progress: &mut dyn FnMut(&str)) -> Res
         }
         Err(error) => return Err(device_error(&error)),
     };
+    match options.activations {
+        BenchActivations::F16 => run::<f16>(&device, options, user.as_ref(), &mut report, progress)?,
+        BenchActivations::Bf16 => run::<bf16>(&device, options, user.as_ref(), &mut report, progress)?,
+    }
+    Ok(report)
+}
+
+/// All cases, with x and y in one format.
+fn run<T: Activation + Element>(
+    device: &Device,
+    options: &BenchOptions,
+    user: Option<&UserKernel>,
+    report: &mut BenchReport,
+    progress: &mut dyn FnMut(&str),
+) -> Result<()> {
     let bench = Bench {
-        exact: Inputs::exact(options)?,
-        random: Inputs::random(options)?,
+        exact: Inputs::<T>::exact(options)?,
+        random: Inputs::<T>::random(options)?,
         // The dense product is a comparison, not a condition.
-        blas: Blas::new(&device).ok().map(Arc::new),
-        device: &device,
+        blas: Blas::new(device).ok().map(Arc::new),
+        device,
         options,
     };
     for &batch in &options.batches {
-        report
-            .cases
-            .push(bench.case(batch, user.as_ref(), &report, progress));
+        let case = bench.case(batch, user, report, progress);
+        report.cases.push(case);
     }
-    Ok(report)
+    Ok(())
 }
 
 fn device_error(error: &CudaError) -> Error {
@@ -85,23 +115,23 @@ fn device_error(error: &CudaError) -> Error {
     }
 }
 
-struct Bench<'a> {
+struct Bench<'a, T> {
     device: &'a Device,
     options: &'a BenchOptions,
     blas: Option<Arc<Blas>>,
-    exact: Inputs,
-    random: Inputs,
+    exact: Inputs<T>,
+    random: Inputs<T>,
 }
 
 /// Something on the device that computes the operation, launched with (x, y, overlap).
-type Launch<'a> =
-    Box<dyn FnMut(Option<&F16Buffer>, &mut F16Buffer, bool) -> std::result::Result<(), CudaError> + 'a>;
+type Launch<'a, T> =
+    Box<dyn FnMut(Option<&Buffer<T>>, &mut Buffer<T>, bool) -> std::result::Result<(), CudaError> + 'a>;
 
 /// The same, launched once with (x, y).
-type SingleLaunch<'a> =
-    dyn FnMut(Option<&F16Buffer>, &mut F16Buffer) -> std::result::Result<(), CudaError> + 'a;
+type SingleLaunch<'a, T> =
+    dyn FnMut(Option<&Buffer<T>>, &mut Buffer<T>) -> std::result::Result<(), CudaError> + 'a;
 
-impl Bench<'_> {
+impl<T: Activation + Element> Bench<'_, T> {
     fn case(
         &self,
         batch: usize,
@@ -168,12 +198,15 @@ impl Bench<'_> {
             && DECODED.contains(&options.only)
             && let Some(blas) = &self.blas
         {
-            let table = self.table(batch).and_then(|table| table.decoded_rows);
-            let chunks = table_first(CHUNK_ROWS.to_vec(), table);
-            for rows in chunks.into_iter().take(options.configs) {
-                progress(&format!("{batch} rows: {DECODED}, {rows} rows at a time"));
-                let mut row = self.decoded(blas, batch, rows);
-                row.dispatched = table == Some(rows);
+            let table = self.table(batch).and_then(|table| table.decoded);
+            let choices = CHUNKS.map(|(rows, products)| DecodedConfig { rows, products });
+            let choices = table_first(choices.to_vec(), table)
+                .into_iter()
+                .filter(|config| config.to_string().contains(&options.config));
+            for config in choices.take(options.configs) {
+                progress(&format!("{batch} rows: {DECODED}, {config}"));
+                let mut row = self.decoded(blas, batch, config);
+                row.dispatched = table == Some(config);
                 case.kernels.push(row);
             }
         }
@@ -211,8 +244,8 @@ impl Bench<'_> {
             .into_iter()
             .map(|config| {
                 let name = config.map(|config| config.to_string());
-                let pack_for = |inputs: &Inputs| {
-                    let packed = pack(id, &inputs.matrix, self.device.target(), batch)?;
+                let pack_for = |inputs: &Inputs<T>| {
+                    let packed = self.packed(id, inputs, batch)?;
                     Ok(config.map_or_else(
                         || packed.clone(),
                         |config| with_config(&packed, self.options.scheme, self.device.target(), config),
@@ -225,6 +258,11 @@ impl Bench<'_> {
                 })
             })
             .collect()
+    }
+
+    /// A matrix for kernel `id` and this format of x and y.
+    fn packed(&self, id: &str, inputs: &Inputs<T>, batch: usize) -> std::result::Result<Packed, AqlmError> {
+        pack(id, &inputs.matrix, self.device.target(), batch)?.with_activations(T::FORMAT)
     }
 
     /// What the table of measurements chooses.
@@ -255,8 +293,8 @@ impl Bench<'_> {
                 Ok(source) => source,
                 Err(error) => return row.ended(Outcome::Fail, &error),
             };
-        let pack_for = |inputs: &Inputs| {
-            let mut packed = pack(&user.like, &inputs.matrix, self.device.target(), batch)?;
+        let pack_for = |inputs: &Inputs<T>| {
+            let mut packed = self.packed(&user.like, inputs, batch)?;
             packed.block = user.block.unwrap_or(packed.block);
             packed.shared_bytes = user.shared.unwrap_or(packed.shared_bytes);
             if let Some(rows) = user.rows_per_block {
@@ -274,7 +312,7 @@ impl Bench<'_> {
         &self,
         row: KernelRow,
         batch: usize,
-        pack_for: &dyn Fn(&Inputs) -> std::result::Result<Packed, AqlmError>,
+        pack_for: &dyn Fn(&Inputs<T>) -> std::result::Result<Packed, AqlmError>,
         upload: &dyn Fn(&Packed) -> std::result::Result<DeviceMatrix, CudaError>,
     ) -> KernelRow {
         let packed = match pack_for(&self.exact) {
@@ -319,7 +357,7 @@ impl Bench<'_> {
             }
             let launches = matrices
                 .iter()
-                .map(|matrix| -> Launch<'_> {
+                .map(|matrix| -> Launch<'_, T> {
                     Box::new(|x, y, overlap| matrix.start(self.device, x, y, overlap))
                 })
                 .collect();
@@ -336,17 +374,16 @@ impl Bench<'_> {
     }
 
     /// Decode into chunks and multiply those by cuBLAS.
-    fn decoded(&self, blas: &Arc<Blas>, batch: usize, chunk_rows: usize) -> KernelRow {
-        let mut row = KernelRow::new(DECODED, Some(format!("{chunk_rows} rows")));
-        let target = self.device.target();
+    fn decoded(&self, blas: &Arc<Blas>, batch: usize, config: DecodedConfig) -> KernelRow {
+        let mut row = KernelRow::new(DECODED, Some(config.to_string()));
         let make = |packed: &Packed| {
             let matrix = DeviceMatrix::new(self.device, packed)?;
-            DecodedMatmul::new(self.device, blas, &matrix, packed, chunk_rows)
+            DecodedMatmul::<T>::new(self.device, blas, &matrix, packed, config)
                 .map(|product| (product, matrix.bytes()))
         };
         let mut output = Vec::new();
         for (inputs, exact) in [(&self.exact, true), (&self.random, false)] {
-            let packed = match pack("decode/k2_tiles", &inputs.matrix, target, 1) {
+            let packed = match self.packed("decode/k2_tiles", inputs, 1) {
                 Ok(packed) => packed,
                 Err(error) => return row.ended(Outcome::Unsupported, &error),
             };
@@ -366,7 +403,8 @@ impl Bench<'_> {
         if self.options.replays == 0 {
             return row;
         }
-        let timed = pack("decode/k2_tiles", &self.random.matrix, target, 1)
+        let timed = self
+            .packed("decode/k2_tiles", &self.random, 1)
             .map_err(CudaError::from)
             .and_then(|packed| {
                 let sets = self.sets(packed.bytes(), self.random.expected(batch).len() * 2)?;
@@ -375,7 +413,7 @@ impl Bench<'_> {
                     .collect::<std::result::Result<Vec<_>, _>>()?;
                 let launches = products
                     .into_iter()
-                    .map(|mut product| -> Launch<'_> {
+                    .map(|mut product| -> Launch<'_, T> {
                         Box::new(move |x, y, _| match x {
                             Some(x) => product.start(self.device, x, y, batch),
                             None => Err(CudaError::Absent("matmul needs x".into())),
@@ -396,14 +434,14 @@ impl Bench<'_> {
     /// Runs once on a poisoned output and compares; on realistic inputs, a second time for equal bytes. Returns the output.
     fn check(
         &self,
-        inputs: &Inputs,
+        inputs: &Inputs<T>,
         batch: usize,
         exact: bool,
-        launch: &mut SingleLaunch<'_>,
-    ) -> std::result::Result<(Verdict, Vec<f16>), CudaError> {
+        launch: &mut SingleLaunch<'_, T>,
+    ) -> std::result::Result<(Verdict, Vec<T>), CudaError> {
         let expected = inputs.expected(batch);
         let x = self.upload_x(inputs, batch)?;
-        let mut y = self.device.upload(&vec![f16::NAN; expected.len()])?;
+        let mut y = self.device.upload(&vec![T::NAN; expected.len()])?;
         launch(x.as_ref(), &mut y)?;
         let found = self.device.download(&y)?;
         let options = self.options;
@@ -415,7 +453,10 @@ impl Bench<'_> {
             return Ok((Verdict::exact(&found, expected, columns), found));
         }
         let scheme = options.scheme;
-        let limit = limit(options.op, scheme.num_codebooks, scheme.in_group_size);
+        let limit = match options.activations {
+            BenchActivations::F16 => limit(options.op, scheme.num_codebooks, scheme.in_group_size),
+            BenchActivations::Bf16 => limit_bf16(options.op, scheme.num_codebooks),
+        };
         let verdict = Verdict::close(&found, expected, columns, limit);
         if matches!(verdict, Verdict::Right(_)) {
             launch(x.as_ref(), &mut y)?;
@@ -427,15 +468,19 @@ impl Bench<'_> {
         Ok((verdict, found))
     }
 
-    fn upload_x(&self, inputs: &Inputs, batch: usize) -> std::result::Result<Option<F16Buffer>, CudaError> {
+    fn upload_x(
+        &self,
+        inputs: &Inputs<T>,
+        batch: usize,
+    ) -> std::result::Result<Option<Buffer<T>>, CudaError> {
         let x = inputs.x(batch);
         (!x.is_empty()).then(|| self.device.upload(x)).transpose()
     }
 
     fn judged(
         mut row: KernelRow,
-        checked: std::result::Result<(Verdict, Vec<f16>), CudaError>,
-    ) -> std::result::Result<(KernelRow, Vec<f16>), Box<KernelRow>> {
+        checked: std::result::Result<(Verdict, Vec<T>), CudaError>,
+    ) -> std::result::Result<(KernelRow, Vec<T>), Box<KernelRow>> {
         match checked {
             Ok((Verdict::Right(nmse), output)) => {
                 row.nmse = Some(nmse);
@@ -462,9 +507,9 @@ impl Bench<'_> {
     /// Times calls that go round the `launches`, then compares every output with the checked one.
     fn time(
         &self,
-        mut launches: Vec<Launch<'_>>,
+        mut launches: Vec<Launch<'_, T>>,
         batch: usize,
-        checked: &[f16],
+        checked: &[T],
         overlap: bool,
     ) -> std::result::Result<(Timing, Option<Timing>), CudaError> {
         let sets = launches.len();
@@ -503,7 +548,7 @@ impl Bench<'_> {
         let sets = self.sets(count * 2, batch * out_features * 2)?;
         // Values of x in any order: what is multiplied must not be zeros, which draw less power.
         let x = self.random.x(batch);
-        let host: Vec<f16> = x.iter().copied().cycle().take(count).collect();
+        let host: Vec<T> = x.iter().copied().cycle().take(count).collect();
         let weights = (0..sets)
             .map(|_| self.device.upload(&host))
             .collect::<std::result::Result<Vec<_>, _>>()?;
@@ -546,8 +591,8 @@ fn times(timing: Timing) -> Times {
 }
 
 /// Equal as bytes, so that NaN equals itself.
-fn same_bytes(a: &[f16], b: &[f16]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+fn same_bytes<T: Activation>(a: &[T], b: &[T]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.bits() == b.bits())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result};
 use rayon::prelude::*;
 
-use super::{Packed, Target, codebook_bytes, padded, scale_bytes};
+use super::{Activations, Packed, Target, codebook_bytes, padded, scale_bytes};
 
 /// Slots whose tables a block holds at once; a slot is 32 input groups of one codebook.
 const SLOTS: usize = 4;
@@ -88,6 +88,7 @@ impl Form {
             in_features: matrix.in_features(),
             batch: 1,
             rows: matrix.out_features(),
+            activations: Activations::F16,
         }
     }
 

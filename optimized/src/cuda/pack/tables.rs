@@ -2,7 +2,7 @@ use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result};
 use half::f16;
 use rayon::prelude::*;
 
-use super::{Packed, Target, bytes_of_u32, codebook_bytes, scale_bytes};
+use super::{Activations, Packed, Target, bytes_of_u32, codebook_bytes, scale_bytes};
 
 /// Teams of a block and warps of a team.
 const TEAMS: usize = 4;
@@ -109,6 +109,7 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
         in_features: matrix.in_features(),
         batch: 1,
         rows: matrix.out_features(),
+        activations: Activations::F16,
     })
 }
 
