@@ -56,12 +56,20 @@ __device__ __forceinline__ float item_product(const unsigned char* slice, const 
 
 // Four items of 24 bits out of three words.
 __device__ __forceinline__ float four_products(const unsigned char* slice, const unsigned char* inputs, u32 w0, u32 w1, u32 w2) {
-    const float p0 = item_product(slice, inputs, w0), p1 = item_product(slice, inputs, __byte_perm(w0, w1, 0x7543));
 #if AQLM_BF16
-    keep_order();  // sums in f32 take twice the registers
-#endif
+    // One after the other: sums in f32 take twice the registers.
+    float sum = item_product(slice, inputs, w0);
+    keep_order();
+    sum += item_product(slice, inputs, __byte_perm(w0, w1, 0x7543));
+    keep_order();
+    sum += item_product(slice, inputs, __byte_perm(w1, w2, 0x7432));
+    keep_order();
+    return sum + item_product(slice, inputs, w2 >> 8);
+#else
+    const float p0 = item_product(slice, inputs, w0), p1 = item_product(slice, inputs, __byte_perm(w0, w1, 0x7543));
     const float p2 = item_product(slice, inputs, __byte_perm(w1, w2, 0x7432)), p3 = item_product(slice, inputs, w2 >> 8);
     return (p0 + p1) + (p2 + p3);
+#endif
 }
 
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)

@@ -254,6 +254,7 @@ mod tests {
             batches: batches.to_vec(),
             seed: 3,
             replays: 0,
+            rest: 0,
             only: String::new(),
             kernel_folder: None,
             user_kernel: None,

@@ -1,8 +1,9 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use aqlm_optimized::cuda::dispatch::{Dispatched, dispatched};
 use aqlm_optimized::cuda::pack::{Op, Packed, launch_configs, pack, with_config};
-use aqlm_optimized::cuda::timing::{Timing, copy_rate, time_graph};
+use aqlm_optimized::cuda::timing::{Timing, copy_rate, time_rested_graph};
 use aqlm_optimized::cuda::{
     Activation, Blas, Buffer, CudaError, DecodedConfig, DecodedMatmul, Device, DeviceMatrix,
 };
@@ -21,6 +22,8 @@ const ROTATE_BYTES: usize = 150_000_000;
 /// Calls that a graph has at least, so that what starting it costs is spread thin; fewer when they would take longer than `GRAPH_US`.
 const GRAPH_CALLS: usize = 64;
 const GRAPH_US: f64 = 20_000.0;
+/// The same where the device rests before each: the power limit takes longer than this to bite.
+const RESTED_GRAPH_US: f64 = 3_000.0;
 /// What all replays of a kernel may take together.
 const REPLAYS_US: f64 = 400_000.0;
 /// Rows of the weight that a matmul through cuBLAS decodes at a time, and products beside each other, tried in this order: 33 tiles of 128 rows make
@@ -518,11 +521,11 @@ impl<T: Activation + Element> Bench<'_, T> {
             .map(|_| self.device.zeros(checked.len()))
             .collect::<std::result::Result<Vec<_>, _>>()?;
         let mut run = |calls: usize, replays: usize, overlapped: bool| {
-            time_graph(self.device, calls, replays, |i| {
+            time_rested_graph(self.device, calls, replays, self.rest(), |i| {
                 launches[i % sets](x.as_ref(), &mut outputs[i % sets], overlapped)
             })
         };
-        let (calls, replays) = plan_replays(run(sets.min(8), 1, false)?.median, sets, self.options.replays);
+        let (calls, replays) = plan_replays(run(sets.min(8), 1, false)?.median, sets, self.options);
         let plain = run(calls, replays, false)?;
         let overlapped = if overlap && self.device.compute().0 >= 9 {
             Some(run(calls, replays, true)?)
@@ -535,6 +538,10 @@ impl<T: Activation + Element> Bench<'_, T> {
             }
         }
         Ok((plain, overlapped))
+    }
+
+    fn rest(&self) -> Duration {
+        Duration::from_millis(self.options.rest)
     }
 
     /// FP16 through cuBLAS on the same shape.
@@ -555,11 +562,11 @@ impl<T: Activation + Element> Bench<'_, T> {
         let x = self.device.upload(x)?;
         let mut y = self.device.zeros(batch * out_features)?;
         let mut run = |calls: usize, replays: usize| {
-            time_graph(self.device, calls, replays, |i| {
+            time_rested_graph(self.device, calls, replays, self.rest(), |i| {
                 blas.start(&weights[i % sets], &x, &mut y, [out_features, in_features, batch])
             })
         };
-        let (calls, replays) = plan_replays(run(sets, 1)?.median, sets, self.options.replays);
+        let (calls, replays) = plan_replays(run(sets, 1)?.median, sets, self.options);
         run(calls, replays).map(times)
     }
 }
@@ -573,10 +580,16 @@ fn table_first<T: PartialEq>(mut choices: Vec<T>, table: Option<T>) -> Vec<T> {
 }
 
 /// Calls of a graph (whole rounds over the sets where they fit) and replays, for a call of `us`.
-fn plan_replays(us: f64, sets: usize, replays: usize) -> (usize, usize) {
+fn plan_replays(us: f64, sets: usize, options: &BenchOptions) -> (usize, usize) {
+    let graph_us = if options.rest > 0 {
+        RESTED_GRAPH_US
+    } else {
+        GRAPH_US
+    };
     let whole = sets * GRAPH_CALLS.div_ceil(sets);
-    let calls = whole.min((GRAPH_US / us.max(0.1)) as usize).max(1);
-    let replays = replays
+    let calls = whole.min((graph_us / us.max(0.1)) as usize).max(1);
+    let replays = options
+        .replays
         .min((REPLAYS_US / (us.max(0.1) * calls as f64)) as usize)
         .max(5);
     (calls, replays)
@@ -608,8 +621,25 @@ mod tests {
 
     #[test]
     fn slow_kernels_are_called_less_often() {
-        assert_eq!(plan_replays(8.0, 14, 60), (70, 60));
-        assert_eq!(plan_replays(13_000.0, 7, 60), (1, 30));
-        assert_eq!(plan_replays(1e9, 2, 60), (1, 5));
+        let options = |rest| BenchOptions {
+            op: BenchOp::Matmul,
+            scheme: "2x8g8".parse().unwrap(),
+            out_features: 8,
+            in_features: 8,
+            activations: BenchActivations::F16,
+            batches: vec![1],
+            seed: 0,
+            replays: 60,
+            rest,
+            only: String::new(),
+            kernel_folder: None,
+            user_kernel: None,
+            configs: 1,
+            config: String::new(),
+        };
+        assert_eq!(plan_replays(8.0, 14, &options(0)), (70, 60));
+        assert_eq!(plan_replays(13_000.0, 7, &options(0)), (1, 30));
+        assert_eq!(plan_replays(1e9, 2, &options(0)), (1, 5));
+        assert_eq!(plan_replays(280.0, 7, &options(20)), (10, 60));
     }
 }

@@ -93,6 +93,9 @@ pub struct BenchOptions {
     pub seed: u64,
     /// replays of a graph; 0 checks and times nothing
     pub replays: usize,
+    /// milliseconds that the device rests before each replay, and graphs are short then: what a call takes alone, and not what it takes where the
+    /// power limit lowers the clock
+    pub rest: u64,
     /// only kernels whose id contains this
     pub only: String,
     /// a folder to take the shipped kernels' sources from

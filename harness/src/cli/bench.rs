@@ -46,6 +46,10 @@ pub(super) struct Args {
     /// Replays of a graph of calls; 0 checks and times nothing
     #[arg(long, value_name = "N", default_value_t = 60)]
     replays: usize,
+    /// Milliseconds that the GPU rests before each replay, which are short then: what a call takes alone, not what many take one after the other where
+    /// the power limit lowers the clock
+    #[arg(long, value_name = "MS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
+    rest: u64,
     /// Launch configurations to try of kernels that have several: the one measured to be fastest first, then as expected
     #[arg(long, value_name = "N", default_value_t = 1)]
     configs: usize,
@@ -89,6 +93,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         batches: args.batch.clone(),
         seed: args.seed,
         replays: args.replays,
+        rest: args.rest,
         only: args.only.clone(),
         kernel_folder: args.kernels.clone(),
         user_kernel: args.kernel.clone(),
