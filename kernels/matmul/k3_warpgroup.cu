@@ -15,6 +15,7 @@
 // (codewords 12,300, x read by products 12,300 and written 4,000), so 16 us, then launch, codebooks and last sums 5 us: 21 us. 16 rows: shared
 // memory 14,500 clocks or 32 chunks of 250 clocks of latency, 8 us and 3 us more: 11 us. 1x16g8, 16 rows, from L2 alone as k2 (43 us); with half of
 // the look-ups in the cluster 22 us of L2 and as many of the cluster's network at the 3 TB/s that others measured of it: 27 us.
+// Measured (docs/kernels.md): 1x16g8 does best with all look-ups from L2, 57.7 us at 128 rows; the cluster's network gives 0.9 TB/s.
 // 2,048 rows, 2x8g8, 256 rows of x and 2 warpgroups: 201 us of products at 1.7 GHz, five and a fifth rounds of blocks that take six: 235 us.
 // Limits: out_group 1; G 8 or 16; M <= 8; sm_90a only. AQLM_SPREAD: M = 1. AQLM_BATCH 16, 32, 64, 128 or 256.
 // codes: as k2.

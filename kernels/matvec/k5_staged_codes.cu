@@ -1,15 +1,16 @@
 #include "../common.cuh"
 // matvec k5: k3's tables, with the codes on their way to shared memory while tables are built, and sums sent where they belong at once. B = 8.
+// Slower than k3, and kept for why: the copies pass through the shared memory that already bounds the look-ups.
 //
 // Parallel over: as k3. A cluster of blocks shares a slab of rows, a block takes some input groups of it, a warp four rows at a time, a lane
 // the input group modulo 32.
-// Why faster than k3: k3 holds two loads of codes a lane in registers, 32 KiB of a block's 90, and memory idles while tables are built; more
+// Why it should be faster than k3: k3 holds two loads of codes a lane in registers, 32 KiB of a block's 90, and memory idles while tables are built; more
 // registers there are not. Copies to shared memory take none: AQLM_DEPTH of them a lane are in flight, each lane reading back what it
 // copied itself, so that no barrier is needed. They start when x and the codewords have come, which would queue behind them. A warp's
 // four sums go straight to the block that owns the rows instead of through shared memory and a barrier.
 // Predicted, 4096 -> 11008, 2x8g8, at 1.98 GHz: launch 1,800 clocks, codewords and x 1,200, codes 11.3 MB at 3 TB/s 7,400 beside tables (2,000)
 // and look-ups (4,600 of shared memory), exchange 1,200: 11,600 clocks, 5.9 us; with what adds up all the same 7. 1x8g8: 1,800 + 1,200 + 1,700 + 2,000
-// + 1,200: 7,900 clocks, 4.0 us, and 4.8.
+// + 1,200: 7,900 clocks, 4.0 us, and 4.8. Measured: 9.6 and 7.0 us (k3: 8.7 and 6.6).
 // Arithmetic: exact products of f16 or bf16, sums in f32.
 // Limits: B 8, out_group 1, G 8 or 16, sm_90 (clusters), 1024 threads.
 // codes: as k3.

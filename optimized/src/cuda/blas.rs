@@ -3,50 +3,30 @@ use std::sync::Arc;
 use cudarc::cublas::{CudaBlas, result, sys};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 
-use super::error::{During, check_lengths};
+use super::error::check_lengths;
 use super::{Activation, Activations, CudaError, Device, Result};
-
-/// What the library may use of device memory: what NVIDIA advises for Hopper. Without it a product that is captured in a graph must do with the
-/// ways that need none, which at 2,048 rows of x are slower by a tenth.
-const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// Dense products in f16 or bf16 with f32 sums through cuBLAS: what quantized kernels are measured against, and the second half of a matmul that
 /// decodes.
 pub struct Blas {
     handle: CudaBlas,
     stream: Arc<CudaStream>,
-    /// lent to the library for as long as the handle lives
-    _workspace: CudaSlice<u8>,
 }
 
 impl Blas {
     /// Opens the library for the device's stream.
     ///
     /// # Errors
-    /// `Absent` when cuBLAS is not there or cannot start, `Driver` when memory runs out.
+    /// `Absent` when cuBLAS is not there or cannot start.
     pub fn new(device: &Device) -> Result<Self> {
-        Self::on(device.stream())
-    }
-
-    /// The same for another stream of the device.
-    pub(crate) fn on(stream: &Arc<CudaStream>) -> Result<Self> {
         // SAFETY: this only tries to open the library. Without the check cudarc panics where it is missing.
         if !unsafe { sys::is_culib_present() } {
             return Err(CudaError::Absent("the library libcublas.so is not there".into()));
         }
-        let absent = |error| CudaError::Absent(format!("cuBLAS: {error:?}"));
-        let handle = CudaBlas::new(stream.clone()).map_err(absent)?;
-        let mut workspace = stream.alloc_zeros::<u8>(WORKSPACE_BYTES).during("allocating")?;
-        let at = workspace.device_ptr_mut(stream).0;
-        // SAFETY: the handle is alive, and the memory is as long as said and lives as long as the handle.
-        unsafe { sys::cublasSetWorkspace_v2(*handle.handle(), at as *mut _, WORKSPACE_BYTES) }
-            .result()
-            .map_err(absent)?;
-        Ok(Self {
-            handle,
-            stream: Arc::clone(stream),
-            _workspace: workspace,
-        })
+        let stream = Arc::clone(device.stream());
+        let handle =
+            CudaBlas::new(stream.clone()).map_err(|error| CudaError::Absent(format!("cuBLAS: {error:?}")))?;
+        Ok(Self { handle, stream })
     }
 
     /// Starts Y = X W^T: weight `[out_features, in_features]`, x `[batch, in_features]`, y `[batch, out_features]`, all row-major.

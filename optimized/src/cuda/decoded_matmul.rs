@@ -13,13 +13,17 @@ use super::{Activation, Blas, Device, DeviceMatrix, Result};
 pub struct DecodedConfig {
     /// rows of the weight that are decoded at a time
     pub rows: usize,
-    /// products that run beside each other
-    pub products: usize,
+    /// blocks that decode a chunk beside the product of the one before it; 0: as many as there is work for
+    pub beside: usize,
 }
 
 impl fmt::Display for DecodedConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} rows, {} products", self.rows, self.products)
+        write!(f, "{} rows", self.rows)?;
+        if self.beside > 0 {
+            write!(f, ", {} blocks beside", self.beside)?;
+        }
+        Ok(())
     }
 }
 
@@ -28,28 +32,37 @@ impl FromStr for DecodedConfig {
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let parse = || {
-            let (rows, products) = text.strip_suffix(" products")?.split_once(" rows, ")?;
+            let (rows, rest) = text.split_once(" rows")?;
+            let beside = match rest {
+                "" => 0,
+                _ => rest
+                    .strip_prefix(", ")?
+                    .strip_suffix(" blocks beside")?
+                    .parse()
+                    .ok()?,
+            };
             Some(Self {
                 rows: rows.parse().ok()?,
-                products: products.parse().ok()?,
+                beside,
             })
         };
-        parse().ok_or_else(|| format!("expected `N rows, N products`, found `{text}`"))
+        parse().ok_or_else(|| format!("expected `N rows` or `N rows, N blocks beside`, found `{text}`"))
     }
 }
 
-/// Matmul for large batches: chunks of the weight's rows are decoded into buffers that stay in the L2 cache, cuBLAS multiplies them, and other
-/// chunks are decoded and multiplied meanwhile on streams of their own.
+/// Matmul for large batches: a chunk of the weight's rows is decoded into a buffer, cuBLAS multiplies it, and the next chunk is decoded on a
+/// second stream meanwhile.
 ///
 /// Where the batch is large enough that the product is bound by arithmetic, decoding costs little beside it, and the library's product is
-/// the fastest there is. A product's last blocks leave multiprocessors idle; the next chunk's product, on another stream, fills them.
+/// the fastest there is. A product's blocks fill multiprocessors to the last register, so that nothing runs beside it on the same one: decoding
+/// with all blocks that there are delays it by as much as it takes. Few blocks keep few multiprocessors, which the product lacks only if its tiles
+/// come to whole rounds of all of them.
 pub struct DecodedMatmul<T: Activation> {
     chunks: Vec<Chunk>,
-    /// decoded chunks, used in turn: one for each product that runs, and one that is being decoded
+    /// decoded chunks, used in turn
     buffers: Vec<CudaSlice<T>>,
-    /// the products' streams, each with its own handle: a handle has one stream and one workspace
-    lanes: Vec<(Arc<CudaStream>, Arc<Blas>)>,
-    decoder: Arc<CudaStream>,
+    blas: Arc<Blas>,
+    side: Arc<CudaStream>,
     shape: [usize; 2],
 }
 
@@ -60,11 +73,10 @@ struct Chunk {
 }
 
 impl<T: Activation> DecodedMatmul<T> {
-    /// `matrix` is on the device for decode k2, `packed` its launch. Rows are rounded up to a multiple of 8. `blas` is of the device's stream; the
-    /// products beside the first take handles of their own.
+    /// `matrix` is on the device for decode k2, `packed` its launch. Rows of a chunk are rounded up to a multiple of 8.
     ///
     /// # Errors
-    /// As [`DeviceMatrix::new`] and [`Blas::new`].
+    /// As [`DeviceMatrix::new`].
     pub fn new(
         device: &Device,
         blas: &Arc<Blas>,
@@ -82,28 +94,30 @@ impl<T: Activation> DecodedMatmul<T> {
             .step_by(chunk_rows)
             .map(|first_row| {
                 let rows = chunk_rows.min(out_features - first_row);
+                let mut launch = packed.for_rows(first_row, rows);
+                if first_row > 0 && config.beside > 0 {
+                    launch.grid[0] = launch.grid[0].min(config.beside as u32);
+                }
                 Ok(Chunk {
                     first_row,
                     rows,
-                    decode: matrix.relaunched(device, &packed.for_rows(first_row, rows))?,
+                    decode: matrix.relaunched(device, &launch)?,
                 })
             })
             .collect::<Result<Vec<_>>>()?;
-        let new_stream = || device.stream().context().new_stream().during("creating a stream");
-        let mut lanes = vec![(Arc::clone(device.stream()), Arc::clone(blas))];
-        for _ in 1..config.products.clamp(1, chunks.len()) {
-            let stream = new_stream()?;
-            let blas = Arc::new(Blas::on(&stream)?);
-            lanes.push((stream, blas));
-        }
-        let buffers = (0..chunks.len().min(lanes.len() + 1))
+        let buffers = (0..chunks.len().min(2))
             .map(|_| device.zeros(chunk_rows * in_features))
             .collect::<Result<Vec<_>>>()?;
+        let side = device
+            .stream()
+            .context()
+            .new_stream()
+            .during("creating a stream")?;
         Ok(Self {
             chunks,
             buffers,
-            lanes,
-            decoder: new_stream()?,
+            blas: Arc::clone(blas),
+            side,
             shape: [out_features, in_features],
         })
     }
@@ -130,35 +144,25 @@ impl<T: Activation> DecodedMatmul<T> {
             ("y", batch * out_features, y.len()),
         ])?;
         let main = device.stream();
-        let record = |stream: &Arc<CudaStream>| stream.record_event(None).during("recording an event");
-        // All other streams start after everything before this call: the buffers may be in use there.
-        let before = record(main)?;
-        let mut multiplied = Vec::with_capacity(self.chunks.len());
-        for (stream, _) in &self.lanes[1..] {
-            stream.wait(&before).during("waiting for an event")?;
-        }
-        self.decoder.wait(&before).during("waiting for an event")?;
+        // The side stream starts after everything before this call: the buffers may be in use there.
+        let mut multiplied = vec![main.record_event(None).during("recording an event")?];
         for (index, chunk) in self.chunks.iter().enumerate() {
-            let (turn, lane) = (index % self.buffers.len(), index % self.lanes.len());
-            let (stream, blas) = &self.lanes[lane];
-            // The buffer's last product must be over.
-            if let Some(last) = index.checked_sub(self.buffers.len()) {
-                self.decoder
-                    .wait(&multiplied[last])
-                    .during("waiting for an event")?;
-            }
-            let mut view = self.buffers[turn].slice_mut(..chunk.rows * in_features);
+            let turn = index % self.buffers.len();
+            // The buffer's last product must be over; before the first of each buffer, what came before this call.
+            let free = &multiplied[(index + 1).saturating_sub(self.buffers.len())];
+            self.side.wait(free).during("waiting for an event")?;
+            let buffer = &mut self.buffers[turn];
+            let mut view = buffer.slice_mut(..chunk.rows * in_features);
             chunk
                 .decode
-                .start_on(device, &self.decoder, None, &mut view, false)?;
-            stream
-                .wait(&record(&self.decoder)?)
-                .during("waiting for an event")?;
+                .start_on(device, &self.side, None, &mut view, false)?;
+            let decoded = self.side.record_event(None).during("recording an event")?;
+            main.wait(&decoded).during("waiting for an event")?;
             let mut target = y.slice_mut(chunk.first_row..);
             // SAFETY: the chunk's rows are decoded into `view`, x has been checked, and rows of y are `out_features` apart, the last
             // element being (batch - 1) * out_features + first_row + rows - 1.
             unsafe {
-                blas.start_unchecked(
+                self.blas.start_unchecked(
                     &view,
                     x,
                     &mut target,
@@ -166,11 +170,7 @@ impl<T: Activation> DecodedMatmul<T> {
                     out_features,
                 )?;
             }
-            multiplied.push(record(stream)?);
-        }
-        // What follows on the device's stream follows all of it.
-        for done in multiplied.iter().rev().take(self.lanes.len()) {
-            main.wait(done).during("waiting for an event")?;
+            multiplied.push(main.record_event(None).during("recording an event")?);
         }
         Ok(())
     }
@@ -182,12 +182,11 @@ mod tests {
 
     #[test]
     fn a_configuration_is_read_as_it_is_written() {
-        let config = DecodedConfig {
-            rows: 1408,
-            products: 3,
-        };
-        assert_eq!(config.to_string().parse(), Ok(config));
-        for bad in ["", "1408 rows", "x rows, 3 products", "1408 rows, products"] {
+        for beside in [0, 32] {
+            let config = DecodedConfig { rows: 1408, beside };
+            assert_eq!(config.to_string().parse(), Ok(config));
+        }
+        for bad in ["", "1408", "x rows", "1408 rows, blocks beside", "1408 rows, 3"] {
             assert!(bad.parse::<DecodedConfig>().is_err(), "{bad}");
         }
     }
