@@ -85,6 +85,9 @@ fn embed() -> Result<(), String> {
     let mut list = String::from("&[\n");
     for (number, variant) in variants.iter().enumerate() {
         let file = out.join(format!("{number}.fatbin"));
+        let file = file
+            .to_str()
+            .ok_or_else(|| format!("{}: expected a path in UTF-8", file.display()))?;
         let _ = writeln!(
             list,
             "    ({:?}, {:?}, include_bytes!({:?}).as_slice()),",

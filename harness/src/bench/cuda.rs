@@ -4,9 +4,7 @@ use std::time::Duration;
 use aqlm_optimized::cuda::dispatch::{Dispatched, dispatched};
 use aqlm_optimized::cuda::pack::{Op, Packed, launch_configs, pack, with_config};
 use aqlm_optimized::cuda::timing::{Timing, copy_rate, time_rested_graph};
-use aqlm_optimized::cuda::{
-    Activation, Blas, Buffer, CudaError, DecodedConfig, DecodedMatmul, Device, DeviceMatrix,
-};
+use aqlm_optimized::cuda::{Activation, Blas, Buffer, CudaError, DecodedMatmul, Device, DeviceMatrix};
 use aqlm_reference::vocabulary::AqlmError;
 use half::{bf16, f16};
 
@@ -26,20 +24,9 @@ const GRAPH_US: f64 = 20_000.0;
 const RESTED_GRAPH_US: f64 = 3_000.0;
 /// What all replays of a kernel may take together.
 const REPLAYS_US: f64 = 400_000.0;
-/// Rows of the weight that a matmul through cuBLAS decodes at a time, and blocks that decode beside a product, tried in this order: 33 tiles of 128
-/// rows make two full rounds of 128 x 256 tiles at 2,048 rows of x on 132 multiprocessors; 43 make 2.6, which leave room for decoding.
-const CHUNKS: [(usize, usize); 10] = [
-    (4224, 0),
-    (5504, 32),
-    (2816, 0),
-    (5632, 0),
-    (5504, 24),
-    (5504, 48),
-    (4224, 32),
-    (2816, 32),
-    (1408, 32),
-    (3712, 32),
-];
+/// Rows of the weight that a matmul through cuBLAS decodes at a time, tried in this order: 33 tiles of 128 rows make two full rounds of
+/// 128 x 256 tiles at 2,048 rows of x on 132 multiprocessors.
+const CHUNK_ROWS: [usize; 6] = [4224, 5632, 2816, 5504, 2112, 1408];
 /// The name under which decoding and then multiplying by cuBLAS is listed.
 const DECODED: &str = "matmul/decode_cublas";
 /// From this batch on it is tried: below, decoding to memory costs a multiple of the product.
@@ -202,15 +189,14 @@ impl<T: Activation + Element> Bench<'_, T> {
             && DECODED.contains(&options.only)
             && let Some(blas) = &self.blas
         {
-            let table = self.table(batch).and_then(|table| table.decoded);
-            let choices = CHUNKS.map(|(rows, beside)| DecodedConfig { rows, beside });
-            let choices = table_first(choices.to_vec(), table)
+            let table = self.table(batch).and_then(|table| table.decoded_rows);
+            let choices = table_first(CHUNK_ROWS.to_vec(), table)
                 .into_iter()
-                .filter(|config| config.to_string().contains(&options.config));
-            for config in choices.take(options.configs) {
-                progress(&format!("{batch} rows: {DECODED}, {config}"));
-                let mut row = self.decoded(blas, batch, config);
-                row.dispatched = table == Some(config);
+                .filter(|rows| decoded_config(*rows).contains(&options.config));
+            for rows in choices.take(options.configs) {
+                progress(&format!("{batch} rows: {DECODED}, {rows} rows at a time"));
+                let mut row = self.decoded(blas, batch, rows);
+                row.dispatched = table == Some(rows);
                 case.kernels.push(row);
             }
         }
@@ -378,11 +364,11 @@ impl<T: Activation + Element> Bench<'_, T> {
     }
 
     /// Decode into chunks and multiply those by cuBLAS.
-    fn decoded(&self, blas: &Arc<Blas>, batch: usize, config: DecodedConfig) -> KernelRow {
-        let mut row = KernelRow::new(DECODED, Some(config.to_string()));
+    fn decoded(&self, blas: &Arc<Blas>, batch: usize, chunk_rows: usize) -> KernelRow {
+        let mut row = KernelRow::new(DECODED, Some(decoded_config(chunk_rows)));
         let make = |packed: &Packed| {
             let matrix = DeviceMatrix::new(self.device, packed)?;
-            DecodedMatmul::<T>::new(self.device, blas, &matrix, packed, config)
+            DecodedMatmul::<T>::new(self.device, blas, &matrix, packed, chunk_rows)
                 .map(|product| (product, matrix.bytes()))
         };
         let mut output = Vec::new();
@@ -570,6 +556,11 @@ impl<T: Activation + Element> Bench<'_, T> {
         let (calls, replays) = plan_replays(run(sets, 1)?.median, sets, self.options);
         run(calls, replays).map(times)
     }
+}
+
+/// How the table and listings name so many rows decoded at a time.
+fn decoded_config(rows: usize) -> String {
+    format!("{rows} rows")
 }
 
 /// `choices`, the table's before the others.

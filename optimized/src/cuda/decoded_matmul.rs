@@ -1,5 +1,3 @@
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream};
@@ -8,55 +6,12 @@ use super::error::{During, check_lengths};
 use super::pack::Packed;
 use super::{Activation, Blas, Device, DeviceMatrix, Result};
 
-/// How [`DecodedMatmul`] divides its work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct DecodedConfig {
-    /// rows of the weight that are decoded at a time
-    pub rows: usize,
-    /// blocks that decode a chunk beside the product of the one before it; 0: as many as there is work for
-    pub beside: usize,
-}
-
-impl fmt::Display for DecodedConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} rows", self.rows)?;
-        if self.beside > 0 {
-            write!(f, ", {} blocks beside", self.beside)?;
-        }
-        Ok(())
-    }
-}
-
-impl FromStr for DecodedConfig {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let parse = || {
-            let (rows, rest) = text.split_once(" rows")?;
-            let beside = match rest {
-                "" => 0,
-                _ => rest
-                    .strip_prefix(", ")?
-                    .strip_suffix(" blocks beside")?
-                    .parse()
-                    .ok()?,
-            };
-            Some(Self {
-                rows: rows.parse().ok()?,
-                beside,
-            })
-        };
-        parse().ok_or_else(|| format!("expected `N rows` or `N rows, N blocks beside`, found `{text}`"))
-    }
-}
-
 /// Matmul for large batches: a chunk of the weight's rows is decoded into a buffer, cuBLAS multiplies it, and the next chunk is decoded on a
-/// second stream meanwhile.
+/// second stream, as far as the product leaves room.
 ///
 /// Where the batch is large enough that the product is bound by arithmetic, decoding costs little beside it, and the library's product is
-/// the fastest there is. A product's blocks fill multiprocessors to the last register, so that nothing runs beside it on the same one: decoding
-/// with all blocks that there are delays it by as much as it takes. Few blocks keep few multiprocessors, which the product lacks only if its tiles
-/// come to whole rounds of all of them.
+/// the fastest there is. A product's blocks fill multiprocessors to the last register, so that nothing runs beside it on the same one: decoding and
+/// product take turns rather than overlap.
 pub struct DecodedMatmul<T: Activation> {
     chunks: Vec<Chunk>,
     /// decoded chunks, used in turn
@@ -73,7 +28,7 @@ struct Chunk {
 }
 
 impl<T: Activation> DecodedMatmul<T> {
-    /// `matrix` is on the device for decode k2, `packed` its launch. Rows of a chunk are rounded up to a multiple of 8.
+    /// `matrix` is on the device for decode k2, `packed` its launch; `chunk_rows` rows, rounded up to a multiple of 8, are decoded at a time.
     ///
     /// # Errors
     /// As [`DeviceMatrix::new`].
@@ -82,11 +37,10 @@ impl<T: Activation> DecodedMatmul<T> {
         blas: &Arc<Blas>,
         matrix: &DeviceMatrix,
         packed: &Packed,
-        config: DecodedConfig,
+        chunk_rows: usize,
     ) -> Result<Self> {
         let (out_features, in_features) = matrix.shape();
-        let chunk_rows = config
-            .rows
+        let chunk_rows = chunk_rows
             .max(1)
             .next_multiple_of(8)
             .min(out_features.next_multiple_of(8));
@@ -94,14 +48,10 @@ impl<T: Activation> DecodedMatmul<T> {
             .step_by(chunk_rows)
             .map(|first_row| {
                 let rows = chunk_rows.min(out_features - first_row);
-                let mut launch = packed.for_rows(first_row, rows);
-                if first_row > 0 && config.beside > 0 {
-                    launch.grid[0] = launch.grid[0].min(config.beside as u32);
-                }
                 Ok(Chunk {
                     first_row,
                     rows,
-                    decode: matrix.relaunched(device, &launch)?,
+                    decode: matrix.relaunched(device, &packed.for_rows(first_row, rows))?,
                 })
             })
             .collect::<Result<Vec<_>>>()?;
@@ -173,21 +123,5 @@ impl<T: Activation> DecodedMatmul<T> {
             multiplied.push(main.record_event(None).during("recording an event")?);
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::DecodedConfig;
-
-    #[test]
-    fn a_configuration_is_read_as_it_is_written() {
-        for beside in [0, 32] {
-            let config = DecodedConfig { rows: 1408, beside };
-            assert_eq!(config.to_string().parse(), Ok(config));
-        }
-        for bad in ["", "1408", "x rows", "1408 rows, blocks beside", "1408 rows, 3"] {
-            assert!(bad.parse::<DecodedConfig>().is_err(), "{bad}");
-        }
     }
 }

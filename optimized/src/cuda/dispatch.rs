@@ -3,7 +3,6 @@
 use aqlm_kernels::{Case, MEASURED_SHAPE};
 use aqlm_reference::vocabulary::Scheme;
 
-use super::DecodedConfig;
 use super::pack::{LaunchConfig, Op, Target, launch_configs};
 
 /// What the table says of a case.
@@ -13,8 +12,8 @@ pub struct Dispatched {
     pub kernel: &'static str,
     /// how it divides its work: measured on the table's own shape, else the one expected to be fastest; `None` without a choice
     pub config: Option<LaunchConfig>,
-    /// for a matmul that decodes first: how ([`super::DecodedMatmul`])
-    pub decoded: Option<DecodedConfig>,
+    /// for a matmul that decodes first: rows of the weight that are decoded at a time ([`super::DecodedMatmul`])
+    pub decoded_rows: Option<usize>,
 }
 
 /// The kernel for `batch` rows of x (1 for matvec and decode) on a device of `compute` (major, minor); `None` where none can do it.
@@ -39,9 +38,9 @@ pub fn dispatched(
         batch,
     })?;
     let named = choice.config.as_deref();
-    let decoded = named
+    let decoded_rows = named
         .filter(|_| choice.kernel.starts_with(Op::Decode.name()))
-        .and_then(|config| config.parse().ok());
+        .and_then(|config| config.strip_suffix(" rows")?.parse().ok());
     let configs = launch_configs(&choice.kernel, scheme, out_features, in_features, batch, target);
     let measured = configs.iter().find(|config| {
         [out_features, in_features] == MEASURED_SHAPE
@@ -50,7 +49,7 @@ pub fn dispatched(
     Some(Dispatched {
         kernel: &choice.kernel,
         config: measured.or(configs.first()).copied(),
-        decoded,
+        decoded_rows,
     })
 }
 
@@ -76,9 +75,10 @@ mod tests {
             for batch in choice.batch {
                 let found = dispatched(op, scheme, MEASURED_SHAPE, batch, (9, 0), &target).unwrap();
                 assert_eq!(found.kernel, choice.kernel);
-                let config = found
-                    .config
-                    .map_or_else(|| found.decoded.unwrap().to_string(), |config| config.to_string());
+                let config = found.config.map_or_else(
+                    || format!("{} rows", found.decoded_rows.unwrap()),
+                    |config| config.to_string(),
+                );
                 assert_eq!(&config, named);
             }
         }

@@ -13,7 +13,7 @@ pub mod timing;
 
 pub use activation::{Activation, Activations};
 pub use blas::Blas;
-pub use decoded_matmul::{DecodedConfig, DecodedMatmul};
+pub use decoded_matmul::DecodedMatmul;
 pub use device::{Buffer, Device, F16Buffer};
 pub use error::{CudaError, Result};
 pub use matrix::DeviceMatrix;

@@ -194,3 +194,60 @@ pub(super) fn by_definition(matrix: &QuantizedMatrix) -> Array2<f64> {
         matrix.scales[o] * sum
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cases::{ProductCase, Values};
+    use crate::check::limits::Number;
+
+    fn products(values: Values) -> Products {
+        let case = ProductCase {
+            scheme: "2x6g8".parse().unwrap(),
+            out_groups: 24,
+            in_groups: 32,
+            batch: 2,
+            values,
+        };
+        Products::new(case.data(7))
+    }
+
+    fn compared(products: &Products, number: Number, change: impl Fn(usize, f64) -> f64) -> Comparison {
+        let check = Against {
+            operation: Operation::Matmul,
+            number,
+        };
+        let found: Vec<f64> = products
+            .whole()
+            .values
+            .iter()
+            .enumerate()
+            .map(|(i, y)| number.nearest(change(i, *y)))
+            .collect();
+        products.half_comparison(check, 3, 0..2, &found).unwrap()
+    }
+
+    #[test]
+    fn results_rounded_once_pass_and_wrong_ones_fail() {
+        for number in [Number::F16, Number::Bf16] {
+            let products = products(Values::Outliers);
+            assert!(compared(&products, number, |_, y| y).holds());
+            assert!(!compared(&products, number, |_, y| y * 1.1).holds());
+            assert!(!compared(&products, number, |i, y| if i == 5 { 0.0 } else { y }).holds());
+            assert!(!compared(&products, number, |i, y| if i == 5 { f64::NAN } else { y }).holds());
+            let short = &products.whole().values[1..];
+            let check = Against {
+                operation: Operation::Matmul,
+                number,
+            };
+            assert!(!products.half_comparison(check, 3, 0..2, short).unwrap().holds());
+        }
+    }
+
+    #[test]
+    fn equal_rows_may_all_be_off_by_what_one_may() {
+        let (equal, different) = (products(Values::EqualRows), products(Values::Outliers));
+        let limit = |products: &Products| compared(products, Number::F16, |_, y| y).limit;
+        assert!(limit(&equal) > 5.0 * limit(&different));
+    }
+}
