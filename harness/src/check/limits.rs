@@ -450,9 +450,9 @@ mod tests {
 
     #[test]
     fn chance_leaves_many_rows_little_and_equal_rows_much() {
-        assert!(chance(&[1.0; 10_000]) < 1.1 * 10_000.0);
+        assert!(chance(&[1.0; 1_000]) < 1.3 * 1_000.0);
         // The same total in one group.
-        assert!(chance(&[10_000.0]) > 30.0 * 10_000.0);
+        assert!(chance(&[1_000.0]) > 30.0 * 1_000.0);
         assert!(chance(&[2.0, 3.0]) < chance(&[5.0]));
     }
 
