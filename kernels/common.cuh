@@ -7,6 +7,11 @@
 typedef unsigned short u16;
 typedef unsigned int u32;
 
+// With AQLM_BF16 x and y are bf16 instead of f16; so are the codebooks of kernels whose head says so. Scales and all other codebooks stay f16.
+#ifndef AQLM_BF16
+#define AQLM_BF16 0
+#endif
+
 #ifndef AQLM_ON_CPU
 
 #define WARP_MASK 0xffffffffu
@@ -41,6 +46,13 @@ __device__ __forceinline__ u32 load_once(const u32* from) {
     return v;
 }
 
+// Something that other blocks have changed while this kernel runs: past L1.
+__device__ __forceinline__ int load_fresh(const int* from) {
+    int v;
+    asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+    return v;
+}
+
 // Two f16 products and sums, each rounded once: a * b + c.
 __device__ __forceinline__ u32 fma_f16x2(u32 a, u32 b, u32 c) {
     u32 d;
@@ -72,6 +84,20 @@ __device__ __forceinline__ u16 f16_of_f32(float f) {
     u16 h;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
     return h;
+}
+
+// Rounds to nearest, ties to even. A bf16 is the upper half of the f32 that it stands for.
+__device__ __forceinline__ u16 bf16_of_f32(float f) {
+    u16 h;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return h;
+}
+
+// Two bf16 sums, each rounded once: a 1 + b, for 8.0 has no addition.
+__device__ __forceinline__ u32 add_bf16x2(u32 a, u32 b) {
+    u32 d;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(0x3f803f80u), "r"(b));
+    return d;
 }
 
 // The address of shared memory as its instructions take it, and a load from there with an offset that costs no instruction.
@@ -122,10 +148,16 @@ __device__ __forceinline__ void multiply_16x8x8(float (&d)[4], const float (&a)[
           "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
 }
 
-// The same for [16 x 16] f16 times [16 x 8] f16 in the fragments of mma.m16n8k16, two neighbours along k a word. Lane = 4 g + t holds
+#if AQLM_BF16
+#define X_TYPE "bf16"
+#else
+#define X_TYPE "f16"
+#endif
+
+// The same for [16 x 16] times [16 x 8], both in x's format, in the fragments of mma.m16n8k16, two neighbours along k a word. Lane = 4 g + t holds
 // a(g, 2 t), a(g + 8, 2 t), a(g, 2 t + 8), a(g + 8, 2 t + 8); b(2 t, g), b(2 t + 8, g), each with the neighbour after it; d as above.
 __device__ __forceinline__ void multiply_16x8x16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." X_TYPE "." X_TYPE ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
@@ -194,8 +226,8 @@ __device__ __forceinline__ void products_in_flight() {
 // Makes this thread's stores to shared memory visible to products that start after the next barrier.
 __device__ __forceinline__ void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// Starts d += a b: a [64 x 16] f16 in registers, warp w of the group holding rows 16 w to 16 w + 15 as in multiply_16x8x16; b [16 x N] f16 in
-// shared memory; d [64 x N], lane 4 g + t holding for each eight columns (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
+// Starts d += a b: a [64 x 16] in registers, warp w of the group holding rows 16 w to 16 w + 15 as in multiply_16x8x16; b [16 x N] in
+// shared memory, both in x's format; d [64 x N], lane 4 g + t holding for each eight columns (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
 #define SUMS_8 "%0,%1,%2,%3,%4,%5,%6,%7"
 #define OPERANDS_8(d) "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
 #define SUMS_16 SUMS_8 \
@@ -239,7 +271,7 @@ __device__ __forceinline__ void publish_to_products() { asm volatile("fence.prox
 #define DEFINE_PRODUCT(N, SUMS, OPERANDS, A0, A1, A2, A3, B)                                                                         \
     __device__ __forceinline__ void multiply_64xNx16(float (&d)[N / 2], u32 a0, u32 a1, u32 a2, u32 a3, Tile b) {                      \
         asm volatile("{\n.reg .pred add;\nsetp.eq.u32 add, 0, 0;\nwgmma.mma_async.sync.aligned.m64n" #N                               \
-                     "k16.f32.f16.f16 {" SUMS "}, {%" #A0 ",%" #A1 ",%" #A2 ",%" #A3 "}, %" #B ", add, 1, 1, 0;\n}"                     \
+                     "k16.f32." X_TYPE "." X_TYPE " {" SUMS "}, {%" #A0 ",%" #A1 ",%" #A2 ",%" #A3 "}, %" #B ", add, 1, 1, 0;\n}"                     \
                      : OPERANDS                                                                                                         \
                      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));                                                                     \
     }
@@ -252,8 +284,45 @@ DEFINE_PRODUCT(256, SUMS_128, OPERANDS_128(d), 128, 129, 130, 131, 132)
 
 #endif  // AQLM_ON_CPU
 
+// Numbers in the format of x and y.
+#if AQLM_BF16
+__device__ __forceinline__ float f32_of_x(u16 h) { return __uint_as_float(static_cast<u32>(h) << 16); }
+__device__ __forceinline__ u16 y_of_f32(float f) { return bf16_of_f32(f); }
+__device__ __forceinline__ float low_x(u32 pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float high_x(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+__device__ __forceinline__ u32 add_x2(u32 a, u32 b) { return add_bf16x2(a, b); }
+#else
+__device__ __forceinline__ float f32_of_x(u16 h) { return f32_of_f16(h); }
+__device__ __forceinline__ u16 y_of_f32(float f) { return f16_of_f32(f); }
+__device__ __forceinline__ float low_x(u32 pair) { return f32_of_f16(static_cast<u16>(pair & 0xffffu)); }
+__device__ __forceinline__ float high_x(u32 pair) { return f32_of_f16(static_cast<u16>(pair >> 16)); }
+__device__ __forceinline__ u32 add_x2(u32 a, u32 b) { return add_f16x2(a, b); }
+#endif
+
 __device__ __forceinline__ float low_f32(u32 pair) { return f32_of_f16(static_cast<u16>(pair & 0xffffu)); }
 __device__ __forceinline__ float high_f32(u32 pair) { return f32_of_f16(static_cast<u16>(pair >> 16)); }
+
+// A group's sum on the way: of f16 products as two sums in f16, which is fastest; of f16 by bf16, which no instruction multiplies, in f32.
+#if AQLM_BF16
+typedef float GroupSum;
+__device__ __forceinline__ void add_pair_product(GroupSum& sum, u32 weights, u32 inputs) {
+    sum += low_f32(weights) * low_x(inputs);
+    sum += high_f32(weights) * high_x(inputs);
+}
+__device__ __forceinline__ float group_total(GroupSum sum) { return sum; }
+#else
+typedef u32 GroupSum;
+__device__ __forceinline__ void add_pair_product(GroupSum& sum, u32 weights, u32 inputs) { sum = fma_f16x2(weights, inputs, sum); }
+__device__ __forceinline__ float group_total(GroupSum sum) { return low_f32(sum) + high_f32(sum); }
+#endif
+
+// Adds the products of eight f16 weights and eight numbers of x.
+__device__ __forceinline__ void add_products(GroupSum& sum, const uint4& weights, const uint4& inputs) {
+    add_pair_product(sum, weights.x, inputs.x);
+    add_pair_product(sum, weights.y, inputs.y);
+    add_pair_product(sum, weights.z, inputs.z);
+    add_pair_product(sum, weights.w, inputs.w);
+}
 
 // Sums four rows over the 32 lanes of a warp with 6 shuffles instead of 20: each exchange also halves the rows that a lane still holds.
 // Returns the sum of row (lane >> 3), the same in all eight lanes of that row. The order of additions is fixed.

@@ -5,7 +5,7 @@
 // Why faster than k1: a code is B <= 8 ? 1 : 2 bytes and read once instead of once an element, codewords come out of shared memory (conflict
 // free with AQLM_REPLICAS 8) or L1 as 16-byte vectors, and 16 bytes of the weight are written at once, 64 neighbouring bytes a row.
 // Bound: writing 2 bytes a weight. Predicted, 4096 -> 11008, 2x8g8: 101 MB at 2.4 TB/s 42 us; into a buffer that stays in L2 about 20 us.
-// Arithmetic: f32 sums, scaled, rounded once.
+// Arithmetic: f32 sums, scaled, rounded once. With bf16 codebooks are bf16.
 // Limits: out_group 1; G 8 or 16; M <= 8; sm_80. y is [tiles' rows, in] from row 8 first_tile of the matrix on.
 // Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_REPLICAS.
 
@@ -17,8 +17,8 @@
 #define CODE_MASK ((1u << AQLM_B) - 1u)
 
 __device__ __forceinline__ void add_pair(float (&sum)[8], int at, u32 pair) {
-    sum[at] += low_f32(pair);
-    sum[at + 1] += high_f32(pair);
+    sum[at] += low_x(pair);
+    sum[at + 1] += high_x(pair);
 }
 
 extern "C" __global__ void __launch_bounds__(512)
@@ -71,10 +71,10 @@ decode(const u32* codes, const uint4* codebooks, const u16* scales, u16* y, int 
                     add_pair(sum, 6, word.w);
                 }
                 uint4 weights;
-                weights.x = f16_of_f32(sum[0] * scale) | static_cast<u32>(f16_of_f32(sum[1] * scale)) << 16;
-                weights.y = f16_of_f32(sum[2] * scale) | static_cast<u32>(f16_of_f32(sum[3] * scale)) << 16;
-                weights.z = f16_of_f32(sum[4] * scale) | static_cast<u32>(f16_of_f32(sum[5] * scale)) << 16;
-                weights.w = f16_of_f32(sum[6] * scale) | static_cast<u32>(f16_of_f32(sum[7] * scale)) << 16;
+                weights.x = y_of_f32(sum[0] * scale) | static_cast<u32>(y_of_f32(sum[1] * scale)) << 16;
+                weights.y = y_of_f32(sum[2] * scale) | static_cast<u32>(y_of_f32(sum[3] * scale)) << 16;
+                weights.z = y_of_f32(sum[4] * scale) | static_cast<u32>(y_of_f32(sum[5] * scale)) << 16;
+                weights.w = y_of_f32(sum[6] * scale) | static_cast<u32>(y_of_f32(sum[7] * scale)) << 16;
                 if (valid && column < in_features) {
                     *reinterpret_cast<uint4*>(y + (static_cast<size_t>(tile) * 8 + g) * in_features + column + v * 8) = weights;
                 }

@@ -2,8 +2,8 @@
 // matmul k1: every scheme and every batch, nothing clever. The answer where no faster kernel applies.
 //
 // Parallel over: one warp an output row and input row; lanes stride over the row's input groups.
-// codes [out_groups, in_groups, M] u16; codebooks [M, 2^B, out_group, in_group] f16; scales [out_groups] f16; x [batch, in] f16;
-// y [batch, out] f16. Cost a group and input row: M gathers of G f16 out of L1/L2. Limits: none but 16-bit codes.
+// codes [out_groups, in_groups, M] u16; codebooks [M, 2^B, out_group, in_group] f16; scales [out_groups] f16; x [batch, in] and
+// y [batch, out] f16 or bf16. Cost a group and input row: M gathers of G f16 out of L1/L2. Limits: none but 16-bit codes.
 // Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_OUT_G.
 
 extern "C" __global__ void matmul(const u16* codes, const u16* codebooks, const u16* scales, const u16* x, u16* y, int out_features,
@@ -22,10 +22,10 @@ extern "C" __global__ void matmul(const u16* codes, const u16* codebooks, const 
             for (int m = 0; m < AQLM_M; ++m) {
                 const u32 code = codes[(static_cast<size_t>(out_group) * groups + j) * AQLM_M + m];
                 const u16* word = codebooks + (((static_cast<size_t>(m) << AQLM_B) + code) * AQLM_OUT_G + row_in_group) * AQLM_G;
-                for (int i = 0; i < AQLM_G; ++i) sum += f32_of_f16(word[i]) * f32_of_f16(input[j * AQLM_G + i]);
+                for (int i = 0; i < AQLM_G; ++i) sum += f32_of_f16(word[i]) * f32_of_x(input[j * AQLM_G + i]);
             }
         }
         for (int step = 16; step > 0; step >>= 1) sum += __shfl_xor_sync(WARP_MASK, sum, step);
-        if (lane == 0) y[static_cast<size_t>(n) * out_features + row] = f16_of_f32(sum * f32_of_f16(scales[out_group]));
+        if (lane == 0) y[static_cast<size_t>(n) * out_features + row] = y_of_f32(sum * f32_of_f16(scales[out_group]));
     }
 }

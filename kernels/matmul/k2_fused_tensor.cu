@@ -9,7 +9,7 @@
 // shuffle and no dense tile between. x is stored in shared memory in the same order, so its fragments are 16-byte reads too.
 // With AQLM_REPLICAS 8 each lane modulo 8 has its own copy of the codebook in its own banks; 1 keeps it in shared memory once; 0 leaves it in
 // global memory, read through L1 and L2.
-// Arithmetic: codewords of several codebooks are added in f16 (M - 1 roundings), products are exact, sums f32.
+// Arithmetic: codewords of several codebooks are added in f16, or with bf16, of which codebooks then are, in bf16 (M - 1 roundings), products are exact, sums f32.
 // Predicted, 4096 -> 11008: 16 rows 2x8g8, codewords 180 MB of shared memory at 128 B a clock on 132 multiprocessors 5.6 us, codes 4.7 us
 // beside it, launch, codebook copies and the last sums 3 us: 10 us. 1x16g8: 5.6 M codewords of a 32-byte sector each, 180 MB out of L2 at
 // 5.5 TB/s: 33 us, less what L1 holds. 128 rows: 5.6 M products of 2048 at about 1.7 clocks a multiprocessor 19 us, fragments of x and
@@ -86,10 +86,10 @@ __device__ __forceinline__ uint4 codeword(const u32 (&words)[WORDS], int step, i
         if (m == 0) {
             sum = word;
         } else {
-            sum.x = add_f16x2(sum.x, word.x);
-            sum.y = add_f16x2(sum.y, word.y);
-            sum.z = add_f16x2(sum.z, word.z);
-            sum.w = add_f16x2(sum.w, word.w);
+            sum.x = add_x2(sum.x, word.x);
+            sum.y = add_x2(sum.y, word.y);
+            sum.z = add_x2(sum.z, word.z);
+            sum.w = add_x2(sum.w, word.w);
         }
     }
     return sum;
@@ -226,6 +226,6 @@ matmul(const u32* codes, const uint4* codebooks, const u16* scales, const u16* x
         float total = 0.0f;
 #pragma unroll
         for (int s = 0; s < AQLM_SLICES; ++s) total += sums[(s * BATCH + input) * SUM_STRIDE + row];
-        y[static_cast<size_t>(first_input + input) * out_features + out] = f16_of_f32(total * f32_of_f16(scales[out]));
+        y[static_cast<size_t>(first_input + input) * out_features + out] = y_of_f32(total * f32_of_f16(scales[out]));
     }
 }

@@ -10,11 +10,12 @@
 // look-ups of the next ones, so that latency no longer adds up. Splitting the input features over blocks makes work for all multiprocessors.
 // AQLM_REPLICAS as in k2. With AQLM_SPREAD > 0 the codebook is spread over the shared memories of the cluster and AQLM_SPREAD eighths of the
 // look-ups go there, the others to L2: a gather from L2 moves a sector for each half of it that is used, and L2 is what bounds k2 then.
-// Arithmetic: codewords of several codebooks are added in f16 (M - 1 roundings), products are exact, sums f32.
+// Arithmetic: codewords of several codebooks are added in f16, or with bf16, of which codebooks then are, in bf16 (M - 1 roundings), products are exact, sums f32.
 // Predicted, 4096 -> 11008, 3 warpgroups, 2 slices, 116 blocks: 2x8g8, 128 rows: products 24,600 clocks of the tensor cores, shared memory 28,600
 // (codewords 12,300, x read by products 12,300 and written 4,000), so 16 us, then launch, codebooks and last sums 5 us: 21 us. 16 rows: shared
 // memory 14,500 clocks or 32 chunks of 250 clocks of latency, 8 us and 3 us more: 11 us. 1x16g8, 16 rows, from L2 alone as k2 (43 us); with half of
 // the look-ups in the cluster 22 us of L2 and as many of the cluster's network at the 3 TB/s that others measured of it: 27 us.
+// Measured (docs/kernels.md): 1x16g8 does best with all look-ups from L2, 57.7 us at 128 rows; the cluster's network gives 0.9 TB/s.
 // 2,048 rows, 2x8g8, 256 rows of x and 2 warpgroups: 201 us of products at 1.7 GHz, five and a fifth rounds of blocks that take six: 235 us.
 // Limits: out_group 1; G 8 or 16; M <= 8; sm_90a only. AQLM_SPREAD: M = 1. AQLM_BATCH 16, 32, 64, 128 or 256.
 // codes: as k2.
@@ -83,10 +84,10 @@ __device__ __forceinline__ uint4 codeword(const u32 (&words)[WORDS], int step, i
         if (m == 0) {
             sum = word;
         } else {
-            sum.x = add_f16x2(sum.x, word.x);
-            sum.y = add_f16x2(sum.y, word.y);
-            sum.z = add_f16x2(sum.z, word.z);
-            sum.w = add_f16x2(sum.w, word.w);
+            sum.x = add_x2(sum.x, word.x);
+            sum.y = add_x2(sum.y, word.y);
+            sum.z = add_x2(sum.z, word.z);
+            sum.w = add_x2(sum.w, word.w);
         }
     }
     return sum;
@@ -240,6 +241,6 @@ matmul(const u32* codes, const uint4* codebooks, const u16* scales, const u16* x
         float total = 0.0f;
 #pragma unroll
         for (int s = 0; s < AQLM_SLICES; ++s) total += received[(s * SHARE + i / BLOCK_ROWS) * SUM_STRIDE + row];
-        y[static_cast<size_t>(input) * out_features + out] = f16_of_f32(total * f32_of_f16(scales[out]));
+        y[static_cast<size_t>(input) * out_features + out] = y_of_f32(total * f32_of_f16(scales[out]));
     }
 }

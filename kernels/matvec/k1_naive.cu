@@ -2,7 +2,7 @@
 // matvec k1: every scheme, nothing clever. The starting point of the ladder and the answer where no faster kernel applies.
 //
 // Parallel over: one warp a row; lanes stride over the row's input groups.
-// codes [out_groups, in_groups, M] u16; codebooks [M, 2^B, out_group, in_group] f16; scales [out_groups] f16; x [in] f16; y [out] f16.
+// codes [out_groups, in_groups, M] u16; codebooks [M, 2^B, out_group, in_group] f16; scales [out_groups] f16; x [in], y [out] f16 or bf16.
 // Cost a group: M gathers of G f16 out of L1/L2. Limits: none but 16-bit codes.
 // Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_OUT_G.
 
@@ -20,9 +20,9 @@ extern "C" __global__ void matvec(const u16* codes, const u16* codebooks, const 
         for (int m = 0; m < AQLM_M; ++m) {
             const u32 code = codes[(static_cast<size_t>(out_group) * groups + j) * AQLM_M + m];
             const u16* word = codebooks + (((static_cast<size_t>(m) << AQLM_B) + code) * AQLM_OUT_G + row_in_group) * AQLM_G;
-            for (int i = 0; i < AQLM_G; ++i) sum += f32_of_f16(word[i]) * f32_of_f16(x[j * AQLM_G + i]);
+            for (int i = 0; i < AQLM_G; ++i) sum += f32_of_f16(word[i]) * f32_of_x(x[j * AQLM_G + i]);
         }
     }
     for (int step = 16; step > 0; step >>= 1) sum += __shfl_xor_sync(WARP_MASK, sum, step);
-    if (lane == 0) y[row] = f16_of_f32(sum * f32_of_f16(scales[out_group]));
+    if (lane == 0) y[row] = y_of_f32(sum * f32_of_f16(scales[out_group]));
 }

@@ -6,7 +6,7 @@
 // the codes are B bits each, in the order of use, loaded 16 bytes a lane.
 // Bound: shared memory. A warp's 32 random 16-byte reads take 4 passes without bank conflicts; with AQLM_REPLICAS 8 each lane modulo 8
 // has its own copy of the codebook in its own banks and conflicts vanish, with 1 they cost about 2.8 times as much.
-// Arithmetic: f16 products and sums inside a group (at most M G / 2 terms), f32 across groups.
+// Arithmetic: f16 products and sums inside a group (at most M G / 2 terms), f32 across groups; with bf16 f32 throughout.
 // Limits: out_group 1; G 8 or 16; AQLM_REPLICAS M 2^B G 2 bytes + x within the block's shared memory; 4 M B AQLM_UNIT a multiple of 128.
 // codes: [task][unit][word of unit / 4][lane] of 16 bytes: a task is 4 rows, a unit AQLM_UNIT steps of 32 input groups, and a lane's bits
 // run over (step, row, codebook), low bits first.
@@ -72,7 +72,7 @@ matvec(const uint4* codes, const uint4* codebooks, const u16* scales, const uint
                 for (int v = 0; v < VECTORS; ++v) input[v] = inputs[v * padded_groups + group];
 #pragma unroll
                 for (int row = 0; row < 4; ++row) {
-                    u32 pair = 0;
+                    GroupSum pair = 0;
 #pragma unroll
                     for (int m = 0; m < AQLM_M; ++m) {
                         const int bit = ((step * 4 + row) * AQLM_M + m) * AQLM_B;
@@ -81,18 +81,15 @@ matvec(const uint4* codes, const uint4* codebooks, const u16* scales, const uint
                         for (int v = 0; v < VECTORS; ++v) {
                             const uint4 word =
                                 words[(((m << AQLM_B) + code) * VECTORS + v) * AQLM_REPLICAS + (lane & (AQLM_REPLICAS - 1))];
-                            pair = fma_f16x2(word.x, input[v].x, pair);
-                            pair = fma_f16x2(word.y, input[v].y, pair);
-                            pair = fma_f16x2(word.z, input[v].z, pair);
-                            pair = fma_f16x2(word.w, input[v].w, pair);
+                            add_products(pair, word, input[v]);
                         }
                     }
-                    sum[row] += low_f32(pair) + high_f32(pair);
+                    sum[row] += group_total(pair);
                 }
             }
         }
         const float total = sum_four_rows(sum[0], sum[1], sum[2], sum[3]);
         const int row = task * 4 + (lane >> 3);
-        if ((lane & 7) == 0 && row < out_features) y[row] = f16_of_f32(total * f32_of_f16(scales[row]));
+        if ((lane & 7) == 0 && row < out_features) y[row] = y_of_f32(total * f32_of_f16(scales[row]));
     }
 }

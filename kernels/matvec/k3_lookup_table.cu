@@ -8,7 +8,7 @@
 // only ever reads bank l. So 32 codes cost one conflict-free pass of shared memory (k2: 4 at best), and three instructions: a byte permute
 // that builds the address out of code byte and lane, the load, the addition. Codes then stream at the speed of memory.
 // Building a table is a small matrix product, done by the tensor cores in tf32, in which every f16 is exact.
-// Arithmetic: exact products of f16, sums in f32.
+// Arithmetic: exact products of f16 or bf16, sums in f32.
 // Limits: B 8, out_group 1, G 8 or 16, sm_90 (clusters), 1024 threads.
 // codes: [row slab][rank][round][four rows][lane] of 16 bytes; word = row of the four, byte = slot of the round (four of them).
 // Slots are numbered over (input groups / 32, codebook); slot of (round, rank, byte) = (round * ranks + rank) * 4 + byte.
@@ -100,7 +100,7 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
 #pragma unroll
                 for (u32 s = 0; s < STEPS; ++s) {
                     const float left[4] = {low_f32(word[i][s][0]), low_f32(word[i][s][1]), high_f32(word[i][s][0]), high_f32(word[i][s][1])};
-                    const float right[2] = {low_f32(input[n][s]), high_f32(input[n][s])};
+                    const float right[2] = {low_x(input[n][s]), high_x(input[n][s])};
                     multiply_16x8x8(product[n], left, right);
                 }
             }
@@ -150,7 +150,7 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
         if (row < static_cast<u32>(out_features)) {
             float sum = 0.0f;
             for (u32 peer = 0; peer < ranks; ++peer) sum += received[peer * rows_owned + i];
-            y[row] = f16_of_f32(sum * f32_of_f16(scales[row]));
+            y[row] = y_of_f32(sum * f32_of_f16(scales[row]));
         }
     }
 }

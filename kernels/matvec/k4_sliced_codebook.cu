@@ -9,7 +9,7 @@
 // Bytes: 24 bits an item instead of 16, some padding, and one slice of codebook a block.
 // Bank conflicts: x is stored once for each lane modulo 8, so reads of x never conflict; the items of a row may come in any order, so the
 // packer orders them so that the eight lanes of a pass want codewords in eight different bank groups (nearly always).
-// Arithmetic: f16 products and sums inside a group (G / 2 terms), f32 across groups.
+// Arithmetic: f16 products and sums inside a group (G / 2 terms), f32 across groups; with bf16 f32 throughout.
 // Limits: M 1, out_group 1, G 8 or 16, sm_90.
 // items: chunks of CHUNK items for 32 lanes, 24 bits each: [chunk][3][lane] of 8 bytes (CHUNK 8) or 4 (CHUNK 4). An item: code within slice (SLICE_BITS), then position
 // in the window, 24 bits. A pass is one (slice, window of WINDOW input groups); position WINDOW holds zeros, for padding.
@@ -34,14 +34,11 @@ typedef u32 Load;
 #define ENTRY (128 * VECTORS)  // bytes of one input group: its vectors for each lane modulo 8
 
 __device__ __forceinline__ float item_product(const unsigned char* slice, const unsigned char* inputs, u32 item) {
-    u32 pair = 0;
+    GroupSum pair = 0;
 #if AQLM_G == 8
     const uint4 word = *reinterpret_cast<const uint4*>(slice + ((item & 0x1fffu) << 4));
     const uint4 input = *reinterpret_cast<const uint4*>(inputs + ((item >> 6) & 0x1ff80u));
-    pair = mul_f16x2(word.x, input.x);
-    pair = fma_f16x2(word.y, input.y, pair);
-    pair = fma_f16x2(word.z, input.z, pair);
-    pair = fma_f16x2(word.w, input.w, pair);
+    add_products(pair, word, input);
 #else
     // `slice` and `inputs` already point at the half that this lane reads first: lanes 0-3 and 4-7 start at different halves, because
     // two codewords of 32 bytes in different places mod 128 still share banks half by half.
@@ -51,20 +48,28 @@ __device__ __forceinline__ float item_product(const unsigned char* slice, const 
     for (u32 half = 0; half < 32; half += 16) {
         const uint4 word = *reinterpret_cast<const uint4*>(slice + (code | (half ^ flip)));
         const uint4 input = *reinterpret_cast<const uint4*>(inputs + (place + (half ^ flip)));
-        pair = fma_f16x2(word.x, input.x, pair);
-        pair = fma_f16x2(word.y, input.y, pair);
-        pair = fma_f16x2(word.z, input.z, pair);
-        pair = fma_f16x2(word.w, input.w, pair);
+        add_products(pair, word, input);
     }
 #endif
-    return low_f32(pair) + high_f32(pair);
+    return group_total(pair);
 }
 
 // Four items of 24 bits out of three words.
 __device__ __forceinline__ float four_products(const unsigned char* slice, const unsigned char* inputs, u32 w0, u32 w1, u32 w2) {
+#if AQLM_BF16
+    // One after the other: sums in f32 take twice the registers.
+    float sum = item_product(slice, inputs, w0);
+    keep_order();
+    sum += item_product(slice, inputs, __byte_perm(w0, w1, 0x7543));
+    keep_order();
+    sum += item_product(slice, inputs, __byte_perm(w1, w2, 0x7432));
+    keep_order();
+    return sum + item_product(slice, inputs, w2 >> 8);
+#else
     const float p0 = item_product(slice, inputs, w0), p1 = item_product(slice, inputs, __byte_perm(w0, w1, 0x7543));
     const float p2 = item_product(slice, inputs, __byte_perm(w1, w2, 0x7432)), p3 = item_product(slice, inputs, w2 >> 8);
     return (p0 + p1) + (p2 + p3);
+#endif
 }
 
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
@@ -162,7 +167,7 @@ matvec(const Load* items, const uint2* tasks, const u16* rows, const uint4* code
         if (row < static_cast<u32>(out_features)) {
             float sum = 0.0f;
             for (u32 peer = 0; peer < ranks; ++peer) sum += received[peer * rows_owned + i];
-            y[row] = f16_of_f32(sum * f32_of_f16(scales[row]));
+            y[row] = y_of_f32(sum * f32_of_f16(scales[row]));
         }
     }
 }

@@ -186,6 +186,32 @@ inline uint16_t narrow(double value) {
     return sign | static_cast<uint16_t>(place == -24 ? rounded : (place + 24) * 1024 + rounded);
 }
 
+inline float f32_of_bf16(uint16_t h) {
+    const uint32_t bits = static_cast<uint32_t>(h) << 16;
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
+}
+
+// To nearest, ties to even, by adding just less than half of the last place.
+inline uint16_t bf16_of_f32(float f) {
+    uint32_t bits;
+    std::memcpy(&bits, &f, 4);
+    if (std::isnan(f)) return 0x7fff;
+    return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+#ifndef AQLM_BF16
+#define AQLM_BF16 0
+#endif
+// A number in the format of x.
+inline double wide_x(uint16_t h) { return AQLM_BF16 ? f32_of_bf16(h) : wide(h); }
+
+inline uint32_t add_bf16x2(uint32_t a, uint32_t b) {
+    const auto sum = [](uint32_t a, uint32_t b) -> uint32_t { return bf16_of_f32(f32_of_bf16(a & 0xffff) + f32_of_bf16(b & 0xffff)); };
+    return sum(a, b) | sum(a >> 16, b >> 16) << 16;
+}
+
 inline float f32_of_f16(uint16_t h) { return static_cast<float>(wide(h)); }
 inline uint16_t f16_of_f32(float f) { return narrow(f); }
 
@@ -207,6 +233,24 @@ inline uint4 load_once(const uint4* from) { return *from; }
 inline uint4 load_often(const uint4* from) { return *from; }
 inline uint2 load_once(const uint2* from) { return *from; }
 inline uint32_t load_once(const uint32_t* from) { return *from; }
+inline int load_fresh(const int* from) { return *from; }
+template <class T> T atomicAdd(T* at, T value) {
+    const T before = *at;
+    *at += value;
+    return before;
+}
+inline void __threadfence() {}
+inline int __float2int_rn(float f) { return static_cast<int>(std::nearbyintf(f)); }
+inline uint32_t __float_as_uint(float f) {
+    uint32_t bits;
+    std::memcpy(&bits, &f, 4);
+    return bits;
+}
+inline float __uint_as_float(uint32_t bits) {
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
+}
 inline void start_copy16(void* to, const void* from) { std::memcpy(to, from, 16); }
 inline void start_copy16_or_zero(void* to, const void* from, bool valid) {
     if (valid) {
@@ -228,7 +272,7 @@ inline void multiply_16x8x16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a
     const uint32_t id = current->thread.x, first = id / 32 * 32, g = id % 32 / 4, t = id % 4;
     block.pairs[id] = {a0, a1, a2, a3, b0, b1};
     wait_at(block.warps[id / 32]);
-    const auto half = [](uint32_t pair, uint32_t which) { return wide(static_cast<uint16_t>(pair >> 16 * which & 0xffff)); };
+    const auto half = [](uint32_t pair, uint32_t which) { return wide_x(static_cast<uint16_t>(pair >> 16 * which & 0xffff)); };
     for (uint32_t i = 0; i < 4; ++i) {
         const uint32_t row = i / 2, column = t * 2 + i % 2;  // row g + 8 row
         double sum = 0.0;
@@ -270,7 +314,7 @@ void multiply_64xNx16(float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, u
             const uint32_t pair = block.pairs[first + g * 4 + k % 8 / 2][row + k / 8 * 2];
             uint16_t right;
             std::memcpy(&right, b.at + k / 8 * b.next_k + column / 8 * b.next_rows + column % 8 * 16 + k % 8 * 2, 2);
-            sum += wide(static_cast<uint16_t>(pair >> 16 * (k % 2) & 0xffff)) * wide(right);
+            sum += wide_x(static_cast<uint16_t>(pair >> 16 * (k % 2) & 0xffff)) * wide_x(right);
         }
         d[i] += static_cast<float>(sum);
     }

@@ -5,6 +5,7 @@
 //! measurements.
 
 mod dispatch;
+mod embedded;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -13,6 +14,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 pub use dispatch::{Case, Choice, MEASURED_SHAPE, choose, dispatch};
+pub use embedded::{constants, embedded, has_embedded};
 
 /// Why a kernel's source cannot be had.
 #[derive(Debug, Error)]
@@ -56,9 +58,35 @@ pub struct Kernel {
     pub max_compute: Option<u32>,
     /// rows of x
     pub batch: [usize; 2],
+    /// what a compiler may keep of a thread in local memory; nothing where absent
+    #[serde(default)]
+    pub local: Option<Local>,
+    /// whether x and y may be bf16 (AQLM_BF16)
+    #[serde(default)]
+    pub bf16: bool,
+    /// which operand is codebooks in the format of x, where they are not always f16
+    #[serde(default)]
+    pub typed_codebooks: Option<usize>,
+}
+
+/// Local memory that a kernel may take.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Local {
+    /// numbers of codebooks for which it may
+    pub codebooks: [usize; 2],
+    /// bytes of a thread
+    pub bytes: u32,
 }
 
 impl Kernel {
+    /// Bytes of a thread that a compiler may keep in local memory with so many codebooks.
+    pub fn local_bytes(&self, codebooks: usize) -> u32 {
+        self.local
+            .as_ref()
+            .filter(|local| (local.codebooks[0]..=local.codebooks[1]).contains(&codebooks))
+            .map_or(0, |local| local.bytes)
+    }
+
     /// Whether the manifest claims a scheme of `codebooks` x `nbits`, groups of `out_group` x `in_group`.
     pub fn claims(&self, codebooks: usize, nbits: u32, in_group: usize, out_group: usize) -> bool {
         (self.codebooks[0]..=self.codebooks[1]).contains(&codebooks)
@@ -94,7 +122,7 @@ pub fn user_source(text: &str, name: &str, folder: Option<&Path>) -> Result<Stri
     Ok(expand(text, &file("common.cuh", folder)?, name))
 }
 
-const FILES: [(&str, &str); 10] = [
+const FILES: [(&str, &str); 12] = [
     ("common.cuh", include_str!("../common.cuh")),
     ("matvec/k1_naive.cu", include_str!("../matvec/k1_naive.cu")),
     (
@@ -108,6 +136,14 @@ const FILES: [(&str, &str); 10] = [
     (
         "matvec/k4_sliced_codebook.cu",
         include_str!("../matvec/k4_sliced_codebook.cu"),
+    ),
+    (
+        "matvec/k5_staged_codes.cu",
+        include_str!("../matvec/k5_staged_codes.cu"),
+    ),
+    (
+        "matvec/k6_product_tables.cu",
+        include_str!("../matvec/k6_product_tables.cu"),
     ),
     ("matmul/k1_naive.cu", include_str!("../matmul/k1_naive.cu")),
     (

@@ -4,11 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use aqlm_optimized::cuda::Activations;
 use aqlm_optimized::cuda::pack::{
     LaunchConfig, Op, Packed, Target, TileConfig, WarpgroupConfig, pack, with_config,
 };
 use aqlm_reference::vocabulary::{QuantizedMatrix, Scheme};
-use half::f16;
+use half::{bf16, f16};
 use ndarray::{Array1, Array3, Array4};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -55,13 +56,26 @@ fn unscaled(matrix: &QuantizedMatrix, row: usize, column: usize) -> f64 {
         .sum()
 }
 
-/// What the operation should give, in f64, rounded to f16 once.
-fn expected(op: Op, matrix: &QuantizedMatrix, x: &[f16]) -> Vec<f16> {
+/// A number in the format of x and y, as its bits.
+fn narrowed(value: f64, format: Activations) -> u16 {
+    match format {
+        Activations::F16 => f16::from_f64(value).to_bits(),
+        Activations::Bf16 => bf16::from_f64(value).to_bits(),
+    }
+}
+
+/// What the operation should give, in f64, rounded once.
+fn expected(op: Op, matrix: &QuantizedMatrix, x: &[f64], format: Activations) -> Vec<u16> {
     let scale = |row: usize| matrix.scales[row / matrix.scheme.out_group_size];
     let (rows, columns) = (matrix.out_features(), matrix.in_features());
     if op == Op::Decode {
         return (0..rows * columns)
-            .map(|i| f16::from_f64(unscaled(matrix, i / columns, i % columns) * scale(i / columns)))
+            .map(|i| {
+                narrowed(
+                    unscaled(matrix, i / columns, i % columns) * scale(i / columns),
+                    format,
+                )
+            })
             .collect();
     }
     let weight: Vec<f64> = (0..rows * columns)
@@ -72,15 +86,15 @@ fn expected(op: Op, matrix: &QuantizedMatrix, x: &[f16]) -> Vec<f16> {
             let weight = &weight;
             (0..rows).map(move |row| {
                 let weights = &weight[row * columns..(row + 1) * columns];
-                let sum: f64 = weights.iter().zip(x).map(|(w, x)| w * x.to_f64()).sum();
-                f16::from_f64(sum * scale(row))
+                let sum: f64 = weights.iter().zip(x).map(|(w, x)| w * x).sum();
+                narrowed(sum * scale(row), format)
             })
         })
         .collect()
 }
 
 /// `None` when there is no C++ compiler.
-fn run_on_cpu(packed: &Packed, x: &[f16], folder: &Path) -> Option<Vec<f16>> {
+fn run_on_cpu(packed: &Packed, x: &[u16], folder: &Path) -> Option<Vec<u16>> {
     let kernel = aqlm_kernels::kernel(packed.kernel).unwrap();
     let shim = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/shim/shim.h");
     let source = format!(
@@ -141,7 +155,7 @@ fn run_on_cpu(packed: &Packed, x: &[f16], folder: &Path) -> Option<Vec<f16>> {
     Some(
         bytes
             .chunks_exact(2)
-            .map(|pair| f16::from_le_bytes([pair[0], pair[1]]))
+            .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
             .collect(),
     )
 }
@@ -170,37 +184,54 @@ fn check_batch(
     let mut rng = ChaCha8Rng::seed_from_u64(out_features as u64 * 1_000_003 + in_features as u64);
     let scheme: Scheme = scheme.parse().unwrap();
     let matrix = grid_matrix(scheme, out_features, in_features, &mut rng);
-    let x: Vec<f16> = (0..batch * in_features)
-        .map(|_| f16::from_f64(grid_value(&mut rng)))
-        .collect();
-    let mut packed = pack(kernel, &matrix, &small_target(), batch).unwrap();
-    if let Some(config) = config {
-        packed = with_config(&packed, scheme, &small_target(), config);
+    let x: Vec<f64> = (0..batch * in_features).map(|_| grid_value(&mut rng)).collect();
+    let formats = if aqlm_kernels::kernel(kernel).unwrap().bf16 {
+        &[Activations::F16, Activations::Bf16][..]
+    } else {
+        &[Activations::F16]
+    };
+    for &format in formats {
+        let mut packed = pack(kernel, &matrix, &small_target(), batch)
+            .unwrap()
+            .with_activations(format)
+            .unwrap();
+        if let Some(config) = config {
+            packed = with_config(&packed, scheme, &small_target(), config);
+        }
+        check_packed(&packed, &matrix, &x);
     }
+}
+
+fn check_packed(packed: &Packed, matrix: &QuantizedMatrix, x: &[f64]) {
+    let (kernel, scheme, batch, format) = (packed.kernel, matrix.scheme, packed.batch, packed.activations);
+    let (out_features, in_features) = (packed.out_features, packed.in_features);
     let folder = std::env::temp_dir().join(format!(
-        "aqlm-shim-{}-{}-{scheme}-{out_features}-{in_features}-{batch}-{}-{}",
+        "aqlm-shim-{}-{}-{scheme}-{out_features}-{in_features}-{batch}-{}-{}-{format:?}",
         std::process::id(),
         kernel.replace('/', "-"),
         packed.block,
         packed.cluster
     ));
     std::fs::create_dir_all(&folder).unwrap();
-    let found = run_on_cpu(&packed, &x, &folder);
+    let bits: Vec<u16> = x.iter().map(|&x| narrowed(x, format)).collect();
+    let found = run_on_cpu(packed, &bits, &folder);
     std::fs::remove_dir_all::<PathBuf>(folder).unwrap();
     let Some(found) = found else { return };
-    let expected = expected(packed.op(), &matrix, &x);
-    assert!(expected.iter().any(|value| value.to_f64() != 0.0));
+    let expected = expected(packed.op(), matrix, x, format);
+    assert!(expected.iter().any(|value| value & 0x7fff != 0));
     assert_eq!(expected.len(), found.len());
     let wrong: Vec<_> = expected
         .iter()
         .zip(&found)
         .enumerate()
-        .filter(|(_, (a, b))| a != b)
+        // Zero has two signs.
+        .filter(|(_, (a, b))| a != b && (**a | **b) & 0x7fff != 0)
         .take(10)
         .collect();
     assert!(
         wrong.is_empty(),
-        "{kernel} {scheme} {out_features}x{in_features}, {batch} rows, {config:?}: (element, (expected, found)) {wrong:?}"
+        "{kernel} {scheme} {out_features}x{in_features}, {batch} rows, {format:?}, {:?}: (element, (expected, found)) {wrong:?}",
+        packed.defines
     );
 }
 
@@ -235,6 +266,26 @@ fn k4_sliced_codebook() {
     check("matvec/k4_sliced_codebook", "1x15g8", 70, 4424);
     check("matvec/k4_sliced_codebook", "1x16g8", 35, 1032);
     check("matvec/k4_sliced_codebook", "1x16g16", 33, 4112);
+}
+
+#[test]
+fn k5_staged_codes() {
+    // As for k3, then enough rows that a lane's copies are used more than once, in one round and in several.
+    check("matvec/k5_staged_codes", "2x8g8", 26, 264);
+    check("matvec/k5_staged_codes", "1x8g8", 45, 2056);
+    check("matvec/k5_staged_codes", "2x8g16", 7, 1040);
+    check("matvec/k5_staged_codes", "3x8g8", 38, 1288);
+    check("matvec/k5_staged_codes", "1x8g8", 2050, 264);
+    check("matvec/k5_staged_codes", "1x8g8", 2050, 2312);
+}
+
+#[test]
+fn k6_product_tables() {
+    // Sets that end inside a block's, groups that end inside a set, chunks beyond those in flight.
+    check("matvec/k6_product_tables", "1x13g8", 37, 264);
+    check("matvec/k6_product_tables", "1x13g16", 35, 1552);
+    check("matvec/k6_product_tables", "1x13g8", 2048, 264);
+    check("matvec/k6_product_tables", "1x14g8", 70, 4424);
 }
 
 #[test]

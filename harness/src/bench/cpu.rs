@@ -5,6 +5,7 @@ use aqlm_optimized::cpu::product::linear;
 use aqlm_optimized::cpu::{Form, PackedMatrix, Plan, SimdLevel, TablePrecision};
 use aqlm_reference::vocabulary::AqlmError;
 use faer::Par;
+use half::f16;
 use ndarray::Array2;
 use rayon::prelude::*;
 
@@ -34,7 +35,7 @@ pub fn bench_cpu(options: &BenchOptions, progress: &mut dyn FnMut(&str)) -> Resu
             path.display().to_string(),
         ));
     }
-    let mut report = BenchReport::empty(options, "f32, faer");
+    let mut report = BenchReport::empty(options, "f32", "f32, faer");
     report.device = Some(format!(
         "this processor, {} threads",
         rayon::current_num_threads()
@@ -94,7 +95,7 @@ fn measure(
     options: &BenchOptions,
     plan: &Plan,
     batch: usize,
-    [exact, random]: [&Inputs; 2],
+    [exact, random]: [&Inputs<f16>; 2],
 ) -> KernelRow {
     let checked = check(options, plan, batch, exact, true).and_then(|(verdict, _)| match verdict {
         Verdict::Right(_) => check(options, plan, batch, random, false),
@@ -157,7 +158,7 @@ fn check(
     options: &BenchOptions,
     plan: &Plan,
     batch: usize,
-    inputs: &Inputs,
+    inputs: &Inputs<f16>,
     exact: bool,
 ) -> std::result::Result<(Verdict, Option<PackedMatrix>), AqlmError> {
     let packed = PackedMatrix::new(&inputs.matrix, plan)?;
@@ -195,7 +196,7 @@ fn check(
 }
 
 /// x [batch, in_features]; no rows for a decode.
-fn rows_of(inputs: &Inputs, batch: usize, in_features: usize) -> Array2<f32> {
+fn rows_of(inputs: &Inputs<f16>, batch: usize, in_features: usize) -> Array2<f32> {
     let x = inputs.x(batch);
     Array2::from_shape_fn((x.len() / in_features.max(1), in_features), |(n, i)| {
         x[n * in_features + i].to_f32()
@@ -240,6 +241,7 @@ fn copy_rate() -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::BenchActivations;
     use super::*;
 
     fn options(op: BenchOp, scheme: &str, batches: &[usize]) -> BenchOptions {
@@ -248,9 +250,11 @@ mod tests {
             scheme: scheme.parse().unwrap(),
             out_features: 264,
             in_features: 176,
+            activations: BenchActivations::F16,
             batches: batches.to_vec(),
             seed: 3,
             replays: 0,
+            rest: 0,
             only: String::new(),
             kernel_folder: None,
             user_kernel: None,

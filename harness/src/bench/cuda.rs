@@ -1,16 +1,17 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use aqlm_optimized::cuda::dispatch::{Dispatched, dispatched};
 use aqlm_optimized::cuda::pack::{Op, Packed, launch_configs, pack, with_config};
-use aqlm_optimized::cuda::timing::{Timing, copy_rate, time_graph};
-use aqlm_optimized::cuda::{Blas, CudaError, DecodedMatmul, Device, DeviceMatrix, F16Buffer};
+use aqlm_optimized::cuda::timing::{Timing, copy_rate, time_rested_graph};
+use aqlm_optimized::cuda::{Activation, Blas, Buffer, CudaError, DecodedMatmul, Device, DeviceMatrix};
 use aqlm_reference::vocabulary::AqlmError;
-use half::f16;
+use half::{bf16, f16};
 
 use super::inputs::Inputs;
 use super::user_kernel::UserKernel;
-use super::verdict::{Verdict, limit};
-use super::{BenchCase, BenchOp, BenchOptions, BenchReport, KernelRow, Times, least_bytes};
+use super::verdict::{Element, Verdict, limit, limit_bf16};
+use super::{BenchActivations, BenchCase, BenchOp, BenchOptions, BenchReport, KernelRow, Times, least_bytes};
 use crate::check::Outcome;
 use crate::error::{Error, Result};
 
@@ -19,11 +20,13 @@ const ROTATE_BYTES: usize = 150_000_000;
 /// Calls that a graph has at least, so that what starting it costs is spread thin; fewer when they would take longer than `GRAPH_US`.
 const GRAPH_CALLS: usize = 64;
 const GRAPH_US: f64 = 20_000.0;
+/// The same where the device rests before each: the power limit takes longer than this to bite.
+const RESTED_GRAPH_US: f64 = 3_000.0;
 /// What all replays of a kernel may take together.
 const REPLAYS_US: f64 = 400_000.0;
 /// Rows of the weight that a matmul through cuBLAS decodes at a time, tried in this order: 33 tiles of 128 rows make two full rounds of
 /// 128 x 256 tiles at 2,048 rows of x on 132 multiprocessors.
-const CHUNK_ROWS: [usize; 5] = [4224, 5632, 2816, 2112, 1408];
+const CHUNK_ROWS: [usize; 6] = [4224, 5632, 2816, 5504, 2112, 1408];
 /// The name under which decoding and then multiplying by cuBLAS is listed.
 const DECODED: &str = "matmul/decode_cublas";
 /// From this batch on it is tried: below, decoding to memory costs a multiple of the product.
@@ -41,7 +44,11 @@ pub fn bench_cuda(options: &BenchOptions, progress: &mut dyn FnMut(&str)) -> Res
         .as_deref()
         .map(|path| UserKernel::read(path, options.op))
         .transpose()?;
-    let mut report = BenchReport::empty(options, "FP16, cuBLAS");
+    let dense = match options.activations {
+        BenchActivations::F16 => "FP16, cuBLAS",
+        BenchActivations::Bf16 => "BF16, cuBLAS",
+    };
+    let mut report = BenchReport::empty(options, options.activations.name(), dense);
     let opened = Device::open(0, options.kernel_folder.as_deref());
     let outcome = opened.and_then(|device| {
         report.device = Some(format!(
@@ -63,20 +70,34 @@ pub fn bench_cuda(options: &BenchOptions, progress: &mut dyn FnMut(&str)) -> Res
         }
         Err(error) => return Err(device_error(&error)),
     };
+    match options.activations {
+        BenchActivations::F16 => run::<f16>(&device, options, user.as_ref(), &mut report, progress)?,
+        BenchActivations::Bf16 => run::<bf16>(&device, options, user.as_ref(), &mut report, progress)?,
+    }
+    Ok(report)
+}
+
+/// All cases, with x and y in one format.
+fn run<T: Activation + Element>(
+    device: &Device,
+    options: &BenchOptions,
+    user: Option<&UserKernel>,
+    report: &mut BenchReport,
+    progress: &mut dyn FnMut(&str),
+) -> Result<()> {
     let bench = Bench {
-        exact: Inputs::exact(options)?,
-        random: Inputs::random(options)?,
+        exact: Inputs::<T>::exact(options)?,
+        random: Inputs::<T>::random(options)?,
         // The dense product is a comparison, not a condition.
-        blas: Blas::new(&device).ok().map(Arc::new),
-        device: &device,
+        blas: Blas::new(device).ok().map(Arc::new),
+        device,
         options,
     };
     for &batch in &options.batches {
-        report
-            .cases
-            .push(bench.case(batch, user.as_ref(), &report, progress));
+        let case = bench.case(batch, user, report, progress);
+        report.cases.push(case);
     }
-    Ok(report)
+    Ok(())
 }
 
 fn device_error(error: &CudaError) -> Error {
@@ -85,23 +106,23 @@ fn device_error(error: &CudaError) -> Error {
     }
 }
 
-struct Bench<'a> {
+struct Bench<'a, T> {
     device: &'a Device,
     options: &'a BenchOptions,
     blas: Option<Arc<Blas>>,
-    exact: Inputs,
-    random: Inputs,
+    exact: Inputs<T>,
+    random: Inputs<T>,
 }
 
 /// Something on the device that computes the operation, launched with (x, y, overlap).
-type Launch<'a> =
-    Box<dyn FnMut(Option<&F16Buffer>, &mut F16Buffer, bool) -> std::result::Result<(), CudaError> + 'a>;
+type Launch<'a, T> =
+    Box<dyn FnMut(Option<&Buffer<T>>, &mut Buffer<T>, bool) -> std::result::Result<(), CudaError> + 'a>;
 
 /// The same, launched once with (x, y).
-type SingleLaunch<'a> =
-    dyn FnMut(Option<&F16Buffer>, &mut F16Buffer) -> std::result::Result<(), CudaError> + 'a;
+type SingleLaunch<'a, T> =
+    dyn FnMut(Option<&Buffer<T>>, &mut Buffer<T>) -> std::result::Result<(), CudaError> + 'a;
 
-impl Bench<'_> {
+impl<T: Activation + Element> Bench<'_, T> {
     fn case(
         &self,
         batch: usize,
@@ -169,8 +190,10 @@ impl Bench<'_> {
             && let Some(blas) = &self.blas
         {
             let table = self.table(batch).and_then(|table| table.decoded_rows);
-            let chunks = table_first(CHUNK_ROWS.to_vec(), table);
-            for rows in chunks.into_iter().take(options.configs) {
+            let choices = table_first(CHUNK_ROWS.to_vec(), table)
+                .into_iter()
+                .filter(|rows| decoded_config(*rows).contains(&options.config));
+            for rows in choices.take(options.configs) {
                 progress(&format!("{batch} rows: {DECODED}, {rows} rows at a time"));
                 let mut row = self.decoded(blas, batch, rows);
                 row.dispatched = table == Some(rows);
@@ -211,8 +234,8 @@ impl Bench<'_> {
             .into_iter()
             .map(|config| {
                 let name = config.map(|config| config.to_string());
-                let pack_for = |inputs: &Inputs| {
-                    let packed = pack(id, &inputs.matrix, self.device.target(), batch)?;
+                let pack_for = |inputs: &Inputs<T>| {
+                    let packed = self.packed(id, inputs, batch)?;
                     Ok(config.map_or_else(
                         || packed.clone(),
                         |config| with_config(&packed, self.options.scheme, self.device.target(), config),
@@ -225,6 +248,11 @@ impl Bench<'_> {
                 })
             })
             .collect()
+    }
+
+    /// A matrix for kernel `id` and this format of x and y.
+    fn packed(&self, id: &str, inputs: &Inputs<T>, batch: usize) -> std::result::Result<Packed, AqlmError> {
+        pack(id, &inputs.matrix, self.device.target(), batch)?.with_activations(T::FORMAT)
     }
 
     /// What the table of measurements chooses.
@@ -255,8 +283,8 @@ impl Bench<'_> {
                 Ok(source) => source,
                 Err(error) => return row.ended(Outcome::Fail, &error),
             };
-        let pack_for = |inputs: &Inputs| {
-            let mut packed = pack(&user.like, &inputs.matrix, self.device.target(), batch)?;
+        let pack_for = |inputs: &Inputs<T>| {
+            let mut packed = self.packed(&user.like, inputs, batch)?;
             packed.block = user.block.unwrap_or(packed.block);
             packed.shared_bytes = user.shared.unwrap_or(packed.shared_bytes);
             if let Some(rows) = user.rows_per_block {
@@ -274,7 +302,7 @@ impl Bench<'_> {
         &self,
         row: KernelRow,
         batch: usize,
-        pack_for: &dyn Fn(&Inputs) -> std::result::Result<Packed, AqlmError>,
+        pack_for: &dyn Fn(&Inputs<T>) -> std::result::Result<Packed, AqlmError>,
         upload: &dyn Fn(&Packed) -> std::result::Result<DeviceMatrix, CudaError>,
     ) -> KernelRow {
         let packed = match pack_for(&self.exact) {
@@ -319,7 +347,7 @@ impl Bench<'_> {
             }
             let launches = matrices
                 .iter()
-                .map(|matrix| -> Launch<'_> {
+                .map(|matrix| -> Launch<'_, T> {
                     Box::new(|x, y, overlap| matrix.start(self.device, x, y, overlap))
                 })
                 .collect();
@@ -337,16 +365,15 @@ impl Bench<'_> {
 
     /// Decode into chunks and multiply those by cuBLAS.
     fn decoded(&self, blas: &Arc<Blas>, batch: usize, chunk_rows: usize) -> KernelRow {
-        let mut row = KernelRow::new(DECODED, Some(format!("{chunk_rows} rows")));
-        let target = self.device.target();
+        let mut row = KernelRow::new(DECODED, Some(decoded_config(chunk_rows)));
         let make = |packed: &Packed| {
             let matrix = DeviceMatrix::new(self.device, packed)?;
-            DecodedMatmul::new(self.device, blas, &matrix, packed, chunk_rows)
+            DecodedMatmul::<T>::new(self.device, blas, &matrix, packed, chunk_rows)
                 .map(|product| (product, matrix.bytes()))
         };
         let mut output = Vec::new();
         for (inputs, exact) in [(&self.exact, true), (&self.random, false)] {
-            let packed = match pack("decode/k2_tiles", &inputs.matrix, target, 1) {
+            let packed = match self.packed("decode/k2_tiles", inputs, 1) {
                 Ok(packed) => packed,
                 Err(error) => return row.ended(Outcome::Unsupported, &error),
             };
@@ -366,7 +393,8 @@ impl Bench<'_> {
         if self.options.replays == 0 {
             return row;
         }
-        let timed = pack("decode/k2_tiles", &self.random.matrix, target, 1)
+        let timed = self
+            .packed("decode/k2_tiles", &self.random, 1)
             .map_err(CudaError::from)
             .and_then(|packed| {
                 let sets = self.sets(packed.bytes(), self.random.expected(batch).len() * 2)?;
@@ -375,7 +403,7 @@ impl Bench<'_> {
                     .collect::<std::result::Result<Vec<_>, _>>()?;
                 let launches = products
                     .into_iter()
-                    .map(|mut product| -> Launch<'_> {
+                    .map(|mut product| -> Launch<'_, T> {
                         Box::new(move |x, y, _| match x {
                             Some(x) => product.start(self.device, x, y, batch),
                             None => Err(CudaError::Absent("matmul needs x".into())),
@@ -396,14 +424,14 @@ impl Bench<'_> {
     /// Runs once on a poisoned output and compares; on realistic inputs, a second time for equal bytes. Returns the output.
     fn check(
         &self,
-        inputs: &Inputs,
+        inputs: &Inputs<T>,
         batch: usize,
         exact: bool,
-        launch: &mut SingleLaunch<'_>,
-    ) -> std::result::Result<(Verdict, Vec<f16>), CudaError> {
+        launch: &mut SingleLaunch<'_, T>,
+    ) -> std::result::Result<(Verdict, Vec<T>), CudaError> {
         let expected = inputs.expected(batch);
         let x = self.upload_x(inputs, batch)?;
-        let mut y = self.device.upload(&vec![f16::NAN; expected.len()])?;
+        let mut y = self.device.upload(&vec![T::NAN; expected.len()])?;
         launch(x.as_ref(), &mut y)?;
         let found = self.device.download(&y)?;
         let options = self.options;
@@ -415,7 +443,10 @@ impl Bench<'_> {
             return Ok((Verdict::exact(&found, expected, columns), found));
         }
         let scheme = options.scheme;
-        let limit = limit(options.op, scheme.num_codebooks, scheme.in_group_size);
+        let limit = match options.activations {
+            BenchActivations::F16 => limit(options.op, scheme.num_codebooks, scheme.in_group_size),
+            BenchActivations::Bf16 => limit_bf16(options.op, scheme.num_codebooks),
+        };
         let verdict = Verdict::close(&found, expected, columns, limit);
         if matches!(verdict, Verdict::Right(_)) {
             launch(x.as_ref(), &mut y)?;
@@ -427,15 +458,19 @@ impl Bench<'_> {
         Ok((verdict, found))
     }
 
-    fn upload_x(&self, inputs: &Inputs, batch: usize) -> std::result::Result<Option<F16Buffer>, CudaError> {
+    fn upload_x(
+        &self,
+        inputs: &Inputs<T>,
+        batch: usize,
+    ) -> std::result::Result<Option<Buffer<T>>, CudaError> {
         let x = inputs.x(batch);
         (!x.is_empty()).then(|| self.device.upload(x)).transpose()
     }
 
     fn judged(
         mut row: KernelRow,
-        checked: std::result::Result<(Verdict, Vec<f16>), CudaError>,
-    ) -> std::result::Result<(KernelRow, Vec<f16>), Box<KernelRow>> {
+        checked: std::result::Result<(Verdict, Vec<T>), CudaError>,
+    ) -> std::result::Result<(KernelRow, Vec<T>), Box<KernelRow>> {
         match checked {
             Ok((Verdict::Right(nmse), output)) => {
                 row.nmse = Some(nmse);
@@ -462,9 +497,9 @@ impl Bench<'_> {
     /// Times calls that go round the `launches`, then compares every output with the checked one.
     fn time(
         &self,
-        mut launches: Vec<Launch<'_>>,
+        mut launches: Vec<Launch<'_, T>>,
         batch: usize,
-        checked: &[f16],
+        checked: &[T],
         overlap: bool,
     ) -> std::result::Result<(Timing, Option<Timing>), CudaError> {
         let sets = launches.len();
@@ -473,11 +508,11 @@ impl Bench<'_> {
             .map(|_| self.device.zeros(checked.len()))
             .collect::<std::result::Result<Vec<_>, _>>()?;
         let mut run = |calls: usize, replays: usize, overlapped: bool| {
-            time_graph(self.device, calls, replays, |i| {
+            time_rested_graph(self.device, calls, replays, self.rest(), |i| {
                 launches[i % sets](x.as_ref(), &mut outputs[i % sets], overlapped)
             })
         };
-        let (calls, replays) = plan_replays(run(sets.min(8), 1, false)?.median, sets, self.options.replays);
+        let (calls, replays) = plan_replays(run(sets.min(8), 1, false)?.median, sets, self.options);
         let plain = run(calls, replays, false)?;
         let overlapped = if overlap && self.device.compute().0 >= 9 {
             Some(run(calls, replays, true)?)
@@ -492,6 +527,10 @@ impl Bench<'_> {
         Ok((plain, overlapped))
     }
 
+    fn rest(&self) -> Duration {
+        Duration::from_millis(self.options.rest)
+    }
+
     /// FP16 through cuBLAS on the same shape.
     fn dense(&self, batch: usize) -> std::result::Result<Times, CudaError> {
         let blas = self
@@ -503,20 +542,25 @@ impl Bench<'_> {
         let sets = self.sets(count * 2, batch * out_features * 2)?;
         // Values of x in any order: what is multiplied must not be zeros, which draw less power.
         let x = self.random.x(batch);
-        let host: Vec<f16> = x.iter().copied().cycle().take(count).collect();
+        let host: Vec<T> = x.iter().copied().cycle().take(count).collect();
         let weights = (0..sets)
             .map(|_| self.device.upload(&host))
             .collect::<std::result::Result<Vec<_>, _>>()?;
         let x = self.device.upload(x)?;
         let mut y = self.device.zeros(batch * out_features)?;
         let mut run = |calls: usize, replays: usize| {
-            time_graph(self.device, calls, replays, |i| {
+            time_rested_graph(self.device, calls, replays, self.rest(), |i| {
                 blas.start(&weights[i % sets], &x, &mut y, [out_features, in_features, batch])
             })
         };
-        let (calls, replays) = plan_replays(run(sets, 1)?.median, sets, self.options.replays);
+        let (calls, replays) = plan_replays(run(sets, 1)?.median, sets, self.options);
         run(calls, replays).map(times)
     }
+}
+
+/// How the table and listings name so many rows decoded at a time.
+fn decoded_config(rows: usize) -> String {
+    format!("{rows} rows")
 }
 
 /// `choices`, the table's before the others.
@@ -528,10 +572,16 @@ fn table_first<T: PartialEq>(mut choices: Vec<T>, table: Option<T>) -> Vec<T> {
 }
 
 /// Calls of a graph (whole rounds over the sets where they fit) and replays, for a call of `us`.
-fn plan_replays(us: f64, sets: usize, replays: usize) -> (usize, usize) {
+fn plan_replays(us: f64, sets: usize, options: &BenchOptions) -> (usize, usize) {
+    let graph_us = if options.rest > 0 {
+        RESTED_GRAPH_US
+    } else {
+        GRAPH_US
+    };
     let whole = sets * GRAPH_CALLS.div_ceil(sets);
-    let calls = whole.min((GRAPH_US / us.max(0.1)) as usize).max(1);
-    let replays = replays
+    let calls = whole.min((graph_us / us.max(0.1)) as usize).max(1);
+    let replays = options
+        .replays
         .min((REPLAYS_US / (us.max(0.1) * calls as f64)) as usize)
         .max(5);
     (calls, replays)
@@ -546,8 +596,8 @@ fn times(timing: Timing) -> Times {
 }
 
 /// Equal as bytes, so that NaN equals itself.
-fn same_bytes(a: &[f16], b: &[f16]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+fn same_bytes<T: Activation>(a: &[T], b: &[T]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.bits() == b.bits())
 }
 
 #[cfg(test)]
@@ -563,8 +613,25 @@ mod tests {
 
     #[test]
     fn slow_kernels_are_called_less_often() {
-        assert_eq!(plan_replays(8.0, 14, 60), (70, 60));
-        assert_eq!(plan_replays(13_000.0, 7, 60), (1, 30));
-        assert_eq!(plan_replays(1e9, 2, 60), (1, 5));
+        let options = |rest| BenchOptions {
+            op: BenchOp::Matmul,
+            scheme: "2x8g8".parse().unwrap(),
+            out_features: 8,
+            in_features: 8,
+            activations: BenchActivations::F16,
+            batches: vec![1],
+            seed: 0,
+            replays: 60,
+            rest,
+            only: String::new(),
+            kernel_folder: None,
+            user_kernel: None,
+            configs: 1,
+            config: String::new(),
+        };
+        assert_eq!(plan_replays(8.0, 14, &options(0)), (70, 60));
+        assert_eq!(plan_replays(13_000.0, 7, &options(0)), (1, 30));
+        assert_eq!(plan_replays(1e9, 2, &options(0)), (1, 5));
+        assert_eq!(plan_replays(280.0, 7, &options(20)), (10, 60));
     }
 }

@@ -1,23 +1,24 @@
 use aqlm_reference::vocabulary::{Purpose, QuantizedMatrix, Stream, stream};
-use half::f16;
+use half::bf16;
 use ndarray::{Array1, Array2, Array3, Array4, Axis};
 use rand::RngExt;
 use rayon::prelude::*;
 
-use super::{BenchOp, BenchOptions};
+use super::verdict::Element;
+use super::{BenchActivations, BenchOp, BenchOptions};
 use crate::error::Result;
 
 /// A matrix, inputs, and what the operation gives by the reference.
-pub(super) struct Inputs {
+pub(super) struct Inputs<T> {
     /// codebooks and scales hold f16 values, as in a checkpoint
     pub(super) matrix: QuantizedMatrix,
     /// `[largest batch, in_features]`; empty for a decode
-    x: Vec<f16>,
+    x: Vec<T>,
     /// `[largest batch, out_features]`, or `[out_features, in_features]` for a decode; f64
     expected: Vec<f64>,
 }
 
-impl Inputs {
+impl<T: Element> Inputs<T> {
     /// Exact tier: multiples of 1/8 of at most 1 and scales that are powers of two, so that products are multiples of 1/64 and every sum
     /// is exact in f32, sums of up to 32 products in f16 also. Results must be equal.
     pub(super) fn exact(options: &BenchOptions) -> Result<Self> {
@@ -29,7 +30,11 @@ impl Inputs {
         Self::new(
             options,
             options.seed ^ 1,
-            |rng| 0.3 * normal(rng),
+            // Numbers that x's format holds, so that kernels which keep codebooks in it round nothing.
+            |rng| match options.activations {
+                BenchActivations::F16 => 0.3 * normal(rng),
+                BenchActivations::Bf16 => bf16::nearest(0.3 * normal(rng)).widened(),
+            },
             |rng| 0.5 + 0.1 * normal(rng).abs(),
             |rng| normal(rng) * if rng.random_range(0..100) == 0 { 20.0 } else { 1.0 },
         )
@@ -68,15 +73,15 @@ impl Inputs {
             });
         }
         let batch = options.batches.iter().copied().max().unwrap_or(1);
-        let x: Vec<f16> = (0..batch * options.in_features)
-            .map(|_| f16::from_f64(input(&mut rng)))
+        let x: Vec<T> = (0..batch * options.in_features)
+            .map(|_| T::nearest(input(&mut rng)))
             .collect();
         let expected = product(&x, &weight);
         Ok(Self { matrix, x, expected })
     }
 
     /// The first `batch` rows of x.
-    pub(super) fn x(&self, batch: usize) -> &[f16] {
+    pub(super) fn x(&self, batch: usize) -> &[T] {
         &self.x[..(batch * self.matrix.in_features()).min(self.x.len())]
     }
 
@@ -91,10 +96,10 @@ impl Inputs {
 }
 
 /// X W^T in f64, `[batch, out_features]`, row-major. Blocks of output rows go to different threads.
-fn product(x: &[f16], weight: &Array2<f64>) -> Vec<f64> {
+fn product<T: Element>(x: &[T], weight: &Array2<f64>) -> Vec<f64> {
     let (out_features, in_features) = weight.dim();
     let batch = x.len() / in_features.max(1);
-    let x = Array2::from_shape_fn((batch, in_features), |(n, i)| x[n * in_features + i].to_f64());
+    let x = Array2::from_shape_fn((batch, in_features), |(n, i)| x[n * in_features + i].widened());
     let mut transposed = Array2::zeros((out_features, batch));
     transposed
         .axis_chunks_iter_mut(Axis(0), 64)

@@ -31,6 +31,26 @@ pub enum BenchDevice {
     Cpu,
 }
 
+/// The formats of x and y on a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum BenchActivations {
+    /// IEEE half precision
+    F16,
+    /// the upper half of an f32
+    Bf16,
+}
+
+impl BenchActivations {
+    /// As the command line has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
 /// The operations that have kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -65,12 +85,17 @@ pub struct BenchOptions {
     pub out_features: usize,
     /// columns of the weight
     pub in_features: usize,
+    /// the format of x and y on a GPU; on this processor they are f32
+    pub activations: BenchActivations,
     /// rows of x, one case each
     pub batches: Vec<usize>,
     /// seed of codes, codebooks and inputs
     pub seed: u64,
     /// replays of a graph; 0 checks and times nothing
     pub replays: usize,
+    /// milliseconds that the device rests before each replay, and graphs are short then: what a call takes alone, and not what it takes where the
+    /// power limit lowers the clock
+    pub rest: u64,
     /// only kernels whose id contains this
     pub only: String,
     /// a folder to take the shipped kernels' sources from
@@ -167,6 +192,8 @@ pub struct BenchReport {
     pub op: BenchOp,
     /// the scheme
     pub scheme: String,
+    /// the format of x and y
+    pub activations: &'static str,
     /// rows of the weight
     pub out_features: usize,
     /// columns of the weight
@@ -198,10 +225,11 @@ impl BenchReport {
         self.count(Outcome::Fail) == 0 && self.count(Outcome::Pass) > 0
     }
 
-    fn empty(options: &BenchOptions, dense: &str) -> Self {
+    fn empty(options: &BenchOptions, activations: &'static str, dense: &str) -> Self {
         Self {
             op: options.op,
             scheme: options.scheme.to_string(),
+            activations,
             out_features: options.out_features,
             in_features: options.in_features,
             device: None,

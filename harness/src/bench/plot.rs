@@ -211,6 +211,7 @@ mod tests {
         BenchReport {
             op: BenchOp::Matmul,
             scheme: "2x8g8".into(),
+            activations: "f16",
             out_features: 8,
             in_features: 8,
             device: None,

@@ -1,4 +1,4 @@
-use half::f16;
+use half::{bf16, f16};
 use serde::Serialize;
 
 /// Elements shown of a kernel that is wrong.
@@ -27,7 +27,7 @@ pub enum Verdict {
 }
 
 /// A format of outputs.
-pub trait Element: Copy {
+pub trait Element: Copy + Sync {
     /// The nearest number of the format.
     fn nearest(value: f64) -> Self;
     /// Exact.
@@ -35,6 +35,16 @@ pub trait Element: Copy {
 }
 
 impl Element for f16 {
+    fn nearest(value: f64) -> Self {
+        Self::from_f64(value)
+    }
+
+    fn widened(self) -> f64 {
+        self.to_f64()
+    }
+}
+
+impl Element for bf16 {
     fn nearest(value: f64) -> Self {
         Self::from_f64(value)
     }
@@ -142,6 +152,16 @@ pub(super) fn limit(op: super::BenchOp, num_codebooks: usize, in_group_size: usi
         super::BenchOp::Matvec | super::BenchOp::Matmul => 1 + num_codebooks * in_group_size / 2,
     };
     2f64.powi(-22) * roundings as f64
+}
+
+/// The same for bf16, u = 2^-8: once for the output and for each addition of codewords, which some kernels make in bf16; all other sums are f32's. A
+/// weight that is decoded first is rounded once more.
+pub(super) fn limit_bf16(op: super::BenchOp, num_codebooks: usize) -> f64 {
+    let roundings = match op {
+        super::BenchOp::Decode | super::BenchOp::Matvec => num_codebooks + 1,
+        super::BenchOp::Matmul => num_codebooks + 2,
+    };
+    2f64.powi(-16) * roundings as f64
 }
 
 /// The same for f32 outputs and sums, u = 2^-24: a product rounds each of its `in_features` terms' additions, the codewords' and the scale.

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use half::{bf16, f16};
 use serde::Serialize;
 
 use super::Comparison;
@@ -17,8 +18,10 @@ pub enum Number {
     F64,
     /// f32 throughout
     F32,
-    /// results and partial sums in f16
+    /// results, and some partial sums, in f16
     F16,
+    /// results, inputs and codewords in bf16
+    Bf16,
 }
 
 impl Number {
@@ -28,7 +31,23 @@ impl Number {
             Self::F64 => f64::EPSILON,
             Self::F32 => f64::from(f32::EPSILON),
             Self::F16 => 2f64.powi(-10),
+            Self::Bf16 => 2f64.powi(-7),
         }
+    }
+
+    /// The nearest number of the type; halfway, the even one.
+    pub fn nearest(self, value: f64) -> f64 {
+        match self {
+            Self::F64 => value,
+            Self::F32 => f64::from(value as f32),
+            Self::F16 => f16::from_f64(value).to_f64(),
+            Self::Bf16 => bf16::from_f64(value).to_f64(),
+        }
+    }
+
+    /// Whether results are in a type of 16 bits.
+    pub fn is_half(self) -> bool {
+        matches!(self, Self::F16 | Self::Bf16)
     }
 
     /// Half the distance between denormal numbers: what rounding one of them may lose.
@@ -37,6 +56,7 @@ impl Number {
             Self::F64 => 0.0,
             Self::F32 => 2f64.powi(-150),
             Self::F16 => 2f64.powi(-25),
+            Self::Bf16 => 2f64.powi(-134),
         }
     }
 }
@@ -50,7 +70,8 @@ pub enum Rule {
     Roundings,
     /// (terms x epsilon)^2 as a share of the squares (NMSE): as if every term were rounded twice, always to one side
     Squares,
-    /// epsilon^2 / 4 x terms as NMSE: roundings of different terms are independent, so that their squares add up
+    /// (epsilon / 2)^2 (y^2 + terms x groups' squared magnitudes), summed over rows, with the deviation of [`chance`], as a share of the
+    /// squares (NMSE): roundings of different terms are independent, so that their squares add up, but those of equal rows are equal
     Independent,
     /// a share of the reference's loss that a requirement fixes
     Required(f64),
@@ -68,6 +89,7 @@ impl Rule {
             Self::Exact => 0.0,
             Self::Roundings => terms * epsilon / 2.0,
             Self::Squares => (terms * epsilon).powi(2),
+            // of one unit of squared magnitude
             Self::Independent => terms * epsilon * epsilon / 4.0,
             Self::Required(share) | Self::StandardErrors(share) => share,
             Self::Differences => terms * epsilon.powf(2.0 / 3.0),
@@ -81,7 +103,7 @@ impl fmt::Display for Rule {
             Self::Exact => f.write_str("0"),
             Self::Roundings => f.write_str("n eps / 2"),
             Self::Squares => f.write_str("(n eps)^2"),
-            Self::Independent => f.write_str("n eps^2 / 4"),
+            Self::Independent => f.write_str("n eps^2 / 4, chance"),
             Self::Required(share) => write!(f, "{share}"),
             Self::StandardErrors(count) => write!(f, "{count} standard errors"),
             Self::Differences => f.write_str("n eps^(2/3)"),
@@ -185,8 +207,8 @@ pub const LIMITS: &[Limit] = &[
         number: None,
         measure: Measure::Element,
         rule: Rule::Roundings,
-        terms: "codebooks + 1",
-        reason: "the sum of codewords and its scaling, each rounded once",
+        terms: "codebooks + 1, in bf16 + 2",
+        reason: "the sum of codewords and its scaling, each rounded once; in bf16 also the codewords themselves",
     },
     Limit {
         operations: &[Op::Matvec],
@@ -209,8 +231,17 @@ pub const LIMITS: &[Limit] = &[
         number: Some(Number::F16),
         measure: Measure::Nmse,
         rule: Rule::Independent,
-        terms: "1 + codebooks x group / 2",
-        reason: "the result is rounded to f16, and kernels that add up a group in f16 round once a term of half a group",
+        terms: "codebooks x group / 2 (matvec), codebooks + 1 (matmul)",
+        reason: "the result is rounded to f16; kernels that add up a group in f16 round once a term of half a group, others the sums of \
+                 codewords and perhaps the decoded weight",
+    },
+    Limit {
+        operations: &[Op::Matvec, Op::Matmul],
+        number: Some(Number::Bf16),
+        measure: Measure::Nmse,
+        rule: Rule::Independent,
+        terms: "codebooks + 3",
+        reason: "the result is rounded to bf16; x, codewords, their sums and perhaps the decoded weight are rounded on the way, sums are f32's",
     },
     Limit {
         operations: &[Op::Decode, Op::Matvec, Op::Matmul],
@@ -343,6 +374,21 @@ pub const LIMITS: &[Limit] = &[
     },
 ];
 
+/// What a sum of squared rounding errors stays below but once in 10^6: `variances` has one entry for each group of errors that are
+/// independent of the others, the sum of their variances.
+///
+/// Sums of independent roundings have tails no heavier than a normal number's of that variance (Hoeffding), and for squares of those
+/// the sum is above v1 + 2 sqrt(t v2) + 2 t vmax with a probability of at most exp(-t), where v1 and v2 are the sums of variances and of their
+/// squares (Laurent and Massart 2000, lemma 1; Hsu, Kakade and Zhang 2012). Of many rows of like size it is little more than the sum; of a single row,
+/// or of equal rows, whose errors are equal, some 36 times as much.
+pub fn chance(variances: &[f64]) -> f64 {
+    let t = 1e6_f64.ln();
+    let total: f64 = variances.iter().sum();
+    let squares: f64 = variances.iter().map(|v| v * v).sum();
+    let most = variances.iter().copied().fold(0.0, f64::max);
+    total + 2.0 * (t * squares).sqrt() + 2.0 * t * most
+}
+
 /// The row for an operation, a type and a measure.
 ///
 /// # Errors
@@ -399,6 +445,23 @@ mod tests {
                 assert!(of(own, 4000) < 1e-2, "{limit:?}");
             }
             assert!(!limit.reason.is_empty() && !limit.operations.is_empty());
+        }
+    }
+
+    #[test]
+    fn chance_leaves_many_rows_little_and_equal_rows_much() {
+        assert!(chance(&[1.0; 1_000]) < 1.3 * 1_000.0);
+        // The same total in one group.
+        assert!(chance(&[1_000.0]) > 30.0 * 1_000.0);
+        assert!(chance(&[2.0, 3.0]) < chance(&[5.0]));
+    }
+
+    #[test]
+    fn numbers_round_to_their_own_type() {
+        for (number, next) in [(Number::F16, 2f64.powi(-10)), (Number::Bf16, 2f64.powi(-7))] {
+            assert_eq!(number.epsilon(), next);
+            assert_eq!(number.nearest(1.0 + next * 0.4), 1.0);
+            assert_eq!(number.nearest(1.0 + next * 0.6), 1.0 + next);
         }
     }
 

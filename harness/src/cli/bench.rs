@@ -6,7 +6,9 @@ use aqlm_reference::vocabulary::Scheme;
 
 use super::Output;
 use super::table::Table;
-use crate::bench::{BenchDevice, BenchOp, BenchOptions, BenchReport, KernelRow, bench_cpu, bench_cuda, svg};
+use crate::bench::{
+    BenchActivations, BenchDevice, BenchOp, BenchOptions, BenchReport, KernelRow, bench_cpu, bench_cuda, svg,
+};
 use crate::check::Outcome;
 use crate::durable;
 use crate::error::{Error, Result};
@@ -26,6 +28,9 @@ pub(super) struct Args {
     /// Shape of the weight: out_features x in_features
     #[arg(long, value_name = "OUTxIN", default_value = "11008x4096")]
     shape: String,
+    /// The format of x and y on a GPU
+    #[arg(long, value_enum, default_value = "f16")]
+    activations: BenchActivations,
     /// Rows of x; several separated by commas
     #[arg(long, value_delimiter = ',', value_name = "N", default_value = "1")]
     batch: Vec<usize>,
@@ -41,6 +46,10 @@ pub(super) struct Args {
     /// Replays of a graph of calls; 0 checks and times nothing
     #[arg(long, value_name = "N", default_value_t = 60)]
     replays: usize,
+    /// Milliseconds that the GPU rests before each replay, which are short then: what a call takes alone, not what many take one after the other where
+    /// the power limit lowers the clock
+    #[arg(long, value_name = "MS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
+    rest: u64,
     /// Launch configurations to try of kernels that have several: the one measured to be fastest first, then as expected
     #[arg(long, value_name = "N", default_value_t = 1)]
     configs: usize,
@@ -68,14 +77,23 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
             format!("{:?}", args.batch),
         ));
     }
+    if args.backend == BenchDevice::Cpu && args.activations != BenchActivations::F16 {
+        return Err(Error::invalid(
+            "--activations",
+            "nothing else than the default with --backend cpu, where they are f32",
+            args.activations.name(),
+        ));
+    }
     let options = BenchOptions {
         op: args.op,
         scheme: args.scheme,
         out_features,
         in_features,
+        activations: args.activations,
         batches: args.batch.clone(),
         seed: args.seed,
         replays: args.replays,
+        rest: args.rest,
         only: args.only.clone(),
         kernel_folder: args.kernels.clone(),
         user_kernel: args.kernel.clone(),
@@ -139,7 +157,7 @@ fn replay(args: &Args, batch: usize, row: &KernelRow) -> String {
         format!(" --config '{}'", args.config)
     };
     format!(
-        "aqlm bench --backend {} --op {} --scheme {} --shape {} --batch {batch} --replays 0 --seed {} --configs {}{config}{file}{folder}{only}",
+        "aqlm bench --backend {} --op {} --scheme {} --shape {} --activations {} --batch {batch} --replays 0 --seed {} --configs {}{config}{file}{folder}{only}",
         match args.backend {
             BenchDevice::Cuda => "cuda",
             BenchDevice::Cpu => "cpu",
@@ -147,6 +165,7 @@ fn replay(args: &Args, batch: usize, row: &KernelRow) -> String {
         args.op.name(),
         args.scheme,
         args.shape,
+        args.activations.name(),
         args.seed,
         args.configs
     )
@@ -170,11 +189,12 @@ fn failure(row: &KernelRow) -> String {
 
 fn text(report: &BenchReport) -> String {
     let mut text = format!(
-        "{} {} {}x{} on {}\n",
+        "{} {} {}x{}, x and y in {}, on {}\n",
         report.op.name(),
         report.scheme,
         report.out_features,
         report.in_features,
+        report.activations,
         report.device.as_deref().unwrap_or("nothing")
     );
     if let Some(reason) = &report.waived {

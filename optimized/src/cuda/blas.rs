@@ -1,13 +1,16 @@
-use cudarc::cublas::{CudaBlas, Gemm, GemmConfig, sys};
-use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
-use half::f16;
+use std::sync::Arc;
+
+use cudarc::cublas::{CudaBlas, result, sys};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 
 use super::error::check_lengths;
-use super::{CudaError, Device, Result};
+use super::{Activation, Activations, CudaError, Device, Result};
 
-/// Dense products in f16 with f32 sums through cuBLAS: what quantized kernels are measured against, and the second half of a matmul that decodes.
+/// Dense products in f16 or bf16 with f32 sums through cuBLAS: what quantized kernels are measured against, and the second half of a matmul that
+/// decodes.
 pub struct Blas {
     handle: CudaBlas,
+    stream: Arc<CudaStream>,
 }
 
 impl Blas {
@@ -20,20 +23,21 @@ impl Blas {
         if !unsafe { sys::is_culib_present() } {
             return Err(CudaError::Absent("the library libcublas.so is not there".into()));
         }
-        let handle = CudaBlas::new(device.stream().clone())
-            .map_err(|error| CudaError::Absent(format!("cuBLAS: {error:?}")))?;
-        Ok(Self { handle })
+        let stream = Arc::clone(device.stream());
+        let handle =
+            CudaBlas::new(stream.clone()).map_err(|error| CudaError::Absent(format!("cuBLAS: {error:?}")))?;
+        Ok(Self { handle, stream })
     }
 
     /// Starts Y = X W^T: weight `[out_features, in_features]`, x `[batch, in_features]`, y `[batch, out_features]`, all row-major.
     ///
     /// # Errors
     /// `Length` when a buffer does not fit the shape, `Library`.
-    pub fn start(
+    pub fn start<T: Activation>(
         &self,
-        weight: &CudaSlice<f16>,
-        x: &CudaSlice<f16>,
-        y: &mut CudaSlice<f16>,
+        weight: &CudaSlice<T>,
+        x: &CudaSlice<T>,
+        y: &mut CudaSlice<T>,
         [out_features, in_features, batch]: [usize; 3],
     ) -> Result<()> {
         check_lengths(&[
@@ -49,29 +53,46 @@ impl Blas {
     ///
     /// # Safety
     /// Every element that the shape implies must lie within its buffer.
-    pub(crate) unsafe fn start_unchecked(
+    pub(crate) unsafe fn start_unchecked<T: Activation>(
         &self,
-        weight: &impl DevicePtr<f16>,
-        x: &impl DevicePtr<f16>,
-        y: &mut impl DevicePtrMut<f16>,
+        weight: &impl DevicePtr<T>,
+        x: &impl DevicePtr<T>,
+        y: &mut impl DevicePtrMut<T>,
         [out_features, in_features, batch]: [usize; 3],
         y_stride: usize,
     ) -> Result<()> {
-        // cuBLAS counts columns first: its Y^T [out, batch] = W [out, in] X^T.
-        let config = GemmConfig {
-            transa: sys::cublasOperation_t::CUBLAS_OP_T,
-            transb: sys::cublasOperation_t::CUBLAS_OP_N,
-            m: out_features as i32,
-            n: batch as i32,
-            k: in_features as i32,
-            alpha: f16::ONE,
-            lda: in_features as i32,
-            ldb: in_features as i32,
-            beta: f16::ZERO,
-            ldc: y_stride as i32,
+        let format = match T::FORMAT {
+            Activations::F16 => sys::cudaDataType_t::CUDA_R_16F,
+            Activations::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
         };
-        // SAFETY: passed on to the caller.
-        unsafe { self.handle.gemm(config, weight, x, y) }.map_err(|error| CudaError::Library {
+        let (one, zero) = (1.0_f32, 0.0_f32);
+        let stream = &self.stream;
+        // cuBLAS counts columns first: its Y^T [out, batch] = W [out, in] X^T.
+        // SAFETY: lengths are passed on to the caller; handle, factors and buffers outlive the call, and the buffers' memory is freed in stream order.
+        unsafe {
+            result::gemm_ex(
+                *self.handle.handle(),
+                sys::cublasOperation_t::CUBLAS_OP_T,
+                sys::cublasOperation_t::CUBLAS_OP_N,
+                out_features as i32,
+                batch as i32,
+                in_features as i32,
+                (&raw const one).cast(),
+                weight.device_ptr(stream).0 as *const _,
+                format,
+                in_features as i32,
+                x.device_ptr(stream).0 as *const _,
+                format,
+                in_features as i32,
+                (&raw const zero).cast(),
+                y.device_ptr_mut(stream).0 as *mut _,
+                format,
+                y_stride as i32,
+                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        }
+        .map_err(|error| CudaError::Library {
             library: "cuBLAS",
             error: format!("{error:?}"),
         })

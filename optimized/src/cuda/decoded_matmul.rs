@@ -1,21 +1,21 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream};
-use half::f16;
 
 use super::error::{During, check_lengths};
 use super::pack::Packed;
-use super::{Blas, Device, DeviceMatrix, Result};
+use super::{Activation, Blas, Device, DeviceMatrix, Result};
 
-/// Matmul for large batches: a chunk of the weight's rows is decoded into a buffer that stays in the L2 cache, cuBLAS multiplies it, and
-/// the next chunk is decoded on a second stream meanwhile.
+/// Matmul for large batches: a chunk of the weight's rows is decoded into a buffer, cuBLAS multiplies it, and the next chunk is decoded on a
+/// second stream, as far as the product leaves room.
 ///
 /// Where the batch is large enough that the product is bound by arithmetic, decoding costs little beside it, and the library's product is
-/// the fastest there is.
-pub struct DecodedMatmul {
+/// the fastest there is. A product's blocks fill multiprocessors to the last register, so that nothing runs beside it on the same one: decoding and
+/// product take turns rather than overlap.
+pub struct DecodedMatmul<T: Activation> {
     chunks: Vec<Chunk>,
     /// decoded chunks, used in turn
-    buffers: Vec<CudaSlice<f16>>,
+    buffers: Vec<CudaSlice<T>>,
     blas: Arc<Blas>,
     side: Arc<CudaStream>,
     shape: [usize; 2],
@@ -27,8 +27,8 @@ struct Chunk {
     decode: DeviceMatrix,
 }
 
-impl DecodedMatmul {
-    /// `matrix` is on the device for decode k2, `packed` its launch; `chunk_rows` rows (a multiple of 8) are decoded at a time.
+impl<T: Activation> DecodedMatmul<T> {
+    /// `matrix` is on the device for decode k2, `packed` its launch; `chunk_rows` rows, rounded up to a multiple of 8, are decoded at a time.
     ///
     /// # Errors
     /// As [`DeviceMatrix::new`].
@@ -41,6 +41,7 @@ impl DecodedMatmul {
     ) -> Result<Self> {
         let (out_features, in_features) = matrix.shape();
         let chunk_rows = chunk_rows
+            .max(1)
             .next_multiple_of(8)
             .min(out_features.next_multiple_of(8));
         let chunks = (0..out_features)
@@ -83,8 +84,8 @@ impl DecodedMatmul {
     pub fn start(
         &mut self,
         device: &Device,
-        x: &CudaSlice<f16>,
-        y: &mut CudaSlice<f16>,
+        x: &CudaSlice<T>,
+        y: &mut CudaSlice<T>,
         batch: usize,
     ) -> Result<()> {
         let [out_features, in_features] = self.shape;

@@ -5,18 +5,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, sys};
 use cudarc::nvrtc::{self, Ptx};
 
+use aqlm_reference::vocabulary::AqlmError;
 use half::f16;
 
 use super::error::During;
 use super::image::{self, Machine};
 use super::pack::Target;
-use super::{CudaError, Result};
+use super::{Activation, CudaError, Result};
 
 /// Kernel id and compile-time constants.
 type FunctionKey = (String, Vec<(String, usize)>);
 
+/// Numbers in device memory.
+pub type Buffer<T> = CudaSlice<T>;
+
 /// f16 numbers in device memory.
-pub type F16Buffer = CudaSlice<f16>;
+pub type F16Buffer = Buffer<f16>;
 
 /// One GPU with its stream and the kernels compiled so far.
 pub struct Device {
@@ -26,13 +30,16 @@ pub struct Device {
     target: Target,
     machine: Machine,
     kernel_folder: Option<PathBuf>,
+    /// whether NVRTC is there; without it only embedded kernels run
+    compiler: bool,
     /// where compiled kernels are kept
     cache: Option<PathBuf>,
     functions: Mutex<HashMap<FunctionKey, CudaFunction>>,
 }
 
 impl Device {
-    /// Opens GPU number `ordinal`. Kernels come from `kernel_folder` if one is given, else from the program.
+    /// Opens GPU number `ordinal`. Kernels come from `kernel_folder` if one is given, else from the program, where they are compiled at run time, or
+    /// without NVRTC were compiled when it was built (feature `embed-kernels`).
     ///
     /// # Errors
     /// `Absent` when the driver, NVRTC or the device is missing (never a panic), `Driver` when it refuses.
@@ -44,10 +51,15 @@ impl Device {
                 "the driver library libcuda.so.1 is not there".into(),
             ));
         }
-        if !compiler {
-            return Err(CudaError::Absent(
-                "the run-time compiler libnvrtc.so is not there".into(),
-            ));
+        if !compiler && (kernel_folder.is_some() || !aqlm_kernels::has_embedded()) {
+            let why = if kernel_folder.is_some() {
+                "which a folder of kernels needs"
+            } else {
+                "and this program was built without compiled kernels (feature embed-kernels)"
+            };
+            return Err(CudaError::Absent(format!(
+                "the run-time compiler libnvrtc.so is not there, {why}"
+            )));
         }
         let context = CudaContext::new(ordinal)
             .map_err(|error| CudaError::Absent(format!("device {ordinal}: {error}")))?;
@@ -71,12 +83,14 @@ impl Device {
                 multiprocessors,
                 shared_bytes,
                 clusters: [multiprocessors, 0, 0, 0, 0],
+                embedded_only: !compiler,
             },
             machine: Machine {
                 compute,
                 driver: driver_version()?,
             },
             kernel_folder: kernel_folder.map(Path::to_owned),
+            compiler,
             cache: image::cache_folder(),
             functions: Mutex::new(HashMap::new()),
         };
@@ -89,7 +103,12 @@ impl Device {
     /// How many clusters of each size run at once: graphics processing clusters differ in how many multiprocessors work, so it is asked.
     fn count_clusters(&self) -> Result<[u32; 5]> {
         let probe = "extern \"C\" __global__ void probe(float* p) { extern __shared__ float s[]; p[0] = s[threadIdx.x]; }";
-        let function = self.compile_text("cluster probe", probe, "probe", &[])?;
+        let function = if self.compiler {
+            self.compile_text("cluster probe", probe, "probe", &[])?
+        } else {
+            // Any kernel that leaves 512 threads their registers will do.
+            self.function("matvec/k3_lookup_table", &[("AQLM_M", 2), ("AQLM_G", 8)], 0)?
+        };
         let bytes = self.target.shared_bytes as u32;
         allow_shared(&function, self.target.shared_bytes)?;
         allow_large_clusters(&function)?;
@@ -152,7 +171,7 @@ impl Device {
     ///
     /// # Errors
     /// `Driver`, for example when memory runs out.
-    pub fn upload(&self, values: &[f16]) -> Result<F16Buffer> {
+    pub fn upload<T: Activation>(&self, values: &[T]) -> Result<CudaSlice<T>> {
         self.stream.clone_htod(values).during("copying to the device")
     }
 
@@ -160,7 +179,7 @@ impl Device {
     ///
     /// # Errors
     /// `Driver`, also when a kernel that was started before has failed.
-    pub fn download(&self, buffer: &F16Buffer) -> Result<Vec<f16>> {
+    pub fn download<T: Activation>(&self, buffer: &CudaSlice<T>) -> Result<Vec<T>> {
         self.stream.clone_dtoh(buffer).during("copying from the device")
     }
 
@@ -168,7 +187,7 @@ impl Device {
     ///
     /// # Errors
     /// `Driver`, for example when memory runs out.
-    pub fn zeros(&self, count: usize) -> Result<F16Buffer> {
+    pub fn zeros<T: Activation>(&self, count: usize) -> Result<CudaSlice<T>> {
         self.stream.alloc_zeros(count).during("allocating")
     }
 
@@ -198,8 +217,22 @@ impl Device {
             return Ok(function.clone());
         }
         let kernel = aqlm_kernels::kernel(id)?;
-        let source = kernel.source(self.kernel_folder.as_deref())?;
-        let function = self.compile_text(id, &source, &kernel.op, defines)?;
+        let function = if self.compiler {
+            let source = kernel.source(self.kernel_folder.as_deref())?;
+            self.compile_text(id, &source, &kernel.op, defines)?
+        } else {
+            let image = aqlm_kernels::embedded(id, defines).ok_or_else(|| {
+                CudaError::Aqlm(AqlmError::Unsupported(format!(
+                    "{id} with {} is not among the compiled kernels of this program, and NVRTC is not there to compile it",
+                    aqlm_kernels::constants(defines)
+                )))
+            })?;
+            self.context
+                .load_module(Ptx::from_binary(image.to_vec()))
+                .during("loading an embedded kernel")?
+                .load_function(&kernel.op)
+                .during("finding the kernel's entry")?
+        };
         allow_shared(&function, shared_bytes)?;
         functions.insert(key, function.clone());
         Ok(function)
@@ -229,6 +262,11 @@ impl Device {
         entry: &str,
         defines: &[(&str, usize)],
     ) -> Result<CudaFunction> {
+        if !self.compiler {
+            return Err(CudaError::Absent(format!(
+                "the run-time compiler libnvrtc.so is not there, which {name} needs"
+            )));
+        }
         let image = image::image(name, source, defines, self.machine, self.cache.as_deref())?;
         let module = match self.context.load_module(Ptx::from_binary(image.bytes)) {
             Ok(module) => module,

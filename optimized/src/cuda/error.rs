@@ -2,6 +2,8 @@ use aqlm_reference::vocabulary::AqlmError;
 use cudarc::driver::result::DriverError;
 use thiserror::Error;
 
+use super::Activations;
+
 /// Why something could not be done on a GPU.
 #[derive(Debug, Error)]
 pub enum CudaError {
@@ -44,6 +46,14 @@ pub enum CudaError {
         expected: usize,
         /// elements given
         found: usize,
+    },
+    /// x and y are in another format than the matrix was packed for.
+    #[error("expected x and y in {expected:?}, found {found:?}")]
+    Format {
+        /// what the matrix was packed for
+        expected: Activations,
+        /// what was given
+        found: Activations,
     },
     /// A kernel's source cannot be read.
     #[error(transparent)]

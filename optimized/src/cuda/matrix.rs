@@ -1,12 +1,11 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, sys};
-use half::f16;
 
 use super::device::{allow_large_clusters, cluster_attribute};
 use super::error::{During, check_lengths};
 use super::pack::Packed;
-use super::{Device, Result};
+use super::{Activation, CudaError, Device, Result};
 
 /// A quantized matrix on the device, laid out for one kernel.
 pub struct DeviceMatrix {
@@ -95,33 +94,40 @@ impl DeviceMatrix {
     }
 
     /// Starts the operation on the device's stream: y = W x or, of several rows, Y = X W^T, or y = W where the kernel decodes. x
-    /// `[batch, in_features]` (`None` to decode) and y `[batch, out_features]` (`[out_features, in_features]` to decode) in f16. Returns before
+    /// `[batch, in_features]` (`None` to decode) and y `[batch, out_features]` (`[out_features, in_features]` to decode) in the format that the matrix was
+    /// packed for. Returns before
     /// it is done.
     ///
     /// `overlap` lets the kernel set itself up while the stream's kernel before it still runs (programmatic dependent launch, from compute
     /// capability 9.0): it then waits for that kernel before it reads x or writes y, but not before it reads the matrix.
     ///
     /// # Errors
-    /// `Length` when x or y does not fit the matrix, `Driver`.
-    pub fn start(
+    /// `Format`, `Length` when x or y does not fit the matrix, `Driver`.
+    pub fn start<T: Activation>(
         &self,
         device: &Device,
-        x: Option<&CudaSlice<f16>>,
-        y: &mut CudaSlice<f16>,
+        x: Option<&CudaSlice<T>>,
+        y: &mut CudaSlice<T>,
         overlap: bool,
     ) -> Result<()> {
         self.start_on(device, device.stream(), x, y, overlap)
     }
 
     /// The same on another stream of the device; the caller orders it with what uses the buffers.
-    pub(crate) fn start_on<Y: DevicePtrMut<f16>>(
+    pub(crate) fn start_on<T: Activation, Y: DevicePtrMut<T>>(
         &self,
         device: &Device,
         stream: &Arc<CudaStream>,
-        x: Option<&CudaSlice<f16>>,
+        x: Option<&CudaSlice<T>>,
         y: &mut Y,
         overlap: bool,
     ) -> Result<()> {
+        if T::FORMAT != self.packed.activations {
+            return Err(CudaError::Format {
+                expected: self.packed.activations,
+                found: T::FORMAT,
+            });
+        }
         check_lengths(&[
             ("x", self.packed.x_len(), x.map_or(0, CudaSlice::len)),
             ("y", self.packed.y_len(), y.len()),

@@ -1,5 +1,6 @@
 //! The operations on an NVIDIA GPU, through cudarc. Libraries are loaded when a device is opened, so the same program runs without one.
 
+mod activation;
 mod blas;
 mod decoded_matmul;
 mod device;
@@ -10,8 +11,9 @@ mod matrix;
 pub mod pack;
 pub mod timing;
 
+pub use activation::{Activation, Activations};
 pub use blas::Blas;
 pub use decoded_matmul::DecodedMatmul;
-pub use device::{Device, F16Buffer};
+pub use device::{Buffer, Device, F16Buffer};
 pub use error::{CudaError, Result};
 pub use matrix::DeviceMatrix;

@@ -1,5 +1,7 @@
 //! Timing by replays of a CUDA graph.
 
+use std::time::Duration;
+
 use cudarc::driver::{CudaGraph, sys};
 
 use super::error::During;
@@ -41,6 +43,21 @@ pub fn time_graph(
     device: &Device,
     calls: usize,
     replays: usize,
+    launch: impl FnMut(usize) -> Result<()>,
+) -> Result<Timing> {
+    time_rested_graph(device, calls, replays, Duration::ZERO, launch)
+}
+
+/// The same with a pause before each replay. Long products one after the other reach the power that the device may take, and then run at a lower
+/// clock than one of them does alone.
+///
+/// # Errors
+/// As [`time_graph`].
+pub fn time_rested_graph(
+    device: &Device,
+    calls: usize,
+    replays: usize,
+    rest: Duration,
     mut launch: impl FnMut(usize) -> Result<()>,
 ) -> Result<Timing> {
     let graph = capture(device, calls, &mut launch)?;
@@ -51,15 +68,21 @@ pub fn time_graph(
     }
     stream.synchronize().during("waiting for the warm-up")?;
     let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
-    let mut events = vec![stream.record_event(flags).during("recording an event")?];
+    let record = || stream.record_event(flags).during("recording an event");
+    let mut events = Vec::with_capacity(replays);
     for _ in 0..replays.max(1) {
+        if !rest.is_zero() {
+            stream.synchronize().during("waiting for a replay")?;
+            std::thread::sleep(rest);
+        }
+        let before = record()?;
         graph.launch().during("replaying a graph")?;
-        events.push(stream.record_event(flags).during("recording an event")?);
+        events.push((before, record()?));
     }
     stream.synchronize().during("waiting for the replays")?;
     let mut samples = Vec::with_capacity(replays);
-    for pair in events.windows(2) {
-        let milliseconds = pair[0].elapsed_ms(&pair[1]).during("reading an event")?;
+    for (before, after) in events {
+        let milliseconds = before.elapsed_ms(&after).during("reading an event")?;
         samples.push(f64::from(milliseconds) * 1e3 / calls as f64);
     }
     Timing::of(samples).ok_or_else(|| CudaError::Absent("no replay was timed".into()))

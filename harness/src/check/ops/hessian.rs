@@ -22,7 +22,7 @@ const NARROW_SAMPLES: usize = 1024;
 fn terms(samples: usize, number: Number) -> usize {
     match number {
         Number::F32 => samples.min(NARROW_SAMPLES),
-        Number::F64 | Number::F16 => samples,
+        Number::F64 | Number::F16 | Number::Bf16 => samples,
     }
 }
 

@@ -52,7 +52,14 @@ pub(super) fn prepare(case: &Case) -> Result<Prepared> {
             .collect();
         let mut comparisons = vec![same];
         let coarse = subject.table_bytes(Operation::Matmul, batch) == Some(1);
-        if exact && !coarse {
+        let number = subject.number();
+        if number.is_half() && exact {
+            let rounded: Vec<f64> = expected.values.iter().map(|&y| number.nearest(y)).collect();
+            comparisons.push(check.exact("elements of y", &y, &rounded)?);
+        } else if number.is_half() {
+            let chain = matrix.scheme.num_codebooks + if number == Number::Bf16 { 3 } else { 1 };
+            comparisons.push(products.half_comparison(check, chain, 0..batch, &y)?);
+        } else if exact && !coarse {
             comparisons.push(check.exact("elements of y", &y, &expected.values)?);
         } else {
             let bounds = (0..batch)

@@ -1,5 +1,3 @@
-use half::f16;
-
 use super::Prepared;
 use super::product::{Products, by_definition};
 use crate::cases::{Case, Operation};
@@ -59,18 +57,20 @@ pub(super) fn prepare(case: &Case) -> Result<Prepared> {
             comparisons.push(same);
             // Tables of one byte cannot hold the exact tier's sums.
             let coarse = subject.table_bytes(Operation::Matvec, 1) == Some(1);
-            if subject.number() == Number::F16 {
+            if subject.number().is_half() && exact {
                 let rounded: Vec<f64> = expected
                     .values
                     .iter()
-                    .map(|&y| f16::from_f64(y).to_f64())
+                    .map(|&y| subject.number().nearest(y))
                     .collect();
-                if exact {
-                    comparisons.push(check.exact("elements of y", &y, &rounded)?);
-                } else {
-                    let chain = matrix.scheme.num_codebooks * matrix.scheme.in_group_size / 2;
-                    comparisons.push(check.nmse(1 + chain, "y", &y, &expected.values)?);
-                }
+                comparisons.push(check.exact("elements of y", &y, &rounded)?);
+            } else if subject.number().is_half() {
+                let scheme = matrix.scheme;
+                let chain = match subject.number() {
+                    Number::Bf16 => scheme.num_codebooks + 3,
+                    _ => scheme.num_codebooks * scheme.in_group_size / 2,
+                };
+                comparisons.push(products.half_comparison(check, chain, row..row + 1, &y)?);
             } else if exact && !coarse {
                 comparisons.push(check.exact("elements of y", &y, &expected.values)?);
             } else {

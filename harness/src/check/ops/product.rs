@@ -1,11 +1,16 @@
 //! What decode, matvec and matmul share: exact results and the magnitudes that roundings are relative to.
 
+use std::collections::HashMap;
+use std::ops::Range;
+
 use aqlm_reference::decode;
 use aqlm_reference::vocabulary::QuantizedMatrix;
-use ndarray::{Array2, ArrayView1};
+use ndarray::{Array2, ArrayView1, Axis};
 
 use crate::cases::{Operation, ProductData};
-use crate::check::compare::Expected;
+use crate::check::Comparison;
+use crate::check::compare::{Against, Expected};
+use crate::check::limits::{self, Measure};
 use crate::check::subject::Subject;
 use crate::error::{Error, Result};
 
@@ -49,6 +54,77 @@ impl Products {
             values: all(|row| &row.values),
             magnitudes: all(|row| &row.magnitudes),
         }
+    }
+
+    /// NMSE of `found`, results in a type of 16 bits, against the exact ones, with a limit that follows from where each was rounded: `chain` times
+    /// inside each group of each row, and once at the end. `found` has one result for each row of x in `rows` and each output.
+    ///
+    /// A partial sum inside a group is at most the group's magnitude, sum(|w x|). Rows with the same codes make the same errors there but for
+    /// their scales, whatever x, so that theirs count as one.
+    ///
+    /// # Errors
+    /// `Invalid` when the table of limits has no row for it.
+    pub(super) fn half_comparison(
+        &self,
+        check: Against,
+        chain: usize,
+        rows: Range<usize>,
+        found: &[f64],
+    ) -> Result<Comparison> {
+        let matrix = &self.data.matrix;
+        let scheme = matrix.scheme;
+        let groups = matrix.groups().1;
+        let one = limits::row(check.operation, check.number, Measure::Nmse)?
+            .rule
+            .limit(check.number, 1);
+        let denormal = check.number.denormal_rounding().powi(2);
+        // By codes of the row and its place in the output group: the variance of all errors that are equal.
+        let mut variances: HashMap<(Vec<u16>, usize), f64> = HashMap::new();
+        let (mut squares, mut norm) = (0.0, 0.0);
+        let outputs = matrix.out_features();
+        for (index, row) in rows.clone().enumerate() {
+            let x = self.data.x.row(row);
+            for output in 0..outputs {
+                let (group_row, inner) = (output / scheme.out_group_size, output % scheme.out_group_size);
+                let magnitudes: f64 = (0..groups)
+                    .map(|group| {
+                        let first = group * scheme.in_group_size;
+                        let size: f64 = (first..first + scheme.in_group_size)
+                            .map(|i| {
+                                self.weight.magnitudes[output * matrix.in_features() + i]
+                                    * f64::from(x[i]).abs()
+                            })
+                            .sum();
+                        size * size
+                    })
+                    .sum();
+                let y = self.rows[row].values[output];
+                let scale = matrix.scales[group_row].powi(2);
+                let roundings = (chain * groups) as f64 * scale + 1.0;
+                let variance = one * (y * y + chain as f64 * magnitudes) + denormal * roundings;
+                let codes = matrix
+                    .codes
+                    .index_axis(Axis(0), group_row)
+                    .iter()
+                    .copied()
+                    .collect();
+                *variances.entry((codes, inner)).or_default() += variance;
+                let error = found.get(index * outputs + output).copied().unwrap_or(f64::NAN) - y;
+                squares += error * error;
+                norm += y * y;
+            }
+        }
+        if found.len() != rows.len() * outputs || norm == 0.0 {
+            squares = f64::NAN;
+        }
+        // In one order, so that the last digits of the limit are the same each time.
+        let mut variances: Vec<f64> = variances.into_values().collect();
+        variances.sort_by(f64::total_cmp);
+        Ok(Comparison::new(
+            format!("{}: y", Measure::Nmse),
+            squares / norm,
+            limits::chance(&variances) / norm,
+        ))
     }
 
     /// How far fixed-point tables may move W x before its scale, for one row of x: what the subject says, once it is
@@ -117,4 +193,61 @@ pub(super) fn by_definition(matrix: &QuantizedMatrix) -> Array2<f64> {
         }
         matrix.scales[o] * sum
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cases::{ProductCase, Values};
+    use crate::check::limits::Number;
+
+    fn products(values: Values) -> Products {
+        let case = ProductCase {
+            scheme: "2x6g8".parse().unwrap(),
+            out_groups: 24,
+            in_groups: 32,
+            batch: 2,
+            values,
+        };
+        Products::new(case.data(7))
+    }
+
+    fn compared(products: &Products, number: Number, change: impl Fn(usize, f64) -> f64) -> Comparison {
+        let check = Against {
+            operation: Operation::Matmul,
+            number,
+        };
+        let found: Vec<f64> = products
+            .whole()
+            .values
+            .iter()
+            .enumerate()
+            .map(|(i, y)| number.nearest(change(i, *y)))
+            .collect();
+        products.half_comparison(check, 3, 0..2, &found).unwrap()
+    }
+
+    #[test]
+    fn results_rounded_once_pass_and_wrong_ones_fail() {
+        for number in [Number::F16, Number::Bf16] {
+            let products = products(Values::Outliers);
+            assert!(compared(&products, number, |_, y| y).holds());
+            assert!(!compared(&products, number, |_, y| y * 1.1).holds());
+            assert!(!compared(&products, number, |i, y| if i == 5 { 0.0 } else { y }).holds());
+            assert!(!compared(&products, number, |i, y| if i == 5 { f64::NAN } else { y }).holds());
+            let short = &products.whole().values[1..];
+            let check = Against {
+                operation: Operation::Matmul,
+                number,
+            };
+            assert!(!products.half_comparison(check, 3, 0..2, short).unwrap().holds());
+        }
+    }
+
+    #[test]
+    fn equal_rows_may_all_be_off_by_what_one_may() {
+        let (equal, different) = (products(Values::EqualRows), products(Values::Outliers));
+        let limit = |products: &Products| compared(products, Number::F16, |_, y| y).limit;
+        assert!(limit(&equal) > 5.0 * limit(&different));
+    }
 }

@@ -1,9 +1,9 @@
 use std::sync::OnceLock;
 
 use aqlm_optimized::cuda::pack::pack;
-use aqlm_optimized::cuda::{CudaError, Device, DeviceMatrix};
+use aqlm_optimized::cuda::{Activation, Activations, CudaError, Device, DeviceMatrix};
 use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix};
-use half::f16;
+use half::{bf16, f16};
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 use super::{Subject, Subjects, no};
@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 pub struct CudaSubject {
     device: &'static Device,
     kernel: &'static str,
+    activations: Activations,
 }
 
 static DEVICE: OnceLock<std::result::Result<Device, String>> = OnceLock::new();
@@ -29,17 +30,31 @@ impl CudaSubject {
             .get_or_init(|| Device::open(0, None).map_err(|error| error.to_string()))
             .as_ref()
             .map_err(Clone::clone)?;
-        let mut kernels: Vec<&'static str> = aqlm_kernels::kernels()
-            .iter()
-            .filter(|kernel| kernel.op == case.operation.word())
-            .map(|kernel| kernel.id.as_str())
+        let of_op = || {
+            aqlm_kernels::kernels()
+                .iter()
+                .filter(|kernel| kernel.op == case.operation.word())
+        };
+        let mut kernels: Vec<(&'static str, Activations)> = of_op()
+            .map(|kernel| (kernel.id.as_str(), Activations::F16))
             .collect();
+        kernels.extend(
+            of_op()
+                .filter(|kernel| kernel.bf16)
+                .map(|kernel| (kernel.id.as_str(), Activations::Bf16)),
+        );
         if kernels.is_empty() {
-            kernels.push("");
+            kernels.push(("", Activations::F16));
         }
         Ok(kernels
             .into_iter()
-            .map(|kernel| -> Box<dyn Subject> { Box::new(Self { device, kernel }) })
+            .map(|(kernel, activations)| -> Box<dyn Subject> {
+                Box::new(Self {
+                    device,
+                    kernel,
+                    activations,
+                })
+            })
             .collect())
     }
 }
@@ -50,27 +65,31 @@ impl Subject for CudaSubject {
     }
 
     fn variant(&self) -> String {
-        self.kernel.to_owned()
+        match self.activations {
+            Activations::F16 => self.kernel.to_owned(),
+            Activations::Bf16 => format!("{} bf16", self.kernel),
+        }
     }
 
     fn number(&self) -> Number {
-        Number::F16
+        match self.activations {
+            Activations::F16 => Number::F16,
+            Activations::Bf16 => Number::Bf16,
+        }
     }
 
     fn decode(&self, matrix: &QuantizedMatrix, weight: &mut [f32]) -> Result<()> {
         if self.kernel.is_empty() {
             return no(self.backend(), Operation::Decode);
         }
-        widen(&self.run(matrix, None, 1)?, weight.iter_mut());
-        Ok(())
+        self.run(matrix, None::<std::iter::Empty<&f32>>, 1, weight.iter_mut())
     }
 
     fn matvec(&self, matrix: &QuantizedMatrix, x: &[f32], y: &mut [f32]) -> Result<()> {
         if self.kernel.is_empty() {
             return no(self.backend(), Operation::Matvec);
         }
-        widen(&self.run(matrix, Some(&narrowed(x.iter())?), 1)?, y.iter_mut());
-        Ok(())
+        self.run(matrix, Some(x.iter()), 1, y.iter_mut())
     }
 
     fn matmul(
@@ -82,20 +101,47 @@ impl Subject for CudaSubject {
         if self.kernel.is_empty() {
             return no(self.backend(), Operation::Matmul);
         }
-        let result = self.run(matrix, Some(&narrowed(x.iter())?), x.nrows())?;
-        widen(&result, y.iter_mut());
-        Ok(())
+        self.run(matrix, Some(x.iter()), x.nrows(), y.iter_mut())
     }
 }
 
 impl CudaSubject {
-    /// The kernel's output, row-major; NaN where it wrote nothing.
-    fn run(&self, matrix: &QuantizedMatrix, x: Option<&[f16]>, batch: usize) -> Result<Vec<f16>> {
-        let run = || -> std::result::Result<Vec<f16>, CudaError> {
-            let packed = pack(self.kernel, matrix, self.device.target(), batch)?;
+    /// The kernel's output, row-major, into `y`; NaN where it wrote nothing.
+    fn run<'a>(
+        &self,
+        matrix: &QuantizedMatrix,
+        x: Option<impl Iterator<Item = &'a f32>>,
+        batch: usize,
+        y: impl Iterator<Item = &'a mut f32>,
+    ) -> Result<()> {
+        match self.activations {
+            Activations::F16 => {
+                let x = x.map(exactly_f16).transpose()?;
+                let result = self.run_in(matrix, x.as_deref(), batch)?;
+                y.zip(result).for_each(|(y, result)| *y = result.to_f32());
+            }
+            Activations::Bf16 => {
+                // The limits allow for the rounding of x.
+                let x: Option<Vec<bf16>> = x.map(|x| x.map(|&x| bf16::from_f32(x)).collect());
+                let result = self.run_in(matrix, x.as_deref(), batch)?;
+                y.zip(result).for_each(|(y, result)| *y = result.to_f32());
+            }
+        }
+        Ok(())
+    }
+
+    fn run_in<T: Activation>(
+        &self,
+        matrix: &QuantizedMatrix,
+        x: Option<&[T]>,
+        batch: usize,
+    ) -> Result<Vec<T>> {
+        let run = || -> std::result::Result<Vec<T>, CudaError> {
+            let packed =
+                pack(self.kernel, matrix, self.device.target(), batch)?.with_activations(self.activations)?;
             let matrix = DeviceMatrix::new(self.device, &packed)?;
             let x = x.map(|x| self.device.upload(x)).transpose()?;
-            let mut result = self.device.upload(&vec![f16::NAN; packed.y_len()])?;
+            let mut result = self.device.upload(&vec![T::NAN; packed.y_len()])?;
             matrix.start(self.device, x.as_ref(), &mut result, false)?;
             self.device.download(&result)
         };
@@ -106,8 +152,8 @@ impl CudaSubject {
     }
 }
 
-/// x in the kernels' format, where that loses nothing.
-fn narrowed<'a>(x: impl Iterator<Item = &'a f32>) -> Result<Vec<f16>> {
+/// x in f16, where that loses nothing.
+fn exactly_f16<'a>(x: impl Iterator<Item = &'a f32>) -> Result<Vec<f16>> {
     x.map(|&x| {
         let narrow = f16::from_f32(x);
         if narrow.to_f32() == x {
@@ -117,10 +163,4 @@ fn narrowed<'a>(x: impl Iterator<Item = &'a f32>) -> Result<Vec<f16>> {
         }
     })
     .collect()
-}
-
-fn widen<'a>(from: &[f16], to: impl Iterator<Item = &'a mut f32>) {
-    for (to, from) in to.zip(from) {
-        *to = from.to_f32();
-    }
 }

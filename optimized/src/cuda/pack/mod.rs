@@ -8,6 +8,7 @@ mod lookup;
 mod plain;
 mod shared;
 mod sliced;
+mod tables;
 mod tiles;
 mod warpgroup;
 
@@ -17,7 +18,9 @@ pub use warpgroup::WarpgroupConfig;
 use std::fmt;
 
 use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
-use half::f16;
+use half::{bf16, f16};
+
+use super::Activations;
 
 /// What a packer must know of the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub struct Target {
     pub shared_bytes: usize,
     /// how many clusters of 1, 2, 4, 8, 16 blocks run at once when a block fills a multiprocessor; 0 where none does
     pub clusters: [u32; 5],
+    /// whether only kernels run that were compiled into the program
+    pub embedded_only: bool,
 }
 
 impl Target {
@@ -45,12 +50,18 @@ impl Target {
         size
     }
 
+    /// Whether kernel `id` with these constants can run.
+    fn has(&self, id: &str, defines: &[(&str, usize)]) -> bool {
+        !self.embedded_only || aqlm_kernels::embedded(id, defines).is_some()
+    }
+
     /// An H100 SXM with 132 multiprocessors, for use without a device.
     pub fn h100() -> Self {
         Self {
             multiprocessors: 132,
             shared_bytes: 232_448,
             clusters: [132, 66, 32, 16, 0],
+            embedded_only: false,
         }
     }
 }
@@ -86,6 +97,9 @@ impl Op {
     }
 }
 
+/// The constant that makes x and y bf16.
+const BF16: (&str, usize) = ("AQLM_BF16", 1);
+
 /// One matrix, ready to upload, and how to launch the kernel on it.
 ///
 /// A kernel's arguments are the buffers in order, then x (not for decode), y, out_features, in_features, the rows of x (matmul only), then `sizes`.
@@ -115,6 +129,8 @@ pub struct Packed {
     pub batch: usize,
     /// rows of the matrix that are computed: all, but for a decode of some
     pub rows: usize,
+    /// the format of x and y
+    pub activations: Activations,
 }
 
 impl Packed {
@@ -147,6 +163,33 @@ impl Packed {
         }
         integers.extend(&self.sizes);
         integers
+    }
+
+    /// The same matrix and launch for x and y in another format than f16, which packers make it for.
+    ///
+    /// Tensor cores multiply numbers of one format, so that kernels which feed codewords to them as they are get codebooks in that of x, rounded to
+    /// nearest; all others keep f16's and are exact.
+    ///
+    /// # Errors
+    /// `Unsupported` where the kernel knows f16 only.
+    pub fn with_activations(mut self, activations: Activations) -> Result<Self> {
+        if self.activations == activations {
+            return Ok(self);
+        }
+        let kernel =
+            aqlm_kernels::kernel(self.kernel).map_err(|error| AqlmError::Unsupported(error.to_string()))?;
+        if !kernel.bf16 {
+            return Err(AqlmError::Unsupported(format!("{} knows f16 only", self.kernel)));
+        }
+        self.activations = activations;
+        self.defines.push(BF16);
+        if let Some(at) = kernel.typed_codebooks {
+            for pair in self.buffers[at].chunks_exact_mut(2) {
+                let value = f16::from_le_bytes([pair[0], pair[1]]);
+                pair.copy_from_slice(&bf16::from_f32(value.to_f32()).to_le_bytes());
+            }
+        }
+        Ok(self)
     }
 
     /// Bytes that the matrix takes on the device.
@@ -197,6 +240,8 @@ pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target, batch: usize) -
         "matvec/k2_shared_codebook" => shared::pack(matrix, target)?,
         "matvec/k3_lookup_table" => lookup::pack(matrix, target),
         "matvec/k4_sliced_codebook" => sliced::pack(matrix, target),
+        "matvec/k5_staged_codes" => lookup::pack_staged(matrix, target)?,
+        "matvec/k6_product_tables" => tables::pack(matrix, target)?,
         other => return Err(AqlmError::Unsupported(format!("no packer for {other}"))),
     };
     if packed.shared_bytes > target.shared_bytes {
@@ -254,6 +299,9 @@ pub fn with_config(packed: &Packed, scheme: Scheme, target: &Target, config: Lau
     match config {
         LaunchConfig::Tiles(config) => tiles::plan(&mut packed, scheme, target, config),
         LaunchConfig::Warpgroups(config) => warpgroup::plan(&mut packed, scheme, target, config),
+    }
+    if packed.activations == Activations::Bf16 {
+        packed.defines.push(BF16);
     }
     packed
 }

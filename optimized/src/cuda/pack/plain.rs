@@ -1,6 +1,6 @@
 use aqlm_reference::vocabulary::QuantizedMatrix;
 
-use super::{Op, Packed, bytes_of_u16, codebook_bytes, scale_bytes};
+use super::{Activations, Op, Packed, bytes_of_u16, codebook_bytes, scale_bytes};
 
 /// Rows that a block of matvec and matmul does, a warp each.
 const ROWS: usize = 8;
@@ -43,5 +43,6 @@ pub(super) fn pack(kernel: &'static str, matrix: &QuantizedMatrix, batch: usize)
         in_features,
         batch,
         rows: out_features,
+        activations: Activations::F16,
     }
 }

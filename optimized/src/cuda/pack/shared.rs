@@ -1,7 +1,7 @@
 use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result};
 use rayon::prelude::*;
 
-use super::{Packed, Target, bytes_of_u32, codebook_bytes, even_warps, scale_bytes};
+use super::{Activations, Packed, Target, bytes_of_u32, codebook_bytes, even_warps, scale_bytes};
 
 const ROWS: usize = 4;
 /// Limit of the kernel's launch bounds.
@@ -80,5 +80,6 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
         in_features: matrix.in_features(),
         batch: 1,
         rows: matrix.out_features(),
+        activations: Activations::F16,
     })
 }

@@ -1,7 +1,9 @@
 use aqlm_reference::vocabulary::QuantizedMatrix;
 use rayon::prelude::*;
 
-use super::{Packed, Target, bytes_of_u16, bytes_of_u32, codebook_bytes, even_warps, scale_bytes};
+use super::{
+    Activations, Packed, Target, bytes_of_u16, bytes_of_u32, codebook_bytes, even_warps, scale_bytes,
+};
 
 const SLICE_BYTES: usize = 131_072;
 const ITEM_BITS: usize = 24;
@@ -98,6 +100,7 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Packed {
         in_features: matrix.in_features(),
         batch: 1,
         rows: matrix.out_features(),
+        activations: Activations::F16,
     }
 }
 

@@ -3,7 +3,7 @@ use std::fmt;
 use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 use rayon::prelude::*;
 
-use super::{Packed, Target, bytes_of_u32, codebook_bytes, scale_bytes};
+use super::{Activations, Packed, Target, bytes_of_u32, codebook_bytes, scale_bytes};
 
 /// Output rows of a tile.
 const TILE_ROWS: usize = 8;
@@ -131,6 +131,18 @@ impl Form {
         ]
     }
 
+    /// The same and those of matmul k2's configuration.
+    fn all_defines(&self, scheme: Scheme, config: TileConfig) -> Vec<(&'static str, usize)> {
+        let mut defines = self.defines(scheme);
+        defines.extend([
+            ("AQLM_ROW_WARPS", config.row_warps),
+            ("AQLM_TILES", config.tiles),
+            ("AQLM_SLICES", config.slices),
+            ("AQLM_BATCH_TILES", config.batch_tiles),
+        ]);
+        defines
+    }
+
     /// Shared memory of a block of matmul k2: codebooks, then two stages of x a team, which the last sums overlay.
     fn shared_bytes(&self, config: TileConfig) -> usize {
         let batch = config.batch_tiles * 16;
@@ -222,6 +234,7 @@ pub(super) fn configs(
             }
         }
     }
+    configs.retain(|(_, config)| target.has("matmul/k2_fused_tensor", &form.all_defines(scheme, *config)));
     configs.sort_by(|a, b| a.0.total_cmp(&b.0));
     configs.into_iter().map(|(_, config)| config).collect()
 }
@@ -259,19 +272,14 @@ pub(super) fn unplanned(
         in_features: matrix.in_features(),
         batch,
         rows: matrix.out_features(),
+        activations: Activations::F16,
     }
 }
 
 /// Sets `packed`'s launch to `config`.
 pub(super) fn plan(packed: &mut Packed, scheme: Scheme, target: &Target, config: TileConfig) {
     let form = Form::new(scheme, packed.out_features, packed.in_features, target);
-    packed.defines = form.defines(scheme);
-    packed.defines.extend([
-        ("AQLM_ROW_WARPS", config.row_warps),
-        ("AQLM_TILES", config.tiles),
-        ("AQLM_SLICES", config.slices),
-        ("AQLM_BATCH_TILES", config.batch_tiles),
-    ]);
+    packed.defines = form.all_defines(scheme, config);
     packed.grid = [
         form.tiles.div_ceil(config.row_warps * config.tiles) as u32,
         packed.batch.div_ceil(16 * config.batch_tiles) as u32,
@@ -319,5 +327,6 @@ pub(super) fn pack_decode(matrix: &QuantizedMatrix, target: &Target) -> Packed {
         in_features: matrix.in_features(),
         batch: 1,
         rows: matrix.out_features(),
+        activations: Activations::F16,
     }
 }

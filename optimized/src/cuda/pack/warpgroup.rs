@@ -77,6 +77,18 @@ impl WarpgroupConfig {
         self.batch / 2 + 32 + 4 * form.words + inputs + beside
     }
 
+    fn defines(&self, form: &Form, scheme: Scheme) -> Vec<(&'static str, usize)> {
+        let mut defines = form.defines(scheme);
+        defines.extend([
+            ("AQLM_WARPGROUPS", self.warpgroups),
+            ("AQLM_SLICES", self.slices),
+            ("AQLM_CLUSTER", self.cluster),
+            ("AQLM_BATCH", self.batch),
+            ("AQLM_SPREAD", self.spread),
+        ]);
+        defines
+    }
+
     fn fits_registers(&self, form: &Form) -> bool {
         self.registers(form) <= (65_536 / self.threads() / 8 * 8).min(255)
     }
@@ -178,6 +190,7 @@ pub(super) fn configs(
             }
         }
     }
+    configs.retain(|(_, config)| target.has("matmul/k3_warpgroup", &config.defines(&form, scheme)));
     configs.sort_by(|a, b| a.0.total_cmp(&b.0));
     configs.into_iter().map(|(_, config)| config).collect()
 }
@@ -197,14 +210,7 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target, batch: usize) -> R
 /// Sets `packed`'s launch to `config`.
 pub(super) fn plan(packed: &mut Packed, scheme: Scheme, target: &Target, config: WarpgroupConfig) {
     let form = Form::new(scheme, packed.out_features, packed.in_features, target);
-    packed.defines = form.defines(scheme);
-    packed.defines.extend([
-        ("AQLM_WARPGROUPS", config.warpgroups),
-        ("AQLM_SLICES", config.slices),
-        ("AQLM_CLUSTER", config.cluster),
-        ("AQLM_BATCH", config.batch),
-        ("AQLM_SPREAD", config.spread),
-    ]);
+    packed.defines = config.defines(&form, scheme);
     packed.grid = [
         config.blocks(packed.out_features) as u32,
         packed.batch.div_ceil(config.batch) as u32,

@@ -1,0 +1,186 @@
+//! With the feature `embed-kernels`: compiles every variant of embedded.json by nvcc into the crate, for machines that have the driver only.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::Value;
+
+/// Machine code for these generations (8.0's also runs on 8.6 and 8.9), and intermediate code for what is newer.
+const FROM_80: &[&str] = &[
+    "arch=compute_80,code=sm_80",
+    "arch=compute_90,code=sm_90",
+    "arch=compute_90,code=compute_90",
+];
+const FROM_90: &[&str] = &["arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90"];
+const ONLY_90: &[&str] = &["arch=compute_90a,code=sm_90a"];
+
+/// One kernel with its constants, as `NAME=VALUE` with spaces between them.
+struct Variant {
+    kernel: String,
+    defines: String,
+    source: PathBuf,
+    generations: &'static [&'static str],
+}
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    if std::env::var_os("CARGO_FEATURE_EMBED_KERNELS").is_none() {
+        return;
+    }
+    for path in [
+        "embedded.json",
+        "manifest.json",
+        "common.cuh",
+        "matvec",
+        "matmul",
+        "decode",
+    ] {
+        println!("cargo::rerun-if-changed={path}");
+    }
+    for name in ["AQLM_NVCC", "CUDA_HOME", "CUDA_PATH", "PATH"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    if let Err(reason) = embed() {
+        // Not a warning: whoever asks for this feature ships the program to machines that cannot do without.
+        println!("cargo::error=feature embed-kernels: {reason}");
+    }
+}
+
+fn embed() -> Result<(), String> {
+    let nvcc = nvcc()?;
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("no OUT_DIR")?);
+    let variants = variants()?;
+    let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(variant) = variants.get(number) else {
+                        break;
+                    };
+                    if let Err(reason) = compile(&nvcc, variant, &out.join(format!("{number}.fatbin"))) {
+                        failures
+                            .lock()
+                            .unwrap_or_else(std::sync::PoisonError::into_inner)
+                            .push(reason);
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(first) = failures.first() {
+        return Err(format!(
+            "{} of {} kernels: {first}",
+            failures.len(),
+            variants.len()
+        ));
+    }
+    let mut list = String::from("&[\n");
+    for (number, variant) in variants.iter().enumerate() {
+        let file = out.join(format!("{number}.fatbin"));
+        let file = file
+            .to_str()
+            .ok_or_else(|| format!("{}: expected a path in UTF-8", file.display()))?;
+        let _ = writeln!(
+            list,
+            "    ({:?}, {:?}, include_bytes!({:?}).as_slice()),",
+            variant.kernel, variant.defines, file
+        );
+    }
+    list.push_str("]\n");
+    std::fs::write(out.join("embedded.rs"), list).map_err(|error| format!("writing embedded.rs: {error}"))
+}
+
+/// The first that answers of `AQLM_NVCC`, the toolkit's folder, the path.
+fn nvcc() -> Result<PathBuf, String> {
+    let variable = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let candidates: Vec<PathBuf> = [
+        variable("AQLM_NVCC"),
+        variable("CUDA_HOME").map(|folder| folder.join("bin/nvcc")),
+        variable("CUDA_PATH").map(|folder| folder.join("bin/nvcc")),
+        Some("nvcc".into()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    candidates
+        .iter()
+        .find(|nvcc| Command::new(nvcc).arg("--version").output().is_ok_and(|output| output.status.success()))
+        .cloned()
+        .ok_or_else(|| {
+            format!(
+                "no nvcc answers, tried {candidates:?}; set AQLM_NVCC to one, or CUDA_HOME to a toolkit (kernels/requirements-nvcc.txt installs one)"
+            )
+        })
+}
+
+fn variants() -> Result<Vec<Variant>, String> {
+    let read = |name: &str| -> Result<Value, String> {
+        let text = std::fs::read_to_string(name).map_err(|error| format!("{name}: {error}"))?;
+        serde_json::from_str(&text).map_err(|error| format!("{name}: {error}"))
+    };
+    let (list, manifest) = (read("embedded.json")?, read("manifest.json")?);
+    let kernels = manifest.as_array().ok_or("manifest.json: expected a list")?;
+    let mut variants = Vec::new();
+    for (id, all) in list.as_object().ok_or("embedded.json: expected an object")? {
+        let kernel = kernels
+            .iter()
+            .find(|kernel| kernel["id"] == *id)
+            .ok_or_else(|| format!("embedded.json: the manifest has no kernel {id}"))?;
+        let generations = match (kernel["min_compute"].as_u64(), kernel["max_compute"].as_u64()) {
+            (_, Some(90)) => ONLY_90,
+            (Some(90), None) => FROM_90,
+            (Some(80), None) => FROM_80,
+            other => return Err(format!("{id}: architectures {other:?}")),
+        };
+        let file = kernel["file"].as_str().ok_or_else(|| format!("{id}: no file"))?;
+        for defines in all
+            .as_array()
+            .ok_or_else(|| format!("embedded.json: {id}: expected a list"))?
+        {
+            let defines = defines
+                .as_str()
+                .ok_or_else(|| format!("embedded.json: {id}: expected text"))?;
+            variants.push(Variant {
+                kernel: id.clone(),
+                defines: defines.to_owned(),
+                source: file.into(),
+                generations,
+            });
+        }
+    }
+    Ok(variants)
+}
+
+fn compile(nvcc: &Path, variant: &Variant, output: &Path) -> Result<(), String> {
+    let compiled = Command::new(nvcc)
+        .args(["-std=c++17", "-fatbin", "-o"])
+        .arg(output)
+        .args(variant.generations.iter().map(|code| format!("-gencode={code}")))
+        .args(
+            variant
+                .defines
+                .split_whitespace()
+                .map(|define| format!("-D{define}")),
+        )
+        .arg(&variant.source)
+        .output()
+        .map_err(|error| format!("{}: {error}", nvcc.display()))?;
+    if compiled.status.success() {
+        return Ok(());
+    }
+    let log = String::from_utf8_lossy(&compiled.stderr);
+    let first = log.lines().find(|line| line.contains("error")).unwrap_or(&log);
+    Err(format!("{} {}: {first}", variant.kernel, variant.defines))
+}

@@ -1,0 +1,107 @@
+//! The list of kernels that a build with `embed-kernels` compiles (kernels/embedded.json) is what the packers ask for: every kernel that the table of
+//! measurements prefers, for every scheme with a fast path, and for matmul the configurations that are expected to be fastest at each batch.
+//! `INSTA_UPDATE=always` writes it anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use aqlm_kernels::{MEASURED_SHAPE, constants};
+use aqlm_optimized::cuda::dispatch::dispatched;
+use aqlm_optimized::cuda::pack::{Op, Target, launch_configs, pack, with_config};
+use aqlm_reference::vocabulary::{QuantizedMatrix, Scheme};
+use ndarray::{Array1, Array3, Array4};
+
+const SCHEMES: &[&str] = &[
+    "1x8g8", "2x8g8", "3x8g8", "4x8g8", "1x12g8", "2x12g8", "1x15g8", "1x16g8", "1x16g16",
+];
+
+/// A matrix with nothing in it: constants follow from the scheme, and for some kernels from whether x fits beside the codebooks.
+fn empty(scheme: Scheme, in_features: usize) -> QuantizedMatrix {
+    let (out_groups, in_groups) = scheme.groups(64, in_features).unwrap();
+    let shape = (
+        scheme.num_codebooks,
+        scheme.codebook_size(),
+        1,
+        scheme.in_group_size,
+    );
+    QuantizedMatrix::new(
+        scheme,
+        Array3::zeros((out_groups, in_groups, scheme.num_codebooks)),
+        Array4::zeros(shape),
+        Array1::ones(out_groups),
+    )
+    .unwrap()
+}
+
+fn wanted() -> BTreeMap<String, BTreeSet<String>> {
+    // On the device that was measured 15 clusters of 8 fit.
+    let hopper = Target {
+        clusters: [132, 66, 32, 15, 0],
+        ..Target::h100()
+    };
+    let ampere = Target {
+        multiprocessors: 108,
+        shared_bytes: 166_912,
+        clusters: [108, 0, 0, 0, 0],
+        ..Target::h100()
+    };
+    let mut wanted: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut add = |id: &str, defines: &[(&str, usize)]| {
+        wanted
+            .entry(id.to_owned())
+            .or_default()
+            .insert(constants(defines));
+    };
+    let [out_features, in_features] = MEASURED_SHAPE;
+    for scheme in SCHEMES {
+        let scheme: Scheme = scheme.parse().unwrap();
+        for (target, compute) in [(&hopper, (9, 0)), (&ampere, (8, 0))] {
+            for width in [in_features, out_features] {
+                let matrix = empty(scheme, width);
+                for op in [Op::Matvec, Op::Decode] {
+                    let found = dispatched(op, scheme, [out_features, width], 1, compute, target).unwrap();
+                    let naive = format!("{}/k1_naive", op.name());
+                    for id in [found.kernel, naive.as_str()] {
+                        let packed = pack(id, &matrix, target, 1).unwrap();
+                        add(id, &packed.defines);
+                    }
+                }
+            }
+            let matrix = empty(scheme, in_features);
+            add(
+                "matmul/k1_naive",
+                &pack("matmul/k1_naive", &matrix, target, 1).unwrap().defines,
+            );
+            for batch in [16, 32, 64, 128, 256] {
+                for id in ["matmul/k2_fused_tensor", "matmul/k3_warpgroup"] {
+                    if !aqlm_kernels::kernel(id)
+                        .unwrap()
+                        .runs_on((compute.0 * 10 + compute.1) as u32)
+                    {
+                        continue;
+                    }
+                    let configs = launch_configs(id, scheme, out_features, in_features, batch, target);
+                    let found =
+                        dispatched(Op::Matmul, scheme, MEASURED_SHAPE, batch, compute, target).unwrap();
+                    let packed = pack(id, &matrix, target, batch).unwrap();
+                    let chosen = found.config.filter(|_| found.kernel == id);
+                    for config in configs.first().copied().into_iter().chain(chosen) {
+                        add(id, &with_config(&packed, scheme, target, config).defines);
+                    }
+                }
+            }
+        }
+    }
+    wanted
+}
+
+#[test]
+fn the_list_of_embedded_kernels_is_what_packers_ask_for() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/embedded.json");
+    let wanted = serde_json::to_string_pretty(&wanted()).unwrap() + "\n";
+    if std::env::var("INSTA_UPDATE").is_ok_and(|update| update == "always") {
+        std::fs::write(&path, &wanted).unwrap();
+    }
+    let found = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(found, wanted, "run with INSTA_UPDATE=always");
+}
