@@ -56,6 +56,9 @@ pub struct Kernel {
     pub max_compute: Option<u32>,
     /// rows of x
     pub batch: [usize; 2],
+    /// whether matrices that read the same x can share a launch
+    #[serde(default)]
+    pub joins: bool,
 }
 
 impl Kernel {
@@ -94,7 +97,7 @@ pub fn user_source(text: &str, name: &str, folder: Option<&Path>) -> Result<Stri
     Ok(expand(text, &file("common.cuh", folder)?, name))
 }
 
-const FILES: [(&str, &str); 10] = [
+const FILES: [(&str, &str); 18] = [
     ("common.cuh", include_str!("../common.cuh")),
     ("matvec/k1_naive.cu", include_str!("../matvec/k1_naive.cu")),
     (
@@ -120,6 +123,14 @@ const FILES: [(&str, &str); 10] = [
     ),
     ("decode/k1_naive.cu", include_str!("../decode/k1_naive.cu")),
     ("decode/k2_tiles.cu", include_str!("../decode/k2_tiles.cu")),
+    ("embed/k1_rows.cu", include_str!("../embed/k1_rows.cu")),
+    ("rms_norm/k1_block_a_row.cu", include_str!("../rms_norm/k1_block_a_row.cu")),
+    ("rope/k1_pairs.cu", include_str!("../rope/k1_pairs.cu")),
+    ("attention/k1_warp_a_query.cu", include_str!("../attention/k1_warp_a_query.cu")),
+    ("attention_step/k1_split_context.cu", include_str!("../attention_step/k1_split_context.cu")),
+    ("swiglu/k1_elementwise.cu", include_str!("../swiglu/k1_elementwise.cu")),
+    ("dense/k1_warp_a_row.cu", include_str!("../dense/k1_warp_a_row.cu")),
+    ("argmax/k1_one_block.cu", include_str!("../argmax/k1_one_block.cu")),
 ];
 
 fn file(name: &str, folder: Option<&Path>) -> Result<String, SourceError> {
@@ -208,7 +219,8 @@ mod tests {
 
     #[test]
     fn every_source_on_disk_is_in_the_manifest() {
-        for op in ["matvec", "matmul", "decode"] {
+        let ops: std::collections::BTreeSet<&str> = kernels().iter().map(|kernel| kernel.op.as_str()).collect();
+        for op in ops {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(op);
             for entry in std::fs::read_dir(folder).unwrap() {
                 let name = format!("{op}/{}", entry.unwrap().file_name().to_string_lossy());

@@ -1,5 +1,7 @@
-use cudarc::cublas::{CudaBlas, Gemm, GemmConfig, sys};
-use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
+use std::sync::Arc;
+
+use cudarc::cublas::{CudaBlas, Gemm, GemmConfig, result, sys};
+use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 use half::f16;
 
 use super::error::check_lengths;
@@ -8,6 +10,7 @@ use super::{CudaError, Device, Result};
 /// Dense products in f16 with f32 sums through cuBLAS: what quantized kernels are measured against, and the second half of a matmul that decodes.
 pub struct Blas {
     handle: CudaBlas,
+    stream: Arc<CudaStream>,
 }
 
 impl Blas {
@@ -22,7 +25,10 @@ impl Blas {
         }
         let handle = CudaBlas::new(device.stream().clone())
             .map_err(|error| CudaError::Absent(format!("cuBLAS: {error:?}")))?;
-        Ok(Self { handle })
+        Ok(Self {
+            handle,
+            stream: device.stream().clone(),
+        })
     }
 
     /// Starts Y = X W^T: weight `[out_features, in_features]`, x `[batch, in_features]`, y `[batch, out_features]`, all row-major.
@@ -43,6 +49,54 @@ impl Blas {
         ])?;
         // SAFETY: the lengths have just been checked.
         unsafe { self.start_unchecked(weight, x, y, [out_features, in_features, batch], out_features) }
+    }
+
+    /// The same with f32 results: logits, whose differences are the probabilities of a text.
+    ///
+    /// # Errors
+    /// `Length` when a buffer does not fit the shape, `Library`.
+    pub(crate) fn start_wide(
+        &self,
+        weight: &CudaSlice<f16>,
+        x: &CudaView<'_, f16>,
+        y: &mut CudaViewMut<'_, f32>,
+        [out_features, in_features, batch]: [usize; 3],
+    ) -> Result<()> {
+        check_lengths(&[
+            ("weight", out_features * in_features, weight.len()),
+            ("x", batch * in_features, x.len()),
+            ("y", batch * out_features, y.len()),
+        ])?;
+        let (one, zero) = (1.0_f32, 0.0_f32);
+        let stream = &self.stream;
+        // SAFETY: the handle is alive, the lengths have just been checked, and both factors are f32 as the compute type wants.
+        let status = unsafe {
+            result::gemm_ex(
+                *self.handle.handle(),
+                sys::cublasOperation_t::CUBLAS_OP_T,
+                sys::cublasOperation_t::CUBLAS_OP_N,
+                out_features as i32,
+                batch as i32,
+                in_features as i32,
+                (&raw const one).cast(),
+                weight.device_ptr(stream).0 as *const _,
+                sys::cudaDataType_t::CUDA_R_16F,
+                in_features as i32,
+                x.device_ptr(stream).0 as *const _,
+                sys::cudaDataType_t::CUDA_R_16F,
+                in_features as i32,
+                (&raw const zero).cast(),
+                y.device_ptr_mut(stream).0 as *mut _,
+                sys::cudaDataType_t::CUDA_R_32F,
+                out_features as i32,
+                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        };
+        status.map_err(|error| CudaError::Library {
+            library: "cuBLAS",
+            error: format!("{error:?}"),
+        })
     }
 
     /// The same for buffers whose lengths the caller has checked; rows of y are `y_stride` apart.
