@@ -124,13 +124,31 @@ const FILES: [(&str, &str); 18] = [
     ("decode/k1_naive.cu", include_str!("../decode/k1_naive.cu")),
     ("decode/k2_tiles.cu", include_str!("../decode/k2_tiles.cu")),
     ("embed/k1_rows.cu", include_str!("../embed/k1_rows.cu")),
-    ("rms_norm/k1_block_a_row.cu", include_str!("../rms_norm/k1_block_a_row.cu")),
+    (
+        "rms_norm/k1_block_a_row.cu",
+        include_str!("../rms_norm/k1_block_a_row.cu"),
+    ),
     ("rope/k1_pairs.cu", include_str!("../rope/k1_pairs.cu")),
-    ("attention/k1_warp_a_query.cu", include_str!("../attention/k1_warp_a_query.cu")),
-    ("attention_step/k1_split_context.cu", include_str!("../attention_step/k1_split_context.cu")),
-    ("swiglu/k1_elementwise.cu", include_str!("../swiglu/k1_elementwise.cu")),
-    ("dense/k1_warp_a_row.cu", include_str!("../dense/k1_warp_a_row.cu")),
-    ("argmax/k1_one_block.cu", include_str!("../argmax/k1_one_block.cu")),
+    (
+        "attention/k1_warp_a_query.cu",
+        include_str!("../attention/k1_warp_a_query.cu"),
+    ),
+    (
+        "attention_step/k1_split_context.cu",
+        include_str!("../attention_step/k1_split_context.cu"),
+    ),
+    (
+        "swiglu/k1_elementwise.cu",
+        include_str!("../swiglu/k1_elementwise.cu"),
+    ),
+    (
+        "dense/k1_warp_a_row.cu",
+        include_str!("../dense/k1_warp_a_row.cu"),
+    ),
+    (
+        "argmax/k1_one_block.cu",
+        include_str!("../argmax/k1_one_block.cu"),
+    ),
 ];
 
 fn file(name: &str, folder: Option<&Path>) -> Result<String, SourceError> {
@@ -219,7 +237,8 @@ mod tests {
 
     #[test]
     fn every_source_on_disk_is_in_the_manifest() {
-        let ops: std::collections::BTreeSet<&str> = kernels().iter().map(|kernel| kernel.op.as_str()).collect();
+        let ops: std::collections::BTreeSet<&str> =
+            kernels().iter().map(|kernel| kernel.op.as_str()).collect();
         for op in ops {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(op);
             for entry in std::fs::read_dir(folder).unwrap() {

@@ -219,7 +219,11 @@ fn check_joined(kernel: &str, scheme: &str, rows: &[usize], in_features: usize) 
     };
     for (matrix, &offset) in matrices.iter().zip(&joined.offsets) {
         let expected = expected(Op::Matvec, matrix, &x);
-        assert_eq!(expected, found[offset..offset + expected.len()], "{kernel} {rows:?}");
+        assert_eq!(
+            expected,
+            found[offset..offset + expected.len()],
+            "{kernel} {rows:?}"
+        );
     }
 }
 

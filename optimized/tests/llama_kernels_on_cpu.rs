@@ -222,7 +222,8 @@ fn swiglus() {
 fn dense_products() {
     let mut rng = ChaCha8Rng::seed_from_u64(4);
     // Vectors (with a remainder past the loads in flight) and single numbers, into f32 and f16.
-    for (out_features, in_features, rows, wide) in [(19, 2200, 2, true), (9, 37, 3, false), (8, 264, 1, false)]
+    for (out_features, in_features, rows, wide) in
+        [(19, 2200, 2, true), (9, 37, 3, false), (8, 264, 1, false)]
     {
         let weight = random(&mut rng, out_features, in_features) / 4.0;
         let x = random(&mut rng, rows, in_features);
@@ -232,7 +233,11 @@ fn dense_products() {
         let Some(found) = run(&plan, &buffers, 2, &format!("dense-{in_features}")) else {
             return;
         };
-        let found = if wide { from_f32s(&found) } else { from_f16s(&found) };
+        let found = if wide {
+            from_f32s(&found)
+        } else {
+            from_f16s(&found)
+        };
         close(&found, &x.dot(&weight.t()), 1, "dense");
     }
 }
@@ -258,11 +263,7 @@ fn the_likeliest_token() {
     assert_eq!(state, words(&[7, 1700, 1, 0]));
     // Nothing but NaN, or minus infinity: a token all the same.
     for value in [f64::NAN, f64::NEG_INFINITY] {
-        let buffers = [
-            f32s(&[value; 3000]),
-            words(&[77; 9]),
-            words(&[0, 1, 0, 0]),
-        ];
+        let buffers = [f32s(&[value; 3000]), words(&[77; 9]), words(&[0, 1, 0, 0])];
         let Some(state) = run(&plan, &buffers, 2, "argmax-nan") else {
             return;
         };
@@ -318,7 +319,12 @@ fn prompts() {
         let Some(rotated) = run(&plan, &buffers, 5, &name) else {
             return;
         };
-        close(&from_f16s(&rotated), q.slice(s![first.., ..]).iter(), 1, "queries");
+        close(
+            &from_f16s(&rotated),
+            q.slice(s![first.., ..]).iter(),
+            1,
+            "queries",
+        );
         let Some(new_keys) = run(&plan, &buffers, 8, &name) else {
             return;
         };
@@ -342,13 +348,7 @@ fn prompts() {
         let Some(found) = run(&plan, &buffers, 3, &format!("attention-{head_dim}")) else {
             return;
         };
-        let expected = attention(
-            &config,
-            q.slice(s![first.., ..]),
-            k.view(),
-            v.view(),
-            first,
-        );
+        let expected = attention(&config, q.slice(s![first.., ..]), k.view(), v.view(), first);
         // Queries, keys, values and the result are rounded once; scores of a few units amplify the first two.
         close(&from_f16s(&found), &expected, 8, "attention");
     }

@@ -174,7 +174,10 @@ impl<B: Backend> Writer for Session<'_, '_, B> {
 }
 
 /// Something that reads a text token by token and says what may come next.
-#[expect(clippy::missing_errors_doc, reason = "what the backend refuses, for all methods")]
+#[expect(
+    clippy::missing_errors_doc,
+    reason = "what the backend refuses, for all methods"
+)]
 pub trait Writer {
     /// Reads the beginning of a text; the logits `[vocab]` of what follows it.
     fn prompt(&mut self, tokens: &[u32]) -> Result<Array1<f64>>;

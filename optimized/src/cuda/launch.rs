@@ -41,8 +41,16 @@ pub(super) unsafe fn start(
     overlap: bool,
 ) -> Result<()> {
     let mut arguments: Vec<*mut c_void> = Vec::with_capacity(pointers.len() + integers.len());
-    arguments.extend(pointers.iter_mut().map(|p| std::ptr::from_mut(p).cast::<c_void>()));
-    arguments.extend(integers.iter_mut().map(|i| std::ptr::from_mut(i).cast::<c_void>()));
+    arguments.extend(
+        pointers
+            .iter_mut()
+            .map(|p| std::ptr::from_mut(p).cast::<c_void>()),
+    );
+    arguments.extend(
+        integers
+            .iter_mut()
+            .map(|i| std::ptr::from_mut(i).cast::<c_void>()),
+    );
     let mut attributes = Vec::with_capacity(2);
     if shape.cluster > 1 {
         attributes.push(cluster_attribute(shape.cluster));

@@ -88,10 +88,7 @@ impl Group {
         let biases = if linears.iter().any(|linear| linear.bias.is_some()) {
             let upload = |linear: &&Linear| {
                 let zeros = vec![0.0; linear.weight.shape().0];
-                let values = linear
-                    .bias
-                    .as_ref()
-                    .map_or(zeros, |bias| bias.to_vec());
+                let values = linear.bias.as_ref().map_or(zeros, |bias| bias.to_vec());
                 device.stream().clone_htod(&values).during("uploading a bias")
             };
             Some(linears.iter().map(upload).collect::<Result<Vec<_>>>()?)
@@ -156,7 +153,11 @@ impl Group {
 
     /// Launches that one row takes.
     pub(super) fn launches(&self) -> usize {
-        if self.joined.is_some() { 1 } else { self.layers.len() }
+        if self.joined.is_some() {
+            1
+        } else {
+            self.layers.len()
+        }
     }
 
     /// Bytes that one row reads.
@@ -249,7 +250,15 @@ impl Layer {
             }
             LinearWeight::Quantized(matrix) => {
                 let load = |packed: Packed| DeviceMatrix::new(device, &packed);
-                let step = alone.then(|| load(pack_for(device, Op::Matvec, matrix, 1, layout.rung == Rung::Plain)?));
+                let step = alone.then(|| {
+                    load(pack_for(
+                        device,
+                        Op::Matvec,
+                        matrix,
+                        1,
+                        layout.rung == Rung::Plain,
+                    )?)
+                });
                 let prompt = (layout.prompt_rows > 0).then(|| {
                     load(pack_for(
                         device,

@@ -159,10 +159,7 @@ impl<'d> Builder<'d> {
             .transpose();
         let prompt = in_memory(device, "the buffers of a prompt", prompt)?;
         // Without the library dense products of prompts take the kernel for single rows.
-        let blas = prompt
-            .as_ref()
-            .and_then(|_| Blas::new(device).ok())
-            .map(Arc::new);
+        let blas = prompt.as_ref().and_then(|_| Blas::new(device).ok()).map(Arc::new);
         Ok(Model {
             device,
             config: self.config,

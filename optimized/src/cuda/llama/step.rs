@@ -176,7 +176,10 @@ impl Model<'_> {
         match stage {
             Stage::Embed => (1, 2 * hidden),
             // read: residual stream, a layer's output, the weight; written: residual stream, normed
-            Stage::Norm => (2 * self.blocks.len() + 1, (2 * self.blocks.len() + 1) * 14 * hidden),
+            Stage::Norm => (
+                2 * self.blocks.len() + 1,
+                (2 * self.blocks.len() + 1) * 14 * hidden,
+            ),
             Stage::Qkv => all(&|block| group(&block.qkv)),
             Stage::Attention => all(&|_| (1, cached)),
             Stage::Output => all(&|block| group(&block.output)),
@@ -250,7 +253,12 @@ impl Model<'_> {
             let bias = before.is_some_and(Group::has_bias);
             let plan = plan::rms_norm(width, 1, config.rms_norm_eps, before.is_some(), bias);
             let bias = before.map_or(hidden, |group| bias_or(group, 0));
-            run(device, &plan, &[at16(weight), bias, delta, hidden, normed], overlap)
+            run(
+                device,
+                &plan,
+                &[at16(weight), bias, delta, hidden, normed],
+                overlap,
+            )
         };
         for block in &*blocks {
             add_norm(&block.input_norm, before)?;
