@@ -117,7 +117,9 @@ attention_step(u16* keys, u16* values, const float* cosines, const float* sines,
     uint4* newest = reinterpret_cast<uint4*>(shared);                             // key, then value: [2][VECTORS]
     float* queries = reinterpret_cast<float*>(newest + 2 * VECTORS);              // [query head][PADDED]
     float* records = queries + AQLM_QUERIES * PADDED;                             // [warp][query head][RECORD]
+#if AQLM_SPLITS > 1
     float* received = records + WARPS * AQLM_QUERIES * RECORD;                    // [rank][query head][RECORD], of the first rank
+#endif
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, vector = lane % AQLM_LANES, group = lane / AQLM_LANES;
     const int rank = blockIdx.x, kv_head = blockIdx.y / parts, part = blockIdx.y % parts;
     const bool holds = vector < VECTORS;
