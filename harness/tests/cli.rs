@@ -314,7 +314,14 @@ fn the_gpu_writes_and_measures_or_says_what_is_missing() {
 
 #[test]
 fn a_model_of_random_weights_is_timed_or_waived() {
-    let output = aqlm(&["bench", "--random-weights", "llama-2-7b", "--replays", "0", "--json"]);
+    let output = aqlm(&[
+        "bench",
+        "--random-weights",
+        "llama-2-7b",
+        "--replays",
+        "0",
+        "--json",
+    ]);
     let report = json(&output);
     match report["outcome"].as_str() {
         Some("pass") => assert!(output.status.success()),

@@ -95,15 +95,15 @@ __device__ __forceinline__ float merge(const float* records, int count, int apar
     return sum;
 }
 
-// Number i of a head after adding its bias and, for queries and keys, rotation.
-__device__ __forceinline__ float rotated(const u16* head, const float* bias, const float* cosines, const float* sines, int i) {
-    const int pair = i < HALF ? i + HALF : i - HALF, angle = i < HALF ? i : pair;
+// Number i of a head after adding its bias and turning it by the angle of its pair.
+__device__ __forceinline__ float rotated(const u16* head, const float* bias, float cosine, float sine, int i) {
+    const int pair = i < HALF ? i + HALF : i - HALF;
     float a = f32_of_f16(head[i]), b = f32_of_f16(head[pair]);
 #if AQLM_BIAS
     a += bias[i];
     b += bias[pair];
 #endif
-    return a * cosines[angle] + (i < HALF ? -b : b) * sines[angle];
+    return a * cosine + (i < HALF ? -b : b) * sine;
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
@@ -145,15 +145,23 @@ attention_step(u16* keys, u16* values, const float* cosines, const float* sines,
         key[n] = valid[n] && holds ? load_once(reinterpret_cast<const uint4*>(own_keys + at)) : zero;
         value[n] = valid[n] && holds ? load_once(reinterpret_cast<const uint4*>(own_values + at)) : zero;
     }
+    // A thread mostly needs one angle: where the block's threads are a multiple of the head's numbers, only this one.
+    const float* cosine_row = cosines + static_cast<size_t>(position) * HALF;
+    const float* sine_row = sines + static_cast<size_t>(position) * HALF;
+    const int usual = threadIdx.x % PADDED;
+    const float usual_cosine = usual < AQLM_HEAD ? cosine_row[usual % HALF] : 0.0f, usual_sine = usual < AQLM_HEAD ? sine_row[usual % HALF] : 0.0f;
     wait_for_previous_kernel();
 
     const float scale = 1.0f / sqrtf(static_cast<float>(AQLM_HEAD));
-    const float* cosine = cosines + static_cast<size_t>(position) * HALF;
-    const float* sine = sines + static_cast<size_t>(position) * HALF;
     const int first_head = (kv_head * parts + part) * AQLM_QUERIES;
     for (int i = threadIdx.x; i < AQLM_QUERIES * PADDED; i += blockDim.x) {
         const int head = (first_head + i / PADDED) * AQLM_HEAD, d = i % PADDED;
-        queries[i] = d < AQLM_HEAD ? rotated(q + head, q_bias + head, cosine, sine, d) * scale : 0.0f;
+        if (d < AQLM_HEAD) {
+            const float cosine = d == usual ? usual_cosine : cosine_row[d % HALF], sine = d == usual ? usual_sine : sine_row[d % HALF];
+            queries[i] = rotated(q + head, q_bias + head, cosine, sine, d) * scale;
+        } else {
+            queries[i] = 0.0f;
+        }
     }
     // The last block has the newest position; one of the blocks that share a kv head writes it to the cache.
     if (rank == AQLM_SPLITS - 1) {
@@ -163,6 +171,7 @@ attention_step(u16* keys, u16* values, const float* cosines, const float* sines,
             u16 new_key = 0, new_value = 0;
             if (d < AQLM_HEAD) {
                 const int head = kv_head * AQLM_HEAD;
+                const float cosine = d == usual ? usual_cosine : cosine_row[d % HALF], sine = d == usual ? usual_sine : sine_row[d % HALF];
                 new_key = f16_of_f32(rotated(k + head, k_bias + head, cosine, sine, d));
                 new_value = v[head + d];
 #if AQLM_BIAS

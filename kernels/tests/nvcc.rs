@@ -124,7 +124,11 @@ const CASES: &[(&str, &str, &[u32])] = &[
         "-DAQLM_M=1 -DAQLM_B=16 -DAQLM_G=16 -DAQLM_REPLICAS=0",
         &[80, 90],
     ),
-    ("matvec/k3_lookup_table", "-DAQLM_M=2 -DAQLM_G=8 -DAQLM_PARTS=3", &[90]),
+    (
+        "matvec/k3_lookup_table",
+        "-DAQLM_M=2 -DAQLM_G=8 -DAQLM_PARTS=3",
+        &[90],
+    ),
     (
         "matvec/k4_sliced_codebook",
         "-DAQLM_B=16 -DAQLM_G=8 -DAQLM_PARTS=2",

@@ -77,6 +77,8 @@ enum RungName {
     Overlapped,
     /// layers that read the same input share a launch
     Joined,
+    /// small kernels fetch what the next ones read to L2
+    Fetching,
 }
 
 impl From<RungName> for Rung {
@@ -86,6 +88,7 @@ impl From<RungName> for Rung {
             RungName::Dispatched => Self::Dispatched,
             RungName::Overlapped => Self::Overlapped,
             RungName::Joined => Self::Joined,
+            RungName::Fetching => Self::Fetching,
         }
     }
 }

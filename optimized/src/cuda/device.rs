@@ -143,6 +143,19 @@ impl Device {
         &self.target
     }
 
+    /// Bytes of the L2 cache.
+    ///
+    /// # Errors
+    /// `Driver`.
+    pub fn l2_bytes(&self) -> Result<usize> {
+        let which = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE;
+        let bytes = self
+            .context
+            .attribute(which)
+            .during("reading a device attribute")?;
+        Ok(usize::try_from(bytes).unwrap_or(0))
+    }
+
     /// The stream on which everything of this device runs.
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream

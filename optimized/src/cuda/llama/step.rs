@@ -246,22 +246,33 @@ impl Model<'_> {
         // The layer whose output is still to be added to the residual stream.
         let mut before: Option<&Group> = None;
         let (delta, normed) = (at16(&b.delta), at16(&b.normed));
-        let add_norm = |weight: &CudaSlice<f16>, before: Option<&Group>| {
+        // What small kernels may fetch for the next: half of L2, so that the other half holds what is in use.
+        let fetching = options.rung >= Rung::Fetching && device.compute().0 >= 9;
+        let most = if fetching { device.l2_bytes()? / 2 } else { 0 };
+        let fetch_blocks = device.target().multiprocessors as usize;
+        let fetched = |group: &Group| fetching.then(|| group.ahead(device, most)).flatten();
+        let add_norm = |weight: &CudaSlice<f16>,
+                        before: Option<&Group>,
+                        next: Option<&Group>,
+                        cached: Option<&Block>| {
             if !stages(Stage::Norm) {
                 return Ok(());
             }
             let bias = before.is_some_and(Group::has_bias);
-            let plan = plan::rms_norm(width, 1, config.rms_norm_eps, before.is_some(), bias);
+            let mut plan = plan::rms_norm(width, 1, config.rms_norm_eps, before.is_some(), bias);
             let bias = before.map_or(hidden, |group| bias_or(group, 0));
-            run(
-                device,
-                &plan,
-                &[at16(weight), bias, delta, hidden, normed],
-                overlap,
-            )
+            let mut pointers = vec![at16(weight), bias, delta, hidden, normed];
+            if let Some((codes, ahead)) = next.and_then(fetched) {
+                let (keys, values) =
+                    cached.map_or((hidden, hidden), |block| (at16(&block.keys), at16(&block.values)));
+                pointers.extend([codes, keys, values, state]);
+                let capacity = cached.map(|_| options.positions);
+                plan = plan::norm_and_fetch(plan, config, ahead, capacity, fetch_blocks);
+            }
+            run(device, &plan, &pointers, overlap)
         };
         for block in &*blocks {
-            add_norm(&block.input_norm, before)?;
+            add_norm(&block.input_norm, before, Some(&block.qkv), Some(block))?;
             if stages(Stage::Qkv) {
                 block.qkv.step(device, &b.normed, &mut b.qkv, overlap)?;
             }
@@ -292,20 +303,24 @@ impl Model<'_> {
             if stages(Stage::Output) {
                 block.output.step(device, &b.attended, &mut b.delta, overlap)?;
             }
-            add_norm(&block.post_norm, Some(&block.output))?;
+            add_norm(&block.post_norm, Some(&block.output), Some(&block.gate_up), None)?;
             if stages(Stage::GateUp) {
                 block.gate_up.step(device, &b.normed, &mut b.gate_up, overlap)?;
             }
             if stages(Stage::Swiglu) {
                 let inner = config.intermediate_size;
-                let pointers = [
+                let mut pointers = vec![
                     bias_or(&block.gate_up, 0),
                     bias_or(&block.gate_up, 1),
                     part(device, &block.gate_up, 0, &b.gate_up),
                     part(device, &block.gate_up, 1, &b.gate_up),
                     at16(&b.activated),
                 ];
-                let plan = plan::swiglu(inner, 1, [inner; 2], block.gate_up.has_bias());
+                let mut plan = plan::swiglu(inner, 1, [inner; 2], block.gate_up.has_bias());
+                if let Some((codes, ahead)) = fetched(&block.down) {
+                    pointers.push(codes);
+                    plan = plan::swiglu_and_fetch(plan, ahead, fetch_blocks);
+                }
                 run(device, &plan, &pointers, overlap)?;
             }
             if stages(Stage::Down) {
@@ -313,7 +328,7 @@ impl Model<'_> {
             }
             before = Some(&block.down);
         }
-        add_norm(norm, before)?;
+        add_norm(norm, before, None, None)?;
         if stages(Stage::Head) {
             let pointers = [at16(head.as_ref().unwrap_or(embedding)), normed, at32(&b.logits)];
             run(
