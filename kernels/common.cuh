@@ -133,13 +133,6 @@ __device__ __forceinline__ void multiply_16x8x16(float (&d)[4], u32 a0, u32 a1, 
 // Asks for the cache line at `at` to be brought to L2; returns at once.
 __device__ __forceinline__ void prefetch_line(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 
-// The same for `bytes` (a multiple of 16) from `from` on, which is aligned to 16; does nothing before sm_90.
-__device__ __forceinline__ void prefetch_bytes(const void* from, u32 bytes) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-#endif
-}
-
 // Programmatic dependent launch: lets the next kernel of the stream start its own set-up as soon as a multiprocessor has room.
 __device__ __forceinline__ void allow_next_kernel() {
 #if __CUDA_ARCH__ >= 900
@@ -261,18 +254,6 @@ DEFINE_PRODUCT(256, SUMS_128, OPERANDS_128(d), 128, 129, 130, 131, 132)
 
 __device__ __forceinline__ float low_f32(u32 pair) { return f32_of_f16(static_cast<u16>(pair & 0xffffu)); }
 __device__ __forceinline__ float high_f32(u32 pair) { return f32_of_f16(static_cast<u16>(pair >> 16)); }
-
-// Fetches to L2 what kernels after this one will read: this thread's share of `pieces` pieces of `bytes` bytes, `apart` bytes from one to the
-// next, among `fetchers` threads. All are multiples of 16. Weights and earlier positions of the cache may be fetched before the wait for
-// the kernel ahead.
-__device__ __forceinline__ void fetch_ahead(const unsigned char* from, u32 pieces, u32 bytes, size_t apart, u32 fetcher, u32 fetchers) {
-    const u32 shares = fetchers > pieces ? fetchers / pieces : 1;
-    const u32 share = ((bytes + shares - 1) / shares + 127) & ~127u;
-    for (u32 i = fetcher; i < pieces * shares; i += fetchers) {
-        const u32 start = i % shares * share;
-        if (start < bytes) prefetch_bytes(from + i / shares * apart + start, bytes - start < share ? bytes - start : share);
-    }
-}
 
 // Which of up to three matrices that share a launch a slab of rows belongs to, by the first slabs of the second and the third.
 __device__ __forceinline__ u32 part_of(u32 slab, int second, int third) {

@@ -6,11 +6,9 @@
 // hidden [rows, width] f32, read and written; delta [rows, width] f16, what the layer before gave (with AQLM_DELTA); bias [width] f32,
 // that layer's bias (with AQLM_BIAS); weight [width] f16; normed [rows, width] f16 = weight * hidden / sqrt(mean(hidden^2) + eps).
 // Arithmetic: f32, the sum of squares in a fixed order (lane, warp, then warps in order).
-// With AQLM_FETCH, blocks past the rows fetch to L2 what the next kernels will read, for while one row is normalised memory idles: `ahead`, `pieces` and
-// `piece_bytes` bytes of it, `apart` (in units of 16 bytes) from one to the next, and the keys and values of `kv_heads` heads below the position in `state`.
 // Cost at width 4096: 16 KB read, 24 KB moved in all: a launch and three trips to L2 in a row bound it, not bytes.
 // Limits: AQLM_WIDTH a multiple of AQLM_VECTOR (4 or 1).
-// Compile-time: AQLM_WIDTH, AQLM_VECTOR, AQLM_THREADS (a multiple of 32), AQLM_DELTA, AQLM_BIAS, AQLM_FETCH.
+// Compile-time: AQLM_WIDTH, AQLM_VECTOR, AQLM_THREADS (a multiple of 32), AQLM_DELTA, AQLM_BIAS.
 
 #define ITEMS ((AQLM_WIDTH / AQLM_VECTOR + AQLM_THREADS - 1) / AQLM_THREADS)
 
@@ -51,14 +49,7 @@ __device__ __forceinline__ void store_f16(u16* to, const float (&from)[AQLM_VECT
 }
 
 extern "C" __global__ void __launch_bounds__(AQLM_THREADS)
-rms_norm(const u16* weight, const float* bias, const u16* delta, float* hidden, u16* normed,
-#if AQLM_FETCH
-         const unsigned char* ahead, const unsigned char* keys, const unsigned char* values, const u32* state, int eps_bits, int rows, int pieces,
-         int piece_bytes, int apart, int kv_heads, int head_bytes, int cache_bytes
-#else
-         int eps_bits
-#endif
-) {
+rms_norm(const u16* weight, const float* bias, const u16* delta, float* hidden, u16* normed, int eps_bits) {
 #ifdef AQLM_ON_CPU
     unsigned char* shared = dynamic_shared();
 #else
@@ -67,19 +58,6 @@ rms_norm(const u16* weight, const float* bias, const u16* delta, float* hidden, 
     float* sums = reinterpret_cast<float*>(shared);  // [warp]
     const size_t row = static_cast<size_t>(blockIdx.x) * AQLM_WIDTH;
     allow_next_kernel();
-#if AQLM_FETCH
-    if (blockIdx.x >= static_cast<u32>(rows)) {
-        const u32 fetcher = (blockIdx.x - rows) * 32 + threadIdx.x, fetchers = (gridDim.x - rows) * 32;
-        if (threadIdx.x >= 32) return;
-        fetch_ahead(ahead, pieces, piece_bytes, static_cast<size_t>(apart) * 16, fetcher, fetchers);
-        if (kv_heads > 0) {
-            const u32 seen = state[0] * head_bytes;
-            fetch_ahead(keys, kv_heads, seen, static_cast<size_t>(cache_bytes), fetcher, fetchers);
-            fetch_ahead(values, kv_heads, seen, static_cast<size_t>(cache_bytes), fetcher, fetchers);
-        }
-        return;
-    }
-#endif
     float scale[ITEMS][AQLM_VECTOR], held[ITEMS][AQLM_VECTOR];
 #if AQLM_BIAS
     float added[ITEMS][AQLM_VECTOR];

@@ -226,7 +226,6 @@ inline void close_copies() {}
 template <int GROUPS> void copies_in_flight() {}
 inline void keep_order() {}
 inline void prefetch_line(const void*) {}
-inline void prefetch_bytes(const void*, uint32_t) {}
 inline void complete_copies() {}
 inline void allow_next_kernel() {}
 inline void wait_for_previous_kernel() {}

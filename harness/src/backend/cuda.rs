@@ -50,6 +50,8 @@ pub fn load<'d>(
 impl Writer for llama::Model<'_> {
     fn prompt(&mut self, tokens: &[u32]) -> Result<Array1<f64>> {
         self.reset();
+        // At position 0, which the prompt overwrites.
+        self.prepare()?;
         Ok(widened(&llama::Model::prompt(self, tokens)?))
     }
 

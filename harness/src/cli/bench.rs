@@ -77,8 +77,6 @@ enum RungName {
     Overlapped,
     /// layers that read the same input share a launch
     Joined,
-    /// small kernels fetch what the next ones read to L2
-    Fetching,
 }
 
 impl From<RungName> for Rung {
@@ -88,7 +86,6 @@ impl From<RungName> for Rung {
             RungName::Dispatched => Self::Dispatched,
             RungName::Overlapped => Self::Overlapped,
             RungName::Joined => Self::Joined,
-            RungName::Fetching => Self::Fetching,
         }
     }
 }

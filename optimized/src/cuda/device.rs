@@ -143,19 +143,6 @@ impl Device {
         &self.target
     }
 
-    /// Bytes of the L2 cache.
-    ///
-    /// # Errors
-    /// `Driver`.
-    pub fn l2_bytes(&self) -> Result<usize> {
-        let which = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE;
-        let bytes = self
-            .context
-            .attribute(which)
-            .during("reading a device attribute")?;
-        Ok(usize::try_from(bytes).unwrap_or(0))
-    }
-
     /// The stream on which everything of this device runs.
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
@@ -287,9 +274,14 @@ pub(crate) fn allow_large_clusters(function: &CudaFunction) -> Result<()> {
 }
 
 fn allow_shared(function: &CudaFunction, bytes: usize) -> Result<()> {
-    // 48 KiB need no permission.
-    if bytes > 49_152 {
-        let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    // 48 KiB need no permission. A function serves matrices of several shapes: what one was granted, another must not take back.
+    let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    let granted = || {
+        function
+            .get_attribute(which)
+            .during("reading a function's shared memory")
+    };
+    if bytes > 49_152 && granted()? < bytes as i32 {
         function
             .set_attribute(which, bytes as i32)
             .during("asking for shared memory")?;

@@ -67,18 +67,6 @@ impl DeviceMatrix {
         self.buffers.iter().map(CudaSlice::len).sum()
     }
 
-    /// Where the codes are, their bytes, and the equal parts, one a block and one after the other, in which blocks read them.
-    pub(crate) fn codes(&self, device: &Device) -> (sys::CUdeviceptr, usize, usize) {
-        let [ranks, slabs] = self.packed.grid;
-        self.buffers.first().map_or((0, 0, 1), |codes| {
-            (
-                codes.device_ptr(device.stream()).0,
-                codes.len(),
-                (ranks * slabs) as usize,
-            )
-        })
-    }
-
     /// Registers a thread takes and bytes of local memory (spills) it has.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ pub struct CudaSubject {
 }
 
 /// The ways in which a model computes a token.
-const RUNGS: [(&str, Rung); 2] = [("plain", Rung::Plain), ("fetching", Rung::Fetching)];
+const RUNGS: [(&str, Rung); 2] = [("plain", Rung::Plain), ("joined", Rung::Joined)];
 
 fn whole_model(operation: Operation) -> bool {
     matches!(

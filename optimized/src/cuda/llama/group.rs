@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use aqlm_reference::vocabulary::{AqlmError, Linear, LinearWeight, QuantizedMatrix};
-use cudarc::driver::{CudaSlice, DevicePtrMut, sys};
+use cudarc::driver::{CudaSlice, DevicePtrMut};
 use half::f16;
 
 use super::super::dispatch::dispatched;
@@ -9,7 +9,6 @@ use super::super::error::During;
 use super::super::pack::{Op, Packed, launch_configs, pack, pack_joined, with_config};
 use super::super::{Blas, CudaError, Device, DeviceMatrix, Result};
 use super::model::Rung;
-use super::plan::Ahead;
 use super::{address, further, narrowed, plan, run};
 
 /// How layers are laid out.
@@ -170,44 +169,6 @@ impl Group {
         self.joined
             .as_ref()
             .map_or_else(|| self.layers.iter().map(of_layer).sum(), DeviceMatrix::bytes)
-    }
-
-    /// The codes of the group's one launch, at most `most` bytes of them, each block's first; `None` where it has several launches or none
-    /// with codes.
-    pub(super) fn ahead(&self, device: &Device, most: usize) -> Option<(sys::CUdeviceptr, Ahead)> {
-        let matrix = match (&self.joined, self.layers.as_slice()) {
-            (Some(joined), _) => joined,
-            (
-                None,
-                [
-                    Layer {
-                        weight:
-                            Weight::Quantized {
-                                step: Some(matrix), ..
-                            },
-                        ..
-                    },
-                ],
-            ) => matrix,
-            _ => return None,
-        };
-        let (address, bytes, parts) = matrix.codes(device);
-        // Parts of a multiple of 16 bytes; where blocks' parts differ this is near enough.
-        let apart = bytes / parts / 16 * 16;
-        let ahead = if bytes <= most || apart == 0 {
-            Ahead {
-                pieces: 1,
-                piece_bytes: bytes.min(most) / 16 * 16,
-                apart: 0,
-            }
-        } else {
-            Ahead {
-                pieces: parts,
-                piece_bytes: most / parts / 16 * 16,
-                apart,
-            }
-        };
-        Some((address, ahead))
     }
 
     /// Starts all layers on one row: x `[in_features]`, y of at least [`Group::width`].
@@ -414,6 +375,11 @@ fn pack_for(
 }
 
 /// The address of layer `index`'s part of the output of one row.
-pub(super) fn part(device: &Device, group: &Group, index: usize, y: &CudaSlice<f16>) -> sys::CUdeviceptr {
+pub(super) fn part(
+    device: &Device,
+    group: &Group,
+    index: usize,
+    y: &CudaSlice<f16>,
+) -> cudarc::driver::sys::CUdeviceptr {
     further(address(device, y), group.offset(index))
 }

@@ -27,8 +27,6 @@ pub enum Rung {
     Overlapped,
     /// layers that read the same input share a launch
     Joined,
-    /// norms and SwiGLU fetch the next layers' codes and the cache to L2
-    Fetching,
 }
 
 /// What a model is made for.

@@ -67,54 +67,6 @@ pub fn rms_norm(width: usize, rows: usize, eps: f64, delta: bool, bias: bool) ->
     }
 }
 
-/// Memory that a kernel fetches to L2 for the kernels after it, bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ahead {
-    /// how many pieces
-    pub pieces: usize,
-    /// of how many bytes, a multiple of 16
-    pub piece_bytes: usize,
-    /// from one to the next, a multiple of 16
-    pub apart: usize,
-}
-
-impl Ahead {
-    fn integers(self) -> [i32; 3] {
-        [self.pieces, self.piece_bytes, self.apart / 16].map(|n| n as i32)
-    }
-}
-
-/// [`rms_norm`] that also fetches, in `blocks` blocks of their own: what `ahead` says, and of a cache of `capacity` positions those before the present one.
-/// Pointers: those of the norm, then the memory ahead, keys, values, state.
-pub fn norm_and_fetch(
-    norm: Plan,
-    config: &LlamaConfig,
-    ahead: Ahead,
-    cache: Option<usize>,
-    blocks: usize,
-) -> Plan {
-    let mut plan = norm;
-    let rows = plan.grid[0];
-    let position = 2 * padded_head(config.head_dim);
-    let kv_heads = cache.map_or(0, |_| config.num_key_value_heads);
-    plan.defines.push(("AQLM_FETCH", 1));
-    plan.integers.push(rows as i32);
-    plan.integers.extend(ahead.integers());
-    plan.integers
-        .extend([kv_heads, position, cache.unwrap_or(0) * position].map(|n| n as i32));
-    plan.grid[0] += blocks as u32;
-    plan
-}
-
-/// [`swiglu`] of one row that also fetches, in `blocks` blocks of their own. Pointers: those of SwiGLU, then the memory ahead.
-pub fn swiglu_and_fetch(swiglu: Plan, ahead: Ahead, blocks: usize) -> Plan {
-    let mut plan = swiglu;
-    plan.defines.push(("AQLM_FETCH", 1));
-    plan.integers.extend(ahead.integers());
-    plan.grid[0] += blocks as u32;
-    plan
-}
-
 /// Rotation of a prompt's `rows` from position `first` on, into a cache of `capacity` positions. Pointers: cosines, sines, the biases of q, k
 /// and v, then q, k, v, keys, values.
 pub fn rope(config: &LlamaConfig, rows: usize, first: usize, capacity: usize, bias: bool) -> Plan {

@@ -98,15 +98,38 @@ impl Buffers {
 }
 
 impl Model<'_> {
+    /// Compiles what a token needs and records its graphs, which the first tokens do otherwise.
+    ///
+    /// # Errors
+    /// As [`Model::step`].
+    pub fn prepare(&mut self) -> Result<()> {
+        // The token and its row of the cache are of no matter: nothing has been read at this position.
+        self.accept(&[0])?;
+        self.prepare_greedy(0)?;
+        self.prepare_scoring(0)
+    }
+
+    fn prepare_greedy(&mut self, token: u32) -> Result<()> {
+        if self.greedy.is_none() {
+            self.greedy = Some(self.captured(token, &|_| true)?);
+        }
+        Ok(())
+    }
+
+    fn prepare_scoring(&mut self, token: u32) -> Result<()> {
+        if self.scoring.is_none() {
+            self.scoring = Some(self.captured(token, &|stage| stage != Stage::Argmax)?);
+        }
+        Ok(())
+    }
+
     /// Feeds one token and returns its logits, `[vocab]`.
     ///
     /// # Errors
     /// `Aqlm` for a token without an embedding or a full cache, `Driver`.
     pub fn step(&mut self, token: u32) -> Result<Vec<f32>> {
         self.accept(&[token])?;
-        if self.scoring.is_none() {
-            self.scoring = Some(self.captured(token, &|stage| stage != Stage::Argmax)?);
-        }
+        self.prepare_scoring(token)?;
         self.set_state(token, true)?;
         launch(self.scoring.as_ref())?;
         self.position += 1;
@@ -123,9 +146,7 @@ impl Model<'_> {
     /// As [`Model::step`].
     pub fn greedy(&mut self, token: u32, count: usize, each: &mut dyn FnMut(u32) -> bool) -> Result<()> {
         self.accept(&[token])?;
-        if self.greedy.is_none() {
-            self.greedy = Some(self.captured(token, &|_| true)?);
-        }
+        self.prepare_greedy(token)?;
         self.set_state(token, true)?;
         for _ in 0..count {
             self.accept(&[token])?;
@@ -246,33 +267,22 @@ impl Model<'_> {
         // The layer whose output is still to be added to the residual stream.
         let mut before: Option<&Group> = None;
         let (delta, normed) = (at16(&b.delta), at16(&b.normed));
-        // What small kernels may fetch for the next: half of L2, so that the other half holds what is in use.
-        let fetching = options.rung >= Rung::Fetching && device.compute().0 >= 9;
-        let most = if fetching { device.l2_bytes()? / 2 } else { 0 };
-        let fetch_blocks = device.target().multiprocessors as usize;
-        let fetched = |group: &Group| fetching.then(|| group.ahead(device, most)).flatten();
-        let add_norm = |weight: &CudaSlice<f16>,
-                        before: Option<&Group>,
-                        next: Option<&Group>,
-                        cached: Option<&Block>| {
+        let add_norm = |weight: &CudaSlice<f16>, before: Option<&Group>| {
             if !stages(Stage::Norm) {
                 return Ok(());
             }
             let bias = before.is_some_and(Group::has_bias);
-            let mut plan = plan::rms_norm(width, 1, config.rms_norm_eps, before.is_some(), bias);
+            let plan = plan::rms_norm(width, 1, config.rms_norm_eps, before.is_some(), bias);
             let bias = before.map_or(hidden, |group| bias_or(group, 0));
-            let mut pointers = vec![at16(weight), bias, delta, hidden, normed];
-            if let Some((codes, ahead)) = next.and_then(fetched) {
-                let (keys, values) =
-                    cached.map_or((hidden, hidden), |block| (at16(&block.keys), at16(&block.values)));
-                pointers.extend([codes, keys, values, state]);
-                let capacity = cached.map(|_| options.positions);
-                plan = plan::norm_and_fetch(plan, config, ahead, capacity, fetch_blocks);
-            }
-            run(device, &plan, &pointers, overlap)
+            run(
+                device,
+                &plan,
+                &[at16(weight), bias, delta, hidden, normed],
+                overlap,
+            )
         };
         for block in &*blocks {
-            add_norm(&block.input_norm, before, Some(&block.qkv), Some(block))?;
+            add_norm(&block.input_norm, before)?;
             if stages(Stage::Qkv) {
                 block.qkv.step(device, &b.normed, &mut b.qkv, overlap)?;
             }
@@ -303,24 +313,20 @@ impl Model<'_> {
             if stages(Stage::Output) {
                 block.output.step(device, &b.attended, &mut b.delta, overlap)?;
             }
-            add_norm(&block.post_norm, Some(&block.output), Some(&block.gate_up), None)?;
+            add_norm(&block.post_norm, Some(&block.output))?;
             if stages(Stage::GateUp) {
                 block.gate_up.step(device, &b.normed, &mut b.gate_up, overlap)?;
             }
             if stages(Stage::Swiglu) {
                 let inner = config.intermediate_size;
-                let mut pointers = vec![
+                let pointers = [
                     bias_or(&block.gate_up, 0),
                     bias_or(&block.gate_up, 1),
                     part(device, &block.gate_up, 0, &b.gate_up),
                     part(device, &block.gate_up, 1, &b.gate_up),
                     at16(&b.activated),
                 ];
-                let mut plan = plan::swiglu(inner, 1, [inner; 2], block.gate_up.has_bias());
-                if let Some((codes, ahead)) = fetched(&block.down) {
-                    pointers.push(codes);
-                    plan = plan::swiglu_and_fetch(plan, ahead, fetch_blocks);
-                }
+                let plan = plan::swiglu(inner, 1, [inner; 2], block.gate_up.has_bias());
                 run(device, &plan, &pointers, overlap)?;
             }
             if stages(Stage::Down) {
@@ -328,7 +334,7 @@ impl Model<'_> {
             }
             before = Some(&block.down);
         }
-        add_norm(norm, before, None, None)?;
+        add_norm(norm, before)?;
         if stages(Stage::Head) {
             let pointers = [at16(head.as_ref().unwrap_or(embedding)), normed, at32(&b.logits)];
             run(
