@@ -139,8 +139,8 @@ pub fn attention_step(
     let parts = group / queries;
     let blocks = config.num_key_value_heads * parts;
     let mut splits = 1;
-    // Two blocks fit a multiprocessor; one and a half keep it busy.
-    while clusters && splits < MOST_SPLITS && blocks * splits * 2 < multiprocessors * 3 {
+    // A block for each multiprocessor, or nearly: more parts cost more in merging than they gain.
+    while clusters && splits < MOST_SPLITS && blocks * splits * 10 < multiprocessors * 9 {
         splits *= 2;
     }
     let padded = padded_head(config.head_dim);
