@@ -123,7 +123,7 @@ fn tables(config: &LlamaConfig, positions: usize) -> [Vec<u8>; 2] {
 }
 
 /// Keys or values [positions, kv_heads x head] as the cache has them: [kv_heads, capacity, padded].
-fn cached(config: &LlamaConfig, rows: ArrayView2<'_, f64>, capacity: usize) -> Vec<f64> {
+fn cached(config: &LlamaConfig, rows: &ArrayView2<'_, f64>, capacity: usize) -> Vec<f64> {
     let (head, padded) = (config.head_dim, padded_head(config.head_dim));
     let mut cache = vec![0.0; config.num_key_value_heads * capacity * padded];
     for (position, row) in rows.outer_iter().enumerate() {
@@ -263,7 +263,7 @@ fn the_likeliest_token() {
     assert_eq!(state, words(&[7, 1700, 1, 0]));
     // Nothing but NaN, or minus infinity: a token all the same.
     for value in [f64::NAN, f64::NEG_INFINITY] {
-        let buffers = [f32s(&[value; 3000]), words(&[77; 9]), words(&[0, 1, 0, 0])];
+        let buffers = [f32s(&vec![value; 3000]), words(&[77; 9]), words(&[0, 1, 0, 0])];
         let Some(state) = run(&plan, &buffers, 2, "argmax-nan") else {
             return;
         };
@@ -300,7 +300,7 @@ fn prompts() {
         let rows = tokens - first;
         let [cosines, sines] = tables(&config, capacity);
         let [old_keys, old_values] =
-            [&k, &v].map(|of| f16s(&cached(&config, of.slice(s![..first, ..]), capacity)));
+            [&k, &v].map(|of| f16s(&cached(&config, &of.slice(s![..first, ..]), capacity)));
         let part = |i: usize| f16s(all[i].slice(s![first.., ..]).iter());
         let buffers = [
             cosines,
@@ -333,13 +333,13 @@ fn prompts() {
         };
         close(
             &from_f16s(&new_keys),
-            &cached(&config, k.view(), capacity),
+            &cached(&config, &k.view(), capacity),
             1,
             "keys",
         );
         close(
             &from_f16s(&new_values),
-            &cached(&config, v.view(), capacity),
+            &cached(&config, &v.view(), capacity),
             1,
             "values",
         );
@@ -388,7 +388,7 @@ fn steps() {
         let new = |i: usize| f16s(all[i].row(position).iter());
         let [cosines, sines] = tables(&config, capacity);
         let [old_keys, old_values] =
-            [&k, &v].map(|of| f16s(&cached(&config, of.slice(s![..position, ..]), capacity)));
+            [&k, &v].map(|of| f16s(&cached(&config, &of.slice(s![..position, ..]), capacity)));
         let buffers = [
             old_keys,
             old_values,
@@ -423,7 +423,7 @@ fn steps() {
             };
             close(
                 &from_f16s(&cache),
-                &cached(&config, of.view(), capacity),
+                &cached(&config, &of.view(), capacity),
                 1,
                 "cache",
             );

@@ -139,19 +139,18 @@ pub(super) fn continue_text(
             },
         )
     };
-    let generated = match backend.host() {
-        Some(kind) => with_backend!(kind, model.config(), positions, |backend| {
+    let generated = if let Some(kind) = backend.host() {
+        with_backend!(kind, model.config(), positions, |backend| {
             write(&mut Generator::new(&backend, model)?.session())
-        }),
-        None => {
-            let device = cuda::open(None)?;
-            let options = Options {
-                positions,
-                prompts: true,
-                rung: Rung::Joined,
-            };
-            write(&mut cuda::load(&device, model, options, &mut |_| {})?)
-        }
+        })
+    } else {
+        let device = cuda::open(None)?;
+        let options = Options {
+            positions,
+            prompts: true,
+            rung: Rung::Joined,
+        };
+        write(&mut cuda::load(&device, model, options, &mut |_| {})?)
     }?;
     let text = tokenizer.decode(&generated.tokens, true)?;
     Ok((generated, text, ids.len()))

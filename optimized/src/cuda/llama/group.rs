@@ -23,12 +23,15 @@ pub(super) struct Layout {
 enum Weight {
     /// [out_features, in_features]
     Dense(CudaSlice<f16>),
-    Quantized {
-        /// for one row; `None` where the group's are joined
-        step: Option<DeviceMatrix>,
-        /// for a chunk of a prompt
-        prompt: Option<DeviceMatrix>,
-    },
+    Quantized(Box<Layouts>),
+}
+
+/// A quantized matrix as each of its uses wants it.
+struct Layouts {
+    /// for one row; `None` where the group's are joined
+    step: Option<DeviceMatrix>,
+    /// for a chunk of a prompt
+    prompt: Option<DeviceMatrix>,
 }
 
 struct Layer {
@@ -82,7 +85,7 @@ impl Group {
             |(matrix, offsets)| (Some(matrix), offsets),
         );
         let width = joined.as_ref().map_or_else(
-            || offsets.last().copied().unwrap_or(0) + rows.clone().last().unwrap_or(0),
+            || offsets.last().copied().unwrap_or(0) + rows.clone().next_back().unwrap_or(0),
             |matrix| matrix.shape().0,
         );
         let biases = if linears.iter().any(|linear| linear.bias.is_some()) {
@@ -110,10 +113,10 @@ impl Group {
         let layer = |layer: &Layer| {
             let weight = match &layer.weight {
                 Weight::Dense(weight) => Weight::Dense(weight.try_clone().during("copying a weight")?),
-                Weight::Quantized { step, prompt } => Weight::Quantized {
-                    step: copy(step)?,
-                    prompt: copy(prompt)?,
-                },
+                Weight::Quantized(layouts) => Weight::Quantized(Box::new(Layouts {
+                    step: copy(&layouts.step)?,
+                    prompt: copy(&layouts.prompt)?,
+                })),
             };
             Ok(Layer { weight, ..*layer })
         };
@@ -164,7 +167,7 @@ impl Group {
     pub(super) fn step_bytes(&self) -> usize {
         let of_layer = |layer: &Layer| match &layer.weight {
             Weight::Dense(weight) => weight.len() * 2,
-            Weight::Quantized { step, .. } => step.as_ref().map_or(0, DeviceMatrix::bytes),
+            Weight::Quantized(layouts) => layouts.step.as_ref().map_or(0, DeviceMatrix::bytes),
         };
         self.joined
             .as_ref()
@@ -208,13 +211,13 @@ impl Group {
         let [out_features, in_features] = layer.shape;
         match &layer.weight {
             Weight::Dense(weight) => dense(device, blas, weight, x, y, [out_features, in_features, rows]),
-            Weight::Quantized {
-                prompt: Some(matrix), ..
-            } => matrix.start(device, Some(x), y, false),
-            Weight::Quantized { prompt: None, .. } => Err(AqlmError::Unsupported(
-                "a prompt of several rows in a model that was made for single tokens".into(),
-            )
-            .into()),
+            Weight::Quantized(layouts) => match &layouts.prompt {
+                Some(matrix) => matrix.start(device, Some(x), y, false),
+                None => Err(AqlmError::Unsupported(
+                    "a prompt of several rows in a model that was made for single tokens".into(),
+                )
+                .into()),
+            },
         }
     }
 }
@@ -268,10 +271,10 @@ impl Layer {
                         layout.rung == Rung::Plain,
                     )?)
                 });
-                Weight::Quantized {
+                Weight::Quantized(Box::new(Layouts {
                     step: step.transpose()?,
                     prompt: prompt.transpose()?,
-                }
+                }))
             }
         };
         Ok(Self {
@@ -301,12 +304,10 @@ impl Layer {
                     overlap,
                 )
             }
-            Weight::Quantized {
-                step: Some(matrix), ..
-            } => matrix.start_on(device, device.stream(), Some(x), &mut y, overlap),
-            Weight::Quantized { step: None, .. } => {
-                Err(AqlmError::Unsupported("a layer of a joined group by itself".into()).into())
-            }
+            Weight::Quantized(layouts) => match &layouts.step {
+                Some(matrix) => matrix.start_on(device, device.stream(), Some(x), &mut y, overlap),
+                None => Err(AqlmError::Unsupported("a layer of a joined group by itself".into()).into()),
+            },
         }
     }
 }
