@@ -4,6 +4,7 @@ use half::f16;
 
 use super::super::error::During;
 use super::super::{Device, Result};
+use super::block::Block;
 use super::group::Group;
 use super::model::Model;
 use super::{address, further, plan, run};
@@ -84,28 +85,37 @@ impl Model<'_> {
 
     fn read(&mut self, tokens: &[u32], wanted: Wanted) -> Result<Vec<f32>> {
         self.accept(tokens)?;
+        // Taken out for the while, so that the model's other parts can be used beside it.
+        if let Some(mut prompt) = self.prompt.take() {
+            let logits = self.read_in_chunks(&mut prompt, tokens, wanted);
+            self.prompt = Some(prompt);
+            return logits;
+        }
         let mut logits = Vec::new();
-        let mut keep = |last: bool, of: &[f32]| {
-            if wanted == Wanted::All || last {
-                logits.extend_from_slice(of);
+        for (index, &token) in tokens.iter().enumerate() {
+            let row = self.step(token)?;
+            if wanted == Wanted::All || index + 1 == tokens.len() {
+                logits.extend(row);
             }
-        };
-        let Some(rows) = self.prompt.as_ref().map(|prompt| prompt.rows) else {
-            for (index, &token) in tokens.iter().enumerate() {
-                keep(index + 1 == tokens.len(), &self.step(token)?);
+        }
+        Ok(logits)
+    }
+
+    fn read_in_chunks(&mut self, p: &mut Prompt, tokens: &[u32], wanted: Wanted) -> Result<Vec<f32>> {
+        let mut logits = Vec::new();
+        let mut left = tokens.len();
+        for chunk in tokens.chunks(p.rows) {
+            left -= chunk.len();
+            self.embed_chunk(p, chunk)?;
+            let mut before = None;
+            for block in &self.blocks {
+                self.block_of_chunk(p, block, before, chunk.len())?;
+                before = Some(&block.down);
             }
-            return Ok(logits);
-        };
-        let chunks = tokens.len().div_ceil(rows);
-        for (index, chunk) in tokens.chunks(rows).enumerate() {
-            let last = index + 1 == chunks;
-            self.embed_chunk(chunk)?;
-            for block in 0..self.blocks.len() {
-                self.block_of_chunk(block, chunk.len())?;
-            }
-            if wanted == Wanted::All || last {
-                let first = if wanted == Wanted::All { 0 } else { chunk.len() - 1 };
-                keep(true, &self.logits_of_chunk(first, chunk.len())?);
+            if wanted == Wanted::All {
+                logits.extend(self.logits_of_chunk(p, before, 0, chunk.len())?);
+            } else if left == 0 {
+                logits = self.logits_of_chunk(p, before, chunk.len() - 1, chunk.len())?;
             }
             self.position += chunk.len();
         }
@@ -115,7 +125,8 @@ impl Model<'_> {
     /// One block on given hidden states from position 0 on: x [tokens, hidden] to the block's output. The text read so far is forgotten.
     ///
     /// # Errors
-    /// `Aqlm` with `Shape` when x is no whole number of rows, `Unsupported` when the cache is shorter or the model is for single tokens; `Driver`, `Library`.
+    /// `Aqlm` with `Shape` when x is no whole number of rows or there is no such block, `Unsupported` when the cache is shorter or the model is for
+    /// single tokens; `Driver`, `Library`.
     pub fn block_forward(&mut self, block: usize, x: &[f32]) -> Result<Vec<f32>> {
         let width = self.config.hidden_size;
         if block >= self.blocks.len() || !x.len().is_multiple_of(width) {
@@ -128,85 +139,78 @@ impl Model<'_> {
         }
         self.position = 0;
         self.accept(&vec![0; x.len() / width])?;
-        let Some(rows) = self.prompt.as_ref().map(|prompt| prompt.rows) else {
+        let Some(mut prompt) = self.prompt.take() else {
             return Err(AqlmError::Unsupported("a model that was made for single tokens".into()).into());
         };
+        let y = self.block_in_chunks(&mut prompt, block, x);
+        self.prompt = Some(prompt);
+        self.position = 0;
+        y
+    }
+
+    fn block_in_chunks(&mut self, p: &mut Prompt, block: usize, x: &[f32]) -> Result<Vec<f32>> {
+        let width = self.config.hidden_size;
         let stream = self.device.stream().clone();
         let mut y = Vec::with_capacity(x.len());
-        for x in x.chunks(rows * width) {
+        for x in x.chunks(p.rows * width) {
             let count = x.len() / width;
-            if let Some(prompt) = &mut self.prompt {
+            stream
+                .memcpy_htod(x, &mut p.hidden.slice_mut(..x.len()))
+                .during("copying hidden states to the device")?;
+            let block = &self.blocks[block];
+            self.block_of_chunk(p, block, None, count)?;
+            // The norm adds the block's last output to the residual stream; what it normalises is not used.
+            self.add_norm(p, &self.norm, Some(&block.down), count)?;
+            let out = p.hidden.slice(..x.len());
+            y.extend(
                 stream
-                    .memcpy_htod(x, &mut prompt.hidden.slice_mut(..x.len()))
-                    .during("copying hidden states to the device")?;
-            }
-            // As block 0: nothing is waiting to be added.
-            self.block_alone(block, count)?;
-            if let Some(prompt) = &self.prompt {
-                let out = prompt.hidden.slice(..x.len());
-                y.extend(
-                    stream
-                        .clone_dtoh(&out)
-                        .during("copying hidden states to the host")?,
-                );
-            }
+                    .clone_dtoh(&out)
+                    .during("copying hidden states to the host")?,
+            );
             self.position += count;
         }
-        self.position = 0;
         Ok(y)
     }
 
-    fn block_alone(&mut self, block: usize, count: usize) -> Result<()> {
-        self.block_between(block, None, count)?;
-        // The norm adds the block's last output to the residual stream; what it normalises is not used.
-        let down = Some(block);
-        self.add_norm_of_chunk(NormOf::Final, down.map(Before::Down), count)
-    }
-
-    fn embed_chunk(&mut self, tokens: &[u32]) -> Result<()> {
+    fn embed_chunk(&self, p: &mut Prompt, tokens: &[u32]) -> Result<()> {
         let device = self.device;
-        let Some(prompt) = &mut self.prompt else {
-            return Ok(());
-        };
         device
             .stream()
-            .memcpy_htod(tokens, &mut prompt.tokens.slice_mut(..tokens.len()))
+            .memcpy_htod(tokens, &mut p.tokens.slice_mut(..tokens.len()))
             .during("copying tokens to the device")?;
         let pointers = [
             address(device, &self.embedding),
-            address(device, &prompt.tokens),
-            address(device, &prompt.hidden),
+            address(device, &p.tokens),
+            address(device, &p.hidden),
         ];
         // All rows of the chunk: those past the end read whatever tokens were there before.
         run(
             device,
-            &plan::embed(self.config.hidden_size, prompt.rows),
+            &plan::embed(self.config.hidden_size, p.rows),
             &pointers,
             false,
         )
     }
 
-    fn block_of_chunk(&mut self, block: usize, count: usize) -> Result<()> {
-        let before = block.checked_sub(1).map(Before::Down);
-        self.block_between(block, before, count)
-    }
-
-    /// The block without the addition of its last output to the residual stream, which the next norm does.
-    fn block_between(&mut self, index: usize, before: Option<Before>, count: usize) -> Result<()> {
-        self.add_norm_of_chunk(NormOf::Input(index), before, count)?;
-        let (device, position) = (self.device, self.position);
+    /// The block without the addition of its last output to the residual stream, which the next norm does; `before` is the layer whose output
+    /// is waiting for the block's first norm to add it.
+    fn block_of_chunk(
+        &self,
+        p: &mut Prompt,
+        block: &Block,
+        before: Option<&Group>,
+        count: usize,
+    ) -> Result<()> {
+        self.add_norm(p, &block.input_norm, before, count)?;
+        let (device, position, rows) = (self.device, self.position, p.rows);
         let (config, capacity) = (&self.config, self.options.positions);
-        let (Some(p), Some(block)) = (&mut self.prompt, self.blocks.get(index)) else {
-            return Ok(());
-        };
         let blas = self.blas.as_ref();
-        let rows = p.rows;
         block.qkv.prompt(0, device, blas, &p.normed, &mut p.q, rows)?;
         block.qkv.prompt(1, device, blas, &p.normed, &mut p.k, rows)?;
         block.qkv.prompt(2, device, blas, &p.normed, &mut p.v, rows)?;
-        let hidden = address(device, &p.hidden);
-        let bias =
-            |group: &Group, index: usize| group.bias(index).map_or(hidden, |bias| address(device, bias));
+        // Where there is no bias the kernels touch none: any address will do.
+        let none = address(device, &p.hidden);
+        let bias = |group: &Group, index| group.bias(index).map_or(none, |bias| address(device, bias));
         let pointers = [
             address(device, &self.cosines),
             address(device, &self.sines),
@@ -227,36 +231,25 @@ impl Model<'_> {
             address(device, &p.q),
             address(device, &p.attended),
         ];
-        run(
-            device,
-            &plan::attention(config, count, position, capacity),
-            &pointers,
-            false,
-        )?;
+        let plan = plan::attention(config, count, position, capacity);
+        run(device, &plan, &pointers, false)?;
         block
             .output
             .prompt(0, device, blas, &p.attended, &mut p.delta, rows)?;
 
-        self.add_norm_of_chunk(NormOf::PostAttention(index), Some(Before::Output(index)), count)?;
-        let (Some(p), Some(block)) = (&mut self.prompt, self.blocks.get(index)) else {
-            return Ok(());
-        };
-        let blas = self.blas.as_ref();
-        block
-            .gate_up
-            .prompt(0, device, blas, &p.normed, &mut p.gate, rows)?;
-        block
-            .gate_up
-            .prompt(1, device, blas, &p.normed, &mut p.up, rows)?;
+        self.add_norm(p, &block.post_norm, Some(&block.output), count)?;
+        let gate_up = &block.gate_up;
+        gate_up.prompt(0, device, blas, &p.normed, &mut p.gate, rows)?;
+        gate_up.prompt(1, device, blas, &p.normed, &mut p.up, rows)?;
         let pointers = [
-            bias(&block.gate_up, 0),
-            bias(&block.gate_up, 1),
+            bias(gate_up, 0),
+            bias(gate_up, 1),
             address(device, &p.gate),
             address(device, &p.up),
             address(device, &p.activated),
         ];
-        let inner = self.config.intermediate_size;
-        let plan = plan::swiglu(inner, count, [inner; 2], block.gate_up.has_bias());
+        let inner = config.intermediate_size;
+        let plan = plan::swiglu(inner, count, [inner; 2], gate_up.has_bias());
         run(device, &plan, &pointers, false)?;
         block
             .down
@@ -264,20 +257,16 @@ impl Model<'_> {
     }
 
     /// Adds the output of the layer before to the residual stream and normalises it.
-    fn add_norm_of_chunk(&mut self, norm: NormOf, before: Option<Before>, count: usize) -> Result<()> {
+    fn add_norm(
+        &self,
+        p: &Prompt,
+        weight: &CudaSlice<f16>,
+        before: Option<&Group>,
+        count: usize,
+    ) -> Result<()> {
         let device = self.device;
-        let Some(p) = &self.prompt else { return Ok(()) };
-        let weight = match norm {
-            NormOf::Input(block) => &self.blocks[block].input_norm,
-            NormOf::PostAttention(block) => &self.blocks[block].post_norm,
-            NormOf::Final => &self.norm,
-        };
-        let group = before.map(|before| match before {
-            Before::Output(block) => &self.blocks[block].output,
-            Before::Down(block) => &self.blocks[block].down,
-        });
         let hidden = address(device, &p.hidden);
-        let bias = group.and_then(|group| group.bias(0));
+        let bias = before.and_then(|group| group.bias(0));
         let pointers = [
             address(device, weight),
             bias.map_or(hidden, |bias| address(device, bias)),
@@ -286,35 +275,38 @@ impl Model<'_> {
             address(device, &p.normed),
         ];
         let (width, eps) = (self.config.hidden_size, self.config.rms_norm_eps);
-        let plan = plan::rms_norm(width, count, eps, group.is_some(), bias.is_some());
+        let plan = plan::rms_norm(width, count, eps, before.is_some(), bias.is_some());
         run(device, &plan, &pointers, false)
     }
 
     /// Logits of rows `first` to `count` of the chunk.
-    fn logits_of_chunk(&mut self, first: usize, count: usize) -> Result<Vec<f32>> {
-        let last = self.blocks.len().checked_sub(1).map(Before::Down);
-        self.add_norm_of_chunk(NormOf::Final, last, count)?;
+    fn logits_of_chunk(
+        &self,
+        p: &mut Prompt,
+        before: Option<&Group>,
+        first: usize,
+        count: usize,
+    ) -> Result<Vec<f32>> {
+        self.add_norm(p, &self.norm, before, count)?;
         let device = self.device;
-        let Some(p) = &mut self.prompt else {
-            return Ok(Vec::new());
-        };
         let (vocab, width) = (self.config.vocab_size, self.config.hidden_size);
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         let rows = count - first;
         match &self.blas {
             Some(blas) if rows > 1 => {
                 let x = p.normed.slice(first * width..count * width);
-                blas.start_wide(
-                    head,
-                    &x,
-                    &mut p.logits.slice_mut(..rows * vocab),
-                    [vocab, width, rows],
-                )?;
+                let mut y = p.logits.slice_mut(..rows * vocab);
+                blas.start_wide(head, &x, &mut y, [vocab, width, rows])?;
             }
             _ => {
                 let x = further(address(device, &p.normed), first * width);
                 let pointers = [address(device, head), x, address(device, &p.logits)];
-                run(device, &plan::dense(vocab, width, rows, true), &pointers, false)?;
+                run(
+                    device,
+                    &plan::dense(vocab, width, rows, true),
+                    &pointers,
+                    false,
+                )?;
             }
         }
         let logits = p.logits.slice(..rows * vocab);
@@ -323,19 +315,4 @@ impl Model<'_> {
             .clone_dtoh(&logits)
             .during("copying logits to the host")
     }
-}
-
-/// Which norm.
-#[derive(Debug, Clone, Copy)]
-enum NormOf {
-    Input(usize),
-    PostAttention(usize),
-    Final,
-}
-
-/// Which layer's output is waiting to be added to the residual stream.
-#[derive(Debug, Clone, Copy)]
-enum Before {
-    Output(usize),
-    Down(usize),
 }
