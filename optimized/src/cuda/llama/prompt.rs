@@ -301,12 +301,7 @@ impl Model<'_> {
             _ => {
                 let x = further(address(device, &p.normed), first * width);
                 let pointers = [address(device, head), x, address(device, &p.logits)];
-                run(
-                    device,
-                    &plan::dense(vocab, width, rows, true),
-                    &pointers,
-                    false,
-                )?;
+                run(device, &plan::dense(vocab, width, rows, true), &pointers, false)?;
             }
         }
         let logits = p.logits.slice(..rows * vocab);
