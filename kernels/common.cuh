@@ -324,6 +324,11 @@ __device__ __forceinline__ void add_products(GroupSum& sum, const uint4& weights
     add_pair_product(sum, weights.w, inputs.w);
 }
 
+// Which of up to three matrices that share a launch a slab of rows belongs to, by the first slabs of the second and the third.
+__device__ __forceinline__ u32 part_of(u32 slab, int second, int third) {
+    return (slab >= static_cast<u32>(second) ? 1u : 0u) + (slab >= static_cast<u32>(third) ? 1u : 0u);
+}
+
 // Sums four rows over the 32 lanes of a warp with 6 shuffles instead of 20: each exchange also halves the rows that a lane still holds.
 // Returns the sum of row (lane >> 3), the same in all eight lanes of that row. The order of additions is fixed.
 __device__ __forceinline__ float sum_four_rows(float r0, float r1, float r2, float r3) {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use aqlm_optimized::cuda::CudaError;
 use aqlm_reference::vocabulary::AqlmError;
 
 /// Result of the harness.
@@ -326,6 +327,17 @@ pub enum Error {
     /// The quantizer refused.
     #[error(transparent)]
     Aqlm(#[from] AqlmError),
+}
+
+impl From<CudaError> for Error {
+    fn from(error: CudaError) -> Self {
+        match error {
+            CudaError::Aqlm(error) => Self::Aqlm(error),
+            other => Self::Device {
+                reason: other.to_string(),
+            },
+        }
+    }
 }
 
 impl Error {

@@ -259,3 +259,85 @@ fn help_names_every_command() {
         assert!(text.contains(command), "{text}");
     }
 }
+
+/// On a machine with a GPU both backends write and measure alike; on one without, the command says what is missing.
+#[test]
+fn the_gpu_writes_and_measures_or_says_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = short_text(folder.path(), 20);
+    let eval = |backend| {
+        aqlm(&[
+            "eval",
+            MODEL,
+            "--data",
+            data.to_str().unwrap(),
+            "--ctx",
+            "64",
+            "--windows",
+            "3",
+            "--backend",
+            backend,
+            "--json",
+        ])
+    };
+    let write = |backend| {
+        aqlm(&[
+            "generate",
+            MODEL,
+            "--prompt",
+            "Once upon a time",
+            "--tokens",
+            "30",
+            "--backend",
+            backend,
+            "--json",
+        ])
+    };
+    let found = eval("cuda");
+    if found.status.code() == Some(2) {
+        for output in [found, write("cuda")] {
+            assert_eq!(output.status.code(), Some(2));
+            assert!(output.stdout.is_empty());
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(said.contains("GPU"), "{said}");
+        }
+        println!("waived: no GPU");
+        return;
+    }
+    let perplexity = |output: &Output| json(output)["perplexity"].as_f64().unwrap();
+    // A loss of some 2 nats with f16's rounding in every logit.
+    let share = perplexity(&found) / perplexity(&eval("cpu"));
+    assert!((share - 1.0).abs() < 1e-2, "{share}");
+    let texts = ["cpu", "cuda"].map(|backend| json(&write(backend))["text"].clone());
+    assert_eq!(texts[0], texts[1]);
+}
+
+#[test]
+fn a_model_of_random_weights_is_timed_or_waived() {
+    let output = aqlm(&[
+        "bench",
+        "--random-weights",
+        "llama-2-7b",
+        "--replays",
+        "0",
+        "--json",
+    ]);
+    let report = json(&output);
+    match report["outcome"].as_str() {
+        Some("pass") => assert!(output.status.success()),
+        outcome => {
+            assert_eq!(outcome, Some("waived"), "{report}");
+            assert_eq!(output.status.code(), Some(1));
+            assert!(!report["reason"].as_str().unwrap().is_empty());
+        }
+    }
+    for (arguments, named) in [
+        (["--context", "0"], "--context"),
+        (["--context", "5000"], "--context"),
+        (["--scheme", "2x8g24"], "24"),
+    ] {
+        let mut all = vec!["bench", "--random-weights", "llama-2-7b"];
+        all.extend(arguments);
+        refused(&all, &[named]);
+    }
+}

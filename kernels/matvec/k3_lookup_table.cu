@@ -13,7 +13,9 @@
 // codes: [row slab][rank][round][four rows][lane] of 16 bytes; word = row of the four, byte = slot of the round (four of them).
 // Slots are numbered over (input groups / 32, codebook); slot of (round, rank, byte) = (round * ranks + rank) * 4 + byte.
 // rows_per_block is a multiple of 4 ranks, so that four rows have one owner.
-// Compile-time: AQLM_M, AQLM_G.
+// With AQLM_PARTS, slabs of up to three matrices share the launch: codebooks has theirs one after the other, and slabs `second` and `third` are the
+// first of the second and the third matrix.
+// Compile-time: AQLM_M, AQLM_G, AQLM_PARTS.
 
 #define DEPTH 2   // 16-byte loads of codes in flight a lane; more of them delay x and the codewords, which are waited for first
 #define TILES 2   // (slot, 16 codes) tiles of table that a warp builds: 4 slots * 16 tiles / 32 warps
@@ -31,7 +33,11 @@ __device__ __forceinline__ float look_up(u32 codes, u32 place) {
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
 matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x, u16* y, int out_features, int in_features,
-       int rows_per_block, int rounds) {
+       int rows_per_block, int rounds
+#ifdef AQLM_PARTS
+       , int second, int third
+#endif
+) {
 #ifdef AQLM_ON_CPU
     unsigned char* shared = dynamic_shared();
 #else
@@ -47,6 +53,10 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
     unsigned char* table = shared + (table_address - shared_address(shared));
     const u32 fours = rows_per_block / 4, rows_owned = rows_per_block / ranks;
     const uint4* stream = codes + (static_cast<size_t>(blockIdx.y) * ranks + rank) * rounds * fours * 32 + lane;
+
+#ifdef AQLM_PARTS
+    codebooks += part_of(blockIdx.y, second, third) * (AQLM_M * 256 * AQLM_G / 2);
+#endif
 
     // The scale of the row that this thread finishes first is wanted only at the end: fetched as far as L2, it takes no register.
     const u32 first_owned = blockIdx.y * rows_per_block + rank * rows_owned;

@@ -14,7 +14,9 @@
 // items: chunks of CHUNK items for 32 lanes, 24 bits each: [chunk][3][lane] of 8 bytes (CHUNK 8) or 4 (CHUNK 4). An item: code within slice (SLICE_BITS), then position
 // in the window, 24 bits. A pass is one (slice, window of WINDOW input groups); position WINDOW holds zeros, for padding.
 // tasks: [slab][rank][pass][task] {first chunk, chunks}: a task is 32 rows of the slab; rows: [slab][rank][pass][task][lane] u16, row of slab.
-// Compile-time: AQLM_B, AQLM_G.
+// With AQLM_PARTS, slabs of up to three matrices share the launch: codebook has theirs one after the other, and slabs `second` and `third` are the
+// first of the second and the third matrix.
+// Compile-time: AQLM_B, AQLM_G, AQLM_PARTS.
 
 #define VECTORS (AQLM_G / 8)
 // Lists of groups of 16 are short, so the last chunk's padding costs more than wider loads gain.
@@ -74,7 +76,11 @@ __device__ __forceinline__ float four_products(const unsigned char* slice, const
 
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 matvec(const Load* items, const uint2* tasks, const u16* rows, const uint4* codebook, const u16* scales, const uint4* x, u16* y,
-       int out_features, int in_features, int rows_per_block, int slices_per_block, int windows) {
+       int out_features, int in_features, int rows_per_block, int slices_per_block, int windows
+#ifdef AQLM_PARTS
+       , int second, int third
+#endif
+) {
 #ifdef AQLM_ON_CPU
     unsigned char* shared = dynamic_shared();
 #else
@@ -88,6 +94,9 @@ matvec(const Load* items, const uint2* tasks, const u16* rows, const uint4* code
     float* received = partial + rows_per_block;                                              // [ranks][rows_owned], sums sent to this block
     const u32 block_tasks = rows_per_block / 32, rows_owned = rows_per_block / ranks;
     const u32 passes = slices_per_block * windows;
+#ifdef AQLM_PARTS
+    codebook += static_cast<size_t>(part_of(blockIdx.y, second, third)) * (ranks * slices_per_block * (SLICE_BYTES / 16));
+#endif
     const unsigned char* my_inputs = inputs + (lane & 7) * 16 * VECTORS;
 
     allow_next_kernel();

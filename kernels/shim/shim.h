@@ -28,6 +28,7 @@ struct uint4 { uint32_t x, y, z, w; };
 struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 struct Place { uint32_t x, y, z; };
 
 struct Barrier {
@@ -151,6 +152,12 @@ inline float __shfl_xor_sync(uint32_t, float value, int mask) {
     std::memcpy(&other, &block.exchange[id ^ static_cast<uint32_t>(mask)], 4);
     wait_at(block.warps[id / 32]);
     return other;
+}
+
+inline float __int_as_float(int bits) {
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
 }
 
 inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {

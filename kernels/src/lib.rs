@@ -67,6 +67,9 @@ pub struct Kernel {
     /// which operand is codebooks in the format of x, where they are not always f16
     #[serde(default)]
     pub typed_codebooks: Option<usize>,
+    /// whether matrices that read the same x can share a launch
+    #[serde(default)]
+    pub joins: bool,
 }
 
 /// Local memory that a kernel may take.
@@ -122,7 +125,7 @@ pub fn user_source(text: &str, name: &str, folder: Option<&Path>) -> Result<Stri
     Ok(expand(text, &file("common.cuh", folder)?, name))
 }
 
-const FILES: [(&str, &str); 12] = [
+const FILES: [(&str, &str); 20] = [
     ("common.cuh", include_str!("../common.cuh")),
     ("matvec/k1_naive.cu", include_str!("../matvec/k1_naive.cu")),
     (
@@ -156,6 +159,32 @@ const FILES: [(&str, &str); 12] = [
     ),
     ("decode/k1_naive.cu", include_str!("../decode/k1_naive.cu")),
     ("decode/k2_tiles.cu", include_str!("../decode/k2_tiles.cu")),
+    ("embed/k1_rows.cu", include_str!("../embed/k1_rows.cu")),
+    (
+        "rms_norm/k1_block_a_row.cu",
+        include_str!("../rms_norm/k1_block_a_row.cu"),
+    ),
+    ("rope/k1_pairs.cu", include_str!("../rope/k1_pairs.cu")),
+    (
+        "attention/k1_warp_a_query.cu",
+        include_str!("../attention/k1_warp_a_query.cu"),
+    ),
+    (
+        "attention_step/k1_split_context.cu",
+        include_str!("../attention_step/k1_split_context.cu"),
+    ),
+    (
+        "swiglu/k1_elementwise.cu",
+        include_str!("../swiglu/k1_elementwise.cu"),
+    ),
+    (
+        "dense/k1_warp_a_row.cu",
+        include_str!("../dense/k1_warp_a_row.cu"),
+    ),
+    (
+        "argmax/k1_one_block.cu",
+        include_str!("../argmax/k1_one_block.cu"),
+    ),
 ];
 
 fn file(name: &str, folder: Option<&Path>) -> Result<String, SourceError> {
@@ -244,7 +273,9 @@ mod tests {
 
     #[test]
     fn every_source_on_disk_is_in_the_manifest() {
-        for op in ["matvec", "matmul", "decode"] {
+        let ops: std::collections::BTreeSet<&str> =
+            kernels().iter().map(|kernel| kernel.op.as_str()).collect();
+        for op in ops {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(op);
             for entry in std::fs::read_dir(folder).unwrap() {
                 let name = format!("{op}/{}", entry.unwrap().file_name().to_string_lossy());

@@ -119,7 +119,9 @@ impl Count {
 /// Killed in percent of the mutants that compile and are not known survivors.
 pub(crate) fn killed_share(verdicts: &BTreeMap<String, Verdict>, known: &[Known]) -> f64 {
     let mut count = Count::default();
-    verdicts.values().for_each(|v| count.add(v, known));
+    for verdict in verdicts.values() {
+        count.add(verdict, known);
+    }
     count.share()
 }
 

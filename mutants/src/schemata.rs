@@ -7,6 +7,7 @@
 //! where the first `a` and `b` have their own mutants in them and the others do not, for only one is active.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::ops::Range;
 
 use anyhow::{Context as _, Result};
@@ -128,28 +129,28 @@ fn write(source: &str, sites: &[Site], range: Range<usize>, out: &mut Instrument
             .join(" && ");
         match site.form {
             Form::Body => {
-                out.text.push_str(&format!("if {none} {{}}"));
+                let _ = write!(out.text, "if {none} {{}}");
                 for (id, text) in &site.alternatives {
-                    out.text
-                        .push_str(&format!(" else if crate::mutant::is({id}) {{ return "));
+                    let _ = write!(out.text, " else if crate::mutant::is({id}) {{ return ");
                     alternative(text, *id, out);
                     out.text.push_str("; }");
                 }
                 out.text.push('\n');
             }
-            Form::Arm => out.text.push_str(&format!(" if {none}")),
+            Form::Arm => {
+                let _ = write!(out.text, " if {none}");
+            }
             Form::GuardedArm => {
-                out.text.push_str(&format!("{none} && ("));
+                let _ = write!(out.text, "{none} && (");
                 write(source, inside, site.range.clone(), out);
                 out.text.push(')');
             }
             Form::Expression => {
-                out.text.push_str(&format!("(if {none} {{ "));
+                let _ = write!(out.text, "(if {none} {{ ");
                 write(source, inside, site.range.clone(), out);
                 out.text.push_str(" }");
                 for (id, text) in &site.alternatives {
-                    out.text
-                        .push_str(&format!(" else if crate::mutant::is({id}) {{ "));
+                    let _ = write!(out.text, " else if crate::mutant::is({id}) {{ ");
                     alternative(text, *id, out);
                     out.text.push_str(" }");
                 }

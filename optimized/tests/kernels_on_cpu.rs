@@ -1,18 +1,19 @@
 //! Every kernel of the ladders, run on the CPU by `kernels/shim/shim.h`: packer and kernel must agree with the definition of a quantized
 //! matrix, at shapes that leave remainders everywhere. Inputs are on a dyadic grid on which every sum is exact, so results must be equal.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+#[path = "support/shim.rs"]
+mod shim;
 
 use aqlm_optimized::cuda::Activations;
 use aqlm_optimized::cuda::pack::{
-    LaunchConfig, Op, Packed, Target, TileConfig, WarpgroupConfig, pack, with_config,
+    LaunchConfig, Op, Packed, Target, TileConfig, WarpgroupConfig, pack, pack_joined, with_config,
 };
 use aqlm_reference::vocabulary::{QuantizedMatrix, Scheme};
 use half::{bf16, f16};
 use ndarray::{Array1, Array3, Array4};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use shim::Launch;
 
 /// A multiple of 1/8 of at most 1 in size: products are multiples of 1/64 of at most 1, so that sums of 32 of them are exact in f16
 /// (2^11 steps) and of any length that occurs in f32.
@@ -94,38 +95,7 @@ fn expected(op: Op, matrix: &QuantizedMatrix, x: &[f64], format: Activations) ->
 }
 
 /// `None` when there is no C++ compiler.
-fn run_on_cpu(packed: &Packed, x: &[u16], folder: &Path) -> Option<Vec<u16>> {
-    let kernel = aqlm_kernels::kernel(packed.kernel).unwrap();
-    let shim = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/shim/shim.h");
-    let source = format!(
-        "#include \"{}\"\n{}\nint main(int, char** a) {{ return run_file(a[1], a[2], [] {{ call({}); }}); }}\n",
-        shim.display(),
-        kernel.source(None).unwrap(),
-        kernel.op
-    );
-    let [cpp, program, input, output] = ["k.cpp", "k", "in", "out"].map(|name| folder.join(name));
-    std::fs::write(&cpp, source).unwrap();
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let compiled = Command::new(compiler)
-        .args(["-std=c++17", "-O1", "-w", "-o"])
-        .args([&program, &cpp])
-        .args(
-            packed
-                .defines
-                .iter()
-                .map(|(name, value)| format!("-D{name}={value}")),
-        )
-        .output();
-    let Ok(compiled) = compiled else {
-        println!("waived: no C++ compiler");
-        return None;
-    };
-    assert!(
-        compiled.status.success(),
-        "{}",
-        String::from_utf8_lossy(&compiled.stderr)
-    );
-
+fn run_on_cpu(packed: &Packed, x: &[u16], name: &str) -> Option<Vec<u16>> {
     let x_bytes: Vec<u8> = x.iter().flat_map(|value| value.to_le_bytes()).collect();
     let poison = vec![0xff_u8; packed.y_len() * 2];
     let mut contents: Vec<&[u8]> = packed.buffers.iter().map(Vec::as_slice).collect();
@@ -133,25 +103,16 @@ fn run_on_cpu(packed: &Packed, x: &[u16], folder: &Path) -> Option<Vec<u16>> {
         contents.push(&x_bytes);
     }
     contents.push(&poison);
-    let integers = packed.integers();
-    let mut words = vec![
-        u64::from(packed.grid[0]),
-        u64::from(packed.grid[1]),
-        u64::from(packed.block),
-    ];
-    words.extend([u64::from(packed.cluster), packed.shared_bytes as u64]);
-    words.extend([contents.len(), integers.len(), contents.len() - 1].map(|n| n as u64));
-    words.extend(contents.iter().map(|bytes| bytes.len() as u64));
-    words.extend(integers.iter().map(|&n| n as u64));
-    let mut file: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    for bytes in contents {
-        file.extend_from_slice(bytes);
-    }
-    std::fs::write(&input, file).unwrap();
-
-    let status = Command::new(&program).args([&input, &output]).status().unwrap();
-    assert!(status.success(), "{} ended with {status}", packed.kernel);
-    let bytes = std::fs::read(&output).unwrap();
+    let launch = Launch {
+        kernel: packed.kernel,
+        defines: &packed.defines,
+        integers: &packed.integers(),
+        grid: packed.grid,
+        block: packed.block,
+        cluster: packed.cluster,
+        shared_bytes: packed.shared_bytes,
+    };
+    let bytes = shim::run(&launch, &contents, contents.len() - 1, name)?;
     Some(
         bytes
             .chunks_exact(2)
@@ -205,17 +166,14 @@ fn check_batch(
 fn check_packed(packed: &Packed, matrix: &QuantizedMatrix, x: &[f64]) {
     let (kernel, scheme, batch, format) = (packed.kernel, matrix.scheme, packed.batch, packed.activations);
     let (out_features, in_features) = (packed.out_features, packed.in_features);
-    let folder = std::env::temp_dir().join(format!(
-        "aqlm-shim-{}-{}-{scheme}-{out_features}-{in_features}-{batch}-{}-{}-{format:?}",
-        std::process::id(),
+    let name = format!(
+        "{}-{scheme}-{out_features}-{in_features}-{batch}-{}-{}-{format:?}",
         kernel.replace('/', "-"),
         packed.block,
         packed.cluster
-    ));
-    std::fs::create_dir_all(&folder).unwrap();
+    );
     let bits: Vec<u16> = x.iter().map(|&x| narrowed(x, format)).collect();
-    let found = run_on_cpu(packed, &bits, &folder);
-    std::fs::remove_dir_all::<PathBuf>(folder).unwrap();
+    let found = run_on_cpu(packed, &bits, &name);
     let Some(found) = found else { return };
     let expected = expected(packed.op(), matrix, x, format);
     assert!(expected.iter().any(|value| value & 0x7fff != 0));
@@ -266,6 +224,64 @@ fn k4_sliced_codebook() {
     check("matvec/k4_sliced_codebook", "1x15g8", 70, 4424);
     check("matvec/k4_sliced_codebook", "1x16g8", 35, 1032);
     check("matvec/k4_sliced_codebook", "1x16g16", 33, 4112);
+}
+
+/// Matrices of several numbers of rows in one launch: each must get its own codebooks.
+fn check_joined(kernel: &str, scheme: &str, rows: &[usize], in_features: usize) {
+    let mut rng = ChaCha8Rng::seed_from_u64(rows.len() as u64 * 1_000_003 + in_features as u64);
+    let scheme: Scheme = scheme.parse().unwrap();
+    let matrices: Vec<QuantizedMatrix> = rows
+        .iter()
+        .map(|&rows| grid_matrix(scheme, rows, in_features, &mut rng))
+        .collect();
+    let x: Vec<f64> = (0..in_features).map(|_| grid_value(&mut rng)).collect();
+    let target = Target {
+        clusters: [7, 5, 0, 0, 0],
+        ..small_target()
+    };
+    let parts: Vec<&QuantizedMatrix> = matrices.iter().collect();
+    let joined = pack_joined(kernel, &parts, &target).unwrap();
+    assert!(joined.packed.grid[1] <= 7, "all slabs run at once");
+    let name = format!("joined-{}-{}", kernel.replace('/', "-"), rows.len());
+    let bits: Vec<u16> = x.iter().map(|&x| narrowed(x, Activations::F16)).collect();
+    let Some(found) = run_on_cpu(&joined.packed, &bits, &name) else {
+        return;
+    };
+    for (matrix, &offset) in matrices.iter().zip(&joined.offsets) {
+        let expected = expected(Op::Matvec, matrix, &x, Activations::F16);
+        assert_eq!(
+            expected,
+            found[offset..offset + expected.len()],
+            "{kernel} {rows:?}"
+        );
+    }
+}
+
+#[test]
+fn joined_matrices() {
+    check_joined("matvec/k3_lookup_table", "2x8g8", &[37, 21, 22], 264);
+    check_joined("matvec/k3_lookup_table", "1x8g8", &[45, 45], 2056);
+    check_joined("matvec/k4_sliced_codebook", "1x15g8", &[70, 35], 264);
+    check_joined("matvec/k4_sliced_codebook", "1x13g8", &[33, 64, 31], 520);
+}
+
+#[test]
+fn matrices_that_cannot_be_joined_are_refused() {
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let [a, b] = [264, 520].map(|inputs| grid_matrix("2x8g8".parse().unwrap(), 16, inputs, &mut rng));
+    for (kernel, matrices) in [
+        ("matvec/k1_naive", vec![&a, &a]),
+        ("matvec/k3_lookup_table", vec![&a, &b]),
+        ("matvec/k3_lookup_table", vec![&a]),
+        ("matvec/k3_lookup_table", vec![&a; 4]),
+        ("matvec/k4_sliced_codebook", vec![&a, &a]),
+    ] {
+        assert!(
+            pack_joined(kernel, &matrices, &small_target()).is_err(),
+            "{kernel} {}",
+            matrices.len()
+        );
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! the signatures: token ids and block parameters on the way in, quantized layers, losses and logits on the way out.
 
 mod cpu;
+pub mod cuda;
 mod hidden_states;
 mod memory;
 mod reference;
@@ -44,6 +45,38 @@ impl fmt::Display for BackendKind {
         match self {
             Self::Reference => f.write_str("reference"),
             Self::Cpu => f.write_str("cpu"),
+        }
+    }
+}
+
+/// The machines that can run a finished model: evaluation and generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelBackend {
+    /// f64 on ndarray: slow, readable, the ground truth
+    Reference,
+    /// f32 on all cores, with the vector instructions at hand
+    Cpu,
+    /// the first NVIDIA GPU: products in f16, the rest in f32
+    Cuda,
+}
+
+impl ModelBackend {
+    /// The backend of all operations that this is, or `None` for a GPU.
+    pub fn host(self) -> Option<BackendKind> {
+        match self {
+            Self::Reference => Some(BackendKind::Reference),
+            Self::Cpu => Some(BackendKind::Cpu),
+            Self::Cuda => None,
+        }
+    }
+}
+
+impl From<BackendKind> for ModelBackend {
+    fn from(kind: BackendKind) -> Self {
+        match kind {
+            BackendKind::Reference => Self::Reference,
+            BackendKind::Cpu => Self::Cpu,
         }
     }
 }

@@ -6,8 +6,10 @@ mod cpu;
 mod cuda;
 mod inputs;
 mod plot;
+mod shapes;
 mod user_kernel;
 mod verdict;
+mod whole_model;
 
 use std::path::PathBuf;
 
@@ -17,7 +19,9 @@ use serde::Serialize;
 pub use cpu::bench_cpu;
 pub use cuda::bench_cuda;
 pub use plot::svg;
+pub use shapes::LlamaShape;
 pub use verdict::{Verdict, Worst};
+pub use whole_model::{DecodeOptions, DecodeReport, StageRow, bench_decode};
 
 use crate::check::Outcome;
 

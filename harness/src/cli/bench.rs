@@ -2,13 +2,15 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
 
+use aqlm_optimized::cuda::llama::Rung;
 use aqlm_reference::vocabulary::Scheme;
 
-use super::Output;
 use super::table::Table;
+use super::{Output, decode_bench};
 use crate::bench::{
     BenchActivations, BenchDevice, BenchOp, BenchOptions, BenchReport, KernelRow, bench_cpu, bench_cuda, svg,
 };
+use crate::bench::{DecodeOptions, LlamaShape};
 use crate::check::Outcome;
 use crate::durable;
 use crate::error::{Error, Result};
@@ -59,12 +61,57 @@ pub(super) struct Args {
     /// Plot time against rows of x, with the roofline, into this file
     #[arg(long, value_name = "FILE.svg")]
     svg: Option<PathBuf>,
+    /// Instead of one product: a whole model of these shapes and random weights in --scheme, and the time of a token at batch 1
+    #[arg(long, value_enum, value_name = "MODEL")]
+    random_weights: Option<LlamaShape>,
+    /// With --random-weights: positions that the token attends to
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    context: usize,
+    /// With --random-weights: how a token is computed, each with what the one before has
+    #[arg(long, value_enum, default_value = "joined")]
+    rung: RungName,
     /// Seed of codes, codebooks and inputs
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
 
+/// [`Rung`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum RungName {
+    /// the first kernel of every ladder
+    Plain,
+    /// the kernels that the table of measurements chooses
+    Dispatched,
+    /// launches overlap
+    Overlapped,
+    /// layers that read the same input share a launch
+    Joined,
+}
+
+impl From<RungName> for Rung {
+    fn from(name: RungName) -> Self {
+        match name {
+            RungName::Plain => Self::Plain,
+            RungName::Dispatched => Self::Dispatched,
+            RungName::Overlapped => Self::Overlapped,
+            RungName::Joined => Self::Joined,
+        }
+    }
+}
+
 pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
+    if let Some(shape) = args.random_weights {
+        let options = DecodeOptions {
+            shape,
+            scheme: args.scheme,
+            context: args.context,
+            rung: args.rung.into(),
+            replays: args.replays,
+            seed: args.seed,
+            kernel_folder: args.kernels.clone(),
+        };
+        return decode_bench::run(&options, output);
+    }
     let (out_features, in_features) = parse_shape(&args.shape)?;
     args.scheme.groups(out_features, in_features)?;
     if let Some(zero) = args.batch.iter().find(|batch| **batch == 0) {

@@ -5,10 +5,10 @@ use serde::Serialize;
 
 use super::progress::Progress;
 use super::{Output, open_model};
-use crate::backend::{BackendKind, with_backend};
+use crate::backend::{ModelBackend, with_backend};
 use crate::data::TokenStream;
 use crate::error::{Error, Result};
-use crate::eval::{Perplexity, evaluate};
+use crate::eval::{Perplexity, evaluate, evaluate_on_gpu};
 use crate::model::Model;
 
 /// Options of `aqlm eval`.
@@ -27,7 +27,7 @@ pub(super) struct Args {
     windows: Option<usize>,
     /// Which backend computes
     #[arg(long, value_enum, default_value = "cpu")]
-    backend: BackendKind,
+    backend: ModelBackend,
     /// Write the windows' token ids and logits to a safetensors file (input_ids, logits)
     #[arg(long, value_name = "FILE")]
     dump_logits: Option<PathBuf>,
@@ -39,7 +39,7 @@ struct Document {
     result: Perplexity,
     model: String,
     data: String,
-    backend: BackendKind,
+    backend: ModelBackend,
 }
 
 /// The context that is used when none is asked for.
@@ -85,18 +85,23 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
 pub(super) fn measure(
     model: &Model,
     windows: &[&[u32]],
-    backend: BackendKind,
+    backend: ModelBackend,
     dump_logits: Option<&Path>,
 ) -> Result<Perplexity> {
     let ctx = windows.first().map_or(0, |window| window.len());
     let mut progress = Progress::new(model.config().num_hidden_layers as u64);
     progress.message(format!("{} windows of {ctx}", windows.len()));
-    let evaluation = with_backend!(backend, model.config(), ctx, |backend| {
-        evaluate(&backend, model, windows, dump_logits.is_some(), &mut |block| {
-            progress.advance(1);
-            progress.heartbeat(&format!("evaluation: block {} is done", block + 1));
-        })
-    })?;
+    let mut advance = |block| {
+        progress.advance(1);
+        progress.heartbeat(&format!("evaluation: block {} is done", block + 1));
+    };
+    let with_logits = dump_logits.is_some();
+    let evaluation = match backend.host() {
+        Some(kind) => with_backend!(kind, model.config(), ctx, |backend| {
+            evaluate(&backend, model, windows, with_logits, &mut advance)
+        }),
+        None => evaluate_on_gpu(model, windows, with_logits, &mut advance),
+    }?;
     if let Some(path) = dump_logits {
         write_logits(path, windows, &evaluation.logits)?;
     }

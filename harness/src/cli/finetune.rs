@@ -309,7 +309,9 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     }
     let perplexity = |model: &Model| -> Result<Option<f64>> {
         let Some(windows) = &windows else { return Ok(None) };
-        Ok(Some(measure(model, windows, args.backend, None)?.perplexity))
+        Ok(Some(
+            measure(model, windows, args.backend.into(), None)?.perplexity,
+        ))
     };
     let report = finetune_into(
         &model,

@@ -1,13 +1,14 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use aqlm_optimized::cuda::llama::{Options, Rung};
 use aqlm_reference::vocabulary::{Purpose, stream};
 use serde::Serialize;
 
 use super::{Output, open_model};
-use crate::backend::{BackendKind, with_backend};
+use crate::backend::{ModelBackend, cuda, with_backend};
 use crate::error::{Error, Result};
-use crate::eval::{Generated, Generator, Sampling};
+use crate::eval::{Generated, Generator, Sampling, Writer};
 use crate::model::Model;
 
 /// Options of `aqlm generate`.
@@ -35,7 +36,7 @@ pub(super) struct Args {
     seed: u64,
     /// Which backend computes
     #[arg(long, value_enum, default_value = "cpu")]
-    backend: BackendKind,
+    backend: ModelBackend,
 }
 
 #[derive(Debug, Serialize)]
@@ -47,7 +48,7 @@ struct Document {
     prompt_tokens: usize,
     seconds: f64,
     tokens_per_second: f64,
-    backend: BackendKind,
+    backend: ModelBackend,
 }
 
 pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
@@ -101,7 +102,7 @@ pub(super) fn continue_text(
     sampling: Sampling,
     seed: u64,
     document_start: bool,
-    backend: BackendKind,
+    backend: ModelBackend,
     each: &mut dyn FnMut(&str),
 ) -> Result<(Generated, String, usize)> {
     let tokenizer = model.tokenizer()?;
@@ -124,9 +125,9 @@ pub(super) fn continue_text(
     each(prompt);
     let mut rng = stream(seed, 0, None, Purpose::Generation);
     let mut pieces = tokenizer.stream();
-    let generated = with_backend!(backend, model.config(), positions, |backend| {
-        let generator = Generator::new(&backend, model)?;
-        generator.generate(
+    let mut write = |writer: &mut dyn Writer| {
+        crate::eval::generate(
+            writer,
             &ids,
             tokens,
             tokenizer.stops(),
@@ -137,7 +138,20 @@ pub(super) fn continue_text(
                 each(&pieces.push(token).unwrap_or_default());
             },
         )
-    })?;
+    };
+    let generated = if let Some(kind) = backend.host() {
+        with_backend!(kind, model.config(), positions, |backend| {
+            write(&mut Generator::new(&backend, model)?.session())
+        })
+    } else {
+        let device = cuda::open(None)?;
+        let options = Options {
+            positions,
+            prompts: true,
+            rung: Rung::Joined,
+        };
+        write(&mut cuda::load(&device, model, options, &mut |_| {})?)
+    }?;
     let text = tokenizer.decode(&generated.tokens, true)?;
     Ok((generated, text, ids.len()))
 }

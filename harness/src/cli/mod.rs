@@ -3,6 +3,7 @@
 
 mod bench;
 mod check;
+mod decode_bench;
 mod demo;
 mod eval;
 mod fetch;

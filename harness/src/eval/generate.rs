@@ -86,7 +86,7 @@ impl Sampling {
     }
 }
 
-/// A resident model that writes text token by token with a KV cache.
+/// A resident model that can write texts token by token with a KV cache.
 #[derive(Debug)]
 pub struct Generator<'a, B: Backend> {
     backend: &'a B,
@@ -124,62 +124,131 @@ impl<'a, B: Backend> Generator<'a, B> {
         })
     }
 
-    /// Continues `prompt` by at most `count` tokens, stopping early at one of `stop`. Every new token is shown to
-    /// `each` as it comes.
-    ///
-    /// # Errors
-    /// `Error::Invalid` for an empty prompt or a token beyond the embedding.
-    pub fn generate(
-        &self,
-        prompt: &[u32],
-        count: usize,
-        stop: &[u32],
-        sampling: Sampling,
-        rng: &mut Stream,
-        each: &mut dyn FnMut(u32),
-    ) -> Result<Generated> {
-        let started = Instant::now();
-        let mut caches: Vec<B::Cache> = self.blocks.iter().map(|_| self.backend.new_cache()).collect();
-        let mut step = |token: u32, position: usize| -> Result<Array1<f64>> {
-            let vocab = self.embedding.nrows();
-            if token as usize >= vocab {
-                return Err(Error::invalid(
-                    "token id",
-                    &format!("below the vocabulary size {vocab}"),
-                    token.to_string(),
-                ));
-            }
-            let row = self.embedding.row(token as usize).to_owned();
-            self.backend
-                .decode_step(&self.blocks, &self.head, &mut caches, &row, position)
-        };
-        let mut logits = None;
-        for (position, &token) in prompt.iter().enumerate() {
-            logits = Some(step(token, position)?);
+    /// A text that this model writes.
+    pub fn session(&self) -> Session<'_, 'a, B> {
+        Session {
+            generator: self,
+            caches: self.blocks.iter().map(|_| self.backend.new_cache()).collect(),
+            position: 0,
         }
-        let Some(mut logits) = logits else {
-            return Err(Error::invalid("prompt", "at least one token", "none"));
-        };
-        let prompt_seconds = started.elapsed().as_secs_f64();
-        let started = Instant::now();
-        let mut tokens = Vec::with_capacity(count);
-        while tokens.len() < count {
-            let token = sampling.choose(&logits, rng);
-            if stop.contains(&token) {
+    }
+}
+
+/// A [`Generator`] and the text that it has read so far.
+pub struct Session<'g, 'a, B: Backend> {
+    generator: &'g Generator<'a, B>,
+    caches: Vec<B::Cache>,
+    position: usize,
+}
+
+impl<B: Backend> Writer for Session<'_, '_, B> {
+    fn prompt(&mut self, tokens: &[u32]) -> Result<Array1<f64>> {
+        let mut logits = Array1::zeros(0);
+        for &token in tokens {
+            logits = self.next(token)?;
+        }
+        Ok(logits)
+    }
+
+    fn next(&mut self, token: u32) -> Result<Array1<f64>> {
+        let generator = self.generator;
+        let vocab = generator.embedding.nrows();
+        if token as usize >= vocab {
+            return Err(Error::invalid(
+                "token id",
+                &format!("below the vocabulary size {vocab}"),
+                token.to_string(),
+            ));
+        }
+        let row = generator.embedding.row(token as usize).to_owned();
+        let logits = generator.backend.decode_step(
+            &generator.blocks,
+            &generator.head,
+            &mut self.caches,
+            &row,
+            self.position,
+        )?;
+        self.position += 1;
+        Ok(logits)
+    }
+}
+
+/// Something that reads a text token by token and says what may come next.
+#[expect(
+    clippy::missing_errors_doc,
+    reason = "what the backend refuses, for all methods"
+)]
+pub trait Writer {
+    /// Reads the beginning of a text; the logits `[vocab]` of what follows it.
+    fn prompt(&mut self, tokens: &[u32]) -> Result<Array1<f64>>;
+
+    /// Reads one token more.
+    fn next(&mut self, token: u32) -> Result<Array1<f64>>;
+
+    /// Reads `token` and then its own likeliest continuations, `count` tokens in all; `each` gets the likeliest token after each of them and
+    /// says whether to go on. `None` when it has no way of its own to do so, and has read nothing.
+    fn likeliest(
+        &mut self,
+        _token: u32,
+        _count: usize,
+        _each: &mut dyn FnMut(u32) -> bool,
+    ) -> Result<Option<()>> {
+        Ok(None)
+    }
+}
+
+/// Continues `prompt` by at most `count` tokens, stopping early at one of `stop`. Every new token is shown to `each` as it comes.
+///
+/// # Errors
+/// `Error::Invalid` for an empty prompt or a token beyond the embedding; what the backend refuses.
+pub fn generate(
+    writer: &mut dyn Writer,
+    prompt: &[u32],
+    count: usize,
+    stop: &[u32],
+    sampling: Sampling,
+    rng: &mut Stream,
+    each: &mut dyn FnMut(u32),
+) -> Result<Generated> {
+    if prompt.is_empty() {
+        return Err(Error::invalid("prompt", "at least one token", "none"));
+    }
+    let started = Instant::now();
+    let mut logits = writer.prompt(prompt)?;
+    let prompt_seconds = started.elapsed().as_secs_f64();
+    let started = Instant::now();
+    let mut tokens = Vec::with_capacity(count);
+    while tokens.len() < count {
+        let token = sampling.choose(&logits, rng);
+        if stop.contains(&token) {
+            break;
+        }
+        each(token);
+        tokens.push(token);
+        let left = count - tokens.len();
+        if left == 0 {
+            break;
+        }
+        if sampling == Sampling::Greedy {
+            let done = writer.likeliest(token, left, &mut |token| {
+                let goes_on = !stop.contains(&token);
+                if goes_on {
+                    each(token);
+                    tokens.push(token);
+                }
+                goes_on
+            })?;
+            if done.is_some() {
                 break;
             }
-            each(token);
-            tokens.push(token);
-            if tokens.len() < count {
-                logits = step(token, prompt.len() + tokens.len() - 1)?;
-            }
         }
-        Ok(Generated {
-            tokens,
-            prompt_seconds,
-            seconds: started.elapsed().as_secs_f64(),
-        })
+        logits = writer.next(token)?;
     }
+    Ok(Generated {
+        tokens,
+        prompt_seconds,
+        seconds: started.elapsed().as_secs_f64(),
+    })
 }
 
 #[cfg(test)]

@@ -3,5 +3,5 @@
 mod generate;
 mod perplexity;
 
-pub use generate::{Generated, Generator, Sampling};
-pub use perplexity::{Evaluation, Perplexity, evaluate};
+pub use generate::{Generated, Generator, Sampling, Session, Writer, generate};
+pub use perplexity::{Evaluation, Perplexity, evaluate, evaluate_on_gpu, losses};

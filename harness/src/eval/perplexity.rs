@@ -1,7 +1,9 @@
+use aqlm_optimized::cuda::llama::{Options, Rung};
 use ndarray::{Array1, Array2};
+use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, cuda};
 use crate::error::{Error, Result};
 use crate::model::Model;
 
@@ -59,14 +61,7 @@ pub fn evaluate<B: Backend>(
     with_logits: bool,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Evaluation> {
-    let ctx = windows.first().map_or(0, |window| window.len());
-    if ctx < 2 {
-        return Err(Error::invalid(
-            "evaluation windows",
-            "at least one of two tokens or more",
-            format!("{} of {ctx}", windows.len()),
-        ));
-    }
+    checked_ctx(windows)?;
     let mut hidden = backend.embed(&model.embedding()?, windows)?;
     for index in 0..model.config().num_hidden_layers {
         let block = backend.load_block(&model.block(index)?)?;
@@ -80,4 +75,66 @@ pub fn evaluate<B: Backend>(
         .map(|window| backend.logits(&head, &hidden, window))
         .collect::<Result<Vec<_>>>()?;
     Ok(Evaluation { losses, logits })
+}
+
+/// The same on a GPU: the whole model resides there, and windows go through it one after the other.
+///
+/// # Errors
+/// As [`evaluate`]; `Error::Device` when there is no GPU or its memory is too small.
+pub fn evaluate_on_gpu(
+    model: &Model,
+    windows: &[&[u32]],
+    with_logits: bool,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Evaluation> {
+    let ctx = checked_ctx(windows)?;
+    let device = cuda::open(None)?;
+    let options = Options {
+        positions: ctx,
+        prompts: true,
+        rung: Rung::Joined,
+    };
+    let mut resident = cuda::load(&device, model, options, progress)?;
+    let vocab = model.config().vocab_size;
+    let mut evaluation = Evaluation {
+        losses: Vec::with_capacity(windows.len()),
+        logits: Vec::new(),
+    };
+    for window in windows {
+        resident.reset();
+        let logits = resident.forward(window)?;
+        evaluation.losses.push(losses(&logits, vocab, window));
+        if with_logits {
+            let rows = Array2::from_shape_fn((ctx, vocab), |(t, token)| f64::from(logits[t * vocab + token]));
+            evaluation.logits.push(rows);
+        }
+    }
+    Ok(evaluation)
+}
+
+/// Negative log-likelihoods of each next token by logits [tokens, vocab].
+pub fn losses(logits: &[f32], vocab: usize, tokens: &[u32]) -> Array1<f64> {
+    let rows: Vec<f64> = logits
+        .par_chunks_exact(vocab)
+        .zip(tokens.par_iter().skip(1))
+        .map(|(row, &target)| {
+            let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f64 = row.iter().map(|&logit| f64::from(logit - most).exp()).sum();
+            f64::from(most) + sum.ln() - f64::from(row[target as usize])
+        })
+        .collect();
+    Array1::from(rows)
+}
+
+/// Tokens in a window.
+fn checked_ctx(windows: &[&[u32]]) -> Result<usize> {
+    let ctx = windows.first().map_or(0, |window| window.len());
+    if ctx < 2 {
+        return Err(Error::invalid(
+            "evaluation windows",
+            "at least one of two tokens or more",
+            format!("{} of {ctx}", windows.len()),
+        ));
+    }
+    Ok(ctx)
 }

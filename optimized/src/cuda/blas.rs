@@ -1,7 +1,8 @@
 use std::sync::Arc;
 
 use cudarc::cublas::{CudaBlas, result, sys};
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
+use half::f16;
 
 use super::error::check_lengths;
 use super::{Activation, Activations, CudaError, Device, Result};
@@ -47,6 +48,54 @@ impl Blas {
         ])?;
         // SAFETY: the lengths have just been checked.
         unsafe { self.start_unchecked(weight, x, y, [out_features, in_features, batch], out_features) }
+    }
+
+    /// The same with f32 results: logits, whose differences are the probabilities of a text.
+    ///
+    /// # Errors
+    /// `Length` when a buffer does not fit the shape, `Library`.
+    pub(crate) fn start_wide(
+        &self,
+        weight: &CudaSlice<f16>,
+        x: &CudaView<'_, f16>,
+        y: &mut CudaViewMut<'_, f32>,
+        [out_features, in_features, batch]: [usize; 3],
+    ) -> Result<()> {
+        check_lengths(&[
+            ("weight", out_features * in_features, weight.len()),
+            ("x", batch * in_features, x.len()),
+            ("y", batch * out_features, y.len()),
+        ])?;
+        let (one, zero) = (1.0_f32, 0.0_f32);
+        let stream = &self.stream;
+        // SAFETY: the handle is alive, the lengths have just been checked, and both factors are f32 as the compute type wants.
+        let status = unsafe {
+            result::gemm_ex(
+                *self.handle.handle(),
+                sys::cublasOperation_t::CUBLAS_OP_T,
+                sys::cublasOperation_t::CUBLAS_OP_N,
+                out_features as i32,
+                batch as i32,
+                in_features as i32,
+                (&raw const one).cast(),
+                weight.device_ptr(stream).0 as *const _,
+                sys::cudaDataType_t::CUDA_R_16F,
+                in_features as i32,
+                x.device_ptr(stream).0 as *const _,
+                sys::cudaDataType_t::CUDA_R_16F,
+                in_features as i32,
+                (&raw const zero).cast(),
+                y.device_ptr_mut(stream).0 as *mut _,
+                sys::cudaDataType_t::CUDA_R_32F,
+                out_features as i32,
+                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        };
+        status.map_err(|error| CudaError::Library {
+            library: "cuBLAS",
+            error: format!("{error:?}"),
+        })
     }
 
     /// The same for buffers whose lengths the caller has checked; rows of y are `y_stride` apart.

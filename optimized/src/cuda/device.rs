@@ -312,9 +312,14 @@ pub(crate) fn allow_large_clusters(function: &CudaFunction) -> Result<()> {
 }
 
 fn allow_shared(function: &CudaFunction, bytes: usize) -> Result<()> {
-    // 48 KiB need no permission.
-    if bytes > 49_152 {
-        let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    // 48 KiB need no permission. A function serves matrices of several shapes: what one was granted, another must not take back.
+    let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    let granted = || {
+        function
+            .get_attribute(which)
+            .during("reading a function's shared memory")
+    };
+    if bytes > 49_152 && granted()? < bytes as i32 {
         function
             .set_attribute(which, bytes as i32)
             .during("asking for shared memory")?;

@@ -18,6 +18,14 @@ pub enum CudaError {
         /// the driver's answer
         error: DriverError,
     },
+    /// Device memory is too small.
+    #[error("device memory: {what} does not fit, {free} bytes are free")]
+    Memory {
+        /// what was to be put there
+        what: String,
+        /// bytes that were free then
+        free: usize,
+    },
     /// A library of the CUDA toolkit refused a call.
     #[error("{library}: {error}")]
     Library {

@@ -2,8 +2,9 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, sys};
 
-use super::device::{allow_large_clusters, cluster_attribute};
+use super::device::allow_large_clusters;
 use super::error::{During, check_lengths};
+use super::launch::{self, Shape};
 use super::pack::Packed;
 use super::{Activation, CudaError, Device, Result};
 
@@ -140,53 +141,37 @@ impl DeviceMatrix {
             .collect();
         pointers.extend(x.map(|x| x.device_ptr(stream).0));
         pointers.push(y.device_ptr_mut(stream).0);
-        let mut sizes = self.packed.integers();
-        let mut arguments: Vec<*mut std::ffi::c_void> = pointers
-            .iter_mut()
-            .map(|p| std::ptr::from_mut(p).cast())
-            .collect();
-        arguments.extend(
-            sizes
-                .iter_mut()
-                .map(|size| std::ptr::from_mut(size).cast::<std::ffi::c_void>()),
-        );
-
-        let mut attributes = Vec::with_capacity(2);
-        if self.packed.cluster > 1 {
-            attributes.push(cluster_attribute(self.packed.cluster));
-        }
-        if overlap && device.compute().0 >= 9 {
-            attributes.push(sys::CUlaunchAttribute {
-                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-                pad: [0; 4],
-                value: sys::CUlaunchAttributeValue {
-                    programmaticStreamSerializationAllowed: 1,
-                },
-            });
-        }
-        let config = sys::CUlaunchConfig {
-            gridDimX: self.packed.grid[0],
-            gridDimY: self.packed.grid[1],
-            gridDimZ: 1,
-            blockDimX: self.packed.block,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: self.packed.shared_bytes as u32,
-            hStream: stream.cu_stream(),
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: attributes.len() as u32,
+        let shape = Shape {
+            grid: self.packed.grid,
+            block: self.packed.block,
+            cluster: self.packed.cluster,
+            shared_bytes: self.packed.shared_bytes,
         };
         // SAFETY: the packer made buffers, sizes and launch shape for this kernel's signature; x and y have the lengths that the matrix
         // implies, and all of them outlive the launch because their memory is freed in stream order.
         unsafe {
-            sys::cuLaunchKernelEx(
-                &raw const config,
-                self.function.cu_function(),
-                arguments.as_mut_ptr(),
-                std::ptr::null_mut(),
+            launch::start(
+                device,
+                stream,
+                &self.function,
+                shape,
+                &mut pointers,
+                &mut self.packed.integers(),
+                overlap,
             )
         }
-        .result()
-        .during("launching a kernel")
+    }
+
+    /// The same matrix in memory of its own.
+    ///
+    /// # Errors
+    /// `Driver`, for example when memory runs out.
+    pub fn duplicate(&self) -> Result<Self> {
+        let copy = |buffer: &CudaSlice<u8>| buffer.try_clone().during("copying a matrix on the device");
+        Ok(Self {
+            packed: self.packed.without_buffers(),
+            function: self.function.clone(),
+            buffers: Arc::new(self.buffers.iter().map(copy).collect::<Result<Vec<_>>>()?),
+        })
     }
 }

@@ -7,6 +7,8 @@ mod device;
 pub mod dispatch;
 mod error;
 mod image;
+mod launch;
+pub mod llama;
 mod matrix;
 pub mod pack;
 pub mod timing;

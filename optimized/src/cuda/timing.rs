@@ -103,7 +103,15 @@ pub fn copy_rate(device: &Device) -> Result<f64> {
     Ok(2.0 * bytes as f64 / (timing.median * 1e-6))
 }
 
-fn capture(device: &Device, calls: usize, launch: &mut impl FnMut(usize) -> Result<()>) -> Result<CudaGraph> {
+/// Records `calls` calls of `launch` into a graph.
+///
+/// # Errors
+/// Those of `launch`, and `Driver`.
+pub(super) fn capture(
+    device: &Device,
+    calls: usize,
+    launch: &mut impl FnMut(usize) -> Result<()>,
+) -> Result<CudaGraph> {
     let stream = device.stream();
     stream
         .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)

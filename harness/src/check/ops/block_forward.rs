@@ -67,8 +67,12 @@ pub(super) fn prepare(case: &Case) -> Result<Prepared> {
     Ok(Box::new(move |subject: &dyn Subject| {
         let check = against(subject.number());
         let (y, same) = repeated(check, "y", || subject.block_forward(&data))?;
+        let terms = match subject.number() {
+            Number::F16 | Number::Bf16 => problem.roundings(),
+            Number::F32 | Number::F64 => problem.terms(),
+        };
         Ok(Findings {
-            comparisons: vec![same, check.nmse(problem.terms(), "y", &y, &expected)?],
+            comparisons: vec![same, check.nmse(terms, "y", &y, &expected)?],
             excess: None,
         })
     }))

@@ -23,6 +23,15 @@ pub(super) fn terms(problem: &LlamaCase) -> usize {
     BLOCKS * problem.terms() + 2 * problem.hidden
 }
 
+/// What n counts in the limit of a backend of this arithmetic.
+pub(super) fn terms_in(number: Number, problem: &LlamaCase) -> usize {
+    match number {
+        // the embedding, the last norm's weight and result, and the head
+        Number::F16 | Number::Bf16 => BLOCKS * problem.roundings() + 4,
+        Number::F32 | Number::F64 => terms(problem),
+    }
+}
+
 fn model(data: &LlamaData) -> Model {
     Model {
         config: data.config.clone(),
@@ -75,7 +84,7 @@ pub(super) fn prepare(case: &Case) -> Result<Prepared> {
     Ok(Box::new(move |subject: &dyn Subject| {
         let check = against(subject.number());
         let ((whole, steps), same) = repeated(check, "logits", || subject.model_forward(&data))?;
-        let terms = terms(&problem);
+        let terms = terms_in(subject.number(), &problem);
         Ok(Findings {
             comparisons: vec![
                 same,

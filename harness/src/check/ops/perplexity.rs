@@ -2,7 +2,7 @@ use aqlm_reference::llama::token_losses;
 use ndarray::{Array1, Array2, s};
 
 use super::Prepared;
-use super::model_forward::{reference, terms};
+use super::model_forward::{reference, terms_in};
 use crate::cases::{Case, LlamaData, Operation, VOCABULARY};
 use crate::check::Comparison;
 use crate::check::compare::{Against, Findings, repeated};
@@ -62,7 +62,8 @@ pub(super) fn prepare(case: &Case) -> Result<Prepared> {
     Ok(Box::new(move |subject: &dyn Subject| {
         let check = against(subject.number());
         let (found, same) = repeated(check, "losses", || subject.perplexity(&data))?;
-        let terms = terms(&problem) + VOCABULARY;
+        // in every arithmetic the sum over the vocabulary is of f32 at least
+        let terms = terms_in(subject.number(), &problem) + VOCABULARY;
         Ok(Findings {
             comparisons: vec![
                 same,

@@ -1,21 +1,33 @@
 use std::sync::OnceLock;
 
+use aqlm_optimized::cuda::llama::{self, Builder, Model, Options, Rung};
 use aqlm_optimized::cuda::pack::pack;
 use aqlm_optimized::cuda::{Activation, Activations, CudaError, Device, DeviceMatrix};
 use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix};
 use half::{bf16, f16};
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayViewMut2};
 
 use super::{Subject, Subjects, no};
-use crate::cases::{Case, Operation};
+use crate::cases::{Case, LlamaData, Operation};
 use crate::check::limits::Number;
 use crate::error::{Error, Result};
+use crate::eval::losses;
 
-/// One kernel on the first GPU.
+/// One kernel on the first GPU, or one way in which a whole model is computed there.
 pub struct CudaSubject {
     device: &'static Device,
     kernel: &'static str,
     activations: Activations,
+}
+
+/// The ways in which a model computes a token.
+const RUNGS: [(&str, Rung); 2] = [("plain", Rung::Plain), ("joined", Rung::Joined)];
+
+fn whole_model(operation: Operation) -> bool {
+    matches!(
+        operation,
+        Operation::BlockForward | Operation::ModelForward | Operation::Perplexity
+    )
 }
 
 static DEVICE: OnceLock<std::result::Result<Device, String>> = OnceLock::new();
@@ -43,6 +55,9 @@ impl CudaSubject {
                 .filter(|kernel| kernel.bf16)
                 .map(|kernel| (kernel.id.as_str(), Activations::Bf16)),
         );
+        if whole_model(case.operation) {
+            kernels.extend(RUNGS.map(|(name, _)| (name, Activations::F16)));
+        }
         if kernels.is_empty() {
             kernels.push(("", Activations::F16));
         }
@@ -103,9 +118,89 @@ impl Subject for CudaSubject {
         }
         self.run(matrix, Some(x.iter()), x.nrows(), y.iter_mut())
     }
+
+    fn block_forward(&self, data: &LlamaData) -> Result<Array3<f64>> {
+        let mut model = self.model(data)?;
+        let mut y = Array3::from_elem(data.x.dim(), f64::NAN);
+        for (x, mut y) in data.x.outer_iter().zip(y.outer_iter_mut()) {
+            let rows: Vec<f32> = x.iter().copied().collect();
+            for (y, found) in y.iter_mut().zip(model.block_forward(0, &rows)?) {
+                *y = f64::from(found);
+            }
+        }
+        Ok(y)
+    }
+
+    fn model_forward(&self, data: &LlamaData) -> Result<(Vec<Array2<f64>>, Array2<f64>)> {
+        let mut model = self.model(data)?;
+        let whole = data
+            .tokens
+            .iter()
+            .map(|tokens| Ok(Self::logits(&mut model, tokens, false)?))
+            .collect::<Result<Vec<_>>>()?;
+        let steps = Self::logits(&mut model, &data.tokens[0], true)?;
+        Ok((whole, steps))
+    }
+
+    fn perplexity(&self, data: &LlamaData) -> Result<Vec<Array1<f64>>> {
+        let mut model = self.model(data)?;
+        data.tokens
+            .iter()
+            .map(|tokens| {
+                model.reset();
+                Ok(losses(&model.forward(tokens)?, data.config.vocab_size, tokens))
+            })
+            .collect()
+    }
 }
 
 impl CudaSubject {
+    /// The model of a case.
+    fn model(&self, data: &LlamaData) -> std::result::Result<Model<'static>, CudaError> {
+        let rung = RUNGS.iter().find(|(name, _)| *name == self.kernel);
+        let options = Options {
+            positions: data.x.dim().1,
+            prompts: true,
+            rung: rung.map_or(Rung::Plain, |&(_, rung)| rung),
+        };
+        let mut builder = Builder::new(self.device, &data.config, options)?;
+        for block in &data.blocks {
+            builder.push(block)?;
+        }
+        let table = |table: &Array2<f32>, what| {
+            let values: Vec<f32> = table.iter().copied().collect();
+            llama::narrowed(&values, what)
+        };
+        builder.finish(
+            &table(&data.embedding, "the embedding")?,
+            &data.norm.to_vec(),
+            Some(&table(&data.lm_head, "lm_head")?),
+        )
+    }
+
+    /// The logits of a sequence, [tokens, vocab].
+    fn logits(
+        model: &mut Model<'_>,
+        tokens: &[u32],
+        one_by_one: bool,
+    ) -> std::result::Result<Array2<f64>, CudaError> {
+        model.reset();
+        let vocab = model.config().vocab_size;
+        let mut logits = Vec::with_capacity(tokens.len() * vocab);
+        if one_by_one {
+            for &token in tokens {
+                logits.extend(model.step(token)?);
+            }
+        } else {
+            logits = model.forward(tokens)?;
+        }
+        Ok(Array2::from_shape_fn((tokens.len(), vocab), |(t, token)| {
+            logits
+                .get(t * vocab + token)
+                .map_or(f64::NAN, |&logit| f64::from(logit))
+        }))
+    }
+
     /// The kernel's output, row-major, into `y`; NaN where it wrote nothing.
     fn run<'a>(
         &self,

@@ -54,6 +54,14 @@ impl Rotary {
         self.cos.nrows()
     }
 
+    /// Cosines and sines, both [positions, head_dim / 2].
+    pub(crate) fn tables(&self) -> (&[f32], &[f32]) {
+        (
+            self.cos.as_slice().unwrap_or_default(),
+            self.sin.as_slice().unwrap_or_default(),
+        )
+    }
+
     /// Rotates every head of every row, [rows, heads x head_dim], in place: row r is at position r mod `tokens`.
     pub(super) fn rotate(&self, mut x: ArrayViewMut2<'_, f32>, tokens: usize, turn: Turn) {
         x.axis_chunks_iter_mut(Axis(0), ROWS)

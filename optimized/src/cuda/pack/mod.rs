@@ -4,6 +4,7 @@
 //! (or to 24 bits with their position, where that makes a kernel faster). All of this is plain code without a device, so that tests can run
 //! kernels on the CPU.
 
+mod joined;
 mod lookup;
 mod plain;
 mod shared;
@@ -12,6 +13,7 @@ mod tables;
 mod tiles;
 mod warpgroup;
 
+pub use joined::{Joined, pack_joined};
 pub use tiles::TileConfig;
 pub use warpgroup::WarpgroupConfig;
 

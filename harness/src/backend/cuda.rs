@@ -1,0 +1,74 @@
+//! Whole models on the first GPU.
+
+use std::path::Path;
+
+use aqlm_optimized::cuda::Device;
+use aqlm_optimized::cuda::llama::{self, Builder, Options, narrowed};
+use ndarray::{Array1, Array2};
+
+use crate::error::Result;
+use crate::eval::Writer;
+use crate::model::Model;
+
+/// Opens the first GPU; kernels come from `kernels` if a folder is given.
+///
+/// # Errors
+/// `Device` that says what is missing.
+pub fn open(kernels: Option<&Path>) -> Result<Device> {
+    Ok(Device::open(0, kernels)?)
+}
+
+/// Puts a model on the device, one block after the other; `progress` hears of each.
+///
+/// # Errors
+/// Unreadable tensors; numbers beyond f16; `Device` when memory is too small, naming what did not fit.
+pub fn load<'d>(
+    device: &'d Device,
+    model: &Model,
+    options: Options,
+    progress: &mut dyn FnMut(usize),
+) -> Result<llama::Model<'d>> {
+    let config = model.config();
+    let mut builder = Builder::new(device, config, options)?;
+    for index in 0..config.num_hidden_layers {
+        builder.push(&model.block(index)?)?;
+        progress(index);
+    }
+    let table = |table: &Array2<f32>, what| {
+        let rows = table.as_standard_layout();
+        narrowed(rows.as_slice().unwrap_or_default(), what)
+    };
+    let embedding = table(&model.embedding()?, "the embedding")?;
+    let head = if config.tie_word_embeddings {
+        None
+    } else {
+        Some(table(&model.lm_head()?, "lm_head")?)
+    };
+    Ok(builder.finish(&embedding, &model.final_norm()?.to_vec(), head.as_deref())?)
+}
+
+impl Writer for llama::Model<'_> {
+    fn prompt(&mut self, tokens: &[u32]) -> Result<Array1<f64>> {
+        self.reset();
+        // At position 0, which the prompt overwrites.
+        self.prepare()?;
+        Ok(widened(&llama::Model::prompt(self, tokens)?))
+    }
+
+    fn next(&mut self, token: u32) -> Result<Array1<f64>> {
+        Ok(widened(&self.step(token)?))
+    }
+
+    fn likeliest(
+        &mut self,
+        token: u32,
+        count: usize,
+        each: &mut dyn FnMut(u32) -> bool,
+    ) -> Result<Option<()>> {
+        Ok(Some(self.greedy(token, count, each)?))
+    }
+}
+
+fn widened(logits: &[f32]) -> Array1<f64> {
+    logits.iter().map(|&logit| f64::from(logit)).collect()
+}

@@ -1,0 +1,386 @@
+use std::sync::Arc;
+
+use aqlm_reference::vocabulary::{AqlmError, Linear, LinearWeight, QuantizedMatrix};
+use cudarc::driver::{CudaSlice, DevicePtrMut};
+use half::f16;
+
+use super::super::dispatch::dispatched;
+use super::super::error::During;
+use super::super::pack::{Op, Packed, launch_configs, pack, pack_joined, with_config};
+use super::super::{Blas, CudaError, Device, DeviceMatrix, Result};
+use super::model::Rung;
+use super::{address, further, narrowed, plan, run};
+
+/// How layers are laid out.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Layout {
+    /// rows of a chunk of a prompt; 0 where prompts go token by token
+    pub(super) prompt_rows: usize,
+    /// how one row is computed
+    pub(super) rung: Rung,
+}
+
+enum Weight {
+    /// [out_features, in_features]
+    Dense(CudaSlice<f16>),
+    Quantized(Box<Layouts>),
+}
+
+/// A quantized matrix as each of its uses wants it.
+struct Layouts {
+    /// for one row; `None` where the group's are joined
+    step: Option<DeviceMatrix>,
+    /// for a chunk of a prompt
+    prompt: Option<DeviceMatrix>,
+}
+
+struct Layer {
+    weight: Weight,
+    shape: [usize; 2],
+}
+
+/// Linear layers that read the same input.
+pub(super) struct Group {
+    layers: Vec<Layer>,
+    joined: Option<DeviceMatrix>,
+    /// where each layer starts in the output of one row
+    offsets: Vec<usize>,
+    /// numbers in it, padding included
+    width: usize,
+    /// `[out_features]` each, zeros for layers without; `None` when no layer has one
+    biases: Option<Vec<CudaSlice<f32>>>,
+}
+
+impl Group {
+    /// # Errors
+    /// `Aqlm` with `NotFinite` for numbers beyond f16, `Driver` when memory runs out, and what kernels cannot do.
+    pub(super) fn new(device: &Device, linears: &[&Linear], layout: Layout) -> Result<Self> {
+        let matrices: Vec<&QuantizedMatrix> = linears
+            .iter()
+            .filter_map(|linear| match &linear.weight {
+                LinearWeight::Quantized(matrix) => Some(matrix),
+                LinearWeight::Dense(_) => None,
+            })
+            .collect();
+        let joinable = linears.len() > 1 && matrices.len() == linears.len() && layout.rung >= Rung::Joined;
+        let joined = match joinable.then(|| join(device, &matrices)).flatten() {
+            Some((packed, offsets)) => Some((DeviceMatrix::new(device, &packed)?, offsets)),
+            None => None,
+        };
+        let layers = linears
+            .iter()
+            .map(|linear| Layer::new(device, linear, layout, joined.is_none()))
+            .collect::<Result<Vec<_>>>()?;
+        let rows = linears.iter().map(|linear| linear.weight.shape().0);
+        let (joined, offsets) = joined.map_or_else(
+            || {
+                let starts = rows.clone().scan(0, |next, rows| {
+                    let start = *next;
+                    // Kernels write rows in pairs of 16 bytes at most.
+                    *next += rows.next_multiple_of(8);
+                    Some(start)
+                });
+                (None, starts.collect::<Vec<_>>())
+            },
+            |(matrix, offsets)| (Some(matrix), offsets),
+        );
+        let width = joined.as_ref().map_or_else(
+            || offsets.last().copied().unwrap_or(0) + rows.clone().next_back().unwrap_or(0),
+            |matrix| matrix.shape().0,
+        );
+        let biases = if linears.iter().any(|linear| linear.bias.is_some()) {
+            let upload = |linear: &&Linear| {
+                let zeros = vec![0.0; linear.weight.shape().0];
+                let values = linear.bias.as_ref().map_or(zeros, |bias| bias.to_vec());
+                device.stream().clone_htod(&values).during("uploading a bias")
+            };
+            Some(linears.iter().map(upload).collect::<Result<Vec<_>>>()?)
+        } else {
+            None
+        };
+        Ok(Self {
+            layers,
+            joined,
+            offsets,
+            width,
+            biases,
+        })
+    }
+
+    /// The same layers in memory of their own.
+    pub(super) fn duplicate(&self) -> Result<Self> {
+        let copy = |matrix: &Option<DeviceMatrix>| matrix.as_ref().map(DeviceMatrix::duplicate).transpose();
+        let layer = |layer: &Layer| {
+            let weight = match &layer.weight {
+                Weight::Dense(weight) => Weight::Dense(weight.try_clone().during("copying a weight")?),
+                Weight::Quantized(layouts) => Weight::Quantized(Box::new(Layouts {
+                    step: copy(&layouts.step)?,
+                    prompt: copy(&layouts.prompt)?,
+                })),
+            };
+            Ok(Layer { weight, ..*layer })
+        };
+        let bias = |bias: &CudaSlice<f32>| bias.try_clone().during("copying a bias");
+        Ok(Self {
+            layers: self.layers.iter().map(layer).collect::<Result<_>>()?,
+            joined: copy(&self.joined)?,
+            offsets: self.offsets.clone(),
+            width: self.width,
+            biases: self
+                .biases
+                .as_ref()
+                .map(|biases| biases.iter().map(bias).collect::<Result<_>>())
+                .transpose()?,
+        })
+    }
+
+    /// Numbers in the output of one row.
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Where layer `index` starts in it.
+    pub(super) fn offset(&self, index: usize) -> usize {
+        self.offsets[index]
+    }
+
+    /// Layer `index`'s bias, when any layer has one.
+    pub(super) fn bias(&self, index: usize) -> Option<&CudaSlice<f32>> {
+        self.biases.as_ref().map(|biases| &biases[index])
+    }
+
+    /// Whether any layer has a bias.
+    pub(super) fn has_bias(&self) -> bool {
+        self.biases.is_some()
+    }
+
+    /// Launches that one row takes.
+    pub(super) fn launches(&self) -> usize {
+        if self.joined.is_some() {
+            1
+        } else {
+            self.layers.len()
+        }
+    }
+
+    /// Bytes that one row reads.
+    pub(super) fn step_bytes(&self) -> usize {
+        let of_layer = |layer: &Layer| match &layer.weight {
+            Weight::Dense(weight) => weight.len() * 2,
+            Weight::Quantized(layouts) => layouts.step.as_ref().map_or(0, DeviceMatrix::bytes),
+        };
+        self.joined
+            .as_ref()
+            .map_or_else(|| self.layers.iter().map(of_layer).sum(), DeviceMatrix::bytes)
+    }
+
+    /// Starts all layers on one row: x `[in_features]`, y of at least [`Group::width`].
+    pub(super) fn step(
+        &self,
+        device: &Device,
+        x: &CudaSlice<f16>,
+        y: &mut CudaSlice<f16>,
+        overlap: bool,
+    ) -> Result<()> {
+        if let Some(joined) = &self.joined {
+            return joined.start_on(
+                device,
+                device.stream(),
+                Some(x),
+                &mut y.slice_mut(..self.width),
+                overlap,
+            );
+        }
+        for (layer, &offset) in self.layers.iter().zip(&self.offsets) {
+            layer.step(device, x, y, offset, overlap)?;
+        }
+        Ok(())
+    }
+
+    /// Starts layer `index` on `rows` rows: x `[rows, in_features]`, y `[rows, out_features]`.
+    pub(super) fn prompt(
+        &self,
+        index: usize,
+        device: &Device,
+        blas: Option<&Arc<Blas>>,
+        x: &CudaSlice<f16>,
+        y: &mut CudaSlice<f16>,
+        rows: usize,
+    ) -> Result<()> {
+        let layer = &self.layers[index];
+        let [out_features, in_features] = layer.shape;
+        match &layer.weight {
+            Weight::Dense(weight) => dense(device, blas, weight, x, y, [out_features, in_features, rows]),
+            Weight::Quantized(layouts) => match &layouts.prompt {
+                Some(matrix) => matrix.start(device, Some(x), y, false),
+                None => Err(AqlmError::Unsupported(
+                    "a prompt of several rows in a model that was made for single tokens".into(),
+                )
+                .into()),
+            },
+        }
+    }
+}
+
+/// Y = X W^T in f16 through cuBLAS, or without it by the kernel for single rows.
+fn dense(
+    device: &Device,
+    blas: Option<&Arc<Blas>>,
+    weight: &CudaSlice<f16>,
+    x: &CudaSlice<f16>,
+    y: &mut CudaSlice<f16>,
+    [out_features, in_features, rows]: [usize; 3],
+) -> Result<()> {
+    if let Some(blas) = blas {
+        return blas.start(weight, x, y, [out_features, in_features, rows]);
+    }
+    let pointers = [address(device, weight), address(device, x), address(device, y)];
+    run(
+        device,
+        &plan::dense(out_features, in_features, rows, false),
+        &pointers,
+        false,
+    )
+}
+
+impl Layer {
+    fn new(device: &Device, linear: &Linear, layout: Layout, alone: bool) -> Result<Self> {
+        let (out_features, in_features) = linear.weight.shape();
+        let weight = match &linear.weight {
+            LinearWeight::Dense(weight) => {
+                let values: Vec<f32> = weight.iter().copied().collect();
+                Weight::Dense(device.upload(&narrowed(&values, "a weight")?)?)
+            }
+            LinearWeight::Quantized(matrix) => {
+                let load = |packed: Packed| DeviceMatrix::new(device, &packed);
+                let step = alone.then(|| {
+                    load(pack_for(
+                        device,
+                        Op::Matvec,
+                        matrix,
+                        1,
+                        layout.rung == Rung::Plain,
+                    )?)
+                });
+                let prompt = (layout.prompt_rows > 0).then(|| {
+                    load(pack_for(
+                        device,
+                        Op::Matmul,
+                        matrix,
+                        layout.prompt_rows,
+                        layout.rung == Rung::Plain,
+                    )?)
+                });
+                Weight::Quantized(Box::new(Layouts {
+                    step: step.transpose()?,
+                    prompt: prompt.transpose()?,
+                }))
+            }
+        };
+        Ok(Self {
+            weight,
+            shape: [out_features, in_features],
+        })
+    }
+
+    fn step(
+        &self,
+        device: &Device,
+        x: &CudaSlice<f16>,
+        y: &mut CudaSlice<f16>,
+        offset: usize,
+        overlap: bool,
+    ) -> Result<()> {
+        let [out_features, in_features] = self.shape;
+        let mut y = y.slice_mut(offset..offset + out_features);
+        match &self.weight {
+            Weight::Dense(weight) => {
+                let y = y.device_ptr_mut(device.stream()).0;
+                let pointers = [address(device, weight), address(device, x), y];
+                run(
+                    device,
+                    &plan::dense(out_features, in_features, 1, false),
+                    &pointers,
+                    overlap,
+                )
+            }
+            Weight::Quantized(layouts) => match &layouts.step {
+                Some(matrix) => matrix.start_on(device, device.stream(), Some(x), &mut y, overlap),
+                None => Err(AqlmError::Unsupported("a layer of a joined group by itself".into()).into()),
+            },
+        }
+    }
+}
+
+/// The matrices laid out for one launch, and where each starts in y; `None` where no kernel can.
+fn join(device: &Device, matrices: &[&QuantizedMatrix]) -> Option<(Packed, Vec<usize>)> {
+    let scheme = matrices[0].scheme;
+    let (major, minor) = device.compute();
+    let shape = [matrices[0].out_features(), matrices[0].in_features()];
+    let chosen = dispatched(Op::Matvec, scheme, shape, 1, device.compute(), device.target())?.kernel;
+    let joining = aqlm_kernels::kernels()
+        .iter()
+        .filter(|kernel| {
+            kernel.op == Op::Matvec.name() && kernel.joins && kernel.runs_on((major * 10 + minor) as u32)
+        })
+        .map(|kernel| kernel.id.as_str());
+    std::iter::once(chosen)
+        .chain(joining)
+        .find_map(|id| pack_joined(id, matrices, device.target()).ok())
+        .map(|joined| (joined.packed, joined.offsets))
+}
+
+/// `matrix` for the kernel that the table of measurements chooses; where that cannot hold it, for the first of the ladder that can.
+fn pack_for(
+    device: &Device,
+    op: Op,
+    matrix: &QuantizedMatrix,
+    rows: usize,
+    plain: bool,
+) -> std::result::Result<Packed, CudaError> {
+    let target = device.target();
+    let naive = if op == Op::Matvec {
+        "matvec/k1_naive"
+    } else {
+        "matmul/k1_naive"
+    };
+    let shape = [matrix.out_features(), matrix.in_features()];
+    let chosen = (!plain)
+        .then(|| dispatched(op, matrix.scheme, shape, rows, device.compute(), target))
+        .flatten()
+        .filter(|chosen| chosen.kernel.starts_with(op.name()));
+    let mut candidates = Vec::new();
+    if let Some(chosen) = chosen {
+        candidates.push((chosen.kernel, chosen.config));
+    } else if op == Op::Matmul && !plain {
+        // The table decodes to memory first, which a model has no room for.
+        let id = "matmul/k2_fused_tensor";
+        let [out_features, in_features] = shape;
+        let configs = launch_configs(id, matrix.scheme, out_features, in_features, rows, target);
+        candidates.push((id, configs.first().copied()));
+    }
+    candidates.push((naive, None));
+    let mut refusal = AqlmError::Unsupported(format!("no {} kernel", op.name()));
+    for (id, config) in candidates {
+        match pack(id, matrix, target, rows) {
+            Ok(packed) => {
+                return Ok(match config {
+                    Some(config) => with_config(&packed, matrix.scheme, target, config),
+                    None => packed,
+                });
+            }
+            Err(error) => refusal = error,
+        }
+    }
+    Err(refusal.into())
+}
+
+/// The address of layer `index`'s part of the output of one row.
+pub(super) fn part(
+    device: &Device,
+    group: &Group,
+    index: usize,
+    y: &CudaSlice<f16>,
+) -> cudarc::driver::sys::CUdeviceptr {
+    further(address(device, y), group.offset(index))
+}

@@ -1,0 +1,78 @@
+//! A whole Llama-family model on the device: prompts in chunks, then a token at a time, each a replay of one CUDA graph.
+//!
+//! The residual stream is f32; what goes into and comes out of products is f16, and keys and values are cached in f16. Weights are in the
+//! layout of the kernel that the table of measurements chooses; layers that read the same input share a launch where that kernel can.
+
+mod block;
+mod group;
+mod model;
+pub mod plan;
+mod prompt;
+mod step;
+
+pub use model::{Builder, Model, Options, Rung};
+pub use step::Stage;
+
+use aqlm_reference::vocabulary::AqlmError;
+use cudarc::driver::{CudaSlice, DevicePtr, sys};
+use half::f16;
+use rayon::prelude::*;
+
+use self::plan::Plan;
+use super::launch::{self, Shape};
+use super::{Device, Result};
+
+/// Where a buffer starts.
+fn address<T>(device: &Device, buffer: &CudaSlice<T>) -> sys::CUdeviceptr {
+    // The guard records a use for cudarc's own ordering of streams, which is switched off.
+    buffer.device_ptr(device.stream()).0
+}
+
+/// The address `count` f16 further.
+fn further(from: sys::CUdeviceptr, count: usize) -> sys::CUdeviceptr {
+    from + (count * size_of::<f16>()) as sys::CUdeviceptr
+}
+
+/// Starts a planned kernel on these addresses.
+///
+/// # Errors
+/// As [`Device::function`].
+fn run(device: &Device, plan: &Plan, pointers: &[sys::CUdeviceptr], overlap: bool) -> Result<()> {
+    let function = device.function(plan.kernel, &plan.defines, plan.shared_bytes)?;
+    let shape = Shape {
+        grid: plan.grid,
+        block: plan.block,
+        cluster: plan.cluster,
+        shared_bytes: plan.shared_bytes,
+    };
+    // SAFETY: `plan` has the kernel's integers and shape; callers in this module pass the pointers in the order that the plan's function
+    // names, to buffers that were sized from the same configuration and live as long as the model.
+    unsafe {
+        launch::start(
+            device,
+            device.stream(),
+            &function,
+            shape,
+            &mut pointers.to_vec(),
+            &mut plan.integers.clone(),
+            overlap,
+        )
+    }
+}
+
+/// f32 numbers in f16.
+///
+/// # Errors
+/// `NotFinite` when one is beyond f16's range.
+pub fn narrowed(values: &[f32], what: &str) -> Result<Vec<f16>> {
+    let narrow: Vec<f16> = values.par_iter().map(|&value| f16::from_f32(value)).collect();
+    match narrow.par_iter().position_first(|value| !value.is_finite()) {
+        None => Ok(narrow),
+        Some(index) => Err(AqlmError::NotFinite {
+            what: format!("{what} in f16"),
+            index: vec![index],
+            value: f64::from(values[index]),
+        }
+        .into()),
+    }
+}

@@ -1,0 +1,296 @@
+use std::sync::Arc;
+
+use aqlm_reference::vocabulary::{AqlmError, BlockWeights, LlamaConfig};
+use cudarc::driver::{CudaGraph, CudaSlice, sys};
+use half::f16;
+
+use super::super::error::During;
+use super::super::{Blas, CudaError, Device, Result};
+use super::block::Block;
+use super::group::Layout;
+use super::narrowed;
+use super::prompt::Prompt;
+use super::step::Buffers;
+use crate::cpu::llama::Rotary;
+
+/// The most rows of a chunk of a prompt: what the fused matmul kernels are measured best for.
+const CHUNK: usize = 128;
+
+/// How one token is computed: each rung of the ladder adds something to the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rung {
+    /// the first kernel of every operation's ladder, one launch after the other
+    Plain,
+    /// the kernels that the table of measurements chooses, and the context split over clusters
+    Dispatched,
+    /// kernels set themselves up while the one before them ends
+    Overlapped,
+    /// layers that read the same input share a launch
+    Joined,
+}
+
+/// What a model is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// positions that the cache holds
+    pub positions: usize,
+    /// whether prompts go in chunks of many rows, for which quantized layers are held in a second layout; else token by token
+    pub prompts: bool,
+    /// how a token is computed
+    pub rung: Rung,
+}
+
+/// A model whose blocks arrive one by one.
+pub struct Builder<'d> {
+    device: &'d Device,
+    config: LlamaConfig,
+    options: Options,
+    layout: Layout,
+    blocks: Vec<Block>,
+}
+
+impl<'d> Builder<'d> {
+    /// Nothing is on the device yet.
+    ///
+    /// # Errors
+    /// `Aqlm` with `Unsupported` for heads wider than 256 or without positions.
+    pub fn new(device: &'d Device, config: &LlamaConfig, options: Options) -> Result<Self> {
+        if config.head_dim > 256 || options.positions == 0 {
+            return Err(AqlmError::Unsupported(format!(
+                "heads of {} numbers over {} positions on a GPU: at most 256, and at least 1",
+                config.head_dim, options.positions
+            ))
+            .into());
+        }
+        let prompt_rows = if options.prompts {
+            CHUNK.min(options.positions.next_multiple_of(16))
+        } else {
+            0
+        };
+        Ok(Self {
+            device,
+            config: config.clone(),
+            layout: Layout {
+                prompt_rows,
+                rung: options.rung,
+            },
+            options,
+            blocks: Vec::new(),
+        })
+    }
+
+    /// Adds the next block.
+    ///
+    /// # Errors
+    /// `Memory` when it does not fit, `Aqlm` for numbers beyond f16, `Compile`, `Driver`.
+    pub fn push(&mut self, weights: &BlockWeights) -> Result<()> {
+        let block = Block::new(
+            self.device,
+            &self.config,
+            weights,
+            self.options.positions,
+            self.layout,
+        );
+        let block = self.placed(block)?;
+        self.blocks.push(block);
+        Ok(())
+    }
+
+    /// Adds the last block once more, in memory of its own: a model of a given size whose speed is to be measured.
+    ///
+    /// # Errors
+    /// `Memory` when it does not fit, `Driver`.
+    pub fn repeat(&mut self) -> Result<()> {
+        if let Some(block) = self.blocks.last().map(Block::duplicate) {
+            let block = self.placed(block)?;
+            self.blocks.push(block);
+        }
+        Ok(())
+    }
+
+    /// Says which block did not fit.
+    fn placed<T>(&self, result: Result<T>) -> Result<T> {
+        let what = format!(
+            "block {} of {}",
+            self.blocks.len() + 1,
+            self.config.num_hidden_layers
+        );
+        in_memory(self.device, &what, result)
+    }
+
+    /// Adds embedding [vocab, hidden], final norm `[hidden]` and head [vocab, hidden], which is the embedding where `None`.
+    ///
+    /// # Errors
+    /// `Aqlm` with `Shape` when the number of blocks or a table's size is not the configuration's, `Memory`, `Driver`.
+    pub fn finish(self, embedding: &[f16], norm: &[f32], head: Option<&[f16]>) -> Result<Model<'d>> {
+        let (device, config) = (self.device, &self.config);
+        let table = [config.vocab_size * config.hidden_size];
+        for (what, expected, found) in [
+            ("blocks", [config.num_hidden_layers], self.blocks.len()),
+            ("embedding", table, embedding.len()),
+            ("norm", [config.hidden_size], norm.len()),
+            ("lm_head", table, head.map_or(table[0], <[f16]>::len)),
+        ] {
+            if expected[0] != found {
+                return Err(AqlmError::Shape {
+                    what: what.into(),
+                    expected: expected.to_vec(),
+                    found: vec![found],
+                }
+                .into());
+            }
+        }
+        let fits = |result| in_memory(device, "the embedding and the head", result);
+        let embedding = fits(device.upload(embedding))?;
+        let head = head.map(|head| fits(device.upload(head))).transpose()?;
+        let norm = device.upload(&narrowed(norm, "the final norm")?)?;
+        let rotary = Rotary::new(config, self.options.positions);
+        let upload = |table: &[f32]| {
+            device
+                .stream()
+                .clone_htod(table)
+                .during("uploading rotary tables")
+        };
+        let (cosines, sines) = rotary.tables();
+        let (cosines, sines) = (upload(cosines)?, upload(sines)?);
+        let buffers = Buffers::new(device, config, &self.blocks, self.options.positions)?;
+        let prompt = (self.layout.prompt_rows > 0)
+            .then(|| Prompt::new(device, config, self.layout.prompt_rows))
+            .transpose();
+        let prompt = in_memory(device, "the buffers of a prompt", prompt)?;
+        // Without the library dense products of prompts take the kernel for single rows.
+        let blas = prompt.as_ref().and_then(|_| Blas::new(device).ok()).map(Arc::new);
+        Ok(Model {
+            device,
+            config: self.config,
+            options: self.options,
+            embedding,
+            blocks: self.blocks,
+            norm,
+            head,
+            cosines,
+            sines,
+            buffers,
+            prompt,
+            blas,
+            greedy: None,
+            scoring: None,
+            position: 0,
+        })
+    }
+}
+
+/// Turns the driver's refusal of memory into one that says what did not fit.
+fn in_memory<T>(device: &Device, what: &str, result: Result<T>) -> Result<T> {
+    match result {
+        Err(CudaError::Driver { error, .. }) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+            Err(CudaError::Memory {
+                what: what.to_owned(),
+                free: device.free_bytes().unwrap_or(0),
+            })
+        }
+        other => other,
+    }
+}
+
+/// A model resident on the device, and the text that it has read so far.
+pub struct Model<'d> {
+    pub(super) device: &'d Device,
+    pub(super) config: LlamaConfig,
+    pub(super) options: Options,
+    /// [vocab, hidden]
+    pub(super) embedding: CudaSlice<f16>,
+    pub(super) blocks: Vec<Block>,
+    pub(super) norm: CudaSlice<f16>,
+    /// [vocab, hidden]; `None` where it is the embedding
+    pub(super) head: Option<CudaSlice<f16>>,
+    /// [positions, head / 2]
+    pub(super) cosines: CudaSlice<f32>,
+    pub(super) sines: CudaSlice<f32>,
+    pub(super) buffers: Buffers,
+    pub(super) prompt: Option<Prompt>,
+    pub(super) blas: Option<Arc<Blas>>,
+    /// one token with the choice of the next
+    pub(super) greedy: Option<CudaGraph>,
+    /// one token up to its logits
+    pub(super) scoring: Option<CudaGraph>,
+    /// of the next token
+    pub(super) position: usize,
+}
+
+impl Model<'_> {
+    /// The model's shape.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// The position of the next token.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Forgets the text.
+    pub fn reset(&mut self) {
+        self.position = 0;
+    }
+
+    /// Checks tokens and that there is room for them.
+    pub(super) fn accept(&self, tokens: &[u32]) -> Result<()> {
+        let vocab_size = self.config.vocab_size;
+        if let Some(position) = tokens.iter().position(|&token| token as usize >= vocab_size) {
+            return Err(AqlmError::TokenOutOfRange {
+                token: tokens[position],
+                position,
+                vocab_size,
+            }
+            .into());
+        }
+        if self.position + tokens.len() > self.options.positions {
+            return Err(AqlmError::Unsupported(format!(
+                "{} positions in a cache of {}",
+                self.position + tokens.len(),
+                self.options.positions
+            ))
+            .into());
+        }
+        Ok(())
+    }
+
+    /// Fills every block's cache with these numbers, repeated, as if a text had been read up to `position`: for measurements.
+    ///
+    /// # Errors
+    /// `Aqlm` with `Unsupported` when the cache ends before `position`, `Driver`.
+    pub fn pretend(&mut self, position: usize, pattern: &[f16]) -> Result<()> {
+        if position >= self.options.positions || pattern.is_empty() {
+            return Err(AqlmError::Unsupported(format!(
+                "position {position} in a cache of {}",
+                self.options.positions
+            ))
+            .into());
+        }
+        let stream = self.device.stream();
+        if let Some(first) = self.blocks.first_mut() {
+            let values: Vec<f16> = pattern.iter().copied().cycle().take(first.keys.len()).collect();
+            stream
+                .memcpy_htod(&values, &mut first.keys)
+                .during("filling a cache")?;
+        }
+        for index in 0..self.blocks.len() {
+            let (before, rest) = self.blocks.split_at_mut(index);
+            let Some((block, _)) = rest.split_first_mut() else {
+                break;
+            };
+            let keys = before.first().map_or(&block.keys, |first| &first.keys);
+            stream
+                .memcpy_dtod(keys, &mut block.values)
+                .during("filling a cache")?;
+            if let Some(first) = before.first() {
+                stream
+                    .memcpy_dtod(&first.keys, &mut block.keys)
+                    .during("filling a cache")?;
+            }
+        }
+        self.position = position;
+        Ok(())
+    }
+}

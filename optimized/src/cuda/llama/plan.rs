@@ -1,0 +1,201 @@
+//! How the kernels of a Llama-family token, besides its products, are launched: plain numbers, so that tests can run them on the CPU.
+
+use aqlm_reference::vocabulary::LlamaConfig;
+
+/// A launch of a kernel that takes pointers and then integers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// id in the manifest of `aqlm-kernels`
+    pub kernel: &'static str,
+    /// compile-time constants
+    pub defines: Vec<(&'static str, usize)>,
+    /// what follows the pointers
+    pub integers: Vec<i32>,
+    /// blocks
+    pub grid: [u32; 2],
+    /// threads of a block
+    pub block: u32,
+    /// blocks of a cluster, along the grid's first axis
+    pub cluster: u32,
+    /// dynamic shared memory of a block
+    pub shared_bytes: usize,
+}
+
+impl Plan {
+    fn new(kernel: &'static str, grid: [usize; 2], block: u32) -> Self {
+        Self {
+            kernel,
+            defines: Vec::new(),
+            integers: Vec::new(),
+            grid: grid.map(|blocks| blocks as u32),
+            block,
+            cluster: 1,
+            shared_bytes: 0,
+        }
+    }
+}
+
+/// `head` rounded up to a multiple of 8: the width of a position in the cache.
+pub fn padded_head(head: usize) -> usize {
+    head.next_multiple_of(8)
+}
+
+/// Rows of the embedding table. Pointers: table, tokens, hidden.
+pub fn embed(width: usize, rows: usize) -> Plan {
+    Plan {
+        integers: vec![width as i32],
+        ..Plan::new("embed/k1_rows", [width.div_ceil(256), rows], 256)
+    }
+}
+
+/// The residual stream plus a layer's output, normalised. Pointers: weight, bias, delta, hidden, normed; bias and delta are not touched
+/// unless asked for.
+pub fn rms_norm(width: usize, rows: usize, eps: f64, delta: bool, bias: bool) -> Plan {
+    let vector = if width.is_multiple_of(4) { 4 } else { 1 };
+    let threads = (width / vector).next_multiple_of(32).clamp(32, 1024);
+    Plan {
+        defines: vec![
+            ("AQLM_WIDTH", width),
+            ("AQLM_VECTOR", vector),
+            ("AQLM_THREADS", threads),
+            ("AQLM_DELTA", usize::from(delta)),
+            ("AQLM_BIAS", usize::from(delta && bias)),
+        ],
+        integers: vec![(eps as f32).to_bits() as i32],
+        shared_bytes: 128,
+        ..Plan::new("rms_norm/k1_block_a_row", [rows, 1], threads as u32)
+    }
+}
+
+/// Rotation of a prompt's `rows` from position `first` on, into a cache of `capacity` positions. Pointers: cosines, sines, the biases of q, k
+/// and v, then q, k, v, keys, values.
+pub fn rope(config: &LlamaConfig, rows: usize, first: usize, capacity: usize, bias: bool) -> Plan {
+    let (heads, kv_heads, head) = (
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+    );
+    Plan {
+        defines: vec![
+            ("AQLM_HEAD", head),
+            ("AQLM_PADDED", padded_head(head)),
+            ("AQLM_BIAS", usize::from(bias)),
+        ],
+        integers: [heads, kv_heads, first, capacity].map(|n| n as i32).to_vec(),
+        ..Plan::new(
+            "rope/k1_pairs",
+            [rows, (heads + 2 * kv_heads).min(65_535)],
+            (head / 2).next_multiple_of(32).min(128) as u32,
+        )
+    }
+}
+
+/// A prompt's queries over the cache. Pointers: keys, values, q, out.
+pub fn attention(config: &LlamaConfig, rows: usize, first: usize, capacity: usize) -> Plan {
+    const WARPS: usize = 4;
+    Plan {
+        defines: vec![
+            ("AQLM_HEAD", config.head_dim),
+            ("AQLM_PADDED", padded_head(config.head_dim)),
+        ],
+        integers: [
+            rows,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            first,
+            capacity,
+            config.sliding_window.unwrap_or(0),
+        ]
+        .map(|n| n as i32)
+        .to_vec(),
+        ..Plan::new(
+            "attention/k1_warp_a_query",
+            [rows.div_ceil(WARPS), config.num_attention_heads],
+            WARPS as u32 * 32,
+        )
+    }
+}
+
+/// Warps of a block of [`attention_step`].
+const STEP_WARPS: usize = 8;
+/// The most query heads that a block of it holds in registers, and the most blocks of a cluster.
+const MOST_QUERIES: usize = 4;
+const MOST_SPLITS: usize = 8;
+
+/// A new token's attention with its rotation and the write to the cache, for a device of `multiprocessors`; the context is split only where
+/// clusters exist. Pointers: keys, values, cosines, sines, the biases of q, k and v, state, q, k, v, out.
+pub fn attention_step(
+    config: &LlamaConfig,
+    capacity: usize,
+    bias: bool,
+    multiprocessors: usize,
+    clusters: bool,
+) -> Plan {
+    let group = config.heads_per_kv_head();
+    let queries = (1..=MOST_QUERIES)
+        .rev()
+        .find(|&queries| group.is_multiple_of(queries))
+        .unwrap_or(1);
+    let parts = group / queries;
+    let blocks = config.num_key_value_heads * parts;
+    let mut splits = 1;
+    // A block for each multiprocessor, or nearly: more parts cost more in merging than they gain.
+    while clusters && splits < MOST_SPLITS && blocks * splits * 10 < multiprocessors * 9 {
+        splits *= 2;
+    }
+    let padded = padded_head(config.head_dim);
+    let record = padded + 2;
+    Plan {
+        defines: vec![
+            ("AQLM_HEAD", config.head_dim),
+            ("AQLM_LANES", (padded / 8).next_power_of_two()),
+            ("AQLM_QUERIES", queries),
+            ("AQLM_SPLITS", splits),
+            ("AQLM_BIAS", usize::from(bias)),
+        ],
+        integers: [parts, capacity, config.sliding_window.unwrap_or(0)]
+            .map(|n| n as i32)
+            .to_vec(),
+        cluster: splits as u32,
+        shared_bytes: 4 * padded + 4 * queries * (padded + (STEP_WARPS + splits) * record),
+        ..Plan::new(
+            "attention_step/k1_split_context",
+            [splits, blocks],
+            STEP_WARPS as u32 * 32,
+        )
+    }
+}
+
+/// SwiGLU. Pointers: the biases of gate and up, gate, up, out. Rows of gate and up are `strides` apart.
+pub fn swiglu(width: usize, rows: usize, strides: [usize; 2], bias: bool) -> Plan {
+    Plan {
+        defines: vec![("AQLM_BIAS", usize::from(bias))],
+        integers: [width, strides[0], strides[1]].map(|n| n as i32).to_vec(),
+        ..Plan::new("swiglu/k1_elementwise", [width.div_ceil(256), rows], 256)
+    }
+}
+
+/// y = W x for a weight of f16, into f32 (`wide`) or f16. Pointers: weight, x, y.
+pub fn dense(out_features: usize, in_features: usize, rows: usize, wide: bool) -> Plan {
+    const WARPS: usize = 8;
+    let vector = if in_features.is_multiple_of(8) { 8 } else { 1 };
+    Plan {
+        defines: vec![("AQLM_VECTOR", vector), ("AQLM_WIDE", usize::from(wide))],
+        integers: vec![out_features as i32, in_features as i32],
+        ..Plan::new(
+            "dense/k1_warp_a_row",
+            [out_features.div_ceil(WARPS), rows],
+            WARPS as u32 * 32,
+        )
+    }
+}
+
+/// The likeliest of `count` tokens. Pointers: logits, chosen, state.
+pub fn argmax(count: usize) -> Plan {
+    const THREADS: u32 = 1024;
+    Plan {
+        integers: vec![count as i32],
+        shared_bytes: THREADS as usize * 8,
+        ..Plan::new("argmax/k1_one_block", [1, 1], THREADS)
+    }
+}

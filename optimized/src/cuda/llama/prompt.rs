@@ -1,0 +1,313 @@
+use aqlm_reference::vocabulary::{AqlmError, LlamaConfig};
+use cudarc::driver::CudaSlice;
+use half::f16;
+
+use super::super::error::During;
+use super::super::{Device, Result};
+use super::block::Block;
+use super::group::Group;
+use super::model::Model;
+use super::{address, further, plan, run};
+
+/// What a chunk of a prompt needs on the device; each [rows, ...]. Rows past the prompt's end are computed and not used.
+pub(super) struct Prompt {
+    rows: usize,
+    tokens: CudaSlice<u32>,
+    hidden: CudaSlice<f32>,
+    normed: CudaSlice<f16>,
+    q: CudaSlice<f16>,
+    k: CudaSlice<f16>,
+    v: CudaSlice<f16>,
+    attended: CudaSlice<f16>,
+    delta: CudaSlice<f16>,
+    gate: CudaSlice<f16>,
+    up: CudaSlice<f16>,
+    activated: CudaSlice<f16>,
+    logits: CudaSlice<f32>,
+}
+
+impl Prompt {
+    pub(super) fn new(device: &Device, config: &LlamaConfig, rows: usize) -> Result<Self> {
+        let stream = device.stream();
+        let f16s = |width: usize| device.zeros(rows * width);
+        let f32s = |width: usize| stream.alloc_zeros::<f32>(rows * width).during("allocating");
+        let queries = config.num_attention_heads * config.head_dim;
+        let keys = config.num_key_value_heads * config.head_dim;
+        Ok(Self {
+            rows,
+            tokens: stream.alloc_zeros(rows).during("allocating")?,
+            hidden: f32s(config.hidden_size)?,
+            normed: f16s(config.hidden_size)?,
+            q: f16s(queries)?,
+            k: f16s(keys)?,
+            v: f16s(keys)?,
+            attended: f16s(queries)?,
+            delta: f16s(config.hidden_size)?,
+            gate: f16s(config.intermediate_size)?,
+            up: f16s(config.intermediate_size)?,
+            activated: f16s(config.intermediate_size)?,
+            logits: f32s(config.vocab_size)?,
+        })
+    }
+}
+
+/// Which logits of a prompt are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    All,
+    Last,
+}
+
+impl Model<'_> {
+    /// Reads tokens from the present position on and returns the logits of all of them, [tokens, vocab].
+    ///
+    /// # Errors
+    /// `Aqlm` for a token without an embedding or a full cache, `Driver`, `Library`.
+    pub fn forward(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        self.read(tokens, Wanted::All)
+    }
+
+    /// The same, but returns the logits of the last token alone, `[vocab]`.
+    ///
+    /// # Errors
+    /// As [`Model::forward`]; `Aqlm` with `Shape` when there is no token.
+    pub fn prompt(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        if tokens.is_empty() {
+            return Err(AqlmError::Shape {
+                what: "a prompt's tokens".into(),
+                expected: vec![1],
+                found: vec![0],
+            }
+            .into());
+        }
+        self.read(tokens, Wanted::Last)
+    }
+
+    fn read(&mut self, tokens: &[u32], wanted: Wanted) -> Result<Vec<f32>> {
+        self.accept(tokens)?;
+        // Taken out for the while, so that the model's other parts can be used beside it.
+        if let Some(mut prompt) = self.prompt.take() {
+            let logits = self.read_in_chunks(&mut prompt, tokens, wanted);
+            self.prompt = Some(prompt);
+            return logits;
+        }
+        let mut logits = Vec::new();
+        for (index, &token) in tokens.iter().enumerate() {
+            let row = self.step(token)?;
+            if wanted == Wanted::All || index + 1 == tokens.len() {
+                logits.extend(row);
+            }
+        }
+        Ok(logits)
+    }
+
+    fn read_in_chunks(&mut self, p: &mut Prompt, tokens: &[u32], wanted: Wanted) -> Result<Vec<f32>> {
+        let mut logits = Vec::new();
+        let mut left = tokens.len();
+        for chunk in tokens.chunks(p.rows) {
+            left -= chunk.len();
+            self.embed_chunk(p, chunk)?;
+            let mut before = None;
+            for block in &self.blocks {
+                self.block_of_chunk(p, block, before, chunk.len())?;
+                before = Some(&block.down);
+            }
+            if wanted == Wanted::All {
+                logits.extend(self.logits_of_chunk(p, before, 0, chunk.len())?);
+            } else if left == 0 {
+                logits = self.logits_of_chunk(p, before, chunk.len() - 1, chunk.len())?;
+            }
+            self.position += chunk.len();
+        }
+        Ok(logits)
+    }
+
+    /// One block on given hidden states from position 0 on: x [tokens, hidden] to the block's output. The text read so far is forgotten.
+    ///
+    /// # Errors
+    /// `Aqlm` with `Shape` when x is no whole number of rows or there is no such block, `Unsupported` when the cache is shorter or the model is for
+    /// single tokens; `Driver`, `Library`.
+    pub fn block_forward(&mut self, block: usize, x: &[f32]) -> Result<Vec<f32>> {
+        let width = self.config.hidden_size;
+        if block >= self.blocks.len() || !x.len().is_multiple_of(width) {
+            return Err(AqlmError::Shape {
+                what: "hidden states of a block".into(),
+                expected: vec![self.blocks.len(), width],
+                found: vec![block, x.len() % width],
+            }
+            .into());
+        }
+        self.position = 0;
+        self.accept(&vec![0; x.len() / width])?;
+        let Some(mut prompt) = self.prompt.take() else {
+            return Err(AqlmError::Unsupported("a model that was made for single tokens".into()).into());
+        };
+        let y = self.block_in_chunks(&mut prompt, block, x);
+        self.prompt = Some(prompt);
+        self.position = 0;
+        y
+    }
+
+    fn block_in_chunks(&mut self, p: &mut Prompt, block: usize, x: &[f32]) -> Result<Vec<f32>> {
+        let width = self.config.hidden_size;
+        let stream = self.device.stream().clone();
+        let mut y = Vec::with_capacity(x.len());
+        for x in x.chunks(p.rows * width) {
+            let count = x.len() / width;
+            stream
+                .memcpy_htod(x, &mut p.hidden.slice_mut(..x.len()))
+                .during("copying hidden states to the device")?;
+            let block = &self.blocks[block];
+            self.block_of_chunk(p, block, None, count)?;
+            // The norm adds the block's last output to the residual stream; what it normalises is not used.
+            self.add_norm(p, &self.norm, Some(&block.down), count)?;
+            let out = p.hidden.slice(..x.len());
+            y.extend(
+                stream
+                    .clone_dtoh(&out)
+                    .during("copying hidden states to the host")?,
+            );
+            self.position += count;
+        }
+        Ok(y)
+    }
+
+    fn embed_chunk(&self, p: &mut Prompt, tokens: &[u32]) -> Result<()> {
+        let device = self.device;
+        device
+            .stream()
+            .memcpy_htod(tokens, &mut p.tokens.slice_mut(..tokens.len()))
+            .during("copying tokens to the device")?;
+        let pointers = [
+            address(device, &self.embedding),
+            address(device, &p.tokens),
+            address(device, &p.hidden),
+        ];
+        // All rows of the chunk: those past the end read whatever tokens were there before.
+        run(
+            device,
+            &plan::embed(self.config.hidden_size, p.rows),
+            &pointers,
+            false,
+        )
+    }
+
+    /// The block without the addition of its last output to the residual stream, which the next norm does; `before` is the layer whose output
+    /// is waiting for the block's first norm to add it.
+    fn block_of_chunk(
+        &self,
+        p: &mut Prompt,
+        block: &Block,
+        before: Option<&Group>,
+        count: usize,
+    ) -> Result<()> {
+        self.add_norm(p, &block.input_norm, before, count)?;
+        let (device, position, rows) = (self.device, self.position, p.rows);
+        let (config, capacity) = (&self.config, self.options.positions);
+        let blas = self.blas.as_ref();
+        block.qkv.prompt(0, device, blas, &p.normed, &mut p.q, rows)?;
+        block.qkv.prompt(1, device, blas, &p.normed, &mut p.k, rows)?;
+        block.qkv.prompt(2, device, blas, &p.normed, &mut p.v, rows)?;
+        // Where there is no bias the kernels touch none: any address will do.
+        let none = address(device, &p.hidden);
+        let bias = |group: &Group, index| group.bias(index).map_or(none, |bias| address(device, bias));
+        let pointers = [
+            address(device, &self.cosines),
+            address(device, &self.sines),
+            bias(&block.qkv, 0),
+            bias(&block.qkv, 1),
+            bias(&block.qkv, 2),
+            address(device, &p.q),
+            address(device, &p.k),
+            address(device, &p.v),
+            address(device, &block.keys),
+            address(device, &block.values),
+        ];
+        let plan = plan::rope(config, count, position, capacity, block.qkv.has_bias());
+        run(device, &plan, &pointers, false)?;
+        let pointers = [
+            address(device, &block.keys),
+            address(device, &block.values),
+            address(device, &p.q),
+            address(device, &p.attended),
+        ];
+        let plan = plan::attention(config, count, position, capacity);
+        run(device, &plan, &pointers, false)?;
+        block
+            .output
+            .prompt(0, device, blas, &p.attended, &mut p.delta, rows)?;
+
+        self.add_norm(p, &block.post_norm, Some(&block.output), count)?;
+        let gate_up = &block.gate_up;
+        gate_up.prompt(0, device, blas, &p.normed, &mut p.gate, rows)?;
+        gate_up.prompt(1, device, blas, &p.normed, &mut p.up, rows)?;
+        let pointers = [
+            bias(gate_up, 0),
+            bias(gate_up, 1),
+            address(device, &p.gate),
+            address(device, &p.up),
+            address(device, &p.activated),
+        ];
+        let inner = config.intermediate_size;
+        let plan = plan::swiglu(inner, count, [inner; 2], gate_up.has_bias());
+        run(device, &plan, &pointers, false)?;
+        block
+            .down
+            .prompt(0, device, blas, &p.activated, &mut p.delta, rows)
+    }
+
+    /// Adds the output of the layer before to the residual stream and normalises it.
+    fn add_norm(
+        &self,
+        p: &Prompt,
+        weight: &CudaSlice<f16>,
+        before: Option<&Group>,
+        count: usize,
+    ) -> Result<()> {
+        let device = self.device;
+        let hidden = address(device, &p.hidden);
+        let bias = before.and_then(|group| group.bias(0));
+        let pointers = [
+            address(device, weight),
+            bias.map_or(hidden, |bias| address(device, bias)),
+            address(device, &p.delta),
+            hidden,
+            address(device, &p.normed),
+        ];
+        let (width, eps) = (self.config.hidden_size, self.config.rms_norm_eps);
+        let plan = plan::rms_norm(width, count, eps, before.is_some(), bias.is_some());
+        run(device, &plan, &pointers, false)
+    }
+
+    /// Logits of rows `first` to `count` of the chunk.
+    fn logits_of_chunk(
+        &self,
+        p: &mut Prompt,
+        before: Option<&Group>,
+        first: usize,
+        count: usize,
+    ) -> Result<Vec<f32>> {
+        self.add_norm(p, &self.norm, before, count)?;
+        let device = self.device;
+        let (vocab, width) = (self.config.vocab_size, self.config.hidden_size);
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        let rows = count - first;
+        match &self.blas {
+            Some(blas) if rows > 1 => {
+                let x = p.normed.slice(first * width..count * width);
+                let mut y = p.logits.slice_mut(..rows * vocab);
+                blas.start_wide(head, &x, &mut y, [vocab, width, rows])?;
+            }
+            _ => {
+                let x = further(address(device, &p.normed), first * width);
+                let pointers = [address(device, head), x, address(device, &p.logits)];
+                run(device, &plan::dense(vocab, width, rows, true), &pointers, false)?;
+            }
+        }
+        let logits = p.logits.slice(..rows * vocab);
+        device
+            .stream()
+            .clone_dtoh(&logits)
+            .during("copying logits to the host")
+    }
+}

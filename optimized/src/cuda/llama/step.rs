@@ -1,0 +1,357 @@
+use aqlm_reference::vocabulary::LlamaConfig;
+use cudarc::driver::{CudaGraph, CudaSlice, sys};
+use half::f16;
+
+use super::super::error::During;
+use super::super::timing::{Timing, capture, time_graph};
+use super::super::{Device, Result};
+use super::block::Block;
+use super::group::{Group, part};
+use super::model::{Model, Rung};
+use super::{address, plan, run};
+
+/// What one token consists of, in order; those from `Norm` to `Down` once a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// the token's row of the embedding
+    Embed,
+    /// the residual stream and its norms
+    Norm,
+    /// queries, keys and values
+    Qkv,
+    /// rotation, cache and attention
+    Attention,
+    /// attention's output layer
+    Output,
+    /// gate and up
+    GateUp,
+    /// SwiGLU
+    Swiglu,
+    /// down
+    Down,
+    /// the logits
+    Head,
+    /// the choice of the next token
+    Argmax,
+}
+
+impl Stage {
+    /// All, in order.
+    pub const ALL: [Self; 10] = [
+        Self::Embed,
+        Self::Norm,
+        Self::Qkv,
+        Self::Attention,
+        Self::Output,
+        Self::GateUp,
+        Self::Swiglu,
+        Self::Down,
+        Self::Head,
+        Self::Argmax,
+    ];
+}
+
+/// What one token needs on the device.
+pub(super) struct Buffers {
+    hidden: CudaSlice<f32>,
+    normed: CudaSlice<f16>,
+    qkv: CudaSlice<f16>,
+    attended: CudaSlice<f16>,
+    /// of the output layer, then of down
+    delta: CudaSlice<f16>,
+    gate_up: CudaSlice<f16>,
+    activated: CudaSlice<f16>,
+    pub(super) logits: CudaSlice<f32>,
+    /// position, token, by how much the position grows, and padding
+    state: CudaSlice<u32>,
+    /// the token chosen at each position
+    chosen: CudaSlice<u32>,
+}
+
+impl Buffers {
+    pub(super) fn new(
+        device: &Device,
+        config: &LlamaConfig,
+        blocks: &[Block],
+        positions: usize,
+    ) -> Result<Self> {
+        let stream = device.stream();
+        let widest = |group: fn(&Block) -> &Group| {
+            let width = blocks.iter().map(|block| group(block).width()).max();
+            device.zeros(width.unwrap_or(0).max(1))
+        };
+        let words = |count: usize| stream.alloc_zeros::<u32>(count).during("allocating");
+        let floats = |count: usize| stream.alloc_zeros::<f32>(count).during("allocating");
+        Ok(Self {
+            hidden: floats(config.hidden_size)?,
+            normed: device.zeros(config.hidden_size)?,
+            qkv: widest(|block| &block.qkv)?,
+            attended: device.zeros(config.num_attention_heads * config.head_dim)?,
+            delta: device.zeros(config.hidden_size)?,
+            gate_up: widest(|block| &block.gate_up)?,
+            activated: device.zeros(config.intermediate_size)?,
+            logits: floats(config.vocab_size)?,
+            state: words(4)?,
+            chosen: words(positions + 1)?,
+        })
+    }
+}
+
+impl Model<'_> {
+    /// Compiles what a token needs and records its graphs, which the first tokens do otherwise.
+    ///
+    /// # Errors
+    /// As [`Model::step`].
+    pub fn prepare(&mut self) -> Result<()> {
+        // The token and its row of the cache are of no matter: nothing has been read at this position.
+        self.accept(&[0])?;
+        self.prepare_greedy(0)?;
+        self.prepare_scoring(0)
+    }
+
+    fn prepare_greedy(&mut self, token: u32) -> Result<()> {
+        if self.greedy.is_none() {
+            self.greedy = Some(self.captured(token, &|_| true)?);
+        }
+        Ok(())
+    }
+
+    fn prepare_scoring(&mut self, token: u32) -> Result<()> {
+        if self.scoring.is_none() {
+            self.scoring = Some(self.captured(token, &|stage| stage != Stage::Argmax)?);
+        }
+        Ok(())
+    }
+
+    /// Feeds one token and returns its logits, `[vocab]`.
+    ///
+    /// # Errors
+    /// `Aqlm` for a token without an embedding or a full cache, `Driver`.
+    pub fn step(&mut self, token: u32) -> Result<Vec<f32>> {
+        self.accept(&[token])?;
+        self.prepare_scoring(token)?;
+        self.set_state(token, true)?;
+        launch(self.scoring.as_ref())?;
+        self.position += 1;
+        let stream = self.device.stream();
+        stream
+            .clone_dtoh(&self.buffers.logits)
+            .during("copying logits to the host")
+    }
+
+    /// Feeds one token, and then up to `count - 1` more, each the likeliest after the one before; all are chosen on the device. `each` gets every
+    /// choice and says whether to go on.
+    ///
+    /// # Errors
+    /// As [`Model::step`].
+    pub fn greedy(&mut self, token: u32, count: usize, each: &mut dyn FnMut(u32) -> bool) -> Result<()> {
+        self.accept(&[token])?;
+        self.prepare_greedy(token)?;
+        self.set_state(token, true)?;
+        for _ in 0..count {
+            self.accept(&[token])?;
+            launch(self.greedy.as_ref())?;
+            let here = self.buffers.chosen.slice(self.position..=self.position);
+            let mut chosen = [0];
+            let stream = self.device.stream();
+            stream
+                .memcpy_dtoh(&here, &mut chosen)
+                .during("copying a token to the host")?;
+            stream.synchronize().during("waiting for a token")?;
+            self.position += 1;
+            if !each(chosen[0]) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Times one token, or some stages of it, at the present position again and again: the position does not move.
+    ///
+    /// # Errors
+    /// As [`Model::step`].
+    pub fn time(&mut self, token: u32, replays: usize, stages: &dyn Fn(Stage) -> bool) -> Result<Timing> {
+        self.accept(&[token])?;
+        self.set_state(token, false)?;
+        let device = self.device;
+        // Kernels cannot be compiled during a capture.
+        self.record(stages)?;
+        time_graph(device, 1, replays, |_| self.record(stages))
+    }
+
+    /// How often a stage is launched for one token, and how many bytes it reads: weights, and of the cache what `position` sees.
+    pub fn work(&self, stage: Stage, position: usize) -> (usize, usize) {
+        let config = &self.config;
+        let all = |of: &dyn Fn(&Block) -> (usize, usize)| {
+            self.blocks
+                .iter()
+                .map(of)
+                .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+        };
+        let group = |group: &Group| (group.launches(), group.step_bytes());
+        let seen = config
+            .sliding_window
+            .map_or(position + 1, |window| window.min(position + 1));
+        let cached = 2 * 2 * seen * config.num_key_value_heads * plan::padded_head(config.head_dim);
+        let hidden = config.hidden_size;
+        match stage {
+            Stage::Embed => (1, 2 * hidden),
+            // read: residual stream, a layer's output, the weight; written: residual stream, normed
+            Stage::Norm => (
+                2 * self.blocks.len() + 1,
+                (2 * self.blocks.len() + 1) * 14 * hidden,
+            ),
+            Stage::Qkv => all(&|block| group(&block.qkv)),
+            Stage::Attention => all(&|_| (1, cached)),
+            Stage::Output => all(&|block| group(&block.output)),
+            Stage::GateUp => all(&|block| group(&block.gate_up)),
+            Stage::Swiglu => all(&|_| (1, 6 * config.intermediate_size)),
+            Stage::Down => all(&|block| group(&block.down)),
+            Stage::Head => (1, 2 * config.vocab_size * hidden),
+            Stage::Argmax => (1, 4 * config.vocab_size),
+        }
+    }
+
+    fn set_state(&mut self, token: u32, advance: bool) -> Result<()> {
+        let state = [self.position as u32, token, u32::from(advance), 0];
+        let stream = self.device.stream();
+        stream
+            .memcpy_htod(&state, &mut self.buffers.state)
+            .during("copying a token to the device")
+    }
+
+    /// The stages of one token as a graph. They also run once, at the present position: kernels cannot be compiled during a capture.
+    fn captured(&mut self, token: u32, stages: &dyn Fn(Stage) -> bool) -> Result<CudaGraph> {
+        self.set_state(token, false)?;
+        self.record(stages)?;
+        let device = self.device;
+        device
+            .stream()
+            .synchronize()
+            .during("waiting for the first token")?;
+        capture(device, 1, &mut |_| self.record(stages))
+    }
+
+    /// Starts the kernels of `stages` for one token on the stream.
+    pub(super) fn record(&mut self, stages: &dyn Fn(Stage) -> bool) -> Result<()> {
+        let Self {
+            device,
+            config,
+            options,
+            embedding,
+            blocks,
+            norm,
+            head,
+            cosines,
+            sines,
+            buffers: b,
+            ..
+        } = self;
+        let (device, overlap) = (*device, options.rung >= Rung::Overlapped);
+        let at16 = |buffer: &CudaSlice<f16>| address(device, buffer);
+        let at32 = |buffer: &CudaSlice<f32>| address(device, buffer);
+        let hidden = at32(&b.hidden);
+        let state = address(device, &b.state);
+        let token = state + size_of::<u32>() as sys::CUdeviceptr;
+        let bias_or = |group: &Group, index: usize| group.bias(index).map_or(hidden, at32);
+        let width = config.hidden_size;
+
+        if stages(Stage::Embed) {
+            run(
+                device,
+                &plan::embed(width, 1),
+                &[at16(embedding), token, hidden],
+                overlap,
+            )?;
+        }
+        // The layer whose output is still to be added to the residual stream.
+        let mut before: Option<&Group> = None;
+        let (delta, normed) = (at16(&b.delta), at16(&b.normed));
+        let add_norm = |weight: &CudaSlice<f16>, before: Option<&Group>| {
+            if !stages(Stage::Norm) {
+                return Ok(());
+            }
+            let bias = before.is_some_and(Group::has_bias);
+            let plan = plan::rms_norm(width, 1, config.rms_norm_eps, before.is_some(), bias);
+            let bias = before.map_or(hidden, |group| bias_or(group, 0));
+            run(
+                device,
+                &plan,
+                &[at16(weight), bias, delta, hidden, normed],
+                overlap,
+            )
+        };
+        for block in &*blocks {
+            add_norm(&block.input_norm, before)?;
+            if stages(Stage::Qkv) {
+                block.qkv.step(device, &b.normed, &mut b.qkv, overlap)?;
+            }
+            if stages(Stage::Attention) {
+                let plan = plan::attention_step(
+                    config,
+                    options.positions,
+                    block.qkv.has_bias(),
+                    device.target().multiprocessors as usize,
+                    device.compute().0 >= 9 && options.rung >= Rung::Dispatched,
+                );
+                let pointers = [
+                    at16(&block.keys),
+                    at16(&block.values),
+                    at32(cosines),
+                    at32(sines),
+                    bias_or(&block.qkv, 0),
+                    bias_or(&block.qkv, 1),
+                    bias_or(&block.qkv, 2),
+                    state,
+                    part(device, &block.qkv, 0, &b.qkv),
+                    part(device, &block.qkv, 1, &b.qkv),
+                    part(device, &block.qkv, 2, &b.qkv),
+                    at16(&b.attended),
+                ];
+                run(device, &plan, &pointers, overlap)?;
+            }
+            if stages(Stage::Output) {
+                block.output.step(device, &b.attended, &mut b.delta, overlap)?;
+            }
+            add_norm(&block.post_norm, Some(&block.output))?;
+            if stages(Stage::GateUp) {
+                block.gate_up.step(device, &b.normed, &mut b.gate_up, overlap)?;
+            }
+            if stages(Stage::Swiglu) {
+                let inner = config.intermediate_size;
+                let pointers = [
+                    bias_or(&block.gate_up, 0),
+                    bias_or(&block.gate_up, 1),
+                    part(device, &block.gate_up, 0, &b.gate_up),
+                    part(device, &block.gate_up, 1, &b.gate_up),
+                    at16(&b.activated),
+                ];
+                let plan = plan::swiglu(inner, 1, [inner; 2], block.gate_up.has_bias());
+                run(device, &plan, &pointers, overlap)?;
+            }
+            if stages(Stage::Down) {
+                block.down.step(device, &b.activated, &mut b.delta, overlap)?;
+            }
+            before = Some(&block.down);
+        }
+        add_norm(norm, before)?;
+        if stages(Stage::Head) {
+            let pointers = [at16(head.as_ref().unwrap_or(embedding)), normed, at32(&b.logits)];
+            run(
+                device,
+                &plan::dense(config.vocab_size, width, 1, true),
+                &pointers,
+                overlap,
+            )?;
+        }
+        if stages(Stage::Argmax) {
+            let pointers = [at32(&b.logits), address(device, &b.chosen), state];
+            run(device, &plan::argmax(config.vocab_size), &pointers, overlap)?;
+        }
+        Ok(())
+    }
+}
+
+fn launch(graph: Option<&CudaGraph>) -> Result<()> {
+    graph.map_or(Ok(()), |graph| graph.launch().during("replaying a graph"))
+}

@@ -1,0 +1,170 @@
+//! Several matrices that read the same x in one launch: queries, keys and values, or gate and up.
+//!
+//! A launch costs a tail and a start, and kernels that prepare something for x (tables, a slice of the codebook) do it once a launch. Rows of
+//! the matrices follow one another; each matrix starts with a slab of its own, so that a block needs one codebook.
+
+use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result};
+use ndarray::{Array1, Array3, Axis, concatenate, s};
+
+use super::{Packed, Target, codebook_bytes, pack};
+
+/// Matrices laid out as one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joined {
+    /// y has the rows of all, and padding between them
+    pub packed: Packed,
+    /// where each matrix starts in y
+    pub offsets: Vec<usize>,
+}
+
+/// Lays out two or three matrices of one scheme and one number of columns for one launch of the matvec kernel `id`.
+///
+/// # Errors
+/// `Unsupported` with the reason: the kernel does not join, the matrices differ, or what [`pack`] refuses.
+pub fn pack_joined(id: &str, matrices: &[&QuantizedMatrix], target: &Target) -> Result<Joined> {
+    let refuse = |reason: &str| Err(AqlmError::Unsupported(format!("joining for {id}: {reason}")));
+    let kernel = aqlm_kernels::kernel(id).map_err(|error| AqlmError::Unsupported(error.to_string()))?;
+    if !kernel.joins {
+        return refuse("the kernel does not join");
+    }
+    let [first, others @ ..] = matrices else {
+        return refuse("no matrix");
+    };
+    if others.is_empty() || others.len() > 2 {
+        return refuse("two or three matrices are joined");
+    }
+    if others
+        .iter()
+        .any(|other| other.scheme != first.scheme || other.in_features() != first.in_features())
+    {
+        return refuse("schemes or columns differ");
+    }
+    // A matrix of one row tells the step in which rows of a slab are counted, and the size of a cluster.
+    let one_row = QuantizedMatrix {
+        codes: first.codes.slice(s![..1, .., ..]).to_owned(),
+        scales: Array1::ones(1),
+        codebooks: first.codebooks.clone(),
+        scheme: first.scheme,
+    };
+    let probe = pack(id, &one_row, target, 1)?;
+    let (Some(&step), cluster) = (probe.sizes.first(), probe.cluster) else {
+        return refuse("the kernel has no slabs");
+    };
+    let step = step as usize;
+    let at_once = target.clusters_of(cluster) as usize;
+    let rows: Vec<usize> = matrices.iter().map(|matrix| matrix.groups().0).collect();
+    let per_slab = rows_of_slab(&rows, step, at_once);
+    let slabs: Vec<usize> = rows.iter().map(|rows| rows.div_ceil(per_slab)).collect();
+    let all_slabs: usize = slabs.iter().sum();
+
+    // The packer deals rows to as many clusters as it is told there are: one a slab.
+    let mut exact = target.clone();
+    exact.clusters[cluster.trailing_zeros() as usize] = all_slabs as u32;
+    let parts: Vec<QuantizedMatrix> = matrices
+        .iter()
+        .zip(&slabs)
+        .map(|(matrix, slabs)| with_rows(matrix, slabs * per_slab))
+        .collect();
+    let codes: Vec<_> = parts.iter().map(|part| part.codes.view()).collect();
+    let scales: Vec<_> = parts.iter().map(|part| part.scales.view()).collect();
+    let (Ok(codes), Ok(scales)) = (concatenate(Axis(0), &codes), concatenate(Axis(0), &scales)) else {
+        return refuse("shapes differ");
+    };
+    let whole = QuantizedMatrix {
+        scheme: first.scheme,
+        codes,
+        codebooks: first.codebooks.clone(),
+        scales,
+    };
+    let mut packed = pack(id, &whole, &exact, 1)?;
+    if packed.sizes[0] as usize != per_slab
+        || packed.grid[1] as usize != all_slabs
+        || packed.cluster != cluster
+    {
+        return refuse("the packer dealt out rows in another way");
+    }
+
+    let codebook = codebook_buffer(id);
+    let bytes = packed.buffers[codebook].len();
+    packed.buffers[codebook] = matrices
+        .iter()
+        .flat_map(|matrix| {
+            let mut codebook = codebook_bytes(matrix);
+            codebook.resize(bytes, 0);
+            codebook
+        })
+        .collect();
+    packed.defines.push(("AQLM_PARTS", matrices.len()));
+    let starts: Vec<usize> = slabs
+        .iter()
+        .scan(0, |next, slabs| {
+            let start = *next;
+            *next += slabs;
+            Some(start)
+        })
+        .collect();
+    packed.sizes.push(starts[1] as i32);
+    packed
+        .sizes
+        .push(starts.get(2).map_or(i32::MAX, |&slab| slab as i32));
+    Ok(Joined {
+        packed,
+        offsets: starts.iter().map(|slab| slab * per_slab).collect(),
+    })
+}
+
+/// The fewest rows, a multiple of `step`, with which the matrices' slabs all run at once; where that cannot be, one slab each.
+fn rows_of_slab(rows: &[usize], step: usize, at_once: usize) -> usize {
+    let longest = rows.iter().copied().max().unwrap_or(1).next_multiple_of(step);
+    let even = rows
+        .iter()
+        .sum::<usize>()
+        .div_ceil(at_once)
+        .next_multiple_of(step);
+    (even..longest)
+        .step_by(step)
+        .find(|size| rows.iter().map(|rows| rows.div_ceil(*size)).sum::<usize>() <= at_once)
+        .unwrap_or(longest)
+}
+
+/// The matrix with rows of scale 0 after its own. Their codes run over the whole codebook, so that no slice of it gets more than its share.
+fn with_rows(matrix: &QuantizedMatrix, rows: usize) -> QuantizedMatrix {
+    let (own, in_groups) = matrix.groups();
+    let (m, size) = (matrix.scheme.num_codebooks, matrix.scheme.codebook_size());
+    let codes = Array3::from_shape_fn((rows, in_groups, m), |(row, group, codebook)| {
+        if row < own {
+            matrix.codes[[row, group, codebook]]
+        } else {
+            // An odd multiple of the golden section of 2^16 visits all codes evenly.
+            ((row + group).wrapping_mul(40503) % size) as u16
+        }
+    });
+    let scales = Array1::from_shape_fn(rows, |row| if row < own { matrix.scales[row] } else { 0.0 });
+    QuantizedMatrix {
+        scheme: matrix.scheme,
+        codes,
+        codebooks: matrix.codebooks.clone(),
+        scales,
+    }
+}
+
+/// Which buffer of a kernel that joins has the codebooks.
+fn codebook_buffer(id: &str) -> usize {
+    if id == "matvec/k4_sliced_codebook" { 3 } else { 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rows_of_slab;
+
+    #[test]
+    fn slabs_are_as_small_as_all_running_at_once_allows() {
+        // Llama-2-7B on 15 clusters of 8: five slabs for each of q, k, v; seven for gate and for up.
+        assert_eq!(rows_of_slab(&[4096; 3], 32, 15), 832);
+        assert_eq!(rows_of_slab(&[11008; 2], 32, 15), 1600);
+        // 70B's q, k, v.
+        let size = rows_of_slab(&[8192, 1024, 1024], 32, 15);
+        assert!(8192_usize.div_ceil(size) + 2 * 1024_usize.div_ceil(size) <= 15);
+        assert_eq!(rows_of_slab(&[100, 60], 32, 1), 128);
+    }
+}

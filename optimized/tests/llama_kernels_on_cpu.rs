@@ -1,0 +1,432 @@
+//! The kernels of a Llama-family token besides its products, run on the CPU by `kernels/shim/shim.h` and compared with the reference.
+
+#[path = "support/shim.rs"]
+mod shim;
+
+use aqlm_optimized::cuda::llama::plan::{self, Plan, padded_head};
+use aqlm_reference::llama::{Rotary, attention, rms_norm, swiglu};
+use aqlm_reference::vocabulary::{LlamaConfig, Rope, RopeScaling};
+use half::f16;
+use ndarray::{Array1, Array2, ArrayView2, Axis, s};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+use shim::Launch;
+
+fn run(plan: &Plan, buffers: &[Vec<u8>], output: usize, name: &str) -> Option<Vec<u8>> {
+    let launch = Launch {
+        kernel: plan.kernel,
+        defines: &plan.defines,
+        integers: &plan.integers,
+        grid: plan.grid,
+        block: plan.block,
+        cluster: plan.cluster,
+        shared_bytes: plan.shared_bytes,
+    };
+    let buffers: Vec<&[u8]> = buffers.iter().map(Vec::as_slice).collect();
+    shim::run(&launch, &buffers, output, name)
+}
+
+/// Numbers that f16 holds, so that what is compared is the kernel's own rounding.
+fn random(rng: &mut ChaCha8Rng, rows: usize, columns: usize) -> Array2<f64> {
+    Array2::from_shape_simple_fn((rows, columns), || {
+        let value: f64 = rng.sample(StandardNormal);
+        f16::from_f64(value).to_f64()
+    })
+}
+
+fn f16s<'a>(values: impl IntoIterator<Item = &'a f64>) -> Vec<u8> {
+    let bytes = |value: &f64| f16::from_f64(*value).to_le_bytes();
+    values.into_iter().flat_map(bytes).collect()
+}
+
+fn f32s<'a>(values: impl IntoIterator<Item = &'a f64>) -> Vec<u8> {
+    let bytes = |value: &f64| (*value as f32).to_le_bytes();
+    values.into_iter().flat_map(bytes).collect()
+}
+
+fn words(values: &[u32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+fn from_f16s(bytes: &[u8]) -> Vec<f64> {
+    bytes
+        .chunks_exact(2)
+        .map(|pair| f16::from_le_bytes([pair[0], pair[1]]).to_f64())
+        .collect()
+}
+
+fn from_f32s(bytes: &[u8]) -> Vec<f64> {
+    bytes
+        .chunks_exact(4)
+        .map(|four| f64::from(f32::from_le_bytes([four[0], four[1], four[2], four[3]])))
+        .collect()
+}
+
+/// What has not been written is NaN in f16 and in f32.
+fn poison(bytes: usize) -> Vec<u8> {
+    vec![0xff; bytes]
+}
+
+/// Squared error over squares at most that of `roundings` roundings to f16, half a place each; arithmetic in f32 is 2^13 times finer.
+fn close<'a>(found: &[f64], expected: impl IntoIterator<Item = &'a f64>, roundings: i32, what: &str) {
+    let expected: Vec<f64> = expected.into_iter().copied().collect();
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let error: f64 = found.iter().zip(&expected).map(|(a, b)| (a - b).powi(2)).sum();
+    let squares: f64 = expected.iter().map(|b| b * b).sum();
+    let nmse = error / squares;
+    let limit = f64::from(roundings) * 2f64.powi(-22);
+    assert!(
+        nmse <= limit && squares > 0.0,
+        "{what}: nmse {nmse:e}, limit {limit:e}"
+    );
+}
+
+fn config(
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    window: Option<usize>,
+    positions: usize,
+) -> LlamaConfig {
+    LlamaConfig {
+        vocab_size: 50,
+        hidden_size: 40,
+        intermediate_size: 72,
+        num_hidden_layers: 1,
+        num_attention_heads: heads,
+        num_key_value_heads: kv_heads,
+        head_dim,
+        rms_norm_eps: 1e-5,
+        rope: Rope {
+            theta: 1000.0,
+            scaling: RopeScaling::None,
+        },
+        sliding_window: window,
+        tie_word_embeddings: false,
+        max_position_embeddings: positions,
+    }
+}
+
+/// Cosines and sines [positions, head / 2], as the kernels take them.
+fn tables(config: &LlamaConfig, positions: usize) -> [Vec<u8>; 2] {
+    let half = config.head_dim / 2;
+    let angle = |position: usize, i: usize| {
+        let frequency = config.rope.theta.powf(-(2.0 * i as f64) / config.head_dim as f64);
+        f64::from(position as f32 * frequency as f32)
+    };
+    [f64::cos, f64::sin].map(|of: fn(f64) -> f64| {
+        f32s(&Array2::from_shape_fn((positions, half), |(position, i)| {
+            of(angle(position, i))
+        }))
+    })
+}
+
+/// Keys or values [positions, kv_heads x head] as the cache has them: [kv_heads, capacity, padded].
+fn cached(config: &LlamaConfig, rows: &ArrayView2<'_, f64>, capacity: usize) -> Vec<f64> {
+    let (head, padded) = (config.head_dim, padded_head(config.head_dim));
+    let mut cache = vec![0.0; config.num_key_value_heads * capacity * padded];
+    for (position, row) in rows.outer_iter().enumerate() {
+        for (i, &value) in row.iter().enumerate() {
+            cache[(i / head * capacity + position) * padded + i % head] = value;
+        }
+    }
+    cache
+}
+
+#[test]
+fn embeddings() {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let table = random(&mut rng, 9, 300);
+    let tokens = [8, 0, 3];
+    let buffers = [f16s(&table), words(&tokens), poison(3 * 300 * 4)];
+    let Some(found) = run(&plan::embed(300, 3), &buffers, 2, "embed") else {
+        return;
+    };
+    let expected: Vec<f64> = tokens
+        .iter()
+        .flat_map(|&token| table.row(token as usize).to_vec())
+        .collect();
+    assert_eq!(from_f32s(&found), expected);
+}
+
+#[test]
+fn norms() {
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    // Vectors and single numbers; several numbers a thread; with and without a layer's output and its bias.
+    for (width, rows, delta, bias) in [
+        (4100, 2, true, true),
+        (36, 3, true, false),
+        (33, 2, false, false),
+        (8200, 1, true, false),
+    ] {
+        let (hidden, change) = (random(&mut rng, rows, width), random(&mut rng, rows, width));
+        let (weight, shift) = (random(&mut rng, 1, width), random(&mut rng, 1, width));
+        let plan = plan::rms_norm(width, rows, 1e-5, delta, bias);
+        let buffers = [
+            f16s(&weight),
+            f32s(&shift),
+            f16s(&change),
+            f32s(&hidden),
+            poison(rows * width * 2),
+        ];
+        let mut expected = hidden.clone();
+        if delta {
+            expected += &change;
+        }
+        if bias {
+            expected += &shift;
+        }
+        let Some(sum) = run(&plan, &buffers, 3, &format!("norm-sum-{width}")) else {
+            return;
+        };
+        // The residual stream is f32: at least 2^13 times finer than a rounding to f16.
+        let exact: Vec<f64> = expected.iter().map(|&value| f64::from(value as f32)).collect();
+        close(&from_f32s(&sum), &exact, 1, "residual stream");
+        let normed = rms_norm(expected.view(), weight.row(0), 1e-5);
+        let Some(found) = run(&plan, &buffers, 4, &format!("norm-{width}")) else {
+            return;
+        };
+        close(&from_f16s(&found), &normed, 1, "normed");
+    }
+}
+
+#[test]
+fn swiglus() {
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let (rows, width) = (2, 300);
+    let [gate, up] = [312, 304].map(|stride| random(&mut rng, rows, stride));
+    let biases = [(); 2].map(|()| random(&mut rng, 1, width));
+    for bias in [false, true] {
+        let buffers = [
+            f32s(&biases[0]),
+            f32s(&biases[1]),
+            f16s(&gate),
+            f16s(&up),
+            poison(rows * width * 2),
+        ];
+        let plan = plan::swiglu(width, rows, [312, 304], bias);
+        let Some(found) = run(&plan, &buffers, 4, &format!("swiglu-{bias}")) else {
+            return;
+        };
+        let with = |x: &Array2<f64>, b: &Array2<f64>| {
+            let x = x.slice(s![.., ..width]).to_owned();
+            if bias { x + b } else { x }
+        };
+        let expected = swiglu(with(&gate, &biases[0]).view(), with(&up, &biases[1]).view());
+        close(&from_f16s(&found), &expected, 1, "swiglu");
+    }
+}
+
+#[test]
+fn dense_products() {
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    // Vectors (with a remainder past the loads in flight) and single numbers, into f32 and f16.
+    for (out_features, in_features, rows, wide) in
+        [(19, 2200, 2, true), (9, 37, 3, false), (8, 264, 1, false)]
+    {
+        let weight = random(&mut rng, out_features, in_features) / 4.0;
+        let x = random(&mut rng, rows, in_features);
+        let bytes = if wide { 4 } else { 2 };
+        let buffers = [f16s(&weight), f16s(&x), poison(rows * out_features * bytes)];
+        let plan = plan::dense(out_features, in_features, rows, wide);
+        let Some(found) = run(&plan, &buffers, 2, &format!("dense-{in_features}")) else {
+            return;
+        };
+        let found = if wide {
+            from_f32s(&found)
+        } else {
+            from_f16s(&found)
+        };
+        close(&found, &x.dot(&weight.t()), 1, "dense");
+    }
+}
+
+#[test]
+fn the_likeliest_token() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let mut logits = random(&mut rng, 1, 3000);
+    // The first of equals, whichever thread sees it.
+    for at in [2999, 1700, 1701, 1025 + 1024] {
+        logits[[0, at]] = 9.0;
+    }
+    let plan = plan::argmax(3000);
+    let state = [6, 1, 1, 0];
+    let buffers = [f32s(&logits), words(&[77; 9]), words(&state)];
+    let Some(chosen) = run(&plan, &buffers, 1, "argmax-chosen") else {
+        return;
+    };
+    assert_eq!(chosen, words(&[77, 77, 77, 77, 77, 77, 1700, 77, 77]));
+    let Some(state) = run(&plan, &buffers, 2, "argmax-state") else {
+        return;
+    };
+    assert_eq!(state, words(&[7, 1700, 1, 0]));
+    // Nothing but NaN, or minus infinity: a token all the same.
+    for value in [f64::NAN, f64::NEG_INFINITY] {
+        let buffers = [f32s(&vec![value; 3000]), words(&[77; 9]), words(&[0, 1, 0, 0])];
+        let Some(state) = run(&plan, &buffers, 2, "argmax-nan") else {
+            return;
+        };
+        assert_eq!(state, words(&[0, 0, 0, 0]));
+    }
+}
+
+/// A prompt through rope and attention, in two chunks, against the reference's attention on rotated queries and keys.
+#[test]
+fn prompts() {
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    for (heads, kv_heads, head_dim, window, bias) in [
+        (4, 2, 12, None, true),
+        (3, 1, 64, Some(4), false),
+        (2, 2, 34, None, false),
+    ] {
+        let (tokens, first, capacity) = (9, 5, 11);
+        let config = config(heads, kv_heads, head_dim, window, capacity);
+        let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+        let all = [queries, keys, keys].map(|width| random(&mut rng, tokens, width));
+        let biases = [queries, keys, keys].map(|width| random(&mut rng, 1, width));
+        let with_bias = |i: usize| {
+            if bias {
+                &all[i] + &biases[i]
+            } else {
+                all[i].clone()
+            }
+        };
+        let rotary = Rotary::new(&config, capacity);
+        let [mut q, mut k, v] = [0, 1, 2].map(with_bias);
+        rotary.rotate(&mut q, 0);
+        rotary.rotate(&mut k, 0);
+
+        let rows = tokens - first;
+        let [cosines, sines] = tables(&config, capacity);
+        let [old_keys, old_values] =
+            [&k, &v].map(|of| f16s(&cached(&config, &of.slice(s![..first, ..]), capacity)));
+        let part = |i: usize| f16s(all[i].slice(s![first.., ..]).iter());
+        let buffers = [
+            cosines,
+            sines,
+            f32s(&biases[0]),
+            f32s(&biases[1]),
+            f32s(&biases[2]),
+            part(0),
+            part(1),
+            part(2),
+            old_keys,
+            old_values,
+        ];
+        let plan = plan::rope(&config, rows, first, capacity, bias);
+        let name = format!("rope-{head_dim}");
+        let Some(rotated) = run(&plan, &buffers, 5, &name) else {
+            return;
+        };
+        close(
+            &from_f16s(&rotated),
+            q.slice(s![first.., ..]).iter(),
+            1,
+            "queries",
+        );
+        let Some(new_keys) = run(&plan, &buffers, 8, &name) else {
+            return;
+        };
+        let Some(new_values) = run(&plan, &buffers, 9, &name) else {
+            return;
+        };
+        close(
+            &from_f16s(&new_keys),
+            &cached(&config, &k.view(), capacity),
+            1,
+            "keys",
+        );
+        close(
+            &from_f16s(&new_values),
+            &cached(&config, &v.view(), capacity),
+            1,
+            "values",
+        );
+        let buffers = [new_keys, new_values, rotated, poison(rows * queries * 2)];
+        let plan = plan::attention(&config, rows, first, capacity);
+        let Some(found) = run(&plan, &buffers, 3, &format!("attention-{head_dim}")) else {
+            return;
+        };
+        let expected = attention(&config, q.slice(s![first.., ..]), k.view(), v.view(), first);
+        // Queries, keys, values and the result are rounded once; scores of a few units amplify the first two.
+        close(&from_f16s(&found), &expected, 8, "attention");
+    }
+}
+
+/// A new token over a cache, with whole and split contexts, shared keys, windows, empty caches and remainders.
+#[test]
+fn steps() {
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    for (index, (heads, kv_heads, head_dim, window, position, bias, multiprocessors)) in [
+        (2, 2, 64, None, 150, false, 3),
+        (4, 2, 12, None, 37, true, 6),
+        (6, 1, 128, None, 70, false, 2),
+        (8, 1, 40, Some(9), 30, true, 1),
+        (2, 1, 4, None, 0, false, 2),
+        (2, 2, 64, None, 1, false, 6),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let capacity = position + 2;
+        let config = config(heads, kv_heads, head_dim, window, capacity);
+        let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+        let all = [queries, keys, keys].map(|width| random(&mut rng, position + 1, width));
+        let biases = [queries, keys, keys].map(|width| random(&mut rng, 1, width));
+        let with_bias = |i: usize| {
+            if bias {
+                &all[i] + &biases[i]
+            } else {
+                all[i].clone()
+            }
+        };
+        let rotary = Rotary::new(&config, capacity);
+        let [mut q, mut k, v] = [0, 1, 2].map(with_bias);
+        rotary.rotate(&mut q, 0);
+        rotary.rotate(&mut k, 0);
+        let new = |i: usize| f16s(all[i].row(position).iter());
+        let [cosines, sines] = tables(&config, capacity);
+        let [old_keys, old_values] =
+            [&k, &v].map(|of| f16s(&cached(&config, &of.slice(s![..position, ..]), capacity)));
+        let buffers = [
+            old_keys,
+            old_values,
+            cosines,
+            sines,
+            f32s(&biases[0]),
+            f32s(&biases[1]),
+            f32s(&biases[2]),
+            words(&[position as u32, 0, 0, 0]),
+            new(0),
+            new(1),
+            new(2),
+            poison(queries * 2),
+        ];
+        let plan = plan::attention_step(&config, capacity, bias, multiprocessors, true);
+        let name = format!("step-{index}");
+        let Some(found) = run(&plan, &buffers, 11, &name) else {
+            return;
+        };
+        let row = q.row(position).insert_axis(Axis(0));
+        let expected: Array1<f64> =
+            attention(&config, row, k.view(), v.view(), position).index_axis_move(Axis(0), 0);
+        close(
+            &from_f16s(&found),
+            &expected,
+            8,
+            &format!("{name}, {} splits", plan.cluster),
+        );
+        for (buffer, of) in [(0, &k), (1, &v)] {
+            let Some(cache) = run(&plan, &buffers, buffer, &name) else {
+                return;
+            };
+            close(
+                &from_f16s(&cache),
+                &cached(&config, &of.view(), capacity),
+                1,
+                "cache",
+            );
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Runs one launch of a kernel on the CPU, through kernels/shim/shim.h.
+
+use std::path::Path;
+use std::process::Command;
+
+/// One launch: pointers to `buffers`, then `integers`.
+pub(crate) struct Launch<'a> {
+    pub(crate) kernel: &'a str,
+    pub(crate) defines: &'a [(&'static str, usize)],
+    pub(crate) integers: &'a [i32],
+    pub(crate) grid: [u32; 2],
+    pub(crate) block: u32,
+    pub(crate) cluster: u32,
+    pub(crate) shared_bytes: usize,
+}
+
+/// What buffer `output` holds afterwards; `None` when there is no C++ compiler. `name` keeps concurrent tests apart.
+pub(crate) fn run(launch: &Launch<'_>, buffers: &[&[u8]], output: usize, name: &str) -> Option<Vec<u8>> {
+    let folder = std::env::temp_dir().join(format!("aqlm-shim-{}-{name}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let found = run_in(launch, buffers, output, &folder);
+    std::fs::remove_dir_all(&folder).unwrap();
+    found
+}
+
+fn run_in(launch: &Launch<'_>, buffers: &[&[u8]], output: usize, folder: &Path) -> Option<Vec<u8>> {
+    let kernel = aqlm_kernels::kernel(launch.kernel).unwrap();
+    let shim = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/shim/shim.h");
+    let source = format!(
+        "#include \"{}\"\n{}\nint main(int, char** a) {{ return run_file(a[1], a[2], [] {{ call({}); }}); }}\n",
+        shim.display(),
+        kernel.source(None).unwrap(),
+        kernel.op
+    );
+    let [cpp, program, input, result] = ["k.cpp", "k", "in", "out"].map(|name| folder.join(name));
+    std::fs::write(&cpp, source).unwrap();
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let compiled = Command::new(compiler)
+        .args(["-std=c++17", "-O1", "-w", "-o"])
+        .args([&program, &cpp])
+        .args(
+            launch
+                .defines
+                .iter()
+                .map(|(name, value)| format!("-D{name}={value}")),
+        )
+        .output();
+    let Ok(compiled) = compiled else {
+        println!("waived: no C++ compiler");
+        return None;
+    };
+    assert!(
+        compiled.status.success(),
+        "{}",
+        String::from_utf8_lossy(&compiled.stderr)
+    );
+
+    let mut words = vec![
+        u64::from(launch.grid[0]),
+        u64::from(launch.grid[1]),
+        u64::from(launch.block),
+        u64::from(launch.cluster),
+        launch.shared_bytes as u64,
+    ];
+    words.extend([buffers.len(), launch.integers.len(), output].map(|n| n as u64));
+    words.extend(buffers.iter().map(|bytes| bytes.len() as u64));
+    words.extend(launch.integers.iter().map(|&n| n as u64));
+    let mut file: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    for bytes in buffers {
+        file.extend_from_slice(bytes);
+    }
+    std::fs::write(&input, file).unwrap();
+    let status = Command::new(&program).args([&input, &result]).status().unwrap();
+    assert!(status.success(), "{} ended with {status}", launch.kernel);
+    Some(std::fs::read(&result).unwrap())
+}
