@@ -8,16 +8,14 @@ use crate::cpu::quantizer::decode::decode_rows;
 use crate::cpu::quantizer::problem::{Problem, inner};
 use crate::cpu::quantizer::trial::Trial;
 
-/// When conjugate gradients stop before their number of steps: as soon as a step gains less than a share of the loss, or of what
-/// the steps before it gained.
+/// When conjugate gradients stop before their number of steps: as soon as two steps in a row (gains are uneven where H is badly
+/// conditioned) gain together less than a share of the loss, or of what the steps before them gained.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::cpu::quantizer) struct Stop {
     /// share of the loss
     of_loss: f64,
     /// share of the gain since the start
     of_gain: f64,
-    /// whether two steps in a row must gain as little together: gains are uneven where H is badly conditioned
-    two: bool,
 }
 
 impl Stop {
@@ -25,13 +23,11 @@ impl Stop {
     pub(in crate::cpu::quantizer) const MINIMUM: Self = Self {
         of_loss: 1e-5,
         of_gain: 0.0,
-        two: true,
     };
     /// Where an alternation does better to search codes again: what is left is gained in the next round, from better codes.
     pub(in crate::cpu::quantizer) const ALTERNATION: Self = Self {
         of_loss: 1e-5,
         of_gain: 0.01,
-        two: false,
     };
 }
 
@@ -92,8 +88,7 @@ pub(super) fn descend(
         add(&mut codebooks, step, &direction);
         trial.move_by(step, &dense, &image);
         loss -= gain;
-        let recent = if stop.two { gain + last_gain } else { gain };
-        if recent < stop.of_loss * loss.max(0.0) + stop.of_gain * (before - loss) {
+        if gain + last_gain < stop.of_loss * loss.max(0.0) + stop.of_gain * (before - loss) {
             break;
         }
         last_gain = gain;
