@@ -6,7 +6,6 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -14,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::test_binaries::TestBinary;
 use crate::trial::{self, End};
+use crate::workers;
 
 /// One test.
 pub(crate) struct Test {
@@ -77,51 +77,33 @@ pub(crate) fn measure(binaries: &[TestBinary], jobs: usize, kept: &Path) -> Resu
         .create(true)
         .open(kept)
         .with_context(|| format!("{}", kept.display()))?;
-    let next = AtomicUsize::new(0);
     let found = Mutex::new((file, Vec::new()));
-    let (known, tests_shared) = (&known, &tests);
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..jobs.max(1))
-            .map(|_| {
-                scope.spawn(|| -> Result<()> {
-                    loop {
-                        let index = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(test) = tests_shared.get(index) else {
-                            return Ok(());
-                        };
-                        let key = (test.program.clone(), built(&test.program)?, test.name.clone());
-                        if let Some(one) = known.get(&key) {
-                            let took = Duration::from_secs_f64(one.seconds);
-                            let mut found = found
-                                .lock()
-                                .map_err(|_| anyhow::anyhow!("another worker panicked"))?;
-                            found.1.push((index, took, one.reached.clone()));
-                            continue;
-                        }
-                        let (took, reached) = alone(test)?;
-                        let one = Measured {
-                            program: key.0,
-                            built: key.1,
-                            name: key.2,
-                            seconds: took.as_secs_f64(),
-                            reached,
-                        };
-                        let line = serde_json::to_string(&one)?;
-                        let mut found = found
-                            .lock()
-                            .map_err(|_| anyhow::anyhow!("another worker panicked"))?;
-                        writeln!(found.0, "{line}")?;
-                        found.1.push((index, took, one.reached));
-                    }
-                })
-            })
-            .collect();
-        for worker in workers {
-            worker
-                .join()
-                .map_err(|_| anyhow::anyhow!("a worker panicked"))??;
-        }
-        Ok::<_, anyhow::Error>(())
+    workers::for_each_index(jobs, tests.len(), |index| {
+        let test = &tests[index];
+        let key = (test.program.clone(), built(&test.program)?, test.name.clone());
+        let (took, reached) = if let Some(one) = known.get(&key) {
+            (Duration::from_secs_f64(one.seconds), one.reached.clone())
+        } else {
+            let (took, reached) = alone(test)?;
+            let one = Measured {
+                program: key.0,
+                built: key.1,
+                name: key.2,
+                seconds: took.as_secs_f64(),
+                reached,
+            };
+            let line = serde_json::to_string(&one)?;
+            let mut found = found
+                .lock()
+                .map_err(|_| anyhow::anyhow!("another worker panicked"))?;
+            writeln!(found.0, "{line}")?;
+            (took, one.reached)
+        };
+        let mut found = found
+            .lock()
+            .map_err(|_| anyhow::anyhow!("another worker panicked"))?;
+        found.1.push((index, took, reached));
+        Ok(())
     })?;
     let mut found = found
         .into_inner()

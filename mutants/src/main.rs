@@ -20,13 +20,13 @@ mod test_binaries;
 mod tree;
 mod trial;
 mod viability;
+mod workers;
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -175,35 +175,20 @@ fn run(arguments: &Arguments, mutants: &[Mutant], coverage: &coverage::Coverage)
         .open(&arguments.results)
         .with_context(|| format!("{}", arguments.results.display()))?;
     let found = Mutex::new((out, Vec::new()));
-    let next = AtomicUsize::new(0);
     let budget = Duration::from_secs_f64(arguments.budget.max(0.0));
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..arguments.jobs.max(1))
-            .map(|_| {
-                scope.spawn(|| -> Result<()> {
-                    while let Some(mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let verdict = trial::verdict(mutant, coverage, budget)?;
-                        let line = serde_json::to_string(&verdict)?;
-                        let mut found = found
-                            .lock()
-                            .map_err(|_| anyhow::anyhow!("another worker panicked"))?;
-                        writeln!(found.0, "{line}")?;
-                        found.1.push(verdict);
-                        let done = found.1.len();
-                        if done.is_multiple_of(50) || done == mutants.len() {
-                            println!("{done} of {}", mutants.len());
-                        }
-                    }
-                    Ok(())
-                })
-            })
-            .collect();
-        for worker in workers {
-            worker
-                .join()
-                .map_err(|_| anyhow::anyhow!("a worker panicked"))??;
+    workers::for_each_index(arguments.jobs, mutants.len(), |index| {
+        let verdict = trial::verdict(&mutants[index], coverage, budget)?;
+        let line = serde_json::to_string(&verdict)?;
+        let mut found = found
+            .lock()
+            .map_err(|_| anyhow::anyhow!("another worker panicked"))?;
+        writeln!(found.0, "{line}")?;
+        found.1.push(verdict);
+        let done = found.1.len();
+        if done.is_multiple_of(50) || done == mutants.len() {
+            println!("{done} of {}", mutants.len());
         }
-        Ok::<_, anyhow::Error>(())
+        Ok(())
     })?;
     Ok(found
         .into_inner()

@@ -66,36 +66,21 @@ impl Blas {
             ("x", batch * in_features, x.len()),
             ("y", batch * out_features, y.len()),
         ])?;
-        let (one, zero) = (1.0_f32, 0.0_f32);
         let stream = &self.stream;
-        // SAFETY: the handle is alive, the lengths have just been checked, and both factors are f32 as the compute type wants.
-        let status = unsafe {
-            result::gemm_ex(
-                *self.handle.handle(),
-                sys::cublasOperation_t::CUBLAS_OP_T,
-                sys::cublasOperation_t::CUBLAS_OP_N,
-                out_features as i32,
-                batch as i32,
-                in_features as i32,
-                (&raw const one).cast(),
-                weight.device_ptr(stream).0 as *const _,
-                sys::cudaDataType_t::CUDA_R_16F,
-                in_features as i32,
-                x.device_ptr(stream).0 as *const _,
-                sys::cudaDataType_t::CUDA_R_16F,
-                in_features as i32,
-                (&raw const zero).cast(),
-                y.device_ptr_mut(stream).0 as *mut _,
-                sys::cudaDataType_t::CUDA_R_32F,
-                out_features as i32,
-                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+        let formats = [sys::cudaDataType_t::CUDA_R_16F, sys::cudaDataType_t::CUDA_R_32F];
+        // SAFETY: the lengths have just been checked.
+        unsafe {
+            self.product(
+                [
+                    weight.device_ptr(stream).0,
+                    x.device_ptr(stream).0,
+                    y.device_ptr_mut(stream).0,
+                ],
+                formats,
+                [out_features, in_features, batch],
+                out_features,
             )
-        };
-        status.map_err(|error| CudaError::Library {
-            library: "cuBLAS",
-            error: format!("{error:?}"),
-        })
+        }
     }
 
     /// The same for buffers whose lengths the caller has checked; rows of y are `y_stride` apart.
@@ -114,10 +99,36 @@ impl Blas {
             Activations::F16 => sys::cudaDataType_t::CUDA_R_16F,
             Activations::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
         };
-        let (one, zero) = (1.0_f32, 0.0_f32);
         let stream = &self.stream;
+        // SAFETY: lengths are passed on to the caller.
+        unsafe {
+            self.product(
+                [
+                    weight.device_ptr(stream).0,
+                    x.device_ptr(stream).0,
+                    y.device_ptr_mut(stream).0,
+                ],
+                [format, format],
+                [out_features, in_features, batch],
+                y_stride,
+            )
+        }
+    }
+
+    /// Y = X W^T of device addresses of W, x and y; `formats` are those of W and x, and of y.
+    ///
+    /// # Safety
+    /// Every element that the shape implies must lie within its buffer.
+    unsafe fn product(
+        &self,
+        [weight, x, y]: [cudarc::driver::sys::CUdeviceptr; 3],
+        [format, y_format]: [sys::cudaDataType_t; 2],
+        [out_features, in_features, batch]: [usize; 3],
+        y_stride: usize,
+    ) -> Result<()> {
+        let (one, zero) = (1.0_f32, 0.0_f32);
         // cuBLAS counts columns first: its Y^T [out, batch] = W [out, in] X^T.
-        // SAFETY: lengths are passed on to the caller; handle, factors and buffers outlive the call, and the buffers' memory is freed in stream order.
+        // SAFETY: lengths are passed on to the caller; handle and factors (f32, as the compute type wants) outlive the call, and the buffers' memory is freed in stream order.
         unsafe {
             result::gemm_ex(
                 *self.handle.handle(),
@@ -127,15 +138,15 @@ impl Blas {
                 batch as i32,
                 in_features as i32,
                 (&raw const one).cast(),
-                weight.device_ptr(stream).0 as *const _,
+                weight as *const _,
                 format,
                 in_features as i32,
-                x.device_ptr(stream).0 as *const _,
+                x as *const _,
                 format,
                 in_features as i32,
                 (&raw const zero).cast(),
-                y.device_ptr_mut(stream).0 as *mut _,
-                format,
+                y as *mut _,
+                y_format,
                 y_stride as i32,
                 sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
                 sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
