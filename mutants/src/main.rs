@@ -134,6 +134,8 @@ fn main() -> Result<()> {
         mutants.truncate(sample);
         mutants.sort_by_key(|m| m.id);
     }
+    // before the tests: a run that goes on from here has the same files, and needs no new build
+    report::write(&arguments.results, &verdicts)?;
     let coverage = coverage::measure(
         &binaries,
         arguments.jobs,
@@ -145,7 +147,6 @@ fn main() -> Result<()> {
         coverage.tests.iter().map(|t| t.took.as_secs_f64()).sum::<f64>(),
         mutants.len()
     );
-    report::write(&arguments.results, &verdicts)?;
     let ran = run(&arguments, &mutants, &coverage)?;
     for verdict in &ran {
         verdicts.insert(verdict.name.clone(), verdict.clone());
