@@ -67,9 +67,9 @@ pub struct Kernel {
     /// which operand is codebooks in the format of x, where they are not always f16
     #[serde(default)]
     pub typed_codebooks: Option<usize>,
-    /// whether matrices that read the same x can share a launch
+    /// which operand is codebooks, of a kernel whose matrices can share a launch where they read the same x
     #[serde(default)]
-    pub joins: bool,
+    pub joins: Option<usize>,
 }
 
 /// Local memory that a kernel may take.

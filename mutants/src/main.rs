@@ -35,7 +35,7 @@ use rand::SeedableRng as _;
 use rand::seq::SliceRandom as _;
 
 use crate::list::Mutant;
-use crate::report::Verdict;
+use crate::report::{Outcome, Verdict};
 
 #[derive(Parser)]
 #[command(about = "Run the mutants that cargo-mutants lists, from one build")]
@@ -93,12 +93,12 @@ fn main() -> Result<()> {
     } else {
         BTreeMap::new()
     };
-    let outcome = viability::instrument(&root, &copy, &mutants, &verdicts)?;
+    let instrumented = viability::instrument(&root, &copy, &mutants, &verdicts)?;
     println!(
         "{} compile, {} do not, {} cannot be switched at run time",
-        outcome.switched.len(),
-        outcome.unviable.len(),
-        outcome.fixed.len()
+        instrumented.switched.len(),
+        instrumented.unviable.len(),
+        instrumented.fixed.len()
     );
 
     let mut binaries = test_binaries::build(&copy, &arguments.test_packages)?;
@@ -108,13 +108,15 @@ fn main() -> Result<()> {
             .iter()
             .any(|w| b.name.ends_with(&format!("::{w}")))
     });
-    for id in &outcome.unviable {
-        let mutant = &mutants[*id as usize - 1];
-        verdicts.insert(mutant.name.clone(), Verdict::new(mutant, "unviable"));
-    }
-    for id in &outcome.fixed {
-        let mutant = &mutants[*id as usize - 1];
-        verdicts.insert(mutant.name.clone(), Verdict::new(mutant, "fixed"));
+    let settled = [
+        (&instrumented.unviable, Outcome::Unviable),
+        (&instrumented.fixed, Outcome::Fixed),
+    ];
+    for (ids, outcome) in settled {
+        for id in ids {
+            let mutant = &mutants[*id as usize - 1];
+            verdicts.insert(mutant.name.clone(), Verdict::new(mutant, outcome));
+        }
     }
     let lines: BTreeMap<&str, &str> = mutants
         .iter()
@@ -124,11 +126,10 @@ fn main() -> Result<()> {
     verdicts.retain(|name, v| {
         let same = lines.get(name.as_str()).is_some_and(|line| *line == v.line);
         let asked = arguments.files.iter().any(|f| v.file.starts_with(f.as_str()));
-        let alive = matches!(v.outcome.as_str(), "survived" | "unreached");
-        (same || !asked) && !(arguments.again && alive)
+        (same || !asked) && !(arguments.again && v.outcome.is_alive())
     });
 
-    mutants.retain(|m| outcome.switched.contains(&m.id) && !verdicts.contains_key(&m.name));
+    mutants.retain(|m| instrumented.switched.contains(&m.id) && !verdicts.contains_key(&m.name));
     if let Some(sample) = arguments.sample {
         mutants.shuffle(&mut rand_chacha::ChaCha8Rng::seed_from_u64(arguments.seed));
         mutants.truncate(sample);

@@ -11,6 +11,31 @@ use serde::{Deserialize, Serialize};
 use crate::known::{self, Known};
 use crate::list::Mutant;
 
+/// How a mutant ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Outcome {
+    /// a test failed
+    Killed,
+    /// a test did not end
+    Timeout,
+    /// no test failed
+    Survived,
+    /// no test gets there
+    Unreached,
+    /// does not compile
+    Unviable,
+    /// can't be switched at run time
+    Fixed,
+}
+
+impl Outcome {
+    /// Whether no test told it from the original.
+    pub(crate) fn is_alive(self) -> bool {
+        matches!(self, Self::Survived | Self::Unreached)
+    }
+}
+
 /// What became of one mutant.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Verdict {
@@ -22,9 +47,7 @@ pub(crate) struct Verdict {
     pub line: String,
     /// The change without its place and function.
     pub change: String,
-    /// `killed`, `timeout`, `survived`, `unreached` (no test gets there), `unviable` (does not compile), `fixed` (can't be
-    /// switched at run time).
-    pub outcome: String,
+    pub outcome: Outcome,
     /// The test that failed.
     #[serde(default)]
     pub by: String,
@@ -39,7 +62,7 @@ pub(crate) struct Verdict {
 
 impl Verdict {
     /// A verdict before any test has run.
-    pub(crate) fn new(mutant: &Mutant, outcome: &str) -> Self {
+    pub(crate) fn new(mutant: &Mutant, outcome: Outcome) -> Self {
         let function = mutant.function.as_ref().map_or("", |f| f.function_name.as_str());
         let change = mutant.name.splitn(4, ':').nth(3).unwrap_or_default().trim();
         let change = change.strip_suffix(&format!(" in {function}")).unwrap_or(change);
@@ -49,7 +72,7 @@ impl Verdict {
             function: function.to_owned(),
             line: mutant.text.clone(),
             change: change.to_owned(),
-            outcome: outcome.to_owned(),
+            outcome,
             by: String::new(),
             tests: 0,
             left: 0,
@@ -92,15 +115,14 @@ struct Count {
 
 impl Count {
     fn add(&mut self, verdict: &Verdict, known: &[Known]) {
-        let alive = matches!(verdict.outcome.as_str(), "survived" | "unreached");
-        match verdict.outcome.as_str() {
-            _ if alive && known::of(verdict, known).is_some() => self.known += 1,
-            "killed" => self.killed += 1,
-            "timeout" => self.timeout += 1,
-            "survived" => self.survived += 1,
-            "unreached" => self.unreached += 1,
-            "unviable" => self.unviable += 1,
-            _ => self.fixed += 1,
+        match verdict.outcome {
+            outcome if outcome.is_alive() && known::of(verdict, known).is_some() => self.known += 1,
+            Outcome::Killed => self.killed += 1,
+            Outcome::Timeout => self.timeout += 1,
+            Outcome::Survived => self.survived += 1,
+            Outcome::Unreached => self.unreached += 1,
+            Outcome::Unviable => self.unviable += 1,
+            Outcome::Fixed => self.fixed += 1,
         }
     }
 
@@ -151,15 +173,19 @@ pub(crate) fn table(verdicts: &BTreeMap<String, Verdict>, known: &[Known]) -> St
             c.share()
         );
     }
-    let alive = |v: &&Verdict| matches!(v.outcome.as_str(), "survived" | "unreached");
     let (listed, others): (Vec<_>, Vec<_>) = verdicts
         .values()
-        .filter(alive)
+        .filter(|v| v.outcome.is_alive())
         .map(|v| (v, known::of(v, known)))
         .partition(|(_, entry)| entry.is_some());
     out.push_str("\nSurvivors that are not known:\n");
     for (verdict, _) in others {
-        let _ = writeln!(out, "- {} {}: `{}`", verdict.outcome, verdict.name, verdict.line);
+        let what = if verdict.outcome == Outcome::Unreached {
+            "unreached"
+        } else {
+            "survived"
+        };
+        let _ = writeln!(out, "- {what} {}: `{}`", verdict.name, verdict.line);
     }
     out.push_str("\n| known survivor | line | change | kind | reason |\n|---|---|---|---|---|\n");
     for (verdict, entry) in listed {

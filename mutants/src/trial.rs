@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 
 use crate::coverage::{Coverage, Test};
 use crate::list::Mutant;
-use crate::report::Verdict;
+use crate::report::{Outcome, Verdict};
 
 /// KiB of address space that a test may have; a mutant that asks for more fails.
 const MEMORY: u64 = 16 << 20;
@@ -74,9 +74,13 @@ pub(crate) fn end(mut command: Command, limit: Duration) -> Result<(End, Duratio
 /// Runs the tests that reach a mutant, the quickest first, until one fails or the budget is spent.
 pub(crate) fn verdict(mutant: &Mutant, coverage: &Coverage, budget: Duration) -> Result<Verdict> {
     let scratch = tempfile::tempdir().context("a folder for tests")?;
-    let mut verdict = Verdict::new(mutant, "survived");
+    let reaching = coverage.reaching(mutant.id);
+    let mut verdict = Verdict::new(mutant, Outcome::Survived);
+    if reaching.is_empty() {
+        verdict.outcome = Outcome::Unreached;
+    }
     let mut spent = Duration::ZERO;
-    for &index in coverage.reaching(mutant.id) {
+    for &index in reaching {
         let test = &coverage.tests[index];
         if spent > budget {
             verdict.left += 1;
@@ -86,17 +90,13 @@ pub(crate) fn verdict(mutant: &Mutant, coverage: &Coverage, budget: Duration) ->
         let (end, took) = end(command(test, &mutant.id.to_string(), &scratch), limit)?;
         spent += took;
         verdict.tests += 1;
-        let outcome = match end {
+        verdict.outcome = match end {
             End::Passed => continue,
-            End::Failed => "killed",
-            End::TookTooLong => "timeout",
+            End::Failed => Outcome::Killed,
+            End::TookTooLong => Outcome::Timeout,
         };
-        outcome.clone_into(&mut verdict.outcome);
         verdict.by = format!("{} {}", test.binary, test.name);
         break;
-    }
-    if coverage.reaching(mutant.id).is_empty() {
-        "unreached".clone_into(&mut verdict.outcome);
     }
     verdict.seconds = spent.as_secs_f64();
     Ok(verdict)

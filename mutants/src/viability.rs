@@ -7,12 +7,12 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::list::Mutant;
-use crate::report::Verdict;
+use crate::report::{Outcome, Verdict};
 use crate::schemata::{self, Instrumented};
 use crate::tree;
 
 /// What became of the mutants, by number.
-pub(crate) struct Outcome {
+pub(crate) struct Instrumentation {
     /// In the instrumented tree, to be switched on.
     pub switched: BTreeSet<u32>,
     /// Would not compile.
@@ -34,7 +34,7 @@ pub(crate) fn instrument(
     copy: &Path,
     mutants: &[Mutant],
     earlier: &BTreeMap<String, Verdict>,
-) -> Result<Outcome> {
+) -> Result<Instrumentation> {
     let mut by_file: BTreeMap<&str, Vec<&Mutant>> = BTreeMap::new();
     for mutant in mutants {
         by_file.entry(&mutant.file).or_default().push(mutant);
@@ -58,8 +58,8 @@ pub(crate) fn instrument(
     for mutant in mutants {
         match earlier.get(&mutant.name) {
             // the name has the place, the line says that it is still the same
-            Some(v) if v.line == mutant.text && v.outcome == "unviable" => unviable.insert(mutant.id),
-            Some(v) if v.line == mutant.text && v.outcome == "fixed" => stuck.insert(mutant.id),
+            Some(v) if v.line == mutant.text && v.outcome == Outcome::Unviable => unviable.insert(mutant.id),
+            Some(v) if v.line == mutant.text && v.outcome == Outcome::Fixed => stuck.insert(mutant.id),
             _ => false,
         };
     }
@@ -89,7 +89,7 @@ pub(crate) fn instrument(
                 .map(|m| m.id)
                 .filter(|id| !switched.contains(id) && !unviable.contains(id))
                 .collect();
-            return Ok(Outcome {
+            return Ok(Instrumentation {
                 switched,
                 unviable,
                 fixed,

@@ -4,7 +4,7 @@ mod support;
 
 use aqlm_optimized::cpu::llama::{
     Block, BlockGradients, Head, KvCacheLayer, Rotary, Wanted, block_backward, block_decode_step,
-    block_finetune, block_forward, block_forward_traced, embed, mean_squares,
+    block_finetune, block_forward, block_forward_traced, embed, mean_squares, token_losses,
 };
 use aqlm_reference::llama as reference;
 use aqlm_reference::vocabulary::{
@@ -297,6 +297,17 @@ fn the_head_and_its_losses_are_the_references() {
         assert_close("logits of a row", widened(&row), logits.row(3), limit(2 * 40));
         let exact = reference::token_losses(logits.slice(ndarray::s![..8, ..]), &tokens[i][1..]).unwrap();
         assert_close("losses", losses[i].iter().copied(), &exact, limit(2 * 40));
+        let predicting = ours.slice(ndarray::s![..8, ..]);
+        let by_logits = token_losses(predicting, &tokens[i][1..]).unwrap();
+        assert_close("losses", by_logits.iter().copied(), &exact, limit(2 * 40));
+        assert!(matches!(
+            token_losses(predicting, &tokens[i][2..]),
+            Err(AqlmError::Shape { .. })
+        ));
+        assert!(matches!(
+            token_losses(predicting, &[50; 8]),
+            Err(AqlmError::TokenOutOfRange { token: 50, .. })
+        ));
     }
     let beyond: [&[u32]; 2] = [&[0, 50], &[0, 1]];
     assert!(matches!(

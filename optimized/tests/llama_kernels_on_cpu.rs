@@ -271,6 +271,39 @@ fn the_likeliest_token() {
     }
 }
 
+/// Queries, keys and values of a text.
+struct Projected {
+    /// as their layers leave them
+    all: [Array2<f64>; 3],
+    biases: [Array2<f64>; 3],
+    /// with their biases, queries and keys rotated from position 0 on
+    rotated: [Array2<f64>; 3],
+}
+
+fn projected(
+    rng: &mut ChaCha8Rng,
+    config: &LlamaConfig,
+    tokens: usize,
+    capacity: usize,
+    bias: bool,
+) -> Projected {
+    let queries = config.num_attention_heads * config.head_dim;
+    let keys = config.num_key_value_heads * config.head_dim;
+    let all = [queries, keys, keys].map(|width| random(rng, tokens, width));
+    let biases = [queries, keys, keys].map(|width| random(rng, 1, width));
+    let mut rotated = all.clone();
+    if bias {
+        for (rows, bias) in rotated.iter_mut().zip(&biases) {
+            *rows += bias;
+        }
+    }
+    let rotary = Rotary::new(config, capacity);
+    for rows in &mut rotated[..2] {
+        rotary.rotate(rows, 0);
+    }
+    Projected { all, biases, rotated }
+}
+
 /// A prompt through rope and attention, in two chunks, against the reference's attention on rotated queries and keys.
 #[test]
 fn prompts() {
@@ -282,20 +315,11 @@ fn prompts() {
     ] {
         let (tokens, first, capacity) = (9, 5, 11);
         let config = config(heads, kv_heads, head_dim, window, capacity);
-        let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
-        let all = [queries, keys, keys].map(|width| random(&mut rng, tokens, width));
-        let biases = [queries, keys, keys].map(|width| random(&mut rng, 1, width));
-        let with_bias = |i: usize| {
-            if bias {
-                &all[i] + &biases[i]
-            } else {
-                all[i].clone()
-            }
-        };
-        let rotary = Rotary::new(&config, capacity);
-        let [mut q, mut k, v] = [0, 1, 2].map(with_bias);
-        rotary.rotate(&mut q, 0);
-        rotary.rotate(&mut k, 0);
+        let Projected {
+            all,
+            biases,
+            rotated: [q, k, v],
+        } = projected(&mut rng, &config, tokens, capacity, bias);
 
         let rows = tokens - first;
         let [cosines, sines] = tables(&config, capacity);
@@ -343,7 +367,7 @@ fn prompts() {
             1,
             "values",
         );
-        let buffers = [new_keys, new_values, rotated, poison(rows * queries * 2)];
+        let buffers = [new_keys, new_values, rotated, poison(rows * heads * head_dim * 2)];
         let plan = plan::attention(&config, rows, first, capacity);
         let Some(found) = run(&plan, &buffers, 3, &format!("attention-{head_dim}")) else {
             return;
@@ -371,20 +395,12 @@ fn steps() {
     {
         let capacity = position + 2;
         let config = config(heads, kv_heads, head_dim, window, capacity);
-        let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
-        let all = [queries, keys, keys].map(|width| random(&mut rng, position + 1, width));
-        let biases = [queries, keys, keys].map(|width| random(&mut rng, 1, width));
-        let with_bias = |i: usize| {
-            if bias {
-                &all[i] + &biases[i]
-            } else {
-                all[i].clone()
-            }
-        };
-        let rotary = Rotary::new(&config, capacity);
-        let [mut q, mut k, v] = [0, 1, 2].map(with_bias);
-        rotary.rotate(&mut q, 0);
-        rotary.rotate(&mut k, 0);
+        let queries = heads * head_dim;
+        let Projected {
+            all,
+            biases,
+            rotated: [q, k, v],
+        } = projected(&mut rng, &config, position + 1, capacity, bias);
         let new = |i: usize| f16s(all[i].row(position).iter());
         let [cosines, sines] = tables(&config, capacity);
         let [old_keys, old_values] =

@@ -4,7 +4,7 @@ use aqlm_harness::check::limits::Number;
 use aqlm_harness::check::{Clusters, Gradients, Subject};
 use aqlm_reference as reference;
 use aqlm_reference::llama::{
-    Block, Model, Rotary, block_backward, block_finetune, block_forward, block_forward_traced, model_forward,
+    Block, Rotary, block_backward, block_finetune, block_forward, block_forward_traced, model_forward,
     token_losses,
 };
 use aqlm_reference::vocabulary::{
@@ -185,7 +185,7 @@ impl Subject for ReferenceSubject {
     }
 
     fn model_forward(&self, data: &LlamaData) -> Result<(Vec<Array2<f64>>, Array2<f64>)> {
-        let model = model(data);
+        let model = data.model();
         let logits = data
             .tokens
             .iter()
@@ -210,14 +210,4 @@ impl Subject for ReferenceSubject {
 fn block(data: &LlamaData) -> (Block, Rotary) {
     let rotary = Rotary::new(&data.config, data.x.dim().1);
     (Block::from_weights(&data.blocks[0]), rotary)
-}
-
-fn model(data: &LlamaData) -> Model {
-    Model {
-        config: data.config.clone(),
-        embedding: data.embedding.mapv(f64::from),
-        blocks: data.blocks.iter().map(Block::from_weights).collect(),
-        norm: data.norm.mapv(f64::from),
-        lm_head: data.lm_head.mapv(f64::from),
-    }
 }

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use aqlm_optimized::cuda::Device;
 use aqlm_optimized::cuda::llama::{self, Builder, Options, narrowed};
+use aqlm_optimized::cuda::{CudaError, Device};
+use half::f16;
 use ndarray::{Array1, Array2};
 
 use crate::error::Result;
@@ -34,10 +35,6 @@ pub fn load<'d>(
         builder.push(&model.block(index)?)?;
         progress(index);
     }
-    let table = |table: &Array2<f32>, what| {
-        let rows = table.as_standard_layout();
-        narrowed(rows.as_slice().unwrap_or_default(), what)
-    };
     let embedding = table(&model.embedding()?, "the embedding")?;
     let head = if config.tie_word_embeddings {
         None
@@ -45,6 +42,15 @@ pub fn load<'d>(
         Some(table(&model.lm_head()?, "lm_head")?)
     };
     Ok(builder.finish(&embedding, &model.final_norm()?.to_vec(), head.as_deref())?)
+}
+
+/// A table of f32 in f16, row after row.
+///
+/// # Errors
+/// `NotFinite` for a number beyond f16's range.
+pub(crate) fn table(table: &Array2<f32>, what: &str) -> std::result::Result<Vec<f16>, CudaError> {
+    let rows = table.as_standard_layout();
+    narrowed(rows.as_slice().unwrap_or_default(), what)
 }
 
 impl Writer for llama::Model<'_> {

@@ -13,7 +13,7 @@ use super::user_kernel::UserKernel;
 use super::verdict::{Element, Verdict, limit, limit_bf16};
 use super::{BenchActivations, BenchCase, BenchOp, BenchOptions, BenchReport, KernelRow, Times, least_bytes};
 use crate::check::Outcome;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Weight sets are repeated until they take this much: three times the L2 cache of an H100.
 const ROTATE_BYTES: usize = 150_000_000;
@@ -68,7 +68,7 @@ pub fn bench_cuda(options: &BenchOptions, progress: &mut dyn FnMut(&str)) -> Res
             report.waived = Some(reason);
             return Ok(report);
         }
-        Err(error) => return Err(device_error(&error)),
+        Err(error) => return Err(error.into()),
     };
     match options.activations {
         BenchActivations::F16 => run::<f16>(&device, options, user.as_ref(), &mut report, progress)?,
@@ -98,12 +98,6 @@ fn run<T: Activation + Element>(
         report.cases.push(case);
     }
     Ok(())
-}
-
-fn device_error(error: &CudaError) -> Error {
-    Error::Device {
-        reason: error.to_string(),
-    }
 }
 
 struct Bench<'a, T> {
@@ -355,7 +349,7 @@ impl<T: Activation + Element> Bench<'_, T> {
         });
         match timed {
             Ok((plain, overlapped)) => {
-                row.us = Some(times(plain));
+                row.us = Some(plain.into());
                 row.us_overlapped = overlapped.map(|timing| timing.median);
                 row
             }
@@ -414,7 +408,7 @@ impl<T: Activation + Element> Bench<'_, T> {
             });
         match timed {
             Ok((plain, _)) => {
-                row.us = Some(times(plain));
+                row.us = Some(plain.into());
                 row
             }
             Err(error) => row.ended(Outcome::Fail, &error),
@@ -554,7 +548,7 @@ impl<T: Activation + Element> Bench<'_, T> {
             })
         };
         let (calls, replays) = plan_replays(run(sets, 1)?.median, sets, self.options);
-        run(calls, replays).map(times)
+        run(calls, replays).map(Times::from)
     }
 }
 
@@ -585,14 +579,6 @@ fn plan_replays(us: f64, sets: usize, options: &BenchOptions) -> (usize, usize) 
         .min((REPLAYS_US / (us.max(0.1) * calls as f64)) as usize)
         .max(5);
     (calls, replays)
-}
-
-fn times(timing: Timing) -> Times {
-    Times {
-        median: timing.median,
-        p10: timing.p10,
-        p90: timing.p90,
-    }
 }
 
 /// Equal as bytes, so that NaN equals itself.

@@ -13,6 +13,7 @@ mod whole_model;
 
 use std::path::PathBuf;
 
+use aqlm_optimized::cuda::timing::Timing;
 use aqlm_reference::vocabulary::Scheme;
 use serde::Serialize;
 
@@ -121,6 +122,16 @@ pub struct Times {
     pub p10: f64,
     /// nine tenths were
     pub p90: f64,
+}
+
+impl From<Timing> for Times {
+    fn from(timing: Timing) -> Self {
+        Self {
+            median: timing.median,
+            p10: timing.p10,
+            p90: timing.p90,
+        }
+    }
 }
 
 /// One kernel on one case.
@@ -249,14 +260,20 @@ impl BenchReport {
 fn least_bytes(options: &BenchOptions, batch: usize) -> usize {
     let scheme = options.scheme;
     let (out_features, in_features) = (options.out_features, options.in_features);
-    let groups = out_features / scheme.out_group_size * (in_features / scheme.in_group_size);
-    let codes = (groups * scheme.num_codebooks * scheme.nbits as usize).div_ceil(8);
-    let codebooks =
-        scheme.num_codebooks * scheme.codebook_size() * scheme.out_group_size * scheme.in_group_size * 2;
-    let scales = out_features / scheme.out_group_size * 2;
+    let groups = (
+        out_features / scheme.out_group_size,
+        in_features / scheme.in_group_size,
+    );
     let activations = match options.op {
         BenchOp::Decode => out_features * in_features * 2,
         BenchOp::Matvec | BenchOp::Matmul => batch * (in_features + out_features) * 2,
     };
-    codes + codebooks + scales + activations
+    matrix_bytes(scheme, groups) + activations
+}
+
+/// Fewest bytes of a matrix of (output groups, input groups): codes at their own width, codebooks and scales in f16.
+fn matrix_bytes(scheme: Scheme, (out_groups, in_groups): (usize, usize)) -> usize {
+    let codes = (out_groups * in_groups * scheme.num_codebooks * scheme.nbits as usize).div_ceil(8);
+    let codebooks = scheme.num_codebooks * scheme.codebook_size() * scheme.group_len() * 2;
+    codes + codebooks + 2 * out_groups
 }

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use aqlm_optimized::cuda::llama::{Builder, Model, Options, Rung, Stage};
-use aqlm_optimized::cuda::timing::{Timing, copy_rate};
+use aqlm_optimized::cuda::timing::copy_rate;
 use aqlm_optimized::cuda::{CudaError, Device};
 use aqlm_reference::vocabulary::{
     BlockWeights, LayerKind, Linear, LinearWeight, LlamaConfig, Purpose, QuantizedMatrix, Scheme, stream,
@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::shapes::LlamaShape;
-use super::{Times, Verdict};
+use super::{Times, Verdict, matrix_bytes};
 use crate::check::limits::{Number, Rule};
 use crate::check::{CheckedBackend, CrossOptions, Outcome, cross_check};
 use crate::error::{Error, Result};
@@ -102,6 +102,13 @@ impl DecodeReport {
 /// `Device` when the device is too small or refuses; what the scheme cannot cut.
 pub fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&str)) -> Result<DecodeReport> {
     let config = options.shape.config();
+    if options.context == 0 || options.context > config.max_position_embeddings {
+        return Err(Error::invalid(
+            "--context",
+            &format!("1 to {}", config.max_position_embeddings),
+            options.context.to_string(),
+        ));
+    }
     let mut report = DecodeReport {
         model: options.shape.name().to_owned(),
         scheme: options.scheme.to_string(),
@@ -183,12 +190,12 @@ pub fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&str)) -> 
     report.roofline_us = Some(at_rate(report.least_bytes));
     progress("filling the device");
     let mut model = resident(&device, &config, &block, tables, options.rung, options.context)?;
-    let pattern: Vec<f16> = random_values(4096, options.seed).collect();
+    let pattern = random_values(4096, options.seed, 0);
     model.pretend(options.context - 1, &pattern)?;
     progress("timing");
     let token = 1;
     let timing = model.time(token, options.replays, &|_| true)?;
-    report.us = Some(times(timing));
+    report.us = Some(timing.into());
     report.tokens_per_second = Some(1e6 / timing.median);
     for stage in Stage::ALL {
         let (launches, bytes) = model.work(stage, options.context - 1);
@@ -202,14 +209,6 @@ pub fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&str)) -> 
         });
     }
     Ok(report)
-}
-
-fn times(timing: Timing) -> Times {
-    Times {
-        median: timing.median,
-        p10: timing.p10,
-        p90: timing.p90,
-    }
 }
 
 /// One block's logits for a few tokens, two rungs apart: each has the roundings of a block (as LlamaCase::roundings counts them, with all seven layers quantized), the
@@ -293,42 +292,26 @@ fn random_matrix(options: &DecodeOptions, kind: LayerKind, rows: usize, columns:
 fn random_table(config: &LlamaConfig, seed: u64) -> Vec<f16> {
     (0..config.vocab_size)
         .into_par_iter()
-        .flat_map_iter(|row| random_values(config.hidden_size, seed.wrapping_mul(1 << 20) + row as u64))
+        .flat_map_iter(|row| random_values(config.hidden_size, seed, row))
         .collect()
 }
 
-/// Numbers between -1 and 1 by splitmix64 (Steele, Lea, Flood 2014), which needs no state but a counter.
-fn random_values(count: usize, seed: u64) -> impl Iterator<Item = f16> {
-    (0..count as u64).map(move |i| {
-        let mut z = seed
-            .wrapping_mul(0xd1342543de82ef95)
-            .wrapping_add((i + 1).wrapping_mul(0x9e3779b97f4a7c15));
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58476d1ce4e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d049bb133111eb);
-        let unit = (z ^ (z >> 31)) >> 40;
-        f16::from_f64(unit as f64 / f64::from(1 << 23) - 1.0)
-    })
+/// Numbers between -1 and 1; `row` tells streams of one seed apart.
+fn random_values(count: usize, seed: u64, row: usize) -> Vec<f16> {
+    let mut rng = stream(seed, row, None, Purpose::TestData);
+    (0..count)
+        .map(|_| f16::from_f32(rng.random_range(-1.0..1.0)))
+        .collect()
 }
 
 /// Fewest bytes that a token reads.
 fn least_bytes(config: &LlamaConfig, scheme: Scheme, context: usize) -> Result<usize> {
-    let codebooks =
-        scheme.num_codebooks * scheme.codebook_size() * scheme.out_group_size * scheme.in_group_size * 2;
     let mut block = 4 * config.hidden_size;
     for kind in LayerKind::ALL {
         let (rows, columns) = config.layer_shape(kind);
-        let (out_groups, in_groups) = scheme.groups(rows, columns)?;
-        let bits = out_groups * in_groups * scheme.num_codebooks * scheme.nbits as usize;
-        block += bits.div_ceil(8) + codebooks + 2 * out_groups;
+        block += matrix_bytes(scheme, scheme.groups(rows, columns)?);
     }
     let cache = 2 * 2 * context * config.num_key_value_heads * config.head_dim;
     let head = 2 * config.vocab_size * config.hidden_size;
-    if context == 0 || context > config.max_position_embeddings {
-        return Err(Error::invalid(
-            "--context",
-            &format!("1 to {}", config.max_position_embeddings),
-            context.to_string(),
-        ));
-    }
     Ok(config.num_hidden_layers * (block + cache) + head)
 }

@@ -1,5 +1,6 @@
 use std::fmt;
 
+use aqlm_reference::llama::{Block, Model};
 use aqlm_reference::vocabulary::{
     BlockWeights, FinetuneSettings, LayerKind, Linear, LinearWeight, LlamaConfig, Purpose, Rope, RopeScaling,
     Scheme, Stream, StreamKey, stream,
@@ -87,6 +88,19 @@ pub struct LlamaData {
     pub x: Array3<f32>,
     /// a gradient of the same shape
     pub grad_y: Array3<f32>,
+}
+
+impl LlamaData {
+    /// The whole model, as the reference computes it.
+    pub fn model(&self) -> Model {
+        Model {
+            config: self.config.clone(),
+            embedding: self.embedding.mapv(f64::from),
+            blocks: self.blocks.iter().map(Block::from_weights).collect(),
+            norm: self.norm.mapv(f64::from),
+            lm_head: self.lm_head.mapv(f64::from),
+        }
+    }
 }
 
 impl fmt::Display for LlamaCase {

@@ -1,6 +1,7 @@
+use aqlm_optimized::cpu::llama::token_losses;
 use aqlm_optimized::cuda::llama::{Options, Rung};
-use ndarray::{Array1, Array2};
-use rayon::prelude::*;
+use aqlm_reference::vocabulary::AqlmError;
+use ndarray::{Array1, Array2, ArrayView2, s};
 use serde::Serialize;
 
 use crate::backend::{Backend, cuda};
@@ -103,7 +104,7 @@ pub fn evaluate_on_gpu(
     for window in windows {
         resident.reset();
         let logits = resident.forward(window)?;
-        evaluation.losses.push(losses(&logits, vocab, window));
+        evaluation.losses.push(losses(&logits, vocab, window)?);
         if with_logits {
             let rows = Array2::from_shape_fn((ctx, vocab), |(t, token)| f64::from(logits[t * vocab + token]));
             evaluation.logits.push(rows);
@@ -113,17 +114,19 @@ pub fn evaluate_on_gpu(
 }
 
 /// Negative log-likelihoods of each next token by logits [tokens, vocab].
-pub fn losses(logits: &[f32], vocab: usize, tokens: &[u32]) -> Array1<f64> {
-    let rows: Vec<f64> = logits
-        .par_chunks_exact(vocab)
-        .zip(tokens.par_iter().skip(1))
-        .map(|(row, &target)| {
-            let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let sum: f64 = row.iter().map(|&logit| f64::from(logit - most).exp()).sum();
-            f64::from(most) + sum.ln() - f64::from(row[target as usize])
-        })
-        .collect();
-    Array1::from(rows)
+///
+/// # Errors
+/// `Shape` when there are not so many logits, `TokenOutOfRange` for a token without one.
+pub fn losses(logits: &[f32], vocab: usize, tokens: &[u32]) -> Result<Array1<f64>> {
+    let predicting = tokens.len().saturating_sub(1);
+    let shape = |_| AqlmError::Shape {
+        what: "logits".into(),
+        expected: vec![tokens.len(), vocab],
+        found: vec![logits.len()],
+    };
+    let logits = ArrayView2::from_shape((tokens.len(), vocab), logits).map_err(shape)?;
+    let logits = logits.slice(s![..predicting, ..]);
+    Ok(token_losses(logits, &tokens[tokens.len() - predicting..])?)
 }
 
 /// Tokens in a window.

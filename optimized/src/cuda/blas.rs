@@ -41,11 +41,10 @@ impl Blas {
         y: &mut CudaSlice<T>,
         [out_features, in_features, batch]: [usize; 3],
     ) -> Result<()> {
-        check_lengths(&[
-            ("weight", out_features * in_features, weight.len()),
-            ("x", batch * in_features, x.len()),
-            ("y", batch * out_features, y.len()),
-        ])?;
+        check_shape(
+            [weight.len(), x.len(), y.len()],
+            [out_features, in_features, batch],
+        )?;
         // SAFETY: the lengths have just been checked.
         unsafe { self.start_unchecked(weight, x, y, [out_features, in_features, batch], out_features) }
     }
@@ -61,11 +60,10 @@ impl Blas {
         y: &mut CudaViewMut<'_, f32>,
         [out_features, in_features, batch]: [usize; 3],
     ) -> Result<()> {
-        check_lengths(&[
-            ("weight", out_features * in_features, weight.len()),
-            ("x", batch * in_features, x.len()),
-            ("y", batch * out_features, y.len()),
-        ])?;
+        check_shape(
+            [weight.len(), x.len(), y.len()],
+            [out_features, in_features, batch],
+        )?;
         let stream = &self.stream;
         let formats = [sys::cudaDataType_t::CUDA_R_16F, sys::cudaDataType_t::CUDA_R_32F];
         // SAFETY: the lengths have just been checked.
@@ -157,4 +155,13 @@ impl Blas {
             error: format!("{error:?}"),
         })
     }
+}
+
+/// Whether buffers have the lengths of a product of this shape.
+fn check_shape([weight, x, y]: [usize; 3], [out_features, in_features, batch]: [usize; 3]) -> Result<()> {
+    check_lengths(&[
+        ("weight", out_features * in_features, weight),
+        ("x", batch * in_features, x),
+        ("y", batch * out_features, y),
+    ])
 }

@@ -1,6 +1,4 @@
-use aqlm_reference::llama::{
-    Block, KvCacheLayer, Model, Rotary, block_decode_step, embed, logits, model_forward,
-};
+use aqlm_reference::llama::{KvCacheLayer, Rotary, block_decode_step, embed, logits, model_forward};
 use ndarray::{Array2, Axis};
 
 use super::Prepared;
@@ -32,19 +30,9 @@ pub(super) fn terms_in(number: Number, problem: &LlamaCase) -> usize {
     }
 }
 
-fn model(data: &LlamaData) -> Model {
-    Model {
-        config: data.config.clone(),
-        embedding: data.embedding.mapv(f64::from),
-        blocks: data.blocks.iter().map(Block::from_weights).collect(),
-        norm: data.norm.mapv(f64::from),
-        lm_head: data.lm_head.mapv(f64::from),
-    }
-}
-
 /// Logits of all sequences.
 pub(super) fn reference(data: &LlamaData) -> Result<Vec<Array2<f64>>> {
-    let model = model(data);
+    let model = data.model();
     data.tokens
         .iter()
         .map(|tokens| Ok(model_forward(&model, tokens)?))
@@ -55,7 +43,7 @@ pub(super) fn reference(data: &LlamaData) -> Result<Vec<Array2<f64>>> {
 pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
     let problem = case.llama()?;
     let data = problem.data(case.seed);
-    let model = model(&data);
+    let model = data.model();
     let whole = reference(&data)?.swap_remove(0);
     let rotary = Rotary::new(&data.config, problem.tokens);
     let mut caches = vec![KvCacheLayer::new(&data.config, problem.tokens); BLOCKS];

@@ -1,6 +1,6 @@
 use std::sync::OnceLock;
 
-use aqlm_optimized::cuda::llama::{self, Builder, Model, Options, Rung};
+use aqlm_optimized::cuda::llama::{Builder, Model, Options, Rung};
 use aqlm_optimized::cuda::pack::pack;
 use aqlm_optimized::cuda::{Activation, Activations, CudaError, Device, DeviceMatrix};
 use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix};
@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayViewMut2};
 
 use super::{Subject, Subjects, no};
+use crate::backend::cuda::table;
 use crate::cases::{Case, LlamaData, Operation};
 use crate::check::limits::Number;
 use crate::error::{Error, Result};
@@ -148,7 +149,7 @@ impl Subject for CudaSubject {
             .iter()
             .map(|tokens| {
                 model.reset();
-                Ok(losses(&model.forward(tokens)?, data.config.vocab_size, tokens))
+                losses(&model.forward(tokens)?, data.config.vocab_size, tokens)
             })
             .collect()
     }
@@ -167,10 +168,6 @@ impl CudaSubject {
         for block in &data.blocks {
             builder.push(block)?;
         }
-        let table = |table: &Array2<f32>, what| {
-            let values: Vec<f32> = table.iter().copied().collect();
-            llama::narrowed(&values, what)
-        };
         builder.finish(
             &table(&data.embedding, "the embedding")?,
             &data.norm.to_vec(),

@@ -93,12 +93,18 @@ pub fn working_bytes(config: &LlamaConfig, sequences: usize, tokens: usize) -> u
     let queries = config.num_attention_heads * config.head_dim;
     let keys = config.num_key_value_heads * config.head_dim;
     let inner = config.intermediate_size;
-    let trace = 4 * hidden + 2 * queries + 2 * keys + 3 * inner;
     let ends = 3 * hidden;
     let mlp = 2 * hidden + 2 * inner;
     let attention = 3 * hidden + 2 * queries + 2 * keys;
     let scores = 2 * 64 * tokens * rayon::current_num_threads();
-    (rows * (trace + ends + mlp.max(attention)) + scores) * size_of::<f32>()
+    (rows * (trace_width(config) + ends + mlp.max(attention)) + scores) * size_of::<f32>()
+}
+
+/// Numbers that a [`BlockTrace`] keeps of each token.
+pub(super) fn trace_width(config: &LlamaConfig) -> usize {
+    let queries = config.num_attention_heads * config.head_dim;
+    let keys = config.num_key_value_heads * config.head_dim;
+    4 * config.hidden_size + 2 * queries + 2 * keys + 3 * config.intermediate_size
 }
 
 /// [`block_forward`] of all sequences at once, with everything that

@@ -122,18 +122,39 @@ impl Head {
                 .zip(targets.chunks(rows_at_once))
             {
                 let logits = self.logits_by(config, x, &lm_head);
-                let part: Vec<f64> = logits
-                    .outer_iter()
-                    .into_par_iter()
-                    .zip(targets)
-                    .map(|(row, &target)| token_loss(row, target))
-                    .collect();
-                losses.extend(part);
+                losses.extend(losses_of(logits.view(), targets));
             }
             result.push(Array1::from(losses));
         }
         Ok(result)
     }
+}
+
+/// Negative log-likelihoods in nats of `targets` by logits [targets, vocab]: what [`Head::token_losses`] computes, where the logits
+/// come from elsewhere.
+///
+/// # Errors
+/// `Shape` when there is not one target a row, `TokenOutOfRange` when one has no logit.
+pub fn token_losses(logits: ArrayView2<'_, f32>, targets: &[u32]) -> Result<Array1<f64>> {
+    if logits.nrows() != targets.len() {
+        return Err(AqlmError::Shape {
+            what: "targets".into(),
+            expected: vec![logits.nrows()],
+            found: vec![targets.len()],
+        });
+    }
+    check_tokens(targets, logits.ncols())?;
+    Ok(Array1::from(losses_of(logits, targets)))
+}
+
+/// One loss a row; every target has a logit.
+fn losses_of(logits: ArrayView2<'_, f32>, targets: &[u32]) -> Vec<f64> {
+    logits
+        .outer_iter()
+        .into_par_iter()
+        .zip(targets)
+        .map(|(row, &target)| token_loss(row, target))
+        .collect()
 }
 
 /// ln(sum_i e^l_i) - l_target, the largest logit taken out of the sum first.
@@ -168,7 +189,7 @@ pub fn embed(embedding: ArrayView2<'_, f32>, sequences: &[&[u32]]) -> Result<Arr
     Ok(hidden)
 }
 
-pub(super) fn check_tokens(tokens: &[u32], vocab_size: usize) -> Result<()> {
+pub(crate) fn check_tokens(tokens: &[u32], vocab_size: usize) -> Result<()> {
     match tokens.iter().position(|&token| token as usize >= vocab_size) {
         Some(position) => Err(AqlmError::TokenOutOfRange {
             token: tokens[position],

@@ -2,7 +2,7 @@ use aqlm_reference::vocabulary::{AqlmError, LayerKind, LlamaConfig, Result, Targ
 use faer::Par;
 use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3, Axis, s};
 
-use super::forward::{sequences_at_once, working_bytes};
+use super::forward::{sequences_at_once, trace_width, working_bytes};
 use super::rms_norm::{rms_norm, rms_norm_backward};
 use super::{
     BlockGradients, BlockTrace, Model, Rotary, Wanted, block_backward, block_forward_traced, cross_entropy,
@@ -36,10 +36,8 @@ impl Activations {
 
     /// Bytes of what lies between the forward and the backward pass of `rows` tokens.
     fn of_all_blocks(self, config: &LlamaConfig, rows: usize) -> usize {
-        let queries = config.num_attention_heads * config.head_dim;
-        let keys = config.num_key_value_heads * config.head_dim;
         let row = match self {
-            Self::Keep => 4 * config.hidden_size + 2 * queries + 2 * keys + 3 * config.intermediate_size,
+            Self::Keep => trace_width(config),
             Self::Recompute => config.hidden_size,
         };
         row * rows * config.num_hidden_layers * size_of::<f32>()

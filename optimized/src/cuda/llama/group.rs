@@ -321,7 +321,9 @@ fn join(device: &Device, matrices: &[&QuantizedMatrix]) -> Option<(Packed, Vec<u
     let joining = aqlm_kernels::kernels()
         .iter()
         .filter(|kernel| {
-            kernel.op == Op::Matvec.name() && kernel.joins && kernel.runs_on((major * 10 + minor) as u32)
+            kernel.op == Op::Matvec.name()
+                && kernel.joins.is_some()
+                && kernel.runs_on((major * 10 + minor) as u32)
         })
         .map(|kernel| kernel.id.as_str());
     std::iter::once(chosen)

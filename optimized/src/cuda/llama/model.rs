@@ -11,7 +11,7 @@ use super::group::Layout;
 use super::narrowed;
 use super::prompt::Prompt;
 use super::step::Buffers;
-use crate::cpu::llama::Rotary;
+use crate::cpu::llama::{Rotary, check_tokens};
 
 /// The most rows of a chunk of a prompt: what the fused matmul kernels are measured best for.
 const CHUNK: usize = 128;
@@ -236,15 +236,7 @@ impl Model<'_> {
 
     /// Checks tokens and that there is room for them.
     pub(super) fn accept(&self, tokens: &[u32]) -> Result<()> {
-        let vocab_size = self.config.vocab_size;
-        if let Some(position) = tokens.iter().position(|&token| token as usize >= vocab_size) {
-            return Err(AqlmError::TokenOutOfRange {
-                token: tokens[position],
-                position,
-                vocab_size,
-            }
-            .into());
-        }
+        check_tokens(tokens, self.config.vocab_size)?;
         if self.position + tokens.len() > self.options.positions {
             return Err(AqlmError::Unsupported(format!(
                 "{} positions in a cache of {}",

@@ -24,9 +24,9 @@ pub struct Joined {
 pub fn pack_joined(id: &str, matrices: &[&QuantizedMatrix], target: &Target) -> Result<Joined> {
     let refuse = |reason: &str| Err(AqlmError::Unsupported(format!("joining for {id}: {reason}")));
     let kernel = aqlm_kernels::kernel(id).map_err(|error| AqlmError::Unsupported(error.to_string()))?;
-    if !kernel.joins {
+    let Some(codebook) = kernel.joins else {
         return refuse("the kernel does not join");
-    }
+    };
     let [first, others @ ..] = matrices else {
         return refuse("no matrix");
     };
@@ -84,7 +84,6 @@ pub fn pack_joined(id: &str, matrices: &[&QuantizedMatrix], target: &Target) -> 
         return refuse("the packer dealt out rows in another way");
     }
 
-    let codebook = codebook_buffer(id);
     let bytes = packed.buffers[codebook].len();
     packed.buffers[codebook] = matrices
         .iter()
@@ -146,11 +145,6 @@ fn with_rows(matrix: &QuantizedMatrix, rows: usize) -> QuantizedMatrix {
         codebooks: matrix.codebooks.clone(),
         scales,
     }
-}
-
-/// Which buffer of a kernel that joins has the codebooks.
-fn codebook_buffer(id: &str) -> usize {
-    if id == "matvec/k4_sliced_codebook" { 3 } else { 1 }
 }
 
 #[cfg(test)]
