@@ -30,14 +30,7 @@ fn main() {
     if std::env::var_os("CARGO_FEATURE_EMBED_KERNELS").is_none() {
         return;
     }
-    for path in [
-        "embedded.json",
-        "manifest.json",
-        "common.cuh",
-        "matvec",
-        "matmul",
-        "decode",
-    ] {
+    for path in ["embedded.json", "manifest.json", "common.cuh"] {
         println!("cargo::rerun-if-changed={path}");
     }
     for name in ["AQLM_NVCC", "CUDA_HOME", "CUDA_PATH", "PATH"] {
@@ -53,6 +46,9 @@ fn embed() -> Result<(), String> {
     let nvcc = nvcc()?;
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("no OUT_DIR")?);
     let variants = variants()?;
+    for variant in &variants {
+        println!("cargo::rerun-if-changed={}", variant.source.display());
+    }
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
@@ -152,11 +148,15 @@ fn variants() -> Result<Vec<Variant>, String> {
             let defines = defines
                 .as_str()
                 .ok_or_else(|| format!("embedded.json: {id}: expected text"))?;
+            // A context is split over the blocks of a cluster, which 9.0 brought.
+            let split = defines
+                .split(' ')
+                .any(|define| define.starts_with("AQLM_SPLITS=") && define != "AQLM_SPLITS=1");
             variants.push(Variant {
                 kernel: id.clone(),
                 defines: defines.to_owned(),
                 source: file.into(),
-                generations,
+                generations: if split { FROM_90 } else { generations },
             });
         }
     }

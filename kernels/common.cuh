@@ -32,6 +32,18 @@ __device__ __forceinline__ uint4 load_often(const uint4* from) {
     return v;
 }
 
+// A vector from shared memory if `near`, else unchanged, and its counterpart from global memory through L1: one after the other they fetch from
+// either, lane by lane, without a branch.
+__device__ __forceinline__ void load_near(uint4& v, const void* from, bool near) {
+    const u32 at = static_cast<u32>(__cvta_generic_to_shared(from));
+    asm volatile("{\n.reg .pred near;\nsetp.ne.u32 near, %5, 0;\n@near ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w) : "r"(at), "r"(static_cast<u32>(near)) : "memory");
+}
+__device__ __forceinline__ void load_far(uint4& v, const uint4* from, bool far) {
+    asm volatile("{\n.reg .pred far;\nsetp.ne.u32 far, %5, 0;\n@far ld.global.nc.L1::evict_last.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w) : "l"(from), "r"(static_cast<u32>(far)));
+}
+
 // load_once for 8 bytes.
 __device__ __forceinline__ uint2 load_once(const uint2* from) {
     uint2 v;
@@ -322,6 +334,39 @@ __device__ __forceinline__ void add_products(GroupSum& sum, const uint4& weights
     add_pair_product(sum, weights.y, inputs.y);
     add_pair_product(sum, weights.z, inputs.z);
     add_pair_product(sum, weights.w, inputs.w);
+}
+
+// Fetches the codewords that a block keeps of a large codebook: KEPT_VECTORS of 16 bytes, a multiple of 4 * THREADS. `numbers` has four for each thread,
+// [chunk][thread][4]: vector (4 chunk + j) * THREADS + thread of those kept is one of that codeword. Through registers, as neighbouring lanes' loads
+// from one line are one request of L2 then, which asynchronous copies are not; all numbers first, many vectors in flight.
+template <int KEPT_VECTORS, int THREADS, int VECTORS>
+__device__ __forceinline__ void keep_codewords(unsigned char* shared, const uint4* codebook, const uint2* numbers) {
+    constexpr int CHUNKS = KEPT_VECTORS / (4 * THREADS), AT_ONCE = 6;
+    const u32 v = threadIdx.x % VECTORS;
+    uint2 of[CHUNKS];
+#pragma unroll
+    for (int chunk = 0; chunk < CHUNKS; ++chunk) of[chunk] = load_once(numbers + chunk * THREADS + threadIdx.x);
+#pragma unroll
+    for (int first = 0; first < CHUNKS; first += AT_ONCE) {
+        uint4 kept[AT_ONCE][4];
+#pragma unroll
+        for (int c = 0; c < AT_ONCE; ++c) {
+            if (first + c < CHUNKS) {
+                const uint2 four = of[first + c];
+                kept[c][0] = load_once(codebook + (four.x & 0xffffu) * VECTORS + v);
+                kept[c][1] = load_once(codebook + (four.x >> 16) * VECTORS + v);
+                kept[c][2] = load_once(codebook + (four.y & 0xffffu) * VECTORS + v);
+                kept[c][3] = load_once(codebook + (four.y >> 16) * VECTORS + v);
+            }
+        }
+#pragma unroll
+        for (int c = 0; c < AT_ONCE; ++c) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                if (first + c < CHUNKS) *reinterpret_cast<uint4*>(shared + (((first + c) * 4 + j) * THREADS + threadIdx.x) * 16) = kept[c][j];
+            }
+        }
+    }
 }
 
 // Which of up to three matrices that share a launch a slab of rows belongs to, by the first slabs of the second and the third.

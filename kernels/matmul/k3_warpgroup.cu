@@ -205,6 +205,8 @@ matmul(const u32* codes, const uint4* codebooks, const u16* scales, const u16* x
             close_products();
             // Beside the products: x and codewords of the next chunk. After the last chunk they are stale and unused.
             store_inputs(stages + after * STAGE_BYTES, inputs);
+            // Before anything else is asked for: this waits for all loads on their way, too.
+            publish_to_products();
             if (chunk + 2 < CHUNKS) {
                 load_inputs(inputs, x, unit, chunk + 2, first_input, batch, in_features);
             } else if (unit + AQLM_SLICES < my_units) {
@@ -219,7 +221,6 @@ matmul(const u32* codes, const uint4* codebooks, const u16* scales, const u16* x
                 }
             }
             look_up(upper[after], lower[after], words, (chunk + 1) % CHUNKS, shared, codebooks, lane);
-            publish_to_products();
             products_in_flight<0>();
             __syncthreads();  // this stage is read, the next is written
         }

@@ -238,6 +238,12 @@ inline uint32_t mul_f16x2(uint32_t a, uint32_t b) {
 
 inline uint4 load_once(const uint4* from) { return *from; }
 inline uint4 load_often(const uint4* from) { return *from; }
+inline void load_near(uint4& v, const void* from, bool near) {
+    if (near) std::memcpy(&v, from, 16);
+}
+inline void load_far(uint4& v, const uint4* from, bool far) {
+    if (far) v = *from;
+}
 inline uint2 load_once(const uint2* from) { return *from; }
 inline uint32_t load_once(const uint32_t* from) { return *from; }
 inline int load_fresh(const int* from) { return *from; }

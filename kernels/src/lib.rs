@@ -125,7 +125,7 @@ pub fn user_source(text: &str, name: &str, folder: Option<&Path>) -> Result<Stri
     Ok(expand(text, &file("common.cuh", folder)?, name))
 }
 
-const FILES: [(&str, &str); 20] = [
+const FILES: [(&str, &str); 21] = [
     ("common.cuh", include_str!("../common.cuh")),
     ("matvec/k1_naive.cu", include_str!("../matvec/k1_naive.cu")),
     (
@@ -156,6 +156,10 @@ const FILES: [(&str, &str); 20] = [
     (
         "matmul/k3_warpgroup.cu",
         include_str!("../matmul/k3_warpgroup.cu"),
+    ),
+    (
+        "matmul/k4_hot_codewords.cu",
+        include_str!("../matmul/k4_hot_codewords.cu"),
     ),
     ("decode/k1_naive.cu", include_str!("../decode/k1_naive.cu")),
     ("decode/k2_tiles.cu", include_str!("../decode/k2_tiles.cu")),

@@ -86,6 +86,18 @@ const CASES: &[(&str, &str)] = &[
         "-DAQLM_M=2 -DAQLM_B=12 -DAQLM_G=8 -DAQLM_REPLICAS=1 -DAQLM_ROW_WARPS=2 -DAQLM_TILES=4 -DAQLM_SLICES=4 -DAQLM_BATCH_TILES=1",
     ),
     (
+        "matmul/k4_hot_codewords",
+        "-DAQLM_B=16 -DAQLM_G=8 -DAQLM_HOT=14336 -DAQLM_ROW_WARPS=1 -DAQLM_TILES=11 -DAQLM_SLICES=8 -DAQLM_BATCH_TILES=1",
+    ),
+    (
+        "matmul/k4_hot_codewords",
+        "-DAQLM_B=16 -DAQLM_G=8 -DAQLM_HOT=14336 -DAQLM_ROW_WARPS=2 -DAQLM_TILES=6 -DAQLM_SLICES=4 -DAQLM_BATCH_TILES=2",
+    ),
+    (
+        "matmul/k4_hot_codewords",
+        "-DAQLM_B=14 -DAQLM_G=16 -DAQLM_HOT=7168 -DAQLM_ROW_WARPS=1 -DAQLM_TILES=11 -DAQLM_SLICES=8 -DAQLM_BATCH_TILES=1",
+    ),
+    (
         "matmul/k3_warpgroup",
         "-DAQLM_M=2 -DAQLM_B=8 -DAQLM_G=8 -DAQLM_REPLICAS=8 -DAQLM_WARPGROUPS=3 -DAQLM_SLICES=2 -DAQLM_CLUSTER=2 -DAQLM_BATCH=16 -DAQLM_SPREAD=0",
     ),

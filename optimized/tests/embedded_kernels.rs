@@ -1,5 +1,6 @@
 //! The list of kernels that a build with `embed-kernels` compiles (kernels/embedded.json) is what the packers ask for: every kernel that the table of
-//! measurements prefers, for every scheme with a fast path, and for matmul the configurations that are expected to be fastest at each batch.
+//! measurements prefers, for every scheme with a fast path, for matmul the configurations that are expected to be fastest at each batch, and what whole models of some
+//! shapes need besides.
 //! `INSTA_UPDATE=always` writes it anew.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,17 +8,32 @@ use std::path::Path;
 
 use aqlm_kernels::{MEASURED_SHAPE, constants};
 use aqlm_optimized::cuda::dispatch::dispatched;
-use aqlm_optimized::cuda::pack::{Op, Target, launch_configs, pack, with_config};
-use aqlm_reference::vocabulary::{QuantizedMatrix, Scheme};
+use aqlm_optimized::cuda::llama::plan;
+use aqlm_optimized::cuda::pack::{Op, Target, launch_configs, pack, pack_joined, with_config};
+use aqlm_reference::vocabulary::{LlamaConfig, QuantizedMatrix, Rope, RopeScaling, Scheme};
 use ndarray::{Array1, Array3, Array4};
 
 const SCHEMES: &[&str] = &[
     "1x8g8", "2x8g8", "3x8g8", "4x8g8", "1x12g8", "2x12g8", "1x15g8", "1x16g8", "1x16g16",
 ];
 
+/// Models whose other kernels are there, by width, width inside SwiGLU, query heads, key heads and width of a head: Llama 2 of 7, 13 and 70 billion, Llama 3 of 8 and
+/// Mistral of 7, SmolLM2 of 135 million, tiny-stories-4m.
+const MODELS: &[[usize; 5]] = &[
+    [4096, 11008, 32, 32, 128],
+    [5120, 13824, 40, 40, 128],
+    [8192, 28672, 64, 8, 128],
+    [4096, 14336, 32, 8, 128],
+    [576, 1536, 9, 3, 64],
+    [256, 704, 8, 8, 32],
+];
+
+/// Rows where constants do not follow from them.
+const FEW_ROWS: usize = 64;
+
 /// A matrix with nothing in it: constants follow from the scheme, and for some kernels from whether x fits beside the codebooks.
-fn empty(scheme: Scheme, in_features: usize) -> QuantizedMatrix {
-    let (out_groups, in_groups) = scheme.groups(64, in_features).unwrap();
+fn empty(scheme: Scheme, out_features: usize, in_features: usize) -> QuantizedMatrix {
+    let (out_groups, in_groups) = scheme.groups(out_features, in_features).unwrap();
     let shape = (
         scheme.num_codebooks,
         scheme.codebook_size(),
@@ -52,12 +68,49 @@ fn wanted() -> BTreeMap<String, BTreeSet<String>> {
             .or_default()
             .insert(constants(defines));
     };
+    for &[hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim] in MODELS {
+        let config = LlamaConfig {
+            vocab_size: 32_000,
+            hidden_size,
+            intermediate_size,
+            num_hidden_layers: 1,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            rms_norm_eps: 1e-5,
+            rope: Rope {
+                theta: 10_000.0,
+                scaling: RopeScaling::None,
+            },
+            sliding_window: None,
+            tie_word_embeddings: false,
+            max_position_embeddings: 4096,
+        };
+        let step = |target: &Target, clusters| {
+            plan::attention_step(&config, 4096, false, target.multiprocessors as usize, clusters)
+        };
+        for plan in [
+            plan::embed(hidden_size, 1),
+            plan::rms_norm(hidden_size, 1, 1e-5, false, false),
+            plan::rms_norm(hidden_size, 1, 1e-5, true, false),
+            plan::rope(&config, 1, 0, 4096, false),
+            plan::attention(&config, 1, 0, 4096),
+            step(&hopper, true),
+            step(&ampere, false),
+            plan::swiglu(intermediate_size, 1, [intermediate_size; 2], false),
+            plan::dense(hidden_size, hidden_size, 1, false),
+            plan::dense(hidden_size, hidden_size, 1, true),
+            plan::argmax(config.vocab_size),
+        ] {
+            add(plan.kernel, &plan.defines);
+        }
+    }
     let [out_features, in_features] = MEASURED_SHAPE;
     for scheme in SCHEMES {
         let scheme: Scheme = scheme.parse().unwrap();
         for (target, compute) in [(&hopper, (9, 0)), (&ampere, (8, 0))] {
             for width in [in_features, out_features] {
-                let matrix = empty(scheme, width);
+                let matrix = empty(scheme, FEW_ROWS, width);
                 for op in [Op::Matvec, Op::Decode] {
                     let found = dispatched(op, scheme, [out_features, width], 1, compute, target).unwrap();
                     let naive = format!("{}/k1_naive", op.name());
@@ -67,11 +120,30 @@ fn wanted() -> BTreeMap<String, BTreeSet<String>> {
                     }
                 }
             }
-            let matrix = empty(scheme, in_features);
+            let matrix = empty(scheme, FEW_ROWS, in_features);
+            // Queries, keys and values in one launch, gate and up in another.
+            for parts in [2, 3] {
+                for kernel in aqlm_kernels::kernels().iter().filter(|kernel| kernel.joins.is_some()) {
+                    if kernel.runs_on((compute.0 * 10 + compute.1) as u32)
+                        && let Ok(joined) = pack_joined(&kernel.id, &vec![&matrix; parts], target)
+                    {
+                        add(&kernel.id, &joined.packed.defines);
+                    }
+                }
+            }
             add(
                 "matmul/k1_naive",
                 &pack("matmul/k1_naive", &matrix, target, 1).unwrap().defines,
             );
+            // Blocks of this kernel fit the matrix, so that its constants follow from the rows.
+            let id = "matmul/k4_hot_codewords";
+            for batch in [16, 32] {
+                let found = dispatched(Op::Matmul, scheme, MEASURED_SHAPE, batch, compute, target).unwrap();
+                if found.kernel == id {
+                    let matrix = empty(scheme, out_features, in_features);
+                    add(id, &pack(id, &matrix, target, batch).unwrap().defines);
+                }
+            }
             for batch in [16, 32, 64, 128, 256] {
                 for id in ["matmul/k2_fused_tensor", "matmul/k3_warpgroup"] {
                     if !aqlm_kernels::kernel(id)

@@ -335,6 +335,18 @@ fn matmul_k2_fused_tensor() {
 }
 
 #[test]
+fn matmul_k4_hot_codewords() {
+    let kernel = "matmul/k4_hot_codewords";
+    // Input features that end inside a step, several units a warp, a last block and tile that are not full, codewords kept in whole and in part, two
+    // blocks of rows of x, two warps beside each other.
+    check_batch(kernel, "1x14g8", 45, 264, 5, None);
+    check_batch(kernel, "1x16g8", 1061, 2056, 16, None);
+    check_batch(kernel, "1x16g16", 90, 4112, 17, None);
+    check_batch(kernel, "1x15g8", 1500, 136, 9, None);
+    check_batch(kernel, "1x16g8", 3000, 392, 3, None);
+}
+
+#[test]
 fn matmul_k3_warpgroup() {
     let kernel = "matmul/k3_warpgroup";
     // As for k2: codebooks in shared memory several times and once, codes of one and two bytes, remainders everywhere.

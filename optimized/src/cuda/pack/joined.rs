@@ -94,6 +94,9 @@ pub fn pack_joined(id: &str, matrices: &[&QuantizedMatrix], target: &Target) -> 
         })
         .collect();
     packed.defines.push(("AQLM_PARTS", matrices.len()));
+    if !target.has(id, &packed.defines) {
+        return refuse("no such kernel was compiled into the program");
+    }
     let starts: Vec<usize> = slabs
         .iter()
         .scan(0, |next, slabs| {

@@ -4,6 +4,7 @@
 //! (or to 24 bits with their position, where that makes a kernel faster). All of this is plain code without a device, so that tests can run
 //! kernels on the CPU.
 
+mod hot;
 mod joined;
 mod lookup;
 mod plain;
@@ -238,6 +239,7 @@ pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target, batch: usize) -
         "decode/k1_naive" => plain::pack("decode/k1_naive", matrix, batch),
         "matmul/k2_fused_tensor" => tiles::pack_matmul(matrix, target, batch)?,
         "matmul/k3_warpgroup" => warpgroup::pack(matrix, target, batch)?,
+        "matmul/k4_hot_codewords" => hot::pack(matrix, target, batch)?,
         "decode/k2_tiles" => tiles::pack_decode(matrix, target),
         "matvec/k2_shared_codebook" => shared::pack(matrix, target)?,
         "matvec/k3_lookup_table" => lookup::pack(matrix, target),

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::{Activations, Packed, Target, bytes_of_u32, codebook_bytes, scale_bytes};
 
 /// Output rows of a tile.
-const TILE_ROWS: usize = 8;
+pub(super) const TILE_ROWS: usize = 8;
 /// Steps of four input groups in a unit.
 const STEPS: usize = 4;
 /// Input groups of a unit.
