@@ -11,9 +11,9 @@
 // Arithmetic: products are exact, sums f32. With bf16 the codebook is bf16.
 // Predicted, 4096 -> 11008, 16 rows, 1x16g8, 126 blocks, 14,500 codewords of each block kept: lookups of L2 a block: 6,900 lines of kept codewords, 18,000 of others
 // (k2: 45,056), that is 39,000 clocks of L2 (k2: 71,000), and x and codes 12,000 as in k2: 51,000 clocks at 1.74 GHz, 29 us; k2 47.4.
+// Measured (docs/kernels.md): 36.4 us, 32.0 overlapped; lines hold fewer kept codewords than was thought.
 // Limits: M 1; out_group 1; B 14 to 16; G 8 or 16; sm_80.
-// codes: [tile of 8 rows][unit][lane] of two words, as k2, numbered as above. hot: [block], as keep_codewords
-// (common.cuh) takes it. codebook: [2^B] in the order of use.
+// codes: [tile of 8 rows][unit][lane] of two words, as k2, numbered as above. hot: as keep_codewords (common.cuh) takes it. codebook: [2^B] in the order of use.
 // Compile-time: AQLM_B, AQLM_G, AQLM_HOT, AQLM_ROW_WARPS, AQLM_TILES, AQLM_SLICES, AQLM_BATCH_TILES.
 
 #define VECTORS (AQLM_G / 8)              // 16-byte vectors in a codeword
@@ -81,7 +81,7 @@ matmul(const uint2* codes, const uint4* codebook, const u16* scales, const uint2
 
     uint2 words[AQLM_TILES], next[AQLM_TILES];
     if (slice < units) load_tiles(words, codes, first_tile, tiles, slice, units, lane);
-    keep_codewords<KEPT_VECTORS, THREADS, VECTORS>(shared, codebook, hot + static_cast<size_t>(blockIdx.x) * (KEPT_VECTORS / 4));
+    keep_codewords<KEPT_VECTORS, THREADS, VECTORS>(shared, codebook, hot);
     if (slice + AQLM_SLICES < units) load_tiles(next, codes, first_tile, tiles, slice + AQLM_SLICES, units, lane);
 
     float sum[AQLM_BATCH_TILES][AQLM_TILES][4];

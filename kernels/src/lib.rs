@@ -125,7 +125,7 @@ pub fn user_source(text: &str, name: &str, folder: Option<&Path>) -> Result<Stri
     Ok(expand(text, &file("common.cuh", folder)?, name))
 }
 
-const FILES: [(&str, &str); 21] = [
+const FILES: [(&str, &str); 22] = [
     ("common.cuh", include_str!("../common.cuh")),
     ("matvec/k1_naive.cu", include_str!("../matvec/k1_naive.cu")),
     (
@@ -160,6 +160,10 @@ const FILES: [(&str, &str); 21] = [
     (
         "matmul/k4_hot_codewords.cu",
         include_str!("../matmul/k4_hot_codewords.cu"),
+    ),
+    (
+        "matmul/k5_decoupled.cu",
+        include_str!("../matmul/k5_decoupled.cu"),
     ),
     ("decode/k1_naive.cu", include_str!("../decode/k1_naive.cu")),
     ("decode/k2_tiles.cu", include_str!("../decode/k2_tiles.cu")),

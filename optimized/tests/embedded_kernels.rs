@@ -68,7 +68,14 @@ fn wanted() -> BTreeMap<String, BTreeSet<String>> {
             .or_default()
             .insert(constants(defines));
     };
-    for &[hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim] in MODELS {
+    for &[
+        hidden_size,
+        intermediate_size,
+        num_attention_heads,
+        num_key_value_heads,
+        head_dim,
+    ] in MODELS
+    {
         let config = LlamaConfig {
             vocab_size: 32_000,
             hidden_size,
@@ -123,7 +130,10 @@ fn wanted() -> BTreeMap<String, BTreeSet<String>> {
             let matrix = empty(scheme, FEW_ROWS, in_features);
             // Queries, keys and values in one launch, gate and up in another.
             for parts in [2, 3] {
-                for kernel in aqlm_kernels::kernels().iter().filter(|kernel| kernel.joins.is_some()) {
+                for kernel in aqlm_kernels::kernels()
+                    .iter()
+                    .filter(|kernel| kernel.joins.is_some())
+                {
                     if kernel.runs_on((compute.0 * 10 + compute.1) as u32)
                         && let Ok(joined) = pack_joined(&kernel.id, &vec![&matrix; parts], target)
                     {
