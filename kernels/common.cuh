@@ -53,6 +53,28 @@ __device__ __forceinline__ int load_fresh(const int* from) {
     return v;
 }
 
+__device__ __forceinline__ uint4 load_fresh(const uint4* from) {
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
+    return v;
+}
+
+// Barrier over `blocks` blocks of a launch, all of which must run at once: what they wrote to global memory before, all see after it (by load_fresh).
+// Exactly one of them is `first`. `arrived` starts as zero; a meeting flips its top bit and leaves the rest zero, so that it serves every launch.
+__device__ __forceinline__ void meet_blocks(u32* arrived, u32 blocks, bool first) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        const u32 before = atomicAdd(arrived, first ? 0x80000000u - (blocks - 1) : 1u);
+        u32 now;
+        do {
+            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(arrived) : "memory");
+        } while (((before ^ now) & 0x80000000u) == 0);
+        __threadfence();
+    }
+    __syncthreads();
+}
+
 // Two f16 products and sums, each rounded once: a * b + c.
 __device__ __forceinline__ u32 fma_f16x2(u32 a, u32 b, u32 c) {
     u32 d;

@@ -1,0 +1,553 @@
+use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result};
+use half::f16;
+use rayon::prelude::*;
+
+use super::sliced::append_chunk;
+use super::{Activations, Packed, Target, bytes_of_u16, bytes_of_u32, codebook_bytes, scale_bytes};
+
+/// Warps of a block.
+const WARPS: usize = 24;
+/// Chunks of a warp that lie where it finds them without reading anything first.
+const DEPTH: usize = 4;
+/// Items of a lane in a chunk, and words of a chunk.
+const CHUNK: usize = 4;
+const CHUNK_WORDS: usize = 96;
+const ITEM_BITS: usize = 24;
+/// Rows after a slab's own that padding adds to, one for each bank.
+const PADDING_ROWS: usize = 32;
+/// Bits of a rounded product, and of the sums of a row.
+const PRODUCT_BITS: u32 = 22;
+const SUM_BITS: u32 = 31;
+
+/// How blocks divide the matrix.
+struct Plan {
+    slice_bits: usize,
+    slices: usize,
+    slabs: usize,
+    /// rows of a slab
+    rows: usize,
+    /// lists that an input group's items are dealt to
+    pieces: usize,
+    /// tasks of a warp
+    rounds: usize,
+}
+
+impl Plan {
+    fn new(matrix: &QuantizedMatrix, target: &Target) -> Result<Self> {
+        let scheme = matrix.scheme;
+        let (out_groups, in_groups) = matrix.groups();
+        let slice_bits = if scheme.in_group_size == 8 { 11 } else { 10 };
+        let slices = scheme.codebook_size() >> slice_bits;
+        // Blocks wait for each other.
+        let at_once = target.multiprocessors as usize / slices;
+        if at_once == 0 {
+            return Err(AqlmError::Unsupported(format!(
+                "k7 needs {slices} multiprocessors for {scheme}, {} are there",
+                target.multiprocessors
+            )));
+        }
+        let step = slices * 4;
+        let rows = out_groups.div_ceil(at_once).next_multiple_of(step);
+        let most = (1 << (ITEM_BITS - slice_bits)) - PADDING_ROWS;
+        if rows > most {
+            return Err(AqlmError::Unsupported(format!(
+                "k7 does at most {} rows of {scheme}, not {out_groups}",
+                most / step * step * at_once
+            )));
+        }
+        // As many pieces as keep all lanes of all rounds busy, and few rounds.
+        let tasks = in_groups.div_ceil(32);
+        let (mut rounds, mut pieces, mut best) = (tasks.div_ceil(WARPS), 1, 0.0);
+        for tried in rounds..rounds + 4 {
+            let fitting = tried * WARPS / tasks;
+            let filled = (fitting * tasks) as f64 / (tried * WARPS) as f64;
+            if filled > best + 0.05 {
+                (rounds, pieces, best) = (tried, fitting, filled);
+            }
+        }
+        Ok(Self {
+            slice_bits,
+            slices,
+            slabs: out_groups.div_ceil(rows),
+            rows,
+            pieces,
+            rounds,
+        })
+    }
+}
+
+/// k7: codes sorted by slice of the codebook and input group, each with its row.
+pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> {
+    let scheme = matrix.scheme;
+    let g = scheme.in_group_size;
+    let (out_groups, in_groups) = matrix.groups();
+    let plan = Plan::new(matrix, target)?;
+
+    // [slab][slice][group], items
+    let lists: Vec<Vec<u32>> = (0..plan.slabs)
+        .into_par_iter()
+        .flat_map_iter(|slab| {
+            let mut lists = vec![Vec::new(); plan.slices * in_groups];
+            let first = slab * plan.rows;
+            for row in first..out_groups.min(first + plan.rows) {
+                for group in 0..in_groups {
+                    let code = usize::from(matrix.codes[[row, group, 0]]);
+                    let local = code & ((1 << plan.slice_bits) - 1);
+                    lists[(code >> plan.slice_bits) * in_groups + group]
+                        .push((local | (row - first) << plan.slice_bits) as u32);
+                }
+            }
+            lists
+        })
+        .collect();
+    let blocks: Vec<Vec<Warp>> = lists
+        .par_chunks(in_groups)
+        .map(|lists| Arranger { plan: &plan, g }.arrange(lists))
+        .collect();
+
+    let warps = || blocks.iter().flatten();
+    let (mut items, mut spans, mut groups) = (Vec::new(), Vec::new(), Vec::new());
+    for warp in warps() {
+        let head = warp.words.len().min(DEPTH * CHUNK_WORDS);
+        items.extend_from_slice(&warp.words[..head]);
+        items.resize(items.len() + DEPTH * CHUNK_WORDS - head, 0);
+    }
+    for warp in warps() {
+        let chunks = warp.words.len() / CHUNK_WORDS;
+        spans.extend([(items.len() / CHUNK_WORDS) as u32, chunks as u32]);
+        spans.extend(&warp.steps);
+        groups.extend_from_slice(&warp.groups);
+        items.extend(warp.words.iter().skip(DEPTH * CHUNK_WORDS));
+    }
+    let largest = matrix.codebooks.iter().fold(0.0_f64, |most, c| most.max(c.abs()));
+    let product_bits = PRODUCT_BITS.min(SUM_BITS - (in_groups + 1).next_power_of_two().trailing_zeros());
+
+    Ok(Packed {
+        kernel: "matvec/k7_lane_inputs",
+        defines: vec![("AQLM_G", g), ("AQLM_SLICE_BITS", plan.slice_bits)],
+        buffers: vec![
+            bytes_of_u32(&items),
+            bytes_of_u32(&spans),
+            bytes_of_u16(groups.into_iter()),
+            codebook_bytes(matrix),
+            bytes_of_u32(&vec![0; plan.slabs * plan.slices * plan.rows]),
+            bytes_of_u32(&vec![0; plan.slabs]),
+            scale_bytes(matrix),
+        ],
+        sizes: vec![
+            plan.rows as i32,
+            plan.rounds as i32,
+            i32::from(f16::from_f64(largest).to_bits()),
+            product_bits as i32,
+        ],
+        grid: [plan.slices as u32, plan.slabs as u32],
+        block: (WARPS * 32) as u32,
+        cluster: 1,
+        shared_bytes: (2 * g << plan.slice_bits)
+            + matrix.in_features() * 2
+            + (plan.rows + PADDING_ROWS + plan.rows / plan.slices + WARPS) * 4,
+        out_features: matrix.out_features(),
+        in_features: matrix.in_features(),
+        batch: 1,
+        rows: matrix.out_features(),
+        activations: Activations::F16,
+    })
+}
+
+/// What one warp of a block does.
+#[derive(Default)]
+struct Warp {
+    /// chunks of items
+    words: Vec<u32>,
+    /// items of a lane in each round
+    steps: Vec<u32>,
+    /// input group of each lane in each round
+    groups: Vec<u16>,
+}
+
+/// Items that a warp handles in a round, before they are in order.
+struct Task {
+    groups: Vec<u16>,
+    /// of each lane
+    lists: Vec<Vec<u32>>,
+    /// items for each bank that rows lie in
+    banks: [u32; 32],
+}
+
+impl Task {
+    fn steps(&self) -> usize {
+        self.lists.iter().map(Vec::len).max().unwrap_or(0)
+    }
+}
+
+struct Arranger<'a> {
+    plan: &'a Plan,
+    g: usize,
+}
+
+impl Arranger<'_> {
+    /// Bank groups that codewords lie in, as lanes see them that are served together.
+    fn classes(&self) -> usize {
+        if self.g == 8 { 8 } else { 4 }
+    }
+
+    fn class(&self, item: u32) -> usize {
+        item as usize & (self.classes() - 1)
+    }
+
+    fn bank(&self, item: u32) -> usize {
+        item as usize >> self.plan.slice_bits & 31
+    }
+
+    /// Deals the items of a block, given for each input group, to its warps and puts them in order.
+    fn arrange(&self, lists: &[Vec<u32>]) -> Vec<Warp> {
+        let mut order: Vec<usize> = (0..lists.len()).collect();
+        // Lanes of a warp wait for the one with most items.
+        order.sort_by_key(|&group| std::cmp::Reverse(lists[group].len()));
+        let mut tasks: Vec<Task> = order
+            .chunks(32)
+            .flat_map(|groups| self.deal(&self.seat(groups, lists), lists))
+            .collect();
+        tasks.sort_by_key(|task| std::cmp::Reverse(task.steps()));
+        let mut warps: Vec<Warp> = (0..WARPS).map(|_| Warp::default()).collect();
+        for task in &tasks {
+            let least = warps
+                .iter_mut()
+                .filter(|warp| warp.steps.len() < self.plan.rounds)
+                .min_by_key(|warp| warp.steps.iter().sum::<u32>());
+            // The plan has a place for every task.
+            let Some(warp) = least else { break };
+            let placed = self.schedule(task);
+            for chunk in placed.chunks(CHUNK * 32) {
+                append_chunk(&mut warp.words, chunk);
+            }
+            warp.steps.push(task.steps() as u32);
+            warp.groups.extend((0..32).map(|lane| task.groups.get(lane).copied().unwrap_or(0)));
+        }
+        for warp in &mut warps {
+            warp.steps.resize(self.plan.rounds, 0);
+            warp.groups.resize(self.plan.rounds * 32, 0);
+        }
+        warps
+    }
+
+    /// Puts up to 32 groups in an order in which those that are served together want every class of codewords about equally often.
+    fn seat(&self, groups: &[usize], lists: &[Vec<u32>]) -> Vec<usize> {
+        let classes = self.classes();
+        let mut seated = groups.to_vec();
+        let wants: Vec<[i32; 8]> = groups
+            .iter()
+            .map(|&group| {
+                let mut wants = [0; 8];
+                for &item in &lists[group] {
+                    wants[self.class(item)] += 1;
+                }
+                wants
+            })
+            .collect();
+        let mut who: Vec<usize> = (0..groups.len()).collect();
+        let mut sums = vec![[0_i32; 8]; groups.len().div_ceil(classes)];
+        for (seat, &group) in who.iter().enumerate() {
+            for class in 0..classes {
+                sums[seat / classes][class] += wants[group][class];
+            }
+        }
+        // Swaps that even out the squares; each makes their sum smaller, so that this ends.
+        loop {
+            let mut swapped = false;
+            for a in 0..who.len() {
+                for b in a + 1..who.len() {
+                    let (table_a, table_b) = (a / classes, b / classes);
+                    if table_a == table_b {
+                        continue;
+                    }
+                    // What b's group wants more than a's moves from b's table to a's.
+                    let more = |class: usize| wants[who[b]][class] - wants[who[a]][class];
+                    let change: i32 = (0..classes)
+                        .map(|class| more(class) * (sums[table_a][class] - sums[table_b][class] + more(class)))
+                        .sum();
+                    if change < 0 {
+                        for class in 0..classes {
+                            let moved = more(class);
+                            sums[table_a][class] += moved;
+                            sums[table_b][class] -= moved;
+                        }
+                        who.swap(a, b);
+                        swapped = true;
+                    }
+                }
+            }
+            if !swapped {
+                break;
+            }
+        }
+        for (seat, who) in seated.iter_mut().zip(who) {
+            *seat = groups[who];
+        }
+        seated
+    }
+
+    /// Deals the items of up to 32 groups to tasks, one for each piece of the groups: evenly, and so that neither the codewords of lanes that are served
+    /// together crowd in a bank group nor a task's rows in a bank.
+    fn deal(&self, groups: &[usize], lists: &[Vec<u32>]) -> Vec<Task> {
+        let mut tasks: Vec<Task> = (0..self.plan.pieces)
+            .map(|_| Task {
+                groups: groups.iter().map(|&group| group as u16).collect(),
+                lists: vec![Vec::new(); 32],
+                banks: [0; 32],
+            })
+            .collect();
+        let mut classes = vec![[0_u32; 8]; self.plan.pieces];
+        for (lane, &group) in groups.iter().enumerate() {
+            if lane % self.classes() == 0 {
+                classes.fill([0; 8]);
+            }
+            let most = lists[group].len().div_ceil(self.plan.pieces);
+            for &item in &lists[group] {
+                let (class, bank) = (self.class(item), self.bank(item));
+                let piece = (0..self.plan.pieces)
+                    .filter(|&piece| tasks[piece].lists[lane].len() < most)
+                    .min_by_key(|&piece| 2 * classes[piece][class] + tasks[piece].banks[bank])
+                    .unwrap_or(0);
+                classes[piece][class] += 1;
+                tasks[piece].banks[bank] += 1;
+                tasks[piece].lists[lane].push(item);
+            }
+        }
+        tasks
+    }
+
+    /// The items of a task as [step][lane], a multiple of a chunk of steps.
+    ///
+    /// In each step the lanes that are served together should want codewords of different bank groups, and all lanes rows of different banks. A lane
+    /// that has items to spare waits where that cannot be; the others take a conflict.
+    fn schedule(&self, task: &Task) -> Vec<u32> {
+        let (classes, steps) = (self.classes(), task.steps());
+        let mut left: Vec<Vec<Vec<u32>>> = task
+            .lists
+            .iter()
+            .map(|list| {
+                let mut by_class = vec![Vec::new(); classes];
+                for &item in list {
+                    by_class[self.class(item)].push(item);
+                }
+                by_class
+            })
+            .collect();
+        let mut counts: Vec<usize> = task.lists.iter().map(Vec::len).collect();
+        let mut banks = task.banks;
+        let mut placed = Vec::with_capacity(steps.next_multiple_of(CHUNK) * 32);
+        for step in 0..steps {
+            let urgent: Vec<bool> = counts.iter().map(|&count| count >= steps - step).collect();
+            let wanted = self.match_classes(&left, &counts, &urgent);
+            let taken = self.match_banks(&left, &wanted, &urgent, &banks);
+            let mut row = [u32::MAX; 32];
+            let (mut used_banks, mut used_classes) = (0_u32, [0_u32; 8]);
+            for lane in 0..32 {
+                let Some((class, at)) = taken[lane] else { continue };
+                let item = left[lane][class].swap_remove(at);
+                counts[lane] -= 1;
+                banks[self.bank(item)] -= 1;
+                used_banks |= 1 << self.bank(item);
+                used_classes[lane / classes] |= 1 << class;
+                row[lane] = item;
+            }
+            for lane in 0..32 {
+                if row[lane] == u32::MAX {
+                    row[lane] = self.padding(&mut used_banks, &mut used_classes[lane / classes]);
+                }
+            }
+            placed.extend(row);
+        }
+        // Steps that fill up a chunk are done where two of the four are.
+        let idle: Vec<u32> = (0..32_usize)
+            .map(|lane| (lane % classes | (self.plan.rows + lane) << self.plan.slice_bits) as u32)
+            .collect();
+        while placed.len() % (CHUNK * 32) != 0 {
+            placed.extend(&idle);
+        }
+        placed
+    }
+
+    /// An item that counts for no row, in a bank and a bank group that are free if any is.
+    fn padding(&self, used_banks: &mut u32, used_classes: &mut u32) -> u32 {
+        let bank = (used_banks.trailing_ones() as usize).min(31);
+        let class = (used_classes.trailing_ones() as usize).min(self.classes() - 1);
+        *used_banks |= 1 << bank;
+        *used_classes |= 1 << class;
+        let row = (self.plan.rows..self.plan.rows + PADDING_ROWS)
+            .find(|row| row % 32 == bank)
+            .unwrap_or(self.plan.rows);
+        (class | row << self.plan.slice_bits) as u32
+    }
+
+    /// A class of codewords for each lane, all different among lanes that are served together wherever that can be. A lane that need not take
+    /// one does without then.
+    fn match_classes(&self, left: &[Vec<Vec<u32>>], counts: &[usize], urgent: &[bool]) -> Vec<Option<usize>> {
+        let classes = self.classes();
+        let mut wanted = vec![None; 32];
+        for first in (0..32).step_by(classes) {
+            let lanes = first..first + classes;
+            let mut order: Vec<usize> = lanes.clone().filter(|&lane| counts[lane] > 0).collect();
+            order.sort_by_key(|&lane| std::cmp::Reverse(counts[lane]));
+            let edges: Vec<Vec<usize>> = lanes
+                .clone()
+                .map(|lane| {
+                    let mut edges: Vec<usize> =
+                        (0..classes).filter(|&class| !left[lane][class].is_empty()).collect();
+                    edges.sort_by_key(|&class| std::cmp::Reverse(left[lane][class].len()));
+                    edges
+                })
+                .collect();
+            let mut owners = vec![None; classes];
+            for &lane in &order {
+                augment(lane - first, &edges, &mut owners, &mut 0);
+            }
+            for (class, owner) in owners.into_iter().enumerate() {
+                if let Some(lane) = owner {
+                    wanted[first + lane] = Some(class);
+                }
+            }
+            for lane in lanes {
+                if wanted[lane].is_none() && urgent[lane] {
+                    wanted[lane] = edges[lane - first].first().copied();
+                }
+            }
+        }
+        wanted
+    }
+
+    /// An item of the wanted class for each lane, (class, place), in different banks wherever that can be.
+    fn match_banks(
+        &self,
+        left: &[Vec<Vec<u32>>],
+        wanted: &[Option<usize>],
+        urgent: &[bool],
+        banks: &[u32; 32],
+    ) -> Vec<Option<(usize, usize)>> {
+        let candidates = |lane: usize| wanted[lane].map_or(&[][..], |class| &left[lane][class][..]);
+        let edges: Vec<Vec<usize>> = (0..32)
+            .map(|lane| {
+                let mut edges: Vec<usize> = candidates(lane).iter().map(|&item| self.bank(item)).collect();
+                edges.sort_by_key(|&bank| (std::cmp::Reverse(banks[bank]), bank));
+                edges.dedup();
+                edges
+            })
+            .collect();
+        // Those with least choice first.
+        let mut order: Vec<usize> = (0..32).collect();
+        order.sort_by_key(|&lane| edges[lane].len());
+        let mut owners = vec![None; 32];
+        for lane in order {
+            augment(lane, &edges, &mut owners, &mut 0);
+        }
+        let mut chosen = vec![None; 32];
+        let mut loads = [0_u32; 32];
+        for (bank, owner) in owners.into_iter().enumerate() {
+            if let Some(lane) = owner {
+                chosen[lane] = Some(bank);
+                loads[bank] += 1;
+            }
+        }
+        (0..32)
+            .map(|lane| {
+                let class = wanted[lane]?;
+                let bank = match chosen[lane] {
+                    Some(bank) => bank,
+                    None if !urgent[lane] => return None,
+                    None => {
+                        let bank = edges[lane].iter().copied().min_by_key(|&bank| loads[bank])?;
+                        loads[bank] += 1;
+                        bank
+                    }
+                };
+                let at = candidates(lane).iter().position(|&item| self.bank(item) == bank)?;
+                Some((class, at))
+            })
+            .collect()
+    }
+}
+
+/// Finds `left` a partner among its `edges`, moving others to partners of their own where need be. `seen` holds the partners already asked.
+fn augment(left: usize, edges: &[Vec<usize>], owners: &mut [Option<usize>], seen: &mut u32) -> bool {
+    for &right in &edges[left] {
+        if *seen & 1 << right != 0 {
+            continue;
+        }
+        *seen |= 1 << right;
+        if owners[right].is_none_or(|owner| augment(owner, edges, owners, seen)) {
+            owners[right] = Some(left);
+            return true;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array1, Array3, Array4};
+    use rand::{RngExt, SeedableRng};
+
+    use super::*;
+
+    #[test]
+    #[ignore]
+    fn passes_of_a_random_matrix() {
+        let (g, inputs, outputs) = (16, 4096, 11008);
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+        let scheme: aqlm_reference::vocabulary::Scheme = format!("1x16g{g}").parse().unwrap();
+        let codes = Array3::from_shape_simple_fn((outputs, inputs / g, 1), || rng.random_range(0..65536) as u16);
+        let matrix =
+            QuantizedMatrix::new(scheme, codes, Array4::zeros((1, 65536, 1, g)), Array1::ones(outputs)).unwrap();
+        let started = std::time::Instant::now();
+        let packed = pack(&matrix, &Target::h100()).unwrap();
+        eprintln!("{:?} {} bytes of items, grid {:?}, sizes {:?}, shared {}", started.elapsed(), packed.buffers[0].len(), packed.grid, packed.sizes, packed.shared_bytes);
+        let plan = Plan::new(&matrix, &Target::h100()).unwrap();
+        let arranger = Arranger { plan: &plan, g };
+        let mut lists = vec![Vec::new(); inputs / g];
+        for row in 0..plan.rows.min(outputs) {
+            for group in 0..inputs / g {
+                let code = usize::from(matrix.codes[[row, group, 0]]);
+                if code >> plan.slice_bits == 0 {
+                    lists[group].push((code | row << plan.slice_bits) as u32);
+                }
+            }
+        }
+        let warps = arranger.arrange(&lists);
+        let (mut steps, mut code_passes, mut sum_passes) = (0, 0, 0);
+        let mut per_warp = vec![];
+        for warp in &warps {
+            per_warp.push(warp.steps.iter().sum::<u32>());
+            for chunk in warp.words.chunks(96) {
+                for step in 0..4 {
+                    let item = |lane: usize| {
+                        let words: Vec<u64> = (0..3).map(|i| u64::from(chunk[i * 32 + lane])).collect();
+                        let all = u128::from(words[0]) | u128::from(words[1]) << 32 | u128::from(words[2]) << 64;
+                        (all >> (24 * step)) as u32 & 0xff_ffff
+                    };
+                    let mut loads = [0; 32];
+                    let mut worst = 0;
+                    for lane in 0..32 {
+                        loads[arranger.bank(item(lane))] += 1;
+                    }
+                    for first in (0..32).step_by(8) {
+                        let mut most = 0;
+                        for quad in (first..first + 8).step_by(arranger.classes()) {
+                            let mut codes: Vec<u32> = (quad..quad + arranger.classes()).map(|l| item(l) & ((1 << plan.slice_bits) - 1)).collect();
+                            codes.sort();
+                            codes.dedup();
+                            let mut n = [0; 8];
+                            for c in codes { n[arranger.class(c)] += 1; }
+                            most = most.max(*n.iter().max().unwrap());
+                        }
+                        worst += most;
+                    }
+                    steps += 1;
+                    code_passes += worst * g / 8;
+                    sum_passes += loads.iter().max().unwrap();
+                }
+            }
+        }
+        eprintln!("items {}, steps {steps} (of warps {per_warp:?}), passes of codewords {code_passes}, of sums {sum_passes}", lists.iter().map(Vec::len).sum::<usize>());
+    }
+}
