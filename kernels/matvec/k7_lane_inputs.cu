@@ -27,7 +27,10 @@
 // Compile-time: AQLM_G, AQLM_SLICE_BITS.
 
 #define WARPS 24
-#define DEPTH 4
+#define HEAD 6   // chunks of a warp that lie in a known place
+#define RING 8   // chunks of a warp in shared memory
+#define CHUNK_BYTES 384
+#define COUNTERS 256
 #define WORDS (AQLM_G / 2)
 #define CODEWORD_BYTES (AQLM_G * 2)
 #define SLICE_BYTES (CODEWORD_BYTES << AQLM_SLICE_BITS)
@@ -54,7 +57,7 @@ __device__ __forceinline__ void add_to_row(u32* totals, u32 item, u32 product) {
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
-matvec(const u32* items, const u32* spans, const u16* groups, const uint4* codebook, u32* sums, u32* arrived, const u16* scales, const uint4* x, u16* y,
+matvec(const unsigned char* items, const u32* spans, const u16* groups, const uint4* codebook, u32* scratch, const u16* scales, const uint4* x, u16* y,
        int out_features, int in_features, int rows_per_slab, int rounds, int largest, int product_bits) {
 #ifdef AQLM_ON_CPU
     unsigned char* shared = dynamic_shared();
@@ -65,30 +68,28 @@ matvec(const u32* items, const u32* spans, const u16* groups, const uint4* codeb
     const u32 slice = blockIdx.x, slices = gridDim.x, slab = blockIdx.y, block = slab * slices + slice;
     const u32 rows = static_cast<u32>(rows_per_slab), owned = rows / slices, in_groups = static_cast<u32>(in_features) / AQLM_G;
     unsigned char* codewords = shared;
-    uint4* inputs = reinterpret_cast<uint4*>(shared + SLICE_BYTES);        // x
-    u32* totals = reinterpret_cast<u32*>(inputs + in_features / 8);        // [rows + 32], the last for padding
-    float* my_scales = reinterpret_cast<float*>(totals + rows + 32);       // [owned]
-    float* norms = my_scales + owned;                                      // [WARPS]
+    unsigned char* ring = shared + SLICE_BYTES + warp * (RING * CHUNK_BYTES);         // this warp's [RING][3][lane] u32
+    uint4* inputs = reinterpret_cast<uint4*>(shared + SLICE_BYTES + WARPS * RING * CHUNK_BYTES);  // x
+    u32* totals = reinterpret_cast<u32*>(inputs + in_features / 8);                   // [rows + 32], the last for padding
+    float* norms = reinterpret_cast<float*>(totals + rows + 32);                      // [WARPS]
     allow_next_kernel();
 
     for (u32 i = threadIdx.x; i < SLICE_BYTES / 16; i += WARPS * 32) start_copy16(codewords + i * 16, codebook + slice * (SLICE_BYTES / 16) + i);
+    close_copies();
+    const unsigned char* head = items + static_cast<size_t>(block * WARPS + warp) * (HEAD * CHUNK_BYTES) + lane * 16;
+#pragma unroll
+    for (u32 d = 0; d < HEAD; ++d) {
+        if (lane < CHUNK_BYTES / 16) start_copy16(ring + d * CHUNK_BYTES + lane * 16, head + d * CHUNK_BYTES);
+        close_copies();
+    }
     const u32* span = spans + static_cast<size_t>(block * WARPS + warp) * (2 + rounds);
     const u16* my_groups = groups + static_cast<size_t>(block * WARPS + warp) * rounds * 32 + lane;
-    const u32* head = items + static_cast<size_t>(block * WARPS + warp) * (DEPTH * 96) + lane;
-    u32 ahead[DEPTH][3];
-#pragma unroll
-    for (u32 d = 0; d < DEPTH; ++d) {
-#pragma unroll
-        for (u32 i = 0; i < 3; ++i) ahead[d][i] = load_once(head + (d * 3 + i) * 32);
-    }
-    const u32* tail = items + static_cast<size_t>(span[0]) * 96 + lane;
-    const u32 chunks = span[1];
+    const u32 first = span[0], words = span[1];
     u32 left = span[2], group = my_groups[0], round = 0;
     for (u32 i = threadIdx.x; i < rows + 32; i += WARPS * 32) totals[i] = 0;
-    for (u32 i = threadIdx.x; i < owned; i += WARPS * 32) {
-        const u32 row = slab * rows + slice * owned + i;
-        my_scales[i] = row < static_cast<u32>(out_features) ? f32_of_f16(scales[row]) : 0.0f;
-    }
+    const u32 my_row = slab * rows + slice * owned + threadIdx.x;
+    const bool own_row = threadIdx.x < owned && my_row < static_cast<u32>(out_features);
+    const u16 scale = own_row ? scales[my_row] : 0;
     wait_for_previous_kernel();
 
     // x, and the largest |x_group|_1, the same bits in every block.
@@ -114,7 +115,15 @@ matvec(const u32* items, const u32* spans, const u16* groups, const uint4* codeb
         norm = other > norm || other != other ? other : norm;
     }
     if (lane == 0) norms[warp] = norm;
-    complete_copies();
+    // The rest of the items, as far as there is room.
+    const unsigned char* tail = items + static_cast<size_t>(first) * 128 + lane * 16;  // what follows the head, less the head
+    const u32 ends = words * 8 > lane ? (words * 8 - lane + 23) / 24 : 0, chunks = (words + 2) / 3;  // this lane's vectors, the warp's chunks
+#pragma unroll
+    for (u32 d = HEAD; d < RING; ++d) {
+        if (lane < CHUNK_BYTES / 16 && d < ends) start_copy16(ring + d * CHUNK_BYTES + lane * 16, tail + (d - HEAD) * CHUNK_BYTES);
+        close_copies();
+    }
+    copies_in_flight<RING>();  // codewords are there
     __syncthreads();
     norm = norms[lane < WARPS ? lane : 0];
 #pragma unroll
@@ -155,44 +164,43 @@ matvec(const u32* items, const u32* spans, const u16* groups, const uint4* codeb
     };
     take_input(group);
 
-    for (u32 chunk = 0; chunk < chunks; chunk += DEPTH) {
-#pragma unroll
-        for (u32 d = 0; d < DEPTH; ++d) {
-            if (chunk + d < chunks) {
-                if (left == 0) {
-                    ++round;
-                    left = span[2 + round];
-                    take_input(my_groups[round * 32]);
-                }
-                const u32 w0 = ahead[d][0], w1 = ahead[d][1], w2 = ahead[d][2];
-                if (chunk + d + DEPTH < chunks) {
-#pragma unroll
-                    for (u32 i = 0; i < 3; ++i) ahead[d][i] = load_once(tail + ((chunk + d) * 3 + i) * 32);
-                }
-                // Products before sums: no load may pass an atomic.
-                const u32 i0 = w0, i1 = __byte_perm(w0, w1, 0x7543), i2 = __byte_perm(w1, w2, 0x7432), i3 = w2 >> 8;
-                const u32 p0 = item_product(i0, codewords, input, per_q), p1 = item_product(i1, codewords, input, per_q);
-                if (left > 2) {
-                    const u32 p2 = item_product(i2, codewords, input, per_q), p3 = item_product(i3, codewords, input, per_q);
-                    add_to_row(totals, i2, p2);
-                    add_to_row(totals, i3, p3);
-                }
-                add_to_row(totals, i0, p0);
-                add_to_row(totals, i1, p1);
-                left = left > 4 ? left - 4 : 0;
-            }
+#pragma unroll 1
+    for (u32 chunk = 0; chunk < chunks; ++chunk) {
+        if (left == 0) {
+            ++round;
+            left = span[2 + round];
+            take_input(my_groups[round * 32]);
         }
+        copies_in_flight<RING - 1>();
+        __syncwarp();
+        unsigned char* slot = ring + chunk % RING * CHUNK_BYTES;
+        const u32* mine = reinterpret_cast<const u32*>(slot) + lane;
+        const u32 w0 = mine[0], w1 = mine[32], w2 = mine[64];
+        // Products before sums: no load may pass an atomic.
+        const u32 i0 = w0, i1 = __byte_perm(w0, w1, 0x7543), i2 = __byte_perm(w1, w2, 0x7432), i3 = w2 >> 8;
+        __syncwarp();  // the slot is read
+        if (lane < CHUNK_BYTES / 16 && chunk + RING < ends) start_copy16(slot + lane * 16, tail + (chunk + (RING - HEAD)) * CHUNK_BYTES);
+        close_copies();
+        const u32 p0 = item_product(i0, codewords, input, per_q), p1 = item_product(i1, codewords, input, per_q);
+        if (left > 2) {
+            const u32 p2 = item_product(i2, codewords, input, per_q), p3 = item_product(i3, codewords, input, per_q);
+            add_to_row(totals, i2, p2);
+            add_to_row(totals, i3, p3);
+        }
+        add_to_row(totals, i0, p0);
+        add_to_row(totals, i1, p1);
+        left = left > 4 ? left - 4 : 0;
     }
 
     __syncthreads();
     // [owner][slice][rows owned] of this slab, four rows at a time.
     const u32 quads = owned / 4;
-    uint4* slab_sums = reinterpret_cast<uint4*>(sums) + static_cast<size_t>(slab) * slices * (rows / 4);
+    uint4* slab_sums = reinterpret_cast<uint4*>(scratch + COUNTERS) + static_cast<size_t>(slab) * slices * (rows / 4);
     for (u32 i = threadIdx.x; i < rows / 4; i += WARPS * 32) {
         const u32 owner = i / quads;
         slab_sums[(owner * slices + slice) * quads + (i - owner * quads)] = reinterpret_cast<const uint4*>(totals)[i];
     }
-    meet_blocks(arrived + slab, slices, slice == 0);
+    meet_blocks(scratch + slab, slices, slice == 0);
     // Thread (part, quad) adds up every parts-th slice's sums of four rows.
     const u32 parts = WARPS * 32 / quads < slices ? WARPS * 32 / quads : slices;
     const u32 part = threadIdx.x / quads, quad = threadIdx.x - part * quads;
@@ -200,10 +208,12 @@ matvec(const u32* items, const u32* spans, const u16* groups, const uint4* codeb
     if (part < parts) {
         const uint4* from = slab_sums + slice * slices * quads + quad;
         uint4 total = {0, 0, 0, 0};
-#pragma unroll 4
-        for (u32 of = part; of < slices; of += parts) {
-            const uint4 more = load_fresh(from + of * quads);
-            total = {total.x + more.x, total.y + more.y, total.z + more.z, total.w + more.w};
+        // Two at once; what lies beyond the last is read again and not added.
+        for (u32 of = part; of < slices; of += 2 * parts) {
+            const bool two = of + parts < slices;
+            const uint4 a = load_fresh(from + of * quads), b = load_fresh(from + (two ? of + parts : of) * quads);
+            total = {total.x + a.x, total.y + a.y, total.z + a.z, total.w + a.w};
+            if (two) total = {total.x + b.x, total.y + b.y, total.z + b.z, total.w + b.w};
         }
         partial[threadIdx.x] = total;
     }
@@ -211,11 +221,10 @@ matvec(const u32* items, const u32* spans, const u16* groups, const uint4* codeb
     // An infinite x, or one that is no number, makes all results so.
     const float q = bound < 3e38f ? __uint_as_float(static_cast<u32>(127 - shift) << 23) : __uint_as_float(0x7fc00000);
     const float raised = __uint_as_float(static_cast<u32>(127 + lowered) << 23);
-    for (u32 i = threadIdx.x; i < owned; i += WARPS * 32) {
+    if (own_row) {
         u32 total = 0u - in_groups * MAGIC_BITS;
-#pragma unroll 8
-        for (u32 of = 0; of < parts; ++of) total += reinterpret_cast<const u32*>(partial)[of * owned + i];
-        const u32 row = slab * rows + slice * owned + i;
-        if (row < static_cast<u32>(out_features)) y[row] = y_of_f32(static_cast<float>(static_cast<int>(total)) * q * raised * my_scales[i]);
+#pragma unroll 4
+        for (u32 of = 0; of < parts; ++of) total += reinterpret_cast<const u32*>(partial)[of * owned + threadIdx.x];
+        y[my_row] = y_of_f32(static_cast<float>(static_cast<int>(total)) * q * raised * f32_of_f16(scale));
     }
 }

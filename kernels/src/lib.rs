@@ -73,6 +73,9 @@ pub struct Kernel {
     /// whether blocks wait for others of their launch, so that all must run at once
     #[serde(default)]
     pub meets: bool,
+    /// which operand, of zeros at first, is memory that matrices of one stream share
+    #[serde(default)]
+    pub scratch: Option<usize>,
 }
 
 /// Local memory that a kernel may take.

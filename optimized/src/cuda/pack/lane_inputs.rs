@@ -7,12 +7,15 @@ use super::{Activations, Packed, Target, bytes_of_u16, bytes_of_u32, codebook_by
 
 /// Warps of a block.
 const WARPS: usize = 24;
-/// Chunks of a warp that lie where it finds them without reading anything first.
-const DEPTH: usize = 4;
+/// Chunks of a warp that lie where it finds them without reading anything first, and that it has room for in shared memory.
+const HEAD: usize = 6;
+const RING: usize = 8;
 /// Items of a lane in a chunk, and words of a chunk.
 const CHUNK: usize = 4;
 const CHUNK_WORDS: usize = 96;
 const ITEM_BITS: usize = 24;
+/// Counters of slabs at the start of what blocks share.
+const COUNTERS: usize = 256;
 /// Rows after a slab's own that padding adds to, one for each bank.
 const PADDING_ROWS: usize = 32;
 /// Bits of a rounded product, and of the sums of a row.
@@ -46,13 +49,19 @@ impl Plan {
                 target.multiprocessors
             )));
         }
+        // A block scales the rows that it owns one a thread, and adds them up four at a time.
         let step = slices * 4;
         let rows = out_groups.div_ceil(at_once).next_multiple_of(step);
-        let most = (1 << (ITEM_BITS - slice_bits)) - PADDING_ROWS;
+        let most = ((1 << (ITEM_BITS - slice_bits)) - PADDING_ROWS).min(slices * WARPS * 32) / step * step;
         if rows > most {
             return Err(AqlmError::Unsupported(format!(
-                "k7 does at most {} rows of {scheme}, not {out_groups}",
-                most / step * step * at_once
+                "k7 does at most {} rows of {scheme} here, not {out_groups}",
+                most * at_once
+            )));
+        }
+        if at_once > COUNTERS {
+            return Err(AqlmError::Unsupported(format!(
+                "k7 has counters for {COUNTERS} slabs, not {at_once}"
             )));
         }
         // As many pieces as keep all lanes of all rounds busy, and few rounds.
@@ -108,16 +117,16 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
     let warps = || blocks.iter().flatten();
     let (mut items, mut spans, mut groups) = (Vec::new(), Vec::new(), Vec::new());
     for warp in warps() {
-        let head = warp.words.len().min(DEPTH * CHUNK_WORDS);
+        let head = warp.words.len().min(HEAD * CHUNK_WORDS);
         items.extend_from_slice(&warp.words[..head]);
-        items.resize(items.len() + DEPTH * CHUNK_WORDS - head, 0);
+        items.resize(items.len() + HEAD * CHUNK_WORDS - head, 0);
     }
     for warp in warps() {
-        let chunks = warp.words.len() / CHUNK_WORDS;
-        spans.extend([(items.len() / CHUNK_WORDS) as u32, chunks as u32]);
+        let words = warp.words.len() / 32;
+        spans.extend([(items.len() / 32) as u32, words as u32]);
         spans.extend(&warp.steps);
         groups.extend_from_slice(&warp.groups);
-        items.extend(warp.words.iter().skip(DEPTH * CHUNK_WORDS));
+        items.extend(warp.words.iter().skip(HEAD * CHUNK_WORDS));
     }
     let largest = matrix.codebooks.iter().fold(0.0_f64, |most, c| most.max(c.abs()));
     let product_bits = PRODUCT_BITS.min(SUM_BITS - (in_groups + 1).next_power_of_two().trailing_zeros());
@@ -130,8 +139,7 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
             bytes_of_u32(&spans),
             bytes_of_u16(groups.into_iter()),
             codebook_bytes(matrix),
-            bytes_of_u32(&vec![0; plan.slabs * plan.slices * plan.rows]),
-            bytes_of_u32(&vec![0; plan.slabs]),
+            vec![0; (COUNTERS + plan.slabs * plan.slices * plan.rows) * 4],
             scale_bytes(matrix),
         ],
         sizes: vec![
@@ -144,8 +152,9 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
         block: (WARPS * 32) as u32,
         cluster: 1,
         shared_bytes: (2 * g << plan.slice_bits)
+            + WARPS * RING * CHUNK_WORDS * 4
             + matrix.in_features() * 2
-            + (plan.rows + PADDING_ROWS + plan.rows / plan.slices + WARPS) * 4,
+            + (plan.rows + PADDING_ROWS + WARPS) * 4,
         out_features: matrix.out_features(),
         in_features: matrix.in_features(),
         batch: 1,
@@ -225,6 +234,10 @@ impl Arranger<'_> {
             warp.groups.extend((0..32).map(|lane| task.groups.get(lane).copied().unwrap_or(0)));
         }
         for warp in &mut warps {
+            // Items are done two at a time: two words hold the first two of a chunk.
+            if warp.steps.last().is_some_and(|&steps| matches!(steps % 4, 1 | 2)) {
+                warp.words.truncate(warp.words.len() - 32);
+            }
             warp.steps.resize(self.plan.rounds, 0);
             warp.groups.resize(self.plan.rounds * 32, 0);
         }
@@ -520,8 +533,9 @@ mod tests {
             per_warp.push(warp.steps.iter().sum::<u32>());
             for chunk in warp.words.chunks(96) {
                 for step in 0..4 {
+                    if step > 1 && chunk.len() < 96 { continue; }
                     let item = |lane: usize| {
-                        let words: Vec<u64> = (0..3).map(|i| u64::from(chunk[i * 32 + lane])).collect();
+                        let words: Vec<u64> = (0..3).map(|i| u64::from(*chunk.get(i * 32 + lane).unwrap_or(&0))).collect();
                         let all = u128::from(words[0]) | u128::from(words[1]) << 32 | u128::from(words[2]) << 64;
                         (all >> (24 * step)) as u32 & 0xff_ffff
                     };
