@@ -103,7 +103,7 @@ inline void __syncthreads() { wait_at(current->block->barrier); }
 inline void cluster_barrier() { wait_at(cluster_wide); }
 
 // Kernels whose blocks meet are played with the whole grid as one cluster; each block meets others once.
-inline void meet_blocks(uint32_t*, uint32_t, bool) { cluster_barrier(); }
+inline void meet_blocks(uint32_t*, uint32_t, bool, uint32_t) { cluster_barrier(); }
 
 inline void cluster_arrive() {}
 inline void cluster_wait() { cluster_barrier(); }
@@ -244,6 +244,7 @@ inline uint4 load_often(const uint4* from) { return *from; }
 inline uint2 load_once(const uint2* from) { return *from; }
 inline uint32_t load_once(const uint32_t* from) { return *from; }
 inline int load_fresh(const int* from) { return *from; }
+inline uint32_t load_fresh(const uint32_t* from) { return *from; }
 inline uint4 load_fresh(const uint4* from) { return *from; }
 template <class T> T atomicAdd(T* at, T value) {
     const T before = *at;

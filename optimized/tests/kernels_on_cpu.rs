@@ -147,7 +147,15 @@ fn check_batch(
     batch: usize,
     config: Option<LaunchConfig>,
 ) {
-    check_on(kernel, scheme, out_features, in_features, batch, config, &small_target());
+    check_on(
+        kernel,
+        scheme,
+        out_features,
+        in_features,
+        batch,
+        config,
+        &small_target(),
+    );
 }
 
 fn check_on(
