@@ -66,8 +66,9 @@ impl Plan {
         }
         // As many pieces as keep all lanes of all rounds busy, and few rounds.
         let tasks = in_groups.div_ceil(32);
-        let (mut rounds, mut pieces, mut best) = (tasks.div_ceil(WARPS), 1, 0.0);
-        for tried in rounds..rounds + 4 {
+        let fewest = tasks.div_ceil(WARPS);
+        let (mut rounds, mut pieces, mut best) = (fewest, 1, 0.0);
+        for tried in fewest..fewest + 4 {
             let fitting = tried * WARPS / tasks;
             let filled = (fitting * tasks) as f64 / (tried * WARPS) as f64;
             if filled > best + 0.05 {
@@ -151,7 +152,7 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
         grid: [plan.slices as u32, plan.slabs as u32],
         block: (WARPS * 32) as u32,
         cluster: 1,
-        shared_bytes: (2 * g << plan.slice_bits)
+        shared_bytes: ((2 * g) << plan.slice_bits)
             + WARPS * RING * CHUNK_WORDS * 4
             + matrix.in_features() * 2
             + (plan.rows + PADDING_ROWS + WARPS) * 4,
@@ -426,7 +427,7 @@ impl Arranger<'_> {
         }
         // Steps that fill up a chunk are done where two of the four are.
         let idle: Vec<u32> = (0..32_usize)
-            .map(|lane| (lane % classes | (self.plan.rows + lane) << self.plan.slice_bits) as u32)
+            .map(|lane| ((lane % classes) | ((self.plan.rows + lane) << self.plan.slice_bits)) as u32)
             .collect();
         while placed.len() % (CHUNK * 32) != 0 {
             placed.extend(&idle);
