@@ -65,6 +65,35 @@ __device__ __forceinline__ int load_fresh(const int* from) {
     return v;
 }
 
+__device__ __forceinline__ u32 load_fresh(const u32* from) {
+    u32 v;
+    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ uint4 load_fresh(const uint4* from) {
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
+    return v;
+}
+
+// Barrier over `blocks` blocks of a launch, all of which must run at once: what they wrote to global memory before, all see after it (by load_fresh).
+// Exactly one of them is `first`. `arrived` starts as zero; a meeting flips its top bit and leaves the rest zero, so that it serves every launch.
+// `before` is what thread 0 read there (load_fresh) at any time after wait_for_previous_kernel().
+__device__ __forceinline__ void meet_blocks(u32* arrived, u32 blocks, bool first, u32 before) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(arrived), "r"(first ? 0x80000000u - (blocks - 1) : 1u) : "memory");
+        u32 now;
+        do {
+            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(arrived) : "memory");
+        } while (((before ^ now) & 0x80000000u) == 0);
+        __threadfence();
+    }
+    __syncthreads();
+}
+
 // Two f16 products and sums, each rounded once: a * b + c.
 __device__ __forceinline__ u32 fma_f16x2(u32 a, u32 b, u32 c) {
     u32 d;

@@ -102,6 +102,9 @@ inline void __syncwarp() { wait_at(current->block->warps[current->thread.x / 32]
 inline void __syncthreads() { wait_at(current->block->barrier); }
 inline void cluster_barrier() { wait_at(cluster_wide); }
 
+// Kernels whose blocks meet are played with the whole grid as one cluster; each block meets others once.
+inline void meet_blocks(uint32_t*, uint32_t, bool, uint32_t) { cluster_barrier(); }
+
 inline void cluster_arrive() {}
 inline void cluster_wait() { cluster_barrier(); }
 
@@ -247,6 +250,8 @@ inline void load_far(uint4& v, const uint4* from, bool far) {
 inline uint2 load_once(const uint2* from) { return *from; }
 inline uint32_t load_once(const uint32_t* from) { return *from; }
 inline int load_fresh(const int* from) { return *from; }
+inline uint32_t load_fresh(const uint32_t* from) { return *from; }
+inline uint4 load_fresh(const uint4* from) { return *from; }
 template <class T> T atomicAdd(T* at, T value) {
     const T before = *at;
     *at += value;
@@ -391,50 +396,48 @@ static void enter() {
     yield();
 }
 
-// Runs a whole grid, cluster after cluster.
+// Runs a whole grid, cluster after cluster; a cluster may be the grid.
 inline void run_grid(Place grid, Place block, uint32_t cluster, size_t shared_bytes, void (*kernel)(), const Arguments& with) {
     grid_size = grid;
     block_size = block;
     arguments = &with;
     run_kernel = kernel;
-    for (uint32_t y = 0; y < grid.y; ++y) {
-        for (uint32_t x = 0; x < grid.x; x += cluster) {
-            cluster_blocks.assign(cluster, {});
-            cluster_wide = Barrier{cluster * block.x, 0, 0};
-            std::vector<Fiber> fibers(static_cast<size_t>(cluster) * block.x);
-            for (uint32_t rank = 0; rank < cluster; ++rank) {
-                Block& b = cluster_blocks[rank];
-                b.index = {x + rank, y, 0};
-                // Poison: a kernel must not read shared memory that it didn't write.
-                b.shared.assign(shared_bytes + 128, 0xff);
-                b.barrier.size = block.x;
-                b.warps.assign(block.x / 32, Barrier{32, 0, 0});
-                b.exchange.assign(block.x, 0);
-                b.fragments.assign(block.x, {});
-                b.pairs.assign(block.x, {});
-                b.teams = {};
-                b.warpgroups.assign(block.x / 128, Barrier{128, 0, 0});
-                for (uint32_t t = 0; t < block.x; ++t) {
-                    Fiber& f = fibers[static_cast<size_t>(rank) * block.x + t];
-                    f.block = &b;
-                    f.thread = {t, 0, 0};
-                    const size_t bytes = 32768;
-                    f.stack.reset(new char[bytes]);
-                    getcontext(&f.context);
-                    f.context.uc_stack.ss_sp = f.stack.get();
-                    f.context.uc_stack.ss_size = bytes;
-                    f.context.uc_link = nullptr;
-                    makecontext(&f.context, enter, 0);
-                }
+    for (uint32_t first = 0; first < grid.x * grid.y; first += cluster) {
+        cluster_blocks.assign(cluster, {});
+        cluster_wide = Barrier{cluster * block.x, 0, 0};
+        std::vector<Fiber> fibers(static_cast<size_t>(cluster) * block.x);
+        for (uint32_t rank = 0; rank < cluster; ++rank) {
+            Block& b = cluster_blocks[rank];
+            b.index = {(first + rank) % grid.x, (first + rank) / grid.x, 0};
+            // Poison: a kernel must not read shared memory that it didn't write.
+            b.shared.assign(shared_bytes + 128, 0xff);
+            b.barrier.size = block.x;
+            b.warps.assign(block.x / 32, Barrier{32, 0, 0});
+            b.exchange.assign(block.x, 0);
+            b.fragments.assign(block.x, {});
+            b.pairs.assign(block.x, {});
+            b.teams = {};
+            b.warpgroups.assign(block.x / 128, Barrier{128, 0, 0});
+            for (uint32_t t = 0; t < block.x; ++t) {
+                Fiber& f = fibers[static_cast<size_t>(rank) * block.x + t];
+                f.block = &b;
+                f.thread = {t, 0, 0};
+                const size_t bytes = 32768;
+                f.stack.reset(new char[bytes]);
+                getcontext(&f.context);
+                f.context.uc_stack.ss_sp = f.stack.get();
+                f.context.uc_stack.ss_size = bytes;
+                f.context.uc_link = nullptr;
+                makecontext(&f.context, enter, 0);
             }
-            for (size_t live = fibers.size(); live > 0;) {
-                live = 0;
-                for (Fiber& f : fibers) {
-                    if (f.done) continue;
-                    current = &f;
-                    swapcontext(&scheduler, &f.context);
-                    if (!f.done) ++live;
-                }
+        }
+        for (size_t live = fibers.size(); live > 0;) {
+            live = 0;
+            for (Fiber& f : fibers) {
+                if (f.done) continue;
+                current = &f;
+                swapcontext(&scheduler, &f.context);
+                if (!f.done) ++live;
             }
         }
     }

@@ -70,6 +70,12 @@ pub struct Kernel {
     /// which operand is codebooks, of a kernel whose matrices can share a launch where they read the same x
     #[serde(default)]
     pub joins: Option<usize>,
+    /// whether blocks wait for others of their launch, so that all must run at once
+    #[serde(default)]
+    pub meets: bool,
+    /// which operand, of zeros at first, is memory that matrices of one stream share
+    #[serde(default)]
+    pub scratch: Option<usize>,
 }
 
 /// Local memory that a kernel may take.
@@ -125,7 +131,7 @@ pub fn user_source(text: &str, name: &str, folder: Option<&Path>) -> Result<Stri
     Ok(expand(text, &file("common.cuh", folder)?, name))
 }
 
-const FILES: [(&str, &str); 22] = [
+const FILES: [(&str, &str); 23] = [
     ("common.cuh", include_str!("../common.cuh")),
     ("matvec/k1_naive.cu", include_str!("../matvec/k1_naive.cu")),
     (
@@ -147,6 +153,10 @@ const FILES: [(&str, &str); 22] = [
     (
         "matvec/k6_product_tables.cu",
         include_str!("../matvec/k6_product_tables.cu"),
+    ),
+    (
+        "matvec/k7_lane_inputs.cu",
+        include_str!("../matvec/k7_lane_inputs.cu"),
     ),
     ("matmul/k1_naive.cu", include_str!("../matmul/k1_naive.cu")),
     (

@@ -56,6 +56,8 @@ const CASES: &[(&str, &str)] = &[
     ),
     ("matvec/k6_product_tables", "-DAQLM_B=16 -DAQLM_G=8"),
     ("matvec/k6_product_tables", "-DAQLM_B=16 -DAQLM_G=16"),
+    ("matvec/k7_lane_inputs", "-DAQLM_G=8 -DAQLM_SLICE_BITS=12"),
+    ("matvec/k7_lane_inputs", "-DAQLM_G=16 -DAQLM_SLICE_BITS=11"),
     (
         "matmul/k1_naive",
         "-DAQLM_M=2 -DAQLM_B=8 -DAQLM_G=8 -DAQLM_OUT_G=1",

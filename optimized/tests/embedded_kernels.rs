@@ -121,7 +121,11 @@ fn wanted() -> BTreeMap<String, BTreeSet<String>> {
                 for op in [Op::Matvec, Op::Decode] {
                     let found = dispatched(op, scheme, [out_features, width], 1, compute, target).unwrap();
                     let naive = format!("{}/k1_naive", op.name());
-                    for id in [found.kernel, naive.as_str()] {
+                    // What whole models fall back on where a matrix has more blocks than run at once.
+                    let sliced = (op == Op::Matvec && compute == (9, 0))
+                        .then_some("matvec/k4_sliced_codebook")
+                        .filter(|id| pack(id, &matrix, target, 1).is_ok());
+                    for id in [found.kernel, naive.as_str()].into_iter().chain(sliced) {
                         let packed = pack(id, &matrix, target, 1).unwrap();
                         add(id, &packed.defines);
                     }

@@ -109,7 +109,12 @@ fn run_on_cpu(packed: &Packed, x: &[u16], name: &str) -> Option<Vec<u16>> {
         integers: &packed.integers(),
         grid: packed.grid,
         block: packed.block,
-        cluster: packed.cluster,
+        // Blocks that meet are played at once.
+        cluster: if aqlm_kernels::kernel(packed.kernel).unwrap().meets {
+            packed.grid[0] * packed.grid[1]
+        } else {
+            packed.cluster
+        },
         shared_bytes: packed.shared_bytes,
     };
     let bytes = shim::run(&launch, &contents, contents.len() - 1, name)?;
@@ -142,6 +147,26 @@ fn check_batch(
     batch: usize,
     config: Option<LaunchConfig>,
 ) {
+    check_on(
+        kernel,
+        scheme,
+        out_features,
+        in_features,
+        batch,
+        config,
+        &small_target(),
+    );
+}
+
+fn check_on(
+    kernel: &str,
+    scheme: &str,
+    out_features: usize,
+    in_features: usize,
+    batch: usize,
+    config: Option<LaunchConfig>,
+    target: &Target,
+) {
     let mut rng = ChaCha8Rng::seed_from_u64(out_features as u64 * 1_000_003 + in_features as u64);
     let scheme: Scheme = scheme.parse().unwrap();
     let matrix = grid_matrix(scheme, out_features, in_features, &mut rng);
@@ -152,14 +177,32 @@ fn check_batch(
         &[Activations::F16]
     };
     for &format in formats {
-        let mut packed = pack(kernel, &matrix, &small_target(), batch)
+        let mut packed = pack(kernel, &matrix, target, batch)
             .unwrap()
             .with_activations(format)
             .unwrap();
         if let Some(config) = config {
-            packed = with_config(&packed, scheme, &small_target(), config);
+            packed = with_config(&packed, scheme, target, config);
         }
         check_packed(&packed, &matrix, &x);
+    }
+}
+
+#[test]
+fn k7_lane_inputs() {
+    // One slab and two; groups that leave lanes and warps empty; several rounds; more chunks than those in flight.
+    for (scheme, rows, inputs) in [
+        ("1x13g16", 37, 272),
+        ("1x13g8", 70, 4424),
+        ("1x13g8", 2048, 264),
+        ("1x14g16", 1100, 784),
+        ("1x13g16", 35, 15_376),
+    ] {
+        let target = Target {
+            multiprocessors: 16,
+            ..small_target()
+        };
+        check_on("matvec/k7_lane_inputs", scheme, rows, inputs, 1, None, &target);
     }
 }
 

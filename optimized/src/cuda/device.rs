@@ -35,6 +35,7 @@ pub struct Device {
     /// where compiled kernels are kept
     cache: Option<PathBuf>,
     functions: Mutex<HashMap<FunctionKey, CudaFunction>>,
+    scratch: Mutex<Option<Arc<CudaSlice<u8>>>>,
 }
 
 impl Device {
@@ -93,6 +94,7 @@ impl Device {
             compiler,
             cache: image::cache_folder(),
             functions: Mutex::new(HashMap::new()),
+            scratch: Mutex::new(None),
         };
         if compute.0 >= 9 {
             device.target.clusters = device.count_clusters()?;
@@ -189,6 +191,22 @@ impl Device {
     /// `Driver`, for example when memory runs out.
     pub fn zeros<T: Activation>(&self, count: usize) -> Result<CudaSlice<T>> {
         self.stream.alloc_zeros(count).during("allocating")
+    }
+
+    /// At least `bytes` of memory that was zero at first, which launches of this device's stream use one after the other: it stays in the cache, where memory of
+    /// each matrix's own would be written back to make room.
+    ///
+    /// # Errors
+    /// `Driver`, for example when memory runs out.
+    pub(super) fn scratch(&self, bytes: usize) -> Result<Arc<CudaSlice<u8>>> {
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = scratch.as_ref().filter(|there| there.len() >= bytes) {
+            return Ok(Arc::clone(there));
+        }
+        // Matrices that have the smaller one keep it.
+        let larger = Arc::new(self.stream.alloc_zeros(bytes).during("allocating")?);
+        *scratch = Some(Arc::clone(&larger));
+        Ok(larger)
     }
 
     /// Bytes of device memory that are free.

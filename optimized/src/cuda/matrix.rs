@@ -2,6 +2,8 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, sys};
 
+use aqlm_reference::vocabulary::AqlmError;
+
 use super::device::allow_large_clusters;
 use super::error::{During, check_lengths};
 use super::launch::{self, Shape};
@@ -13,6 +15,8 @@ pub struct DeviceMatrix {
     packed: Packed,
     function: CudaFunction,
     buffers: Arc<Vec<CudaSlice<u8>>>,
+    /// what it shares with other matrices, and which operand that is
+    scratch: Option<(usize, Arc<CudaSlice<u8>>)>,
 }
 
 impl DeviceMatrix {
@@ -45,14 +49,36 @@ impl DeviceMatrix {
         if packed.cluster > 8 {
             allow_large_clusters(&function)?;
         }
+        let kernel = aqlm_kernels::kernel(packed.kernel)?;
+        let blocks = packed.grid[0] * packed.grid[1];
+        let room = device.target().multiprocessors;
+        if kernel.meets && blocks > room {
+            return Err(AqlmError::Unsupported(format!(
+                "{blocks} blocks of {} wait for each other, and {room} run at once",
+                packed.kernel
+            ))
+            .into());
+        }
+        let scratch = match kernel.scratch {
+            Some(at) => Some((at, device.scratch(packed.buffers[at].len())?)),
+            None => None,
+        };
         let upload = |bytes: &Vec<u8>| device.stream().clone_htod(bytes).during("uploading a matrix");
-        let buffers = packed.buffers.iter().map(upload).collect::<Result<Vec<_>>>()?;
+        let own = |&(index, _): &(usize, &Vec<u8>)| kernel.scratch != Some(index);
+        let buffers = packed
+            .buffers
+            .iter()
+            .enumerate()
+            .filter(own)
+            .map(|(_, bytes)| upload(bytes))
+            .collect::<Result<Vec<_>>>()?;
         // The sizes stay, the host's copy of the contents does not.
         let packed = packed.without_buffers();
         Ok(Self {
             packed,
             function,
             buffers: Arc::new(buffers),
+            scratch,
         })
     }
 
@@ -61,7 +87,7 @@ impl DeviceMatrix {
         (self.packed.out_features, self.packed.in_features)
     }
 
-    /// Bytes on the device.
+    /// Bytes on the device, without what it shares with others.
     pub fn bytes(&self) -> usize {
         self.buffers.iter().map(CudaSlice::len).sum()
     }
@@ -91,6 +117,7 @@ impl DeviceMatrix {
             packed: packed.without_buffers(),
             function,
             buffers: Arc::clone(&self.buffers),
+            scratch: self.scratch.clone(),
         })
     }
 
@@ -139,6 +166,9 @@ impl DeviceMatrix {
             .iter()
             .map(|buffer| buffer.device_ptr(stream).0)
             .collect();
+        if let Some((at, scratch)) = &self.scratch {
+            pointers.insert(*at, scratch.device_ptr(stream).0);
+        }
         pointers.extend(x.map(|x| x.device_ptr(stream).0));
         pointers.push(y.device_ptr_mut(stream).0);
         let shape = Shape {
@@ -172,6 +202,7 @@ impl DeviceMatrix {
             packed: self.packed.without_buffers(),
             function: self.function.clone(),
             buffers: Arc::new(self.buffers.iter().map(copy).collect::<Result<Vec<_>>>()?),
+            scratch: self.scratch.clone(),
         })
     }
 }

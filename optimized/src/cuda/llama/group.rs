@@ -354,6 +354,14 @@ fn pack_for(
     let mut candidates = Vec::new();
     if let Some(chosen) = chosen {
         candidates.push((chosen.kernel, chosen.config));
+        // k7 wants all its blocks at once, which very tall matrices or small devices do not allow.
+        let (major, minor) = device.compute();
+        let sliced = "matvec/k4_sliced_codebook";
+        if op == Op::Matvec
+            && aqlm_kernels::kernel(sliced).is_ok_and(|kernel| kernel.runs_on((major * 10 + minor) as u32))
+        {
+            candidates.push((sliced, None));
+        }
     } else if op == Op::Matmul && !plain {
         // The table decodes to memory first, which a model has no room for.
         let id = "matmul/k2_fused_tensor";

@@ -6,6 +6,7 @@
 
 mod hot;
 mod joined;
+mod lane_inputs;
 mod lookup;
 mod plain;
 mod shared;
@@ -247,6 +248,7 @@ pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target, batch: usize) -
         "matvec/k4_sliced_codebook" => sliced::pack(matrix, target),
         "matvec/k5_staged_codes" => lookup::pack_staged(matrix, target)?,
         "matvec/k6_product_tables" => tables::pack(matrix, target)?,
+        "matvec/k7_lane_inputs" => lane_inputs::pack(matrix, target)?,
         other => return Err(AqlmError::Unsupported(format!("no packer for {other}"))),
     };
     if packed.shared_bytes > target.shared_bytes {

@@ -205,7 +205,7 @@ impl Queue {
 }
 
 /// The items of one chunk, [step][lane], as three loads a lane: [3][lane] of 8 bytes for eight steps, of 4 bytes for four.
-fn append_chunk(words: &mut Vec<u32>, items: &[u32]) {
+pub(super) fn append_chunk(words: &mut Vec<u32>, items: &[u32]) {
     let (base, steps) = (words.len(), items.len() / 32);
     let load_words = steps / 4;
     words.resize(base + 3 * 32 * load_words, 0);
