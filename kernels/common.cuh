@@ -206,20 +206,6 @@ __device__ __forceinline__ void multiply_16x8x16(float (&d)[4], u32 a0, u32 a1, 
 // Asks for the cache line at `at` to be brought to L2; returns at once.
 __device__ __forceinline__ void prefetch_line(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 
-// A barrier in shared memory at which `count` arrivals end a phase. Phases have parity 0, 1, 0 and so on; meet_phase returns when the latest one of that parity is
-// over, at once for parity 1 before the first. Threads must meet (__syncthreads) between start_phases and all else.
-typedef unsigned long long Phases;
-__device__ __forceinline__ void start_phases(Phases* at, u32 count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(at)), "r"(count) : "memory");
-}
-__device__ __forceinline__ void arrive(Phases* at) {
-    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(shared_address(at)) : "memory");
-}
-__device__ __forceinline__ void meet_phase(Phases* at, u32 parity) {
-    asm volatile("{\n.reg .pred over;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 over, [%0], %1;\n@!over bra again;\n}" ::"r"(shared_address(at)), "r"(parity)
-                 : "memory");
-}
-
 // Programmatic dependent launch: lets the next kernel of the stream start its own set-up as soon as a multiprocessor has room.
 __device__ __forceinline__ void allow_next_kernel() {
 #if __CUDA_ARCH__ >= 900
@@ -295,11 +281,6 @@ __device__ __forceinline__ void publish_to_products() { asm volatile("fence.prox
 #define OPERANDS_32(d) OPERANDS_16(d), \
     "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), \
     "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-#define SUMS_44 SUMS_32 \
-    ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43"
-#define OPERANDS_44(d) OPERANDS_32(d), \
-    "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), \
-    "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43])
 #define SUMS_64 SUMS_32 \
     ",%32,%33,%34,%35,%36,%37,%38,%39" \
     ",%40,%41,%42,%43,%44,%45,%46,%47" \
@@ -340,19 +321,6 @@ DEFINE_PRODUCT(32, SUMS_16, OPERANDS_16(d), 16, 17, 18, 19, 20)
 DEFINE_PRODUCT(64, SUMS_32, OPERANDS_32(d), 32, 33, 34, 35, 36)
 DEFINE_PRODUCT(128, SUMS_64, OPERANDS_64(d), 64, 65, 66, 67, 68)
 DEFINE_PRODUCT(256, SUMS_128, OPERANDS_128(d), 128, 129, 130, 131, 132)
-
-// The same with a [64 x 16] in shared memory, too.
-#define DEFINE_SHARED_PRODUCT(N, SUMS, OPERANDS, A, B)                                                                                \
-    __device__ __forceinline__ void multiply_64xNx16(float (&d)[N / 2], Tile a, Tile b) {                                              \
-        asm volatile("{\n.reg .pred add;\nsetp.eq.u32 add, 0, 0;\nwgmma.mma_async.sync.aligned.m64n" #N                               \
-                     "k16.f32." X_TYPE "." X_TYPE " {" SUMS "}, %" #A ", %" #B ", add, 1, 1, 0, 0;\n}"                                  \
-                     : OPERANDS                                                                                                         \
-                     : "l"(a), "l"(b));                                                                                                 \
-    }
-DEFINE_SHARED_PRODUCT(32, SUMS_16, OPERANDS_16(d), 16, 17)
-DEFINE_SHARED_PRODUCT(64, SUMS_32, OPERANDS_32(d), 32, 33)
-DEFINE_SHARED_PRODUCT(88, SUMS_44, OPERANDS_44(d), 44, 45)
-DEFINE_SHARED_PRODUCT(128, SUMS_64, OPERANDS_64(d), 64, 65)
 #endif
 
 #endif  // AQLM_ON_CPU

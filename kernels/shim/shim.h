@@ -318,19 +318,6 @@ inline void close_products() {}
 template <int GROUPS> void products_in_flight() {}
 inline void publish_to_products() {}
 
-// Arrivals that end a phase, those still missing, and the parity of the phase that has not ended.
-struct Phases { uint16_t count, missing; uint32_t parity; };
-inline void start_phases(Phases* at, uint32_t count) { *at = {static_cast<uint16_t>(count), static_cast<uint16_t>(count), 0}; }
-inline void arrive(Phases* at) {
-    if (--at->missing == 0) {
-        at->missing = at->count;
-        at->parity ^= 1;
-    }
-}
-inline void meet_phase(Phases* at, uint32_t parity) {
-    while (at->parity == parity) yield();
-}
-
 // d += a b over a warpgroup, at once.
 template <size_t SUMS>
 void multiply_64xNx16(float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Tile b) {
@@ -350,24 +337,6 @@ void multiply_64xNx16(float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, u
         d[i] += static_cast<float>(sum);
     }
     wait_at(block.warpgroups[id / 128]);
-}
-
-template <size_t SUMS>
-void multiply_64xNx16(float (&d)[SUMS], Tile a, Tile b) {
-    const uint32_t id = current->thread.x, g = id % 32 / 4, t = id % 4;
-    wait_at(current->block->warpgroups[id / 128]);
-    for (uint32_t i = 0; i < SUMS; ++i) {
-        const uint32_t row = id % 128 / 32 * 16 + i / 2 % 2 * 8 + g, column = i / 4 * 8 + t * 2 + i % 2;
-        double sum = 0.0;
-        for (uint32_t k = 0; k < 16; ++k) {
-            uint16_t left, right;
-            std::memcpy(&left, a.at + k / 8 * a.next_k + row / 8 * a.next_rows + row % 8 * 16 + k % 8 * 2, 2);
-            std::memcpy(&right, b.at + k / 8 * b.next_k + column / 8 * b.next_rows + column % 8 * 16 + k % 8 * 2, 2);
-            sum += wide_x(left) * wide_x(right);
-        }
-        d[i] += static_cast<float>(sum);
-    }
-    wait_at(current->block->warpgroups[id / 128]);
 }
 
 // What the host gives a kernel: pointers to buffers, then integers.

@@ -131,7 +131,7 @@ pub fn user_source(text: &str, name: &str, folder: Option<&Path>) -> Result<Stri
     Ok(expand(text, &file("common.cuh", folder)?, name))
 }
 
-const FILES: [(&str, &str); 23] = [
+const FILES: [(&str, &str); 22] = [
     ("common.cuh", include_str!("../common.cuh")),
     ("matvec/k1_naive.cu", include_str!("../matvec/k1_naive.cu")),
     (
@@ -170,10 +170,6 @@ const FILES: [(&str, &str); 23] = [
     (
         "matmul/k4_hot_codewords.cu",
         include_str!("../matmul/k4_hot_codewords.cu"),
-    ),
-    (
-        "matmul/k5_decoupled.cu",
-        include_str!("../matmul/k5_decoupled.cu"),
     ),
     ("decode/k1_naive.cu", include_str!("../decode/k1_naive.cu")),
     ("decode/k2_tiles.cu", include_str!("../decode/k2_tiles.cu")),

@@ -390,16 +390,6 @@ fn matmul_k4_hot_codewords() {
 }
 
 #[test]
-fn matmul_k5_decoupled() {
-    let kernel = "matmul/k5_decoupled";
-    // Stages used once and often, input features that end inside a chunk, one and two halves of the rows of x, two blocks of them, a last tile that is not full.
-    check_batch(kernel, "1x14g8", 45, 264, 5, None);
-    check_batch(kernel, "1x16g8", 250, 2056, 70, None);
-    check_batch(kernel, "1x15g16", 1100, 1040, 130, None);
-    check_batch(kernel, "1x14g8", 9, 40, 2, None);
-}
-
-#[test]
 fn matmul_k3_warpgroup() {
     let kernel = "matmul/k3_warpgroup";
     // As for k2: codebooks in shared memory several times and once, codes of one and two bytes, remainders everywhere.

@@ -5,8 +5,7 @@ use rayon::prelude::*;
 use super::tiles::{Form, TILE_ROWS, UNIT_GROUPS, unplanned};
 use super::{Packed, Target, bytes_of_u16};
 
-const TENSOR: &str = "matmul/k4_hot_codewords";
-const DECOUPLED: &str = "matmul/k5_decoupled";
+const KERNEL: &str = "matmul/k4_hot_codewords";
 /// Warps and threads of a block.
 const WARPS: usize = 8;
 const THREADS: usize = WARPS * 32;
@@ -16,10 +15,6 @@ const AT_ONCE: usize = 4;
 const MOST_TILES: [usize; 2] = [11, 6];
 /// Tiles whose codewords cost L2 as much as those that a block keeps.
 const KEEPING: usize = 5;
-
-/// Tiles of a block of matmul k5, one for each warp that looks codewords up, and its warps that multiply.
-const DECOUPLED_TILES: [usize; 3] = [11, 8, 4];
-const CONSUMERS: usize = 4;
 
 /// How matmul k4 divides its work.
 #[derive(Debug, Clone, Copy)]
@@ -94,111 +89,34 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target, batch: usize) -> R
     let kept = (target.shared_bytes / (16 * form.vectors)).min(scheme.codebook_size());
     let division = Division::all(tiles, batch, target)
         .into_iter()
-        .find(|division| target.has(TENSOR, &division.defines(scheme, kept)))
+        .find(|division| target.has(KERNEL, &division.defines(scheme, kept)))
         .ok_or_else(|| AqlmError::Unsupported(format!("no configuration of matmul k4 fits {scheme}")))?;
 
-    let mut packed = numbered(
-        TENSOR,
-        matrix,
-        &form,
-        batch,
-        target,
-        division.block_tiles(),
-        kept,
-        THREADS,
-    );
-    packed.defines = division.defines(scheme, kept);
-    packed.grid[1] = batch.div_ceil(16 * division.batch_tiles) as u32;
-    packed.block = THREADS as u32;
-    packed.shared_bytes = (kept * form.vectors * 16).max(division.sum_bytes());
-    Ok(packed)
-}
-
-/// matmul k5: the same for blocks of another size.
-pub(super) fn pack_decoupled(matrix: &QuantizedMatrix, target: &Target, batch: usize) -> Result<Packed> {
-    let scheme = matrix.scheme;
-    let form = Form::of(matrix, target);
-    let rows = if batch <= 64 { 64 } else { 128 };
-    let tiles = matrix.out_features().div_ceil(TILE_ROWS);
-    let plan = |block_tiles: usize| {
-        let stages = 3 * 8 * (rows * 16 + 16 + block_tiles * TILE_ROWS * 16 + 32);
-        let room = target.shared_bytes.saturating_sub(stages + 64);
-        let kept = (room / (16 * form.vectors)).min(scheme.codebook_size());
-        let defines = vec![
-            ("AQLM_B", scheme.nbits as usize),
-            ("AQLM_G", scheme.in_group_size),
-            ("AQLM_HOT", kept),
-            ("AQLM_TILES", block_tiles),
-            ("AQLM_BATCH", rows),
-        ];
-        (block_tiles, kept, kept * form.vectors * 16 + stages + 64, defines)
-    };
-    let mut sizes = DECOUPLED_TILES;
-    sizes.sort_by_key(|&block_tiles| {
-        tiles
-            .div_ceil(block_tiles)
-            .div_ceil(target.multiprocessors as usize)
-            * (block_tiles + KEEPING)
-    });
-    let (block_tiles, kept, shared_bytes, defines) = sizes
-        .into_iter()
-        .map(plan)
-        .find(|(_, kept, _, defines)| *kept > 0 && target.has(DECOUPLED, defines))
-        .ok_or_else(|| AqlmError::Unsupported(format!("no configuration of matmul k5 fits {scheme}")))?;
-    let threads = (CONSUMERS + block_tiles) * 32;
-    let mut packed = numbered(
-        DECOUPLED,
-        matrix,
-        &form,
-        batch,
-        target,
-        block_tiles,
-        kept,
-        threads,
-    );
-    packed.defines = defines;
-    packed.grid[1] = batch.div_ceil(rows) as u32;
-    packed.block = threads as u32;
-    packed.shared_bytes = shared_bytes;
-    Ok(packed)
-}
-
-/// Buffers and blocks along the rows for a kernel whose blocks of `threads` threads have `block_tiles` tiles and keep `kept` codewords.
-#[allow(clippy::too_many_arguments)]
-fn numbered(
-    kernel: &'static str,
-    matrix: &QuantizedMatrix,
-    form: &Form,
-    batch: usize,
-    target: &Target,
-    block_tiles: usize,
-    kept: usize,
-    threads: usize,
-) -> Packed {
     let numbering = Numbering::new(matrix);
-    let rows = block_tiles * TILE_ROWS;
-    let blocks: Vec<Block> = (0..matrix.out_features().div_ceil(rows))
+    let rows = division.block_tiles() * TILE_ROWS;
+    let blocks: Vec<Block> = (0..division.blocks(tiles))
         .into_par_iter()
         .map(|block| {
-            Block::new(
-                matrix,
-                &numbering,
-                block * rows..(block + 1) * rows,
-                form.units * UNIT_GROUPS,
-                kept,
-            )
+            let rows = block * rows..(block + 1) * rows;
+            Block::new(matrix, &numbering, rows, form.units * UNIT_GROUPS, kept)
         })
         .collect();
-    let mut packed = unplanned(kernel, matrix, target, batch);
+    let mut packed = unplanned(KERNEL, matrix, target, batch);
     packed.buffers[0] = bytes_of_u16(blocks.iter().flat_map(|block| block.codes.iter().copied()));
     packed.buffers[1] = numbering.codebook(matrix);
     packed.buffers.push(bytes_of_u16(
         blocks
             .iter()
-            .flat_map(|block| by_thread(&block.kept, form.vectors, threads)),
+            .flat_map(|block| by_thread(&block.kept, form.vectors)),
     ));
-    packed.grid[0] = blocks.len() as u32;
-    packed
+    packed.defines = division.defines(scheme, kept);
+    packed.grid = [
+        blocks.len() as u32,
+        batch.div_ceil(16 * division.batch_tiles) as u32,
+    ];
+    packed.block = THREADS as u32;
+    packed.shared_bytes = (kept * form.vectors * 16).max(division.sum_bytes());
+    Ok(packed)
 }
 
 /// Codewords by how often the matrix uses them.
@@ -313,12 +231,12 @@ fn keep(uses: &[u32], room: usize) -> Vec<u16> {
     kept
 }
 
-/// The numbers of the kept codewords, once for each of a codeword's vectors, in the order in which `threads` threads load them; the last round filled up.
-fn by_thread(kept: &[u16], vectors: usize, threads: usize) -> impl Iterator<Item = u16> {
-    let round = threads * AT_ONCE;
+/// The numbers of the kept codewords, once for each of a codeword's vectors, in the order in which threads load them; the last round filled up.
+fn by_thread(kept: &[u16], vectors: usize) -> impl Iterator<Item = u16> {
+    let round = THREADS * AT_ONCE;
     (0..(kept.len() * vectors).next_multiple_of(round)).map(move |index| {
-        let (thread, j) = (index / AT_ONCE % threads, index % AT_ONCE);
-        let vector = (index / round * AT_ONCE + j) * threads + thread;
+        let (thread, j) = (index / AT_ONCE % THREADS, index % AT_ONCE);
+        let vector = (index / round * AT_ONCE + j) * THREADS + thread;
         kept[(vector / vectors).min(kept.len() - 1)]
     })
 }

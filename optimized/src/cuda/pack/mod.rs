@@ -241,7 +241,6 @@ pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target, batch: usize) -
         "matmul/k2_fused_tensor" => tiles::pack_matmul(matrix, target, batch)?,
         "matmul/k3_warpgroup" => warpgroup::pack(matrix, target, batch)?,
         "matmul/k4_hot_codewords" => hot::pack(matrix, target, batch)?,
-        "matmul/k5_decoupled" => hot::pack_decoupled(matrix, target, batch)?,
         "decode/k2_tiles" => tiles::pack_decode(matrix, target),
         "matvec/k2_shared_codebook" => shared::pack(matrix, target)?,
         "matvec/k3_lookup_table" => lookup::pack(matrix, target),
