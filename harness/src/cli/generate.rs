@@ -55,6 +55,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     let sampling = Sampling::new(args.temperature, args.top_p)?;
     let model = open_model(&args.model)?;
     let live = !output.json;
+    let mut shown = false;
     let (generated, text, prompt_tokens) = continue_text(
         &model,
         &args.prompt,
@@ -65,12 +66,18 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         args.backend,
         &mut |piece| {
             if live {
+                shown = true;
                 print!("{piece}");
                 // A closed pipe ends the show, not the computation.
                 let _ = std::io::stdout().flush();
             }
         },
-    )?;
+    )
+    .inspect_err(|_| {
+        if shown {
+            println!();
+        }
+    })?;
     let tokens_per_second = generated.tokens.len() as f64 / generated.seconds.max(1e-9);
     let document = Document {
         model: args.model.display().to_string(),
