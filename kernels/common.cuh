@@ -365,42 +365,6 @@ __device__ __forceinline__ void add_products(GroupSum& sum, const uint4& weights
     add_pair_product(sum, weights.w, inputs.w);
 }
 
-// Fetches the codewords that a block keeps of a large codebook, as KEPT_VECTORS of 16 bytes. `numbers_of_blocks` has four for each thread,
-// [block][round][thread][4], the last round filled up: vector (4 round + j) * THREADS + thread of those kept is one of that codeword. Through registers, as neighbouring lanes' loads from one line are
-// one request of L2 then, which asynchronous copies are not; all numbers first, many vectors in flight.
-template <int KEPT_VECTORS, int THREADS, int VECTORS>
-__device__ __forceinline__ void keep_codewords(unsigned char* shared, const uint4* codebook, const uint2* numbers_of_blocks) {
-    constexpr int ROUNDS = (KEPT_VECTORS + 4 * THREADS - 1) / (4 * THREADS), AT_ONCE = 6;
-    const uint2* numbers = numbers_of_blocks + static_cast<size_t>(blockIdx.x) * (ROUNDS * THREADS);
-    const int thread = static_cast<int>(threadIdx.x);
-    const u32 v = threadIdx.x % VECTORS;
-    uint2 of[ROUNDS];
-#pragma unroll
-    for (int round = 0; round < ROUNDS; ++round) of[round] = load_once(numbers + round * THREADS + thread);
-#pragma unroll
-    for (int first = 0; first < ROUNDS; first += AT_ONCE) {
-        uint4 kept[AT_ONCE][4];
-#pragma unroll
-        for (int r = 0; r < AT_ONCE; ++r) {
-            if (first + r < ROUNDS) {
-                const uint2 four = of[first + r];
-                kept[r][0] = load_once(codebook + (four.x & 0xffffu) * VECTORS + v);
-                kept[r][1] = load_once(codebook + (four.x >> 16) * VECTORS + v);
-                kept[r][2] = load_once(codebook + (four.y & 0xffffu) * VECTORS + v);
-                kept[r][3] = load_once(codebook + (four.y >> 16) * VECTORS + v);
-            }
-        }
-#pragma unroll
-        for (int r = 0; r < AT_ONCE; ++r) {
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const int place = ((first + r) * 4 + j) * THREADS + thread;
-                if (first + r < ROUNDS && place < KEPT_VECTORS) *reinterpret_cast<uint4*>(shared + place * 16) = kept[r][j];
-            }
-        }
-    }
-}
-
 // Which of up to three matrices that share a launch a slab of rows belongs to, by the first slabs of the second and the third.
 __device__ __forceinline__ u32 part_of(u32 slab, int second, int third) {
     return (slab >= static_cast<u32>(second) ? 1u : 0u) + (slab >= static_cast<u32>(third) ? 1u : 0u);

@@ -13,7 +13,8 @@
 // (k2: 45,056), that is 39,000 clocks of L2 (k2: 71,000), and x and codes 12,000 as in k2: 51,000 clocks at 1.74 GHz, 29 us; k2 47.4.
 // Measured (docs/kernels.md): 36.4 us, 32.0 overlapped; lines hold fewer kept codewords than was thought.
 // Limits: M 1; out_group 1; B 14 to 16; G 8 or 16; sm_80.
-// codes: [tile of 8 rows][unit][lane] of two words, as k2, numbered as above. hot: as keep_codewords (common.cuh) takes it. codebook: [2^B] in the order of use.
+// codes: [tile of 8 rows][unit][lane] of two words, as k2, numbered as above. hot: [block][round][thread][4] of 16 bits, the last
+// round filled up: vector (4 round + j) threads + thread of those kept is one of that codeword. codebook: [2^B] in the order of use.
 // Compile-time: AQLM_B, AQLM_G, AQLM_HOT, AQLM_ROW_WARPS, AQLM_TILES, AQLM_SLICES, AQLM_BATCH_TILES.
 
 #define VECTORS (AQLM_G / 8)              // 16-byte vectors in a codeword
@@ -22,8 +23,42 @@
 #define KEPT_VECTORS (AQLM_HOT * VECTORS)
 #define BATCH (AQLM_BATCH_TILES * 16)
 #define THREADS (AQLM_ROW_WARPS * AQLM_SLICES * 32)
+#define ROUNDS ((KEPT_VECTORS + 4 * THREADS - 1) / (4 * THREADS))  // of kept vectors, four a thread
+#define AT_ONCE 6                         // rounds on their way to shared memory
 #define BLOCK_ROWS (AQLM_ROW_WARPS * AQLM_TILES * 8)
 #define SUM_STRIDE (BLOCK_ROWS + (BLOCK_ROWS / 8 % 2 == 0 ? 8 : 0))  // odd multiple of 8: the eight-lane halves of a store share no bank
+
+// Fetches the codewords that this block keeps. Through registers, as neighbouring lanes' loads from one line are one request of L2 then, which asynchronous copies are
+// not; all numbers first, many vectors in flight.
+__device__ __forceinline__ void keep_codewords(unsigned char* shared, const uint4* codebook, const uint2* numbers) {
+    const int thread = static_cast<int>(threadIdx.x);
+    const u32 v = threadIdx.x % VECTORS;
+    uint2 of[ROUNDS];
+#pragma unroll
+    for (int round = 0; round < ROUNDS; ++round) of[round] = load_once(numbers + round * THREADS + thread);
+#pragma unroll
+    for (int first = 0; first < ROUNDS; first += AT_ONCE) {
+        uint4 kept[AT_ONCE][4];
+#pragma unroll
+        for (int r = 0; r < AT_ONCE; ++r) {
+            if (first + r < ROUNDS) {
+                const uint2 four = of[first + r];
+                kept[r][0] = load_once(codebook + (four.x & 0xffffu) * VECTORS + v);
+                kept[r][1] = load_once(codebook + (four.x >> 16) * VECTORS + v);
+                kept[r][2] = load_once(codebook + (four.y & 0xffffu) * VECTORS + v);
+                kept[r][3] = load_once(codebook + (four.y >> 16) * VECTORS + v);
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < AT_ONCE; ++r) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const int place = ((first + r) * 4 + j) * THREADS + thread;
+                if (first + r < ROUNDS && place < KEPT_VECTORS) *reinterpret_cast<uint4*>(shared + place * 16) = kept[r][j];
+            }
+        }
+    }
+}
 
 // A lane's codes of a unit, of all tiles of a warp. Tiles past the last row repeat the last; their sums are not written.
 __device__ __forceinline__ void load_tiles(uint2 (&words)[AQLM_TILES], const uint2* codes, int first, int tiles, int unit, int units, int lane) {
@@ -81,7 +116,7 @@ matmul(const uint2* codes, const uint4* codebook, const u16* scales, const uint2
 
     uint2 words[AQLM_TILES], next[AQLM_TILES];
     if (slice < units) load_tiles(words, codes, first_tile, tiles, slice, units, lane);
-    keep_codewords<KEPT_VECTORS, THREADS, VECTORS>(shared, codebook, hot);
+    keep_codewords(shared, codebook, hot + static_cast<size_t>(blockIdx.x) * (ROUNDS * THREADS));
     if (slice + AQLM_SLICES < units) load_tiles(next, codes, first_tile, tiles, slice + AQLM_SLICES, units, lane);
 
     float sum[AQLM_BATCH_TILES][AQLM_TILES][4];

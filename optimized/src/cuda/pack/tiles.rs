@@ -28,6 +28,20 @@ pub struct TileConfig {
     pub batch_tiles: usize,
 }
 
+impl TileConfig {
+    /// Tiles of 8 output rows of a block.
+    pub(super) fn block_tiles(&self) -> usize {
+        self.row_warps * self.tiles
+    }
+
+    /// Shared memory of a block's last sums, one for each team: rows an odd multiple of 8 apart.
+    pub(super) fn sum_bytes(&self) -> usize {
+        let tiles = self.block_tiles();
+        let stride = tiles * TILE_ROWS + if tiles.is_multiple_of(2) { 8 } else { 0 };
+        self.slices * self.batch_tiles * 16 * stride * 4
+    }
+}
+
 impl fmt::Display for TileConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
@@ -147,11 +161,8 @@ impl Form {
     fn shared_bytes(&self, config: TileConfig) -> usize {
         let batch = config.batch_tiles * 16;
         let row_bytes = STEPS * 4 * self.vectors * 16 + 64;
-        let tiles = config.row_warps * config.tiles;
-        let sum_stride = tiles * TILE_ROWS + if tiles.is_multiple_of(2) { 8 } else { 0 };
         let stages = config.slices * 2 * batch * row_bytes;
-        let sums = config.slices * batch * sum_stride * 4;
-        self.replicas * self.codebook_bytes + stages.max(sums)
+        self.replicas * self.codebook_bytes + stages.max(config.sum_bytes())
     }
 
     /// Whether the kernel's accumulators, codes in flight and fragments fit the registers of so many threads. The last term is what the
@@ -281,7 +292,7 @@ pub(super) fn plan(packed: &mut Packed, scheme: Scheme, target: &Target, config:
     let form = Form::new(scheme, packed.out_features, packed.in_features, target);
     packed.defines = form.all_defines(scheme, config);
     packed.grid = [
-        form.tiles.div_ceil(config.row_warps * config.tiles) as u32,
+        form.tiles.div_ceil(config.block_tiles()) as u32,
         packed.batch.div_ceil(16 * config.batch_tiles) as u32,
     ];
     packed.block = (config.row_warps * config.slices * WARP) as u32;
