@@ -4,7 +4,7 @@
 
 use aqlm_benches::{case, plans, print_roofline};
 use aqlm_optimized::cpu::PackedMatrix;
-use aqlm_reference::vocabulary::{Result, Scheme};
+use aqlm_vocabulary::{Result, Scheme};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rayon::prelude::*;
 

@@ -6,7 +6,7 @@
 use aqlm_benches::{case, print_roofline};
 use aqlm_optimized::cpu::product::linear;
 use aqlm_optimized::cpu::{PackedMatrix, Plan, SimdLevel};
-use aqlm_reference::vocabulary::{Result, Scheme};
+use aqlm_vocabulary::{Result, Scheme};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use faer::Par;
 use ndarray::Array2;

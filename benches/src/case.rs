@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{Purpose, QuantizedMatrix, Result, Scheme, stream};
+use aqlm_vocabulary::{Purpose, QuantizedMatrix, Result, Scheme, stream};
 use ndarray::{Array1, Array3, Array4};
 use rand::RngExt;
 

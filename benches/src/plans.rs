@@ -1,5 +1,5 @@
 use aqlm_optimized::cpu::{CodebookPrecision, Form, Plan, SimdLevel, TablePrecision};
-use aqlm_reference::vocabulary::Scheme;
+use aqlm_vocabulary::Scheme;
 
 /// What a plan is called in a bench's output.
 pub type PlanName = String;

@@ -2,7 +2,7 @@
 //! and numbers that are not finite. Results are compared by `aqlm check` and harness/tests/cross_check.rs.
 
 use aqlm_optimized::cpu::{CodebookPrecision, Form, PackedMatrix, Plan, SimdLevel, TablePrecision};
-use aqlm_reference::vocabulary::{AqlmError, Purpose, QuantizedMatrix, Scheme, Stream, stream};
+use aqlm_vocabulary::{AqlmError, Purpose, QuantizedMatrix, Scheme, Stream, stream};
 use ndarray::{Array1, Array2, Array3, Array4};
 use rand::RngExt;
 

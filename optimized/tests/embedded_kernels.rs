@@ -10,7 +10,7 @@ use aqlm_kernels::{MEASURED_SHAPE, constants};
 use aqlm_optimized::cuda::dispatch::dispatched;
 use aqlm_optimized::cuda::llama::plan;
 use aqlm_optimized::cuda::pack::{Op, Target, launch_configs, pack, pack_joined, with_config};
-use aqlm_reference::vocabulary::{LlamaConfig, QuantizedMatrix, Rope, RopeScaling, Scheme};
+use aqlm_vocabulary::{LlamaConfig, QuantizedMatrix, Rope, RopeScaling, Scheme};
 use ndarray::{Array1, Array3, Array4};
 
 const SCHEMES: &[&str] = &[

@@ -8,7 +8,7 @@ use aqlm_optimized::cuda::Activations;
 use aqlm_optimized::cuda::pack::{
     LaunchConfig, Op, Packed, Target, TileConfig, WarpgroupConfig, pack, pack_joined, with_config,
 };
-use aqlm_reference::vocabulary::{QuantizedMatrix, Scheme};
+use aqlm_vocabulary::{QuantizedMatrix, Scheme};
 use half::{bf16, f16};
 use ndarray::{Array1, Array3, Array4};
 use rand::{Rng, RngExt, SeedableRng};

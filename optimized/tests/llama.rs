@@ -7,7 +7,7 @@ use aqlm_optimized::cpu::llama::{
     block_finetune, block_forward, block_forward_traced, embed, mean_squares, token_losses,
 };
 use aqlm_reference::llama as reference;
-use aqlm_reference::vocabulary::{
+use aqlm_vocabulary::{
     AqlmError, BlockWeights, FinetuneEvent, FinetuneSettings, LayerKind, LinearWeight, LlamaConfig,
     RopeScaling, StreamKey,
 };
@@ -345,7 +345,7 @@ fn tuned(
     case: &Case,
     settings: &FinetuneSettings,
     validation: usize,
-) -> (Block, aqlm_reference::vocabulary::FinetuneReport) {
+) -> (Block, aqlm_vocabulary::FinetuneReport) {
     let rotary = Rotary::new(&case.config, TOKENS);
     let mut block = Block::from_weights(&case.weights);
     let targets = targets(case);

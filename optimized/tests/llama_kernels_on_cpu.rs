@@ -5,7 +5,7 @@ mod shim;
 
 use aqlm_optimized::cuda::llama::plan::{self, Plan, padded_head};
 use aqlm_reference::llama::{Rotary, attention, rms_norm, swiglu};
-use aqlm_reference::vocabulary::{LlamaConfig, Rope, RopeScaling};
+use aqlm_vocabulary::{LlamaConfig, Rope, RopeScaling};
 use half::f16;
 use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 use rand::{RngExt, SeedableRng};

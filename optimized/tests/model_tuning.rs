@@ -6,7 +6,7 @@ use aqlm_optimized::cpu::llama::{
     Activations, Model, ModelTuner, cross_entropy, kl_divergence, top_kl_divergence,
 };
 use aqlm_reference::llama as reference;
-use aqlm_reference::vocabulary::{
+use aqlm_vocabulary::{
     AdamDecay, AqlmError, BlockWeights, LayerKind, Linear, LinearWeight, LlamaConfig, ModelWeights,
     Parameter, QuantizedMatrix, RopeScaling, Scheme, Target, TopTokens, Tuned,
 };

@@ -8,7 +8,7 @@ use aqlm_optimized::cpu::quantizer::{
     update,
 };
 use aqlm_reference as reference;
-use aqlm_reference::vocabulary::{
+use aqlm_vocabulary::{
     AqlmError, Initialization, LayerEvent, LayerSettings, Purpose, QuantizedMatrix, StreamKey, Update,
     sweep_order,
 };

@@ -19,7 +19,7 @@ use crate::decode;
 use crate::layer_error::check_shapes;
 use crate::least::least;
 use crate::linalg::product;
-use crate::vocabulary::{AqlmError, QuantizedMatrix, Result};
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 
 /// Output groups that one task of the beam-1 search handles together, so that scoring them is a matrix product.
 const OUT_GROUP_BLOCK: usize = 64;
@@ -331,8 +331,8 @@ mod tests {
 
     use super::*;
     use crate::problem::{Problem, config, problem, rounding};
-    use crate::vocabulary::{Purpose, stream, sweep_order};
     use crate::{Mrf, exhaustive_search, layer_error};
+    use aqlm_vocabulary::{Purpose, stream, sweep_order};
 
     fn order_of(p: &Problem, seed: u64) -> Vec<(usize, usize)> {
         let mut rng = stream(seed, 0, None, Purpose::Sweep);

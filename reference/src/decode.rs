@@ -1,7 +1,7 @@
 use ndarray::{Array2, ArrayView4, Axis};
 use rayon::prelude::*;
 
-use crate::vocabulary::QuantizedMatrix;
+use aqlm_vocabulary::QuantizedMatrix;
 
 /// The dense weight [out_features, in_features] that codes, codebooks and scales stand for (paper section 3.1):
 /// element (o go + a, j gi + b) is `scales[o] * sum_m codebooks[m, codes[o, j, m], a, b]`.
@@ -45,7 +45,7 @@ mod tests {
 
     use super::*;
     use crate::problem::{config, problem};
-    use crate::vocabulary::Scheme;
+    use aqlm_vocabulary::Scheme;
 
     fn with_codebooks(matrix: &QuantizedMatrix, codebooks: Array4<f64>) -> QuantizedMatrix {
         QuantizedMatrix {

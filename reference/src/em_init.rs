@@ -6,7 +6,7 @@ use crate::least::least;
 use crate::linalg::{Cholesky, product};
 use crate::occurrences::Occurrences;
 use crate::residual_init::{Fit, initialize};
-use crate::vocabulary::{LayerSettings, QuantizedMatrix, Result, StreamKey};
+use aqlm_vocabulary::{LayerSettings, QuantizedMatrix, Result, StreamKey};
 
 /// Output-aware EM initialisation: residual k-means, each codebook refined under the metric that the layer's outputs
 /// give to its groups before the next codebook sees the residual (OA-EM, paper.md 3.2).

@@ -1,7 +1,7 @@
 use ndarray::{Array2, ArrayView2};
 
 use crate::linalg::product;
-use crate::vocabulary::{AqlmError, Result};
+use aqlm_vocabulary::{AqlmError, Result};
 
 /// H of a layer: the mean of x xT over the samples that reached it, [in_features, in_features] in f64.
 ///

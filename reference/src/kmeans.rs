@@ -3,7 +3,7 @@ use rayon::prelude::*;
 
 use crate::least::least;
 use crate::linalg::product;
-use crate::vocabulary::{Stream, sample_distinct};
+use aqlm_vocabulary::{Stream, sample_distinct};
 
 /// When Lloyd's iterations stop.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -139,7 +139,7 @@ mod tests {
 
     use super::*;
     use crate::problem::{config, gaussian};
-    use crate::vocabulary::{Purpose, stream};
+    use aqlm_vocabulary::{Purpose, stream};
 
     proptest! {
         #![proptest_config(config(24))]

@@ -1,7 +1,7 @@
 use ndarray::{Array1, Array2, Axis};
 
 use crate::linalg::product;
-use crate::vocabulary::{AqlmError, QuantizedMatrix, Result};
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 
 /// The layer error of each output row: (w - q) H (w - q)T, `[out_features]`.
 ///

@@ -6,11 +6,11 @@ use crate::em_init::em_init;
 use crate::hessian::{check_finite, damped, dead_inputs};
 use crate::layer_error::check_hessian;
 use crate::residual_init::residual_init;
-use crate::vocabulary::{
+use crate::{decode, relative_layer_error};
+use aqlm_vocabulary::{
     AqlmError, Initialization, LayerEvent, LayerReport, LayerSettings, Purpose, QuantizedMatrix, Result,
     StreamKey, sweep_order,
 };
-use crate::{decode, relative_layer_error};
 
 /// Quantizes one layer: initialisation, then rounds of (codebook update, one beam-search sweep over randomly ordered
 /// input groups) until a round gains less than `relative_tolerance` of the loss or `max_rounds` are done (paper
@@ -122,7 +122,7 @@ mod tests {
 
     use super::*;
     use crate::problem::{Problem, config, gaussian, problem, settings};
-    use crate::vocabulary::{LayerKind, Update};
+    use aqlm_vocabulary::{LayerKind, Update};
 
     const KEY: StreamKey = StreamKey {
         seed: 3,

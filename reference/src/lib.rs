@@ -1,6 +1,6 @@
 //! AQLM, slow and readable: every idea of the paper in f64 on ndarray, one file an idea.
 //!
-//! Read it in this order: [`vocabulary`] (scheme, codes, codebooks, scales), [`decode()`], [`Hessian`],
+//! Read it in this order: `aqlm_vocabulary` (scheme, codes, codebooks, scales), [`decode()`], [`Hessian`],
 //! [`layer_error()`], [`kmeans()`], [`residual_init()`], [`em_init()`], [`Mrf`], [`beam_search()`], [`update()`],
 //! [`layer_quantize()`]; then the model that the layers belong to, [`llama`].
 
@@ -26,7 +26,6 @@ mod occurrences;
 #[cfg(test)]
 mod problem;
 mod residual_init;
-pub mod vocabulary;
 
 pub use beam_search::beam_search;
 pub use codebook_update::{AdamSettings, adam, closed_form, conjugate_gradients, optimal_scales, update};

@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use ndarray::{Array2, ArrayView2};
 
 use crate::layer_error::check_shapes;
-use crate::vocabulary::{AqlmError, QuantizedMatrix, Result};
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 
 /// Most code combinations that [`exhaustive_search`] visits.
 pub const MAX_COMBINATIONS: u64 = 1 << 20;

@@ -1,7 +1,7 @@
 use ndarray::{Array1, Array2, Array4, ArrayView2, Axis, s};
 use rayon::prelude::*;
 
-use crate::vocabulary::QuantizedMatrix;
+use aqlm_vocabulary::QuantizedMatrix;
 
 /// Where each codeword of one codebook is used, in the order of the groups: the transpose of the codes.
 pub(crate) struct Occurrences {

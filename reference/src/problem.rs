@@ -5,7 +5,7 @@ use proptest::test_runner::{Config, RngSeed};
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::vocabulary::{Initialization, LayerSettings, QuantizedMatrix, Scheme, Stream, Update};
+use aqlm_vocabulary::{Initialization, LayerSettings, QuantizedMatrix, Scheme, Stream, Update};
 
 /// proptest with `cases` cases, the same ones in every run.
 pub(crate) fn config(cases: u32) -> Config {

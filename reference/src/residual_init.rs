@@ -1,7 +1,7 @@
 use ndarray::{Array1, Array2, Array3, Array4, ArrayView2, Axis};
 
 use crate::kmeans::{KMeansSettings, kmeans, starting_points};
-use crate::vocabulary::{LayerSettings, Purpose, QuantizedMatrix, Result, Scheme, StreamKey};
+use aqlm_vocabulary::{LayerSettings, Purpose, QuantizedMatrix, Result, Scheme, StreamKey};
 
 /// Added to every scale, so that a row of zeros divides to zeros (the official engine's value).
 const TINY_SCALE: f64 = 1e-9;

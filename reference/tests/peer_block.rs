@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use aqlm_reference::llama::{
     Block, BlockGradients, ResidentLinear, ResidentWeight, Rotary, block_backward, block_forward_traced,
 };
-use aqlm_reference::vocabulary::{LayerKind, LlamaConfig, Rope, RopeScaling};
+use aqlm_vocabulary::{LayerKind, LlamaConfig, Rope, RopeScaling};
 use ndarray::{Array, Array1, Array2, Array3, ArrayD, Axis, Dimension, Ix1, Ix2, Ix3, IxDyn};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;

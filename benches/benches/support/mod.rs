@@ -4,11 +4,11 @@
 mod reference;
 
 use aqlm_benches::print_roofline;
-use aqlm_harness::cases::{Case, LlamaCase, LlamaData, Operation, Problem};
-use aqlm_harness::check::{CheckedBackend, CpuSubject, CrossOptions, Subject, cross_check};
-use aqlm_harness::{Error, Result};
+use aqlm_check::cases::{Case, LlamaCase, LlamaData, Operation, Problem};
+use aqlm_check::{CheckedBackend, CpuSubject, CrossOptions, Subject, cross_check};
+use aqlm_formats::{Error, Result};
 use aqlm_optimized::cpu::product::linear;
-use aqlm_reference::vocabulary::{LayerKind, Purpose, sweep_order};
+use aqlm_vocabulary::{LayerKind, Purpose, sweep_order};
 use criterion::Criterion;
 use faer::Par;
 use ndarray::{Array2, Array3, Axis};
@@ -89,7 +89,7 @@ struct Work {
 
 enum Data {
     Samples(Array2<f32>),
-    Layer(Box<aqlm_harness::cases::LayerData>),
+    Layer(Box<aqlm_check::cases::LayerData>),
     Llama(LlamaCase, Box<LlamaData>, Array3<f32>),
 }
 

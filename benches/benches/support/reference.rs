@@ -1,13 +1,13 @@
-use aqlm_harness::Result;
-use aqlm_harness::cases::{LlamaCase, LlamaData};
-use aqlm_harness::check::limits::Number;
-use aqlm_harness::check::{Clusters, Gradients, Subject};
+use aqlm_check::cases::{LlamaCase, LlamaData};
+use aqlm_check::limits::Number;
+use aqlm_check::{Clusters, Gradients, Subject};
+use aqlm_formats::Result;
 use aqlm_reference as reference;
 use aqlm_reference::llama::{
     Block, Rotary, block_backward, block_finetune, block_forward, block_forward_traced, model_forward,
     token_losses,
 };
-use aqlm_reference::vocabulary::{
+use aqlm_vocabulary::{
     BlockWeights, FinetuneReport, LayerReport, LayerSettings, QuantizedMatrix, StreamKey, Update,
 };
 use ndarray::{Array1, Array2, Array3, ArrayView2, Axis};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aqlm_benches::{Times, case, copy_bandwidth, faer_matvec, ndarray_matvec, plans_at, time};
 use aqlm_optimized::cpu::{PackedMatrix, SimdLevel};
-use aqlm_reference::vocabulary::Scheme;
+use aqlm_vocabulary::Scheme;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

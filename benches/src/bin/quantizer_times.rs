@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use aqlm_optimized::cpu::quantizer;
 use aqlm_reference as reference;
-use aqlm_reference::vocabulary::{
+use aqlm_vocabulary::{
     AqlmError, Initialization, LayerEvent, LayerSettings, Purpose, Result, StreamKey, Update, stream,
 };
 use ndarray::{Array2, Axis};

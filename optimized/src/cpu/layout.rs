@@ -1,6 +1,6 @@
 //! A quantized matrix laid out for the kernels of one plan. The file format is another matter.
 
-use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 
 use super::aligned::Aligned;
 use super::plan::{CodebookPrecision, Form, Plan};

@@ -1,6 +1,6 @@
 //! How a quantized matrix is to be computed with: instructions, form and storage.
 
-use aqlm_reference::vocabulary::Scheme;
+use aqlm_vocabulary::Scheme;
 
 use super::simd::SimdLevel;
 

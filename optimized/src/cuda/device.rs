@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, sys};
 use cudarc::nvrtc::{self, Ptx};
 
-use aqlm_reference::vocabulary::AqlmError;
+use aqlm_vocabulary::AqlmError;
 use half::f16;
 
 use super::error::During;

@@ -1,7 +1,7 @@
 //! Which kernel to launch for a case, by the table of measurements that `aqlm-kernels` holds for each architecture.
 
 use aqlm_kernels::{Case, MEASURED_SHAPE};
-use aqlm_reference::vocabulary::Scheme;
+use aqlm_vocabulary::Scheme;
 
 use super::pack::{LaunchConfig, Op, Target, launch_configs};
 

@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::AqlmError;
+use aqlm_vocabulary::AqlmError;
 use cudarc::driver::result::DriverError;
 use thiserror::Error;
 
@@ -69,6 +69,15 @@ pub enum CudaError {
     /// The kernel cannot do this matrix.
     #[error(transparent)]
     Aqlm(#[from] AqlmError),
+}
+
+impl From<CudaError> for AqlmError {
+    fn from(error: CudaError) -> Self {
+        match error {
+            CudaError::Aqlm(error) => error,
+            other => Self::Device(other.to_string()),
+        }
+    }
 }
 
 /// Result of this module.

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, sys};
 
-use aqlm_reference::vocabulary::AqlmError;
+use aqlm_vocabulary::AqlmError;
 
 use super::device::allow_large_clusters;
 use super::error::{During, check_lengths};

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
-use aqlm_reference::vocabulary::{
+use aqlm_vocabulary::{
     BlockWeights, LayerKind, Linear, LinearWeight, LlamaConfig, Purpose, QuantizedMatrix, Rope, RopeScaling,
     Scheme, Stream, stream,
 };

@@ -5,7 +5,7 @@ use crate::decode::decode_unscaled;
 use crate::layer_error::check_shapes;
 use crate::linalg::product;
 use crate::occurrences::{Occurrences, scatter};
-use crate::vocabulary::{QuantizedMatrix, Result};
+use aqlm_vocabulary::{QuantizedMatrix, Result};
 
 /// Settings of Adam.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -5,7 +5,7 @@ use crate::decode;
 use crate::layer_error::check_shapes;
 use crate::linalg::{Cholesky, product};
 use crate::occurrences::{Occurrences, scatter};
-use crate::vocabulary::{QuantizedMatrix, Result};
+use aqlm_vocabulary::{QuantizedMatrix, Result};
 
 /// Steps of refinement at most. Each divides the error along an eigenvector of eigenvalue e by 1 + e / jitter, so only
 /// directions that the loss can hardly see need more than one.

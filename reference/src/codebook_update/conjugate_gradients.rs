@@ -5,8 +5,8 @@ use crate::decode::decode_scaled;
 use crate::layer_error::check_shapes;
 use crate::linalg::{Cholesky, product};
 use crate::occurrences::{Occurrences, scatter};
-use crate::vocabulary::{QuantizedMatrix, Result};
 use crate::{decode, layer_error};
+use aqlm_vocabulary::{QuantizedMatrix, Result};
 
 /// The same least-squares problem as [`closed_form`](super::closed_form) without its normal matrix, for codebooks that
 /// are too large for one: at most `steps` steps of conjugate gradients from the current codebooks.

@@ -17,8 +17,8 @@ pub use scales::optimal_scales;
 use ndarray::Array2;
 
 use crate::layer_error::check_shapes;
-use crate::vocabulary::{QuantizedMatrix, Result, Update};
 use crate::{decode, layer_error};
+use aqlm_vocabulary::{QuantizedMatrix, Result, Update};
 
 /// The codebooks and scales that `settings` lead to, starting from those of `matrix`; its codes stay.
 ///

@@ -3,7 +3,7 @@ use ndarray::{Array1, Array2, Axis};
 use crate::decode::decode_unscaled;
 use crate::layer_error::check_shapes;
 use crate::linalg::product;
-use crate::vocabulary::{QuantizedMatrix, Result};
+use aqlm_vocabulary::{QuantizedMatrix, Result};
 
 /// The scales of least layer error for the codes and codebooks of `matrix`, `[out_groups]`.
 ///

@@ -3,7 +3,7 @@
 use ndarray::{Array1, Array2, ArrayView2};
 use ndarray_linalg::{Eigh, SolveC, UPLO};
 
-use crate::vocabulary::{AqlmError, Result};
+use aqlm_vocabulary::{AqlmError, Result};
 
 fn refused(what: &str, error: &ndarray_linalg::error::LinalgError) -> AqlmError {
     AqlmError::Unsupported(format!("{what}: LAPACK says {error}"))

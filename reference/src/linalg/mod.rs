@@ -16,7 +16,7 @@ use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
 
 use self::upper_registers::clear_upper_registers;
-use crate::vocabulary::{AqlmError, Result};
+use aqlm_vocabulary::{AqlmError, Result};
 
 /// Rows of the result that one task computes. Fixed, because where a product is cut may change its last bits; each
 /// task packs all of B for faer's kernels, which with 64 rows took an eighth of a block's training.

@@ -3,7 +3,7 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayView2, ArrayViewMut1, s};
 
 use crate::linalg::product;
-use crate::vocabulary::LlamaConfig;
+use aqlm_vocabulary::LlamaConfig;
 
 /// Queries that share one product with the keys. Causality makes half of all scores useless; cutting the queries
 /// lets the products skip most of that half, and keeps memory at this many rows of scores.

@@ -5,7 +5,7 @@ use super::linear::{LinearGradients, linear_backward};
 use super::rms_norm::rms_norm_backward;
 use super::swiglu::swiglu_backward;
 use super::{Block, BlockTrace, Rotary};
-use crate::vocabulary::{LayerKind, LlamaConfig};
+use aqlm_vocabulary::{LayerKind, LlamaConfig};
 
 /// The gradient of a loss with respect to everything in a block.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,7 +1,7 @@
 use ndarray::{Array1, Array2};
 
 use crate::decode;
-use crate::vocabulary::{AqlmError, BlockWeights, LayerKind, Linear, LinearWeight, QuantizedMatrix, Result};
+use aqlm_vocabulary::{AqlmError, BlockWeights, LayerKind, Linear, LinearWeight, QuantizedMatrix, Result};
 
 /// The weight of a linear layer in f64.
 #[derive(Debug, Clone, PartialEq)]

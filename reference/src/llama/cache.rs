@@ -6,7 +6,7 @@ use super::model::{Model, embed, logits};
 use super::rms_norm::rms_norm;
 use super::swiglu::swiglu;
 use super::{Block, Rotary};
-use crate::vocabulary::{AqlmError, LayerKind, LlamaConfig, Result};
+use aqlm_vocabulary::{AqlmError, LayerKind, LlamaConfig, Result};
 
 /// Keys and values of one block for the positions that were computed already.
 #[derive(Debug, Clone)]

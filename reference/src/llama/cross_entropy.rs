@@ -2,7 +2,7 @@ use ndarray::{Array1, Array2, ArrayView2};
 
 use super::model::check_tokens;
 use super::softmax::softmax;
-use crate::vocabulary::{AqlmError, Result};
+use aqlm_vocabulary::{AqlmError, Result};
 
 /// Negative log-likelihood in nats of each target under its row of logits, `[rows]`, and the gradient of their sum
 /// with respect to the logits, [rows, vocab]: softmax minus the target's indicator.

@@ -5,7 +5,7 @@ use super::{
     Block, BlockGradients, Rotary, block_backward, block_forward, block_forward_traced, quantized_gradients,
 };
 use crate::adam::{Adam, Moments};
-use crate::vocabulary::{
+use aqlm_vocabulary::{
     AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerKind, LlamaConfig, Purpose,
     QuantizedMatrix, Result, StreamKey, shuffle,
 };

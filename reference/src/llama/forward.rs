@@ -5,7 +5,7 @@ use super::linear::linear;
 use super::rms_norm::rms_norm;
 use super::swiglu::swiglu;
 use super::{Block, Rotary};
-use crate::vocabulary::{LayerKind, LlamaConfig};
+use aqlm_vocabulary::{LayerKind, LlamaConfig};
 
 /// The values inside a block that its backward pass and the Hessians of its layers need, one row a token.
 #[derive(Debug, Clone, PartialEq)]

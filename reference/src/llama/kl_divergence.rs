@@ -2,7 +2,7 @@ use ndarray::{Array1, Array2, ArrayView2};
 
 use super::model::check_tokens;
 use super::softmax::softmax;
-use crate::vocabulary::{AqlmError, Result, TopTokens};
+use aqlm_vocabulary::{AqlmError, Result, TopTokens};
 
 /// Kullback-Leibler divergence in nats of the student's distribution from the teacher's at each row, `[rows]`:
 /// sum_i p_i (ln p_i - ln q_i) with p and q the softmax of teacher and student; and the gradient of the sum over rows

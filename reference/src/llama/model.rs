@@ -3,7 +3,7 @@ use ndarray::{Array1, Array2, ArrayView2};
 use super::linear::linear;
 use super::rms_norm::rms_norm;
 use super::{Block, Rotary, block_forward};
-use crate::vocabulary::{AqlmError, LlamaConfig, ModelWeights, Result};
+use aqlm_vocabulary::{AqlmError, LlamaConfig, ModelWeights, Result};
 
 /// A whole Llama model in f64.
 #[derive(Debug, Clone, PartialEq)]

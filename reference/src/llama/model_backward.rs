@@ -6,7 +6,7 @@ use super::{
     BlockGradients, Model, Rotary, block_backward, block_forward, block_forward_traced, cross_entropy, embed,
     kl_divergence, linear, logits, top_kl_divergence,
 };
-use crate::vocabulary::{Result, Target};
+use aqlm_vocabulary::{Result, Target};
 
 /// The gradient of a loss with respect to every parameter of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,7 +110,7 @@ mod tests {
     use crate::llama::finite_difference::assert_gradient;
     use crate::llama::test_data::{model, normal, random};
     use crate::llama::{Block, ResidentLinear, ResidentWeight, token_losses};
-    use crate::vocabulary::{LayerKind, TopTokens};
+    use aqlm_vocabulary::{LayerKind, TopTokens};
 
     const TOKENS: [u32; 5] = [3, 1, 4, 1, 10];
 

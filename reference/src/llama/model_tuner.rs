@@ -6,7 +6,7 @@ use super::{
     quantized_gradients,
 };
 use crate::adam::{Adam, Moments};
-use crate::vocabulary::{
+use aqlm_vocabulary::{
     AdamDecay, AqlmError, LayerKind, LlamaConfig, ModelWeights, Parameter, ParameterState, Result, Target,
     Tuned, TuningState,
 };

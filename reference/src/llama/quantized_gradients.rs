@@ -2,7 +2,7 @@ use ndarray::{Array1, Array2, Array4, Axis};
 
 use crate::decode::decode_unscaled;
 use crate::occurrences::{Occurrences, scatter};
-use crate::vocabulary::QuantizedMatrix;
+use aqlm_vocabulary::QuantizedMatrix;
 
 /// Gradients with respect to the codebooks and the scales of a quantized matrix, given the one with respect to the
 /// decoded weight, [out_features, in_features]; the codes are fixed (paper section 3.4).
@@ -40,7 +40,7 @@ mod tests {
     use crate::llama::ResidentWeight;
     use crate::llama::finite_difference::assert_gradient;
     use crate::llama::test_data::{inner, normal, random};
-    use crate::vocabulary::Scheme;
+    use aqlm_vocabulary::Scheme;
 
     #[test]
     fn gradients_match_finite_differences() {

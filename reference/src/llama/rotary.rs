@@ -2,7 +2,7 @@ use std::f64::consts::TAU;
 
 use ndarray::{Array1, Array2};
 
-use crate::vocabulary::{AqlmError, LlamaConfig, Result, Rope, RopeScaling};
+use aqlm_vocabulary::{AqlmError, LlamaConfig, Result, Rope, RopeScaling};
 
 /// Rotary position embedding (Su et al. 2021), in the rotate-half convention of Hugging Face checkpoints: element i
 /// of a head is paired with element i + head_dim/2.

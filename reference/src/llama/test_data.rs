@@ -5,7 +5,7 @@ use rand::RngExt;
 use rand_distr::StandardNormal;
 
 use super::{Block, Model, ResidentLinear, ResidentWeight};
-use crate::vocabulary::{
+use aqlm_vocabulary::{
     LayerKind, LlamaConfig, Purpose, QuantizedMatrix, Rope, RopeScaling, Scheme, Stream, stream,
 };
 

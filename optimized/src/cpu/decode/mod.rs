@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use aqlm_reference::vocabulary::{AqlmError, Result};
+use aqlm_vocabulary::{AqlmError, Result};
 use ndarray::Array2;
 use rayon::prelude::*;
 

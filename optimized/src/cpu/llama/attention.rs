@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use aqlm_reference::vocabulary::LlamaConfig;
+use aqlm_vocabulary::LlamaConfig;
 use faer::Accum;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;

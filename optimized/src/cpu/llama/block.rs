@@ -1,8 +1,6 @@
 use std::sync::OnceLock;
 
-use aqlm_reference::vocabulary::{
-    AqlmError, BlockWeights, LayerKind, Linear, LinearWeight, QuantizedMatrix, Result,
-};
+use aqlm_vocabulary::{AqlmError, BlockWeights, LayerKind, Linear, LinearWeight, QuantizedMatrix, Result};
 use ndarray::{Array1, Array2};
 
 use crate::cpu::PackedMatrix;

@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{AqlmError, LayerKind, LlamaConfig, Result};
+use aqlm_vocabulary::{AqlmError, LayerKind, LlamaConfig, Result};
 use ndarray::{Array1, ArrayView1};
 use rayon::prelude::*;
 

@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{AqlmError, Result};
+use aqlm_vocabulary::{AqlmError, Result};
 use ndarray::Array2;
 use rayon::prelude::*;
 

@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{
+use aqlm_vocabulary::{
     AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerKind, LlamaConfig, Purpose, Result,
     StreamKey, shuffle,
 };

@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{LayerKind, LlamaConfig};
+use aqlm_vocabulary::{LayerKind, LlamaConfig};
 use faer::{Accum, Par};
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis};
 use rayon::prelude::*;

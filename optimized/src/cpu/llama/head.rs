@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{AqlmError, LlamaConfig, Result};
+use aqlm_vocabulary::{AqlmError, LlamaConfig, Result};
 use faer::Par;
 use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, ArrayView3, Axis};
 use rayon::prelude::*;

@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{AqlmError, Result, TopTokens};
+use aqlm_vocabulary::{AqlmError, Result, TopTokens};
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 

@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{AqlmError, LlamaConfig, ModelWeights, Result};
+use aqlm_vocabulary::{AqlmError, LlamaConfig, ModelWeights, Result};
 use ndarray::{Array1, Array2};
 
 use super::Block;

@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{AqlmError, LayerKind, LlamaConfig, Result, Target, Tuned};
+use aqlm_vocabulary::{AqlmError, LayerKind, LlamaConfig, Result, Target, Tuned};
 use faer::Par;
 use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3, Axis, s};
 

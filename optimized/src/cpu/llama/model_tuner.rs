@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{
+use aqlm_vocabulary::{
     AdamDecay, AqlmError, LayerKind, LlamaConfig, ModelWeights, Parameter, ParameterState, Result, Target,
     Tuned, TuningState,
 };

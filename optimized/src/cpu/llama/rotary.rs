@@ -1,6 +1,6 @@
 use std::f64::consts::TAU;
 
-use aqlm_reference::vocabulary::{LlamaConfig, Rope, RopeScaling};
+use aqlm_vocabulary::{LlamaConfig, Rope, RopeScaling};
 use ndarray::{Array2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 

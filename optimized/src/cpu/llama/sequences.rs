@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::AqlmError;
+use aqlm_vocabulary::AqlmError;
 use ndarray::{Array3, ArrayView3, Axis, CowArray, Ix3, s};
 
 /// Hidden states of sequences of equal length, wherever they lie: in memory, or beyond a bound on a disk.

@@ -1,6 +1,6 @@
 //! matmul: Y = X W^T for a batch, every weight decoded once.
 
-use aqlm_reference::vocabulary::{AqlmError, Result};
+use aqlm_vocabulary::{AqlmError, Result};
 use faer::{Accum, Par};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;

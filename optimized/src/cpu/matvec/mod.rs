@@ -8,7 +8,7 @@ mod table;
 
 use std::cell::Cell;
 
-use aqlm_reference::vocabulary::{AqlmError, Result};
+use aqlm_vocabulary::{AqlmError, Result};
 use rayon::prelude::*;
 
 use self::direct::Direct;

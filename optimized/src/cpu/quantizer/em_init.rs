@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{LayerSettings, QuantizedMatrix, Result, StreamKey};
+use aqlm_vocabulary::{LayerSettings, QuantizedMatrix, Result, StreamKey};
 use ndarray::Array2;
 use rayon::prelude::*;
 

@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{AqlmError, Result};
+use aqlm_vocabulary::{AqlmError, Result};
 use faer::Accum;
 use ndarray::{Array2, ArrayView2, Axis, s};
 use rayon::prelude::*;

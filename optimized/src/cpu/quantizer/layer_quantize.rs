@@ -1,6 +1,6 @@
 use std::cmp::Ordering;
 
-use aqlm_reference::vocabulary::{
+use aqlm_vocabulary::{
     AqlmError, Initialization, LayerEvent, LayerReport, LayerSettings, Purpose, QuantizedMatrix, Result,
     StreamKey, sweep_order,
 };

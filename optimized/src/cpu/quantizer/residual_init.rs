@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{LayerSettings, Purpose, QuantizedMatrix, Result, Scheme, StreamKey};
+use aqlm_vocabulary::{LayerSettings, Purpose, QuantizedMatrix, Result, Scheme, StreamKey};
 use ndarray::{Array1, Array2, Array3, Array4};
 use rayon::prelude::*;
 

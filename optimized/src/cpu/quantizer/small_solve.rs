@@ -1,6 +1,6 @@
 //! Systems of a few unknowns, in f64: one for each codeword, or one for the codebooks of a small problem.
 
-use aqlm_reference::vocabulary::{AqlmError, Result};
+use aqlm_vocabulary::{AqlmError, Result};
 
 /// The Cholesky factor of a symmetric positive semidefinite matrix, what it took to make it definite included.
 #[derive(Debug, Clone)]

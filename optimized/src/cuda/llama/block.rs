@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{BlockWeights, LayerKind, LlamaConfig};
+use aqlm_vocabulary::{BlockWeights, LayerKind, LlamaConfig};
 use cudarc::driver::CudaSlice;
 use half::f16;
 

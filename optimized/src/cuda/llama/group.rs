@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use aqlm_reference::vocabulary::{AqlmError, Linear, LinearWeight, QuantizedMatrix};
+use aqlm_vocabulary::{AqlmError, Linear, LinearWeight, QuantizedMatrix};
 use cudarc::driver::{CudaSlice, DevicePtrMut};
 use half::f16;
 

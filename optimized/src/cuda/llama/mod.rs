@@ -13,7 +13,7 @@ mod step;
 pub use model::{Builder, Model, Options, Rung};
 pub use step::Stage;
 
-use aqlm_reference::vocabulary::AqlmError;
+use aqlm_vocabulary::AqlmError;
 use cudarc::driver::{CudaSlice, DevicePtr, sys};
 use half::f16;
 use rayon::prelude::*;

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use aqlm_reference::vocabulary::{AqlmError, BlockWeights, LlamaConfig};
+use aqlm_vocabulary::{AqlmError, BlockWeights, LlamaConfig};
 use cudarc::driver::{CudaGraph, CudaSlice, sys};
 use half::f16;
 

@@ -1,6 +1,6 @@
 //! How the kernels of a Llama-family token, besides its products, are launched: plain numbers, so that tests can run them on the CPU.
 
-use aqlm_reference::vocabulary::LlamaConfig;
+use aqlm_vocabulary::LlamaConfig;
 
 /// A launch of a kernel that takes pointers and then integers.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{AqlmError, LlamaConfig};
+use aqlm_vocabulary::{AqlmError, LlamaConfig};
 use cudarc::driver::CudaSlice;
 use half::f16;
 

@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::LlamaConfig;
+use aqlm_vocabulary::LlamaConfig;
 use cudarc::driver::{CudaGraph, CudaSlice, sys};
 use half::f16;
 

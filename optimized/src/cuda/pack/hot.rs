@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 use ndarray::Axis;
 use rayon::prelude::*;
 

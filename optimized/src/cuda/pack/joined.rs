@@ -3,7 +3,7 @@
 //! A launch costs a tail and a start, and kernels that prepare something for x (tables, a slice of the codebook) do it once a launch. Rows of
 //! the matrices follow one another; each matrix starts with a slab of its own, so that a block needs one codebook.
 
-use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result};
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 use ndarray::{Array1, Array3, Axis, concatenate, s};
 
 use super::{Packed, Target, codebook_bytes, pack};

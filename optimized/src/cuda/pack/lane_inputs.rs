@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result};
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 use half::f16;
 use rayon::prelude::*;
 

@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result};
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 use rayon::prelude::*;
 
 use super::{Activations, Packed, Target, codebook_bytes, padded, scale_bytes};

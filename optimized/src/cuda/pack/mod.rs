@@ -21,7 +21,7 @@ pub use warpgroup::WarpgroupConfig;
 
 use std::fmt;
 
-use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 use half::{bf16, f16};
 
 use super::Activations;

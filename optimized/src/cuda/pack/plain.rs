@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::QuantizedMatrix;
+use aqlm_vocabulary::QuantizedMatrix;
 
 use super::{Activations, Op, Packed, bytes_of_u16, codebook_bytes, scale_bytes};
 

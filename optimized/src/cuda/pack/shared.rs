@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result};
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 use rayon::prelude::*;
 
 use super::{Activations, Packed, Target, bytes_of_u32, codebook_bytes, even_warps, scale_bytes};

@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::QuantizedMatrix;
+use aqlm_vocabulary::QuantizedMatrix;
 use rayon::prelude::*;
 
 use super::{

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 use rayon::prelude::*;
 
 use super::{Activations, Packed, Target, bytes_of_u32, codebook_bytes, scale_bytes};

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 
 use super::tiles::{Form, UNIT_GROUPS, unplanned};
 use super::{Packed, Target};

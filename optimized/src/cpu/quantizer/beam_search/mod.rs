@@ -11,7 +11,7 @@
 mod descent;
 mod hypotheses;
 
-use aqlm_reference::vocabulary::{AqlmError, QuantizedMatrix, Result};
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 use ndarray::{Array2, Array3, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 

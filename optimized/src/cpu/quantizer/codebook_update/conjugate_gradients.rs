@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::Result;
+use aqlm_vocabulary::Result;
 use ndarray::Array2;
 use rayon::prelude::*;
 

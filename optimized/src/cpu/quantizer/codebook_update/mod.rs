@@ -8,7 +8,7 @@ mod preconditioner;
 pub use adam::adam;
 pub(super) use conjugate_gradients::Stop;
 
-use aqlm_reference::vocabulary::{QuantizedMatrix, Result, Update};
+use aqlm_vocabulary::{QuantizedMatrix, Result, Update};
 use ndarray::Array2;
 
 use super::places::Places;

@@ -1,4 +1,4 @@
-use aqlm_reference::vocabulary::{QuantizedMatrix, Result};
+use aqlm_vocabulary::{QuantizedMatrix, Result};
 use ndarray::Array2;
 use rayon::prelude::*;
 

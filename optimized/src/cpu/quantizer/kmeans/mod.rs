@@ -1,7 +1,7 @@
 mod bounds;
 mod sums;
 
-use aqlm_reference::vocabulary::{Stream, sample_distinct};
+use aqlm_vocabulary::{Stream, sample_distinct};
 use rayon::prelude::*;
 
 use bounds::Assignments;

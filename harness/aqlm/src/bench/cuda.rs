@@ -1,0 +1,623 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use aqlm_optimized::cuda::dispatch::{Dispatched, dispatched};
+use aqlm_optimized::cuda::pack::{Op, Packed, launch_configs, pack, with_config};
+use aqlm_optimized::cuda::timing::{Timing, copy_rate, time_rested_graph};
+use aqlm_optimized::cuda::{Activation, Blas, Buffer, CudaError, DecodedMatmul, Device, DeviceMatrix};
+use aqlm_vocabulary::AqlmError;
+use half::{bf16, f16};
+
+use super::inputs::Inputs;
+use super::user_kernel::UserKernel;
+use super::verdict::{Element, Verdict, limit, limit_bf16};
+use super::{BenchActivations, BenchCase, BenchOp, BenchOptions, BenchReport, KernelRow, Times, least_bytes};
+use aqlm_check::Outcome;
+use aqlm_formats::Result;
+
+/// Weight sets are repeated until they take this much: three times the L2 cache of an H100.
+const ROTATE_BYTES: usize = 150_000_000;
+/// Calls that a graph has at least, so that what starting it costs is spread thin; fewer when they would take longer than `GRAPH_US`.
+const GRAPH_CALLS: usize = 64;
+const GRAPH_US: f64 = 20_000.0;
+/// The same where the device rests before each: the power limit takes longer than this to bite.
+const RESTED_GRAPH_US: f64 = 3_000.0;
+/// What all replays of a kernel may take together.
+const REPLAYS_US: f64 = 400_000.0;
+/// Rows of the weight that a matmul through cuBLAS decodes at a time, tried in this order: 33 tiles of 128 rows make two full rounds of
+/// 128 x 256 tiles at 2,048 rows of x on 132 multiprocessors.
+const CHUNK_ROWS: [usize; 6] = [4224, 5632, 2816, 5504, 2112, 1408];
+/// The name under which decoding and then multiplying by cuBLAS is listed.
+const DECODED: &str = "matmul/decode_cublas";
+/// From this batch on it is tried: below, decoding to memory costs a multiple of the product.
+const DECODED_FROM: usize = 64;
+
+/// Runs the bench on the first GPU. Without one the report says so in `waived`.
+///
+/// `progress` gets a line before each kernel.
+///
+/// # Errors
+/// An option or a file of the user's that cannot be used, by name.
+pub(crate) fn bench_cuda(options: &BenchOptions, progress: &mut dyn FnMut(&str)) -> Result<BenchReport> {
+    let user = options
+        .user_kernel
+        .as_deref()
+        .map(|path| UserKernel::read(path, options.op))
+        .transpose()?;
+    let dense = match options.activations {
+        BenchActivations::F16 => "FP16, cuBLAS",
+        BenchActivations::Bf16 => "BF16, cuBLAS",
+    };
+    let mut report = BenchReport::empty(options, options.activations.name(), dense);
+    let opened = Device::open(0, options.kernel_folder.as_deref());
+    let outcome = opened.and_then(|device| {
+        report.device = Some(format!(
+            "{}, compute capability {}.{}",
+            device.name()?,
+            device.compute().0,
+            device.compute().1
+        ));
+        if options.replays > 0 {
+            report.copy_bytes_per_second = Some(copy_rate(&device)?);
+        }
+        Ok(device)
+    });
+    let device = match outcome {
+        Ok(device) => device,
+        Err(CudaError::Absent(reason)) => {
+            report.waived = Some(reason);
+            return Ok(report);
+        }
+        Err(error) => return Err(AqlmError::from(error).into()),
+    };
+    match options.activations {
+        BenchActivations::F16 => run::<f16>(&device, options, user.as_ref(), &mut report, progress)?,
+        BenchActivations::Bf16 => run::<bf16>(&device, options, user.as_ref(), &mut report, progress)?,
+    }
+    Ok(report)
+}
+
+/// All cases, with x and y in one format.
+fn run<T: Activation + Element>(
+    device: &Device,
+    options: &BenchOptions,
+    user: Option<&UserKernel>,
+    report: &mut BenchReport,
+    progress: &mut dyn FnMut(&str),
+) -> Result<()> {
+    let bench = Bench {
+        exact: Inputs::<T>::exact(options)?,
+        random: Inputs::<T>::random(options)?,
+        // The dense product is a comparison, not a condition.
+        blas: Blas::new(device).ok().map(Arc::new),
+        device,
+        options,
+    };
+    for &batch in &options.batches {
+        let case = bench.case(batch, user, report, progress);
+        report.cases.push(case);
+    }
+    Ok(())
+}
+
+struct Bench<'a, T> {
+    device: &'a Device,
+    options: &'a BenchOptions,
+    blas: Option<Arc<Blas>>,
+    exact: Inputs<T>,
+    random: Inputs<T>,
+}
+
+/// Something on the device that computes the operation, launched with (x, y, overlap).
+type Launch<'a, T> =
+    Box<dyn FnMut(Option<&Buffer<T>>, &mut Buffer<T>, bool) -> std::result::Result<(), CudaError> + 'a>;
+
+/// The same, launched once with (x, y).
+type SingleLaunch<'a, T> =
+    dyn FnMut(Option<&Buffer<T>>, &mut Buffer<T>) -> std::result::Result<(), CudaError> + 'a;
+
+impl<T: Activation + Element> Bench<'_, T> {
+    fn case(
+        &self,
+        batch: usize,
+        user: Option<&UserKernel>,
+        report: &BenchReport,
+        progress: &mut dyn FnMut(&str),
+    ) -> BenchCase {
+        let options = self.options;
+        let least = least_bytes(options, batch);
+        let mut case = BenchCase {
+            batch,
+            dense: None,
+            least_bytes: least,
+            roofline_us: report.copy_bytes_per_second.map(|rate| least as f64 / rate * 1e6),
+            kernels: Vec::new(),
+        };
+        if options.replays > 0 && options.op != BenchOp::Decode {
+            progress(&format!("{batch} rows: FP16 through cuBLAS"));
+            case.dense = self.dense(batch).ok();
+        }
+        let scheme = options.scheme;
+        let claiming = aqlm_kernels::kernels().iter().filter(|kernel| {
+            kernel.op == options.op.name()
+                && kernel.id.contains(&options.only)
+                && kernel.claims(
+                    scheme.num_codebooks,
+                    scheme.nbits,
+                    scheme.in_group_size,
+                    scheme.out_group_size,
+                )
+                && (kernel.batch[0]..=kernel.batch[1]).contains(&batch)
+        });
+        for kernel in claiming {
+            progress(&format!("{batch} rows: {}", kernel.id));
+            let (major, minor) = self.device.compute();
+            let found = (major * 10 + minor) as u32;
+            if found < kernel.min_compute || kernel.max_compute.is_some_and(|most| found > most) {
+                let version = |compute: u32| format!("{}.{}", compute / 10, compute % 10);
+                let most = kernel
+                    .max_compute
+                    .map_or_else(String::new, |most| format!(" to {}", version(most)));
+                let reason = format!(
+                    "needs compute capability {}{most}, this is {}",
+                    version(kernel.min_compute),
+                    version(found)
+                );
+                case.kernels
+                    .push(KernelRow::new(&kernel.id, None).ended(Outcome::Unsupported, &reason));
+                continue;
+            }
+            case.kernels.extend(self.shipped(&kernel.id, batch));
+        }
+        let decodes = aqlm_kernels::kernel("decode/k2_tiles").is_ok_and(|kernel| {
+            kernel.claims(
+                scheme.num_codebooks,
+                scheme.nbits,
+                scheme.in_group_size,
+                scheme.out_group_size,
+            )
+        });
+        if options.op == BenchOp::Matmul
+            && batch >= DECODED_FROM
+            && decodes
+            && DECODED.contains(&options.only)
+            && let Some(blas) = &self.blas
+        {
+            let table = self.table(batch).and_then(|table| table.decoded_rows);
+            let choices = table_first(CHUNK_ROWS.to_vec(), table)
+                .into_iter()
+                .filter(|rows| decoded_config(*rows).contains(&options.config));
+            for rows in choices.take(options.configs) {
+                progress(&format!("{batch} rows: {DECODED}, {rows} rows at a time"));
+                let mut row = self.decoded(blas, batch, rows);
+                row.dispatched = table == Some(rows);
+                case.kernels.push(row);
+            }
+        }
+        if let Some(user) = user {
+            let name = user.path.display().to_string();
+            progress(&format!("{batch} rows: {name}"));
+            case.kernels.push(self.users(user, batch));
+        }
+        case
+    }
+
+    /// A kernel of the ladder, in as many configurations as were asked for.
+    fn shipped(&self, id: &str, batch: usize) -> Vec<KernelRow> {
+        let options = self.options;
+        let choices = launch_configs(
+            id,
+            options.scheme,
+            options.out_features,
+            options.in_features,
+            batch,
+            self.device.target(),
+        );
+        let table = self.table(batch).filter(|table| table.kernel == id);
+        let configs: Vec<_> = if choices.is_empty() {
+            vec![None]
+        } else {
+            table_first(choices, table.and_then(|table| table.config))
+                .into_iter()
+                .filter(|config| config.to_string().contains(&options.config))
+                .take(options.configs)
+                .map(Some)
+                .collect()
+        };
+        configs
+            .into_iter()
+            .map(|config| {
+                let name = config.map(|config| config.to_string());
+                let pack_for = |inputs: &Inputs<T>| {
+                    let packed = self.packed(id, inputs, batch)?;
+                    Ok(config.map_or_else(
+                        || packed.clone(),
+                        |config| with_config(&packed, self.options.scheme, self.device.target(), config),
+                    ))
+                };
+                let mut row = KernelRow::new(id, name);
+                row.dispatched = table.is_some_and(|table| table.config == config);
+                self.measure(row, batch, &pack_for, &|packed| {
+                    DeviceMatrix::new(self.device, packed)
+                })
+            })
+            .collect()
+    }
+
+    /// A matrix for kernel `id` and this format of x and y.
+    fn packed(&self, id: &str, inputs: &Inputs<T>, batch: usize) -> std::result::Result<Packed, AqlmError> {
+        pack(id, &inputs.matrix, self.device.target(), batch)?.with_activations(T::FORMAT)
+    }
+
+    /// What the table of measurements chooses.
+    fn table(&self, batch: usize) -> Option<Dispatched> {
+        let op = match self.options.op {
+            BenchOp::Matvec => Op::Matvec,
+            BenchOp::Matmul => Op::Matmul,
+            BenchOp::Decode => Op::Decode,
+        };
+        let shape = [self.options.out_features, self.options.in_features];
+        let target = self.device.target();
+        dispatched(
+            op,
+            self.options.scheme,
+            shape,
+            batch,
+            self.device.compute(),
+            target,
+        )
+    }
+
+    /// The user's kernel, on the operands and with the launch of the one that it is like.
+    fn users(&self, user: &UserKernel, batch: usize) -> KernelRow {
+        let name = user.path.display().to_string();
+        let row = KernelRow::new(&name, Some(format!("like {}", user.like)));
+        let source =
+            match aqlm_kernels::user_source(&user.source, &name, self.options.kernel_folder.as_deref()) {
+                Ok(source) => source,
+                Err(error) => return row.ended(Outcome::Fail, &error),
+            };
+        let pack_for = |inputs: &Inputs<T>| {
+            let mut packed = self.packed(&user.like, inputs, batch)?;
+            packed.block = user.block.unwrap_or(packed.block);
+            packed.shared_bytes = user.shared.unwrap_or(packed.shared_bytes);
+            if let Some(rows) = user.rows_per_block {
+                packed.grid[0] = packed.out_features.div_ceil(rows as usize) as u32;
+            }
+            Ok(packed)
+        };
+        self.measure(row, batch, &pack_for, &|packed| {
+            DeviceMatrix::with_source(self.device, packed, &name, &source)
+        })
+    }
+
+    /// Checks at both tiers, then times.
+    fn measure(
+        &self,
+        row: KernelRow,
+        batch: usize,
+        pack_for: &dyn Fn(&Inputs<T>) -> std::result::Result<Packed, AqlmError>,
+        upload: &dyn Fn(&Packed) -> std::result::Result<DeviceMatrix, CudaError>,
+    ) -> KernelRow {
+        let packed = match pack_for(&self.exact) {
+            Ok(packed) => packed,
+            Err(AqlmError::Unsupported(reason)) => return row.ended(Outcome::Unsupported, &reason),
+            Err(error) => return row.ended(Outcome::Fail, &error),
+        };
+        let checked = upload(&packed).and_then(|matrix| {
+            self.check(&self.exact, batch, true, &mut |x, y| {
+                matrix.start(self.device, x, y, false)
+            })
+        });
+        let row = match Self::judged(row, checked) {
+            Ok((row, _)) => row,
+            Err(row) => return *row,
+        };
+        let packed = match pack_for(&self.random) {
+            Ok(packed) => packed,
+            Err(error) => return row.ended(Outcome::Fail, &error),
+        };
+        let first = match upload(&packed) {
+            Ok(first) => first,
+            Err(error) => return row.ended(Outcome::Fail, &error),
+        };
+        let checked = self.check(&self.random, batch, false, &mut |x, y| {
+            first.start(self.device, x, y, false)
+        });
+        let (mut row, output) = match Self::judged(row, checked) {
+            Ok(passed) => passed,
+            Err(row) => return *row,
+        };
+        row.outcome = Outcome::Pass;
+        row.bytes = Some(first.bytes());
+        row.registers = first.resources().ok();
+        if self.options.replays == 0 {
+            return row;
+        }
+        let timed = self.sets(first.bytes(), packed.y_len() * 2).and_then(|sets| {
+            let mut matrices = vec![first];
+            for _ in 1..sets {
+                matrices.push(upload(&packed)?);
+            }
+            let launches = matrices
+                .iter()
+                .map(|matrix| -> Launch<'_, T> {
+                    Box::new(|x, y, overlap| matrix.start(self.device, x, y, overlap))
+                })
+                .collect();
+            self.time(launches, batch, &output, true)
+        });
+        match timed {
+            Ok((plain, overlapped)) => {
+                row.us = Some(plain.into());
+                row.us_overlapped = overlapped.map(|timing| timing.median);
+                row
+            }
+            Err(error) => row.ended(Outcome::Fail, &error),
+        }
+    }
+
+    /// Decode into chunks and multiply those by cuBLAS.
+    fn decoded(&self, blas: &Arc<Blas>, batch: usize, chunk_rows: usize) -> KernelRow {
+        let mut row = KernelRow::new(DECODED, Some(decoded_config(chunk_rows)));
+        let make = |packed: &Packed| {
+            let matrix = DeviceMatrix::new(self.device, packed)?;
+            DecodedMatmul::<T>::new(self.device, blas, &matrix, packed, chunk_rows)
+                .map(|product| (product, matrix.bytes()))
+        };
+        let mut output = Vec::new();
+        for (inputs, exact) in [(&self.exact, true), (&self.random, false)] {
+            let packed = match self.packed("decode/k2_tiles", inputs, 1) {
+                Ok(packed) => packed,
+                Err(error) => return row.ended(Outcome::Unsupported, &error),
+            };
+            let checked = make(&packed).and_then(|(mut product, bytes)| {
+                row.bytes = Some(bytes + product.buffer_bytes());
+                self.check(inputs, batch, exact, &mut |x, y| match x {
+                    Some(x) => product.start(self.device, x, y, batch),
+                    None => Err(CudaError::Absent("matmul needs x".into())),
+                })
+            });
+            (row, output) = match Self::judged(row, checked) {
+                Ok(passed) => passed,
+                Err(row) => return *row,
+            };
+        }
+        row.outcome = Outcome::Pass;
+        if self.options.replays == 0 {
+            return row;
+        }
+        let timed = self
+            .packed("decode/k2_tiles", &self.random, 1)
+            .map_err(CudaError::from)
+            .and_then(|packed| {
+                let sets = self.sets(packed.bytes(), self.random.expected(batch).len() * 2)?;
+                let products = (0..sets)
+                    .map(|_| make(&packed).map(|(product, _)| product))
+                    .collect::<std::result::Result<Vec<_>, _>>()?;
+                let launches = products
+                    .into_iter()
+                    .map(|mut product| -> Launch<'_, T> {
+                        Box::new(move |x, y, _| match x {
+                            Some(x) => product.start(self.device, x, y, batch),
+                            None => Err(CudaError::Absent("matmul needs x".into())),
+                        })
+                    })
+                    .collect();
+                self.time(launches, batch, &output, false)
+            });
+        match timed {
+            Ok((plain, _)) => {
+                row.us = Some(plain.into());
+                row
+            }
+            Err(error) => row.ended(Outcome::Fail, &error),
+        }
+    }
+
+    /// Runs once on a poisoned output and compares; on realistic inputs, a second time for equal bytes. Returns the output.
+    fn check(
+        &self,
+        inputs: &Inputs<T>,
+        batch: usize,
+        exact: bool,
+        launch: &mut SingleLaunch<'_, T>,
+    ) -> std::result::Result<(Verdict, Vec<T>), CudaError> {
+        let expected = inputs.expected(batch);
+        let x = self.upload_x(inputs, batch)?;
+        let mut y = self.device.upload(&vec![T::NAN; expected.len()])?;
+        launch(x.as_ref(), &mut y)?;
+        let found = self.device.download(&y)?;
+        let options = self.options;
+        let columns = match options.op {
+            BenchOp::Decode => options.in_features,
+            BenchOp::Matvec | BenchOp::Matmul => options.out_features,
+        };
+        if exact {
+            return Ok((Verdict::exact(&found, expected, columns), found));
+        }
+        let scheme = options.scheme;
+        let limit = match options.activations {
+            BenchActivations::F16 => limit(options.op, scheme.num_codebooks, scheme.in_group_size),
+            BenchActivations::Bf16 => limit_bf16(options.op, scheme.num_codebooks),
+        };
+        let verdict = Verdict::close(&found, expected, columns, limit);
+        if matches!(verdict, Verdict::Right(_)) {
+            launch(x.as_ref(), &mut y)?;
+            if !same_bytes(&self.device.download(&y)?, &found) {
+                let reason = "the same input gave different outputs".to_owned();
+                return Ok((Verdict::Wrong(reason, Vec::new()), found));
+            }
+        }
+        Ok((verdict, found))
+    }
+
+    fn upload_x(
+        &self,
+        inputs: &Inputs<T>,
+        batch: usize,
+    ) -> std::result::Result<Option<Buffer<T>>, CudaError> {
+        let x = inputs.x(batch);
+        (!x.is_empty()).then(|| self.device.upload(x)).transpose()
+    }
+
+    fn judged(
+        mut row: KernelRow,
+        checked: std::result::Result<(Verdict, Vec<T>), CudaError>,
+    ) -> std::result::Result<(KernelRow, Vec<T>), Box<KernelRow>> {
+        match checked {
+            Ok((Verdict::Right(nmse), output)) => {
+                row.nmse = Some(nmse);
+                Ok((row, output))
+            }
+            Ok((Verdict::Wrong(reason, worst), _)) => {
+                row.worst = worst;
+                Err(Box::new(row.ended(Outcome::Fail, &reason)))
+            }
+            Err(CudaError::Aqlm(AqlmError::Unsupported(reason))) => {
+                Err(Box::new(row.ended(Outcome::Unsupported, &reason)))
+            }
+            Err(error) => Err(Box::new(row.ended(Outcome::Fail, &error))),
+        }
+    }
+
+    /// How many copies of the weight to rotate over: past L2, within half of the memory that is free.
+    fn sets(&self, bytes: usize, output_bytes: usize) -> std::result::Result<usize, CudaError> {
+        let wanted = ROTATE_BYTES.div_ceil(bytes.max(1)).max(2);
+        let room = self.device.free_bytes()? / 2 / (bytes + output_bytes).max(1);
+        Ok(wanted.min(room).max(1))
+    }
+
+    /// Times calls that go round the `launches`, then compares every output with the checked one.
+    fn time(
+        &self,
+        mut launches: Vec<Launch<'_, T>>,
+        batch: usize,
+        checked: &[T],
+        overlap: bool,
+    ) -> std::result::Result<(Timing, Option<Timing>), CudaError> {
+        let sets = launches.len();
+        let x = self.upload_x(&self.random, batch)?;
+        let mut outputs = (0..sets)
+            .map(|_| self.device.zeros(checked.len()))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
+        let mut run = |calls: usize, replays: usize, overlapped: bool| {
+            time_rested_graph(self.device, calls, replays, self.rest(), |i| {
+                launches[i % sets](x.as_ref(), &mut outputs[i % sets], overlapped)
+            })
+        };
+        let (calls, replays) = plan_replays(run(sets.min(8), 1, false)?.median, sets, self.options);
+        let plain = run(calls, replays, false)?;
+        let overlapped = if overlap && self.device.compute().0 >= 9 {
+            Some(run(calls, replays, true)?)
+        } else {
+            None
+        };
+        for output in outputs.iter().take(calls) {
+            if !same_bytes(&self.device.download(output)?, checked) {
+                return Err(CudaError::Changed);
+            }
+        }
+        Ok((plain, overlapped))
+    }
+
+    fn rest(&self) -> Duration {
+        Duration::from_millis(self.options.rest)
+    }
+
+    /// FP16 through cuBLAS on the same shape.
+    fn dense(&self, batch: usize) -> std::result::Result<Times, CudaError> {
+        let blas = self
+            .blas
+            .as_ref()
+            .ok_or_else(|| CudaError::Absent("no cuBLAS".into()))?;
+        let (out_features, in_features) = (self.options.out_features, self.options.in_features);
+        let count = out_features * in_features;
+        let sets = self.sets(count * 2, batch * out_features * 2)?;
+        // Values of x in any order: what is multiplied must not be zeros, which draw less power.
+        let x = self.random.x(batch);
+        let host: Vec<T> = x.iter().copied().cycle().take(count).collect();
+        let weights = (0..sets)
+            .map(|_| self.device.upload(&host))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
+        let x = self.device.upload(x)?;
+        let mut y = self.device.zeros(batch * out_features)?;
+        let mut run = |calls: usize, replays: usize| {
+            time_rested_graph(self.device, calls, replays, self.rest(), |i| {
+                blas.start(&weights[i % sets], &x, &mut y, [out_features, in_features, batch])
+            })
+        };
+        let (calls, replays) = plan_replays(run(sets, 1)?.median, sets, self.options);
+        run(calls, replays).map(Times::from)
+    }
+}
+
+/// How the table and listings name so many rows decoded at a time.
+fn decoded_config(rows: usize) -> String {
+    format!("{rows} rows")
+}
+
+/// `choices`, the table's before the others.
+fn table_first<T: PartialEq>(mut choices: Vec<T>, table: Option<T>) -> Vec<T> {
+    if let Some(at) = table.and_then(|table| choices.iter().position(|choice| *choice == table)) {
+        choices[..=at].rotate_right(1);
+    }
+    choices
+}
+
+/// Calls of a graph (whole rounds over the sets where they fit) and replays, for a call of `us`.
+fn plan_replays(us: f64, sets: usize, options: &BenchOptions) -> (usize, usize) {
+    let graph_us = if options.rest > 0 {
+        RESTED_GRAPH_US
+    } else {
+        GRAPH_US
+    };
+    let whole = sets * GRAPH_CALLS.div_ceil(sets);
+    let calls = whole.min((graph_us / us.max(0.1)) as usize).max(1);
+    let replays = options
+        .replays
+        .min((REPLAYS_US / (us.max(0.1) * calls as f64)) as usize)
+        .max(5);
+    (calls, replays)
+}
+
+/// Equal as bytes, so that NaN equals itself.
+fn same_bytes<T: Activation>(a: &[T], b: &[T]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.bits() == b.bits())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_choice_is_tried_first() {
+        assert_eq!(table_first(vec![1, 2, 3, 4], Some(3)), [3, 1, 2, 4]);
+        assert_eq!(table_first(vec![1, 2], Some(9)), [1, 2]);
+        assert_eq!(table_first(vec![1, 2], None), [1, 2]);
+    }
+
+    #[test]
+    fn slow_kernels_are_called_less_often() {
+        let options = |rest| BenchOptions {
+            op: BenchOp::Matmul,
+            scheme: "2x8g8".parse().unwrap(),
+            out_features: 8,
+            in_features: 8,
+            activations: BenchActivations::F16,
+            batches: vec![1],
+            seed: 0,
+            replays: 60,
+            rest,
+            only: String::new(),
+            kernel_folder: None,
+            user_kernel: None,
+            configs: 1,
+            config: String::new(),
+        };
+        assert_eq!(plan_replays(8.0, 14, &options(0)), (70, 60));
+        assert_eq!(plan_replays(13_000.0, 7, &options(0)), (1, 30));
+        assert_eq!(plan_replays(1e9, 2, &options(0)), (1, 5));
+        assert_eq!(plan_replays(280.0, 7, &options(20)), (10, 60));
+    }
+}

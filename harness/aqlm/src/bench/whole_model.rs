@@ -1,0 +1,327 @@
+use std::path::PathBuf;
+
+use aqlm_optimized::cuda::llama::{Builder, Model, Options, Rung, Stage};
+use aqlm_optimized::cuda::timing::copy_rate;
+use aqlm_optimized::cuda::{CudaError, Device};
+use aqlm_vocabulary::AqlmError;
+use aqlm_vocabulary::{
+    BlockWeights, LayerKind, Linear, LinearWeight, LlamaConfig, Purpose, QuantizedMatrix, Scheme, stream,
+};
+use half::f16;
+use ndarray::{Array1, Array3, Array4};
+use rand::RngExt;
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::shapes::LlamaShape;
+use super::{Times, Verdict, matrix_bytes};
+use aqlm_check::limits::{Number, Rule};
+use aqlm_check::{CheckedBackend, CrossOptions, Outcome, cross_check};
+use aqlm_formats::{Error, Result};
+
+/// Tokens that the model of one block is fed when the chosen rung is compared with the plain one.
+const COMPARED_TOKENS: usize = 12;
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub(crate) struct DecodeOptions {
+    /// which model's shapes
+    pub shape: LlamaShape,
+    /// the scheme of every linear layer of its blocks
+    pub scheme: Scheme,
+    /// positions that a token attends to, its own included
+    pub context: usize,
+    /// how a token is computed
+    pub rung: Rung,
+    /// replays of the token's graph
+    pub replays: usize,
+    /// seed of codes, codebooks and tables
+    pub seed: u64,
+    /// a folder to take the kernels' sources from
+    pub kernel_folder: Option<PathBuf>,
+}
+
+/// One kind of launch.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct StageRow {
+    /// which
+    pub stage: String,
+    /// launches a token
+    pub launches: usize,
+    /// median of all of them in a graph of their own, one after the other, microseconds
+    pub us: f64,
+    /// bytes that all of them read
+    pub bytes: usize,
+    /// those bytes at the rate of a copy, microseconds
+    pub roofline_us: f64,
+}
+
+/// What decoding a model of random weights took.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct DecodeReport {
+    /// the model whose shapes were used
+    pub model: String,
+    /// the scheme
+    pub scheme: String,
+    /// positions that each token attended to
+    pub context: usize,
+    /// what it ran on; `None` when there was nothing to run on
+    pub device: Option<String>,
+    /// whether results were right
+    pub outcome: Outcome,
+    /// why that is not a pass
+    pub reason: Option<String>,
+    /// normalised squared error of one block's logits between the chosen rung and the plain one, and its limit
+    pub nmse: Option<[f64; 2]>,
+    /// bytes a second of a copy, read and written together
+    pub copy_bytes_per_second: Option<f64>,
+    /// fewest bytes that a token reads: codes at their own width, codebooks, scales, norms, cache, head
+    pub least_bytes: usize,
+    /// those bytes at the rate of a copy, microseconds
+    pub roofline_us: Option<f64>,
+    /// one token, microseconds
+    pub us: Option<Times>,
+    /// tokens a second by the median
+    pub tokens_per_second: Option<f64>,
+    /// what the token's time is made of
+    pub stages: Vec<StageRow>,
+}
+
+impl DecodeReport {
+    /// Whether something was compared and timed and nothing failed.
+    pub(crate) fn holds(&self) -> bool {
+        self.outcome == Outcome::Pass
+    }
+}
+
+/// Builds a model of random weights on the first GPU and times one token. Without a GPU the report says so in `reason`.
+///
+/// First, in the same process: `aqlm check` of a small model of the scheme on this device, and one block of the very shapes in the chosen rung against
+/// the plain kernels. When either fails nothing is timed.
+///
+/// # Errors
+/// `Device` when the device is too small or refuses; what the scheme cannot cut.
+pub(crate) fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&str)) -> Result<DecodeReport> {
+    let config = options.shape.config();
+    if options.context == 0 || options.context > config.max_position_embeddings {
+        return Err(Error::invalid(
+            "--context",
+            &format!("1 to {}", config.max_position_embeddings),
+            options.context.to_string(),
+        ));
+    }
+    let mut report = DecodeReport {
+        model: options.shape.name().to_owned(),
+        scheme: options.scheme.to_string(),
+        context: options.context,
+        device: None,
+        outcome: Outcome::Waived,
+        reason: None,
+        nmse: None,
+        copy_bytes_per_second: None,
+        least_bytes: least_bytes(&config, options.scheme, options.context)?,
+        roofline_us: None,
+        us: None,
+        tokens_per_second: None,
+        stages: Vec::new(),
+    };
+    let device = match Device::open(0, options.kernel_folder.as_deref()) {
+        Ok(device) => device,
+        Err(CudaError::Absent(reason)) => {
+            report.reason = Some(reason);
+            return Ok(report);
+        }
+        Err(error) => return Err(AqlmError::from(error).into()),
+    };
+    report.device = Some(device.name().map_err(AqlmError::from)?);
+
+    progress("checking a small model against the reference");
+    // Of the shape of tiny-stories-4m, for which programs without NVRTC hold kernels.
+    let case = format!(
+        "model_forward-256x704-k8-q1-d32-n2-t20-w0-nobias-plain-{}-s{}",
+        options.scheme, options.seed
+    );
+    let small = cross_check(
+        &CrossOptions {
+            backend: Some(CheckedBackend::Cuda),
+            operation: None,
+            case: Some(case.parse()?),
+            cases: 0,
+            seed: options.seed,
+        },
+        &mut |_| {},
+    )?;
+    if !small.holds() {
+        report.outcome = Outcome::Fail;
+        report.reason = Some(format!(
+            "a small model differs from the reference: aqlm check --backend cuda --case {case}"
+        ));
+        return Ok(report);
+    }
+    progress("making weights");
+    let block = random_block(&config, options);
+    let [embedding, head] = [1, 2].map(|table| random_table(&config, options.seed + table));
+    let tables = [embedding.as_slice(), head.as_slice()];
+    progress("comparing one block with the plain kernels");
+    let one = LlamaConfig {
+        num_hidden_layers: 1,
+        ..config.clone()
+    };
+    let compared = [Rung::Plain, options.rung]
+        .into_iter()
+        .map(|rung| logits(&device, &one, &block, tables, rung))
+        .collect::<Result<Vec<_>>>()?;
+    let expected: Vec<f64> = compared[0].iter().map(|&logit| f64::from(logit)).collect();
+    let limit = difference_limit(options.scheme);
+    match Verdict::close(&compared[1], &expected, config.vocab_size, limit) {
+        Verdict::Right(nmse) => report.nmse = Some([nmse, limit]),
+        Verdict::Wrong(reason, _) => {
+            report.outcome = Outcome::Fail;
+            report.reason = Some(format!("one block against the plain kernels: {reason}"));
+            return Ok(report);
+        }
+    }
+    report.outcome = Outcome::Pass;
+    if options.replays == 0 {
+        return Ok(report);
+    }
+
+    let rate = copy_rate(&device).map_err(AqlmError::from)?;
+    let at_rate = |bytes: usize| bytes as f64 / rate * 1e6;
+    report.copy_bytes_per_second = Some(rate);
+    report.roofline_us = Some(at_rate(report.least_bytes));
+    progress("filling the device");
+    let mut model = resident(&device, &config, &block, tables, options.rung, options.context)?;
+    let pattern = random_values(4096, options.seed, 0);
+    model
+        .pretend(options.context - 1, &pattern)
+        .map_err(AqlmError::from)?;
+    progress("timing");
+    let token = 1;
+    let timing = model
+        .time(token, options.replays, &|_| true)
+        .map_err(AqlmError::from)?;
+    report.us = Some(timing.into());
+    report.tokens_per_second = Some(1e6 / timing.median);
+    for stage in Stage::ALL {
+        let (launches, bytes) = model.work(stage, options.context - 1);
+        let timing = model
+            .time(token, options.replays.min(50), &|one| one == stage)
+            .map_err(AqlmError::from)?;
+        report.stages.push(StageRow {
+            stage: format!("{stage:?}").to_lowercase(),
+            launches,
+            us: timing.median,
+            bytes,
+            roofline_us: at_rate(bytes),
+        });
+    }
+    Ok(report)
+}
+
+/// One block's logits for a few tokens, two rungs apart: each has the roundings of a block (as LlamaCase::roundings counts them, with all seven layers quantized), the
+/// last norm and the head.
+fn difference_limit(scheme: Scheme) -> f64 {
+    let inner = scheme.num_codebooks * scheme.in_group_size;
+    let roundings = 2 * (65 + 4 * inner + 4);
+    Rule::Independent.limit(Number::F16, roundings)
+}
+
+fn logits(
+    device: &Device,
+    config: &LlamaConfig,
+    block: &BlockWeights,
+    tables: [&[f16]; 2],
+    rung: Rung,
+) -> Result<Vec<f32>> {
+    let mut model = resident(device, config, block, tables, rung, COMPARED_TOKENS)?;
+    let tokens: Vec<u32> = (0..COMPARED_TOKENS as u32).map(|i| i * 2677 % 32_000).collect();
+    Ok(model.forward(&tokens).map_err(AqlmError::from)?)
+}
+
+/// A model all of whose blocks are copies of one, each in memory of its own.
+fn resident<'d>(
+    device: &'d Device,
+    config: &LlamaConfig,
+    block: &BlockWeights,
+    [embedding, head]: [&[f16]; 2],
+    rung: Rung,
+    positions: usize,
+) -> Result<Model<'d>> {
+    let options = Options {
+        positions,
+        prompts: false,
+        rung,
+    };
+    let mut builder = Builder::new(device, config, options).map_err(AqlmError::from)?;
+    builder.push(block).map_err(AqlmError::from)?;
+    for _ in 1..config.num_hidden_layers {
+        builder.repeat().map_err(AqlmError::from)?;
+    }
+    Ok(builder
+        .finish(embedding, &vec![1.0; config.hidden_size], Some(head))
+        .map_err(AqlmError::from)?)
+}
+
+/// A block of random codes, codewords and scales that keep activations near unit size.
+fn random_block(config: &LlamaConfig, options: &DecodeOptions) -> BlockWeights {
+    BlockWeights {
+        input_layernorm: Array1::ones(config.hidden_size),
+        post_attention_layernorm: Array1::ones(config.hidden_size),
+        layers: LayerKind::ALL.map(|kind| {
+            let (rows, columns) = config.layer_shape(kind);
+            Linear {
+                weight: LinearWeight::Quantized(random_matrix(options, kind, rows, columns)),
+                bias: None,
+            }
+        }),
+    }
+}
+
+fn random_matrix(options: &DecodeOptions, kind: LayerKind, rows: usize, columns: usize) -> QuantizedMatrix {
+    let scheme = options.scheme;
+    let mut rng = stream(options.seed, 0, Some(kind), Purpose::TestData);
+    let (m, size) = (scheme.num_codebooks, scheme.codebook_size());
+    let groups = (rows / scheme.out_group_size, columns / scheme.in_group_size, m);
+    let codes = Array3::from_shape_simple_fn(groups, || rng.random_range(0..size as u32) as u16);
+    let shape = (m, size, scheme.out_group_size, scheme.in_group_size);
+    // Uniform with a variance of 1 / M, so that weights have the variance of their scale squared.
+    let side = (3.0 / m as f64).sqrt();
+    let codebooks =
+        Array4::from_shape_simple_fn(shape, || f16::from_f64(rng.random_range(-side..side)).to_f64());
+    let scale = f16::from_f64(1.0 / (columns as f64).sqrt()).to_f64();
+    QuantizedMatrix {
+        scheme,
+        codes,
+        codebooks,
+        scales: Array1::from_elem(groups.0, scale),
+    }
+}
+
+/// Embedding or head [vocab, hidden].
+fn random_table(config: &LlamaConfig, seed: u64) -> Vec<f16> {
+    (0..config.vocab_size)
+        .into_par_iter()
+        .flat_map_iter(|row| random_values(config.hidden_size, seed, row))
+        .collect()
+}
+
+/// Numbers between -1 and 1; `row` tells streams of one seed apart.
+fn random_values(count: usize, seed: u64, row: usize) -> Vec<f16> {
+    let mut rng = stream(seed, row, None, Purpose::TestData);
+    (0..count)
+        .map(|_| f16::from_f32(rng.random_range(-1.0..1.0)))
+        .collect()
+}
+
+/// Fewest bytes that a token reads.
+fn least_bytes(config: &LlamaConfig, scheme: Scheme, context: usize) -> Result<usize> {
+    let mut block = 4 * config.hidden_size;
+    for kind in LayerKind::ALL {
+        let (rows, columns) = config.layer_shape(kind);
+        block += matrix_bytes(scheme, scheme.groups(rows, columns)?);
+    }
+    let cache = 2 * 2 * context * config.num_key_value_heads * config.head_dim;
+    let head = 2 * config.vocab_size * config.hidden_size;
+    Ok(config.num_hidden_layers * (block + cache) + head)
+}

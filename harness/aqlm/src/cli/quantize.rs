@@ -1,0 +1,494 @@
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use aqlm_vocabulary::{Initialization, Scheme};
+use clap::ValueEnum;
+use serde::Serialize;
+
+use super::finetune::{self, TunedName, finetune_into, tuned};
+use super::progress::QuantizeProgress;
+use super::table::{Table, bytes};
+use super::{Output, open_model};
+use aqlm_engine::backends::{Backend, BackendKind, Memory};
+use aqlm_engine::with_backend;
+use aqlm_engine::{
+    EndToEndReport, EndToEndSettings, Preset, QuantizeReport, QuantizeSettings, RunDescription, RunFolder,
+    check_scheme, publish, quantize,
+};
+use aqlm_formats::model::Model;
+use aqlm_formats::texts::TokenStream;
+use aqlm_formats::{Error, Result};
+
+/// Folders of a run that goes on end to end: the model as it was before, and the run that tunes it.
+const BEFORE: &str = "block-tuned";
+const AFTER: &str = "end-to-end";
+
+/// Options of `aqlm quantize`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Model folder, GGUF file, or `tiny-stories-4m` for the embedded model
+    model: PathBuf,
+    /// Scheme MxBgG: M codebooks of 2^B codewords for groups of G weights, for example 2x8g8
+    #[arg(long)]
+    scheme: Scheme,
+    /// Calibration text: .txt, .jsonl ({"text": ...} a line), or .gz of either
+    #[arg(long, value_name = "DATA")]
+    calib: PathBuf,
+    /// Run folder: becomes the quantized model
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Which backend computes
+    #[arg(long, value_enum, default_value = "cpu")]
+    backend: BackendKind,
+    #[command(flatten)]
+    settings: SettingsArgs,
+    #[command(flatten)]
+    end_to_end: EndToEndArgs,
+    /// Memory that activations may take, as in 512M or 2G: hidden states beyond it lie on the disk, in the run folder
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<Memory>,
+    /// Continue a run of this same command after its last finished block or step
+    #[arg(long)]
+    resume: bool,
+}
+
+/// First codes and codebooks.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum InitName {
+    /// residual k-means
+    Residual,
+    /// residual k-means refined under the Hessian's metric
+    Em,
+}
+
+/// How codebooks follow the codes.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum UpdateName {
+    /// least squares, solved
+    ClosedForm,
+    /// the paper's Adam: betas 0.9 and 0.95
+    Adam,
+    /// the official code's Adam: betas 0 and 0.95, amsgrad
+    AdamOfficial,
+}
+
+/// What is fine-tuned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FinetuneName {
+    /// nothing
+    None,
+    /// every block, on the outputs of its dense form
+    Block,
+    /// every block, and then the whole model on the dense model's next-token distributions
+    EndToEnd,
+}
+
+/// Settings of the end-to-end step on top of the preset's; `aqlm finetune` has them all.
+#[derive(Debug, clap::Args)]
+#[expect(clippy::struct_field_names, reason = "fields are named after their options")]
+struct EndToEndArgs {
+    /// What is trained end to end, separated by commas [default: codebooks,scales,norms]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    end_to_end_tune: Vec<TunedName>,
+    /// Learning rate of its first step
+    #[arg(long)]
+    end_to_end_lr: Option<f64>,
+    /// Its epochs at most
+    #[arg(long)]
+    end_to_end_epochs: Option<usize>,
+    /// Its sequences in a step
+    #[arg(long)]
+    end_to_end_batch: Option<usize>,
+    /// Its sequences, a sixteenth of which validate [default: all that the text has]
+    #[arg(long)]
+    end_to_end_sequences: Option<usize>,
+}
+
+impl EndToEndArgs {
+    /// Refuses options of a step that is not taken.
+    fn check_unused(&self) -> Result<()> {
+        let given = [
+            ("--end-to-end-tune", !self.end_to_end_tune.is_empty()),
+            ("--end-to-end-lr", self.end_to_end_lr.is_some()),
+            ("--end-to-end-epochs", self.end_to_end_epochs.is_some()),
+            ("--end-to-end-batch", self.end_to_end_batch.is_some()),
+            ("--end-to-end-sequences", self.end_to_end_sequences.is_some()),
+        ];
+        match given.into_iter().find(|&(_, given)| given) {
+            Some((option, _)) => Err(Error::invalid(
+                option,
+                "--finetune end-to-end beside it",
+                "another",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn resolve(
+        &self,
+        preset: Preset,
+        settings: &QuantizeSettings,
+        stream: &TokenStream,
+        model: &Model,
+    ) -> Result<EndToEndSettings> {
+        let sequences = match self.end_to_end_sequences {
+            Some(sequences) => sequences,
+            None => stream.windows(settings.seqlen)?.len(),
+        };
+        let mut end_to_end = EndToEndSettings::preset(preset, settings.seqlen, sequences);
+        if !self.end_to_end_tune.is_empty() {
+            end_to_end.tuned = tuned(&self.end_to_end_tune);
+        }
+        end_to_end.lr = self.end_to_end_lr.unwrap_or(end_to_end.lr);
+        end_to_end.epochs = self.end_to_end_epochs.unwrap_or(end_to_end.epochs);
+        end_to_end.batch = self.end_to_end_batch.unwrap_or(end_to_end.batch);
+        end_to_end.seed = settings.seed;
+        finetune::validate(&end_to_end, model, "--end-to-end-")?;
+        Ok(end_to_end)
+    }
+}
+
+/// Settings on top of a preset.
+#[derive(Debug, clap::Args)]
+pub(super) struct SettingsArgs {
+    /// Settings to start from
+    #[arg(long, value_enum, default_value = "project")]
+    preset: Preset,
+    /// Tokens in a calibration sequence [default: 1024, or the model's longest context when that is shorter]
+    #[arg(long)]
+    seqlen: Option<usize>,
+    /// Calibration sequences, validation included
+    #[arg(long, default_value_t = 128)]
+    sequences: usize,
+    /// Sequences kept for validation [default: an eighth]
+    #[arg(long)]
+    validation: Option<usize>,
+    /// Seed of every random stream
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Hypotheses kept by beam search
+    #[arg(long)]
+    beam: Option<usize>,
+    /// First codes and codebooks
+    #[arg(long, value_enum)]
+    init: Option<InitName>,
+    /// How codebooks follow the codes
+    #[arg(long, value_enum)]
+    update: Option<UpdateName>,
+    /// Stop a layer when a round gains less than this share of the error
+    #[arg(long)]
+    tolerance: Option<f64>,
+    /// Rounds of codebook update and beam search at most
+    #[arg(long)]
+    max_rounds: Option<usize>,
+    /// Added to the Hessian's diagonal, as a share of its mean
+    #[arg(long)]
+    damping: Option<f64>,
+    /// Hessians in one pass for each kind of layer, over the block as quantized so far
+    #[arg(long)]
+    true_sequential: bool,
+    /// Accept codebooks with more codewords than a layer has groups
+    #[arg(long)]
+    allow_degenerate: bool,
+    /// What is fine-tuned
+    #[arg(long, value_enum, default_value = "block")]
+    finetune: FinetuneName,
+    /// What is trained in a block, separated by commas [default: codebooks,scales,norms]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    finetune_tune: Vec<TunedName>,
+    /// Epochs of fine-tuning a block at most; 0 leaves blocks as they are
+    #[arg(long)]
+    finetune_epochs: Option<usize>,
+    /// Learning rate of fine-tuning a block
+    #[arg(long)]
+    finetune_lr: Option<f64>,
+    /// Sequences in a step of fine-tuning a block
+    #[arg(long)]
+    finetune_batch: Option<usize>,
+    /// Epochs without a better validation loss before fine-tuning of a block stops
+    #[arg(long)]
+    finetune_patience: Option<usize>,
+}
+
+impl SettingsArgs {
+    fn resolve(&self, scheme: Scheme, model: &Model) -> Result<QuantizeSettings> {
+        let mut settings = QuantizeSettings::preset(self.preset, scheme);
+        settings.seqlen = self
+            .seqlen
+            .unwrap_or_else(|| model.config().max_position_embeddings.min(1024));
+        settings.sequences = self.sequences;
+        settings.validation = self.validation.unwrap_or(self.sequences / 8);
+        settings.seed = self.seed;
+        settings.true_sequential = self.true_sequential;
+        settings.layer.allow_degenerate = self.allow_degenerate;
+        let assign = |slot: &mut usize, value: Option<usize>| *slot = value.unwrap_or(*slot);
+        assign(&mut settings.layer.beam, self.beam);
+        assign(&mut settings.layer.max_rounds, self.max_rounds);
+        assign(&mut settings.finetune.epochs, self.finetune_epochs);
+        assign(&mut settings.finetune.batch, self.finetune_batch);
+        assign(&mut settings.finetune.patience, self.finetune_patience);
+        let assign = |slot: &mut f64, value: Option<f64>| *slot = value.unwrap_or(*slot);
+        assign(&mut settings.layer.relative_tolerance, self.tolerance);
+        assign(&mut settings.layer.damping, self.damping);
+        assign(&mut settings.finetune.lr, self.finetune_lr);
+        match self.init {
+            Some(InitName::Residual) => settings.layer.init = Initialization::Residual,
+            Some(InitName::Em) => settings.layer.init = Initialization::Em { rounds: 3 },
+            None => {}
+        }
+        let preset_update = |preset| QuantizeSettings::preset(preset, scheme).layer.update;
+        match self.update {
+            Some(UpdateName::ClosedForm) => settings.layer.update = preset_update(Preset::Project),
+            Some(UpdateName::Adam) => settings.layer.update = preset_update(Preset::Paper),
+            Some(UpdateName::AdamOfficial) => settings.layer.update = preset_update(Preset::Official),
+            None => {}
+        }
+        self.apply_finetune(&mut settings)?;
+        validate(&settings)?;
+        Ok(settings)
+    }
+
+    /// What is tuned in a block, and whether anything is.
+    fn apply_finetune(&self, settings: &mut QuantizeSettings) -> Result<()> {
+        if self.finetune == FinetuneName::None {
+            if let Some(epochs @ 1..) = self.finetune_epochs {
+                return Err(Error::invalid(
+                    "--finetune-epochs",
+                    "0 beside --finetune none",
+                    epochs.to_string(),
+                ));
+            }
+            settings.finetune.epochs = 0;
+        }
+        if self.finetune_tune.is_empty() {
+            return Ok(());
+        }
+        let tuned = tuned(&self.finetune_tune);
+        if tuned.embedding || tuned.head {
+            return Err(Error::invalid(
+                "--finetune-tune",
+                "codebooks, scales and norms, which are all that a block has",
+                "embedding or head",
+            ));
+        }
+        settings.finetune.codebooks = tuned.codebooks;
+        settings.finetune.scales = tuned.scales;
+        settings.finetune.norms = tuned.norms;
+        Ok(())
+    }
+}
+
+/// Refuses numbers that no run could use.
+fn validate(settings: &QuantizeSettings) -> Result<()> {
+    let at_least = |option: &str, least: usize, value: usize| {
+        if value < least {
+            Err(Error::invalid(
+                option,
+                &format!("{least} or more"),
+                value.to_string(),
+            ))
+        } else {
+            Ok(())
+        }
+    };
+    at_least("--seqlen", 2, settings.seqlen)?;
+    at_least("--sequences", 1, settings.sequences)?;
+    at_least("--beam", 1, settings.layer.beam)?;
+    at_least("--max-rounds", 1, settings.layer.max_rounds)?;
+    at_least("--finetune-batch", 1, settings.finetune.batch)?;
+    if settings.validation >= settings.sequences {
+        return Err(Error::invalid(
+            "--validation",
+            &format!("fewer than the {} sequences", settings.sequences),
+            settings.validation.to_string(),
+        ));
+    }
+    let number = |option: &str, value: f64| {
+        if value.is_finite() && value >= 0.0 {
+            Ok(())
+        } else {
+            Err(Error::invalid(
+                option,
+                "a finite number of at least 0",
+                value.to_string(),
+            ))
+        }
+    };
+    number("--tolerance", settings.layer.relative_tolerance)?;
+    number("--damping", settings.layer.damping)?;
+    number("--finetune-lr", settings.finetune.lr)
+}
+
+/// One layer in the JSON result.
+#[derive(Debug, Serialize)]
+struct LayerDocument<'a> {
+    name: &'a str,
+    relative_layer_error: f64,
+    bits_per_parameter: f64,
+    seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    scheme: String,
+    bits_per_parameter: f64,
+    seconds: f64,
+    bytes_before: u64,
+    bytes_after: u64,
+    layers: Vec<LayerDocument<'a>>,
+    blocks: &'a [aqlm_engine::BlockReport],
+    /// how the end-to-end step went, where it was taken; the model before it is in `block-tuned` inside `out`
+    end_to_end: Option<EndToEndReport>,
+    out: String,
+}
+
+pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
+    let model = open_model(&args.model)?;
+    let settings = args.settings.resolve(args.scheme, &model)?;
+    check_scheme(model.config(), args.scheme, settings.layer.allow_degenerate)?;
+    let stream = TokenStream::load(&args.calib, &model.tokenizer()?)?;
+    let calibration = stream.calibration_sequences(settings.seqlen, settings.sequences)?;
+    let end_to_end = if args.settings.finetune == FinetuneName::EndToEnd {
+        let preset = args.settings.preset;
+        Some(args.end_to_end.resolve(preset, &settings, &stream, &model)?)
+    } else {
+        args.end_to_end.check_unused()?;
+        None
+    };
+    let blocks_to = end_to_end
+        .as_ref()
+        .map_or(args.out.clone(), |_| args.out.join(BEFORE));
+    let (result, _folder) = quantize_into(
+        &model,
+        &args.calib,
+        &calibration,
+        &settings,
+        args.backend,
+        &args.out,
+        &blocks_to,
+        args.memory,
+        args.resume,
+    )?;
+    let end_to_end = match &end_to_end {
+        Some(end_to_end) => Some(finetune_into(
+            &Model::open(&blocks_to)?,
+            Some(&model),
+            &args.calib,
+            &stream.calibration_sequences(end_to_end.seqlen, end_to_end.sequences)?,
+            end_to_end,
+            args.backend,
+            &args.out.join(AFTER),
+            &args.out,
+            args.memory,
+            Duration::from_mins(1),
+            // whether this may continue was decided for the whole run
+            true,
+        )?),
+        None => None,
+    };
+    let document = Document {
+        scheme: result.scheme.to_string(),
+        bits_per_parameter: result.bits_per_parameter,
+        seconds: result.seconds,
+        bytes_before: model.inventory().bytes,
+        bytes_after: Model::open(&args.out)?.inventory().bytes,
+        layers: result
+            .blocks
+            .iter()
+            .flat_map(|block| &block.layers)
+            .map(|layer| LayerDocument {
+                name: &layer.name,
+                relative_layer_error: layer.relative_layer_error,
+                bits_per_parameter: layer.bits_per_parameter,
+                seconds: layer.seconds,
+            })
+            .collect(),
+        blocks: &result.blocks,
+        end_to_end,
+        out: args.out.display().to_string(),
+    };
+    output.result(&document, || {
+        format!(
+            "{}{}{}: {:.3} bits per parameter, {} -> {}, {:.1} s\n",
+            summary(&result),
+            document
+                .end_to_end
+                .as_ref()
+                .map_or_else(String::new, finetune::summary),
+            document.out,
+            document.bits_per_parameter,
+            bytes(document.bytes_before),
+            bytes(document.bytes_after),
+            document.seconds,
+        )
+    });
+    Ok(true)
+}
+
+/// One row a block: the error of each layer, and what fine-tuning left of the block's.
+pub(super) fn summary(report: &QuantizeReport) -> String {
+    let mut table = Table::new([
+        "block", "q", "k", "v", "o", "gate", "up", "down", "output", "seconds",
+    ]);
+    for block in &report.blocks {
+        let error = |index: usize| {
+            block.layers.get(index).map_or(String::new(), |layer| {
+                format!("{:.4}", layer.relative_layer_error)
+            })
+        };
+        table.row([
+            block.block.to_string(),
+            error(0),
+            error(1),
+            error(2),
+            error(3),
+            error(4),
+            error(5),
+            error(6),
+            format!("{:.4}", block.relative_output_error),
+            format!("{:.1}", block.seconds),
+        ]);
+    }
+    format!(
+        "relative layer errors, and that of the block's output after fine-tuning\n{}",
+        table.render()
+    )
+}
+
+/// Quantizes in a run folder, `run`, with progress on standard error, and writes the checkpoint into `out`. Returns the
+/// folder too, which stays locked while that lives.
+#[expect(clippy::too_many_arguments, reason = "each is a different thing")]
+pub(super) fn quantize_into(
+    model: &Model,
+    calibration_path: &Path,
+    calibration: &[&[u32]],
+    settings: &QuantizeSettings,
+    backend: BackendKind,
+    run: &Path,
+    out: &Path,
+    memory: Option<Memory>,
+    resume: bool,
+) -> Result<(QuantizeReport, RunFolder)> {
+    with_backend!(backend, model.config(), settings.seqlen, |backend| {
+        let mut backend = backend;
+        if let Some(memory) = memory {
+            backend.bound_memory(memory, run, settings.sequences)?;
+        }
+        let description = RunDescription::new(
+            model,
+            calibration_path,
+            calibration,
+            settings,
+            backend.kind(),
+            backend.device(),
+        )?;
+        let folder = RunFolder::open(run, &description, resume)?;
+        let mut progress = QuantizeProgress::new(model.config(), settings);
+        let report = quantize(&backend, model, calibration, settings, &folder, &mut |event| {
+            progress.event(&event);
+        })?;
+        drop(progress);
+        publish(model, &folder, out)?;
+        Ok((report, folder))
+    })
+}

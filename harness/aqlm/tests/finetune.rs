@@ -1,0 +1,436 @@
+//! `aqlm finetune`, and `aqlm quantize --finetune end-to-end`: what they print, keep, continue and refuse.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use serde_json::Value;
+use support::{MODEL, QUICK, aqlm, golden, json, message, model_bytes, refused, short_text};
+
+/// Quantizes coarsely and quickly, blocks not tuned.
+fn student(folder: &Path, text: &Path) -> PathBuf {
+    let out = folder.join("student");
+    let mut arguments = vec![
+        "quantize",
+        MODEL,
+        "--calib",
+        path(text),
+        "--out",
+        path(&out),
+        "--backend",
+        "cpu",
+        "--finetune",
+        "none",
+    ];
+    arguments.extend(QUICK);
+    succeed(&arguments);
+    out
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("a path of this test")
+}
+
+fn succeed(arguments: &[&str]) -> Output {
+    let output = aqlm(arguments);
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{arguments:?}: {}",
+        message(&output)
+    );
+    output
+}
+
+/// Two epochs of eight sequences of 32 tokens, unless `extra` says otherwise.
+fn arguments<'a>(student: &'a Path, text: &'a Path, out: &'a Path, extra: &[&'a str]) -> Vec<&'a str> {
+    let mut arguments = vec![
+        "finetune",
+        path(student),
+        "--teacher",
+        MODEL,
+        "--calib",
+        path(text),
+        "--out",
+        path(out),
+        "--json",
+    ];
+    let usual = [
+        ("--seqlen", "32"),
+        ("--sequences", "10"),
+        ("--validation", "2"),
+        ("--epochs", "2"),
+        ("--batch", "3"),
+    ];
+    for (option, value) in usual {
+        if !extra.contains(&option) {
+            arguments.extend([option, value]);
+        }
+    }
+    arguments.extend(extra);
+    arguments
+}
+
+fn number(document: &Value, field: &str) -> f64 {
+    document[field]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{field} in {document}"))
+}
+
+#[test]
+fn a_tuned_model_is_better_and_an_interrupted_run_ends_in_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = short_text(folder.path(), 20);
+    let student = student(folder.path(), &text);
+    let out = folder.path().join("tuned");
+    let whole = arguments(
+        &student,
+        &text,
+        &out,
+        &["--save-every", "0", "--eval", path(&text)],
+    );
+    let output = succeed(&whole);
+    let document = json(&output);
+    assert!(
+        number(&document, "loss_after") < number(&document, "loss_before"),
+        "{document}"
+    );
+    assert!(number(&document, "perplexity_after") < number(&document, "perplexity_before"));
+    // 8 sequences in steps of 3, twice
+    assert_eq!(
+        (document["steps"].as_u64(), document["tokens"].as_u64()),
+        (Some(6), Some(512))
+    );
+    // norms were not tuned with the blocks, so nothing differs from the teacher
+    assert_eq!(document["differences"].as_array().unwrap().len(), 0);
+    assert_eq!(document["shared_documents"], 20);
+    assert!(
+        message(&output).contains("warning: 20 of 20 documents"),
+        "{}",
+        message(&output)
+    );
+    let bytes = model_bytes(&out);
+    assert_ne!(bytes, model_bytes(&student));
+    // codes stay: both checkpoints have the same bits per parameter and the same scheme
+    let inspect = |model: &Path| json(&succeed(&["inspect", path(model), "--json"]))["layers"].clone();
+    assert_eq!(inspect(&out), inspect(&student));
+
+    refused(&whole, &["--resume"]);
+    let mut resumed = whole.clone();
+    resumed.push("--resume");
+    succeed(&resumed);
+    assert_eq!(model_bytes(&out), bytes);
+    let mut other = resumed.clone();
+    other.extend(["--lr", "0.5"]);
+    refused(&other, &["settings.lr", "0.5"]);
+
+    // As after a kill in the middle of writing the journal's last line.
+    let journal = out.join("journal.jsonl");
+    let cut = |lines_kept: usize| {
+        let text = std::fs::read_to_string(&journal).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let kept = lines.len() - lines_kept;
+        std::fs::write(
+            &journal,
+            format!("{}\n{}", lines[..kept].join("\n"), &lines[kept][..20]),
+        )
+        .unwrap();
+        std::fs::remove_file(out.join("model.safetensors")).unwrap();
+    };
+    cut(1);
+    let output = succeed(&resumed);
+    assert!(
+        message(&output).contains("continuing after epoch 1 and 2 steps"),
+        "{}",
+        message(&output)
+    );
+    assert_eq!(model_bytes(&out), bytes);
+
+    // A flipped bit in the last state is found by its checksum; the state before it serves.
+    let last = std::fs::read_to_string(&journal).unwrap();
+    let last: Value = serde_json::from_str(last.lines().last().unwrap()).unwrap();
+    let state = out.join("states").join(last["state"]["file"].as_str().unwrap());
+    let mut damaged = std::fs::read(&state).unwrap();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    std::fs::write(&state, damaged).unwrap();
+    let output = succeed(&resumed);
+    assert!(message(&output).contains(path(&state)), "{}", message(&output));
+    assert_eq!(model_bytes(&out), bytes);
+
+    // The result is a model to tune on, whose norms are now other than the teacher's: said, not refused.
+    let again = folder.path().join("again");
+    let output = succeed(&arguments(
+        &out,
+        &text,
+        &again,
+        &["--tune", "scales,head", "--top-k", "8"],
+    ));
+    let document = json(&output);
+    assert!(
+        message(&output).contains("model.layers.0.input_layernorm.weight"),
+        "{}",
+        message(&output)
+    );
+    assert!(!document["differences"].as_array().unwrap().is_empty());
+    let rest = number(&document, "teacher_rest");
+    assert!(rest > 0.0 && rest < 0.5, "{rest}");
+    assert_eq!(document["settings"]["teacher"]["top"], 8);
+}
+
+#[test]
+fn every_way_to_use_the_teacher_says_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = short_text(folder.path(), 20);
+    let student = student(folder.path(), &text);
+    let after = |name: &str, extra: &[&str]| {
+        let out = folder.path().join(name);
+        let document = json(&succeed(&arguments(&student, &text, &out, extra)));
+        (number(&document, "loss_before"), number(&document, "loss_after"))
+    };
+    let cached = after("cached", &[]);
+    // f32 states of f32 arithmetic, or a list of f32 logarithms: some 512 terms of a sum, each off by an epsilon, and a
+    // training that magnifies that by little
+    let close = |a: f64, b: f64| (a - b).abs() <= 1e4 * f64::from(f32::EPSILON) * b;
+    for (name, extra) in [
+        ("on the fly", ["--teacher-logits", "on-the-fly"]),
+        ("all tokens listed", ["--top-k", "2048"]),
+    ] {
+        let other = after(name, &extra);
+        assert!(
+            close(other.0, cached.0) && close(other.1, cached.1),
+            "{name}: {other:?}, {cached:?}"
+        );
+    }
+    // the reference's backend, from the same student
+    let out = folder.path().join("reference");
+    let document = json(&succeed(&arguments(
+        &student,
+        &text,
+        &out,
+        &["--backend", "reference"],
+    )));
+    let reference = (number(&document, "loss_before"), number(&document, "loss_after"));
+    assert!(close(reference.0, cached.0), "{reference:?}, {cached:?}");
+    assert!(
+        (reference.1 - cached.1).abs() < 1e-3 * cached.1,
+        "{reference:?}, {cached:?}"
+    );
+
+    let out = folder.path().join("text");
+    let mut alone = arguments(
+        &student,
+        &text,
+        &out,
+        &["--loss", "cross-entropy", "--schedule", "linear"],
+    );
+    alone.drain(2..4);
+    let document = json(&succeed(&alone));
+    assert!(number(&document, "loss_after") < number(&document, "loss_before"));
+}
+
+#[test]
+fn a_loss_that_is_not_a_number_stops_the_run_and_names_the_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = short_text(folder.path(), 20);
+    let student = student(folder.path(), &text);
+    let out = folder.path().join("diverged");
+    let diverging = arguments(&student, &text, &out, &["--lr", "1e30"]);
+    refused(
+        &diverging,
+        &[
+            "epoch 1, step 2",
+            "NaN",
+            "first not finite: model.",
+            "no model was written",
+        ],
+    );
+    assert!(!out.join("config.json").exists() && !out.join("model.safetensors").exists());
+    // the start is still the last good state, and going on from it comes to the same end
+    let mut resumed = diverging.clone();
+    resumed.push("--resume");
+    refused(&resumed, &["epoch 1, step 2"]);
+}
+
+/// The embedded model as a folder, to be changed.
+fn dense_folder(folder: &Path, name: &str) -> PathBuf {
+    let to = folder.join(name);
+    std::fs::create_dir(&to).unwrap();
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(golden(file), to.join(file)).unwrap();
+    }
+    to
+}
+
+fn change_json(path: &Path, change: impl FnOnce(&mut Value)) {
+    let mut value: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    change(&mut value);
+    std::fs::write(path, value.to_string()).unwrap();
+}
+
+#[test]
+fn bad_input_is_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = short_text(folder.path(), 20);
+    let student = student(folder.path(), &text);
+    let out = folder.path().join("out");
+    let refuse = |extra: &[&str], words: &[&str]| {
+        refused(&arguments(&student, &text, &out, extra), words);
+        assert!(!out.exists(), "{extra:?} left {} behind", out.display());
+    };
+    refuse(&["--epochs", "0"], &["--epochs", "1 or more"]);
+    refuse(&["--batch", "0"], &["--batch"]);
+    refuse(&["--validation", "10"], &["--validation", "fewer than the 10"]);
+    refuse(&["--lr", "NaN"], &["--lr"]);
+    refuse(&["--seqlen", "1"], &["--seqlen"]);
+    refuse(&["--sequences", "100000"], &[path(&text), "100000 sequences"]);
+    refuse(&["--top-k", "2049"], &["--top-k", "1 to 2048"]);
+    refuse(&["--top-k", "4", "--teacher-logits", "on-the-fly"], &["--top-k"]);
+
+    // A teacher of another shape, one of another vocabulary, one that is quantized, none at all; a dense student.
+    let shape = dense_folder(folder.path(), "shape");
+    change_json(&shape.join("config.json"), |config| {
+        config["num_hidden_layers"] = 3.into();
+    });
+    let vocabulary = dense_folder(folder.path(), "vocabulary");
+    change_json(&vocabulary.join("tokenizer.json"), |tokenizer| {
+        let vocab = &mut tokenizer["model"]["vocab"];
+        let ids: Vec<Value> = ["e", "t"].map(|token| vocab[token].clone()).into();
+        assert!(ids.iter().all(Value::is_u64), "letters of the vocabulary");
+        vocab["e"] = ids[1].clone();
+        vocab["t"] = ids[0].clone();
+    });
+    let with_teacher = |teacher: &Path, words: &[&str]| {
+        let mut arguments = arguments(&student, &text, &out, &[]);
+        arguments[3] = path(teacher);
+        refused(&arguments, words);
+        assert!(!out.exists());
+    };
+    with_teacher(&shape, &[path(&shape), "num_hidden_layers", "4", "3"]);
+    with_teacher(&vocabulary, &[path(&vocabulary), "vocabulary"]);
+    with_teacher(&student, &["a dense model as the teacher"]);
+    let mut without = arguments(&student, &text, &out, &[]);
+    without.drain(2..4);
+    refused(&without, &["--teacher"]);
+    let mut dense = arguments(&student, &text, &out, &[]);
+    dense[1] = MODEL;
+    refused(&dense, &["AQLM-quantized checkpoint"]);
+
+    let quantize = |extra: &[&str], words: &[&str]| {
+        let mut arguments = vec![
+            "quantize",
+            MODEL,
+            "--scheme",
+            "1x4g8",
+            "--calib",
+            path(&text),
+            "--out",
+            path(&out),
+        ];
+        arguments.extend(["--seqlen", "32", "--sequences", "6"]);
+        arguments.extend(extra);
+        refused(&arguments, words);
+        assert!(!out.exists(), "{extra:?} left {} behind", out.display());
+    };
+    quantize(
+        &["--end-to-end-lr", "1"],
+        &["--end-to-end-lr", "--finetune end-to-end"],
+    );
+    quantize(
+        &["--finetune", "end-to-end", "--end-to-end-epochs", "0"],
+        &["--end-to-end-epochs"],
+    );
+    quantize(
+        &["--finetune", "none", "--finetune-epochs", "2"],
+        &["--finetune-epochs"],
+    );
+    quantize(&["--finetune-tune", "head"], &["--finetune-tune"]);
+}
+
+/// Grouped-query attention, a tied head, and checkpoints that the official engine wrote.
+#[test]
+fn checkpoints_of_the_official_engine_are_tuned() {
+    let shared = std::env::var_os("AQLM_SHARED").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),
+        PathBuf::from,
+    );
+    let teacher = shared.join("models/babyllama105-hf");
+    for scheme in ["2x8g8", "1x12g8", "4x4g16"] {
+        let student = shared.join(format!("peer/aqlm-hf/babyllama105-hf-{scheme}"));
+        if !(student.exists() && teacher.exists()) {
+            eprintln!("waived: {} or its teacher is not here", student.display());
+            continue;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let text = short_text(folder.path(), 20);
+        let out = folder.path().join("tuned");
+        let mut arguments = arguments(
+            &student,
+            &text,
+            &out,
+            &["--tune", "codebooks,scales,norms,head", "--lr", "1e-4"],
+        );
+        arguments[3] = path(&teacher);
+        let document = json(&succeed(&arguments));
+        assert!(
+            number(&document, "loss_after") < number(&document, "loss_before"),
+            "{scheme}: {document}"
+        );
+        // what was written opens, and is what was judged, up to f16
+        let again = folder.path().join("again");
+        (arguments[1], arguments[7]) = (path(&out), path(&again));
+        let rounded = number(&json(&succeed(&arguments)), "loss_before");
+        let kept = number(&document, "loss_after");
+        assert!(
+            (rounded - kept).abs() < 0.01 * kept,
+            "{scheme}: {rounded} and {kept}"
+        );
+    }
+}
+
+#[test]
+fn quantize_goes_on_end_to_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = short_text(folder.path(), 20);
+    let out = folder.path().join("out");
+    let mut whole = vec![
+        "quantize",
+        MODEL,
+        "--calib",
+        path(&text),
+        "--out",
+        path(&out),
+        "--backend",
+        "cpu",
+        "--finetune-epochs",
+        "1",
+        "--finetune-tune",
+        "norms,scales",
+        "--finetune",
+        "end-to-end",
+        "--end-to-end-epochs",
+        "1",
+        "--end-to-end-sequences",
+        "16",
+        "--end-to-end-tune",
+        "codebooks",
+        "--json",
+    ];
+    whole.extend(QUICK);
+    let document = json(&succeed(&whole));
+    let report = &document["end_to_end"];
+    assert!(
+        number(report, "loss_after") < number(report, "loss_before"),
+        "{report}"
+    );
+    let bytes = model_bytes(&out);
+    let before = model_bytes(&out.join("block-tuned"));
+    assert_ne!(bytes, before);
+    refused(&whole, &["--resume"]);
+    let mut resumed = whole.clone();
+    resumed.push("--resume");
+    succeed(&resumed);
+    assert_eq!(model_bytes(&out), bytes);
+    assert_eq!(model_bytes(&out.join("block-tuned")), before);
+}

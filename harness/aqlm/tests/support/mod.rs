@@ -1,0 +1,94 @@
+//! What the tests of the program share: starting it, reading its answers, its model and texts.
+
+#![allow(dead_code, reason = "every test binary uses its own part")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+pub(crate) const MODEL: &str = "tiny-stories-4m";
+
+/// The quickest quantization there is: one round, few tokens.
+pub(crate) const QUICK: [&str; 14] = [
+    "--scheme",
+    "1x4g8",
+    "--seqlen",
+    "32",
+    "--sequences",
+    "6",
+    "--validation",
+    "2",
+    "--max-rounds",
+    "1",
+    "--beam",
+    "1",
+    "--init",
+    "residual",
+];
+
+pub(crate) fn golden(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../golden/tiny-stories-4m")
+        .join(file)
+}
+
+pub(crate) fn aqlm(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_aqlm"))
+        .args(arguments)
+        // Help is as wide as the terminal: as wide as none.
+        .env_remove("COLUMNS")
+        .output()
+        .expect("the program starts")
+}
+
+pub(crate) fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!(
+            "{error}\n{}\n{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        )
+    })
+}
+
+/// Runs a command that must be refused: exit code 2, nothing on standard output, a message with all the given words.
+pub(crate) fn refused(arguments: &[&str], words: &[&str]) {
+    let output = aqlm(arguments);
+    let message = message(&output);
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
+    assert!(
+        output.stdout.is_empty(),
+        "{arguments:?} printed {}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    for word in words {
+        assert!(
+            message.contains(word),
+            "{arguments:?}: expected {word:?} in {message:?}"
+        );
+    }
+}
+
+/// A short text: the first documents of the embedded model's evaluation stories.
+pub(crate) fn short_text(folder: &Path, documents: usize) -> PathBuf {
+    first_documents(folder, "eval.jsonl", documents)
+}
+
+/// The first documents of one of the embedded model's texts.
+pub(crate) fn first_documents(folder: &Path, file: &str, documents: usize) -> PathBuf {
+    let text = std::fs::read_to_string(golden(file)).unwrap();
+    let lines: Vec<&str> = text.lines().take(documents).collect();
+    let path = folder.join(format!("first-{documents}-{file}"));
+    std::fs::write(&path, lines.join("\n")).unwrap();
+    path
+}
+
+/// What a command said beside its answer.
+pub(crate) fn message(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+pub(crate) fn model_bytes(folder: &Path) -> Vec<u8> {
+    std::fs::read(folder.join("model.safetensors")).expect("a finished model")
+}

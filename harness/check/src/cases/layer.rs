@@ -1,0 +1,325 @@
+use std::fmt;
+
+use aqlm_vocabulary::{
+    Initialization, LayerSettings, Purpose, QuantizedMatrix, Scheme, Stream, StreamKey, Update, stream,
+};
+use ndarray::{Array2, Axis};
+use rand::RngExt;
+
+use super::Operation;
+use super::id::Fields;
+use super::product::{groups, random_matrix};
+use super::values::{Values, normal, with_outliers};
+use super::words::words;
+use aqlm_formats::Result;
+
+words! {
+    /// What a case's Hessian is like.
+    Inputs, "hessian" {
+        /// full rank, correlated, variances over three orders of magnitude
+        Correlated = "correlated",
+        /// uncorrelated inputs of equal size
+        White = "white",
+        /// fewer samples than inputs: rank-deficient
+        Deficient = "deficient",
+        /// a condition number of about 1e10
+        Ill = "ill",
+        /// every fifth input is never excited
+        Dead = "dead",
+    }
+}
+
+words! {
+    /// How a case updates codebooks.
+    Updating, "update" {
+        /// the normal equations, factored
+        Closed = "closed",
+        /// conjugate gradients
+        Gradients = "gradients",
+        /// Adam
+        Adam = "adam",
+    }
+}
+
+words! {
+    /// Where a case's first codes come from.
+    Starting, "initialization" {
+        /// residual k-means
+        Residual = "residual",
+        /// refined under the H-metric
+        Em = "em",
+    }
+}
+
+/// A weight, a Hessian and a quantized matrix that is no good fit: the cases of the quantizer's operations. Fields that an
+/// operation does not use keep their first value and are not part of its id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerCase {
+    /// how the weight is coded
+    pub scheme: Scheme,
+    /// output groups
+    pub out_groups: usize,
+    /// input groups
+    pub in_groups: usize,
+    /// what the weight is like
+    pub values: Values,
+    /// what its inputs are like
+    pub inputs: Inputs,
+    /// hypotheses kept
+    pub beam: usize,
+    /// how codebooks are updated
+    pub update: Updating,
+    /// first codes
+    pub start: Starting,
+}
+
+/// The first value of every field.
+const PLAIN: LayerCase = LayerCase {
+    scheme: Scheme {
+        num_codebooks: 1,
+        nbits: 1,
+        in_group_size: 4,
+        out_group_size: 1,
+    },
+    out_groups: 1,
+    in_groups: 1,
+    values: Values::ALL[0],
+    inputs: Inputs::ALL[0],
+    beam: 1,
+    update: Updating::ALL[0],
+    start: Starting::ALL[0],
+};
+
+/// The data of a [`LayerCase`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerData {
+    /// [out_features, in_features]
+    pub weight: Array2<f32>,
+    /// [in_features, in_features]
+    pub hessian: Array2<f64>,
+    /// codes, codebooks and scales to start from
+    pub matrix: QuantizedMatrix,
+}
+
+/// A field that only some operations use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Inputs,
+    Beam,
+    Update,
+    Start,
+}
+
+/// The fields that an operation's id has behind the values.
+fn used_by(operation: Operation) -> &'static [Field] {
+    match operation {
+        Operation::EmInit => &[Field::Inputs],
+        Operation::BeamSearch => &[Field::Inputs, Field::Beam],
+        Operation::CodebookUpdate => &[Field::Inputs, Field::Update],
+        Operation::LayerQuantize => &[Field::Inputs, Field::Beam, Field::Update, Field::Start],
+        _ => &[],
+    }
+}
+
+impl LayerCase {
+    pub(super) fn print(&self, operation: Operation, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (scheme, out, inputs) = (self.scheme, self.out_features(), self.in_features());
+        write!(f, "{scheme}-{out}x{inputs}-{}", self.values)?;
+        for field in used_by(operation) {
+            match field {
+                Field::Inputs => write!(f, "-{}", self.inputs)?,
+                Field::Beam => write!(f, "-b{}", self.beam)?,
+                Field::Update => write!(f, "-{}", self.update)?,
+                Field::Start => write!(f, "-{}", self.start)?,
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn parse(operation: Operation, fields: &mut Fields<'_>) -> Result<Self> {
+        let scheme = fields.scheme()?;
+        let (out_groups, in_groups) = groups(fields, scheme)?;
+        let mut case = Self {
+            scheme,
+            out_groups,
+            in_groups,
+            values: fields.word()?,
+            ..PLAIN
+        };
+        for field in used_by(operation) {
+            match field {
+                Field::Inputs => case.inputs = fields.word()?,
+                Field::Beam => case.beam = fields.number('b', 1..=64)? as usize,
+                Field::Update => case.update = fields.word()?,
+                Field::Start => case.start = fields.word()?,
+            }
+        }
+        Ok(case)
+    }
+
+    /// The same case without what `operation` does not use.
+    pub(super) fn used_by(self, operation: Operation) -> Self {
+        let mut case = Self {
+            inputs: PLAIN.inputs,
+            beam: PLAIN.beam,
+            update: PLAIN.update,
+            start: PLAIN.start,
+            ..self
+        };
+        for field in used_by(operation) {
+            match field {
+                Field::Inputs => case.inputs = self.inputs,
+                Field::Beam => case.beam = self.beam,
+                Field::Update => case.update = self.update,
+                Field::Start => case.start = self.start,
+            }
+        }
+        case
+    }
+
+    /// Rows of the weight.
+    pub fn out_features(&self) -> usize {
+        self.out_groups * self.scheme.out_group_size
+    }
+
+    /// Columns of the weight.
+    pub fn in_features(&self) -> usize {
+        self.in_groups * self.scheme.in_group_size
+    }
+
+    /// The random streams of the operation itself.
+    pub fn key(&self, seed: u64) -> StreamKey {
+        StreamKey {
+            seed,
+            block: 2,
+            layer: None,
+        }
+    }
+
+    /// How codebooks are updated.
+    pub fn update_settings(&self) -> Update {
+        let least_squares = |max_unknowns| Update::ClosedForm {
+            max_unknowns,
+            cg_steps: 60,
+            scale_rounds: 2,
+        };
+        match self.update {
+            Updating::Closed => least_squares(8192),
+            Updating::Gradients => least_squares(0),
+            Updating::Adam => Update::Adam {
+                lr: 1e-3,
+                beta1: 0.9,
+                beta2: 0.95,
+                amsgrad: self.beam.is_multiple_of(2),
+                steps: 20,
+            },
+        }
+    }
+
+    /// Settings of a whole quantization; few rounds, so that many cases fit into a check.
+    pub fn settings(&self) -> LayerSettings {
+        LayerSettings {
+            scheme: self.scheme,
+            init: match self.start {
+                Starting::Residual => Initialization::Residual,
+                Starting::Em => Initialization::Em { rounds: 2 },
+            },
+            kmeans_iterations: 30,
+            update: self.update_settings(),
+            beam: self.beam,
+            relative_tolerance: 1e-3,
+            max_rounds: 4,
+            damping: 1e-6,
+            allow_degenerate: true,
+        }
+    }
+
+    /// The data that a seed stands for.
+    pub fn data(&self, seed: u64) -> LayerData {
+        let mut rng = stream(seed, 1, None, Purpose::TestData);
+        let weight = self.weight(&mut rng);
+        let hessian = self.hessian(&mut rng);
+        let matrix = random_matrix(
+            self.scheme,
+            self.out_groups,
+            self.in_groups,
+            self.values,
+            &mut rng,
+        );
+        LayerData {
+            weight,
+            hessian,
+            matrix,
+        }
+    }
+
+    fn weight(&self, rng: &mut Stream) -> Array2<f32> {
+        let size = (self.in_features() as f64).sqrt().recip();
+        let mut weight =
+            Array2::from_shape_simple_fn((self.out_features(), self.in_features()), || match self.values {
+                Values::Dyadic => (normal(rng) * 2.0).round().clamp(-4.0, 4.0) / 4.0,
+                // every fifth is denormal in f32; the rest keep the loss away from zero
+                Values::Denormal if rng.random_bool(0.2) => 1e-39 * normal(rng),
+                _ => size * with_outliers(rng),
+            })
+            .mapv(|w| w as f32);
+        match self.values {
+            Values::ZeroRows => {
+                weight
+                    .axis_iter_mut(Axis(0))
+                    .skip(1)
+                    .step_by(3)
+                    .for_each(|mut row| row.fill(0.0));
+            }
+            Values::EqualRows => {
+                let first = weight.row(0).to_owned();
+                weight
+                    .axis_iter_mut(Axis(0))
+                    .for_each(|mut row| row.assign(&first));
+            }
+            _ => {}
+        }
+        weight[[0, 0]] = 0.5;
+        weight
+    }
+
+    fn hessian(&self, rng: &mut Stream) -> Array2<f64> {
+        let n = self.in_features();
+        let samples = match self.inputs {
+            Inputs::Deficient => n.div_ceil(3),
+            _ => 3 * n + 8,
+        };
+        let exact = self.values.is_exact();
+        let mut x = Array2::from_shape_simple_fn((samples, n), || {
+            let x = normal(rng);
+            // halves: their products are quarters, and sums of those are exact
+            if exact {
+                (2.0 * x).round().clamp(-4.0, 4.0) / 2.0
+            } else {
+                x
+            }
+        });
+        let decay = match self.inputs {
+            Inputs::Correlated if !exact => 30.0,
+            Inputs::Ill if !exact => 1e5,
+            _ => 1.0,
+        };
+        if decay > 1.0 {
+            let mixing = Array2::from_shape_simple_fn((n, n), || normal(rng) / (n as f64).sqrt());
+            x = x.dot(&mixing);
+        }
+        for (i, mut column) in x.columns_mut().into_iter().enumerate() {
+            column *= f64::powf(decay, -(i as f64) / n as f64);
+            if self.inputs == Inputs::Dead && i % 5 == 2 {
+                column.fill(0.0);
+            }
+        }
+        let sum = x.t().dot(&x);
+        if exact {
+            // a power of two instead of the number of samples: nothing is rounded
+            sum / (samples as f64).log2().ceil().exp2()
+        } else {
+            sum / samples as f64
+        }
+    }
+}

@@ -1,0 +1,303 @@
+use std::fmt;
+
+use aqlm_reference::llama::{Block, Model};
+use aqlm_vocabulary::{
+    BlockWeights, FinetuneSettings, LayerKind, Linear, LinearWeight, LlamaConfig, Purpose, Rope, RopeScaling,
+    Scheme, Stream, StreamKey, stream,
+};
+use ndarray::{Array, Array1, Array2, Array3, Dimension, ShapeBuilder};
+use rand::RngExt;
+
+use super::id::Fields;
+use super::product::random_matrix;
+use super::values::{Values, normal};
+use super::words::words;
+use aqlm_formats::Result;
+
+words! {
+    /// How positions are encoded.
+    Positions, "rope" {
+        /// plain RoPE
+        Plain = "plain",
+        /// all frequencies divided
+        Linear = "linear",
+        /// Llama 3.1's blend
+        Llama3 = "llama3",
+    }
+}
+
+words! {
+    /// Whether linear layers have biases.
+    Biases, "biases" {
+        /// none
+        Without = "nobias",
+        /// all
+        With = "bias",
+    }
+}
+
+/// A small Llama: the cases of blocks and whole models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LlamaCase {
+    /// width of the residual stream
+    pub hidden: usize,
+    /// width inside SwiGLU
+    pub intermediate: usize,
+    /// key and value heads
+    pub kv_heads: usize,
+    /// query heads for each of them
+    pub heads_per_kv_head: usize,
+    /// half the width of a head
+    pub half_head: usize,
+    /// sequences
+    pub sequences: usize,
+    /// tokens of each
+    pub tokens: usize,
+    /// sliding window; 0 for none
+    pub window: usize,
+    /// biases
+    pub biases: Biases,
+    /// position encoding
+    pub positions: Positions,
+    /// scheme of the quantized layers: up_proj and o_proj, whose sides it divides
+    pub scheme: Scheme,
+}
+
+/// Tokens of the vocabulary of every small Llama.
+pub const VOCABULARY: usize = 50;
+
+/// Blocks of every small Llama.
+pub const BLOCKS: usize = 2;
+
+/// A whole small model and token sequences of equal length.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LlamaData {
+    /// its shape
+    pub config: LlamaConfig,
+    /// its blocks
+    pub blocks: Vec<BlockWeights>,
+    /// [vocabulary, hidden]
+    pub embedding: Array2<f32>,
+    /// final norm, `[hidden]`
+    pub norm: Array1<f32>,
+    /// [vocabulary, hidden]
+    pub lm_head: Array2<f32>,
+    /// token sequences
+    pub tokens: Vec<Vec<u32>>,
+    /// hidden states with outliers, [sequences, tokens, hidden]
+    pub x: Array3<f32>,
+    /// a gradient of the same shape
+    pub grad_y: Array3<f32>,
+}
+
+impl LlamaData {
+    /// The whole model, as the reference computes it.
+    pub fn model(&self) -> Model {
+        Model {
+            config: self.config.clone(),
+            embedding: self.embedding.mapv(f64::from),
+            blocks: self.blocks.iter().map(Block::from_weights).collect(),
+            norm: self.norm.mapv(f64::from),
+            lm_head: self.lm_head.mapv(f64::from),
+        }
+    }
+}
+
+impl fmt::Display for LlamaCase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}x{}-k{}-q{}-d{}-n{}-t{}-w{}-{}-{}-{}",
+            self.hidden,
+            self.intermediate,
+            self.kv_heads,
+            self.heads_per_kv_head,
+            2 * self.half_head,
+            self.sequences,
+            self.tokens,
+            self.window,
+            self.biases,
+            self.positions,
+            self.scheme
+        )
+    }
+}
+
+impl LlamaCase {
+    pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Self> {
+        let (hidden, intermediate) = fields.shape()?;
+        let kv_heads = fields.number('k', 1..=64)? as usize;
+        let heads_per_kv_head = fields.number('q', 1..=64)? as usize;
+        let head = fields.number('d', 2..=256)? as usize;
+        if !head.is_multiple_of(2) {
+            return fields.refuse("an even width of a head", &format!("d{head}"));
+        }
+        let sequences = fields.number('n', 1..=64)? as usize;
+        let tokens = fields.number('t', 2..=4096)? as usize;
+        let window = fields.number('w', 0..=4096)? as usize;
+        let (biases, positions, scheme) = (fields.word()?, fields.word()?, fields.scheme()?);
+        let case = Self {
+            hidden,
+            intermediate,
+            kv_heads,
+            heads_per_kv_head,
+            half_head: head / 2,
+            sequences,
+            tokens,
+            window,
+            biases,
+            positions,
+            scheme,
+        };
+        let config = case.config();
+        for kind in QUANTIZED {
+            let (out, inputs) = config.layer_shape(kind);
+            if let Err(error) = scheme.groups(out, inputs) {
+                return fields.refuse(
+                    &format!("a scheme that cuts {kind}: {error}"),
+                    &scheme.to_string(),
+                );
+            }
+        }
+        Ok(case)
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> LlamaConfig {
+        LlamaConfig {
+            vocab_size: VOCABULARY,
+            hidden_size: self.hidden,
+            intermediate_size: self.intermediate,
+            num_hidden_layers: BLOCKS,
+            num_attention_heads: self.kv_heads * self.heads_per_kv_head,
+            num_key_value_heads: self.kv_heads,
+            head_dim: 2 * self.half_head,
+            rms_norm_eps: 1e-5,
+            rope: Rope {
+                theta: 1000.0,
+                scaling: match self.positions {
+                    Positions::Plain => RopeScaling::None,
+                    Positions::Linear => RopeScaling::Linear { factor: 4.0 },
+                    Positions::Llama3 => RopeScaling::Llama3 {
+                        factor: 8.0,
+                        low_freq_factor: 1.0,
+                        high_freq_factor: 4.0,
+                        original_max_position_embeddings: 64,
+                    },
+                },
+            },
+            sliding_window: (self.window > 0).then_some(self.window),
+            tie_word_embeddings: false,
+            max_position_embeddings: 4096,
+        }
+    }
+
+    /// Lengths of the sums behind one output of a block: both norms, the products of attention and MLP, scores and
+    /// softmax.
+    pub fn terms(&self) -> usize {
+        let heads = self.kv_heads * self.heads_per_kv_head * 2 * self.half_head;
+        4 * self.hidden + self.intermediate + heads + 2 * self.half_head + 2 * self.tokens
+    }
+
+    /// Values that are stored in f16 on the way through a block and at its outputs, where products are in f16 and sums in f32.
+    ///
+    /// Attention: norm weight and result; q or k, its weight and its rotation; value and its weight; the result; o_proj, its codebook, scale and result. MLP: norm
+    /// weight and result; gate and up, each with its weight or codebook and scale; their product; down and its weight. Kernels that add
+    /// up a group in f16 round once a term of half a group, in o_proj and up_proj. Queries and keys, 5 values each, act through
+    /// scores, whose standard deviation is at most 2 here (biases double the square), and so 4 times.
+    pub fn roundings(&self) -> usize {
+        let inner = self.scheme.num_codebooks * self.scheme.in_group_size;
+        let (attention, scores, mlp) = (12, 2 * 5 * 4, 13);
+        attention + scores + mlp + inner
+    }
+
+    /// The random streams of the operation itself.
+    pub fn key(&self, seed: u64) -> StreamKey {
+        StreamKey {
+            seed,
+            block: 1,
+            layer: None,
+        }
+    }
+
+    /// Few steps of fine-tuning.
+    pub fn finetune(&self) -> FinetuneSettings {
+        FinetuneSettings {
+            lr: 3e-3,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            epochs: 3,
+            batch: 2,
+            patience: 2,
+            codebooks: true,
+            scales: true,
+            norms: true,
+        }
+    }
+
+    /// Sequences of fine-tuning that only validate.
+    pub fn validation(&self) -> usize {
+        usize::from(self.sequences > 1)
+    }
+
+    /// The data that a seed stands for.
+    pub fn data(&self, seed: u64) -> LlamaData {
+        let config = self.config();
+        let mut rng = stream(seed, 2, None, Purpose::TestData);
+        let blocks = (0..BLOCKS).map(|_| self.block(&mut rng, &config)).collect();
+        let shape = (self.sequences, self.tokens, self.hidden);
+        let x = gaussian(&mut rng, shape).mapv(|x| if x > 2.3 { 10.0 * x } else { x });
+        let tokens = (0..self.sequences)
+            .map(|_| {
+                (0..self.tokens)
+                    .map(|_| rng.random_range(0..VOCABULARY as u32))
+                    .collect()
+            })
+            .collect();
+        LlamaData {
+            blocks,
+            embedding: gaussian(&mut rng, (VOCABULARY, self.hidden)),
+            norm: 1.0 + 0.2 * gaussian(&mut rng, self.hidden),
+            lm_head: gaussian(&mut rng, (VOCABULARY, self.hidden)) / (self.hidden as f32).sqrt(),
+            tokens,
+            x,
+            grad_y: gaussian(&mut rng, shape),
+            config,
+        }
+    }
+
+    /// A block whose weights keep activations near unit size.
+    fn block(&self, rng: &mut Stream, config: &LlamaConfig) -> BlockWeights {
+        let norm = |rng: &mut Stream| -> Array1<f32> { 1.0 + 0.2 * gaussian(rng, config.hidden_size) };
+        BlockWeights {
+            input_layernorm: norm(rng),
+            post_attention_layernorm: norm(rng),
+            layers: LayerKind::ALL.map(|kind| {
+                let (out, inputs) = config.layer_shape(kind);
+                let root = (inputs as f32).sqrt();
+                let weight = if QUANTIZED.contains(&kind) {
+                    let (out_groups, in_groups) = (
+                        out / self.scheme.out_group_size,
+                        inputs / self.scheme.in_group_size,
+                    );
+                    let mut matrix = random_matrix(self.scheme, out_groups, in_groups, Values::Repeated, rng);
+                    // scales of about 0.05 to weights of about 1 / sqrt(inputs)
+                    matrix.scales *= 10.0 / f64::from(root);
+                    LinearWeight::Quantized(matrix)
+                } else {
+                    LinearWeight::Dense(gaussian(rng, (out, inputs)) / root)
+                };
+                let bias = (self.biases == Biases::With).then(|| gaussian(rng, out));
+                Linear { weight, bias }
+            }),
+        }
+    }
+}
+
+/// The layers that are quantized: one in attention, one in the MLP.
+pub const QUANTIZED: [LayerKind; 2] = [LayerKind::OProj, LayerKind::UpProj];
+
+fn gaussian<D: Dimension>(rng: &mut Stream, shape: impl ShapeBuilder<Dim = D>) -> Array<f32, D> {
+    Array::from_shape_simple_fn(shape, || normal(rng) as f32)
+}

@@ -1,0 +1,241 @@
+//! Cases: one description for each operation, used alike by properties, `aqlm check` and replay (docs/checking.md).
+//!
+//! A case is a few small numbers and words; its id says all of them, and the data follow from the id alone:
+//! `matvec-2x8g8o2-96x72-b3-outliers-s17` is matvec with scheme 2x8g8o2, a weight of [96, 72], 3 rows of x, outliers
+//! among the numbers, and the random stream of seed 17. Printing and parsing are inverse.
+
+mod corners;
+mod id;
+mod layer;
+mod llama;
+mod operation;
+mod product;
+mod samples;
+mod strategy;
+mod values;
+mod words;
+
+use std::fmt;
+use std::str::FromStr;
+
+pub use corners::corners;
+pub use layer::{Inputs, LayerCase, LayerData, Starting, Updating};
+pub use llama::{BLOCKS, Biases, LlamaCase, LlamaData, Positions, QUANTIZED, VOCABULARY};
+pub use operation::Operation;
+pub use product::{ProductCase, ProductData};
+pub use samples::SamplesCase;
+pub use strategy::cases;
+pub use values::Values;
+
+use aqlm_formats::{Error, Result};
+use id::Fields;
+
+/// What a case is about; which kind an operation has never varies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Problem {
+    /// decode, matvec, matmul
+    Product(ProductCase),
+    /// hessian, kmeans
+    Samples(SamplesCase),
+    /// the quantizer's operations
+    Layer(LayerCase),
+    /// blocks and models
+    Llama(LlamaCase),
+}
+
+/// One case of one operation.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Case {
+    /// which operation
+    pub operation: Operation,
+    /// on what
+    pub problem: Problem,
+    /// seed of its random numbers
+    pub seed: u64,
+}
+
+impl Case {
+    /// The quantized matrix and x of decode, matvec or matmul.
+    ///
+    /// # Errors
+    /// `Invalid` when the case is of another operation; so for the three below.
+    pub fn product(&self) -> Result<ProductCase> {
+        match self.problem {
+            Problem::Product(case) => Ok(case),
+            _ => self.other("decode, matvec or matmul"),
+        }
+    }
+
+    /// The samples of hessian or kmeans.
+    ///
+    /// # Errors
+    /// As [`Case::product`].
+    pub fn samples(&self) -> Result<SamplesCase> {
+        match self.problem {
+            Problem::Samples(case) => Ok(case),
+            _ => self.other("hessian or kmeans"),
+        }
+    }
+
+    /// The layer of an operation of the quantizer.
+    ///
+    /// # Errors
+    /// As [`Case::product`].
+    pub fn layer(&self) -> Result<LayerCase> {
+        match self.problem {
+            Problem::Layer(case) => Ok(case),
+            _ => self.other("an operation of the quantizer"),
+        }
+    }
+
+    /// The small Llama of an operation on blocks or models.
+    ///
+    /// # Errors
+    /// As [`Case::product`].
+    pub fn llama(&self) -> Result<LlamaCase> {
+        match self.problem {
+            Problem::Llama(case) => Ok(case),
+            _ => self.other("an operation on blocks or models"),
+        }
+    }
+
+    fn other<T>(&self, expected: &str) -> Result<T> {
+        Err(Error::invalid("case", expected, format!("`{self}`")))
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-", self.operation)?;
+        match &self.problem {
+            Problem::Product(case) => write!(f, "{case}")?,
+            Problem::Samples(case) => write!(f, "{case}")?,
+            Problem::Layer(case) => case.print(self.operation, f)?,
+            Problem::Llama(case) => write!(f, "{case}")?,
+        }
+        write!(f, "-s{}", self.seed)
+    }
+}
+
+/// As its id: what proptest prints is what `aqlm check --case` takes.
+impl fmt::Debug for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Case {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let mut fields = Fields::new(text);
+        let operation: Operation = fields.word()?;
+        let problem = match operation {
+            Operation::Decode | Operation::Matvec | Operation::Matmul => {
+                Problem::Product(ProductCase::parse(&mut fields)?)
+            }
+            Operation::Hessian | Operation::Kmeans => Problem::Samples(SamplesCase::parse(&mut fields)?),
+            Operation::ResidualInit
+            | Operation::EmInit
+            | Operation::BeamSearch
+            | Operation::CodebookUpdate
+            | Operation::LayerQuantize => Problem::Layer(LayerCase::parse(operation, &mut fields)?),
+            Operation::BlockForward
+            | Operation::BlockBackward
+            | Operation::BlockFinetune
+            | Operation::ModelForward
+            | Operation::Perplexity => Problem::Llama(LlamaCase::parse(&mut fields)?),
+        };
+        let seed = fields.number('s', 0..=u64::MAX)?;
+        fields.finish()?;
+        Ok(Self {
+            operation,
+            problem,
+            seed,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::{Config, TestRunner};
+
+    use super::*;
+
+    fn any_case() -> impl Strategy<Value = Case> {
+        prop::sample::select(Operation::ALL).prop_flat_map(cases)
+    }
+
+    proptest! {
+        #![proptest_config(Config { cases: 512, failure_persistence: None, ..Config::default() })]
+        #[test]
+        fn printing_and_parsing_are_inverse(case in any_case()) {
+            prop_assert_eq!(case.to_string().parse::<Case>().unwrap(), case);
+        }
+
+        #[test]
+        fn parsing_never_panics_and_accepts_only_what_it_prints(text in "[a-z0-9_]{0,8}(-[a-z0-9]{0,9}){0,8}") {
+            if let Ok(case) = text.parse::<Case>() {
+                prop_assert_eq!(case.to_string(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn every_operation_has_corner_cases_of_its_own() {
+        for &operation in Operation::ALL {
+            let corners = corners(operation).unwrap();
+            assert!(!corners.is_empty(), "{operation}");
+            assert!(
+                corners.iter().all(|case| case.operation == operation),
+                "{operation}"
+            );
+        }
+    }
+
+    #[test]
+    fn bad_ids_are_refused_with_the_field_that_is_wrong() {
+        let good = "matvec-2x8g8o2-96x72-b3-outliers-s17";
+        assert_eq!(good.parse::<Case>().unwrap().to_string(), good);
+        for (id, word) in [
+            ("", "operation"),
+            ("matvek-2x8g8-96x72-b3-outliers-s17", "one of decode"),
+            ("matvec-2x8-96x72-b3-outliers-s17", "scheme"),
+            ("matvec-2x8g8o5-96x72-b3-outliers-s17", "not divisible"),
+            ("matvec-2x8g8-96x72-b0-outliers-s17", "b and a number"),
+            ("matvec-2x8g8-96x72-b03-outliers-s17", "b and a number"),
+            ("matvec-2x8g8-96x72-b3-outlier-s17", "one of dyadic"),
+            ("matvec-2x8g8-96x72-b3-outliers", "s and a number"),
+            ("matvec-2x8g8-96x72-b3-outliers-s17-x", "end of the id"),
+        ] {
+            let error = id.parse::<Case>().unwrap_err().to_string();
+            assert!(error.contains(word), "{id}: {error}");
+        }
+    }
+
+    #[test]
+    fn failing_cases_shrink_to_the_plainest() {
+        // A property that fails for every matvec: what is left is the smallest case that there is.
+        let mut runner = TestRunner::deterministic();
+        let mut tree = cases(Operation::Matvec).new_tree(&mut runner).unwrap();
+        while tree.simplify() {}
+        assert_eq!(tree.current().to_string(), "matvec-1x1g4-1x4-b1-dyadic-s0");
+    }
+
+    #[test]
+    fn data_follow_from_the_id_alone() {
+        let mut runner = TestRunner::deterministic();
+        for &operation in Operation::ALL {
+            let case = cases(operation).new_tree(&mut runner).unwrap().current();
+            let same = match case.problem {
+                Problem::Product(problem) => problem.data(case.seed) == problem.data(case.seed),
+                Problem::Samples(problem) => problem.data(case.seed) == problem.data(case.seed),
+                Problem::Layer(problem) => problem.data(case.seed) == problem.data(case.seed),
+                Problem::Llama(problem) => problem.data(case.seed) == problem.data(case.seed),
+            };
+            assert!(same, "{case}");
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! What is done with operations, each policy once: quantizing a model block after block, training it end to end,
+//! evaluating it, letting it write, and the run folders that make all of that resumable.
+
+pub mod backends;
+pub mod evaluate;
+pub mod generate;
+pub mod hostile;
+mod preflight;
+mod presets;
+mod publish;
+mod quantize;
+pub mod runs;
+mod tune;
+
+pub use aqlm_formats::{Error, Result};
+pub use preflight::check_scheme;
+pub use presets::{Preset, QuantizeSettings};
+pub use publish::publish;
+pub use quantize::{PipelineEvent, quantize};
+pub use runs::records::{BlockReport, LayerSummary, QuantizeReport};
+pub use runs::{RunDescription, RunFolder, finished_blocks};
+pub use tune::{
+    Difference, Divergence, EndToEndEvent, EndToEndReport, EndToEndRun, EndToEndSettings, Schedule,
+    TeacherUse, Tuning, check_student, check_teacher, differences, end_to_end, publish_tuned,
+};

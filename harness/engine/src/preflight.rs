@@ -1,0 +1,100 @@
+use aqlm_vocabulary::{AqlmError, LayerKind, LlamaConfig, Scheme};
+
+use aqlm_formats::{Error, Result};
+
+/// Refuses, before anything is computed or written, a scheme that does not fit one of the model's layers.
+///
+/// # Errors
+/// `Error::Scheme` naming the layer, with group sizes that would fit all layers; degenerate schemes (more codewords
+/// than groups) unless they are allowed.
+pub fn check_scheme(config: &LlamaConfig, scheme: Scheme, allow_degenerate: bool) -> Result<()> {
+    for layer in LayerKind::ALL {
+        let (out_features, in_features) = config.layer_shape(layer);
+        let groups = scheme.groups(out_features, in_features).map_err(|error| {
+            let fitting = match &error {
+                AqlmError::NotDivisible { what, .. } if what == "in_features" => {
+                    let sizes = (1..=scheme.in_group_size).rev().filter(|&size| {
+                        LayerKind::ALL
+                            .iter()
+                            .all(|&layer| config.layer_shape(layer).1.is_multiple_of(size))
+                    });
+                    sizes
+                        .take(2)
+                        .map(|size| format!("g{size}"))
+                        .collect::<Vec<_>>()
+                        .join(" or ")
+                }
+                _ => "an out_group_size of 1".to_owned(),
+            };
+            Error::Scheme {
+                layer: layer.path().to_owned(),
+                reason: format!(
+                    "[{out_features}, {in_features}]: {error}; {fitting} fits every layer of this model"
+                ),
+            }
+        })?;
+        if groups.0 * groups.1 < scheme.codebook_size() && !allow_degenerate {
+            let error = AqlmError::Degenerate {
+                scheme: scheme.to_string(),
+                codebook_size: scheme.codebook_size(),
+                groups: groups.0 * groups.1,
+            };
+            return Err(Error::Scheme {
+                layer: layer.path().to_owned(),
+                reason: format!("[{out_features}, {in_features}]: {error}; --allow-degenerate accepts that"),
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use aqlm_vocabulary::{Rope, RopeScaling};
+
+    use super::*;
+
+    fn config(hidden_size: usize, intermediate_size: usize) -> LlamaConfig {
+        LlamaConfig {
+            vocab_size: 10,
+            hidden_size,
+            intermediate_size,
+            num_hidden_layers: 1,
+            num_attention_heads: 4,
+            num_key_value_heads: 4,
+            head_dim: hidden_size / 4,
+            rms_norm_eps: 1e-5,
+            rope: Rope {
+                theta: 1e4,
+                scaling: RopeScaling::None,
+            },
+            sliding_window: None,
+            tie_word_embeddings: false,
+            max_position_embeddings: 64,
+        }
+    }
+
+    #[test]
+    fn a_width_that_does_not_divide_names_the_layer_and_a_group_that_fits() {
+        let error = check_scheme(&config(64, 172), "1x4g8".parse().unwrap(), false)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("mlp.down_proj") && error.contains("172") && error.contains("g4"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn more_codewords_than_groups_need_permission() {
+        let scheme = "1x10g8".parse().unwrap();
+        assert!(
+            check_scheme(&config(64, 176), scheme, false)
+                .unwrap_err()
+                .to_string()
+                .contains("--allow-degenerate")
+        );
+        assert!(check_scheme(&config(64, 176), scheme, true).is_ok());
+        assert!(check_scheme(&config(64, 176), "1x9g8".parse().unwrap(), false).is_ok());
+    }
+}

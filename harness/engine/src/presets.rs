@@ -1,0 +1,93 @@
+use aqlm_vocabulary::{FinetuneSettings, Initialization, LayerSettings, Scheme, Update};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+/// Settings that belong together (paper.md 2.2 says where the paper and the official code differ).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Preset {
+    /// what measured best here (docs/quantizer.md)
+    Project,
+    /// as the paper describes it
+    Paper,
+    /// as the official code runs by default
+    Official,
+}
+
+/// Everything that decides the result of a run, apart from the model, the calibration data and the backend.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct QuantizeSettings {
+    /// how one layer is quantized
+    pub layer: LayerSettings,
+    /// how a block is tuned afterwards
+    pub finetune: FinetuneSettings,
+    /// tokens in one calibration sequence
+    pub seqlen: usize,
+    /// calibration sequences, those for validation included
+    pub sequences: usize,
+    /// the last this many sequences take no part in Hessians or gradients, and decide when fine-tuning stops
+    pub validation: usize,
+    /// one pass for the Hessians of each kind of layer, over the block as quantized so far, instead of one for all
+    pub true_sequential: bool,
+    /// seed of every random stream
+    pub seed: u64,
+}
+
+impl QuantizeSettings {
+    /// A preset's settings for a scheme.
+    pub fn preset(preset: Preset, scheme: Scheme) -> Self {
+        let adam = |beta1: f64, amsgrad: bool| Update::Adam {
+            lr: 1e-4,
+            beta1,
+            beta2: 0.95,
+            amsgrad,
+            steps: 100,
+        };
+        let (init, update, beam, relative_tolerance, lr) = match preset {
+            Preset::Project => (
+                Initialization::Em { rounds: 3 },
+                Update::ClosedForm {
+                    max_unknowns: 8192,
+                    cg_steps: 30,
+                    scale_rounds: 2,
+                },
+                4,
+                0.003,
+                1e-3,
+            ),
+            // The paper leaves the beam width open; the smallest that is a beam at all.
+            Preset::Paper => (Initialization::Residual, adam(0.90, false), 2, 0.01, 1e-4),
+            Preset::Official => (Initialization::Residual, adam(0.0, true), 1, 0.01, 1e-5),
+        };
+        Self {
+            layer: LayerSettings {
+                scheme,
+                init,
+                kmeans_iterations: 100,
+                update,
+                beam,
+                relative_tolerance,
+                max_rounds: 100,
+                damping: 1e-6,
+                allow_degenerate: false,
+            },
+            finetune: FinetuneSettings {
+                lr,
+                beta1: 0.90,
+                beta2: 0.95,
+                eps: 1e-8,
+                epochs: 5,
+                batch: 8,
+                patience: 3,
+                codebooks: true,
+                scales: true,
+                norms: true,
+            },
+            seqlen: 256,
+            sequences: 128,
+            validation: 16,
+            true_sequential: false,
+            seed: 0,
+        }
+    }
+}

@@ -1,0 +1,257 @@
+use std::time::Instant;
+
+use aqlm_vocabulary::{FinetuneEvent, LayerEvent, LayerKind, StreamKey};
+use serde_json::json;
+
+use crate::backends::Backend;
+use crate::runs::block_journal::{Journal, JournalEntry};
+use crate::runs::records::{BlockReport, LayerSummary, QuantizeReport};
+use crate::{QuantizeSettings, RunFolder};
+use aqlm_formats::durable;
+use aqlm_formats::model::{Model, block_file, layer_name};
+use aqlm_formats::{Error, Result};
+
+/// What the pipeline tells whoever watches it.
+#[derive(Debug)]
+pub enum PipelineEvent<'a> {
+    /// a block of an earlier attempt was taken over from the run folder
+    BlockResumed(&'a BlockReport),
+    /// a block in the run folder does not have the journal's checksum, so it and all after it are done again
+    BlockDamaged {
+        /// index of the block
+        block: usize,
+        /// file and what is wrong with it
+        reason: String,
+    },
+    /// a block begins
+    BlockStarted {
+        /// index of the block
+        block: usize,
+    },
+    /// something happened inside a layer
+    Layer {
+        /// index of the block
+        block: usize,
+        /// which layer
+        layer: LayerKind,
+        /// what
+        event: LayerEvent,
+    },
+    /// a layer is done
+    LayerDone(&'a LayerSummary),
+    /// something happened in fine-tuning
+    Finetune {
+        /// index of the block
+        block: usize,
+        /// what
+        event: FinetuneEvent,
+    },
+    /// a block is done, stored and in the journal
+    BlockDone(&'a BlockReport),
+}
+
+/// Quantizes every block of a model into `folder` and leaves the finished blocks there; the caller writes the
+/// checkpoint from them.
+///
+/// Block by block (design.md 8): inputs come from the already quantized prefix, targets are the unquantized block's
+/// outputs on those same inputs. Each finished block is rounded to the checkpoint's precision, stored and read back
+/// before it feeds the next one, so that a resumed run sees exactly what an uninterrupted one saw.
+///
+/// `calibration` holds settings.sequences sequences of settings.seqlen tokens.
+///
+/// # Errors
+/// What the backend refuses, unreadable tensors of the model, and a run folder that can't be written.
+pub fn quantize<B: Backend>(
+    backend: &B,
+    model: &Model,
+    calibration: &[&[u32]],
+    settings: &QuantizeSettings,
+    folder: &RunFolder,
+    observe: &mut dyn FnMut(PipelineEvent<'_>),
+) -> Result<QuantizeReport> {
+    let blocks = folder.path().join("blocks");
+    std::fs::create_dir_all(&blocks).map_err(Error::io(&blocks, "make"))?;
+    let mut journal = Journal::open(folder.path())?;
+    let mut hidden = backend.embed(&model.embedding()?, calibration)?;
+    let mut reports: Vec<BlockReport> = Vec::new();
+
+    for index in 0..model.config().num_hidden_layers {
+        if let Some(entry) = journal.entries().get(index).cloned() {
+            match check_finished(folder, &entry) {
+                Ok(()) => {
+                    let block =
+                        backend.load_block(&block_file::read(&folder.block_path(index), model.config())?)?;
+                    hidden = backend.block_forward(&block, &hidden)?;
+                    observe(PipelineEvent::BlockResumed(&entry.report));
+                    reports.push(entry.report);
+                    continue;
+                }
+                Err(reason) => {
+                    observe(PipelineEvent::BlockDamaged { block: index, reason });
+                    journal.truncate(index)?;
+                }
+            }
+        }
+        observe(PipelineEvent::BlockStarted { block: index });
+        let (report, next) = quantize_block(
+            backend,
+            model,
+            index,
+            &hidden,
+            settings,
+            folder,
+            &mut journal,
+            observe,
+        )?;
+        hidden = next;
+        folder.metric(&json!({ "event": "block", "report": &report }))?;
+        observe(PipelineEvent::BlockDone(&report));
+        reports.push(report);
+    }
+
+    let layers = || reports.iter().flat_map(|block| &block.layers);
+    let parameters: usize = layers().map(|layer| layer.parameters).sum();
+    let bits: f64 = layers()
+        .map(|layer| layer.bits_per_parameter * layer.parameters as f64)
+        .sum();
+    Ok(QuantizeReport {
+        scheme: settings.layer.scheme,
+        bits_per_parameter: bits / parameters as f64,
+        seconds: reports.iter().map(|block| block.seconds).sum(),
+        blocks: reports,
+    })
+}
+
+/// Whether a block that the journal says is done is there as it was written; if not, what is wrong with it.
+fn check_finished(folder: &RunFolder, entry: &JournalEntry) -> std::result::Result<(), String> {
+    let path = folder.block_path(entry.block);
+    let found = durable::sha256_of_file(&path).map_err(|error| error.to_string())?;
+    if found == entry.sha256 {
+        Ok(())
+    } else {
+        Err(format!(
+            "{}: expected SHA-256 {}, found {found}",
+            path.display(),
+            entry.sha256
+        ))
+    }
+}
+
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the state of the loop above, split off to keep it readable"
+)]
+fn quantize_block<B: Backend>(
+    backend: &B,
+    model: &Model,
+    index: usize,
+    inputs: &B::Hidden,
+    settings: &QuantizeSettings,
+    folder: &RunFolder,
+    journal: &mut Journal,
+    observe: &mut dyn FnMut(PipelineEvent<'_>),
+) -> Result<(BlockReport, B::Hidden)> {
+    let started = Instant::now();
+    let mut block = backend.load_block(&model.block(index)?)?;
+    let targets = backend.block_forward(&block, inputs)?;
+
+    // Layers that read the same input share a Hessian. Without --true-sequential one pass over the unquantized block
+    // serves all; with it, each group sees what the groups before it make of the data once quantized.
+    let groups: [&[LayerKind]; 4] = [
+        &[LayerKind::QProj, LayerKind::KProj, LayerKind::VProj],
+        &[LayerKind::OProj],
+        &[LayerKind::GateProj, LayerKind::UpProj],
+        &[LayerKind::DownProj],
+    ];
+    let training = 0..settings.sequences - settings.validation;
+    let firsts: Vec<LayerKind> = groups.iter().map(|group| group[0]).collect();
+    let mut shared = if settings.true_sequential {
+        Vec::new()
+    } else {
+        backend.hessians(&block, inputs, training.clone(), &firsts)?
+    };
+
+    let mut layers = Vec::with_capacity(LayerKind::ALL.len());
+    for (group_index, group) in groups.iter().enumerate() {
+        if settings.true_sequential {
+            shared = backend.hessians(&block, inputs, training.clone(), &group[..1])?;
+        }
+        let hessian = &shared[if settings.true_sequential { 0 } else { group_index }];
+        for &layer in *group {
+            let layer_started = Instant::now();
+            let key = StreamKey {
+                seed: settings.seed,
+                block: index,
+                layer: Some(layer),
+            };
+            let mut on_event = |event| {
+                observe(PipelineEvent::Layer {
+                    block: index,
+                    layer,
+                    event,
+                });
+            };
+            let (matrix, report) =
+                backend.layer_quantize(&block, layer, hessian, &settings.layer, key, &mut on_event)?;
+            let summary = LayerSummary {
+                name: layer_name(index, layer),
+                relative_layer_error: report.relative_error,
+                seconds: layer_started.elapsed().as_secs_f64(),
+                bits_per_parameter: matrix.bits_per_parameter(),
+                parameters: matrix.out_features() * matrix.in_features(),
+                report,
+            };
+            backend.set_layer(&mut block, layer, matrix)?;
+            folder.metric(&json!({ "event": "layer", "summary": &summary }))?;
+            observe(PipelineEvent::LayerDone(&summary));
+            layers.push(summary);
+        }
+    }
+    drop(shared);
+
+    let finetune = if settings.finetune.epochs == 0 {
+        None
+    } else {
+        let key = StreamKey {
+            seed: settings.seed,
+            block: index,
+            layer: None,
+        };
+        let mut on_event = |event| observe(PipelineEvent::Finetune { block: index, event });
+        Some(backend.block_finetune(
+            &mut block,
+            inputs,
+            &targets,
+            settings.validation,
+            &settings.finetune,
+            key,
+            &mut on_event,
+        )?)
+    };
+
+    let weights = model.rounded_for_storage(index, backend.store_block(&block)?)?;
+    drop(block);
+    let block = backend.load_block(&weights)?;
+    let outputs = backend.block_forward(&block, inputs)?;
+    let (error, norm) = backend.mean_squares(&outputs, &targets)?;
+    let report = BlockReport {
+        block: index,
+        layers,
+        finetune,
+        relative_output_error: error / norm,
+        seconds: started.elapsed().as_secs_f64(),
+    };
+
+    let path = folder.block_path(index);
+    let sha256 = block_file::write(&path, &weights)?;
+    journal.append(JournalEntry {
+        block: index,
+        file: format!(
+            "blocks/{}",
+            path.file_name().unwrap_or_default().to_string_lossy()
+        ),
+        sha256,
+        report: report.clone(),
+    })?;
+    Ok((report, outputs))
+}

@@ -1,0 +1,206 @@
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::lock::FolderLock;
+use crate::backends::BackendKind;
+use aqlm_formats::durable;
+use aqlm_formats::model::Model;
+use aqlm_formats::{Error, Result};
+
+/// What is being run: `run.json`. Two runs are the same, and so one can resume the other, when everything but the
+/// command's wording, the device and the time agrees.
+///
+/// `S` holds the settings of the command.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunDescription<S> {
+    /// version of the program
+    pub version: String,
+    /// the exact command
+    pub command: Vec<String>,
+    /// where the model came from
+    pub model: String,
+    /// SHA-256 of the model's files
+    pub model_sha256: String,
+    /// where the calibration text came from
+    pub calibration: String,
+    /// SHA-256 of the calibration token ids
+    pub calibration_sha256: String,
+    /// which backend
+    pub backend: BackendKind,
+    /// its device
+    pub device: String,
+    /// all settings
+    pub settings: S,
+}
+
+impl<S: Serialize + Clone> RunDescription<S> {
+    /// Describes the run that this process is about to make.
+    ///
+    /// # Errors
+    /// `Error::Io` when the model's files can't be read.
+    pub fn new(
+        model: &Model,
+        calibration_path: &Path,
+        calibration: &[&[u32]],
+        settings: &S,
+        backend: BackendKind,
+        device: String,
+    ) -> Result<Self> {
+        let tokens: Vec<u8> = calibration
+            .iter()
+            .copied()
+            .flatten()
+            .flat_map(|token| token.to_le_bytes())
+            .collect();
+        Ok(Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            command: std::env::args().collect(),
+            model: model.source().display().to_string(),
+            model_sha256: model.fingerprint()?,
+            calibration: calibration_path.display().to_string(),
+            calibration_sha256: durable::sha256(&tokens),
+            backend,
+            device,
+            settings: settings.clone(),
+        })
+    }
+
+    /// The first field in which another run differs so that resuming would mix two runs, with both values.
+    pub fn difference(&self, other: &Self) -> Option<(String, String, String)> {
+        let fields = |run: &Self| -> Vec<(String, String)> {
+            let mut fields = vec![
+                ("version".into(), run.version.clone()),
+                ("model_sha256".into(), run.model_sha256.clone()),
+                ("calibration_sha256".into(), run.calibration_sha256.clone()),
+                ("backend".into(), run.backend.to_string()),
+            ];
+            flatten(
+                "settings",
+                &serde_json::to_value(&run.settings).unwrap_or_default(),
+                &mut fields,
+            );
+            fields
+        };
+        let (mine, theirs) = (fields(self), fields(other));
+        let differs = mine.iter().find(|field| !theirs.contains(field));
+        let differs = differs.or_else(|| theirs.iter().find(|field| !mine.contains(field)))?;
+        let value = |fields: &[(String, String)]| {
+            fields
+                .iter()
+                .find(|(name, _)| *name == differs.0)
+                .map_or("nothing".to_owned(), |(_, value)| value.clone())
+        };
+        Some((differs.0.clone(), value(&mine), value(&theirs)))
+    }
+}
+
+fn flatten(prefix: &str, value: &Value, fields: &mut Vec<(String, String)>) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                flatten(&format!("{prefix}.{key}"), value, fields);
+            }
+        }
+        leaf => fields.push((prefix.to_owned(), leaf.to_string())),
+    }
+}
+
+/// The folder of a run (design.md 6): `run.json`, `metrics.jsonl`, `journal.jsonl`, what the journal names, and the final
+/// model.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    _lock: FolderLock,
+}
+
+impl RunFolder {
+    /// Starts a run in a new or empty folder, or goes on in the folder of the same run when `resume` is set.
+    ///
+    /// # Errors
+    /// `Error::RunFolder` when the folder holds something else, another run, a run without `resume`, or is in use.
+    pub fn open<S: Serialize + DeserializeOwned + Clone>(
+        path: &Path,
+        description: &RunDescription<S>,
+        resume: bool,
+    ) -> Result<Self> {
+        let refuse = |reason: String| {
+            Err(Error::RunFolder {
+                path: path.to_path_buf(),
+                reason,
+            })
+        };
+        let run_json = path.join("run.json");
+        let exists = match std::fs::read_dir(path) {
+            Ok(mut entries) => entries.next().is_some(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+                return refuse("it is a file, expected a folder or nothing".into());
+            }
+            Err(source) => return Err(Error::io(path, "read")(source)),
+        };
+        if exists {
+            if !run_json.is_file() {
+                return refuse("it exists, is not empty and is not a run of `aqlm` (no run.json)".into());
+            }
+            let text = std::fs::read(&run_json).map_err(Error::io(&run_json, "read"))?;
+            let found: RunDescription<S> = serde_json::from_slice(&text).map_err(|error| Error::Field {
+                path: run_json.clone(),
+                field: "whole file".into(),
+                expected: "the description of a run of this command".into(),
+                found: error.to_string(),
+            })?;
+            if let Some((field, wanted, there)) = description.difference(&found) {
+                return refuse(format!(
+                    "it holds another run: {field} is {there} there and {wanted} here"
+                ));
+            }
+            if !resume {
+                return refuse("it holds a run of this same command; --resume continues it".into());
+            }
+            let lock = FolderLock::take(path)?;
+            return Ok(Self {
+                path: path.to_path_buf(),
+                _lock: lock,
+            });
+        }
+        std::fs::create_dir_all(path).map_err(Error::io(path, "make"))?;
+        let lock = FolderLock::take(path)?;
+        // Plain data: numbers, strings and lists.
+        let text = serde_json::to_string_pretty(description).unwrap_or_default();
+        durable::write_text(&run_json, &text)?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            _lock: lock,
+        })
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where a finished block lies.
+    pub fn block_path(&self, block: usize) -> PathBuf {
+        self.path
+            .join("blocks")
+            .join(format!("block_{block:04}.safetensors"))
+    }
+
+    /// Appends one event to `metrics.jsonl`.
+    ///
+    /// # Errors
+    /// `Error::Io` when it can't be written.
+    pub fn metric(&self, event: &Value) -> Result<()> {
+        let path = self.path.join("metrics.jsonl");
+        let append = || -> std::io::Result<()> {
+            let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+            file.write_all(format!("{event}\n").as_bytes())
+        };
+        append().map_err(Error::io(&path, "write"))
+    }
+}

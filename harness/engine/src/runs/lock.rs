@@ -1,0 +1,32 @@
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::Path;
+
+use aqlm_formats::{Error, Result};
+
+/// Holds a run folder for one process; the operating system lets go of it however the process ends.
+#[derive(Debug)]
+pub(super) struct FolderLock {
+    _file: File,
+}
+
+impl FolderLock {
+    /// # Errors
+    /// `Error::RunFolder` when another process holds the folder, `Error::Io` when the lock can't be made.
+    pub(super) fn take(folder: &Path) -> Result<Self> {
+        let path = folder.join("run.lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(Error::io(&path, "write"))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(Error::RunFolder {
+                path: folder.to_path_buf(),
+                reason: "another process is working in it".into(),
+            }),
+            Err(TryLockError::Error(source)) => Err(Error::io(&path, "lock")(source)),
+        }
+    }
+}

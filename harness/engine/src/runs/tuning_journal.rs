@@ -1,0 +1,110 @@
+use std::path::{Path, PathBuf};
+
+use aqlm_vocabulary::TuningState;
+use serde::{Deserialize, Serialize};
+
+use super::json_lines::JsonLines;
+use super::tuning_state::{read_state, write_state};
+use crate::{EndToEndEvent, EndToEndReport};
+use aqlm_formats::{Error, Result};
+
+/// States kept besides the best one: the present one, and the one before should that be damaged.
+const KEPT: usize = 2;
+
+/// A state file; its checksum makes it count.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StateFile {
+    pub(crate) file: String,
+    pub(crate) sha256: String,
+}
+
+/// How far a run has come.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Checkpoint {
+    /// epochs finished
+    pub(crate) epoch: usize,
+    /// steps taken in the epoch after them
+    pub(crate) step: usize,
+    /// their losses, summed over positions
+    pub(crate) epoch_total: f64,
+    /// the parameters then
+    pub(crate) state: StateFile,
+    /// the parameters that were best at the end of an epoch; `None` while it is those from before the first step
+    pub(crate) best: Option<StateFile>,
+    pub(crate) report: EndToEndReport,
+}
+
+/// `journal.jsonl` and the state files that it names.
+pub(crate) struct Journal {
+    folder: PathBuf,
+    lines: JsonLines<Checkpoint>,
+}
+
+impl Journal {
+    pub(crate) fn open(run: &Path) -> Result<Self> {
+        let folder = run.join("states");
+        std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "make"))?;
+        Ok(Self {
+            folder,
+            lines: JsonLines::open(&run.join("journal.jsonl"), "the record of a state")?,
+        })
+    }
+
+    /// The last checkpoint whose files are whole, with its state; later ones are reported and dropped.
+    pub(crate) fn last(
+        &mut self,
+        like: &TuningState,
+        observe: &mut dyn FnMut(EndToEndEvent),
+    ) -> Result<Option<(Checkpoint, TuningState)>> {
+        while let Some(checkpoint) = self.lines.records().last().cloned() {
+            let state = self.read(&checkpoint.state, like);
+            let best = checkpoint
+                .best
+                .as_ref()
+                .map(|best| self.read(best, like))
+                .transpose();
+            match (state, best) {
+                (Ok(state), Ok(_)) => return Ok(Some((checkpoint, state))),
+                (Err(error), _) | (_, Err(error)) => {
+                    observe(EndToEndEvent::StateDamaged(error.to_string()));
+                    self.lines.truncate(self.lines.records().len() - 1)?;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    pub(crate) fn read(&self, state: &StateFile, like: &TuningState) -> Result<TuningState> {
+        read_state(&self.folder.join(&state.file), &state.sha256, like)
+    }
+
+    pub(crate) fn write(&self, name: &str, state: &TuningState) -> Result<StateFile> {
+        let file = format!("{name}.safetensors");
+        let sha256 = write_state(&self.folder.join(&file), state)?;
+        Ok(StateFile { file, sha256 })
+    }
+
+    /// Records a checkpoint whose files are in place, and removes files that nothing needs any more.
+    pub(crate) fn append(&mut self, checkpoint: Checkpoint) -> Result<()> {
+        self.lines.append(checkpoint)?;
+        let records = self.lines.records();
+        let recent = &records[records.len().saturating_sub(KEPT)..];
+        let needed: Vec<&str> = recent
+            .iter()
+            .flat_map(|record| [Some(&record.state), record.best.as_ref()])
+            .flatten()
+            .map(|state| state.file.as_str())
+            .collect();
+        for entry in std::fs::read_dir(&self.folder).map_err(Error::io(&self.folder, "read"))? {
+            let path = entry.map_err(Error::io(&self.folder, "read"))?.path();
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            if !needed.contains(&name) {
+                std::fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
+            }
+        }
+        Ok(())
+    }
+}

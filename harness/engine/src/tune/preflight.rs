@@ -1,0 +1,131 @@
+use aqlm_vocabulary::{LayerKind, LinearWeight, LlamaConfig};
+use serde::Serialize;
+
+use aqlm_formats::model::{Model, layer_name};
+use aqlm_formats::{Error, Result};
+
+/// Refuses a teacher whose shape or vocabulary is not the student's.
+///
+/// # Errors
+/// `Field` naming the first number of the teacher's configuration that differs; `Kind` for a student without a
+/// quantized layer, or a teacher with one.
+pub fn check_teacher(student: &Model, teacher: &Model) -> Result<()> {
+    let fields = |config: &LlamaConfig| {
+        [
+            ("vocab_size", config.vocab_size),
+            ("hidden_size", config.hidden_size),
+            ("intermediate_size", config.intermediate_size),
+            ("num_hidden_layers", config.num_hidden_layers),
+            ("num_attention_heads", config.num_attention_heads),
+            ("num_key_value_heads", config.num_key_value_heads),
+            ("head_dim", config.head_dim),
+        ]
+    };
+    for ((field, expected), (_, found)) in fields(student.config()).into_iter().zip(fields(teacher.config()))
+    {
+        if expected != found {
+            return Err(Error::Field {
+                path: teacher.source().into(),
+                field: field.into(),
+                expected: format!("{expected} as in {}", student.source().display()),
+                found: found.to_string(),
+            });
+        }
+    }
+    if teacher.is_quantized() {
+        return Err(Error::Kind {
+            path: teacher.source().into(),
+            expected: "a dense model as the teacher".into(),
+            found: "AQLM-quantized layers".into(),
+        });
+    }
+    Ok(())
+}
+
+/// Refuses a model without quantized layers: there would be no codebooks to train.
+///
+/// # Errors
+/// `Kind`.
+pub fn check_student(student: &Model) -> Result<()> {
+    if student.is_quantized() {
+        return Ok(());
+    }
+    Err(Error::Kind {
+        path: student.source().into(),
+        expected: "an AQLM-quantized checkpoint".into(),
+        found: "only dense layers".into(),
+    })
+}
+
+/// A weight that is not quantized and differs from the teacher's by more than f16 would.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Difference {
+    /// its name in the checkpoint
+    pub tensor: String,
+    /// the largest difference of two of its values
+    pub largest: f64,
+}
+
+/// Embeddings, norms, biases, dense layers and head that differ from the teacher's beyond rounding to f16. Norms do
+/// after block fine-tuning; anything else says that the teacher may not be the model that was quantized.
+///
+/// # Errors
+/// Unreadable weights.
+pub fn differences(student: &Model, teacher: &Model) -> Result<Vec<Difference>> {
+    let mut found = Vec::new();
+    let mut compare =
+        |tensor: String, a: &mut dyn Iterator<Item = &f32>, b: &mut dyn Iterator<Item = &f32>| {
+            let mut largest = None;
+            for (&a, &b) in a.zip(b) {
+                let off = (f64::from(a) - f64::from(b)).abs();
+                // half a unit in the last place of f16, its subnormal numbers included
+                if off > 2f64.powi(-11) * f64::from(b.abs()) + 2f64.powi(-25) {
+                    largest = Some(off.max(largest.unwrap_or(0.0)));
+                }
+            }
+            found.extend(largest.map(|largest| Difference { tensor, largest }));
+        };
+    compare(
+        "model.embed_tokens.weight".into(),
+        &mut student.embedding()?.iter(),
+        &mut teacher.embedding()?.iter(),
+    );
+    for index in 0..student.config().num_hidden_layers {
+        let (ours, theirs) = (student.block(index)?, teacher.block(index)?);
+        let name = |norm: &str| format!("model.layers.{index}.{norm}.weight");
+        compare(
+            name("input_layernorm"),
+            &mut ours.input_layernorm.iter(),
+            &mut theirs.input_layernorm.iter(),
+        );
+        compare(
+            name("post_attention_layernorm"),
+            &mut ours.post_attention_layernorm.iter(),
+            &mut theirs.post_attention_layernorm.iter(),
+        );
+        for kind in LayerKind::ALL {
+            let (ours, theirs) = (ours.layer(kind), theirs.layer(kind));
+            if let (LinearWeight::Dense(ours), LinearWeight::Dense(theirs)) = (&ours.weight, &theirs.weight) {
+                let name = format!("{}.weight", layer_name(index, kind));
+                compare(name, &mut ours.iter(), &mut theirs.iter());
+            }
+            if let (Some(ours), Some(theirs)) = (&ours.bias, &theirs.bias) {
+                let name = format!("{}.bias", layer_name(index, kind));
+                compare(name, &mut ours.iter(), &mut theirs.iter());
+            }
+        }
+    }
+    compare(
+        "model.norm.weight".into(),
+        &mut student.final_norm()?.iter(),
+        &mut teacher.final_norm()?.iter(),
+    );
+    if !student.config().tie_word_embeddings {
+        compare(
+            "lm_head.weight".into(),
+            &mut student.lm_head()?.iter(),
+            &mut teacher.lm_head()?.iter(),
+        );
+    }
+    Ok(found)
+}

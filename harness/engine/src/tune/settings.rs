@@ -1,0 +1,131 @@
+use aqlm_vocabulary::{AdamDecay, Objective, Tuned};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::Preset;
+
+/// How the learning rate falls over the steps of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// it does not
+    Constant,
+    /// in a straight line to zero
+    Linear,
+    /// along half a cosine to zero
+    Cosine,
+}
+
+impl Schedule {
+    /// The share of the learning rate that step `step` of `steps`, from 0, is taken with.
+    pub fn factor(self, step: usize, steps: usize) -> f64 {
+        let done = step as f64 / steps.max(1) as f64;
+        match self {
+            Self::Constant => 1.0,
+            Self::Linear => 1.0 - done,
+            Self::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+        }
+    }
+}
+
+/// Where the teacher's distributions come from in each step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TeacherUse {
+    /// its final hidden states are stored once, [tokens, hidden] a sequence; logits over the whole vocabulary are made
+    /// from them when they are needed
+    States,
+    /// the likeliest tokens of each position, this many, are stored once, with the probability of the others together
+    Top(usize),
+    /// it is resident and computes every batch anew; nothing is stored
+    OnTheFly,
+}
+
+/// Everything that decides the result of end-to-end fine-tuning, apart from models, data and backend.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EndToEndSettings {
+    /// what is minimised
+    pub objective: Objective,
+    /// what is trained
+    pub tuned: Tuned,
+    /// learning rate of the first step
+    pub lr: f64,
+    /// how it falls
+    pub schedule: Schedule,
+    /// Adam's other constants
+    pub adam: AdamDecay,
+    /// passes over the training sequences at most
+    pub epochs: usize,
+    /// sequences in a step
+    pub batch: usize,
+    /// stop after this many epochs without a better validation loss
+    pub patience: usize,
+    /// tokens in a sequence
+    pub seqlen: usize,
+    /// sequences, those for validation included
+    pub sequences: usize,
+    /// the last this many sequences are not trained on; they decide what is kept and when to stop
+    pub validation: usize,
+    /// where the teacher's distributions come from
+    pub teacher: TeacherUse,
+    /// seed of every random stream
+    pub seed: u64,
+}
+
+impl EndToEndSettings {
+    /// A preset's settings for so many sequences of so many tokens. The paper's are those of its appendix A; `official`
+    /// takes the same, as the official code has replaced that step by one that changes codes too.
+    pub fn preset(preset: Preset, seqlen: usize, sequences: usize) -> Self {
+        let (lr, schedule, epochs, batch) = match preset {
+            Preset::Project => (5e-4, Schedule::Cosine, 6, 4),
+            Preset::Paper | Preset::Official => (1e-5, Schedule::Constant, 1, 8),
+        };
+        Self {
+            objective: Objective::KullbackLeibler,
+            tuned: Tuned {
+                codebooks: true,
+                scales: true,
+                norms: true,
+                embedding: false,
+                head: false,
+            },
+            lr,
+            schedule,
+            adam: AdamDecay {
+                beta1: 0.90,
+                beta2: 0.95,
+                eps: 1e-8,
+            },
+            epochs,
+            batch,
+            patience: 3,
+            seqlen,
+            sequences,
+            validation: sequences / 16,
+            teacher: TeacherUse::States,
+            seed: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules_start_at_one_and_fall_to_zero() {
+        for schedule in [Schedule::Constant, Schedule::Linear, Schedule::Cosine] {
+            assert_eq!(schedule.factor(0, 10), 1.0);
+            let factors: Vec<f64> = (0..10).map(|step| schedule.factor(step, 10)).collect();
+            let constant = schedule == Schedule::Constant;
+            assert!(factors.windows(2).all(|pair| if constant {
+                pair[1] == pair[0]
+            } else {
+                pair[1] < pair[0]
+            }));
+            assert!(factors[9] > 0.0);
+        }
+        assert_eq!(Schedule::Linear.factor(5, 10), 0.5);
+        assert!((Schedule::Cosine.factor(5, 10) - 0.5).abs() < 1e-15);
+    }
+}

@@ -1,0 +1,260 @@
+use std::path::{Path, PathBuf};
+
+use aqlm_vocabulary::{Objective, Target, TopTokens};
+use ndarray::{Array1, Array2};
+use serde::{Deserialize, Serialize};
+
+use super::top_tokens::top_tokens;
+use super::{EndToEndEvent, EndToEndSettings, TeacherUse};
+use crate::backends::ModelTuning;
+use crate::runs::arrays::{Arrays, NewArray, write};
+use crate::runs::json_lines::JsonLines;
+use aqlm_formats::durable;
+use aqlm_formats::model::Model;
+use aqlm_formats::{Error, Result};
+
+/// Hidden states that pass through the teacher together, in numbers: 1 GiB of f32.
+const TOGETHER: usize = 1 << 28;
+
+/// One stored sequence; its file's checksum makes it count.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct StoredSequence {
+    sequence: usize,
+    sha256: String,
+    /// mean probability of the tokens that were not stored
+    rest: f64,
+}
+
+/// Where the targets of every sequence come from.
+pub(super) enum Teacher<B: ModelTuning> {
+    /// the text itself
+    Text,
+    /// files of the run folder, one a sequence
+    Stored {
+        folder: PathBuf,
+        sequences: Vec<StoredSequence>,
+        /// its output layer, [vocab, hidden]
+        lm_head: Array2<f32>,
+        top: bool,
+    },
+    /// the teacher itself
+    Resident {
+        embedding: Array2<f32>,
+        blocks: Vec<B::Block>,
+        head: B::Head,
+        lm_head: Array2<f32>,
+    },
+}
+
+/// What the teacher says of one sequence.
+pub(super) enum Said {
+    /// nothing
+    Nothing,
+    /// hidden states behind its final norm, [tokens, hidden]
+    States(Array2<f32>),
+    /// the likeliest tokens
+    Top(TopTokens),
+}
+
+impl<B: ModelTuning> Teacher<B> {
+    /// Makes the teacher ready: computes and stores what is not stored yet, or loads it.
+    ///
+    /// # Errors
+    /// What the backend refuses, unreadable weights, a run folder that can't be written.
+    pub(super) fn prepare(
+        backend: &B,
+        teacher: Option<&Model>,
+        sequences: &[&[u32]],
+        settings: &EndToEndSettings,
+        run: &Path,
+        observe: &mut dyn FnMut(EndToEndEvent),
+    ) -> Result<Self> {
+        let model = match (settings.objective, teacher) {
+            (Objective::CrossEntropy, _) => return Ok(Self::Text),
+            (Objective::KullbackLeibler, Some(model)) => model,
+            (Objective::KullbackLeibler, None) => {
+                return Err(Error::invalid("--teacher", "the dense model", "nothing"));
+            }
+        };
+        let lm_head = model.lm_head()?;
+        let top = match settings.teacher {
+            TeacherUse::OnTheFly => {
+                let blocks = (0..model.config().num_hidden_layers)
+                    .map(|index| backend.load_block(&model.block(index)?))
+                    .collect::<Result<_>>()?;
+                return Ok(Self::Resident {
+                    embedding: model.embedding()?,
+                    blocks,
+                    head: backend.load_head(&model.final_norm()?, &lm_head)?,
+                    lm_head,
+                });
+            }
+            TeacherUse::States => None,
+            TeacherUse::Top(k) => Some(k),
+        };
+        let folder = run.join("teacher");
+        std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "make"))?;
+        let mut index: JsonLines<StoredSequence> =
+            JsonLines::open(&folder.join("index.jsonl"), "the record of a stored sequence")?;
+        let whole = index
+            .records()
+            .iter()
+            .enumerate()
+            .take_while(|(number, stored)| {
+                let path = sequence_path(&folder, *number);
+                stored.sequence == *number
+                    && durable::sha256_of_file(&path).is_ok_and(|found| found == stored.sha256)
+            })
+            .count();
+        if whole < index.records().len() {
+            index.truncate(whole)?;
+        }
+        let hidden = (sequences.first().map_or(1, |tokens| tokens.len()) * model.config().hidden_size).max(1);
+        let together = (TOGETHER / hidden).max(1);
+        let head = backend.load_head(&model.final_norm()?, &lm_head)?;
+        let embedding = model.embedding()?;
+        while index.records().len() < sequences.len() {
+            let first = index.records().len();
+            let part = &sequences[first..sequences.len().min(first + together)];
+            let mut states = backend.embed(&embedding, part)?;
+            for block in 0..model.config().num_hidden_layers {
+                states = backend.block_forward(&backend.load_block(&model.block(block)?)?, &states)?;
+            }
+            for offset in 0..part.len() {
+                let path = sequence_path(&folder, first + offset);
+                let (sha256, rest) = match top {
+                    None => store_states(&path, &backend.head_input(&head, &states, offset)?)?,
+                    Some(k) => store_top(&path, &top_tokens(&backend.logits(&head, &states, offset)?, k))?,
+                };
+                index.append(StoredSequence {
+                    sequence: first + offset,
+                    sha256,
+                    rest,
+                })?;
+                observe(EndToEndEvent::TeacherStored {
+                    done: first + offset + 1,
+                    sequences: sequences.len(),
+                });
+            }
+        }
+        Ok(Self::Stored {
+            folder,
+            sequences: index.records().to_vec(),
+            lm_head,
+            top: top.is_some(),
+        })
+    }
+
+    /// Mean probability of the tokens that were not stored; `None` where nothing is left out.
+    pub(super) fn rest(&self) -> Option<f64> {
+        match self {
+            Self::Stored {
+                sequences, top: true, ..
+            } => {
+                let sum: f64 = sequences.iter().map(|stored| stored.rest).sum();
+                Some(sum / sequences.len().max(1) as f64)
+            }
+            _ => None,
+        }
+    }
+
+    /// What the teacher says of these sequences, which are `indices` of all.
+    pub(super) fn says(&self, backend: &B, indices: &[usize], sequences: &[&[u32]]) -> Result<Vec<Said>> {
+        match self {
+            Self::Text => Ok(indices.iter().map(|_| Said::Nothing).collect()),
+            Self::Stored {
+                folder,
+                sequences,
+                top,
+                ..
+            } => indices
+                .iter()
+                .map(|&index| {
+                    let arrays = Arrays::read(&sequence_path(folder, index), &sequences[index].sha256)?;
+                    if *top {
+                        load_top(&arrays).map(Said::Top)
+                    } else {
+                        load_states(&arrays).map(Said::States)
+                    }
+                })
+                .collect(),
+            Self::Resident {
+                embedding,
+                blocks,
+                head,
+                ..
+            } => {
+                let mut states = backend.embed(embedding, sequences)?;
+                for block in blocks {
+                    states = backend.block_forward(block, &states)?;
+                }
+                (0..sequences.len())
+                    .map(|offset| Ok(Said::States(backend.head_input(head, &states, offset)?)))
+                    .collect()
+            }
+        }
+    }
+
+    /// The target that follows from what was said.
+    pub(super) fn target<'a>(&'a self, said: &'a Said) -> Target<'a> {
+        match (said, self) {
+            (Said::States(states), Self::Stored { lm_head, .. } | Self::Resident { lm_head, .. }) => {
+                Target::Teacher {
+                    states: states.view(),
+                    head: lm_head.view(),
+                }
+            }
+            (Said::Top(top), _) => Target::Top(top),
+            (Said::Nothing | Said::States(_), _) => Target::NextTokens,
+        }
+    }
+}
+
+fn sequence_path(folder: &Path, sequence: usize) -> PathBuf {
+    folder.join(format!("sequence_{sequence:06}.safetensors"))
+}
+
+fn store_states(path: &Path, states: &Array2<f32>) -> Result<(String, f64)> {
+    Ok((
+        write(path, &[NewArray::f32("states", states.shape(), states.iter())])?,
+        0.0,
+    ))
+}
+
+fn load_states(arrays: &Arrays) -> Result<Array2<f32>> {
+    let (shape, values) = arrays.f32("states")?;
+    matrix(&shape, values).ok_or_else(|| arrays.misshapen("states", "[tokens, hidden]"))
+}
+
+fn store_top(path: &Path, top: &TopTokens) -> Result<(String, f64)> {
+    let arrays = [
+        NewArray::u32("tokens", top.tokens.shape(), top.tokens.iter()),
+        NewArray::f32(
+            "log_probabilities",
+            top.log_probabilities.shape(),
+            top.log_probabilities.iter(),
+        ),
+        NewArray::f32("rest", top.rest.shape(), top.rest.iter()),
+    ];
+    let rest = top.rest.iter().map(|&rest| f64::from(rest)).sum::<f64>() / top.rest.len().max(1) as f64;
+    Ok((write(path, &arrays)?, rest))
+}
+
+fn load_top(arrays: &Arrays) -> Result<TopTokens> {
+    let (shape, tokens) = arrays.u32("tokens")?;
+    let tokens = matrix(&shape, tokens).ok_or_else(|| arrays.misshapen("tokens", "[tokens, k]"))?;
+    let (shape, values) = arrays.f32("log_probabilities")?;
+    let log_probabilities =
+        matrix(&shape, values).ok_or_else(|| arrays.misshapen("log_probabilities", "[tokens, k]"))?;
+    let (_, rest) = arrays.f32("rest")?;
+    Ok(TopTokens {
+        tokens,
+        log_probabilities,
+        rest: Array1::from(rest),
+    })
+}
+
+fn matrix<T>(shape: &[usize], values: Vec<T>) -> Option<Array2<T>> {
+    let &[rows, columns] = shape else { return None };
+    Array2::from_shape_vec((rows, columns), values).ok()
+}

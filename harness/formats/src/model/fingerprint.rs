@@ -1,0 +1,40 @@
+use aqlm_vocabulary::LlamaConfig;
+use sha2::{Digest, Sha256};
+
+use super::Model;
+use crate::Result;
+use crate::durable;
+
+impl Model {
+    /// SHA-256 over the configuration and every tensor's name, shape, type and values: what must be equal for a run
+    /// to be the same run, however the files are named or sharded.
+    ///
+    /// # Errors
+    /// Unreadable tensors.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        hash.update(description(self.config()));
+        let mut names = self.tensors.names();
+        names.sort();
+        for name in names {
+            let Some(info) = self.tensors.info(&name) else {
+                continue;
+            };
+            hash.update(format!("{name} {:?} {}\n", info.shape, info.dtype));
+            // Codes are integers, everything else is a floating-point type.
+            if name.strip_suffix(".codes").is_some() {
+                for value in self.tensors.read_integers(&name)? {
+                    hash.update(value.to_le_bytes());
+                }
+            } else {
+                hash.update(bytemuck::cast_slice::<f32, u8>(&self.tensors.read_floats(&name)?));
+            }
+        }
+        Ok(durable::hexadecimal(&hash.finalize()))
+    }
+}
+
+fn description(config: &LlamaConfig) -> Vec<u8> {
+    // Plain numbers always serialise.
+    serde_json::to_vec(config).unwrap_or_default()
+}

@@ -1,0 +1,40 @@
+use aqlm_vocabulary::{BlockWeights, LayerKind, LinearWeight};
+use ndarray::Array1;
+
+use super::{Model, StorageType, layer_name, norm_names};
+use crate::{Error, Result};
+
+impl Model {
+    /// A block with every number as a checkpoint of this model stores it: codebooks and scales as f16, norms in the
+    /// type of their own tensors. What is computed from it is what a reader of the checkpoint computes.
+    ///
+    /// # Errors
+    /// `Layer` when a codebook or a scale is beyond the range of f16.
+    pub fn rounded_for_storage(&self, block: usize, mut weights: BlockWeights) -> Result<BlockWeights> {
+        for kind in LayerKind::ALL {
+            if let LinearWeight::Quantized(matrix) = &mut weights.layer_mut(kind).weight {
+                *matrix = matrix.rounded_to_f16().map_err(|source| Error::Layer {
+                    layer: layer_name(block, kind),
+                    source,
+                })?;
+            }
+        }
+        let [before_attention, before_mlp] = norm_names(block);
+        weights.input_layernorm = self.storage_of(&before_attention).round(&weights.input_layernorm);
+        weights.post_attention_layernorm = self
+            .storage_of(&before_mlp)
+            .round(&weights.post_attention_layernorm);
+        Ok(weights)
+    }
+}
+
+impl StorageType {
+    /// The values as this type stores them.
+    fn round(self, values: &Array1<f32>) -> Array1<f32> {
+        match self {
+            Self::F16 => values.mapv(|value| half::f16::from_f32(value).to_f32()),
+            Self::BF16 => values.mapv(|value| half::bf16::from_f32(value).to_f32()),
+            Self::F32 => values.clone(),
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! What every fuzz target calls.
+//!
+//! ```text
+//! cargo +nightly fuzz run gguf harness/tools/fuzz/corpus/gguf harness/tools/fuzz/seeds/gguf -- -runs=1000000 -max_len=4096 -malloc_limit_mb=64
+//! ```
+
+use std::sync::OnceLock;
+
+use aqlm_engine::hostile::TARGETS;
+use tempfile::TempDir;
+
+/// Reads the bytes as a file of the kind `name`, in a folder that lives as long as the process, in memory where there is
+/// a place for that.
+///
+/// # Panics
+/// `name` is no target, or there is no place for a folder.
+pub fn read(name: &str, bytes: &[u8]) {
+    static FOLDER: OnceLock<TempDir> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let memory = std::path::Path::new("/dev/shm");
+        let made = if memory.is_dir() {
+            tempfile::tempdir_in(memory)
+        } else {
+            tempfile::tempdir()
+        };
+        made.expect("a temporary folder")
+    });
+    let target = TARGETS.iter().find(|target| target.name == name).expect("a target of this name");
+    (target.read)(bytes, folder.path());
+}

@@ -1,0 +1,94 @@
+use thiserror::Error;
+
+/// What the quantizer can refuse, with the data a caller needs to say which layer or file it was.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum AqlmError {
+    /// A scheme's text or numbers are out of range.
+    #[error("scheme `{scheme}`: {reason}")]
+    Scheme {
+        /// the text as given, or the scheme as printed
+        scheme: String,
+        /// what is wrong with it
+        reason: String,
+    },
+    /// An array does not have the shape that the others imply.
+    #[error("{what}: expected shape {expected:?}, found {found:?}")]
+    Shape {
+        /// which array
+        what: String,
+        /// the shape that was needed
+        expected: Vec<usize>,
+        /// the shape that was given
+        found: Vec<usize>,
+    },
+    /// A weight matrix cannot be cut into groups of the scheme's size.
+    #[error("{what}: {features} is not divisible by the group size {group}")]
+    NotDivisible {
+        /// `in_features` or `out_features`
+        what: String,
+        /// the number of features
+        features: usize,
+        /// the group size
+        group: usize,
+    },
+    /// A code points past the end of its codebook.
+    #[error("code {code} at {index:?} is outside 0..{codebook_size}")]
+    CodeOutOfRange {
+        /// the code
+        code: u32,
+        /// [out group, in group, codebook]
+        index: [usize; 3],
+        /// 2^B
+        codebook_size: usize,
+    },
+    /// NaN or infinity where finite numbers are needed.
+    #[error("{what}: value at {index:?} is {value}, expected finite numbers")]
+    NotFinite {
+        /// which array
+        what: String,
+        /// where it was found first
+        index: Vec<usize>,
+        /// NaN or an infinity
+        value: f64,
+    },
+    /// A codebook would have more codewords than the layer has groups to fill them with.
+    #[error(
+        "scheme {scheme} has {codebook_size} codewords a codebook, but the layer has only {groups} groups: \
+         every group could have a codeword of its own"
+    )]
+    Degenerate {
+        /// the scheme
+        scheme: String,
+        /// 2^B
+        codebook_size: usize,
+        /// out_groups x in_groups
+        groups: usize,
+    },
+    /// A matrix that must be positive definite is not, even after damping.
+    #[error("{what}: not positive definite at pivot {pivot}")]
+    NotPositiveDefinite {
+        /// which matrix
+        what: String,
+        /// index of the failing pivot
+        pivot: usize,
+    },
+    /// A token has no row in the embedding or no logit.
+    #[error("token {token} at position {position} is outside the vocabulary of {vocab_size}")]
+    TokenOutOfRange {
+        /// the token
+        token: u32,
+        /// its index in the sequence
+        position: usize,
+        /// rows of the embedding
+        vocab_size: usize,
+    },
+    /// A device that is there refused, or ran out of something.
+    #[error("GPU: {0}")]
+    Device(String),
+    /// The operation exists but not for this input; the reason says why.
+    #[error("unsupported: {0}")]
+    Unsupported(String),
+}
+
+/// Result of this project's numerical code.
+pub type Result<T> = std::result::Result<T, AqlmError>;

@@ -1,0 +1,131 @@
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::LayerKind;
+
+/// A random stream of the project.
+pub type Stream = ChaCha8Rng;
+
+/// What a stream is drawn for; its number is part of the stream's key and never changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Purpose {
+    /// which sequences of the calibration text are used, and which of them validate
+    Calibration = 1,
+    /// starting points of k-means
+    Initialization = 2,
+    /// the order in which beam search visits groups and codebooks
+    Sweep = 3,
+    /// the order of sequences in an epoch of fine-tuning
+    Minibatches = 4,
+    /// sampling of generated tokens
+    Generation = 5,
+    /// inputs of checks and benchmarks
+    TestData = 6,
+}
+
+/// The stream of (run seed, block, layer, purpose).
+///
+/// The four numbers are the 256-bit key itself, so no two streams collide, and none depends on what was drawn
+/// before: a layer can be redone alone, and threads or resumption change nothing (design.md 4).
+pub fn stream(seed: u64, block: usize, layer: Option<LayerKind>, purpose: Purpose) -> Stream {
+    let layer = layer.map_or(0, |layer| layer as u64 + 1);
+    let mut key = [0u8; 32];
+    for (slot, part) in key
+        .chunks_exact_mut(8)
+        .zip([seed, block as u64, layer, purpose as u64])
+    {
+        slot.copy_from_slice(&part.to_le_bytes());
+    }
+    ChaCha8Rng::from_seed(key)
+}
+
+/// Whose random numbers: a run's seed, and the block and layer that draw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamKey {
+    /// the run's seed
+    pub seed: u64,
+    /// index of the block
+    pub block: usize,
+    /// the layer, or `None` for what belongs to the whole block
+    pub layer: Option<LayerKind>,
+}
+
+impl StreamKey {
+    /// This key's stream for one purpose, always from its start.
+    pub fn stream(self, purpose: Purpose) -> Stream {
+        stream(self.seed, self.block, self.layer, purpose)
+    }
+}
+
+/// Shuffles in place (Fisher-Yates from the front, so that the first k places of a longer shuffle are a sample).
+pub fn shuffle<T>(rng: &mut Stream, items: &mut [T]) {
+    for i in 0..items.len().saturating_sub(1) {
+        let j = rng.random_range(i as u64..items.len() as u64) as usize;
+        items.swap(i, j);
+    }
+}
+
+/// `count` distinct indices below `len`, in the order drawn; all of them, shuffled, when `count >= len`.
+pub fn sample_distinct(rng: &mut Stream, len: usize, count: usize) -> Vec<usize> {
+    let mut indices: Vec<usize> = (0..len).collect();
+    let count = count.min(len);
+    for i in 0..count.min(len.saturating_sub(1)) {
+        let j = rng.random_range(i as u64..len as u64) as usize;
+        indices.swap(i, j);
+    }
+    indices.truncate(count);
+    indices
+}
+
+/// The order of one beam-search sweep: every input group once, in random order, and within each group every
+/// codebook once, in random order (paper.md 2.2, row "codes").
+pub fn sweep_order(rng: &mut Stream, in_groups: usize, num_codebooks: usize) -> Vec<(usize, usize)> {
+    let mut groups: Vec<usize> = (0..in_groups).collect();
+    shuffle(rng, &mut groups);
+    let mut order = Vec::with_capacity(in_groups * num_codebooks);
+    for group in groups {
+        let mut codebooks: Vec<usize> = (0..num_codebooks).collect();
+        shuffle(rng, &mut codebooks);
+        order.extend(codebooks.into_iter().map(|codebook| (group, codebook)));
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_differ_in_every_part_of_their_key() {
+        let draw = |seed, block, layer, purpose| stream(seed, block, layer, purpose).random::<u64>();
+        let base = draw(0, 0, None, Purpose::Sweep);
+        assert_eq!(base, draw(0, 0, None, Purpose::Sweep));
+        assert_ne!(base, draw(1, 0, None, Purpose::Sweep));
+        assert_ne!(base, draw(0, 1, None, Purpose::Sweep));
+        assert_ne!(base, draw(0, 0, Some(LayerKind::QProj), Purpose::Sweep));
+        assert_ne!(base, draw(0, 0, None, Purpose::Calibration));
+    }
+
+    #[test]
+    fn a_sweep_visits_everything_once() {
+        let mut order = sweep_order(&mut stream(3, 0, None, Purpose::Sweep), 7, 3);
+        order.sort_unstable();
+        let expected: Vec<_> = (0..7).flat_map(|j| (0..3).map(move |m| (j, m))).collect();
+        assert_eq!(order, expected);
+    }
+
+    #[test]
+    fn samples_are_distinct() {
+        let mut sample = sample_distinct(&mut stream(3, 0, None, Purpose::TestData), 100, 40);
+        assert_eq!(sample.len(), 40);
+        sample.sort_unstable();
+        sample.dedup();
+        assert_eq!(sample.len(), 40);
+        assert!(sample.iter().all(|&i| i < 100));
+        assert_eq!(
+            sample_distinct(&mut stream(3, 0, None, Purpose::TestData), 3, 9).len(),
+            3
+        );
+    }
+}

@@ -1,0 +1,169 @@
+use serde::{Deserialize, Serialize};
+
+use crate::Scheme;
+
+/// Where the first codes and codebooks of a layer come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Initialization {
+    /// residual k-means: k-means, subtract, repeat M times (paper section 3.1, algorithm 1 line 4)
+    Residual,
+    /// residual k-means, each codebook then refined under the H-metric of its input group (OA-EM, paper.md 3.2)
+    Em {
+        /// rounds of (assignment, exact M-step) per codebook
+        rounds: usize,
+    },
+}
+
+/// How codebooks are updated for fixed codes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Update {
+    /// the least-squares optimum: Cholesky while the unknowns fit `max_unknowns`, conjugate gradients beyond
+    ClosedForm {
+        /// largest M 2^B g that is solved by a dense factorisation
+        max_unknowns: usize,
+        /// conjugate-gradient steps beyond it
+        cg_steps: usize,
+        /// alternations of (codebooks, scales)
+        scale_rounds: usize,
+    },
+    /// Adam on codebooks and scales, as the paper and the official code do (they differ in betas: paper.md 2.2)
+    Adam {
+        /// learning rate
+        lr: f64,
+        /// decay of the first moment
+        beta1: f64,
+        /// decay of the second moment
+        beta2: f64,
+        /// keep the largest second moment seen
+        amsgrad: bool,
+        /// full-batch steps per round
+        steps: usize,
+    },
+}
+
+/// Everything that decides how one layer is quantized, apart from its weight, its Hessian and its random streams.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerSettings {
+    /// how the weight is coded
+    pub scheme: Scheme,
+    /// first codes and codebooks
+    pub init: Initialization,
+    /// Lloyd iterations at most
+    pub kmeans_iterations: usize,
+    /// how codebooks follow the codes
+    pub update: Update,
+    /// hypotheses kept per row
+    pub beam: usize,
+    /// stop when a round improves the loss by less than this share
+    pub relative_tolerance: f64,
+    /// rounds of (update, beam search) at most
+    pub max_rounds: usize,
+    /// added to H's diagonal, as a share of its mean; keeps dead inputs harmless
+    pub damping: f64,
+    /// accept codebooks with more codewords than the layer has groups
+    pub allow_degenerate: bool,
+}
+
+/// How a block is tuned on its own outputs (paper section 3.4).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FinetuneSettings {
+    /// Adam's learning rate
+    pub lr: f64,
+    /// decay of the first moment
+    pub beta1: f64,
+    /// decay of the second moment
+    pub beta2: f64,
+    /// Adam's epsilon
+    pub eps: f64,
+    /// passes over the training sequences at most; 0 switches fine-tuning off
+    pub epochs: usize,
+    /// sequences per step
+    pub batch: usize,
+    /// stop after this many epochs without a better validation loss; the best state is kept
+    pub patience: usize,
+    /// train codebooks
+    pub codebooks: bool,
+    /// train scales
+    pub scales: bool,
+    /// train RMSNorm weights
+    pub norms: bool,
+}
+
+/// What happens inside a layer, as it happens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum LayerEvent {
+    /// codes and codebooks have their first values
+    Initialized {
+        /// relative layer error
+        loss: f64,
+    },
+    /// codebooks and scales were updated
+    Updated {
+        /// round, from 0
+        round: usize,
+        /// relative layer error
+        loss: f64,
+    },
+    /// a beam-search sweep is done
+    Searched {
+        /// round, from 0
+        round: usize,
+        /// relative layer error
+        loss: f64,
+    },
+}
+
+/// How the quantization of a layer went.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerReport {
+    /// relative layer error after initialisation
+    pub initial_error: f64,
+    /// relative layer error of the result: tr((W-Q) H (W-Q)^T) / tr(W H W^T), H without damping
+    pub relative_error: f64,
+    /// relative layer error after each round, each at most the one before
+    pub trace: Vec<f64>,
+    /// inputs that the calibration data never excite (zero diagonal of H)
+    pub dead_inputs: usize,
+}
+
+/// How the fine-tuning of a block went. Losses are mean squared errors per output element.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FinetuneReport {
+    /// validation loss before the first step (training loss when there is no validation set)
+    pub loss_before: f64,
+    /// the same for the state that was kept
+    pub loss_after: f64,
+    /// mean training loss of each epoch
+    pub train_losses: Vec<f64>,
+    /// validation loss after each epoch; empty without a validation set
+    pub validation_losses: Vec<f64>,
+    /// epoch whose end state was kept; 0 is the state before the first step
+    pub best_epoch: usize,
+}
+
+/// What happens while a block is tuned, as it happens. Losses are mean squared errors per output element.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum FinetuneEvent {
+    /// a minibatch was used
+    Step {
+        /// epoch, from 1
+        epoch: usize,
+        /// step within the epoch, from 1
+        step: usize,
+        /// steps in each epoch
+        steps: usize,
+        /// loss on the minibatch before the step
+        loss: f64,
+    },
+    /// an epoch is done
+    Epoch {
+        /// epoch, from 1
+        epoch: usize,
+        /// mean of the losses before each step
+        train_loss: f64,
+        /// loss on the validation sequences after the epoch, if there are any
+        validation_loss: Option<f64>,
+    },
+}

@@ -1,0 +1,78 @@
+use ndarray::{Array1, Array2};
+
+use crate::{LayerKind, QuantizedMatrix};
+
+/// The weight of a linear layer, [out_features, in_features].
+#[derive(Debug, Clone, PartialEq)]
+pub enum LinearWeight {
+    /// as trained; f32 holds every f16, bf16 and f32 checkpoint exactly
+    Dense(Array2<f32>),
+    /// additively quantized
+    Quantized(QuantizedMatrix),
+}
+
+impl LinearWeight {
+    /// (out_features, in_features).
+    pub fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::Dense(weight) => weight.dim(),
+            Self::Quantized(matrix) => (matrix.out_features(), matrix.in_features()),
+        }
+    }
+}
+
+/// A linear layer: y = x W^T + b.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Linear {
+    /// [out_features, in_features]
+    pub weight: LinearWeight,
+    /// `[out_features]`; only families with attention_bias have it, and it is never quantized
+    pub bias: Option<Array1<f32>>,
+}
+
+/// One block's parameters as they travel between storage and backends. Each backend makes its own resident form.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockWeights {
+    /// RMSNorm before attention, `[hidden]`
+    pub input_layernorm: Array1<f32>,
+    /// RMSNorm before the MLP, `[hidden]`
+    pub post_attention_layernorm: Array1<f32>,
+    /// the linear layers, in the order of [`LayerKind::ALL`]
+    pub layers: [Linear; 7],
+}
+
+impl BlockWeights {
+    /// One linear layer.
+    pub fn layer(&self, kind: LayerKind) -> &Linear {
+        &self.layers[kind as usize]
+    }
+
+    /// One linear layer, to change.
+    pub fn layer_mut(&mut self, kind: LayerKind) -> &mut Linear {
+        &mut self.layers[kind as usize]
+    }
+}
+
+/// A whole model's parameters as they travel between storage and backends.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelWeights {
+    /// [vocab, hidden]
+    pub embedding: Array2<f32>,
+    /// the decoder layers, first to last
+    pub blocks: Vec<BlockWeights>,
+    /// the RMSNorm before the head, `[hidden]`
+    pub norm: Array1<f32>,
+    /// [vocab, hidden]; `None` where it is the embedding
+    pub lm_head: Option<Array2<f32>>,
+}
+
+impl ModelWeights {
+    /// For every block, which of its layers are quantized.
+    pub fn quantized(&self) -> Vec<[bool; 7]> {
+        let is_quantized = |linear: &Linear| matches!(linear.weight, LinearWeight::Quantized(_));
+        self.blocks
+            .iter()
+            .map(|block| LayerKind::ALL.map(|kind| is_quantized(block.layer(kind))))
+            .collect()
+    }
+}
