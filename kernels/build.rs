@@ -1,4 +1,5 @@
-//! With the feature `embed-kernels`: compiles every variant of embedded.json by nvcc into the crate, for machines that have the driver only.
+//! With the feature `embed-kernels`: compiles every variant of embedded.json by nvcc into the crate, for
+//! machines that have the driver only.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
 
-/// Machine code for these generations (8.0's also runs on 8.6 and 8.9), and intermediate code for what is newer.
+/// Machine code for these generations (8.0's also runs on 8.6 and 8.9), and intermediate code for what is
+/// newer.
 const FROM_80: &[&str] = &[
     "arch=compute_80,code=sm_80",
     "arch=compute_90,code=sm_90",

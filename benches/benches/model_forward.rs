@@ -1,4 +1,5 @@
-//! model_forward: two blocks of SmolLM2-135M's shape, whole and token by token; the reference, every SIMD level and dense products of the same shape.
+//! model_forward: two blocks of SmolLM2-135M's shape, whole and token by token; the reference, every SIMD
+//! level and dense products of the same shape.
 //!
 //! The CPU backend also computes the first sequence token by token, the reference does not.
 //!

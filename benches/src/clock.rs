@@ -7,8 +7,8 @@ pub struct Times {
     pub min: f64,
     /// of the call in the middle
     pub median: f64,
-    /// the same of processor time, all threads of this process together: what stays meaningful when other work
-    /// takes the cores away in between; zero where the system does not tell (only Linux does)
+    /// the same of processor time, all threads of this process together: what stays meaningful when other
+    /// work takes the cores away in between; zero where the system does not tell (only Linux does)
     pub cpu_min: f64,
     /// processor time of the call in the middle
     pub cpu_median: f64,

@@ -1,4 +1,5 @@
-//! What the benches share: matrices to measure with, dense products of the same shape, and the machine's roofline.
+//! What the benches share: matrices to measure with, dense products of the same shape, and the machine's
+//! roofline.
 
 mod case;
 mod clock;

@@ -4,7 +4,8 @@ use aqlm_vocabulary::Scheme;
 /// What a plan is called in a bench's output.
 pub type PlanName = String;
 
-/// Every form of a product that this machine has for a scheme, level after level, the chosen plan of each level first.
+/// Every form of a product that this machine has for a scheme, level after level, the chosen plan of each
+/// level first.
 pub fn plans(scheme: Scheme, out_features: usize, in_features: usize) -> Vec<(PlanName, Plan)> {
     SimdLevel::available()
         .into_iter()

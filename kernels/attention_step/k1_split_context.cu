@@ -1,19 +1,22 @@
 #include "../common.cuh"
-// attention_step k1: one new token attends to the cache; its rotation and the write of its key and value are part of the kernel.
+// attention_step k1: one new token attends to the cache; its rotation and the write of its key and value are
+// part of the kernel.
 //
-// Parallel over: a block a (kv head, part of its query heads, part of the context); the AQLM_SPLITS blocks of a cluster share out the context and send their
-// sums to the first of them (distributed shared memory), which merges them in rank order. Inside a block, AQLM_LANES lanes hold a key,
-// 8 numbers each, so that a warp reads 32 / AQLM_LANES keys with one load of 16 bytes a lane; AHEAD keys and values a lane are in flight.
-// Why so: a context of 512 is 2 x 512 x 256 B = 262 KB a head of 128, 8.4 MB for 32 heads: 3.5 us at the rate of a copy, which needs all
-// multiprocessors and all loads in flight at once. Keys and values of earlier positions are fetched before the kernel ahead has ended:
-// earlier replays of the graph wrote them. All query heads of a group use a key while it is in registers.
-// keys, values [kv_heads, capacity, padded] f16; cosines, sines [positions, head / 2] f32; biases f32 (with AQLM_BIAS); state {position, ...};
-// q [heads, head], k, v [kv_heads, head] f16, before rotation; out [heads, head] f16.
-// H100, 32 heads of 128 over 512 positions: 6.1 us (4 blocks a cluster), 7.8 with 8 (docs/decoding.md says what the time is made of).
-// Arithmetic: f32; the newest key and value are rounded to f16 as the cache has them. Splits depend on the position alone, so that the
-// same position gives the same bytes.
-// Limits: head at most 256; AQLM_SPLITS above 1 needs sm_90. Compile-time: AQLM_HEAD, AQLM_LANES (a power of two, at least head / 8), AQLM_QUERIES (query heads of a block),
-// AQLM_SPLITS, AQLM_BIAS.
+// Parallel over: a block a (kv head, part of its query heads, part of the context); the AQLM_SPLITS blocks of
+// a cluster share out the context and send their sums to the first of them (distributed shared memory), which
+// merges them in rank order. Inside a block, AQLM_LANES lanes hold a key, 8 numbers each, so that a warp
+// reads 32 / AQLM_LANES keys with one load of 16 bytes a lane; AHEAD keys and values a lane are in flight.
+// Why so: a context of 512 is 2 x 512 x 256 B = 262 KB a head of 128, 8.4 MB for 32 heads: 3.5 us at the rate
+// of a copy, which needs all multiprocessors and all loads in flight at once. Keys and values of earlier
+// positions are fetched before the kernel ahead has ended: earlier replays of the graph wrote them. All query
+// heads of a group use a key while it is in registers. keys, values [kv_heads, capacity, padded] f16;
+// cosines, sines [positions, head / 2] f32; biases f32 (with AQLM_BIAS); state {position, ...}; q [heads,
+// head], k, v [kv_heads, head] f16, before rotation; out [heads, head] f16. H100, 32 heads of 128 over 512
+// positions: 6.1 us (4 blocks a cluster), 7.8 with 8 (docs/decoding.md says what the time is made of).
+// Arithmetic: f32; the newest key and value are rounded to f16 as the cache has them. Splits depend on the
+// position alone, so that the same position gives the same bytes. Limits: head at most 256; AQLM_SPLITS above
+// 1 needs sm_90. Compile-time: AQLM_HEAD, AQLM_LANES (a power of two, at least head / 8), AQLM_QUERIES (query
+// heads of a block), AQLM_SPLITS, AQLM_BIAS.
 
 #define WARPS 8
 #define HALF (AQLM_HEAD / 2)
@@ -81,8 +84,8 @@ __device__ __forceinline__ void take(Running (&running)[AQLM_QUERIES], const flo
     }
 }
 
-// Number i of `count` records of one query head merged, `apart` floats from one record to the next: its sum relative to their common
-// maximum, which `most` becomes; `total` becomes the softmax's.
+// Number i of `count` records of one query head merged, `apart` floats from one record to the next: its sum
+// relative to their common maximum, which `most` becomes; `total` becomes the softmax's.
 __device__ __forceinline__ float merge(const float* records, int count, int apart, int i, float& most, float& total) {
     most = NOTHING;
     for (int r = 0; r < count; ++r) most = fmaxf(most, records[r * apart + PADDED]);
@@ -146,7 +149,8 @@ attention_step(u16* keys, u16* values, const float* cosines, const float* sines,
         key[n] = valid[n] && holds ? load_once(reinterpret_cast<const uint4*>(own_keys + at)) : zero;
         value[n] = valid[n] && holds ? load_once(reinterpret_cast<const uint4*>(own_values + at)) : zero;
     }
-    // A thread mostly needs one angle: where the block's threads are a multiple of the head's numbers, only this one.
+    // A thread mostly needs one angle: where the block's threads are a multiple of the head's numbers, only
+    // this one.
     const float* cosine_row = cosines + static_cast<size_t>(position) * HALF;
     const float* sine_row = sines + static_cast<size_t>(position) * HALF;
     const int usual = threadIdx.x % PADDED;

@@ -1,21 +1,25 @@
 #include "../common.cuh"
-// matmul k4: k2 for a large codebook, of which each block keeps those codewords in shared memory that its own rows use most.
+// matmul k4: k2 for a large codebook, of which each block keeps those codewords in shared memory that its own
+// rows use most.
 //
-// Parallel over: as k2, for up to AQLM_BATCH_TILES * 16 rows of x.
-// Why it should be fast: k2 is bound by L2, which looks up one tag a clock in each of 80 slices, one for each codeword. A block's 45,056 codes (88 rows, 512
-// input groups) of 2^16 codewords name only about 32,600 different ones: 9,900 that occur at least twice stand for half of the codes. The packer numbers
-// codewords by how often the matrix uses them, lists for each block AQLM_HOT codewords that are worth keeping (all those below AQLM_HOT that it uses, then the
-// most frequent others), and writes the place in that list for the code: a code below AQLM_HOT is such a place, any other the codeword's number. So codes keep
-// 16 bits. The list is in the codebook's order, so that the block fetches it in few cache lines. Real codes are less even than random ones and gain more.
-// x is read by each warp as its fragments, straight from L2, for shared memory has better use.
-// Arithmetic: products are exact, sums f32. With bf16 the codebook is bf16.
-// Predicted, 4096 -> 11008, 16 rows, 1x16g8, 126 blocks, 14,500 codewords of each block kept: lookups of L2 a block: 6,900 lines of kept codewords, 18,000 of others
-// (k2: 45,056), that is 39,000 clocks of L2 (k2: 71,000), and x and codes 12,000 as in k2: 51,000 clocks at 1.74 GHz, 29 us; k2 47.4.
-// Measured (docs/kernels.md): 36.4 us, 32.0 overlapped; lines hold fewer kept codewords than was thought.
-// Limits: M 1; out_group 1; B 14 to 16; G 8 or 16; sm_80.
-// codes: [tile of 8 rows][unit][lane] of two words, as k2, numbered as above. hot: [block][round][thread][4] of 16 bits, the last
-// round filled up: vector (4 round + j) threads + thread of those kept is one of that codeword. codebook: [2^B] in the order of use.
-// Compile-time: AQLM_B, AQLM_G, AQLM_HOT, AQLM_ROW_WARPS, AQLM_TILES, AQLM_SLICES, AQLM_BATCH_TILES.
+// Parallel over: as k2, for up to AQLM_BATCH_TILES * 16 rows of x. Why it should be fast: k2 is bound by L2,
+// which looks up one tag a clock in each of 80 slices, one for each codeword. A block's 45,056 codes (88
+// rows, 512 input groups) of 2^16 codewords name only about 32,600 different ones: 9,900 that occur at least
+// twice stand for half of the codes. The packer numbers codewords by how often the matrix uses them, lists
+// for each block AQLM_HOT codewords that are worth keeping (all those below AQLM_HOT that it uses, then the
+// most frequent others), and writes the place in that list for the code: a code below AQLM_HOT is such a
+// place, any other the codeword's number. So codes keep 16 bits. The list is in the codebook's order, so that
+// the block fetches it in few cache lines. Real codes are less even than random ones and gain more. x is read
+// by each warp as its fragments, straight from L2, for shared memory has better use. Arithmetic: products are
+// exact, sums f32. With bf16 the codebook is bf16. Predicted, 4096 -> 11008, 16 rows, 1x16g8, 126 blocks,
+// 14,500 codewords of each block kept: lookups of L2 a block: 6,900 lines of kept codewords, 18,000 of others
+// (k2: 45,056), that is 39,000 clocks of L2 (k2: 71,000), and x and codes 12,000 as in k2: 51,000 clocks at
+// 1.74 GHz, 29 us; k2 47.4. Measured (docs/kernels.md): 36.4 us, 32.0 overlapped; lines hold fewer kept
+// codewords than was thought. Limits: M 1; out_group 1; B 14 to 16; G 8 or 16; sm_80. codes: [tile of 8
+// rows][unit][lane] of two words, as k2, numbered as above. hot: [block][round][thread][4] of 16 bits, the
+// last round filled up: vector (4 round + j) threads + thread of those kept is one of that codeword.
+// codebook: [2^B] in the order of use. Compile-time: AQLM_B, AQLM_G, AQLM_HOT, AQLM_ROW_WARPS, AQLM_TILES,
+// AQLM_SLICES, AQLM_BATCH_TILES.
 
 #define VECTORS (AQLM_G / 8)              // 16-byte vectors in a codeword
 #define STEPS 4                           // of a unit, each of four input groups
@@ -28,8 +32,8 @@
 #define BLOCK_ROWS (AQLM_ROW_WARPS * AQLM_TILES * 8)
 #define SUM_STRIDE (BLOCK_ROWS + (BLOCK_ROWS / 8 % 2 == 0 ? 8 : 0))  // odd multiple of 8: the eight-lane halves of a store share no bank
 
-// Fetches the codewords that this block keeps. Through registers, as neighbouring lanes' loads from one line are one request of L2 then, which asynchronous copies are
-// not; all numbers first, many vectors in flight.
+// Fetches the codewords that this block keeps. Through registers, as neighbouring lanes' loads from one line
+// are one request of L2 then, which asynchronous copies are not; all numbers first, many vectors in flight.
 __device__ __forceinline__ void keep_codewords(unsigned char* shared, const uint4* codebook, const uint2* numbers) {
     const int thread = static_cast<int>(threadIdx.x);
     const u32 v = threadIdx.x % VECTORS;
@@ -60,7 +64,8 @@ __device__ __forceinline__ void keep_codewords(unsigned char* shared, const uint
     }
 }
 
-// A lane's codes of a unit, of all tiles of a warp. Tiles past the last row repeat the last; their sums are not written.
+// A lane's codes of a unit, of all tiles of a warp. Tiles past the last row repeat the last; their sums are
+// not written.
 __device__ __forceinline__ void load_tiles(uint2 (&words)[AQLM_TILES], const uint2* codes, int first, int tiles, int unit, int units, int lane) {
 #pragma unroll
     for (int i = 0; i < AQLM_TILES; ++i) {
@@ -79,7 +84,8 @@ __device__ __forceinline__ void look_up(uint4 (&word)[AQLM_TILES], const uint2 (
         const u32 pair = step < 2 ? words[i].x : words[i].y;
         vector[i] = (step % 2 == 0 ? pair & 0xffffu : pair >> 16) * VECTORS + v;
     }
-    // First all that is near: a load from far must not overtake one from near into the same register, and would wait for it.
+    // First all that is near: a load from far must not overtake one from near into the same register, and
+    // would wait for it.
 #pragma unroll
     for (int i = 0; i < AQLM_TILES; ++i) load_near(word[i], kept + vector[i] * 16, vector[i] < KEPT_VECTORS);
 #pragma unroll

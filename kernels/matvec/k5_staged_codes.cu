@@ -1,20 +1,22 @@
 #include "../common.cuh"
-// matvec k5: k3's tables, with the codes on their way to shared memory while tables are built, and sums sent where they belong at once. B = 8.
-// Slower than k3, and kept for why: the copies pass through the shared memory that already bounds the look-ups.
+// matvec k5: k3's tables, with the codes on their way to shared memory while tables are built, and sums sent
+// where they belong at once. B = 8. Slower than k3, and kept for why: the copies pass through the shared
+// memory that already bounds the look-ups.
 //
-// Parallel over: as k3. A cluster of blocks shares a slab of rows, a block takes some input groups of it, a warp four rows at a time, a lane
-// the input group modulo 32.
-// Why it should be faster than k3: k3 holds two loads of codes a lane in registers, 32 KiB of a block's 90, and memory idles while tables are built; more
-// registers there are not. Copies to shared memory take none: AQLM_DEPTH of them a lane are in flight, each lane reading back what it
-// copied itself, so that no barrier is needed. They start when x and the codewords have come, which would queue behind them. A warp's
-// four sums go straight to the block that owns the rows instead of through shared memory and a barrier.
-// Predicted, 4096 -> 11008, 2x8g8, at 1.98 GHz: launch 1,800 clocks, codewords and x 1,200, codes 11.3 MB at 3 TB/s 7,400 beside tables (2,000)
-// and look-ups (4,600 of shared memory), exchange 1,200: 11,600 clocks, 5.9 us; with what adds up all the same 7. 1x8g8: 1,800 + 1,200 + 1,700 + 2,000
-// + 1,200: 7,900 clocks, 4.0 us, and 4.8. Measured: 9.6 and 7.0 us (k3: 8.7 and 6.6).
-// Arithmetic: exact products of f16 or bf16, sums in f32.
-// Limits: B 8, out_group 1, G 8 or 16, sm_90 (clusters), 1024 threads.
-// codes: as k3.
-// Compile-time: AQLM_M, AQLM_G, AQLM_DEPTH copies a lane, of which AQLM_BEFORE lie ahead of the table and the others behind it.
+// Parallel over: as k3. A cluster of blocks shares a slab of rows, a block takes some input groups of it, a
+// warp four rows at a time, a lane the input group modulo 32. Why it should be faster than k3: k3 holds two
+// loads of codes a lane in registers, 32 KiB of a block's 90, and memory idles while tables are built; more
+// registers there are not. Copies to shared memory take none: AQLM_DEPTH of them a lane are in flight, each
+// lane reading back what it copied itself, so that no barrier is needed. They start when x and the codewords
+// have come, which would queue behind them. A warp's four sums go straight to the block that owns the rows
+// instead of through shared memory and a barrier. Predicted, 4096 -> 11008, 2x8g8, at 1.98 GHz: launch 1,800
+// clocks, codewords and x 1,200, codes 11.3 MB at 3 TB/s 7,400 beside tables (2,000) and look-ups (4,600 of
+// shared memory), exchange 1,200: 11,600 clocks, 5.9 us; with what adds up all the same 7. 1x8g8: 1,800 +
+// 1,200 + 1,700 + 2,000
+// + 1,200: 7,900 clocks, 4.0 us, and 4.8. Measured: 9.6 and 7.0 us (k3: 8.7 and 6.6). Arithmetic: exact
+//   products of f16 or bf16, sums in f32. Limits: B 8, out_group 1, G 8 or 16, sm_90 (clusters), 1024
+//   threads. codes: as k3. Compile-time: AQLM_M, AQLM_G, AQLM_DEPTH copies a lane, of which AQLM_BEFORE lie
+//   ahead of the table and the others behind it.
 
 #ifndef AQLM_EARLY
 #define AQLM_EARLY 0  // copies that start before x and the codewords are asked for
@@ -25,8 +27,9 @@
 #define COPY_BYTES (WARPS * 512)   // of a block's lanes
 #define TABLE_BYTES 131072
 
-// The four codes of a word looked up in the four slots. An address is table + code * 256 + slot * 128 + lane * 4: with the table at a
-// multiple of 65536, byte 1 of the address is the code and the other bytes are those of `place`, so that one permute makes it.
+// The four codes of a word looked up in the four slots. An address is table + code * 256 + slot * 128 + lane
+// * 4: with the table at a multiple of 65536, byte 1 of the address is the code and the other bytes are those
+// of `place`, so that one permute makes it.
 __device__ __forceinline__ float look_up(u32 codes, u32 place) {
     const float s0 = load_shared_f32<0>(__byte_perm(codes, place, 0x7604));
     const float s1 = load_shared_f32<128>(__byte_perm(codes, place, 0x7614));
@@ -48,13 +51,15 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
     float* received = reinterpret_cast<float*>(shared);                    // [ranks][rows_owned], sums sent to this block
     float* partial = received + rows_per_block;                            // [rows_per_block], sums of earlier rounds
     unsigned char* copies = shared + rows_per_block * 8;                   // [copy][warp][lane] 16 bytes, AQLM_BEFORE of them
-    // [pair of slots][256 codes][slot of the pair][32 lanes] f32, where addresses of shared memory are multiples of 65536 (see look_up)
+    // [pair of slots][256 codes][slot of the pair][32 lanes] f32, where addresses of shared memory are
+    // multiples of 65536 (see look_up)
     const u32 table_address = (shared_address(copies) + AQLM_BEFORE * COPY_BYTES + 65535) & ~65535u;
     unsigned char* table = shared + (table_address - shared_address(shared));
     copies += threadIdx.x * 16;
     unsigned char* later_copies = table + TABLE_BYTES + threadIdx.x * 16;
     const u32 fours = rows_per_block / 4, rows_owned = rows_per_block / ranks;
-    // Which block owns four rows: exact, for the quotient is at least 1 / (2 fours owned) away from a whole number.
+    // Which block owns four rows: exact, for the quotient is at least 1 / (2 fours owned) away from a whole
+    // number.
     const float per_owner = 1.0f / static_cast<float>(rows_owned / 4);
     const uint4* stream = codes + (static_cast<size_t>(blockIdx.y) * ranks + rank) * rounds * fours * 32 + lane;
 
@@ -87,7 +92,8 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
         } else {
             __syncthreads();  // the last round's look-ups are done
         }
-        // Column c of product n is input group 8 (c / 2) + 2 n + c % 2: then the results of a lane lie side by side.
+        // Column c of product n is input group 8 (c / 2) + 2 n + c % 2: then the results of a lane lie side
+        // by side.
         u32 input[TILES][4][STEPS];
 #pragma unroll
         for (u32 i = 0; i < TILES; ++i) {
@@ -102,8 +108,8 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
 #pragma unroll
         for (u32 i = 0; i < TILES; ++i) {
             const u32 tile = warp + i * WARPS, slot = tile >> 4;
-            // The sum over a group may take its terms in any order: index k of the product is element 2 k for k < 4 and 2 k - 7 above, so
-            // that the two elements of a lane are neighbours in memory.
+            // The sum over a group may take its terms in any order: index k of the product is element 2 k for
+            // k < 4 and 2 k - 7 above, so that the two elements of a lane are neighbours in memory.
             float product[4][4];  // [n][fragment]
 #pragma unroll
             for (u32 n = 0; n < 4; ++n) {
@@ -116,8 +122,9 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
                     multiply_16x8x8(product[n], left, right);
                 }
             }
-            // A lane has codes g and g + 8 at input groups 8 t to 8 t + 7, 32 bytes a code. Eight lanes store at once, two g: even g store
-            // their first half first and odd g their second, or the two would meet in the same banks.
+            // A lane has codes g and g + 8 at input groups 8 t to 8 t + 7, 32 bytes a code. Eight lanes store
+            // at once, two g: even g store their first half first and odd g their second, or the two would
+            // meet in the same banks.
             const bool odd = g & 1;
             unsigned char* row = table + (slot >> 1) * 65536 + (slot & 1) * 128 + ((tile & 15) * 16 + g) * 256 + t * 32;
 #pragma unroll

@@ -1,26 +1,29 @@
 #include "../common.cuh"
-// matvec k6: products of x with every codeword, also of a large codebook: tables by the tensor cores, one 4-byte look-up a code. M = 1, B = 13 to 16.
-// Slower than k4, and kept for why: 128 blocks have sums for every row, and L2 adds only 128 of them a clock.
+// matvec k6: products of x with every codeword, also of a large codebook: tables by the tensor cores, one
+// 4-byte look-up a code. M = 1, B = 13 to 16. Slower than k4, and kept for why: 128 blocks have sums for
+// every row, and L2 adds only 128 of them a clock.
 //
-// Parallel over: a block has 1024 codewords and some sets of 32 input groups, for all rows of a slab. Its four teams of eight warps have 256 codewords
-// each. For one set after the other a team builds a table of <x_group, codeword>, [256 codewords][32 groups], and looks up the codes that
-// fall into it: the packer has sorted out which those are (items). Teams meet nowhere in the loop, so that one builds while another looks up.
-// Why it should be faster than k4: k4 reads 2 G bytes of codeword and as many of x out of shared memory for a code. 2^B codewords times all groups are only
-// some six times as many products as a matrix of 11008 rows wants of groups of 16, and the tensor cores make them for nothing: writing a
-// product costs 4 bytes of shared memory, looking it up 4 and adding it to its row 4 to 8.
-// Which rows a block's items belong to has no order, so sums are integers: a product is rounded to a multiple of a power of two, q, that follows from
+// Parallel over: a block has 1024 codewords and some sets of 32 input groups, for all rows of a slab. Its
+// four teams of eight warps have 256 codewords each. For one set after the other a team builds a table of
+// <x_group, codeword>, [256 codewords][32 groups], and looks up the codes that fall into it: the packer has
+// sorted out which those are (items). Teams meet nowhere in the loop, so that one builds while another looks
+// up. Why it should be faster than k4: k4 reads 2 G bytes of codeword and as many of x out of shared memory
+// for a code. 2^B codewords times all groups are only some six times as many products as a matrix of 11008
+// rows wants of groups of 16, and the tensor cores make them for nothing: writing a product costs 4 bytes of
+// shared memory, looking it up 4 and adding it to its row 4 to 8. Which rows a block's items belong to has no
+// order, so sums are integers: a product is rounded to a multiple of a power of two, q, that follows from
 // |x|_1 and the largest codeword such that no sum reaches 2^31. Integers may be added in any order, by atomics in shared memory and then in L2:
-// the result is the same. The last block of a slab scales what has come together and sets it to zero for the next launch.
-// Bytes: 32 bits an item instead of 16, some padding.
-// Predicted, 4096 -> 11008, 1x16g16, 128 blocks at 1.98 GHz: launch 1,800 clocks; x, its norm, codewords 1,400; tables 5,100 passes of shared memory (4,100
-// written, 1,000 of x read), look-ups 700 and sums 1,400 to 2,000, that is 8,000; 5.6 MB of sums into L2, 80 slices, 2,200 to 4,400; ticket and last
-// sums 2,500: 16,000 to 18,000 clocks, 8 to 9 us. Measured: 21.9 us (k4: 19.3); the sums took 11,000 clocks and the ticket's last block 8,100, and items, 14.8 MB,
-// 13,600.
-// Arithmetic: exact products of f16, group sums in f32, rounded to q <= largest codeword |x|_1 2^-29, then exact.
-// Limits: M 1, out_group 1, G 8 or 16; rows of a slab in shared memory; one launch of a matrix at a time, for the sums live beside it; sm_80.
-// items: [chunk][warp of team][lane] of two; an item is offset in the table / 4, 13 bits, and row of the slab above; all bits set: none.
-// spans: [slab][block][set][team] {first chunk, chunks}. sums: [slab][row] zeros, finished: [slab] zeros.
-// Compile-time: AQLM_B, AQLM_G.
+// the result is the same. The last block of a slab scales what has come together and sets it to zero for the
+// next launch. Bytes: 32 bits an item instead of 16, some padding. Predicted, 4096 -> 11008, 1x16g16, 128
+// blocks at 1.98 GHz: launch 1,800 clocks; x, its norm, codewords 1,400; tables 5,100 passes of shared memory
+// (4,100 written, 1,000 of x read), look-ups 700 and sums 1,400 to 2,000, that is 8,000; 5.6 MB of sums into
+// L2, 80 slices, 2,200 to 4,400; ticket and last sums 2,500: 16,000 to 18,000 clocks, 8 to 9 us. Measured:
+// 21.9 us (k4: 19.3); the sums took 11,000 clocks and the ticket's last block 8,100, and items, 14.8 MB,
+// 13,600. Arithmetic: exact products of f16, group sums in f32, rounded to q <= largest codeword |x|_1 2^-29,
+// then exact. Limits: M 1, out_group 1, G 8 or 16; rows of a slab in shared memory; one launch of a matrix at
+// a time, for the sums live beside it; sm_80. items: [chunk][warp of team][lane] of two; an item is offset in
+// the table / 4, 13 bits, and row of the slab above; all bits set: none. spans: [slab][block][set][team]
+// {first chunk, chunks}. sums: [slab][row] zeros, finished: [slab] zeros. Compile-time: AQLM_B, AQLM_G.
 
 #define TEAMS 4
 #define TEAM_WARPS 8
@@ -77,7 +80,8 @@ matvec(const uint2* items, const uint2* spans, const u32* codebook, int* sums, u
         const u32 pair = x[i];
         norm += fabsf(low_f32(pair)) + fabsf(high_f32(pair));
     }
-    // Input group 8 (g / 2) + 2 n + g % 2 of a set is column g of product n: then the results of a lane lie side by side.
+    // Input group 8 (g / 2) + 2 n + g % 2 of a set is column g of product n: then the results of a lane lie
+    // side by side.
     for (u32 i = threadIdx.x; i < static_cast<u32>(sets) * 128; i += blockDim.x) {
         const u32 column = i & 31, n = i >> 5 & 3, of = column >> 2, k = column & 3;
         const u32 at = ((first_set + (i >> 7)) * 32 + 8 * (of >> 1) + 2 * n + (of & 1)) * PAIRS + k;
@@ -95,7 +99,8 @@ matvec(const uint2* items, const uint2* spans, const u32* codebook, int* sums, u
     norm = 0.0f;
 #pragma unroll
     for (u32 i = 0; i < 32; ++i) norm += norms[i];
-    // No sum exceeds |x|_1 times the largest codeword, which is below 2^(exponent + 1); the 2^-10 that roundings of the norm may add is below that too.
+    // No sum exceeds |x|_1 times the largest codeword, which is below 2^(exponent + 1); the 2^-10 that
+    // roundings of the norm may add is below that too.
     const float bound = norm * 1.0009765625f * f32_of_f16(static_cast<u16>(largest));
     const int exponent = static_cast<int>(__float_as_uint(bound) >> 23) - 127;
     const int shift = exponent < -90 ? 119 : 29 - exponent;
@@ -128,8 +133,9 @@ matvec(const uint2* items, const uint2* spans, const u32* codebook, int* sums, u
                 for (u32 k = 0; k < 4; ++k) product[n][k] = 0.0f;
                 multiply_16x8x16(product[n], word[i][0], word[i][1], word[i][2], word[i][3], input[n].x, input[n].y);
             }
-            // A lane has codewords g and g + 8 at input groups 8 t to 8 t + 7. Eight lanes store at once, two g: even g store their first half
-            // first and odd g their second, or the two would meet in the same banks.
+            // A lane has codewords g and g + 8 at input groups 8 t to 8 t + 7. Eight lanes store at once, two
+            // g: even g store their first half first and odd g their second, or the two would meet in the
+            // same banks.
             const bool odd = g & 1;
             unsigned char* row = table + (team_warp * 32 + i * 16 + g) * 128 + t * 32;
 #pragma unroll

@@ -1,7 +1,8 @@
 // Plays thread blocks and clusters on the CPU, so that a kernel's indexing is tested where there is no GPU.
 //
-// Every thread of a cluster is a fiber (ucontext); barriers and shuffles yield until all their threads have arrived. f16 arithmetic is done in
-// double and rounded once. Not modelled: races, memory ordering, speed, inline PTX (common.cuh keeps it behind the functions defined here).
+// Every thread of a cluster is a fiber (ucontext); barriers and shuffles yield until all their threads have
+// arrived. f16 arithmetic is done in double and rounded once. Not modelled: races, memory ordering, speed,
+// inline PTX (common.cuh keeps it behind the functions defined here).
 #pragma once
 #include <array>
 #include <cmath>
@@ -125,7 +126,8 @@ inline uint4 cluster_read(uint32_t here, uint32_t rank) {
     return value;
 }
 
-// d += a b with the fragments of mma.m16n8k8: a [16 x 8], b [8 x 8], d [16 x 8], spread over the warp as PTX defines.
+// d += a b with the fragments of mma.m16n8k8: a [16 x 8], b [8 x 8], d [16 x 8], spread over the warp as PTX
+// defines.
 inline void multiply_16x8x8(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
     Block& block = *current->block;
     const uint32_t id = current->thread.x, first = id / 32 * 32, g = id % 32 / 4, t = id % 4;
@@ -412,8 +414,9 @@ inline void run_grid(Place grid, Place block, uint32_t cluster, size_t shared_by
     }
 }
 
-// Reads a launch from a file of little-endian u64 words and bytes, runs it, writes the output buffer to another file.
-// File: grid x, grid y, block, cluster, shared bytes, pointers, integers, index of the output; byte lengths; integers; contents.
+// Reads a launch from a file of little-endian u64 words and bytes, runs it, writes the output buffer to
+// another file. File: grid x, grid y, block, cluster, shared bytes, pointers, integers, index of the output;
+// byte lengths; integers; contents.
 inline int run_file(const char* in, const char* out, void (*kernel)()) {
     FILE* file = std::fopen(in, "rb");
     if (!file) return 2;

@@ -7,7 +7,8 @@ use crate::{Kernel, kernel};
 /// Shape (out_features, in_features) of the weight on which the table's configurations were measured.
 pub const MEASURED_SHAPE: [usize; 2] = [11008, 4096];
 
-/// A row of `dispatch.json`: which kernel to launch for a case. Rows are tried in order; the first whose kernel can do the case wins.
+/// A row of `dispatch.json`: which kernel to launch for a case. Rows are tried in order; the first whose
+/// kernel can do the case wins.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Choice {
@@ -21,12 +22,14 @@ pub struct Choice {
     pub scheme: Option<String>,
     /// rows of x, both inclusive
     pub batch: [usize; 2],
-    /// id in the manifest. A kernel that decodes, for a matmul, stands for decoding and then multiplying by the vendor's library
+    /// id in the manifest. A kernel that decodes, for a matmul, stands for decoding and then multiplying by
+    /// the vendor's library
     pub kernel: String,
     /// how the fastest launch on [`MEASURED_SHAPE`] divides its work, as `aqlm bench` prints it
     #[serde(default)]
     pub config: Option<String>,
-    /// what it took there at the last batch of the range that was measured, microseconds; absent when the row was not measured
+    /// what it took there at the last batch of the range that was measured, microseconds; absent when the row
+    /// was not measured
     #[serde(default)]
     pub us: Option<f64>,
 }

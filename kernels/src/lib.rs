@@ -1,8 +1,8 @@
 //! The CUDA sources of the project, embedded, and a manifest of what each kernel can do.
 //!
-//! One folder per operation, in it a ladder from `k1_naive.cu` upward; a number is never reused. The head of each file says what the kernel
-//! parallelises over, why it should be faster than the one before, the layout of its operands and its limits. `docs/kernels.md` has the
-//! measurements.
+//! One folder per operation, in it a ladder from `k1_naive.cu` upward; a number is never reused. The head of
+//! each file says what the kernel parallelises over, why it should be faster than the one before, the layout
+//! of its operands and its limits. `docs/kernels.md` has the measurements.
 
 mod dispatch;
 mod embedded;
@@ -114,8 +114,8 @@ impl Kernel {
     /// `folder` overrides the embedded sources.
     ///
     /// # Errors
-    /// `Read` when a file of `folder` cannot be read; `Unknown` when a kernel is in the manifest but not embedded (a mistake in this crate
-    /// that its tests catch).
+    /// `Read` when a file of `folder` cannot be read; `Unknown` when a kernel is in the manifest but not
+    /// embedded (a mistake in this crate that its tests catch).
     pub fn source(&self, folder: Option<&Path>) -> Result<String, SourceError> {
         let common = file("common.cuh", folder)?;
         let text = file(&self.file, folder)?;
@@ -123,7 +123,8 @@ impl Kernel {
     }
 }
 
-/// A user's own source with the project's include pasted in where the text includes `common.cuh`, from whatever folder.
+/// A user's own source with the project's include pasted in where the text includes `common.cuh`, from
+/// whatever folder.
 ///
 /// # Errors
 /// `Read` when `folder` is given and its common.cuh cannot be read.
@@ -213,7 +214,8 @@ fn file(name: &str, folder: Option<&Path>) -> Result<String, SourceError> {
         .ok_or_else(|| SourceError::Unknown(name.to_owned(), FILES.map(|(path, _)| path).join(", ")))
 }
 
-/// Puts `common` in the place of the include line, with line markers so that compiler errors name the right file and line.
+/// Puts `common` in the place of the include line, with line markers so that compiler errors name the right
+/// file and line.
 fn expand(text: &str, common: &str, name: &str) -> String {
     let mut out = String::with_capacity(text.len() + common.len() + 128);
     for (number, line) in text.lines().enumerate() {

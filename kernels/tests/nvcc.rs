@@ -1,6 +1,7 @@
-//! Every kernel compiles with nvcc for every architecture that the manifest lets it run on, in the configurations that measurements prefer, and keeps
-//! no more of a thread in local memory than the manifest allows. Needs nvcc but no GPU; without nvcc (`AQLM_NVCC`, or `nvcc` on the path) the test
-//! says so and is waived.
+//! Every kernel compiles with nvcc for every architecture that the manifest lets it run on, in the
+//! configurations that measurements prefer, and keeps no more of a thread in local memory than the manifest
+//! allows. Needs nvcc but no GPU; without nvcc (`AQLM_NVCC`, or `nvcc` on the path) the test says so and is
+//! waived.
 
 use std::path::Path;
 use std::process::Command;
@@ -173,7 +174,8 @@ const CASES: &[(&str, &str)] = &[
     ("argmax/k1_one_block", "-DNOTHING"),
 ];
 
-/// Machine code for these; the name with an a has wgmma. The last stands for all newer ones: intermediate code of 9.0 that the driver finishes.
+/// Machine code for these; the name with an a has wgmma. The last stands for all newer ones: intermediate
+/// code of 9.0 that the driver finishes.
 const ARCHITECTURES: &[(u32, &str)] = &[
     (80, "arch=compute_80,code=sm_80"),
     (86, "arch=compute_86,code=sm_86"),

@@ -1,5 +1,6 @@
-//! What the CPU kernels promise beyond right results, at every SIMD level that this machine has: refusals, ranges, threads
-//! and numbers that are not finite. Results are compared by `aqlm check` and harness/tests/cross_check.rs.
+//! What the CPU kernels promise beyond right results, at every SIMD level that this machine has: refusals,
+//! ranges, threads and numbers that are not finite. Results are compared by `aqlm check` and
+//! harness/tests/cross_check.rs.
 
 use aqlm_optimized::cpu::{CodebookPrecision, Form, PackedMatrix, Plan, SimdLevel, TablePrecision};
 use aqlm_vocabulary::{AqlmError, Purpose, QuantizedMatrix, Scheme, Stream, stream};
@@ -253,7 +254,8 @@ fn coarser_tables_are_coarser() {
             y
         });
         let off = |y: &[f32]| -> f32 { y.iter().zip(&exact).map(|(a, b)| (a - b).powi(2)).sum() };
-        // steps of 2^-23, 2^-15 and 2^-7 of the largest entry: squared errors a factor of 2^16 apart, less the roundings of f32
+        // steps of 2^-23, 2^-15 and 2^-7 of the largest entry: squared errors a factor of 2^16 apart, less
+        // the roundings of f32
         assert!(
             off(&coarse) > 1e3 * off(&middle),
             "{level}: {} {}",

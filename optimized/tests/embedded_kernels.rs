@@ -1,7 +1,7 @@
-//! The list of kernels that a build with `embed-kernels` compiles (kernels/embedded.json) is what the packers ask for: every kernel that the table of
-//! measurements prefers, for every scheme with a fast path, for matmul the configurations that are expected to be fastest at each batch, and what whole models of some
-//! shapes need besides.
-//! `INSTA_UPDATE=always` writes it anew.
+//! The list of kernels that a build with `embed-kernels` compiles (kernels/embedded.json) is what the packers
+//! ask for: every kernel that the table of measurements prefers, for every scheme with a fast path, for
+//! matmul the configurations that are expected to be fastest at each batch, and what whole models of some
+//! shapes need besides. `INSTA_UPDATE=always` writes it anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -17,8 +17,9 @@ const SCHEMES: &[&str] = &[
     "1x8g8", "2x8g8", "3x8g8", "4x8g8", "1x12g8", "2x12g8", "1x15g8", "1x16g8", "1x16g16",
 ];
 
-/// Models whose other kernels are there, by width, width inside SwiGLU, query heads, key heads and width of a head: Llama 2 of 7, 13 and 70 billion, Llama 3 of 8 and
-/// Mistral of 7, SmolLM2 of 135 million, tiny-stories-4m.
+/// Models whose other kernels are there, by width, width inside SwiGLU, query heads, key heads and width of a
+/// head: Llama 2 of 7, 13 and 70 billion, Llama 3 of 8 and Mistral of 7, SmolLM2 of 135 million,
+/// tiny-stories-4m.
 const MODELS: &[[usize; 5]] = &[
     [4096, 11008, 32, 32, 128],
     [5120, 13824, 40, 40, 128],
@@ -31,7 +32,8 @@ const MODELS: &[[usize; 5]] = &[
 /// Rows where constants do not follow from them.
 const FEW_ROWS: usize = 64;
 
-/// A matrix with nothing in it: constants follow from the scheme, and for some kernels from whether x fits beside the codebooks.
+/// A matrix with nothing in it: constants follow from the scheme, and for some kernels from whether x fits
+/// beside the codebooks.
 fn empty(scheme: Scheme, out_features: usize, in_features: usize) -> QuantizedMatrix {
     let (out_groups, in_groups) = scheme.groups(out_features, in_features).unwrap();
     let shape = (

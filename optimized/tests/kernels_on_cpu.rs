@@ -1,5 +1,6 @@
-//! Every kernel of the ladders, run on the CPU by `kernels/shim/shim.h`: packer and kernel must agree with the definition of a quantized
-//! matrix, at shapes that leave remainders everywhere. Inputs are on a dyadic grid on which every sum is exact, so results must be equal.
+//! Every kernel of the ladders, run on the CPU by `kernels/shim/shim.h`: packer and kernel must agree with
+//! the definition of a quantized matrix, at shapes that leave remainders everywhere. Inputs are on a dyadic
+//! grid on which every sum is exact, so results must be equal.
 
 #[path = "support/shim.rs"]
 mod shim;
@@ -15,8 +16,8 @@ use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use shim::Launch;
 
-/// A multiple of 1/8 of at most 1 in size: products are multiples of 1/64 of at most 1, so that sums of 32 of them are exact in f16
-/// (2^11 steps) and of any length that occurs in f32.
+/// A multiple of 1/8 of at most 1 in size: products are multiples of 1/64 of at most 1, so that sums of 32 of
+/// them are exact in f16 (2^11 steps) and of any length that occurs in f32.
 fn grid_value(rng: &mut impl Rng) -> f64 {
     f64::from(rng.random_range(-8..=8)) / 8.0
 }
@@ -190,7 +191,8 @@ fn check_on(
 
 #[test]
 fn k7_lane_inputs() {
-    // One slab and two; groups that leave lanes and warps empty; several rounds; more chunks than those in flight.
+    // One slab and two; groups that leave lanes and warps empty; several rounds; more chunks than those in
+    // flight.
     for (scheme, rows, inputs) in [
         ("1x13g16", 37, 272),
         ("1x13g8", 70, 4424),
@@ -244,7 +246,8 @@ fn k1_naive() {
 
 #[test]
 fn k2_shared_codebook() {
-    // Codebooks stored once (2x12) and eight times (2x8); a last task of fewer than four rows; input groups that end inside a unit.
+    // Codebooks stored once (2x12) and eight times (2x8); a last task of fewer than four rows; input groups
+    // that end inside a unit.
     check("matvec/k2_shared_codebook", "2x12g8", 21, 776);
     check("matvec/k2_shared_codebook", "2x8g8", 18, 520);
     check("matvec/k2_shared_codebook", "1x12g16", 9, 1040);
@@ -355,8 +358,9 @@ fn matmul_k1_naive() {
 #[test]
 fn matmul_k2_fused_tensor() {
     let kernel = "matmul/k2_fused_tensor";
-    // Codebooks in shared memory eight times, once, and in global memory; codes of one and two bytes, in words of each width; input features
-    // that end inside a unit and inside a step; a last tile of fewer than eight rows; batches that end inside a tile, and several blocks of them.
+    // Codebooks in shared memory eight times, once, and in global memory; codes of one and two bytes, in
+    // words of each width; input features that end inside a unit and inside a step; a last tile of fewer than
+    // eight rows; batches that end inside a tile, and several blocks of them.
     check_batch(kernel, "2x8g8", 45, 264, 5, None);
     check_batch(kernel, "1x8g16", 90, 1040, 17, None);
     check_batch(kernel, "3x6g8", 61, 520, 40, None);
@@ -380,8 +384,8 @@ fn matmul_k2_fused_tensor() {
 #[test]
 fn matmul_k4_hot_codewords() {
     let kernel = "matmul/k4_hot_codewords";
-    // Input features that end inside a step, several units a warp, a last block and tile that are not full, codewords kept in whole and in part, two
-    // blocks of rows of x, two warps beside each other.
+    // Input features that end inside a step, several units a warp, a last block and tile that are not full,
+    // codewords kept in whole and in part, two blocks of rows of x, two warps beside each other.
     check_batch(kernel, "1x14g8", 45, 264, 5, None);
     check_batch(kernel, "1x16g8", 1061, 2056, 16, None);
     check_batch(kernel, "1x16g16", 90, 4112, 17, None);
@@ -392,14 +396,15 @@ fn matmul_k4_hot_codewords() {
 #[test]
 fn matmul_k3_warpgroup() {
     let kernel = "matmul/k3_warpgroup";
-    // As for k2: codebooks in shared memory several times and once, codes of one and two bytes, remainders everywhere.
+    // As for k2: codebooks in shared memory several times and once, codes of one and two bytes, remainders
+    // everywhere.
     check_batch(kernel, "2x8g8", 45, 264, 5, None);
     check_batch(kernel, "1x8g16", 90, 1040, 17, None);
     check_batch(kernel, "3x6g8", 61, 520, 40, None);
     check_batch(kernel, "2x12g8", 29, 136, 70, None);
     check_batch(kernel, "1x14g16", 37, 272, 20, None);
-    // Several slices and warpgroups, more slices than units, blocks that only complete a cluster; codebooks spread over a cluster, in whole
-    // and in part, and in global memory.
+    // Several slices and warpgroups, more slices than units, blocks that only complete a cluster; codebooks
+    // spread over a cluster, in whole and in part, and in global memory.
     for (scheme, warpgroups, slices, cluster, batch, spread) in [
         ("2x8g8", 2, 2, 2, 32, 0),
         ("2x8g8", 1, 8, 8, 16, 0),

@@ -422,8 +422,8 @@ fn fine_tuning_follows_the_reference() {
             "{}: nothing was learned",
             case.name
         );
-        // Adam divides by the root of the second moment, so a parameter whose gradients are at the level of rounding
-        // goes its own way, by at most lr a step; what it does to the loss is of second order.
+        // Adam divides by the root of the second moment, so a parameter whose gradients are at the level of
+        // rounding goes its own way, by at most lr a step; what it does to the loss is of second order.
         let steps = SETTINGS.epochs * SEQUENCES.div_ceil(SETTINGS.batch);
         let limit = limit(terms(&case.config) * 2 * steps);
         assert_close(&case.name, [ours.loss_before], &[expected.loss_before], limit);

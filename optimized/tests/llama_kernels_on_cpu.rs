@@ -1,4 +1,5 @@
-//! The kernels of a Llama-family token besides its products, run on the CPU by `kernels/shim/shim.h` and compared with the reference.
+//! The kernels of a Llama-family token besides its products, run on the CPU by `kernels/shim/shim.h` and
+//! compared with the reference.
 
 #[path = "support/shim.rs"]
 mod shim;
@@ -68,7 +69,8 @@ fn poison(bytes: usize) -> Vec<u8> {
     vec![0xff; bytes]
 }
 
-/// Squared error over squares at most that of `roundings` roundings to f16, half a place each; arithmetic in f32 is 2^13 times finer.
+/// Squared error over squares at most that of `roundings` roundings to f16, half a place each; arithmetic in
+/// f32 is 2^13 times finer.
 fn close<'a>(found: &[f64], expected: impl IntoIterator<Item = &'a f64>, roundings: i32, what: &str) {
     let expected: Vec<f64> = expected.into_iter().copied().collect();
     assert_eq!(found.len(), expected.len(), "{what}");
@@ -304,7 +306,8 @@ fn projected(
     Projected { all, biases, rotated }
 }
 
-/// A prompt through rope and attention, in two chunks, against the reference's attention on rotated queries and keys.
+/// A prompt through rope and attention, in two chunks, against the reference's attention on rotated queries
+/// and keys.
 #[test]
 fn prompts() {
     let mut rng = ChaCha8Rng::seed_from_u64(6);
@@ -378,7 +381,8 @@ fn prompts() {
     }
 }
 
-/// A new token over a cache, with whole and split contexts, shared keys, windows, empty caches and remainders.
+/// A new token over a cache, with whole and split contexts, shared keys, windows, empty caches and
+/// remainders.
 #[test]
 fn steps() {
     let mut rng = ChaCha8Rng::seed_from_u64(7);

@@ -147,7 +147,8 @@ fn expected(case: &Case, tuned: Tuned) -> reference::ModelTuner {
     reference::ModelTuner::new(&case.config, &case.weights, tuned, DECAY).unwrap()
 }
 
-/// The reference's gradients, added up, in the same order: its first moments after one step from zero are a tenth.
+/// The reference's gradients, added up, in the same order: its first moments after one step from zero are a
+/// tenth.
 fn expected_gradients(case: &Case, targets: &[Target<'_>], scale: f64) -> (Vec<f64>, Vec<Vec<f64>>) {
     let decay = AdamDecay { beta1: 0.0, ..DECAY };
     let mut tuner = reference::ModelTuner::new(&case.config, &case.weights, ALL, decay).unwrap();
@@ -208,8 +209,9 @@ fn training_follows_the_reference() {
             let expected = exact
                 .accumulate(&case.sequences(), targets, scale, &mut |_, _, _| ())
                 .unwrap();
-            // Adam divides by the root of the second moment, so a parameter whose gradients are at the level of rounding
-            // goes its own way, by at most lr a step; what it does to the loss is of second order.
+            // Adam divides by the root of the second moment, so a parameter whose gradients are at the level
+            // of rounding goes its own way, by at most lr a step; what it does to the loss is of second
+            // order.
             let limit = limit(terms(&case.config, TOKENS) * 2 * steps);
             assert_close(&case.name, ours, &expected, limit);
             let total: f64 = expected.iter().sum();
@@ -511,8 +513,9 @@ fn objectives_agree_with_the_reference_and_with_each_other() {
     }
 }
 
-/// A model on which every number is exact in f32 in any order: blocks that add nothing because one factor of each branch
-/// is zero, two tokens a sequence so that attention averages over one or two, and logits that are all equal.
+/// A model on which every number is exact in f32 in any order: blocks that add nothing because one factor of
+/// each branch is zero, two tokens a sequence so that attention averages over one or two, and logits that are
+/// all equal.
 fn exact_model() -> (LlamaConfig, ModelWeights, Vec<Vec<u32>>) {
     let mut rng = random(90);
     let mut config = config(2, 2, None, RopeScaling::None);
@@ -535,8 +538,8 @@ fn exact_model() -> (LlamaConfig, ModelWeights, Vec<Vec<u32>>) {
         });
         QuantizedMatrix::new(scheme, codes, codebooks, scales).unwrap()
     };
-    // No queries and keys, so attention is uniform; then V or O, and the gate. A layer is zero by its scales in the first
-    // block, which then have gradients, and by its codebooks in the second, where those have.
+    // No queries and keys, so attention is uniform; then V or O, and the gate. A layer is zero by its scales
+    // in the first block, which then have gradients, and by its codebooks in the second, where those have.
     let mut block = |zeros: &[LayerKind], by_scales: bool| BlockWeights {
         input_layernorm: Array1::ones(32),
         post_attention_layernorm: Array1::ones(32),
@@ -553,7 +556,8 @@ fn exact_model() -> (LlamaConfig, ModelWeights, Vec<Vec<u32>>) {
         block(&zeros(LayerKind::VProj), true),
         block(&zeros(LayerKind::OProj), false),
     ];
-    // Hidden states live in the first eight places, with mean square one; the head tells tokens apart in the others.
+    // Hidden states live in the first eight places, with mean square one; the head tells tokens apart in the
+    // others.
     let embedding = Array2::from_shape_fn((64, 32), |(token, i)| match i {
         0..8 if (token >> (i % 6)) % 2 == 0 => 2.0,
         0..8 => -2.0,

@@ -1,5 +1,5 @@
-//! The f32 quantizer against the reference in f64. Searches are compared by the loss that they reach, as the reference
-//! evaluates it: ties break either way.
+//! The f32 quantizer against the reference in f64. Searches are compared by the loss that they reach, as the
+//! reference evaluates it: ties break either way.
 
 mod support;
 
@@ -18,8 +18,9 @@ use support::{assert_close, limit, normal, quantized, random, widened, with_outl
 /// By how much the loss that a search reaches may be above the reference's (issue "The CPU backend").
 const SEARCH: f64 = 1e-3;
 
-/// Layers whose losses are compared on average. Where a search ends differs from layer to layer by a few thousandths, up
-/// or down, as soon as one rounding differs; the mean of twelve does so by a third of [`SEARCH`].
+/// Layers whose losses are compared on average. Where a search ends differs from layer to layer by a few
+/// thousandths, up or down, as soon as one rounding differs; the mean of twelve does so by a third of
+/// [`SEARCH`].
 const LAYERS: u64 = 12;
 
 const KEY: StreamKey = StreamKey {
@@ -28,7 +29,8 @@ const KEY: StreamKey = StreamKey {
     layer: None,
 };
 
-/// A layer whose inputs are correlated and of very different sizes, and a quantized matrix that is no good fit.
+/// A layer whose inputs are correlated and of very different sizes, and a quantized matrix that is no good
+/// fit.
 struct Problem {
     weight: Array2<f32>,
     hessian: Array2<f64>,
@@ -181,7 +183,8 @@ fn kmeans_reaches_the_references_inertia() {
 
 #[test]
 fn kmeans_ends_when_centroids_stand_still() {
-    // Centroids that move by less than the absolute tolerance of 1e-8 count as standing still, at every tenth iteration.
+    // Centroids that move by less than the absolute tolerance of 1e-8 count as standing still, at every tenth
+    // iteration.
     let points = with_outliers(&mut random(5), (3000, 4));
     let flat = |size: f32| -> Vec<f32> { points.iter().map(|x| size * x).collect() };
     let run = |size, iterations| {
@@ -426,7 +429,8 @@ fn layers_are_quantized_as_well_as_by_the_reference() {
             let reached =
                 reference::relative_layer_error(&exact_weight, &reference::decode(&matrix), &p.hessian);
             ratios.push((reached / expected.relative_error).ln());
-            // f32 products of W - Q with H, summed in f64: each has a relative error of a sum of `inputs` terms
+            // f32 products of W - Q with H, summed in f64: each has a relative error of a sum of `inputs`
+            // terms
             assert!((report.relative_error - reached).abs() <= limit(2 * inputs).sqrt() * reached);
             assert!(report.trace.windows(2).all(|pair| pair[1] <= pair[0]));
             assert!(matches!(events[0], LayerEvent::Initialized { loss } if loss == report.initial_error));

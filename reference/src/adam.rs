@@ -1,7 +1,7 @@
 use ndarray::{Array, Dimension};
 
-/// Adam (Kingma and Ba 2015, algorithm 1) with PyTorch's details: epsilon is added to the root of the corrected
-/// second moment, and amsgrad keeps the largest second moment from before that correction.
+/// Adam (Kingma and Ba 2015, algorithm 1) with PyTorch's details: epsilon is added to the root of the
+/// corrected second moment, and amsgrad keeps the largest second moment from before that correction.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Adam {
     /// learning rate

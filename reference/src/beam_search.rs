@@ -1,7 +1,7 @@
 //! Codes for fixed codebooks and scales (paper section 3.2, algorithm 1 line 9).
 //!
-//! Let dW = W - Q and G = dW H. Replacing the codeword c_old of codebook m in input group j by c, the loss of an
-//! output group with scale s changes by (paper.md 2.3)
+//! Let dW = W - Q and G = dW H. Replacing the codeword c_old of codebook m in input group j by c, the loss of
+//! an output group with scale s changes by (paper.md 2.3)
 //!
 //!   -2 s <G_j, c - c_old> + s^2 <(c - c_old) H_jj, c - c_old>
 //!
@@ -21,7 +21,8 @@ use crate::least::least;
 use crate::linalg::product;
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 
-/// Output groups that one task of the beam-1 search handles together, so that scoring them is a matrix product.
+/// Output groups that one task of the beam-1 search handles together, so that scoring them is a matrix
+/// product.
 const OUT_GROUP_BLOCK: usize = 64;
 
 /// What all output groups share during a search.
@@ -36,10 +37,10 @@ struct Shared<'a> {
 
 /// One sweep of beam search from the current codes of `matrix`; the result has their shape.
 ///
-/// Per output group, starting from its current codes: for each (input group, codebook) of `order` every hypothesis is
-/// expanded by all 2^B codes and the `beam` best distinct ones are kept. A hypothesis is among its own expansions, so
-/// the loss never rises (beyond the rounding of f64), whatever the order; positions that are not in `order`
-/// keep their codes. `beam` 1 is coordinate descent (iterated conditional modes).
+/// Per output group, starting from its current codes: for each (input group, codebook) of `order` every
+/// hypothesis is expanded by all 2^B codes and the `beam` best distinct ones are kept. A hypothesis is among
+/// its own expansions, so the loss never rises (beyond the rounding of f64), whatever the order; positions
+/// that are not in `order` keep their codes. `beam` 1 is coordinate descent (iterated conditional modes).
 ///
 /// # Errors
 /// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit;
@@ -166,8 +167,8 @@ fn coordinate_descent(
         });
 }
 
-/// Coordinate descent over `positions`, all of one input group, for a block of output groups; G is brought up to date
-/// once at the end.
+/// Coordinate descent over `positions`, all of one input group, for a block of output groups; G is brought up
+/// to date once at the end.
 fn descend_in_group(
     shared: &Shared<'_>,
     codes: &mut ndarray::ArrayViewMut3<'_, u16>,
@@ -464,7 +465,8 @@ mod tests {
             })
             .collect();
         merge_equal_elsewhere(&mut hypotheses, here);
-        // the first of those that are the same everywhere else; (2, 1) was neither 0 nor 1, or one of them is merged, too
+        // the first of those that are the same everywhere else; (2, 1) was neither 0 nor 1, or one of them is
+        // merged, too
         let mut expected: Vec<usize> = Vec::new();
         for (i, codes) in all.iter().enumerate() {
             let same = |&k: &usize| {

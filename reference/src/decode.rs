@@ -3,8 +3,8 @@ use rayon::prelude::*;
 
 use aqlm_vocabulary::QuantizedMatrix;
 
-/// The dense weight [out_features, in_features] that codes, codebooks and scales stand for (paper section 3.1):
-/// element (o go + a, j gi + b) is `scales[o] * sum_m codebooks[m, codes[o, j, m], a, b]`.
+/// The dense weight [out_features, in_features] that codes, codebooks and scales stand for (paper section
+/// 3.1): element (o go + a, j gi + b) is `scales[o] * sum_m codebooks[m, codes[o, j, m], a, b]`.
 pub fn decode(matrix: &QuantizedMatrix) -> Array2<f64> {
     decode_scaled(matrix, matrix.codebooks.view())
 }

@@ -8,21 +8,21 @@ use crate::occurrences::Occurrences;
 use crate::residual_init::{Fit, initialize};
 use aqlm_vocabulary::{LayerSettings, QuantizedMatrix, Result, StreamKey};
 
-/// Output-aware EM initialisation: residual k-means, each codebook refined under the metric that the layer's outputs
-/// give to its groups before the next codebook sees the residual (OA-EM, paper.md 3.2).
+/// Output-aware EM initialisation: residual k-means, each codebook refined under the metric that the layer's
+/// outputs give to its groups before the next codebook sees the residual (OA-EM, paper.md 3.2).
 ///
-/// With x the residual of a group over its scale, the objective of one codebook is the layer error without the
-/// blocks of H that couple input groups:
+/// With x the residual of a group over its scale, the objective of one codebook is the layer error without
+/// the blocks of H that couple input groups:
 ///
 ///   sum over groups (o, j) of s_o^2 <(x - c) H_jj, x - c>
 ///
-/// Each of `rounds` rounds reassigns every group to its nearest codeword in that metric (E-step) and then moves every
-/// codeword to its exact optimum (M-step): 2^B independent systems of in_group_size unknowns,
+/// Each of `rounds` rounds reassigns every group to its nearest codeword in that metric (E-step) and then
+/// moves every codeword to its exact optimum (M-step): 2^B independent systems of in_group_size unknowns,
 ///
 ///   (sum of s_o^2 H_jj) c = sum of s_o^2 H_jj x,
 ///
-/// where the original takes 100 steps of Adam. Neither step can raise the objective. Rows of a group that spans
-/// several outputs share the metric, so they are several right-hand sides of one system.
+/// where the original takes 100 steps of Adam. Neither step can raise the objective. Rows of a group that
+/// spans several outputs share the metric, so they are several right-hand sides of one system.
 ///
 /// # Errors
 /// `NotDivisible` when the weight cannot be cut into the scheme's groups, `Shape` when H is not
@@ -44,8 +44,8 @@ pub fn em_init(
     })
 }
 
-/// E-step: the nearest codeword of each group in the metric H_jj; the current one unless another is strictly nearer.
-/// Groups are [out_groups x in_groups, go gi], input groups fastest.
+/// E-step: the nearest codeword of each group in the metric H_jj; the current one unless another is strictly
+/// nearer. Groups are [out_groups x in_groups, go gi], input groups fastest.
 fn assign(fit: &mut Fit, groups: ArrayView2<'_, f64>, hessian: &Array2<f64>, gi: usize) {
     let in_groups = hessian.nrows() / gi;
     let codebook = &fit.codebook;
@@ -179,7 +179,8 @@ mod tests {
             let gi = p.matrix.scheme.in_group_size;
             initialize(&p.weight, &settings(scheme), KEY, |fit, groups, scales| {
                 let start = objective(fit, groups, &p.hessian, scales, gi);
-                // A sum of 96 quadratic forms; a choice between codewords cancels terms of the size of the start.
+                // A sum of 96 quadratic forms; a choice between codewords cancels terms of the size of the
+                // start.
                 let slack = 96.0 * 16.0 * f64::EPSILON * start;
                 let mut last = start;
                 for _ in 0..4 {

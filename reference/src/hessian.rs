@@ -5,7 +5,8 @@ use aqlm_vocabulary::{AqlmError, Result};
 
 /// H of a layer: the mean of x xT over the samples that reached it, [in_features, in_features] in f64.
 ///
-/// Everything the calibration data say about a layer's loss is in H (paper section 3.2: <A, B>_H = <A H, B>_F).
+/// Everything the calibration data say about a layer's loss is in H (paper section 3.2: <A, B>_H = <A H,
+/// B>_F).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hessian {
     sum: Array2<f64>,

@@ -19,7 +19,8 @@ pub struct KMeansSettings {
 }
 
 impl KMeansSettings {
-    /// The official engine's stopping rule with at most `max_iterations` iterations (paper.md 2.2, row "init").
+    /// The official engine's stopping rule with at most `max_iterations` iterations (paper.md 2.2, row
+    /// "init").
     pub fn new(max_iterations: usize) -> Self {
         Self {
             max_iterations,
@@ -43,8 +44,8 @@ pub struct KMeans {
 
 /// Lloyd's k-means on `points` [n, d] from the centroids `init` [k, d].
 ///
-/// A cluster that loses all its points keeps its centroid. After the last iteration points are assigned once more,
-/// so that assignments and inertia belong to the centroids that are returned.
+/// A cluster that loses all its points keeps its centroid. After the last iteration points are assigned once
+/// more, so that assignments and inertia belong to the centroids that are returned.
 ///
 /// # Panics
 /// When points and centroids have different dimensions.

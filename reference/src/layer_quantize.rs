@@ -12,21 +12,22 @@ use aqlm_vocabulary::{
     StreamKey, sweep_order,
 };
 
-/// Quantizes one layer: initialisation, then rounds of (codebook update, one beam-search sweep over randomly ordered
-/// input groups) until a round gains less than `relative_tolerance` of the loss or `max_rounds` are done (paper
-/// algorithm 1, lines 4 to 12; design.md 8).
+/// Quantizes one layer: initialisation, then rounds of (codebook update, one beam-search sweep over randomly
+/// ordered input groups) until a round gains less than `relative_tolerance` of the loss or `max_rounds` are
+/// done (paper algorithm 1, lines 4 to 12; design.md 8).
 ///
-/// The weight is [out_features, in_features], H [in_features, in_features] and symmetric. Everything is optimised under
-/// H with `settings.damping` x mean(diag H) on its diagonal, so that weights of dead inputs have a preference;
-/// every loss that is reported or passed to `observe`, and the choice of which round to keep, is under H as it is.
-/// A last round that did not improve that loss is taken back.
+/// The weight is [out_features, in_features], H [in_features, in_features] and symmetric. Everything is
+/// optimised under H with `settings.damping` x mean(diag H) on its diagonal, so that weights of dead inputs
+/// have a preference; every loss that is reported or passed to `observe`, and the choice of which round to
+/// keep, is under H as it is. A last round that did not improve that loss is taken back.
 ///
 /// Random numbers are those of `key` alone: one stream for the starting points, one for all sweeps.
 ///
 /// # Errors
-/// `Shape`, `NotDivisible`, `NotFinite` (naming weight or H), `Degenerate` when a codebook has more codewords than
-/// the layer has groups (unless `settings.allow_degenerate`), `NotPositiveDefinite` when H has a negative diagonal
-/// entry or turns out indefinite, `Unsupported` for a beam of 0 or a damping that is no finite number >= 0.
+/// `Shape`, `NotDivisible`, `NotFinite` (naming weight or H), `Degenerate` when a codebook has more codewords
+/// than the layer has groups (unless `settings.allow_degenerate`), `NotPositiveDefinite` when H has a
+/// negative diagonal entry or turns out indefinite, `Unsupported` for a beam of 0 or a damping that is no
+/// finite number >= 0.
 pub fn layer_quantize(
     weight: &Array2<f64>,
     hessian: &Array2<f64>,

@@ -1,7 +1,8 @@
-/// The least of `scores` and its index, the lowest of equals; `None` when there are none below infinity. NaN loses.
+/// The least of `scores` and its index, the lowest of equals; `None` when there are none below infinity. NaN
+/// loses.
 ///
-/// Every search of this crate ends in this loop, so it keeps several minima side by side for the compiler to make
-/// vector instructions of.
+/// Every search of this crate ends in this loop, so it keeps several minima side by side for the compiler to
+/// make vector instructions of.
 pub(crate) fn least(scores: &[f64]) -> Option<(usize, f64)> {
     const LANES: usize = 8;
     let smaller = |a: f64, b: f64| if b < a { b } else { a };

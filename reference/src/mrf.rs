@@ -8,11 +8,11 @@ use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 /// Most code combinations that [`exhaustive_search`] visits.
 pub const MAX_COMBINATIONS: u64 = 1 << 20;
 
-/// The choice of one output group's codes as a fully connected Markov random field (paper section 3.2, equations 5
-/// to 7).
+/// The choice of one output group's codes as a fully connected Markov random field (paper section 3.2,
+/// equations 5 to 7).
 ///
-/// Its variables are the pairs (input group j, codebook m), numbered j M + m, each with 2^B states. Energy plus
-/// `constant` is the layer error of the group's rows, for any codes.
+/// Its variables are the pairs (input group j, codebook m), numbered j M + m, each with 2^B states. Energy
+/// plus `constant` is the layer error of the group's rows, for any codes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mrf {
     /// [in_groups x M, 2^B]: -2 <W, c>_H + <c, c>_H for the scaled codeword c alone
@@ -25,7 +25,8 @@ pub struct Mrf {
 }
 
 impl Mrf {
-    /// The field of output group `out_group`, for the codebooks and scales of `matrix`; its codes are not used.
+    /// The field of output group `out_group`, for the codebooks and scales of `matrix`; its codes are not
+    /// used.
     ///
     /// # Errors
     /// `Shape` when weight, H and matrix do not fit.

@@ -44,8 +44,8 @@ impl Occurrences {
         &self.places[self.starts[k]..self.starts[k + 1]]
     }
 
-    /// The H-metric in which codeword `k` is seen when all others stay: the sum of s_o^2 H_jj over its places (o, j),
-    /// [gi, gi]. Zero when it is not used.
+    /// The H-metric in which codeword `k` is seen when all others stay: the sum of s_o^2 H_jj over its places
+    /// (o, j), [gi, gi]. Zero when it is not used.
     pub(crate) fn metric(
         &self,
         k: usize,
@@ -66,8 +66,8 @@ impl Occurrences {
     }
 }
 
-/// The adjoint of decoding: for D of [out_features, in_features], the sum of s_o D_(o, j) over the places (o, j) of
-/// each codeword, shaped like the codebooks.
+/// The adjoint of decoding: for D of [out_features, in_features], the sum of s_o D_(o, j) over the places (o,
+/// j) of each codeword, shaped like the codebooks.
 pub(crate) fn scatter(
     dense: &Array2<f64>,
     matrix: &QuantizedMatrix,

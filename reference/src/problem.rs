@@ -71,7 +71,8 @@ pub(crate) fn problem(seed: u64, scheme: &str, out_groups: usize, in_groups: usi
 }
 
 impl Problem {
-    /// tr(|W - Q| |H| |W - Q|T) with all signs dropped, W and Q each at least: the size of what a loss sums up.
+    /// tr(|W - Q| |H| |W - Q|T) with all signs dropped, W and Q each at least: the size of what a loss sums
+    /// up.
     fn magnitude(&self) -> f64 {
         let rows = self.weight.mapv(f64::abs) + crate::decode(&self.absolute()).mapv(f64::abs);
         (rows.dot(&self.hessian.mapv(f64::abs)) * &rows).sum()
@@ -85,8 +86,8 @@ impl Problem {
     }
 }
 
-/// Rounding error of a loss of this problem in any order of summation: epsilon x the terms added up one after another
-/// (inputs twice, codebooks) x the sum of their absolute values.
+/// Rounding error of a loss of this problem in any order of summation: epsilon x the terms added up one after
+/// another (inputs twice, codebooks) x the sum of their absolute values.
 pub(crate) fn rounding(p: &Problem) -> f64 {
     let terms = 2 * p.weight.ncols() + p.matrix.scheme.num_codebooks + 4;
     terms as f64 * f64::EPSILON * p.magnitude()

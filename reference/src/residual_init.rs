@@ -6,8 +6,8 @@ use aqlm_vocabulary::{LayerSettings, Purpose, QuantizedMatrix, Result, Scheme, S
 /// Added to every scale, so that a row of zeros divides to zeros (the official engine's value).
 const TINY_SCALE: f64 = 1e-9;
 
-/// The first codes and codebooks of a layer by residual k-means: k-means on the groups of the normalised weight,
-/// subtract, and again for each of the M codebooks (paper section 3.1, algorithm 1 line 4).
+/// The first codes and codebooks of a layer by residual k-means: k-means on the groups of the normalised
+/// weight, subtract, and again for each of the M codebooks (paper section 3.1, algorithm 1 line 4).
 ///
 /// A scale is the L2 norm of its output group's rows (paper section 3.2). H plays no part in it.
 ///
@@ -21,7 +21,8 @@ pub fn residual_init(
     initialize(weight, settings, key, |_, _, _| Ok(()))
 }
 
-/// What one codebook's k-means ended with: the codebook [2^B, go gi] and a code for each group, [out_groups x in_groups].
+/// What one codebook's k-means ended with: the codebook [2^B, go gi] and a code for each group, [out_groups x
+/// in_groups].
 pub(crate) struct Fit {
     pub(crate) codebook: Array2<f64>,
     pub(crate) codes: Vec<usize>,
@@ -74,8 +75,8 @@ pub(crate) fn initialize(
     QuantizedMatrix::new(scheme, codes, codebooks, scales)
 }
 
-/// The weight over its scales as vectors of out_group x in_group values: [out_groups x in_groups, go gi], input
-/// groups fastest.
+/// The weight over its scales as vectors of out_group x in_group values: [out_groups x in_groups, go gi],
+/// input groups fastest.
 fn groups_of(weight: &Array2<f64>, scales: &Array1<f64>, scheme: Scheme) -> Array2<f64> {
     let (go, gi) = (scheme.out_group_size, scheme.in_group_size);
     let in_groups = weight.ncols() / gi;

@@ -1,7 +1,7 @@
 //! The Llama block and its gradients against PyTorch's autograd.
 //!
-//! `tests/vectors` holds cases in f64 throughout (generate.py makes them); the `llama_block` cases of the peer's vectors
-//! beside the repository are transformers as it is.
+//! `tests/vectors` holds cases in f64 throughout (generate.py makes them); the `llama_block` cases of the
+//! peer's vectors beside the repository are transformers as it is.
 
 use std::path::{Path, PathBuf};
 
@@ -22,16 +22,16 @@ struct Limits {
     own_tables: f64,
 }
 
-/// Of a peer that computes in f64: sums of tens of terms, some ten layers of them, forward and backward, leave a
-/// millionfold reserve. Its rotary tables are f32's.
+/// Of a peer that computes in f64: sums of tens of terms, some ten layers of them, forward and backward,
+/// leave a millionfold reserve. Its rotary tables are f32's.
 const F64_THROUGHOUT: Limits = Limits {
     same_tables: 1e-9,
     own_tables: F32_INSIDE,
 };
 
-/// Of transformers as it is: its arrays may be f64, but LlamaRMSNorm, the eager softmax and the rotary tables cast to
-/// f32 inside, forward and backward. These are 10 to 20 roundings of f32's epsilon (1.2e-7) on the way of every
-/// number, those of scores and angles multiplied by their size, up to about 10.
+/// Of transformers as it is: its arrays may be f64, but LlamaRMSNorm, the eager softmax and the rotary tables
+/// cast to f32 inside, forward and backward. These are 10 to 20 roundings of f32's epsilon (1.2e-7) on the
+/// way of every number, those of scores and angles multiplied by their size, up to about 10.
 const F32_INSIDE: f64 = 1e-5;
 
 /// `shared/peer/ops` beside the repository, or under AQLM_SHARED.
@@ -203,7 +203,8 @@ fn run(case: &Case, config: &LlamaConfig, block: &Block, own_tables: bool, limit
     }
 }
 
-/// Runs every `llama_block` case of a folder, and says how many there were; `None` when there is no index.json.
+/// Runs every `llama_block` case of a folder, and says how many there were; `None` when there is no
+/// index.json.
 fn run_all(folder: &Path, limits: Limits) -> Option<usize> {
     let index = std::fs::read_to_string(folder.join("index.json")).ok()?;
     let index: Vec<Value> = serde_json::from_str(&index).unwrap();

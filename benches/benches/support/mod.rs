@@ -1,5 +1,6 @@
-//! A bench of one operation on the harness's own cases (docs/checking.md): every SIMD level of the CPU backend is checked
-//! against the reference first, then both are timed, beside dense products in f32 of the same shapes through the library.
+//! A bench of one operation on the harness's own cases (docs/checking.md): every SIMD level of the CPU
+//! backend is checked against the reference first, then both are timed, beside dense products in f32 of the
+//! same shapes through the library.
 
 mod reference;
 
@@ -177,7 +178,8 @@ impl Work {
         Ok(())
     }
 
-    /// Bytes that have to move at least: inputs read once, in f32 or codes of a byte, and results written once.
+    /// Bytes that have to move at least: inputs read once, in f32 or codes of a byte, and results written
+    /// once.
     fn bytes(&self) -> usize {
         let numbers = match &self.data {
             Data::Samples(x) => x.len(),
@@ -197,8 +199,8 @@ impl Work {
         numbers * size_of::<f32>()
     }
 
-    /// The dense products of an operation's shapes, [rows, inputs, outputs]: samples with themselves, points with centroids, a
-    /// weight with H, the linear layers of a block.
+    /// The dense products of an operation's shapes, [rows, inputs, outputs]: samples with themselves, points
+    /// with centroids, a weight with H, the linear layers of a block.
     fn products(&self) -> Vec<[usize; 3]> {
         match (&self.data, self.case.problem) {
             (Data::Samples(x), Problem::Samples(problem)) => {

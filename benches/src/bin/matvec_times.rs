@@ -1,5 +1,5 @@
-//! Times matvec once for every plan that is asked for and prints one JSON line a plan: what benches/peers compares
-//! with other libraries.
+//! Times matvec once for every plan that is asked for and prints one JSON line a plan: what benches/peers
+//! compares with other libraries.
 //!
 //! `matvec_times SCHEME OUTxIN [SECONDS [LEVEL]]`
 
@@ -98,8 +98,8 @@ fn run(arguments: &[String]) -> Result<(), String> {
     Ok(())
 }
 
-/// Nothing is timed that was not checked: y against the decoded weight times x in f64, within the roundings of a sum
-/// of that length in f32 and what fixed-point tables add.
+/// Nothing is timed that was not checked: y against the decoded weight times x in f64, within the roundings
+/// of a sum of that length in f32 and what fixed-point tables add.
 fn check(
     packed: &PackedMatrix,
     weight: &ndarray::Array2<f32>,

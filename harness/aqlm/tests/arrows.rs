@@ -1,8 +1,8 @@
 //! The arrows of the architecture (docs/architecture.md): which crate may use which.
 //!
 //! `optimized` is checked against `reference`, so the two must be independent implementations. Both see the
-//! vocabulary, in which nothing computes, and neither sees the other. Cargo refuses a path along a dependency that is
-//! not declared; this test refuses the declaration.
+//! vocabulary, in which nothing computes, and neither sees the other. Cargo refuses a path along a dependency
+//! that is not declared; this test refuses the declaration.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Does the check catch mistakes? Each kind of broken kernel is made here from a working one, and the check must refuse it
-//! by comparison. A rule for ties that differs from ours is no mistake, and must pass.
+//! Does the check catch mistakes? Each kind of broken kernel is made here from a working one, and the check
+//! must refuse it by comparison. A rule for ties that differs from ours is no mistake, and must pass.
 
 use std::sync::Mutex;
 

@@ -260,7 +260,8 @@ fn help_names_every_command() {
     }
 }
 
-/// On a machine with a GPU both backends write and measure alike; on one without, the command says what is missing.
+/// On a machine with a GPU both backends write and measure alike; on one without, the command says what is
+/// missing.
 #[test]
 fn the_gpu_writes_and_measures_or_says_what_is_missing() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! The cross-check itself, as `aqlm check` runs it: fewer drawn cases, all operations, all backends that are here.
+//! The cross-check itself, as `aqlm check` runs it: fewer drawn cases, all operations, all backends that are
+//! here.
 
 use aqlm_check::cases::{Case, Operation};
 use aqlm_check::{CheckedBackend, CrossOptions, Outcome, cross_check};

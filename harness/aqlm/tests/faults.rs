@@ -1,6 +1,7 @@
 //! What a run does when it is killed, when the disk is full or broken, and when it is not alone.
 //!
-//! `AQLM_KILLS=50 cargo test --release --test faults -- --nocapture killed` is the long experiment of docs/checking.md.
+//! `AQLM_KILLS=50 cargo test --release --test faults -- --nocapture killed` is the long experiment of
+//! docs/checking.md.
 
 mod support;
 
@@ -178,7 +179,8 @@ fn a_full_disk_leaves_a_run_that_can_be_resumed() {
     let run = Run::new();
     let expected = run.model(&run.out("whole"));
     let out = run.out("full");
-    // Without its signal, exceeding the limit is an error of the write, as a full disk is. Blocks are larger than 100 kB.
+    // Without its signal, exceeding the limit is an error of the write, as a full disk is. Blocks are larger
+    // than 100 kB.
     let output = Command::new("bash")
         .args([
             "-c",

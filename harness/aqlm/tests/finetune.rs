@@ -190,8 +190,8 @@ fn every_way_to_use_the_teacher_says_the_same() {
         (number(&document, "loss_before"), number(&document, "loss_after"))
     };
     let cached = after("cached", &[]);
-    // f32 states of f32 arithmetic, or a list of f32 logarithms: some 512 terms of a sum, each off by an epsilon, and a
-    // training that magnifies that by little
+    // f32 states of f32 arithmetic, or a list of f32 logarithms: some 512 terms of a sum, each off by an
+    // epsilon, and a training that magnifies that by little
     let close = |a: f64, b: f64| (a - b).abs() <= 1e4 * f64::from(f32::EPSILON) * b;
     for (name, extra) in [
         ("on the fly", ["--teacher-logits", "on-the-fly"]),
@@ -288,7 +288,8 @@ fn bad_input_is_refused_before_anything_is_written() {
     refuse(&["--top-k", "2049"], &["--top-k", "1 to 2048"]);
     refuse(&["--top-k", "4", "--teacher-logits", "on-the-fly"], &["--top-k"]);
 
-    // A teacher of another shape, one of another vocabulary, one that is quantized, none at all; a dense student.
+    // A teacher of another shape, one of another vocabulary, one that is quantized, none at all; a dense
+    // student.
     let shape = dense_folder(folder.path(), "shape");
     change_json(&shape.join("config.json"), |config| {
         config["num_hidden_layers"] = 3.into();

@@ -1,8 +1,8 @@
-//! Damaged and malicious files: every reader sees thousands of mutations of small valid ones. It may refuse them, but must
-//! not panic, hang, or take more memory than the file justifies.
+//! Damaged and malicious files: every reader sees thousands of mutations of small valid ones. It may refuse
+//! them, but must not panic, hang, or take more memory than the file justifies.
 //!
-//! `AQLM_FUZZ_RUNS=1000000 cargo test --release --test hostile_files -- --nocapture` is the long run of docs/checking.md;
-//! the same targets under libFuzzer are in `harness/tools/fuzz/`.
+//! `AQLM_FUZZ_RUNS=1000000 cargo test --release --test hostile_files -- --nocapture` is the long run of
+//! docs/checking.md; the same targets under libFuzzer are in `harness/tools/fuzz/`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -22,8 +22,8 @@ static ALONE: Mutex<()> = Mutex::new(());
 /// Executions of each target in an ordinary test run.
 const RUNS: usize = 3000;
 
-/// Bytes of memory for each byte of file: parsed JSON keeps a value of 72 bytes and a map entry for as little as two bytes
-/// of text, maps are up to half empty, and errors quote the file.
+/// Bytes of memory for each byte of file: parsed JSON keeps a value of 72 bytes and a map entry for as little
+/// as two bytes of text, maps are up to half empty, and errors quote the file.
 const BYTES_PER_BYTE: usize = 256;
 
 /// Bytes whatever the file: buffers, the tokenizer's compiled expressions and tables of bytes.

@@ -161,8 +161,8 @@ fn a_disk_too_full_for_hidden_states_is_named() {
     );
 }
 
-/// Bytes that do not belong to activations: the block with its gradients and moments many times over, and each thread's buffers
-/// inside products.
+/// Bytes that do not belong to activations: the block with its gradients and moments many times over, and
+/// each thread's buffers inside products.
 fn beside(data: &LlamaData) -> usize {
     let parameters: usize = LayerKind::ALL
         .iter()
@@ -174,7 +174,8 @@ fn beside(data: &LlamaData) -> usize {
     16 * parameters * size_of::<f64>() + rayon::current_num_threads() * (4 << 20)
 }
 
-/// A block's part of a run: what it is fine-tuned on, its Hessians, its outputs. Returns these and the most memory that it took.
+/// A block's part of a run: what it is fine-tuned on, its Hessians, its outputs. Returns these and the most
+/// memory that it took.
 fn block(data: &LlamaData, backend: &CpuBackend, sequences: &[&[u32]]) -> (HiddenStates, f64, usize) {
     MEMORY.reset_peak_usage();
     let before = MEMORY.current_usage();

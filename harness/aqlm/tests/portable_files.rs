@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 /// Folders of one machine: a path that starts with one of them means nothing elsewhere.
 const FOLDERS: [&str; 5] = ["home", "root", "work", "farm", "Users"];
 
-/// Registries by name and domain, apart so that this file doesn't name them itself. The Hub is not among them: models
-/// come from there by design.
+/// Registries by name and domain, apart so that this file doesn't name them itself. The Hub is not among
+/// them: models come from there by design.
 const REGISTRIES: [(&str, &str); 5] = [
     ("pypi", "org"),
     ("pythonhosted", "org"),

@@ -1,4 +1,5 @@
-//! What must hold whatever the numbers: over cases drawn by proptest, which shrinks a failing one to a readable id.
+//! What must hold whatever the numbers: over cases drawn by proptest, which shrinks a failing one to a
+//! readable id.
 
 use aqlm_check::cases::{Case, Operation, Problem, cases};
 use aqlm_check::{CheckedBackend, CrossOptions, Outcome, cross_check};
@@ -95,8 +96,9 @@ fn models_agree_with_their_caches_and_losses_with_their_definition() {
 }
 
 /// Wider beams are not better on every problem, only on average. For each width, 300 problems: the mean of
-/// ln(loss at width k + 1) - ln(loss at width k) is above zero by 4.5 standard errors with probability 3.4e-6 if it is not
-/// above zero in truth (normal distribution; 300 terms are many). Over the three pairs the error rate is 1.0e-5.
+/// ln(loss at width k + 1) - ln(loss at width k) is above zero by 4.5 standard errors with probability 3.4e-6
+/// if it is not above zero in truth (normal distribution; 300 terms are many). Over the three pairs the error
+/// rate is 1.0e-5.
 #[test]
 fn a_wider_beam_is_not_worse_on_average() {
     const PROBLEMS: u64 = 300;

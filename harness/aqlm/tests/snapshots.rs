@@ -1,6 +1,6 @@
-//! What users see, and what a small quantization comes to, kept under golden/snapshots. `cargo insta test` runs these and
-//! `cargo insta review` shows what changed; integers, hashes and words are exact, floating-point numbers have a stated
-//! number of digits.
+//! What users see, and what a small quantization comes to, kept under golden/snapshots. `cargo insta test`
+//! runs these and `cargo insta review` shows what changed; integers, hashes and words are exact,
+//! floating-point numbers have a stated number of digits.
 
 mod support;
 
@@ -149,7 +149,8 @@ fn a_small_quantization() {
         "relative_layer_errors": losses,
         "perplexity": perplexity["perplexity"],
     });
-    // Fine-tuning adds up thousands of rounded steps: four digits are the same on every machine, fifteen are not.
+    // Fine-tuning adds up thousands of rounded steps: four digits are the same on every machine, fifteen are
+    // not.
     snapshot! { insta::assert_json_snapshot!("quantization", rounded(document, 4)) }
 }
 

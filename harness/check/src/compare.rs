@@ -32,7 +32,8 @@ impl Against {
         limits::compare(self.operation, self.number, measure, terms, what, value)
     }
 
-    /// NMSE of `found` against `expected`; NaN, which never holds, when their numbers differ or `expected` is zero.
+    /// NMSE of `found` against `expected`; NaN, which never holds, when their numbers differ or `expected` is
+    /// zero.
     pub(super) fn nmse<'a>(
         self,
         terms: usize,
@@ -61,8 +62,9 @@ impl Against {
         self.value(Measure::Exact, 0, what, value)
     }
 
-    /// The worst element's error as a share of its magnitude, and the NMSE. Beyond `terms` roundings of its magnitude an
-    /// element may be off by its own `extra`, which is known exactly, and by the rounding of denormal numbers.
+    /// The worst element's error as a share of its magnitude, and the NMSE. Beyond `terms` roundings of its
+    /// magnitude an element may be off by its own `extra`, which is known exactly, and by the rounding of
+    /// denormal numbers.
     pub(super) fn elements(
         self,
         terms: usize,
@@ -112,8 +114,9 @@ pub(super) struct Expected {
     pub(super) magnitudes: Vec<f64>,
 }
 
-/// One answer at a time in the pools. A worker that waits for a part of its own work takes up what else its pool has, and
-/// if that were another answer, which waits for the SIMD level that the first one holds, it would wait for itself.
+/// One answer at a time in the pools. A worker that waits for a part of its own work takes up what else its
+/// pool has, and if that were another answer, which waits for the SIMD level that the first one holds, it
+/// would wait for itself.
 static POOLS_IN_USE: Mutex<()> = Mutex::new(());
 
 /// Runs `f` on one thread and twice on two: its answer, and how many of the other two differ from it.
@@ -155,10 +158,11 @@ pub(super) fn is_unsupported(error: &Error) -> bool {
     matches!(error, Error::Aqlm(AqlmError::Unsupported(_)))
 }
 
-/// The mean of excesses over the reference against its standard error, one comparison for all cases of an operation.
+/// The mean of excesses over the reference against its standard error, one comparison for all cases of an
+/// operation.
 ///
-/// The limit is the share of the reference's loss that any two optima may differ by, plus the standard errors of the
-/// table.
+/// The limit is the share of the reference's loss that any two optima may differ by, plus the standard errors
+/// of the table.
 pub(super) fn pooled(against: Against, excesses: &[f64]) -> Result<Option<Comparison>> {
     let n = excesses.len() as f64;
     if excesses.len() < FEWEST_POOLED {

@@ -1,4 +1,5 @@
-//! `aqlm check` without vectors: every backend against the reference, and the reference against what must hold for it.
+//! `aqlm check` without vectors: every backend against the reference, and the reference against what must
+//! hold for it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -135,8 +136,8 @@ pub fn cross_check(options: &CrossOptions, progress: &mut dyn FnMut(&CaseRow)) -
     })
 }
 
-/// Checks cases of one operation on one subject, whatever backend that claims to be: what tests of the check itself use.
-/// The last row, where there is one, is that of all cases together.
+/// Checks cases of one operation on one subject, whatever backend that claims to be: what tests of the check
+/// itself use. The last row, where there is one, is that of all cases together.
 ///
 /// # Errors
 /// `Invalid` without cases.
@@ -208,7 +209,8 @@ fn check_subjects(
                         .for_each(|subject| answers.add(&prepared, &**subject)),
                     Err(error) => answers.failures.push(format!("reference: {error}")),
                 }
-                // The ways of one backend mostly agree: their mean is one answer, not several independent ones.
+                // The ways of one backend mostly agree: their mean is one answer, not several independent
+                // ones.
                 if !answers.excesses.is_empty() {
                     excesses.push(answers.excesses.iter().sum::<f64>() / answers.excesses.len() as f64);
                 }
@@ -344,8 +346,8 @@ fn summarize(operation: Operation, backend: &'static str, rows: &[CaseRow]) -> S
     }
 }
 
-/// The simplest case that still fails on a backend, starting from one that does: shrunk as proptest shrinks, in at most
-/// `steps` steps.
+/// The simplest case that still fails on a backend, starting from one that does: shrunk as proptest shrinks,
+/// in at most `steps` steps.
 ///
 /// # Errors
 /// `Invalid` when the strategy of the operation yields nothing.

@@ -1,5 +1,5 @@
-//! `aqlm check`: results compared with peers' and with one another, four outcomes, one line to replay a failure
-//! (docs/checking.md).
+//! `aqlm check`: results compared with peers' and with one another, four outcomes, one line to replay a
+//! failure (docs/checking.md).
 
 pub mod cases;
 mod compare;

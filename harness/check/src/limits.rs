@@ -1,5 +1,5 @@
-//! Every limit of the cross-check, in one table: what is compared, in which type it was computed, how much it may differ,
-//! and why. Nothing else in the check holds a tolerance.
+//! Every limit of the cross-check, in one table: what is compared, in which type it was computed, how much it
+//! may differ, and why. Nothing else in the check holds a tolerance.
 
 use std::fmt;
 
@@ -66,12 +66,15 @@ impl Number {
 pub enum Rule {
     /// nothing may differ
     Exact,
-    /// terms x epsilon / 2, as a share of the sum of magnitudes: Higham's gamma_n to first order, for every element
+    /// terms x epsilon / 2, as a share of the sum of magnitudes: Higham's gamma_n to first order, for every
+    /// element
     Roundings,
-    /// (terms x epsilon)^2 as a share of the squares (NMSE): as if every term were rounded twice, always to one side
+    /// (terms x epsilon)^2 as a share of the squares (NMSE): as if every term were rounded twice, always to
+    /// one side
     Squares,
-    /// (epsilon / 2)^2 (y^2 + terms x groups' squared magnitudes), summed over rows, with the deviation of [`chance`], as a share of the
-    /// squares (NMSE): roundings of different terms are independent, so that their squares add up, but those of equal rows are equal
+    /// (epsilon / 2)^2 (y^2 + terms x groups' squared magnitudes), summed over rows, with the deviation of
+    /// [`chance`], as a share of the squares (NMSE): roundings of different terms are independent, so that
+    /// their squares add up, but those of equal rows are equal
     Independent,
     /// a share of the reference's loss that a requirement fixes
     Required(f64),
@@ -383,12 +386,13 @@ pub const LIMITS: &[Limit] = &[
     },
 ];
 
-/// What a sum of squared rounding errors stays below but once in 10^6: `variances` has one entry for each group of errors that are
-/// independent of the others, the sum of their variances.
+/// What a sum of squared rounding errors stays below but once in 10^6: `variances` has one entry for each
+/// group of errors that are independent of the others, the sum of their variances.
 ///
-/// Sums of independent roundings have tails no heavier than a normal number's of that variance (Hoeffding), and for squares of those
-/// the sum is above v1 + 2 sqrt(t v2) + 2 t vmax with a probability of at most exp(-t), where v1 and v2 are the sums of variances and of their
-/// squares (Laurent and Massart 2000, lemma 1; Hsu, Kakade and Zhang 2012). Of many rows of like size it is little more than the sum; of a single row,
+/// Sums of independent roundings have tails no heavier than a normal number's of that variance (Hoeffding),
+/// and for squares of those the sum is above v1 + 2 sqrt(t v2) + 2 t vmax with a probability of at most
+/// exp(-t), where v1 and v2 are the sums of variances and of their squares (Laurent and Massart 2000, lemma
+/// 1; Hsu, Kakade and Zhang 2012). Of many rows of like size it is little more than the sum; of a single row,
 /// or of equal rows, whose errors are equal, some 36 times as much.
 pub fn chance(variances: &[f64]) -> f64 {
     let t = 1e6_f64.ln();

@@ -9,7 +9,8 @@ use aqlm_formats::model::Model;
 /// The peer multiplies f16 codebooks and scales in f32 and stores logits of f32.
 const LOGITS_NMSE: f64 = 1e-6;
 
-/// AQLM checkpoints in the Hugging Face layout against the logits that transformers + aqlm computes from them.
+/// AQLM checkpoints in the Hugging Face layout against the logits that transformers + aqlm computes from
+/// them.
 pub(super) fn check(
     folders: &[PathBuf],
     options: &VectorOptions,
@@ -53,9 +54,9 @@ pub(super) fn check(
     Ok(rows)
 }
 
-/// aqlm 1.1.7 multiplies on the CPU by 8-bit codes in several threads that add into one vector without any order, so
-/// logits that it computed with more than one thread are wrong and differ from run to run (docs/formats.md, "A trap on
-/// the other side"). A disagreement there says nothing about us.
+/// aqlm 1.1.7 multiplies on the CPU by 8-bit codes in several threads that add into one vector without any
+/// order, so logits that it computed with more than one thread are wrong and differ from run to run
+/// (docs/formats.md, "A trap on the other side"). A disagreement there says nothing about us.
 fn peer_is_racy(model: &Model) -> bool {
     model
         .details()

@@ -87,7 +87,8 @@ fn names_match(model: &Path, name: &str) -> bool {
     !model.is_empty() && (model.starts_with(&name) || name.starts_with(&model))
 }
 
-/// The model whose name fits, or, when no model fits any of the files by name, the first whose vocabulary does.
+/// The model whose name fits, or, when no model fits any of the files by name, the first whose vocabulary
+/// does.
 fn model_for(name: &str, file: &VectorFile, files: &[PathBuf], models: &[PathBuf]) -> Result<Option<Model>> {
     if let Some(path) = models.iter().find(|path| names_match(path, name)) {
         return Model::open(path).map(Some);

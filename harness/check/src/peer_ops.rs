@@ -14,14 +14,14 @@ use super::vectors::{VectorFile, VectorOptions};
 use super::{CaseRow, Comparison, Outcome, largest, relative_difference};
 use aqlm_formats::{Error, Result};
 
-/// The backend that operations are checked on: peers' vectors establish the reference, the reference establishes the
-/// other backends.
+/// The backend that operations are checked on: peers' vectors establish the reference, the reference
+/// establishes the other backends.
 const BACKEND: &str = "reference";
 
-/// transformers casts to f32 inside RMSNorm and the eager softmax even when the model is f64, so each number of a block
-/// passes through 10 to 20 roundings of 6e-8, those of scores multiplied by the scores' size of up to about 10.
-/// harness/tools/interop/llama_block_f64.py shows both: transformers as it stands reproduces such vectors to 1e-16, and
-/// without the two casts it agrees with us to [`BLOCK_F64`].
+/// transformers casts to f32 inside RMSNorm and the eager softmax even when the model is f64, so each number
+/// of a block passes through 10 to 20 roundings of 6e-8, those of scores multiplied by the scores' size of up
+/// to about 10. harness/tools/interop/llama_block_f64.py shows both: transformers as it stands reproduces
+/// such vectors to 1e-16, and without the two casts it agrees with us to [`BLOCK_F64`].
 const BLOCK_F32_INSIDE: f64 = 1e-5;
 /// Vectors whose entry says `"arithmetic": "f64"` were computed without those casts.
 const BLOCK_F64: f64 = 1e-9;

@@ -27,9 +27,10 @@ impl VectorOptions {
     }
 }
 
-/// Compares with vectors that peers computed. Three layouts are recognised by what the folder holds: `index.json`
-/// (operations), sub-folders with `expected.safetensors` (AQLM checkpoints; or one such folder itself), and
-/// `NAME.safetensors` with `input_ids` (whole models). A single file of the last kind will do, too.
+/// Compares with vectors that peers computed. Three layouts are recognised by what the folder holds:
+/// `index.json` (operations), sub-folders with `expected.safetensors` (AQLM checkpoints; or one such folder
+/// itself), and `NAME.safetensors` with `input_ids` (whole models). A single file of the last kind will do,
+/// too.
 ///
 /// # Errors
 /// `Error::Invalid` for a folder of none of these kinds, and unreadable files.

@@ -21,8 +21,8 @@ pub(super) fn run(
     })
 }
 
-/// The logits of all sequences against those expected. A zip would silently compare the shorter part, so another number
-/// of them is NaN, which never holds.
+/// The logits of all sequences against those expected. A zip would silently compare the shorter part, so
+/// another number of them is NaN, which never holds.
 pub(super) fn compare_logits(found: &Evaluation, expected: &ArrayD<f64>, limit: f64) -> Comparison {
     let count: usize = found.logits.iter().map(ndarray::ArrayBase::len).sum();
     if count != expected.len() {

@@ -55,8 +55,8 @@ impl Evaluation {
 /// `progress` hears of every finished block.
 ///
 /// # Errors
-/// `Error::Invalid` without windows or with windows of fewer than two tokens; unreadable tensors, token ids beyond the
-/// embedding, what the backend refuses.
+/// `Error::Invalid` without windows or with windows of fewer than two tokens; unreadable tensors, token ids
+/// beyond the embedding, what the backend refuses.
 pub fn evaluate<B: Backend>(
     backend: &B,
     model: &Model,

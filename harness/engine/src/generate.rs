@@ -187,8 +187,9 @@ pub trait Writer {
     /// Reads one token more.
     fn next(&mut self, token: u32) -> Result<Array1<f64>>;
 
-    /// Reads `token` and then its own likeliest continuations, `count` tokens in all; `each` gets the likeliest token after each of them and
-    /// says whether to go on. `None` when it has no way of its own to do so, and has read nothing.
+    /// Reads `token` and then its own likeliest continuations, `count` tokens in all; `each` gets the
+    /// likeliest token after each of them and says whether to go on. `None` when it has no way of its own to
+    /// do so, and has read nothing.
     fn likeliest(
         &mut self,
         _token: u32,
@@ -199,7 +200,8 @@ pub trait Writer {
     }
 }
 
-/// Continues `prompt` by at most `count` tokens, stopping early at one of `stop`. Every new token is shown to `each` as it comes.
+/// Continues `prompt` by at most `count` tokens, stopping early at one of `stop`. Every new token is shown to
+/// `each` as it comes.
 ///
 /// # Errors
 /// `Error::Invalid` for an empty prompt or a token beyond the embedding; what the backend refuses.

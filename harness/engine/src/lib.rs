@@ -1,5 +1,5 @@
-//! What is done with operations, each policy once: quantizing a model block after block, training it end to end,
-//! evaluating it, letting it write, and the run folders that make all of that resumable.
+//! What is done with operations, each policy once: quantizing a model block after block, training it end to
+//! end, evaluating it, letting it write, and the run folders that make all of that resumable.
 
 pub mod backends;
 pub mod evaluate;

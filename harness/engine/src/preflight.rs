@@ -5,8 +5,8 @@ use aqlm_formats::{Error, Result};
 /// Refuses, before anything is computed or written, a scheme that does not fit one of the model's layers.
 ///
 /// # Errors
-/// `Error::Scheme` naming the layer, with group sizes that would fit all layers; degenerate schemes (more codewords
-/// than groups) unless they are allowed.
+/// `Error::Scheme` naming the layer, with group sizes that would fit all layers; degenerate schemes (more
+/// codewords than groups) unless they are allowed.
 pub fn check_scheme(config: &LlamaConfig, scheme: Scheme, allow_degenerate: bool) -> Result<()> {
     for layer in LayerKind::ALL {
         let (out_features, in_features) = config.layer_shape(layer);

@@ -27,7 +27,8 @@ pub struct QuantizeSettings {
     pub sequences: usize,
     /// the last this many sequences take no part in Hessians or gradients, and decide when fine-tuning stops
     pub validation: usize,
-    /// one pass for the Hessians of each kind of layer, over the block as quantized so far, instead of one for all
+    /// one pass for the Hessians of each kind of layer, over the block as quantized so far, instead of one
+    /// for all
     pub true_sequential: bool,
     /// seed of every random stream
     pub seed: u64,

@@ -4,8 +4,8 @@ use crate::RunFolder;
 use aqlm_formats::Result;
 use aqlm_formats::model::{Model, WriteOptions, Written, block_file, write_checkpoint};
 
-/// Writes the checkpoint from a run's finished blocks into `out`: usually the run folder itself, so that the folder is
-/// the model.
+/// Writes the checkpoint from a run's finished blocks into `out`: usually the run folder itself, so that the
+/// folder is the model.
 ///
 /// # Errors
 /// A block file that can't be read and a checkpoint that can't be written.

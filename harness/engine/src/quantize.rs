@@ -53,9 +53,10 @@ pub enum PipelineEvent<'a> {
 /// Quantizes every block of a model into `folder` and leaves the finished blocks there; the caller writes the
 /// checkpoint from them.
 ///
-/// Block by block (design.md 8): inputs come from the already quantized prefix, targets are the unquantized block's
-/// outputs on those same inputs. Each finished block is rounded to the checkpoint's precision, stored and read back
-/// before it feeds the next one, so that a resumed run sees exactly what an uninterrupted one saw.
+/// Block by block (design.md 8): inputs come from the already quantized prefix, targets are the unquantized
+/// block's outputs on those same inputs. Each finished block is rounded to the checkpoint's precision, stored
+/// and read back before it feeds the next one, so that a resumed run sees exactly what an uninterrupted one
+/// saw.
 ///
 /// `calibration` holds settings.sequences sequences of settings.seqlen tokens.
 ///
@@ -155,8 +156,9 @@ fn quantize_block<B: Backend>(
     let mut block = backend.load_block(&model.block(index)?)?;
     let targets = backend.block_forward(&block, inputs)?;
 
-    // Layers that read the same input share a Hessian. Without --true-sequential one pass over the unquantized block
-    // serves all; with it, each group sees what the groups before it make of the data once quantized.
+    // Layers that read the same input share a Hessian. Without --true-sequential one pass over the
+    // unquantized block serves all; with it, each group sees what the groups before it make of the data once
+    // quantized.
     let groups: [&[LayerKind]; 4] = [
         &[LayerKind::QProj, LayerKind::KProj, LayerKind::VProj],
         &[LayerKind::OProj],

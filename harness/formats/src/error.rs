@@ -7,8 +7,8 @@ use aqlm_vocabulary::AqlmError;
 /// Result of the harness.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What is wrong with an input. Each variant names the file, the field or tensor, what was expected and what was found;
-/// the command line prints it and exits with code 2.
+/// What is wrong with an input. Each variant names the file, the field or tensor, what was expected and what
+/// was found; the command line prints it and exits with code 2.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused: a file is absent, unreadable, or the disk is full.

@@ -1,4 +1,5 @@
-//! What people have, in and out: Hugging Face folders, safetensors, GGUF files, tokenizers, texts, and fetching them.
+//! What people have, in and out: Hugging Face folders, safetensors, GGUF files, tokenizers, texts, and
+//! fetching them.
 
 pub mod durable;
 pub mod error;

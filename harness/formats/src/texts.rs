@@ -31,12 +31,15 @@ enum Format {
 impl TokenStream {
     /// Reads a file; its ending says how.
     ///
-    /// - `.txt` is one stream, encoded as the tokenizer does by default (so BOS comes first only where it adds one).
-    /// - `.jsonl` has one {"text": ...} a line, each a document: BOS, its tokens, EOS, where the model has such markers.
+    /// - `.txt` is one stream, encoded as the tokenizer does by default (so BOS comes first only where it
+    ///   adds one).
+    /// - `.jsonl` has one {"text": ...} a line, each a document: BOS, its tokens, EOS, where the model has
+    ///   such markers.
     /// - `.gz` after either is unpacked first.
     ///
     /// # Errors
-    /// `Io`; `Kind` for other endings; `Line` and `Json` with the line's number; `TooShort` for a file without any text.
+    /// `Io`; `Kind` for other endings; `Line` and `Json` with the line's number; `TooShort` for a file
+    /// without any text.
     pub fn load(path: &Path, tokenizer: &Tokenizer) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
         Self::from_bytes(path, &bytes, tokenizer)

@@ -39,8 +39,8 @@ impl Tokenizer {
             path: path.into(),
             reason,
         };
-        // The library panics on broken JSON and on some parts of another kind than it expects. Most of that is refused here,
-        // with a better reason; what is left becomes an error all the same.
+        // The library panics on broken JSON and on some parts of another kind than it expects. Most of that
+        // is refused here, with a better reason; what is left becomes an error all the same.
         let document: Value = serde_json::from_slice(bytes).map_err(|error| refuse(error.to_string()))?;
         for part in [
             "normalizer",
@@ -68,7 +68,8 @@ impl Tokenizer {
 
     /// Takes a tokenizer that was built in memory.
     pub fn from_tokenizers(path: &Path, mut inner: tokenizers::Tokenizer) -> Self {
-        // A file may carry the padding and truncation of some training run; texts here are never cut nor filled.
+        // A file may carry the padding and truncation of some training run; texts here are never cut nor
+        // filled.
         inner.with_padding(None);
         // with_truncation fails only for settings that are present
         let _ = inner.with_truncation(None);
@@ -90,13 +91,14 @@ impl Tokenizer {
         self
     }
 
-    /// Takes the markers from the text of a tokenizer_config.json. A `bos_token` or `eos_token` there outranks the
-    /// ids of config.json, even when it is null (Qwen2 names a BOS id that its tokenizer does not have); config.json's
-    /// EOS ids still stop generation. `add_bos_token` and `add_eos_token` outrank the post-processor.
+    /// Takes the markers from the text of a tokenizer_config.json. A `bos_token` or `eos_token` there
+    /// outranks the ids of config.json, even when it is null (Qwen2 names a BOS id that its tokenizer does
+    /// not have); config.json's EOS ids still stop generation. `add_bos_token` and `add_eos_token` outrank
+    /// the post-processor.
     ///
     /// # Errors
-    /// `Json`; `Field` when a token that it names is not in the vocabulary, or when it wants a marker added that
-    /// nothing names.
+    /// `Json`; `Field` when a token that it names is not in the vocabulary, or when it wants a marker added
+    /// that nothing names.
     pub fn with_tokenizer_config(mut self, path: &Path, text: &str) -> Result<Self> {
         let config: Value = serde_json::from_str(text).map_err(Error::json(path, 1))?;
         if let Some(token) = config.get("bos_token") {
@@ -228,7 +230,8 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
-    /// The largest id with its text; `None` for an empty vocabulary. Ids may have holes, so this can exceed the size.
+    /// The largest id with its text; `None` for an empty vocabulary. Ids may have holes, so this can exceed
+    /// the size.
     pub fn largest_id(&self) -> Option<(u32, String)> {
         let vocabulary = self.inner.get_vocab(true);
         vocabulary
@@ -275,7 +278,8 @@ impl Tokenizer {
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     ids: Vec<u32>,
-    /// first token decoded: decoders treat the start of a text in their own way, so some context stays in front
+    /// first token decoded: decoders treat the start of a text in their own way, so some context stays in
+    /// front
     context: usize,
     /// tokens whose text was handed out
     printed: usize,

@@ -11,15 +11,15 @@ const CODEWORD_LANES: usize = 8;
 /// Output groups whose codes lie together in the tiled layout: as many bytes as one AVX-512 register has.
 pub(crate) const TILE: usize = 64;
 
-/// Look-ups whose tables share a scale and stay in the first-level cache together: 16 tables of 256 f32 are 16 KiB,
-/// and 16 times 255 is far from overflowing a 16-bit sum.
+/// Look-ups whose tables share a scale and stay in the first-level cache together: 16 tables of 256 f32 are
+/// 16 KiB, and 16 times 255 is far from overflowing a 16-bit sum.
 const LOOKUPS_PER_BLOCK: usize = 16;
 
 /// From this size on, codebooks no longer share the first-level cache (32 to 48 KiB) with x and codes.
 const LARGE_CODEBOOKS: usize = 32 << 10;
 
-/// A [`QuantizedMatrix`] ready to compute with: codes re-laid out once, codebooks padded and in f32 or f16, scales in
-/// f32. It keeps the [`Plan`] it was made for.
+/// A [`QuantizedMatrix`] ready to compute with: codes re-laid out once, codebooks padded and in f32 or f16,
+/// scales in f32. It keeps the [`Plan`] it was made for.
 #[derive(Debug, Clone)]
 pub struct PackedMatrix {
     pub(crate) scheme: Scheme,
@@ -46,17 +46,18 @@ pub(crate) enum Codes {
     Tiles(TiledCodes),
 }
 
-/// Codes as look-up kernels read them: first blocks of input groups, then tiles of 64 output groups, then the (input
-/// group, codebook) pairs of the block, then 64 bytes. Byte 4 i + c of the 64 belongs to output group 16 c + i of
-/// the tile, so that the four bytes of 32-bit lane i are spread over four vectors by shifts alone. Rows past the
-/// last have code 0.
+/// Codes as look-up kernels read them: first blocks of input groups, then tiles of 64 output groups, then the
+/// (input group, codebook) pairs of the block, then 64 bytes. Byte 4 i + c of the 64 belongs to output group
+/// 16 c + i of the tile, so that the four bytes of 32-bit lane i are spread over four vectors by shifts
+/// alone. Rows past the last have code 0.
 #[derive(Debug, Clone)]
 pub(crate) struct TiledCodes {
     pub(crate) bytes: Aligned<u8>,
     /// input groups of every block but the last, which may be shorter
     pub(crate) groups_per_block: usize,
     pub(crate) tiles: usize,
-    /// [M, out_group, in_group, table length]: codebooks with the codeword's index innermost, for building tables
+    /// [M, out_group, in_group, table length]: codebooks with the codeword's index innermost, for building
+    /// tables
     pub(crate) transposed: Aligned<f32>,
     /// 2^B, at least 64
     pub(crate) table_len: usize,
@@ -98,9 +99,9 @@ impl PackedMatrix {
     /// Lays a matrix out for `plan`.
     ///
     /// # Errors
-    /// `Unsupported` when the machine lacks the plan's SIMD level or tables are asked of codes over 8 bits; `CodeOutOfRange`
-    /// for a code of 2^B or more; `NotFinite` for a scale or codebook entry beyond the range of its storage; `Shape`
-    /// when the parts do not fit.
+    /// `Unsupported` when the machine lacks the plan's SIMD level or tables are asked of codes over 8 bits;
+    /// `CodeOutOfRange` for a code of 2^B or more; `NotFinite` for a scale or codebook entry beyond the range
+    /// of its storage; `Shape` when the parts do not fit.
     pub fn new(matrix: &QuantizedMatrix, plan: &Plan) -> Result<Self> {
         plan.level.require()?;
         let scheme = matrix.scheme;
@@ -199,7 +200,8 @@ impl PackedMatrix {
     }
 }
 
-/// The fields of a [`QuantizedMatrix`] are public, and the kernels index without bounds checks: so check again.
+/// The fields of a [`QuantizedMatrix`] are public, and the kernels index without bounds checks: so check
+/// again.
 fn check(matrix: &QuantizedMatrix) -> Result<()> {
     let scheme = matrix.scheme;
     let (out_groups, in_groups, codebooks) = matrix.codes.dim();

@@ -1,7 +1,7 @@
 //! The CPU backend: f32 arithmetic on f16 or f32 storage, rayon over rows, SIMD chosen when the program runs.
 //!
-//! A [`PackedMatrix`] is a quantized matrix laid out for one [`Plan`]; it decodes itself and multiplies. Sums have an
-//! order that depends on the shape, the plan and nothing else: not on threads, nor on the machine.
+//! A [`PackedMatrix`] is a quantized matrix laid out for one [`Plan`]; it decodes itself and multiplies. Sums
+//! have an order that depends on the shape, the plan and nothing else: not on threads, nor on the machine.
 
 #![allow(
     clippy::inline_always,

@@ -9,15 +9,15 @@ use super::simd::SimdLevel;
 pub enum Form {
     /// Codewords are loaded, added up and multiplied with x: M loads of a codeword per group.
     Direct,
-    /// x is multiplied with whole codebooks once per input group, then every code is a look-up: the paper's CPU kernel
-    /// (section 4.4, "lookup tables"). B up to 8.
+    /// x is multiplied with whole codebooks once per input group, then every code is a look-up: the paper's
+    /// CPU kernel (section 4.4, "lookup tables"). B up to 8.
     Table(TablePrecision),
 }
 
 /// Entries of look-up tables.
 ///
-/// The fixed-point ones share one scale (a power of two) among the tables of a few neighbouring input groups and are
-/// added up as integers, so their only error is the rounding of an entry, at most half a step:
+/// The fixed-point ones share one scale (a power of two) among the tables of a few neighbouring input groups
+/// and are added up as integers, so their only error is the rounding of an entry, at most half a step:
 /// 2^-(bits-1) of the largest entry of those tables, or twice that when the power of two falls badly.
 /// [`super::PackedMatrix::table_error_bound`] says what it comes to for a given x.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -64,13 +64,14 @@ pub struct Plan {
     pub form: Form,
     /// storage of codewords
     pub codebooks: CodebookPrecision,
-    /// largest batch that is computed as so many products with one x; beyond it, rows are decoded once for the whole batch
+    /// largest batch that is computed as so many products with one x; beyond it, rows are decoded once for
+    /// the whole batch
     pub largest_matvec_batch: usize,
 }
 
 impl Plan {
-    /// The measured choice for a scheme and a weight of [out_features, in_features] with the current SIMD level. The
-    /// measurements are in docs/cpu.md.
+    /// The measured choice for a scheme and a weight of [out_features, in_features] with the current SIMD
+    /// level. The measurements are in docs/cpu.md.
     pub fn choose(scheme: Scheme, out_features: usize, in_features: usize) -> Self {
         Self::choose_at(SimdLevel::current(), scheme, out_features, in_features)
     }
@@ -78,7 +79,8 @@ impl Plan {
     /// The same at a given level.
     pub fn choose_at(level: SimdLevel, scheme: Scheme, out_features: usize, _in_features: usize) -> Self {
         let out_groups = out_features / scheme.out_group_size;
-        // A table costs 2^B products of G numbers and saves one such product in each row, so it needs rows to pay for it.
+        // A table costs 2^B products of G numbers and saves one such product in each row, so it needs rows to
+        // pay for it.
         let rows_per_entry = out_groups / scheme.codebook_size();
         let form = TABLES_PAY
             .iter()
@@ -93,14 +95,15 @@ impl Plan {
     }
 }
 
-/// Where look-up tables beat the direct form: level, output groups per codeword from which building them pays, and
-/// the entries to use. Levels that are not listed use the direct form: their look-ups are loads, one per code, and the direct
-/// form needs no more. Measured on loaded cores, as docs/cpu.md says; a [`Plan`] made by hand overrides it.
+/// Where look-up tables beat the direct form: level, output groups per codeword from which building them
+/// pays, and the entries to use. Levels that are not listed use the direct form: their look-ups are loads,
+/// one per code, and the direct form needs no more. Measured on loaded cores, as docs/cpu.md says; a [`Plan`]
+/// made by hand overrides it.
 const TABLES_PAY: [(SimdLevel, usize, TablePrecision); 2] = [
     (SimdLevel::Avx512, 5, TablePrecision::I24),
     (SimdLevel::Portable, 2, TablePrecision::F32),
 ];
 
-/// Up to this batch, so many fused products instead of one decode and a dense product. An estimate: where the two cross has not
-/// been measured.
+/// Up to this batch, so many fused products instead of one decode and a dense product. An estimate: where the
+/// two cross has not been measured.
 const LARGEST_MATVEC_BATCH: usize = 4;

@@ -5,16 +5,17 @@ use faer::{Accum, MatMut, MatRef, Par};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
-/// Pieces of the output's longer side that are computed independently. Boundaries depend on the shape only, so that
-/// neither the number of threads nor their timing can change a sum; enough pieces for the threads that a desktop
-/// has, few enough that packing the shared operand once per piece stays small.
+/// Pieces of the output's longer side that are computed independently. Boundaries depend on the shape only,
+/// so that neither the number of threads nor their timing can change a sum; enough pieces for the threads
+/// that a desktop has, few enough that packing the shared operand once per piece stays small.
 const PIECES: usize = 16;
 
 /// The shortest piece worth a task of its own: a few register tiles of faer's kernel.
 const SHORTEST_PIECE: usize = 64;
 
-/// `c = alpha a b`, or `c += alpha a b` with [`Accum::Add`], for views of any strides: a is [m, k], b is [k, n], c is
-/// [m, n]. [`Par::Seq`] stays on this thread; `Par::rayon(_)` uses the current rayon pool. Both give the same bytes.
+/// `c = alpha a b`, or `c += alpha a b` with [`Accum::Add`], for views of any strides: a is [m, k], b is [k,
+/// n], c is [m, n]. [`Par::Seq`] stays on this thread; `Par::rayon(_)` uses the current rayon pool. Both give
+/// the same bytes.
 ///
 /// # Panics
 /// When the shapes do not fit together: a mistake of the caller, never of its data.
@@ -76,8 +77,8 @@ unsafe fn in_pieces<T: Send + Sync>(
     }
 }
 
-/// [`product_into`] in one piece on this thread, for operands that are one task's own already. Its bytes may differ
-/// from those of [`product_into`], but depend on the shapes alone.
+/// [`product_into`] in one piece on this thread, for operands that are one task's own already. Its bytes may
+/// differ from those of [`product_into`], but depend on the shapes alone.
 ///
 /// # Panics
 /// When the shapes do not fit together.
@@ -105,8 +106,8 @@ pub(crate) fn product_on_this_thread(
 pub fn product(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, par: Par) -> Array2<f32> {
     assert_eq!(a.ncols(), b.nrows(), "operands of a product");
     let mut c = Array2::uninit((a.nrows(), b.ncols()));
-    // SAFETY: shapes fit; the product writes every element, zeros where there is nothing to add up, and reads none. So
-    // all of `c` is initialised afterwards.
+    // SAFETY: shapes fit; the product writes every element, zeros where there is nothing to add up, and reads
+    // none. So all of `c` is initialised afterwards.
     unsafe {
         in_pieces(c.view_mut(), Accum::Replace, a, b, 1.0, par);
         c.assume_init()
@@ -121,7 +122,8 @@ pub fn linear(x: ArrayView2<'_, f32>, weight: ArrayView2<'_, f32>, par: Par) -> 
     product(x, weight.reversed_axes(), par)
 }
 
-/// What a linear layer passes back to its input: `dx = dy W`, dy [samples, out], W [out, in] -> [samples, in].
+/// What a linear layer passes back to its input: `dx = dy W`, dy [samples, out], W [out, in] -> [samples,
+/// in].
 ///
 /// # Panics
 /// When the shapes do not fit together.
@@ -147,8 +149,9 @@ pub fn add_linear_weight_gradient(
     product_into(gradient, Accum::Add, output_gradient.reversed_axes(), x, 1.0, par);
 }
 
-/// Leaves the vector registers as code without AVX expects them. faer's kernels return with the upper halves in use,
-/// and until something clears them every mixture of SSE and AVX code on that thread is slow (`exp` by a factor of 14).
+/// Leaves the vector registers as code without AVX expects them. faer's kernels return with the upper halves
+/// in use, and until something clears them every mixture of SSE and AVX code on that thread is slow (`exp` by
+/// a factor of 14).
 pub(crate) fn clear_upper_registers() {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx") {
@@ -167,8 +170,8 @@ fn view<'a>(a: &'a ArrayView2<'_, f32>) -> MatRef<'a, f32> {
 fn view_mut<'a, T>(a: &'a mut ArrayViewMut2<'_, T>) -> MatMut<'a, f32> {
     let (rows, columns) = a.dim();
     let [row, column] = [a.strides()[0], a.strides()[1]];
-    // SAFETY: as in `view`, and the exclusive borrow of a mutable view makes it the only one. `MaybeUninit<f32>` has the
-    // layout of f32, and faer sees the elements through the pointer alone.
+    // SAFETY: as in `view`, and the exclusive borrow of a mutable view makes it the only one.
+    // `MaybeUninit<f32>` has the layout of f32, and faer sees the elements through the pointer alone.
     unsafe { MatMut::from_raw_parts_mut(a.as_mut_ptr().cast::<f32>(), rows, columns, row, column) }
 }
 

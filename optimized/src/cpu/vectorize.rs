@@ -1,13 +1,14 @@
-//! Loops that the compiler vectorises, compiled once for each instruction set and chosen when the program runs.
+//! Loops that the compiler vectorises, compiled once for each instruction set and chosen when the program
+//! runs.
 //!
-//! Sums keep [`LANES`] partial sums whatever the width of a register, and are closed in one order: results differ
-//! between instruction sets only by whether a multiplication and an addition round once or twice.
+//! Sums keep [`LANES`] partial sums whatever the width of a register, and are closed in one order: results
+//! differ between instruction sets only by whether a multiplication and an addition round once or twice.
 
 /// Partial sums of every reduction.
 pub(crate) const LANES: usize = 16;
 
-/// Defines a function that calls `$body::<FUSED>` as compiled for the best instruction set at hand. `$body` is to be
-/// `#[inline(always)]` and generic over whether fused multiply-adds are cheap.
+/// Defines a function that calls `$body::<FUSED>` as compiled for the best instruction set at hand. `$body`
+/// is to be `#[inline(always)]` and generic over whether fused multiply-adds are cheap.
 macro_rules! vectorized {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
         $(#[$meta])*
@@ -58,7 +59,8 @@ pub(crate) fn close(lanes: [f32; LANES]) -> f32 {
 
 /// e^x to about two units in the last place; 0 below -87.3 (where f32's normal numbers end), e^88 above 88.
 ///
-/// x = n ln 2 + r, and e^r on [-ln 2 / 2, ln 2 / 2] by its Taylor series to r^7, whose remainder is below 2^-27.
+/// x = n ln 2 + r, and e^r on [-ln 2 / 2, ln 2 / 2] by its Taylor series to r^7, whose remainder is below
+/// 2^-27.
 #[inline(always)]
 pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
     // ln 2 in two parts, the first with zeros at its end, so that n times it is exact

@@ -61,11 +61,12 @@ pub(crate) struct CodewordView<'a, W> {
 }
 
 impl<W: Value> CodewordView<'_, W> {
-    /// The sum over codebooks of LANES consecutive values, `at` values into each codeword. `M` and `LEN` are the
-    /// number of codebooks and the codeword's length where they are known at compile time, else 0.
+    /// The sum over codebooks of LANES consecutive values, `at` values into each codeword. `M` and `LEN` are
+    /// the number of codebooks and the codeword's length where they are known at compile time, else 0.
     ///
     /// # Safety
-    /// `codes` points at one valid code per codebook, `at + LANES <= codeword_len`, and V's instructions are there.
+    /// `codes` points at one valid code per codebook, `at + LANES <= codeword_len`, and V's instructions are
+    /// there.
     #[inline(always)]
     pub(crate) unsafe fn sum<V: Vector, C: Code, const M: usize, const LEN: usize>(
         &self,

@@ -7,8 +7,8 @@ use half::f16;
 use super::error::check_lengths;
 use super::{Activation, Activations, CudaError, Device, Result};
 
-/// Dense products in f16 or bf16 with f32 sums through cuBLAS: what quantized kernels are measured against, and the second half of a matmul that
-/// decodes.
+/// Dense products in f16 or bf16 with f32 sums through cuBLAS: what quantized kernels are measured against,
+/// and the second half of a matmul that decodes.
 pub struct Blas {
     handle: CudaBlas,
     stream: Arc<CudaStream>,
@@ -30,7 +30,8 @@ impl Blas {
         Ok(Self { handle, stream })
     }
 
-    /// Starts Y = X W^T: weight `[out_features, in_features]`, x `[batch, in_features]`, y `[batch, out_features]`, all row-major.
+    /// Starts Y = X W^T: weight `[out_features, in_features]`, x `[batch, in_features]`, y `[batch,
+    /// out_features]`, all row-major.
     ///
     /// # Errors
     /// `Length` when a buffer does not fit the shape, `Library`.
@@ -125,8 +126,9 @@ impl Blas {
         y_stride: usize,
     ) -> Result<()> {
         let (one, zero) = (1.0_f32, 0.0_f32);
-        // cuBLAS counts columns first: its Y^T [out, batch] = W [out, in] X^T.
-        // SAFETY: lengths are passed on to the caller; handle and factors (f32, as the compute type wants) outlive the call, and the buffers' memory is freed in stream order.
+        // cuBLAS counts columns first: its Y^T [out, batch] = W [out, in] X^T. SAFETY: lengths are passed on
+        // to the caller; handle and factors (f32, as the compute type wants) outlive the call, and the
+        // buffers' memory is freed in stream order.
         unsafe {
             result::gemm_ex(
                 *self.handle.handle(),

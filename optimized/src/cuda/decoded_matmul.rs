@@ -6,12 +6,13 @@ use super::error::{During, check_lengths};
 use super::pack::Packed;
 use super::{Activation, Blas, Device, DeviceMatrix, Result};
 
-/// Matmul for large batches: a chunk of the weight's rows is decoded into a buffer, cuBLAS multiplies it, and the next chunk is decoded on a
-/// second stream, as far as the product leaves room.
+/// Matmul for large batches: a chunk of the weight's rows is decoded into a buffer, cuBLAS multiplies it, and
+/// the next chunk is decoded on a second stream, as far as the product leaves room.
 ///
-/// Where the batch is large enough that the product is bound by arithmetic, decoding costs little beside it, and the library's product is
-/// the fastest there is. A product's blocks fill multiprocessors to the last register, so that nothing runs beside it on the same one: decoding and
-/// product take turns rather than overlap.
+/// Where the batch is large enough that the product is bound by arithmetic, decoding costs little beside it,
+/// and the library's product is the fastest there is. A product's blocks fill multiprocessors to the last
+/// register, so that nothing runs beside it on the same one: decoding and product take turns rather than
+/// overlap.
 pub struct DecodedMatmul<T: Activation> {
     chunks: Vec<Chunk>,
     /// decoded chunks, used in turn
@@ -28,7 +29,8 @@ struct Chunk {
 }
 
 impl<T: Activation> DecodedMatmul<T> {
-    /// `matrix` is on the device for decode k2, `packed` its launch; `chunk_rows` rows, rounded up to a multiple of 8, are decoded at a time.
+    /// `matrix` is on the device for decode k2, `packed` its launch; `chunk_rows` rows, rounded up to a
+    /// multiple of 8, are decoded at a time.
     ///
     /// # Errors
     /// As [`DeviceMatrix::new`].
@@ -98,7 +100,8 @@ impl<T: Activation> DecodedMatmul<T> {
         let mut multiplied = vec![main.record_event(None).during("recording an event")?];
         for (index, chunk) in self.chunks.iter().enumerate() {
             let turn = index % self.buffers.len();
-            // The buffer's last product must be over; before the first of each buffer, what came before this call.
+            // The buffer's last product must be over; before the first of each buffer, what came before this
+            // call.
             let free = &multiplied[(index + 1).saturating_sub(self.buffers.len())];
             self.side.wait(free).during("waiting for an event")?;
             let buffer = &mut self.buffers[turn];
@@ -109,8 +112,8 @@ impl<T: Activation> DecodedMatmul<T> {
             let decoded = self.side.record_event(None).during("recording an event")?;
             main.wait(&decoded).during("waiting for an event")?;
             let mut target = y.slice_mut(chunk.first_row..);
-            // SAFETY: the chunk's rows are decoded into `view`, x has been checked, and rows of y are `out_features` apart, the last
-            // element being (batch - 1) * out_features + first_row + rows - 1.
+            // SAFETY: the chunk's rows are decoded into `view`, x has been checked, and rows of y are
+            // `out_features` apart, the last element being (batch - 1) * out_features + first_row + rows - 1.
             unsafe {
                 self.blas.start_unchecked(
                     &view,

@@ -39,8 +39,9 @@ pub struct Device {
 }
 
 impl Device {
-    /// Opens GPU number `ordinal`. Kernels come from `kernel_folder` if one is given, else from the program, where they are compiled at run time, or
-    /// without NVRTC were compiled when it was built (feature `embed-kernels`).
+    /// Opens GPU number `ordinal`. Kernels come from `kernel_folder` if one is given, else from the program,
+    /// where they are compiled at run time, or without NVRTC were compiled when it was built (feature
+    /// `embed-kernels`).
     ///
     /// # Errors
     /// `Absent` when the driver, NVRTC or the device is missing (never a panic), `Driver` when it refuses.
@@ -64,7 +65,8 @@ impl Device {
         }
         let context = CudaContext::new(ordinal)
             .map_err(|error| CudaError::Absent(format!("device {ordinal}: {error}")))?;
-        // SAFETY: everything of this module runs on one stream, so no event is needed to order uses of a buffer.
+        // SAFETY: everything of this module runs on one stream, so no event is needed to order uses of a
+        // buffer.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().during("creating a stream")?;
         let compute = context
@@ -102,7 +104,8 @@ impl Device {
         Ok(device)
     }
 
-    /// How many clusters of each size run at once: graphics processing clusters differ in how many multiprocessors work, so it is asked.
+    /// How many clusters of each size run at once: graphics processing clusters differ in how many
+    /// multiprocessors work, so it is asked.
     fn count_clusters(&self) -> Result<[u32; 5]> {
         let probe = "extern \"C\" __global__ void probe(float* p) { extern __shared__ float s[]; p[0] = s[threadIdx.x]; }";
         let function = if self.compiler {
@@ -193,8 +196,9 @@ impl Device {
         self.stream.alloc_zeros(count).during("allocating")
     }
 
-    /// At least `bytes` of memory that was zero at first, which launches of this device's stream use one after the other: it stays in the cache, where memory of
-    /// each matrix's own would be written back to make room.
+    /// At least `bytes` of memory that was zero at first, which launches of this device's stream use one
+    /// after the other: it stays in the cache, where memory of each matrix's own would be written back to
+    /// make room.
     ///
     /// # Errors
     /// `Driver`, for example when memory runs out.
@@ -217,7 +221,8 @@ impl Device {
         Ok(self.context.mem_get_info().during("reading free memory")?.0)
     }
 
-    /// The compiled kernel `id` with these compile-time constants, ready to launch with `shared_bytes` of dynamic shared memory.
+    /// The compiled kernel `id` with these compile-time constants, ready to launch with `shared_bytes` of
+    /// dynamic shared memory.
     ///
     /// # Errors
     /// `Source`, `Compile` with the compiler's messages, `Driver`.
@@ -330,7 +335,8 @@ pub(crate) fn allow_large_clusters(function: &CudaFunction) -> Result<()> {
 }
 
 fn allow_shared(function: &CudaFunction, bytes: usize) -> Result<()> {
-    // 48 KiB need no permission. A function serves matrices of several shapes: what one was granted, another must not take back.
+    // 48 KiB need no permission. A function serves matrices of several shapes: what one was granted, another
+    // must not take back.
     let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     let granted = || {
         function

@@ -1,4 +1,5 @@
-//! Which kernel to launch for a case, by the table of measurements that `aqlm-kernels` holds for each architecture.
+//! Which kernel to launch for a case, by the table of measurements that `aqlm-kernels` holds for each
+//! architecture.
 
 use aqlm_kernels::{Case, MEASURED_SHAPE};
 use aqlm_vocabulary::Scheme;
@@ -10,13 +11,16 @@ use super::pack::{LaunchConfig, Op, Target, launch_configs};
 pub struct Dispatched {
     /// id in the manifest of `aqlm-kernels`
     pub kernel: &'static str,
-    /// how it divides its work: measured on the table's own shape, else the one expected to be fastest; `None` without a choice
+    /// how it divides its work: measured on the table's own shape, else the one expected to be fastest;
+    /// `None` without a choice
     pub config: Option<LaunchConfig>,
-    /// for a matmul that decodes first: rows of the weight that are decoded at a time ([`super::DecodedMatmul`])
+    /// for a matmul that decodes first: rows of the weight that are decoded at a time
+    /// ([`super::DecodedMatmul`])
     pub decoded_rows: Option<usize>,
 }
 
-/// The kernel for `batch` rows of x (1 for matvec and decode) on a device of `compute` (major, minor); `None` where none can do it.
+/// The kernel for `batch` rows of x (1 for matvec and decode) on a device of `compute` (major, minor); `None`
+/// where none can do it.
 pub fn dispatched(
     op: Op,
     scheme: Scheme,

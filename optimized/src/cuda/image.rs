@@ -1,6 +1,7 @@
 //! From a kernel's source to an image that the driver loads, by NVRTC, kept on disk.
 //!
-//! An image is found again by the hash of everything that it depends on: source, options, architecture, versions of compiler and driver.
+//! An image is found again by the hash of everything that it depends on: source, options, architecture,
+//! versions of compiler and driver.
 
 use std::ffi::CString;
 use std::fmt::Write as _;
@@ -33,10 +34,12 @@ pub(super) struct Image {
     pub(super) found: Option<PathBuf>,
 }
 
-/// The image of `source`, from `cache` or compiled and put there. A cache that cannot be read or written costs time and nothing else.
+/// The image of `source`, from `cache` or compiled and put there. A cache that cannot be read or written
+/// costs time and nothing else.
 ///
 /// # Errors
-/// `Compile` with the compiler's messages; they name `name`, or the files that the source's line markers name, with their lines.
+/// `Compile` with the compiler's messages; they name `name`, or the files that the source's line markers
+/// name, with their lines.
 pub(super) fn image(
     name: &str,
     source: &str,
@@ -64,7 +67,8 @@ pub(super) fn image(
     Ok(Image { bytes, found: None })
 }
 
-/// Where images are kept: `AQLM_KERNEL_CACHE` (empty: nowhere), else `aqlm/kernels` in the user's cache folder.
+/// Where images are kept: `AQLM_KERNEL_CACHE` (empty: nowhere), else `aqlm/kernels` in the user's cache
+/// folder.
 pub(super) fn cache_folder() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     if let Some(folder) = std::env::var_os("AQLM_KERNEL_CACHE") {
@@ -76,7 +80,8 @@ pub(super) fn cache_folder() -> Option<PathBuf> {
     Some(base.join("aqlm/kernels"))
 }
 
-/// Machine code for the device where the compiler knows it, else the newest intermediate code that it has, which the driver finishes.
+/// Machine code for the device where the compiler knows it, else the newest intermediate code that it has,
+/// which the driver finishes.
 fn architecture((major, minor): (i32, i32)) -> Result<String> {
     let mut count = 0;
     // SAFETY: the library is there (Device::open has looked) and `count` is a valid place.

@@ -22,15 +22,15 @@ pub(super) struct Shape {
     pub(super) shared_bytes: usize,
 }
 
-/// Starts `function`. `overlap` lets it set itself up while the stream's kernel before it still runs (programmatic dependent launch, from
-/// compute capability 9.0).
+/// Starts `function`. `overlap` lets it set itself up while the stream's kernel before it still runs
+/// (programmatic dependent launch, from compute capability 9.0).
 ///
 /// # Errors
 /// `Driver`.
 ///
 /// # Safety
-/// The kernel must take exactly these pointers and integers, every pointer must point to as much memory as the kernel touches in this shape, and that memory
-/// must not be freed but in the stream's order.
+/// The kernel must take exactly these pointers and integers, every pointer must point to as much memory as
+/// the kernel touches in this shape, and that memory must not be freed but in the stream's order.
 pub(super) unsafe fn start(
     device: &Device,
     stream: &Arc<CudaStream>,
@@ -76,7 +76,8 @@ pub(super) unsafe fn start(
         attrs: attributes.as_mut_ptr(),
         numAttrs: attributes.len() as u32,
     };
-    // SAFETY: `config` and `arguments` point to values that outlive the call; the rest is the caller's promise.
+    // SAFETY: `config` and `arguments` point to values that outlive the call; the rest is the caller's
+    // promise.
     unsafe {
         sys::cuLaunchKernelEx(
             &raw const config,

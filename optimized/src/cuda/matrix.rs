@@ -29,8 +29,9 @@ impl DeviceMatrix {
         Self::with_function(device, packed, function)
     }
 
-    /// The same with a kernel of the user's own in place of the one that `packed` names: `source` is compiled with `packed`'s constants and
-    /// must define an entry of the operation's name that takes the same arguments. `name` is what compiler messages call it.
+    /// The same with a kernel of the user's own in place of the one that `packed` names: `source` is compiled
+    /// with `packed`'s constants and must define an entry of the operation's name that takes the same
+    /// arguments. `name` is what compiler messages call it.
     ///
     /// # Errors
     /// As [`DeviceMatrix::new`].
@@ -121,13 +122,14 @@ impl DeviceMatrix {
         })
     }
 
-    /// Starts the operation on the device's stream: y = W x or, of several rows, Y = X W^T, or y = W where the kernel decodes. x
-    /// `[batch, in_features]` (`None` to decode) and y `[batch, out_features]` (`[out_features, in_features]` to decode) in the format that the matrix was
-    /// packed for. Returns before
+    /// Starts the operation on the device's stream: y = W x or, of several rows, Y = X W^T, or y = W where
+    /// the kernel decodes. x `[batch, in_features]` (`None` to decode) and y `[batch, out_features]`
+    /// (`[out_features, in_features]` to decode) in the format that the matrix was packed for. Returns before
     /// it is done.
     ///
-    /// `overlap` lets the kernel set itself up while the stream's kernel before it still runs (programmatic dependent launch, from compute
-    /// capability 9.0): it then waits for that kernel before it reads x or writes y, but not before it reads the matrix.
+    /// `overlap` lets the kernel set itself up while the stream's kernel before it still runs (programmatic
+    /// dependent launch, from compute capability 9.0): it then waits for that kernel before it reads x or
+    /// writes y, but not before it reads the matrix.
     ///
     /// # Errors
     /// `Format`, `Length` when x or y does not fit the matrix, `Driver`.
@@ -177,8 +179,9 @@ impl DeviceMatrix {
             cluster: self.packed.cluster,
             shared_bytes: self.packed.shared_bytes,
         };
-        // SAFETY: the packer made buffers, sizes and launch shape for this kernel's signature; x and y have the lengths that the matrix
-        // implies, and all of them outlive the launch because their memory is freed in stream order.
+        // SAFETY: the packer made buffers, sizes and launch shape for this kernel's signature; x and y have
+        // the lengths that the matrix implies, and all of them outlive the launch because their memory is
+        // freed in stream order.
         unsafe {
             launch::start(
                 device,

@@ -1,4 +1,5 @@
-//! The operations on an NVIDIA GPU, through cudarc. Libraries are loaded when a device is opened, so the same program runs without one.
+//! The operations on an NVIDIA GPU, through cudarc. Libraries are loaded when a device is opened, so the same
+//! program runs without one.
 
 mod activation;
 mod blas;

@@ -32,10 +32,11 @@ impl Timing {
     }
 }
 
-/// Records `calls` calls of `launch` (which gets the call's number) into a graph and times `replays` replays of it.
+/// Records `calls` calls of `launch` (which gets the call's number) into a graph and times `replays` replays
+/// of it.
 ///
-/// The graph removes the host from the measurement; what remains is what a decoder that captures its token in a graph pays. Callers rotate
-/// over more data than the L2 cache holds.
+/// The graph removes the host from the measurement; what remains is what a decoder that captures its token in
+/// a graph pays. Callers rotate over more data than the L2 cache holds.
 ///
 /// # Errors
 /// Those of `launch`, and `Driver`.
@@ -48,8 +49,8 @@ pub fn time_graph(
     time_rested_graph(device, calls, replays, Duration::ZERO, launch)
 }
 
-/// The same with a pause before each replay. Long products one after the other reach the power that the device may take, and then run at a lower
-/// clock than one of them does alone.
+/// The same with a pause before each replay. Long products one after the other reach the power that the
+/// device may take, and then run at a lower clock than one of them does alone.
 ///
 /// # Errors
 /// As [`time_graph`].

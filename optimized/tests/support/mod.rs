@@ -39,10 +39,10 @@ pub(crate) fn with_outliers<D: Dimension>(
     x
 }
 
-/// The limit of NMSE for f32 sums whose lengths along the longest chain add up to `terms`: in the worst case every
-/// term is rounded twice (product and addition) by half a unit and all errors have one sign, which is a relative
-/// error of terms x epsilon. Products in this crate fuse the two or keep several partial sums, so they do better; the rest is
-/// room for what nonlinear functions amplify.
+/// The limit of NMSE for f32 sums whose lengths along the longest chain add up to `terms`: in the worst case
+/// every term is rounded twice (product and addition) by half a unit and all errors have one sign, which is a
+/// relative error of terms x epsilon. Products in this crate fuse the two or keep several partial sums, so
+/// they do better; the rest is room for what nonlinear functions amplify.
 pub(crate) fn limit(terms: usize) -> f64 {
     (terms as f64 * f64::from(f32::EPSILON)).powi(2)
 }

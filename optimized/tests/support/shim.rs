@@ -14,7 +14,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) shared_bytes: usize,
 }
 
-/// What buffer `output` holds afterwards; `None` when there is no C++ compiler. `name` keeps concurrent tests apart.
+/// What buffer `output` holds afterwards; `None` when there is no C++ compiler. `name` keeps concurrent tests
+/// apart.
 pub(crate) fn run(launch: &Launch<'_>, buffers: &[&[u8]], output: usize, name: &str) -> Option<Vec<u8>> {
     let folder = std::env::temp_dir().join(format!("aqlm-shim-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();

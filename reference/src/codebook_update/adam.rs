@@ -24,15 +24,15 @@ pub struct AdamSettings {
     pub steps: usize,
 }
 
-/// Full-batch Adam on codebooks and scales for fixed codes, from a fresh state (paper section 3.3; the paper's and the
-/// official engine's betas differ, paper.md 2.2).
+/// Full-batch Adam on codebooks and scales for fixed codes, from a fresh state (paper section 3.3; the
+/// paper's and the official engine's betas differ, paper.md 2.2).
 ///
-/// The loss is the layer error over out_features, as the official engine's. Returns the matrix after the last step,
-/// and the loss before each step, `[steps]`.
+/// The loss is the layer error over out_features, as the official engine's. Returns the matrix after the last
+/// step, and the loss before each step, `[steps]`.
 ///
 /// # Errors
-/// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit, `NotFinite`
-/// when the parameters overflow.
+/// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit,
+/// `NotFinite` when the parameters overflow.
 pub fn adam(
     weight: &Array2<f64>,
     hessian: &Array2<f64>,

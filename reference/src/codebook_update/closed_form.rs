@@ -7,23 +7,24 @@ use crate::linalg::{Cholesky, product};
 use crate::occurrences::{Occurrences, scatter};
 use aqlm_vocabulary::{QuantizedMatrix, Result};
 
-/// Steps of refinement at most. Each divides the error along an eigenvector of eigenvalue e by 1 + e / jitter, so only
-/// directions that the loss can hardly see need more than one.
+/// Steps of refinement at most. Each divides the error along an eigenvector of eigenvalue e by 1 + e /
+/// jitter, so only directions that the loss can hardly see need more than one.
 const REFINEMENTS: usize = 20;
 
-/// The codebooks of least layer error for the codes and scales of `matrix`, [M, 2^B, go, gi]: the least-squares
-/// problem that paper section 3.3 leaves to future work (sizes in paper.md 2.4).
+/// The codebooks of least layer error for the codes and scales of `matrix`, [M, 2^B, go, gi]: the
+/// least-squares problem that paper section 3.3 leaves to future work (sizes in paper.md 2.4).
 ///
 /// Its normal equations A c = b have, for codewords (m, k) and (m', k'), the gi x gi block
 ///
-///   sum over o of s_o^2 times the sum of H_jj' over all j that use (m, k) and j' that use (m', k') in output group o.
+///   sum over o of s_o^2 times the sum of H_jj' over all j that use (m, k) and j' that use (m', k') in output
+///   group o.
 ///
 /// A has M 2^B gi unknowns a side; rows of a group that spans several outputs are further right-hand sides.
 ///
-/// A is always singular for M > 1, since a vector added to all of one codebook and taken from all of another changes
-/// nothing. It is scaled to a unit diagonal, factored with a jitter of the size of its rounding error, and solved for
-/// the change from the current codebooks, with refinement: the result is a minimiser near the current codebooks, and
-/// codewords that no group uses keep their values.
+/// A is always singular for M > 1, since a vector added to all of one codebook and taken from all of another
+/// changes nothing. It is scaled to a unit diagonal, factored with a jitter of the size of its rounding
+/// error, and solved for the change from the current codebooks, with refinement: the result is a minimiser
+/// near the current codebooks, and codewords that no group uses keep their values.
 ///
 /// # Errors
 /// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit,
@@ -168,8 +169,8 @@ mod tests {
             let (_, states, go, gi) = p.matrix.codebooks.dim();
             for i in 0..p.matrix.codebooks.len() {
                 let index = [i / gi / go / states, i / gi / go % states, i / gi % go, i % gi];
-                // The loss is a parabola along a coordinate, so a step of one half is as exact as a small one, and the
-                // loss far from the solution bounds the rounding of the difference.
+                // The loss is a parabola along a coordinate, so a step of one half is as exact as a small
+                // one, and the loss far from the solution bounds the rounding of the difference.
                 let slope = at(index, 0.5) - at(index, -0.5);
                 prop_assert!(slope.abs() <= 2.0 * rounding(&p) + 64.0 * f64::EPSILON * at(index, 0.5), "{slope:e} at {index:?}");
             }

@@ -8,13 +8,14 @@ use crate::occurrences::{Occurrences, scatter};
 use crate::{decode, layer_error};
 use aqlm_vocabulary::{QuantizedMatrix, Result};
 
-/// The same least-squares problem as [`closed_form`](super::closed_form) without its normal matrix, for codebooks that
-/// are too large for one: at most `steps` steps of conjugate gradients from the current codebooks.
+/// The same least-squares problem as [`closed_form`](super::closed_form) without its normal matrix, for
+/// codebooks that are too large for one: at most `steps` steps of conjugate gradients from the current
+/// codebooks.
 ///
-/// A step decodes a direction, multiplies it by H and scatters the result back to the codewords: out_features x
-/// in_features^2 multiply-adds whatever the size of the codebooks. The preconditioner is the block of the normal matrix
-/// that each codeword has with itself. Every step lowers the loss, and iterations stop when steps no longer gain
-/// anything that f64 can resolve. Codewords that no group uses keep their values.
+/// A step decodes a direction, multiplies it by H and scatters the result back to the codewords: out_features
+/// x in_features^2 multiply-adds whatever the size of the codebooks. The preconditioner is the block of the
+/// normal matrix that each codeword has with itself. Every step lowers the loss, and iterations stop when
+/// steps no longer gain anything that f64 can resolve. Codewords that no group uses keep their values.
 ///
 /// # Errors
 /// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit,
@@ -65,7 +66,8 @@ fn dot(a: &Array4<f64>, b: &Array4<f64>) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// The inverse of each codeword's own block of the normal matrix, [M x 2^B, gi, gi]; zero for unused codewords.
+/// The inverse of each codeword's own block of the normal matrix, [M x 2^B, gi, gi]; zero for unused
+/// codewords.
 fn block_inverses(
     hessian: &Array2<f64>,
     matrix: &QuantizedMatrix,

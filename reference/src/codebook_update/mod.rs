@@ -1,8 +1,8 @@
 //! Codebooks and scales for fixed codes (paper section 3.3).
 //!
-//! The loss tr((W - Q) H (W - Q)T) is quadratic in the codebooks. The paper takes Adam to it and leaves a dedicated
-//! least-squares solver to future work; here are both, and the solver in two forms: with the normal equations formed
-//! and without.
+//! The loss tr((W - Q) H (W - Q)T) is quadratic in the codebooks. The paper takes Adam to it and leaves a
+//! dedicated least-squares solver to future work; here are both, and the solver in two forms: with the normal
+//! equations formed and without.
 
 mod adam;
 mod closed_form;

@@ -1,4 +1,5 @@
-//! The same solves by a second library, LAPACK through ndarray-linalg, and the spectra that only it computes here.
+//! The same solves by a second library, LAPACK through ndarray-linalg, and the spectra that only it computes
+//! here.
 
 use ndarray::{Array1, Array2, ArrayView2};
 use ndarray_linalg::{Eigh, SolveC, UPLO};

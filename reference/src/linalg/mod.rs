@@ -1,8 +1,8 @@
 //! Dense products and positive definite solves, by faer.
 //!
-//! Every result here has a fixed order of summation: products are cut into row blocks of one size whatever the number
-//! of threads, and a factorisation runs on one thread, so that runs on different machines draw the same codes
-//! (design.md 4).
+//! Every result here has a fixed order of summation: products are cut into row blocks of one size whatever
+//! the number of threads, and a factorisation runs on one thread, so that runs on different machines draw the
+//! same codes (design.md 4).
 
 #[cfg(feature = "lapack")]
 pub mod lapack;
@@ -18,8 +18,8 @@ use rayon::prelude::*;
 use self::upper_registers::clear_upper_registers;
 use aqlm_vocabulary::{AqlmError, Result};
 
-/// Rows of the result that one task computes. Fixed, because where a product is cut may change its last bits; each
-/// task packs all of B for faer's kernels, which with 64 rows took an eighth of a block's training.
+/// Rows of the result that one task computes. Fixed, because where a product is cut may change its last bits;
+/// each task packs all of B for faer's kernels, which with 64 rows took an eighth of a block's training.
 const ROW_BLOCK: usize = 128;
 
 /// Runs `f` on a faer view of the array; arrays that are neither row- nor column-major are copied first.
@@ -81,12 +81,12 @@ pub struct Cholesky {
 impl Cholesky {
     /// Factors A + jitter I, jitter being the first that works of `first_jitter`, 100 times that, and so on.
     ///
-    /// The ladder starts at the rounding error of the factorisation itself, order x epsilon x the largest diagonal
-    /// entry, when `first_jitter` is zero and A does not factor as it is. `what` names A in errors.
+    /// The ladder starts at the rounding error of the factorisation itself, order x epsilon x the largest
+    /// diagonal entry, when `first_jitter` is zero and A does not factor as it is. `what` names A in errors.
     ///
     /// # Errors
-    /// `Shape` when A is not square, `NotPositiveDefinite` when even a jitter of a thousandth of the largest diagonal
-    /// entry does not help (then A is indefinite or has NaN), with the failing pivot.
+    /// `Shape` when A is not square, `NotPositiveDefinite` when even a jitter of a thousandth of the largest
+    /// diagonal entry does not help (then A is indefinite or has NaN), with the failing pivot.
     pub fn new(a: ArrayView2<'_, f64>, first_jitter: f64, what: &str) -> Result<Self> {
         let order = a.nrows();
         if a.ncols() != order {
@@ -124,9 +124,9 @@ impl Cholesky {
         }
     }
 
-    /// Factors a matrix that may be singular: the jitter starts at the rounding error of the factorisation, so that no
-    /// pivot is noise. Solutions then move only a bounded way along the null space; repeat
-    /// `x += factor.solve(b - A x)` to approach a minimiser of xT A x - 2 xT b, each step being a descent.
+    /// Factors a matrix that may be singular: the jitter starts at the rounding error of the factorisation,
+    /// so that no pivot is noise. Solutions then move only a bounded way along the null space; repeat `x +=
+    /// factor.solve(b - A x)` to approach a minimiser of xT A x - 2 xT b, each step being a descent.
     ///
     /// # Errors
     /// As [`Cholesky::new`]; a matrix of zeros too is refused.
@@ -184,7 +184,8 @@ fn factor_in_place(matrix: &mut [f64], order: usize) -> std::result::Result<(), 
     }
 }
 
-/// X of A X = B for a symmetric positive definite A of [n, n] and B of [n, k]; see [`Cholesky::new`] for a singular A.
+/// X of A X = B for a symmetric positive definite A of [n, n] and B of [n, k]; see [`Cholesky::new`] for a
+/// singular A.
 ///
 /// # Errors
 /// As [`Cholesky::new`].

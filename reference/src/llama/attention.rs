@@ -5,16 +5,16 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut1, s};
 use crate::linalg::product;
 use aqlm_vocabulary::LlamaConfig;
 
-/// Queries that share one product with the keys. Causality makes half of all scores useless; cutting the queries
-/// lets the products skip most of that half, and keeps memory at this many rows of scores.
+/// Queries that share one product with the keys. Causality makes half of all scores useless; cutting the
+/// queries lets the products skip most of that half, and keeps memory at this many rows of scores.
 const QUERY_ROWS: usize = 64;
 
 /// Causal attention with grouped queries, [tokens, heads x head_dim].
 ///
-/// q is [tokens, heads x head_dim], its row t at position `first` + t; k and v are [`first` + tokens, kv_heads x
-/// head_dim], a row for each position. Query head h reads key and value head h / (heads / kv_heads). Position i
-/// attends to positions max(0, i - window + 1) to i:
-/// softmax over them of <q_i, k_j> / sqrt(head_dim), then the average of v_j under it.
+/// q is [tokens, heads x head_dim], its row t at position `first` + t; k and v are [`first` + tokens,
+/// kv_heads x head_dim], a row for each position. Query head h reads key and value head h / (heads /
+/// kv_heads). Position i attends to positions max(0, i - window + 1) to i: softmax over them of <q_i, k_j> /
+/// sqrt(head_dim), then the average of v_j under it.
 ///
 /// # Panics
 /// When the shapes do not fit together as said.
@@ -43,8 +43,8 @@ pub fn attention(
     out
 }
 
-/// Gradients of [`attention`] over a whole sequence (`first` 0) with respect to q, k and v, given the one with
-/// respect to its result.
+/// Gradients of [`attention`] over a whole sequence (`first` 0) with respect to q, k and v, given the one
+/// with respect to its result.
 ///
 /// With P the probabilities of one head, S its scaled scores and G the result's gradient: grad V = P^T G;
 /// grad P = G V^T; grad S = P * (grad P - rowsum(P * grad P)); grad Q = grad S K / sqrt(head_dim);
@@ -148,7 +148,8 @@ fn probabilities(
     scores
 }
 
-/// Softmax of `scale` times the scores, in place; subtracting the largest first keeps the exponentials at most 1.
+/// Softmax of `scale` times the scores, in place; subtracting the largest first keeps the exponentials at
+/// most 1.
 fn softmax(mut scores: ArrayViewMut1<f64>, scale: f64) {
     let largest = scores.fold(f64::NEG_INFINITY, |most, &score| most.max(score));
     scores.mapv_inplace(|score| (scale * (score - largest)).exp());

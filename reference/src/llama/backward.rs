@@ -12,7 +12,8 @@ use aqlm_vocabulary::{LayerKind, LlamaConfig};
 pub struct BlockGradients {
     /// with respect to the input, [tokens, hidden]
     pub x: Array2<f64>,
-    /// with respect to the (decoded) weights, [out_features, in_features] each, in the order of [`LayerKind::ALL`]
+    /// with respect to the (decoded) weights, [out_features, in_features] each, in the order of
+    /// [`LayerKind::ALL`]
     pub layers: [Array2<f64>; 7],
     /// with respect to the biases, `[out_features]`, where the layer has one
     pub biases: [Option<Array1<f64>>; 7],
@@ -22,8 +23,8 @@ pub struct BlockGradients {
     pub post_attention_layernorm: Array1<f64>,
 }
 
-/// Every gradient of [`block_forward`](super::block_forward) over one sequence, given the one with respect to its
-/// result, [tokens, hidden], and the trace of the same pass.
+/// Every gradient of [`block_forward`](super::block_forward) over one sequence, given the one with respect to
+/// its result, [tokens, hidden], and the trace of the same pass.
 ///
 /// # Panics
 /// When the arguments do not belong to one pass.
@@ -152,8 +153,8 @@ mod tests {
                     assert!(!bias, "{kind} has a bias but no gradient for it");
                     continue;
                 };
-                // Adding the same vector to every key changes no probability without rotation, and little with it:
-                // still far above the limit, so it is checked like the others.
+                // Adding the same vector to every key changes no probability without rotation, and little
+                // with it: still far above the limit, so it is checked like the others.
                 let bias = layer
                     .bias
                     .as_ref()

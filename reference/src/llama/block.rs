@@ -92,8 +92,8 @@ impl Block {
         )
     }
 
-    /// The form that travels and is stored: norms, biases and dense weights rounded to f32, which loses nothing that
-    /// came from there; quantized layers as they are.
+    /// The form that travels and is stored: norms, biases and dense weights rounded to f32, which loses
+    /// nothing that came from there; quantized layers as they are.
     pub fn to_weights(&self) -> BlockWeights {
         let narrowed = |values: &Array1<f64>| values.mapv(|value| value as f32);
         BlockWeights {

@@ -62,9 +62,11 @@ impl KvCache {
     }
 }
 
-/// [`block_forward`](super::block_forward) for one more position: its input row of `[hidden]` to its output row.
+/// [`block_forward`](super::block_forward) for one more position: its input row of `[hidden]` to its output
+/// row.
 ///
-/// Positions are computed in order: the cache must hold those before `position`, and holds this one afterwards.
+/// Positions are computed in order: the cache must hold those before `position`, and holds this one
+/// afterwards.
 ///
 /// # Panics
 /// When the position is beyond the cache's capacity or the rotary tables, or shapes do not fit together.
@@ -100,8 +102,8 @@ pub fn block_decode_step(
 /// [`model_forward`](super::model_forward) for one more token: the logits of its position, `[vocab]`.
 ///
 /// # Errors
-/// `TokenOutOfRange` when the token has no embedding, `Shape` when the cache belongs to a model with another number
-/// of blocks, `Unsupported` when the cache is full.
+/// `TokenOutOfRange` when the token has no embedding, `Shape` when the cache belongs to a model with another
+/// number of blocks, `Unsupported` when the cache is full.
 pub fn decode_step(model: &Model, cache: &mut KvCache, token: u32) -> Result<Array1<f64>> {
     if cache.layers.len() != model.blocks.len() {
         return Err(AqlmError::Shape {
@@ -141,8 +143,8 @@ mod tests {
             let mut cache = KvCache::new(&model.config, tokens.len());
             for (&token, expected) in tokens.iter().zip(full.rows()) {
                 let found = decode_step(&model, &mut cache, token).unwrap();
-                // products of other shapes may sum in another order: 2 blocks of 7 layers and a head of sums of up
-                // to 16 terms, so some 1e3 eps, and the 1e-12 above it
+                // products of other shapes may sum in another order: 2 blocks of 7 layers and a head of sums
+                // of up to 16 terms, so some 1e3 eps, and the 1e-12 above it
                 let difference = &found - &expected;
                 let relative = (difference.dot(&difference) / expected.dot(&expected)).sqrt();
                 assert!(relative <= 1e-12, "{kv_heads} {window:?}: {relative:e}");

@@ -4,8 +4,8 @@ use super::model::check_tokens;
 use super::softmax::softmax;
 use aqlm_vocabulary::{AqlmError, Result};
 
-/// Negative log-likelihood in nats of each target under its row of logits, `[rows]`, and the gradient of their sum
-/// with respect to the logits, [rows, vocab]: softmax minus the target's indicator.
+/// Negative log-likelihood in nats of each target under its row of logits, `[rows]`, and the gradient of
+/// their sum with respect to the logits, [rows, vocab]: softmax minus the target's indicator.
 ///
 /// # Errors
 /// `Shape` unless there is one target for each row, `TokenOutOfRange` when a target has no logit.

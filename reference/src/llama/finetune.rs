@@ -13,18 +13,18 @@ use aqlm_vocabulary::{
 /// Tunes the codebooks, scales and norms of a block on the outputs that it should have (paper section 3.4,
 /// algorithm 1 lines 15 to 22); codes, biases and dense layers stay.
 ///
-/// Adam on the mean squared error per output element, minibatches of `settings.batch` sequences in an order that
-/// `key` decides anew each epoch. `inputs` and `targets` are sequences of [tokens, hidden]; the last `validation` of
-/// them are not trained on but judge the state after each epoch. Without any, the training sequences judge. Tuning
-/// stops after `settings.patience` epochs in a row that did not improve on the best (0 counts as 1), and the block is
-/// left in the best state, which may be the one that it came in.
+/// Adam on the mean squared error per output element, minibatches of `settings.batch` sequences in an order
+/// that `key` decides anew each epoch. `inputs` and `targets` are sequences of [tokens, hidden]; the last
+/// `validation` of them are not trained on but judge the state after each epoch. Without any, the training
+/// sequences judge. Tuning stops after `settings.patience` epochs in a row that did not improve on the best
+/// (0 counts as 1), and the block is left in the best state, which may be the one that it came in.
 ///
 /// Sums over sequences are taken in the order of the minibatch, whatever the number of threads.
 ///
 /// # Errors
-/// `Shape` when inputs and targets do not match each other, the block or the rotary tables; `Unsupported` when no
-/// sequence is left to train on or the batch size is 0; `NotFinite` when a loss is NaN or infinite. The block is in
-/// the best state so far after an error, too.
+/// `Shape` when inputs and targets do not match each other, the block or the rotary tables; `Unsupported`
+/// when no sequence is left to train on or the batch size is 0; `NotFinite` when a loss is NaN or infinite.
+/// The block is in the best state so far after an error, too.
 #[allow(clippy::too_many_arguments, reason = "a block, its data and how to tune it")]
 pub fn block_finetune(
     config: &LlamaConfig,
@@ -353,8 +353,8 @@ mod tests {
     }
 
     impl Problem {
-        /// A block with three quantized layers whose codebooks, scales and norms were moved from those that made
-        /// the targets, with seven sequences of four to six tokens.
+        /// A block with three quantized layers whose codebooks, scales and norms were moved from those that
+        /// made the targets, with seven sequences of four to six tokens.
         fn new() -> Self {
             let mut rng = random(8);
             let config = config(2, None);

@@ -48,11 +48,12 @@ impl BlockTrace {
 
 /// A Llama block over one sequence: [tokens, hidden] to [tokens, hidden].
 ///
-/// m = x + O attention(Q n(x), K n(x), V n(x)), y = m + Down swiglu(Gate n'(m), Up n'(m)), with n and n' the two
-/// RMSNorms and queries and keys rotated (Touvron et al. 2023, section 2.2).
+/// m = x + O attention(Q n(x), K n(x), V n(x)), y = m + Down swiglu(Gate n'(m), Up n'(m)), with n and n' the
+/// two RMSNorms and queries and keys rotated (Touvron et al. 2023, section 2.2).
 ///
 /// # Panics
-/// When the shapes of config, block and x do not fit together, or the rotary tables are shorter than the sequence.
+/// When the shapes of config, block and x do not fit together, or the rotary tables are shorter than the
+/// sequence.
 pub fn block_forward(
     config: &LlamaConfig,
     block: &Block,

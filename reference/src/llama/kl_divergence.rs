@@ -4,9 +4,9 @@ use super::model::check_tokens;
 use super::softmax::softmax;
 use aqlm_vocabulary::{AqlmError, Result, TopTokens};
 
-/// Kullback-Leibler divergence in nats of the student's distribution from the teacher's at each row, `[rows]`:
-/// sum_i p_i (ln p_i - ln q_i) with p and q the softmax of teacher and student; and the gradient of the sum over rows
-/// with respect to the student's logits, [rows, vocab]: q - p (paper appendix A).
+/// Kullback-Leibler divergence in nats of the student's distribution from the teacher's at each row,
+/// `[rows]`: sum_i p_i (ln p_i - ln q_i) with p and q the softmax of teacher and student; and the gradient of
+/// the sum over rows with respect to the student's logits, [rows, vocab]: q - p (paper appendix A).
 ///
 /// # Errors
 /// `Shape` when the two differ in shape.
@@ -31,9 +31,10 @@ pub fn kl_divergence(
     Ok((losses, gradient))
 }
 
-/// [`kl_divergence`] where the teacher's unlisted tokens are one outcome of probability r, set against the student's
-/// probability of all of them, u: sum over listed i of p_i (ln p_i - ln q_i), plus r (ln r - ln u). Never more than the
-/// divergence of the whole distributions (merging outcomes loses information), and equal to it when all are listed.
+/// [`kl_divergence`] where the teacher's unlisted tokens are one outcome of probability r, set against the
+/// student's probability of all of them, u: sum over listed i of p_i (ln p_i - ln q_i), plus r (ln r - ln u).
+/// Never more than the divergence of the whole distributions (merging outcomes loses information), and equal
+/// to it when all are listed.
 ///
 /// The gradient is q_i - p_i for listed tokens and q_j - r q_j / u for the others.
 ///

@@ -1,7 +1,8 @@
-//! The Llama block forward and backward by hand, the whole model around the blocks, and the fine-tuning of both.
+//! The Llama block forward and backward by hand, the whole model around the blocks, and the fine-tuning of
+//! both.
 //!
-//! Arrays have one row a token and hold one sequence; sequences are independent and are spread over threads by the
-//! callers that have several. No result depends on the number of threads.
+//! Arrays have one row a token and hold one sequence; sequences are independent and are spread over threads
+//! by the callers that have several. No result depends on the number of threads.
 
 mod attention;
 mod backward;

@@ -82,8 +82,8 @@ pub fn logits(
     )
 }
 
-/// Negative log-likelihood in nats of each target under its row of logits, `[tokens]`: ln(sum_i e^l_i) - l_target,
-/// the largest logit taken out of the sum first.
+/// Negative log-likelihood in nats of each target under its row of logits, `[tokens]`: ln(sum_i e^l_i) -
+/// l_target, the largest logit taken out of the sum first.
 ///
 /// # Errors
 /// `Shape` unless there is one target for each row, `TokenOutOfRange` when a target has no logit.
@@ -125,7 +125,8 @@ mod tests {
 
     #[test]
     fn losses_are_cross_entropies() {
-        // Equal logits over 4 tokens: ln 4. A certain token: 0. Logits beyond the exponential's range still work.
+        // Equal logits over 4 tokens: ln 4. A certain token: 0. Logits beyond the exponential's range still
+        // work.
         let logits = arr2(&[[7.0; 4], [0.0, 900.0, 0.0, -900.0], [0.0, 900.0, 0.0, -900.0]]);
         let losses = token_losses(logits.view(), &[2, 1, 3]).unwrap();
         assert!((losses[0] - 4f64.ln()).abs() <= f64::EPSILON);

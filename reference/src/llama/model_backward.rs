@@ -24,7 +24,8 @@ pub struct ModelGradients {
 /// The loss of a model on one sequence, summed over its positions (paper appendix A).
 ///
 /// # Errors
-/// `TokenOutOfRange` when a token has no embedding or no logit, `Shape` when the target does not fit the sequence.
+/// `TokenOutOfRange` when a token has no embedding or no logit, `Shape` when the target does not fit the
+/// sequence.
 pub fn model_loss(model: &Model, tokens: &[u32], target: Target<'_>) -> Result<f64> {
     let rotary = Rotary::new(&model.config, tokens.len());
     let mut x = embed(model.embedding.view(), tokens)?;
@@ -38,8 +39,9 @@ pub fn model_loss(model: &Model, tokens: &[u32], target: Target<'_>) -> Result<f
 
 /// [`model_loss`] and `scale` times its gradients.
 ///
-/// Only the inputs of the blocks are kept on the way forward; on the way back each block is computed once more with
-/// what its backward pass needs (Chen et al. 2016), so that one block's inner activations exist at a time.
+/// Only the inputs of the blocks are kept on the way forward; on the way back each block is computed once
+/// more with what its backward pass needs (Chen et al. 2016), so that one block's inner activations exist at
+/// a time.
 ///
 /// # Errors
 /// As [`model_loss`].

@@ -11,10 +11,11 @@ use aqlm_vocabulary::{
     Tuned, TuningState,
 };
 
-/// A model whose codebooks, scales, norms, embedding and head are being trained, codes fixed (paper appendix A).
+/// A model whose codebooks, scales, norms, embedding and head are being trained, codes fixed (paper appendix
+/// A).
 ///
-/// Gradients are added up by [`ModelTuner::accumulate`] until [`ModelTuner::step`] uses them, so that a step may see
-/// more sequences than fit in memory, or sums from several machines.
+/// Gradients are added up by [`ModelTuner::accumulate`] until [`ModelTuner::step`] uses them, so that a step
+/// may see more sequences than fit in memory, or sums from several machines.
 #[derive(Debug, Clone)]
 pub struct ModelTuner {
     model: Model,
@@ -79,9 +80,9 @@ impl ModelTuner {
             .collect()
     }
 
-    /// Adds `scale` times the gradients of [`ModelTuner::losses`] and returns those. `observe` is given every gradient
-    /// with respect to a decoded weight, [out_features, in_features]: what methods that change codes, or weigh
-    /// Hessians by gradients, start from.
+    /// Adds `scale` times the gradients of [`ModelTuner::losses`] and returns those. `observe` is given every
+    /// gradient with respect to a decoded weight, [out_features, in_features]: what methods that change
+    /// codes, or weigh Hessians by gradients, start from.
     ///
     /// # Errors
     /// As [`model_backward`]; gradients added before an error stay.
@@ -121,7 +122,8 @@ impl ModelTuner {
         });
     }
 
-    /// One step of Adam with this learning rate along the gradients added up so far, which are then forgotten.
+    /// One step of Adam with this learning rate along the gradients added up so far, which are then
+    /// forgotten.
     pub fn step(&mut self, lr: f64) {
         self.steps = self.steps.saturating_add(1);
         let adam = Adam {
@@ -196,8 +198,8 @@ impl ModelTuner {
 }
 
 impl ModelTuner {
-    /// What is not finite first, by its name in the checkpoint: a trained parameter, or else a layer whose output on
-    /// these sequences is not.
+    /// What is not finite first, by its name in the checkpoint: a trained parameter, or else a layer whose
+    /// output on these sequences is not.
     ///
     /// # Errors
     /// `TokenOutOfRange` when a token has no embedding.
@@ -337,8 +339,8 @@ mod tests {
         ] {
             let (out, inputs) = model.config.layer_shape(kind);
             let mut matrix = quantized(&mut rng, out, inputs);
-            // Weights as large as the dense ones, and scales of order one: numerical gradients assume that a parameter's
-            // own size is the one on which the loss bends.
+            // Weights as large as the dense ones, and scales of order one: numerical gradients assume that a
+            // parameter's own size is the one on which the loss bends.
             matrix.codebooks /= (2.0 * inputs as f64).sqrt();
             matrix.scales *= 2.0;
             model.blocks[block].set_layer(kind, matrix).unwrap();
@@ -381,7 +383,8 @@ mod tests {
             for tuned in &tuner.parameters {
                 let name = format!("{}, tied {tied}", tuned.parameter.name());
                 let at = values(&model, tuned.parameter);
-                // 12 losses over 11 logits, each a sum of 12 products behind two blocks of weights of 2 codewords
+                // 12 losses over 11 logits, each a sum of 12 products behind two blocks of weights of 2
+                // codewords
                 assert_gradient(&name, &tuned.gradient, &at, 12 * 11 * 12 * 2, |at| {
                     let mut model = model.clone();
                     set_values(&mut model, tuned.parameter, at);

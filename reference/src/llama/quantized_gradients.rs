@@ -4,12 +4,12 @@ use crate::decode::decode_unscaled;
 use crate::occurrences::{Occurrences, scatter};
 use aqlm_vocabulary::QuantizedMatrix;
 
-/// Gradients with respect to the codebooks and the scales of a quantized matrix, given the one with respect to the
-/// decoded weight, [out_features, in_features]; the codes are fixed (paper section 3.4).
+/// Gradients with respect to the codebooks and the scales of a quantized matrix, given the one with respect
+/// to the decoded weight, [out_features, in_features]; the codes are fixed (paper section 3.4).
 ///
-/// The weight's group (o, j) is s_o sum_m C_m(code(o, j, m)). With G its gradient, that of codeword k of C_m is the sum
-/// of s_o G(o, j) over the groups whose code m is k, and that of s_o the sum over j of <G(o, j), sum_m C_m(code(o, j, m))>.
-/// Returns ([M, 2^B, out_group, in_group], `[out_groups]`).
+/// The weight's group (o, j) is s_o sum_m C_m(code(o, j, m)). With G its gradient, that of codeword k of C_m
+/// is the sum of s_o G(o, j) over the groups whose code m is k, and that of s_o the sum over j of <G(o, j),
+/// sum_m C_m(code(o, j, m))>. Returns ([M, 2^B, out_group, in_group], `[out_groups]`).
 ///
 /// # Panics
 /// When the gradient's shape is not the matrix's.

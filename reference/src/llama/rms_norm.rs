@@ -2,7 +2,8 @@ use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Zip};
 
 /// RMSNorm: each row of x divided by its root mean square, times the weight.
 ///
-/// x and the result are [tokens, hidden]; y = w x / sqrt(mean(x^2) + eps) (Zhang and Sennrich 2019, equation 4).
+/// x and the result are [tokens, hidden]; y = w x / sqrt(mean(x^2) + eps) (Zhang and Sennrich 2019, equation
+/// 4).
 pub fn rms_norm(x: ArrayView2<f64>, weight: ArrayView1<f64>, eps: f64) -> Array2<f64> {
     let mut y = x.to_owned();
     for mut row in y.rows_mut() {
@@ -14,8 +15,8 @@ pub fn rms_norm(x: ArrayView2<f64>, weight: ArrayView1<f64>, eps: f64) -> Array2
 
 /// Gradients of [`rms_norm`] with respect to x and the weight, given the one with respect to its result.
 ///
-/// With r the reciprocal root and u = w * grad_y: grad_x = r u - x r^3 <u, x> / hidden, grad_w = sum over tokens of
-/// grad_y r x.
+/// With r the reciprocal root and u = w * grad_y: grad_x = r u - x r^3 <u, x> / hidden, grad_w = sum over
+/// tokens of grad_y r x.
 pub fn rms_norm_backward(
     x: ArrayView2<f64>,
     weight: ArrayView1<f64>,

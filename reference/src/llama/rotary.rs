@@ -4,8 +4,8 @@ use ndarray::{Array1, Array2};
 
 use aqlm_vocabulary::{AqlmError, LlamaConfig, Result, Rope, RopeScaling};
 
-/// Rotary position embedding (Su et al. 2021), in the rotate-half convention of Hugging Face checkpoints: element i
-/// of a head is paired with element i + head_dim/2.
+/// Rotary position embedding (Su et al. 2021), in the rotate-half convention of Hugging Face checkpoints:
+/// element i of a head is paired with element i + head_dim/2.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rotary {
     /// [positions, head_dim], both halves alike
@@ -17,9 +17,9 @@ pub struct Rotary {
 impl Rotary {
     /// The tables for positions 0 to `positions` (exclusive), with the model's frequencies.
     ///
-    /// Frequencies and angles are rounded to f32, the one place where the reference is less exact than f64: that is how
-    /// they were when models were trained, and how everybody else evaluates them. Exact angles differ by 6e-5 at
-    /// position 1,000, which moves token losses by more than 1e-4.
+    /// Frequencies and angles are rounded to f32, the one place where the reference is less exact than f64:
+    /// that is how they were when models were trained, and how everybody else evaluates them. Exact angles
+    /// differ by 6e-5 at position 1,000, which moves token losses by more than 1e-4.
     pub fn new(config: &LlamaConfig, positions: usize) -> Self {
         let frequencies = frequencies(&config.rope, config.head_dim);
         let half = frequencies.len().max(1);
@@ -55,7 +55,8 @@ impl Rotary {
         self.cos.nrows()
     }
 
-    /// Rotates every head of every row in place: row t of x, [tokens, heads x head_dim], is at position `first` + t.
+    /// Rotates every head of every row in place: row t of x, [tokens, heads x head_dim], is at position
+    /// `first` + t.
     ///
     /// y1 = x1 cos - x2 sin, y2 = x2 cos + x1 sin for the two halves of a head.
     ///
@@ -101,8 +102,8 @@ fn frequencies(rope: &Rope, head_dim: usize) -> Array1<f64> {
 
 /// A frequency after the changes that long-context variants make.
 ///
-/// Llama 3.1's scaling: with r = original context / wavelength, frequencies of r above `high_freq_factor` are kept,
-/// of r below `low_freq_factor` divided by `factor`, and between the two blended linearly in r.
+/// Llama 3.1's scaling: with r = original context / wavelength, frequencies of r above `high_freq_factor` are
+/// kept, of r below `low_freq_factor` divided by `factor`, and between the two blended linearly in r.
 fn scaled(frequency: f64, scaling: &RopeScaling) -> f64 {
     match *scaling {
         RopeScaling::None => frequency,
@@ -147,7 +148,8 @@ mod tests {
     #[test]
     fn plain_angles_are_position_times_frequency() {
         let rotary = Rotary::new(&config(4, None), 6);
-        // head_dim 4 and theta 100: frequencies 1 and 100^(-1/2) = 0.1; angles up to 5, each rounded twice to f32
+        // head_dim 4 and theta 100: frequencies 1 and 100^(-1/2) = 0.1; angles up to 5, each rounded twice to
+        // f32
         let near = |a: f64, b: f64| (a - b).abs() <= 5.0 * f64::from(f32::EPSILON);
         for position in 0..6 {
             let angle = position as f64;
@@ -203,7 +205,8 @@ mod tests {
                 scaled(turning(edge - step), &LLAMA3),
                 scaled(turning(edge + step), &LLAMA3),
             );
-            // the blend's slope is below 3 in units of the frequency, so the values differ by at most 3 times the step
+            // the blend's slope is below 3 in units of the frequency, so the values differ by at most 3 times
+            // the step
             assert!(
                 (above - below).abs() <= 3.0 * turning(2.0 * step),
                 "edge {edge}: {below:e} {above:e}"

@@ -52,8 +52,9 @@ pub enum Parameter {
 }
 
 impl Parameter {
-    /// The parameters that `tuned` selects of a model, block by block. `quantized` says for each block which of its
-    /// layers are; `tied` that head and embedding are one array, which then is [`Parameter::Embedding`].
+    /// The parameters that `tuned` selects of a model, block by block. `quantized` says for each block which
+    /// of its layers are; `tied` that head and embedding are one array, which then is
+    /// [`Parameter::Embedding`].
     pub fn selected(quantized: &[[bool; 7]], tied: bool, tuned: Tuned) -> Vec<Self> {
         let mut parameters = Vec::new();
         for (block, layers) in quantized.iter().enumerate() {
@@ -121,7 +122,8 @@ pub struct AdamDecay {
     pub eps: f64,
 }
 
-/// A distribution over the vocabulary at every position of a sequence, of which only the likeliest tokens are kept.
+/// A distribution over the vocabulary at every position of a sequence, of which only the likeliest tokens are
+/// kept.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TopTokens {
     /// the likeliest tokens, likeliest first, [positions, k]

@@ -4,8 +4,8 @@ use crate::{AqlmError, Result, Scheme};
 
 /// A weight matrix of [out_features, in_features] as codes, codebooks and scales.
 ///
-/// Element (o*go + a, j*gi + b) of the weight is `scales[o] * sum_m codebooks[m, codes[o, j, m], a, b]` with go and
-/// gi the scheme's output and input group sizes (paper section 3.1).
+/// Element (o*go + a, j*gi + b) of the weight is `scales[o] * sum_m codebooks[m, codes[o, j, m], a, b]` with
+/// go and gi the scheme's output and input group sizes (paper section 3.1).
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedMatrix {
     /// how the matrix is cut and coded
@@ -22,8 +22,8 @@ impl QuantizedMatrix {
     /// Puts the parts together after checking that they fit.
     ///
     /// # Errors
-    /// `Shape` when a part has another shape than the scheme and the codes imply, `CodeOutOfRange` for a code of 2^B
-    /// or more, `NotFinite` for a NaN or infinite codebook entry or scale.
+    /// `Shape` when a part has another shape than the scheme and the codes imply, `CodeOutOfRange` for a code
+    /// of 2^B or more, `NotFinite` for a NaN or infinite codebook entry or scale.
     pub fn new(
         scheme: Scheme,
         codes: Array3<u16>,

@@ -58,7 +58,8 @@ impl StreamKey {
     }
 }
 
-/// Shuffles in place (Fisher-Yates from the front, so that the first k places of a longer shuffle are a sample).
+/// Shuffles in place (Fisher-Yates from the front, so that the first k places of a longer shuffle are a
+/// sample).
 pub fn shuffle<T>(rng: &mut Stream, items: &mut [T]) {
     for i in 0..items.len().saturating_sub(1) {
         let j = rng.random_range(i as u64..items.len() as u64) as usize;

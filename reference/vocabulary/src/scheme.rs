@@ -7,8 +7,8 @@ use crate::{AqlmError, Result};
 
 /// How a weight matrix is cut and coded: `MxBgG`, or `MxBgGoO` when a group spans several output rows.
 ///
-/// A group of `out_group_size` x `in_group_size` weights is the sum of one codeword out of each of `num_codebooks`
-/// codebooks of `2^nbits` codewords (paper section 3.1), times the scale of its output group.
+/// A group of `out_group_size` x `in_group_size` weights is the sum of one codeword out of each of
+/// `num_codebooks` codebooks of `2^nbits` codewords (paper section 3.1), times the scale of its output group.
 ///
 /// ```
 /// use aqlm_vocabulary::Scheme;
@@ -108,8 +108,8 @@ impl Scheme {
         ))
     }
 
-    /// Bits that codes, codebooks and scales take for a weight of [out_features, in_features]: codes of B bits,
-    /// codebooks and scales of 16 bits.
+    /// Bits that codes, codebooks and scales take for a weight of [out_features, in_features]: codes of B
+    /// bits, codebooks and scales of 16 bits.
     pub fn bits(&self, out_features: usize, in_features: usize) -> f64 {
         let out_groups = out_features as f64 / self.out_group_size as f64;
         let in_groups = in_features as f64 / self.in_group_size as f64;

@@ -8,7 +8,8 @@ use crate::Scheme;
 pub enum Initialization {
     /// residual k-means: k-means, subtract, repeat M times (paper section 3.1, algorithm 1 line 4)
     Residual,
-    /// residual k-means, each codebook then refined under the H-metric of its input group (OA-EM, paper.md 3.2)
+    /// residual k-means, each codebook then refined under the H-metric of its input group (OA-EM, paper.md
+    /// 3.2)
     Em {
         /// rounds of (assignment, exact M-step) per codebook
         rounds: usize,
@@ -28,7 +29,8 @@ pub enum Update {
         /// alternations of (codebooks, scales)
         scale_rounds: usize,
     },
-    /// Adam on codebooks and scales, as the paper and the official code do (they differ in betas: paper.md 2.2)
+    /// Adam on codebooks and scales, as the paper and the official code do (they differ in betas: paper.md
+    /// 2.2)
     Adam {
         /// learning rate
         lr: f64,
@@ -43,7 +45,8 @@ pub enum Update {
     },
 }
 
-/// Everything that decides how one layer is quantized, apart from its weight, its Hessian and its random streams.
+/// Everything that decides how one layer is quantized, apart from its weight, its Hessian and its random
+/// streams.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerSettings {
     /// how the weight is coded

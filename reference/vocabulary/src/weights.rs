@@ -30,7 +30,8 @@ pub struct Linear {
     pub bias: Option<Array1<f32>>,
 }
 
-/// One block's parameters as they travel between storage and backends. Each backend makes its own resident form.
+/// One block's parameters as they travel between storage and backends. Each backend makes its own resident
+/// form.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockWeights {
     /// RMSNorm before attention, `[hidden]`

@@ -15,13 +15,15 @@ use super::{BenchCase, BenchOp, BenchOptions, BenchReport, KernelRow, Times, lea
 use aqlm_check::Outcome;
 use aqlm_formats::{Error, Result};
 
-/// Weight sets are repeated until they take this much, so that no call finds its weights in a cache; also what a copy moves.
+/// Weight sets are repeated until they take this much, so that no call finds its weights in a cache; also
+/// what a copy moves.
 const ROTATE_BYTES: usize = 256 << 20;
 /// What all calls of a kernel may take together, seconds.
 const CALLS_SECONDS: f64 = 3.0;
 const FEWEST_CALLS: usize = 5;
 
-/// Runs the bench on this machine's processor: the measured plan of each SIMD level, on all threads of the current pool.
+/// Runs the bench on this machine's processor: the measured plan of each SIMD level, on all threads of the
+/// current pool.
 ///
 /// `progress` gets a line before each kernel.
 ///

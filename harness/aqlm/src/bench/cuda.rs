@@ -17,15 +17,16 @@ use aqlm_formats::Result;
 
 /// Weight sets are repeated until they take this much: three times the L2 cache of an H100.
 const ROTATE_BYTES: usize = 150_000_000;
-/// Calls that a graph has at least, so that what starting it costs is spread thin; fewer when they would take longer than `GRAPH_US`.
+/// Calls that a graph has at least, so that what starting it costs is spread thin; fewer when they would take
+/// longer than `GRAPH_US`.
 const GRAPH_CALLS: usize = 64;
 const GRAPH_US: f64 = 20_000.0;
 /// The same where the device rests before each: the power limit takes longer than this to bite.
 const RESTED_GRAPH_US: f64 = 3_000.0;
 /// What all replays of a kernel may take together.
 const REPLAYS_US: f64 = 400_000.0;
-/// Rows of the weight that a matmul through cuBLAS decodes at a time, tried in this order: 33 tiles of 128 rows make two full rounds of
-/// 128 x 256 tiles at 2,048 rows of x on 132 multiprocessors.
+/// Rows of the weight that a matmul through cuBLAS decodes at a time, tried in this order: 33 tiles of 128
+/// rows make two full rounds of 128 x 256 tiles at 2,048 rows of x on 132 multiprocessors.
 const CHUNK_ROWS: [usize; 6] = [4224, 5632, 2816, 5504, 2112, 1408];
 /// The name under which decoding and then multiplying by cuBLAS is listed.
 const DECODED: &str = "matmul/decode_cublas";
@@ -415,7 +416,8 @@ impl<T: Activation + Element> Bench<'_, T> {
         }
     }
 
-    /// Runs once on a poisoned output and compares; on realistic inputs, a second time for equal bytes. Returns the output.
+    /// Runs once on a poisoned output and compares; on realistic inputs, a second time for equal bytes.
+    /// Returns the output.
     fn check(
         &self,
         inputs: &Inputs<T>,

@@ -19,8 +19,9 @@ pub(super) struct Inputs<T> {
 }
 
 impl<T: Element> Inputs<T> {
-    /// Exact tier: multiples of 1/8 of at most 1 and scales that are powers of two, so that products are multiples of 1/64 and every sum
-    /// is exact in f32, sums of up to 32 products in f16 also. Results must be equal.
+    /// Exact tier: multiples of 1/8 of at most 1 and scales that are powers of two, so that products are
+    /// multiples of 1/64 and every sum is exact in f32, sums of up to 32 products in f16 also. Results must
+    /// be equal.
     pub(super) fn exact(options: &BenchOptions) -> Result<Self> {
         Self::new(options, options.seed, grid, |_| 0.25, grid)
     }

@@ -1,4 +1,5 @@
-//! `aqlm bench`: every kernel that claims a case is first checked against the reference, then timed beside a dense product and a roofline.
+//! `aqlm bench`: every kernel that claims a case is first checked against the reference, then timed beside a
+//! dense product and a roofline.
 //!
 //! Nothing is timed whose result was not compared in the same process.
 
@@ -98,8 +99,8 @@ pub(crate) struct BenchOptions {
     pub seed: u64,
     /// replays of a graph; 0 checks and times nothing
     pub replays: usize,
-    /// milliseconds that the device rests before each replay, and graphs are short then: what a call takes alone, and not what it takes where the
-    /// power limit lowers the clock
+    /// milliseconds that the device rests before each replay, and graphs are short then: what a call takes
+    /// alone, and not what it takes where the power limit lowers the clock
     pub rest: u64,
     /// only kernels whose id contains this
     pub only: String,
@@ -271,7 +272,8 @@ fn least_bytes(options: &BenchOptions, batch: usize) -> usize {
     matrix_bytes(scheme, groups) + activations
 }
 
-/// Fewest bytes of a matrix of (output groups, input groups): codes at their own width, codebooks and scales in f16.
+/// Fewest bytes of a matrix of (output groups, input groups): codes at their own width, codebooks and scales
+/// in f16.
 fn matrix_bytes(scheme: Scheme, (out_groups, in_groups): (usize, usize)) -> usize {
     let codes = (out_groups * in_groups * scheme.num_codebooks * scheme.nbits as usize).div_ceil(8);
     let codebooks = scheme.num_codebooks * scheme.codebook_size() * scheme.group_len() * 2;

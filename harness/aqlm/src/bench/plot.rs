@@ -20,8 +20,8 @@ struct Line {
     dashed: bool,
 }
 
-/// Time against rows of x on logarithmic axes as SVG: each kernel in its fastest configuration, the dense product, and the roofline dashed.
-/// `None` when nothing was timed.
+/// Time against rows of x on logarithmic axes as SVG: each kernel in its fastest configuration, the dense
+/// product, and the roofline dashed. `None` when nothing was timed.
 pub(crate) fn svg(report: &BenchReport) -> Option<String> {
     let lines = lines(report);
     let all = || lines.iter().flat_map(|line| line.points.iter().copied());

@@ -3,10 +3,12 @@ use std::path::{Path, PathBuf};
 use super::BenchOp;
 use aqlm_formats::{Error, Result};
 
-/// A kernel of the user's own: a CUDA source with an entry of the operation's name, and how it wants to be launched.
+/// A kernel of the user's own: a CUDA source with an entry of the operation's name, and how it wants to be
+/// launched.
 ///
-/// A line `// aqlm: like=matvec/k1_naive block=256 rows_per_block=8 shared=0` in the file says so. `like` names a shipped kernel whose
-/// operands, compile-time constants and launch it takes (k1_naive of the operation if it is not given); the others change that launch.
+/// A line `// aqlm: like=matvec/k1_naive block=256 rows_per_block=8 shared=0` in the file says so. `like`
+/// names a shipped kernel whose operands, compile-time constants and launch it takes (k1_naive of the
+/// operation if it is not given); the others change that launch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct UserKernel {
     pub(super) path: PathBuf,

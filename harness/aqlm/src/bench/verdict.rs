@@ -143,9 +143,10 @@ fn worst<T: Element>(found: &[T], expected: &[f64], columns: usize) -> Vec<Worst
 
 /// The limit on the normalised squared error of f16 outputs.
 ///
-/// f16 rounds with a relative error of at most u = 2^-11: once for the output, and in a kernel that adds up a group in f16 once for each of
-/// the M G / 2 terms of a half group (a kernel that adds codewords in f16 rounds M - 1 times). Errors of different terms are independent, so
-/// their squares add up. A decode rounds each codeword's addition and the output: M + 1 times at most.
+/// f16 rounds with a relative error of at most u = 2^-11: once for the output, and in a kernel that adds up a
+/// group in f16 once for each of the M G / 2 terms of a half group (a kernel that adds codewords in f16
+/// rounds M - 1 times). Errors of different terms are independent, so their squares add up. A decode rounds
+/// each codeword's addition and the output: M + 1 times at most.
 pub(super) fn limit(op: super::BenchOp, num_codebooks: usize, in_group_size: usize) -> f64 {
     let roundings = match op {
         super::BenchOp::Decode => num_codebooks + 1,
@@ -154,8 +155,8 @@ pub(super) fn limit(op: super::BenchOp, num_codebooks: usize, in_group_size: usi
     2f64.powi(-22) * roundings as f64
 }
 
-/// The same for bf16, u = 2^-8: once for the output and for each addition of codewords, which some kernels make in bf16; all other sums are f32's. A
-/// weight that is decoded first is rounded once more.
+/// The same for bf16, u = 2^-8: once for the output and for each addition of codewords, which some kernels
+/// make in bf16; all other sums are f32's. A weight that is decoded first is rounded once more.
 pub(super) fn limit_bf16(op: super::BenchOp, num_codebooks: usize) -> f64 {
     let roundings = match op {
         super::BenchOp::Decode | super::BenchOp::Matvec => num_codebooks + 1,
@@ -164,7 +165,8 @@ pub(super) fn limit_bf16(op: super::BenchOp, num_codebooks: usize) -> f64 {
     2f64.powi(-16) * roundings as f64
 }
 
-/// The same for f32 outputs and sums, u = 2^-24: a product rounds each of its `in_features` terms' additions, the codewords' and the scale.
+/// The same for f32 outputs and sums, u = 2^-24: a product rounds each of its `in_features` terms' additions,
+/// the codewords' and the scale.
 pub(super) fn limit_f32(op: super::BenchOp, num_codebooks: usize, in_features: usize) -> f64 {
     let terms = match op {
         super::BenchOp::Decode => 0,

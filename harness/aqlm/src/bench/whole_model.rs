@@ -71,7 +71,8 @@ pub(crate) struct DecodeReport {
     pub outcome: Outcome,
     /// why that is not a pass
     pub reason: Option<String>,
-    /// normalised squared error of one block's logits between the chosen rung and the plain one, and its limit
+    /// normalised squared error of one block's logits between the chosen rung and the plain one, and its
+    /// limit
     pub nmse: Option<[f64; 2]>,
     /// bytes a second of a copy, read and written together
     pub copy_bytes_per_second: Option<f64>,
@@ -94,10 +95,11 @@ impl DecodeReport {
     }
 }
 
-/// Builds a model of random weights on the first GPU and times one token. Without a GPU the report says so in `reason`.
+/// Builds a model of random weights on the first GPU and times one token. Without a GPU the report says so in
+/// `reason`.
 ///
-/// First, in the same process: `aqlm check` of a small model of the scheme on this device, and one block of the very shapes in the chosen rung against
-/// the plain kernels. When either fails nothing is timed.
+/// First, in the same process: `aqlm check` of a small model of the scheme on this device, and one block of
+/// the very shapes in the chosen rung against the plain kernels. When either fails nothing is timed.
 ///
 /// # Errors
 /// `Device` when the device is too small or refuses; what the scheme cannot cut.
@@ -219,8 +221,8 @@ pub(crate) fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&st
     Ok(report)
 }
 
-/// One block's logits for a few tokens, two rungs apart: each has the roundings of a block (as LlamaCase::roundings counts them, with all seven layers quantized), the
-/// last norm and the head.
+/// One block's logits for a few tokens, two rungs apart: each has the roundings of a block (as
+/// LlamaCase::roundings counts them, with all seven layers quantized), the last norm and the head.
 fn difference_limit(scheme: Scheme) -> f64 {
     let inner = scheme.num_codebooks * scheme.in_group_size;
     let roundings = 2 * (65 + 4 * inner + 4);

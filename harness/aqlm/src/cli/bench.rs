@@ -36,7 +36,8 @@ pub(super) struct Args {
     /// Rows of x; several separated by commas
     #[arg(long, value_delimiter = ',', value_name = "N", default_value = "1")]
     batch: Vec<usize>,
-    /// A CUDA source of your own to check and to time beside the shipped kernels (docs/kernels.md, kernels/examples)
+    /// A CUDA source of your own to check and to time beside the shipped kernels (docs/kernels.md,
+    /// kernels/examples)
     #[arg(long, value_name = "FILE.cu")]
     kernel: Option<PathBuf>,
     /// Take the shipped kernels' sources from this folder instead of the program
@@ -48,11 +49,12 @@ pub(super) struct Args {
     /// Replays of a graph of calls; 0 checks and times nothing
     #[arg(long, value_name = "N", default_value_t = 60)]
     replays: usize,
-    /// Milliseconds that the GPU rests before each replay, which are short then: what a call takes alone, not what many take one after the other where
-    /// the power limit lowers the clock
+    /// Milliseconds that the GPU rests before each replay, which are short then: what a call takes alone, not
+    /// what many take one after the other where the power limit lowers the clock
     #[arg(long, value_name = "MS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
     rest: u64,
-    /// Launch configurations to try of kernels that have several: the one measured to be fastest first, then as expected
+    /// Launch configurations to try of kernels that have several: the one measured to be fastest first, then
+    /// as expected
     #[arg(long, value_name = "N", default_value_t = 1)]
     configs: usize,
     /// Only launch configurations whose description contains this
@@ -61,7 +63,8 @@ pub(super) struct Args {
     /// Plot time against rows of x, with the roofline, into this file
     #[arg(long, value_name = "FILE.svg")]
     svg: Option<PathBuf>,
-    /// Instead of one product: a whole model of these shapes and random weights in --scheme, and the time of a token at batch 1
+    /// Instead of one product: a whole model of these shapes and random weights in --scheme, and the time of
+    /// a token at batch 1
     #[arg(long, value_enum, value_name = "MODEL")]
     random_weights: Option<LlamaShape>,
     /// With --random-weights: positions that the token attends to

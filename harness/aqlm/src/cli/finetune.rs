@@ -45,8 +45,8 @@ pub(super) struct Args {
     /// Seconds between two saved states; one is saved after every epoch in any case
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     save_every: u64,
-    /// Memory that activations may take, as in 512M or 2G: those of training are computed again where they do not fit, and hidden
-    /// states of the teacher beyond it lie on the disk, in the run folder
+    /// Memory that activations may take, as in 512M or 2G: those of training are computed again where they do
+    /// not fit, and hidden states of the teacher beyond it lie on the disk, in the run folder
     #[arg(long, value_name = "BYTES")]
     memory: Option<Memory>,
     /// Continue a run of this same command from its last saved state
@@ -123,8 +123,8 @@ struct SettingsArgs {
     /// Sequences kept for validation [default: a sixteenth]
     #[arg(long)]
     validation: Option<usize>,
-    /// Keep only the K likeliest tokens of each position of the teacher's, and the mass of the others as one outcome
-    /// [default: all tokens, made from stored hidden states]
+    /// Keep only the K likeliest tokens of each position of the teacher's, and the mass of the others as one
+    /// outcome [default: all tokens, made from stored hidden states]
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
     /// How the teacher is used
@@ -390,7 +390,8 @@ pub(super) fn summary(report: &EndToEndReport) -> String {
     )
 }
 
-/// Trains in the run folder `run` with progress on standard error, and writes the tuned checkpoint into `out`.
+/// Trains in the run folder `run` with progress on standard error, and writes the tuned checkpoint into
+/// `out`.
 #[expect(clippy::too_many_arguments, reason = "each is a different thing")]
 pub(super) fn finetune_into(
     model: &Model,

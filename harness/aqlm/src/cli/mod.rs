@@ -1,5 +1,5 @@
-//! The command line: one file a command. Results go to standard output, as text or as one JSON document; messages
-//! and progress go to standard error. Exit codes: 0 ok, 1 the answer is no, 2 bad input.
+//! The command line: one file a command. Results go to standard output, as text or as one JSON document;
+//! messages and progress go to standard error. Exit codes: 0 ok, 1 the answer is no, 2 bad input.
 
 mod bench;
 mod check;

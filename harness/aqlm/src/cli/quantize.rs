@@ -44,7 +44,8 @@ pub(super) struct Args {
     settings: SettingsArgs,
     #[command(flatten)]
     end_to_end: EndToEndArgs,
-    /// Memory that activations may take, as in 512M or 2G: hidden states beyond it lie on the disk, in the run folder
+    /// Memory that activations may take, as in 512M or 2G: hidden states beyond it lie on the disk, in the
+    /// run folder
     #[arg(long, value_name = "BYTES")]
     memory: Option<Memory>,
     /// Continue a run of this same command after its last finished block or step
@@ -455,8 +456,8 @@ pub(super) fn summary(report: &QuantizeReport) -> String {
     )
 }
 
-/// Quantizes in a run folder, `run`, with progress on standard error, and writes the checkpoint into `out`. Returns the
-/// folder too, which stays locked while that lives.
+/// Quantizes in a run folder, `run`, with progress on standard error, and writes the checkpoint into `out`.
+/// Returns the folder too, which stays locked while that lives.
 #[expect(clippy::too_many_arguments, reason = "each is a different thing")]
 pub(super) fn quantize_into(
     model: &Model,

@@ -52,7 +52,8 @@ pub(crate) fn json(output: &Output) -> Value {
     })
 }
 
-/// Runs a command that must be refused: exit code 2, nothing on standard output, a message with all the given words.
+/// Runs a command that must be refused: exit code 2, nothing on standard output, a message with all the given
+/// words.
 pub(crate) fn refused(arguments: &[&str], words: &[&str]) {
     let output = aqlm(arguments);
     let message = message(&output);

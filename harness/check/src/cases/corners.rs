@@ -1,8 +1,8 @@
 use super::{Case, Operation};
 use aqlm_formats::Result;
 
-/// Cases that are always checked: each is an edge that some implementation has or could have, and the schemes that have
-/// fast paths of their own.
+/// Cases that are always checked: each is an edge that some implementation has or could have, and the schemes
+/// that have fast paths of their own.
 ///
 /// # Errors
 /// `Invalid` for an id that does not parse, which this module's tests rule out.
@@ -109,8 +109,8 @@ const CODEBOOK_UPDATE: [&str; 12] = [
     "2x4g4-64x48-repeated-dead-gradients-s6",
     "2x3g8-20x48-zerorows-ill-closed-s7",
     "1x1g4-1x4-dyadic-white-closed-s8",
-    // fits that f32 cannot follow: a rank-deficient H that rounding makes indefinite, many digits below the start, ill-conditioned,
-    // all but exact at the first step
+    // fits that f32 cannot follow: a rank-deficient H that rounding makes indefinite, many digits below the
+    // start, ill-conditioned, all but exact at the first step
     "2x5g11-27x11-outliers-deficient-closed-s887",
     "4x4g4o3-15x32-denormal-correlated-closed-s240",
     "2x5g16-30x64-zerorows-ill-closed-s836",
@@ -127,7 +127,8 @@ const LAYER_QUANTIZE: [&str; 6] = [
 ];
 
 const LLAMA: [&str; 5] = [
-    // longer than a span of queries; a window shorter than the sequence; more heads than keys; single tokens and heads
+    // longer than a span of queries; a window shorter than the sequence; more heads than keys; single tokens
+    // and heads
     "40x72-k4-q1-d12-n3-t70-w0-nobias-plain-2x3g4o2-s1",
     "40x72-k2-q2-d12-n2-t70-w9-bias-linear-2x3g4o2-s2",
     "40x72-k1-q6-d12-n1-t37-w75-nobias-llama3-1x4g4-s3",

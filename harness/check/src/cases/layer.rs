@@ -51,8 +51,8 @@ words! {
     }
 }
 
-/// A weight, a Hessian and a quantized matrix that is no good fit: the cases of the quantizer's operations. Fields that an
-/// operation does not use keep their first value and are not part of its id.
+/// A weight, a Hessian and a quantized matrix that is no good fit: the cases of the quantizer's operations.
+/// Fields that an operation does not use keep their first value and are not part of its id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerCase {
     /// how the weight is coded

@@ -192,19 +192,21 @@ impl LlamaCase {
         }
     }
 
-    /// Lengths of the sums behind one output of a block: both norms, the products of attention and MLP, scores and
-    /// softmax.
+    /// Lengths of the sums behind one output of a block: both norms, the products of attention and MLP,
+    /// scores and softmax.
     pub fn terms(&self) -> usize {
         let heads = self.kv_heads * self.heads_per_kv_head * 2 * self.half_head;
         4 * self.hidden + self.intermediate + heads + 2 * self.half_head + 2 * self.tokens
     }
 
-    /// Values that are stored in f16 on the way through a block and at its outputs, where products are in f16 and sums in f32.
+    /// Values that are stored in f16 on the way through a block and at its outputs, where products are in f16
+    /// and sums in f32.
     ///
-    /// Attention: norm weight and result; q or k, its weight and its rotation; value and its weight; the result; o_proj, its codebook, scale and result. MLP: norm
-    /// weight and result; gate and up, each with its weight or codebook and scale; their product; down and its weight. Kernels that add
-    /// up a group in f16 round once a term of half a group, in o_proj and up_proj. Queries and keys, 5 values each, act through
-    /// scores, whose standard deviation is at most 2 here (biases double the square), and so 4 times.
+    /// Attention: norm weight and result; q or k, its weight and its rotation; value and its weight; the
+    /// result; o_proj, its codebook, scale and result. MLP: norm weight and result; gate and up, each with
+    /// its weight or codebook and scale; their product; down and its weight. Kernels that add up a group in
+    /// f16 round once a term of half a group, in o_proj and up_proj. Queries and keys, 5 values each, act
+    /// through scores, whose standard deviation is at most 2 here (biases double the square), and so 4 times.
     pub fn roundings(&self) -> usize {
         let inner = self.scheme.num_codebooks * self.scheme.in_group_size;
         let (attention, scores, mlp) = (12, 2 * 5 * 4, 13);

@@ -1,8 +1,9 @@
-//! Cases: one description for each operation, used alike by properties, `aqlm check` and replay (docs/checking.md).
+//! Cases: one description for each operation, used alike by properties, `aqlm check` and replay
+//! (docs/checking.md).
 //!
 //! A case is a few small numbers and words; its id says all of them, and the data follow from the id alone:
-//! `matvec-2x8g8o2-96x72-b3-outliers-s17` is matvec with scheme 2x8g8o2, a weight of [96, 72], 3 rows of x, outliers
-//! among the numbers, and the random stream of seed 17. Printing and parsing are inverse.
+//! `matvec-2x8g8o2-96x72-b3-outliers-s17` is matvec with scheme 2x8g8o2, a weight of [96, 72], 3 rows of x,
+//! outliers among the numbers, and the random stream of seed 17. Printing and parsing are inverse.
 
 mod corners;
 mod id;

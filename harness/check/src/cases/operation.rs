@@ -3,7 +3,8 @@ use serde::{Serialize, Serializer};
 use super::words::words;
 
 words! {
-    /// The operations of the project (design: one id each, in tests, benches, command line and documentation alike).
+    /// The operations of the project (design: one id each, in tests, benches, command line and documentation
+    /// alike).
     Operation, "operation" {
         /// codes, codebooks and scales to the dense weight
         Decode = "decode",

@@ -6,8 +6,8 @@ use super::layer::{Inputs, Starting, Updating};
 use super::llama::{Biases, Positions};
 use super::{Case, LayerCase, LlamaCase, Operation, Problem, ProductCase, SamplesCase, Values};
 
-/// Valid cases of an operation, over all of M 1..=8, B 1..=16, group sizes 4..=64, out_group_size 1..=4, with ragged edges
-/// and single rows and columns. They simplify towards few small groups of dyadic numbers.
+/// Valid cases of an operation, over all of M 1..=8, B 1..=16, group sizes 4..=64, out_group_size 1..=4, with
+/// ragged edges and single rows and columns. They simplify towards few small groups of dyadic numbers.
 pub fn cases(operation: Operation) -> BoxedStrategy<Case> {
     let problem = match operation {
         Operation::Decode | Operation::Matvec | Operation::Matmul => product(operation).boxed(),
@@ -33,8 +33,8 @@ pub fn cases(operation: Operation) -> BoxedStrategy<Case> {
         .boxed()
 }
 
-/// The scheme of these numbers with as many bits as keep the codebooks below 2^`budget` numbers: all of M, G and the
-/// output group size together with B = 16 would be gigabytes.
+/// The scheme of these numbers with as many bits as keep the codebooks below 2^`budget` numbers: all of M, G
+/// and the output group size together with B = 16 would be gigabytes.
 fn scheme(codebooks: usize, nbits: u32, in_group: usize, out_group: usize, budget: u32) -> Scheme {
     let others = (codebooks * in_group * out_group).next_power_of_two().ilog2();
     Scheme {

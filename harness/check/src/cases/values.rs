@@ -29,14 +29,14 @@ impl Values {
     }
 }
 
-/// A multiple of 1/8 of size at most 1. Products of two are multiples of 1/64; sums of fewer than 2^17 of those are
-/// exact in f32.
+/// A multiple of 1/8 of size at most 1. Products of two are multiples of 1/64; sums of fewer than 2^17 of
+/// those are exact in f32.
 pub(super) fn dyadic(rng: &mut Stream) -> f64 {
     f64::from(rng.random_range(-8..=8)) / 8.0
 }
 
-/// A bell-shaped number of about unit size, one in a hundred twenty times as large, rounded to f16 so that every
-/// backend can hold it.
+/// A bell-shaped number of about unit size, one in a hundred twenty times as large, rounded to f16 so that
+/// every backend can hold it.
 pub(super) fn with_outliers(rng: &mut Stream) -> f64 {
     let bell: f64 = (0..4).map(|_| rng.random_range(-1.0..1.0)).sum();
     let value = if rng.random_bool(0.01) { 20.0 * bell } else { bell };

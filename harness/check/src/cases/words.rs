@@ -1,4 +1,5 @@
-/// An enum whose variants are single words in ids, on the command line and in reports; printing and parsing are inverse.
+/// An enum whose variants are single words in ids, on the command line and in reports; printing and parsing
+/// are inverse.
 macro_rules! words {
     ($(#[$outer:meta])* $name:ident, $what:literal { $($(#[$inner:meta])* $variant:ident = $word:literal,)+ }) => {
         $(#[$outer])*

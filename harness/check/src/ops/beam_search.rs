@@ -11,7 +11,8 @@ use crate::subject::Subject;
 use crate::{Comparison, largest};
 use aqlm_formats::Result;
 
-/// Combinations of an output group's codes that an exhaustive search tries; all of them for a few groups take little time.
+/// Combinations of an output group's codes that an exhaustive search tries; all of them for a few groups take
+/// little time.
 const FEW: u64 = 1 << 12;
 
 fn against(number: Number) -> Against {
@@ -67,9 +68,9 @@ fn optimum(layer: &Layer) -> Result<Option<f64>> {
     Ok(Some(sum))
 }
 
-/// Coordinate descent replayed on the path of `found`: the worst code that was chosen, by how much its score was above the
-/// best one there, as a share of the magnitudes of both. Every position of a sweep is visited once, so the path follows
-/// from the result, however ties broke.
+/// Coordinate descent replayed on the path of `found`: the worst code that was chosen, by how much its score
+/// was above the best one there, as a share of the magnitudes of both. Every position of a sweep is visited
+/// once, so the path follows from the result, however ties broke.
 fn worst_choice(layer: &Layer, order: &[(usize, usize)], found: &QuantizedMatrix) -> f64 {
     let (matrix, hessian) = (&layer.data.matrix, &layer.data.hessian);
     let (rows, columns) = (matrix.scheme.out_group_size, matrix.scheme.in_group_size);
@@ -133,8 +134,8 @@ fn worst_choice(layer: &Layer, order: &[(usize, usize)], found: &QuantizedMatrix
     worst
 }
 
-/// What every implementation must do: only codes change, the loss never rises and is never under the optimum, and a beam of
-/// one takes the best code at every position.
+/// What every implementation must do: only codes change, the loss never rises and is never under the optimum,
+/// and a beam of one takes the best code at every position.
 fn on_its_path(
     check: Against,
     case: &Case,

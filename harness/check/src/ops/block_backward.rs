@@ -207,8 +207,8 @@ pub(super) fn prepare(case: &Case) -> Result<Prepared> {
     }))
 }
 
-/// NMSE, except that a gradient which is zero by the mathematics must be so: queries and keys of a window of one token
-/// have no influence, for softmax over one score is one.
+/// NMSE, except that a gradient which is zero by the mathematics must be so: queries and keys of a window of
+/// one token have no influence, for softmax over one score is one.
 fn zero_or<'a>(
     check: Against,
     terms: usize,

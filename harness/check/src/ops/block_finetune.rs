@@ -58,8 +58,8 @@ fn reference(
     )?)
 }
 
-/// The kept state is never worse than the first, and the gradients of codebooks and scales are those of the decoded
-/// weight.
+/// The kept state is never worse than the first, and the gradients of codebooks and scales are those of the
+/// decoded weight.
 pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
     let problem = case.llama()?;
     let data = problem.data(case.seed);
@@ -75,8 +75,8 @@ pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
     Ok(comparisons)
 }
 
-/// The loss sum(W times a fixed pattern) is linear in each codeword and each scale, so that central differences have no
-/// error but rounding.
+/// The loss sum(W times a fixed pattern) is linear in each codeword and each scale, so that central
+/// differences have no error but rounding.
 fn gradients(
     check: Against,
     problem: &LlamaCase,
@@ -127,8 +127,8 @@ pub(super) fn prepare(case: &Case) -> Result<Prepared> {
     let expected = reference(&case, &problem, &data, &targets)?;
     let settings = problem.finetune();
     let steps = settings.epochs * problem.sequences.div_ceil(settings.batch);
-    // Adam divides by the root of the second moment, so a parameter whose gradients are at the level of rounding goes its
-    // own way, by at most lr a step; what it does to the loss is of second order.
+    // Adam divides by the root of the second moment, so a parameter whose gradients are at the level of
+    // rounding goes its own way, by at most lr a step; what it does to the loss is of second order.
     let terms = 2 * problem.terms() * steps;
     let size = targets.iter().map(|&y| f64::from(y).powi(2)).sum::<f64>() / targets.len() as f64;
     Ok(Box::new(move |subject: &dyn Subject| {
@@ -136,8 +136,8 @@ pub(super) fn prepare(case: &Case) -> Result<Prepared> {
         let ((_, report), same) = repeated(check, "block and report", || {
             subject.block_finetune(&problem, &data, &targets, problem.key(case.seed))
         })?;
-        // A loss is the squared distance to the targets, so two of them differ in their roots by no more than the outputs
-        // do, whose errors are shares of the outputs' size and not of the distance.
+        // A loss is the squared distance to the targets, so two of them differ in their roots by no more than
+        // the outputs do, whose errors are shares of the outputs' size and not of the distance.
         let roots = |losses: &[f64]| -> Vec<f64> { losses.iter().map(|loss| loss.sqrt()).collect() };
         let distance = |what: &str, ours: &[f64], theirs: &[f64]| {
             let difference = nmse_of_roots(&roots(ours), &roots(theirs), size);
@@ -161,8 +161,8 @@ pub(super) fn prepare(case: &Case) -> Result<Prepared> {
     }))
 }
 
-/// The largest squared difference of two lists of roots of losses, as a share of the targets' mean square; NaN when their
-/// lengths differ. Two empty lists agree.
+/// The largest squared difference of two lists of roots of losses, as a share of the targets' mean square;
+/// NaN when their lengths differ. Two empty lists agree.
 fn nmse_of_roots(found: &[f64], expected: &[f64], size: f64) -> f64 {
     if found.len() != expected.len() {
         return f64::NAN;

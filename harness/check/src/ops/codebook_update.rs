@@ -21,8 +21,8 @@ fn terms(layer: &Layer) -> usize {
     4 * (2 * layer.weight.ncols() + layer.data.matrix.scheme.num_codebooks + 4)
 }
 
-/// By how much a loss is above another, as a share of it. Below `floor`, which is what errors of one epsilon in every
-/// number come to, losses are not told apart.
+/// By how much a loss is above another, as a share of it. Below `floor`, which is what errors of one epsilon
+/// in every number come to, losses are not told apart.
 fn above(found: f64, bound: f64, floor: f64) -> f64 {
     let above = found - bound - floor;
     if above <= 0.0 {
@@ -32,16 +32,17 @@ fn above(found: f64, bound: f64, floor: f64) -> f64 {
     }
 }
 
-/// What errors of an epsilon in each number of the optimum's matrix come to: the squares of the outputs' errors.
+/// What errors of an epsilon in each number of the optimum's matrix come to: the squares of the outputs'
+/// errors.
 fn floor(check: Against, layer: &Layer, optimum: &QuantizedMatrix) -> f64 {
     (2.0 * layer.weight.ncols() as f64 * check.number.epsilon()).powi(2) * layer.magnitude(optimum)
 }
 
-/// The reference's loss that others are compared to: of the codebooks alone, whose least squares have one value. Where
-/// alternating with scales leads from there is open, but it must not lead upwards.
+/// The reference's loss that others are compared to: of the codebooks alone, whose least squares have one
+/// value. Where alternating with scales leads from there is open, but it must not lead upwards.
 ///
-/// Conjugate gradients converge more slowly the more is rounded, and neither type has converged when its steps are used
-/// up, so that theirs is the loss after half of the steps.
+/// Conjugate gradients converge more slowly the more is rounded, and neither type has converged when its
+/// steps are used up, so that theirs is the loss after half of the steps.
 fn bound(layer: &Layer, problem: &LayerCase) -> Result<(f64, QuantizedMatrix)> {
     let settings = match problem.update_settings() {
         Update::ClosedForm {
@@ -120,7 +121,8 @@ pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
     Ok(comparisons)
 }
 
-/// Adam on the codebooks alone cannot be had, but its codebooks with the first scales can: still no better than the best.
+/// Adam on the codebooks alone cannot be had, but its codebooks with the first scales can: still no better
+/// than the best.
 fn adam_run(layer: &Layer, steps: usize) -> Result<QuantizedMatrix> {
     let settings = AdamSettings {
         lr: 1e-2,

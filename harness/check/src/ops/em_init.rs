@@ -29,8 +29,8 @@ fn terms(layer: &Layer) -> usize {
         + 8)
 }
 
-/// Each group's error in its own metric, s^2 (x - c) H_jj (x - c): what EM lowers. It leaves out what groups have to do
-/// with one another.
+/// Each group's error in its own metric, s^2 (x - c) H_jj (x - c): what EM lowers. It leaves out what groups
+/// have to do with one another.
 fn objective(layer: &Layer, matrix: &aqlm_vocabulary::QuantizedMatrix) -> f64 {
     let columns = matrix.scheme.in_group_size;
     let difference = &layer.weight - &aqlm_reference::decode(matrix);

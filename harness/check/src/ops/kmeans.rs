@@ -89,8 +89,8 @@ fn means(points: &Array2<f32>, before: &Clusters) -> Array2<f64> {
     sums
 }
 
-/// What every implementation must do on its own path: nearest centroids, their means one step later, the inertia that
-/// follows, and never a higher one than at the start.
+/// What every implementation must do on its own path: nearest centroids, their means one step later, the
+/// inertia that follows, and never a higher one than at the start.
 fn on_its_path(check: Against, points: &Array2<f32>, steps: &[Clusters; 3]) -> Result<Vec<Comparison>> {
     let [start, one, end] = steps;
     let choice = nearest::terms(points.ncols(), 1);

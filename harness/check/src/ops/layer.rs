@@ -1,4 +1,5 @@
-//! What the quantizer's operations share: losses as the reference evaluates them in f64, and what rounding makes of them.
+//! What the quantizer's operations share: losses as the reference evaluates them in f64, and what rounding
+//! makes of them.
 
 use aqlm_reference::{decode, layer_error};
 use aqlm_vocabulary::QuantizedMatrix;
@@ -30,7 +31,8 @@ impl Layer {
         layer_error(&self.weight, &decode(matrix), &self.data.hessian)
     }
 
-    /// tr(R |H| RT) with R = |W| + |Q|: the size of what a loss is the sum of, which its rounding is relative to.
+    /// tr(R |H| RT) with R = |W| + |Q|: the size of what a loss is the sum of, which its rounding is relative
+    /// to.
     pub(super) fn magnitude(&self, matrix: &QuantizedMatrix) -> f64 {
         let mut absolute = matrix.clone();
         absolute.codebooks.mapv_inplace(f64::abs);
@@ -39,8 +41,8 @@ impl Layer {
         (rows.dot(&self.data.hessian.mapv(f64::abs)) * &rows).sum()
     }
 
-    /// ln of the ratio of two losses, both raised by what an error of one epsilon in every number comes to, so that
-    /// optima of (nearly) zero are not compared by their rounding.
+    /// ln of the ratio of two losses, both raised by what an error of one epsilon in every number comes to,
+    /// so that optima of (nearly) zero are not compared by their rounding.
     pub(super) fn excess(&self, check: Against, found: &QuantizedMatrix, expected: &QuantizedMatrix) -> f64 {
         let terms = 2.0 * self.weight.ncols() as f64;
         let floor = (terms * check.number.epsilon()).powi(2) * self.magnitude(expected);

@@ -37,8 +37,8 @@ fn on_its_path(
     let codebooks = found.scheme.num_codebooks;
     let whole: f64 = (layer.weight.dot(&layer.data.hessian) * &layer.weight).sum();
     let reached = layer.loss(found) / whole;
-    // A relative error in every term of the loss, as a share of the loss's magnitude rather than of the loss, which is a
-    // small difference of large numbers.
+    // A relative error in every term of the loss, as a share of the loss's magnitude rather than of the loss,
+    // which is a small difference of large numbers.
     let scale = layer.magnitude(found) / whole;
     let difference = ((report.relative_error - reached) / scale).powi(2);
     let terms = 2 * inputs + codebooks;

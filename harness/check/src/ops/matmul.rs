@@ -23,7 +23,8 @@ fn terms(products: &Products) -> usize {
     products.data.matrix.in_features() + 2 * products.data.matrix.scheme.num_codebooks + 5
 }
 
-/// The reference's product of matrices is the one that the expected results come from, computed by another library.
+/// The reference's product of matrices is the one that the expected results come from, computed by another
+/// library.
 pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
     let products = Products::new(case.product()?.data(case.seed));
     let x = products.data.x.mapv(f64::from);

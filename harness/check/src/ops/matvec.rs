@@ -14,7 +14,8 @@ fn against(number: Number) -> Against {
     }
 }
 
-/// Roundings behind one element: the products along a row, the codewords in each, the scaling, the sums of blocks.
+/// Roundings behind one element: the products along a row, the codewords in each, the scaling, the sums of
+/// blocks.
 fn terms(products: &Products) -> usize {
     products.data.matrix.in_features() + products.data.matrix.scheme.num_codebooks + 4
 }

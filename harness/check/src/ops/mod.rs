@@ -1,4 +1,5 @@
-//! One file an operation: the properties that the reference must have, and the comparison of a backend with it.
+//! One file an operation: the properties that the reference must have, and the comparison of a backend with
+//! it.
 
 #![allow(
     clippy::needless_pass_by_value,

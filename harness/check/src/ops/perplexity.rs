@@ -26,7 +26,8 @@ fn losses(data: &LlamaData) -> Result<Vec<Array1<f64>>> {
         .collect()
 }
 
-/// A loss is -ln of the softmax; equal logits make it ln of the vocabulary; a constant added to all changes nothing.
+/// A loss is -ln of the softmax; equal logits make it ln of the vocabulary; a constant added to all changes
+/// nothing.
 pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
     let problem = case.llama()?;
     let data = problem.data(case.seed);

@@ -56,11 +56,12 @@ impl Products {
         }
     }
 
-    /// NMSE of `found`, results in a type of 16 bits, against the exact ones, with a limit that follows from where each was rounded: `chain` times
-    /// inside each group of each row, and once at the end. `found` has one result for each row of x in `rows` and each output.
+    /// NMSE of `found`, results in a type of 16 bits, against the exact ones, with a limit that follows from
+    /// where each was rounded: `chain` times inside each group of each row, and once at the end. `found` has
+    /// one result for each row of x in `rows` and each output.
     ///
-    /// A partial sum inside a group is at most the group's magnitude, sum(|w x|). Rows with the same codes make the same errors there but for
-    /// their scales, whatever x, so that theirs count as one.
+    /// A partial sum inside a group is at most the group's magnitude, sum(|w x|). Rows with the same codes
+    /// make the same errors there but for their scales, whatever x, so that theirs count as one.
     ///
     /// # Errors
     /// `Invalid` when the table of limits has no row for it.
@@ -127,8 +128,8 @@ impl Products {
         ))
     }
 
-    /// How far fixed-point tables may move W x before its scale, for one row of x: what the subject says, once it is
-    /// within what a table of so many bytes can come to.
+    /// How far fixed-point tables may move W x before its scale, for one row of x: what the subject says,
+    /// once it is within what a table of so many bytes can come to.
     ///
     /// # Errors
     /// `Invalid` when the subject allows itself more than that.
@@ -140,9 +141,9 @@ impl Products {
         let declared = subject.table_error(&self.data.matrix, &x.to_vec())?;
         let scheme = self.data.matrix.scheme;
         let lookups = (self.data.matrix.groups().1 * scheme.num_codebooks) as f64;
-        // Entries up to L in steps of a power of two, so that L takes all bits but one: the step is below
-        // L 2^(2 - bits), twice that when L is just above a power of two, and a look-up is off by half of it. No step is
-        // below 2^-120. f32 rounds L and the sum.
+        // Entries up to L in steps of a power of two, so that L takes all bits but one: the step is below L
+        // 2^(2 - bits), twice that when L is just above a power of two, and a look-up is off by half of it.
+        // No step is below 2^-120. f32 rounds L and the sum.
         let largest = largest_entry(&self.data.matrix, x);
         let lookup = largest * 2f64.powi(2 - 8 * bytes as i32) + 2f64.powi(-120);
         let most = lookups * lookup * (1.0 + (lookups + 8.0) * f64::from(f32::EPSILON));
@@ -180,8 +181,8 @@ fn absolute(matrix: &QuantizedMatrix) -> QuantizedMatrix {
     }
 }
 
-/// The weight by the definition, one element at a time and codebooks in reverse: what the reference's own decode is
-/// checked against.
+/// The weight by the definition, one element at a time and codebooks in reverse: what the reference's own
+/// decode is checked against.
 pub(super) fn by_definition(matrix: &QuantizedMatrix) -> Array2<f64> {
     let (rows, columns) = (matrix.scheme.out_group_size, matrix.scheme.in_group_size);
     Array2::from_shape_fn((matrix.out_features(), matrix.in_features()), |(r, c)| {

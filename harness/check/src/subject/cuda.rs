@@ -34,7 +34,8 @@ fn whole_model(operation: Operation) -> bool {
 static DEVICE: OnceLock<std::result::Result<Device, String>> = OnceLock::new();
 
 impl CudaSubject {
-    /// Every kernel of the case's operation; one without a kernel where there is none, which answers `unsupported`.
+    /// Every kernel of the case's operation; one without a kernel where there is none, which answers
+    /// `unsupported`.
     ///
     /// # Errors
     /// What is missing, when there is no device.

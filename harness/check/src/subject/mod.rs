@@ -41,7 +41,8 @@ pub struct Gradients {
 
 /// One way in which a backend computes. Operations that it does not do answer `Unsupported`, the default.
 ///
-/// To add an operation: a method here with that default, its implementation in cpu.rs or cuda.rs, and a file in `ops/`.
+/// To add an operation: a method here with that default, its implementation in cpu.rs or cuda.rs, and a file
+/// in `ops/`.
 #[expect(
     clippy::missing_errors_doc,
     reason = "what the backend refuses, for all methods"
@@ -173,7 +174,8 @@ pub trait Subject: Sync {
         no(self.backend(), Operation::BlockFinetune)
     }
 
-    /// Logits of all sequences, [tokens, vocabulary] each; and those of the first sequence computed token by token.
+    /// Logits of all sequences, [tokens, vocabulary] each; and those of the first sequence computed token by
+    /// token.
     fn model_forward(&self, _data: &LlamaData) -> Result<(Vec<Array2<f64>>, Array2<f64>)> {
         no(self.backend(), Operation::ModelForward)
     }

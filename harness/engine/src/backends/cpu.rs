@@ -44,7 +44,8 @@ impl CpuBackend {
         self.rotary.positions()
     }
 
-    /// Bounds the memory of training: activations are kept where they fit and computed again where they do not.
+    /// Bounds the memory of training: activations are kept where they fit and computed again where they do
+    /// not.
     pub(super) fn bound_training(&mut self, memory: Memory, spill: &Path, batch: usize) -> Result<()> {
         let bytes = |activations: Activations| activations.bytes(&self.config, batch, self.positions());
         let least = left(memory, bytes(Activations::Recompute))?;

@@ -37,8 +37,8 @@ impl Bound {
     }
 }
 
-/// Hidden states [sequences, tokens, hidden] in f32: the first in memory, those beyond the bound in a file that has no name
-/// in its folder, so that it is gone with the process however that ends.
+/// Hidden states [sequences, tokens, hidden] in f32: the first in memory, those beyond the bound in a file
+/// that has no name in its folder, so that it is gone with the process however that ends.
 #[derive(Debug)]
 pub struct HiddenStates {
     /// (sequences, tokens, hidden)

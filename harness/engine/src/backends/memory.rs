@@ -1,7 +1,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A bound on memory in bytes, as in `512M`: a whole number, with K, M, G or T behind it for 1024 of the unit before.
+/// A bound on memory in bytes, as in `512M`: a whole number, with K, M, G or T behind it for 1024 of the unit
+/// before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory(usize);
 

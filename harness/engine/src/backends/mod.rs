@@ -1,7 +1,9 @@
-//! One trait over the machines that can do the work, so that the pipeline and the evaluation are written once.
+//! One trait over the machines that can do the work, so that the pipeline and the evaluation are written
+//! once.
 //!
-//! Hidden states stay where a backend computes them, in its associated type; what crosses to the host is visible in
-//! the signatures: token ids and block parameters on the way in, quantized layers, losses and logits on the way out.
+//! Hidden states stay where a backend computes them, in its associated type; what crosses to the host is
+//! visible in the signatures: token ids and block parameters on the way in, quantized layers, losses and
+//! logits on the way out.
 
 mod cpu;
 pub mod cuda;
@@ -81,8 +83,8 @@ impl From<BackendKind> for ModelBackend {
     }
 }
 
-/// Runs `$body` with `$backend` bound to the backend of a [`BackendKind`], made for a configuration and a longest
-/// sequence. A macro, because the trait's associated types keep it from being an object.
+/// Runs `$body` with `$backend` bound to the backend of a [`BackendKind`], made for a configuration and a
+/// longest sequence. A macro, because the trait's associated types keep it from being an object.
 #[macro_export]
 macro_rules! with_backend {
     ($kind:expr, $config:expr, $positions:expr, |$backend:ident| $body:expr) => {
@@ -101,8 +103,8 @@ macro_rules! with_backend {
 
 /// What the pipeline, the evaluation and the generator need of a machine (design.md 4).
 ///
-/// An instance belongs to one model configuration and one longest sequence. Methods fail on what does not fit those two
-/// (shapes, token ids), on numbers that are not finite, and when a device runs out of memory.
+/// An instance belongs to one model configuration and one longest sequence. Methods fail on what does not fit
+/// those two (shapes, token ids), on numbers that are not finite, and when a device runs out of memory.
 #[allow(clippy::missing_errors_doc, reason = "said once, for all methods, above")]
 pub trait Backend {
     /// hidden states of several sequences of equal length, each [tokens, hidden]
@@ -125,8 +127,9 @@ pub trait Backend {
     /// The model shape that this instance was made for.
     fn config(&self) -> &LlamaConfig;
 
-    /// Bounds the memory of the activations that it computes from now on, hidden states of `sequences` sequences at most: what
-    /// is beyond the bound lies in a file in the folder `spill`. No result depends on it.
+    /// Bounds the memory of the activations that it computes from now on, hidden states of `sequences`
+    /// sequences at most: what is beyond the bound lies in a file in the folder `spill`. No result depends on
+    /// it.
     fn bound_memory(&mut self, memory: Memory, spill: &Path, sequences: usize) -> Result<()>;
 
     /// Embeds token sequences of equal length; `embedding` is [vocab, hidden].
@@ -141,7 +144,8 @@ pub trait Backend {
     /// The block's output for every sequence.
     fn block_forward(&self, block: &Self::Block, hidden: &Self::Hidden) -> Result<Self::Hidden>;
 
-    /// Hessians of the inputs of `layers`, over the given sequences only, all from one pass through the block.
+    /// Hessians of the inputs of `layers`, over the given sequences only, all from one pass through the
+    /// block.
     fn hessians(
         &self,
         block: &Self::Block,

@@ -99,8 +99,8 @@ impl Backend for ReferenceBackend {
             .iter()
             .map(|&layer| Hessian::new(self.config.layer_shape(layer).1))
             .collect();
-        // One wave of sequences at a time: their traces are what takes memory, and adding them up in order keeps the
-        // sums independent of the number of threads.
+        // One wave of sequences at a time: their traces are what takes memory, and adding them up in order
+        // keeps the sums independent of the number of threads.
         for wave in hidden[sequences].chunks(rayon::current_num_threads().max(1)) {
             let traces: Vec<_> = wave
                 .par_iter()

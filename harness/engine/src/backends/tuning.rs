@@ -10,8 +10,9 @@ use aqlm_formats::Result;
 
 /// What end-to-end fine-tuning needs of a machine on top of [`Backend`].
 ///
-/// Gradients are added up over several calls before a step uses them, and parameters and moments travel as a whole:
-/// what accumulation over minibatches, data parallelism and resumption have in common. Methods fail as [`Backend`]'s do.
+/// Gradients are added up over several calls before a step uses them, and parameters and moments travel as a
+/// whole: what accumulation over minibatches, data parallelism and resumption have in common. Methods fail as
+/// [`Backend`]'s do.
 #[allow(clippy::missing_errors_doc, reason = "said once, for all methods, above")]
 pub trait ModelTuning: Backend {
     /// a model being trained, with its gradients and Adam's moments
@@ -19,8 +20,9 @@ pub trait ModelTuning: Backend {
     /// the gradient with respect to one decoded weight, [out_features, in_features]
     type WeightGradient;
 
-    /// Bounds the memory of the activations of training in steps of `batch` sequences, and of the hidden states of a teacher,
-    /// which beyond the bound lie in a file in the folder `spill`. No result depends on it.
+    /// Bounds the memory of the activations of training in steps of `batch` sequences, and of the hidden
+    /// states of a teacher, which beyond the bound lie in a file in the folder `spill`. No result depends on
+    /// it.
     fn bound_tuning_memory(&mut self, memory: Memory, spill: &Path, batch: usize) -> Result<()>;
 
     /// A model before its first step.
@@ -34,8 +36,8 @@ pub trait ModelTuning: Backend {
         targets: &[Target<'_>],
     ) -> Result<Vec<f64>>;
 
-    /// [`ModelTuning::losses`], adding `scale` times their gradients to those of earlier calls. `observe` is given the
-    /// gradients with respect to the decoded weights, in parts to be added up.
+    /// [`ModelTuning::losses`], adding `scale` times their gradients to those of earlier calls. `observe` is
+    /// given the gradients with respect to the decoded weights, in parts to be added up.
     fn accumulate(
         &self,
         tuner: &mut Self::Tuner,
@@ -60,7 +62,8 @@ pub trait ModelTuning: Backend {
     /// The name of what is not finite first on these sequences: a parameter, or a layer's output.
     fn first_not_finite(&self, tuner: &mut Self::Tuner, sequences: &[&[u32]]) -> Result<Option<String>>;
 
-    /// What the output layer is given for one of the sequences: hidden states behind the final norm, [tokens, hidden].
+    /// What the output layer is given for one of the sequences: hidden states behind the final norm, [tokens,
+    /// hidden].
     fn head_input(&self, head: &Self::Head, hidden: &Self::Hidden, sequence: usize) -> Result<Array2<f32>>;
 }
 

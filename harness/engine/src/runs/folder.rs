@@ -12,8 +12,8 @@ use aqlm_formats::durable;
 use aqlm_formats::model::Model;
 use aqlm_formats::{Error, Result};
 
-/// What is being run: `run.json`. Two runs are the same, and so one can resume the other, when everything but the
-/// command's wording, the device and the time agrees.
+/// What is being run: `run.json`. Two runs are the same, and so one can resume the other, when everything but
+/// the command's wording, the device and the time agrees.
 ///
 /// `S` holds the settings of the command.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -110,8 +110,8 @@ fn flatten(prefix: &str, value: &Value, fields: &mut Vec<(String, String)>) {
     }
 }
 
-/// The folder of a run (design.md 6): `run.json`, `metrics.jsonl`, `journal.jsonl`, what the journal names, and the final
-/// model.
+/// The folder of a run (design.md 6): `run.json`, `metrics.jsonl`, `journal.jsonl`, what the journal names,
+/// and the final model.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
@@ -122,7 +122,8 @@ impl RunFolder {
     /// Starts a run in a new or empty folder, or goes on in the folder of the same run when `resume` is set.
     ///
     /// # Errors
-    /// `Error::RunFolder` when the folder holds something else, another run, a run without `resume`, or is in use.
+    /// `Error::RunFolder` when the folder holds something else, another run, a run without `resume`, or is in
+    /// use.
     pub fn open<S: Serialize + DeserializeOwned + Clone>(
         path: &Path,
         description: &RunDescription<S>,

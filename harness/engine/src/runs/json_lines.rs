@@ -60,7 +60,8 @@ impl<T: Serialize + DeserializeOwned> JsonLines<T> {
     }
 
     pub(crate) fn append(&mut self, record: T) -> Result<()> {
-        // A cut-off line may be lying at the end of the file; rewriting the few lines is simpler than repairing.
+        // A cut-off line may be lying at the end of the file; rewriting the few lines is simpler than
+        // repairing.
         let whole = self.whole();
         let length = std::fs::metadata(&self.path).map_or(0, |metadata| metadata.len());
         if length != whole.len() as u64 {

@@ -1,4 +1,5 @@
-//! The folder of a run: how its parts are recorded, and how a run goes on after an interruption (docs/resume.md).
+//! The folder of a run: how its parts are recorded, and how a run goes on after an interruption
+//! (docs/resume.md).
 
 pub(crate) mod arrays;
 pub(crate) mod block_journal;
@@ -16,7 +17,8 @@ pub use folder::{RunDescription, RunFolder};
 /// How many finished blocks the journal of a run folder records.
 ///
 /// # Errors
-/// `Error::Field` naming the line when a whole line does not parse or the blocks are not 0, 1, 2, ...; `Error::Io`.
+/// `Error::Field` naming the line when a whole line does not parse or the blocks are not 0, 1, 2, ...;
+/// `Error::Io`.
 pub fn finished_blocks(folder: &Path) -> crate::Result<usize> {
     Ok(block_journal::Journal::open(folder)?.entries().len())
 }

@@ -29,7 +29,8 @@ pub struct BlockReport {
     pub layers: Vec<LayerSummary>,
     /// how fine-tuning went; `None` when it is switched off
     pub finetune: Option<FinetuneReport>,
-    /// squared error of the stored block's outputs over all calibration sequences, relative to the outputs' squares
+    /// squared error of the stored block's outputs over all calibration sequences, relative to the outputs'
+    /// squares
     pub relative_output_error: f64,
     /// seconds it took
     pub seconds: f64,

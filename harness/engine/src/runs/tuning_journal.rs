@@ -29,7 +29,8 @@ pub(crate) struct Checkpoint {
     pub(crate) epoch_total: f64,
     /// the parameters then
     pub(crate) state: StateFile,
-    /// the parameters that were best at the end of an epoch; `None` while it is those from before the first step
+    /// the parameters that were best at the end of an epoch; `None` while it is those from before the first
+    /// step
     pub(crate) best: Option<StateFile>,
     pub(crate) report: EndToEndReport,
 }

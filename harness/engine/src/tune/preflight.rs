@@ -7,8 +7,8 @@ use aqlm_formats::{Error, Result};
 /// Refuses a teacher whose shape or vocabulary is not the student's.
 ///
 /// # Errors
-/// `Field` naming the first number of the teacher's configuration that differs; `Kind` for a student without a
-/// quantized layer, or a teacher with one.
+/// `Field` naming the first number of the teacher's configuration that differs; `Kind` for a student without
+/// a quantized layer, or a teacher with one.
 pub fn check_teacher(student: &Model, teacher: &Model) -> Result<()> {
     let fields = |config: &LlamaConfig| {
         [
@@ -66,8 +66,9 @@ pub struct Difference {
     pub largest: f64,
 }
 
-/// Embeddings, norms, biases, dense layers and head that differ from the teacher's beyond rounding to f16. Norms do
-/// after block fine-tuning; anything else says that the teacher may not be the model that was quantized.
+/// Embeddings, norms, biases, dense layers and head that differ from the teacher's beyond rounding to f16.
+/// Norms do after block fine-tuning; anything else says that the teacher may not be the model that was
+/// quantized.
 ///
 /// # Errors
 /// Unreadable weights.

@@ -32,10 +32,11 @@ impl Schedule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TeacherUse {
-    /// its final hidden states are stored once, [tokens, hidden] a sequence; logits over the whole vocabulary are made
-    /// from them when they are needed
+    /// its final hidden states are stored once, [tokens, hidden] a sequence; logits over the whole vocabulary
+    /// are made from them when they are needed
     States,
-    /// the likeliest tokens of each position, this many, are stored once, with the probability of the others together
+    /// the likeliest tokens of each position, this many, are stored once, with the probability of the others
+    /// together
     Top(usize),
     /// it is resident and computes every batch anew; nothing is stored
     OnTheFly,
@@ -73,8 +74,8 @@ pub struct EndToEndSettings {
 }
 
 impl EndToEndSettings {
-    /// A preset's settings for so many sequences of so many tokens. The paper's are those of its appendix A; `official`
-    /// takes the same, as the official code has replaced that step by one that changes codes too.
+    /// A preset's settings for so many sequences of so many tokens. The paper's are those of its appendix A;
+    /// `official` takes the same, as the official code has replaced that step by one that changes codes too.
     pub fn preset(preset: Preset, seqlen: usize, sequences: usize) -> Self {
         let (lr, schedule, epochs, batch) = match preset {
             Preset::Project => (5e-4, Schedule::Cosine, 6, 4),

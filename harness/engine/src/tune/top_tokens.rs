@@ -2,8 +2,9 @@ use aqlm_vocabulary::TopTokens;
 use ndarray::{Array1, Array2, ArrayView1};
 use rayon::prelude::*;
 
-/// The `k` likeliest tokens at every position of logits [positions, vocab], their log-probabilities, and the probability
-/// of all others together; `k` is at most the vocabulary. Of equal logits the smaller token comes first.
+/// The `k` likeliest tokens at every position of logits [positions, vocab], their log-probabilities, and the
+/// probability of all others together; `k` is at most the vocabulary. Of equal logits the smaller token comes
+/// first.
 pub(super) fn top_tokens(logits: &Array2<f64>, k: usize) -> TopTokens {
     let rows: Vec<(Vec<u32>, Vec<f32>, f32)> = logits
         .outer_iter()

@@ -84,7 +84,8 @@ pub struct EndToEndReport {
     pub steps: usize,
     /// tokens trained on, every epoch counted
     pub tokens: u64,
-    /// seconds of training and judging, those of earlier attempts included; not of storing the teacher's states
+    /// seconds of training and judging, those of earlier attempts included; not of storing the teacher's
+    /// states
     pub seconds: f64,
 }
 
@@ -112,14 +113,14 @@ pub struct Tuning {
     pub divergence: Option<Divergence>,
 }
 
-/// Trains what the settings select of a quantized model on the teacher's next-token distributions, or on the text
-/// itself, codes fixed (paper appendix A).
+/// Trains what the settings select of a quantized model on the teacher's next-token distributions, or on the
+/// text itself, codes fixed (paper appendix A).
 ///
-/// Adam on the mean loss over the positions of `settings.batch` sequences, in an order that the seed decides anew each
-/// epoch. The last `settings.validation` of `sequences` judge after every epoch (without any, the training ones do);
-/// the best state is kept and training stops after `settings.patience` epochs without a better one. A state is saved after
-/// every epoch and whenever `save_every` has passed, and a run that is started again goes on from the last whole one to
-/// the same bytes.
+/// Adam on the mean loss over the positions of `settings.batch` sequences, in an order that the seed decides
+/// anew each epoch. The last `settings.validation` of `sequences` judge after every epoch (without any, the
+/// training ones do); the best state is kept and training stops after `settings.patience` epochs without a
+/// better one. A state is saved after every epoch and whenever `save_every` has passed, and a run that is
+/// started again goes on from the last whole one to the same bytes.
 ///
 /// A loss that is not finite ends the training with the best state so far, and is reported, not an error.
 ///
@@ -387,7 +388,8 @@ impl<B: ModelTuning> Pass<'_, B> {
         f(&sequences, &targets)
     }
 
-    /// Adds the gradients of the mean loss over these sequences; returns the sum of their losses and their positions.
+    /// Adds the gradients of the mean loss over these sequences; returns the sum of their losses and their
+    /// positions.
     fn accumulate(&self, tuner: &mut B::Tuner, indices: &[usize]) -> Result<(f64, usize)> {
         let positions = self.positions(indices);
         let losses = self.with_targets(indices, |sequences, targets| {

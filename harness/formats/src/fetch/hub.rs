@@ -118,7 +118,8 @@ impl Hub {
         download(&repository, file, observe)
     }
 
-    /// Downloads a model's configuration, tokenizer and safetensors files and puts them into `to`, config.json last.
+    /// Downloads a model's configuration, tokenizer and safetensors files and puts them into `to`,
+    /// config.json last.
     pub(super) fn fetch_model(
         &self,
         name: &str,
@@ -199,7 +200,8 @@ fn shards(index: &Path) -> std::result::Result<Vec<String>, String> {
     Ok(files)
 }
 
-/// Moves files into a folder of `waiting`, opens it as a model, and only then moves them to where they belong.
+/// Moves files into a folder of `waiting`, opens it as a model, and only then moves them to where they
+/// belong.
 fn assemble(files: &[(String, PathBuf)], waiting: &Path, to: &Path) -> Result<()> {
     let model = waiting.join("model");
     std::fs::create_dir_all(&model).map_err(Error::io(&model, "make folder"))?;

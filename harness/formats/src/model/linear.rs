@@ -136,8 +136,8 @@ fn code_bytes(codes: &Array3<u16>, nbits: u32) -> Vec<u8> {
     }
 }
 
-/// A layer's tensors. The weight or bias of a dense layer gets the type that `storage` names for it; codebooks and
-/// scales are f16, as the layout has it.
+/// A layer's tensors. The weight or bias of a dense layer gets the type that `storage` names for it;
+/// codebooks and scales are f16, as the layout has it.
 pub(super) fn linear_tensors(
     path: &Path,
     name: &str,

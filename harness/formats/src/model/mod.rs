@@ -66,9 +66,10 @@ impl Model {
     /// Opens a Hugging Face folder or a GGUF file of the llama architecture.
     ///
     /// # Errors
-    /// `Io`; `Kind` for anything else; the errors of [`ModelConfig::read`] and [`SafetensorFiles::open_folder`];
-    /// `Truncated`, `Header`, `Offsets`, `Field` and `Unsupported` for GGUF files; `MissingTensor`, `TensorShape`, `TensorType`, `UnexpectedTensor` and `Layer` when weights and configuration
-    /// disagree.
+    /// `Io`; `Kind` for anything else; the errors of [`ModelConfig::read`] and
+    /// [`SafetensorFiles::open_folder`]; `Truncated`, `Header`, `Offsets`, `Field` and `Unsupported` for GGUF
+    /// files; `MissingTensor`, `TensorShape`, `TensorType`, `UnexpectedTensor` and `Layer` when weights and
+    /// configuration disagree.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let metadata = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
@@ -361,8 +362,8 @@ impl Model {
     /// The model's tokenizer.
     ///
     /// # Errors
-    /// `Kind` when the folder has no tokenizer.json; `Tokenizer`, `Json` and `Field` when its files are wrong;
-    /// `Vocabulary` when it has ids beyond the embedding.
+    /// `Kind` when the folder has no tokenizer.json; `Tokenizer`, `Json` and `Field` when its files are
+    /// wrong; `Vocabulary` when it has ids beyond the embedding.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let (bos, eos) = (self.config.bos, self.config.eos.clone());
         let tokenizer = match &self.tokenizer {

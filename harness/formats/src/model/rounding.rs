@@ -5,8 +5,9 @@ use super::{Model, StorageType, layer_name, norm_names};
 use crate::{Error, Result};
 
 impl Model {
-    /// A block with every number as a checkpoint of this model stores it: codebooks and scales as f16, norms in the
-    /// type of their own tensors. What is computed from it is what a reader of the checkpoint computes.
+    /// A block with every number as a checkpoint of this model stores it: codebooks and scales as f16, norms
+    /// in the type of their own tensors. What is computed from it is what a reader of the checkpoint
+    /// computes.
     ///
     /// # Errors
     /// `Layer` when a codebook or a scale is beyond the range of f16.

@@ -148,8 +148,8 @@ impl SafetensorFiles {
     /// A model folder: `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
     ///
     /// # Errors
-    /// Those of one file; `Kind` when the folder has neither; `Field` and `Shard` for a bad index; `MissingTensor` when
-    /// a shard lacks a tensor that the index promises.
+    /// Those of one file; `Kind` when the folder has neither; `Field` and `Shard` for a bad index;
+    /// `MissingTensor` when a shard lacks a tensor that the index promises.
     pub fn open_folder(folder: &Path) -> Result<Self> {
         let single = folder.join("model.safetensors");
         if single.is_file() {

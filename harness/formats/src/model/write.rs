@@ -38,7 +38,8 @@ const COPIED: [&str; 9] = [
 pub struct WriteOptions {
     /// a shard is closed before it would grow beyond this many bytes of tensors; 5 GB as transformers does
     pub shard_bytes: u64,
-    /// type of everything that is not quantized; `None` keeps each tensor's own, f16 for types not written here
+    /// type of everything that is not quantized; `None` keeps each tensor's own, f16 for types not written
+    /// here
     pub storage: Option<StorageType>,
     /// replace a checkpoint that is already in the folder
     pub replace: bool,
@@ -78,15 +79,17 @@ pub struct Written {
 
 /// Writes a model whose blocks come from `blocks` and whose other weights come from `source`.
 ///
-/// One block is in memory at a time. Files appear in `out` under their final names only when all of them are complete
-/// and on the disk, config.json last: a folder without config.json is no checkpoint. `out` may hold other files (a run
-/// folder does). Quantized layers are stored as codes (two's complement of B bits in int8 or int16), codebooks and
-/// scales (f16); codebooks and scales that are not on the f16 grid are rounded to it.
+/// One block is in memory at a time. Files appear in `out` under their final names only when all of them are
+/// complete and on the disk, config.json last: a folder without config.json is no checkpoint. `out` may hold
+/// other files (a run folder does). Quantized layers are stored as codes (two's complement of B bits in int8
+/// or int16), codebooks and scales (f16); codebooks and scales that are not on the f16 grid are rounded to
+/// it.
 ///
 /// # Errors
-/// `Exists` when there is a checkpoint already and it was not to be replaced, or `out` is the source; `Layer` when the
-/// quantized layers are not all of one scheme, which is all that the layout can say; `NotFinite` when a value is beyond
-/// the range of its type; `Io`, for a full disk too; whatever `blocks` returns. After an error nothing is left behind.
+/// `Exists` when there is a checkpoint already and it was not to be replaced, or `out` is the source; `Layer`
+/// when the quantized layers are not all of one scheme, which is all that the layout can say; `NotFinite`
+/// when a value is beyond the range of its type; `Io`, for a full disk too; whatever `blocks` returns. After
+/// an error nothing is left behind.
 pub fn write_checkpoint(
     out: &Path,
     source: &Model,
@@ -101,8 +104,8 @@ pub fn write_checkpoint(
     write_whole(out, source, blocks, outer, options)
 }
 
-/// [`write_checkpoint`] with embedding, final norm and head of another origin than `source` too, of its shapes; without
-/// a head that is the source's.
+/// [`write_checkpoint`] with embedding, final norm and head of another origin than `source` too, of its
+/// shapes; without a head that is the source's.
 ///
 /// # Errors
 /// Those of [`write_checkpoint`].
@@ -195,7 +198,8 @@ pub fn write_whole(
     })
 }
 
-/// Writes a model with all its layers dense, as the source has them: a GGUF file becomes a Hugging Face folder.
+/// Writes a model with all its layers dense, as the source has them: a GGUF file becomes a Hugging Face
+/// folder.
 ///
 /// # Errors
 /// Those of [`write_checkpoint`]; `Layer` when a layer of the source is quantized.
@@ -293,7 +297,8 @@ fn tokenizer_files(to: &Path, source: &Model) -> Result<Vec<String>> {
                 files.push(name.into());
             }
         }
-        // Without this file transformers guesses by the model's type, one generation of it adding BOS to every text.
+        // Without this file transformers guesses by the model's type, one generation of it adding BOS to
+        // every text.
         let has = |name: &str| files.iter().any(|file| file == name);
         if has("tokenizer.json") && !has(TOKENIZER_CONFIG) {
             let config = source
@@ -444,7 +449,8 @@ impl<'a> ShardWriter<'a> {
         })
     }
 
-    /// Gives shards their names and writes the index where there are several. Returns names and bytes of tensors.
+    /// Gives shards their names and writes the index where there are several. Returns names and bytes of
+    /// tensors.
     fn finish(mut self) -> Result<(Vec<String>, u64)> {
         self.close()?;
         let total = self.finished.len();
@@ -599,7 +605,8 @@ mod tests {
         );
     }
 
-    /// Readers view a tensor's bytes as numbers in place, and three int8 codes before an f16 would misalign it.
+    /// Readers view a tensor's bytes as numbers in place, and three int8 codes before an f16 would misalign
+    /// it.
     #[test]
     fn every_tensor_is_aligned_to_its_type() {
         let mut fixture = Fixture::quantized(Scheme::new(1, 2, 4).unwrap());

@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 use aqlm_engine::hostile::TARGETS;
 use tempfile::TempDir;
 
-/// Reads the bytes as a file of the kind `name`, in a folder that lives as long as the process, in memory where there is
-/// a place for that.
+/// Reads the bytes as a file of the kind `name`, in a folder that lives as long as the process, in memory
+/// where there is a place for that.
 ///
 /// # Panics
 /// `name` is no target, or there is no place for a folder.

@@ -59,7 +59,8 @@ fn built(program: &Path) -> Result<u128> {
 /// The longest that a test may take without a mutant.
 const LIMIT: Duration = Duration::from_mins(15);
 
-/// Runs every test alone, without a mutant, but for those whose answer the file `kept` has from an earlier run.
+/// Runs every test alone, without a mutant, but for those whose answer the file `kept` has from an earlier
+/// run.
 ///
 /// # Errors
 /// A test fails: then it could tell nothing about mutants.

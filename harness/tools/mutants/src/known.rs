@@ -16,7 +16,8 @@ pub(crate) struct Known {
     pub line: String,
     /// What cargo-mutants calls the change: `replace + with -`.
     pub change: String,
-    /// `equivalent`: no result can differ. `speed`: only time or memory differ. `rounding`: results differ by rounding only.
+    /// `equivalent`: no result can differ. `speed`: only time or memory differ. `rounding`: results differ by
+    /// rounding only.
     pub kind: String,
     pub reason: String,
 }

@@ -1,9 +1,9 @@
 //! Runs the mutants that `cargo mutants --list` names, all from one build.
 //!
-//! cargo-mutants builds the tree once for each mutant, which for these crates would take days of two cores. Here a copy
-//! of the tree gets all of them at once, each behind a comparison with a number read from the environment (mutant
-//! schemata: Untch, Offutt and Harrold, 1993); the tests are built once, and each mutant is a run of those tests that
-//! reach it, the quickest first, until one fails.
+//! cargo-mutants builds the tree once for each mutant, which for these crates would take days of two cores.
+//! Here a copy of the tree gets all of them at once, each behind a comparison with a number read from the
+//! environment (mutant schemata: Untch, Offutt and Harrold, 1993); the tests are built once, and each mutant
+//! is a run of those tests that reach it, the quickest first, until one fails.
 //!
 //! ```text
 //! cargo run --release -p aqlm-mutants -- --file reference/src/mrf.rs      one file
@@ -67,7 +67,8 @@ struct Arguments {
     /// Find survivors of an earlier run again
     #[arg(long)]
     again: bool,
-    /// Fail if fewer than this share (in percent) of the mutants that compile and are not known as equivalent is killed
+    /// Fail if fewer than this share (in percent) of the mutants that compile and are not known as equivalent
+    /// is killed
     #[arg(long)]
     at_least: Option<f64>,
     /// Print the table as Markdown and stop, without running anything
@@ -122,7 +123,8 @@ fn main() -> Result<()> {
         .iter()
         .map(|m| (m.name.as_str(), m.text.as_str()))
         .collect();
-    // Of a name that the tree no longer has, or has for another line, and of a survivor to be tried again, nothing is known.
+    // Of a name that the tree no longer has, or has for another line, and of a survivor to be tried again,
+    // nothing is known.
     verdicts.retain(|name, v| {
         let same = lines.get(name.as_str()).is_some_and(|line| *line == v.line);
         let asked = arguments.files.iter().any(|f| v.file.starts_with(f.as_str()));

@@ -245,7 +245,8 @@ impl<'a> Finder<'a> {
         }
     }
 
-    /// The values that are returned in the place of a body. `impl Trait` names one type only, which these are not.
+    /// The values that are returned in the place of a body. `impl Trait` names one type only, which these are
+    /// not.
     fn body(&mut self, block: &syn::Block) {
         let Some(first) = block.stmts.first() else { return };
         let mutants: Vec<_> = self

@@ -14,8 +14,8 @@ pub(crate) fn root() -> Result<PathBuf> {
         .context("the repository")
 }
 
-/// Makes `copy` the same as the files that git knows or would add, but for those `besides`, which it leaves as they are.
-/// A file that is the same already keeps its time, so that a second build has less to do.
+/// Makes `copy` the same as the files that git knows or would add, but for those `besides`, which it leaves
+/// as they are. A file that is the same already keeps its time, so that a second build has less to do.
 pub(crate) fn copy(root: &Path, copy: &Path, besides: &BTreeSet<String>) -> Result<()> {
     let listed = Command::new("git")
         .arg("-C")

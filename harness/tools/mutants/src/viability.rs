@@ -1,4 +1,5 @@
-//! Which mutants compile: the instrumented tree is checked, and mutants with errors are taken out until none is left.
+//! Which mutants compile: the instrumented tree is checked, and mutants with errors are taken out until none
+//! is left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -24,8 +25,8 @@ pub(crate) struct Instrumentation {
 /// Rounds of checks. Errors of a later stage of the compiler show only without those of an earlier one.
 const ROUNDS: usize = 40;
 
-/// Puts `mutants` into the `copy` of the tree and takes out what does not compile, beginning with what did not in an
-/// `earlier` run: files that come out the same need no new build.
+/// Puts `mutants` into the `copy` of the tree and takes out what does not compile, beginning with what did
+/// not in an `earlier` run: files that come out the same need no new build.
 ///
 /// # Errors
 /// An error of the compiler lies in no mutant: the tree itself does not compile.

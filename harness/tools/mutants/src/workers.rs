@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Result;
 
-/// Calls `work` with every index below `count`, in order, `jobs` at a time. Each thread ends at its first error; one of them is
-/// returned when all have ended.
+/// Calls `work` with every index below `count`, in order, `jobs` at a time. Each thread ends at its first
+/// error; one of them is returned when all have ended.
 pub(crate) fn for_each_index(
     jobs: usize,
     count: usize,

@@ -9,15 +9,15 @@ use crate::cpu::product::product_on_this_thread;
 use crate::cpu::vectorize::{LANES, close, dot, exp, vectorized};
 use crate::cpu::zeroed::zeroed;
 
-/// Queries that share one product with the keys. Causality makes half of all scores useless; cutting the queries
-/// lets the products skip most of that half, and keeps a task's scores in the second-level cache.
+/// Queries that share one product with the keys. Causality makes half of all scores useless; cutting the
+/// queries lets the products skip most of that half, and keeps a task's scores in the second-level cache.
 const QUERY_ROWS: usize = 64;
 
-/// Causal attention within each sequence, [rows, heads x head_dim], for q of that shape and k, v of [rows, kv_heads x
-/// head_dim], rows being those of sequences of `tokens` rows one after another.
+/// Causal attention within each sequence, [rows, heads x head_dim], for q of that shape and k, v of [rows,
+/// kv_heads x head_dim], rows being those of sequences of `tokens` rows one after another.
 ///
-/// Query head h reads key and value head h / (heads / kv_heads). Position i attends to positions
-/// max(0, i - window + 1) to i: softmax over them of <q_i, k_j> / sqrt(head_dim), then the average of v_j under it.
+/// Query head h reads key and value head h / (heads / kv_heads). Position i attends to positions max(0, i -
+/// window + 1) to i: softmax over them of <q_i, k_j> / sqrt(head_dim), then the average of v_j under it.
 pub(super) fn attention(
     config: &LlamaConfig,
     q: ArrayView2<'_, f32>,
@@ -183,8 +183,8 @@ fn spans(tokens: usize, window: Option<usize>) -> impl Iterator<Item = Span> {
     })
 }
 
-/// The attention probabilities of one head, [queries, keys], zero where a query does not look. Row t of q is at
-/// position `at` + t, row j of the keys at position `seen` + j.
+/// The attention probabilities of one head, [queries, keys], zero where a query does not look. Row t of q is
+/// at position `at` + t, row j of the keys at position `seen` + j.
 fn probabilities(
     config: &LlamaConfig,
     mut p: ArrayViewMut2<'_, f32>,

@@ -35,11 +35,12 @@ impl Wanted {
     }
 }
 
-/// The gradients of a loss with respect to the parameters of a block, summed over the sequences that were added.
+/// The gradients of a loss with respect to the parameters of a block, summed over the sequences that were
+/// added.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockGradients {
-    /// with respect to the (decoded) weights, [out_features, in_features], in the order of [`LayerKind::ALL`]; `None`
-    /// where not wanted
+    /// with respect to the (decoded) weights, [out_features, in_features], in the order of
+    /// [`LayerKind::ALL`]; `None` where not wanted
     pub weights: [Option<Array2<f32>>; 7],
     /// with respect to the biases, `[out_features]`, where wanted and the layer has one
     pub biases: [Option<Array1<f64>>; 7],
@@ -65,8 +66,9 @@ impl BlockGradients {
     }
 }
 
-/// Adds the gradients of [`block_forward`](super::block_forward) to `sum`, given the one with respect to its result,
-/// [sequences, tokens, hidden], and the trace of the same pass; returns the one with respect to its input if wanted.
+/// Adds the gradients of [`block_forward`](super::block_forward) to `sum`, given the one with respect to its
+/// result, [sequences, tokens, hidden], and the trace of the same pass; returns the one with respect to its
+/// input if wanted.
 ///
 /// # Panics
 /// When the arguments do not belong to one pass.

@@ -19,8 +19,8 @@ pub enum Weight {
     Quantized(QuantizedLayer),
 }
 
-/// A quantized weight; its dense form, for products with many rows, and its packed form, for those with one, are made when
-/// they are first asked for.
+/// A quantized weight; its dense form, for products with many rows, and its packed form, for those with one,
+/// are made when they are first asked for.
 #[derive(Debug, Clone)]
 pub struct QuantizedLayer {
     /// private, so that no decoded form outlives its codebooks

@@ -28,11 +28,12 @@ impl KvCacheLayer {
     }
 }
 
-/// [`block_forward`](super::block_forward) for one more position: its input row of `[hidden]` to its output row.
+/// [`block_forward`](super::block_forward) for one more position: its input row of `[hidden]` to its output
+/// row.
 ///
 /// # Errors
-/// `Unsupported` unless the cache holds exactly the positions before `position` and the rotary tables reach it;
-/// `NotFinite` when a quantized layer is beyond the range of its storage.
+/// `Unsupported` unless the cache holds exactly the positions before `position` and the rotary tables reach
+/// it; `NotFinite` when a quantized layer is beyond the range of its storage.
 ///
 /// # Panics
 /// When the shapes of config, block and row do not fit together.

@@ -8,8 +8,8 @@ use super::softmax::Softmax;
 /// Rows of one task.
 const ROWS: usize = 16;
 
-/// Sum over rows of the negative log-likelihood in nats of each row's target, in f64; the logits, [rows, vocab], become
-/// `scale` times the gradient of that sum: softmax minus the target's indicator.
+/// Sum over rows of the negative log-likelihood in nats of each row's target, in f64; the logits, [rows,
+/// vocab], become `scale` times the gradient of that sum: softmax minus the target's indicator.
 ///
 /// # Errors
 /// `Shape` unless there is one target for each row, `TokenOutOfRange` when a target has no logit.

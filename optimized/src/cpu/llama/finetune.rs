@@ -14,18 +14,18 @@ use crate::cpu::vectorize::squared_distance;
 /// Tunes the codebooks, scales and norms of a block on the outputs that it should have (paper section 3.4,
 /// algorithm 1 lines 15 to 22); codes, biases and dense layers stay.
 ///
-/// Adam on the mean squared error per output element, minibatches of `settings.batch` sequences in an order that
-/// `key` decides anew each epoch. `inputs` and `targets` are [sequences, tokens, hidden]; the last `validation`
-/// sequences are not trained on but judge the state after each epoch. Without any, the training sequences judge.
-/// Tuning stops after `settings.patience` epochs in a row that did not improve on the best (0 counts as 1), and the
-/// block is left in the best state, which may be the one that it came in.
+/// Adam on the mean squared error per output element, minibatches of `settings.batch` sequences in an order
+/// that `key` decides anew each epoch. `inputs` and `targets` are [sequences, tokens, hidden]; the last
+/// `validation` sequences are not trained on but judge the state after each epoch. Without any, the training
+/// sequences judge. Tuning stops after `settings.patience` epochs in a row that did not improve on the best
+/// (0 counts as 1), and the block is left in the best state, which may be the one that it came in.
 ///
 /// Activations and their gradients are f32; parameters, their gradients and moments, and losses are f64.
 ///
 /// # Errors
-/// `Shape` when inputs and targets do not match each other, the block or the rotary tables; `Unsupported` when no
-/// sequence is left to train on or the batch size is 0; `NotFinite` when a loss is NaN or infinite. The block is in
-/// the best state so far after an error, too.
+/// `Shape` when inputs and targets do not match each other, the block or the rotary tables; `Unsupported`
+/// when no sequence is left to train on or the batch size is 0; `NotFinite` when a loss is NaN or infinite.
+/// The block is in the best state so far after an error, too.
 #[expect(
     clippy::too_many_arguments,
     reason = "the arguments of the reference, one by one"

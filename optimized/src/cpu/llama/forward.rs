@@ -12,12 +12,12 @@ use super::{Block, Rotary};
 use crate::cpu::product::{linear, product_into};
 use crate::cpu::zeroed::{zeroed, zeroed_sequences};
 
-/// Rows that go through a block together: enough to keep products efficient, few enough that their inner activations
-/// (some twenty times the hidden state) stay out of the way of everything else in memory.
+/// Rows that go through a block together: enough to keep products efficient, few enough that their inner
+/// activations (some twenty times the hidden state) stay out of the way of everything else in memory.
 const ROWS: usize = 4096;
 
-/// The values inside a block that its backward pass and the Hessians of its layers need: [rows, features], a row for
-/// each token of each sequence.
+/// The values inside a block that its backward pass and the Hessians of its layers need: [rows, features], a
+/// row for each token of each sequence.
 #[derive(Debug, Clone)]
 pub struct BlockTrace {
     /// rows of one sequence
@@ -63,12 +63,13 @@ pub(super) fn sequences_at_once(tokens: usize) -> usize {
     (ROWS / tokens.max(1)).max(1)
 }
 
-/// A Llama block over sequences, [sequences, tokens, hidden] to the same:
-/// m = x + O attention(Q n(x), K n(x), V n(x)), y = m + Down swiglu(Gate n'(m), Up n'(m)), with n and n' the two
-/// RMSNorms and queries and keys rotated (Touvron et al. 2023, section 2.2).
+/// A Llama block over sequences, [sequences, tokens, hidden] to the same: m = x + O attention(Q n(x), K n(x),
+/// V n(x)), y = m + Down swiglu(Gate n'(m), Up n'(m)), with n and n' the two RMSNorms and queries and keys
+/// rotated (Touvron et al. 2023, section 2.2).
 ///
 /// # Panics
-/// When the shapes of config, block and x do not fit together, or the rotary tables are shorter than the sequences.
+/// When the shapes of config, block and x do not fit together, or the rotary tables are shorter than the
+/// sequences.
 pub fn block_forward(
     config: &LlamaConfig,
     block: &Block,
@@ -84,9 +85,10 @@ pub fn block_forward(
     y
 }
 
-/// Bytes of activations that exist at a time while `sequences` sequences of `tokens` tokens go through a block and back, part
-/// by part, beside the hidden states kept of all of them: at most a part's inputs and targets, its [`BlockTrace`], and the
-/// gradients of whichever half of the block takes more, with 64 rows of attention's scores and their gradients for each thread.
+/// Bytes of activations that exist at a time while `sequences` sequences of `tokens` tokens go through a
+/// block and back, part by part, beside the hidden states kept of all of them: at most a part's inputs and
+/// targets, its [`BlockTrace`], and the gradients of whichever half of the block takes more, with 64 rows of
+/// attention's scores and their gradients for each thread.
 pub fn working_bytes(config: &LlamaConfig, sequences: usize, tokens: usize) -> usize {
     let rows = sequences.min(sequences_at_once(tokens)) * tokens;
     let hidden = config.hidden_size;

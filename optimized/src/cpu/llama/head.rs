@@ -82,8 +82,9 @@ impl Head {
         Array1::from(self.lm_head.times(&normed))
     }
 
-    /// Negative log-likelihoods in nats of each next token of each sequence, [tokens - 1] each, for hidden states
-    /// [sequences, tokens, hidden]: ln(sum_i e^l_i) - l_target, exponentials in f32 and their sum in f64.
+    /// Negative log-likelihoods in nats of each next token of each sequence, [tokens - 1] each, for hidden
+    /// states [sequences, tokens, hidden]: ln(sum_i e^l_i) - l_target, exponentials in f32 and their sum in
+    /// f64.
     ///
     /// # Errors
     /// `Shape` when sequences and hidden states do not fit, `TokenOutOfRange` when a target has no logit.
@@ -130,8 +131,8 @@ impl Head {
     }
 }
 
-/// Negative log-likelihoods in nats of `targets` by logits [targets, vocab]: what [`Head::token_losses`] computes, where the logits
-/// come from elsewhere.
+/// Negative log-likelihoods in nats of `targets` by logits [targets, vocab]: what [`Head::token_losses`]
+/// computes, where the logits come from elsewhere.
 ///
 /// # Errors
 /// `Shape` when there is not one target a row, `TokenOutOfRange` when one has no logit.
@@ -165,7 +166,8 @@ fn token_loss(logits: ArrayView1<'_, f32>, target: u32) -> f64 {
     sum.ln() + (f64::from(largest) - f64::from(logits[target as usize]))
 }
 
-/// The embeddings of sequences of equal length, [sequences, tokens, hidden], for an embedding of [vocab, hidden].
+/// The embeddings of sequences of equal length, [sequences, tokens, hidden], for an embedding of [vocab,
+/// hidden].
 ///
 /// # Errors
 /// `TokenOutOfRange` when a token has no embedding, `Shape` when the sequences differ in length.

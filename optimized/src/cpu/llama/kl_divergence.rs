@@ -10,8 +10,8 @@ use crate::cpu::vectorize::{LANES, exp, vectorized};
 const ROWS: usize = 16;
 
 /// Sum over rows of the Kullback-Leibler divergence in nats of the student's next-token distribution from the
-/// teacher's, sum_i p_i (ln p_i - ln q_i), in f64; the student's logits, [rows, vocab], become `scale` times the
-/// gradient of that sum: q - p (paper appendix A).
+/// teacher's, sum_i p_i (ln p_i - ln q_i), in f64; the student's logits, [rows, vocab], become `scale` times
+/// the gradient of that sum: q - p (paper appendix A).
 ///
 /// # Errors
 /// `Shape` when the two differ in shape.
@@ -75,8 +75,9 @@ fn row_body<const FUSED: bool>(
 }
 
 vectorized! {
-    /// The divergence of one row times the sum of the teacher's exponentials; the student's logits become the gradient.
-    /// `largest` and `factors` are the student's and the teacher's: e^(l - largest) factor is a probability times scale.
+    /// The divergence of one row times the sum of the teacher's exponentials; the student's logits become the
+    /// gradient. `largest` and `factors` are the student's and the teacher's: e^(l - largest) factor is a
+    /// probability times scale.
     fn divergence_and_gradient(
         student: &mut [f32],
         teacher: &[f32],
@@ -86,9 +87,10 @@ vectorized! {
     ) -> f64 = row_body
 }
 
-/// [`kl_divergence`] from a teacher of whom only the likeliest tokens are known: the others are one outcome of
-/// probability r, set against the student's probability of them all, u. Sum over listed i of p_i (ln p_i - ln q_i), plus
-/// r (ln r - ln u); the gradient is q_i - p_i for listed tokens and q_j - r q_j / u for the others.
+/// [`kl_divergence`] from a teacher of whom only the likeliest tokens are known: the others are one outcome
+/// of probability r, set against the student's probability of them all, u. Sum over listed i of p_i (ln p_i -
+/// ln q_i), plus r (ln r - ln u); the gradient is q_i - p_i for listed tokens and q_j - r q_j / u for the
+/// others.
 ///
 /// # Errors
 /// `Shape` when the teacher has another number of rows, `TokenOutOfRange` when a listed token has no logit.

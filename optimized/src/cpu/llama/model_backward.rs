@@ -10,11 +10,12 @@ use super::{
 };
 use crate::cpu::product::{add_linear_weight_gradient, linear, linear_input_gradient};
 
-/// Inner activations of all blocks are kept between the forward and the backward pass while they take no more than
-/// this many bytes.
+/// Inner activations of all blocks are kept between the forward and the backward pass while they take no more
+/// than this many bytes.
 const KEPT_BYTES: usize = 1 << 30;
 
-/// What becomes of a block's inner activations between the forward and the backward pass. The results are the same.
+/// What becomes of a block's inner activations between the forward and the backward pass. The results are the
+/// same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activations {
     /// kept, some twenty times the hidden states of every block
@@ -24,7 +25,8 @@ pub enum Activations {
 }
 
 impl Activations {
-    /// [`Activations::Keep`] where those of the sequences that go through the model together take at most 1 GiB.
+    /// [`Activations::Keep`] where those of the sequences that go through the model together take at most 1
+    /// GiB.
     pub fn fitting(config: &LlamaConfig, tokens: usize) -> Self {
         let rows = sequences_at_once(tokens) * tokens;
         if Self::Keep.of_all_blocks(config, rows) <= KEPT_BYTES {
@@ -43,9 +45,9 @@ impl Activations {
         row * rows * config.num_hidden_layers * size_of::<f32>()
     }
 
-    /// Bytes of activations at most while gradients of `sequences` sequences of `tokens` tokens are computed: those between
-    /// the passes, those inside one block ([`working_bytes`]), what the teacher says of the sequences, and of one sequence at a
-    /// time the logits, the teacher's, and what becomes of them.
+    /// Bytes of activations at most while gradients of `sequences` sequences of `tokens` tokens are computed:
+    /// those between the passes, those inside one block ([`working_bytes`]), what the teacher says of the
+    /// sequences, and of one sequence at a time the logits, the teacher's, and what becomes of them.
     pub fn bytes(self, config: &LlamaConfig, sequences: usize, tokens: usize) -> usize {
         let rows = sequences.min(sequences_at_once(tokens)) * tokens;
         let said = sequences * tokens * config.hidden_size;
@@ -67,17 +69,19 @@ pub enum Gradient<'a> {
     FinalNorm(&'a Array1<f64>),
     /// with respect to the output layer, [vocab, hidden]; not through tied embeddings
     Head(&'a Array2<f32>),
-    /// with respect to the embeddings of these sequences, [sequences, tokens, hidden]; not through a tied head
+    /// with respect to the embeddings of these sequences, [sequences, tokens, hidden]; not through a tied
+    /// head
     Embedded(&'a [&'a [u32]], ArrayView3<'a, f32>),
 }
 
 /// Losses of a model on sequences of equal length, each summed over its positions, in f64.
 ///
-/// Decoded weights are dropped behind each block, so that the model takes the memory of its codes and of one block.
+/// Decoded weights are dropped behind each block, so that the model takes the memory of its codes and of one
+/// block.
 ///
 /// # Errors
-/// `TokenOutOfRange` when a token has no embedding or no logit; `Shape` when sequences differ in length, exceed the
-/// rotary tables, or a target does not fit its sequence.
+/// `TokenOutOfRange` when a token has no embedding or no logit; `Shape` when sequences differ in length,
+/// exceed the rotary tables, or a target does not fit its sequence.
 pub fn model_losses(
     config: &LlamaConfig,
     model: &mut Model,
@@ -104,8 +108,9 @@ pub fn model_losses(
     Ok(losses)
 }
 
-/// [`model_losses`], and `scale` times the gradients of their sum with respect to what `tuned` selects, handed to `sink`
-/// (paper appendix A). Sequences go through the model a few at a time, each few giving a part of every gradient.
+/// [`model_losses`], and `scale` times the gradients of their sum with respect to what `tuned` selects,
+/// handed to `sink` (paper appendix A). Sequences go through the model a few at a time, each few giving a
+/// part of every gradient.
 ///
 /// # Errors
 /// As [`model_losses`]; parts handed over before an error stay with the sink.
@@ -194,8 +199,8 @@ pub fn model_backward(
     Ok(losses)
 }
 
-/// Losses of these sequences, pushed to `losses`, and `scale` times the gradient of their sum with respect to the last
-/// block's outputs `x`, whose place it takes.
+/// Losses of these sequences, pushed to `losses`, and `scale` times the gradient of their sum with respect to
+/// the last block's outputs `x`, whose place it takes.
 #[expect(clippy::too_many_arguments, reason = "the state of the loop above")]
 fn head_backward(
     config: &LlamaConfig,
@@ -292,8 +297,8 @@ fn check(rotary: &Rotary, sequences: &[&[u32]], targets: &[Target<'_>]) -> Resul
     Ok(tokens)
 }
 
-/// The first thing of a model that is not finite on these sequences, by its name in the checkpoint: a layer whose
-/// output is not, a norm, or the head. `None` when all is finite.
+/// The first thing of a model that is not finite on these sequences, by its name in the checkpoint: a layer
+/// whose output is not, a norm, or the head. `None` when all is finite.
 ///
 /// # Errors
 /// As [`model_losses`].

@@ -10,11 +10,12 @@ use super::{Activations, Model, Rotary};
 use crate::cpu::adam::{Adam, Moments};
 use crate::cpu::quantizer::{Places, quantized_gradients};
 
-/// A model whose codebooks, scales, norms, embedding and head are being trained, codes fixed (paper appendix A).
+/// A model whose codebooks, scales, norms, embedding and head are being trained, codes fixed (paper appendix
+/// A).
 ///
-/// Gradients are added up by [`ModelTuner::accumulate`] until [`ModelTuner::step`] uses them, so that a step may see
-/// more sequences than fit in memory, or sums from several machines. Activations and their gradients are f32; losses,
-/// parameters, the sums of their gradients, and moments are f64.
+/// Gradients are added up by [`ModelTuner::accumulate`] until [`ModelTuner::step`] uses them, so that a step
+/// may see more sequences than fit in memory, or sums from several machines. Activations and their gradients
+/// are f32; losses, parameters, the sums of their gradients, and moments are f64.
 #[derive(Debug, Clone)]
 pub struct ModelTuner {
     config: LlamaConfig,
@@ -42,7 +43,8 @@ impl ModelTuner {
     /// Before the first step, for sequences of at most `positions` tokens.
     ///
     /// # Errors
-    /// `Unsupported` when `tuned` selects nothing of this model; `Shape` when the weights are not of this configuration.
+    /// `Unsupported` when `tuned` selects nothing of this model; `Shape` when the weights are not of this
+    /// configuration.
     pub fn new(
         config: &LlamaConfig,
         positions: usize,
@@ -115,9 +117,9 @@ impl ModelTuner {
         model_losses(&self.config, &mut self.model, &self.rotary, sequences, targets)
     }
 
-    /// Adds `scale` times the gradients of [`ModelTuner::losses`] and returns those. `observe` is given every gradient
-    /// with respect to a decoded weight, [out_features, in_features], in parts to be added up: what methods that change
-    /// codes, or weigh Hessians by gradients, start from.
+    /// Adds `scale` times the gradients of [`ModelTuner::losses`] and returns those. `observe` is given every
+    /// gradient with respect to a decoded weight, [out_features, in_features], in parts to be added up: what
+    /// methods that change codes, or weigh Hessians by gradients, start from.
     ///
     /// # Errors
     /// As [`model_backward`](super::model_backward); gradients added before an error stay.
@@ -199,7 +201,8 @@ impl ModelTuner {
             .map(|tuned| (tuned.parameter, tuned.gradient.as_slice()))
     }
 
-    /// One step of Adam with this learning rate along the gradients added up so far, which are then forgotten.
+    /// One step of Adam with this learning rate along the gradients added up so far, which are then
+    /// forgotten.
     pub fn step(&mut self, lr: f64) {
         self.steps = self.steps.saturating_add(1);
         let adam = Adam {
@@ -271,8 +274,8 @@ impl ModelTuner {
         Ok(())
     }
 
-    /// What is not finite first, by its name in the checkpoint: a trained parameter, or else a layer's output on these
-    /// sequences.
+    /// What is not finite first, by its name in the checkpoint: a trained parameter, or else a layer's output
+    /// on these sequences.
     ///
     /// # Errors
     /// As [`model_losses`](super::model_losses).

@@ -31,11 +31,11 @@ pub(super) fn rms_norm_row(y: &mut [f32], x: &[f32], weight: &[f32], eps: f64) {
     }
 }
 
-/// Gradients with respect to x, [rows, hidden], which are added to `grad_x`, and to the weight, `[hidden]`, given the
-/// one with respect to the result.
+/// Gradients with respect to x, [rows, hidden], which are added to `grad_x`, and to the weight, `[hidden]`,
+/// given the one with respect to the result.
 ///
-/// With r the reciprocal root and u = w grad_y: grad_x = r u - x r^3 <u, x> / hidden, and grad_w is the sum over rows
-/// of grad_y r x, here in f64.
+/// With r the reciprocal root and u = w grad_y: grad_x = r u - x r^3 <u, x> / hidden, and grad_w is the sum
+/// over rows of grad_y r x, here in f64.
 pub(super) fn rms_norm_backward(
     x: ArrayView2<'_, f32>,
     weight: &Array1<f32>,

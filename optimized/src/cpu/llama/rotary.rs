@@ -9,11 +9,11 @@ use crate::cpu::vectorize::{multiply_add, vectorized};
 /// Rows of one task.
 const ROWS: usize = 256;
 
-/// Rotary position embedding in the rotate-half convention of Hugging Face checkpoints: element i of a head is paired
-/// with element i + head_dim/2 (Su et al. 2021).
+/// Rotary position embedding in the rotate-half convention of Hugging Face checkpoints: element i of a head
+/// is paired with element i + head_dim/2 (Su et al. 2021).
 ///
-/// Frequencies and angles are rounded to f32, as they were when models were trained and as everybody evaluates them: exact
-/// angles move the token losses of a real model at position 1,000 by more than 1e-4.
+/// Frequencies and angles are rounded to f32, as they were when models were trained and as everybody
+/// evaluates them: exact angles move the token losses of a real model at position 1,000 by more than 1e-4.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rotary {
     /// [positions, head_dim / 2]
@@ -62,7 +62,8 @@ impl Rotary {
         )
     }
 
-    /// Rotates every head of every row, [rows, heads x head_dim], in place: row r is at position r mod `tokens`.
+    /// Rotates every head of every row, [rows, heads x head_dim], in place: row r is at position r mod
+    /// `tokens`.
     pub(super) fn rotate(&self, mut x: ArrayViewMut2<'_, f32>, tokens: usize, turn: Turn) {
         x.axis_chunks_iter_mut(Axis(0), ROWS)
             .into_par_iter()
@@ -109,8 +110,8 @@ vectorized! {
     fn rotate_heads(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) = rotate_body
 }
 
-/// The angle by which pair i turns from one position to the next: theta^(-2i / head_dim), and then what the model's
-/// long-context variant makes of it.
+/// The angle by which pair i turns from one position to the next: theta^(-2i / head_dim), and then what the
+/// model's long-context variant makes of it.
 fn radians_per_position(rope: &Rope, i: usize, head_dim: usize) -> f64 {
     let plain = rope.theta.powf(-((2 * i) as f64) / head_dim as f64);
     match rope.scaling {

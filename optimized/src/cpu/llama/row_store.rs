@@ -14,8 +14,8 @@ const ROWS: usize = 256;
 /// Rows that share a load of the vector.
 const TOGETHER: usize = 4;
 
-/// A matrix of which every product with a vector reads all: in f16 where that loses nothing, as for any checkpoint in f16,
-/// since such a product takes as long as its bytes take to arrive.
+/// A matrix of which every product with a vector reads all: in f16 where that loses nothing, as for any
+/// checkpoint in f16, since such a product takes as long as its bytes take to arrive.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct RowStore {
     values: Values,
@@ -93,7 +93,8 @@ impl RowStore {
                 y.par_chunks_mut(ROWS)
                     .zip(bits.par_chunks(len))
                     .for_each(|(y, rows)| {
-                        // SAFETY: the current level is available, and there are `columns` values for each of y.
+                        // SAFETY: the current level is available, and there are `columns` values for each of
+                        // y.
                         unsafe { run(SimdLevel::current(), Width::Sixteen, Products { rows, x, y }) }
                     });
             }

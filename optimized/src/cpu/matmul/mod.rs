@@ -8,13 +8,13 @@ use rayon::prelude::*;
 use super::layout::{PackedMatrix, TILE};
 use super::product::product_into;
 
-/// Decoded rows that are multiplied at a time, in bytes: half of a second-level cache of 2 MiB, so that a tile is read
-/// back from there.
+/// Decoded rows that are multiplied at a time, in bytes: half of a second-level cache of 2 MiB, so that a
+/// tile is read back from there.
 const TILE_BYTES: usize = 1 << 20;
 
 impl PackedMatrix {
-    /// `Y = X W^T` for X [batch, in_features] -> [batch, out_features], on the current rayon pool. The same bytes for
-    /// any number of threads.
+    /// `Y = X W^T` for X [batch, in_features] -> [batch, out_features], on the current rayon pool. The same
+    /// bytes for any number of threads.
     ///
     /// # Errors
     /// `Shape` when X has another width.

@@ -1,7 +1,7 @@
 //! The direct form: codewords as vectors.
 //!
-//! Per group M loads of a codeword, M - 1 additions and one multiply-add with x. Four rows go together so that a load
-//! of x serves four groups and four independent sums hide the latency of the multiply-add.
+//! Per group M loads of a codeword, M - 1 additions and one multiply-add with x. Four rows go together so
+//! that a load of x serves four groups and four independent sums hide the latency of the multiply-add.
 
 use crate::cpu::simd::vector::Vector;
 use crate::cpu::simd::{Kernel, SimdLevel, Width, prefetch, run};
@@ -71,7 +71,8 @@ impl<C: Code, W: Value, const M: usize, const LEN: usize> Kernel for Unrolled<'_
         let block_codes = ROWS * d.in_groups * d.codewords.codebooks;
         for a in 0..out_group {
             for row in (0..whole).step_by(ROWS) {
-                // The next rows' codes: each row is a stream of its own, too short for the hardware's prefetcher.
+                // The next rows' codes: each row is a stream of its own, too short for the hardware's
+                // prefetcher.
                 let next = (row / ROWS + 1) * block_codes;
                 prefetch(d.codes.get(next..next + block_codes).unwrap_or_default());
                 // SAFETY: rows row..row+ROWS exist.

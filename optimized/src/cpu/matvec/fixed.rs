@@ -1,8 +1,9 @@
-//! Look-up tables in fixed point: byte planes that AVX-512 VBMI looks up 64 at a time, and a portable equivalent.
+//! Look-up tables in fixed point: byte planes that AVX-512 VBMI looks up 64 at a time, and a portable
+//! equivalent.
 //!
-//! An entry t of a block's tables is stored as the unsigned integer round(t / step) + bias of P bytes, one byte in each
-//! of P planes. `step` is a power of two, shared by the block, so that values which are exact multiples of it stay
-//! exact. Sums over the block are integers: exact, in any order.
+//! An entry t of a block's tables is stored as the unsigned integer round(t / step) + bias of P bytes, one
+//! byte in each of P planes. `step` is a power of two, shared by the block, so that values which are exact
+//! multiples of it stay exact. Sums over the block are integers: exact, in any order.
 
 use crate::cpu::layout::TILE;
 use crate::cpu::simd::SimdLevel;
@@ -22,8 +23,8 @@ pub(super) fn bias(planes: usize) -> i32 {
 
 /// The smallest power of two that keeps round(t / step) within the signed range for |t| <= `largest`.
 ///
-/// NaN when `largest` is not finite, so that the product becomes NaN rather than a wrong number; never below 2^-120,
-/// where a quotient could overflow.
+/// NaN when `largest` is not finite, so that the product becomes NaN rather than a wrong number; never below
+/// 2^-120, where a quotient could overflow.
 pub(super) fn step(largest: f32, planes: usize) -> f32 {
     if !largest.is_finite() {
         return f32::NAN;
@@ -100,7 +101,8 @@ pub(super) fn look_up(
     assert_eq!(sums.len() % TILE, 0);
     #[cfg(target_arch = "x86_64")]
     if level == SimdLevel::Avx512 {
-        // SAFETY: lengths were just checked; the level, and that codes are below 2^B, when the matrix was packed.
+        // SAFETY: lengths were just checked; the level, and that codes are below 2^B, when the matrix was
+        // packed.
         return unsafe { super::permute::look_up(table_len, planes, tables, codes, sums) };
     }
     let _ = level;

@@ -19,16 +19,16 @@ use super::layout::{Codebooks, Codes, PackedMatrix, TILE, TiledCodes};
 use super::plan::{Form, TablePrecision};
 use super::words::{Code, CodewordView, Value};
 
-/// Tasks per thread: enough that a thread that is interrupted does not hold up the others for long, few enough that every task's
-/// pass over x or the tables stays cheap.
+/// Tasks per thread: enough that a thread that is interrupted does not hold up the others for long, few
+/// enough that every task's pass over x or the tables stays cheap.
 const TASKS_PER_THREAD: usize = 4;
 
 /// The shortest task in output groups of the direct form.
 const SHORTEST_TASK: usize = 64;
 
 impl PackedMatrix {
-    /// `y = W x` for x `[in_features]`, y `[out_features]`, on the current rayon pool. The same bytes for any number of
-    /// threads.
+    /// `y = W x` for x `[in_features]`, y `[out_features]`, on the current rayon pool. The same bytes for any
+    /// number of threads.
     ///
     /// # Errors
     /// `Shape` when x or y has another length.
@@ -47,7 +47,8 @@ impl PackedMatrix {
         Ok(())
     }
 
-    /// How far fixed-point tables may move an element of `W x`, before its scale: |y_o - exact| is at most this times
+    /// How far fixed-point tables may move an element of `W x`, before its scale: |y_o - exact| is at most
+    /// this times
     /// |scale_o|, plus the rounding of f32 sums. Zero for the forms without fixed-point tables.
     ///
     /// # Errors
@@ -261,7 +262,8 @@ struct Tables {
 }
 
 thread_local! {
-    /// The last tables of this thread, kept because a fresh allocation of their size costs more than filling them.
+    /// The last tables of this thread, kept because a fresh allocation of their size costs more than filling
+    /// them.
     static SCRATCH: Cell<Tables> = Cell::default();
 }
 

@@ -1,8 +1,9 @@
 //! Look-ups in byte planes by AVX-512 VBMI's `vpermb`: 64 rows at a time, no memory access per code.
 //!
-//! A table plane of 256 bytes is four registers; a code's low six bits select inside each, its high two bits (as masks) among
-//! the four. Bytes are added into 16-bit sums of even and odd byte positions. Per 64 look-ups and plane: four `vpermb`
-//! (the only unit that does them starts one per cycle) and four cheap operations.
+//! A table plane of 256 bytes is four registers; a code's low six bits select inside each, its high two bits
+//! (as masks) among the four. Bytes are added into 16-bit sums of even and odd byte positions. Per 64
+//! look-ups and plane: four `vpermb` (the only unit that does them starts one per cycle) and four cheap
+//! operations.
 
 #[allow(clippy::wildcard_imports)]
 use std::arch::x86_64::*;
@@ -13,11 +14,12 @@ use crate::cpu::layout::TILE;
 /// Bytes of codes that are asked for ahead of their use: some 64 cache lines, about the latency of memory.
 const PREFETCH: usize = 4096;
 
-/// Rounds f32 tables to byte planes, 16 entries at a time; returns the step. The same bytes as the portable form.
+/// Rounds f32 tables to byte planes, 16 entries at a time; returns the step. The same bytes as the portable
+/// form.
 ///
 /// # Safety
-/// The machine has `SimdLevel::Avx512`; `table_len` is a multiple of 16 that divides the tables, and `target` is
-/// [look-ups, planes, table_len].
+/// The machine has `SimdLevel::Avx512`; `table_len` is a multiple of 16 that divides the tables, and `target`
+/// is [look-ups, planes, table_len].
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 pub(super) unsafe fn round(tables: &[f32], table_len: usize, planes: usize, target: &mut [u8]) -> f32 {
     let step = common_step(tables, planes);
@@ -49,8 +51,9 @@ pub(super) unsafe fn round(tables: &[f32], table_len: usize, planes: usize, targ
 /// Adds one block's share to `sums`.
 ///
 /// # Safety
-/// The machine has `SimdLevel::Avx512`; `tables.planes` is [look-ups, planes, table_len] with table_len 64, 128 or
-/// 256 and at most 257 look-ups, `codes` is [tiles, look-ups, 64] with codes below table_len, and `sums` [tiles, 64].
+/// The machine has `SimdLevel::Avx512`; `tables.planes` is [look-ups, planes, table_len] with table_len 64,
+/// 128 or 256 and at most 257 look-ups, `codes` is [tiles, look-ups, 64] with codes below table_len, and
+/// `sums` [tiles, 64].
 pub(super) unsafe fn look_up(
     table_len: usize,
     planes: usize,
@@ -92,7 +95,8 @@ unsafe fn look_up_in<const P: usize, const R: usize>(
         let mut odd = [_mm512_setzero_si512(); P];
         let mut table = tables.planes.as_ptr();
         for _ in 0..lookups {
-            // The codes are read once, in order, and faster than the hardware's own prefetcher runs ahead of them.
+            // The codes are read once, in order, and faster than the hardware's own prefetcher runs ahead of
+            // them.
             _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(PREFETCH).cast());
             // SAFETY: inside `codes`, by contract.
             let index = unsafe { _mm512_loadu_si512(codes.cast()) };

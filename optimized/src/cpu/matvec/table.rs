@@ -1,7 +1,7 @@
 //! Look-up tables in f32: x times all codewords once per input group, then a look-up per code.
 //!
-//! A block of 16 tables (16 KiB at B = 8) stays in the first-level cache while the codes of many rows stream past.
-//! Rows are lanes: sums stay in registers, and no sum runs across lanes.
+//! A block of 16 tables (16 KiB at B = 8) stays in the first-level cache while the codes of many rows stream
+//! past. Rows are lanes: sums stay in registers, and no sum runs across lanes.
 
 use crate::cpu::layout::{TILE, TiledCodes};
 use crate::cpu::simd::vector::Vector;
@@ -10,7 +10,8 @@ use crate::cpu::simd::{Kernel, SimdLevel, Width, run};
 /// Vectors that cover a tile with the narrowest type.
 const VECTORS: usize = TILE / 8;
 
-/// Tables of the input groups of one block, [groups, M, table length]: entry k is x . (row `a` of codeword k).
+/// Tables of the input groups of one block, [groups, M, table length]: entry k is x . (row `a` of codeword
+/// k).
 pub(super) struct BuildTables<'a> {
     pub(super) tiles: &'a TiledCodes,
     pub(super) in_group: usize,
@@ -36,7 +37,8 @@ pub(super) fn build(level: SimdLevel, build: BuildTables<'_>) {
         build.tiles.transposed.as_slice().len(),
         build.codebooks * build.out_group * build.in_group * build.tiles.table_len
     );
-    // SAFETY: lengths were just checked, the level when the matrix was packed; table lengths are multiples of 64.
+    // SAFETY: lengths were just checked, the level when the matrix was packed; table lengths are multiples of
+    // 64.
     unsafe { run(level, Width::Sixteen, build) }
 }
 

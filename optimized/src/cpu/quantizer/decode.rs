@@ -44,8 +44,8 @@ pub(crate) fn decode_into(matrix: &QuantizedMatrix, weight: &mut Array2<f32>) {
     );
 }
 
-/// Decodes from flat arrays in standard layout: codebooks [M, K, go, gi], codes [out_groups, in_groups, M], scales
-/// `[out_groups]`, to [out_features, in_features].
+/// Decodes from flat arrays in standard layout: codebooks [M, K, go, gi], codes [out_groups, in_groups, M],
+/// scales `[out_groups]`, to [out_features, in_features].
 pub(crate) fn decode_rows(
     weight: &mut [f32],
     [num_codebooks, states, go, gi]: [usize; 4],

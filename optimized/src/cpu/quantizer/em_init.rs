@@ -8,13 +8,13 @@ use super::problem::check_hessian;
 use super::residual_init::{Fit, initialize};
 use super::small_solve::SmallCholesky;
 
-/// Output-aware EM initialisation: residual k-means, each codebook refined under the metric that the layer's outputs
-/// give to its groups before the next codebook sees the residual (OA-EM, paper.md 3.2).
+/// Output-aware EM initialisation: residual k-means, each codebook refined under the metric that the layer's
+/// outputs give to its groups before the next codebook sees the residual (OA-EM, paper.md 3.2).
 ///
-/// With x the residual of a group over its scale, the objective of one codebook is
-/// sum over groups (o, j) of s_o^2 <(x - c) H_jj, x - c>. Each of `rounds` rounds reassigns every group to its nearest
-/// codeword in that metric (E-step) and then moves every codeword to its exact optimum (M-step): 2^B systems of
-/// in_group_size unknowns, (sum of s_o^2 H_jj) c = sum of s_o^2 H_jj x, in f64.
+/// With x the residual of a group over its scale, the objective of one codebook is sum over groups (o, j) of
+/// s_o^2 <(x - c) H_jj, x - c>. Each of `rounds` rounds reassigns every group to its nearest codeword in that
+/// metric (E-step) and then moves every codeword to its exact optimum (M-step): 2^B systems of in_group_size
+/// unknowns, (sum of s_o^2 H_jj) c = sum of s_o^2 H_jj x, in f64.
 ///
 /// # Errors
 /// `NotDivisible` when the weight cannot be cut into the scheme's groups, `Shape` when H is not
@@ -52,7 +52,8 @@ pub(super) fn diagonal_blocks(hessian: &Array2<f64>, gi: usize) -> Vec<Vec<f64>>
         .collect()
 }
 
-/// E-step: the nearest codeword of each group in the metric H_jj; the current one unless another is strictly nearer.
+/// E-step: the nearest codeword of each group in the metric H_jj; the current one unless another is strictly
+/// nearer.
 fn assign(fit: &mut Fit, groups: &[f32], blocks: &[Vec<f64>], gi: usize) {
     let len = groups.len() / fit.codes.len();
     let in_groups = blocks.len();

@@ -5,8 +5,9 @@ use rayon::prelude::*;
 
 use crate::cpu::product::product_on_this_thread;
 
-/// Samples whose outer products are summed in f32 before the sum joins the others in f64: a sum of this many products
-/// of f32 has a relative error of at most 2^10 x 2^-24 where nothing cancels (the diagonal), and typically 2^5 x 2^-24.
+/// Samples whose outer products are summed in f32 before the sum joins the others in f64: a sum of this many
+/// products of f32 has a relative error of at most 2^10 x 2^-24 where nothing cancels (the diagonal), and
+/// typically 2^5 x 2^-24.
 const SAMPLES: usize = 1024;
 
 /// Side of the tiles that tasks own; only those on and below the diagonal are computed.

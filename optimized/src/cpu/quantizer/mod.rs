@@ -1,7 +1,7 @@
 //! Quantizing a layer: f32 where the work is, f64 where something is decided.
 //!
-//! Work is cut into pieces that depend on the shapes alone, and sums are closed in their order: no byte of a result
-//! depends on the number of threads.
+//! Work is cut into pieces that depend on the shapes alone, and sums are closed in their order: no byte of a
+//! result depends on the number of threads.
 
 mod beam_search;
 mod codebook_update;

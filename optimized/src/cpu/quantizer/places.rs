@@ -7,7 +7,8 @@ use crate::cpu::vectorize::dot;
 /// Codewords of one task.
 const CODEWORDS: usize = 16;
 
-/// Where each codeword is used: for every codebook, its groups (out group x in_groups + in group) sorted by code.
+/// Where each codeword is used: for every codebook, its groups (out group x in_groups + in group) sorted by
+/// code.
 ///
 /// Sums over the groups of a codeword then have one owner and one order, whatever the number of threads.
 #[derive(Debug, Clone)]
@@ -79,8 +80,8 @@ impl Places {
             .map(|&group| (group as usize / self.in_groups, group as usize % self.in_groups))
     }
 
-    /// The adjoint of decoding: for a dense [out_features, in_features], the sum of s_o dense(o, j) over the groups of
-    /// each codeword, in the codebooks' order [M, 2^B, go, gi], added up in f64.
+    /// The adjoint of decoding: for a dense [out_features, in_features], the sum of s_o dense(o, j) over the
+    /// groups of each codeword, in the codebooks' order [M, 2^B, go, gi], added up in f64.
     pub(crate) fn scatter<T: Copy + Into<f64> + Sync>(
         &self,
         dense: &Array2<T>,
@@ -124,11 +125,11 @@ impl Places {
     }
 }
 
-/// Gradients with respect to codebooks and scales, given the one with respect to the decoded weight, [out_features,
-/// in_features]; `decoded` is that weight and `places` are those of the matrix's codes.
+/// Gradients with respect to codebooks and scales, given the one with respect to the decoded weight,
+/// [out_features, in_features]; `decoded` is that weight and `places` are those of the matrix's codes.
 ///
-/// With G the gradient: grad C_m[k] is the sum of s_o G(o, j) over the groups that use it, and grad s_o the sum over j
-/// of <G(o, j), sum_m C_m[code(o, j, m)]> (paper section 3.4).
+/// With G the gradient: grad C_m[k] is the sum of s_o G(o, j) over the groups that use it, and grad s_o the
+/// sum over j of <G(o, j), sum_m C_m[code(o, j, m)]> (paper section 3.4).
 pub(crate) fn quantized_gradients(
     matrix: &QuantizedMatrix,
     places: &Places,

@@ -10,8 +10,8 @@ use crate::cpu::vectorize::dot_in_f64;
 /// Rows whose losses one task adds up.
 const ROWS: usize = 16;
 
-/// Multiply-adds of a product with H up to which codebooks are updated in f64: half a millisecond of one core, a quarter of what
-/// the smallest layers of real models take (tiny-stories-4m: 2^24).
+/// Multiply-adds of a product with H up to which codebooks are updated in f64: half a millisecond of one
+/// core, a quarter of what the smallest layers of real models take (tiny-stories-4m: 2^24).
 const WIDE: usize = 1 << 22;
 
 /// One layer's weight and the metric that its error is measured in, in f32.

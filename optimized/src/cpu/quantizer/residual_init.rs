@@ -7,8 +7,8 @@ use super::kmeans::{kmeans, starting_points};
 /// Added to every scale, so that a row of zeros divides to zeros (the official engine's value).
 const TINY_SCALE: f64 = 1e-9;
 
-/// The first codes and codebooks of a layer by residual k-means: k-means on the groups of the normalised weight,
-/// subtract, and again for each of the M codebooks (paper section 3.1, algorithm 1 line 4).
+/// The first codes and codebooks of a layer by residual k-means: k-means on the groups of the normalised
+/// weight, subtract, and again for each of the M codebooks (paper section 3.1, algorithm 1 line 4).
 ///
 /// A scale is the L2 norm of its output group's rows (paper section 3.2). H plays no part in it.
 ///
@@ -30,8 +30,8 @@ pub(super) struct Fit {
     pub(super) codes: Vec<u32>,
 }
 
-/// Residual k-means with `refine(fit, residual groups [out_groups x in_groups, go gi], scales)` after each codebook,
-/// before it is subtracted.
+/// Residual k-means with `refine(fit, residual groups [out_groups x in_groups, go gi], scales)` after each
+/// codebook, before it is subtracted.
 pub(super) fn initialize(
     weight: &Array2<f32>,
     settings: &LayerSettings,
@@ -87,8 +87,8 @@ pub(super) fn initialize(
     QuantizedMatrix::new(scheme, codes, codebooks, Array1::from(scales))
 }
 
-/// The weight over its scales as vectors of out_group x in_group values: [out_groups x in_groups, go gi], input
-/// groups fastest.
+/// The weight over its scales as vectors of out_group x in_group values: [out_groups x in_groups, go gi],
+/// input groups fastest.
 fn groups_of(weight: &[f32], scales: &[f64], scheme: Scheme) -> Vec<f32> {
     let (go, gi) = (scheme.out_group_size, scheme.in_group_size);
     let band = weight.len() / scales.len();

@@ -2,7 +2,8 @@
 
 use aqlm_vocabulary::{AqlmError, Result};
 
-/// The Cholesky factor of a symmetric positive semidefinite matrix, what it took to make it definite included.
+/// The Cholesky factor of a symmetric positive semidefinite matrix, what it took to make it definite
+/// included.
 #[derive(Debug, Clone)]
 pub(super) struct SmallCholesky {
     order: usize,
@@ -11,13 +12,13 @@ pub(super) struct SmallCholesky {
 }
 
 impl SmallCholesky {
-    /// Factors A + jitter I, A being [order, order] in standard layout. The jitter is zero if that works, else starts at
-    /// the rounding error of the factorisation itself (order x epsilon x the largest diagonal entry) and grows a
-    /// hundredfold from try to try.
+    /// Factors A + jitter I, A being [order, order] in standard layout. The jitter is zero if that works,
+    /// else starts at the rounding error of the factorisation itself (order x epsilon x the largest diagonal
+    /// entry) and grows a hundredfold from try to try.
     ///
     /// # Errors
-    /// `NotPositiveDefinite` when a thousandth of the largest diagonal entry does not help: then A is indefinite, or has
-    /// NaN.
+    /// `NotPositiveDefinite` when a thousandth of the largest diagonal entry does not help: then A is
+    /// indefinite, or has NaN.
     pub(super) fn new(a: &[f64], order: usize, what: &str) -> Result<Self> {
         let largest = (0..order).fold(0.0f64, |top, i| top.max(a[i * (order + 1)].abs()));
         let mut jitter = 0.0;
@@ -54,8 +55,8 @@ impl SmallCholesky {
     }
 }
 
-/// Overwrites the lower triangle by the factor; the error is the failing pivot. A pivot must be above the rounding error
-/// of what was subtracted from it.
+/// Overwrites the lower triangle by the factor; the error is the failing pivot. A pivot must be above the
+/// rounding error of what was subtracted from it.
 fn factor_in_place(a: &mut [f64], order: usize) -> std::result::Result<(), usize> {
     for i in 0..order {
         for j in 0..=i {

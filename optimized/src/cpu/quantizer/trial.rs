@@ -5,8 +5,8 @@ use rayon::prelude::*;
 use super::problem::{Problem, inner};
 use crate::cpu::vectorize::dot_in_f64;
 
-/// A quantized matrix beside what every step of the alternation asks of it. Steps that change the error in a known way
-/// change its image in the same way, which saves the product with H; those that don't start anew.
+/// A quantized matrix beside what every step of the alternation asks of it. Steps that change the error in a
+/// known way change its image in the same way, which saves the product with H; those that don't start anew.
 #[derive(Debug, Clone)]
 pub(crate) struct Trial {
     pub(crate) matrix: QuantizedMatrix,
@@ -42,8 +42,9 @@ impl Trial {
         }
     }
 
-    /// Moves every scale to the minimum of its output group's loss, a parabola: with Q the group's part, a factor of
-    /// <Q, W>_H / <Q, Q>_H. Scales that do not matter (<Q, Q>_H = 0) and those whose loss would not fall stay.
+    /// Moves every scale to the minimum of its output group's loss, a parabola: with Q the group's part, a
+    /// factor of <Q, W>_H / <Q, Q>_H. Scales that do not matter (<Q, Q>_H = 0) and those whose loss would not
+    /// fall stay.
     pub(crate) fn rescale(&mut self, problem: &Problem) {
         let go = self.matrix.scheme.out_group_size;
         let band = go * self.error.ncols();

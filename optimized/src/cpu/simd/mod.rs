@@ -13,7 +13,8 @@ use vector::Vector;
 
 /// A set of vector instructions that kernels are written for.
 ///
-/// Within one level, results are the same bytes on every machine; between levels, sums differ in their last bits.
+/// Within one level, results are the same bytes on every machine; between levels, sums differ in their last
+/// bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SimdLevel {
     /// plain Rust; whatever the compiler's baseline allows
@@ -60,8 +61,8 @@ impl SimdLevel {
         }
     }
 
-    /// Makes every later plan of this process use `level` (`None`: the fastest again). Matrices that are already
-    /// packed keep theirs.
+    /// Makes every later plan of this process use `level` (`None`: the fastest again). Matrices that are
+    /// already packed keep theirs.
     ///
     /// # Errors
     /// `Unsupported` when this machine does not have it.
@@ -167,8 +168,8 @@ pub(crate) trait Kernel {
     /// What it returns.
     type Output;
 
-    /// Runs with vectors of type `V`. Implementations must be `#[inline(always)]`, or their bodies are compiled
-    /// without the instructions that `V` needs.
+    /// Runs with vectors of type `V`. Implementations must be `#[inline(always)]`, or their bodies are
+    /// compiled without the instructions that `V` needs.
     ///
     /// # Safety
     /// Inside a function that has the instructions of `V`; and whatever the kernel itself demands.

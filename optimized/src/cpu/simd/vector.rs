@@ -5,8 +5,8 @@ use crate::cpu::vectorize::multiply_add;
 /// A vector of f32 lanes.
 ///
 /// # Safety
-/// Every method may only be called where the implementing type's instructions are available; pointers must be valid
-/// for [`Vector::LANES`] elements (f32, or f16 as u16) and need no alignment.
+/// Every method may only be called where the implementing type's instructions are available; pointers must be
+/// valid for [`Vector::LANES`] elements (f32, or f16 as u16) and need no alignment.
 pub(crate) unsafe trait Vector: Copy {
     /// Lanes: 8 or 16.
     const LANES: usize;
@@ -79,8 +79,9 @@ unsafe impl Vector for Portable {
     unsafe fn load_f16(source: *const u16) -> Self {
         // SAFETY: valid for 8 elements by the trait's contract.
         let bits = unsafe { source.cast::<[u16; 8]>().read_unaligned() };
-        // Exponent and mantissa into place, then times 2^112 for the difference in bias: exact for every finite f16, subnormal
-        // ones included, and nothing that a compiler could not vectorise. Packed codebooks are finite.
+        // Exponent and mantissa into place, then times 2^112 for the difference in bias: exact for every
+        // finite f16, subnormal ones included, and nothing that a compiler could not vectorise. Packed
+        // codebooks are finite.
         Self(bits.map(|bits| {
             let magnitude =
                 f32::from_bits(u32::from(bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
@@ -398,8 +399,9 @@ mod arm {
 
         #[inline(always)]
         unsafe fn load_f16(source: *const u16) -> Self {
-            // The f16 intrinsics are not stable; widening by integer operations is exact for every f16, subnormal
-            // ones included: shift exponent and mantissa into place, then scale by 2^112 to move the bias.
+            // The f16 intrinsics are not stable; widening by integer operations is exact for every f16,
+            // subnormal ones included: shift exponent and mantissa into place, then scale by 2^112 to move
+            // the bias.
             unsafe {
                 let bits = vld1q_u16(source);
                 let widen = |half: uint16x4_t| {

@@ -53,7 +53,8 @@ pub(super) struct Group {
 
 impl Group {
     /// # Errors
-    /// `Aqlm` with `NotFinite` for numbers beyond f16, `Driver` when memory runs out, and what kernels cannot do.
+    /// `Aqlm` with `NotFinite` for numbers beyond f16, `Driver` when memory runs out, and what kernels cannot
+    /// do.
     pub(super) fn new(device: &Device, linears: &[&Linear], layout: Layout) -> Result<Self> {
         let matrices: Vec<&QuantizedMatrix> = linears
             .iter()
@@ -312,8 +313,9 @@ impl Layer {
     }
 }
 
-/// Rows of two matrices of groups of 16 from which they go one by one if the kernel that is chosen for each of them cannot join them. On an H100 22,016 rows of 4,096 columns of 1x16g16
-/// take k4 30.9 us joined and k7 two times 11.7; with groups of 8 two launches of k7 gain nothing (1x16g8) or lose (1x15g8).
+/// Rows of two matrices of groups of 16 from which they go one by one if the kernel that is chosen for each
+/// of them cannot join them. On an H100 22,016 rows of 4,096 columns of 1x16g16 take k4 30.9 us joined and k7
+/// two times 11.7; with groups of 8 two launches of k7 gain nothing (1x16g8) or lose (1x15g8).
 const FEWEST_ROWS_APART: usize = 16_384;
 
 /// The matrices laid out for one launch, and where each starts in y; `None` where no kernel can.
@@ -330,7 +332,8 @@ fn join(device: &Device, matrices: &[&QuantizedMatrix]) -> Option<(Packed, Vec<u
                 && kernel.runs_on((major * 10 + minor) as u32)
         })
         .map(|kernel| kernel.id.as_str());
-    // Two launches of a faster kernel beat one joined launch of another where there is enough for it to be faster at (docs/decoding.md).
+    // Two launches of a faster kernel beat one joined launch of another where there is enough for it to be
+    // faster at (docs/decoding.md).
     let rows: usize = matrices.iter().map(|matrix| matrix.out_features()).sum();
     let joins = aqlm_kernels::kernel(chosen).is_ok_and(|kernel| kernel.joins.is_some());
     if !joins && matrices.len() == 2 && scheme.in_group_size == 16 && rows >= FEWEST_ROWS_APART {
@@ -342,7 +345,8 @@ fn join(device: &Device, matrices: &[&QuantizedMatrix]) -> Option<(Packed, Vec<u
         .map(|joined| (joined.packed, joined.offsets))
 }
 
-/// `matrix` for the kernel that the table of measurements chooses; where that cannot hold it, for the first of the ladder that can.
+/// `matrix` for the kernel that the table of measurements chooses; where that cannot hold it, for the first
+/// of the ladder that can.
 fn pack_for(
     device: &Device,
     op: Op,

@@ -1,7 +1,9 @@
-//! A whole Llama-family model on the device: prompts in chunks, then a token at a time, each a replay of one CUDA graph.
+//! A whole Llama-family model on the device: prompts in chunks, then a token at a time, each a replay of one
+//! CUDA graph.
 //!
-//! The residual stream is f32; what goes into and comes out of products is f16, and keys and values are cached in f16. Weights are in the
-//! layout of the kernel that the table of measurements chooses; layers that read the same input share a launch where that kernel can.
+//! The residual stream is f32; what goes into and comes out of products is f16, and keys and values are
+//! cached in f16. Weights are in the layout of the kernel that the table of measurements chooses; layers that
+//! read the same input share a launch where that kernel can.
 
 mod block;
 mod group;
@@ -45,8 +47,9 @@ fn run(device: &Device, plan: &Plan, pointers: &[sys::CUdeviceptr], overlap: boo
         cluster: plan.cluster,
         shared_bytes: plan.shared_bytes,
     };
-    // SAFETY: `plan` has the kernel's integers and shape; callers in this module pass the pointers in the order that the plan's function
-    // names, to buffers that were sized from the same configuration and live as long as the model.
+    // SAFETY: `plan` has the kernel's integers and shape; callers in this module pass the pointers in the
+    // order that the plan's function names, to buffers that were sized from the same configuration and live
+    // as long as the model.
     unsafe {
         launch::start(
             device,

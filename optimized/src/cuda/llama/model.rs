@@ -34,7 +34,8 @@ pub enum Rung {
 pub struct Options {
     /// positions that the cache holds
     pub positions: usize,
-    /// whether prompts go in chunks of many rows, for which quantized layers are held in a second layout; else token by token
+    /// whether prompts go in chunks of many rows, for which quantized layers are held in a second layout;
+    /// else token by token
     pub prompts: bool,
     /// how a token is computed
     pub rung: Rung,
@@ -96,7 +97,8 @@ impl<'d> Builder<'d> {
         Ok(())
     }
 
-    /// Adds the last block once more, in memory of its own: a model of a given size whose speed is to be measured.
+    /// Adds the last block once more, in memory of its own: a model of a given size whose speed is to be
+    /// measured.
     ///
     /// # Errors
     /// `Memory` when it does not fit, `Driver`.
@@ -118,10 +120,12 @@ impl<'d> Builder<'d> {
         in_memory(self.device, &what, result)
     }
 
-    /// Adds embedding [vocab, hidden], final norm `[hidden]` and head [vocab, hidden], which is the embedding where `None`.
+    /// Adds embedding [vocab, hidden], final norm `[hidden]` and head [vocab, hidden], which is the embedding
+    /// where `None`.
     ///
     /// # Errors
-    /// `Aqlm` with `Shape` when the number of blocks or a table's size is not the configuration's, `Memory`, `Driver`.
+    /// `Aqlm` with `Shape` when the number of blocks or a table's size is not the configuration's, `Memory`,
+    /// `Driver`.
     pub fn finish(self, embedding: &[f16], norm: &[f32], head: Option<&[f16]>) -> Result<Model<'d>> {
         let (device, config) = (self.device, &self.config);
         let table = [config.vocab_size * config.hidden_size];
@@ -248,7 +252,8 @@ impl Model<'_> {
         Ok(())
     }
 
-    /// Fills every block's cache with these numbers, repeated, as if a text had been read up to `position`: for measurements.
+    /// Fills every block's cache with these numbers, repeated, as if a text had been read up to `position`:
+    /// for measurements.
     ///
     /// # Errors
     /// `Aqlm` with `Unsupported` when the cache ends before `position`, `Driver`.

@@ -1,4 +1,5 @@
-//! How the kernels of a Llama-family token, besides its products, are launched: plain numbers, so that tests can run them on the CPU.
+//! How the kernels of a Llama-family token, besides its products, are launched: plain numbers, so that tests
+//! can run them on the CPU.
 
 use aqlm_vocabulary::LlamaConfig;
 
@@ -48,8 +49,8 @@ pub fn embed(width: usize, rows: usize) -> Plan {
     }
 }
 
-/// The residual stream plus a layer's output, normalised. Pointers: weight, bias, delta, hidden, normed; bias and delta are not touched
-/// unless asked for.
+/// The residual stream plus a layer's output, normalised. Pointers: weight, bias, delta, hidden, normed; bias
+/// and delta are not touched unless asked for.
 pub fn rms_norm(width: usize, rows: usize, eps: f64, delta: bool, bias: bool) -> Plan {
     let vector = if width.is_multiple_of(4) { 4 } else { 1 };
     let threads = (width / vector).next_multiple_of(32).clamp(32, 1024);
@@ -67,8 +68,8 @@ pub fn rms_norm(width: usize, rows: usize, eps: f64, delta: bool, bias: bool) ->
     }
 }
 
-/// Rotation of a prompt's `rows` from position `first` on, into a cache of `capacity` positions. Pointers: cosines, sines, the biases of q, k
-/// and v, then q, k, v, keys, values.
+/// Rotation of a prompt's `rows` from position `first` on, into a cache of `capacity` positions. Pointers:
+/// cosines, sines, the biases of q, k and v, then q, k, v, keys, values.
 pub fn rope(config: &LlamaConfig, rows: usize, first: usize, capacity: usize, bias: bool) -> Plan {
     let (heads, kv_heads, head) = (
         config.num_attention_heads,
@@ -122,8 +123,9 @@ const STEP_WARPS: usize = 8;
 const MOST_QUERIES: usize = 4;
 const MOST_SPLITS: usize = 8;
 
-/// A new token's attention with its rotation and the write to the cache, for a device of `multiprocessors`; the context is split only where
-/// clusters exist. Pointers: keys, values, cosines, sines, the biases of q, k and v, state, q, k, v, out.
+/// A new token's attention with its rotation and the write to the cache, for a device of `multiprocessors`;
+/// the context is split only where clusters exist. Pointers: keys, values, cosines, sines, the biases of q, k
+/// and v, state, q, k, v, out.
 pub fn attention_step(
     config: &LlamaConfig,
     capacity: usize,

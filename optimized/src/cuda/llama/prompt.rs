@@ -9,7 +9,8 @@ use super::group::Group;
 use super::model::Model;
 use super::{address, further, plan, run};
 
-/// What a chunk of a prompt needs on the device; each [rows, ...]. Rows past the prompt's end are computed and not used.
+/// What a chunk of a prompt needs on the device; each [rows, ...]. Rows past the prompt's end are computed
+/// and not used.
 pub(super) struct Prompt {
     rows: usize,
     tokens: CudaSlice<u32>,
@@ -122,11 +123,12 @@ impl Model<'_> {
         Ok(logits)
     }
 
-    /// One block on given hidden states from position 0 on: x [tokens, hidden] to the block's output. The text read so far is forgotten.
+    /// One block on given hidden states from position 0 on: x [tokens, hidden] to the block's output. The
+    /// text read so far is forgotten.
     ///
     /// # Errors
-    /// `Aqlm` with `Shape` when x is no whole number of rows or there is no such block, `Unsupported` when the cache is shorter or the model is for
-    /// single tokens; `Driver`, `Library`.
+    /// `Aqlm` with `Shape` when x is no whole number of rows or there is no such block, `Unsupported` when
+    /// the cache is shorter or the model is for single tokens; `Driver`, `Library`.
     pub fn block_forward(&mut self, block: usize, x: &[f32]) -> Result<Vec<f32>> {
         let width = self.config.hidden_size;
         if block >= self.blocks.len() || !x.len().is_multiple_of(width) {
@@ -192,8 +194,8 @@ impl Model<'_> {
         )
     }
 
-    /// The block without the addition of its last output to the residual stream, which the next norm does; `before` is the layer whose output
-    /// is waiting for the block's first norm to add it.
+    /// The block without the addition of its last output to the residual stream, which the next norm does;
+    /// `before` is the layer whose output is waiting for the block's first norm to add it.
     fn block_of_chunk(
         &self,
         p: &mut Prompt,

@@ -139,8 +139,8 @@ impl Model<'_> {
             .during("copying logits to the host")
     }
 
-    /// Feeds one token, and then up to `count - 1` more, each the likeliest after the one before; all are chosen on the device. `each` gets every
-    /// choice and says whether to go on.
+    /// Feeds one token, and then up to `count - 1` more, each the likeliest after the one before; all are
+    /// chosen on the device. `each` gets every choice and says whether to go on.
     ///
     /// # Errors
     /// As [`Model::step`].
@@ -166,7 +166,8 @@ impl Model<'_> {
         Ok(())
     }
 
-    /// Times one token, or some stages of it, at the present position again and again: the position does not move.
+    /// Times one token, or some stages of it, at the present position again and again: the position does not
+    /// move.
     ///
     /// # Errors
     /// As [`Model::step`].
@@ -179,7 +180,8 @@ impl Model<'_> {
         time_graph(device, 1, replays, |_| self.record(stages))
     }
 
-    /// How often a stage is launched for one token, and how many bytes it reads: weights, and of the cache what `position` sees.
+    /// How often a stage is launched for one token, and how many bytes it reads: weights, and of the cache
+    /// what `position` sees.
     pub fn work(&self, stage: Stage, position: usize) -> (usize, usize) {
         let config = &self.config;
         let all = |of: &dyn Fn(&Block) -> (usize, usize)| {
@@ -220,7 +222,8 @@ impl Model<'_> {
             .during("copying a token to the device")
     }
 
-    /// The stages of one token as a graph. They also run once, at the present position: kernels cannot be compiled during a capture.
+    /// The stages of one token as a graph. They also run once, at the present position: kernels cannot be
+    /// compiled during a capture.
     fn captured(&mut self, token: u32, stages: &dyn Fn(Stage) -> bool) -> Result<CudaGraph> {
         self.set_state(token, false)?;
         self.record(stages)?;

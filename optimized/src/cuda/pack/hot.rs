@@ -16,7 +16,8 @@ const MOST_TILES: [usize; 2] = [11, 6];
 /// Tiles whose codewords cost L2 as much as those that a block keeps.
 const KEEPING: usize = 5;
 
-/// All divisions of the work that fit a warp's registers, the one that should end first by what blocks fetch from L2 first.
+/// All divisions of the work that fit a warp's registers, the one that should end first by what blocks fetch
+/// from L2 first.
 fn configs(tiles: usize, batch: usize, target: &Target) -> Vec<TileConfig> {
     let batch_tiles = batch.div_ceil(16).min(MOST_TILES.len());
     let mut all: Vec<TileConfig> = [1, 2]
@@ -115,8 +116,8 @@ fn by_use(matrix: &QuantizedMatrix) -> QuantizedMatrix {
     }
 }
 
-/// Which codewords a block keeps, at most `room`, ascending. All those below `room` that it uses are among them, for their numbers mean places; the others are
-/// those that it uses most.
+/// Which codewords a block keeps, at most `room`, ascending. All those below `room` that it uses are among
+/// them, for their numbers mean places; the others are those that it uses most.
 fn keep(uses: &[u32], room: usize) -> Vec<u16> {
     let used = |codes: std::ops::Range<usize>| -> Vec<u16> {
         codes
@@ -134,7 +135,8 @@ fn keep(uses: &[u32], room: usize) -> Vec<u16> {
     kept
 }
 
-/// The numbers of the kept codewords, once for each of a codeword's vectors, in the order in which threads load them; the last round filled up.
+/// The numbers of the kept codewords, once for each of a codeword's vectors, in the order in which threads
+/// load them; the last round filled up.
 fn by_thread(kept: &[u16], vectors: usize) -> impl Iterator<Item = u16> {
     let round = THREADS * AT_ONCE;
     (0..(kept.len() * vectors).next_multiple_of(round)).map(move |index| {

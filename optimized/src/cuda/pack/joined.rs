@@ -1,7 +1,8 @@
 //! Several matrices that read the same x in one launch: queries, keys and values, or gate and up.
 //!
-//! A launch costs a tail and a start, and kernels that prepare something for x (tables, a slice of the codebook) do it once a launch. Rows of
-//! the matrices follow one another; each matrix starts with a slab of its own, so that a block needs one codebook.
+//! A launch costs a tail and a start, and kernels that prepare something for x (tables, a slice of the
+//! codebook) do it once a launch. Rows of the matrices follow one another; each matrix starts with a slab of
+//! its own, so that a block needs one codebook.
 
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 use ndarray::{Array1, Array3, Axis, concatenate, s};
@@ -17,7 +18,8 @@ pub struct Joined {
     pub offsets: Vec<usize>,
 }
 
-/// Lays out two or three matrices of one scheme and one number of columns for one launch of the matvec kernel `id`.
+/// Lays out two or three matrices of one scheme and one number of columns for one launch of the matvec kernel
+/// `id`.
 ///
 /// # Errors
 /// `Unsupported` with the reason: the kernel does not join, the matrices differ, or what [`pack`] refuses.
@@ -115,7 +117,8 @@ pub fn pack_joined(id: &str, matrices: &[&QuantizedMatrix], target: &Target) -> 
     })
 }
 
-/// The fewest rows, a multiple of `step`, with which the matrices' slabs all run at once; where that cannot be, one slab each.
+/// The fewest rows, a multiple of `step`, with which the matrices' slabs all run at once; where that cannot
+/// be, one slab each.
 fn rows_of_slab(rows: &[usize], step: usize, at_once: usize) -> usize {
     let longest = rows.iter().copied().max().unwrap_or(1).next_multiple_of(step);
     let even = rows
@@ -129,7 +132,8 @@ fn rows_of_slab(rows: &[usize], step: usize, at_once: usize) -> usize {
         .unwrap_or(longest)
 }
 
-/// The matrix with rows of scale 0 after its own. Their codes run over the whole codebook, so that no slice of it gets more than its share.
+/// The matrix with rows of scale 0 after its own. Their codes run over the whole codebook, so that no slice
+/// of it gets more than its share.
 fn with_rows(matrix: &QuantizedMatrix, rows: usize) -> QuantizedMatrix {
     let (own, in_groups) = matrix.groups();
     let (m, size) = (matrix.scheme.num_codebooks, matrix.scheme.codebook_size());

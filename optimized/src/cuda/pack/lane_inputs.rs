@@ -7,7 +7,8 @@ use super::{Activations, Packed, Target, bytes_of_u16, bytes_of_u32, codebook_by
 
 /// Warps of a block.
 const WARPS: usize = 24;
-/// Chunks of a warp that lie where it finds them without reading anything first, and that it has room for in shared memory.
+/// Chunks of a warp that lie where it finds them without reading anything first, and that it has room for in
+/// shared memory.
 const HEAD: usize = 6;
 const RING: usize = 8;
 /// Items of a lane in a chunk, and words of a chunk.
@@ -217,8 +218,8 @@ impl Arranger<'_> {
 
     /// Deals the items of a block, given for each input group, to its warps and puts them in order.
     ///
-    /// Groups have more or fewer items, and a warp takes as long as its longest list: lists are cut off at a length, and what is beyond it is dealt to all lanes
-    /// in a last round.
+    /// Groups have more or fewer items, and a warp takes as long as its longest list: lists are cut off at a
+    /// length, and what is beyond it is dealt to all lanes in a last round.
     fn arrange(&self, lists: &[Vec<u32>]) -> Vec<Warp> {
         let (most, most_left) = self.cuts(lists);
         let (mut shares, mut rest) = (Vec::new(), Vec::new());
@@ -263,7 +264,8 @@ impl Arranger<'_> {
         warps
     }
 
-    /// The longest list of a lane, in all rounds but the last and in the last, for which a warp has the fewest steps.
+    /// The longest list of a lane, in all rounds but the last and in the last, for which a warp has the
+    /// fewest steps.
     fn cuts(&self, lists: &[Vec<u32>]) -> (usize, usize) {
         let lanes = WARPS * 32;
         let longest = lists.iter().map(Vec::len).max().unwrap_or(0);
@@ -304,7 +306,8 @@ impl Arranger<'_> {
             .collect()
     }
 
-    /// Puts up to 32 shares in an order in which those that are served together want every class of codewords about equally often.
+    /// Puts up to 32 shares in an order in which those that are served together want every class of codewords
+    /// about equally often.
     fn seat(&self, shares: &mut [Share]) {
         let classes = self.classes();
         let mut wants: Vec<[i32; 8]> = shares
@@ -353,8 +356,8 @@ impl Arranger<'_> {
         }
     }
 
-    /// Deals each of up to 32 shares to `pieces` tasks: evenly, and so that neither the codewords of lanes that are served together crowd in a bank group nor
-    /// a task's rows in a bank.
+    /// Deals each of up to 32 shares to `pieces` tasks: evenly, and so that neither the codewords of lanes
+    /// that are served together crowd in a bank group nor a task's rows in a bank.
     fn deal(&self, shares: &[Share], pieces: usize) -> Vec<Task> {
         let mut tasks: Vec<Task> = (0..pieces)
             .map(|_| Task {
@@ -385,8 +388,9 @@ impl Arranger<'_> {
 
     /// The items of a task as [step][lane], a multiple of a chunk of steps.
     ///
-    /// In each step the lanes that are served together should want codewords of different bank groups, and all lanes rows of different banks. A lane
-    /// that has items to spare waits where that cannot be; the others take a conflict.
+    /// In each step the lanes that are served together should want codewords of different bank groups, and
+    /// all lanes rows of different banks. A lane that has items to spare waits where that cannot be; the
+    /// others take a conflict.
     fn schedule(&self, task: &Task) -> Vec<u32> {
         let (classes, steps) = (self.classes(), task.steps());
         let mut left: Vec<Vec<Vec<u32>>> = task
@@ -447,8 +451,8 @@ impl Arranger<'_> {
         (class | row << self.plan.slice_bits) as u32
     }
 
-    /// A class of codewords for each lane, all different among lanes that are served together wherever that can be. A lane that need not take
-    /// one does without then.
+    /// A class of codewords for each lane, all different among lanes that are served together wherever that
+    /// can be. A lane that need not take one does without then.
     fn match_classes(&self, left: &[Vec<Vec<u32>>], counts: &[usize], urgent: &[bool]) -> Vec<Option<usize>> {
         let classes = self.classes();
         let mut wanted = vec![None; 32];
@@ -537,7 +541,8 @@ impl Arranger<'_> {
     }
 }
 
-/// Finds `left` a partner among its `edges`, moving others to partners of their own where need be. `seen` holds the partners already asked.
+/// Finds `left` a partner among its `edges`, moving others to partners of their own where need be. `seen`
+/// holds the partners already asked.
 fn augment(left: usize, edges: &[Vec<usize>], owners: &mut [Option<usize>], seen: &mut u32) -> bool {
     for &right in &edges[left] {
         if *seen & 1 << right != 0 {

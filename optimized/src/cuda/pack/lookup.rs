@@ -8,7 +8,8 @@ const SLOTS: usize = 4;
 const TABLE_BYTES: usize = SLOTS * 256 * 32 * 4;
 /// Tables start at a multiple of this in the address space of shared memory.
 const TABLE_ALIGNMENT: usize = 65_536;
-/// Shared memory that the system keeps at the start of a block's addresses (CUDA programming guide, 1 KiB from compute capability 8.0).
+/// Shared memory that the system keeps at the start of a block's addresses (CUDA programming guide, 1 KiB
+/// from compute capability 8.0).
 const SYSTEM_BYTES: usize = 1024;
 const THREADS: u32 = 1024;
 /// A block's warps and the bytes of one copy of codes by all of its lanes (k5).

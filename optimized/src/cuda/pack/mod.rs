@@ -1,8 +1,8 @@
 //! From a quantized matrix to the bytes that a kernel reads.
 //!
-//! The file format stays as it is; at load, codes are re-ordered into the order in which a kernel's lanes use them and packed to B bits
-//! (or to 24 bits with their position, where that makes a kernel faster). All of this is plain code without a device, so that tests can run
-//! kernels on the CPU.
+//! The file format stays as it is; at load, codes are re-ordered into the order in which a kernel's lanes use
+//! them and packed to B bits (or to 24 bits with their position, where that makes a kernel faster). All of
+//! this is plain code without a device, so that tests can run kernels on the CPU.
 
 mod hot;
 mod joined;
@@ -33,7 +33,8 @@ pub struct Target {
     pub multiprocessors: u32,
     /// shared memory that one block may ask for, bytes
     pub shared_bytes: usize,
-    /// how many clusters of 1, 2, 4, 8, 16 blocks run at once when a block fills a multiprocessor; 0 where none does
+    /// how many clusters of 1, 2, 4, 8, 16 blocks run at once when a block fills a multiprocessor; 0 where
+    /// none does
     pub clusters: [u32; 5],
     /// whether only kernels run that were compiled into the program
     pub embedded_only: bool,
@@ -106,7 +107,8 @@ const BF16: (&str, usize) = ("AQLM_BF16", 1);
 
 /// One matrix, ready to upload, and how to launch the kernel on it.
 ///
-/// A kernel's arguments are the buffers in order, then x (not for decode), y, out_features, in_features, the rows of x (matmul only), then `sizes`.
+/// A kernel's arguments are the buffers in order, then x (not for decode), y, out_features, in_features, the
+/// rows of x (matmul only), then `sizes`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packed {
     /// id in the manifest of `aqlm-kernels`
@@ -171,8 +173,8 @@ impl Packed {
 
     /// The same matrix and launch for x and y in another format than f16, which packers make it for.
     ///
-    /// Tensor cores multiply numbers of one format, so that kernels which feed codewords to them as they are get codebooks in that of x, rounded to
-    /// nearest; all others keep f16's and are exact.
+    /// Tensor cores multiply numbers of one format, so that kernels which feed codewords to them as they are
+    /// get codebooks in that of x, rounded to nearest; all others keep f16's and are exact.
     ///
     /// # Errors
     /// `Unsupported` where the kernel knows f16 only.
@@ -213,7 +215,8 @@ impl Packed {
     }
 }
 
-/// Lays `matrix` out for the kernel `id` and plans its launch for `batch` rows of x (1 for matvec and decode).
+/// Lays `matrix` out for the kernel `id` and plans its launch for `batch` rows of x (1 for matvec and
+/// decode).
 ///
 /// # Errors
 /// `Unsupported` with the reason when the kernel is unknown or cannot do this matrix on this target.
@@ -277,7 +280,8 @@ impl fmt::Display for LaunchConfig {
     }
 }
 
-/// The configurations in which `target` can run kernel `id`, the one expected to be fastest first; empty for kernels that have no choice.
+/// The configurations in which `target` can run kernel `id`, the one expected to be fastest first; empty for
+/// kernels that have no choice.
 pub fn launch_configs(
     id: &str,
     scheme: Scheme,

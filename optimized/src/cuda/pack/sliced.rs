@@ -31,7 +31,8 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Packed {
     let most_warps = if g == 8 { 23 } else { 20 };
     let phase = if g == 8 { 8 } else { 4 };
     let slices = (scheme.codebook_size() >> slice_bits).max(1);
-    // Not every device of an architecture can place sixteen; fewer ranks then hold several slices, one after the other.
+    // Not every device of an architecture can place sixteen; fewer ranks then hold several slices, one after
+    // the other.
     let ranks = target.cluster_up_to(slices);
     let slices_per_block = slices / ranks;
     let windows = in_groups.div_ceil(window);
@@ -106,8 +107,9 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Packed {
 
 /// Deals rows to lanes and orders each lane's items.
 ///
-/// Rows of similar length share a warp, so that little is padded. The `phase` lanes whose 16-byte reads the hardware serves together
-/// should want codewords from different bank groups, that is, of different code modulo `phase`.
+/// Rows of similar length share a warp, so that little is padded. The `phase` lanes whose 16-byte reads the
+/// hardware serves together should want codewords from different bank groups, that is, of different code
+/// modulo `phase`.
 fn arrange(lists: &[Vec<u32>], slice_bits: u32, window: usize, phase: usize, chunk: usize) -> Part {
     let mut order: Vec<usize> = (0..lists.len()).collect();
     order.sort_by_key(|&row| std::cmp::Reverse(lists[row].len()));
@@ -183,8 +185,8 @@ impl Queue {
         }
     }
 
-    /// An item of the fullest class that is not in `taken`; of the fullest class at all when every class left is taken: a bank conflict
-    /// costs one pass, an idle lane costs a step.
+    /// An item of the fullest class that is not in `taken`; of the fullest class at all when every class left
+    /// is taken: a bank conflict costs one pass, an idle lane costs a step.
     fn take(&mut self, taken: u32) -> Option<(usize, u32)> {
         let fullest = |skip: u32| {
             let mut best = None;
@@ -204,7 +206,8 @@ impl Queue {
     }
 }
 
-/// The items of one chunk, [step][lane], as three loads a lane: [3][lane] of 8 bytes for eight steps, of 4 bytes for four.
+/// The items of one chunk, [step][lane], as three loads a lane: [3][lane] of 8 bytes for eight steps, of 4
+/// bytes for four.
 pub(super) fn append_chunk(words: &mut Vec<u32>, items: &[u32]) {
     let (base, steps) = (words.len(), items.len() / 32);
     let load_words = steps / 4;

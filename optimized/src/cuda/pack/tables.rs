@@ -115,8 +115,9 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
 
 /// Chunks of items, [chunk][warp][lane][two].
 ///
-/// The items that a warp's lanes handle at once should lie in different banks of the table (lane = bank) and belong to rows that lie in
-/// different banks of the sums. What cannot be placed so takes any place that is free: a conflict costs one pass, padding costs a step of a warp.
+/// The items that a warp's lanes handle at once should lie in different banks of the table (lane = bank) and
+/// belong to rows that lie in different banks of the sums. What cannot be placed so takes any place that is
+/// free: a conflict costs one pass, padding costs a step of a warp.
 fn arrange(items: &[u32]) -> Vec<u32> {
     let steps = items.len().div_ceil(CHUNK) * (CHUNK / 32);
     let mut banks = vec![Vec::new(); 32];

@@ -157,7 +157,8 @@ impl Form {
         defines
     }
 
-    /// Shared memory of a block of matmul k2: codebooks, then two stages of x a team, which the last sums overlay.
+    /// Shared memory of a block of matmul k2: codebooks, then two stages of x a team, which the last sums
+    /// overlay.
     fn shared_bytes(&self, config: TileConfig) -> usize {
         let batch = config.batch_tiles * 16;
         let row_bytes = STEPS * 4 * self.vectors * 16 + 64;
@@ -165,8 +166,8 @@ impl Form {
         self.replicas * self.codebook_bytes + stages.max(config.sum_bytes())
     }
 
-    /// Whether the kernel's accumulators, codes in flight and fragments fit the registers of so many threads. The last term is what the
-    /// compiler needs beside them (read off its reports).
+    /// Whether the kernel's accumulators, codes in flight and fragments fit the registers of so many threads.
+    /// The last term is what the compiler needs beside them (read off its reports).
     fn fits_registers(&self, config: TileConfig) -> bool {
         let threads = config.row_warps * config.slices * WARP;
         let sums = config.batch_tiles * config.tiles * 4;
@@ -190,7 +191,8 @@ impl Form {
         } = config;
         let blocks = self.tiles.div_ceil(row_warps * tiles) * batch.div_ceil(16 * batch_tiles);
         let waves = blocks.div_ceil(target.multiprocessors as usize);
-        // A codeword of a warp: four passes of shared memory without bank conflicts, 2.8 times that with one copy; from L2, 32 sectors.
+        // A codeword of a warp: four passes of shared memory without bank conflicts, 2.8 times that with one
+        // copy; from L2, 32 sectors.
         let codeword = match self.replicas {
             0 => 25.0,
             1 => 11.0,

@@ -21,7 +21,8 @@ pub struct WarpgroupConfig {
     pub cluster: usize,
     /// rows of x of a block
     pub batch: usize,
-    /// eighths of the look-ups that go to the cluster's shared memory; 0 when the codebook is not spread over it
+    /// eighths of the look-ups that go to the cluster's shared memory; 0 when the codebook is not spread over
+    /// it
     pub spread: usize,
 }
 
@@ -68,8 +69,9 @@ impl WarpgroupConfig {
         (codebook + 2 * stage).max(sums)
     }
 
-    /// Registers of a thread: sums, operands of two chunks, codes in flight, x in flight, and what the compiler needs beside them (read off
-    /// its reports). With three or four codebooks, 128 rows and three warpgroups it keeps 24 bytes of a thread elsewhere, and is yet the fastest.
+    /// Registers of a thread: sums, operands of two chunks, codes in flight, x in flight, and what the
+    /// compiler needs beside them (read off its reports). With three or four codebooks, 128 rows and three
+    /// warpgroups it keeps 24 bytes of a thread elsewhere, and is yet the fastest.
     fn registers(&self, form: &Form) -> usize {
         let inputs = (self.batch * 8).div_ceil(self.threads()) * 4;
         // One byte a code and one codebook: nothing to shift, nothing to add.
@@ -101,9 +103,10 @@ impl WarpgroupConfig {
             .max(1)
     }
 
-    /// Clocks that it should take. The terms are what a multiprocessor does; the factors are fitted to 158 measurements on an H100 (mean
-    /// deviation 7 %, the fastest of a case's configurations found in 28 of 30 cases). The terms add up: with so few warps nothing hides
-    /// behind anything else, and the tensor cores' own time fits as nothing beside x being written and read for them.
+    /// Clocks that it should take. The terms are what a multiprocessor does; the factors are fitted to 158
+    /// measurements on an H100 (mean deviation 7 %, the fastest of a case's configurations found in 28 of 30
+    /// cases). The terms add up: with so few warps nothing hides behind anything else, and the tensor cores'
+    /// own time fits as nothing beside x being written and read for them.
     fn clocks(&self, form: &Form, out_features: usize, batch: usize, target: &Target) -> f64 {
         let blocks = self.blocks(out_features) * batch.div_ceil(self.batch);
         let multiprocessors = if self.spread > 0 {
@@ -120,7 +123,8 @@ impl WarpgroupConfig {
         let rows = self.block_rows() as f64;
         let codewords = units * UNIT_GROUPS as f64 * rows * form.m as f64;
         let vectors = codewords * form.vectors as f64 * resident;
-        // Passes of shared memory that eight lanes' 16-byte loads take beyond one, by copies of the codebooks.
+        // Passes of shared memory that eight lanes' 16-byte loads take beyond one, by copies of the
+        // codebooks.
         let conflicts = match form.replicas {
             0 => 0.0,
             1 => 2.8,
@@ -132,7 +136,8 @@ impl WarpgroupConfig {
         let inputs = chunks * self.batch as f64 * resident;
         let near = self.spread as f64 / 8.0;
         let far = if form.replicas > 0 { 0.0 } else { 1.0 - near };
-        // A sector for each codeword, and a sector a clock from each of 80 slices of L2 that all multiprocessors share.
+        // A sector for each codeword, and a sector a clock from each of 80 slices of L2 that all
+        // multiprocessors share.
         let sectors = codewords * far * blocks.min(at_once) as f64 / 74.0;
         let network = vectors * near;
         let sums = self.batch as f64 * rows * resident / 8.0;

@@ -52,7 +52,8 @@ impl Kind {
     }
 }
 
-/// A metadata value. Arrays of numbers stay bytes, so that a file cannot make its reader use many times its own size.
+/// A metadata value. Arrays of numbers stay bytes, so that a file cannot make its reader use many times its
+/// own size.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Metadata {
     Integer(i64),

@@ -18,7 +18,8 @@ pub(super) enum TensorType {
     Q4_1,
     /// 32 numbers: f16 d, 32 signed bytes; d q
     Q8_0,
-    /// 256 numbers in 8 groups: f16 d, f16 dmin, 8 scales and 8 minima of 6 bits, nibbles; d scale q - dmin minimum
+    /// 256 numbers in 8 groups: f16 d, f16 dmin, 8 scales and 8 minima of 6 bits, nibbles; d scale q - dmin
+    /// minimum
     Q4_K,
     /// 256 numbers in 16 groups: low nibbles, high pairs of bits, 16 signed scales, f16 d; d scale (q - 32)
     Q6_K,
@@ -147,8 +148,9 @@ fn q4_k(block: &[u8], out: &mut Vec<f32>) {
     }
 }
 
-/// Scale and minimum of one of 8 groups. The first four have 6 bits each in bytes 0..4 and 4..8; of the others the low
-/// nibbles are in bytes 8..12 and the high pairs of bits on top of the bytes of the first four.
+/// Scale and minimum of one of 8 groups. The first four have 6 bits each in bytes 0..4 and 4..8; of the
+/// others the low nibbles are in bytes 8..12 and the high pairs of bits on top of the bytes of the first
+/// four.
 fn q4_k_scale(packed: &[u8], group: usize) -> (u8, u8) {
     if group < 4 {
         (packed[group] & 63, packed[group + 4] & 63)

@@ -44,9 +44,9 @@ pub(super) struct Gguf {
 /// Opens a file and understands its metadata.
 ///
 /// # Errors
-/// `Io`, `Truncated`, `Header`, `Offsets` and `TensorType` for a file that cannot be read; `Unsupported` for another
-/// architecture, experts, or RoPE variants that are not implemented; `Field` for missing or contradictory metadata;
-/// `UnexpectedTensor` for tensors that a Llama does not have.
+/// `Io`, `Truncated`, `Header`, `Offsets` and `TensorType` for a file that cannot be read; `Unsupported` for
+/// another architecture, experts, or RoPE variants that are not implemented; `Field` for missing or
+/// contradictory metadata; `UnexpectedTensor` for tensors that a Llama does not have.
 pub(super) fn open(path: &Path) -> Result<Gguf> {
     let mut container = Container::open(path)?;
     let fields = Fields {
@@ -251,9 +251,9 @@ fn llama3_factor(found: &[f32], theta: f64, head_dim: usize) -> Option<f64> {
     }
     let factor = f64::from(found.iter().copied().fold(1.0, f32::max));
     let context = LLAMA3_CONTEXT as f64;
-    // The converter computes in f32. Rounding the exponent puts a relative error of ln(theta) / 2 epsilons on the frequency,
-    // two more roundings follow; `smooth` carries it by at most high / (high - low), and where `smooth` is near zero the
-    // reciprocal of 1 / factor magnifies it by the factor.
+    // The converter computes in f32. Rounding the exponent puts a relative error of ln(theta) / 2 epsilons on
+    // the frequency, two more roundings follow; `smooth` carries it by at most high / (high - low), and where
+    // `smooth` is near zero the reciprocal of 1 / factor magnifies it by the factor.
     let frequency_error = (theta.ln().abs() / 2.0 + 2.0) * f64::from(f32::EPSILON);
     let tolerance = frequency_error * LLAMA3_HIGH / (LLAMA3_HIGH - LLAMA3_LOW) * factor;
     let matches = found.iter().enumerate().all(|(pair, &found)| {
@@ -344,8 +344,8 @@ impl TensorSource for GgufTensors {
     }
 }
 
-/// Puts rows in the order of RoPE's rotate-half convention: pair j of a head is rows j and j + head_dim / 2, where the
-/// file has them at 2 j and 2 j + 1.
+/// Puts rows in the order of RoPE's rotate-half convention: pair j of a head is rows j and j + head_dim / 2,
+/// where the file has them at 2 j and 2 j + 1.
 fn half_and_half(values: &[f32], heads: usize, rows: usize) -> Vec<f32> {
     let head_dim = rows / heads;
     let width = values.len() / rows;

@@ -38,8 +38,8 @@ impl GgufTokenizer {
     /// Builds the tokenizer.
     ///
     /// # Errors
-    /// `Field` for missing or contradictory metadata, `Unsupported` for other kinds of tokenizers, `Tokenizer` when the
-    /// library refuses the result.
+    /// `Field` for missing or contradictory metadata, `Unsupported` for other kinds of tokenizers,
+    /// `Tokenizer` when the library refuses the result.
     pub(crate) fn build(&self) -> Result<Tokenizer> {
         let fields = Fields {
             path: &self.path,
@@ -212,8 +212,9 @@ fn byte_level(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value>
     }))
 }
 
-/// SentencePiece's BPE: "▁" for spaces, one of them in front, bytes for what has no token. Its merges are not listed but
-/// follow from the scores: of all neighbours, the two whose union has the highest score are joined first.
+/// SentencePiece's BPE: "▁" for spaces, one of them in front, bytes for what has no token. Its merges are not
+/// listed but follow from the scores: of all neighbours, the two whose union has the highest score are joined
+/// first.
 fn sentence_piece(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value> {
     let key = "tokenizer.ggml.scores";
     let scores = numbers(fields, key, vocabulary.tokens.len())?
@@ -259,8 +260,8 @@ fn sentence_piece(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Va
     }))
 }
 
-/// Every way to make a token out of two, best score first. Ties follow the order that transformers' own conversion of
-/// SentencePiece files has (longer parts first), so that both give the same tokens.
+/// Every way to make a token out of two, best score first. Ties follow the order that transformers' own
+/// conversion of SentencePiece files has (longer parts first), so that both give the same tokens.
 fn merges_of<'a>(vocabulary: &Vocabulary<'a>, scores: &[f64]) -> Vec<(&'a str, &'a str)> {
     let mut merges = Vec::new();
     for (id, token) in vocabulary.tokens.iter().enumerate() {

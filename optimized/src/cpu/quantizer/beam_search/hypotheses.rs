@@ -28,8 +28,8 @@ struct Candidate {
 /// The parent and the code of a hypothesis at one position.
 type Step = (u16, u16);
 
-/// What a search over one output group writes to again and again. Arrays of [beam, ...] come in pairs: the survivors of
-/// a step are gathered from one into the other.
+/// What a search over one output group writes to again and again. Arrays of [beam, ...] come in pairs: the
+/// survivors of a step are gathered from one into the other.
 struct Scratch {
     /// what Q has grown by in the block, [beam][go x columns]
     change: [Vec<f32>; 2],
@@ -170,9 +170,9 @@ fn trace_back(sweep: &Sweep<'_>, history: &[Step], mut codes: ArrayViewMut2<'_, 
     }
 }
 
-/// The search of one output group through a block of visits. Leaves the new hypotheses in `hypotheses`, their growth
-/// within the block in `scratch.change[0]`, and which hypothesis at the start of the block each comes from in
-/// `scratch.roots[0]`.
+/// The search of one output group through a block of visits. Leaves the new hypotheses in `hypotheses`, their
+/// growth within the block in `scratch.change[0]`, and which hypothesis at the start of the block each comes
+/// from in `scratch.roots[0]`.
 struct BlockSearch<'a> {
     sweep: &'a Sweep<'a>,
     block: std::ops::Range<usize>,
@@ -255,7 +255,8 @@ impl BlockSearch<'_> {
         }
     }
 
-    /// Gives every hypothesis the block's state of the one that it comes from, and its own growth in this visit.
+    /// Gives every hypothesis the block's state of the one that it comes from, and its own growth in this
+    /// visit.
     #[inline(always)]
     fn inherit(&mut self, visit: usize, (go, gi): (usize, usize)) {
         let scratch = &mut *self.scratch;
@@ -448,7 +449,8 @@ impl Expansion<'_> {
         candidates: &mut Vec<Candidate>,
         beam: usize,
     ) {
-        // SAFETY: columns holds len x padded values and forms padded ones, padded being a multiple of the lanes.
+        // SAFETY: columns holds len x padded values and forms padded ones, padded being a multiple of the
+        // lanes.
         unsafe {
             let weight = V::splat(self.weight);
             let mut coordinates = [weight; 8];

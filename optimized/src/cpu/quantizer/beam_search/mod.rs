@@ -1,12 +1,13 @@
 //! Codes for fixed codebooks and scales (paper section 3.2, algorithm 1 line 9).
 //!
-//! Let dW = W - Q and G = dW H. Replacing the codeword c_old of codebook m in input group j by c changes the loss of an
-//! output group with scale s by -2 s <G_j, c - c_old> + s^2 <(c - c_old) H_jj, c - c_old> (paper.md 2.3); with
-//! U = G_j + s c_old H_jj that is s^2 <c H_jj, c> - 2 s <U, c> and a constant.
+//! Let dW = W - Q and G = dW H. Replacing the codeword c_old of codebook m in input group j by c changes the
+//! loss of an output group with scale s by -2 s <G_j, c - c_old> + s^2 <(c - c_old) H_jj, c - c_old>
+//! (paper.md 2.3); with U = G_j + s c_old H_jj that is s^2 <c H_jj, c> - 2 s <U, c> and a constant.
 //!
-//! A sweep visits every input group once, so G is needed only to the right of the groups that are done. The groups are
-//! put in the order of the sweep first; then, as GPTQ does, a block of consecutive groups is searched with only its own
-//! columns of G kept up to date, and one matrix product brings all later columns up to date behind it.
+//! A sweep visits every input group once, so G is needed only to the right of the groups that are done. The
+//! groups are put in the order of the sweep first; then, as GPTQ does, a block of consecutive groups is
+//! searched with only its own columns of G kept up to date, and one matrix product brings all later columns
+//! up to date behind it.
 
 mod descent;
 mod hypotheses;
@@ -19,8 +20,8 @@ use super::codewords::Codewords;
 use super::problem::Problem;
 use super::trial::Trial;
 
-/// Columns of G that a block of input groups spans: its part of H, 64 KiB, stays in the second-level cache, and the
-/// product behind it has enough terms to be efficient.
+/// Columns of G that a block of input groups spans: its part of H, 64 KiB, stays in the second-level cache,
+/// and the product behind it has enough terms to be efficient.
 const BLOCK_COLUMNS: usize = 128;
 
 /// Output groups of one task. Fixed, because where a product is cut may change its last bits.
@@ -41,18 +42,19 @@ struct Sweep<'a> {
     forms: Vec<Vec<Vec<f32>>>,
     /// H with rows and columns in the order of the visits, the groups without a visit last
     hessian: Array2<f32>,
-    /// for every visit the part of H that links its columns with those of its block up to and including its own:
-    /// [visits of the block so far][gi, gi]; empty for coordinate descent, which does not read it
+    /// for every visit the part of H that links its columns with those of its block up to and including its
+    /// own: [visits of the block so far][gi, gi]; empty for coordinate descent, which does not read it
     near: Vec<Vec<f32>>,
     beam: usize,
 }
 
 /// One sweep of beam search from the current codes of `matrix`; the result has their shape.
 ///
-/// Per output group, starting from its current codes: for each (input group, codebook) of `order` every hypothesis is
-/// expanded by all 2^B codes and the `beam` best distinct ones are kept. Positions that are not in `order` keep their
-/// codes. `beam` 1 is coordinate descent (iterated conditional modes). An order that comes back to a group it has left
-/// is searched in several sweeps, each from the best codes of the one before.
+/// Per output group, starting from its current codes: for each (input group, codebook) of `order` every
+/// hypothesis is expanded by all 2^B codes and the `beam` best distinct ones are kept. Positions that are not
+/// in `order` keep their codes. `beam` 1 is coordinate descent (iterated conditional modes). An order that
+/// comes back to a group it has left is searched in several sweeps, each from the best codes of the one
+/// before.
 ///
 /// # Errors
 /// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit;
@@ -246,7 +248,8 @@ fn permuted(matrix: &Array2<f32>, order: &[usize]) -> Array2<f32> {
     result
 }
 
-/// Writes the rows of `from`, in the order of `rows` or in their own, with their columns in the order of `columns`.
+/// Writes the rows of `from`, in the order of `rows` or in their own, with their columns in the order of
+/// `columns`.
 fn permute_columns(
     mut to: ArrayViewMut2<'_, f32>,
     from: &Array2<f32>,

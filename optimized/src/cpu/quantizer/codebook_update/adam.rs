@@ -7,15 +7,15 @@ use crate::cpu::quantizer::decode::decode;
 use crate::cpu::quantizer::places::quantized_gradients;
 use crate::cpu::quantizer::problem::{Problem, inner};
 
-/// Full-batch Adam on codebooks and scales for fixed codes, from a fresh state (paper section 3.3), with Adam's usual
-/// epsilon of 1e-8; `betas` are the decays of the first and the second moment.
+/// Full-batch Adam on codebooks and scales for fixed codes, from a fresh state (paper section 3.3), with
+/// Adam's usual epsilon of 1e-8; `betas` are the decays of the first and the second moment.
 ///
-/// The loss is the layer error over out_features, as the official engine's. Returns the matrix after the last step,
-/// and the loss before each step, `[steps]`.
+/// The loss is the layer error over out_features, as the official engine's. Returns the matrix after the last
+/// step, and the loss before each step, `[steps]`.
 ///
 /// # Errors
-/// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit, `NotFinite`
-/// when the parameters overflow.
+/// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit,
+/// `NotFinite` when the parameters overflow.
 pub fn adam(
     weight: &Array2<f32>,
     hessian: &Array2<f64>,

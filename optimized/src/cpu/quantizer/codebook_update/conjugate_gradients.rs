@@ -8,8 +8,9 @@ use crate::cpu::quantizer::decode::decode_rows;
 use crate::cpu::quantizer::problem::{Problem, inner};
 use crate::cpu::quantizer::trial::Trial;
 
-/// When conjugate gradients stop before their number of steps: as soon as two steps in a row (gains are uneven where H is badly
-/// conditioned) gain together less than a share of the loss, or of what the steps before them gained.
+/// When conjugate gradients stop before their number of steps: as soon as two steps in a row (gains are
+/// uneven where H is badly conditioned) gain together less than a share of the loss, or of what the steps
+/// before them gained.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::cpu::quantizer) struct Stop {
     /// share of the loss
@@ -24,21 +25,22 @@ impl Stop {
         of_loss: 1e-5,
         of_gain: 0.0,
     };
-    /// Where an alternation does better to search codes again: what is left is gained in the next round, from better codes.
+    /// Where an alternation does better to search codes again: what is left is gained in the next round, from
+    /// better codes.
     pub(in crate::cpu::quantizer) const ALTERNATION: Self = Self {
         of_loss: 1e-5,
         of_gain: 0.01,
     };
 }
 
-/// The least-squares problem of the codebooks for fixed codes and scales without its normal matrix (paper section 3.3;
-/// paper.md 2.4): at most `steps` steps of conjugate gradients from the current codebooks.
+/// The least-squares problem of the codebooks for fixed codes and scales without its normal matrix (paper
+/// section 3.3; paper.md 2.4): at most `steps` steps of conjugate gradients from the current codebooks.
 ///
-/// A step decodes a direction, multiplies it by H in f32 and scatters the result back to the codewords in f64: 2
-/// out_features in_features^2 operations whatever the size of the codebooks, which is less than forming the normal matrix
-/// takes, let alone factoring it. The preconditioner is the block of the normal matrix that each codeword has with itself;
-/// vectors and inner products are f64. Codewords that no group uses keep their values. A descent that ends above where it
-/// began, by rounding, is taken back.
+/// A step decodes a direction, multiplies it by H in f32 and scatters the result back to the codewords in
+/// f64: 2 out_features in_features^2 operations whatever the size of the codebooks, which is less than
+/// forming the normal matrix takes, let alone factoring it. The preconditioner is the block of the normal
+/// matrix that each codeword has with itself; vectors and inner products are f64. Codewords that no group
+/// uses keep their values. A descent that ends above where it began, by rounding, is taken back.
 ///
 /// # Errors
 /// `NotPositiveDefinite` when H is indefinite.

@@ -10,12 +10,13 @@ use crate::cpu::quantizer::trial::Trial;
 /// Unknowns whose whole normal matrix is factored: at most 0.36 G multiply-adds.
 const FACTORED: usize = 1024;
 
-/// Codebooks and scales as [`conjugate_gradients`](super::conjugate_gradients) and `Trial::rescale` find them, `rounds` times
-/// in turns, with every number in f64: for problems so small that H was kept as it came ([`Problem::wide`]).
+/// Codebooks and scales as [`conjugate_gradients`](super::conjugate_gradients) and `Trial::rescale` find
+/// them, `rounds` times in turns, with every number in f64: for problems so small that H was kept as it came
+/// ([`Problem::wide`]).
 ///
-/// Such problems can be fitted exactly, or all but, when H has a small rank or nearly so; the loss then falls by more digits
-/// than f32 has, and where rounding stops it decides the result. Steps end when they gain nothing that f64 resolves, not where
-/// the next search would gain more: they cost next to nothing.
+/// Such problems can be fitted exactly, or all but, when H has a small rank or nearly so; the loss then falls
+/// by more digits than f32 has, and where rounding stops it decides the result. Steps end when they gain
+/// nothing that f64 resolves, not where the next search would gain more: they cost next to nothing.
 ///
 /// # Errors
 /// `NotPositiveDefinite` when H is indefinite.
@@ -124,8 +125,8 @@ impl<'a> State<'a> {
         Ok(())
     }
 
-    /// Every scale to the minimum of its output group's loss: with Q the group's part, a factor of <Q, W>_H / <Q, Q>_H, or,
-    /// with W = E + Q, of 1 + <Q, E>_H / <Q, Q>_H. Scales that do not matter stay.
+    /// Every scale to the minimum of its output group's loss: with Q the group's part, a factor of <Q, W>_H /
+    /// <Q, Q>_H, or, with W = E + Q, of 1 + <Q, E>_H / <Q, Q>_H. Scales that do not matter stay.
     fn rescale(&mut self, matrix: &mut QuantizedMatrix, problem: &Problem) {
         let go = matrix.scheme.out_group_size;
         for (o, scale) in matrix.scales.iter_mut().enumerate() {
@@ -145,8 +146,8 @@ impl<'a> State<'a> {
     }
 }
 
-/// What rounding makes of tr(D H DT), which for D in the null space of a rank-deficient H is all there is: epsilon in each
-/// element of H, whose largest eigenvalue is at most its trace.
+/// What rounding makes of tr(D H DT), which for D in the null space of a rank-deficient H is all there is:
+/// epsilon in each element of H, whose largest eigenvalue is at most its trace.
 fn resolution(dense: &Array2<f64>, hessian: &Array2<f64>) -> f64 {
     let square: f64 = dense.iter().map(|x| x * x).sum();
     4.0 * f64::EPSILON * square * hessian.diag().sum()

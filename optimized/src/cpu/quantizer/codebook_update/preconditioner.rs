@@ -65,10 +65,10 @@ impl Preconditioner {
         Ok(Self::OwnBlocks { factors, gi })
     }
 
-    /// From the whole normal matrix: for codewords (m, k) and (m', k') the sum over output groups o of s_o^2 times the sum of
-    /// H_jj' over all j that use the one and j' that use the other in o. It is singular for M > 1, since a vector moved from
-    /// one codebook to another changes nothing, so that its factor holds a jitter: a good start for conjugate gradients, and
-    /// no more.
+    /// From the whole normal matrix: for codewords (m, k) and (m', k') the sum over output groups o of s_o^2
+    /// times the sum of H_jj' over all j that use the one and j' that use the other in o. It is singular for
+    /// M > 1, since a vector moved from one codebook to another changes nothing, so that its factor holds a
+    /// jitter: a good start for conjugate gradients, and no more.
     ///
     /// # Errors
     /// `NotPositiveDefinite` when H is indefinite.
@@ -107,8 +107,8 @@ impl Preconditioner {
                 *x *= of_row * of_column;
             }
         }
-        // Far above the rounding of the sums and of the factorisation, so that along what is singular, and for unknowns
-        // without weight, no pivot is made of rounding alone; far below what f32 could resolve.
+        // Far above the rounding of the sums and of the factorisation, so that along what is singular, and
+        // for unknowns without weight, no pivot is made of rounding alone; far below what f32 could resolve.
         let jitter = 64.0 * unknowns as f64 * f64::EPSILON;
         for i in 0..unknowns {
             normal[i * (unknowns + 1)] += jitter;

@@ -3,8 +3,8 @@
 use crate::cpu::simd::vector::{LANE_NUMBERS, Vector};
 use crate::cpu::simd::{Kernel, SimdLevel, Width, run};
 
-/// Codewords that all vectors of a call see before the next ones are loaded: of group length 8, half of a first-level
-/// data cache.
+/// Codewords that all vectors of a call see before the next ones are loaded: of group length 8, half of a
+/// first-level data cache.
 const TILE: usize = 512;
 
 /// Vectors that share each load of a codeword: four independent chains of multiply-adds keep both units busy.
@@ -128,8 +128,8 @@ impl<const SECOND: bool> Search<'_, SECOND> {
         start: usize,
         end: usize,
     ) -> [Nearest; N] {
-        // SAFETY: columns holds len x padded values and forms padded, padded being a multiple of the lanes; vectors and
-        // weights hold rows row..row + N.
+        // SAFETY: columns holds len x padded values and forms padded, padded being a multiple of the lanes;
+        // vectors and weights hold rows row..row + N.
         unsafe {
             let vectors = self.vectors.as_ptr().add(row * len);
             // Loops instead of closures: a closure would not have V's instructions.

@@ -1,9 +1,10 @@
 //! Lloyd's assignments without looking at every centroid for every point (Hamerly, SDM 2010).
 //!
-//! Each point keeps an upper bound on the distance to its own centroid and a lower bound on the distance to all others.
-//! When centroids move, the first grows by what the own one moved and the second shrinks by what any other moved at
-//! most; a full search is needed only where the two meet. Assignments are to the last point those of full searches: the
-//! bounds are kept apart by more than the rounding of the scores that a full search would compare.
+//! Each point keeps an upper bound on the distance to its own centroid and a lower bound on the distance to
+//! all others. When centroids move, the first grows by what the own one moved and the second shrinks by what
+//! any other moved at most; a full search is needed only where the two meet. Assignments are to the last
+//! point those of full searches: the bounds are kept apart by more than the rounding of the scores that a
+//! full search would compare.
 
 use rayon::prelude::*;
 
@@ -91,8 +92,9 @@ fn under(x: f64) -> f32 {
     (x.max(0.0) * (1.0 - 2.0 * f64::from(f32::EPSILON))) as f32
 }
 
-/// What comparing two scores |c|^2 - 2 <x, c> in f32 may get wrong by rounding, given |c| and |x| at most: each is a sum
-/// of `len` + 1 terms, no larger than (|c| + |x|)^2 together, with at most two roundings a term; |c|^2 itself has as many.
+/// What comparing two scores |c|^2 - 2 <x, c> in f32 may get wrong by rounding, given |c| and |x| at most:
+/// each is a sum of `len` + 1 terms, no larger than (|c| + |x|)^2 together, with at most two roundings a
+/// term; |c|^2 itself has as many.
 fn resolution(len: usize, centroid: f64, point: f64) -> f64 {
     let roundings = 4.0 * (len + 2) as f64;
     2.0 * roundings * f64::from(f32::EPSILON) * (centroid + point).powi(2)
@@ -119,8 +121,8 @@ impl<'a> Assignments<'a> {
         assignments
     }
 
-    /// Brings the assignments up to date after centroids [k, len] moved; returns the points that changed sides, in their
-    /// order. Ties go to the lower index.
+    /// Brings the assignments up to date after centroids [k, len] moved; returns the points that changed
+    /// sides, in their order. Ties go to the lower index.
     pub(super) fn follow(&mut self, from: &[f32], to: &[f32]) -> Vec<Change> {
         let len = self.len;
         let drift = Drift::new(from, to, len);

@@ -30,9 +30,9 @@ pub struct KMeans {
 
 /// Lloyd's k-means on `points` [n, len] from the centroids `init` [k, len].
 ///
-/// A cluster that loses all its points keeps its centroid. After the last iteration points are assigned once more,
-/// so that assignments and inertia belong to the centroids that are returned. Iterations that would repeat the one
-/// before, because no point has changed sides, are left out.
+/// A cluster that loses all its points keeps its centroid. After the last iteration points are assigned once
+/// more, so that assignments and inertia belong to the centroids that are returned. Iterations that would
+/// repeat the one before, because no point has changed sides, are left out.
 pub fn kmeans(points: &[f32], len: usize, init: Vec<f32>, max_iterations: usize) -> KMeans {
     let mut centroids = init;
     let mut assignments = Assignments::new(points, len, &centroids);

@@ -11,9 +11,9 @@ const PARTS: usize = 32;
 /// One in so many points may change sides before all sums are formed anew.
 const SHARE: usize = 8;
 
-/// The sum of each cluster's points in f64, kept up to date as points change sides: after the first dozen iterations few do.
-/// Points are moved in their order, so that no byte depends on the number of threads; what the moves add to the rounding is far
-/// below that of a centroid to f32.
+/// The sum of each cluster's points in f64, kept up to date as points change sides: after the first dozen
+/// iterations few do. Points are moved in their order, so that no byte depends on the number of threads; what
+/// the moves add to the rounding is far below that of a centroid to f32.
 pub(super) struct Sums {
     len: usize,
     /// [k, len]
