@@ -90,9 +90,9 @@ fn dyadic(
     let (mut matrix, mut x) = case(scheme, out_groups, in_groups, batch, 3);
     let mut rng = stream(4, 0, None, Purpose::TestData);
     let mut eighths = |most: u32| f64::from(rng.random_range(0..=2 * most)) / 8.0 - f64::from(most) / 8.0;
-    matrix.codebooks.mapv_inplace(|_| eighths(15));
+    matrix.codebooks().mapv_inplace(|_| eighths(15));
     x.mapv_inplace(|_| eighths(24) as f32);
-    for (i, scale) in matrix.scales.iter_mut().enumerate() {
+    for (i, scale) in matrix.scales().iter_mut().enumerate() {
         *scale = [0.5, -1.0, 2.0][i % 3];
     }
     (matrix, x)
@@ -100,14 +100,14 @@ fn dyadic(
 
 /// The weight by its definition (section 3.1): the scaled sum of the codewords.
 fn by_definition(matrix: &QuantizedMatrix) -> Array2<f32> {
-    let scheme = matrix.scheme;
+    let scheme = matrix.scheme();
     let (go, gi) = (scheme.out_group_size, scheme.in_group_size);
     Array2::from_shape_fn((matrix.out_features(), matrix.in_features()), |(row, column)| {
         let (i, j) = (row / go, column / gi);
         let sum: f64 = (0..scheme.num_codebooks)
-            .map(|m| matrix.codebooks[[m, usize::from(matrix.codes[[i, j, m]]), row % go, column % gi]])
+            .map(|m| matrix.codebooks()[[m, usize::from(matrix.codes()[[i, j, m]]), row % go, column % gi]])
             .sum();
-        (matrix.scales[i] * sum) as f32
+        (matrix.scales()[i] * sum) as f32
     })
 }
 
@@ -126,7 +126,7 @@ fn exact_sums_come_out_exactly_in_every_form() {
     ] {
         let (matrix, x) = dyadic(scheme(text), out_groups, in_groups, 6);
         let weight = by_definition(&matrix);
-        for plan in plans(matrix.scheme) {
+        for plan in plans(matrix.scheme()) {
             let packed = PackedMatrix::new(&matrix, &plan).unwrap();
             assert_eq!(packed.decode(), weight, "{text} {plan:?}");
             if plan.form == Form::Table(TablePrecision::I8) {
@@ -156,13 +156,13 @@ fn codebooks_are_kept_in_f16_only_where_that_saves_much_and_loses_nothing() {
     ] {
         let (mut matrix, _) = case(scheme(text), 4, 3, 1, 8);
         if !rounded {
-            matrix.codebooks[[0, 2047, 0, 7]] = 1.0 + f64::from(f32::EPSILON);
+            matrix.codebooks()[[0, 2047, 0, 7]] = 1.0 + f64::from(f32::EPSILON);
         }
         let bytes = |codebooks| {
             let plan = Plan {
                 form: Form::Direct,
                 codebooks,
-                ..Plan::choose(matrix.scheme, 4, matrix.in_features())
+                ..Plan::choose(matrix.scheme(), 4, matrix.in_features())
             };
             PackedMatrix::new(&matrix, &plan).unwrap().bytes()
         };
@@ -176,8 +176,8 @@ fn codebooks_are_kept_in_f16_only_where_that_saves_much_and_loses_nothing() {
             bytes(expected),
             "{text} {rounded}"
         );
-        let codebook = matrix.scheme.num_codebooks << matrix.scheme.nbits;
-        let codes = 2 * matrix.codes.len();
+        let codebook = matrix.scheme().num_codebooks << matrix.scheme().nbits;
+        let codes = 2 * matrix.codes().len();
         // padded to 8 values; the scales in f32
         assert_eq!(
             bytes(CodebookPrecision::F32),
@@ -191,11 +191,11 @@ fn codebooks_are_kept_in_f16_only_where_that_saves_much_and_loses_nothing() {
         );
     }
     let (mut matrix, _) = case(scheme("2x5g8"), 70, 3, 1, 8);
-    matrix.scales[9] = -7.5;
+    matrix.scales()[9] = -7.5;
     let plan = |form| Plan {
         form,
         codebooks: CodebookPrecision::F32,
-        ..Plan::choose(matrix.scheme, 70, 24)
+        ..Plan::choose(matrix.scheme(), 70, 24)
     };
     let packed = |form| PackedMatrix::new(&matrix, &plan(form)).unwrap();
     assert_eq!(packed(Form::Direct).largest_scale(), 7.5);
@@ -244,7 +244,7 @@ fn coarser_tables_are_coarser() {
             let plan = Plan {
                 level,
                 form: Form::Table(precision),
-                ..Plan::choose(matrix.scheme, 200, 240)
+                ..Plan::choose(matrix.scheme(), 200, 240)
             };
             let mut y = vec![0.0; 200];
             PackedMatrix::new(&matrix, &plan)
@@ -293,7 +293,7 @@ fn levels_are_those_of_the_processor() {
 fn a_matrix_without_columns_or_rows_is_empty() {
     for (out_groups, in_groups) in [(4, 0), (0, 4)] {
         let (matrix, x) = case(scheme("2x4g8"), out_groups, in_groups, 5, 1);
-        for plan in plans(matrix.scheme) {
+        for plan in plans(matrix.scheme()) {
             let packed = PackedMatrix::new(&matrix, &plan).unwrap();
             assert_eq!(packed.decode().dim(), (out_groups, 8 * in_groups), "{plan:?}");
             let y = packed.matmul(x.view()).unwrap();
@@ -344,7 +344,7 @@ fn infinite_and_nan_inputs_are_never_hidden() {
 #[test]
 fn ranges_of_rows_decode_alone() {
     let (matrix, _) = case(scheme("2x4g8o2"), 150, 6, 1, 5);
-    for plan in plans(matrix.scheme) {
+    for plan in plans(matrix.scheme()) {
         let packed = PackedMatrix::new(&matrix, &plan).unwrap();
         let whole = packed.decode();
         for range in [0..150, 10..20, 60..70, 100..150, 7..7] {
@@ -368,7 +368,7 @@ fn ranges_of_rows_decode_alone() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let (matrix, _) = case(scheme("2x9g8"), 4, 3, 1, 0);
-    let plan = Plan::choose(matrix.scheme, 4, 24);
+    let plan = Plan::choose(matrix.scheme(), 4, 24);
     let table = Plan {
         form: Form::Table(TablePrecision::F32),
         ..plan
@@ -387,24 +387,23 @@ fn what_does_not_fit_is_refused() {
             Err(AqlmError::Unsupported(_))
         ));
     }
-    let mut broken = matrix.clone();
-    broken.codes[[3, 2, 1]] = 512;
+    // What the kernels rely on cannot be said of a matrix that does not fit.
+    let mut codes = matrix.codes().clone();
+    codes[[3, 2, 1]] = 512;
     assert!(matches!(
-        PackedMatrix::new(&broken, &plan),
+        matrix.clone().with_codes(codes),
         Err(AqlmError::CodeOutOfRange {
             code: 512,
             index: [3, 2, 1],
             ..
         })
     ));
-    let mut broken = matrix.clone();
-    broken.scales = Array1::ones(5);
     assert!(matches!(
-        PackedMatrix::new(&broken, &plan),
+        matrix.clone().with_scales(Array1::ones(5)),
         Err(AqlmError::Shape { .. })
     ));
     let mut broken = matrix.clone();
-    broken.codebooks[[1, 7, 0, 2]] = 1.0e6;
+    broken.tune(|mut codebooks, _| codebooks[[1, 7, 0, 2]] = 1.0e6);
     let narrow = Plan {
         codebooks: CodebookPrecision::F16,
         ..plan

@@ -47,13 +47,13 @@ fn grid_matrix(
 
 /// The dense weight by the definition of a quantized matrix, in f64, without scales.
 fn unscaled(matrix: &QuantizedMatrix, row: usize, column: usize) -> f64 {
-    let scheme = matrix.scheme;
+    let scheme = matrix.scheme();
     let (group_row, inner) = (row / scheme.out_group_size, row % scheme.out_group_size);
     let (group, i) = (column / scheme.in_group_size, column % scheme.in_group_size);
     (0..scheme.num_codebooks)
         .map(|m| {
-            let code = usize::from(matrix.codes[[group_row, group, m]]);
-            matrix.codebooks[[m, code, inner, i]]
+            let code = usize::from(matrix.codes()[[group_row, group, m]]);
+            matrix.codebooks()[[m, code, inner, i]]
         })
         .sum()
 }
@@ -68,7 +68,7 @@ fn narrowed(value: f64, format: Activations) -> u16 {
 
 /// What the operation should give, in f64, rounded once.
 fn expected(op: Op, matrix: &QuantizedMatrix, x: &[f64], format: Activations) -> Vec<u16> {
-    let scale = |row: usize| matrix.scales[row / matrix.scheme.out_group_size];
+    let scale = |row: usize| matrix.scales()[row / matrix.scheme().out_group_size];
     let (rows, columns) = (matrix.out_features(), matrix.in_features());
     if op == Op::Decode {
         return (0..rows * columns)
@@ -209,7 +209,7 @@ fn k7_lane_inputs() {
 }
 
 fn check_packed(packed: &Packed, matrix: &QuantizedMatrix, x: &[f64]) {
-    let (kernel, scheme, batch, format) = (packed.kernel, matrix.scheme, packed.batch, packed.activations);
+    let (kernel, scheme, batch, format) = (packed.kernel, matrix.scheme(), packed.batch, packed.activations);
     let (out_features, in_features) = (packed.out_features, packed.in_features);
     let name = format!(
         "{}-{scheme}-{out_features}-{in_features}-{batch}-{}-{}-{format:?}",

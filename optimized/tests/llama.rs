@@ -265,7 +265,7 @@ fn cached_decoding_is_the_forward_pass() {
         assert_close(&name, widened(&rows), &expected, 4.0 * limit(terms(&config)));
         let row = x.slice(ndarray::s![0, 0, ..]);
         let again = block_decode_step(&config, &block, &rotary, &mut cache, row, 3);
-        assert!(matches!(again, Err(AqlmError::Unsupported(_))), "{name}");
+        assert!(matches!(again, Err(AqlmError::Argument { .. })), "{name}");
     }
 }
 
@@ -510,12 +510,12 @@ fn fine_tuning_refuses_what_it_cannot_do() {
     let good = || targets(&case);
     assert!(matches!(
         run(good(), SEQUENCES, &SETTINGS),
-        Err(AqlmError::Unsupported(_))
+        Err(AqlmError::Argument { .. })
     ));
     let no_batch = FinetuneSettings { batch: 0, ..SETTINGS };
     assert!(matches!(
         run(good(), 1, &no_batch),
-        Err(AqlmError::Unsupported(_))
+        Err(AqlmError::Argument { .. })
     ));
     let short = good().slice_move(ndarray::s![.., ..5, ..]);
     assert!(matches!(run(short, 1, &SETTINGS), Err(AqlmError::Shape { .. })));

@@ -1,22 +1,9 @@
-use ndarray::{Array, Dimension};
+use aqlm_vocabulary::AdamSettings;
+use ndarray::{Array, ArrayViewMut, Dimension};
 
-/// Adam (Kingma and Ba 2015, algorithm 1) with PyTorch's details: epsilon is added to the root of the
-/// corrected second moment, and amsgrad keeps the largest second moment from before that correction.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Adam {
-    /// learning rate
-    pub(crate) lr: f64,
-    /// decay of the first moment
-    pub(crate) beta1: f64,
-    /// decay of the second moment
-    pub(crate) beta2: f64,
-    /// added to the denominator
-    pub(crate) eps: f64,
-    /// divide by the largest second moment seen instead of the present one
-    pub(crate) amsgrad: bool,
-}
-
-/// What Adam remembers about one array of parameters.
+/// What Adam (Kingma and Ba 2015, algorithm 1) remembers about one array of parameters, with PyTorch's details:
+/// epsilon is added to the root of the corrected second moment, and amsgrad keeps the largest second moment from
+/// before that correction.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Moments {
     steps: i32,
@@ -40,6 +27,7 @@ impl Moments {
     /// The state after `steps` steps without amsgrad that left these moments.
     pub(crate) fn resumed(steps: u32, first: Vec<f64>, second: Vec<f64>) -> Self {
         Self {
+            // past this many steps a decay's power is 0, and more of them change nothing
             steps: i32::try_from(steps).unwrap_or(i32::MAX),
             divisor: second.clone(),
             first,
@@ -51,17 +39,15 @@ impl Moments {
     pub(crate) fn moments(&self) -> (&[f64], &[f64]) {
         (&self.first, &self.second)
     }
-}
 
-impl Adam {
     /// One step: moves the parameters against their gradient.
     ///
     /// # Panics
-    /// When the three arrays differ in length.
+    /// When parameters, gradient and moments differ in length.
     pub(crate) fn step<D: Dimension>(
-        &self,
-        moments: &mut Moments,
-        parameters: &mut Array<f64, D>,
+        &mut self,
+        adam: &AdamSettings,
+        mut parameters: ArrayViewMut<'_, f64, D>,
         gradient: &Array<f64, D>,
     ) {
         assert_eq!(
@@ -69,25 +55,21 @@ impl Adam {
             gradient.shape(),
             "a gradient for each parameter"
         );
-        assert_eq!(
-            parameters.len(),
-            moments.first.len(),
-            "a moment for each parameter"
-        );
-        moments.steps = moments.steps.saturating_add(1);
-        let correction1 = 1.0 - self.beta1.powi(moments.steps);
-        let correction2 = 1.0 - self.beta2.powi(moments.steps);
+        assert_eq!(parameters.len(), self.first.len(), "a moment for each parameter");
+        self.steps = self.steps.saturating_add(1);
+        let correction1 = 1.0 - adam.beta1.powi(self.steps);
+        let correction2 = 1.0 - adam.beta2.powi(self.steps);
         for (i, (parameter, gradient)) in parameters.iter_mut().zip(gradient).enumerate() {
-            let (first, second) = (&mut moments.first[i], &mut moments.second[i]);
-            *first = self.beta1 * *first + (1.0 - self.beta1) * gradient;
-            *second = self.beta2 * *second + (1.0 - self.beta2) * gradient * gradient;
-            let divisor = &mut moments.divisor[i];
-            *divisor = if self.amsgrad {
+            let (first, second) = (&mut self.first[i], &mut self.second[i]);
+            *first = adam.beta1 * *first + (1.0 - adam.beta1) * gradient;
+            *second = adam.beta2 * *second + (1.0 - adam.beta2) * gradient * gradient;
+            let divisor = &mut self.divisor[i];
+            *divisor = if adam.amsgrad {
                 divisor.max(*second)
             } else {
                 *second
             };
-            *parameter -= self.lr * (*first / correction1) / ((*divisor / correction2).sqrt() + self.eps);
+            *parameter -= adam.lr * (*first / correction1) / ((*divisor / correction2).sqrt() + adam.eps);
         }
     }
 }
@@ -98,7 +80,7 @@ mod tests {
 
     use super::*;
 
-    const ADAM: Adam = Adam {
+    const ADAM: AdamSettings = AdamSettings {
         lr: 0.1,
         beta1: 0.5,
         beta2: 0.75,
@@ -107,11 +89,11 @@ mod tests {
     };
 
     /// Positions after each of the gradients, from zero.
-    fn path(adam: Adam, gradients: &[f64]) -> Vec<f64> {
+    fn path(adam: AdamSettings, gradients: &[f64]) -> Vec<f64> {
         let mut parameter: Array1<f64> = arr1(&[0.0]);
         let mut moments = Moments::new(1);
         let step = |&gradient: &f64| {
-            adam.step(&mut moments, &mut parameter, &arr1(&[gradient]));
+            moments.step(&adam, parameter.view_mut(), &arr1(&[gradient]));
             parameter[0]
         };
         gradients.iter().map(step).collect()
@@ -129,7 +111,7 @@ mod tests {
             assert!(close(path(ADAM, &[-gradient])[0], 0.1));
         }
         // epsilon counts beside the gradient itself, not beside its uncorrected share
-        let adam = Adam { eps: 3.0, ..ADAM };
+        let adam = AdamSettings { eps: 3.0, ..ADAM };
         assert!(close(path(adam, &[1.0])[0], -0.1 / 4.0));
     }
 
@@ -145,7 +127,7 @@ mod tests {
     fn amsgrad_divides_by_the_largest() {
         // gradients 4, 0: the second moment falls from 4 to 3, but 4 divides
         let path = path(
-            Adam {
+            AdamSettings {
                 amsgrad: true,
                 ..ADAM
             },
@@ -157,6 +139,6 @@ mod tests {
 
     #[test]
     fn a_zero_gradient_from_the_start_moves_nothing() {
-        assert_eq!(path(Adam { eps: 1e-8, ..ADAM }, &[0.0, 0.0]), [0.0, 0.0]);
+        assert_eq!(path(AdamSettings { eps: 1e-8, ..ADAM }, &[0.0, 0.0]), [0.0, 0.0]);
     }
 }

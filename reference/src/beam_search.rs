@@ -1,7 +1,7 @@
 //! Codes for fixed codebooks and scales (paper section 3.2, algorithm 1 line 9).
 //!
 //! Let dW = W - Q and G = dW H. Replacing the codeword c_old of codebook m in input group j by c, the loss of
-//! an output group with scale s changes by (paper.md 2.3)
+//! an output group with scale s changes by
 //!
 //!   -2 s <G_j, c - c_old> + s^2 <(c - c_old) H_jj, c - c_old>
 //!
@@ -17,7 +17,7 @@ use rayon::prelude::*;
 
 use crate::decode;
 use crate::layer_error::check_shapes;
-use crate::least::least;
+use crate::least::{least, slice_of};
 use crate::linalg::product;
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 
@@ -44,7 +44,7 @@ struct Shared<'a> {
 ///
 /// # Errors
 /// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit;
-/// `Unsupported` for a beam of 0 or an order that points outside the matrix.
+/// `Argument` for a beam of 0 or an order that points outside the matrix.
 pub fn beam_search(
     weight: &Array2<f64>,
     hessian: &Array2<f64>,
@@ -53,34 +53,39 @@ pub fn beam_search(
     beam: usize,
 ) -> Result<Array3<u16>> {
     check_shapes(weight, hessian, matrix)?;
-    let (_, in_groups, num_codebooks) = matrix.codes.dim();
+    let (_, in_groups, num_codebooks) = matrix.codes().dim();
     if beam == 0 {
-        return Err(AqlmError::Unsupported("a beam of 0 hypotheses".into()));
+        return Err(AqlmError::argument("beam", "at least 1 hypothesis", 0));
     }
     if let Some((j, m)) = order.iter().find(|&&(j, m)| j >= in_groups || m >= num_codebooks) {
-        return Err(AqlmError::Unsupported(format!(
-            "a sweep over input group {j}, codebook {m} of {in_groups} groups, {num_codebooks} codebooks"
-        )));
+        return Err(AqlmError::argument(
+            "order of a sweep",
+            format!("input groups below {in_groups} and codebooks below {num_codebooks}"),
+            format!("input group {j}, codebook {m}"),
+        ));
     }
-    // Owned in one layout, so that a codebook is a matrix whatever the caller's strides.
-    let flat = matrix.codebooks.as_standard_layout();
-    let size = (matrix.scheme.codebook_size(), matrix.scheme.group_len());
-    let codebooks: Vec<_> = flat
+    let size = (matrix.scheme().codebook_size(), matrix.scheme().group_len());
+    let codebooks: Vec<_> = matrix
+        .codebooks()
         .outer_iter()
-        .filter_map(|codebook| codebook.into_shape_with_order(size).ok())
+        .map(|codebook| {
+            codebook
+                .into_shape_with_order(size)
+                .expect("2^B groups in standard layout: checked by QuantizedMatrix")
+        })
         .collect();
     let shared = Shared {
         hessian,
         matrix,
-        quadratic: quadratic_forms(hessian, &codebooks, in_groups, matrix.scheme.in_group_size),
+        quadratic: quadratic_forms(hessian, &codebooks, in_groups, matrix.scheme().in_group_size),
         codebooks,
     };
     let gradient = product((weight - &decode(matrix)).view(), hessian.view());
-    let mut codes = matrix.codes.as_standard_layout().into_owned();
+    let mut codes = matrix.codes().clone();
     if beam == 1 {
         coordinate_descent(&shared, &mut codes, gradient, order);
     } else {
-        let go = matrix.scheme.out_group_size;
+        let go = matrix.scheme().out_group_size;
         codes
             .axis_iter_mut(Axis(0))
             .into_par_iter()
@@ -91,7 +96,7 @@ pub fn beam_search(
                     gradient: gradient.slice(s![o * go..(o + 1) * go, ..]).to_owned(),
                     loss: 0.0,
                 };
-                codes.assign(&search_one(&shared, start, matrix.scales[o], order, beam).codes);
+                codes.assign(&search_one(&shared, start, matrix.scales()[o], order, beam).codes);
             });
     }
     Ok(codes)
@@ -153,12 +158,12 @@ fn coordinate_descent(
     mut gradient: Array2<f64>,
     order: &[(usize, usize)],
 ) {
-    let go = shared.matrix.scheme.out_group_size;
+    let go = shared.matrix.scheme().out_group_size;
     codes
         .axis_chunks_iter_mut(Axis(0), OUT_GROUP_BLOCK)
         .into_par_iter()
         .zip(gradient.axis_chunks_iter_mut(Axis(0), OUT_GROUP_BLOCK * go))
-        .zip(shared.matrix.scales.axis_chunks_iter(Axis(0), OUT_GROUP_BLOCK))
+        .zip(shared.matrix.scales().axis_chunks_iter(Axis(0), OUT_GROUP_BLOCK))
         .for_each(|((mut codes, mut gradient), scales)| {
             // Positions of one input group in a row need only their own columns of G between them.
             for positions in order.chunk_by(|a, b| a.0 == b.0) {
@@ -177,8 +182,8 @@ fn descend_in_group(
     positions: &[(usize, usize)],
 ) {
     let (go, gi) = (
-        shared.matrix.scheme.out_group_size,
-        shared.matrix.scheme.in_group_size,
+        shared.matrix.scheme().out_group_size,
+        shared.matrix.scheme().in_group_size,
     );
     let Some(&(j, _)) = positions.first() else { return };
     let columns = j * gi..(j + 1) * gi;
@@ -205,7 +210,7 @@ fn descend_in_group(
                 *product = scale * (scale * form - 2.0 * *product);
             });
             // The current code stays unless another is strictly better.
-            let new = match scores.as_slice().and_then(least) {
+            let new = match least(slice_of(&scores)) {
                 Some((k, score)) if score < scores[old[o]] => k,
                 _ => old[o],
             };
@@ -243,8 +248,8 @@ fn search_one(
     beam: usize,
 ) -> Hypothesis {
     let (go, gi) = (
-        shared.matrix.scheme.out_group_size,
-        shared.matrix.scheme.in_group_size,
+        shared.matrix.scheme().out_group_size,
+        shared.matrix.scheme().in_group_size,
     );
     let mut hypotheses = vec![start];
     for &(j, m) in order {
@@ -337,14 +342,11 @@ mod tests {
 
     fn order_of(p: &Problem, seed: u64) -> Vec<(usize, usize)> {
         let mut rng = stream(seed, 0, None, Purpose::Sweep);
-        sweep_order(&mut rng, p.matrix.groups().1, p.matrix.scheme.num_codebooks)
+        sweep_order(&mut rng, p.matrix.groups().1, p.matrix.scheme().num_codebooks)
     }
 
     fn loss_of(p: &Problem, codes: Array3<u16>) -> f64 {
-        let matrix = QuantizedMatrix {
-            codes,
-            ..p.matrix.clone()
-        };
+        let matrix = p.matrix.clone().with_codes(codes).unwrap();
         layer_error(&p.weight, &decode(&matrix), &p.hessian)
     }
 
@@ -362,7 +364,7 @@ mod tests {
         #[test]
         fn the_loss_never_rises(seed: u64, beam in 1usize..6, scheme in prop::sample::select(SCHEMES.to_vec())) {
             let p = problem(seed, scheme, 5, 4);
-            let before = loss_of(&p, p.matrix.codes.clone());
+            let before = loss_of(&p, p.matrix.codes().clone());
             prop_assert!(loss_after(&p, &order_of(&p, seed), beam) <= before + rounding(&p));
         }
 
@@ -387,9 +389,9 @@ mod tests {
             let fast = beam_search(&p.weight, &p.hessian, &p.matrix, &order, 1).unwrap();
             // the direct statement: try every code, evaluate the whole loss, keep the best
             let o = seed as usize % 70;
-            let mut codes = p.matrix.codes.clone();
+            let mut codes = p.matrix.codes().clone();
             for &(j, m) in &order {
-                let losses: Vec<f64> = (0..p.matrix.scheme.codebook_size()).map(|k| {
+                let losses: Vec<f64> = (0..p.matrix.scheme().codebook_size()).map(|k| {
                     codes[[o, j, m]] = k as u16;
                     loss_of(&p, codes.clone())
                 }).collect();
@@ -405,7 +407,7 @@ mod tests {
             let p = problem(seed, "2x3g4", 4, 3);
             let codes = beam_search(&p.weight, &p.hessian, &p.matrix, &[(1, 0), (1, 0), (1, 0)], beam).unwrap();
             for ((o, j, m), &code) in codes.indexed_iter() {
-                prop_assert!((j, m) == (1, 0) || code == p.matrix.codes[[o, j, m]]);
+                prop_assert!((j, m) == (1, 0) || code == p.matrix.codes()[[o, j, m]]);
             }
         }
     }
@@ -426,7 +428,7 @@ mod tests {
         p.hessian.fill(0.0);
         for beam in [1, 3] {
             let codes = beam_search(&p.weight, &p.hessian, &p.matrix, &order_of(&p, 1), beam).unwrap();
-            assert_eq!(codes, p.matrix.codes);
+            assert_eq!(codes, p.matrix.codes());
         }
     }
 
@@ -443,7 +445,7 @@ mod tests {
     fn hypotheses_that_differ_only_where_codes_are_chosen_are_merged() {
         let p = problem(3, "2x3g4", 1, 3);
         let with = |changes: &[((usize, usize), u16)]| {
-            let mut codes = p.matrix.codes.index_axis(Axis(0), 0).to_owned();
+            let mut codes = p.matrix.codes().index_axis(Axis(0), 0).to_owned();
             for &(at, code) in changes {
                 codes[at] = code;
             }

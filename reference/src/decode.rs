@@ -6,14 +6,14 @@ use aqlm_vocabulary::QuantizedMatrix;
 /// The dense weight [out_features, in_features] that codes, codebooks and scales stand for (paper section
 /// 3.1): element (o go + a, j gi + b) is `scales[o] * sum_m codebooks[m, codes[o, j, m], a, b]`.
 pub fn decode(matrix: &QuantizedMatrix) -> Array2<f64> {
-    decode_scaled(matrix, matrix.codebooks.view())
+    decode_scaled(matrix, matrix.codebooks().view())
 }
 
 /// The same with `codebooks` in place of the matrix's own.
 pub(crate) fn decode_scaled(matrix: &QuantizedMatrix, codebooks: ArrayView4<'_, f64>) -> Array2<f64> {
     let mut weight = decode_unscaled(matrix, codebooks);
-    let rows = matrix.scheme.out_group_size;
-    for (mut group, &scale) in weight.axis_chunks_iter_mut(Axis(0), rows).zip(&matrix.scales) {
+    let rows = matrix.scheme().out_group_size;
+    for (mut group, &scale) in weight.axis_chunks_iter_mut(Axis(0), rows).zip(matrix.scales()) {
         group *= scale;
     }
     weight
@@ -21,12 +21,12 @@ pub(crate) fn decode_scaled(matrix: &QuantizedMatrix, codebooks: ArrayView4<'_, 
 
 /// The sums of codewords of `codebooks` before scaling.
 pub(crate) fn decode_unscaled(matrix: &QuantizedMatrix, codebooks: ArrayView4<'_, f64>) -> Array2<f64> {
-    let (go, gi) = (matrix.scheme.out_group_size, matrix.scheme.in_group_size);
+    let (go, gi) = (matrix.scheme().out_group_size, matrix.scheme().in_group_size);
     let mut weight = Array2::zeros((matrix.out_features(), matrix.in_features()));
     weight
         .axis_chunks_iter_mut(Axis(0), go)
         .into_par_iter()
-        .zip(matrix.codes.axis_iter(Axis(0)).into_par_iter())
+        .zip(matrix.codes().axis_iter(Axis(0)).into_par_iter())
         .for_each(|(mut rows, codes)| {
             for (j, codes) in codes.outer_iter().enumerate() {
                 let mut group = rows.slice_mut(ndarray::s![.., j * gi..(j + 1) * gi]);
@@ -48,10 +48,7 @@ mod tests {
     use aqlm_vocabulary::Scheme;
 
     fn with_codebooks(matrix: &QuantizedMatrix, codebooks: Array4<f64>) -> QuantizedMatrix {
-        QuantizedMatrix {
-            codebooks,
-            ..matrix.clone()
-        }
+        matrix.clone().with_codebooks(codebooks).unwrap()
     }
 
     #[test]
@@ -74,8 +71,8 @@ mod tests {
         fn decoding_is_linear_in_the_codebooks(seed: u64, x in -3.0..3.0f64) {
             let p = problem(seed, "3x3g4o2", 3, 2);
             let q = problem(seed ^ 5, "3x3g4o2", 3, 2);
-            let mixed = with_codebooks(&p.matrix, &p.matrix.codebooks + &(&q.matrix.codebooks * x));
-            let other = with_codebooks(&p.matrix, q.matrix.codebooks.clone());
+            let mixed = with_codebooks(&p.matrix, p.matrix.codebooks() + &(q.matrix.codebooks() * x));
+            let other = with_codebooks(&p.matrix, q.matrix.codebooks().clone());
             let expected = decode(&p.matrix) + decode(&other) * x;
             // three codewords of size about 1, times x, times the scale
             prop_assert!(approx::abs_diff_eq!(decode(&mixed), expected, epsilon = 256.0 * f64::EPSILON));
@@ -84,11 +81,10 @@ mod tests {
         #[test]
         fn scales_multiply_their_rows(seed: u64) {
             let p = problem(seed, "2x3g4o2", 3, 2);
-            let mut plain = p.matrix.clone();
-            plain.scales = Array1::ones(3);
+            let plain = p.matrix.clone().with_scales(Array1::ones(3)).unwrap();
             let (scaled, plain) = (decode(&p.matrix), decode(&plain));
             for ((r, c), &value) in scaled.indexed_iter() {
-                prop_assert_eq!(value, plain[[r, c]] * p.matrix.scales[r / 2]);
+                prop_assert_eq!(value, plain[[r, c]] * p.matrix.scales()[r / 2]);
             }
         }
     }

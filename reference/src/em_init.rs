@@ -2,14 +2,14 @@ use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut1, Axis, s};
 use rayon::prelude::*;
 
 use crate::layer_error::check_hessian;
-use crate::least::least;
+use crate::least::{least, slice_of};
 use crate::linalg::{Cholesky, product};
 use crate::occurrences::Occurrences;
 use crate::residual_init::{Fit, initialize};
 use aqlm_vocabulary::{LayerSettings, QuantizedMatrix, Result, StreamKey};
 
 /// Output-aware EM initialisation: residual k-means, each codebook refined under the metric that the layer's
-/// outputs give to its groups before the next codebook sees the residual (OA-EM, paper.md 3.2).
+/// outputs give to its groups before the next codebook sees the residual (output-aware EM).
 ///
 /// With x the residual of a group over its scale, the objective of one codebook is the layer error without
 /// the blocks of H that couple input groups:
@@ -60,7 +60,7 @@ fn assign(fit: &mut Fit, groups: ArrayView2<'_, f64>, hessian: &Array2<f64>, gi:
             let choose = |(o, mut scores): (usize, ArrayViewMut1<'_, f64>)| {
                 scores.zip_mut_with(&forms, |product, form| *product = form - 2.0 * *product);
                 let current = codes[o * in_groups + j];
-                match scores.as_slice().and_then(least) {
+                match least(slice_of(&scores)) {
                     Some((k, score)) if score < scores[current] => k,
                     _ => current,
                 }
@@ -176,7 +176,7 @@ mod tests {
         #[test]
         fn neither_step_raises_the_objective(seed: u64, scheme in prop::sample::select(vec!["1x3g4", "1x4g8", "1x3g4o2"])) {
             let p = problem(seed, scheme, 12, 4);
-            let gi = p.matrix.scheme.in_group_size;
+            let gi = p.matrix.scheme().in_group_size;
             initialize(&p.weight, &settings(scheme), KEY, |fit, groups, scales| {
                 let start = objective(fit, groups, &p.hessian, scales, gi);
                 // A sum of 96 quadratic forms; a choice between codewords cancels terms of the size of the

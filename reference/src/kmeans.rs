@@ -1,7 +1,7 @@
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut1, Axis};
 use rayon::prelude::*;
 
-use crate::least::least;
+use crate::least::{least, slice_of};
 use crate::linalg::product;
 use aqlm_vocabulary::{Stream, sample_distinct};
 
@@ -19,8 +19,7 @@ pub struct KMeansSettings {
 }
 
 impl KMeansSettings {
-    /// The official engine's stopping rule with at most `max_iterations` iterations (paper.md 2.2, row
-    /// "init").
+    /// The official engine's stopping rule with at most `max_iterations` iterations.
     pub fn new(max_iterations: usize) -> Self {
         Self {
             max_iterations,
@@ -93,7 +92,7 @@ fn nearest(points: ArrayView2<'_, f64>, centroids: &Array2<f64>) -> (Vec<usize>,
             let mut distance = 0.0;
             let choose = |(point, mut scores): (ArrayView1<'_, f64>, ArrayViewMut1<'_, f64>)| {
                 scores.zip_mut_with(&norms, |product, norm| *product = norm - 2.0 * *product);
-                let chosen = scores.as_slice().and_then(least).map_or(0, |(k, _)| k);
+                let chosen = least(slice_of(&scores)).map_or(0, |(k, _)| k);
                 for (x, c) in point.iter().zip(centroids.row(chosen)) {
                     distance += (x - c) * (x - c);
                 }

@@ -14,7 +14,7 @@ use aqlm_vocabulary::{
 
 /// Quantizes one layer: initialisation, then rounds of (codebook update, one beam-search sweep over randomly
 /// ordered input groups) until a round gains less than `relative_tolerance` of the loss or `max_rounds` are
-/// done (paper algorithm 1, lines 4 to 12; design.md 8).
+/// done (paper algorithm 1, lines 4 to 12).
 ///
 /// The weight is [out_features, in_features], H [in_features, in_features] and symmetric. Everything is
 /// optimised under H with `settings.damping` x mean(diag H) on its diagonal, so that weights of dead inputs
@@ -26,7 +26,7 @@ use aqlm_vocabulary::{
 /// # Errors
 /// `Shape`, `NotDivisible`, `NotFinite` (naming weight or H), `Degenerate` when a codebook has more codewords
 /// than the layer has groups (unless `settings.allow_degenerate`), `NotPositiveDefinite` when H has a
-/// negative diagonal entry or turns out indefinite, `Unsupported` for a beam of 0 or a damping that is no
+/// negative diagonal entry or turns out indefinite, `Argument` for a beam of 0 or a damping that is no
 /// finite number >= 0.
 pub fn layer_quantize(
     weight: &Array2<f64>,
@@ -56,7 +56,8 @@ pub fn layer_quantize(
             loss: loss_of(&candidate),
         });
         let order = sweep_order(&mut sweeps, in_groups, settings.scheme.num_codebooks);
-        candidate.codes = beam_search(weight, &metric, &candidate, &order, settings.beam)?;
+        let codes = beam_search(weight, &metric, &candidate, &order, settings.beam)?;
+        candidate = candidate.with_codes(codes)?;
         let loss = loss_of(&candidate);
         observe(LayerEvent::Searched { round, loss });
         // Also true for NaN.
@@ -98,13 +99,14 @@ fn validate(weight: &Array2<f64>, hessian: &Array2<f64>, settings: &LayerSetting
         });
     }
     if settings.beam == 0 {
-        return Err(AqlmError::Unsupported("a beam of 0 hypotheses".into()));
+        return Err(AqlmError::argument("beam", "at least 1 hypothesis", 0));
     }
     if !(settings.damping >= 0.0 && settings.damping.is_finite()) {
-        return Err(AqlmError::Unsupported(format!(
-            "a damping of {}",
-            settings.damping
-        )));
+        return Err(AqlmError::argument(
+            "damping",
+            "a finite number of at least 0",
+            settings.damping,
+        ));
     }
     let groups = out_groups * in_groups;
     if scheme.codebook_size() > groups && !settings.allow_degenerate {
@@ -268,7 +270,7 @@ mod tests {
         ] {
             assert!(matches!(
                 refusal(&p.weight, &p.hessian, &settings),
-                AqlmError::Unsupported(_)
+                AqlmError::Argument { .. }
             ));
         }
     }

@@ -1,3 +1,13 @@
+use ndarray::ArrayViewMut1;
+
+/// A row of scores as a slice.
+///
+/// # Panics
+/// When its elements do not lie one after the other, as those of a row of a product do.
+pub(crate) fn slice_of<'a>(scores: &'a ArrayViewMut1<'_, f64>) -> &'a [f64] {
+    scores.as_slice().expect("a row of a product")
+}
+
 /// The least of `scores` and its index, the lowest of equals; `None` when there are none below infinity. NaN
 /// loses.
 ///

@@ -28,7 +28,7 @@ mod problem;
 mod residual_init;
 
 pub use beam_search::beam_search;
-pub use codebook_update::{AdamSettings, adam, closed_form, conjugate_gradients, optimal_scales, update};
+pub use codebook_update::{adam, closed_form, conjugate_gradients, optimal_scales, update};
 pub use decode::decode;
 pub use em_init::em_init;
 pub use hessian::{Hessian, damped, dead_inputs};

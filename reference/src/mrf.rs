@@ -37,17 +37,17 @@ impl Mrf {
         out_group: usize,
     ) -> Result<Self> {
         check_shapes(weight, hessian, matrix)?;
-        let scheme = matrix.scheme;
+        let scheme = matrix.scheme();
         let (go, gi) = (scheme.out_group_size, scheme.in_group_size);
         let rows = weight.slice(ndarray::s![out_group * go..(out_group + 1) * go, ..]);
         let weighted = rows.dot(hessian);
         let (_, in_groups) = matrix.groups();
         let variables = in_groups * scheme.num_codebooks;
         let states = scheme.codebook_size();
-        let scale = matrix.scales[out_group];
+        let scale = matrix.scales()[out_group];
         let codeword = |variable: usize, k: usize| {
             &matrix
-                .codebooks
+                .codebooks()
                 .slice(ndarray::s![variable % scheme.num_codebooks, k, .., ..])
                 * scale
         };
@@ -140,9 +140,9 @@ mod tests {
         fn energy_plus_constant_is_the_layer_error(seed: u64, scheme in prop::sample::select(vec!["2x2g4", "1x3g2o3", "3x1g4o2"])) {
             let p = problem(seed, scheme, 3, 3);
             let errors = row_errors(&p.weight, &decode(&p.matrix), &p.hessian);
-            for (o, rows) in errors.axis_chunks_iter(Axis(0), p.matrix.scheme.out_group_size).enumerate() {
+            for (o, rows) in errors.axis_chunks_iter(Axis(0), p.matrix.scheme().out_group_size).enumerate() {
                 let mrf = Mrf::new(&p.weight, &p.hessian, &p.matrix, o).unwrap();
-                let energy = mrf.energy(p.matrix.codes.index_axis(Axis(0), o));
+                let energy = mrf.energy(p.matrix.codes().index_axis(Axis(0), o));
                 prop_assert!((energy + mrf.constant - rows.sum()).abs() <= rounding(&p));
             }
         }

@@ -31,9 +31,9 @@ impl Occurrences {
 
     /// One for each codebook of a matrix.
     pub(crate) fn of_matrix(matrix: &QuantizedMatrix) -> Vec<Self> {
-        let states = matrix.scheme.codebook_size();
+        let states = matrix.scheme().codebook_size();
         matrix
-            .codes
+            .codes()
             .axis_iter(Axis(2))
             .map(|codes| Self::new(codes, states))
             .collect()
@@ -73,8 +73,8 @@ pub(crate) fn scatter(
     matrix: &QuantizedMatrix,
     occurrences: &[Occurrences],
 ) -> Array4<f64> {
-    let (go, gi) = (matrix.scheme.out_group_size, matrix.scheme.in_group_size);
-    let mut sums = Array4::zeros(matrix.codebooks.raw_dim());
+    let (go, gi) = (matrix.scheme().out_group_size, matrix.scheme().in_group_size);
+    let mut sums = Array4::zeros(matrix.codebooks().raw_dim());
     for (occurrences, mut sums) in occurrences.iter().zip(sums.outer_iter_mut()) {
         sums.axis_iter_mut(Axis(0))
             .into_par_iter()
@@ -82,7 +82,7 @@ pub(crate) fn scatter(
             .for_each(|(k, mut sum)| {
                 for &(o, j) in occurrences.of(k) {
                     let group = dense.slice(s![o * go..(o + 1) * go, j * gi..(j + 1) * gi]);
-                    sum.scaled_add(matrix.scales[o], &group);
+                    sum.scaled_add(matrix.scales()[o], &group);
                 }
             });
     }
@@ -106,7 +106,7 @@ mod tests {
                 assert!(
                     places
                         .iter()
-                        .all(|&(o, j)| usize::from(p.matrix.codes[[o, j, m]]) == k)
+                        .all(|&(o, j)| usize::from(p.matrix.codes()[[o, j, m]]) == k)
                 );
                 total += places.len();
             }
@@ -121,7 +121,7 @@ mod tests {
             let dense = gaussian(seed + 50, 8, 12);
             let left = (decode(&p.matrix) * &dense).sum();
             let scattered = scatter(&dense, &p.matrix, &Occurrences::of_matrix(&p.matrix));
-            let right = (&scattered * &p.matrix.codebooks).sum();
+            let right = (&scattered * p.matrix.codebooks()).sum();
             // at most 96 x 3 products, of size below 100
             assert!((left - right).abs() <= 300.0 * 100.0 * f64::EPSILON);
         }

@@ -79,17 +79,15 @@ impl Problem {
     }
 
     fn absolute(&self) -> QuantizedMatrix {
-        QuantizedMatrix {
-            codebooks: self.matrix.codebooks.mapv(f64::abs),
-            ..self.matrix.clone()
-        }
+        let codebooks = self.matrix.codebooks().mapv(f64::abs);
+        self.matrix.clone().with_codebooks(codebooks).unwrap()
     }
 }
 
 /// Rounding error of a loss of this problem in any order of summation: epsilon x the terms added up one after
 /// another (inputs twice, codebooks) x the sum of their absolute values.
 pub(crate) fn rounding(p: &Problem) -> f64 {
-    let terms = 2 * p.weight.ncols() + p.matrix.scheme.num_codebooks + 4;
+    let terms = 2 * p.weight.ncols() + p.matrix.scheme().num_codebooks + 4;
     terms as f64 * f64::EPSILON * p.magnitude()
 }
 

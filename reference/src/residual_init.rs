@@ -120,7 +120,7 @@ mod tests {
     fn as_many_codewords_as_groups_are_exact() {
         let weight = gaussian(2, 8, 8);
         let matrix = residual_init(&weight, &settings("1x3g4o4"), KEY).unwrap();
-        assert!(squared_error(&weight, &matrix) > 0.0 || matrix.codes.len() <= 8);
+        assert!(squared_error(&weight, &matrix) > 0.0 || matrix.codes().len() <= 8);
         let matrix = residual_init(&weight, &settings("1x4g4"), KEY).unwrap();
         assert_relative_eq!(decode(&matrix), weight, max_relative = 8.0 * f64::EPSILON);
     }
@@ -155,7 +155,7 @@ mod tests {
         let mut weight = gaussian(2, 16, 16);
         weight.row_mut(3).fill(0.0);
         let matrix = residual_init(&weight, &settings("1x3g4"), KEY).unwrap();
-        for (row, &scale) in weight.outer_iter().zip(&matrix.scales) {
+        for (row, &scale) in weight.outer_iter().zip(matrix.scales()) {
             let norm = row.dot(&row).sqrt();
             assert!(scale > norm && scale <= norm + 1e-6, "{scale}, {norm}");
         }

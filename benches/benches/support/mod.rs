@@ -145,7 +145,7 @@ impl Work {
                     Operation::BeamSearch => {
                         let matrix = &data.matrix;
                         let mut rng = key.stream(Purpose::Sweep);
-                        let order = sweep_order(&mut rng, matrix.groups().1, matrix.scheme.num_codebooks);
+                        let order = sweep_order(&mut rng, matrix.groups().1, matrix.scheme().num_codebooks);
                         black_box(subject.beam_search(weight, hessian, matrix, &order, problem.beam)?);
                     }
                     Operation::CodebookUpdate => {

@@ -76,10 +76,7 @@ impl Subject for ReferenceSubject {
         beam: usize,
     ) -> Result<QuantizedMatrix> {
         let codes = reference::beam_search(&weight.mapv(f64::from), hessian, matrix, order, beam)?;
-        Ok(QuantizedMatrix {
-            codes,
-            ..matrix.clone()
-        })
+        Ok(matrix.clone().with_codes(codes)?)
     }
 
     fn codebook_update(

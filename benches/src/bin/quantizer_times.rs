@@ -26,7 +26,7 @@ fn main() -> Result<()> {
     let number = |i: usize, default: &str| {
         let text = argument(i, default);
         text.parse::<usize>().map_err(|_| {
-            AqlmError::Unsupported(format!("argument {}: expected a number, found {text}", i + 1))
+            AqlmError::argument(format!("argument {}", i + 1), "a number", &text)
         })
     };
     let (out, inputs) = (number(1, "1024")?, number(2, "1024")?);

@@ -57,21 +57,17 @@ impl Damaged {
         let (out_groups, in_groups) = matrix.groups();
         match self.damage {
             Damage::WrongScale => {
-                broken.scales = (0..out_groups)
-                    .map(|o| matrix.scales[(o + 1) % out_groups])
-                    .collect();
+                let scales = (0..out_groups).map(|o| matrix.scales()[(o + 1) % out_groups]);
+                broken = broken.with_scales(scales.collect()).unwrap();
             }
             Damage::OffByOneGroup => {
-                for j in 0..in_groups {
-                    let codes = matrix.codes.index_axis(Axis(1), (j + 1) % in_groups);
-                    broken.codes.index_axis_mut(Axis(1), j).assign(&codes);
-                }
+                let next: Vec<usize> = (0..in_groups).map(|j| (j + 1) % in_groups).collect();
+                broken = broken.with_codes(matrix.codes().select(Axis(1), &next)).unwrap();
             }
             Damage::TransposedCodebook => {
-                for (mut codebook, whole) in broken
-                    .codebooks
-                    .outer_iter_mut()
-                    .zip(matrix.codebooks.outer_iter())
+                let mut codebooks = matrix.codebooks().clone();
+                for (mut codebook, whole) in
+                    codebooks.outer_iter_mut().zip(matrix.codebooks().outer_iter())
                 {
                     let flat: Vec<f64> = whole.iter().copied().collect();
                     let (size, len) = (whole.dim().0, flat.len() / whole.dim().0);
@@ -79,6 +75,7 @@ impl Damaged {
                         *value = flat[(i % len) * size + i / len];
                     }
                 }
+                broken = broken.with_codebooks(codebooks).unwrap();
             }
             _ => {}
         }
@@ -136,25 +133,25 @@ impl Damaged {
     fn codes(&self, found: &mut QuantizedMatrix, before: &QuantizedMatrix) {
         match self.damage {
             Damage::OtherTies => {
-                for ((_, _, m), code) in found.codes.indexed_iter_mut() {
-                    let codeword = |k: usize| before.codebooks.slice(s![m, k, .., ..]);
-                    let last = (0..before.scheme.codebook_size())
+                for ((_, _, m), code) in found.codes().indexed_iter_mut() {
+                    let codeword = |k: usize| before.codebooks().slice(s![m, k, .., ..]);
+                    let last = (0..before.scheme().codebook_size())
                         .rev()
                         .find(|&k| codeword(k) == codeword(usize::from(*code)));
                     *code = last.unwrap() as u16;
                 }
             }
             Damage::DroppedRows => {
-                let last = found.codes.dim().0 - 1;
-                let codes = before.codes.index_axis(Axis(0), last).to_owned();
-                found.codes.index_axis_mut(Axis(0), last).assign(&codes);
+                let last = found.codes().dim().0 - 1;
+                let codes = before.codes().index_axis(Axis(0), last).to_owned();
+                found.codes().index_axis_mut(Axis(0), last).assign(&codes);
             }
             Damage::OffByOneGroup => {
-                let groups = found.codes.dim().1;
-                let whole = found.codes.clone();
+                let groups = found.codes().dim().1;
+                let whole = found.codes().clone();
                 for j in 0..groups {
                     let codes = whole.index_axis(Axis(1), (j + 1) % groups);
-                    found.codes.index_axis_mut(Axis(1), j).assign(&codes);
+                    found.codes().index_axis_mut(Axis(1), j).assign(&codes);
                 }
             }
             _ => {}
@@ -234,12 +231,12 @@ impl Subject for Damaged {
         update: &Update,
     ) -> Result<QuantizedMatrix> {
         let mut found = self.inner.codebook_update(weight, hessian, matrix, update)?;
-        self.wide(&mut found.codebooks);
+        self.wide(&mut found.codebooks());
         if self.damage == Damage::DroppedInputs {
             // the last codebook keeps what it had
-            let last = matrix.codebooks.dim().0 - 1;
-            let codebook = matrix.codebooks.index_axis(Axis(0), last).to_owned();
-            found.codebooks.index_axis_mut(Axis(0), last).assign(&codebook);
+            let last = matrix.codebooks().dim().0 - 1;
+            let codebook = matrix.codebooks().index_axis(Axis(0), last).to_owned();
+            found.codebooks().index_axis_mut(Axis(0), last).assign(&codebook);
         }
         Ok(found)
     }
@@ -408,8 +405,8 @@ fn another_rule_for_ties_passes() {
                 .unwrap()
         };
         assert_ne!(
-            search(Damage::OtherTies).codes,
-            search(Damage::Nothing).codes,
+            search(Damage::OtherTies).codes(),
+            search(Damage::Nothing).codes(),
             "{case}"
         );
     }

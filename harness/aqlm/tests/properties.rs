@@ -115,10 +115,7 @@ fn a_wider_beam_is_not_worse_on_average() {
                 let order = sweep_order(&mut stream(seed, 0, None, Purpose::Sweep), 8, 2);
                 let loss = |beam| {
                     let codes = beam_search(&weight, &data.hessian, &data.matrix, &order, beam).unwrap();
-                    let matrix = QuantizedMatrix {
-                        codes,
-                        ..data.matrix.clone()
-                    };
+                    let matrix = data.matrix.clone().with_codes(codes).unwrap();
                     layer_error(&weight, &decode(&matrix), &data.hessian)
                 };
                 loss(width + 1).ln() - loss(width).ln()
@@ -154,19 +151,14 @@ proptest! {
     #[test]
     fn permuting_codewords_permutes_codes_and_keeps_the_weight(case in cases(Operation::Decode)) {
         let matrix = case.product().unwrap().data(case.seed).matrix;
-        let by = permutation(matrix.scheme.codebook_size(), case.seed);
-        let mut renamed = matrix.clone();
-        for mut codebook in renamed.codebooks.outer_iter_mut() {
-            let whole = codebook.to_owned();
-            for (to, &from) in by.iter().enumerate() {
-                codebook.index_axis_mut(Axis(0), to).assign(&whole.index_axis(Axis(0), from));
-            }
-        }
+        let by = permutation(matrix.scheme().codebook_size(), case.seed);
+        let codebooks = matrix.codebooks().select(Axis(1), &by);
         let mut new_of = vec![0; by.len()];
         for (to, &from) in by.iter().enumerate() {
             new_of[from] = to as u16;
         }
-        renamed.codes.mapv_inplace(|code| new_of[usize::from(code)]);
+        let codes = matrix.codes().mapv(|code| new_of[usize::from(code)]);
+        let renamed = matrix.clone().with_codebooks(codebooks).unwrap().with_codes(codes).unwrap();
         prop_assert_eq!(decode(&renamed), decode(&matrix));
     }
 
@@ -176,15 +168,13 @@ proptest! {
         let matrix = case.product().unwrap().data(case.seed).matrix;
         let (out_groups, in_groups) = matrix.groups();
         let (rows, columns) = (permutation(out_groups, case.seed), permutation(in_groups, case.seed + 1));
-        let moved = QuantizedMatrix {
-            codes: matrix.codes.select(Axis(0), &rows).select(Axis(1), &columns),
-            scales: matrix.scales.select(Axis(0), &rows),
-            ..matrix.clone()
-        };
+        let codes = matrix.codes().select(Axis(0), &rows).select(Axis(1), &columns);
+        let scales = matrix.scales().select(Axis(0), &rows);
+        let moved = matrix.clone().with_codes(codes).unwrap().with_scales(scales).unwrap();
         let spread = |by: &[usize], size: usize| -> Vec<usize> {
             by.iter().flat_map(|&group| group * size..(group + 1) * size).collect()
         };
-        let (go, gi) = (matrix.scheme.out_group_size, matrix.scheme.in_group_size);
+        let (go, gi) = (matrix.scheme().out_group_size, matrix.scheme().in_group_size);
         let expected = decode(&matrix).select(Axis(0), &spread(&rows, go)).select(Axis(1), &spread(&columns, gi));
         prop_assert_eq!(decode(&moved), expected);
     }
@@ -200,11 +190,9 @@ proptest! {
         };
         let by = permutation(rows, seed);
         let weight = data.weight.mapv(f64::from);
-        let moved = QuantizedMatrix {
-            codes: data.matrix.codes.select(Axis(0), &by),
-            scales: data.matrix.scales.select(Axis(0), &by),
-            ..data.matrix.clone()
-        };
+        let codes = data.matrix.codes().select(Axis(0), &by);
+        let scales = data.matrix.scales().select(Axis(0), &by);
+        let moved = data.matrix.clone().with_codes(codes).unwrap().with_scales(scales).unwrap();
         let found = search(&weight.select(Axis(0), &by), &moved);
         prop_assert_eq!(found, search(&weight, &data.matrix).select(Axis(0), &by));
     }
@@ -241,7 +229,7 @@ proptest! {
         for kind in LayerKind::ALL {
             if let LinearWeight::Quantized(matrix) = &mut block.layer_mut(kind).weight {
                 *matrix = matrix.rounded_to_f16().unwrap();
-                formula += matrix.scheme.bits(matrix.out_features(), matrix.in_features());
+                formula += matrix.scheme().bits(matrix.out_features(), matrix.in_features());
             }
         }
         let folder = tempfile::tempdir().unwrap();

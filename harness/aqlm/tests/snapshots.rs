@@ -119,7 +119,7 @@ fn a_small_quantization() {
         let weights = model.block(block).unwrap();
         for kind in LayerKind::ALL {
             if let LinearWeight::Quantized(matrix) = &weights.layer(kind).weight {
-                codes.extend(matrix.codes.iter().flat_map(|code| code.to_le_bytes()));
+                codes.extend(matrix.codes().iter().flat_map(|code| code.to_le_bytes()));
             }
         }
     }
@@ -314,7 +314,7 @@ fn error_messages() {
         },
         Error::Layer {
             layer: text("mlp.up_proj"),
-            source: AqlmError::Unsupported(text("a beam of 0 hypotheses")),
+            source: AqlmError::argument("beam", "at least 1 hypothesis", 0),
         },
         Error::Fetch {
             name: text("x/y"),

@@ -4,9 +4,9 @@ use aqlm_reference::llama::{
     Block, ResidentLinear, ResidentWeight, Rotary, block_backward, block_forward_traced,
 };
 use aqlm_reference::{
-    AdamSettings, Hessian, KMeansSettings, adam, beam_search, closed_form, decode, kmeans, layer_error,
+    Hessian, KMeansSettings, adam, beam_search, closed_form, decode, kmeans, layer_error,
 };
-use aqlm_vocabulary::{LayerKind, LlamaConfig, QuantizedMatrix, Rope, RopeScaling, Scheme};
+use aqlm_vocabulary::{AdamSettings, LayerKind, LlamaConfig, QuantizedMatrix, Rope, RopeScaling, Scheme};
 use ndarray::{Array1, Array2, Array3, Array4, Ix1, Ix2, Ix3, Ix4, s};
 use serde_json::Value;
 
@@ -183,13 +183,10 @@ fn beam_search_case(entry: &Entry<'_>, file: &VectorFile) -> Result<Vec<Comparis
     let loss = |matrix: &QuantizedMatrix| layer_error(&weight, &decode(matrix), &hessian);
     let (_, in_groups) = start.groups();
     let order: Vec<(usize, usize)> = (0..in_groups)
-        .flat_map(|group| (0..start.scheme.num_codebooks).map(move |m| (group, m)))
+        .flat_map(|group| (0..start.scheme().num_codebooks).map(move |m| (group, m)))
         .collect();
     let codes = beam_search(&weight, &hessian, &start, &order, entry.count("beam")?)?;
-    let found = QuantizedMatrix {
-        codes,
-        ..start.clone()
-    };
+    let found = start.clone().with_codes(codes)?;
     let (before, after) = (entry.number("loss_before")?, entry.number("loss_after")?);
     Ok(vec![
         Comparison::new(
@@ -216,9 +213,8 @@ fn adam_case(entry: &Entry<'_>, file: &VectorFile) -> Result<Vec<Comparison>> {
             beta2: entry.number("beta2")?,
             eps: entry.number("eps")?,
             amsgrad: entry.flag("amsgrad")?,
-            steps,
         };
-        Ok(adam(&weight, &hessian, &start, &settings)?)
+        Ok(adam(&weight, &hessian, &start, &settings, steps)?)
     };
     let expected_losses = file.array("losses")?;
     let (_, losses) = run(expected_losses.len())?;
@@ -237,12 +233,12 @@ fn adam_case(entry: &Entry<'_>, file: &VectorFile) -> Result<Vec<Comparison>> {
         Comparison::new("losses, largest relative difference", worst, 1e-3),
         Comparison::new(
             "codebooks after one step, relative",
-            relative_difference(&one.codebooks, &file.array("codebooks_1")?),
+            relative_difference(one.codebooks(), &file.array("codebooks_1")?),
             1e-5,
         ),
         Comparison::new(
             "scales after one step, relative",
-            relative_difference(&one.scales, &file.array("scales_1")?),
+            relative_difference(one.scales(), &file.array("scales_1")?),
             1e-5,
         ),
     ])
@@ -257,7 +253,7 @@ fn closed_form_case(entry: &Entry<'_>, file: &VectorFile) -> Result<Vec<Comparis
     let codebooks = closed_form(&weight, &hessian, &start)?;
     let loss = layer_error(
         &weight,
-        &decode(&QuantizedMatrix { codebooks, ..start }),
+        &decode(&start.with_codebooks(codebooks)?),
         &hessian,
     );
     let expected = entry.number("loss")?;

@@ -1,23 +1,12 @@
-/// Adam (Kingma and Ba 2015, algorithm 1) in f64, with PyTorch's details: epsilon is added to the root of the
-/// corrected second moment, and amsgrad keeps the largest second moment from before that correction.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Adam {
-    /// learning rate
-    pub(crate) lr: f64,
-    /// decay of the first moment
-    pub(crate) beta1: f64,
-    /// decay of the second moment
-    pub(crate) beta2: f64,
-    /// added to the denominator
-    pub(crate) eps: f64,
-    /// divide by the largest second moment seen instead of the present one
-    pub(crate) amsgrad: bool,
-}
+use aqlm_vocabulary::AdamSettings;
 
-/// What Adam remembers about one array of parameters: (first, second, dividing moment) of each.
+/// What Adam (Kingma and Ba 2015, algorithm 1) remembers about one array of parameters in f64, with PyTorch's
+/// details: epsilon is added to the root of the corrected second moment, and amsgrad keeps the largest second
+/// moment from before that correction.
 #[derive(Debug, Clone)]
 pub(crate) struct Moments {
     steps: i32,
+    /// (first, second, dividing moment) of each parameter
     moments: Vec<[f64; 3]>,
 }
 
@@ -33,6 +22,7 @@ impl Moments {
     /// The state after `steps` steps without amsgrad that left these moments.
     pub(crate) fn resumed(steps: u32, first: &[f64], second: &[f64]) -> Self {
         Self {
+            // past this many steps a decay's power is 0, and more of them change nothing
             steps: i32::try_from(steps).unwrap_or(i32::MAX),
             moments: first
                 .iter()
@@ -49,30 +39,28 @@ impl Moments {
             .map(|&[first, second, _]| (first, second))
             .unzip()
     }
-}
 
-impl Adam {
     /// One step: moves the parameters against their gradient, both in the same order in every call.
     pub(crate) fn step<'a>(
-        &self,
-        state: &mut Moments,
+        &mut self,
+        adam: &AdamSettings,
         parameters: impl Iterator<Item = &'a mut f64>,
         gradient: impl Iterator<Item = &'a f64>,
     ) {
-        state.steps = state.steps.saturating_add(1);
-        let rate = self.lr / (1.0 - self.beta1.powi(state.steps));
-        let correction = 1.0 / (1.0 - self.beta2.powi(state.steps));
+        self.steps = self.steps.saturating_add(1);
+        let rate = adam.lr / (1.0 - adam.beta1.powi(self.steps));
+        let correction = 1.0 / (1.0 - adam.beta2.powi(self.steps));
         for (([first, second, dividing], parameter), gradient) in
-            state.moments.iter_mut().zip(parameters).zip(gradient)
+            self.moments.iter_mut().zip(parameters).zip(gradient)
         {
-            *first += (1.0 - self.beta1) * (gradient - *first);
-            *second += (1.0 - self.beta2) * (gradient * gradient - *second);
-            *dividing = if self.amsgrad {
+            *first += (1.0 - adam.beta1) * (gradient - *first);
+            *second += (1.0 - adam.beta2) * (gradient * gradient - *second);
+            *dividing = if adam.amsgrad {
                 dividing.max(*second)
             } else {
                 *second
             };
-            *parameter -= rate * *first / ((*dividing * correction).sqrt() + self.eps);
+            *parameter -= rate * *first / ((*dividing * correction).sqrt() + adam.eps);
         }
     }
 }
@@ -86,7 +74,7 @@ mod tests {
         // The first step: both moments, corrected, are the gradient and its square.
         for (gradient, eps) in [(0.5, 0.25), (-1e-8, 1e-8), (0.0, 1e-8)] {
             for amsgrad in [false, true] {
-                let adam = Adam {
+                let adam = AdamSettings {
                     lr: 0.1,
                     beta1: 0.9,
                     beta2: 0.95,
@@ -94,8 +82,8 @@ mod tests {
                     amsgrad,
                 };
                 let mut parameter = 1.0;
-                adam.step(
-                    &mut Moments::new(1),
+                Moments::new(1).step(
+                    &adam,
                     std::iter::once(&mut parameter),
                     std::iter::once(&gradient),
                 );

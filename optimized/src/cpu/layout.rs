@@ -100,21 +100,19 @@ impl PackedMatrix {
     ///
     /// # Errors
     /// `Unsupported` when the machine lacks the plan's SIMD level or tables are asked of codes over 8 bits;
-    /// `CodeOutOfRange` for a code of 2^B or more; `NotFinite` for a scale or codebook entry beyond the range
-    /// of its storage; `Shape` when the parts do not fit.
+    /// `NotFinite` for a scale or codebook entry beyond the range of its storage.
     pub fn new(matrix: &QuantizedMatrix, plan: &Plan) -> Result<Self> {
         plan.level.require()?;
-        let scheme = matrix.scheme;
+        let scheme = matrix.scheme();
         if matches!(plan.form, Form::Table(_)) && scheme.nbits > 8 {
             return Err(AqlmError::Unsupported(format!(
                 "look-up tables for scheme {scheme}: 2^B products per input group pay up to B = 8 only"
             )));
         }
-        check(matrix)?;
         let (out_groups, in_groups) = matrix.groups();
         let padded_group = scheme.in_group_size.next_multiple_of(CODEWORD_LANES);
         let scales = matrix
-            .scales
+            .scales()
             .iter()
             .enumerate()
             .map(|(o, &scale)| finite("scales", &[o], scale as f32))
@@ -122,15 +120,15 @@ impl PackedMatrix {
         let codes = match plan.form {
             Form::Table(_) => Codes::Tiles(tiled(matrix)?),
             Form::Direct if scheme.nbits <= 8 => {
-                let mut codes = Aligned::zeroed(matrix.codes.len());
-                for (packed, &code) in codes.as_mut_slice().iter_mut().zip(&matrix.codes) {
+                let mut codes = Aligned::zeroed(matrix.codes().len());
+                for (packed, &code) in codes.as_mut_slice().iter_mut().zip(matrix.codes()) {
                     *packed = code as u8;
                 }
                 Codes::Rows8(codes)
             }
             Form::Direct => {
-                let mut codes = Aligned::zeroed(matrix.codes.len());
-                for (packed, &code) in codes.as_mut_slice().iter_mut().zip(&matrix.codes) {
+                let mut codes = Aligned::zeroed(matrix.codes().len());
+                for (packed, &code) in codes.as_mut_slice().iter_mut().zip(matrix.codes()) {
                     *packed = code;
                 }
                 Codes::Rows16(codes)
@@ -153,7 +151,7 @@ impl PackedMatrix {
     /// # Errors
     /// As [`Self::new`].
     pub fn with_best_plan(matrix: &QuantizedMatrix) -> Result<Self> {
-        let plan = Plan::choose(matrix.scheme, matrix.out_features(), matrix.in_features());
+        let plan = Plan::choose(matrix.scheme(), matrix.out_features(), matrix.in_features());
         Self::new(matrix, &plan)
     }
 
@@ -200,51 +198,6 @@ impl PackedMatrix {
     }
 }
 
-/// The fields of a [`QuantizedMatrix`] are public, and the kernels index without bounds checks: so check
-/// again.
-fn check(matrix: &QuantizedMatrix) -> Result<()> {
-    let scheme = matrix.scheme;
-    let (out_groups, in_groups, codebooks) = matrix.codes.dim();
-    let expected_codebooks = [
-        scheme.num_codebooks,
-        scheme.codebook_size(),
-        scheme.out_group_size,
-        scheme.in_group_size,
-    ];
-    let shapes = [
-        (
-            "codes",
-            vec![out_groups, in_groups, scheme.num_codebooks],
-            vec![out_groups, in_groups, codebooks],
-        ),
-        (
-            "codebooks",
-            expected_codebooks.to_vec(),
-            matrix.codebooks.shape().to_vec(),
-        ),
-        ("scales", vec![out_groups], matrix.scales.shape().to_vec()),
-    ];
-    for (what, expected, found) in shapes {
-        if expected != found {
-            return Err(AqlmError::Shape {
-                what: what.into(),
-                expected,
-                found,
-            });
-        }
-    }
-    for ((o, j, m), &code) in matrix.codes.indexed_iter() {
-        if usize::from(code) >= scheme.codebook_size() {
-            return Err(AqlmError::CodeOutOfRange {
-                code: u32::from(code),
-                index: [o, j, m],
-                codebook_size: scheme.codebook_size(),
-            });
-        }
-    }
-    Ok(())
-}
-
 fn finite(what: &str, index: &[usize], value: f32) -> Result<f32> {
     if value.is_finite() {
         Ok(value)
@@ -258,8 +211,8 @@ fn finite(what: &str, index: &[usize], value: f32) -> Result<f32> {
 }
 
 fn codebooks(matrix: &QuantizedMatrix, plan: &Plan, padded_group: usize) -> Result<Codebooks> {
-    let group = matrix.scheme.in_group_size;
-    let rows = matrix.codebooks.len() / group;
+    let group = matrix.scheme().in_group_size;
+    let rows = matrix.codebooks().len() / group;
     let values = rows * padded_group;
     let in_f16 = match plan.codebooks {
         CodebookPrecision::F32 => false,
@@ -267,14 +220,14 @@ fn codebooks(matrix: &QuantizedMatrix, plan: &Plan, padded_group: usize) -> Resu
         CodebookPrecision::Auto => {
             values * size_of::<f32>() > LARGE_CODEBOOKS
                 && matrix
-                    .codebooks
+                    .codebooks()
                     .iter()
                     .all(|&value| half::f16::from_f64(value).to_f64() == value)
         }
     };
     let indexed = || {
         matrix
-            .codebooks
+            .codebooks()
             .indexed_iter()
             .enumerate()
             .map(move |(flat, ((m, k, a, b), &value))| {
@@ -302,12 +255,12 @@ fn codebooks(matrix: &QuantizedMatrix, plan: &Plan, padded_group: usize) -> Resu
 }
 
 fn tiled(matrix: &QuantizedMatrix) -> Result<TiledCodes> {
-    let scheme = matrix.scheme;
-    let (out_groups, in_groups, codebooks) = matrix.codes.dim();
+    let scheme = matrix.scheme();
+    let (out_groups, in_groups, codebooks) = matrix.codes().dim();
     let table_len = scheme.codebook_size().max(TILE);
     let (go, gi) = (scheme.out_group_size, scheme.in_group_size);
     let mut transposed = Aligned::zeroed(codebooks * go * gi * table_len);
-    for ((m, k, a, b), &value) in matrix.codebooks.indexed_iter() {
+    for ((m, k, a, b), &value) in matrix.codebooks().indexed_iter() {
         transposed.as_mut_slice()[((m * go + a) * gi + b) * table_len + k] =
             finite("codebooks", &[m, k, a, b], value as f32)?;
     }
@@ -326,7 +279,7 @@ fn tiled(matrix: &QuantizedMatrix) -> Result<TiledCodes> {
                 let offset = tiled.offset(in_groups, codebooks, j, m, tile);
                 let bytes = &mut tiled.bytes.as_mut_slice()[offset..offset + TILE];
                 for row in 0..rows {
-                    bytes[byte_of_row(row)] = matrix.codes[[tile * TILE + row, j, m]] as u8;
+                    bytes[byte_of_row(row)] = matrix.codes()[[tile * TILE + row, j, m]] as u8;
                 }
             }
         }

@@ -22,6 +22,7 @@ mod matvec;
 mod plan;
 pub mod product;
 pub mod quantizer;
+mod row_major;
 mod simd;
 mod vectorize;
 mod words;

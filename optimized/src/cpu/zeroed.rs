@@ -1,4 +1,4 @@
-use ndarray::{Array2, Array3, ShapeError};
+use ndarray::{Array2, Array3};
 use rayon::prelude::*;
 
 /// Values that one task writes: a few pages.
@@ -12,15 +12,10 @@ fn zeros(len: usize) -> Vec<f32> {
 
 /// [rows, columns] of zeros.
 pub(crate) fn zeroed(shape: (usize, usize)) -> Array2<f32> {
-    known(Array2::from_shape_vec(shape, zeros(shape.0 * shape.1)))
+    Array2::from_shape_vec(shape, zeros(shape.0 * shape.1)).expect("as many zeros as the shape has")
 }
 
 /// [sequences, tokens, features] of zeros.
 pub(crate) fn zeroed_sequences(shape: (usize, usize, usize)) -> Array3<f32> {
-    known(Array3::from_shape_vec(shape, zeros(shape.0 * shape.1 * shape.2)))
-}
-
-/// The vector was made for the shape.
-fn known<A: Default>(array: Result<A, ShapeError>) -> A {
-    array.unwrap_or_default()
+    Array3::from_shape_vec(shape, zeros(shape.0 * shape.1 * shape.2)).expect("as many zeros as the shape has")
 }

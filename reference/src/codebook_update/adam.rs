@@ -1,31 +1,14 @@
 use ndarray::{Array2, Axis};
 
-use crate::adam::{Adam, Moments};
+use crate::adam::Moments;
 use crate::decode::decode_unscaled;
 use crate::layer_error::check_shapes;
 use crate::linalg::product;
 use crate::occurrences::{Occurrences, scatter};
-use aqlm_vocabulary::{QuantizedMatrix, Result};
+use aqlm_vocabulary::{AdamSettings, QuantizedMatrix, Result};
 
-/// Settings of Adam.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AdamSettings {
-    /// learning rate
-    pub lr: f64,
-    /// decay of the first moment
-    pub beta1: f64,
-    /// decay of the second moment
-    pub beta2: f64,
-    /// added to the root of the second moment
-    pub eps: f64,
-    /// divide by the largest second moment seen instead of the latest
-    pub amsgrad: bool,
-    /// full-batch steps
-    pub steps: usize,
-}
-
-/// Full-batch Adam on codebooks and scales for fixed codes, from a fresh state (paper section 3.3; the
-/// paper's and the official engine's betas differ, paper.md 2.2).
+/// `steps` steps of full-batch Adam on codebooks and scales for fixed codes, from a fresh state (paper section
+/// 3.3).
 ///
 /// The loss is the layer error over out_features, as the official engine's. Returns the matrix after the last
 /// step, and the loss before each step, `[steps]`.
@@ -38,36 +21,22 @@ pub fn adam(
     hessian: &Array2<f64>,
     matrix: &QuantizedMatrix,
     settings: &AdamSettings,
+    steps: usize,
 ) -> Result<(QuantizedMatrix, Vec<f64>)> {
     check_shapes(weight, hessian, matrix)?;
     let occurrences = Occurrences::of_matrix(matrix);
-    let rows = matrix.scheme.out_group_size;
+    let rows = matrix.scheme().out_group_size;
     let out_features = weight.nrows() as f64;
     let mut current = matrix.clone();
-    let AdamSettings {
-        lr,
-        beta1,
-        beta2,
-        eps,
-        amsgrad,
-        steps,
-    } = *settings;
-    let rule = Adam {
-        lr,
-        beta1,
-        beta2,
-        eps,
-        amsgrad,
-    };
-    let mut codebook_moments = Moments::new(current.codebooks.len());
-    let mut scale_moments = Moments::new(current.scales.len());
+    let mut codebook_moments = Moments::new(current.codebooks().len());
+    let mut scale_moments = Moments::new(current.scales().len());
     let mut losses = Vec::with_capacity(steps);
     for _ in 0..steps {
-        let plain = decode_unscaled(&current, current.codebooks.view());
+        let plain = decode_unscaled(&current, current.codebooks().view());
         let mut difference = plain.clone();
         for (mut group, &scale) in difference
             .axis_chunks_iter_mut(Axis(0), rows)
-            .zip(&current.scales)
+            .zip(current.scales())
         {
             group *= scale;
         }
@@ -81,11 +50,13 @@ pub fn adam(
             .axis_chunks_iter(Axis(0), rows)
             .map(|group| group.sum())
             .collect();
-        rule.step(&mut codebook_moments, &mut current.codebooks, &for_codebooks);
-        rule.step(&mut scale_moments, &mut current.scales, &for_scales);
+        current.tune(|codebooks, scales| {
+            codebook_moments.step(settings, codebooks, &for_codebooks);
+            scale_moments.step(settings, scales, &for_scales);
+        });
     }
-    let result = QuantizedMatrix::new(current.scheme, current.codes, current.codebooks, current.scales)?;
-    Ok((result, losses))
+    current.check_finite()?;
+    Ok((current, losses))
 }
 
 #[cfg(test)]
@@ -111,13 +82,13 @@ mod tests {
         let (after, losses) = adam(&p.weight, &p.hessian, &p.matrix, &settings(1)).unwrap();
         let loss = |matrix: &QuantizedMatrix| layer_error(&p.weight, &decode(matrix), &p.hessian);
         assert!((losses[0] - loss(&p.matrix) / 12.0).abs() <= rounding(&p));
-        for (index, &value) in p.matrix.codebooks.indexed_iter() {
+        for (index, &value) in p.matrix.codebooks().indexed_iter() {
             let mut moved = [p.matrix.clone(), p.matrix.clone()];
-            moved[0].codebooks[index] += 0.5;
-            moved[1].codebooks[index] -= 0.5;
+            moved[0].codebooks()[index] += 0.5;
+            moved[1].codebooks()[index] -= 0.5;
             // exact for a parabola
             let slope = loss(&moved[0]) - loss(&moved[1]);
-            let change = after.codebooks[index] - value;
+            let change = after.codebooks()[index] - value;
             if slope != 0.0 {
                 // lr g / (|g| + eps) with gradients far above eps
                 assert!(
@@ -126,12 +97,12 @@ mod tests {
                 );
             }
         }
-        for (o, &value) in p.matrix.scales.indexed_iter() {
+        for (o, &value) in p.matrix.scales().indexed_iter() {
             let mut moved = [p.matrix.clone(), p.matrix.clone()];
-            moved[0].scales[o] += 0.5;
-            moved[1].scales[o] -= 0.5;
+            moved[0].scales()[o] += 0.5;
+            moved[1].scales()[o] -= 0.5;
             let slope = loss(&moved[0]) - loss(&moved[1]);
-            assert!((after.scales[o] - value + 1e-3 * slope.signum()).abs() <= 1e-3 * 1e-4);
+            assert!((after.scales()[o] - value + 1e-3 * slope.signum()).abs() <= 1e-3 * 1e-4);
         }
     }
 

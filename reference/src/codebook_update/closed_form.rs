@@ -12,7 +12,7 @@ use aqlm_vocabulary::{QuantizedMatrix, Result};
 const REFINEMENTS: usize = 20;
 
 /// The codebooks of least layer error for the codes and scales of `matrix`, [M, 2^B, go, gi]: the
-/// least-squares problem that paper section 3.3 leaves to future work (sizes in paper.md 2.4).
+/// least-squares problem that paper section 3.3 leaves to future work.
 ///
 /// Its normal equations A c = b have, for codewords (m, k) and (m', k'), the gi x gi block
 ///
@@ -43,7 +43,7 @@ pub fn closed_form(
         .map(|&x| if x > 0.0 { x.sqrt().recip() } else { 0.0 })
         .collect();
     if scaling.iter().all(|&x| x == 0.0) {
-        return Ok(matrix.codebooks.clone());
+        return Ok(matrix.codebooks().clone());
     }
     for (mut row, &factor) in normal.outer_iter_mut().zip(&scaling) {
         row.zip_mut_with(&scaling, |x, other| *x *= factor * other);
@@ -75,7 +75,7 @@ pub fn closed_form(
     for (mut row, &factor) in change.outer_iter_mut().zip(&scaling) {
         row *= factor;
     }
-    let mut codebooks = matrix.codebooks.clone();
+    let mut codebooks = matrix.codebooks().clone();
     add_unknowns(&mut codebooks, change.view());
     Ok(codebooks)
 }
@@ -87,9 +87,9 @@ fn normal_matrix(
     occurrences: &[Occurrences],
 ) -> Array2<f64> {
     let (_, in_groups) = matrix.groups();
-    let gi = matrix.scheme.in_group_size;
-    let states = matrix.scheme.codebook_size();
-    let codewords = matrix.scheme.num_codebooks * states;
+    let gi = matrix.scheme().in_group_size;
+    let states = matrix.scheme().codebook_size();
+    let codewords = matrix.scheme().num_codebooks * states;
     let tile = gi * gi;
     // H as contiguous tiles H_jj', so that the inner loop adds consecutive numbers.
     let tiles: Vec<f64> = (0..in_groups * in_groups)
@@ -109,11 +109,11 @@ fn normal_matrix(
             let (m, k) = (codeword / states, codeword % states);
             let mut row = vec![0.0; (codeword + 1) * tile];
             for &(o, j) in occurrences[m].of(k) {
-                let weight = matrix.scales[o] * matrix.scales[o];
+                let weight = matrix.scales()[o] * matrix.scales()[o];
                 for other in 0..in_groups {
                     let from = &tiles[(j * in_groups + other) * tile..][..tile];
                     for n in 0..=m {
-                        let column = n * states + usize::from(matrix.codes[[o, other, n]]);
+                        let column = n * states + usize::from(matrix.codes()[[o, other, n]]);
                         if column <= codeword {
                             let to = &mut row[column * tile..][..tile];
                             for (to, from) in to.iter_mut().zip(from) {
@@ -160,14 +160,14 @@ mod tests {
         #[test]
         fn finite_differences_vanish_at_the_solution(seed: u64, scheme in prop::sample::select(vec!["2x2g4", "1x3g4o2", "3x2g2"])) {
             let mut p = problem(seed, scheme, 8, 4);
-            p.matrix.codebooks = closed_form(&p.weight, &p.hessian, &p.matrix).unwrap();
+            p.matrix.codebooks() = closed_form(&p.weight, &p.hessian, &p.matrix).unwrap();
             let at = |index: [usize; 4], step: f64| {
                 let mut moved = p.matrix.clone();
-                moved.codebooks[index] += step;
+                moved.codebooks()[index] += step;
                 layer_error(&p.weight, &decode(&moved), &p.hessian)
             };
-            let (_, states, go, gi) = p.matrix.codebooks.dim();
-            for i in 0..p.matrix.codebooks.len() {
+            let (_, states, go, gi) = p.matrix.codebooks().dim();
+            for i in 0..p.matrix.codebooks().len() {
                 let index = [i / gi / go / states, i / gi / go % states, i / gi % go, i % gi];
                 // The loss is a parabola along a coordinate, so a step of one half is as exact as a small
                 // one, and the loss far from the solution bounds the rounding of the difference.
@@ -181,7 +181,7 @@ mod tests {
     fn the_normal_matrix_is_the_second_derivative() {
         // With weight and current codebooks zero, the loss of codebooks c is cT A c.
         let mut p = problem(11, "2x2g3", 5, 3);
-        let direction = p.matrix.codebooks.clone();
+        let direction = p.matrix.codebooks().clone();
         let occurrences = Occurrences::of_matrix(&p.matrix);
         let a = normal_matrix(&p.hessian, &p.matrix, &occurrences);
         let c = unknowns_of(&direction);
@@ -194,11 +194,11 @@ mod tests {
     #[test]
     fn unused_codewords_keep_their_values() {
         let mut p = problem(5, "2x3g4", 6, 4);
-        p.matrix.codes.mapv_inplace(|code| code % 5);
+        p.matrix.codes().mapv_inplace(|code| code % 5);
         let codebooks = closed_form(&p.weight, &p.hessian, &p.matrix).unwrap();
         for m in 0..2 {
             for k in 0..8 {
-                let same = codebooks.slice(s![m, k, .., ..]) == p.matrix.codebooks.slice(s![m, k, .., ..]);
+                let same = codebooks.slice(s![m, k, .., ..]) == p.matrix.codebooks().slice(s![m, k, .., ..]);
                 assert_eq!(same, k >= 5, "codeword {k} of codebook {m}");
             }
         }
@@ -210,7 +210,7 @@ mod tests {
         p.hessian.fill(0.0);
         assert_eq!(
             closed_form(&p.weight, &p.hessian, &p.matrix).unwrap(),
-            p.matrix.codebooks
+            p.matrix.codebooks()
         );
     }
 
@@ -222,15 +222,15 @@ mod tests {
             p.hessian.column_mut(i).fill(0.0);
         }
         // codewords 0 of both codebooks always together
-        let first = p.matrix.codes.slice(s![.., .., 0]).to_owned();
-        p.matrix.codes.slice_mut(s![.., .., 1]).assign(&first);
+        let first = p.matrix.codes().slice(s![.., .., 0]).to_owned();
+        p.matrix.codes().slice_mut(s![.., .., 1]).assign(&first);
         let solved = closed_form(&p.weight, &p.hessian, &p.matrix).unwrap();
         let mut q = p.matrix.clone();
-        q.codebooks = solved;
+        q.codebooks() = solved;
         let before = layer_error(&p.weight, &decode(&p.matrix), &p.hessian);
         let after = layer_error(&p.weight, &decode(&q), &p.hessian);
         assert!(after < before);
-        q.codebooks = closed_form(&p.weight, &p.hessian, &q).unwrap();
+        q.codebooks() = closed_form(&p.weight, &p.hessian, &q).unwrap();
         let again = layer_error(&p.weight, &decode(&q), &p.hessian);
         assert!((again - after).abs() <= rounding(&p), "{again} after {after}");
     }

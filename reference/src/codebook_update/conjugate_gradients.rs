@@ -36,7 +36,7 @@ pub fn conjugate_gradients(
     let error = weight - &decode(matrix);
     let mut loss = layer_error(weight, &decode(matrix), hessian);
     let mut residual = scatter(&product(error.view(), hessian.view()), matrix, &occurrences);
-    let mut codebooks = matrix.codebooks.clone();
+    let mut codebooks = matrix.codebooks().clone();
     let mut preconditioned = precondition(&inverses, &residual);
     let mut direction = preconditioned.clone();
     let mut slope = dot(&residual, &preconditioned);
@@ -73,15 +73,15 @@ fn block_inverses(
     matrix: &QuantizedMatrix,
     occurrences: &[Occurrences],
 ) -> Result<Array3<f64>> {
-    let gi = matrix.scheme.in_group_size;
-    let states = matrix.scheme.codebook_size();
-    let mut inverses = Array3::zeros((matrix.scheme.num_codebooks * states, gi, gi));
+    let gi = matrix.scheme().in_group_size;
+    let states = matrix.scheme().codebook_size();
+    let mut inverses = Array3::zeros((matrix.scheme().num_codebooks * states, gi, gi));
     inverses
         .axis_iter_mut(Axis(0))
         .into_par_iter()
         .enumerate()
         .try_for_each(|(i, mut inverse)| {
-            let metric = occurrences[i / states].metric(i % states, &matrix.scales, hessian, gi);
+            let metric = occurrences[i / states].metric(i % states, matrix.scales(), hessian, gi);
             if metric.diag().iter().any(|&x| x != 0.0) {
                 let factor = Cholesky::semidefinite(metric.view(), "metric of a codeword")?;
                 inverse.assign(&factor.solve(Array2::eye(gi).view()));
@@ -122,7 +122,7 @@ mod tests {
             let p = problem(seed, scheme, 8, 4);
             let closed = loss(&p, closed_form(&p.weight, &p.hessian, &p.matrix).unwrap());
             // In exact arithmetic as many steps as unknowns suffice; rounding costs a few times more.
-            let steps = 4 * p.matrix.codebooks.len();
+            let steps = 4 * p.matrix.codebooks().len();
             let cg = loss(&p, conjugate_gradients(&p.weight, &p.hessian, &p.matrix, steps).unwrap());
             prop_assert!((cg - closed).abs() <= rounding(&p), "{cg} against {closed}");
         }
@@ -130,7 +130,7 @@ mod tests {
         #[test]
         fn the_loss_falls_with_every_step(seed: u64) {
             let p = problem(seed, "2x3g4", 8, 4);
-            let mut last = loss(&p, p.matrix.codebooks.clone());
+            let mut last = loss(&p, p.matrix.codebooks().clone());
             for steps in 1..12 {
                 let now = loss(&p, conjugate_gradients(&p.weight, &p.hessian, &p.matrix, steps).unwrap());
                 prop_assert!(now <= last + rounding(&p));
@@ -142,10 +142,10 @@ mod tests {
     #[test]
     fn unused_codewords_keep_their_values() {
         let mut p = problem(5, "2x3g4", 6, 4);
-        p.matrix.codes.mapv_inplace(|code| code % 5);
+        p.matrix.codes().mapv_inplace(|code| code % 5);
         let codebooks = conjugate_gradients(&p.weight, &p.hessian, &p.matrix, 30).unwrap();
         for ((m, k, a, b), &value) in codebooks.indexed_iter() {
-            assert_eq!(value == p.matrix.codebooks[[m, k, a, b]], k >= 5);
+            assert_eq!(value == p.matrix.codebooks()[[m, k, a, b]], k >= 5);
         }
     }
 

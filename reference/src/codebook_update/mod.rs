@@ -9,7 +9,7 @@ mod closed_form;
 mod conjugate_gradients;
 mod scales;
 
-pub use adam::{AdamSettings, adam};
+pub use adam::adam;
 pub use closed_form::closed_form;
 pub use conjugate_gradients::conjugate_gradients;
 pub use scales::optimal_scales;
@@ -18,7 +18,7 @@ use ndarray::Array2;
 
 use crate::layer_error::check_shapes;
 use crate::{decode, layer_error};
-use aqlm_vocabulary::{QuantizedMatrix, Result, Update};
+use aqlm_vocabulary::{AdamSettings, QuantizedMatrix, Result, Update};
 
 /// The codebooks and scales that `settings` lead to, starting from those of `matrix`; its codes stay.
 ///
@@ -48,7 +48,7 @@ pub fn update(
             cg_steps,
             scale_rounds,
         } => {
-            let scheme = matrix.scheme;
+            let scheme = matrix.scheme();
             let unknowns = scheme.num_codebooks * scheme.codebook_size() * scheme.in_group_size;
             for round in 0..scale_rounds.max(1) {
                 let codebooks = if unknowns <= max_unknowns {
@@ -56,14 +56,10 @@ pub fn update(
                 } else {
                     conjugate_gradients(weight, hessian, &best.1, cg_steps)?
                 };
-                let candidate =
-                    QuantizedMatrix::new(scheme, matrix.codes.clone(), codebooks, best.1.scales.clone())?;
-                consider(candidate, &mut best);
+                consider(best.1.clone().with_codebooks(codebooks)?, &mut best);
                 if round < scale_rounds {
                     let scales = optimal_scales(weight, hessian, &best.1)?;
-                    let mut candidate = best.1.clone();
-                    candidate.scales = scales;
-                    consider(candidate, &mut best);
+                    consider(best.1.clone().with_scales(scales)?, &mut best);
                 }
             }
         }
@@ -78,11 +74,10 @@ pub fn update(
                 lr,
                 beta1,
                 beta2,
-                eps: 1e-8,
+                eps: AdamSettings::USUAL_EPS,
                 amsgrad,
-                steps,
             };
-            consider(adam(weight, hessian, matrix, &settings)?.0, &mut best);
+            consider(adam(weight, hessian, matrix, &settings, steps)?.0, &mut best);
         }
     }
     Ok(best.1)
@@ -112,7 +107,7 @@ mod tests {
             for settings in [closed, implicit, adam] {
                 let updated = update(&p.weight, &p.hessian, &p.matrix, &settings).unwrap();
                 prop_assert!(loss(&p, &updated) <= loss(&p, &p.matrix));
-                prop_assert_eq!(&updated.codes, &p.matrix.codes);
+                prop_assert_eq!(updated.codes(), p.matrix.codes());
             }
         }
 
@@ -142,11 +137,11 @@ mod tests {
         let exact = closed_form(&p.weight, &p.hessian, &p.matrix).unwrap();
         let iterative = conjugate_gradients(&p.weight, &p.hessian, &p.matrix, 2).unwrap();
         assert_ne!(exact, iterative);
-        assert_eq!(with(64).codebooks, exact);
-        assert_eq!(with(63).codebooks, iterative);
+        assert_eq!(with(64).codebooks(), exact);
+        assert_eq!(with(63).codebooks(), iterative);
         assert_eq!(
-            with(64).scales,
-            p.matrix.scales,
+            with(64).scales(),
+            p.matrix.scales(),
             "no round of scales was asked for"
         );
     }

@@ -19,9 +19,9 @@ pub fn optimal_scales(
     matrix: &QuantizedMatrix,
 ) -> Result<Array1<f64>> {
     check_shapes(weight, hessian, matrix)?;
-    let plain = decode_unscaled(matrix, matrix.codebooks.view());
+    let plain = decode_unscaled(matrix, matrix.codebooks().view());
     let image = product(plain.view(), hessian.view());
-    let rows = matrix.scheme.out_group_size;
+    let rows = matrix.scheme().out_group_size;
     let sums = |dense: &Array2<f64>| -> Array1<f64> {
         (&image * dense)
             .axis_chunks_iter(Axis(0), rows)
@@ -29,12 +29,12 @@ pub fn optimal_scales(
             .collect()
     };
     let (with_weight, with_itself) = (sums(weight), sums(&plain));
-    Ok(Array1::from_shape_fn(matrix.scales.len(), |o| {
+    Ok(Array1::from_shape_fn(matrix.scales().len(), |o| {
         let optimum = with_weight[o] / with_itself[o];
         if with_itself[o] > 0.0 && optimum.is_finite() {
             optimum
         } else {
-            matrix.scales[o]
+            matrix.scales()[o]
         }
     }))
 }
@@ -52,11 +52,11 @@ mod tests {
         #[test]
         fn no_other_scale_is_better(seed: u64, factor in 0.5..1.5f64, scheme in prop::sample::select(vec!["2x3g4", "1x3g4o2"])) {
             let mut p = problem(seed, scheme, 6, 3);
-            p.matrix.scales = optimal_scales(&p.weight, &p.hessian, &p.matrix).unwrap();
+            p.matrix.scales() = optimal_scales(&p.weight, &p.hessian, &p.matrix).unwrap();
             let best = layer_error(&p.weight, &decode(&p.matrix), &p.hessian);
             for o in 0..6 {
                 let mut other = p.matrix.clone();
-                other.scales[o] *= factor;
+                other.scales()[o] *= factor;
                 let loss = layer_error(&p.weight, &decode(&other), &p.hessian);
                 prop_assert!(best <= loss + rounding(&p));
             }
@@ -66,10 +66,10 @@ mod tests {
     #[test]
     fn a_scale_that_does_not_matter_stays() {
         let mut p = problem(3, "1x2g4", 4, 2);
-        p.matrix.codebooks.fill(0.0);
+        p.matrix.codebooks().fill(0.0);
         assert_eq!(
             optimal_scales(&p.weight, &p.hessian, &p.matrix).unwrap(),
-            p.matrix.scales
+            p.matrix.scales()
         );
     }
 }

@@ -2,25 +2,26 @@
 //! here.
 
 use ndarray::{Array1, Array2, ArrayView2};
+use ndarray_linalg::error::LinalgError;
 use ndarray_linalg::{Eigh, SolveC, UPLO};
 
 use aqlm_vocabulary::{AqlmError, Result};
 
-fn refused(what: &str, error: &ndarray_linalg::error::LinalgError) -> AqlmError {
-    AqlmError::Unsupported(format!("{what}: LAPACK says {error}"))
+fn refused(what: &str, expected: &str, error: &LinalgError) -> AqlmError {
+    AqlmError::argument(what, expected, format!("one of which LAPACK says: {error}"))
 }
 
 /// X of A X = B for a symmetric positive definite A of [n, n] and B of [n, k], by Cholesky (dpotrf, dpotrs).
 ///
 /// # Errors
-/// `Unsupported` with LAPACK's message when A is not positive definite.
+/// `Argument` with LAPACK's message when A is not positive definite.
 pub fn solve_spd(a: ArrayView2<'_, f64>, b: ArrayView2<'_, f64>, what: &str) -> Result<Array2<f64>> {
     let a = a.to_owned();
     let mut x = Array2::zeros(b.raw_dim());
     for (column, mut solution) in b.columns().into_iter().zip(x.columns_mut()) {
         let solved = a
             .solvec(&column.to_owned())
-            .map_err(|error| refused(what, &error))?;
+            .map_err(|error| refused(what, "a positive definite matrix", &error))?;
         solution.assign(&solved);
     }
     Ok(x)
@@ -29,12 +30,12 @@ pub fn solve_spd(a: ArrayView2<'_, f64>, b: ArrayView2<'_, f64>, what: &str) -> 
 /// Eigenvalues of a symmetric matrix of [n, n], ascending.
 ///
 /// # Errors
-/// `Unsupported` with LAPACK's message when the iteration does not converge.
+/// `Argument` with LAPACK's message when the iteration does not converge.
 pub fn eigenvalues(a: ArrayView2<'_, f64>, what: &str) -> Result<Array1<f64>> {
     let (values, _) = a
         .to_owned()
         .eigh(UPLO::Lower)
-        .map_err(|error| refused(what, &error))?;
+        .map_err(|error| refused(what, "a symmetric matrix of finite numbers", &error))?;
     Ok(values)
 }
 

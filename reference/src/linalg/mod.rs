@@ -2,7 +2,7 @@
 //!
 //! Every result here has a fixed order of summation: products are cut into row blocks of one size whatever
 //! the number of threads, and a factorisation runs on one thread, so that runs on different machines draw the
-//! same codes (design.md 4).
+//! same codes.
 
 #[cfg(feature = "lapack")]
 pub mod lapack;
@@ -57,11 +57,11 @@ pub fn product(a: ArrayView2<'_, f64>, b: ArrayView2<'_, f64>) -> Array2<f64> {
                 .for_each(|(i, mut block)| {
                     let rows = block.nrows();
                     let a = a.subrows(i * ROW_BLOCK, rows);
-                    // always: rows of a new array lie one after the other
-                    if let Some(slice) = block.as_slice_mut() {
-                        let block = MatMut::from_row_major_slice_mut(slice, rows, n);
-                        matmul::matmul(block, Accum::Replace, a, b, 1.0, Par::Seq);
-                    }
+                    let slice = block
+                        .as_slice_mut()
+                        .expect("rows of a new array lie one after the other");
+                    let block = MatMut::from_row_major_slice_mut(slice, rows, n);
+                    matmul::matmul(block, Accum::Replace, a, b, 1.0, Par::Seq);
                     clear_upper_registers();
                 });
         });

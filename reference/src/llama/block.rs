@@ -1,4 +1,4 @@
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, ArrayViewMut1, ArrayViewMut4};
 
 use crate::decode;
 use aqlm_vocabulary::{AqlmError, BlockWeights, LayerKind, Linear, LinearWeight, QuantizedMatrix, Result};
@@ -150,9 +150,13 @@ impl Block {
     }
 
     /// Changes one layer's codebooks and scales, and decodes it again; does nothing to a dense layer.
-    pub(super) fn tune(&mut self, kind: LayerKind, change: impl FnOnce(&mut QuantizedMatrix)) {
+    pub(super) fn tune(
+        &mut self,
+        kind: LayerKind,
+        change: impl FnOnce(ArrayViewMut4<'_, f64>, ArrayViewMut1<'_, f64>),
+    ) {
         if let ResidentWeight::Quantized { matrix, decoded } = &mut self.layers[kind as usize].weight {
-            change(matrix);
+            matrix.tune(change);
             *decoded = decode(matrix);
         }
     }

@@ -103,7 +103,7 @@ pub fn block_decode_step(
 ///
 /// # Errors
 /// `TokenOutOfRange` when the token has no embedding, `Shape` when the cache belongs to a model with another
-/// number of blocks, `Unsupported` when the cache is full.
+/// number of blocks, `Argument` when the cache is full.
 pub fn decode_step(model: &Model, cache: &mut KvCache, token: u32) -> Result<Array1<f64>> {
     if cache.layers.len() != model.blocks.len() {
         return Err(AqlmError::Shape {
@@ -114,9 +114,11 @@ pub fn decode_step(model: &Model, cache: &mut KvCache, token: u32) -> Result<Arr
     }
     let position = cache.len;
     if position == cache.capacity() {
-        return Err(AqlmError::Unsupported(format!(
-            "more than the cache's {position} positions"
-        )));
+        return Err(AqlmError::argument(
+            "tokens in the cache",
+            format!("at most its {position} positions"),
+            position + 1,
+        ));
     }
     let mut x = embed(model.embedding.view(), &[token])?.index_axis_move(Axis(0), 0);
     for (block, layer) in model.blocks.iter().zip(&mut cache.layers) {
@@ -151,7 +153,7 @@ mod tests {
             }
             assert!(matches!(
                 decode_step(&model, &mut cache, 0),
-                Err(AqlmError::Unsupported(_))
+                Err(AqlmError::Argument { .. })
             ));
         }
     }

@@ -4,9 +4,9 @@ use rayon::prelude::*;
 use super::{
     Block, BlockGradients, Rotary, block_backward, block_forward, block_forward_traced, quantized_gradients,
 };
-use crate::adam::{Adam, Moments};
+use crate::adam::Moments;
 use aqlm_vocabulary::{
-    AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerKind, LlamaConfig, Purpose,
+    AdamSettings, AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerKind, LlamaConfig, Purpose,
     QuantizedMatrix, Result, StreamKey, shuffle,
 };
 
@@ -22,7 +22,7 @@ use aqlm_vocabulary::{
 /// Sums over sequences are taken in the order of the minibatch, whatever the number of threads.
 ///
 /// # Errors
-/// `Shape` when inputs and targets do not match each other, the block or the rotary tables; `Unsupported`
+/// `Shape` when inputs and targets do not match each other, the block or the rotary tables; `Argument`
 /// when no sequence is left to train on or the batch size is 0; `NotFinite` when a loss is NaN or infinite.
 /// The block is in the best state so far after an error, too.
 #[allow(clippy::too_many_arguments, reason = "a block, its data and how to tune it")]
@@ -136,15 +136,14 @@ fn check(
         shape(format!("fine-tuning target {n}"), input.shape(), target.shape())?;
     }
     if validation >= inputs.len() {
-        return Err(AqlmError::Unsupported(format!(
-            "fine-tuning with {validation} of {} sequences for validation: none is left to train on",
-            inputs.len()
-        )));
+        return Err(AqlmError::argument(
+            "sequences for validation",
+            format!("fewer than the {} there are", inputs.len()),
+            validation,
+        ));
     }
     if settings.batch == 0 {
-        return Err(AqlmError::Unsupported(
-            "fine-tuning with batches of 0 sequences".into(),
-        ));
+        return Err(AqlmError::argument("batch", "at least 1 sequence", 0));
     }
     Ok(())
 }
@@ -241,7 +240,7 @@ impl ParameterGradients {
 
 /// Adam over everything that the settings train.
 struct Optimizer {
-    adam: Adam,
+    adam: AdamSettings,
     /// for each quantized layer, in the order of [`LayerKind::ALL`]
     codebooks: [Option<Moments>; 7],
     /// for each quantized layer, in the order of [`LayerKind::ALL`]
@@ -262,15 +261,9 @@ impl Optimizer {
         };
         let norm = Moments::new(block.input_layernorm.len());
         Self {
-            adam: Adam {
-                lr: settings.lr,
-                beta1: settings.beta1,
-                beta2: settings.beta2,
-                eps: settings.eps,
-                amsgrad: false,
-            },
-            codebooks: moments(settings.codebooks, |matrix| matrix.codebooks.len()),
-            scales: moments(settings.scales, |matrix| matrix.scales.len()),
+            adam: settings.adam(),
+            codebooks: moments(settings.codebooks, |matrix| matrix.codebooks().len()),
+            scales: moments(settings.scales, |matrix| matrix.scales().len()),
             norms: settings.norms.then(|| (norm.clone(), norm)),
         }
     }
@@ -281,7 +274,7 @@ impl Optimizer {
     }
 
     fn step(&mut self, block: &mut Block, gradients: &ParameterGradients) {
-        let adam = self.adam;
+        let adam = &self.adam;
         let layer_gradients: Vec<_> = LayerKind::ALL
             .par_iter()
             .map(|&kind| {
@@ -293,20 +286,20 @@ impl Optimizer {
             let Some((grad_codebooks, grad_scales)) = gradients else {
                 continue;
             };
-            block.tune(kind, |matrix| {
+            block.tune(kind, |codebooks, scales| {
                 if let Some(moments) = &mut self.codebooks[kind as usize] {
-                    adam.step(moments, &mut matrix.codebooks, &grad_codebooks);
+                    moments.step(adam, codebooks, &grad_codebooks);
                 }
                 if let Some(moments) = &mut self.scales[kind as usize] {
-                    adam.step(moments, &mut matrix.scales, &grad_scales);
+                    moments.step(adam, scales, &grad_scales);
                 }
             });
         }
         if let Some((first, second)) = &mut self.norms {
-            adam.step(first, &mut block.input_layernorm, &gradients.input_layernorm);
-            adam.step(
-                second,
-                &mut block.post_attention_layernorm,
+            first.step(adam, block.input_layernorm.view_mut(), &gradients.input_layernorm);
+            second.step(
+                adam,
+                block.post_attention_layernorm.view_mut(),
                 &gradients.post_attention_layernorm,
             );
         }
@@ -374,9 +367,9 @@ mod tests {
             let mut moved = original;
             moved.input_layernorm += &(0.1 * normal(&mut rng, 12));
             for kind in LayerKind::ALL {
-                moved.tune(kind, |matrix| {
-                    matrix.codebooks += &(0.1 * normal(&mut rng, matrix.codebooks.dim()));
-                    matrix.scales *= 1.1;
+                moved.tune(kind, |mut codebooks, mut scales| {
+                    codebooks += &(0.1 * normal(&mut rng, codebooks.dim()));
+                    scales *= 1.1;
                 });
             }
             Self {
@@ -478,9 +471,9 @@ mod tests {
             for kind in LayerKind::ALL {
                 match (block.quantized(kind), problem.block.quantized(kind)) {
                     (Some(tuned), Some(original)) => {
-                        assert_eq!(tuned.codes, original.codes);
-                        assert_eq!(tuned.codebooks != original.codebooks, only == 0);
-                        assert_eq!(tuned.scales != original.scales, only == 1);
+                        assert_eq!(tuned.codes(), original.codes());
+                        assert_eq!(tuned.codebooks() != original.codebooks(), only == 0);
+                        assert_eq!(tuned.scales() != original.scales(), only == 1);
                         assert_eq!(block.weight(kind), crate::decode(tuned));
                     }
                     _ => assert_eq!(block.layer(kind), problem.block.layer(kind)),
@@ -544,8 +537,8 @@ mod tests {
             problem.tune(validation, settings).1.unwrap_err()
         };
         let batch0 = FinetuneSettings { batch: 0, ..SETTINGS };
-        assert!(matches!(refused(|_| (), 7, &SETTINGS), AqlmError::Unsupported(_)));
-        assert!(matches!(refused(|_| (), 2, &batch0), AqlmError::Unsupported(_)));
+        assert!(matches!(refused(|_| (), 7, &SETTINGS), AqlmError::Argument { .. }));
+        assert!(matches!(refused(|_| (), 2, &batch0), AqlmError::Argument { .. }));
         let shapes: [fn(&mut Problem); 4] = [
             |problem| drop(problem.targets.pop()),
             |problem| problem.inputs[3] = Array2::zeros((4, 11)),

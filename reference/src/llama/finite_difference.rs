@@ -11,7 +11,7 @@ pub(super) fn gradient<D: Dimension>(at: &Array<f64, D>, f: impl Fn(&Array<f64, 
     let mut moved = at.clone();
     let mut slopes = Vec::with_capacity(at.len());
     for i in 0..at.len() {
-        let original = at.iter().nth(i).copied().unwrap_or_default();
+        let original = *at.iter().nth(i).expect("i counts the elements");
         let mut value = |steps: f64| {
             if let Some(element) = moved.iter_mut().nth(i) {
                 *element = original + steps * h;

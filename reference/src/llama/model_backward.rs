@@ -97,7 +97,7 @@ pub fn model_backward(
 /// Loss and gradient of each position's logits.
 fn losses(logits: ArrayView2<f64>, tokens: &[u32], target: Target<'_>) -> Result<(Array1<f64>, Array2<f64>)> {
     match target {
-        Target::NextTokens => cross_entropy(logits, tokens.get(1..).unwrap_or_default()),
+        Target::NextTokens => cross_entropy(logits, &tokens[tokens.len() - target.positions(tokens.len())..]),
         Target::Teacher { states, head } => {
             let teacher = linear(states.mapv(f64::from).view(), head.mapv(f64::from).view(), None);
             kl_divergence(logits, teacher.view())

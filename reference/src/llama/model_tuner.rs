@@ -5,7 +5,7 @@ use super::{
     Model, ModelGradients, Rotary, block_forward_traced, embed, logits, model_backward, model_loss,
     quantized_gradients,
 };
-use crate::adam::{Adam, Moments};
+use crate::adam::Moments;
 use aqlm_vocabulary::{
     AdamDecay, AqlmError, LayerKind, LlamaConfig, ModelWeights, Parameter, ParameterState, Result, Target,
     Tuned, TuningState,
@@ -35,7 +35,7 @@ impl ModelTuner {
     /// Before the first step.
     ///
     /// # Errors
-    /// `Unsupported` when `tuned` selects nothing of this model.
+    /// `Argument` when `tuned` selects nothing of this model.
     pub fn new(config: &LlamaConfig, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay) -> Result<Self> {
         let model = Model::from_weights(config, weights);
         let parameters: Vec<TunedParameter> =
@@ -51,8 +51,10 @@ impl ModelTuner {
                 })
                 .collect();
         if parameters.is_empty() {
-            return Err(AqlmError::Unsupported(
-                "training a model of which nothing is selected".into(),
+            return Err(AqlmError::argument(
+                "parameters to train",
+                "some that this model has",
+                "none",
             ));
         }
         Ok(Self {
@@ -126,16 +128,10 @@ impl ModelTuner {
     /// forgotten.
     pub fn step(&mut self, lr: f64) {
         self.steps = self.steps.saturating_add(1);
-        let adam = Adam {
-            lr,
-            beta1: self.decay.beta1,
-            beta2: self.decay.beta2,
-            eps: self.decay.eps,
-            amsgrad: false,
-        };
+        let adam = self.decay.at(lr);
         for tuned in &mut self.parameters {
             let mut moved = values(&self.model, tuned.parameter);
-            adam.step(&mut tuned.moments, &mut moved, &tuned.gradient);
+            tuned.moments.step(&adam, moved.view_mut(), &tuned.gradient);
             set_values(&mut self.model, tuned.parameter, &moved);
             tuned.gradient.fill(0.0);
         }
@@ -238,17 +234,15 @@ fn broken<'a>(values: impl IntoIterator<Item = &'a f64>) -> bool {
     values.into_iter().any(|value| !value.is_finite())
 }
 
+/// Why a layer whose codebooks or scales are trained is quantized.
+const QUANTIZED_ONLY: &str = "codebooks and scales are selected of quantized layers only";
+
 /// A parameter's values, row-major.
 fn values(model: &Model, parameter: Parameter) -> Array1<f64> {
-    let quantized = |block: usize, kind| model.blocks[block].quantized(kind);
+    let quantized = |block: usize, kind| model.blocks[block].quantized(kind).expect(QUANTIZED_ONLY);
     match parameter {
-        Parameter::Codebooks(block, kind) => quantized(block, kind).map_or_else(
-            || Array1::zeros(0),
-            |matrix| matrix.codebooks.iter().copied().collect(),
-        ),
-        Parameter::Scales(block, kind) => {
-            quantized(block, kind).map_or_else(|| Array1::zeros(0), |matrix| matrix.scales.clone())
-        }
+        Parameter::Codebooks(block, kind) => quantized(block, kind).codebooks().iter().copied().collect(),
+        Parameter::Scales(block, kind) => quantized(block, kind).scales().clone(),
         Parameter::InputNorm(block) => model.blocks[block].input_layernorm.clone(),
         Parameter::PostAttentionNorm(block) => model.blocks[block].post_attention_layernorm.clone(),
         Parameter::FinalNorm => model.norm.clone(),
@@ -262,10 +256,10 @@ fn set_values(model: &mut Model, parameter: Parameter, values: &Array1<f64>) {
     let fill = |to: &mut dyn Iterator<Item = &mut f64>| to.zip(values).for_each(|(to, &value)| *to = value);
     match parameter {
         Parameter::Codebooks(block, kind) => {
-            model.blocks[block].tune(kind, |matrix| fill(&mut matrix.codebooks.iter_mut()));
+            model.blocks[block].tune(kind, |mut codebooks, _| fill(&mut codebooks.iter_mut()));
         }
         Parameter::Scales(block, kind) => {
-            model.blocks[block].tune(kind, |matrix| fill(&mut matrix.scales.iter_mut()));
+            model.blocks[block].tune(kind, |_, mut scales| fill(&mut scales.iter_mut()));
         }
         Parameter::InputNorm(block) => fill(&mut model.blocks[block].input_layernorm.iter_mut()),
         Parameter::PostAttentionNorm(block) => {
@@ -285,18 +279,12 @@ fn set_values(model: &mut Model, parameter: Parameter, values: &Array1<f64>) {
 /// A parameter's part of a model's gradients, in the order of [`values`].
 fn gradient(model: &Model, gradients: &ModelGradients, parameter: Parameter) -> Array1<f64> {
     let of_layer = |block: usize, kind: LayerKind| {
-        model.blocks[block]
-            .quantized(kind)
-            .map(|matrix| quantized_gradients(matrix, &gradients.blocks[block].layers[kind as usize]))
+        let matrix = model.blocks[block].quantized(kind).expect(QUANTIZED_ONLY);
+        quantized_gradients(matrix, &gradients.blocks[block].layers[kind as usize])
     };
     match parameter {
-        Parameter::Codebooks(block, kind) => of_layer(block, kind).map_or_else(
-            || Array1::zeros(0),
-            |(codebooks, _)| codebooks.into_iter().collect(),
-        ),
-        Parameter::Scales(block, kind) => {
-            of_layer(block, kind).map_or_else(|| Array1::zeros(0), |(_, scales)| scales)
-        }
+        Parameter::Codebooks(block, kind) => of_layer(block, kind).0.into_iter().collect(),
+        Parameter::Scales(block, kind) => of_layer(block, kind).1,
         Parameter::InputNorm(block) => gradients.blocks[block].input_layernorm.clone(),
         Parameter::PostAttentionNorm(block) => gradients.blocks[block].post_attention_layernorm.clone(),
         Parameter::FinalNorm => gradients.norm.clone(),
@@ -341,8 +329,8 @@ mod tests {
             let mut matrix = quantized(&mut rng, out, inputs);
             // Weights as large as the dense ones, and scales of order one: numerical gradients assume that a
             // parameter's own size is the one on which the loss bends.
-            matrix.codebooks /= (2.0 * inputs as f64).sqrt();
-            matrix.scales *= 2.0;
+            matrix.codebooks() /= (2.0 * inputs as f64).sqrt();
+            matrix.scales() *= 2.0;
             model.blocks[block].set_layer(kind, matrix).unwrap();
         }
         if tied {
@@ -445,7 +433,7 @@ mod tests {
         };
         assert!(matches!(
             ModelTuner::new(&model.config, &model.to_weights(), none, DECAY),
-            Err(AqlmError::Unsupported(_))
+            Err(AqlmError::Argument { .. })
         ));
         let mut norms = tuner(&model, Tuned { norms: true, ..none });
         train(&mut norms, 2);

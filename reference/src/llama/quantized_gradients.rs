@@ -23,9 +23,9 @@ pub fn quantized_gradients(
         "shape of a weight's gradient"
     );
     let grad_codebooks = scatter(grad_weight, matrix, &Occurrences::of_matrix(matrix));
-    let unscaled = decode_unscaled(matrix, matrix.codebooks.view());
+    let unscaled = decode_unscaled(matrix, matrix.codebooks().view());
     let grad_scales = (unscaled * grad_weight)
-        .axis_chunks_iter(Axis(0), matrix.scheme.out_group_size)
+        .axis_chunks_iter(Axis(0), matrix.scheme().out_group_size)
         .map(|group| group.sum())
         .collect();
     (grad_codebooks, grad_scales)
@@ -56,20 +56,14 @@ mod tests {
         assert_gradient(
             "codebooks",
             &grad_codebooks,
-            &matrix.codebooks,
+            matrix.codebooks(),
             120,
             |codebooks| {
-                loss(QuantizedMatrix {
-                    codebooks: codebooks.clone(),
-                    ..matrix.clone()
-                })
+                loss(matrix.clone().with_codebooks(codebooks.clone()).unwrap())
             },
         );
-        assert_gradient("scales", &grad_scales, &matrix.scales, 120, |scales| {
-            loss(QuantizedMatrix {
-                scales: scales.clone(),
-                ..matrix.clone()
-            })
+        assert_gradient("scales", &grad_scales, matrix.scales(), 120, |scales| {
+            loss(matrix.clone().with_scales(scales.clone()).unwrap())
         });
     }
 }

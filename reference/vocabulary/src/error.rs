@@ -82,12 +82,36 @@ pub enum AqlmError {
         /// rows of the embedding
         vocab_size: usize,
     },
+    /// A caller's argument, or a setting, has a value that no backend could use.
+    #[error("{what}: expected {expected}, found {found}")]
+    Argument {
+        /// which argument
+        what: String,
+        /// the values allowed
+        expected: String,
+        /// the value given
+        found: String,
+    },
     /// A device that is there refused, or ran out of something.
     #[error("GPU: {0}")]
     Device(String),
-    /// The operation exists but not for this input; the reason says why.
+    /// This backend, kernel or processor cannot do what another could; the reason says why.
     #[error("unsupported: {0}")]
     Unsupported(String),
+    /// Something that this project promises itself does not hold: a bug here, whatever the input was.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl AqlmError {
+    /// An [`AqlmError::Argument`].
+    pub fn argument(what: impl Into<String>, expected: impl Into<String>, found: impl ToString) -> Self {
+        Self::Argument {
+            what: what.into(),
+            expected: expected.into(),
+            found: found.to_string(),
+        }
+    }
 }
 
 /// Result of this project's numerical code.

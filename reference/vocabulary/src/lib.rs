@@ -2,6 +2,7 @@
 //! errors and random streams. Nothing in here is an algorithm of the paper, so an optimized backend may use
 //! all of it and still be an independent implementation of everything that is checked.
 
+mod adam;
 mod config;
 mod error;
 mod model_tuning;
@@ -11,11 +12,10 @@ mod scheme;
 mod settings;
 mod weights;
 
+pub use adam::{AdamDecay, AdamSettings};
 pub use config::{LayerKind, LlamaConfig, Rope, RopeScaling};
 pub use error::{AqlmError, Result};
-pub use model_tuning::{
-    AdamDecay, Objective, Parameter, ParameterState, Target, TopTokens, Tuned, TuningState,
-};
+pub use model_tuning::{Objective, Parameter, ParameterState, Target, TopTokens, Tuned, TuningState};
 pub use quantized::QuantizedMatrix;
 pub use random::{Purpose, Stream, StreamKey, sample_distinct, shuffle, stream, sweep_order};
 pub use scheme::Scheme;

@@ -111,17 +111,6 @@ pub struct TuningState {
     pub parameters: Vec<ParameterState>,
 }
 
-/// Adam's constants, apart from the learning rate, which has a schedule.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct AdamDecay {
-    /// decay of the first moment
-    pub beta1: f64,
-    /// decay of the second moment
-    pub beta2: f64,
-    /// added to the root of the second moment
-    pub eps: f64,
-}
-
 /// A distribution over the vocabulary at every position of a sequence, of which only the likeliest tokens are
 /// kept.
 #[derive(Debug, Clone, PartialEq)]

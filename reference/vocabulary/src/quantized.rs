@@ -1,4 +1,4 @@
-use ndarray::{Array1, Array3, Array4};
+use ndarray::{Array, Array1, Array3, Array4, ArrayViewMut1, ArrayViewMut4, Dimension};
 
 use crate::{AqlmError, Result, Scheme};
 
@@ -6,20 +6,21 @@ use crate::{AqlmError, Result, Scheme};
 ///
 /// Element (o*go + a, j*gi + b) of the weight is `scales[o] * sum_m codebooks[m, codes[o, j, m], a, b]` with
 /// go and gi the scheme's output and input group sizes (paper section 3.1).
+///
+/// Its parts were checked when they were put together: their shapes fit, every code is below 2^B, codebooks and
+/// scales are finite, and all three arrays are in standard (row-major) layout. Only [`QuantizedMatrix::tune`]
+/// may leave numbers that are not finite.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedMatrix {
-    /// how the matrix is cut and coded
-    pub scheme: Scheme,
-    /// [out_groups, in_groups, M], each below 2^B
-    pub codes: Array3<u16>,
-    /// [M, 2^B, out_group_size, in_group_size]
-    pub codebooks: Array4<f64>,
-    /// `[out_groups]`; stored in files as [out_groups, 1, 1, 1]
-    pub scales: Array1<f64>,
+    scheme: Scheme,
+    codes: Array3<u16>,
+    codebooks: Array4<f64>,
+    scales: Array1<f64>,
 }
 
 impl QuantizedMatrix {
-    /// Puts the parts together after checking that they fit.
+    /// Puts the parts together after checking that they fit: codes [out_groups, in_groups, M], codebooks [M,
+    /// 2^B, out_group_size, in_group_size], scales `[out_groups]` (stored in files as [out_groups, 1, 1, 1]).
     ///
     /// # Errors
     /// `Shape` when a part has another shape than the scheme and the codes imply, `CodeOutOfRange` for a code
@@ -30,64 +31,128 @@ impl QuantizedMatrix {
         codebooks: Array4<f64>,
         scales: Array1<f64>,
     ) -> Result<Self> {
-        let (out_groups, in_groups, _) = codes.dim();
-        let expect = |what: &str, expected: Vec<usize>, found: &[usize]| {
-            if expected == found {
-                Ok(())
-            } else {
-                Err(AqlmError::Shape {
-                    what: what.into(),
-                    expected,
-                    found: found.to_vec(),
-                })
-            }
-        };
-        expect(
-            "codes",
-            vec![out_groups, in_groups, scheme.num_codebooks],
-            codes.shape(),
-        )?;
-        let codebook_shape = vec![
-            scheme.num_codebooks,
-            scheme.codebook_size(),
-            scheme.out_group_size,
-            scheme.in_group_size,
-        ];
-        expect("codebooks", codebook_shape, codebooks.shape())?;
-        expect("scales", vec![out_groups], scales.shape())?;
-        for ((o, j, m), &code) in codes.indexed_iter() {
-            if usize::from(code) >= scheme.codebook_size() {
-                return Err(AqlmError::CodeOutOfRange {
-                    code: u32::from(code),
-                    index: [o, j, m],
-                    codebook_size: scheme.codebook_size(),
-                });
-            }
-        }
-        for ((m, k, a, b), &value) in codebooks.indexed_iter() {
-            if !value.is_finite() {
-                return Err(AqlmError::NotFinite {
-                    what: "codebooks".into(),
-                    index: vec![m, k, a, b],
-                    value,
-                });
-            }
-        }
-        for (o, &value) in scales.indexed_iter() {
-            if !value.is_finite() {
-                return Err(AqlmError::NotFinite {
-                    what: "scales".into(),
-                    index: vec![o],
-                    value,
-                });
-            }
-        }
-        Ok(Self {
+        let matrix = Self {
             scheme,
-            codes,
-            codebooks,
-            scales,
-        })
+            codes: row_major(codes),
+            codebooks: row_major(codebooks),
+            scales: row_major(scales),
+        };
+        matrix.check_codes()?;
+        matrix.check_codebooks()?;
+        matrix.check_scales()?;
+        Ok(matrix)
+    }
+
+    /// How the matrix is cut and coded.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// [out_groups, in_groups, M], each below 2^B.
+    pub fn codes(&self) -> &Array3<u16> {
+        &self.codes
+    }
+
+    /// [M, 2^B, out_group_size, in_group_size].
+    pub fn codebooks(&self) -> &Array4<f64> {
+        &self.codebooks
+    }
+
+    /// `[out_groups]`.
+    pub fn scales(&self) -> &Array1<f64> {
+        &self.scales
+    }
+
+    /// Codes, codebooks and scales.
+    pub fn into_parts(self) -> (Array3<u16>, Array4<f64>, Array1<f64>) {
+        (self.codes, self.codebooks, self.scales)
+    }
+
+    /// The matrix with other codes.
+    ///
+    /// # Errors
+    /// `Shape` or `CodeOutOfRange` as [`QuantizedMatrix::new`].
+    pub fn with_codes(mut self, codes: Array3<u16>) -> Result<Self> {
+        let expected = self.codes.dim();
+        check_shape("codes", expected.into(), codes.dim().into())?;
+        self.codes = row_major(codes);
+        self.check_codes()?;
+        Ok(self)
+    }
+
+    /// The matrix with other codebooks.
+    ///
+    /// # Errors
+    /// `Shape` or `NotFinite` as [`QuantizedMatrix::new`].
+    pub fn with_codebooks(mut self, codebooks: Array4<f64>) -> Result<Self> {
+        self.codebooks = row_major(codebooks);
+        self.check_codebooks()?;
+        Ok(self)
+    }
+
+    /// The matrix with other scales.
+    ///
+    /// # Errors
+    /// `Shape` or `NotFinite` as [`QuantizedMatrix::new`].
+    pub fn with_scales(mut self, scales: Array1<f64>) -> Result<Self> {
+        self.scales = row_major(scales);
+        self.check_scales()?;
+        Ok(self)
+    }
+
+    /// Changes codebooks and scales in place, as a step of training does.
+    ///
+    /// Training that diverges ends in numbers that are not finite, and has to report where. So these are kept,
+    /// and [`QuantizedMatrix::check_finite`] finds them.
+    pub fn tune<T>(
+        &mut self,
+        change: impl FnOnce(ArrayViewMut4<'_, f64>, ArrayViewMut1<'_, f64>) -> T,
+    ) -> T {
+        change(self.codebooks.view_mut(), self.scales.view_mut())
+    }
+
+    /// Looks for numbers that are not finite, which only [`QuantizedMatrix::tune`] can have left.
+    ///
+    /// # Errors
+    /// `NotFinite` with the first of them.
+    pub fn check_finite(&self) -> Result<()> {
+        check_finite("codebooks", &self.codebooks)?;
+        check_finite("scales", &self.scales)
+    }
+
+    fn check_codes(&self) -> Result<()> {
+        let (out_groups, in_groups, num_codebooks) = self.codes.dim();
+        let expected = [out_groups, in_groups, self.scheme.num_codebooks];
+        check_shape("codes", expected, [out_groups, in_groups, num_codebooks])?;
+        let codebook_size = self.scheme.codebook_size();
+        match self
+            .codes
+            .indexed_iter()
+            .find(|&(_, &code)| usize::from(code) >= codebook_size)
+        {
+            None => Ok(()),
+            Some((index, &code)) => Err(AqlmError::CodeOutOfRange {
+                code: u32::from(code),
+                index: index.into(),
+                codebook_size,
+            }),
+        }
+    }
+
+    fn check_codebooks(&self) -> Result<()> {
+        let expected = [
+            self.scheme.num_codebooks,
+            self.scheme.codebook_size(),
+            self.scheme.out_group_size,
+            self.scheme.in_group_size,
+        ];
+        check_shape("codebooks", expected, self.codebooks.dim().into())?;
+        check_finite("codebooks", &self.codebooks)
+    }
+
+    fn check_scales(&self) -> Result<()> {
+        check_shape("scales", [self.codes.dim().0], [self.scales.len()])?;
+        check_finite("scales", &self.scales)
     }
 
     /// Rows of the weight.
@@ -118,12 +183,46 @@ impl QuantizedMatrix {
     /// `NotFinite` when a value is beyond f16's range.
     pub fn rounded_to_f16(&self) -> Result<Self> {
         let round = |value: f64| half::f16::from_f64(value).to_f64();
-        Self::new(
-            self.scheme,
-            self.codes.clone(),
-            self.codebooks.mapv(round),
-            self.scales.mapv(round),
-        )
+        self.clone()
+            .with_codebooks(self.codebooks.mapv(round))?
+            .with_scales(self.scales.mapv(round))
+    }
+}
+
+/// The array itself when it is in standard layout, else a copy that is.
+fn row_major<T: Clone, D: Dimension>(array: Array<T, D>) -> Array<T, D> {
+    if array.is_standard_layout() {
+        array
+    } else {
+        array.as_standard_layout().into_owned()
+    }
+}
+
+fn check_shape<const N: usize>(what: &str, expected: [usize; N], found: [usize; N]) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(AqlmError::Shape {
+        what: what.into(),
+        expected: expected.into(),
+        found: found.into(),
+    })
+}
+
+fn check_finite<D: Dimension>(what: &str, values: &Array<f64, D>) -> Result<()> {
+    let bad = values
+        .view()
+        .into_dyn()
+        .indexed_iter()
+        .find(|(_, value)| !value.is_finite())
+        .map(|(index, &value)| (index.slice().to_vec(), value));
+    match bad {
+        None => Ok(()),
+        Some((index, value)) => Err(AqlmError::NotFinite {
+            what: what.into(),
+            index,
+            value,
+        }),
     }
 }
 
@@ -161,11 +260,53 @@ mod tests {
                 ..
             })
         ));
-        let mut codebooks = codebooks;
-        codebooks[[0, 1, 0, 2]] = f64::NAN;
+        let mut broken = codebooks.clone();
+        broken[[0, 1, 0, 2]] = f64::NAN;
         assert!(matches!(
-            build(Array3::zeros((3, 2, 1)), codebooks, 3),
-            Err(AqlmError::NotFinite { .. })
+            build(Array3::zeros((3, 2, 1)), broken.clone(), 3),
+            Err(AqlmError::NotFinite { what, index, .. }) if what == "codebooks" && index == [0, 1, 0, 2]
+        ));
+
+        let good = build(Array3::zeros((3, 2, 1)), codebooks, 3).unwrap();
+        for codes in [Array3::zeros((2, 2, 1)), Array3::from_elem((3, 2, 1), 4)] {
+            assert!(good.clone().with_codes(codes).is_err());
+        }
+        assert!(good.clone().with_codebooks(broken).is_err());
+        assert!(good.clone().with_codebooks(Array4::zeros((1, 4, 2, 4))).is_err());
+        assert!(good.clone().with_scales(Array1::ones(2)).is_err());
+        let overflowed = Array1::from_elem(3, f64::INFINITY);
+        assert!(good.clone().with_scales(overflowed).is_err());
+    }
+
+    #[test]
+    fn parts_are_kept_in_standard_layout() {
+        let scheme = Scheme::new(2, 2, 4).unwrap();
+        let codes = Array3::from_shape_fn((2, 5, 3), |(m, j, o)| ((m + 2 * j + o) % 4) as u16);
+        let reversed = codes.clone().reversed_axes();
+        assert!(reversed.as_slice().is_none());
+        let matrix =
+            QuantizedMatrix::new(scheme, reversed.clone(), Array4::zeros((2, 4, 1, 4)), Array1::ones(3)).unwrap();
+        assert_eq!(matrix.codes(), reversed);
+        assert!(matrix.codes().as_slice().is_some());
+        let again = matrix.with_codes(codes.reversed_axes()).unwrap();
+        assert!(again.codes().as_slice().is_some());
+    }
+
+    #[test]
+    fn what_tuning_leaves_that_is_not_finite_is_found() {
+        let scheme = Scheme::new(1, 2, 4).unwrap();
+        let mut matrix = QuantizedMatrix::new(
+            scheme,
+            Array3::zeros((3, 2, 1)),
+            Array4::zeros((1, 4, 1, 4)),
+            Array1::ones(3),
+        )
+        .unwrap();
+        assert_eq!(matrix.check_finite(), Ok(()));
+        matrix.tune(|_, mut scales| scales[1] = f64::INFINITY);
+        assert!(matches!(
+            matrix.check_finite(),
+            Err(AqlmError::NotFinite { what, index, .. }) if what == "scales" && index == [1]
         ));
     }
 }

@@ -27,7 +27,7 @@ pub enum Purpose {
 /// The stream of (run seed, block, layer, purpose).
 ///
 /// The four numbers are the 256-bit key itself, so no two streams collide, and none depends on what was drawn
-/// before: a layer can be redone alone, and threads or resumption change nothing (design.md 4).
+/// before: a layer can be redone alone, and threads or resumption change nothing.
 pub fn stream(seed: u64, block: usize, layer: Option<LayerKind>, purpose: Purpose) -> Stream {
     let layer = layer.map_or(0, |layer| layer as u64 + 1);
     let mut key = [0u8; 32];
@@ -80,7 +80,7 @@ pub fn sample_distinct(rng: &mut Stream, len: usize, count: usize) -> Vec<usize>
 }
 
 /// The order of one beam-search sweep: every input group once, in random order, and within each group every
-/// codebook once, in random order (paper.md 2.2, row "codes").
+/// codebook once, in random order.
 pub fn sweep_order(rng: &mut Stream, in_groups: usize, num_codebooks: usize) -> Vec<(usize, usize)> {
     let mut groups: Vec<usize> = (0..in_groups).collect();
     shuffle(rng, &mut groups);

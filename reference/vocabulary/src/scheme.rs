@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn bits_match_the_papers_headline_figures() {
-        // One 4096 x 4096 layer: 1x16g8 2.504, 2x8g8 2.008 (paper.md 1.0).
+        // One 4096 x 4096 layer: 1x16g8 2.504, 2x8g8 2.008 (paper table 1).
         let bits = |text: &str| text.parse::<Scheme>().unwrap().bits_per_parameter(4096, 4096);
         assert_eq!(bits("1x16g8"), 2.50390625);
         assert_eq!(bits("2x8g8"), 2.0078125);

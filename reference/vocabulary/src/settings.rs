@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::Scheme;
+use crate::{AdamSettings, Scheme};
 
 /// Where the first codes and codebooks of a layer come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -8,8 +8,8 @@ use crate::Scheme;
 pub enum Initialization {
     /// residual k-means: k-means, subtract, repeat M times (paper section 3.1, algorithm 1 line 4)
     Residual,
-    /// residual k-means, each codebook then refined under the H-metric of its input group (OA-EM, paper.md
-    /// 3.2)
+    /// residual k-means, each codebook then refined by output-aware EM: codes and codewords of
+    /// least error under the H of their input group
     Em {
         /// rounds of (assignment, exact M-step) per codebook
         rounds: usize,
@@ -29,8 +29,8 @@ pub enum Update {
         /// alternations of (codebooks, scales)
         scale_rounds: usize,
     },
-    /// Adam on codebooks and scales, as the paper and the official code do (they differ in betas: paper.md
-    /// 2.2)
+    /// Adam on codebooks and scales (paper section 3.3). The paper's betas are (0.90, 0.95), the official
+    /// engine's (0.0, 0.95) with amsgrad
     Adam {
         /// learning rate
         lr: f64,
@@ -92,6 +92,19 @@ pub struct FinetuneSettings {
     pub scales: bool,
     /// train RMSNorm weights
     pub norms: bool,
+}
+
+impl FinetuneSettings {
+    /// Those of each step.
+    pub fn adam(&self) -> AdamSettings {
+        AdamSettings {
+            lr: self.lr,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            eps: self.eps,
+            amsgrad: false,
+        }
+    }
 }
 
 /// What happens inside a layer, as it happens.

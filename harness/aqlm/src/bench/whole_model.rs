@@ -292,12 +292,8 @@ fn random_matrix(options: &DecodeOptions, kind: LayerKind, rows: usize, columns:
     let codebooks =
         Array4::from_shape_simple_fn(shape, || f16::from_f64(rng.random_range(-side..side)).to_f64());
     let scale = f16::from_f64(1.0 / (columns as f64).sqrt()).to_f64();
-    QuantizedMatrix {
-        scheme,
-        codes,
-        codebooks,
-        scales: Array1::from_elem(groups.0, scale),
-    }
+    QuantizedMatrix::new(scheme, codes, codebooks, Array1::from_elem(groups.0, scale))
+        .expect("made for the scheme, of finite numbers")
 }
 
 /// Embedding or head [vocab, hidden].

@@ -160,10 +160,5 @@ pub(super) fn random_matrix(
         }
         _ => {}
     }
-    QuantizedMatrix {
-        scheme,
-        codes,
-        codebooks,
-        scales,
-    }
+    QuantizedMatrix::new(scheme, codes, codebooks, scales).expect("made for the scheme, of finite numbers")
 }

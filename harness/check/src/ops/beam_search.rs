@@ -27,13 +27,13 @@ fn order(case: &Case, matrix: &QuantizedMatrix) -> Result<Vec<(usize, usize)>> {
     Ok(sweep_order(
         &mut rng,
         matrix.groups().1,
-        matrix.scheme.num_codebooks,
+        matrix.scheme().num_codebooks,
     ))
 }
 
 /// The longest chain of roundings behind a score.
 fn chain(layer: &Layer) -> usize {
-    let codebooks = layer.data.matrix.scheme.num_codebooks;
+    let codebooks = layer.data.matrix.scheme().num_codebooks;
     2 * layer.weight.ncols() + layer.data.matrix.groups().1 * codebooks + codebooks + 8
 }
 
@@ -46,17 +46,14 @@ fn searched(layer: &Layer, order: &[(usize, usize)], beam: usize) -> Result<Quan
         order,
         beam,
     )?;
-    Ok(QuantizedMatrix {
-        codes,
-        ..layer.data.matrix.clone()
-    })
+    Ok(layer.data.matrix.clone().with_codes(codes)?)
 }
 
 /// The least loss of any codes, where few enough are possible.
 fn optimum(layer: &Layer) -> Result<Option<f64>> {
     let (matrix, hessian) = (&layer.data.matrix, &layer.data.hessian);
-    let variables = matrix.groups().1 * matrix.scheme.num_codebooks;
-    let combinations = (matrix.scheme.codebook_size() as u64).checked_pow(variables as u32);
+    let variables = matrix.groups().1 * matrix.scheme().num_codebooks;
+    let combinations = (matrix.scheme().codebook_size() as u64).checked_pow(variables as u32);
     if combinations.is_none_or(|count| count > FEW.min(MAX_COMBINATIONS)) {
         return Ok(None);
     }
@@ -73,32 +70,34 @@ fn optimum(layer: &Layer) -> Result<Option<f64>> {
 /// once, so the path follows from the result, however ties broke.
 fn worst_choice(layer: &Layer, order: &[(usize, usize)], found: &QuantizedMatrix) -> f64 {
     let (matrix, hessian) = (&layer.data.matrix, &layer.data.hessian);
-    let (rows, columns) = (matrix.scheme.out_group_size, matrix.scheme.in_group_size);
-    let states = matrix.scheme.codebook_size();
+    let (rows, columns) = (matrix.scheme().out_group_size, matrix.scheme().in_group_size);
+    let states = matrix.scheme().codebook_size();
     let mut absolute = matrix.clone();
-    absolute.scales.mapv_inplace(f64::abs);
-    for mut codebook in absolute.codebooks.outer_iter_mut() {
-        // any codeword may have been there on the way
-        for a in 0..rows {
-            for b in 0..columns {
-                let most = largest(codebook.slice(s![.., a, b]).iter().map(|c| c.abs()));
-                codebook.slice_mut(s![.., a, b]).fill(most);
+    absolute.tune(|mut codebooks, mut scales| {
+        scales.mapv_inplace(f64::abs);
+        for mut codebook in codebooks.outer_iter_mut() {
+            // any codeword may have been there on the way
+            for a in 0..rows {
+                for b in 0..columns {
+                    let most = largest(codebook.slice(s![.., a, b]).iter().map(|c| c.abs()));
+                    codebook.slice_mut(s![.., a, b]).fill(most);
+                }
             }
         }
-    }
+    });
     let magnitudes = (layer.weight.mapv(f64::abs) + decode(&absolute)).dot(&hessian.mapv(f64::abs));
     let mut gradient = (&layer.weight - &decode(matrix)).dot(hessian);
-    let mut codes = matrix.codes.clone();
+    let mut codes = matrix.codes().clone();
     let mut worst = 0.0;
     for &(j, m) in order {
         let at = j * columns..(j + 1) * columns;
         let block = hessian.slice(s![at.clone(), at.clone()]).to_owned();
-        let codeword = |k: usize, a: usize| matrix.codebooks.slice(s![m, k, a, ..]);
+        let codeword = |k: usize, a: usize| matrix.codebooks().slice(s![m, k, a, ..]);
         let quadratic = |change: ArrayView1<'_, f64>| change.dot(&block.dot(&change));
         for o in 0..matrix.groups().0 {
-            let scale = matrix.scales[o];
+            let scale = matrix.scales()[o];
             let old = usize::from(codes[[o, j, m]]);
-            let new = usize::from(found.codes[[o, j, m]]);
+            let new = usize::from(found.codes()[[o, j, m]]);
             let score = |k: usize| -> f64 {
                 (0..rows)
                     .map(|a| {
@@ -110,7 +109,7 @@ fn worst_choice(layer: &Layer, order: &[(usize, usize)], found: &QuantizedMatrix
             };
             let magnitude: f64 = (0..rows)
                 .map(|a| {
-                    let size = absolute.codebooks.slice(s![m, 0, a, ..]).to_owned();
+                    let size = absolute.codebooks().slice(s![m, 0, a, ..]).to_owned();
                     2.0 * scale.abs() * magnitudes.slice(s![o * rows + a, at.clone()]).dot(&size)
                 })
                 .sum();
@@ -146,7 +145,7 @@ fn on_its_path(
 ) -> Result<Vec<Comparison>> {
     let before = &layer.data.matrix;
     let beam = case.layer()?.beam;
-    let changed = found.codebooks != before.codebooks || found.scales != before.scales;
+    let changed = found.codebooks() != before.codebooks() || found.scales() != before.scales();
     let shape = malformed(found, before) + f64::from(u8::from(changed));
     let mut comparisons = vec![check.value(Measure::Exact, 0, "all but codes", shape)?];
     if !comparisons.iter().all(Comparison::holds) {
@@ -168,7 +167,7 @@ fn on_its_path(
         comparisons.push(losses.value(Measure::Loss, terms, "under the optimum", under)?);
         // A beam that holds every combination prunes nothing.
         let variables = order.len() as u32;
-        if (beam as u64) >= (before.scheme.codebook_size() as u64).pow(variables.saturating_sub(1)) {
+        if (beam as u64) >= (before.scheme().codebook_size() as u64).pow(variables.saturating_sub(1)) {
             comparisons.push(layer.not_above(check, terms, "above the optimum", found, (optimum, found))?);
         }
     }
@@ -184,9 +183,9 @@ pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
     let mut comparisons = on_its_path(check, case, &layer, &order, optimum(&layer)?, &found)?;
     // The MRF's energy plus its constant is the layer error of the codes.
     let matrix = &layer.data.matrix;
-    if matrix.groups().1 * matrix.scheme.num_codebooks * matrix.scheme.codebook_size() <= 512 {
+    if matrix.groups().1 * matrix.scheme().num_codebooks * matrix.scheme().codebook_size() <= 512 {
         let mut energy = 0.0;
-        for (o, codes) in found.codes.outer_iter().enumerate() {
+        for (o, codes) in found.codes().outer_iter().enumerate() {
             let mrf = Mrf::new(&layer.weight, &layer.data.hessian, matrix, o)?;
             energy += mrf.energy(codes) + mrf.constant;
         }

@@ -23,7 +23,7 @@ fn targets(data: &LlamaData) -> Array3<f32> {
     let mut other = data.blocks[0].clone();
     for kind in QUANTIZED {
         if let LinearWeight::Quantized(matrix) = &mut other.layer_mut(kind).weight {
-            matrix.codebooks.mapv_inplace(|c| 1.1 * c + 0.02);
+            matrix.tune(|mut codebooks, _| codebooks.mapv_inplace(|c| 1.1 * c + 0.02));
         }
     }
     let rotary = Rotary::new(&data.config, data.x.dim().1);
@@ -97,7 +97,7 @@ fn gradients(
     for (at, &gradient) in codebooks.indexed_iter().step_by(3) {
         let moved = |by: f64| {
             let mut moved = matrix.clone();
-            moved.codebooks[at] += by;
+            moved.tune(|mut codebooks, _| codebooks[at] += by);
             moved
         };
         add(gradient, moved(step), moved(-step));
@@ -105,7 +105,7 @@ fn gradients(
     for (o, &gradient) in scales.indexed_iter() {
         let moved = |by: f64| {
             let mut moved = matrix.clone();
-            moved.scales[o] += by;
+            moved.tune(|_, mut scales| scales[o] += by);
             moved
         };
         add(gradient, moved(step), moved(-step));

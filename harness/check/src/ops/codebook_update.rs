@@ -1,5 +1,5 @@
-use aqlm_reference::{AdamSettings, adam, closed_form, update};
-use aqlm_vocabulary::{QuantizedMatrix, Update};
+use aqlm_reference::{adam, closed_form, update};
+use aqlm_vocabulary::{AdamSettings, QuantizedMatrix, Update};
 
 use super::Prepared;
 use super::layer::{Layer, malformed};
@@ -18,7 +18,7 @@ fn against(number: Number) -> Against {
 }
 
 fn terms(layer: &Layer) -> usize {
-    4 * (2 * layer.weight.ncols() + layer.data.matrix.scheme.num_codebooks + 4)
+    4 * (2 * layer.weight.ncols() + layer.data.matrix.scheme().num_codebooks + 4)
 }
 
 /// By how much a loss is above another, as a share of it. Below `floor`, which is what errors of one epsilon
@@ -73,20 +73,14 @@ pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
     let mut comparisons = vec![layer.not_above(check, terms, "above the start's", &updated, start)?];
 
     // The optimum for these scales, against any other way there.
-    let best = QuantizedMatrix {
-        codebooks: closed_form(weight, hessian, matrix)?,
-        ..matrix.clone()
-    };
+    let with = |codebooks| matrix.clone().with_codebooks(codebooks);
+    let best = with(closed_form(weight, hessian, matrix)?)?;
     let optimum = layer.loss(&best);
     let others = [
-        QuantizedMatrix {
-            codebooks: aqlm_reference::conjugate_gradients(weight, hessian, matrix, 60)?,
-            ..matrix.clone()
-        },
-        QuantizedMatrix {
-            scales: matrix.scales.clone(),
-            ..adam_run(&layer, 30)?
-        },
+        with(aqlm_reference::conjugate_gradients(
+            weight, hessian, matrix, 60,
+        )?)?,
+        adam_run(&layer, 30)?.with_scales(matrix.scales().clone())?,
     ];
     for (what, other) in ["above conjugate gradients'", "above Adam's"]
         .into_iter()
@@ -96,15 +90,15 @@ pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
         comparisons.push(layer.not_above(check, terms, what, &best, bound)?);
     }
     // Zero gradient: half of the way towards any other point is no better.
-    let toward = |t: f64, other: &QuantizedMatrix| QuantizedMatrix {
-        codebooks: &best.codebooks * (1.0 - t) + &other.codebooks * t,
-        ..best.clone()
+    let toward = |t: f64, other: &QuantizedMatrix| {
+        let codebooks = best.codebooks() * (1.0 - t) + other.codebooks() * t;
+        best.clone().with_codebooks(codebooks)
     };
     for t in [0.5, 1e-2, -1e-2] {
-        let other = toward(t, &others[0]);
+        let other = toward(t, &others[0])?;
         let bound = (layer.loss(&other), &other);
         comparisons.push(layer.not_above(check, terms, "above a point beside it", &best, bound)?);
-        let other = toward(t, matrix);
+        let other = toward(t, matrix)?;
         let bound = (layer.loss(&other), &other);
         comparisons.push(layer.not_above(check, terms, "above a point on the way", &best, bound)?);
     }
@@ -128,11 +122,10 @@ fn adam_run(layer: &Layer, steps: usize) -> Result<QuantizedMatrix> {
         lr: 1e-2,
         beta1: 0.9,
         beta2: 0.95,
-        eps: 1e-8,
+        eps: AdamSettings::USUAL_EPS,
         amsgrad: false,
-        steps,
     };
-    Ok(adam(&layer.weight, &layer.data.hessian, &layer.data.matrix, &settings)?.0)
+    Ok(adam(&layer.weight, &layer.data.hessian, &layer.data.matrix, &settings, steps)?.0)
 }
 
 pub(super) fn prepare(case: &Case) -> Result<Prepared> {
@@ -147,7 +140,7 @@ pub(super) fn prepare(case: &Case) -> Result<Prepared> {
         let (found, same) = repeated(check, "matrix", || {
             subject.codebook_update(weight, hessian, &layer.data.matrix, &settings)
         })?;
-        let changed = f64::from(u8::from(found.codes != layer.data.matrix.codes));
+        let changed = f64::from(u8::from(found.codes() != layer.data.matrix.codes()));
         let mut comparisons = vec![
             same,
             check.value(

@@ -19,7 +19,7 @@ fn against(number: Number) -> Against {
 
 /// Roundings behind one element: the sum of codewords and its scaling.
 fn terms(matrix: &QuantizedMatrix) -> usize {
-    matrix.scheme.num_codebooks + 1
+    matrix.scheme().num_codebooks + 1
 }
 
 /// The definition, and linearity in codebooks and scales.
@@ -35,8 +35,10 @@ pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
         })?;
     // Codebooks and scales each times a number that rounds: the weight times both.
     let mut scaled = matrix.clone();
-    scaled.codebooks *= 1.1;
-    scaled.scales *= 0.7;
+    scaled.tune(|mut codebooks, mut scales| {
+        codebooks *= 1.1;
+        scales *= 0.7;
+    });
     let scaled: Vec<f64> = flat(decode(&scaled)).iter().map(|w| w / 1.1 / 0.7).collect();
     comparisons.extend(check.elements(
         2 * terms(matrix) + 3,

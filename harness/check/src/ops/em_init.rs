@@ -22,7 +22,7 @@ fn against(number: Number) -> Against {
 
 /// Sums behind the objective: in a group's metric, and over codebooks.
 fn terms(layer: &Layer) -> usize {
-    let scheme = layer.data.matrix.scheme;
+    let scheme = layer.data.matrix.scheme();
     8 * (2 * layer.weight.ncols()
         + layer.data.matrix.groups().1 * scheme.num_codebooks
         + scheme.num_codebooks
@@ -32,7 +32,7 @@ fn terms(layer: &Layer) -> usize {
 /// Each group's error in its own metric, s^2 (x - c) H_jj (x - c): what EM lowers. It leaves out what groups
 /// have to do with one another.
 fn objective(layer: &Layer, matrix: &aqlm_vocabulary::QuantizedMatrix) -> f64 {
-    let columns = matrix.scheme.in_group_size;
+    let columns = matrix.scheme().in_group_size;
     let difference = &layer.weight - &aqlm_reference::decode(matrix);
     let hessian = &layer.data.hessian;
     difference
@@ -90,7 +90,7 @@ pub(super) fn prepare(case: &Case) -> Result<Prepared> {
         let (found, same) = repeated(check, "matrix", || {
             subject.em_init(weight, hessian, &settings, ROUNDS, key)
         })?;
-        let rows = found.scheme.out_group_size;
+        let rows = found.scheme().out_group_size;
         let mut comparisons = vec![
             same,
             check.value(
@@ -102,11 +102,11 @@ pub(super) fn prepare(case: &Case) -> Result<Prepared> {
             check.nmse(
                 rows * layer.weight.ncols() + 2,
                 "scales",
-                &found.scales,
+                found.scales(),
                 &(norms(&layer.weight, rows) + 1e-9),
             )?,
         ];
-        if found.scheme.num_codebooks == 1 {
+        if found.scheme().num_codebooks == 1 {
             let before = subject.em_init(weight, hessian, &settings, 0, key)?;
             let rise = objective(&layer, &found) - objective(&layer, &before);
             let share = if rise <= 0.0 {

@@ -35,8 +35,10 @@ impl Layer {
     /// to.
     pub(super) fn magnitude(&self, matrix: &QuantizedMatrix) -> f64 {
         let mut absolute = matrix.clone();
-        absolute.codebooks.mapv_inplace(f64::abs);
-        absolute.scales.mapv_inplace(f64::abs);
+        absolute.tune(|mut codebooks, mut scales| {
+            codebooks.mapv_inplace(f64::abs);
+            scales.mapv_inplace(f64::abs);
+        });
         let rows = self.weight.mapv(f64::abs) + decode(&absolute);
         (rows.dot(&self.data.hessian.mapv(f64::abs)) * &rows).sum()
     }
@@ -69,11 +71,11 @@ impl Layer {
 /// NaN unless a matrix has the scheme, shapes, and codes in range and finite numbers that it must have.
 pub(super) fn malformed(matrix: &QuantizedMatrix, like: &QuantizedMatrix) -> f64 {
     let rebuilt = QuantizedMatrix::new(
-        matrix.scheme,
-        matrix.codes.clone(),
-        matrix.codebooks.clone(),
-        matrix.scales.clone(),
+        matrix.scheme(),
+        matrix.codes().clone(),
+        matrix.codebooks().clone(),
+        matrix.scales().clone(),
     );
-    let fits = matrix.scheme == like.scheme && matrix.codes.dim() == like.codes.dim();
+    let fits = matrix.scheme() == like.scheme() && matrix.codes().dim() == like.codes().dim();
     if rebuilt.is_ok() && fits { 0.0 } else { f64::NAN }
 }

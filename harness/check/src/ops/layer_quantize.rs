@@ -34,7 +34,7 @@ fn on_its_path(
         return Ok(comparisons);
     }
     let inputs = layer.weight.ncols();
-    let codebooks = found.scheme.num_codebooks;
+    let codebooks = found.scheme().num_codebooks;
     let whole: f64 = (layer.weight.dot(&layer.data.hessian) * &layer.weight).sum();
     let reached = layer.loss(found) / whole;
     // A relative error in every term of the loss, as a share of the loss's magnitude rather than of the loss,

@@ -20,7 +20,7 @@ fn against(number: Number) -> Against {
 
 /// Roundings behind one element: as for matvec, and those of a weight that is decoded first.
 fn terms(products: &Products) -> usize {
-    products.data.matrix.in_features() + 2 * products.data.matrix.scheme.num_codebooks + 5
+    products.data.matrix.in_features() + 2 * products.data.matrix.scheme().num_codebooks + 5
 }
 
 /// The reference's product of matrices is the one that the expected results come from, computed by another
@@ -58,7 +58,7 @@ pub(super) fn prepare(case: &Case) -> Result<Prepared> {
             let rounded: Vec<f64> = expected.values.iter().map(|&y| number.nearest(y)).collect();
             comparisons.push(check.exact("elements of y", &y, &rounded)?);
         } else if number.is_half() {
-            let chain = matrix.scheme.num_codebooks + if number == Number::Bf16 { 3 } else { 1 };
+            let chain = matrix.scheme().num_codebooks + if number == Number::Bf16 { 3 } else { 1 };
             comparisons.push(products.half_comparison(check, chain, 0..batch, &y)?);
         } else if exact && !coarse {
             comparisons.push(check.exact("elements of y", &y, &expected.values)?);
@@ -67,7 +67,7 @@ pub(super) fn prepare(case: &Case) -> Result<Prepared> {
                 .map(|row| products.table_error(subject, Operation::Matmul, row))
                 .collect::<Result<Vec<_>>>()?;
             let extra =
-                |i: usize| bounds[i / out] * matrix.scales[i % out / matrix.scheme.out_group_size].abs();
+                |i: usize| bounds[i / out] * matrix.scales()[i % out / matrix.scheme().out_group_size].abs();
             comparisons.extend(check.elements(terms(&products), "y", &y, &expected, extra)?);
         }
         Ok(Findings {

@@ -17,7 +17,7 @@ fn against(number: Number) -> Against {
 /// Roundings behind one element: the products along a row, the codewords in each, the scaling, the sums of
 /// blocks.
 fn terms(products: &Products) -> usize {
-    products.data.matrix.in_features() + products.data.matrix.scheme.num_codebooks + 4
+    products.data.matrix.in_features() + products.data.matrix.scheme().num_codebooks + 4
 }
 
 /// The product with the decoded weight is the sum over the definition, from the last input to the first.
@@ -66,7 +66,7 @@ pub(super) fn prepare(case: &Case) -> Result<Prepared> {
                     .collect();
                 comparisons.push(check.exact("elements of y", &y, &rounded)?);
             } else if subject.number().is_half() {
-                let scheme = matrix.scheme;
+                let scheme = matrix.scheme();
                 let chain = match subject.number() {
                     Number::Bf16 => scheme.num_codebooks + 3,
                     _ => scheme.num_codebooks * scheme.in_group_size / 2,
@@ -76,7 +76,7 @@ pub(super) fn prepare(case: &Case) -> Result<Prepared> {
                 comparisons.push(check.exact("elements of y", &y, &expected.values)?);
             } else {
                 let bound = products.table_error(subject, Operation::Matvec, row)?;
-                let scale = |i: usize| matrix.scales[i / matrix.scheme.out_group_size].abs();
+                let scale = |i: usize| matrix.scales()[i / matrix.scheme().out_group_size].abs();
                 comparisons
                     .extend(check.elements(terms(&products), "y", &y, expected, |i| bound * scale(i))?);
             }

@@ -73,7 +73,7 @@ impl Products {
         found: &[f64],
     ) -> Result<Comparison> {
         let matrix = &self.data.matrix;
-        let scheme = matrix.scheme;
+        let scheme = matrix.scheme();
         let groups = matrix.groups().1;
         let one = limits::row(check.operation, check.number, Measure::Nmse)?
             .rule
@@ -100,11 +100,11 @@ impl Products {
                     })
                     .sum();
                 let y = self.rows[row].values[output];
-                let scale = matrix.scales[group_row].powi(2);
+                let scale = matrix.scales()[group_row].powi(2);
                 let roundings = (chain * groups) as f64 * scale + 1.0;
                 let variance = one * (y * y + chain as f64 * magnitudes) + denormal * roundings;
                 let codes = matrix
-                    .codes
+                    .codes()
                     .index_axis(Axis(0), group_row)
                     .iter()
                     .copied()
@@ -139,7 +139,7 @@ impl Products {
         };
         let x = self.data.x.row(row);
         let declared = subject.table_error(&self.data.matrix, &x.to_vec())?;
-        let scheme = self.data.matrix.scheme;
+        let scheme = self.data.matrix.scheme();
         let lookups = (self.data.matrix.groups().1 * scheme.num_codebooks) as f64;
         // Entries up to L in steps of a power of two, so that L takes all bits but one: the step is below L
         // 2^(2 - bits), twice that when L is just above a power of two, and a look-up is off by half of it.
@@ -161,10 +161,10 @@ impl Products {
 
 /// The largest |x times a codeword| over all input groups, codebooks and rows of codewords.
 fn largest_entry(matrix: &QuantizedMatrix, x: ArrayView1<'_, f32>) -> f64 {
-    let group = matrix.scheme.in_group_size;
+    let group = matrix.scheme().in_group_size;
     let mut largest = 0.0f64;
     for x in x.exact_chunks(group) {
-        for codeword in matrix.codebooks.rows() {
+        for codeword in matrix.codebooks().rows() {
             let entry: f64 = codeword.iter().zip(x).map(|(c, &x)| c * f64::from(x)).sum();
             largest = largest.max(entry.abs());
         }
@@ -174,25 +174,26 @@ fn largest_entry(matrix: &QuantizedMatrix, x: ArrayView1<'_, f32>) -> f64 {
 
 /// The matrix with all signs dropped: it decodes to the sums of magnitudes.
 fn absolute(matrix: &QuantizedMatrix) -> QuantizedMatrix {
-    QuantizedMatrix {
-        codebooks: matrix.codebooks.mapv(f64::abs),
-        scales: matrix.scales.mapv(f64::abs),
-        ..matrix.clone()
-    }
+    let mut absolute = matrix.clone();
+    absolute.tune(|mut codebooks, mut scales| {
+        codebooks.mapv_inplace(f64::abs);
+        scales.mapv_inplace(f64::abs);
+    });
+    absolute
 }
 
 /// The weight by the definition, one element at a time and codebooks in reverse: what the reference's own
 /// decode is checked against.
 pub(super) fn by_definition(matrix: &QuantizedMatrix) -> Array2<f64> {
-    let (rows, columns) = (matrix.scheme.out_group_size, matrix.scheme.in_group_size);
+    let (rows, columns) = (matrix.scheme().out_group_size, matrix.scheme().in_group_size);
     Array2::from_shape_fn((matrix.out_features(), matrix.in_features()), |(r, c)| {
         let (o, j) = (r / rows, c / columns);
         let mut sum = 0.0;
-        for m in (0..matrix.scheme.num_codebooks).rev() {
-            let code = usize::from(matrix.codes[[o, j, m]]);
-            sum += matrix.codebooks[[m, code, r % rows, c % columns]];
+        for m in (0..matrix.scheme().num_codebooks).rev() {
+            let code = usize::from(matrix.codes()[[o, j, m]]);
+            sum += matrix.codebooks()[[m, code, r % rows, c % columns]];
         }
-        matrix.scales[o] * sum
+        matrix.scales()[o] * sum
     })
 }
 

@@ -33,10 +33,10 @@ pub(super) fn norms(weight: &Array2<f64>, rows: usize) -> Array1<f64> {
 
 /// The worst code: each must be the nearest to what the codebooks before it have left of its group.
 fn worst_choice(weight: &Array2<f64>, matrix: &QuantizedMatrix) -> f64 {
-    let (rows, columns) = (matrix.scheme.out_group_size, matrix.scheme.in_group_size);
-    let size = (matrix.scheme.codebook_size(), rows * columns);
+    let (rows, columns) = (matrix.scheme().out_group_size, matrix.scheme().in_group_size);
+    let size = (matrix.scheme().codebook_size(), rows * columns);
     let codebooks: Vec<Array2<f64>> = matrix
-        .codebooks
+        .codebooks()
         .outer_iter()
         .map(|codebook| Array2::from_shape_fn(size, |(k, i)| codebook[[k, i / columns, i % columns]]))
         .collect();
@@ -44,10 +44,10 @@ fn worst_choice(weight: &Array2<f64>, matrix: &QuantizedMatrix) -> f64 {
     let groups = (0..out_groups).flat_map(|o| (0..in_groups).map(move |j| (o, j)));
     largest(groups.map(|(o, j)| {
         let group = weight.slice(s![o * rows..(o + 1) * rows, j * columns..(j + 1) * columns]);
-        let mut left: Array1<f64> = group.iter().map(|w| w / matrix.scales[o]).collect();
+        let mut left: Array1<f64> = group.iter().map(|w| w / matrix.scales()[o]).collect();
         let mut worst = 0.0;
         for (m, codebook) in codebooks.iter().enumerate() {
-            let code = usize::from(matrix.codes[[o, j, m]]);
+            let code = usize::from(matrix.codes()[[o, j, m]]);
             worst = largest([worst, nearest::excess(left.view(), codebook.view(), code)]);
             left -= &codebook.row(code);
         }
@@ -56,7 +56,7 @@ fn worst_choice(weight: &Array2<f64>, matrix: &QuantizedMatrix) -> f64 {
 }
 
 fn on_its_path(check: Against, layer: &Layer, found: &QuantizedMatrix) -> Result<Vec<Comparison>> {
-    let scheme = found.scheme;
+    let scheme = found.scheme();
     let weights = scheme.out_group_size * layer.weight.ncols();
     let terms = nearest::terms(scheme.group_len(), scheme.num_codebooks);
     Ok(vec![
@@ -69,7 +69,7 @@ fn on_its_path(check: Against, layer: &Layer, found: &QuantizedMatrix) -> Result
         check.nmse(
             weights + 2,
             "scales",
-            &found.scales,
+            found.scales(),
             &(norms(&layer.weight, scheme.out_group_size) + 1e-9),
         )?,
         check.value(
@@ -91,10 +91,9 @@ pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
     let mut comparisons = on_its_path(check, &layer, &found)?;
     let mut errors = vec![error(
         &layer.weight,
-        &QuantizedMatrix {
-            codebooks: ndarray::Array4::zeros(found.codebooks.dim()),
-            ..found.clone()
-        },
+        &found
+            .clone()
+            .with_codebooks(ndarray::Array4::zeros(found.codebooks().dim()))?,
     )];
     for codebooks in 1..=problem.scheme.num_codebooks {
         let mut fewer = settings.clone();

@@ -209,8 +209,8 @@ impl Subject for CpuSubject {
     ) -> Result<QuantizedMatrix> {
         self.at_level(|| {
             let codes = quantizer::beam_search(weight, hessian, matrix, order, beam)?;
-            let (codebooks, scales) = (matrix.codebooks.clone(), matrix.scales.clone());
-            Ok(QuantizedMatrix::new(matrix.scheme, codes, codebooks, scales)?)
+            let (codebooks, scales) = (matrix.codebooks().clone(), matrix.scales().clone());
+            Ok(QuantizedMatrix::new(matrix.scheme(), codes, codebooks, scales)?)
         })
     }
 

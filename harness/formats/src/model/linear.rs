@@ -160,9 +160,9 @@ pub(super) fn linear_tensors(
         LinearWeight::Quantized(matrix) => {
             tensors.push(NewTensor {
                 name: format!("{name}.codes"),
-                dtype: code_type(matrix.scheme.nbits),
-                shape: matrix.codes.shape().to_vec(),
-                bytes: code_bytes(&matrix.codes, matrix.scheme.nbits),
+                dtype: code_type(matrix.scheme().nbits),
+                shape: matrix.codes().shape().to_vec(),
+                bytes: code_bytes(matrix.codes(), matrix.scheme().nbits),
             });
             let halves = |part: &str, shape: Vec<usize>, values: &mut dyn Iterator<Item = f64>| {
                 let name = format!("{name}.{part}");
@@ -175,13 +175,13 @@ pub(super) fn linear_tensors(
             };
             tensors.push(halves(
                 "codebooks",
-                codebook_shape(matrix.scheme).to_vec(),
-                &mut matrix.codebooks.iter().copied(),
+                codebook_shape(matrix.scheme()).to_vec(),
+                &mut matrix.codebooks().iter().copied(),
             )?);
             tensors.push(halves(
                 "scales",
-                vec![matrix.scales.len(), 1, 1, 1],
-                &mut matrix.scales.iter().copied(),
+                vec![matrix.scales().len(), 1, 1, 1],
+                &mut matrix.scales().iter().copied(),
             )?);
         }
     }
@@ -286,15 +286,17 @@ pub(super) fn refuse_rounding(name: &str, linear: &Linear) -> Result<()> {
     };
     let exact = |value: &f64| f16::from_f64(*value).to_f64().to_bits() == value.to_bits();
     for (part, exact) in [
-        ("codebooks", matrix.codebooks.iter().all(exact)),
-        ("scales", matrix.scales.iter().all(exact)),
+        ("codebooks", matrix.codebooks().iter().all(exact)),
+        ("scales", matrix.scales().iter().all(exact)),
     ] {
         if !exact {
             return Err(Error::Layer {
                 layer: name.into(),
-                source: AqlmError::Unsupported(format!(
-                    "{part}: expected values rounded to f16 (QuantizedMatrix::rounded_to_f16), found others"
-                )),
+                source: AqlmError::argument(
+                    part,
+                    "values rounded to f16 (QuantizedMatrix::rounded_to_f16)",
+                    "others",
+                ),
             });
         }
     }

@@ -488,8 +488,8 @@ mod tests {
             let LinearWeight::Quantized(matrix) = &block.layer(LayerKind::QProj).weight else {
                 panic!("a dense layer")
             };
-            let size = matrix.scheme.codebook_size() as u16;
-            let codes: Vec<u16> = matrix.codes.iter().copied().take(3).collect();
+            let size = matrix.scheme().codebook_size() as u16;
+            let codes: Vec<u16> = matrix.codes().iter().copied().take(3).collect();
             assert_eq!(codes, [size / 2, size - 1, size / 2 - 1]);
         }
     }
@@ -662,7 +662,7 @@ mod tests {
             for block in 0..model.config().num_hidden_layers {
                 for layer in &model.block(block).unwrap().layers {
                     assert!(
-                        matches!(&layer.weight, LinearWeight::Quantized(matrix) if matrix.scheme == scheme)
+                        matches!(&layer.weight, LinearWeight::Quantized(matrix) if matrix.scheme() == scheme)
                     );
                 }
             }

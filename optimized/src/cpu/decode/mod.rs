@@ -31,8 +31,7 @@ impl PackedMatrix {
                     self.decode_groups(first..last, target);
                 });
         }
-        // The vector has exactly rows x columns elements, so this cannot fail.
-        Array2::from_shape_vec((rows, columns), weight).unwrap_or_else(|_| Array2::zeros((rows, columns)))
+        Array2::from_shape_vec((rows, columns), weight).expect("as many elements: made here")
     }
 
     /// Rows of the weight that belong to some output groups, on this thread: `target` is

@@ -6,6 +6,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use crate::cpu::product::product_on_this_thread;
+use crate::cpu::row_major::{elements, elements_mut};
 use crate::cpu::vectorize::{LANES, close, dot, exp, vectorized};
 use crate::cpu::zeroed::zeroed;
 
@@ -108,11 +109,10 @@ pub(super) fn attention_backward(
                     let values = v.slice(s![keys.clone(), ..]);
                     product_on_this_thread(grad_scores.view_mut(), Accum::Replace, grad, values.t(), 1.0);
                     for (mut grad, p) in grad_scores.outer_iter_mut().zip(p.outer_iter()) {
-                        if let (Some(grad), Some(p)) = (grad.as_slice_mut(), p.to_slice()) {
-                            let mean = dot(grad, p);
-                            for (grad, p) in grad.iter_mut().zip(p) {
-                                *grad = p * (*grad - mean);
-                            }
+                        let (grad, p) = (elements_mut(&mut grad), elements(&p));
+                        let mean = dot(grad, p);
+                        for (grad, p) in grad.iter_mut().zip(p) {
+                            *grad = p * (*grad - mean);
                         }
                     }
                     let grad_queries = grad_q.slice_mut(s![queries, columns.clone()]);
@@ -198,11 +198,10 @@ fn probabilities(
         let position = at + t;
         let start = first_seen(position, config.sliding_window) - seen;
         let end = position + 1 - seen;
-        if let Some(row) = row.as_slice_mut() {
-            row[..start].fill(0.0);
-            row[end..].fill(0.0);
-            softmax(&mut row[start..end]);
-        }
+        let row = elements_mut(&mut row);
+        row[..start].fill(0.0);
+        row[end..].fill(0.0);
+        softmax(&mut row[start..end]);
     }
 }
 

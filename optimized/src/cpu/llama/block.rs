@@ -1,7 +1,7 @@
 use std::sync::OnceLock;
 
 use aqlm_vocabulary::{AqlmError, BlockWeights, LayerKind, Linear, LinearWeight, QuantizedMatrix, Result};
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, ArrayViewMut1, ArrayViewMut4};
 
 use crate::cpu::PackedMatrix;
 use crate::cpu::quantizer::{decode, decode_into};
@@ -68,8 +68,8 @@ impl QuantizedLayer {
     }
 
     /// Changes codebooks and scales, and decodes again into the same memory.
-    pub(super) fn tune(&mut self, change: impl FnOnce(&mut QuantizedMatrix)) {
-        change(&mut self.matrix);
+    pub(super) fn tune(&mut self, change: impl FnOnce(ArrayViewMut4<'_, f64>, ArrayViewMut1<'_, f64>)) {
+        self.matrix.tune(change);
         self.packed = OnceLock::new();
         if let Some(mut decoded) = self.decoded.take() {
             decode_into(&self.matrix, &mut decoded);
@@ -90,9 +90,9 @@ pub struct Layer {
 /// A transformer block, resident: what [`BlockWeights`] become when they are computed with.
 #[derive(Debug, Clone)]
 pub struct Block {
-    /// RMSNorm before attention, `[hidden]`
+    /// RMSNorm before attention, `[hidden]`, standard layout
     pub input_layernorm: Array1<f32>,
-    /// RMSNorm before the MLP, `[hidden]`
+    /// RMSNorm before the MLP, `[hidden]`, standard layout
     pub post_attention_layernorm: Array1<f32>,
     /// in the order of [`LayerKind::ALL`]
     pub(super) layers: [Layer; 7],
@@ -101,6 +101,7 @@ pub struct Block {
 impl Block {
     /// The resident form of stored weights.
     pub fn from_weights(weights: &BlockWeights) -> Self {
+        let standard = |values: &Array1<f32>| values.as_standard_layout().into_owned();
         let layers = LayerKind::ALL.map(|kind| {
             let layer = weights.layer(kind);
             let weight = match &layer.weight {
@@ -113,8 +114,8 @@ impl Block {
             }
         });
         Self {
-            input_layernorm: weights.input_layernorm.clone(),
-            post_attention_layernorm: weights.post_attention_layernorm.clone(),
+            input_layernorm: standard(&weights.input_layernorm),
+            post_attention_layernorm: standard(&weights.post_attention_layernorm),
             layers,
         }
     }

@@ -7,6 +7,7 @@ use super::rms_norm::rms_norm_row;
 use super::rotary::Turn;
 use super::swiglu::swiglu_slice;
 use super::{Block, Rotary, Weight};
+use crate::cpu::row_major::elements;
 use crate::cpu::vectorize::dot;
 
 /// Output features of one task of a dense product with one row.
@@ -32,7 +33,7 @@ impl KvCacheLayer {
 /// row.
 ///
 /// # Errors
-/// `Unsupported` unless the cache holds exactly the positions before `position` and the rotary tables reach
+/// `Argument` unless the cache holds exactly the positions before `position` and the rotary tables reach
 /// it; `NotFinite` when a quantized layer is beyond the range of its storage.
 ///
 /// # Panics
@@ -48,15 +49,16 @@ pub fn block_decode_step(
     let width = config.num_key_value_heads * config.head_dim;
     let cached = cache.keys.len() / width;
     if cached != position || position >= rotary.positions() {
-        return Err(AqlmError::Unsupported(format!(
-            "position {position} after {cached} cached ones, with rotary tables for {}",
-            rotary.positions()
-        )));
+        return Err(AqlmError::argument(
+            "position",
+            format!("{cached}, the next of the cache, below the {} of the rotary tables", rotary.positions()),
+            position,
+        ));
     }
     let mut row = x.to_vec();
     let mut normed = vec![0.0; row.len()];
     let norm = |norm: &Array1<f32>, x: &[f32], y: &mut [f32]| {
-        rms_norm_row(y, x, norm.as_slice().unwrap_or_default(), config.rms_norm_eps);
+        rms_norm_row(y, x, elements(norm), config.rms_norm_eps);
     };
     norm(&block.input_layernorm, &row, &mut normed);
     let mut q = apply(block, LayerKind::QProj, &normed)?;
@@ -117,7 +119,7 @@ fn apply(block: &Block, kind: LayerKind, x: &[f32]) -> Result<Vec<f32>> {
         }
         Weight::Dense(weight) => {
             y = vec![0.0; weight.nrows()];
-            let weight = weight.as_slice().unwrap_or_default();
+            let weight = elements(weight);
             y.par_chunks_mut(OUTPUTS)
                 .zip(weight.par_chunks(OUTPUTS * x.len()))
                 .for_each(|(y, rows)| {

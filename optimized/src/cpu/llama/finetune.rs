@@ -1,5 +1,5 @@
 use aqlm_vocabulary::{
-    AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerKind, LlamaConfig, Purpose, Result,
+    AdamSettings, AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerKind, LlamaConfig, Purpose, Result,
     StreamKey, shuffle,
 };
 use ndarray::{Array3, ArrayView3, Zip};
@@ -7,8 +7,9 @@ use rayon::prelude::*;
 
 use super::forward::sequences_at_once;
 use super::{Block, BlockGradients, Rotary, Sequences, Wanted, block_backward, block_forward_traced};
-use crate::cpu::adam::{Adam, Moments};
+use crate::cpu::adam::Moments;
 use crate::cpu::quantizer::{Places, quantized_gradients};
+use crate::cpu::row_major::elements;
 use crate::cpu::vectorize::squared_distance;
 
 /// Tunes the codebooks, scales and norms of a block on the outputs that it should have (paper section 3.4,
@@ -23,7 +24,7 @@ use crate::cpu::vectorize::squared_distance;
 /// Activations and their gradients are f32; parameters, their gradients and moments, and losses are f64.
 ///
 /// # Errors
-/// `Shape` when inputs and targets do not match each other, the block or the rotary tables; `Unsupported`
+/// `Shape` when inputs and targets do not match each other, the block or the rotary tables; `Argument`
 /// when no sequence is left to train on or the batch size is 0; `NotFinite` when a loss is NaN or infinite.
 /// The block is in the best state so far after an error, too.
 #[expect(
@@ -134,14 +135,14 @@ fn check(
         }
     }
     if validation >= sequences {
-        return Err(AqlmError::Unsupported(format!(
-            "fine-tuning with {validation} of {sequences} sequences for validation: none is left to train on"
-        )));
+        return Err(AqlmError::argument(
+            "sequences for validation",
+            format!("fewer than the {} there are", sequences),
+            validation,
+        ));
     }
     if settings.batch == 0 {
-        return Err(AqlmError::Unsupported(
-            "fine-tuning with batches of 0 sequences".into(),
-        ));
+        return Err(AqlmError::argument("batch", "at least 1 sequence", 0));
     }
     Ok(())
 }
@@ -233,10 +234,7 @@ fn summed_squares(y: &Array3<f32>, targets: ArrayView3<'_, f32>) -> f64 {
         .zip(targets.outer_iter())
         .map(|(y, target)| {
             let target = target.as_standard_layout();
-            squared_distance(
-                y.to_slice().unwrap_or_default(),
-                target.as_slice().unwrap_or_default(),
-            )
+            squared_distance(elements(&y), elements(&target))
         })
         .collect();
     parts.iter().sum()
@@ -252,7 +250,7 @@ struct TunedLayer {
 
 /// Adam over everything that the settings train.
 struct Optimizer {
-    adam: Adam,
+    adam: AdamSettings,
     layers: Vec<TunedLayer>,
     /// of the first and the second norm, with the weights in f64
     norms: Option<[(Moments, Vec<f64>); 2]>,
@@ -266,8 +264,8 @@ impl Optimizer {
             (settings.codebooks || settings.scales).then(|| TunedLayer {
                 kind,
                 places: Places::of(matrix),
-                codebooks: settings.codebooks.then(|| Moments::new(matrix.codebooks.len())),
-                scales: settings.scales.then(|| Moments::new(matrix.scales.len())),
+                codebooks: settings.codebooks.then(|| Moments::new(matrix.codebooks().len())),
+                scales: settings.scales.then(|| Moments::new(matrix.scales().len())),
             })
         };
         let layers: Vec<TunedLayer> = LayerKind::ALL.into_iter().filter_map(of_layer).collect();
@@ -287,13 +285,7 @@ impl Optimizer {
             wanted.weights[layer.kind as usize] = true;
         }
         Self {
-            adam: Adam {
-                lr: settings.lr,
-                beta1: settings.beta1,
-                beta2: settings.beta2,
-                eps: settings.eps,
-                amsgrad: false,
-            },
+            adam: settings.adam(),
             layers,
             norms: settings.norms.then(|| {
                 [
@@ -311,22 +303,22 @@ impl Optimizer {
     }
 
     fn step(&mut self, block: &mut Block, gradients: &BlockGradients) {
-        let adam = self.adam;
+        let adam = &self.adam;
         for layer in &mut self.layers {
-            let (Some(quantized), Some(gradient)) = (
-                block.quantized_mut(layer.kind),
-                &gradients.weights[layer.kind as usize],
-            ) else {
-                continue;
-            };
+            let quantized = block
+                .quantized_mut(layer.kind)
+                .expect("quantized when the optimizer was made, and codes stay");
+            let gradient = gradients.weights[layer.kind as usize]
+                .as_ref()
+                .expect("wanted of every layer that is tuned");
             let (grad_codebooks, grad_scales) =
                 quantized_gradients(quantized.matrix(), &layer.places, quantized.decoded(), gradient);
-            quantized.tune(|matrix| {
+            quantized.tune(|mut codebooks, mut scales| {
                 if let Some(moments) = &mut layer.codebooks {
-                    adam.step(moments, matrix.codebooks.iter_mut(), grad_codebooks.iter());
+                    moments.step(adam, codebooks.iter_mut(), grad_codebooks.iter());
                 }
                 if let Some(moments) = &mut layer.scales {
-                    adam.step(moments, matrix.scales.iter_mut(), grad_scales.iter());
+                    moments.step(adam, scales.iter_mut(), grad_scales.iter());
                 }
             });
         }
@@ -339,7 +331,7 @@ impl Optimizer {
                 ),
             ];
             for ((moments, exact), (weight, gradient)) in norms.iter_mut().zip(parts) {
-                adam.step(moments, exact.iter_mut(), gradient.iter());
+                moments.step(adam, exact.iter_mut(), gradient.iter());
                 for (weight, exact) in weight.iter_mut().zip(exact) {
                     *weight = *exact as f32;
                 }

@@ -7,6 +7,7 @@ use super::rms_norm::{rms_norm, rms_norm_row};
 use super::row_store::RowStore;
 use super::sequences::{Sequences, parts};
 use crate::cpu::product::linear;
+use crate::cpu::row_major::elements;
 use crate::cpu::vectorize::{squared_distance, sum_of_exponentials};
 use crate::cpu::zeroed::zeroed_sequences;
 
@@ -36,7 +37,7 @@ impl Head {
             });
         }
         Ok(Self {
-            norm: norm.clone(),
+            norm: norm.as_standard_layout().into_owned(),
             lm_head: RowStore::new(lm_head),
         })
     }
@@ -52,12 +53,9 @@ impl Head {
     /// [`Head::logits`] by an lm_head that is in f32 already.
     fn logits_by(&self, config: &LlamaConfig, x: ArrayView2<'_, f32>, lm_head: &[f32]) -> Array2<f32> {
         let normed = self.normed(config, x);
-        // as many values as it was made of
-        let lm_head = ArrayView2::from_shape(self.lm_head.dim(), lm_head);
-        lm_head.map_or_else(
-            |_| Array2::zeros((0, 0)),
-            |lm_head| linear(normed.view(), lm_head, Par::rayon(0)),
-        )
+        let lm_head = ArrayView2::from_shape(self.lm_head.dim(), lm_head)
+            .expect("as many values as the store was made of");
+        linear(normed.view(), lm_head, Par::rayon(0))
     }
 
     /// What the output layer is given: hidden states behind the norm, [rows, hidden].
@@ -75,10 +73,7 @@ impl Head {
     pub fn logits_of_row(&self, config: &LlamaConfig, x: ArrayView1<'_, f32>) -> Array1<f32> {
         let x = x.as_standard_layout();
         let mut normed = vec![0.0; x.len()];
-        let (Some(x), Some(norm)) = (x.as_slice(), self.norm.as_slice()) else {
-            return Array1::zeros(0);
-        };
-        rms_norm_row(&mut normed, x, norm, config.rms_norm_eps);
+        rms_norm_row(&mut normed, elements(&x), elements(&self.norm), config.rms_norm_eps);
         Array1::from(self.lm_head.times(&normed))
     }
 
@@ -162,7 +157,7 @@ fn losses_of(logits: ArrayView2<'_, f32>, targets: &[u32]) -> Vec<f64> {
 fn token_loss(logits: ArrayView1<'_, f32>, target: u32) -> f64 {
     let largest = logits.fold(f32::NEG_INFINITY, |most, &logit| most.max(logit));
     let logits_in_order = logits.as_standard_layout();
-    let sum = sum_of_exponentials(logits_in_order.as_slice().unwrap_or_default(), largest);
+    let sum = sum_of_exponentials(elements(&logits_in_order), largest);
     sum.ln() + (f64::from(largest) - f64::from(logits[target as usize]))
 }
 
@@ -241,10 +236,8 @@ fn squares(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) -> (f64, f64) {
     let mut sums = (0.0, 0.0);
     for (a, b) in a.outer_iter().zip(b.outer_iter()) {
         let (a, b) = (a.as_standard_layout(), b.as_standard_layout());
-        if let (Some(a), Some(b)) = (a.as_slice(), b.as_slice()) {
-            sums.0 += squared_distance(a, b);
-            sums.1 += squared_distance(&zero, b);
-        }
+        sums.0 += squared_distance(elements(&a), elements(&b));
+        sums.1 += squared_distance(&zero, elements(&b));
     }
     sums
 }

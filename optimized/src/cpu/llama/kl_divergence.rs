@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::head::check_tokens;
 use super::softmax::Softmax;
+use crate::cpu::row_major::{elements, relaid};
 use crate::cpu::vectorize::{LANES, exp, vectorized};
 
 /// Rows of one task.
@@ -25,13 +26,10 @@ pub fn kl_divergence(logits: &mut Array2<f32>, teacher: ArrayView2<'_, f32>, sca
     }
     let vocab = logits.ncols();
     let teacher = teacher.as_standard_layout();
-    let (Some(student), Some(teacher)) = (logits.as_slice_mut(), teacher.as_slice()) else {
-        return Ok(0.0);
-    };
     let task = ROWS * vocab.max(1);
-    let sums: Vec<f64> = student
+    let sums: Vec<f64> = relaid(logits)
         .par_chunks_mut(task)
-        .zip(teacher.par_chunks(task))
+        .zip(elements(&teacher).par_chunks(task))
         .map(|(student, teacher)| {
             let rows = student.chunks_exact_mut(vocab).zip(teacher.chunks_exact(vocab));
             rows.map(|(student, teacher)| {
@@ -112,11 +110,8 @@ pub fn top_kl_divergence(logits: &mut Array2<f32>, teacher: &TopTokens, scale: f
         }
     }
     let tokens = teacher.tokens.as_standard_layout();
-    check_tokens(tokens.as_slice().unwrap_or_default(), vocab)?;
-    let Some(values) = logits.as_slice_mut() else {
-        return Ok(0.0);
-    };
-    let sums: Vec<f64> = values
+    check_tokens(elements(&tokens), vocab)?;
+    let sums: Vec<f64> = relaid(logits)
         .par_chunks_mut(vocab.max(1))
         .enumerate()
         .map(|(t, row)| {

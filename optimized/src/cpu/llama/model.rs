@@ -10,7 +10,7 @@ pub struct Model {
     pub embedding: Array2<f32>,
     /// the decoder layers, first to last
     pub blocks: Vec<Block>,
-    /// the RMSNorm before the head, `[hidden]`
+    /// the RMSNorm before the head, `[hidden]`, standard layout
     pub norm: Array1<f32>,
     /// [vocab, hidden], standard layout; `None` where it is the embedding
     pub lm_head: Option<Array2<f32>>,
@@ -44,7 +44,7 @@ impl Model {
         Ok(Self {
             embedding: standard(&weights.embedding),
             blocks: weights.blocks.iter().map(Block::from_weights).collect(),
-            norm: weights.norm.clone(),
+            norm: weights.norm.as_standard_layout().into_owned(),
             lm_head: weights.lm_head.as_ref().map(standard),
         })
     }

@@ -159,11 +159,12 @@ pub fn model_backward(
             sink,
         )?;
         for index in (0..model.blocks.len()).rev() {
-            let trace = match (traces.pop(), inputs.pop()) {
-                (Some(trace), _) => trace,
-                (None, Some(x)) => block_forward_traced(config, &model.blocks[index], rotary, x.view()).1,
-                // as many traces or inputs were pushed as there are blocks
-                (None, None) => break,
+            let trace = match activations {
+                Activations::Keep => traces.pop().expect("a trace was kept of each block"),
+                Activations::Recompute => {
+                    let x: Array3<f32> = inputs.pop().expect("an input was kept of each block");
+                    block_forward_traced(config, &model.blocks[index], rotary, x.view()).1
+                }
             };
             let block = &model.blocks[index];
             let wanted = Wanted {
@@ -255,7 +256,7 @@ fn loss_and_gradient(
     scale: f64,
 ) -> Result<f64> {
     match target {
-        Target::NextTokens => cross_entropy(logits, tokens.get(1..).unwrap_or_default(), scale),
+        Target::NextTokens => cross_entropy(logits, &tokens[tokens.len() - target.positions(tokens.len())..], scale),
         Target::Teacher { states, head } => {
             if states.ncols() != head.ncols() {
                 return Err(AqlmError::Shape {

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::model_backward::{Gradient, first_not_finite, model_backward, model_losses};
 use super::{Activations, Model, Rotary};
-use crate::cpu::adam::{Adam, Moments};
+use crate::cpu::adam::Moments;
 use crate::cpu::quantizer::{Places, quantized_gradients};
 
 /// A model whose codebooks, scales, norms, embedding and head are being trained, codes fixed (paper appendix
@@ -43,7 +43,7 @@ impl ModelTuner {
     /// Before the first step, for sequences of at most `positions` tokens.
     ///
     /// # Errors
-    /// `Unsupported` when `tuned` selects nothing of this model; `Shape` when the weights are not of this
+    /// `Argument` when `tuned` selects nothing of this model; `Shape` when the weights are not of this
     /// configuration.
     pub fn new(
         config: &LlamaConfig,
@@ -77,8 +77,10 @@ impl ModelTuner {
             })
             .collect();
         if parameters.is_empty() {
-            return Err(AqlmError::Unsupported(
-                "training a model of which nothing is selected".into(),
+            return Err(AqlmError::argument(
+                "parameters to train",
+                "some that this model has",
+                "none",
             ));
         }
         let places = model
@@ -205,15 +207,11 @@ impl ModelTuner {
     /// forgotten.
     pub fn step(&mut self, lr: f64) {
         self.steps = self.steps.saturating_add(1);
-        let adam = Adam {
-            lr,
-            beta1: self.decay.beta1,
-            beta2: self.decay.beta2,
-            eps: self.decay.eps,
-            amsgrad: false,
-        };
+        let adam = self.decay.at(lr);
         self.parameters.par_iter_mut().for_each(|tuned| {
-            adam.step(&mut tuned.moments, tuned.values.iter_mut(), tuned.gradient.iter());
+            tuned
+                .moments
+                .step(&adam, tuned.values.iter_mut(), tuned.gradient.iter());
             tuned.gradient.fill(0.0);
         });
         self.write_back();
@@ -288,21 +286,21 @@ impl ModelTuner {
     }
 }
 
+/// Why a layer whose codebooks or scales are trained is quantized.
+const QUANTIZED_ONLY: &str = "codebooks and scales are selected of quantized layers only";
+
 /// A parameter's values, row-major.
 fn values(model: &Model, parameter: Parameter) -> Vec<f64> {
     let matrix = |block: usize, kind| {
         model.blocks[block]
             .quantized(kind)
-            .map(super::QuantizedLayer::matrix)
+            .expect(QUANTIZED_ONLY)
+            .matrix()
     };
     let widened = |values: &mut dyn Iterator<Item = &f32>| values.map(|&value| f64::from(value)).collect();
     match parameter {
-        Parameter::Codebooks(block, kind) => matrix(block, kind)
-            .map(|matrix| matrix.codebooks.iter().copied().collect())
-            .unwrap_or_default(),
-        Parameter::Scales(block, kind) => matrix(block, kind)
-            .map(|matrix| matrix.scales.to_vec())
-            .unwrap_or_default(),
+        Parameter::Codebooks(block, kind) => matrix(block, kind).codebooks().iter().copied().collect(),
+        Parameter::Scales(block, kind) => matrix(block, kind).scales().to_vec(),
         Parameter::InputNorm(block) => widened(&mut model.blocks[block].input_layernorm.iter()),
         Parameter::PostAttentionNorm(block) => {
             widened(&mut model.blocks[block].post_attention_layernorm.iter())
@@ -319,16 +317,14 @@ fn set_values(model: &mut Model, parameter: Parameter, values: &[f64]) {
     let narrow =
         |to: &mut dyn Iterator<Item = &mut f32>| to.zip(values).for_each(|(to, &value)| *to = value as f32);
     match parameter {
-        Parameter::Codebooks(block, kind) => {
-            if let Some(layer) = model.blocks[block].quantized_mut(kind) {
-                layer.tune(|matrix| fill(&mut matrix.codebooks.iter_mut()));
-            }
-        }
-        Parameter::Scales(block, kind) => {
-            if let Some(layer) = model.blocks[block].quantized_mut(kind) {
-                layer.tune(|matrix| fill(&mut matrix.scales.iter_mut()));
-            }
-        }
+        Parameter::Codebooks(block, kind) => model.blocks[block]
+            .quantized_mut(kind)
+            .expect(QUANTIZED_ONLY)
+            .tune(|mut codebooks, _| fill(&mut codebooks.iter_mut())),
+        Parameter::Scales(block, kind) => model.blocks[block]
+            .quantized_mut(kind)
+            .expect(QUANTIZED_ONLY)
+            .tune(|_, mut scales| fill(&mut scales.iter_mut())),
         Parameter::InputNorm(block) => narrow(&mut model.blocks[block].input_layernorm.iter_mut()),
         Parameter::PostAttentionNorm(block) => {
             narrow(&mut model.blocks[block].post_attention_layernorm.iter_mut());
@@ -336,9 +332,8 @@ fn set_values(model: &mut Model, parameter: Parameter, values: &[f64]) {
         Parameter::FinalNorm => narrow(&mut model.norm.iter_mut()),
         Parameter::Embedding => narrow(&mut model.embedding.iter_mut()),
         Parameter::Head => {
-            if let Some(lm_head) = &mut model.lm_head {
-                narrow(&mut lm_head.iter_mut());
-            }
+            let lm_head = model.lm_head.as_mut();
+            narrow(&mut lm_head.expect("selected only where it is no embedding").iter_mut());
         }
     }
 }

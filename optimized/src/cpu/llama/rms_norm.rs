@@ -1,6 +1,7 @@
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
+use crate::cpu::row_major::{elements, elements_mut};
 use crate::cpu::vectorize::{LANES, close, dot, multiply_add, vectorized};
 use crate::cpu::zeroed::zeroed;
 
@@ -10,14 +11,13 @@ const ROWS: usize = 64;
 /// RMSNorm of each row: y = w x / sqrt(mean(x^2) + eps), x and y [rows, hidden] (Zhang and Sennrich 2019).
 pub(super) fn rms_norm(x: ArrayView2<'_, f32>, weight: &Array1<f32>, eps: f64) -> Array2<f32> {
     let mut y = zeroed(x.dim());
+    let x = x.as_standard_layout();
     y.axis_chunks_iter_mut(Axis(0), ROWS)
         .into_par_iter()
         .zip(x.axis_chunks_iter(Axis(0), ROWS))
         .for_each(|(mut y, x)| {
             for (mut y, x) in y.outer_iter_mut().zip(x.outer_iter()) {
-                if let (Some(y), Some(x), Some(w)) = (y.as_slice_mut(), x.to_slice(), weight.as_slice()) {
-                    rms_norm_row(y, x, w, eps);
-                }
+                rms_norm_row(elements_mut(&mut y), elements(&x), elements(weight), eps);
             }
         });
     y
@@ -44,23 +44,21 @@ pub(super) fn rms_norm_backward(
     mut grad_x: Option<ArrayViewMut2<'_, f32>>,
 ) -> Array1<f64> {
     let hidden = x.ncols();
-    let weight = weight.as_slice().unwrap_or_default();
+    let weight = elements(weight);
     let one_task =
         |x: ArrayView2<'_, f32>, grad_y: ArrayView2<'_, f32>, grad_x: Option<ArrayViewMut2<'_, f32>>| {
             let mut grad_weight = vec![0.0f32; hidden];
             let mut grad_rows = grad_x;
             for (r, (x, grad_y)) in x.outer_iter().zip(grad_y.outer_iter()).enumerate() {
-                let (Some(x), Some(grad_y)) = (x.to_slice(), grad_y.to_slice()) else {
-                    continue;
-                };
+                let (x, grad_y) = (elements(&x), elements(&grad_y));
                 let factor = reciprocal_root(x, eps);
                 for ((sum, x), g) in grad_weight.iter_mut().zip(x).zip(grad_y) {
                     *sum += g * (factor * x);
                 }
-                let mut row = grad_rows.as_mut().map(|rows| rows.row_mut(r));
-                if let Some(row) = row.as_mut().and_then(|row| row.as_slice_mut()) {
+                if let Some(rows) = &mut grad_rows {
                     let along = triple_product(x, weight, grad_y) * factor * factor * factor / hidden as f32;
-                    for (((to, x), w), g) in row.iter_mut().zip(x).zip(weight).zip(grad_y) {
+                    let mut row = rows.row_mut(r);
+                    for (((to, x), w), g) in elements_mut(&mut row).iter_mut().zip(x).zip(weight).zip(grad_y) {
                         *to += factor * w * g - along * x;
                     }
                 }

@@ -4,6 +4,7 @@ use aqlm_vocabulary::{LlamaConfig, Rope, RopeScaling};
 use ndarray::{Array2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
+use crate::cpu::row_major::{elements, elements_mut};
 use crate::cpu::vectorize::{multiply_add, vectorized};
 
 /// Rows of one task.
@@ -56,10 +57,7 @@ impl Rotary {
 
     /// Cosines and sines, both [positions, head_dim / 2].
     pub(crate) fn tables(&self) -> (&[f32], &[f32]) {
-        (
-            self.cos.as_slice().unwrap_or_default(),
-            self.sin.as_slice().unwrap_or_default(),
-        )
+        (elements(&self.cos), elements(&self.sin))
     }
 
     /// Rotates every head of every row, [rows, heads x head_dim], in place: row r is at position r mod
@@ -70,9 +68,7 @@ impl Rotary {
             .enumerate()
             .for_each(|(task, mut rows)| {
                 for (r, mut row) in rows.outer_iter_mut().enumerate() {
-                    if let Some(row) = row.as_slice_mut() {
-                        self.rotate_row(row, (task * ROWS + r) % tokens, turn);
-                    }
+                    self.rotate_row(elements_mut(&mut row), (task * ROWS + r) % tokens, turn);
                 }
             });
     }
@@ -84,9 +80,7 @@ impl Rotary {
             Turn::Forward => 1.0,
             Turn::Back => -1.0,
         };
-        if let (Some(cos), Some(sin)) = (cos.to_slice(), sin.to_slice()) {
-            rotate_heads(row, cos, sin, sign);
-        }
+        rotate_heads(row, elements(&cos), elements(&sin), sign);
     }
 }
 

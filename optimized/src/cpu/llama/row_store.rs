@@ -4,6 +4,7 @@ use ndarray::Array2;
 use rayon::prelude::*;
 
 use crate::cpu::SimdLevel;
+use crate::cpu::row_major::elements;
 use crate::cpu::simd::vector::{Vector, multiply_add_by};
 use crate::cpu::simd::{Kernel, Width, run};
 use crate::cpu::vectorize::{LANES, close, dot};
@@ -34,7 +35,7 @@ impl RowStore {
     /// Of [rows, columns].
     pub(super) fn new(matrix: &Array2<f32>) -> Self {
         let matrix = matrix.as_standard_layout();
-        let wide = matrix.as_slice().unwrap_or_default();
+        let wide = elements(&matrix);
         let exact = wide.par_iter().all(|&x| {
             let half = f16::from_f32(x);
             half.is_finite() && half.to_f32().to_bits() == x.to_bits()

@@ -1,6 +1,7 @@
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
+use crate::cpu::row_major::{elements, elements_mut};
 use crate::cpu::vectorize::{exp, vectorized};
 use crate::cpu::zeroed::zeroed;
 
@@ -10,12 +11,11 @@ const LEN: usize = 1 << 14;
 /// SwiGLU: silu(gate) up, all of one shape (Shazeer 2020); silu(g) = g / (1 + e^-g).
 pub(super) fn swiglu(gate: ArrayView2<'_, f32>, up: ArrayView2<'_, f32>) -> Array2<f32> {
     let mut y = zeroed(gate.dim());
-    if let (Some(y), Some(gate), Some(up)) = (y.as_slice_mut(), gate.to_slice(), up.to_slice()) {
-        y.par_chunks_mut(LEN)
-            .zip(gate.par_chunks(LEN))
-            .zip(up.par_chunks(LEN))
-            .for_each(|((y, gate), up)| swiglu_slice(y, gate, up));
-    }
+    elements_mut(&mut y)
+        .par_chunks_mut(LEN)
+        .zip(elements(&gate).par_chunks(LEN))
+        .zip(elements(&up).par_chunks(LEN))
+        .for_each(|((y, gate), up)| swiglu_slice(y, gate, up));
     y
 }
 
@@ -27,19 +27,11 @@ pub(super) fn swiglu_backward(
     grad_y: &mut Array2<f32>,
 ) -> Array2<f32> {
     let mut grad_gate = zeroed(gate.dim());
-    let slices = (
-        grad_gate.as_slice_mut(),
-        grad_y.as_slice_mut(),
-        gate.to_slice(),
-        up.to_slice(),
-    );
-    if let (Some(grad_gate), Some(grad_y), Some(gate), Some(up)) = slices {
-        grad_gate
-            .par_chunks_mut(LEN)
-            .zip(grad_y.par_chunks_mut(LEN))
-            .zip(gate.par_chunks(LEN).zip(up.par_chunks(LEN)))
-            .for_each(|((grad_gate, grad_y), (gate, up))| swiglu_backward_slice(grad_gate, grad_y, gate, up));
-    }
+    elements_mut(&mut grad_gate)
+        .par_chunks_mut(LEN)
+        .zip(elements_mut(grad_y).par_chunks_mut(LEN))
+        .zip(elements(&gate).par_chunks(LEN).zip(elements(&up).par_chunks(LEN)))
+        .for_each(|((grad_gate, grad_y), (gate, up))| swiglu_backward_slice(grad_gate, grad_y, gate, up));
     grad_gate
 }
 

@@ -2,6 +2,7 @@ use aqlm_vocabulary::QuantizedMatrix;
 use ndarray::Array2;
 use rayon::prelude::*;
 
+use crate::cpu::row_major::{elements, elements_mut};
 use crate::cpu::zeroed::zeroed;
 
 /// Output groups of one task.
@@ -25,13 +26,11 @@ pub(crate) fn decode_into(matrix: &QuantizedMatrix, weight: &mut Array2<f32>) {
         (matrix.out_features(), matrix.in_features()),
         "shape of a decoded weight"
     );
-    let scheme = matrix.scheme;
-    let codebooks: Vec<f32> = matrix.codebooks.iter().map(|&value| value as f32).collect();
-    let codes = matrix.codes.as_standard_layout();
-    let codes = codes.as_slice().unwrap_or_default();
-    let scales: Vec<f32> = matrix.scales.iter().map(|&scale| scale as f32).collect();
+    let scheme = matrix.scheme();
+    let codebooks: Vec<f32> = matrix.codebooks().iter().map(|&value| value as f32).collect();
+    let scales: Vec<f32> = matrix.scales().iter().map(|&scale| scale as f32).collect();
     decode_rows(
-        weight.as_slice_mut().unwrap_or_default(),
+        elements_mut(weight),
         [
             scheme.num_codebooks,
             scheme.codebook_size(),
@@ -39,7 +38,7 @@ pub(crate) fn decode_into(matrix: &QuantizedMatrix, weight: &mut Array2<f32>) {
             scheme.in_group_size,
         ],
         &codebooks,
-        codes,
+        elements(matrix.codes()),
         &scales,
     );
 }

@@ -2,6 +2,7 @@ use aqlm_vocabulary::QuantizedMatrix;
 use ndarray::{Array1, Array2, Array4};
 use rayon::prelude::*;
 
+use crate::cpu::row_major::elements;
 use crate::cpu::vectorize::dot;
 
 /// Codewords of one task.
@@ -62,10 +63,9 @@ impl Places {
 
     /// Of a matrix.
     pub(crate) fn of(matrix: &QuantizedMatrix) -> Self {
-        let codes = matrix.codes.as_standard_layout();
-        let scheme = matrix.scheme;
+        let scheme = matrix.scheme();
         Self::new(
-            codes.as_slice().unwrap_or_default(),
+            elements(matrix.codes()),
             matrix.groups().1,
             scheme.num_codebooks,
             scheme.codebook_size(),
@@ -91,7 +91,7 @@ impl Places {
     ) -> Vec<f64> {
         let len = go * gi;
         let width = dense.ncols();
-        let dense = dense.as_slice().unwrap_or_default();
+        let dense = elements(dense);
         let mut sums = vec![0.0; self.starts.len() * self.states * len];
         sums.par_chunks_mut(CODEWORDS * len)
             .enumerate()
@@ -136,17 +136,13 @@ pub(crate) fn quantized_gradients(
     decoded: &Array2<f32>,
     gradient: &Array2<f32>,
 ) -> (Array4<f64>, Array1<f64>) {
-    let (go, gi) = (matrix.scheme.out_group_size, matrix.scheme.in_group_size);
-    let scales = matrix.scales.to_vec();
+    let (go, gi) = (matrix.scheme().out_group_size, matrix.scheme().in_group_size);
+    let scales = matrix.scales().to_vec();
     let sums = places.scatter(gradient, &scales, go, gi);
-    // The lengths agree by construction of `scatter`.
-    let codebooks = Array4::from_shape_vec(matrix.codebooks.raw_dim(), sums)
-        .unwrap_or_else(|_| Array4::zeros(matrix.codebooks.raw_dim()));
+    let codebooks = Array4::from_shape_vec(matrix.codebooks().raw_dim(), sums)
+        .expect("scatter makes as many sums as there are values in the codebooks");
     let width = decoded.ncols();
-    let (decoded, gradient) = (
-        decoded.as_slice().unwrap_or_default(),
-        gradient.as_slice().unwrap_or_default(),
-    );
+    let (decoded, gradient) = (elements(decoded), elements(gradient));
     let of_scale = |o: usize| {
         let rows = o * go * width..(o + 1) * go * width;
         if scales[o] == 0.0 {
@@ -166,13 +162,13 @@ pub(crate) fn quantized_gradients(
 /// <G, sum of codewords> of one out group, from the codebooks themselves: what a scale of zero has made of the decoded
 /// weight says nothing.
 fn unscaled_inner(matrix: &QuantizedMatrix, o: usize, gradient: &[f32]) -> f64 {
-    let gi = matrix.scheme.in_group_size;
+    let gi = matrix.scheme().in_group_size;
     let width = matrix.in_features();
     let mut inner = 0.0;
     for (a, row) in gradient.chunks_exact(width).enumerate() {
         for (i, &g) in row.iter().enumerate() {
-            for (m, &code) in matrix.codes.slice(ndarray::s![o, i / gi, ..]).iter().enumerate() {
-                inner += f64::from(g) * matrix.codebooks[[m, usize::from(code), a, i % gi]];
+            for (m, &code) in matrix.codes().slice(ndarray::s![o, i / gi, ..]).iter().enumerate() {
+                inner += f64::from(g) * matrix.codebooks()[[m, usize::from(code), a, i % gi]];
             }
         }
     }

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::decode::decode;
 use crate::cpu::product::product;
+use crate::cpu::row_major::elements;
 use crate::cpu::vectorize::dot_in_f64;
 
 /// Rows whose losses one task adds up.
@@ -95,7 +96,7 @@ pub(crate) fn check_hessian(hessian: &Array2<f64>, inputs: usize) -> Result<()> 
 /// <a, b> over all elements, in f64 and in one order.
 pub(crate) fn inner(a: &Array2<f32>, b: &Array2<f32>) -> f64 {
     let width = a.ncols().max(1);
-    let (a, b) = (a.as_slice().unwrap_or_default(), b.as_slice().unwrap_or_default());
+    let (a, b) = (elements(a), elements(b));
     let parts: Vec<f64> = a
         .par_chunks(ROWS * width)
         .zip(b.par_chunks(ROWS * width))

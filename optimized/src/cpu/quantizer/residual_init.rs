@@ -3,6 +3,7 @@ use ndarray::{Array1, Array2, Array3, Array4};
 use rayon::prelude::*;
 
 use super::kmeans::{kmeans, starting_points};
+use crate::cpu::row_major::elements;
 
 /// Added to every scale, so that a row of zeros divides to zeros (the official engine's value).
 const TINY_SCALE: f64 = 1e-9;
@@ -41,7 +42,7 @@ pub(super) fn initialize(
     let scheme = settings.scheme;
     let (out_groups, in_groups) = scheme.groups(weight.nrows(), weight.ncols())?;
     let weight = weight.as_standard_layout();
-    let weight = weight.as_slice().unwrap_or_default();
+    let weight = elements(&weight);
     let band = weight.len() / out_groups;
     let scales: Vec<f64> = weight
         .par_chunks(band)
@@ -82,8 +83,8 @@ pub(super) fn initialize(
         scheme.out_group_size,
         scheme.in_group_size,
     );
-    // The lengths agree by construction.
-    let codebooks = Array4::from_shape_vec(shape, codebooks).unwrap_or_else(|_| Array4::zeros(shape));
+    let codebooks =
+        Array4::from_shape_vec(shape, codebooks).expect("k-means ends with as many centroids as it was given");
     QuantizedMatrix::new(scheme, codes, codebooks, Array1::from(scales))
 }
 

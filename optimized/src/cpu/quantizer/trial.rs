@@ -3,6 +3,7 @@ use ndarray::Array2;
 use rayon::prelude::*;
 
 use super::problem::{Problem, inner};
+use crate::cpu::row_major::{elements, elements_mut};
 use crate::cpu::vectorize::dot_in_f64;
 
 /// A quantized matrix beside what every step of the alternation asks of it. Steps that change the error in a
@@ -46,29 +47,16 @@ impl Trial {
     /// factor of <Q, W>_H / <Q, Q>_H. Scales that do not matter (<Q, Q>_H = 0) and those whose loss would not
     /// fall stay.
     pub(crate) fn rescale(&mut self, problem: &Problem) {
-        let go = self.matrix.scheme.out_group_size;
+        let go = self.matrix.scheme().out_group_size;
         let band = go * self.error.ncols();
-        let losses: Vec<f64> = self
-            .error
-            .as_slice_mut()
-            .unwrap_or_default()
+        let (error, image) = (&mut self.error, &mut self.image);
+        self.loss = self.matrix.tune(|_, mut scales| {
+        let losses: Vec<f64> = elements_mut(error)
             .par_chunks_mut(band)
-            .zip(self.image.as_slice_mut().unwrap_or_default().par_chunks_mut(band))
-            .zip(problem.weight.as_slice().unwrap_or_default().par_chunks(band))
-            .zip(
-                problem
-                    .weight_image
-                    .as_slice()
-                    .unwrap_or_default()
-                    .par_chunks(band),
-            )
-            .zip(
-                self.matrix
-                    .scales
-                    .as_slice_mut()
-                    .unwrap_or_default()
-                    .par_iter_mut(),
-            )
+            .zip(elements_mut(image).par_chunks_mut(band))
+            .zip(elements(&problem.weight).par_chunks(band))
+            .zip(elements(&problem.weight_image).par_chunks(band))
+            .zip(elements_mut(&mut scales).par_iter_mut())
             .map_init(
                 || (Vec::new(), Vec::new()),
                 |(decoded, decoded_image), ((((error, image), weight), weight_image), scale)| {
@@ -104,7 +92,8 @@ impl Trial {
                 },
             )
             .collect();
-        self.loss = losses.iter().sum();
+            losses.iter().sum()
+        });
     }
 }
 

@@ -115,9 +115,7 @@ impl FromStr for SimdLevel {
             .into_iter()
             .find(|level| level.to_string() == text)
             .ok_or_else(|| {
-                AqlmError::Unsupported(format!(
-                    "SIMD level `{text}`: expected portable, neon, avx2 or avx512"
-                ))
+                AqlmError::argument("SIMD level", "portable, neon, avx2 or avx512", text)
             })
     }
 }

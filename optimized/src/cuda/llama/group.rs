@@ -214,10 +214,7 @@ impl Group {
             Weight::Dense(weight) => dense(device, blas, weight, x, y, [out_features, in_features, rows]),
             Weight::Quantized(layouts) => match &layouts.prompt {
                 Some(matrix) => matrix.start(device, Some(x), y, false),
-                None => Err(AqlmError::Unsupported(
-                    "a prompt of several rows in a model that was made for single tokens".into(),
-                )
-                .into()),
+                None => Err(AqlmError::argument("model", "one that was made for prompts", "one for single tokens").into()),
             },
         }
     }
@@ -307,7 +304,7 @@ impl Layer {
             }
             Weight::Quantized(layouts) => match &layouts.step {
                 Some(matrix) => matrix.start_on(device, device.stream(), Some(x), &mut y, overlap),
-                None => Err(AqlmError::Unsupported("a layer of a joined group by itself".into()).into()),
+                None => Err(AqlmError::Internal("a layer of a joined group was started by itself".into()).into()),
             },
         }
     }
@@ -320,7 +317,7 @@ const FEWEST_ROWS_APART: usize = 16_384;
 
 /// The matrices laid out for one launch, and where each starts in y; `None` where no kernel can.
 fn join(device: &Device, matrices: &[&QuantizedMatrix]) -> Option<(Packed, Vec<usize>)> {
-    let scheme = matrices[0].scheme;
+    let scheme = matrices[0].scheme();
     let (major, minor) = device.compute();
     let shape = [matrices[0].out_features(), matrices[0].in_features()];
     let chosen = dispatched(Op::Matvec, scheme, shape, 1, device.compute(), device.target())?.kernel;
@@ -362,7 +359,7 @@ fn pack_for(
     };
     let shape = [matrix.out_features(), matrix.in_features()];
     let chosen = (!plain)
-        .then(|| dispatched(op, matrix.scheme, shape, rows, device.compute(), target))
+        .then(|| dispatched(op, matrix.scheme(), shape, rows, device.compute(), target))
         .flatten()
         .filter(|chosen| chosen.kernel.starts_with(op.name()));
     let mut candidates = Vec::new();
@@ -380,7 +377,7 @@ fn pack_for(
         // The table decodes to memory first, which a model has no room for.
         let id = "matmul/k2_fused_tensor";
         let [out_features, in_features] = shape;
-        let configs = launch_configs(id, matrix.scheme, out_features, in_features, rows, target);
+        let configs = launch_configs(id, matrix.scheme(), out_features, in_features, rows, target);
         candidates.push((id, configs.first().copied()));
     }
     candidates.push((naive, None));
@@ -389,7 +386,7 @@ fn pack_for(
         match pack(id, matrix, target, rows) {
             Ok(packed) => {
                 return Ok(match config {
-                    Some(config) => with_config(&packed, matrix.scheme, target, config),
+                    Some(config) => with_config(&packed, matrix.scheme(), target, config),
                     None => packed,
                 });
             }

@@ -54,14 +54,17 @@ impl<'d> Builder<'d> {
     /// Nothing is on the device yet.
     ///
     /// # Errors
-    /// `Aqlm` with `Unsupported` for heads wider than 256 or without positions.
+    /// `Aqlm` with `Unsupported` for heads wider than 256, with `Argument` without positions.
     pub fn new(device: &'d Device, config: &LlamaConfig, options: Options) -> Result<Self> {
-        if config.head_dim > 256 || options.positions == 0 {
+        if config.head_dim > 256 {
             return Err(AqlmError::Unsupported(format!(
-                "heads of {} numbers over {} positions on a GPU: at most 256, and at least 1",
-                config.head_dim, options.positions
+                "heads of {} numbers on a GPU: at most 256",
+                config.head_dim
             ))
             .into());
+        }
+        if options.positions == 0 {
+            return Err(AqlmError::argument("positions", "at least 1", 0).into());
         }
         let prompt_rows = if options.prompts {
             CHUNK.min(options.positions.next_multiple_of(16))
@@ -242,11 +245,11 @@ impl Model<'_> {
     pub(super) fn accept(&self, tokens: &[u32]) -> Result<()> {
         check_tokens(tokens, self.config.vocab_size)?;
         if self.position + tokens.len() > self.options.positions {
-            return Err(AqlmError::Unsupported(format!(
-                "{} positions in a cache of {}",
+            return Err(AqlmError::argument(
+                "tokens in the cache",
+                format!("at most its {} positions", self.options.positions),
                 self.position + tokens.len(),
-                self.options.positions
-            ))
+            )
             .into());
         }
         Ok(())
@@ -256,13 +259,14 @@ impl Model<'_> {
     /// for measurements.
     ///
     /// # Errors
-    /// `Aqlm` with `Unsupported` when the cache ends before `position`, `Driver`.
+    /// `Aqlm` with `Argument` when the cache ends before `position` or the pattern is empty, `Driver`.
     pub fn pretend(&mut self, position: usize, pattern: &[f16]) -> Result<()> {
         if position >= self.options.positions || pattern.is_empty() {
-            return Err(AqlmError::Unsupported(format!(
-                "position {position} in a cache of {}",
-                self.options.positions
-            ))
+            return Err(AqlmError::argument(
+                "position and length of a pattern",
+                format!("a position below {} and a pattern", self.options.positions),
+                format!("{position} and {}", pattern.len()),
+            )
             .into());
         }
         let stream = self.device.stream();

@@ -127,7 +127,7 @@ impl Model<'_> {
     /// text read so far is forgotten.
     ///
     /// # Errors
-    /// `Aqlm` with `Shape` when x is no whole number of rows or there is no such block, `Unsupported` when
+    /// `Aqlm` with `Shape` when x is no whole number of rows or there is no such block, `Argument` when
     /// the cache is shorter or the model is for single tokens; `Driver`, `Library`.
     pub fn block_forward(&mut self, block: usize, x: &[f32]) -> Result<Vec<f32>> {
         let width = self.config.hidden_size;
@@ -142,7 +142,7 @@ impl Model<'_> {
         self.position = 0;
         self.accept(&vec![0; x.len() / width])?;
         let Some(mut prompt) = self.prompt.take() else {
-            return Err(AqlmError::Unsupported("a model that was made for single tokens".into()).into());
+            return Err(AqlmError::argument("model", "one that was made for prompts", "one for single tokens").into());
         };
         let y = self.block_in_chunks(&mut prompt, block, x);
         self.prompt = Some(prompt);

@@ -52,7 +52,7 @@ fn defines(scheme: Scheme, config: TileConfig, kept: usize) -> Vec<(&'static str
 
 /// matmul k4: codes numbered for the codewords that each block keeps.
 pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target, batch: usize) -> Result<Packed> {
-    let scheme = matrix.scheme;
+    let scheme = matrix.scheme();
     let form = Form::of(matrix, target);
     let tiles = matrix.out_features().div_ceil(TILE_ROWS);
     let kept = (target.shared_bytes / (16 * form.vectors)).min(scheme.codebook_size());
@@ -61,10 +61,9 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target, batch: usize) -> R
         .find(|&config| target.has(KERNEL, &defines(scheme, config, kept)))
         .ok_or_else(|| AqlmError::Unsupported(format!("no configuration of matmul k4 fits {scheme}")))?;
 
-    let mut numbered = by_use(matrix);
+    let (mut codes, codebooks, scales) = by_use(matrix)?.into_parts();
     let rows = config.block_tiles() * TILE_ROWS;
-    let keeps: Vec<Vec<u16>> = numbered
-        .codes
+    let keeps: Vec<Vec<u16>> = codes
         .axis_chunks_iter_mut(Axis(0), rows)
         .into_par_iter()
         .map(|mut codes| {
@@ -84,6 +83,7 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target, batch: usize) -> R
         })
         .collect();
 
+    let numbered = QuantizedMatrix::new(scheme, codes, codebooks, scales)?;
     let mut packed = unplanned(KERNEL, &numbered, target, batch);
     packed.buffers.push(bytes_of_u16(
         keeps.iter().flat_map(|keeps| by_thread(keeps, form.vectors)),
@@ -96,10 +96,10 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target, batch: usize) -> R
 }
 
 /// The same matrix with its codewords numbered by how often it uses them.
-fn by_use(matrix: &QuantizedMatrix) -> QuantizedMatrix {
-    let size = matrix.scheme.codebook_size();
+fn by_use(matrix: &QuantizedMatrix) -> Result<QuantizedMatrix> {
+    let size = matrix.scheme().codebook_size();
     let mut uses = vec![0_u32; size];
-    for &code in &matrix.codes {
+    for &code in matrix.codes() {
         uses[usize::from(code)] += 1;
     }
     let mut order: Vec<usize> = (0..size).collect();
@@ -108,12 +108,12 @@ fn by_use(matrix: &QuantizedMatrix) -> QuantizedMatrix {
     for (index, &code) in order.iter().enumerate() {
         number[code] = index as u16;
     }
-    QuantizedMatrix {
-        scheme: matrix.scheme,
-        codes: matrix.codes.mapv(|code| number[usize::from(code)]),
-        codebooks: matrix.codebooks.select(Axis(1), &order),
-        scales: matrix.scales.clone(),
-    }
+    QuantizedMatrix::new(
+        matrix.scheme(),
+        matrix.codes().mapv(|code| number[usize::from(code)]),
+        matrix.codebooks().select(Axis(1), &order),
+        matrix.scales().clone(),
+    )
 }
 
 /// Which codewords a block keeps, at most `room`, ascending. All those below `room` that it uses are among

@@ -7,7 +7,7 @@
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 use ndarray::{Array1, Array3, Axis, concatenate, s};
 
-use super::{Packed, Target, codebook_bytes, pack};
+use super::{Packed, Target, codebook_bytes, known, pack};
 
 /// Matrices laid out as one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,32 +22,31 @@ pub struct Joined {
 /// `id`.
 ///
 /// # Errors
-/// `Unsupported` with the reason: the kernel does not join, the matrices differ, or what [`pack`] refuses.
+/// `Argument` for an unknown kernel and for matrices that differ; `Unsupported` when the kernel does not join,
+/// and for what [`pack`] refuses.
 pub fn pack_joined(id: &str, matrices: &[&QuantizedMatrix], target: &Target) -> Result<Joined> {
     let refuse = |reason: &str| Err(AqlmError::Unsupported(format!("joining for {id}: {reason}")));
-    let kernel = aqlm_kernels::kernel(id).map_err(|error| AqlmError::Unsupported(error.to_string()))?;
+    let kernel = known(id)?;
     let Some(codebook) = kernel.joins else {
         return refuse("the kernel does not join");
     };
-    let [first, others @ ..] = matrices else {
-        return refuse("no matrix");
+    let argument = |expected: &str, found| Err(AqlmError::argument("matrices to join", expected, found));
+    let ([first, others @ ..], 2..=3) = (matrices, matrices.len()) else {
+        return argument("two or three", matrices.len().to_string());
     };
-    if others.is_empty() || others.len() > 2 {
-        return refuse("two or three matrices are joined");
-    }
     if others
         .iter()
-        .any(|other| other.scheme != first.scheme || other.in_features() != first.in_features())
+        .any(|other| other.scheme() != first.scheme() || other.in_features() != first.in_features())
     {
-        return refuse("schemes or columns differ");
+        return argument("one scheme and one number of columns", "several".into());
     }
     // A matrix of one row tells the step in which rows of a slab are counted, and the size of a cluster.
-    let one_row = QuantizedMatrix {
-        codes: first.codes.slice(s![..1, .., ..]).to_owned(),
-        scales: Array1::ones(1),
-        codebooks: first.codebooks.clone(),
-        scheme: first.scheme,
-    };
+    let one_row = QuantizedMatrix::new(
+        first.scheme(),
+        first.codes().slice(s![..1, .., ..]).to_owned(),
+        first.codebooks().clone(),
+        Array1::ones(1),
+    )?;
     let probe = pack(id, &one_row, target, 1)?;
     let (Some(&step), cluster) = (probe.sizes.first(), probe.cluster) else {
         return refuse("the kernel has no slabs");
@@ -66,18 +65,15 @@ pub fn pack_joined(id: &str, matrices: &[&QuantizedMatrix], target: &Target) -> 
         .iter()
         .zip(&slabs)
         .map(|(matrix, slabs)| with_rows(matrix, slabs * per_slab))
-        .collect();
-    let codes: Vec<_> = parts.iter().map(|part| part.codes.view()).collect();
-    let scales: Vec<_> = parts.iter().map(|part| part.scales.view()).collect();
-    let (Ok(codes), Ok(scales)) = (concatenate(Axis(0), &codes), concatenate(Axis(0), &scales)) else {
-        return refuse("shapes differ");
-    };
-    let whole = QuantizedMatrix {
-        scheme: first.scheme,
-        codes,
-        codebooks: first.codebooks.clone(),
-        scales,
-    };
+        .collect::<Result<_>>()?;
+    let codes: Vec<_> = parts.iter().map(|part| part.codes().view()).collect();
+    let scales: Vec<_> = parts.iter().map(|part| part.scales().view()).collect();
+    let whole = QuantizedMatrix::new(
+        first.scheme(),
+        concatenate(Axis(0), &codes).expect("one number of columns: checked above"),
+        first.codebooks().clone(),
+        concatenate(Axis(0), &scales).expect("vectors always fit"),
+    )?;
     let mut packed = pack(id, &whole, &exact, 1)?;
     if packed.sizes[0] as usize != per_slab
         || packed.grid[1] as usize != all_slabs
@@ -134,24 +130,19 @@ fn rows_of_slab(rows: &[usize], step: usize, at_once: usize) -> usize {
 
 /// The matrix with rows of scale 0 after its own. Their codes run over the whole codebook, so that no slice
 /// of it gets more than its share.
-fn with_rows(matrix: &QuantizedMatrix, rows: usize) -> QuantizedMatrix {
+fn with_rows(matrix: &QuantizedMatrix, rows: usize) -> Result<QuantizedMatrix> {
     let (own, in_groups) = matrix.groups();
-    let (m, size) = (matrix.scheme.num_codebooks, matrix.scheme.codebook_size());
+    let (m, size) = (matrix.scheme().num_codebooks, matrix.scheme().codebook_size());
     let codes = Array3::from_shape_fn((rows, in_groups, m), |(row, group, codebook)| {
         if row < own {
-            matrix.codes[[row, group, codebook]]
+            matrix.codes()[[row, group, codebook]]
         } else {
             // An odd multiple of the golden section of 2^16 visits all codes evenly.
             ((row + group).wrapping_mul(40503) % size) as u16
         }
     });
-    let scales = Array1::from_shape_fn(rows, |row| if row < own { matrix.scales[row] } else { 0.0 });
-    QuantizedMatrix {
-        scheme: matrix.scheme,
-        codes,
-        codebooks: matrix.codebooks.clone(),
-        scales,
-    }
+    let scales = Array1::from_shape_fn(rows, |row| if row < own { matrix.scales()[row] } else { 0.0 });
+    QuantizedMatrix::new(matrix.scheme(), codes, matrix.codebooks().clone(), scales)
 }
 
 #[cfg(test)]

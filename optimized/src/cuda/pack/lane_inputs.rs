@@ -38,7 +38,7 @@ struct Plan {
 
 impl Plan {
     fn new(matrix: &QuantizedMatrix, target: &Target) -> Result<Self> {
-        let scheme = matrix.scheme;
+        let scheme = matrix.scheme();
         let (out_groups, in_groups) = matrix.groups();
         let slice_bits = if scheme.in_group_size == 8 { 12 } else { 11 };
         let slices = scheme.codebook_size() >> slice_bits;
@@ -89,7 +89,7 @@ impl Plan {
 
 /// k7: codes sorted by slice of the codebook and input group, each with its row.
 pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> {
-    let scheme = matrix.scheme;
+    let scheme = matrix.scheme();
     let g = scheme.in_group_size;
     let (out_groups, in_groups) = matrix.groups();
     let plan = Plan::new(matrix, target)?;
@@ -102,7 +102,7 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
             let first = slab * plan.rows;
             for row in first..out_groups.min(first + plan.rows) {
                 for group in 0..in_groups {
-                    let code = usize::from(matrix.codes[[row, group, 0]]);
+                    let code = usize::from(matrix.codes()[[row, group, 0]]);
                     let local = code & ((1 << plan.slice_bits) - 1);
                     lists[(code >> plan.slice_bits) * in_groups + group]
                         .push((local | (row - first) << plan.slice_bits) as u32);
@@ -130,7 +130,7 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
         groups.extend_from_slice(&warp.groups);
         items.extend(warp.words.iter().skip(HEAD * CHUNK_WORDS));
     }
-    let largest = matrix.codebooks.iter().fold(0.0_f64, |most, c| most.max(c.abs()));
+    let largest = matrix.codebooks().iter().fold(0.0_f64, |most, c| most.max(c.abs()));
     let product_bits = PRODUCT_BITS.min(SUM_BITS - (in_groups + 1).next_power_of_two().trailing_zeros());
 
     Ok(Packed {

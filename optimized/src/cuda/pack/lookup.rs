@@ -31,7 +31,7 @@ struct Form {
 impl Form {
     fn of(matrix: &QuantizedMatrix, target: &Target) -> Self {
         let (out_groups, in_groups) = matrix.groups();
-        let slots = in_groups.div_ceil(32) * matrix.scheme.num_codebooks;
+        let slots = in_groups.div_ceil(32) * matrix.scheme().num_codebooks;
         let ranks = target.cluster_up_to(slots.div_ceil(SLOTS).next_power_of_two().min(8));
         let rows = out_groups
             .div_ceil(target.clusters_of(ranks as u32) as usize)
@@ -52,7 +52,7 @@ impl Form {
             rows,
             slabs,
         } = self;
-        let m = matrix.scheme.num_codebooks;
+        let m = matrix.scheme().num_codebooks;
         let (out_groups, in_groups) = matrix.groups();
         let mut codes = vec![0_u8; slabs * ranks * rounds * rows * 32 * SLOTS];
         codes
@@ -65,7 +65,7 @@ impl Form {
                     let (first_group, codebook) = (slot / m * 32, slot % m);
                     for row in 0..rows.min(out_groups - slab * rows) {
                         for lane in 0..32.min(in_groups.saturating_sub(first_group)) {
-                            let code = matrix.codes[[slab * rows + row, first_group + lane, codebook]];
+                            let code = matrix.codes()[[slab * rows + row, first_group + lane, codebook]];
                             bytes[(row / 4 * 32 + lane) * 16 + row % 4 * 4 + slot_of_round] = code as u8;
                         }
                     }
@@ -75,7 +75,7 @@ impl Form {
     }
 
     fn packed(&self, matrix: &QuantizedMatrix, kernel: &'static str, shared_bytes: usize) -> Packed {
-        let scheme = matrix.scheme;
+        let scheme = matrix.scheme();
         Packed {
             kernel,
             defines: vec![("AQLM_M", scheme.num_codebooks), ("AQLM_G", scheme.in_group_size)],

@@ -183,7 +183,7 @@ impl Packed {
             return Ok(self);
         }
         let kernel =
-            aqlm_kernels::kernel(self.kernel).map_err(|error| AqlmError::Unsupported(error.to_string()))?;
+            aqlm_kernels::kernel(self.kernel).map_err(|error| AqlmError::Internal(error.to_string()))?;
         if !kernel.bf16 {
             return Err(AqlmError::Unsupported(format!("{} knows f16 only", self.kernel)));
         }
@@ -219,10 +219,11 @@ impl Packed {
 /// decode).
 ///
 /// # Errors
-/// `Unsupported` with the reason when the kernel is unknown or cannot do this matrix on this target.
+/// `Argument` when there is no such kernel, `Unsupported` with the reason when it cannot do this matrix on
+/// this target.
 pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target, batch: usize) -> Result<Packed> {
-    let kernel = aqlm_kernels::kernel(id).map_err(|error| AqlmError::Unsupported(error.to_string()))?;
-    let scheme = matrix.scheme;
+    let kernel = known(id)?;
+    let scheme = matrix.scheme();
     if !kernel.claims(
         scheme.num_codebooks,
         scheme.nbits,
@@ -251,7 +252,7 @@ pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target, batch: usize) -
         "matvec/k5_staged_codes" => lookup::pack_staged(matrix, target)?,
         "matvec/k6_product_tables" => tables::pack(matrix, target)?,
         "matvec/k7_lane_inputs" => lane_inputs::pack(matrix, target)?,
-        other => return Err(AqlmError::Unsupported(format!("no packer for {other}"))),
+        other => return Err(AqlmError::Internal(format!("no packer for {other}"))),
     };
     if packed.shared_bytes > target.shared_bytes {
         return Err(AqlmError::Unsupported(format!(
@@ -260,6 +261,17 @@ pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target, batch: usize) -
         )));
     }
     Ok(packed)
+}
+
+/// The kernel of this id.
+///
+/// # Errors
+/// `Argument` when there is none.
+fn known(id: &str) -> Result<&'static aqlm_kernels::Kernel> {
+    aqlm_kernels::kernel(id).map_err(|_| {
+        let ids: Vec<&str> = aqlm_kernels::kernels().iter().map(|kernel| kernel.id.as_str()).collect();
+        AqlmError::argument("kernel", format!("one of {}", ids.join(", ")), id)
+    })
 }
 
 /// How a kernel divides its work, where there is a choice.
@@ -333,7 +345,7 @@ fn padded(mut bytes: Vec<u8>) -> Vec<u8> {
 fn codebook_bytes(matrix: &QuantizedMatrix) -> Vec<u8> {
     bytes_of_u16(
         matrix
-            .codebooks
+            .codebooks()
             .iter()
             .map(|&value| f16::from_f64(value).to_bits()),
     )
@@ -341,7 +353,7 @@ fn codebook_bytes(matrix: &QuantizedMatrix) -> Vec<u8> {
 
 /// Scales `[out_groups]` as f16.
 fn scale_bytes(matrix: &QuantizedMatrix) -> Vec<u8> {
-    bytes_of_u16(matrix.scales.iter().map(|&value| f16::from_f64(value).to_bits()))
+    bytes_of_u16(matrix.scales().iter().map(|&value| f16::from_f64(value).to_bits()))
 }
 
 /// The fewest warps, at most `most`, that do `tasks` in as few rounds as `most` warps would.

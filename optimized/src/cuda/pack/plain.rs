@@ -9,7 +9,7 @@ const COLUMNS: usize = 256;
 
 /// k1 of every operation: codes as they are, 16 bits each.
 pub(super) fn pack(kernel: &'static str, matrix: &QuantizedMatrix, batch: usize) -> Packed {
-    let scheme = matrix.scheme;
+    let scheme = matrix.scheme();
     let (out_features, in_features) = (matrix.out_features(), matrix.in_features());
     let row_blocks = out_features.div_ceil(ROWS) as u32;
     let grid = match Op::of(kernel) {
@@ -30,7 +30,7 @@ pub(super) fn pack(kernel: &'static str, matrix: &QuantizedMatrix, batch: usize)
             ("AQLM_OUT_G", scheme.out_group_size),
         ],
         buffers: vec![
-            bytes_of_u16(matrix.codes.iter().copied()),
+            bytes_of_u16(matrix.codes().iter().copied()),
             codebook_bytes(matrix),
             scale_bytes(matrix),
         ],

@@ -11,7 +11,7 @@ const MOST_UNIT_LOADS: usize = 4;
 
 /// k2: bit-packed codes, a task of four rows after the other.
 pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> {
-    let scheme = matrix.scheme;
+    let scheme = matrix.scheme();
     let (m, b) = (scheme.num_codebooks, scheme.nbits as usize);
     let (out_groups, in_groups) = matrix.groups();
 
@@ -45,7 +45,7 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
                     let (step, lane) = (group / 32, group % 32);
                     let base = step / unit * unit_loads * 32 * 4 + lane * 4;
                     for codebook in 0..m {
-                        let code = u64::from(matrix.codes[[task * ROWS + row, group, codebook]]);
+                        let code = u64::from(matrix.codes()[[task * ROWS + row, group, codebook]]);
                         let bit = (((step % unit) * ROWS + row) * m + codebook) * b;
                         let shifted = code << (bit % 32);
                         let mut put =

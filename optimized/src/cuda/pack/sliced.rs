@@ -20,7 +20,7 @@ struct Part {
 
 /// k4: codes sorted by slice of the codebook, each with its input group.
 pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Packed {
-    let scheme = matrix.scheme;
+    let scheme = matrix.scheme();
     let g = scheme.in_group_size;
     let (out_groups, in_groups) = matrix.groups();
     let slice_bits = if g == 8 { 13 } else { 12 };
@@ -55,7 +55,7 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Packed {
                     }
                     (first_group..in_groups.min(first_group + window))
                         .filter_map(|group| {
-                            let code = u32::from(matrix.codes[[row, group, 0]]);
+                            let code = u32::from(matrix.codes()[[row, group, 0]]);
                             let local = code & ((1 << slice_bits) - 1);
                             (code as usize >> slice_bits == slice)
                                 .then_some(local | ((group - first_group) as u32) << slice_bits)

@@ -25,7 +25,7 @@ const NONE: u32 = u32::MAX;
 
 /// k6: codes sorted by the table that they fall into, each with its row.
 pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> {
-    let scheme = matrix.scheme;
+    let scheme = matrix.scheme();
     let (out_groups, in_groups) = matrix.groups();
     let block_codes = TEAMS * CODES;
     let slices = scheme.codebook_size() / block_codes;
@@ -55,7 +55,7 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
             let mut lists = vec![Vec::new(); slices * TEAMS];
             for row in slab * rows..out_groups.min((slab + 1) * rows) {
                 for group in set * SET..in_groups.min((set + 1) * SET) {
-                    let code = usize::from(matrix.codes[[row, group, 0]]);
+                    let code = usize::from(matrix.codes()[[row, group, 0]]);
                     let offset = (code % CODES * SET + group % SET) as u32;
                     lists[code / CODES].push(offset | ((row - slab * rows) as u32) << OFFSET_BITS);
                 }
@@ -79,7 +79,7 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
             }
         }
     }
-    let largest = matrix.codebooks.iter().fold(0.0_f64, |most, c| most.max(c.abs()));
+    let largest = matrix.codebooks().iter().fold(0.0_f64, |most, c| most.max(c.abs()));
 
     Ok(Packed {
         kernel: "matvec/k6_product_tables",

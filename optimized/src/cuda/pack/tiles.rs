@@ -102,7 +102,7 @@ impl Form {
     }
 
     pub(super) fn of(matrix: &QuantizedMatrix, target: &Target) -> Self {
-        Self::new(matrix.scheme, matrix.out_features(), matrix.in_features(), target)
+        Self::new(matrix.scheme(), matrix.out_features(), matrix.in_features(), target)
     }
 
     /// Codes in the order of the kernel's lanes.
@@ -118,7 +118,7 @@ impl Form {
                     for group in 0..in_groups {
                         let (unit, step, t) = (group / (4 * STEPS), group / 4 % STEPS, group % 4);
                         for codebook in 0..self.m {
-                            let code = u32::from(matrix.codes[[tile * TILE_ROWS + g, group, codebook]]);
+                            let code = u32::from(matrix.codes()[[tile * TILE_ROWS + g, group, codebook]]);
                             let bit = (step * self.m + codebook) * self.field;
                             let (word, lane) = (bit / 32, g * 4 + t);
                             let at = (unit * self.words + word / self.part * self.part) * WARP
@@ -255,12 +255,12 @@ pub(super) fn configs(
 /// matmul k2 in the configuration that is expected to be fastest.
 pub(super) fn pack_matmul(matrix: &QuantizedMatrix, target: &Target, batch: usize) -> Result<Packed> {
     let (out_features, in_features) = (matrix.out_features(), matrix.in_features());
-    let configs = configs(matrix.scheme, out_features, in_features, batch, target);
+    let configs = configs(matrix.scheme(), out_features, in_features, batch, target);
     let config = configs.first().ok_or_else(|| {
-        AqlmError::Unsupported(format!("no configuration of matmul k2 fits {}", matrix.scheme))
+        AqlmError::Unsupported(format!("no configuration of matmul k2 fits {}", matrix.scheme()))
     })?;
     let mut packed = unplanned("matmul/k2_fused_tensor", matrix, target, batch);
-    plan(&mut packed, matrix.scheme, target, *config);
+    plan(&mut packed, matrix.scheme(), target, *config);
     Ok(packed)
 }
 
@@ -329,7 +329,7 @@ pub(super) fn pack_decode(matrix: &QuantizedMatrix, target: &Target) -> Packed {
     let grid = tasks.div_ceil(16).min(target.multiprocessors as usize * blocks);
     Packed {
         kernel: "decode/k2_tiles",
-        defines: form.defines(matrix.scheme),
+        defines: form.defines(matrix.scheme()),
         buffers: form.buffers(matrix),
         sizes: vec![form.units as i32, 0, form.tiles as i32],
         grid: [grid as u32, 1],

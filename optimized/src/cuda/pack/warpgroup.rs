@@ -203,12 +203,12 @@ pub(super) fn configs(
 /// matmul k3 in the configuration that is expected to be fastest, on the same buffers as matmul k2.
 pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target, batch: usize) -> Result<Packed> {
     let (out_features, in_features) = (matrix.out_features(), matrix.in_features());
-    let configs = configs(matrix.scheme, out_features, in_features, batch, target);
+    let configs = configs(matrix.scheme(), out_features, in_features, batch, target);
     let config = configs.first().ok_or_else(|| {
-        AqlmError::Unsupported(format!("no configuration of matmul k3 fits {}", matrix.scheme))
+        AqlmError::Unsupported(format!("no configuration of matmul k3 fits {}", matrix.scheme()))
     })?;
     let mut packed = unplanned("matmul/k3_warpgroup", matrix, target, batch);
-    plan(&mut packed, matrix.scheme, target, *config);
+    plan(&mut packed, matrix.scheme(), target, *config);
     Ok(packed)
 }
 

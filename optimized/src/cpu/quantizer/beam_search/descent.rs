@@ -4,6 +4,7 @@ use ndarray::{Array2, ArrayViewMut2, ArrayViewMut3, s};
 use super::{Sweep, add_image};
 use crate::cpu::product::product_on_this_thread;
 use crate::cpu::quantizer::codewords::subtract_rows;
+use crate::cpu::row_major::elements_mut;
 
 /// Coordinate descent: the best code at each position in turn, for the output groups of one task. G is
 /// theirs, with its columns in the order of the visits.
@@ -72,7 +73,7 @@ pub(super) fn descend(
             let later = at.end..columns.end;
             let rows = sweep.rows_from(at.start, later.start);
             let width = gradient.ncols();
-            let whole = gradient.as_slice_mut().unwrap_or_default();
+            let whole = elements_mut(&mut gradient);
             for (r, growth) in growth.chunks_exact(gi).enumerate() {
                 if growth.iter().all(|&x| x == 0.0) {
                     continue;

@@ -4,6 +4,7 @@ use ndarray::{Array2, ArrayViewMut2, ArrayViewMut3, s};
 use super::Sweep;
 use crate::cpu::product::product_on_this_thread;
 use crate::cpu::quantizer::codewords::{Codewords, score_by};
+use crate::cpu::row_major::{elements, elements_mut};
 use crate::cpu::simd::vector::{LANE_NUMBERS, Vector, multiply_add_by};
 use crate::cpu::simd::{Kernel, SimdLevel, Width, run};
 
@@ -110,7 +111,7 @@ pub(super) fn search(
                 sweep,
                 block: block.clone(),
                 codes: codes.slice(s![o, .., ..]),
-                gradients: gradients.as_slice().unwrap_or_default(),
+                gradients: elements(&gradients),
                 first_row: rows.start,
                 width,
                 scale: scales[o],
@@ -129,9 +130,7 @@ pub(super) fn search(
                     .outer_iter_mut()
                     .zip(change.chunks_exact(columns.len()))
                 {
-                    if let Some(to) = to.as_slice_mut() {
-                        to.copy_from_slice(from);
-                    }
+                    elements_mut(&mut to).copy_from_slice(from);
                 }
                 moved
                     .slice_mut(s![to, ..])

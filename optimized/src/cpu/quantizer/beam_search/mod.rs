@@ -1,8 +1,8 @@
 //! Codes for fixed codebooks and scales (paper section 3.2, algorithm 1 line 9).
 //!
 //! Let dW = W - Q and G = dW H. Replacing the codeword c_old of codebook m in input group j by c changes the
-//! loss of an output group with scale s by -2 s <G_j, c - c_old> + s^2 <(c - c_old) H_jj, c - c_old>
-//! (paper.md 2.3); with U = G_j + s c_old H_jj that is s^2 <c H_jj, c> - 2 s <U, c> and a constant.
+//! loss of an output group with scale s by -2 s <G_j, c - c_old> + s^2 <(c - c_old) H_jj, c - c_old>. With
+//! U = G_j + s c_old H_jj, this is s^2 <c H_jj, c> - 2 s <U, c> and a constant.
 //!
 //! A sweep visits every input group once, so G is needed only to the right of the groups that are done. The
 //! groups are put in the order of the sweep first; then, as GPTQ does, a block of consecutive groups is
@@ -19,6 +19,7 @@ use rayon::prelude::*;
 use super::codewords::Codewords;
 use super::problem::Problem;
 use super::trial::Trial;
+use crate::cpu::row_major::elements;
 
 /// Columns of G that a block of input groups spans: its part of H, 64 KiB, stays in the second-level cache,
 /// and the product behind it has enough terms to be efficient.
@@ -58,7 +59,7 @@ struct Sweep<'a> {
 ///
 /// # Errors
 /// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit;
-/// `Unsupported` for a beam of 0 or an order that points outside the matrix.
+/// `Argument` for a beam of 0 or an order that points outside the matrix.
 pub fn beam_search(
     weight: &Array2<f32>,
     hessian: &Array2<f64>,
@@ -68,7 +69,7 @@ pub fn beam_search(
 ) -> Result<Array3<u16>> {
     let problem = Problem::new(weight, hessian)?;
     problem.check(matrix)?;
-    Ok(search(&problem, Trial::new(&problem, matrix.clone()), order, beam)?.codes)
+    Ok(search(&problem, Trial::new(&problem, matrix.clone()), order, beam)?.into_parts().0)
 }
 
 /// [`beam_search`] of a trial: its matrix with the codes found.
@@ -78,19 +79,21 @@ pub(crate) fn search(
     order: &[(usize, usize)],
     beam: usize,
 ) -> Result<QuantizedMatrix> {
-    let (_, in_groups, num_codebooks) = trial.matrix.codes.dim();
+    let (_, in_groups, num_codebooks) = trial.matrix.codes().dim();
     if beam == 0 {
-        return Err(AqlmError::Unsupported("a beam of 0 hypotheses".into()));
+        return Err(AqlmError::argument("beam", "at least 1 hypothesis", 0));
     }
     if let Some((j, m)) = order.iter().find(|&&(j, m)| j >= in_groups || m >= num_codebooks) {
-        return Err(AqlmError::Unsupported(format!(
-            "a sweep over input group {j}, codebook {m} of {in_groups} groups, {num_codebooks} codebooks"
-        )));
+        return Err(AqlmError::argument(
+            "order of a sweep",
+            format!("input groups below {in_groups} and codebooks below {num_codebooks}"),
+            format!("input group {j}, codebook {m}"),
+        ));
     }
-    let len = trial.matrix.scheme.group_len();
+    let len = trial.matrix.scheme().group_len();
     let codewords: Vec<Codewords> = trial
         .matrix
-        .codebooks
+        .codebooks()
         .outer_iter()
         .map(|codebook| Codewords::new(codebook.iter().map(|&c| c as f32).collect(), len))
         .collect();
@@ -101,7 +104,8 @@ pub(crate) fn search(
     } = trial;
     let mut sweeps = sweeps(order, in_groups).into_iter().peekable();
     while let Some(visits) = sweeps.next() {
-        matrix.codes = sweep(problem, &matrix, image, &codewords, visits, beam);
+        let codes = sweep(problem, &matrix, image, &codewords, visits, beam);
+        matrix = matrix.with_codes(codes)?;
         if sweeps.peek().is_none() {
             break;
         }
@@ -150,8 +154,8 @@ fn sweep(
     visits: Vec<Visit>,
     beam: usize,
 ) -> Array3<u16> {
-    let (out_groups, in_groups, _) = matrix.codes.dim();
-    let (go, gi) = (matrix.scheme.out_group_size, matrix.scheme.in_group_size);
+    let (out_groups, in_groups, _) = matrix.codes().dim();
+    let (go, gi) = (matrix.scheme().out_group_size, matrix.scheme().in_group_size);
     let mut visited = vec![false; in_groups];
     let mut columns: Vec<usize> = Vec::with_capacity(in_groups * gi);
     for visit in &visits {
@@ -212,7 +216,7 @@ fn sweep(
     let mut gradient = Array2::zeros(image.dim());
     permute_columns(gradient.view_mut(), &image, None, &columns);
     drop(image);
-    let mut codes = matrix.codes.as_standard_layout().into_owned();
+    let mut codes = matrix.codes().clone();
     let tasks = codes
         .axis_chunks_iter_mut(Axis(0), OUT_GROUPS)
         .into_par_iter()
@@ -221,7 +225,7 @@ fn sweep(
     tasks.for_each(|((codes, gradient), task)| {
         let first = task * OUT_GROUPS;
         let scales: Vec<f32> = matrix
-            .scales
+            .scales()
             .iter()
             .skip(first)
             .take(codes.dim().0)
@@ -271,8 +275,8 @@ impl Sweep<'_> {
     /// (go, gi).
     fn group_size(&self) -> (usize, usize) {
         (
-            self.matrix.scheme.out_group_size,
-            self.matrix.scheme.in_group_size,
+            self.matrix.scheme().out_group_size,
+            self.matrix.scheme().in_group_size,
         )
     }
 
@@ -288,7 +292,7 @@ impl Sweep<'_> {
 
     /// H in memory from an element on; rows are its number of columns apart.
     fn rows_from(&self, row: usize, column: usize) -> &[f32] {
-        let whole = self.hessian.as_slice().unwrap_or_default();
+        let whole = elements(&self.hessian);
         &whole[row * self.hessian.ncols() + column..]
     }
 

@@ -1,14 +1,14 @@
-use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
+use aqlm_vocabulary::{AdamSettings, QuantizedMatrix, Result};
 use ndarray::Array2;
 
 use super::Places;
-use crate::cpu::adam::{Adam, Moments};
+use crate::cpu::adam::Moments;
 use crate::cpu::quantizer::decode::decode;
 use crate::cpu::quantizer::places::quantized_gradients;
 use crate::cpu::quantizer::problem::{Problem, inner};
 
-/// Full-batch Adam on codebooks and scales for fixed codes, from a fresh state (paper section 3.3), with
-/// Adam's usual epsilon of 1e-8; `betas` are the decays of the first and the second moment.
+/// `steps` steps of full-batch Adam on codebooks and scales for fixed codes, from a fresh state (paper section
+/// 3.3).
 ///
 /// The loss is the layer error over out_features, as the official engine's. Returns the matrix after the last
 /// step, and the loss before each step, `[steps]`.
@@ -20,20 +20,11 @@ pub fn adam(
     weight: &Array2<f32>,
     hessian: &Array2<f64>,
     matrix: &QuantizedMatrix,
-    lr: f64,
-    (beta1, beta2): (f64, f64),
-    amsgrad: bool,
+    settings: &AdamSettings,
     steps: usize,
 ) -> Result<(QuantizedMatrix, Vec<f64>)> {
     let problem = Problem::new(weight, hessian)?;
     problem.check(matrix)?;
-    let settings = Adam {
-        lr,
-        beta1,
-        beta2,
-        eps: 1e-8,
-        amsgrad,
-    };
     descend(&problem, matrix, &Places::of(matrix), settings, steps)
 }
 
@@ -42,13 +33,13 @@ pub(super) fn descend(
     problem: &Problem,
     matrix: &QuantizedMatrix,
     places: &Places,
-    adam: Adam,
+    adam: &AdamSettings,
     steps: usize,
 ) -> Result<(QuantizedMatrix, Vec<f64>)> {
     let out_features = problem.weight.nrows() as f64;
     let mut current = matrix.clone();
-    let mut codebook_moments = Moments::new(current.codebooks.len());
-    let mut scale_moments = Moments::new(current.scales.len());
+    let mut codebook_moments = Moments::new(current.codebooks().len());
+    let mut scale_moments = Moments::new(current.scales().len());
     let mut losses = Vec::with_capacity(steps);
     for _ in 0..steps {
         let decoded = decode(&current);
@@ -58,20 +49,11 @@ pub(super) fn descend(
         // dL/dQ
         gradient *= (2.0 / out_features) as f32;
         let (for_codebooks, for_scales) = quantized_gradients(&current, places, &decoded, &gradient);
-        adam.step(
-            &mut codebook_moments,
-            current.codebooks.iter_mut(),
-            for_codebooks.iter(),
-        );
-        adam.step(&mut scale_moments, current.scales.iter_mut(), for_scales.iter());
-        if let Some(value) = current.codebooks.iter().find(|value| !value.is_finite()) {
-            return Err(AqlmError::NotFinite {
-                what: "codebooks after a step of Adam".into(),
-                index: Vec::new(),
-                value: *value,
-            });
-        }
+        current.tune(|mut codebooks, mut scales| {
+            codebook_moments.step(adam, codebooks.iter_mut(), for_codebooks.iter());
+            scale_moments.step(adam, scales.iter_mut(), for_scales.iter());
+        });
+        current.check_finite()?;
     }
-    let result = QuantizedMatrix::new(current.scheme, current.codes, current.codebooks, current.scales)?;
-    Ok((result, losses))
+    Ok((current, losses))
 }

@@ -7,6 +7,7 @@ use super::preconditioner::Preconditioner;
 use crate::cpu::quantizer::decode::decode_rows;
 use crate::cpu::quantizer::problem::{Problem, inner};
 use crate::cpu::quantizer::trial::Trial;
+use crate::cpu::row_major::{elements, elements_mut};
 
 /// When conjugate gradients stop before their number of steps: as soon as two steps in a row (gains are
 /// uneven where H is badly conditioned) gain together less than a share of the loss, or of what the steps
@@ -34,7 +35,7 @@ impl Stop {
 }
 
 /// The least-squares problem of the codebooks for fixed codes and scales without its normal matrix (paper
-/// section 3.3; paper.md 2.4): at most `steps` steps of conjugate gradients from the current codebooks.
+/// section 3.3): at most `steps` steps of conjugate gradients from the current codebooks.
 ///
 /// A step decodes a direction, multiplies it by H in f32 and scatters the result back to the codewords in
 /// f64: 2 out_features in_features^2 operations whatever the size of the codebooks, which is less than
@@ -51,18 +52,17 @@ pub(super) fn descend(
     steps: usize,
     stop: Stop,
 ) -> Result<Trial> {
-    let scheme = trial.matrix.scheme;
+    let scheme = trial.matrix.scheme();
     let (go, gi) = (scheme.out_group_size, scheme.in_group_size);
     let sizes = [scheme.num_codebooks, scheme.codebook_size(), go, gi];
-    let scales = trial.matrix.scales.to_vec();
+    let scales = trial.matrix.scales().to_vec();
     let narrow_scales: Vec<f32> = scales.iter().map(|&s| s as f32).collect();
-    let codes: Vec<u16> = trial.matrix.codes.iter().copied().collect();
     let preconditioner = Preconditioner::own_blocks(&problem.hessian, &trial.matrix, places)?;
 
     let before = trial.loss;
     let mut loss = trial.loss;
     let mut residual = places.scatter(&trial.image, &scales, go, gi);
-    let start: Vec<f64> = trial.matrix.codebooks.iter().copied().collect();
+    let start: Vec<f64> = trial.matrix.codebooks().iter().copied().collect();
     let mut codebooks = start.clone();
     let mut preconditioned = preconditioner.apply(&residual);
     let mut direction = preconditioned.clone();
@@ -72,10 +72,10 @@ pub(super) fn descend(
     for _ in 0..steps {
         let narrow: Vec<f32> = direction.iter().map(|&d| d as f32).collect();
         decode_rows(
-            dense.as_slice_mut().unwrap_or_default(),
+            elements_mut(&mut dense),
             sizes,
             &narrow,
-            &codes,
+            elements(trial.matrix.codes()),
             &narrow_scales,
         );
         let image = problem.image(&dense);
@@ -107,9 +107,11 @@ pub(super) fn descend(
     trial.loss = inner(&trial.image, &trial.error);
     let lower = trial.loss < before;
     let reached = if lower { codebooks } else { start };
-    for (to, from) in trial.matrix.codebooks.iter_mut().zip(reached) {
-        *to = from;
-    }
+    trial.matrix.tune(|mut codebooks, _| {
+        for (to, from) in codebooks.iter_mut().zip(reached) {
+            *to = from;
+        }
+    });
     Ok(if lower {
         trial
     } else {

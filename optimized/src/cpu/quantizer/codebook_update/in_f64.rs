@@ -55,7 +55,7 @@ struct State<'a> {
 
 impl<'a> State<'a> {
     fn new(problem: &Problem, hessian: &'a Array2<f64>, matrix: &QuantizedMatrix) -> Self {
-        let codebooks: Vec<f64> = matrix.codebooks.iter().copied().collect();
+        let codebooks: Vec<f64> = matrix.codebooks().iter().copied().collect();
         let error = problem.weight.mapv(f64::from) - decode(matrix, &codebooks);
         let image = error.dot(hessian);
         Self {
@@ -71,9 +71,9 @@ impl<'a> State<'a> {
 
     /// At most `steps` steps of conjugate gradients.
     fn move_codebooks(&mut self, matrix: &mut QuantizedMatrix, places: &Places, steps: usize) -> Result<()> {
-        let (go, gi) = (matrix.scheme.out_group_size, matrix.scheme.in_group_size);
-        let scales = matrix.scales.to_vec();
-        let unknowns = matrix.codebooks.len() / go;
+        let (go, gi) = (matrix.scheme().out_group_size, matrix.scheme().in_group_size);
+        let scales = matrix.scales().to_vec();
+        let unknowns = matrix.codebooks().len() / go;
         let preconditioner = if unknowns <= FACTORED {
             Preconditioner::whole(self.hessian, matrix)?
         } else {
@@ -119,17 +119,20 @@ impl<'a> State<'a> {
             }
             slope = next_slope;
         }
-        for (codebook, change) in matrix.codebooks.iter_mut().zip(change) {
-            *codebook += change;
-        }
+        matrix.tune(|mut codebooks, _| {
+            for (codebook, change) in codebooks.iter_mut().zip(change) {
+                *codebook += change;
+            }
+        });
         Ok(())
     }
 
     /// Every scale to the minimum of its output group's loss: with Q the group's part, a factor of <Q, W>_H /
     /// <Q, Q>_H, or, with W = E + Q, of 1 + <Q, E>_H / <Q, Q>_H. Scales that do not matter stay.
     fn rescale(&mut self, matrix: &mut QuantizedMatrix, problem: &Problem) {
-        let go = matrix.scheme.out_group_size;
-        for (o, scale) in matrix.scales.iter_mut().enumerate() {
+        let go = matrix.scheme().out_group_size;
+        matrix.tune(|_, mut scales| {
+        for (o, scale) in scales.iter_mut().enumerate() {
             let rows = ndarray::s![o * go..(o + 1) * go, ..];
             let weight = problem.weight.slice(rows).mapv(f64::from);
             let mut error = self.error.slice_mut(rows);
@@ -143,6 +146,7 @@ impl<'a> State<'a> {
                 self.image.slice_mut(rows).scaled_add(-change, &decoded_image);
             }
         }
+        });
     }
 }
 
@@ -155,14 +159,14 @@ fn resolution(dense: &Array2<f64>, hessian: &Array2<f64>) -> f64 {
 
 /// What `codebooks` [M, 2^B, go, gi] decode to with the matrix's codes and scales.
 fn decode(matrix: &QuantizedMatrix, codebooks: &[f64]) -> Array2<f64> {
-    let (go, gi) = (matrix.scheme.out_group_size, matrix.scheme.in_group_size);
-    let states = matrix.scheme.codebook_size();
+    let (go, gi) = (matrix.scheme().out_group_size, matrix.scheme().in_group_size);
+    let states = matrix.scheme().codebook_size();
     let mut dense = Array2::zeros((matrix.out_features(), matrix.in_features()));
-    for ((o, j, m), &code) in matrix.codes.indexed_iter() {
+    for ((o, j, m), &code) in matrix.codes().indexed_iter() {
         let codeword = &codebooks[(m * states + usize::from(code)) * go * gi..][..go * gi];
         for (a, values) in codeword.chunks_exact(gi).enumerate() {
             for (i, value) in values.iter().enumerate() {
-                dense[[o * go + a, j * gi + i]] += matrix.scales[o] * value;
+                dense[[o * go + a, j * gi + i]] += matrix.scales()[o] * value;
             }
         }
     }

@@ -8,7 +8,7 @@ mod preconditioner;
 pub use adam::adam;
 pub(super) use conjugate_gradients::Stop;
 
-use aqlm_vocabulary::{QuantizedMatrix, Result, Update};
+use aqlm_vocabulary::{AdamSettings, QuantizedMatrix, Result, Update};
 use ndarray::Array2;
 
 use super::places::Places;
@@ -48,7 +48,7 @@ pub(super) fn update_trial(
             cg_steps,
             scale_rounds,
         } => {
-            let scheme = trial.matrix.scheme;
+            let scheme = trial.matrix.scheme();
             let unknowns = scheme.num_codebooks * scheme.codebook_size() * scheme.in_group_size;
             // Where the reference factors the normal matrix, only the minimum ends the steps.
             let steps = if unknowns > max_unknowns {
@@ -74,14 +74,14 @@ pub(super) fn update_trial(
             amsgrad,
             steps,
         } => {
-            let settings = crate::cpu::adam::Adam {
+            let settings = AdamSettings {
                 lr,
                 beta1,
                 beta2,
-                eps: 1e-8,
+                eps: AdamSettings::USUAL_EPS,
                 amsgrad,
             };
-            let (candidate, _) = adam::descend(problem, &trial.matrix, &places, settings, steps)?;
+            let (candidate, _) = adam::descend(problem, &trial.matrix, &places, &settings, steps)?;
             let candidate = Trial::new(problem, candidate);
             Ok(if candidate.loss < trial.loss {
                 candidate

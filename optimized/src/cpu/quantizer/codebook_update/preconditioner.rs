@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::Places;
 use crate::cpu::quantizer::small_solve::SmallCholesky;
+use crate::cpu::row_major::elements;
 
 /// An approximate inverse of the codebooks' normal matrix, of M 2^B gi unknowns a side.
 pub(super) enum Preconditioner {
@@ -33,11 +34,11 @@ impl Preconditioner {
         matrix: &QuantizedMatrix,
         places: &Places,
     ) -> Result<Self> {
-        let gi = matrix.scheme.in_group_size;
+        let gi = matrix.scheme().in_group_size;
         let (_, in_groups) = matrix.groups();
-        let states = matrix.scheme.codebook_size();
-        let scales = matrix.scales.as_slice().unwrap_or_default();
-        let factors = (0..matrix.scheme.num_codebooks * states)
+        let states = matrix.scheme().codebook_size();
+        let scales = elements(matrix.scales());
+        let factors = (0..matrix.scheme().num_codebooks * states)
             .into_par_iter()
             .map_init(
                 || vec![0.0f64; in_groups],
@@ -73,11 +74,11 @@ impl Preconditioner {
     /// # Errors
     /// `NotPositiveDefinite` when H is indefinite.
     pub(super) fn whole(hessian: &Array2<f64>, matrix: &QuantizedMatrix) -> Result<Self> {
-        let scheme = matrix.scheme;
+        let scheme = matrix.scheme();
         let (gi, states) = (scheme.in_group_size, scheme.codebook_size());
         let unknowns = scheme.num_codebooks * states * gi;
         let mut normal = vec![0.0; unknowns * unknowns];
-        for (codes, scale) in matrix.codes.outer_iter().zip(&matrix.scales) {
+        for (codes, scale) in matrix.codes().outer_iter().zip(matrix.scales()) {
             // where each group's codewords begin among the unknowns
             let at = |j: usize, m: usize| (m * states + usize::from(codes[[j, m]])) * gi;
             let (in_groups, num_codebooks) = codes.dim();

@@ -2,7 +2,7 @@
 //!
 //! Every choice of a code in the quantizer is the least of  w f_k + <v, c_k>  over the codewords c_k of a codebook: in
 //! k-means with f_k = <c_k, c_k>, v = -2 x and w = 1; under the metric of an input group with f_k = <c_k H_jj, c_k> and
-//! v = -2 x H_jj; in the search for codes with w = s^2 and v = -2 s U (paper.md 2.3).
+//! v = -2 x H_jj; in the search for codes with w = s^2 and v = -2 s U.
 
 mod nearest;
 

@@ -14,7 +14,7 @@ const POINTS: usize = 1024;
 const CHECK_EVERY: usize = 10;
 /// ... if no coordinate of a centroid has moved by more than this plus ...
 const ATOL: f64 = 1e-8;
-/// ... this share of itself (the official engine's rule, paper.md 2.2).
+/// ... this share of itself (the official engine's rule).
 const RTOL: f64 = 1e-6;
 
 /// Clusters of points.
