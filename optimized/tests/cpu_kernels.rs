@@ -90,11 +90,13 @@ fn dyadic(
     let (mut matrix, mut x) = case(scheme, out_groups, in_groups, batch, 3);
     let mut rng = stream(4, 0, None, Purpose::TestData);
     let mut eighths = |most: u32| f64::from(rng.random_range(0..=2 * most)) / 8.0 - f64::from(most) / 8.0;
-    matrix.codebooks().mapv_inplace(|_| eighths(15));
+    matrix.tune(|mut codebooks, mut scales| {
+        codebooks.mapv_inplace(|_| eighths(15));
+        for (i, scale) in scales.iter_mut().enumerate() {
+            *scale = [0.5, -1.0, 2.0][i % 3];
+        }
+    });
     x.mapv_inplace(|_| eighths(24) as f32);
-    for (i, scale) in matrix.scales().iter_mut().enumerate() {
-        *scale = [0.5, -1.0, 2.0][i % 3];
-    }
     (matrix, x)
 }
 
@@ -156,7 +158,7 @@ fn codebooks_are_kept_in_f16_only_where_that_saves_much_and_loses_nothing() {
     ] {
         let (mut matrix, _) = case(scheme(text), 4, 3, 1, 8);
         if !rounded {
-            matrix.codebooks()[[0, 2047, 0, 7]] = 1.0 + f64::from(f32::EPSILON);
+            matrix.tune(|mut codebooks, _| codebooks[[0, 2047, 0, 7]] = 1.0 + f64::from(f32::EPSILON));
         }
         let bytes = |codebooks| {
             let plan = Plan {
@@ -191,7 +193,7 @@ fn codebooks_are_kept_in_f16_only_where_that_saves_much_and_loses_nothing() {
         );
     }
     let (mut matrix, _) = case(scheme("2x5g8"), 70, 3, 1, 8);
-    matrix.scales()[9] = -7.5;
+    matrix.tune(|_, mut scales| scales[9] = -7.5);
     let plan = |form| Plan {
         form,
         codebooks: CodebookPrecision::F32,

@@ -25,9 +25,8 @@ fn main() -> Result<()> {
     let argument = |i: usize, default: &str| arguments.get(i).map_or(default, String::as_str).to_owned();
     let number = |i: usize, default: &str| {
         let text = argument(i, default);
-        text.parse::<usize>().map_err(|_| {
-            AqlmError::argument(format!("argument {}", i + 1), "a number", &text)
-        })
+        text.parse::<usize>()
+            .map_err(|_| AqlmError::argument(format!("argument {}", i + 1), "a number", &text))
     };
     let (out, inputs) = (number(1, "1024")?, number(2, "1024")?);
     let settings = LayerSettings {

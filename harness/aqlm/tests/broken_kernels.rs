@@ -66,9 +66,7 @@ impl Damaged {
             }
             Damage::TransposedCodebook => {
                 let mut codebooks = matrix.codebooks().clone();
-                for (mut codebook, whole) in
-                    codebooks.outer_iter_mut().zip(matrix.codebooks().outer_iter())
-                {
+                for (mut codebook, whole) in codebooks.outer_iter_mut().zip(matrix.codebooks().outer_iter()) {
                     let flat: Vec<f64> = whole.iter().copied().collect();
                     let (size, len) = (whole.dim().0, flat.len() / whole.dim().0);
                     for (i, value) in codebook.iter_mut().enumerate() {
@@ -131,9 +129,10 @@ impl Damaged {
 
     /// A worse, or for other ties an equally good, choice of codes.
     fn codes(&self, found: &mut QuantizedMatrix, before: &QuantizedMatrix) {
+        let mut codes = found.codes().clone();
         match self.damage {
             Damage::OtherTies => {
-                for ((_, _, m), code) in found.codes().indexed_iter_mut() {
+                for ((_, _, m), code) in codes.indexed_iter_mut() {
                     let codeword = |k: usize| before.codebooks().slice(s![m, k, .., ..]);
                     let last = (0..before.scheme().codebook_size())
                         .rev()
@@ -143,19 +142,18 @@ impl Damaged {
             }
             Damage::DroppedRows => {
                 let last = found.codes().dim().0 - 1;
-                let codes = before.codes().index_axis(Axis(0), last).to_owned();
-                found.codes().index_axis_mut(Axis(0), last).assign(&codes);
+                codes
+                    .index_axis_mut(Axis(0), last)
+                    .assign(&before.codes().index_axis(Axis(0), last));
             }
             Damage::OffByOneGroup => {
-                let groups = found.codes().dim().1;
-                let whole = found.codes().clone();
-                for j in 0..groups {
-                    let codes = whole.index_axis(Axis(1), (j + 1) % groups);
-                    found.codes().index_axis_mut(Axis(1), j).assign(&codes);
-                }
+                let groups = codes.dim().1;
+                let next: Vec<usize> = (0..groups).map(|j| (j + 1) % groups).collect();
+                codes = codes.select(Axis(1), &next);
             }
             _ => {}
         }
+        *found = found.clone().with_codes(codes).unwrap();
     }
 }
 
@@ -231,12 +229,12 @@ impl Subject for Damaged {
         update: &Update,
     ) -> Result<QuantizedMatrix> {
         let mut found = self.inner.codebook_update(weight, hessian, matrix, update)?;
-        self.wide(&mut found.codebooks());
+        found.tune(|mut codebooks, _| self.wide(&mut codebooks));
         if self.damage == Damage::DroppedInputs {
             // the last codebook keeps what it had
             let last = matrix.codebooks().dim().0 - 1;
             let codebook = matrix.codebooks().index_axis(Axis(0), last).to_owned();
-            found.codebooks().index_axis_mut(Axis(0), last).assign(&codebook);
+            found.tune(|mut codebooks, _| codebooks.index_axis_mut(Axis(0), last).assign(&codebook));
         }
         Ok(found)
     }

@@ -3,9 +3,7 @@ use std::path::{Path, PathBuf};
 use aqlm_reference::llama::{
     Block, ResidentLinear, ResidentWeight, Rotary, block_backward, block_forward_traced,
 };
-use aqlm_reference::{
-    Hessian, KMeansSettings, adam, beam_search, closed_form, decode, kmeans, layer_error,
-};
+use aqlm_reference::{Hessian, KMeansSettings, adam, beam_search, closed_form, decode, kmeans, layer_error};
 use aqlm_vocabulary::{AdamSettings, LayerKind, LlamaConfig, QuantizedMatrix, Rope, RopeScaling, Scheme};
 use ndarray::{Array1, Array2, Array3, Array4, Ix1, Ix2, Ix3, Ix4, s};
 use serde_json::Value;
@@ -251,11 +249,7 @@ fn closed_form_case(entry: &Entry<'_>, file: &VectorFile) -> Result<Vec<Comparis
     let zeros = Array4::zeros(file.array_n::<Ix4>("codebooks")?.raw_dim());
     let start = quantized(file, &file.array_n("codes")?, zeros)?;
     let codebooks = closed_form(&weight, &hessian, &start)?;
-    let loss = layer_error(
-        &weight,
-        &decode(&start.with_codebooks(codebooks)?),
-        &hessian,
-    );
+    let loss = layer_error(&weight, &decode(&start.with_codebooks(codebooks)?), &hessian);
     let expected = entry.number("loss")?;
     Ok(vec![Comparison::new(
         "loss over the peer's, less one",

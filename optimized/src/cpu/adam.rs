@@ -82,11 +82,7 @@ mod tests {
                     amsgrad,
                 };
                 let mut parameter = 1.0;
-                Moments::new(1).step(
-                    &adam,
-                    std::iter::once(&mut parameter),
-                    std::iter::once(&gradient),
-                );
+                Moments::new(1).step(&adam, std::iter::once(&mut parameter), std::iter::once(&gradient));
                 let expected = 1.0 - 0.1 * gradient / (f64::abs(gradient) + eps);
                 assert!((parameter - expected).abs() < 1e-12, "{parameter} {expected}");
             }

@@ -11,7 +11,9 @@ use ndarray::{Array, ArrayBase, Data, DataMut, Dimension};
 /// When the array is not in standard layout.
 #[track_caller]
 pub(crate) fn elements<S: Data, D: Dimension>(array: &ArrayBase<S, D>) -> &[S::Elem] {
-    array.as_slice().expect("standard layout: made so by this backend")
+    array
+        .as_slice()
+        .expect("standard layout: made so by this backend")
 }
 
 /// [`elements`], to change.

@@ -65,27 +65,24 @@ mod tests {
     use crate::problem::{problem, rounding};
     use crate::{decode, layer_error};
 
-    fn settings(steps: usize) -> AdamSettings {
-        AdamSettings {
-            lr: 1e-3,
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-            amsgrad: false,
-            steps,
-        }
-    }
+    const SETTINGS: AdamSettings = AdamSettings {
+        lr: 1e-3,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        amsgrad: false,
+    };
 
     #[test]
     fn the_first_step_moves_each_parameter_against_its_gradient_by_the_learning_rate() {
         let p = problem(1, "2x2g4o2", 6, 4);
-        let (after, losses) = adam(&p.weight, &p.hessian, &p.matrix, &settings(1)).unwrap();
+        let (after, losses) = adam(&p.weight, &p.hessian, &p.matrix, &SETTINGS, 1).unwrap();
         let loss = |matrix: &QuantizedMatrix| layer_error(&p.weight, &decode(matrix), &p.hessian);
         assert!((losses[0] - loss(&p.matrix) / 12.0).abs() <= rounding(&p));
         for (index, &value) in p.matrix.codebooks().indexed_iter() {
             let mut moved = [p.matrix.clone(), p.matrix.clone()];
-            moved[0].codebooks()[index] += 0.5;
-            moved[1].codebooks()[index] -= 0.5;
+            moved[0].tune(|mut codebooks, _| codebooks[index] += 0.5);
+            moved[1].tune(|mut codebooks, _| codebooks[index] -= 0.5);
             // exact for a parabola
             let slope = loss(&moved[0]) - loss(&moved[1]);
             let change = after.codebooks()[index] - value;
@@ -99,8 +96,8 @@ mod tests {
         }
         for (o, &value) in p.matrix.scales().indexed_iter() {
             let mut moved = [p.matrix.clone(), p.matrix.clone()];
-            moved[0].scales()[o] += 0.5;
-            moved[1].scales()[o] -= 0.5;
+            moved[0].tune(|_, mut scales| scales[o] += 0.5);
+            moved[1].tune(|_, mut scales| scales[o] -= 0.5);
             let slope = loss(&moved[0]) - loss(&moved[1]);
             assert!((after.scales()[o] - value + 1e-3 * slope.signum()).abs() <= 1e-3 * 1e-4);
         }
@@ -109,7 +106,7 @@ mod tests {
     #[test]
     fn it_descends() {
         let p = problem(2, "2x3g4", 8, 4);
-        let (after, losses) = adam(&p.weight, &p.hessian, &p.matrix, &settings(100)).unwrap();
+        let (after, losses) = adam(&p.weight, &p.hessian, &p.matrix, &SETTINGS, 100).unwrap();
         assert!(losses.is_sorted_by(|a, b| a >= b));
         let last = layer_error(&p.weight, &decode(&after), &p.hessian) / 8.0;
         assert!(last < losses[99]);
@@ -119,13 +116,13 @@ mod tests {
     fn no_steps_change_nothing_and_divergence_is_an_error_or_finite() {
         let p = problem(2, "2x3g4", 8, 4);
         assert_eq!(
-            adam(&p.weight, &p.hessian, &p.matrix, &settings(0)).unwrap(),
+            adam(&p.weight, &p.hessian, &p.matrix, &SETTINGS, 0).unwrap(),
             (p.matrix.clone(), vec![])
         );
         let wild = AdamSettings {
             lr: 1e300,
-            ..settings(5)
+            ..SETTINGS
         };
-        assert!(adam(&p.weight, &p.hessian, &p.matrix, &wild).is_err());
+        assert!(adam(&p.weight, &p.hessian, &p.matrix, &wild, 5).is_err());
     }
 }

@@ -160,10 +160,11 @@ mod tests {
         #[test]
         fn finite_differences_vanish_at_the_solution(seed: u64, scheme in prop::sample::select(vec!["2x2g4", "1x3g4o2", "3x2g2"])) {
             let mut p = problem(seed, scheme, 8, 4);
-            p.matrix.codebooks() = closed_form(&p.weight, &p.hessian, &p.matrix).unwrap();
+            let solved = closed_form(&p.weight, &p.hessian, &p.matrix).unwrap();
+            p.matrix = p.matrix.with_codebooks(solved).unwrap();
             let at = |index: [usize; 4], step: f64| {
                 let mut moved = p.matrix.clone();
-                moved.codebooks()[index] += step;
+                moved.tune(|mut codebooks, _| codebooks[index] += step);
                 layer_error(&p.weight, &decode(&moved), &p.hessian)
             };
             let (_, states, go, gi) = p.matrix.codebooks().dim();
@@ -194,7 +195,8 @@ mod tests {
     #[test]
     fn unused_codewords_keep_their_values() {
         let mut p = problem(5, "2x3g4", 6, 4);
-        p.matrix.codes().mapv_inplace(|code| code % 5);
+        let codes = p.matrix.codes().mapv(|code| code % 5);
+        p.matrix = p.matrix.with_codes(codes).unwrap();
         let codebooks = closed_form(&p.weight, &p.hessian, &p.matrix).unwrap();
         for m in 0..2 {
             for k in 0..8 {
@@ -223,14 +225,16 @@ mod tests {
         }
         // codewords 0 of both codebooks always together
         let first = p.matrix.codes().slice(s![.., .., 0]).to_owned();
-        p.matrix.codes().slice_mut(s![.., .., 1]).assign(&first);
+        let mut codes = p.matrix.codes().clone();
+        codes.slice_mut(s![.., .., 1]).assign(&first);
+        p.matrix = p.matrix.with_codes(codes).unwrap();
         let solved = closed_form(&p.weight, &p.hessian, &p.matrix).unwrap();
-        let mut q = p.matrix.clone();
-        q.codebooks() = solved;
+        let q = p.matrix.clone().with_codebooks(solved).unwrap();
         let before = layer_error(&p.weight, &decode(&p.matrix), &p.hessian);
         let after = layer_error(&p.weight, &decode(&q), &p.hessian);
         assert!(after < before);
-        q.codebooks() = closed_form(&p.weight, &p.hessian, &q).unwrap();
+        let solved = closed_form(&p.weight, &p.hessian, &q).unwrap();
+        let q = q.with_codebooks(solved).unwrap();
         let again = layer_error(&p.weight, &decode(&q), &p.hessian);
         assert!((again - after).abs() <= rounding(&p), "{again} after {after}");
     }

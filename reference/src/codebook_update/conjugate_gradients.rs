@@ -142,7 +142,8 @@ mod tests {
     #[test]
     fn unused_codewords_keep_their_values() {
         let mut p = problem(5, "2x3g4", 6, 4);
-        p.matrix.codes().mapv_inplace(|code| code % 5);
+        let codes = p.matrix.codes().mapv(|code| code % 5);
+        p.matrix = p.matrix.with_codes(codes).unwrap();
         let codebooks = conjugate_gradients(&p.weight, &p.hessian, &p.matrix, 30).unwrap();
         for ((m, k, a, b), &value) in codebooks.indexed_iter() {
             assert_eq!(value == p.matrix.codebooks()[[m, k, a, b]], k >= 5);

@@ -52,11 +52,12 @@ mod tests {
         #[test]
         fn no_other_scale_is_better(seed: u64, factor in 0.5..1.5f64, scheme in prop::sample::select(vec!["2x3g4", "1x3g4o2"])) {
             let mut p = problem(seed, scheme, 6, 3);
-            p.matrix.scales() = optimal_scales(&p.weight, &p.hessian, &p.matrix).unwrap();
+            let scales = optimal_scales(&p.weight, &p.hessian, &p.matrix).unwrap();
+            p.matrix = p.matrix.with_scales(scales).unwrap();
             let best = layer_error(&p.weight, &decode(&p.matrix), &p.hessian);
             for o in 0..6 {
                 let mut other = p.matrix.clone();
-                other.scales()[o] *= factor;
+                other.tune(|_, mut scales| scales[o] *= factor);
                 let loss = layer_error(&p.weight, &decode(&other), &p.hessian);
                 prop_assert!(best <= loss + rounding(&p));
             }
@@ -66,7 +67,7 @@ mod tests {
     #[test]
     fn a_scale_that_does_not_matter_stays() {
         let mut p = problem(3, "1x2g4", 4, 2);
-        p.matrix.codebooks().fill(0.0);
+        p.matrix.tune(|mut codebooks, _| codebooks.fill(0.0));
         assert_eq!(
             optimal_scales(&p.weight, &p.hessian, &p.matrix).unwrap(),
             p.matrix.scales()

@@ -6,8 +6,8 @@ use super::{
 };
 use crate::adam::Moments;
 use aqlm_vocabulary::{
-    AdamSettings, AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerKind, LlamaConfig, Purpose,
-    QuantizedMatrix, Result, StreamKey, shuffle,
+    AdamSettings, AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerKind, LlamaConfig,
+    Purpose, QuantizedMatrix, Result, StreamKey, shuffle,
 };
 
 /// Tunes the codebooks, scales and norms of a block on the outputs that it should have (paper section 3.4,
@@ -537,7 +537,10 @@ mod tests {
             problem.tune(validation, settings).1.unwrap_err()
         };
         let batch0 = FinetuneSettings { batch: 0, ..SETTINGS };
-        assert!(matches!(refused(|_| (), 7, &SETTINGS), AqlmError::Argument { .. }));
+        assert!(matches!(
+            refused(|_| (), 7, &SETTINGS),
+            AqlmError::Argument { .. }
+        ));
         assert!(matches!(refused(|_| (), 2, &batch0), AqlmError::Argument { .. }));
         let shapes: [fn(&mut Problem); 4] = [
             |problem| drop(problem.targets.pop()),

@@ -329,8 +329,10 @@ mod tests {
             let mut matrix = quantized(&mut rng, out, inputs);
             // Weights as large as the dense ones, and scales of order one: numerical gradients assume that a
             // parameter's own size is the one on which the loss bends.
-            matrix.codebooks() /= (2.0 * inputs as f64).sqrt();
-            matrix.scales() *= 2.0;
+            matrix.tune(|mut codebooks, mut scales| {
+                codebooks /= (2.0 * inputs as f64).sqrt();
+                scales *= 2.0;
+            });
             model.blocks[block].set_layer(kind, matrix).unwrap();
         }
         if tied {

@@ -58,9 +58,7 @@ mod tests {
             &grad_codebooks,
             matrix.codebooks(),
             120,
-            |codebooks| {
-                loss(matrix.clone().with_codebooks(codebooks.clone()).unwrap())
-            },
+            |codebooks| loss(matrix.clone().with_codebooks(codebooks.clone()).unwrap()),
         );
         assert_gradient("scales", &grad_scales, matrix.scales(), 120, |scales| {
             loss(matrix.clone().with_scales(scales.clone()).unwrap())

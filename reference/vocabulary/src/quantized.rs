@@ -104,10 +104,7 @@ impl QuantizedMatrix {
     ///
     /// Training that diverges ends in numbers that are not finite, and has to report where. So these are kept,
     /// and [`QuantizedMatrix::check_finite`] finds them.
-    pub fn tune<T>(
-        &mut self,
-        change: impl FnOnce(ArrayViewMut4<'_, f64>, ArrayViewMut1<'_, f64>) -> T,
-    ) -> T {
+    pub fn tune<T>(&mut self, change: impl FnOnce(ArrayViewMut4<'_, f64>, ArrayViewMut1<'_, f64>) -> T) -> T {
         change(self.codebooks.view_mut(), self.scales.view_mut())
     }
 
@@ -284,8 +281,13 @@ mod tests {
         let codes = Array3::from_shape_fn((2, 5, 3), |(m, j, o)| ((m + 2 * j + o) % 4) as u16);
         let reversed = codes.clone().reversed_axes();
         assert!(reversed.as_slice().is_none());
-        let matrix =
-            QuantizedMatrix::new(scheme, reversed.clone(), Array4::zeros((2, 4, 1, 4)), Array1::ones(3)).unwrap();
+        let matrix = QuantizedMatrix::new(
+            scheme,
+            reversed.clone(),
+            Array4::zeros((2, 4, 1, 4)),
+            Array1::ones(3),
+        )
+        .unwrap();
         assert_eq!(matrix.codes(), reversed);
         assert!(matrix.codes().as_slice().is_some());
         let again = matrix.with_codes(codes.reversed_axes()).unwrap();

@@ -77,9 +77,7 @@ pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
     let best = with(closed_form(weight, hessian, matrix)?)?;
     let optimum = layer.loss(&best);
     let others = [
-        with(aqlm_reference::conjugate_gradients(
-            weight, hessian, matrix, 60,
-        )?)?,
+        with(aqlm_reference::conjugate_gradients(weight, hessian, matrix, 60)?)?,
         adam_run(&layer, 30)?.with_scales(matrix.scales().clone())?,
     ];
     for (what, other) in ["above conjugate gradients'", "above Adam's"]
@@ -125,7 +123,14 @@ fn adam_run(layer: &Layer, steps: usize) -> Result<QuantizedMatrix> {
         eps: AdamSettings::USUAL_EPS,
         amsgrad: false,
     };
-    Ok(adam(&layer.weight, &layer.data.hessian, &layer.data.matrix, &settings, steps)?.0)
+    Ok(adam(
+        &layer.weight,
+        &layer.data.hessian,
+        &layer.data.matrix,
+        &settings,
+        steps,
+    )?
+    .0)
 }
 
 pub(super) fn prepare(case: &Case) -> Result<Prepared> {

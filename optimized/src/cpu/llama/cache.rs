@@ -51,7 +51,10 @@ pub fn block_decode_step(
     if cached != position || position >= rotary.positions() {
         return Err(AqlmError::argument(
             "position",
-            format!("{cached}, the next of the cache, below the {} of the rotary tables", rotary.positions()),
+            format!(
+                "{cached}, the next of the cache, below the {} of the rotary tables",
+                rotary.positions()
+            ),
             position,
         ));
     }

@@ -1,11 +1,11 @@
 use aqlm_vocabulary::{
-    AdamSettings, AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerKind, LlamaConfig, Purpose, Result,
-    StreamKey, shuffle,
+    AdamSettings, AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerKind, LlamaConfig,
+    Purpose, Result, StreamKey, shuffle,
 };
 use ndarray::{Array3, ArrayView3, Zip};
 use rayon::prelude::*;
 
-use super::forward::sequences_at_once;
+use super::sequences::sequences_at_once;
 use super::{Block, BlockGradients, Rotary, Sequences, Wanted, block_backward, block_forward_traced};
 use crate::cpu::adam::Moments;
 use crate::cpu::quantizer::{Places, quantized_gradients};

@@ -6,15 +6,11 @@ use rayon::prelude::*;
 use super::attention::attention;
 use super::rms_norm::rms_norm;
 use super::rotary::Turn;
-use super::sequences::{parts, selected};
+use super::sequences::{parts, selected, sequences_at_once};
 use super::swiglu::swiglu;
 use super::{Block, Rotary};
 use crate::cpu::product::{linear, product_into};
 use crate::cpu::zeroed::{zeroed, zeroed_sequences};
-
-/// Rows that go through a block together: enough to keep products efficient, few enough that their inner
-/// activations (some twenty times the hidden state) stay out of the way of everything else in memory.
-const ROWS: usize = 4096;
 
 /// The values inside a block that its backward pass and the Hessians of its layers need: [rows, features], a
 /// row for each token of each sequence.
@@ -56,11 +52,6 @@ impl BlockTrace {
             LayerKind::DownProj => self.activated.view(),
         }
     }
-}
-
-/// Sequences of `tokens` tokens that go through a block together.
-pub(super) fn sequences_at_once(tokens: usize) -> usize {
-    (ROWS / tokens.max(1)).max(1)
 }
 
 /// A Llama block over sequences, [sequences, tokens, hidden] to the same: m = x + O attention(Q n(x), K n(x),

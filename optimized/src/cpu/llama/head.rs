@@ -73,7 +73,12 @@ impl Head {
     pub fn logits_of_row(&self, config: &LlamaConfig, x: ArrayView1<'_, f32>) -> Array1<f32> {
         let x = x.as_standard_layout();
         let mut normed = vec![0.0; x.len()];
-        rms_norm_row(&mut normed, elements(&x), elements(&self.norm), config.rms_norm_eps);
+        rms_norm_row(
+            &mut normed,
+            elements(&x),
+            elements(&self.norm),
+            config.rms_norm_eps,
+        );
         Array1::from(self.lm_head.times(&normed))
     }
 

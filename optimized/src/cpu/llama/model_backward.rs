@@ -2,8 +2,9 @@ use aqlm_vocabulary::{AqlmError, LayerKind, LlamaConfig, Result, Target, Tuned};
 use faer::Par;
 use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3, Axis, s};
 
-use super::forward::{sequences_at_once, trace_width, working_bytes};
+use super::forward::{trace_width, working_bytes};
 use super::rms_norm::{rms_norm, rms_norm_backward};
+use super::sequences::sequences_at_once;
 use super::{
     BlockGradients, BlockTrace, Model, Rotary, Wanted, block_backward, block_forward_traced, cross_entropy,
     embed, kl_divergence, top_kl_divergence,
@@ -256,7 +257,11 @@ fn loss_and_gradient(
     scale: f64,
 ) -> Result<f64> {
     match target {
-        Target::NextTokens => cross_entropy(logits, &tokens[tokens.len() - target.positions(tokens.len())..], scale),
+        Target::NextTokens => cross_entropy(
+            logits,
+            &tokens[tokens.len() - target.positions(tokens.len())..],
+            scale,
+        ),
         Target::Teacher { states, head } => {
             if states.ncols() != head.ncols() {
                 return Err(AqlmError::Shape {

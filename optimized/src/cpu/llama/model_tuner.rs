@@ -333,7 +333,11 @@ fn set_values(model: &mut Model, parameter: Parameter, values: &[f64]) {
         Parameter::Embedding => narrow(&mut model.embedding.iter_mut()),
         Parameter::Head => {
             let lm_head = model.lm_head.as_mut();
-            narrow(&mut lm_head.expect("selected only where it is no embedding").iter_mut());
+            narrow(
+                &mut lm_head
+                    .expect("selected only where it is no embedding")
+                    .iter_mut(),
+            );
         }
     }
 }

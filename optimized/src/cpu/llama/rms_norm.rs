@@ -45,26 +45,27 @@ pub(super) fn rms_norm_backward(
 ) -> Array1<f64> {
     let hidden = x.ncols();
     let weight = elements(weight);
-    let one_task =
-        |x: ArrayView2<'_, f32>, grad_y: ArrayView2<'_, f32>, grad_x: Option<ArrayViewMut2<'_, f32>>| {
-            let mut grad_weight = vec![0.0f32; hidden];
-            let mut grad_rows = grad_x;
-            for (r, (x, grad_y)) in x.outer_iter().zip(grad_y.outer_iter()).enumerate() {
-                let (x, grad_y) = (elements(&x), elements(&grad_y));
-                let factor = reciprocal_root(x, eps);
-                for ((sum, x), g) in grad_weight.iter_mut().zip(x).zip(grad_y) {
-                    *sum += g * (factor * x);
-                }
-                if let Some(rows) = &mut grad_rows {
-                    let along = triple_product(x, weight, grad_y) * factor * factor * factor / hidden as f32;
-                    let mut row = rows.row_mut(r);
-                    for (((to, x), w), g) in elements_mut(&mut row).iter_mut().zip(x).zip(weight).zip(grad_y) {
-                        *to += factor * w * g - along * x;
-                    }
+    let one_task = |x: ArrayView2<'_, f32>,
+                    grad_y: ArrayView2<'_, f32>,
+                    grad_x: Option<ArrayViewMut2<'_, f32>>| {
+        let mut grad_weight = vec![0.0f32; hidden];
+        let mut grad_rows = grad_x;
+        for (r, (x, grad_y)) in x.outer_iter().zip(grad_y.outer_iter()).enumerate() {
+            let (x, grad_y) = (elements(&x), elements(&grad_y));
+            let factor = reciprocal_root(x, eps);
+            for ((sum, x), g) in grad_weight.iter_mut().zip(x).zip(grad_y) {
+                *sum += g * (factor * x);
+            }
+            if let Some(rows) = &mut grad_rows {
+                let along = triple_product(x, weight, grad_y) * factor * factor * factor / hidden as f32;
+                let mut row = rows.row_mut(r);
+                for (((to, x), w), g) in elements_mut(&mut row).iter_mut().zip(x).zip(weight).zip(grad_y) {
+                    *to += factor * w * g - along * x;
                 }
             }
-            grad_weight
-        };
+        }
+        grad_weight
+    };
     let inputs = x
         .axis_chunks_iter(Axis(0), ROWS)
         .into_par_iter()

@@ -1,6 +1,10 @@
 use aqlm_vocabulary::AqlmError;
 use ndarray::{Array3, ArrayView3, Axis, CowArray, Ix3, s};
 
+/// Rows that go through a block together: enough to keep products efficient, few enough that their inner
+/// activations (some twenty times the hidden state) stay out of the way of everything else in memory.
+const ROWS: usize = 4096;
+
 /// Hidden states of sequences of equal length, wherever they lie: in memory, or beyond a bound on a disk.
 pub trait Sequences {
     /// What reading them may fail with, beside what computing with them may.
@@ -41,9 +45,14 @@ pub fn selected<'a>(all: ArrayView3<'a, f32>, indices: &[usize]) -> CowArray<'a,
     copy.into()
 }
 
+/// Sequences of `tokens` tokens that go through a block together.
+pub(super) fn sequences_at_once(tokens: usize) -> usize {
+    (ROWS / tokens.max(1)).max(1)
+}
+
 /// The sequences in parts that go through a block together.
 pub fn parts(sequences: std::ops::Range<usize>, tokens: usize) -> impl Iterator<Item = Vec<usize>> {
-    let at_once = super::forward::sequences_at_once(tokens);
+    let at_once = sequences_at_once(tokens);
     let end = sequences.end;
     sequences
         .step_by(at_once)

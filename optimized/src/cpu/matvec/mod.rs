@@ -2,6 +2,7 @@
 
 mod direct;
 mod fixed;
+mod fixed_tables;
 #[cfg(target_arch = "x86_64")]
 mod permute;
 mod table;
@@ -12,7 +13,7 @@ use aqlm_vocabulary::{AqlmError, Result};
 use rayon::prelude::*;
 
 use self::direct::Direct;
-use self::fixed::FixedTables;
+use self::fixed_tables::FixedTables;
 use self::table::BuildTables;
 use super::aligned::Aligned;
 use super::layout::{Codebooks, Codes, PackedMatrix, TILE, TiledCodes};

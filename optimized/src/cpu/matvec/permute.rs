@@ -8,7 +8,7 @@
 #[allow(clippy::wildcard_imports)]
 use std::arch::x86_64::*;
 
-use super::fixed::{FixedTables, bias, common_step};
+use super::fixed_tables::{FixedTables, bias, common_step};
 use crate::cpu::layout::TILE;
 
 /// Bytes of codes that are asked for ahead of their use: some 64 cache lines, about the latency of memory.

@@ -167,7 +167,12 @@ fn unscaled_inner(matrix: &QuantizedMatrix, o: usize, gradient: &[f32]) -> f64 {
     let mut inner = 0.0;
     for (a, row) in gradient.chunks_exact(width).enumerate() {
         for (i, &g) in row.iter().enumerate() {
-            for (m, &code) in matrix.codes().slice(ndarray::s![o, i / gi, ..]).iter().enumerate() {
+            for (m, &code) in matrix
+                .codes()
+                .slice(ndarray::s![o, i / gi, ..])
+                .iter()
+                .enumerate()
+            {
                 inner += f64::from(g) * matrix.codebooks()[[m, usize::from(code), a, i % gi]];
             }
         }

@@ -83,8 +83,8 @@ pub(super) fn initialize(
         scheme.out_group_size,
         scheme.in_group_size,
     );
-    let codebooks =
-        Array4::from_shape_vec(shape, codebooks).expect("k-means ends with as many centroids as it was given");
+    let codebooks = Array4::from_shape_vec(shape, codebooks)
+        .expect("k-means ends with as many centroids as it was given");
     QuantizedMatrix::new(scheme, codes, codebooks, Array1::from(scales))
 }
 

@@ -51,47 +51,48 @@ impl Trial {
         let band = go * self.error.ncols();
         let (error, image) = (&mut self.error, &mut self.image);
         self.loss = self.matrix.tune(|_, mut scales| {
-        let losses: Vec<f64> = elements_mut(error)
-            .par_chunks_mut(band)
-            .zip(elements_mut(image).par_chunks_mut(band))
-            .zip(elements(&problem.weight).par_chunks(band))
-            .zip(elements(&problem.weight_image).par_chunks(band))
-            .zip(elements_mut(&mut scales).par_iter_mut())
-            .map_init(
-                || (Vec::new(), Vec::new()),
-                |(decoded, decoded_image), ((((error, image), weight), weight_image), scale)| {
-                    difference(decoded, weight, error);
-                    difference(decoded_image, weight_image, image);
-                    let before = dot_in_f64(image, error);
-                    let factor = dot_in_f64(decoded_image, weight) / dot_in_f64(decoded_image, decoded);
-                    if !factor.is_finite() {
-                        return before;
-                    }
-                    let narrow = factor as f32;
-                    for values in [&mut *decoded, &mut *decoded_image] {
-                        for value in values {
-                            *value *= narrow;
+            let losses: Vec<f64> = elements_mut(error)
+                .par_chunks_mut(band)
+                .zip(elements_mut(image).par_chunks_mut(band))
+                .zip(elements(&problem.weight).par_chunks(band))
+                .zip(elements(&problem.weight_image).par_chunks(band))
+                .zip(elements_mut(&mut scales).par_iter_mut())
+                .map_init(
+                    || (Vec::new(), Vec::new()),
+                    |(decoded, decoded_image), ((((error, image), weight), weight_image), scale)| {
+                        difference(decoded, weight, error);
+                        difference(decoded_image, weight_image, image);
+                        let before = dot_in_f64(image, error);
+                        let factor = dot_in_f64(decoded_image, weight) / dot_in_f64(decoded_image, decoded);
+                        if !factor.is_finite() {
+                            return before;
                         }
-                    }
-                    // Q and its image become W - factor Q and (W - factor Q) H.
-                    for (values, of_weight) in [(&mut *decoded, weight), (&mut *decoded_image, weight_image)]
-                    {
-                        for (value, weight) in values.iter_mut().zip(of_weight) {
-                            *value = weight - *value;
+                        let narrow = factor as f32;
+                        for values in [&mut *decoded, &mut *decoded_image] {
+                            for value in values {
+                                *value *= narrow;
+                            }
                         }
-                    }
-                    let after = dot_in_f64(decoded_image, decoded);
-                    let better = after < before;
-                    if !better {
-                        return before;
-                    }
-                    *scale *= factor;
-                    error.copy_from_slice(decoded);
-                    image.copy_from_slice(decoded_image);
-                    after
-                },
-            )
-            .collect();
+                        // Q and its image become W - factor Q and (W - factor Q) H.
+                        for (values, of_weight) in
+                            [(&mut *decoded, weight), (&mut *decoded_image, weight_image)]
+                        {
+                            for (value, weight) in values.iter_mut().zip(of_weight) {
+                                *value = weight - *value;
+                            }
+                        }
+                        let after = dot_in_f64(decoded_image, decoded);
+                        let better = after < before;
+                        if !better {
+                            return before;
+                        }
+                        *scale *= factor;
+                        error.copy_from_slice(decoded);
+                        image.copy_from_slice(decoded_image);
+                        after
+                    },
+                )
+                .collect();
             losses.iter().sum()
         });
     }

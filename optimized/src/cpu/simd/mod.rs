@@ -114,9 +114,7 @@ impl FromStr for SimdLevel {
         Self::ALL
             .into_iter()
             .find(|level| level.to_string() == text)
-            .ok_or_else(|| {
-                AqlmError::argument("SIMD level", "portable, neon, avx2 or avx512", text)
-            })
+            .ok_or_else(|| AqlmError::argument("SIMD level", "portable, neon, avx2 or avx512", text))
     }
 }
 

@@ -214,7 +214,12 @@ impl Group {
             Weight::Dense(weight) => dense(device, blas, weight, x, y, [out_features, in_features, rows]),
             Weight::Quantized(layouts) => match &layouts.prompt {
                 Some(matrix) => matrix.start(device, Some(x), y, false),
-                None => Err(AqlmError::argument("model", "one that was made for prompts", "one for single tokens").into()),
+                None => Err(AqlmError::argument(
+                    "model",
+                    "one that was made for prompts",
+                    "one for single tokens",
+                )
+                .into()),
             },
         }
     }
@@ -304,7 +309,9 @@ impl Layer {
             }
             Weight::Quantized(layouts) => match &layouts.step {
                 Some(matrix) => matrix.start_on(device, device.stream(), Some(x), &mut y, overlap),
-                None => Err(AqlmError::Internal("a layer of a joined group was started by itself".into()).into()),
+                None => {
+                    Err(AqlmError::Internal("a layer of a joined group was started by itself".into()).into())
+                }
             },
         }
     }

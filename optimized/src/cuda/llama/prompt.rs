@@ -142,7 +142,12 @@ impl Model<'_> {
         self.position = 0;
         self.accept(&vec![0; x.len() / width])?;
         let Some(mut prompt) = self.prompt.take() else {
-            return Err(AqlmError::argument("model", "one that was made for prompts", "one for single tokens").into());
+            return Err(AqlmError::argument(
+                "model",
+                "one that was made for prompts",
+                "one for single tokens",
+            )
+            .into());
         };
         let y = self.block_in_chunks(&mut prompt, block, x);
         self.prompt = Some(prompt);

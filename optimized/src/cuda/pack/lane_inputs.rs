@@ -130,7 +130,10 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
         groups.extend_from_slice(&warp.groups);
         items.extend(warp.words.iter().skip(HEAD * CHUNK_WORDS));
     }
-    let largest = matrix.codebooks().iter().fold(0.0_f64, |most, c| most.max(c.abs()));
+    let largest = matrix
+        .codebooks()
+        .iter()
+        .fold(0.0_f64, |most, c| most.max(c.abs()));
     let product_bits = PRODUCT_BITS.min(SUM_BITS - (in_groups + 1).next_power_of_two().trailing_zeros());
 
     Ok(Packed {

@@ -269,7 +269,10 @@ pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target, batch: usize) -
 /// `Argument` when there is none.
 fn known(id: &str) -> Result<&'static aqlm_kernels::Kernel> {
     aqlm_kernels::kernel(id).map_err(|_| {
-        let ids: Vec<&str> = aqlm_kernels::kernels().iter().map(|kernel| kernel.id.as_str()).collect();
+        let ids: Vec<&str> = aqlm_kernels::kernels()
+            .iter()
+            .map(|kernel| kernel.id.as_str())
+            .collect();
         AqlmError::argument("kernel", format!("one of {}", ids.join(", ")), id)
     })
 }
@@ -353,7 +356,12 @@ fn codebook_bytes(matrix: &QuantizedMatrix) -> Vec<u8> {
 
 /// Scales `[out_groups]` as f16.
 fn scale_bytes(matrix: &QuantizedMatrix) -> Vec<u8> {
-    bytes_of_u16(matrix.scales().iter().map(|&value| f16::from_f64(value).to_bits()))
+    bytes_of_u16(
+        matrix
+            .scales()
+            .iter()
+            .map(|&value| f16::from_f64(value).to_bits()),
+    )
 }
 
 /// The fewest warps, at most `most`, that do `tasks` in as few rounds as `most` warps would.

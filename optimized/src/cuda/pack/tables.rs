@@ -79,7 +79,10 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
             }
         }
     }
-    let largest = matrix.codebooks().iter().fold(0.0_f64, |most, c| most.max(c.abs()));
+    let largest = matrix
+        .codebooks()
+        .iter()
+        .fold(0.0_f64, |most, c| most.max(c.abs()));
 
     Ok(Packed {
         kernel: "matvec/k6_product_tables",

@@ -102,7 +102,12 @@ impl Form {
     }
 
     pub(super) fn of(matrix: &QuantizedMatrix, target: &Target) -> Self {
-        Self::new(matrix.scheme(), matrix.out_features(), matrix.in_features(), target)
+        Self::new(
+            matrix.scheme(),
+            matrix.out_features(),
+            matrix.in_features(),
+            target,
+        )
     }
 
     /// Codes in the order of the kernel's lanes.

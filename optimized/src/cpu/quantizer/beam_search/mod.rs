@@ -69,7 +69,11 @@ pub fn beam_search(
 ) -> Result<Array3<u16>> {
     let problem = Problem::new(weight, hessian)?;
     problem.check(matrix)?;
-    Ok(search(&problem, Trial::new(&problem, matrix.clone()), order, beam)?.into_parts().0)
+    Ok(
+        search(&problem, Trial::new(&problem, matrix.clone()), order, beam)?
+            .into_parts()
+            .0,
+    )
 }
 
 /// [`beam_search`] of a trial: its matrix with the codes found.

@@ -132,20 +132,20 @@ impl<'a> State<'a> {
     fn rescale(&mut self, matrix: &mut QuantizedMatrix, problem: &Problem) {
         let go = matrix.scheme().out_group_size;
         matrix.tune(|_, mut scales| {
-        for (o, scale) in scales.iter_mut().enumerate() {
-            let rows = ndarray::s![o * go..(o + 1) * go, ..];
-            let weight = problem.weight.slice(rows).mapv(f64::from);
-            let mut error = self.error.slice_mut(rows);
-            let decoded = &weight - &error;
-            let decoded_image = decoded.dot(self.hessian);
-            let square = (&decoded_image * &decoded).sum();
-            if square > resolution(&decoded, self.hessian) {
-                let change = (&decoded_image * &error).sum() / square;
-                *scale *= 1.0 + change;
-                error.scaled_add(-change, &decoded);
-                self.image.slice_mut(rows).scaled_add(-change, &decoded_image);
+            for (o, scale) in scales.iter_mut().enumerate() {
+                let rows = ndarray::s![o * go..(o + 1) * go, ..];
+                let weight = problem.weight.slice(rows).mapv(f64::from);
+                let mut error = self.error.slice_mut(rows);
+                let decoded = &weight - &error;
+                let decoded_image = decoded.dot(self.hessian);
+                let square = (&decoded_image * &decoded).sum();
+                if square > resolution(&decoded, self.hessian) {
+                    let change = (&decoded_image * &error).sum() / square;
+                    *scale *= 1.0 + change;
+                    error.scaled_add(-change, &decoded);
+                    self.image.slice_mut(rows).scaled_add(-change, &decoded_image);
+                }
             }
-        }
         });
     }
 }
