@@ -1,9 +1,9 @@
 use aqlm_vocabulary::AdamSettings;
 use ndarray::{Array, ArrayViewMut, Dimension};
 
-/// What Adam (Kingma and Ba 2015, algorithm 1) remembers about one array of parameters, with PyTorch's details:
-/// epsilon is added to the root of the corrected second moment, and amsgrad keeps the largest second moment from
-/// before that correction.
+/// Adam (Kingma and Ba 2015, algorithm 1) for one array of parameters, with PyTorch's details: epsilon is
+/// added to the root of the corrected second moment, and amsgrad keeps the largest second moment from before
+/// that correction.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Moments {
     steps: i32,

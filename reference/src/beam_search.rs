@@ -5,7 +5,7 @@
 //!
 //!   -2 s <G_j, c - c_old> + s^2 <(c - c_old) H_jj, c - c_old>
 //!
-//! and with U = G_j + s c_old H_jj, the same with the old codeword taken out, by a constant plus
+//! With U = G_j + s c_old H_jj, which is G_j with the old codeword taken out, this is a constant plus
 //!
 //!   s^2 <c H_jj, c> - 2 s <U, c>.
 //!
@@ -235,7 +235,7 @@ struct Hypothesis {
     codes: Array2<u16>,
     /// G = dW H of its rows, [go, in_features]
     gradient: Array2<f64>,
-    /// loss less that of the codes at the start
+    /// loss minus the loss of the codes at the start
     loss: f64,
 }
 

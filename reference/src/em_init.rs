@@ -9,7 +9,7 @@ use crate::residual_init::{Fit, initialize};
 use aqlm_vocabulary::{LayerSettings, QuantizedMatrix, Result, StreamKey};
 
 /// Output-aware EM initialisation: residual k-means, each codebook refined under the metric that the layer's
-/// outputs give to its groups before the next codebook sees the residual (output-aware EM).
+/// outputs give to its groups before the next codebook sees the residual.
 ///
 /// With x the residual of a group over its scale, the objective of one codebook is the layer error without
 /// the blocks of H that couple input groups:

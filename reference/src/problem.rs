@@ -33,7 +33,7 @@ pub(crate) fn spd(seed: u64, n: usize) -> Array2<f64> {
     x.t().dot(&x) / x.nrows() as f64
 }
 
-/// A weight with an outlier, a Hessian, and a random quantized matrix that is no good fit.
+/// A weight with an outlier, a Hessian, and a random quantized matrix that fits the weight badly.
 pub(crate) struct Problem {
     pub(crate) weight: Array2<f64>,
     pub(crate) hessian: Array2<f64>,
@@ -71,8 +71,7 @@ pub(crate) fn problem(seed: u64, scheme: &str, out_groups: usize, in_groups: usi
 }
 
 impl Problem {
-    /// tr(|W - Q| |H| |W - Q|T) with all signs dropped, W and Q each at least: the size of what a loss sums
-    /// up.
+    /// tr(R |H| RT) with R = |W| + |Q|: the size of the terms that a loss sums up.
     fn magnitude(&self) -> f64 {
         let rows = self.weight.mapv(f64::abs) + crate::decode(&self.absolute()).mapv(f64::abs);
         (rows.dot(&self.hessian.mapv(f64::abs)) * &rows).sum()

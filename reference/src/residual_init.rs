@@ -21,7 +21,7 @@ pub fn residual_init(
     initialize(weight, settings, key, |_, _, _| Ok(()))
 }
 
-/// What one codebook's k-means ended with: the codebook [2^B, go gi] and a code for each group, [out_groups x
+/// The result of one codebook's k-means: the codebook [2^B, go gi] and a code for each group, [out_groups x
 /// in_groups].
 pub(crate) struct Fit {
     pub(crate) codebook: Array2<f64>,

@@ -1,8 +1,8 @@
 use aqlm_vocabulary::AdamSettings;
 
-/// What Adam (Kingma and Ba 2015, algorithm 1) remembers about one array of parameters in f64, with PyTorch's
-/// details: epsilon is added to the root of the corrected second moment, and amsgrad keeps the largest second
-/// moment from before that correction.
+/// Adam (Kingma and Ba 2015, algorithm 1) for one array of parameters in f64, with PyTorch's details: epsilon
+/// is added to the root of the corrected second moment, and amsgrad keeps the largest second moment from
+/// before that correction.
 #[derive(Debug, Clone)]
 pub(crate) struct Moments {
     steps: i32,

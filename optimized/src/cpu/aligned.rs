@@ -36,7 +36,7 @@ impl<T: Pod> Aligned<T> {
         }
     }
 
-    /// The first `len` elements, whatever they are; grows if there are fewer.
+    /// The first `len` elements with whatever they hold. The buffer grows if it is shorter.
     pub(crate) fn resized(&mut self, len: usize) -> &mut [T] {
         if self.lines.len() * size_of::<Line>() < len * size_of::<T>() {
             *self = Self::zeroed(len);

@@ -1,4 +1,5 @@
-//! A quantized matrix laid out for the kernels of one plan. The file format is another matter.
+//! A quantized matrix laid out in memory for the kernels of one plan. Files are laid out otherwise
+//! (docs/formats.md).
 
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 

@@ -64,8 +64,8 @@ pub struct Plan {
     pub form: Form,
     /// storage of codewords
     pub codebooks: CodebookPrecision,
-    /// largest batch that is computed as so many products with one x; beyond it, rows are decoded once for
-    /// the whole batch
+    /// largest batch that takes one product per row of x; for larger ones, weights are decoded once for the
+    /// whole batch
     pub largest_matvec_batch: usize,
 }
 
@@ -96,14 +96,14 @@ impl Plan {
 }
 
 /// Where look-up tables beat the direct form: level, output groups per codeword from which building them
-/// pays, and the entries to use. Levels that are not listed use the direct form: their look-ups are loads,
-/// one per code, and the direct form needs no more. Measured on loaded cores, as docs/cpu.md says; a [`Plan`]
-/// made by hand overrides it.
+/// pays, and the entries to use. All other levels use the direct form: there a look-up is one load per code,
+/// and the direct form needs no more loads than that. Measured on loaded cores (docs/cpu.md). A [`Plan`] made
+/// by hand overrides it.
 const TABLES_PAY: [(SimdLevel, usize, TablePrecision); 2] = [
     (SimdLevel::Avx512, 5, TablePrecision::I24),
     (SimdLevel::Portable, 2, TablePrecision::F32),
 ];
 
-/// Up to this batch, so many fused products instead of one decode and a dense product. An estimate: where the
-/// two cross has not been measured.
+/// Batches up to this size take one fused product per row of x; larger ones decode once and take a dense
+/// product. An estimate: the crossover has not been measured.
 const LARGEST_MATVEC_BATCH: usize = 4;

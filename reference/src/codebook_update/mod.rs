@@ -1,8 +1,8 @@
 //! Codebooks and scales for fixed codes (paper section 3.3).
 //!
-//! The loss tr((W - Q) H (W - Q)T) is quadratic in the codebooks. The paper takes Adam to it and leaves a
-//! dedicated least-squares solver to future work; here are both, and the solver in two forms: with the normal
-//! equations formed and without.
+//! The loss tr((W - Q) H (W - Q)T) is quadratic in the codebooks. The paper minimises it by Adam and leaves a
+//! dedicated least-squares solver to future work. Here are both. The solver has two forms: one forms the
+//! normal equations, the other does not.
 
 mod adam;
 mod closed_form;

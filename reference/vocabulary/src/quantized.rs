@@ -7,9 +7,9 @@ use crate::{AqlmError, Result, Scheme};
 /// Element (o*go + a, j*gi + b) of the weight is `scales[o] * sum_m codebooks[m, codes[o, j, m], a, b]` with
 /// go and gi the scheme's output and input group sizes (paper section 3.1).
 ///
-/// Its parts were checked when they were put together: their shapes fit, every code is below 2^B, codebooks and
-/// scales are finite, and all three arrays are in standard (row-major) layout. Only [`QuantizedMatrix::tune`]
-/// may leave numbers that are not finite.
+/// Its parts were checked when they were put together: their shapes fit, every code is below 2^B, codebooks
+/// and scales are finite, and all three arrays are in standard (row-major) layout. Only
+/// [`QuantizedMatrix::tune`] may leave numbers that are not finite.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedMatrix {
     scheme: Scheme,

@@ -20,9 +20,11 @@ pub enum Initialization {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Update {
-    /// the least-squares optimum: Cholesky while the unknowns fit `max_unknowns`, conjugate gradients beyond
+    /// least squares. The reference solves the normal equations of up to `max_unknowns` unknowns by Cholesky,
+    /// and takes conjugate-gradient steps beyond. The CPU backend takes conjugate-gradient steps always: to the
+    /// minimum up to `max_unknowns` unknowns, at most `cg_steps` beyond
     ClosedForm {
-        /// largest M 2^B g that is solved by a dense factorisation
+        /// largest M 2^B g that is solved to the minimum
         max_unknowns: usize,
         /// conjugate-gradient steps beyond it
         cg_steps: usize,

@@ -26,8 +26,8 @@ pub enum Activations {
 }
 
 impl Activations {
-    /// [`Activations::Keep`] where those of the sequences that go through the model together take at most 1
-    /// GiB.
+    /// [`Activations::Keep`] if the activations of the sequences that go through the model together take at
+    /// most 1 GiB, else [`Activations::Recompute`].
     pub fn fitting(config: &LlamaConfig, tokens: usize) -> Self {
         let rows = sequences_at_once(tokens) * tokens;
         if Self::Keep.of_all_blocks(config, rows) <= KEPT_BYTES {
@@ -303,8 +303,8 @@ fn check(rotary: &Rotary, sequences: &[&[u32]], targets: &[Target<'_>]) -> Resul
     Ok(tokens)
 }
 
-/// The first thing of a model that is not finite on these sequences, by its name in the checkpoint: a layer
-/// whose output is not, a norm, or the head. `None` when all is finite.
+/// The first part of a model whose output on these sequences is not finite, by its name in the checkpoint: a
+/// layer, a norm, or the head. `None` when all are finite.
 ///
 /// # Errors
 /// As [`model_losses`].

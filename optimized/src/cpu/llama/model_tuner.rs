@@ -272,8 +272,8 @@ impl ModelTuner {
         Ok(())
     }
 
-    /// What is not finite first, by its name in the checkpoint: a trained parameter, or else a layer's output
-    /// on these sequences.
+    /// The name in the checkpoint of the first trained parameter that is not finite, or else of the first layer
+    /// whose output on these sequences is not.
     ///
     /// # Errors
     /// As [`model_losses`](super::model_losses).

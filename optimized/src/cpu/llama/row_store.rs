@@ -15,8 +15,8 @@ const ROWS: usize = 256;
 /// Rows that share a load of the vector.
 const TOGETHER: usize = 4;
 
-/// A matrix of which every product with a vector reads all: in f16 where that loses nothing, as for any
-/// checkpoint in f16, since such a product takes as long as its bytes take to arrive.
+/// A matrix for products with one vector at a time. Such a product takes as long as reading the matrix, so it
+/// is kept in f16 where that loses nothing, as for any checkpoint in f16.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct RowStore {
     values: Values,

@@ -5,15 +5,15 @@ use ndarray::{Array3, ArrayView3, Axis, CowArray, Ix3, s};
 /// activations (some twenty times the hidden state) stay out of the way of everything else in memory.
 const ROWS: usize = 4096;
 
-/// Hidden states of sequences of equal length, wherever they lie: in memory, or beyond a bound on a disk.
+/// Hidden states of sequences of equal length, in memory or on a disk.
 pub trait Sequences {
-    /// What reading them may fail with, beside what computing with them may.
+    /// Error of reading them, or of computing with them.
     type Error: From<AqlmError>;
 
     /// (sequences, tokens, hidden).
     fn dim(&self) -> (usize, usize, usize);
 
-    /// Those of the sequences `indices`, in their order: [indices, tokens, hidden].
+    /// Reads the sequences `indices`, in that order: [indices, tokens, hidden].
     ///
     /// # Errors
     /// When they cannot be read.

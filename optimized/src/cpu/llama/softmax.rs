@@ -1,6 +1,6 @@
 use crate::cpu::vectorize::{LANES, exp, vectorized};
 
-/// What turns a row of logits into probabilities: e^(l - largest) / sum.
+/// The two numbers that turn a row of logits l into probabilities e^(l - largest) / sum.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Softmax {
     /// the largest logit

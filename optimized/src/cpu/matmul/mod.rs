@@ -75,10 +75,9 @@ impl PackedMatrix {
                     let rows = y.ncols();
                     let decoded = &mut decoded[..rows * columns];
                     self.decode_groups(first..first + rows / out_group, decoded);
-                    // Cannot fail: the slice has exactly rows x columns elements.
-                    if let Ok(weight) = ArrayView2::from_shape((rows, columns), &*decoded) {
-                        product_into(y, Accum::Replace, x, weight.reversed_axes(), 1.0, Par::Seq);
-                    }
+                    let weight =
+                        ArrayView2::from_shape((rows, columns), &*decoded).expect("cut to rows x columns");
+                    product_into(y, Accum::Replace, x, weight.reversed_axes(), 1.0, Par::Seq);
                 },
             );
         Ok(())

@@ -17,7 +17,7 @@ use self::fixed_tables::FixedTables;
 use self::table::BuildTables;
 use super::aligned::Aligned;
 use super::layout::{Codebooks, Codes, PackedMatrix, TILE, TiledCodes};
-use super::plan::{Form, TablePrecision};
+use super::plan::Form;
 use super::words::{Code, CodewordView, Value};
 
 /// Tasks per thread: enough that a thread that is interrupted does not hold up the others for long, few
@@ -49,8 +49,7 @@ impl PackedMatrix {
     }
 
     /// How far fixed-point tables may move an element of `W x`, before its scale: |y_o - exact| is at most
-    /// this times
-    /// |scale_o|, plus the rounding of f32 sums. Zero for the forms without fixed-point tables.
+    /// this times |scale_o|, plus the rounding of f32 sums. Zero for the forms without fixed-point tables.
     ///
     /// # Errors
     /// `Shape` when x has another length.
@@ -128,11 +127,11 @@ impl PackedMatrix {
 
     fn tables(&self, tiles: &TiledCodes, x: &[f32], y: &mut [f32]) {
         let out_group = self.scheme.out_group_size;
-        let precision = match self.plan.form {
-            Form::Table(precision) => precision,
-            Form::Direct => TablePrecision::F32,
+        let planes = match self.plan.form {
+            // tables in f32 have none
+            Form::Table(precision) => precision.planes().unwrap_or(0),
+            Form::Direct => unreachable!("codes are in tiles for tables only"),
         };
-        let planes = precision.planes().unwrap_or(0);
         let task = task_len(tiles.tiles, 1);
         let mut tables = take_scratch();
         for a in 0..out_group {

@@ -9,7 +9,7 @@ use super::residual_init::{Fit, initialize};
 use super::small_solve::SmallCholesky;
 
 /// Output-aware EM initialisation: residual k-means, each codebook refined under the metric that the layer's
-/// outputs give to its groups before the next codebook sees the residual (output-aware EM).
+/// outputs give to its groups before the next codebook sees the residual.
 ///
 /// With x the residual of a group over its scale, the objective of one codebook is sum over groups (o, j) of
 /// s_o^2 <(x - c) H_jj, x - c>. Each of `rounds` rounds reassigns every group to its nearest codeword in that

@@ -159,8 +159,8 @@ pub(crate) fn quantized_gradients(
     (codebooks, Array1::from(of_scales))
 }
 
-/// <G, sum of codewords> of one out group, from the codebooks themselves: what a scale of zero has made of the decoded
-/// weight says nothing.
+/// <G, sum of codewords> of one output group, from the codebooks themselves: a scale of zero has erased the
+/// decoded weight.
 fn unscaled_inner(matrix: &QuantizedMatrix, o: usize, gradient: &[f32]) -> f64 {
     let gi = matrix.scheme().in_group_size;
     let width = matrix.in_features();

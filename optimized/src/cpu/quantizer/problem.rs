@@ -11,8 +11,8 @@ use crate::cpu::vectorize::dot_in_f64;
 /// Rows whose losses one task adds up.
 const ROWS: usize = 16;
 
-/// Multiply-adds of a product with H up to which codebooks are updated in f64: half a millisecond of one
-/// core, a quarter of what the smallest layers of real models take (tiny-stories-4m: 2^24).
+/// Codebooks are updated in f64 where a product with H takes at most this many multiply-adds. That is half a
+/// millisecond of one core, a quarter of what the smallest layers of real models take (tiny-stories-4m: 2^24).
 const WIDE: usize = 1 << 22;
 
 /// One layer's weight and the metric that its error is measured in, in f32.
@@ -22,7 +22,7 @@ pub(crate) struct Problem {
     pub(crate) weight: Array2<f32>,
     /// H, [in_features, in_features], standard layout
     pub(crate) hessian: Array2<f32>,
-    /// H as it came, where one more product with it is nothing
+    /// H in f64, kept where a product with it costs next to nothing ([`WIDE`])
     pub(crate) wide: Option<Array2<f64>>,
     /// W H, [out_features, in_features], standard layout
     pub(crate) weight_image: Array2<f32>,
@@ -93,7 +93,7 @@ pub(crate) fn check_hessian(hessian: &Array2<f64>, inputs: usize) -> Result<()> 
     })
 }
 
-/// <a, b> over all elements, in f64 and in one order.
+/// <a, b> over all elements, in f64, in an order that depends on the shape alone.
 pub(crate) fn inner(a: &Array2<f32>, b: &Array2<f32>) -> f64 {
     let width = a.ncols().max(1);
     let (a, b) = (elements(a), elements(b));

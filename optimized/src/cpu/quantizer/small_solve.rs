@@ -2,8 +2,7 @@
 
 use aqlm_vocabulary::{AqlmError, Result};
 
-/// The Cholesky factor of a symmetric positive semidefinite matrix, what it took to make it definite
-/// included.
+/// The Cholesky factor of A + jitter I for a symmetric positive semidefinite A.
 #[derive(Debug, Clone)]
 pub(super) struct SmallCholesky {
     order: usize,
@@ -76,7 +75,8 @@ fn factor_in_place(a: &mut [f64], order: usize) -> std::result::Result<(), usize
     Ok(())
 }
 
-/// Partial sums for the compiler to vectorise, and one for what is left; up to eight terms in their order.
+/// Eight partial sums, which the compiler vectorises, and one of the remaining terms. Up to eight terms are
+/// added in order.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     let ((whole_a, rest_a), (whole_b, rest_b)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
     let mut lanes = [0.0; 8];

@@ -6,8 +6,10 @@ use super::problem::{Problem, inner};
 use crate::cpu::row_major::{elements, elements_mut};
 use crate::cpu::vectorize::dot_in_f64;
 
-/// A quantized matrix beside what every step of the alternation asks of it. Steps that change the error in a
-/// known way change its image in the same way, which saves the product with H; those that don't start anew.
+/// A quantized matrix, its error, the error's image under H, and the loss.
+///
+/// A step that moves the error along a direction moves the image along the direction's image, which saves a
+/// product with H. All other steps compute error, image and loss anew.
 #[derive(Debug, Clone)]
 pub(crate) struct Trial {
     pub(crate) matrix: QuantizedMatrix,

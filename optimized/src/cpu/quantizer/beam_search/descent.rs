@@ -6,8 +6,8 @@ use crate::cpu::product::product_on_this_thread;
 use crate::cpu::quantizer::codewords::subtract_rows;
 use crate::cpu::row_major::elements_mut;
 
-/// Coordinate descent: the best code at each position in turn, for the output groups of one task. G is
-/// theirs, with its columns in the order of the visits.
+/// Coordinate descent: the best code at each position in turn, for the output groups of one task. `gradient`
+/// is their rows of G, its columns in the order of the visits.
 pub(super) fn descend(
     sweep: &Sweep<'_>,
     mut codes: ArrayViewMut3<'_, u16>,

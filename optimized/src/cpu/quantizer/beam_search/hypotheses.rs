@@ -11,16 +11,16 @@ use crate::cpu::simd::{Kernel, SimdLevel, Width, run};
 /// One of the best codings of an output group so far.
 #[derive(Debug, Clone, Copy)]
 struct Hypothesis {
-    /// loss less that of the codes at the start
+    /// loss minus the loss of the codes at the start
     loss: f64,
-    /// which hypothesis at the start of the present visit it comes from
+    /// index of its ancestor among the hypotheses at the start of this visit
     parent: usize,
 }
 
 /// A way to extend a hypothesis.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
-    /// loss less that of the best hypothesis before
+    /// loss minus the loss of the best hypothesis before
     value: f32,
     parent: usize,
     code: usize,
@@ -29,8 +29,8 @@ struct Candidate {
 /// The parent and the code of a hypothesis at one position.
 type Step = (u16, u16);
 
-/// What a search over one output group writes to again and again. Arrays of [beam, ...] come in pairs: the
-/// survivors of a step are gathered from one into the other.
+/// Buffers of a search over one output group, reused at every position. Arrays of [beam, ...] come in pairs:
+/// the survivors of a step are gathered from one into the other.
 struct Scratch {
     /// what Q has grown by in the block, [beam][go x columns]
     change: [Vec<f32>; 2],
@@ -44,7 +44,7 @@ struct Scratch {
     image: Vec<f32>,
     new_image: Vec<f32>,
     vector: Vec<f32>,
-    /// which hypothesis at the start of the block each comes from
+    /// index of each one's ancestor among the hypotheses at the start of the block
     roots: [Vec<usize>; 2],
     parents: Vec<Hypothesis>,
     candidates: Vec<Candidate>,
@@ -68,7 +68,8 @@ impl Scratch {
     }
 }
 
-/// Beam search for the output groups of one task. G is theirs, with its columns in the order of the visits.
+/// Beam search for the output groups of one task. `gradient` is their rows of G, its columns in the order of
+/// the visits.
 pub(super) fn search(
     sweep: &Sweep<'_>,
     mut codes: ArrayViewMut3<'_, u16>,
@@ -170,8 +171,8 @@ fn trace_back(sweep: &Sweep<'_>, history: &[Step], mut codes: ArrayViewMut2<'_, 
 }
 
 /// The search of one output group through a block of visits. Leaves the new hypotheses in `hypotheses`, their
-/// growth within the block in `scratch.change[0]`, and which hypothesis at the start of the block each comes
-/// from in `scratch.roots[0]`.
+/// growth within the block in `scratch.change[0]`, and their ancestors at the start of the block in
+/// `scratch.roots[0]`.
 struct BlockSearch<'a> {
     sweep: &'a Sweep<'a>,
     block: std::ops::Range<usize>,
@@ -206,7 +207,7 @@ impl Kernel for BlockSearch<'_> {
 
 // Loops instead of iterators with closures throughout: a closure would not have the instructions of V.
 impl BlockSearch<'_> {
-    /// `LEN` is the length of a group of one output where the compiler is to know it, else 0.
+    /// `LEN` is the length of a group if it is known at compile time (groups of one output), else 0.
     #[inline(always)]
     unsafe fn visits<V: Vector, const LEN: usize>(&mut self) {
         let sweep = self.sweep;
@@ -254,8 +255,7 @@ impl BlockSearch<'_> {
         }
     }
 
-    /// Gives every hypothesis the block's state of the one that it comes from, and its own growth in this
-    /// visit.
+    /// Copies each hypothesis's state in this block from its ancestor, and adds its growth in this visit.
     #[inline(always)]
     fn inherit(&mut self, visit: usize, (go, gi): (usize, usize)) {
         let scratch = &mut *self.scratch;
@@ -319,7 +319,8 @@ impl BlockSearch<'_> {
         let reference = self.hypotheses[0].loss;
         let candidates = &mut scratch.candidates;
         candidates.clear();
-        // Nothing changes: exactly the parents' losses, and a threshold that few others pass.
+        // First the old code for every parent: its loss is exactly the parent's, and is a threshold that few
+        // other candidates pass.
         for (parent, hypothesis) in self.hypotheses.iter().enumerate() {
             let candidate = Candidate {
                 value: (hypothesis.loss - reference) as f32,
@@ -413,9 +414,9 @@ struct Expansion<'a> {
     vector: &'a [f32],
     /// s^2
     weight: f32,
-    /// what a score is short of the candidate's value
+    /// added to a score to make the candidate's value
     base: f32,
-    /// the code before, which is a candidate already
+    /// the old code, which is a candidate already
     old: usize,
     parent: usize,
 }

@@ -294,7 +294,7 @@ impl Sweep<'_> {
             .map(move |start| start..count.min(start + per_block))
     }
 
-    /// H in memory from an element on; rows are its number of columns apart.
+    /// H from element (`row`, `column`) on; rows follow each other at a distance of its number of columns.
     fn rows_from(&self, row: usize, column: usize) -> &[f32] {
         let whole = elements(&self.hessian);
         &whole[row * self.hessian.ncols() + column..]

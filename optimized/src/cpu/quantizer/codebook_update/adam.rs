@@ -7,8 +7,8 @@ use crate::cpu::quantizer::decode::decode;
 use crate::cpu::quantizer::places::quantized_gradients;
 use crate::cpu::quantizer::problem::{Problem, inner};
 
-/// `steps` steps of full-batch Adam on codebooks and scales for fixed codes, from a fresh state (paper section
-/// 3.3).
+/// `steps` steps of full-batch Adam on codebooks and scales for fixed codes, from a fresh state (paper
+/// section 3.3).
 ///
 /// The loss is the layer error over out_features, as the official engine's. Returns the matrix after the last
 /// step, and the loss before each step, `[steps]`.

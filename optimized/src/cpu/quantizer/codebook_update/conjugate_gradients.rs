@@ -9,9 +9,8 @@ use crate::cpu::quantizer::problem::{Problem, inner};
 use crate::cpu::quantizer::trial::Trial;
 use crate::cpu::row_major::{elements, elements_mut};
 
-/// When conjugate gradients stop before their number of steps: as soon as two steps in a row (gains are
-/// uneven where H is badly conditioned) gain together less than a share of the loss, or of what the steps
-/// before them gained.
+/// When conjugate gradients stop early: once two steps in a row together gain less than a share of the loss
+/// plus a share of the gain since the start. Two steps, because gains are uneven where H is badly conditioned.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::cpu::quantizer) struct Stop {
     /// share of the loss
@@ -21,21 +20,21 @@ pub(in crate::cpu::quantizer) struct Stop {
 }
 
 impl Stop {
-    /// At the minimum, as far as anything that follows could tell.
+    /// At the minimum: what is left to gain is too little to matter to later steps.
     pub(in crate::cpu::quantizer) const MINIMUM: Self = Self {
         of_loss: 1e-5,
         of_gain: 0.0,
     };
-    /// Where an alternation does better to search codes again: what is left is gained in the next round, from
-    /// better codes.
+    /// Before the minimum: an alternation gains more by searching codes again, and the next round goes on
+    /// from better codes.
     pub(in crate::cpu::quantizer) const ALTERNATION: Self = Self {
         of_loss: 1e-5,
         of_gain: 0.01,
     };
 }
 
-/// The least-squares problem of the codebooks for fixed codes and scales without its normal matrix (paper
-/// section 3.3): at most `steps` steps of conjugate gradients from the current codebooks.
+/// Solves the least-squares problem of the codebooks for fixed codes and scales (paper section 3.3) without
+/// forming its normal matrix: at most `steps` steps of conjugate gradients from the current codebooks.
 ///
 /// A step decodes a direction, multiplies it by H in f32 and scatters the result back to the codewords in
 /// f64: 2 out_features in_features^2 operations whatever the size of the codebooks, which is less than
@@ -94,7 +93,7 @@ pub(super) fn descend(
             break;
         }
         last_gain = gain;
-        // The scattered image of the new error: what rounding has done to it is in there, too.
+        // Scattered anew from the error's image, so that rounding errors do not add up in it.
         residual = places.scatter(&trial.image, &scales, go, gi);
         preconditioned = preconditioner.apply(&residual);
         let next_slope = dot(&residual, &preconditioned);

@@ -10,13 +10,13 @@ use crate::cpu::quantizer::trial::Trial;
 /// Unknowns whose whole normal matrix is factored: at most 0.36 G multiply-adds.
 const FACTORED: usize = 1024;
 
-/// Codebooks and scales as [`conjugate_gradients`](super::conjugate_gradients) and `Trial::rescale` find
-/// them, `rounds` times in turns, with every number in f64: for problems so small that H was kept as it came
-/// ([`Problem::wide`]).
+/// Updates codebooks and scales in turns, `rounds` times, as
+/// [`conjugate_gradients`](super::conjugate_gradients) and `Trial::rescale` do, but with every number in f64.
+/// For problems so small that H was kept in f64 ([`Problem::wide`]).
 ///
-/// Such problems can be fitted exactly, or all but, when H has a small rank or nearly so; the loss then falls
-/// by more digits than f32 has, and where rounding stops it decides the result. Steps end when they gain
-/// nothing that f64 resolves, not where the next search would gain more: they cost next to nothing.
+/// Where H has a small rank, or nearly so, such problems can be fitted all but exactly. The loss then falls by
+/// more digits than f32 has, and rounding would decide the result. Steps go on until they gain nothing that
+/// f64 resolves: they cost next to nothing.
 ///
 /// # Errors
 /// `NotPositiveDefinite` when H is indefinite.
@@ -37,7 +37,7 @@ pub(super) fn descend(
             state.rescale(&mut matrix, problem);
         }
     }
-    // What was added up on the way holds the roundings of all steps; the matrix itself decides.
+    // The state has gathered the roundings of all steps, so the loss is computed anew from the matrix.
     let after = State::new(problem, hessian, &matrix).loss();
     Ok(if after < before {
         Trial::new(problem, matrix)
@@ -97,7 +97,7 @@ impl<'a> State<'a> {
             let error = &self.error - &dense * step;
             let image = &self.image - image * step;
             let reached = (&image * &error).sum();
-            // Also false for NaN. Along what H does not see, rounding alone makes slopes and curvatures.
+            // Also false for NaN. In the null space of H, slopes and curvatures are rounding errors alone.
             if curvature > resolution(&dense, self.hessian) && reached < loss {
                 loss = reached;
                 (self.error, self.image) = (error, image);
@@ -127,8 +127,8 @@ impl<'a> State<'a> {
         Ok(())
     }
 
-    /// Every scale to the minimum of its output group's loss: with Q the group's part, a factor of <Q, W>_H /
-    /// <Q, Q>_H, or, with W = E + Q, of 1 + <Q, E>_H / <Q, Q>_H. Scales that do not matter stay.
+    /// Moves every scale to the minimum of its output group's loss. With Q the group's part, that is a factor
+    /// of <Q, W>_H / <Q, Q>_H, or, with W = E + Q, of 1 + <Q, E>_H / <Q, Q>_H. Scales that do not matter stay.
     fn rescale(&mut self, matrix: &mut QuantizedMatrix, problem: &Problem) {
         let go = matrix.scheme().out_group_size;
         matrix.tune(|_, mut scales| {
@@ -150,8 +150,8 @@ impl<'a> State<'a> {
     }
 }
 
-/// What rounding makes of tr(D H DT), which for D in the null space of a rank-deficient H is all there is:
-/// epsilon in each element of H, whose largest eigenvalue is at most its trace.
+/// The rounding error of tr(D H DT): epsilon in each element of H, whose largest eigenvalue is at most its
+/// trace. For D in the null space of H, nothing else is left of tr(D H DT).
 fn resolution(dense: &Array2<f64>, hessian: &Array2<f64>) -> f64 {
     let square: f64 = dense.iter().map(|x| x * x).sum();
     4.0 * f64::EPSILON * square * hessian.diag().sum()

@@ -1,4 +1,4 @@
-//! Codebooks and scales for fixed codes (paper section 3.3), exactly or by Adam.
+//! Codebooks and scales for fixed codes (paper section 3.3), by least squares or by Adam.
 
 mod adam;
 mod conjugate_gradients;
@@ -50,7 +50,7 @@ pub(super) fn update_trial(
         } => {
             let scheme = trial.matrix.scheme();
             let unknowns = scheme.num_codebooks * scheme.codebook_size() * scheme.in_group_size;
-            // Where the reference factors the normal matrix, only the minimum ends the steps.
+            // The reference factors the normal matrix of problems this small: steps here go on to the minimum.
             let steps = if unknowns > max_unknowns {
                 cg_steps
             } else {

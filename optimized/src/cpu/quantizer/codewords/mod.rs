@@ -1,8 +1,8 @@
 //! One codebook laid out so that sixteen codewords are scored at a time, and the searches over it.
 //!
-//! Every choice of a code in the quantizer is the least of  w f_k + <v, c_k>  over the codewords c_k of a codebook: in
-//! k-means with f_k = <c_k, c_k>, v = -2 x and w = 1; under the metric of an input group with f_k = <c_k H_jj, c_k> and
-//! v = -2 x H_jj; in the search for codes with w = s^2 and v = -2 s U.
+//! Every choice of a code in the quantizer is the least of  w f_k + <v, c_k>  over the codewords c_k of a
+//! codebook. In k-means, f_k = <c_k, c_k>, v = -2 x and w = 1. Under the metric of an input group,
+//! f_k = <c_k H_jj, c_k> and v = -2 x H_jj. In the search for codes, w = s^2 and v = -2 s U.
 
 mod nearest;
 
@@ -52,8 +52,8 @@ impl Codewords {
         &self.rows[k * self.len..][..self.len]
     }
 
-    /// <c B, c> summed over the rows of each codeword of [go, gi], for a symmetric B of [gi, gi] in standard layout;
-    /// padded with infinities, which no search chooses.
+    /// <c B, c> summed over the rows of each codeword of [go, gi], for a symmetric B of [gi, gi] in standard
+    /// layout; padded with infinities, which no search chooses.
     pub(crate) fn forms(&self, block: &[f32], gi: usize, forms: &mut [f32]) {
         quadratic_forms(&self.columns, self.padded(), block, gi, forms);
         forms[self.states..].fill(f32::INFINITY);

@@ -10,11 +10,11 @@ use sums::Sums;
 /// Points whose squared distances one task adds up.
 const POINTS: usize = 1024;
 
-/// When Lloyd's iterations stop, beside their number: every so many iterations ...
+/// Convergence is tested every so many iterations, as in the official engine.
 const CHECK_EVERY: usize = 10;
-/// ... if no coordinate of a centroid has moved by more than this plus ...
+/// Centroids have converged when each coordinate moved by at most `ATOL + RTOL |coordinate|`.
 const ATOL: f64 = 1e-8;
-/// ... this share of itself (the official engine's rule).
+/// See [`ATOL`].
 const RTOL: f64 = 1e-6;
 
 /// Clusters of points.
