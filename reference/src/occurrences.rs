@@ -44,8 +44,8 @@ impl Occurrences {
         &self.places[self.starts[k]..self.starts[k + 1]]
     }
 
-    /// The metric of the loss as a function of codeword `k` alone: the sum of s_o^2 H_jj over its places (o, j),
-    /// [gi, gi]. Zero when it is not used.
+    /// The metric of the loss as a function of codeword `k` alone: the sum of s_o^2 H_jj over its places (o,
+    /// j), [gi, gi]. Zero when it is not used.
     pub(crate) fn metric(
         &self,
         k: usize,

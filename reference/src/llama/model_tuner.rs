@@ -194,8 +194,8 @@ impl ModelTuner {
 }
 
 impl ModelTuner {
-    /// The name in the checkpoint of the first trained parameter that is not finite, or else of the first layer
-    /// whose output on these sequences is not.
+    /// The name in the checkpoint of the first trained parameter that is not finite, or else of the first
+    /// layer whose output on these sequences is not.
     ///
     /// # Errors
     /// `TokenOutOfRange` when a token has no embedding.

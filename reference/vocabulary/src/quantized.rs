@@ -102,8 +102,8 @@ impl QuantizedMatrix {
 
     /// Changes codebooks and scales in place, as a step of training does.
     ///
-    /// Training that diverges ends in numbers that are not finite, and has to report where. So these are kept,
-    /// and [`QuantizedMatrix::check_finite`] finds them.
+    /// Training that diverges ends in numbers that are not finite, and has to report where. So these are
+    /// kept, and [`QuantizedMatrix::check_finite`] finds them.
     pub fn tune<T>(&mut self, change: impl FnOnce(ArrayViewMut4<'_, f64>, ArrayViewMut1<'_, f64>) -> T) -> T {
         change(self.codebooks.view_mut(), self.scales.view_mut())
     }

@@ -21,8 +21,8 @@ pub enum Initialization {
 #[serde(rename_all = "snake_case")]
 pub enum Update {
     /// least squares. The reference solves the normal equations of up to `max_unknowns` unknowns by Cholesky,
-    /// and takes conjugate-gradient steps beyond. The CPU backend takes conjugate-gradient steps always: to the
-    /// minimum up to `max_unknowns` unknowns, at most `cg_steps` beyond
+    /// and takes conjugate-gradient steps beyond. The CPU backend takes conjugate-gradient steps always: to
+    /// the minimum up to `max_unknowns` unknowns, at most `cg_steps` beyond
     ClosedForm {
         /// largest M 2^B g that is solved to the minimum
         max_unknowns: usize,

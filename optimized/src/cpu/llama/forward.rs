@@ -77,8 +77,8 @@ pub fn block_forward(
 }
 
 /// Most bytes of activations that exist at a time while `sequences` sequences of `tokens` tokens go through a
-/// block and back, part by part. Counted are a part's inputs and targets, its [`BlockTrace`], the gradients of
-/// whichever half of the block takes more, and for each thread 64 rows of attention's scores and their
+/// block and back, part by part. Counted are a part's inputs and targets, its [`BlockTrace`], the gradients
+/// of whichever half of the block takes more, and for each thread 64 rows of attention's scores and their
 /// gradients. The hidden states kept of all sequences are not.
 pub fn working_bytes(config: &LlamaConfig, sequences: usize, tokens: usize) -> usize {
     let rows = sequences.min(sequences_at_once(tokens)) * tokens;

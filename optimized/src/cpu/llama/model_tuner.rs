@@ -272,8 +272,8 @@ impl ModelTuner {
         Ok(())
     }
 
-    /// The name in the checkpoint of the first trained parameter that is not finite, or else of the first layer
-    /// whose output on these sequences is not.
+    /// The name in the checkpoint of the first trained parameter that is not finite, or else of the first
+    /// layer whose output on these sequences is not.
     ///
     /// # Errors
     /// As [`model_losses`](super::model_losses).

@@ -12,7 +12,8 @@ use crate::cpu::vectorize::dot_in_f64;
 const ROWS: usize = 16;
 
 /// Codebooks are updated in f64 where a product with H takes at most this many multiply-adds. That is half a
-/// millisecond of one core, a quarter of what the smallest layers of real models take (tiny-stories-4m: 2^24).
+/// millisecond of one core, a quarter of what the smallest layers of real models take (tiny-stories-4m:
+/// 2^24).
 const WIDE: usize = 1 << 22;
 
 /// One layer's weight and the metric that its error is measured in, in f32.

@@ -22,8 +22,8 @@ pub struct Joined {
 /// `id`.
 ///
 /// # Errors
-/// `Argument` for an unknown kernel and for matrices that differ; `Unsupported` when the kernel does not join,
-/// and for what [`pack`] refuses.
+/// `Argument` for an unknown kernel and for matrices that differ; `Unsupported` when the kernel does not
+/// join, and for what [`pack`] refuses.
 pub fn pack_joined(id: &str, matrices: &[&QuantizedMatrix], target: &Target) -> Result<Joined> {
     let refuse = |reason: &str| Err(AqlmError::Unsupported(format!("joining for {id}: {reason}")));
     let kernel = known(id)?;

@@ -10,7 +10,8 @@ use crate::cpu::quantizer::trial::Trial;
 use crate::cpu::row_major::{elements, elements_mut};
 
 /// When conjugate gradients stop early: once two steps in a row together gain less than a share of the loss
-/// plus a share of the gain since the start. Two steps, because gains are uneven where H is badly conditioned.
+/// plus a share of the gain since the start. Two steps, because gains are uneven where H is badly
+/// conditioned.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::cpu::quantizer) struct Stop {
     /// share of the loss

@@ -14,9 +14,9 @@ const FACTORED: usize = 1024;
 /// [`conjugate_gradients`](super::conjugate_gradients) and `Trial::rescale` do, but with every number in f64.
 /// For problems so small that H was kept in f64 ([`Problem::wide`]).
 ///
-/// Where H has a small rank, or nearly so, such problems can be fitted all but exactly. The loss then falls by
-/// more digits than f32 has, and rounding would decide the result. Steps go on until they gain nothing that
-/// f64 resolves: they cost next to nothing.
+/// Where H has a small rank, or nearly so, such problems can be fitted all but exactly. The loss then falls
+/// by more digits than f32 has, and rounding would decide the result. Steps go on until they gain nothing
+/// that f64 resolves: they cost next to nothing.
 ///
 /// # Errors
 /// `NotPositiveDefinite` when H is indefinite.
@@ -128,7 +128,8 @@ impl<'a> State<'a> {
     }
 
     /// Moves every scale to the minimum of its output group's loss. With Q the group's part, that is a factor
-    /// of <Q, W>_H / <Q, Q>_H, or, with W = E + Q, of 1 + <Q, E>_H / <Q, Q>_H. Scales that do not matter stay.
+    /// of <Q, W>_H / <Q, Q>_H, or, with W = E + Q, of 1 + <Q, E>_H / <Q, Q>_H. Scales that do not matter
+    /// stay.
     fn rescale(&mut self, matrix: &mut QuantizedMatrix, problem: &Problem) {
         let go = matrix.scheme().out_group_size;
         matrix.tune(|_, mut scales| {

@@ -50,7 +50,8 @@ pub(super) fn update_trial(
         } => {
             let scheme = trial.matrix.scheme();
             let unknowns = scheme.num_codebooks * scheme.codebook_size() * scheme.in_group_size;
-            // The reference factors the normal matrix of problems this small: steps here go on to the minimum.
+            // The reference factors the normal matrix of problems this small: steps here go on to the
+            // minimum.
             let steps = if unknowns > max_unknowns {
                 cg_steps
             } else {

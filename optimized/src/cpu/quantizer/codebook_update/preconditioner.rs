@@ -108,8 +108,8 @@ impl Preconditioner {
                 *x *= of_row * of_column;
             }
         }
-        // Far above the rounding of the sums and of the factorisation, so that no pivot of a singular direction
-        // or of an unknown without weight is rounding alone. Far below what f32 could resolve.
+        // Far above the rounding of the sums and of the factorisation, so that no pivot of a singular
+        // direction or of an unknown without weight is rounding alone. Far below what f32 could resolve.
         let jitter = 64.0 * unknowns as f64 * f64::EPSILON;
         for i in 0..unknowns {
             normal[i * (unknowns + 1)] += jitter;
