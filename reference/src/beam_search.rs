@@ -12,7 +12,7 @@
 //! The quadratic forms <c H_jj, c> are the same for every output group, and the rest is one product of a
 //! group of 2^B codewords with a vector. Output groups do not interact at all.
 
-use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, ArrayView3, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use crate::decode;
@@ -64,16 +64,7 @@ pub fn beam_search(
             format!("input group {j}, codebook {m}"),
         ));
     }
-    let size = (matrix.scheme().codebook_size(), matrix.scheme().group_len());
-    let codebooks: Vec<_> = matrix
-        .codebooks()
-        .outer_iter()
-        .map(|codebook| {
-            codebook
-                .into_shape_with_order(size)
-                .expect("2^B groups in standard layout: checked by QuantizedMatrix")
-        })
-        .collect();
+    let codebooks: Vec<_> = matrix.codebooks().outer_iter().map(flat).collect();
     let shared = Shared {
         hessian,
         matrix,
@@ -100,6 +91,14 @@ pub fn beam_search(
             });
     }
     Ok(codes)
+}
+
+/// A codebook [2^B, go, gi] as [2^B, go gi].
+fn flat(codebook: ArrayView3<'_, f64>) -> ArrayView2<'_, f64> {
+    let (states, go, gi) = codebook.dim();
+    codebook
+        .into_shape_with_order((states, go * gi))
+        .expect("standard layout: QuantizedMatrix keeps it")
 }
 
 /// <c H_jj, c> summed over the rows of c, for every input group j, codebook and codeword.

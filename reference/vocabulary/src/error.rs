@@ -105,6 +105,10 @@ pub enum AqlmError {
 
 impl AqlmError {
     /// An [`AqlmError::Argument`].
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "numbers and texts are passed alike, without a borrow at every call"
+    )]
     pub fn argument(what: impl Into<String>, expected: impl Into<String>, found: impl ToString) -> Self {
         Self::Argument {
             what: what.into(),

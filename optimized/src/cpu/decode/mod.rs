@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::layout::{Codebooks, Codes, PackedMatrix, TILE, TiledCodes, byte_of_row};
 use super::matvec::expect_len;
+use super::row_major::elements_mut;
 use super::simd::vector::Vector;
 use super::simd::{Kernel, SimdLevel, Width, run};
 use super::words::{Code, CodewordView, Value};
@@ -19,10 +20,10 @@ impl PackedMatrix {
     /// The dense weight, [out_features, in_features], on the current rayon pool.
     pub fn decode(&self) -> Array2<f32> {
         let (rows, columns) = (self.out_features(), self.in_features());
-        let mut weight = vec![0.0; rows * columns];
+        let mut weight = Array2::zeros((rows, columns));
         let task = TASK * self.scheme.out_group_size * columns;
         if task > 0 {
-            weight
+            elements_mut(&mut weight)
                 .par_chunks_mut(task)
                 .enumerate()
                 .for_each(|(index, target)| {
@@ -31,7 +32,7 @@ impl PackedMatrix {
                     self.decode_groups(first..last, target);
                 });
         }
-        Array2::from_shape_vec((rows, columns), weight).expect("as many elements: made here")
+        weight
     }
 
     /// Rows of the weight that belong to some output groups, on this thread: `target` is

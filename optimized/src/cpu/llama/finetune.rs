@@ -137,7 +137,7 @@ fn check(
     if validation >= sequences {
         return Err(AqlmError::argument(
             "sequences for validation",
-            format!("fewer than the {} there are", sequences),
+            format!("fewer than the {sequences} there are"),
             validation,
         ));
     }

@@ -134,15 +134,14 @@ pub fn model_backward(
     let at_once = sequences_at_once(tokens);
     let mut losses = Vec::with_capacity(sequences.len());
     for (sequences, targets) in sequences.chunks(at_once).zip(targets.chunks(at_once)) {
-        let mut inputs = Vec::with_capacity(model.blocks.len());
-        let mut traces: Vec<BlockTrace> = Vec::new();
+        let mut kept = Vec::with_capacity(model.blocks.len());
         let mut x = embed(model.embedding.view(), sequences)?;
         for block in &mut model.blocks {
             let (y, trace) = block_forward_traced(config, block, rotary, x.view());
             match activations {
-                Activations::Keep => traces.push(trace),
+                Activations::Keep => kept.push(Kept::Trace(Box::new(trace))),
                 Activations::Recompute => {
-                    inputs.push(x);
+                    kept.push(Kept::Input(x));
                     block.release();
                 }
             }
@@ -159,13 +158,10 @@ pub fn model_backward(
             &mut losses,
             sink,
         )?;
-        for index in (0..model.blocks.len()).rev() {
-            let trace = match activations {
-                Activations::Keep => traces.pop().expect("a trace was kept of each block"),
-                Activations::Recompute => {
-                    let x: Array3<f32> = inputs.pop().expect("an input was kept of each block");
-                    block_forward_traced(config, &model.blocks[index], rotary, x.view()).1
-                }
+        for (index, kept) in kept.into_iter().enumerate().rev() {
+            let trace = match kept {
+                Kept::Trace(trace) => *trace,
+                Kept::Input(x) => block_forward_traced(config, &model.blocks[index], rotary, x.view()).1,
             };
             let block = &model.blocks[index];
             let wanted = Wanted {
@@ -199,6 +195,12 @@ pub fn model_backward(
         }
     }
     Ok(losses)
+}
+
+/// What is kept of a block between the forward and the backward pass.
+enum Kept {
+    Trace(Box<BlockTrace>),
+    Input(Array3<f32>),
 }
 
 /// Losses of these sequences, pushed to `losses`, and `scale` times the gradient of their sum with respect to

@@ -2,11 +2,12 @@
 
 use aqlm_vocabulary::{AqlmError, Result};
 use faer::{Accum, Par};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use super::layout::{PackedMatrix, TILE};
 use super::product::product_into;
+use super::row_major::elements_mut;
 
 /// Decoded rows that are multiplied at a time, in bytes: half of a second-level cache of 2 MiB, so that a
 /// tile is read back from there.
@@ -69,15 +70,13 @@ impl PackedMatrix {
             .into_par_iter()
             .enumerate()
             .for_each_init(
-                || vec![0.0; groups * out_group * columns],
+                || Array2::zeros((groups * out_group, columns)),
                 |decoded, (index, y)| {
                     let first = index * groups;
                     let rows = y.ncols();
-                    let decoded = &mut decoded[..rows * columns];
-                    self.decode_groups(first..first + rows / out_group, decoded);
-                    let weight =
-                        ArrayView2::from_shape((rows, columns), &*decoded).expect("cut to rows x columns");
-                    product_into(y, Accum::Replace, x, weight.reversed_axes(), 1.0, Par::Seq);
+                    let mut weight = decoded.slice_mut(s![..rows, ..]);
+                    self.decode_groups(first..first + rows / out_group, elements_mut(&mut weight));
+                    product_into(y, Accum::Replace, x, weight.t(), 1.0, Par::Seq);
                 },
             );
         Ok(())

@@ -5,7 +5,7 @@
 //! its own, so that a block needs one codebook.
 
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
-use ndarray::{Array1, Array3, Axis, concatenate, s};
+use ndarray::{Array1, Array3, Axis, ShapeError, concatenate, s};
 
 use super::{Packed, Target, codebook_bytes, known, pack};
 
@@ -68,11 +68,13 @@ pub fn pack_joined(id: &str, matrices: &[&QuantizedMatrix], target: &Target) -> 
         .collect::<Result<_>>()?;
     let codes: Vec<_> = parts.iter().map(|part| part.codes().view()).collect();
     let scales: Vec<_> = parts.iter().map(|part| part.scales().view()).collect();
+    // Columns and schemes were compared above.
+    let unequal = |error: ShapeError| AqlmError::Internal(format!("joining for {id}: {error}"));
     let whole = QuantizedMatrix::new(
         first.scheme(),
-        concatenate(Axis(0), &codes).expect("one number of columns: checked above"),
+        concatenate(Axis(0), &codes).map_err(unequal)?,
         first.codebooks().clone(),
-        concatenate(Axis(0), &scales).expect("vectors always fit"),
+        concatenate(Axis(0), &scales).map_err(unequal)?,
     )?;
     let mut packed = pack(id, &whole, &exact, 1)?;
     if packed.sizes[0] as usize != per_slab
