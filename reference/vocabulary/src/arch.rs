@@ -85,16 +85,18 @@ impl BlockSpec {
     pub fn groups(&self) -> Vec<Vec<LayerId>> {
         let mut groups: Vec<Vec<LayerId>> = Vec::new();
         for layer in self.layers() {
-            let reads = self.linear(layer).reads;
-            match groups
-                .iter_mut()
-                .find(|group| self.linear(group[0]).reads == reads)
-            {
-                Some(group) => group.push(layer),
-                None => groups.push(vec![layer]),
+            if !groups.iter().any(|group| group.contains(&layer)) {
+                groups.push(self.readers(self.linear(layer).reads));
             }
         }
         groups
+    }
+
+    /// The linear layers that read this, in the order in which they are quantized.
+    pub fn readers(&self, read: Input) -> Vec<LayerId> {
+        self.layers()
+            .filter(|&layer| self.linear(layer).reads == read)
+            .collect()
     }
 
     /// Width of the residual stream.
