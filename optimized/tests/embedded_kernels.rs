@@ -70,14 +70,7 @@ fn wanted() -> BTreeMap<String, BTreeSet<String>> {
             .or_default()
             .insert(constants(defines));
     };
-    for &[
-        hidden_size,
-        intermediate_size,
-        heads,
-        kv_heads,
-        head_dim,
-    ] in MODELS
-    {
+    for &[hidden_size, intermediate_size, heads, kv_heads, head_dim] in MODELS {
         let block = BlockSpec::llama(LlamaBlock {
             hidden_size,
             intermediate_size,

@@ -8,7 +8,8 @@ use aqlm_optimized::cpu::llama::{
 };
 use aqlm_reference::llama as reference;
 use aqlm_vocabulary::{
-    AqlmError, BlockSpec, BlockWeights, FinetuneEvent, FinetuneSettings, LinearWeight, RopeScaling, StreamKey,
+    AqlmError, BlockSpec, BlockWeights, FinetuneEvent, FinetuneSettings, LinearWeight, RopeScaling,
+    StreamKey,
     llama::{QUERY, UP},
 };
 use ndarray::{Array2, Array3, Axis};
@@ -104,14 +105,9 @@ fn blocks_and_all_their_gradients_are_the_references() {
         let (mut exact_y, mut exact_x) = (Vec::new(), Vec::new());
         let mut inputs: Vec<Vec<f64>> = vec![Vec::new(); 7];
         for i in 0..SEQUENCES {
-            let (y, trace) =
-                reference::block_forward_traced(&exact, &exact_rotary, sequence(&x, i).view());
-            let gradients = reference::block_backward(
-                &exact,
-                &exact_rotary,
-                &trace,
-                sequence(&grad_y, i).view(),
-            );
+            let (y, trace) = reference::block_forward_traced(&exact, &exact_rotary, sequence(&x, i).view());
+            let gradients =
+                reference::block_backward(&exact, &exact_rotary, &trace, sequence(&grad_y, i).view());
             exact_y.extend(y);
             exact_x.extend(gradients.x.clone());
             for kind in config.layers() {
@@ -195,14 +191,7 @@ fn a_block_does_not_depend_on_threads_or_on_other_sequences() {
             let block = Block::from_weights(&config, &weights).unwrap();
             let (y, trace) = block_forward_traced(&block, &rotary, x.view());
             let mut sum = BlockGradients::zeros(&block, &Wanted::all(&config));
-            let grad_x = block_backward(
-                &block,
-                &rotary,
-                &trace,
-                y.view(),
-                &Wanted::all(&config),
-                &mut sum,
-            );
+            let grad_x = block_backward(&block, &rotary, &trace, y.view(), &Wanted::all(&config), &mut sum);
             (y, sum, grad_x)
         })
     };
@@ -376,7 +365,11 @@ fn targets(case: &Case) -> Array3<f32> {
         }
     }
     let rotary = Rotary::new(&case.config.attention, TOKENS);
-    block_forward(&Block::from_weights(&case.config, &other).unwrap(), &rotary, case.x.view())
+    block_forward(
+        &Block::from_weights(&case.config, &other).unwrap(),
+        &rotary,
+        case.x.view(),
+    )
 }
 
 const SETTINGS: FinetuneSettings = FinetuneSettings {

@@ -84,12 +84,7 @@ fn close<'a>(found: &[f64], expected: impl IntoIterator<Item = &'a f64>, roundin
     );
 }
 
-fn config(
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    window: Option<usize>,
-) -> AttentionSpec {
+fn config(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> AttentionSpec {
     let block = BlockSpec::llama(LlamaBlock {
         hidden_size: 40,
         intermediate_size: 72,

@@ -97,11 +97,7 @@ fn cases() -> Vec<Case> {
                 .iter()
                 .map(|spec| {
                     let mut block = block_weights(&mut rng, spec, i == 1);
-                    for (kind, scheme) in [
-                        (VALUE, "1x3g8"),
-                        (OUTPUT, "2x3g4o2"),
-                        (DOWN, "2x4g8"),
-                    ] {
+                    for (kind, scheme) in [(VALUE, "1x3g8"), (OUTPUT, "2x3g4o2"), (DOWN, "2x4g8")] {
                         let (out, inputs) = spec.shape(kind);
                         block.layer_mut(kind).weight =
                             LinearWeight::Quantized(quantized(&mut rng, scheme, out, inputs));
@@ -353,14 +349,7 @@ fn what_does_not_fit_is_refused_and_what_is_not_finite_is_named() {
         head: false,
     };
     assert!(matches!(
-        ModelTuner::new(
-            &case.arch,
-            TOKENS,
-            &case.weights,
-            none,
-            DECAY,
-            Activations::Keep
-        ),
+        ModelTuner::new(&case.arch, TOKENS, &case.weights, none, DECAY, Activations::Keep),
         Err(AqlmError::Unsupported(_))
     ));
 
@@ -370,8 +359,7 @@ fn what_does_not_fit_is_refused_and_what_is_not_finite_is_named() {
         panic!("a dense layer");
     };
     weight[[3, 3]] = f32::NAN;
-    let mut tuner =
-        ModelTuner::new(&case.arch, TOKENS, &broken, ALL, DECAY, Activations::Recompute).unwrap();
+    let mut tuner = ModelTuner::new(&case.arch, TOKENS, &broken, ALL, DECAY, Activations::Recompute).unwrap();
     let found = tuner.first_not_finite(&sequences).unwrap();
     assert_eq!(found.as_deref(), Some("model.layers.1.mlp.gate_proj"));
     let losses = tuner
@@ -574,10 +562,7 @@ fn exact_model() -> (ArchSpec, ModelWeights, Vec<Vec<u32>>) {
             .collect(),
     };
     let zeros = |branch| [QUERY, KEY, GATE, branch];
-    let blocks = vec![
-        block(&zeros(VALUE), true),
-        block(&zeros(OUTPUT), false),
-    ];
+    let blocks = vec![block(&zeros(VALUE), true), block(&zeros(OUTPUT), false)];
     // Hidden states live in the first eight places, with mean square one; the head tells tokens apart in the
     // others.
     let embedding = Array2::from_shape_fn((64, 32), |(token, i)| match i {

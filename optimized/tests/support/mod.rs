@@ -3,8 +3,8 @@
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
 use aqlm_vocabulary::{
-    BlockSpec, BlockWeights, Linear, LinearWeight, Purpose, QuantizedMatrix, Rope, RopeScaling, Scheme, Stream,
-    llama::LlamaBlock, stream,
+    BlockSpec, BlockWeights, Linear, LinearWeight, Purpose, QuantizedMatrix, Rope, RopeScaling, Scheme,
+    Stream, llama::LlamaBlock, stream,
 };
 use ndarray::{Array, Array1, Array2, Array3, Dimension, ShapeBuilder};
 use rand::RngExt;

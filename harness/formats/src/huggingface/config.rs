@@ -265,10 +265,7 @@ mod tests {
         }))
         .unwrap();
         let (arch, block) = (&config.arch, &config.arch.blocks[1]);
-        assert_eq!(
-            (arch.final_norm.epsilon, block.norms.norm.epsilon),
-            (1e-5, 1e-5)
-        );
+        assert_eq!((arch.final_norm.epsilon, block.norms.norm.epsilon), (1e-5, 1e-5));
         assert_eq!(rotary(&config).theta, 5e5);
         assert_eq!((block.attention.head_dim, block.shape(OUTPUT)), (32, (64, 128)));
         assert!(arch.tied);

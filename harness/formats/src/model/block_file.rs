@@ -75,11 +75,7 @@ pub fn read(path: &Path, spec: &BlockSpec) -> Result<BlockWeights> {
     })
 }
 
-fn read_layer(
-    path: &Path,
-    tensors: &SafetensorFiles,
-    spec: &LinearSpec,
-) -> Result<Linear> {
+fn read_layer(path: &Path, tensors: &SafetensorFiles, spec: &LinearSpec) -> Result<Linear> {
     let name = &spec.name;
     let codebooks = format!("{name}.codebooks");
     // the shape of the codebooks says the scheme

@@ -215,14 +215,7 @@ impl<S: Sequences> Pass<'_, S> {
                 .and(&targets)
                 .par_for_each(|y, target| *y = factor * (*y - target));
             drop(targets);
-            block_backward(
-                block,
-                self.rotary,
-                &trace,
-                y.view(),
-                wanted,
-                &mut sum,
-            );
+            block_backward(block, self.rotary, &trace, y.view(), wanted, &mut sum);
         }
         Ok((squares / elements, sum))
     }

@@ -70,11 +70,7 @@ pub(super) fn sequences_at_once(tokens: usize) -> usize {
 /// # Panics
 /// When the shapes of block and x do not fit together, or the rotary tables are shorter than the
 /// sequences.
-pub fn block_forward(
-    block: &Block,
-    rotary: &Rotary,
-    x: ArrayView3<'_, f32>,
-) -> Array3<f32> {
+pub fn block_forward(block: &Block, rotary: &Rotary, x: ArrayView3<'_, f32>) -> Array3<f32> {
     let mut y = zeroed_sequences(x.dim());
     for part in parts(0..x.dim().0, x.dim().1) {
         let (result, _) = block_forward_traced(block, rotary, selected(x, &part).view());
@@ -123,17 +119,13 @@ pub fn block_forward_traced(
     let (attending, mlp) = (&block.spec().attention, &block.spec().mlp);
     let epsilon = block.spec().norms.norm.epsilon;
     let normed = rms_norm(x.view(), &block.input_layernorm, epsilon);
-    let [mut q, mut k, v] = [attending.query, attending.key, attending.value]
-        .map(|layer| apply(block, layer, normed.view()));
+    let [mut q, mut k, v] =
+        [attending.query, attending.key, attending.value].map(|layer| apply(block, layer, normed.view()));
     rotary.rotate(q.view_mut(), tokens, Turn::Forward);
     rotary.rotate(k.view_mut(), tokens, Turn::Forward);
     let attended = attention(attending, q.view(), k.view(), v.view(), tokens);
     let middle = apply_and_add(block, attending.output, attended.view(), &x);
-    let middle_normed = rms_norm(
-        middle.view(),
-        &block.post_attention_layernorm,
-        epsilon,
-    );
+    let middle_normed = rms_norm(middle.view(), &block.post_attention_layernorm, epsilon);
     let gate = apply(block, mlp.gate, middle_normed.view());
     let up = apply(block, mlp.up, middle_normed.view());
     let activated = swiglu(gate.view(), up.view());

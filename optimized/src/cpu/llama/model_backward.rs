@@ -145,16 +145,7 @@ pub fn model_backward(
             }
             x = y;
         }
-        let mut grad = head_backward(
-            model,
-            x,
-            sequences,
-            targets,
-            scale,
-            tuned,
-            &mut losses,
-            sink,
-        )?;
+        let mut grad = head_backward(model, x, sequences, targets, scale, tuned, &mut losses, sink)?;
         for index in (0..model.blocks.len()).rev() {
             let trace = match (traces.pop(), inputs.pop()) {
                 (Some(trace), _) => trace,

@@ -1,6 +1,6 @@
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, LayerId, ModelWeights, Parameter, ParameterState, Result, Target,
-    Tuned, TuningState,
+    AdamDecay, AqlmError, ArchSpec, LayerId, ModelWeights, Parameter, ParameterState, Result, Target, Tuned,
+    TuningState,
 };
 use ndarray::Array2;
 use rayon::prelude::*;
@@ -261,7 +261,11 @@ impl ModelTuner {
             let expected = tuned.values.len();
             let fits = |values: &Vec<f64>| values.len() == expected && tuned.parameter == part.parameter;
             if ![&part.values, &part.first, &part.second].into_iter().all(fits) {
-                return Err(shape(tuned.parameter.name(&self.arch), expected, part.values.len()));
+                return Err(shape(
+                    tuned.parameter.name(&self.arch),
+                    expected,
+                    part.values.len(),
+                ));
             }
         }
         self.steps = state.steps;

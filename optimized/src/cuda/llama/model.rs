@@ -97,13 +97,7 @@ impl<'d> Builder<'d> {
             }
             .into());
         };
-        let block = Block::new(
-            self.device,
-            spec,
-            weights,
-            self.options.positions,
-            self.layout,
-        );
+        let block = Block::new(self.device, spec, weights, self.options.positions, self.layout);
         let block = self.placed(block)?;
         self.blocks.push(block);
         Ok(())
@@ -124,11 +118,7 @@ impl<'d> Builder<'d> {
 
     /// Says which block did not fit.
     fn placed<T>(&self, result: Result<T>) -> Result<T> {
-        let what = format!(
-            "block {} of {}",
-            self.blocks.len() + 1,
-            self.arch.blocks.len()
-        );
+        let what = format!("block {} of {}", self.blocks.len() + 1, self.arch.blocks.len());
         in_memory(self.device, &what, result)
     }
 

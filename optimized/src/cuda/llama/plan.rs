@@ -71,11 +71,7 @@ pub fn rms_norm(width: usize, rows: usize, eps: f64, delta: bool, bias: bool) ->
 /// Rotation of a prompt's `rows` from position `first` on, into a cache of `capacity` positions. Pointers:
 /// cosines, sines, the biases of q, k and v, then q, k, v, keys, values.
 pub fn rope(spec: &AttentionSpec, rows: usize, first: usize, capacity: usize, bias: bool) -> Plan {
-    let (heads, kv_heads, head) = (
-        spec.heads,
-        spec.kv_heads,
-        spec.head_dim,
-    );
+    let (heads, kv_heads, head) = (spec.heads, spec.kv_heads, spec.head_dim);
     Plan {
         defines: vec![
             ("AQLM_HEAD", head),

@@ -241,7 +241,13 @@ impl Model<'_> {
             .output
             .prompt(0, device, blas, &p.attended, &mut p.delta, rows)?;
 
-        self.add_norm(p, block.spec.norms.norm, &block.post_norm, Some(&block.output), count)?;
+        self.add_norm(
+            p,
+            block.spec.norms.norm,
+            &block.post_norm,
+            Some(&block.output),
+            count,
+        )?;
         let gate_up = &block.gate_up;
         gate_up.prompt(0, device, blas, &p.normed, &mut p.gate, rows)?;
         gate_up.prompt(1, device, blas, &p.normed, &mut p.up, rows)?;

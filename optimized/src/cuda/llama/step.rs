@@ -69,12 +69,7 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
-    pub(super) fn new(
-        device: &Device,
-        arch: &ArchSpec,
-        blocks: &[Block],
-        positions: usize,
-    ) -> Result<Self> {
+    pub(super) fn new(device: &Device, arch: &ArchSpec, blocks: &[Block], positions: usize) -> Result<Self> {
         let stream = device.stream();
         let widest = |width: fn(&Block) -> usize| {
             let width = blocks.iter().map(width).max();
