@@ -479,9 +479,8 @@ fn fine_tuning_refuses_what_it_cannot_do() {
     let rotary = Rotary::new(&case.config.attention, TOKENS);
     let run = |targets: Array3<f32>, validation, settings: &FinetuneSettings| {
         let mut block = Block::from_weights(&case.config, &case.weights).unwrap();
-        let (config, x) = (&case.config, case.x.view());
+        let x = case.x.view();
         let outcome = block_finetune(
-            config,
             &mut block,
             &rotary,
             &x,

@@ -500,6 +500,7 @@ impl OpenShard {
 #[cfg(test)]
 mod tests {
     use aqlm_vocabulary::QuantizedMatrix;
+    use aqlm_vocabulary::llama::QUERY;
     use ndarray::{Array1, Array3, Array4};
     use proptest::prelude::*;
 
