@@ -118,12 +118,7 @@ impl Subject for ReferenceSubject {
         let (block, rotary) = block(data);
         let mut y = Array3::zeros(data.x.dim());
         for (mut y, x) in y.outer_iter_mut().zip(data.x.outer_iter()) {
-            y.assign(&block_forward(
-                &data.config,
-                &block,
-                &rotary,
-                x.mapv(f64::from).view(),
-            ));
+            y.assign(&block_forward(&block, &rotary, x.mapv(f64::from).view()));
         }
         Ok(y)
     }
@@ -171,7 +166,6 @@ impl Subject for ReferenceSubject {
         let wide =
             |x: &Array3<f32>| -> Vec<Array2<f64>> { x.outer_iter().map(|x| x.mapv(f64::from)).collect() };
         let report = block_finetune(
-            &data.config,
             &mut block,
             &rotary,
             &wide(&data.x),

@@ -70,9 +70,13 @@ impl Model {
             .collect();
         let config = self.config();
         let mut layers = Vec::new();
+        let of_a_layer = |entry: &TensorEntry| {
+            let mut linears = config.blocks.iter().flat_map(|spec| &spec.linears);
+            linears.any(|linear| entry.name.contains(&format!(".{}.", linear.name)))
+        };
         let mut other_parameters: u64 = tensors
             .iter()
-            .filter(|entry| !entry.name.contains("_proj."))
+            .filter(|entry| !of_a_layer(entry))
             .map(|entry| entry.shape.iter().product::<usize>() as u64)
             .sum();
         let (mut quantized_parameters, mut quantized_bits, mut layer_parameters) = (0, 0.0, 0);
