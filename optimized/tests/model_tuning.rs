@@ -80,7 +80,7 @@ impl Case {
     }
 }
 
-/// Quantized and dense layers, grouped heads, a window, biases, outliers; one model with a tied head.
+/// Quantized and dense layers, grouped heads, a window in one of two blocks, biases, outliers; one model with a tied head.
 fn cases() -> Vec<Case> {
     [(4, 4, None, false), (4, 2, Some(9), true)]
         .into_iter()
@@ -88,10 +88,11 @@ fn cases() -> Vec<Case> {
         .map(|(i, (heads, kv_heads, window, tied))| {
             let mut rng = random(60 + i as u64);
             let spec = config(heads, kv_heads, window, RopeScaling::None);
-            let arch = ArchSpec {
+            let mut arch = ArchSpec {
                 tied,
                 ..ArchSpec::llama(50, 128, 2, spec)
             };
+            arch.blocks[0].attention.window = None;
             let blocks = arch
                 .blocks
                 .iter()

@@ -1,5 +1,7 @@
 //! What `aqlm inspect` prints of a model, from headers alone.
 
+use std::collections::BTreeSet;
+
 use aqlm_vocabulary::Scheme;
 use serde::Serialize;
 
@@ -70,10 +72,9 @@ impl Model {
             .collect();
         let config = self.config();
         let mut layers = Vec::new();
-        let of_a_layer = |entry: &TensorEntry| {
-            let mut linears = config.blocks.iter().flat_map(|spec| &spec.linears);
-            linears.any(|linear| entry.name.contains(&format!(".{}.", linear.name)))
-        };
+        let linears = config.blocks.iter().flat_map(|spec| &spec.linears);
+        let names: BTreeSet<String> = linears.map(|linear| format!(".{}.", linear.name)).collect();
+        let of_a_layer = |entry: &TensorEntry| names.iter().any(|name| entry.name.contains(name));
         let mut other_parameters: u64 = tensors
             .iter()
             .filter(|entry| !of_a_layer(entry))
