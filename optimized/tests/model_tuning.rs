@@ -351,7 +351,7 @@ fn what_does_not_fit_is_refused_and_what_is_not_finite_is_named() {
     };
     assert!(matches!(
         ModelTuner::new(&case.arch, TOKENS, &case.weights, none, DECAY, Activations::Keep),
-        Err(AqlmError::Unsupported(_))
+        Err(AqlmError::Argument { .. })
     ));
 
     assert_eq!(tuner.first_not_finite(&sequences).unwrap(), None);

@@ -118,7 +118,7 @@ fn a_small_quantization() {
     for block in 0..model.config().blocks.len() {
         for layer in &model.block(block).unwrap().layers {
             if let LinearWeight::Quantized(matrix) = &layer.weight {
-                codes.extend(matrix.codes.iter().flat_map(|code| code.to_le_bytes()));
+                codes.extend(matrix.codes().iter().flat_map(|code| code.to_le_bytes()));
             }
         }
     }

@@ -3,10 +3,10 @@ use std::path::{Path, PathBuf};
 use aqlm_reference::llama::{
     Block, ResidentLinear, ResidentWeight, Rotary, block_backward, block_forward_traced,
 };
-use aqlm_reference::{
-    AdamSettings, Hessian, KMeansSettings, adam, beam_search, closed_form, decode, kmeans, layer_error,
+use aqlm_reference::{Hessian, KMeansSettings, adam, beam_search, closed_form, decode, kmeans, layer_error};
+use aqlm_vocabulary::{
+    AdamSettings, BlockSpec, QuantizedMatrix, Rope, RopeScaling, Scheme, llama::LlamaBlock,
 };
-use aqlm_vocabulary::{BlockSpec, QuantizedMatrix, Rope, RopeScaling, Scheme, llama::LlamaBlock};
 use ndarray::{Array1, Array2, Array3, Array4, Ix1, Ix2, Ix3, Ix4, s};
 use serde_json::Value;
 

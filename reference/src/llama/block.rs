@@ -170,9 +170,13 @@ impl Block {
     }
 
     /// Changes one layer's codebooks and scales, and decodes it again; does nothing to a dense layer.
-    pub(super) fn tune(&mut self, layer: LayerId, change: impl FnOnce(&mut QuantizedMatrix)) {
+    pub(super) fn tune(
+        &mut self,
+        layer: LayerId,
+        change: impl FnOnce(ArrayViewMut4<'_, f64>, ArrayViewMut1<'_, f64>),
+    ) {
         if let ResidentWeight::Quantized { matrix, decoded } = &mut self.layers[layer.index()].weight {
-            change(matrix);
+            matrix.tune(change);
             *decoded = decode(matrix);
         }
     }

@@ -6,8 +6,8 @@ use super::{
 };
 use crate::adam::Moments;
 use aqlm_vocabulary::{
-    AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerId, Purpose, QuantizedMatrix, Result,
-    StreamKey, shuffle,
+    AdamSettings, AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerId, Purpose,
+    QuantizedMatrix, Result, StreamKey, shuffle,
 };
 
 /// Tunes the codebooks, scales and norms of a block on the outputs that it should have (paper section 3.4,
@@ -248,7 +248,7 @@ impl ParameterGradients {
 
 /// Adam over everything that the settings train.
 struct Optimizer {
-    adam: Adam,
+    adam: AdamSettings,
     /// for each quantized layer, in the order of the spec
     codebooks: Vec<Option<Moments>>,
     /// for each quantized layer, in the order of the spec
@@ -281,7 +281,7 @@ impl Optimizer {
     }
 
     fn step(&mut self, block: &mut Block, gradients: &ParameterGradients) {
-        let adam = self.adam;
+        let adam = &self.adam;
         let layers: Vec<LayerId> = block.spec().layers().collect();
         let layer_gradients: Vec<_> = layers
             .par_iter()
@@ -294,12 +294,12 @@ impl Optimizer {
             let Some((grad_codebooks, grad_scales)) = gradients else {
                 continue;
             };
-            block.tune(layer, |matrix| {
+            block.tune(layer, |codebooks, scales| {
                 if let Some(moments) = &mut self.codebooks[layer.index()] {
-                    adam.step(moments, &mut matrix.codebooks, &grad_codebooks);
+                    moments.step(adam, codebooks, &grad_codebooks);
                 }
                 if let Some(moments) = &mut self.scales[layer.index()] {
-                    adam.step(moments, &mut matrix.scales, &grad_scales);
+                    moments.step(adam, scales, &grad_scales);
                 }
             });
         }
@@ -375,9 +375,9 @@ mod tests {
             let mut moved = original;
             moved.input_layernorm += &(0.1 * normal(&mut rng, 12));
             for kind in config.layers() {
-                moved.tune(kind, |matrix| {
-                    matrix.codebooks += &(0.1 * normal(&mut rng, matrix.codebooks.dim()));
-                    matrix.scales *= 1.1;
+                moved.tune(kind, |mut codebooks, mut scales| {
+                    codebooks += &(0.1 * normal(&mut rng, codebooks.dim()));
+                    scales *= 1.1;
                 });
             }
             Self {

@@ -35,7 +35,7 @@ impl ModelTuner {
     /// Before the first step.
     ///
     /// # Errors
-    /// `Unsupported` when `tuned` selects nothing of this model; those of [`Model::from_weights`].
+    /// `Argument` when `tuned` selects nothing of this model; those of [`Model::from_weights`].
     pub fn new(arch: &ArchSpec, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay) -> Result<Self> {
         let model = Model::from_weights(arch, weights)?;
         let parameters: Vec<TunedParameter> = Parameter::selected(&weights.quantized(), arch.tied, tuned)
@@ -279,9 +279,8 @@ fn set_values(model: &mut Model, parameter: Parameter, values: &Array1<f64>) {
 /// A parameter's part of a model's gradients, in the order of [`values`].
 fn gradient(model: &Model, gradients: &ModelGradients, parameter: Parameter) -> Array1<f64> {
     let of_layer = |block: usize, layer: LayerId| {
-        model.blocks[block]
-            .quantized(layer)
-            .map(|matrix| quantized_gradients(matrix, &gradients.blocks[block].layers[layer.index()]))
+        let matrix = model.blocks[block].quantized(layer).expect(QUANTIZED_ONLY);
+        quantized_gradients(matrix, &gradients.blocks[block].layers[layer.index()])
     };
     match parameter {
         Parameter::Codebooks(block, kind) => of_layer(block, kind).0.into_iter().collect(),
@@ -433,7 +432,7 @@ mod tests {
         };
         assert!(matches!(
             ModelTuner::new(&model.arch, &model.to_weights(), none, DECAY),
-            Err(AqlmError::Unsupported(_))
+            Err(AqlmError::Argument { .. })
         ));
         let mut norms = tuner(&model, Tuned { norms: true, ..none });
         train(&mut norms, 2);

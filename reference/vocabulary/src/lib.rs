@@ -2,6 +2,7 @@
 //! errors and random streams. Nothing in here is an algorithm of the paper, so an optimized backend may use
 //! all of it and still be an independent implementation of everything that is checked.
 
+mod adam;
 mod arch;
 mod error;
 pub mod llama;
@@ -13,6 +14,7 @@ mod scheme;
 mod settings;
 mod weights;
 
+pub use adam::{AdamDecay, AdamSettings};
 pub use arch::{
     Activation, ArchSpec, AttentionSpec, BlockNorms, BlockSpec, GatedMlp, Input, LayerId, LinearSpec,
     NormSpec,

@@ -27,7 +27,7 @@ pub enum Purpose {
 /// The stream of (run seed, block, layer, purpose).
 ///
 /// The four numbers are the 256-bit key itself, so no two streams collide, and none depends on what was drawn
-/// before: a layer can be redone alone, and threads or resumption change nothing (design.md 4).
+/// before: a layer can be redone alone, and threads or resumption change nothing.
 pub fn stream(seed: u64, block: usize, layer: Option<LayerId>, purpose: Purpose) -> Stream {
     let layer = layer.map_or(0, |layer| u64::from(layer.0) + 1);
     let mut key = [0u8; 32];

@@ -304,7 +304,7 @@ impl LlamaCase {
                         let mut matrix =
                             random_matrix(self.scheme, out_groups, in_groups, Values::Repeated, rng);
                         // scales of about 0.05 to weights of about 1 / sqrt(inputs)
-                        matrix.scales *= 10.0 / f64::from(root);
+                        matrix.tune(|_, mut scales| scales *= 10.0 / f64::from(root));
                         LinearWeight::Quantized(matrix)
                     } else {
                         LinearWeight::Dense(gaussian(rng, (out, inputs)) / root)

@@ -23,7 +23,7 @@ fn targets(data: &LlamaData) -> Array3<f32> {
     let mut other = data.clone();
     for kind in QUANTIZED {
         if let LinearWeight::Quantized(matrix) = &mut other.blocks[0].layer_mut(kind).weight {
-            matrix.codebooks.mapv_inplace(|c| 1.1 * c + 0.02);
+            matrix.tune(|mut codebooks, _| codebooks.mapv_inplace(|c| 1.1 * c + 0.02));
         }
     }
     let rotary = Rotary::new(data.config.attention(), data.x.dim().1);

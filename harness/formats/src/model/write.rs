@@ -211,10 +211,11 @@ pub fn write_dense(out: &Path, source: &Model, options: &WriteOptions) -> Result
             if let LinearWeight::Quantized(matrix) = &weights.layer(layer).weight {
                 return Err(Error::Layer {
                     layer: source.config().layer_name(block, layer),
-                    source: AqlmError::Unsupported(format!(
-                        "expected a dense layer, found one quantized as {}",
-                        matrix.scheme
-                    )),
+                    source: AqlmError::argument(
+                        "layer",
+                        "a dense one",
+                        format!("one quantized as {}", matrix.scheme()),
+                    ),
                 });
             }
         }

@@ -3,7 +3,7 @@ use std::sync::OnceLock;
 use aqlm_vocabulary::{
     AqlmError, BlockSpec, BlockWeights, LayerId, Linear, LinearWeight, QuantizedMatrix, Result,
 };
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, ArrayViewMut1, ArrayViewMut4};
 
 use crate::cpu::PackedMatrix;
 use crate::cpu::quantizer::{decode, decode_into};
@@ -94,7 +94,7 @@ pub struct Layer {
 pub struct Block {
     /// what it computes
     spec: BlockSpec,
-    /// RMSNorm before attention, `[hidden]`
+    /// RMSNorm before attention, `[hidden]`, standard layout
     pub input_layernorm: Array1<f32>,
     /// RMSNorm before the MLP, `[hidden]`, standard layout
     pub post_attention_layernorm: Array1<f32>,
@@ -110,6 +110,7 @@ impl Block {
     pub fn from_weights(spec: &BlockSpec, weights: &BlockWeights) -> Result<Self> {
         spec.require_plain()?;
         spec.check_weights(weights)?;
+        let standard = |values: &Array1<f32>| values.as_standard_layout().into_owned();
         let resident = |layer: &Linear| {
             let weight = match &layer.weight {
                 LinearWeight::Dense(weight) => Weight::Dense(weight.as_standard_layout().into_owned()),
@@ -122,8 +123,8 @@ impl Block {
         };
         Ok(Self {
             spec: spec.clone(),
-            input_layernorm: weights.input_layernorm.clone(),
-            post_attention_layernorm: weights.post_attention_layernorm.clone(),
+            input_layernorm: standard(&weights.input_layernorm),
+            post_attention_layernorm: standard(&weights.post_attention_layernorm),
             layers: weights.layers.iter().map(resident).collect(),
         })
     }

@@ -61,7 +61,7 @@ pub fn block_decode_step(
     let mut row = x.to_vec();
     let mut normed = vec![0.0; row.len()];
     let norm = |norm: &Array1<f32>, x: &[f32], y: &mut [f32]| {
-        rms_norm_row(y, x, norm.as_slice().unwrap_or_default(), spec.norms.norm.epsilon);
+        rms_norm_row(y, x, elements(norm), spec.norms.norm.epsilon);
     };
     norm(&block.input_layernorm, &row, &mut normed);
     let mut q = apply(block, spec.attention.query, &normed)?;

@@ -1,5 +1,6 @@
 use aqlm_vocabulary::{
-    AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerId, Purpose, Result, StreamKey, shuffle,
+    AdamSettings, AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerId, Purpose, Result,
+    StreamKey, shuffle,
 };
 use ndarray::{Array3, ArrayView3, Zip};
 use rayon::prelude::*;
@@ -301,12 +302,12 @@ impl Optimizer {
     fn step(&mut self, block: &mut Block, gradients: &BlockGradients) {
         let adam = &self.adam;
         for layer in &mut self.layers {
-            let (Some(quantized), Some(gradient)) = (
-                block.quantized_mut(layer.layer),
-                &gradients.weights[layer.layer.index()],
-            ) else {
-                continue;
-            };
+            let quantized = block
+                .quantized_mut(layer.layer)
+                .expect("quantized when the optimizer was made, and codes stay");
+            let gradient = gradients.weights[layer.layer.index()]
+                .as_ref()
+                .expect("wanted of every layer that is tuned");
             let (grad_codebooks, grad_scales) =
                 quantized_gradients(quantized.matrix(), &layer.places, quantized.decoded(), gradient);
             quantized.tune(|mut codebooks, mut scales| {

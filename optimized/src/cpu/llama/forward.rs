@@ -71,10 +71,10 @@ pub fn block_forward(block: &Block, rotary: &Rotary, x: ArrayView3<'_, f32>) -> 
     y
 }
 
-/// Bytes of activations that exist at a time while `sequences` sequences of `tokens` tokens go through a
-/// block and back, part by part, beside the hidden states kept of all of them: at most a part's inputs and
-/// targets, its [`BlockTrace`], and the gradients of whichever half of the block takes more, with 64 rows of
-/// attention's scores and their gradients for each thread.
+/// Most bytes of activations that exist at a time while `sequences` sequences of `tokens` tokens go through a
+/// block and back, part by part. Counted are a part's inputs and targets, its [`BlockTrace`], the gradients
+/// of whichever half of the block takes more, and for each thread 64 rows of attention's scores and their
+/// gradients. The hidden states kept of all sequences are not.
 pub fn working_bytes(arch: &ArchSpec, sequences: usize, tokens: usize) -> usize {
     let rows = sequences.min(sequences_at_once(tokens)) * tokens;
     let hidden = arch.hidden_size;

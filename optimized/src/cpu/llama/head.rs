@@ -39,7 +39,7 @@ impl Head {
         }
         Ok(Self {
             norm_spec,
-            norm: norm.clone(),
+            norm: norm.as_standard_layout().into_owned(),
             lm_head: RowStore::new(lm_head),
         })
     }
@@ -55,12 +55,9 @@ impl Head {
     /// [`Head::logits`] by an lm_head that is in f32 already.
     fn logits_by(&self, x: ArrayView2<'_, f32>, lm_head: &[f32]) -> Array2<f32> {
         let normed = self.normed(x);
-        // as many values as it was made of
-        let lm_head = ArrayView2::from_shape(self.lm_head.dim(), lm_head);
-        lm_head.map_or_else(
-            |_| Array2::zeros((0, 0)),
-            |lm_head| linear(normed.view(), lm_head, Par::rayon(0)),
-        )
+        let lm_head = ArrayView2::from_shape(self.lm_head.dim(), lm_head)
+            .expect("as many values as the store was made of");
+        linear(normed.view(), lm_head, Par::rayon(0))
     }
 
     /// What the output layer is given: hidden states behind the norm, [rows, hidden].
@@ -78,10 +75,12 @@ impl Head {
     pub fn logits_of_row(&self, x: ArrayView1<'_, f32>) -> Array1<f32> {
         let x = x.as_standard_layout();
         let mut normed = vec![0.0; x.len()];
-        let (Some(x), Some(norm)) = (x.as_slice(), self.norm.as_slice()) else {
-            return Array1::zeros(0);
-        };
-        rms_norm_row(&mut normed, x, norm, self.norm_spec.epsilon);
+        rms_norm_row(
+            &mut normed,
+            elements(&x),
+            elements(&self.norm),
+            self.norm_spec.epsilon,
+        );
         Array1::from(self.lm_head.times(&normed))
     }
 

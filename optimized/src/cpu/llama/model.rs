@@ -52,7 +52,7 @@ impl Model {
                 .zip(&weights.blocks)
                 .map(|(spec, block)| Block::from_weights(spec, block))
                 .collect::<Result<_>>()?,
-            norm: weights.norm.clone(),
+            norm: weights.norm.as_standard_layout().into_owned(),
             norm_spec: arch.final_norm,
             lm_head: weights.lm_head.as_ref().map(standard),
         })

@@ -26,8 +26,8 @@ pub enum Activations {
 }
 
 impl Activations {
-    /// [`Activations::Keep`] where those of the sequences that go through the model together take at most 1
-    /// GiB.
+    /// [`Activations::Keep`] if the activations of the sequences that go through the model together take at
+    /// most 1 GiB, else [`Activations::Recompute`].
     pub fn fitting(arch: &ArchSpec, tokens: usize) -> Self {
         let rows = sequences_at_once(tokens) * tokens;
         if Self::Keep.of_all_blocks(arch, rows) <= KEPT_BYTES {
@@ -146,12 +146,10 @@ pub fn model_backward(
             x = y;
         }
         let mut grad = head_backward(model, x, sequences, targets, scale, tuned, &mut losses, sink)?;
-        for index in (0..model.blocks.len()).rev() {
-            let trace = match (traces.pop(), inputs.pop()) {
-                (Some(trace), _) => trace,
-                (None, Some(x)) => block_forward_traced(&model.blocks[index], rotary, x.view()).1,
-                // as many traces or inputs were pushed as there are blocks
-                (None, None) => break,
+        for (index, kept) in kept.into_iter().enumerate().rev() {
+            let trace = match kept {
+                Kept::Trace(trace) => *trace,
+                Kept::Input(x) => block_forward_traced(&model.blocks[index], rotary, x.view()).1,
             };
             let block = &model.blocks[index];
             let wanted = Wanted {

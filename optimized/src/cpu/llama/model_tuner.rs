@@ -43,7 +43,7 @@ impl ModelTuner {
     /// Before the first step, for sequences of at most `positions` tokens.
     ///
     /// # Errors
-    /// `Unsupported` when `tuned` selects nothing of this model; those of [`Model::from_weights`].
+    /// `Argument` when `tuned` selects nothing of this model; those of [`Model::from_weights`].
     pub fn new(
         arch: &ArchSpec,
         positions: usize,

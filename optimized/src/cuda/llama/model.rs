@@ -54,17 +54,18 @@ impl<'d> Builder<'d> {
     /// Nothing is on the device yet.
     ///
     /// # Errors
-    /// `Aqlm` with `Unsupported` for a model that is no plain Llama, heads wider than 256, or without
-    /// positions.
+    /// `Aqlm` with `Unsupported` for a model that is no plain Llama or has heads wider than 256, with `Argument`
+    /// without positions.
     pub fn new(device: &'d Device, arch: &ArchSpec, options: Options) -> Result<Self> {
         arch.require_plain()?;
         let head_dim = arch.attention().head_dim;
-        if head_dim > 256 || options.positions == 0 {
-            return Err(AqlmError::Unsupported(format!(
-                "heads of {head_dim} numbers over {} positions on a GPU: at most 256, and at least 1",
-                options.positions
-            ))
-            .into());
+        if head_dim > 256 {
+            return Err(
+                AqlmError::Unsupported(format!("heads of {head_dim} numbers on a GPU: at most 256")).into(),
+            );
+        }
+        if options.positions == 0 {
+            return Err(AqlmError::argument("positions", "at least 1", 0).into());
         }
         if options.positions == 0 {
             return Err(AqlmError::argument("positions", "at least 1", 0).into());
