@@ -84,7 +84,8 @@ impl From<BackendKind> for ModelBackend {
 }
 
 /// Runs `$body` with `$backend` bound to the backend of a [`BackendKind`], made for a configuration and a
-/// longest sequence; fails where that backend refuses the configuration. A macro, because the trait's associated types keep it from being an object.
+/// longest sequence; returns early with what that backend refuses of the configuration. A macro, because the
+/// trait's associated types keep it from being an object.
 #[macro_export]
 macro_rules! with_backend {
     ($kind:expr, $config:expr, $positions:expr, |$backend:ident| $body:expr) => {
