@@ -314,7 +314,7 @@ fn llama_block_case(entry: &Entry<'_>, file: &VectorFile) -> Result<Vec<Comparis
     };
     let layers: [ResidentLinear; 7] = layers
         .try_into()
-        .map_err(|_| Error::invalid("llama_block", "seven layers", "another number"))?;
+        .map_err(|_| Error::argument("llama_block", "seven layers", "another number"))?;
     let block = Block::new(
         norm("input_layernorm")?,
         norm("post_attention_layernorm")?,

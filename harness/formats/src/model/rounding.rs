@@ -1,7 +1,8 @@
 use aqlm_vocabulary::{BlockWeights, LayerKind, LinearWeight};
 use ndarray::Array1;
 
-use super::{Model, StorageType, layer_name, norm_names};
+use super::{Model, StorageType};
+use crate::huggingface::names::{layer_name, norm_names};
 use crate::{Error, Result};
 
 impl Model {
