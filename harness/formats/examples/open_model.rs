@@ -8,7 +8,8 @@
 
 use aqlm_formats::Result;
 use aqlm_formats::model::Model;
-use aqlm_vocabulary::{LayerKind, LinearWeight};
+use aqlm_vocabulary::LinearWeight;
+use aqlm_vocabulary::llama::QUERY;
 
 fn main() -> Result<()> {
     let model = match std::env::args_os().nth(1) {
@@ -36,7 +37,7 @@ fn main() -> Result<()> {
 
     // Weights are read block by block, when asked for.
     let block = model.block(0)?;
-    match &block.layer(LayerKind::QProj).weight {
+    match &block.layer(QUERY).weight {
         LinearWeight::Dense(weight) => println!("q_proj of block 0 begins with {}", weight[[0, 0]]),
         LinearWeight::Quantized(matrix) => {
             println!("q_proj of block 0 is quantized as {}", matrix.scheme);

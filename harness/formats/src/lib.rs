@@ -9,7 +9,7 @@
 //!
 //! # fn main() -> aqlm_formats::Result<()> {
 //! let model = Model::embedded()?; // or Model::open("folder or file.gguf")
-//! println!("{} blocks of {}", model.config().num_hidden_layers, model.config().hidden_size);
+//! println!("{} blocks of {}", model.config().blocks.len(), model.config().hidden_size);
 //! let block = model.block(0)?;
 //! assert_eq!(block.input_layernorm.len(), model.config().hidden_size);
 //!
@@ -39,7 +39,7 @@ pub mod error;
 pub mod fetch;
 mod gguf;
 pub mod hostile;
-mod huggingface;
+pub mod huggingface;
 pub mod model;
 pub mod safetensors;
 pub mod tensors;

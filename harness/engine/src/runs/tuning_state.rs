@@ -13,7 +13,7 @@ const STEPS: &str = "steps";
 pub(super) fn write_state(path: &Path, state: &TuningState) -> Result<String> {
     let mut tensors = vec![NewTensor::new(STEPS, &[1], [state.steps])];
     for part in &state.parameters {
-        let name = part.parameter.name();
+        let name = &part.name;
         for (role, values) in [
             ("values", &part.values),
             ("first", &part.first),
@@ -38,9 +38,10 @@ pub(super) fn read_state(path: &Path, sha256: &str, like: &TuningState) -> Resul
         .parameters
         .iter()
         .map(|part| {
-            let name = part.parameter.name();
+            let name = &part.name;
             Ok::<_, Error>(ParameterState {
                 parameter: part.parameter,
+                name: name.clone(),
                 values: numbers(&format!("{name}.values"))?,
                 first: numbers(&format!("{name}.first"))?,
                 second: numbers(&format!("{name}.second"))?,
@@ -60,8 +61,9 @@ mod tests {
     fn a_state_comes_back_bit_for_bit_and_damage_is_found() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.safetensors");
-        let part = |parameter, salt: f64| ParameterState {
+        let part = |parameter, name: &str, salt: f64| ParameterState {
             parameter,
+            name: name.into(),
             values: vec![0.1 * salt, -0.0, f64::MIN_POSITIVE / 8.0],
             first: vec![1.0 / 3.0, salt, 0.0],
             second: vec![salt.sqrt(), 1e-300, 2.0],
@@ -69,8 +71,12 @@ mod tests {
         let state = TuningState {
             steps: 7,
             parameters: vec![
-                part(Parameter::FinalNorm, 2.0),
-                part(Parameter::InputNorm(3), 5.0),
+                part(Parameter::FinalNorm, "model.norm.weight", 2.0),
+                part(
+                    Parameter::InputNorm(3),
+                    "model.layers.3.input_layernorm.weight",
+                    5.0,
+                ),
             ],
         };
         let sha256 = write_state(&path, &state).unwrap();

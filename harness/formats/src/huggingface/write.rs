@@ -4,13 +4,13 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aqlm_vocabulary::{AqlmError, BlockWeights, LayerKind, LinearWeight, Scheme};
+use aqlm_vocabulary::{AqlmError, BlockWeights, LinearWeight, Scheme};
 use ndarray::{Array1, Array2};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::linear::{float_tensor, linear_tensors};
-use super::names::{EMBEDDING, FINAL_NORM, LM_HEAD, layer_name, norm_names};
+use super::names::{EMBEDDING, FINAL_NORM, LM_HEAD};
 use super::shards::{ShardWriter, is_weights_file};
 use super::tokenizer_files::tokenizer_files;
 use crate::durable::{Workspace, write_json};
@@ -127,18 +127,19 @@ pub fn write_whole(
     )?)?;
     drop(embedding);
     plan.skip(EMBEDDING);
-    for block in 0..config.num_hidden_layers {
+    for (block, spec) in config.blocks.iter().enumerate() {
         let weights = blocks(block)?;
-        for (name, norm) in norm_names(block)
+        for (name, norm) in config
+            .norm_names(block)
             .into_iter()
             .zip([&weights.input_layernorm, &weights.post_attention_layernorm])
         {
             shards.push(&whole(&name, &mut norm.iter().copied(), vec![norm.len()])?)?;
             plan.skip(&name);
         }
-        for kind in LayerKind::ALL {
-            let name = layer_name(block, kind);
-            let linear = weights.layer(kind);
+        for layer in spec.layers() {
+            let name = config.layer_name(block, layer);
+            let linear = weights.layer(layer);
             match &linear.weight {
                 LinearWeight::Dense(_) => {
                     plan.skip(&format!("{name}.weight"));
@@ -153,7 +154,7 @@ pub fn write_whole(
     }
     shards.push(&whole(FINAL_NORM, &mut norm.iter().copied(), vec![norm.len()])?)?;
     plan.skip(FINAL_NORM);
-    if !config.tie_word_embeddings {
+    if !config.tied {
         let head = match lm_head {
             Some(head) => head,
             None => source.lm_head()?,
@@ -193,10 +194,10 @@ pub fn write_whole(
 pub fn write_dense(out: &Path, source: &Model, options: &WriteOptions) -> Result<Written> {
     let dense = |block| {
         let weights = source.block(block)?;
-        for kind in LayerKind::ALL {
-            if let LinearWeight::Quantized(matrix) = &weights.layer(kind).weight {
+        for layer in source.config().blocks[block].layers() {
+            if let LinearWeight::Quantized(matrix) = &weights.layer(layer).weight {
                 return Err(Error::Layer {
-                    layer: layer_name(block, kind),
+                    layer: source.config().layer_name(block, layer),
                     source: AqlmError::Unsupported(format!(
                         "expected a dense layer, found one quantized as {}",
                         matrix.scheme
@@ -255,7 +256,7 @@ impl Plan {
         }
         config
             .entry("architectures")
-            .or_insert_with(|| json!([source.details().family.architecture()]));
+            .or_insert_with(|| json!([source.details().family.architecture]));
         config.insert("torch_dtype".into(), json!(storage.name()));
         if let Some(scheme) = self.scheme {
             let quantization = json!({

@@ -1,8 +1,8 @@
-use aqlm_vocabulary::LayerKind;
+use aqlm_vocabulary::LayerId;
 
 use super::Model;
 use crate::huggingface::linear::{code_type, codebook_shape};
-use crate::huggingface::names::{EMBEDDING, FINAL_NORM, LM_HEAD, layer_name, norm_names};
+use crate::huggingface::names::{EMBEDDING, FINAL_NORM, LM_HEAD};
 use crate::tensors::TensorInfo;
 use crate::{Error, Result};
 
@@ -13,23 +13,24 @@ impl Model {
         let vocabulary = [config.vocab_size, config.hidden_size];
         self.tensors.expect(EMBEDDING, &vocabulary)?;
         self.tensors.expect(FINAL_NORM, &[config.hidden_size])?;
-        if !config.tie_word_embeddings {
+        if !config.tied {
             self.tensors.expect(LM_HEAD, &vocabulary)?;
         }
-        for block in 0..config.num_hidden_layers {
-            for norm in norm_names(block) {
+        for (block, spec) in config.blocks.iter().enumerate() {
+            for norm in config.norm_names(block) {
                 self.tensors.expect(&norm, &[config.hidden_size])?;
             }
-            for kind in LayerKind::ALL {
-                self.check_layer(block, kind)?;
+            for layer in spec.layers() {
+                self.check_layer(block, layer)?;
             }
         }
         Ok(())
     }
 
-    fn check_layer(&self, block: usize, kind: LayerKind) -> Result<()> {
-        let name = layer_name(block, kind);
-        let (out_features, in_features) = self.config().layer_shape(kind);
+    fn check_layer(&self, block: usize, layer: LayerId) -> Result<()> {
+        let name = self.config().layer_name(block, layer);
+        let linear = self.config().blocks[block].linear(layer);
+        let (out_features, in_features) = linear.shape;
         let unexpected = |info: TensorInfo, tensor: String, reason: &str| Error::UnexpectedTensor {
             path: info.path,
             tensor,
@@ -37,14 +38,14 @@ impl Model {
         };
         let bias = format!("{name}.bias");
         match self.tensors.info(&bias) {
-            Some(info) if !self.config.has_bias(kind) => {
+            Some(info) if !linear.bias => {
                 return Err(unexpected(
                     info,
                     bias,
                     "as config.json announces no bias for this layer",
                 ));
             }
-            None if !self.config.has_bias(kind) => {}
+            None if !linear.bias => {}
             _ => _ = self.tensors.expect(&bias, &[out_features])?,
         }
         let weight = format!("{name}.weight");

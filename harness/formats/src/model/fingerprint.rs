@@ -1,4 +1,4 @@
-use aqlm_vocabulary::LlamaConfig;
+use aqlm_vocabulary::ArchSpec;
 use sha2::{Digest, Sha256};
 
 use super::Model;
@@ -29,6 +29,6 @@ impl Model {
     }
 }
 
-fn description(config: &LlamaConfig) -> Vec<u8> {
-    serde_json::to_vec(config).expect("numbers and words are JSON")
+fn description(arch: &ArchSpec) -> Vec<u8> {
+    serde_json::to_vec(arch).expect("numbers and words are JSON")
 }

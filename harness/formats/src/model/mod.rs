@@ -4,18 +4,17 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use aqlm_vocabulary::{BlockWeights, LayerKind, Linear, LlamaConfig, ModelWeights, Scheme};
+use aqlm_vocabulary::{ArchSpec, BlockWeights, LayerId, Linear, ModelWeights, Scheme};
 use ndarray::{Array1, Array2};
 
 use crate::huggingface::index::open_folder;
 use crate::huggingface::linear::{read_linear, read_matrix, read_vector};
-use crate::huggingface::names::{EMBEDDING, FINAL_NORM, LM_HEAD, norm_names};
+use crate::huggingface::names::{EMBEDDING, FINAL_NORM, LM_HEAD};
 use crate::safetensors::SafetensorFiles;
 use crate::tensors::{TensorInfo, TensorSource};
 use crate::{Error, Result, gguf};
 
 mod check;
-pub mod config;
 pub mod embedded;
 mod fingerprint;
 #[cfg(test)]
@@ -25,11 +24,11 @@ mod rounding;
 mod tokenizer;
 
 pub use crate::huggingface::block_file;
-pub use crate::huggingface::names::layer_name;
+pub use crate::huggingface::config::{ModelConfig, StorageType};
+pub use crate::huggingface::families::Family;
 pub use crate::huggingface::write::{
     OuterWeights, WriteOptions, Written, write_checkpoint, write_dense, write_whole,
 };
-pub use config::{Family, ModelConfig, StorageType};
 pub use inventory::Inventory;
 pub(crate) use tokenizer::TokenizerSource;
 
@@ -120,9 +119,9 @@ impl Model {
         Ok(model)
     }
 
-    /// The numbers that decide the arithmetic.
-    pub fn config(&self) -> &LlamaConfig {
-        &self.config.llama
+    /// The model as data: what decides the arithmetic.
+    pub fn config(&self) -> &ArchSpec {
+        &self.config.arch
     }
 
     /// Everything read from the configuration.
@@ -163,10 +162,10 @@ impl Model {
 
     /// Whether any linear layer is quantized.
     pub fn is_quantized(&self) -> bool {
-        (0..self.config().num_hidden_layers).any(|block| {
-            LayerKind::ALL
-                .iter()
-                .any(|&kind| self.scheme_of(&layer_name(block, kind)).is_some())
+        let config = self.config();
+        config.blocks.iter().enumerate().any(|(block, spec)| {
+            spec.layers()
+                .any(|layer| self.scheme_of(&config.layer_name(block, layer)).is_some())
         })
     }
 
@@ -197,7 +196,7 @@ impl Model {
     /// `NotFinite`, `TensorType`, `Io`.
     pub fn lm_head(&self) -> Result<Array2<f32>> {
         let config = self.config();
-        if config.tie_word_embeddings {
+        if config.tied {
             return self.embedding();
         }
         read_matrix(
@@ -213,27 +212,21 @@ impl Model {
     /// `Block` when there is no such block; `NotFinite`, `CodeOutOfRange`, `TensorType`, `Io`.
     pub fn block(&self, block: usize) -> Result<BlockWeights> {
         let config = self.config();
-        if block >= config.num_hidden_layers {
+        let Some(spec) = config.blocks.get(block) else {
             return Err(Error::Block {
                 path: self.source.clone(),
-                blocks: config.num_hidden_layers,
+                blocks: config.blocks.len(),
                 block,
             });
-        }
-        let [before_attention, before_mlp] = norm_names(block);
-        let [q, k, v, o, gate, up, down] = LayerKind::ALL;
+        };
+        let [before_attention, before_mlp] = config.norm_names(block);
         Ok(BlockWeights {
             input_layernorm: read_vector(self.tensors.as_ref(), &before_attention, config.hidden_size)?,
             post_attention_layernorm: read_vector(self.tensors.as_ref(), &before_mlp, config.hidden_size)?,
-            layers: [
-                self.linear(block, q)?,
-                self.linear(block, k)?,
-                self.linear(block, v)?,
-                self.linear(block, o)?,
-                self.linear(block, gate)?,
-                self.linear(block, up)?,
-                self.linear(block, down)?,
-            ],
+            layers: spec
+                .layers()
+                .map(|layer| self.linear(block, layer))
+                .collect::<Result<_>>()?,
         })
     }
 
@@ -242,10 +235,10 @@ impl Model {
     /// # Errors
     /// Those of [`Model::embedding`] and [`Model::block`].
     pub fn weights(&self) -> Result<ModelWeights> {
-        let tied = self.config().tie_word_embeddings;
+        let tied = self.config().tied;
         Ok(ModelWeights {
             embedding: self.embedding()?,
-            blocks: (0..self.config().num_hidden_layers)
+            blocks: (0..self.config().blocks.len())
                 .map(|block| self.block(block))
                 .collect::<Result<_>>()?,
             norm: self.final_norm()?,
@@ -253,14 +246,15 @@ impl Model {
         })
     }
 
-    fn linear(&self, block: usize, kind: LayerKind) -> Result<Linear> {
-        let name = layer_name(block, kind);
+    fn linear(&self, block: usize, layer: LayerId) -> Result<Linear> {
+        let name = self.config().layer_name(block, layer);
+        let spec = self.config().blocks[block].linear(layer);
         read_linear(
             self.tensors.as_ref(),
             &name,
-            self.config().layer_shape(kind),
+            spec.shape,
             self.scheme_of(&name),
-            self.config.has_bias(kind),
+            spec.bias,
         )
     }
 }

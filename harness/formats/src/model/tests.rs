@@ -1,31 +1,29 @@
 //! Folders and files, whole and contradictory.
 
 use aqlm_vocabulary::LinearWeight;
+use aqlm_vocabulary::llama::{KEY, OUTPUT, QUERY};
 use half::f16;
-use safetensors::Dtype;
 use serde_json::json;
 
 use super::fixture::{Fixture, shared};
 use super::*;
+use crate::safetensors::Dtype;
 
 const Q0: &str = "model.layers.0.self_attn.q_proj";
 
 #[test]
 fn the_embedded_model_opens() {
     let model = Model::embedded().unwrap();
-    assert_eq!(model.config().num_hidden_layers, 4);
+    assert_eq!(model.config().blocks.len(), 4);
     assert_eq!(model.embedding().unwrap().dim(), (2048, 256));
     assert_ne!(model.embedding().unwrap(), model.lm_head().unwrap());
     assert_eq!(model.final_norm().unwrap().len(), 256);
     assert_eq!(model.storage(), StorageType::F16);
     for block in 0..4 {
         let weights = model.block(block).unwrap();
-        for kind in LayerKind::ALL {
-            assert_eq!(
-                weights.layer(kind).weight.shape(),
-                model.config().layer_shape(kind)
-            );
-        }
+        let shapes: Vec<_> = weights.layers.iter().map(|layer| layer.weight.shape()).collect();
+        let (square, tall) = ((256, 256), (704, 256));
+        assert_eq!(shapes, [square, square, square, square, tall, tall, (256, 704)]);
     }
     assert!(matches!(
         model.block(4),
@@ -64,7 +62,7 @@ fn codes_are_read_from_twos_complement() {
         let mut fixture = Fixture::quantized(scheme.parse().unwrap());
         fixture.damage(&format!("{Q0}.codes"), 0, &code_bytes);
         let block = Model::open(fixture.write()).unwrap().block(0).unwrap();
-        let LinearWeight::Quantized(matrix) = &block.layer(LayerKind::QProj).weight else {
+        let LinearWeight::Quantized(matrix) = &block.layer(QUERY).weight else {
             panic!("a dense layer")
         };
         let size = matrix.scheme.codebook_size() as u16;
@@ -154,17 +152,14 @@ fn biases_are_read_when_announced_and_refused_otherwise() {
 
     fixture.config["model_type"] = json!("qwen2");
     for block in 0..2 {
-        for (kind, length) in [
-            (LayerKind::QProj, 8),
-            (LayerKind::KProj, 4),
-            (LayerKind::VProj, 4),
-        ] {
-            fixture.put_halves(&format!("{}.bias", layer_name(block, kind)), &[length]);
+        for (layer, length) in [("q", 8), ("k", 4), ("v", 4)] {
+            let name = format!("model.layers.{block}.self_attn.{layer}_proj.bias");
+            fixture.put_halves(&name, &[length]);
         }
     }
     let block = Model::open(fixture.write()).unwrap().block(1).unwrap();
-    assert_eq!(block.layer(LayerKind::KProj).bias.as_ref().unwrap().len(), 4);
-    assert_eq!(block.layer(LayerKind::OProj).bias, None);
+    assert_eq!(block.layer(KEY).bias.as_ref().unwrap().len(), 4);
+    assert_eq!(block.layer(OUTPUT).bias, None);
 }
 
 #[test]
@@ -214,8 +209,8 @@ fn real_models_open() {
     ] {
         let Some(folder) = shared(name) else { continue };
         let model = Model::open(folder).unwrap();
-        assert_eq!(model.config().num_hidden_layers, blocks);
-        assert_eq!(model.config().tie_word_embeddings, tied);
+        assert_eq!(model.config().blocks.len(), blocks);
+        assert_eq!(model.config().tied, tied);
         for block in 0..blocks {
             model.block(block).unwrap();
         }
@@ -234,7 +229,7 @@ fn checkpoints_of_the_official_engine_open() {
         let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
         let scheme: Scheme = name.rsplit('-').next().unwrap().parse().unwrap();
         let model = Model::open(&folder).unwrap();
-        for block in 0..model.config().num_hidden_layers {
+        for block in 0..model.config().blocks.len() {
             for layer in &model.block(block).unwrap().layers {
                 assert!(matches!(&layer.weight, LinearWeight::Quantized(matrix) if matrix.scheme == scheme));
             }

@@ -233,7 +233,7 @@ fn smollm2_tokenises_wikitext_as_its_own_tokenizer_does() {
         return;
     };
     let model = Model::open(model).unwrap();
-    assert_eq!(model.config().rms_norm_eps, 1e-5);
+    assert_eq!(model.config().final_norm.epsilon, 1e-5);
     model.block(29).unwrap();
     let stream = crate::texts::TokenStream::load(&text, &model.tokenizer().unwrap()).unwrap();
     let peer = crate::safetensors::SafetensorFiles::open_file(&peer).unwrap();

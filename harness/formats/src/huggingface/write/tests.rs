@@ -1,6 +1,7 @@
 //! What is written is read back.
 
 use aqlm_vocabulary::QuantizedMatrix;
+use aqlm_vocabulary::llama::QUERY;
 use ndarray::{Array1, Array3, Array4};
 use proptest::prelude::*;
 
@@ -15,7 +16,7 @@ fn assert_same(a: &Model, b: &Model) {
     assert_eq!(a.embedding().unwrap(), b.embedding().unwrap());
     assert_eq!(a.final_norm().unwrap(), b.final_norm().unwrap());
     assert_eq!(a.lm_head().unwrap(), b.lm_head().unwrap());
-    for block in 0..a.config().num_hidden_layers {
+    for block in 0..a.config().blocks.len() {
         assert_eq!(a.block(block).unwrap(), b.block(block).unwrap());
     }
 }
@@ -141,7 +142,7 @@ fn config_keeps_the_sources_fields_and_says_what_is_quantized() {
     let blocks = |block| {
         let mut weights = source.block(block)?;
         if block == 1 {
-            weights.layer_mut(LayerKind::QProj).weight = quantized(scheme, 0.5);
+            weights.layer_mut(QUERY).weight = quantized(scheme, 0.5);
         }
         Ok(weights)
     };
@@ -197,7 +198,7 @@ fn errors_leave_nothing_behind() {
     let with = |weight: fn(usize) -> LinearWeight| {
         let blocks = |block| {
             let mut weights = source.block(block)?;
-            weights.layer_mut(LayerKind::QProj).weight = weight(block);
+            weights.layer_mut(QUERY).weight = weight(block);
             Ok(weights)
         };
         write_checkpoint(&out, &source, blocks, &WriteOptions::default())
