@@ -28,18 +28,18 @@ impl Sampling {
     /// Greedy at temperature 0, else nucleus sampling.
     ///
     /// # Errors
-    /// `Error::Invalid` for a negative or infinite temperature or a top-p outside (0, 1].
+    /// `Error::Argument` for a negative or infinite temperature or a top-p outside (0, 1].
     pub fn new(temperature: f64, top_p: f64) -> Result<Self> {
         if !(temperature.is_finite() && temperature >= 0.0) {
-            return Err(Error::invalid(
-                "--temperature",
+            return Err(Error::argument(
+                "temperature",
                 "a finite number of at least 0",
                 temperature.to_string(),
             ));
         }
         if !(top_p > 0.0 && top_p <= 1.0) {
-            return Err(Error::invalid(
-                "--top-p",
+            return Err(Error::argument(
+                "top_p",
                 "a number above 0 and at most 1",
                 top_p.to_string(),
             ));
@@ -160,7 +160,7 @@ impl<B: Backend> Writer for Session<'_, '_, B> {
         let generator = self.generator;
         let vocab = generator.embedding.nrows();
         if token as usize >= vocab {
-            return Err(Error::invalid(
+            return Err(Error::argument(
                 "token id",
                 &format!("below the vocabulary size {vocab}"),
                 token.to_string(),
@@ -208,7 +208,7 @@ pub trait Writer {
 /// `each` as it comes.
 ///
 /// # Errors
-/// `Error::Invalid` for an empty prompt or a token beyond the embedding; what the backend refuses.
+/// `Error::Argument` for an empty prompt or a token beyond the embedding; what the backend refuses.
 pub fn generate(
     writer: &mut dyn Writer,
     prompt: &[u32],
@@ -219,7 +219,7 @@ pub fn generate(
     each: &mut dyn FnMut(u32),
 ) -> Result<Generated> {
     if prompt.is_empty() {
-        return Err(Error::invalid("prompt", "at least one token", "none"));
+        return Err(Error::argument("prompt", "at least one token", "none"));
     }
     let started = Instant::now();
     let mut logits = writer.prompt(prompt)?;

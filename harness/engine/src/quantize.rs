@@ -244,10 +244,7 @@ fn quantize_block<B: Backend>(
     let sha256 = block_file::write(&path, spec, &weights)?;
     journal.append(JournalEntry {
         block: index,
-        file: format!(
-            "blocks/{}",
-            path.file_name().unwrap_or_default().to_string_lossy()
-        ),
+        file: RunFolder::block_file(index),
         sha256,
         report: report.clone(),
     })?;

@@ -106,7 +106,7 @@ impl DecodeReport {
 pub(crate) fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&str)) -> Result<DecodeReport> {
     let config = options.shape.config();
     if options.context == 0 || options.context > config.max_position_embeddings {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             "--context",
             &format!("1 to {}", config.max_position_embeddings),
             options.context.to_string(),

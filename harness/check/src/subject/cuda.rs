@@ -247,7 +247,7 @@ impl CudaSubject {
         };
         run().map_err(|error| match error {
             CudaError::Aqlm(error) => error.into(),
-            other => Error::invalid(self.kernel, "a result", other.to_string()),
+            other => Error::argument(self.kernel, "a result", other.to_string()),
         })
     }
 }

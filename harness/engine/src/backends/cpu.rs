@@ -92,8 +92,8 @@ impl CpuBackend {
 /// What is left of a bound behind what is needed in any case.
 fn left(memory: Memory, needed: usize) -> Result<usize> {
     memory.bytes().checked_sub(needed).ok_or_else(|| {
-        Error::invalid(
-            "--memory",
+        Error::argument(
+            "memory",
             &format!("at least {needed} bytes, which the sequences that are computed together take"),
             memory.to_string(),
         )

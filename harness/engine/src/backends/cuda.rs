@@ -52,8 +52,10 @@ pub fn load<'d>(
 /// # Errors
 /// `NotFinite` for a number beyond f16's range.
 pub fn table(table: &Array2<f32>, what: &str) -> std::result::Result<Vec<f16>, CudaError> {
-    let rows = table.as_standard_layout();
-    narrowed(rows.as_slice().unwrap_or_default(), what)
+    match table.as_slice() {
+        Some(rows) => narrowed(rows, what),
+        None => narrowed(&table.iter().copied().collect::<Vec<_>>(), what),
+    }
 }
 
 impl Writer for llama::Model<'_> {

@@ -63,9 +63,9 @@ impl Backend for ReferenceBackend {
     }
 
     fn bound_memory(&mut self, memory: Memory, _spill: &Path, _sequences: usize) -> Result<()> {
-        Err(Error::invalid(
-            "--memory",
-            "--backend cpu beside it: the reference keeps everything in memory",
+        Err(Error::argument(
+            "memory",
+            "no bound with the reference backend, which keeps everything in memory as the cpu backend need not",
             memory.bytes().to_string(),
         ))
     }
