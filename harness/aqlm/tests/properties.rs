@@ -2,7 +2,8 @@
 //! readable id.
 
 use aqlm_check::cases::{Case, Operation, Problem, cases};
-use aqlm_check::{CheckedBackend, CrossOptions, Outcome, cross_check};
+use aqlm_check::{CrossOptions, Outcome, cross_check};
+use aqlm_engine::backends::BackendKind;
 use aqlm_formats::model::block_file;
 use aqlm_reference::{beam_search, decode, layer_error};
 use aqlm_vocabulary::{LayerKind, LinearWeight, Purpose, QuantizedMatrix, stream, sweep_order};
@@ -24,7 +25,7 @@ fn config(cases: u32) -> Config {
 fn hold(operation: Operation, count: u32) {
     let property = |case: Case| {
         let options = CrossOptions {
-            backend: Some(CheckedBackend::Reference),
+            backend: Some(BackendKind::Reference),
             operation: None,
             case: Some(case),
             cases: 0,
