@@ -47,6 +47,7 @@ struct Document {
 
 pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     let started = Instant::now();
+    args.backend.check_runs()?;
     let model = Model::embedded()?;
     let tokenizer = model.tokenizer()?;
     let settings = settings(args.seed)?;

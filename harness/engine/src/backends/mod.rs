@@ -20,7 +20,7 @@ pub use memory::Memory;
 pub use reference::{ReferenceBackend, ReferenceLayers};
 
 use crate::ops::{ModelOps, TrainOps};
-use aqlm_formats::Result;
+use aqlm_formats::{Error, Result};
 
 /// The machines that can run operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -59,6 +59,17 @@ impl BackendKind {
         }
     }
 
+    /// Says before any work whether [`BackendKind::run`] has a machine.
+    ///
+    /// # Errors
+    /// `Unsupported` for a GPU.
+    pub fn check_runs(self) -> Result<()> {
+        match self {
+            Self::Reference | Self::Cpu => Ok(()),
+            Self::Cuda => Err(no_training(self)),
+        }
+    }
+
     /// Does a job on the machine of this kind, made for a model's shape and sequences of at most `positions`
     /// tokens.
     ///
@@ -68,11 +79,7 @@ impl BackendKind {
         match self {
             Self::Reference => job.on(ReferenceBackend::new(config, positions)),
             Self::Cpu => job.on(CpuBackend::new(config, positions)),
-            Self::Cuda => Err(AqlmError::Unsupported(
-                "the cuda backend evaluates and generates only: the reference and cpu backends quantize and train"
-                    .into(),
-            )
-            .into()),
+            Self::Cuda => Err(no_training(self)),
         }
     }
 
@@ -94,4 +101,11 @@ impl fmt::Display for BackendKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+fn no_training(kind: BackendKind) -> Error {
+    AqlmError::Unsupported(format!(
+        "the {kind} backend evaluates and generates; reference and cpu quantize and train"
+    ))
+    .into()
 }
