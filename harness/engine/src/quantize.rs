@@ -162,15 +162,16 @@ impl<H: PartSums> PartSums for Sums<H> {
 
     fn add(&mut self, sums: &[f64]) -> Result<()> {
         let mut rest = sums;
-        for hessian in &mut self.0 {
+        let layers = self.0.len();
+        for (done, hessian) in self.0.iter_mut().enumerate() {
             let whole = rest
                 .split_first()
                 .and_then(|(&number, after)| after.split_at_checked(number as usize));
-            let Some((of_this, after)) = whole else {
-                return Err(
-                    AqlmError::Unsupported("sums of fewer Hessians than there are layers".into()).into(),
-                );
-            };
+            let (of_this, after) = whole.ok_or_else(|| AqlmError::Shape {
+                what: "sums of Hessians".into(),
+                expected: vec![layers],
+                found: vec![done],
+            })?;
             hessian.add(of_this)?;
             rest = after;
         }

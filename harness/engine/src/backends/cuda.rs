@@ -37,7 +37,7 @@ impl CudaBackend {
 ///
 /// # Errors
 /// Unreadable tensors; numbers beyond f16; `Device` when memory is too small, naming what did not fit.
-pub fn load<'d>(
+fn load<'d>(
     device: &'d Device,
     weights: &dyn Weights,
     options: Options,
