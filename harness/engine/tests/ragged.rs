@@ -89,7 +89,8 @@ fn streamed_and_resident_are_the_same() {
         perplexity.tokens,
         LENGTHS.iter().map(|length| length - 1).sum::<usize>()
     );
-    assert!(resident(&machine, &model, &[&[1, 2], &[1]], false, &mut |_| ()).is_err());
+    let short: [&[u32]; 2] = [&[1, 2], &[1]];
+    assert!(resident(&machine, &model, &short, false, &mut |_| ()).is_err());
 }
 
 #[test]
