@@ -66,8 +66,8 @@ pub fn streamed<M: BlockOps>(
 ) -> Result<Evaluation> {
     check(windows)?;
     let mut hidden = machine.embed(&weights.embedding()?, windows)?;
-    for index in 0..weights.config().num_hidden_layers {
-        let block = machine.load_block(&weights.block(index)?)?;
+    for index in 0..weights.config().blocks.len() {
+        let block = machine.load_block(index, &weights.block(index)?)?;
         hidden = machine.block_forward(&block, &hidden)?;
         progress(index);
     }

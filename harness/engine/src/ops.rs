@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use aqlm_vocabulary::{
-    AdamDecay, BlockWeights, LayerKind, LayerSettings, LlamaConfig, ModelWeights, QuantizedMatrix, StreamKey,
+    AdamDecay, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelWeights, QuantizedMatrix, StreamKey,
     Target, Tuned, TuningState, Update,
 };
 use ndarray::{Array1, Array2};
@@ -129,7 +129,7 @@ pub trait BlockOps {
     fn device(&self) -> String;
 
     /// The model shape that this instance was made for.
-    fn config(&self) -> &LlamaConfig;
+    fn config(&self) -> &ArchSpec;
 
     /// What quantizes one of the block's layers.
     fn layers(&self) -> &Self::Layers;
@@ -149,20 +149,20 @@ pub trait BlockOps {
     /// number to each element of a sum. It depends on the lengths alone.
     fn parts(&self, lengths: &[usize]) -> Vec<Range<usize>>;
 
-    /// Makes a block resident.
-    fn load_block(&self, weights: &BlockWeights) -> Result<Self::Block>;
+    /// Makes the block of this index resident.
+    fn load_block(&self, index: usize, weights: &BlockWeights) -> Result<Self::Block>;
 
     /// Copies a block's parameters back to the host, at the machine's own precision.
     fn store_block(&self, block: &Self::Block) -> Result<BlockWeights>;
 
     /// Replaces a layer of the block by its quantized form.
-    fn set_layer(&self, block: &mut Self::Block, layer: LayerKind, matrix: QuantizedMatrix) -> Result<()>;
+    fn set_layer(&self, block: &mut Self::Block, layer: LayerId, matrix: QuantizedMatrix) -> Result<()>;
 
     /// The block's output for every sequence.
     fn block_forward(&self, block: &Self::Block, hidden: &Self::Hidden) -> Result<Self::Hidden>;
 
     /// The sum of no samples, for one of the block's layers.
-    fn hessian(&self, layer: LayerKind) -> Self::Hessian;
+    fn hessian(&self, block: &Self::Block, layer: LayerId) -> Self::Hessian;
 
     /// Adds the inputs that `layers` get from the given sequences, whole parts, to one Hessian each.
     fn add_to_hessians(
@@ -170,7 +170,7 @@ pub trait BlockOps {
         block: &Self::Block,
         hidden: &Self::Hidden,
         sequences: Range<usize>,
-        layers: &[LayerKind],
+        layers: &[LayerId],
         hessians: &mut [Self::Hessian],
     ) -> Result<()>;
 
@@ -178,7 +178,7 @@ pub trait BlockOps {
     fn layer_problem(
         &self,
         block: &Self::Block,
-        layer: LayerKind,
+        layer: LayerId,
         hessian: &Self::Hessian,
         settings: &LayerSettings,
     ) -> Result<<Self::Layers as LayerOps>::Problem>;
@@ -276,7 +276,7 @@ pub trait TrainOps: BlockOps {
         sequences: &[&[u32]],
         targets: &[Target<'_>],
         scale: f64,
-        observe: &mut dyn FnMut(usize, LayerKind, &Self::WeightGradient),
+        observe: &mut dyn FnMut(usize, LayerId, &Self::WeightGradient),
     ) -> Result<Vec<f64>>;
 
     /// One step of Adam along the sums of gradients, which are then forgotten.
@@ -299,7 +299,7 @@ pub trait TrainOps: BlockOps {
 #[expect(clippy::missing_errors_doc, reason = "what reading them fails with")]
 pub trait Weights {
     /// The model's shape.
-    fn config(&self) -> &LlamaConfig;
+    fn config(&self) -> &ArchSpec;
 
     /// Token embeddings, [vocab, hidden].
     fn embedding(&self) -> Result<Array2<f32>>;
@@ -315,7 +315,7 @@ pub trait Weights {
 }
 
 impl Weights for Model {
-    fn config(&self) -> &LlamaConfig {
+    fn config(&self) -> &ArchSpec {
         Self::config(self)
     }
 

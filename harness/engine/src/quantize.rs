@@ -1,7 +1,7 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use aqlm_vocabulary::{AqlmError, FinetuneEvent, LayerEvent, LayerKind, StreamKey};
+use aqlm_vocabulary::{AqlmError, FinetuneEvent, LayerEvent, LayerId, StreamKey};
 use serde_json::json;
 
 use crate::alternate::alternate;
@@ -10,7 +10,7 @@ use crate::runs::block_journal::{Journal, JournalEntry};
 use crate::runs::records::{BlockReport, LayerSummary, QuantizeReport};
 use crate::{QuantizeSettings, RunFolder, tune_block};
 use aqlm_formats::durable;
-use aqlm_formats::model::{Model, block_file, layer_name};
+use aqlm_formats::model::{Model, block_file};
 use aqlm_formats::{Error, Result};
 
 /// What the pipeline tells whoever watches it.
@@ -34,8 +34,8 @@ pub enum PipelineEvent<'a> {
     Layer {
         /// index of the block
         block: usize,
-        /// which layer
-        layer: LayerKind,
+        /// which layer, `q_proj` for example
+        layer: &'a str,
         /// what
         event: LayerEvent,
     },
@@ -78,12 +78,12 @@ pub fn quantize<M: TrainOps>(
     let mut hidden = machine.embed(&model.embedding()?, calibration)?;
     let mut reports: Vec<BlockReport> = Vec::new();
 
-    for index in 0..model.config().num_hidden_layers {
+    for (index, spec) in model.config().blocks.iter().enumerate() {
         if let Some(entry) = journal.entries().get(index).cloned() {
             match check_finished(folder, &entry) {
                 Ok(()) => {
-                    let block =
-                        machine.load_block(&block_file::read(&folder.block_path(index), model.config())?)?;
+                    let weights = block_file::read(&folder.block_path(index), spec)?;
+                    let block = machine.load_block(index, &weights)?;
                     hidden = machine.block_forward(&block, &hidden)?;
                     observe(PipelineEvent::BlockResumed(&entry.report));
                     reports.push(entry.report);
@@ -134,10 +134,15 @@ pub fn hessians<M: BlockOps>(
     block: &M::Block,
     hidden: &M::Hidden,
     sequences: Range<usize>,
-    layers: &[LayerKind],
+    layers: &[LayerId],
     ranks: &impl Ranks,
 ) -> Result<Vec<M::Hessian>> {
-    let mut hessians = Sums(layers.iter().map(|&layer| machine.hessian(layer)).collect());
+    let mut hessians = Sums(
+        layers
+            .iter()
+            .map(|&layer| machine.hessian(block, layer))
+            .collect(),
+    );
     let parts = machine.parts(&machine.lengths(hidden)[sequences.clone()]);
     ranks.sum_in_order(&mut hessians, parts.len(), &mut |hessians, part| {
         let part = joined(&parts, part);
@@ -209,33 +214,29 @@ fn quantize_block<M: TrainOps>(
     observe: &mut dyn FnMut(PipelineEvent<'_>),
 ) -> Result<(BlockReport, M::Hidden)> {
     let started = Instant::now();
-    let mut block = machine.load_block(&model.block(index)?)?;
+    let spec = &model.config().blocks[index];
+    let mut block = machine.load_block(index, &model.block(index)?)?;
     let targets = machine.block_forward(&block, inputs)?;
 
     // Layers that read the same input share a Hessian. Without --true-sequential one pass over the
     // unquantized block serves all; with it, each group sees what the groups before it make of the data once
     // quantized.
-    let groups: [&[LayerKind]; 4] = [
-        &[LayerKind::QProj, LayerKind::KProj, LayerKind::VProj],
-        &[LayerKind::OProj],
-        &[LayerKind::GateProj, LayerKind::UpProj],
-        &[LayerKind::DownProj],
-    ];
+    let groups = spec.groups();
     let training = 0..settings.sequences - settings.validation;
-    let firsts: Vec<LayerKind> = groups.iter().map(|group| group[0]).collect();
+    let firsts: Vec<LayerId> = groups.iter().map(|group| group[0]).collect();
     let mut shared = if settings.true_sequential {
         Vec::new()
     } else {
         hessians(machine, &block, inputs, training.clone(), &firsts, &Alone)?
     };
 
-    let mut layers = Vec::with_capacity(LayerKind::ALL.len());
+    let mut layers = Vec::with_capacity(spec.linears.len());
     for (group_index, group) in groups.iter().enumerate() {
         if settings.true_sequential {
             shared = hessians(machine, &block, inputs, training.clone(), &group[..1], &Alone)?;
         }
         let hessian = &shared[if settings.true_sequential { 0 } else { group_index }];
-        for &layer in *group {
+        for &layer in group {
             let layer_started = Instant::now();
             let key = StreamKey {
                 seed: settings.seed,
@@ -245,7 +246,7 @@ fn quantize_block<M: TrainOps>(
             let mut on_event = |event| {
                 observe(PipelineEvent::Layer {
                     block: index,
-                    layer,
+                    layer: spec.linear(layer).short_name(),
                     event,
                 });
             };
@@ -254,7 +255,7 @@ fn quantize_block<M: TrainOps>(
                 alternate(machine.layers(), &problem, &settings.layer, key, &mut on_event)?;
             drop(problem);
             let summary = LayerSummary {
-                name: layer_name(index, layer),
+                name: model.config().layer_name(index, layer),
                 relative_layer_error: report.relative_error,
                 seconds: layer_started.elapsed().as_secs_f64(),
                 bits_per_parameter: matrix.bits_per_parameter(),
@@ -293,7 +294,7 @@ fn quantize_block<M: TrainOps>(
 
     let weights = model.rounded_for_storage(index, machine.store_block(&block)?)?;
     drop(block);
-    let block = machine.load_block(&weights)?;
+    let block = machine.load_block(index, &weights)?;
     let outputs = machine.block_forward(&block, inputs)?;
     let (error, norm) = machine.mean_squares(&outputs, &targets)?;
     let report = BlockReport {
@@ -305,7 +306,7 @@ fn quantize_block<M: TrainOps>(
     };
 
     let path = folder.block_path(index);
-    let sha256 = block_file::write(&path, &weights)?;
+    let sha256 = block_file::write(&path, spec, &weights)?;
     journal.append(JournalEntry {
         block: index,
         file: format!(

@@ -9,13 +9,14 @@ use aqlm_engine::{Error, Result, hessians, tune_block};
 use aqlm_optimized::cpu::llama::{Block, Rotary, block_forward};
 use aqlm_reference::llama as reference;
 use aqlm_vocabulary::{
-    AqlmError, BlockWeights, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerKind, LinearWeight,
-    LlamaConfig, RopeScaling, StreamKey,
+    AqlmError, BlockSpec, BlockWeights, FinetuneEvent, FinetuneReport, FinetuneSettings, LinearWeight,
+    RopeScaling, StreamKey,
+    llama::{DOWN, QUERY, UP},
 };
 use ndarray::{Array2, Array3, Axis};
 use std::ops::Range;
 use support::{
-    assert_close, block_weights, config, limit, normal, quantized, random, widened, with_outliers,
+    arch, assert_close, block_weights, config, limit, normal, quantized, random, widened, with_outliers,
     with_threads,
 };
 
@@ -24,17 +25,17 @@ const TOKENS: usize = 70;
 const SEQUENCES: usize = 3;
 
 /// Lengths of the sums behind one output: both norms, the products of attention and MLP, scores and softmax.
-fn terms(config: &LlamaConfig) -> usize {
-    4 * config.hidden_size
-        + config.intermediate_size
-        + config.num_attention_heads * config.head_dim
-        + config.head_dim
+fn terms(spec: &BlockSpec) -> usize {
+    4 * spec.hidden_size()
+        + spec.intermediate_size()
+        + spec.attention.query_width()
+        + spec.attention.head_dim
         + 2 * TOKENS
 }
 
 struct Case {
     name: String,
-    config: LlamaConfig,
+    config: BlockSpec,
     weights: BlockWeights,
     x: Array3<f32>,
 }
@@ -59,10 +60,10 @@ fn cases() -> Vec<Case> {
             let name = format!("{heads} heads, {kv_heads} kv heads, window {window:?}, {scaling:?}");
             let config = config(heads, kv_heads, window, scaling);
             let mut weights = block_weights(&mut rng, &config, bias);
-            let (out, inputs) = config.layer_shape(LayerKind::UpProj);
-            weights.layer_mut(LayerKind::UpProj).weight =
+            let (out, inputs) = config.shape(UP);
+            weights.layer_mut(UP).weight =
                 LinearWeight::Quantized(quantized(&mut rng, "2x3g4o2", out, inputs));
-            let x = with_outliers(&mut rng, (SEQUENCES, TOKENS, config.hidden_size));
+            let x = with_outliers(&mut rng, (SEQUENCES, TOKENS, config.hidden_size()));
             Case {
                 name,
                 config,
@@ -87,13 +88,17 @@ const KEY: StreamKey = StreamKey {
 fn targets(case: &Case) -> Array3<f32> {
     let mut other = case.weights.clone();
     let mut rng = random(31);
-    for kind in LayerKind::ALL {
+    for kind in case.config.layers() {
         if let LinearWeight::Dense(weight) = &mut other.layer_mut(kind).weight {
             *weight += &(0.05 * normal(&mut rng, weight.dim()));
         }
     }
-    let rotary = Rotary::new(&case.config, TOKENS);
-    block_forward(&case.config, &Block::from_weights(&other), &rotary, case.x.view())
+    let rotary = Rotary::new(&case.config.attention, TOKENS);
+    block_forward(
+        &Block::from_weights(&case.config, &other).unwrap(),
+        &rotary,
+        case.x.view(),
+    )
 }
 
 const SETTINGS: FinetuneSettings = FinetuneSettings {
@@ -110,8 +115,8 @@ const SETTINGS: FinetuneSettings = FinetuneSettings {
 };
 
 fn tuned(case: &Case, settings: &FinetuneSettings, validation: usize) -> (Block, FinetuneReport) {
-    let machine = CpuBackend::new(&case.config, TOKENS);
-    let mut block = Block::from_weights(&case.weights);
+    let machine = CpuBackend::new(&arch(&case.config), TOKENS).unwrap();
+    let mut block = Block::from_weights(&case.config, &case.weights).unwrap();
     let targets = targets(case);
     let report = tune_block(
         &machine,
@@ -134,10 +139,9 @@ fn fine_tuning_follows_the_reference() {
         let (block, ours) = tuned(&case, &SETTINGS, validation);
         let inputs: Vec<Array2<f64>> = (0..SEQUENCES).map(|i| sequence(&case.x, i)).collect();
         let goals: Vec<Array2<f64>> = (0..SEQUENCES).map(|i| sequence(&targets(&case), i)).collect();
-        let mut exact = reference::Block::from_weights(&case.weights);
-        let rotary = reference::Rotary::new(&case.config, TOKENS);
+        let mut exact = reference::Block::from_weights(&case.config, &case.weights).unwrap();
+        let rotary = reference::Rotary::new(&case.config.attention, TOKENS);
         let expected = reference::block_finetune(
-            &case.config,
             &mut exact,
             &rotary,
             &inputs,
@@ -170,7 +174,7 @@ fn fine_tuning_follows_the_reference() {
 #[test]
 fn fine_tuning_says_what_it_does_and_stops_when_nothing_improves() {
     let case = cases().swap_remove(0);
-    let machine = CpuBackend::new(&case.config, TOKENS);
+    let machine = CpuBackend::new(&arch(&case.config), TOKENS).unwrap();
     let targets = targets(&case);
     // Too small to move anything in f32: every epoch ends with the loss of the start.
     let settings = FinetuneSettings {
@@ -178,7 +182,7 @@ fn fine_tuning_says_what_it_does_and_stops_when_nothing_improves() {
         batch: 1,
         ..SETTINGS
     };
-    let mut block = Block::from_weights(&case.weights);
+    let mut block = Block::from_weights(&case.config, &case.weights).unwrap();
     let mut events = Vec::new();
     let report = tune_block(
         &machine,
@@ -221,9 +225,9 @@ fn fine_tuning_does_not_depend_on_threads() {
 #[test]
 fn fine_tuning_refuses_what_it_cannot_do() {
     let case = cases().swap_remove(0);
-    let machine = CpuBackend::new(&case.config, TOKENS);
+    let machine = CpuBackend::new(&arch(&case.config), TOKENS).unwrap();
     let run = |targets: Array3<f32>, validation, settings: &FinetuneSettings| {
-        let mut block = Block::from_weights(&case.weights);
+        let mut block = Block::from_weights(&case.config, &case.weights).unwrap();
         let outcome = tune_block(
             &machine,
             &mut block,
@@ -277,21 +281,20 @@ fn ragged(case: &Case) -> Vec<Array2<f64>> {
 fn over_the_reference_it_is_the_references_own() {
     for (case, validation) in cases().into_iter().zip([2, 0, 1]) {
         let inputs = ragged(&case);
-        let machine = ReferenceBackend::new(&case.config, TOKENS);
+        let machine = ReferenceBackend::new(&arch(&case.config), TOKENS).unwrap();
         let mut other = case.weights.clone();
-        for kind in LayerKind::ALL {
+        for kind in case.config.layers() {
             if let LinearWeight::Dense(weight) = &mut other.layer_mut(kind).weight {
                 *weight *= 1.05;
             }
         }
-        let other = reference::Block::from_weights(&other);
+        let other = reference::Block::from_weights(&case.config, &other).unwrap();
         let targets = machine.block_forward(&other, &inputs).unwrap();
 
-        let mut expected = reference::Block::from_weights(&case.weights);
-        let rotary = reference::Rotary::new(&case.config, TOKENS);
+        let mut expected = reference::Block::from_weights(&case.config, &case.weights).unwrap();
+        let rotary = reference::Rotary::new(&case.config.attention, TOKENS);
         let mut expected_events = Vec::new();
         let expected_report = reference::block_finetune(
-            &case.config,
             &mut expected,
             &rotary,
             &inputs,
@@ -302,7 +305,7 @@ fn over_the_reference_it_is_the_references_own() {
             &mut |event| expected_events.push(event),
         )
         .unwrap();
-        let mut block = reference::Block::from_weights(&case.weights);
+        let mut block = reference::Block::from_weights(&case.config, &case.weights).unwrap();
         let mut events = Vec::new();
         let report = tune_block(
             &machine,
@@ -349,8 +352,8 @@ fn by_ranks<M>(machine: &M, case: &Case, hidden: &M::Hidden, targets: &M::Hidden
 where
     M: aqlm_engine::ops::TrainOps,
 {
-    let layers = [LayerKind::QProj, LayerKind::DownProj];
-    let block = machine.load_block(&case.weights).unwrap();
+    let layers = [QUERY, DOWN];
+    let block = machine.load_block(0, &case.weights).unwrap();
     let sums = |ranks: &dyn Fn() -> Result<Vec<M::Hessian>>| -> Vec<Vec<f64>> {
         ranks().unwrap().iter_mut().map(PartSums::take).collect()
     };
@@ -361,7 +364,7 @@ where
     );
     let settings = FinetuneSettings { batch: 3, ..SETTINGS };
     let tuned = |several: bool| {
-        let mut block = machine.load_block(&case.weights).unwrap();
+        let mut block = machine.load_block(0, &case.weights).unwrap();
         let mut nothing = |_| ();
         let report = if several {
             tune_block(
@@ -404,16 +407,18 @@ fn bytes_do_not_depend_on_the_number_of_ranks() {
         .map(|(i, &length)| (0..length).map(|t| ((i * 31 + t * 7) % 50) as u32).collect())
         .collect();
     let tokens: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
-    let embedding = normal(&mut random(3), (50, case.config.hidden_size));
+    let embedding = normal(&mut random(3), (50, case.config.hidden_size()));
     let other = block_weights(&mut random(4), &case.config, true);
-    let cpu = CpuBackend::new(&case.config, TOKENS);
+    let cpu = CpuBackend::new(&arch(&case.config), TOKENS).unwrap();
     let hidden = cpu.embed(&embedding, &tokens).unwrap();
-    let targets = cpu.block_forward(&Block::from_weights(&other), &hidden).unwrap();
+    let targets = cpu
+        .block_forward(&Block::from_weights(&case.config, &other).unwrap(), &hidden)
+        .unwrap();
     by_ranks(&cpu, &case, &hidden, &targets);
-    let reference = ReferenceBackend::new(&case.config, TOKENS);
+    let reference = ReferenceBackend::new(&arch(&case.config), TOKENS).unwrap();
     let hidden = reference.embed(&embedding, &tokens).unwrap();
     let targets = reference
-        .block_forward(&reference.load_block(&other).unwrap(), &hidden)
+        .block_forward(&reference.load_block(0, &other).unwrap(), &hidden)
         .unwrap();
     by_ranks(&reference, &case, &hidden, &targets);
 }

@@ -6,8 +6,8 @@ use super::{
 };
 use crate::adam::{Adam, Moments};
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerKind, LlamaConfig, Purpose,
-    QuantizedMatrix, Result, StreamKey, Tuned, shuffle,
+    AdamDecay, AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerId, Purpose, QuantizedMatrix,
+    Result, StreamKey, Tuned, shuffle,
 };
 
 /// Tunes the codebooks, scales and norms of a block on the outputs that it should have (paper section 3.4,
@@ -27,7 +27,6 @@ use aqlm_vocabulary::{
 /// The block is in the best state so far after an error, too.
 #[allow(clippy::too_many_arguments, reason = "a block, its data and how to tune it")]
 pub fn block_finetune(
-    config: &LlamaConfig,
     block: &mut Block,
     rotary: &Rotary,
     inputs: &[Array2<f64>],
@@ -37,7 +36,14 @@ pub fn block_finetune(
     key: StreamKey,
     observe: &mut dyn FnMut(FinetuneEvent),
 ) -> Result<FinetuneReport> {
-    check(config, rotary, inputs, targets, validation, settings)?;
+    check(
+        block.spec().hidden_size(),
+        rotary,
+        inputs,
+        targets,
+        validation,
+        settings,
+    )?;
     let training = inputs.len() - validation;
     let judges: Vec<usize> = if validation > 0 {
         (training..inputs.len()).collect()
@@ -60,7 +66,7 @@ pub fn block_finetune(
     // Output elements of these sequences.
     let elements = |sequences: &[usize]| sequences.iter().map(|&n| targets[n].len()).sum::<usize>() as f64;
     let judge = |tuner: &BlockTuner| {
-        let squares = tuner.losses(config, rotary, inputs, targets, &judges)?;
+        let squares = tuner.losses(rotary, inputs, targets, &judges)?;
         Ok::<f64, AqlmError>(squares.iter().sum::<f64>() / elements(&judges))
     };
 
@@ -81,7 +87,7 @@ pub fn block_finetune(
         let mut total = 0.0;
         for (step, batch) in order.chunks(settings.batch).enumerate() {
             let scale = 1.0 / elements(batch);
-            let squares = tuner.accumulate(config, rotary, inputs, targets, batch, scale)?;
+            let squares = tuner.accumulate(rotary, inputs, targets, batch, scale)?;
             let squares: f64 = squares.iter().sum();
             let loss = finite(squares / elements(batch), "loss of a fine-tuning step", epoch)?;
             total += squares;
@@ -116,14 +122,14 @@ pub fn block_finetune(
 
 /// Refuses what [`block_finetune`] says it refuses.
 fn check(
-    config: &LlamaConfig,
+    hidden_size: usize,
     rotary: &Rotary,
     inputs: &[Array2<f64>],
     targets: &[Array2<f64>],
     validation: usize,
     settings: &FinetuneSettings,
 ) -> Result<()> {
-    check_data(config, rotary, inputs, targets)?;
+    check_data(hidden_size, rotary, inputs, targets)?;
     if validation >= inputs.len() {
         return Err(AqlmError::Unsupported(format!(
             "fine-tuning with {validation} of {} sequences for validation: none is left to train on",
@@ -140,7 +146,7 @@ fn check(
 
 /// Refuses inputs and targets that do not match each other, the block or the rotary tables.
 fn check_data(
-    config: &LlamaConfig,
+    hidden_size: usize,
     rotary: &Rotary,
     inputs: &[Array2<f64>],
     targets: &[Array2<f64>],
@@ -161,7 +167,7 @@ fn check_data(
         let tokens = input.nrows().min(rotary.positions());
         shape(
             format!("fine-tuning input {n}"),
-            &[tokens, config.hidden_size],
+            &[tokens, hidden_size],
             input.shape(),
         )?;
         shape(format!("fine-tuning target {n}"), input.shape(), target.shape())?;
@@ -219,15 +225,14 @@ impl BlockTuner {
     /// `Shape` when inputs and targets do not match each other, the block or the rotary tables.
     pub fn losses(
         &self,
-        config: &LlamaConfig,
         rotary: &Rotary,
         inputs: &[Array2<f64>],
         targets: &[Array2<f64>],
         sequences: &[usize],
     ) -> Result<Vec<f64>> {
-        check_data(config, rotary, inputs, targets)?;
+        check_data(self.block.spec().hidden_size(), rotary, inputs, targets)?;
         let squares = sequences.par_iter().map(|&n| {
-            let y = block_forward(config, &self.block, rotary, inputs[n].view());
+            let y = block_forward(&self.block, rotary, inputs[n].view());
             sum_of_squares(&(y - &targets[n]))
         });
         Ok(squares.collect())
@@ -239,20 +244,19 @@ impl BlockTuner {
     /// As [`BlockTuner::losses`].
     pub fn accumulate(
         &mut self,
-        config: &LlamaConfig,
         rotary: &Rotary,
         inputs: &[Array2<f64>],
         targets: &[Array2<f64>],
         sequences: &[usize],
         scale: f64,
     ) -> Result<Vec<f64>> {
-        check_data(config, rotary, inputs, targets)?;
+        check_data(self.block.spec().hidden_size(), rotary, inputs, targets)?;
         let block = &self.block;
         let one = |&n: &usize| {
-            let (y, trace) = block_forward_traced(config, block, rotary, inputs[n].view());
+            let (y, trace) = block_forward_traced(block, rotary, inputs[n].view());
             let error = y - &targets[n];
             let grad_y = 2.0 * scale * &error;
-            let gradients = block_backward(config, block, rotary, &trace, grad_y.view());
+            let gradients = block_backward(block, rotary, &trace, grad_y.view());
             (sum_of_squares(&error), gradients)
         };
         let mut losses = Vec::with_capacity(sequences.len());
@@ -313,8 +317,8 @@ impl BlockTuner {
 /// Gradients of a loss over several sequences.
 #[derive(Debug, Clone)]
 struct ParameterGradients {
-    /// with respect to the decoded weights, in the order of [`LayerKind::ALL`]
-    layers: [Array2<f64>; 7],
+    /// with respect to the decoded weights, in the order of the spec
+    layers: Vec<Array2<f64>>,
     input_layernorm: Array1<f64>,
     post_attention_layernorm: Array1<f64>,
 }
@@ -322,7 +326,11 @@ struct ParameterGradients {
 impl ParameterGradients {
     fn zeros(block: &Block) -> Self {
         Self {
-            layers: LayerKind::ALL.map(|kind| Array2::zeros(block.weight(kind).dim())),
+            layers: block
+                .spec()
+                .layers()
+                .map(|layer| Array2::zeros(block.weight(layer).dim()))
+                .collect(),
             input_layernorm: Array1::zeros(block.input_layernorm.len()),
             post_attention_layernorm: Array1::zeros(block.post_attention_layernorm.len()),
         }
@@ -346,10 +354,10 @@ impl ParameterGradients {
 #[derive(Debug, Clone)]
 struct Optimizer {
     decay: AdamDecay,
-    /// for each quantized layer, in the order of [`LayerKind::ALL`]
-    codebooks: [Option<Moments>; 7],
-    /// for each quantized layer, in the order of [`LayerKind::ALL`]
-    scales: [Option<Moments>; 7],
+    /// for each quantized layer, in the order of the spec
+    codebooks: Vec<Option<Moments>>,
+    /// for each quantized layer, in the order of the spec
+    scales: Vec<Option<Moments>>,
     /// of the first and the second norm
     norms: Option<(Moments, Moments)>,
 }
@@ -357,12 +365,11 @@ struct Optimizer {
 impl Optimizer {
     fn new(block: &Block, tuned: Tuned, decay: AdamDecay) -> Self {
         let moments = |wanted: bool, len: fn(&QuantizedMatrix) -> usize| {
-            LayerKind::ALL.map(|kind| {
-                block
-                    .quantized(kind)
-                    .filter(|_| wanted)
-                    .map(|m| Moments::new(len(m)))
-            })
+            let of_layer = |layer| {
+                let matrix = block.quantized(layer).filter(|_| wanted);
+                matrix.map(|matrix| Moments::new(len(matrix)))
+            };
+            block.spec().layers().map(of_layer).collect::<Vec<_>>()
         };
         let norm = Moments::new(block.input_layernorm.len());
         Self {
@@ -386,22 +393,23 @@ impl Optimizer {
             eps: self.decay.eps,
             amsgrad: false,
         };
-        let layer_gradients: Vec<_> = LayerKind::ALL
+        let layers: Vec<LayerId> = block.spec().layers().collect();
+        let layer_gradients: Vec<_> = layers
             .par_iter()
-            .map(|&kind| {
-                let matrix = block.quantized(kind)?;
-                Some(quantized_gradients(matrix, &gradients.layers[kind as usize]))
+            .map(|&layer| {
+                let matrix = block.quantized(layer)?;
+                Some(quantized_gradients(matrix, &gradients.layers[layer.index()]))
             })
             .collect();
-        for (kind, gradients) in LayerKind::ALL.into_iter().zip(layer_gradients) {
+        for (layer, gradients) in layers.into_iter().zip(layer_gradients) {
             let Some((grad_codebooks, grad_scales)) = gradients else {
                 continue;
             };
-            block.tune(kind, |matrix| {
-                if let Some(moments) = &mut self.codebooks[kind as usize] {
+            block.tune(layer, |matrix| {
+                if let Some(moments) = &mut self.codebooks[layer.index()] {
                     adam.step(moments, &mut matrix.codebooks, &grad_codebooks);
                 }
-                if let Some(moments) = &mut self.scales[kind as usize] {
+                if let Some(moments) = &mut self.scales[layer.index()] {
                     adam.step(moments, &mut matrix.scales, &grad_scales);
                 }
             });
@@ -427,6 +435,7 @@ mod tests {
 
     use super::*;
     use crate::llama::test_data::{block, config, normal, quantized, random};
+    use aqlm_vocabulary::llama::{DOWN, OUTPUT, QUERY};
 
     const KEY: StreamKey = StreamKey {
         seed: 5,
@@ -449,7 +458,6 @@ mod tests {
 
     /// A block to tune, and what its outputs should be.
     struct Problem {
-        config: LlamaConfig,
         rotary: Rotary,
         block: Block,
         inputs: Vec<Array2<f64>>,
@@ -463,28 +471,27 @@ mod tests {
             let mut rng = random(8);
             let config = config(2, None);
             let mut original = block(&mut rng, &config, true);
-            for kind in [LayerKind::QProj, LayerKind::OProj, LayerKind::DownProj] {
-                let (out, inputs) = config.layer_shape(kind);
+            for kind in [QUERY, OUTPUT, DOWN] {
+                let (out, inputs) = config.shape(kind);
                 original
                     .set_layer(kind, quantized(&mut rng, out, inputs))
                     .unwrap();
             }
-            let rotary = Rotary::new(&config, 6);
+            let rotary = Rotary::new(&config.attention, 6);
             let inputs: Vec<Array2<f64>> = (0..7).map(|n| normal(&mut rng, (4 + n % 3, 12))).collect();
             let targets = inputs
                 .iter()
-                .map(|x| block_forward(&config, &original, &rotary, x.view()))
+                .map(|x| block_forward(&original, &rotary, x.view()))
                 .collect();
             let mut moved = original;
             moved.input_layernorm += &(0.1 * normal(&mut rng, 12));
-            for kind in LayerKind::ALL {
+            for kind in config.layers() {
                 moved.tune(kind, |matrix| {
                     matrix.codebooks += &(0.1 * normal(&mut rng, matrix.codebooks.dim()));
                     matrix.scales *= 1.1;
                 });
             }
             Self {
-                config,
                 rotary,
                 block: moved,
                 inputs,
@@ -496,7 +503,7 @@ mod tests {
             let squares: f64 = sequences
                 .clone()
                 .map(|n| {
-                    let y = block_forward(&self.config, block, &self.rotary, self.inputs[n].view());
+                    let y = block_forward(block, &self.rotary, self.inputs[n].view());
                     sum_of_squares(&(y - &self.targets[n]))
                 })
                 .sum();
@@ -512,7 +519,6 @@ mod tests {
             let mut block = self.block.clone();
             let mut events = Vec::new();
             let report = block_finetune(
-                &self.config,
                 &mut block,
                 &self.rotary,
                 &self.inputs,
@@ -580,7 +586,7 @@ mod tests {
                 block.post_attention_layernorm != problem.block.post_attention_layernorm,
                 only == 2
             );
-            for kind in LayerKind::ALL {
+            for kind in block.spec().layers() {
                 match (block.quantized(kind), problem.block.quantized(kind)) {
                     (Some(tuned), Some(original)) => {
                         assert_eq!(tuned.codes, original.codes);

@@ -5,8 +5,8 @@ use aqlm_optimized::cpu::{
     CodebookPrecision, Form, PackedMatrix, Plan, SimdLevel, TablePrecision, quantizer,
 };
 use aqlm_vocabulary::{
-    AqlmError, BlockWeights, FinetuneReport, LayerKind, LayerReport, LayerSettings, LlamaConfig,
-    QuantizedMatrix, StreamKey, Update,
+    AqlmError, ArchSpec, BlockWeights, FinetuneReport, LayerReport, LayerSettings, QuantizedMatrix,
+    StreamKey, Update,
 };
 use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayViewMut2};
 
@@ -243,8 +243,8 @@ impl Subject for CpuSubject {
 
     fn block_forward(&self, data: &LlamaData) -> Result<Array3<f64>> {
         self.at_level(|| {
-            let backend = backend(data);
-            let block = backend.load_block(&data.blocks[0])?;
+            let backend = backend(data)?;
+            let block = backend.load_block(0, &data.blocks[0])?;
             let y = backend.block_forward(&block, &data.x.clone().into())?;
             Ok(y.to_array()?.mapv(f64::from))
         })
@@ -252,19 +252,12 @@ impl Subject for CpuSubject {
 
     fn block_backward(&self, data: &LlamaData) -> Result<Gradients> {
         self.at_level(|| {
-            let rotary = Rotary::new(&data.config, data.x.dim().1);
-            let block = backend(data).load_block(&data.blocks[0])?;
-            let (_, trace) = block_forward_traced(&data.config, &block, &rotary, data.x.view());
-            let mut sum = BlockGradients::zeros(&block, Wanted::all());
-            let x = block_backward(
-                &data.config,
-                &block,
-                &rotary,
-                &trace,
-                data.grad_y.view(),
-                Wanted::all(),
-                &mut sum,
-            );
+            let rotary = Rotary::new(data.config.attention(), data.x.dim().1);
+            let block = backend(data)?.load_block(0, &data.blocks[0])?;
+            let wanted = Wanted::all(block.spec());
+            let (_, trace) = block_forward_traced(&block, &rotary, data.x.view());
+            let mut sum = BlockGradients::zeros(&block, &wanted);
+            let x = block_backward(&block, &rotary, &trace, data.grad_y.view(), &wanted, &mut sum);
             // Absent where it was wanted: shapes of zero, which no comparison takes for the right ones.
             let wide = |weight: &Option<Array2<f32>>| {
                 weight
@@ -273,10 +266,8 @@ impl Subject for CpuSubject {
             };
             Ok(Gradients {
                 x: x.map_or_else(|| Array3::zeros((0, 0, 0)), |x| x.mapv(f64::from)),
-                layers: LayerKind::ALL
-                    .map(|kind| wide(&sum.weights[kind as usize]))
-                    .into(),
-                biases: sum.biases.to_vec(),
+                layers: sum.weights.iter().map(wide).collect(),
+                biases: sum.biases,
                 norms: [sum.input_layernorm, sum.post_attention_layernorm],
             })
         })
@@ -290,8 +281,8 @@ impl Subject for CpuSubject {
         key: StreamKey,
     ) -> Result<(BlockWeights, FinetuneReport)> {
         self.at_level(|| {
-            let backend = backend(data);
-            let mut block = backend.load_block(&data.blocks[0])?;
+            let backend = backend(data)?;
+            let mut block = backend.load_block(0, &data.blocks[0])?;
             let report = tune_block(
                 &backend,
                 &mut block,
@@ -309,7 +300,7 @@ impl Subject for CpuSubject {
 
     fn model_forward(&self, data: &LlamaData) -> Result<(Vec<Array2<f64>>, Array2<f64>)> {
         self.at_level(|| {
-            let backend = backend(data);
+            let backend = backend(data)?;
             let mut model = backend.model(data, &mut |_| ())?;
             let whole = data
                 .tokens
@@ -329,13 +320,13 @@ impl Subject for CpuSubject {
     fn perplexity(&self, data: &LlamaData) -> Result<Vec<Array1<f64>>> {
         self.at_level(|| {
             let sequences: Vec<&[u32]> = data.tokens.iter().map(Vec::as_slice).collect();
-            Ok(streamed(&backend(data), data, &sequences, false, &mut |_| ())?.losses)
+            Ok(streamed(&backend(data)?, data, &sequences, false, &mut |_| ())?.losses)
         })
     }
 }
 
 impl Weights for LlamaData {
-    fn config(&self) -> &LlamaConfig {
+    fn config(&self) -> &ArchSpec {
         &self.config
     }
 
@@ -356,6 +347,6 @@ impl Weights for LlamaData {
     }
 }
 
-fn backend(data: &LlamaData) -> CpuBackend {
+fn backend(data: &LlamaData) -> Result<CpuBackend> {
     CpuBackend::new(&data.config, data.x.dim().1)
 }

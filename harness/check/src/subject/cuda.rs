@@ -189,7 +189,7 @@ impl CudaSubject {
         one_by_one: bool,
     ) -> std::result::Result<Array2<f64>, CudaError> {
         model.reset();
-        let vocab = model.config().vocab_size;
+        let vocab = model.arch().vocab_size;
         let mut logits = Vec::with_capacity(tokens.len() * vocab);
         if one_by_one {
             for &token in tokens {

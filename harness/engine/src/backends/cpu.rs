@@ -9,7 +9,7 @@ use aqlm_optimized::cpu::llama::{
 };
 use aqlm_optimized::cpu::quantizer::{Hessian, LayerProblem, Trial};
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, BlockWeights, LayerKind, LayerSettings, LlamaConfig, ModelWeights, QuantizedMatrix,
+    AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelWeights, QuantizedMatrix,
     StreamKey, Target, Tuned, TuningState, Update,
 };
 use ndarray::{Array1, Array2, Axis};
@@ -23,7 +23,7 @@ use aqlm_formats::{Error, Result};
 /// The optimized CPU code behind the traits: f32 with rayon and SIMD.
 #[derive(Debug)]
 pub struct CpuBackend {
-    config: LlamaConfig,
+    config: ArchSpec,
     rotary: Rotary,
     /// for the hidden states that it makes
     bound: Option<Arc<Bound>>,
@@ -32,13 +32,17 @@ pub struct CpuBackend {
 
 impl CpuBackend {
     /// For sequences of at most `positions` tokens.
-    pub fn new(config: &LlamaConfig, positions: usize) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// `Unsupported` when the model is no plain Llama.
+    pub fn new(config: &ArchSpec, positions: usize) -> Result<Self> {
+        config.require_plain()?;
+        Ok(Self {
             config: config.clone(),
-            rotary: Rotary::new(config, positions),
+            rotary: Rotary::new(config.attention(), positions),
             bound: None,
             activations: Activations::fitting(config, positions),
-        }
+        })
     }
 
     /// # Errors
@@ -180,7 +184,7 @@ impl BlockOps for CpuBackend {
         )
     }
 
-    fn config(&self) -> &LlamaConfig {
+    fn config(&self) -> &ArchSpec {
         &self.config
     }
 
@@ -212,15 +216,15 @@ impl BlockOps for CpuBackend {
         llama::parts(lengths)
     }
 
-    fn load_block(&self, weights: &BlockWeights) -> Result<Block> {
-        Ok(Block::from_weights(weights))
+    fn load_block(&self, index: usize, weights: &BlockWeights) -> Result<Block> {
+        Ok(Block::from_weights(&self.config.blocks[index], weights)?)
     }
 
     fn store_block(&self, block: &Block) -> Result<BlockWeights> {
         Ok(block.to_weights())
     }
 
-    fn set_layer(&self, block: &mut Block, layer: LayerKind, matrix: QuantizedMatrix) -> Result<()> {
+    fn set_layer(&self, block: &mut Block, layer: LayerId, matrix: QuantizedMatrix) -> Result<()> {
         Ok(block.set_layer(layer, matrix)?)
     }
 
@@ -230,14 +234,14 @@ impl BlockOps for CpuBackend {
         let mut outputs = HiddenStates::new(&lengths, hidden.width(), self.bound.as_ref())?;
         for part in Self::parts_of(&lengths) {
             let x = hidden.read(&part)?;
-            let (y, _) = block_forward_traced(&self.config, block, &self.rotary, x.view());
+            let (y, _) = block_forward_traced(block, &self.rotary, x.view());
             outputs.write(part[0], &y.view())?;
         }
         Ok(outputs)
     }
 
-    fn hessian(&self, layer: LayerKind) -> Hessian {
-        Hessian::new(self.config.layer_shape(layer).1)
+    fn hessian(&self, block: &Block, layer: LayerId) -> Hessian {
+        Hessian::new(block.spec().shape(layer).1)
     }
 
     fn add_to_hessians(
@@ -245,16 +249,16 @@ impl BlockOps for CpuBackend {
         block: &Block,
         hidden: &HiddenStates,
         sequences: Range<usize>,
-        layers: &[LayerKind],
+        layers: &[LayerId],
         hessians: &mut [Hessian],
     ) -> Result<()> {
         self.check(hidden)?;
         for part in Self::parts_of(&hidden.lengths()[sequences.clone()]) {
             let part: Vec<usize> = part.into_iter().map(|index| sequences.start + index).collect();
             let x = hidden.read(&part)?;
-            let (_, trace) = block_forward_traced(&self.config, block, &self.rotary, x.view());
+            let (_, trace) = block_forward_traced(block, &self.rotary, x.view());
             for (hessian, &layer) in hessians.iter_mut().zip(layers) {
-                hessian.add(trace.layer_input(layer))?;
+                hessian.add(trace.input(block.spec().linear(layer).reads))?;
             }
         }
         Ok(())
@@ -263,7 +267,7 @@ impl BlockOps for CpuBackend {
     fn layer_problem(
         &self,
         block: &Block,
-        layer: LayerKind,
+        layer: LayerId,
         hessian: &Hessian,
         settings: &LayerSettings,
     ) -> Result<LayerProblem> {
@@ -275,20 +279,18 @@ impl BlockOps for CpuBackend {
     }
 
     fn load_head(&self, norm: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Head> {
-        Ok(Head::new(norm, lm_head)?)
+        Ok(Head::new(self.config.final_norm, norm, lm_head)?)
     }
 
     fn head_input(&self, head: &Head, hidden: &HiddenStates, sequence: usize) -> Result<Array2<f32>> {
         let x = hidden.read(&[sequence])?;
-        Ok(head.normed(&self.config, x.index_axis(Axis(0), 0)))
+        Ok(head.normed(x.index_axis(Axis(0), 0)))
     }
 
     fn logits(&self, head: &Head, hidden: &HiddenStates, sequence: usize) -> Result<Array2<f64>> {
         self.check(hidden)?;
         let x = hidden.read(&[sequence])?;
-        Ok(head
-            .logits(&self.config, x.index_axis(Axis(0), 0))
-            .mapv(f64::from))
+        Ok(head.logits(x.index_axis(Axis(0), 0)).mapv(f64::from))
     }
 
     fn token_losses(
@@ -311,7 +313,7 @@ impl BlockOps for CpuBackend {
         for part in Self::parts_of(&lengths) {
             let x = hidden.read(&part)?;
             let tokens: Vec<&[u32]> = part.iter().map(|&index| sequences[index]).collect();
-            losses.extend(head.token_losses(&self.config, x.view(), &tokens)?);
+            losses.extend(head.token_losses(x.view(), &tokens)?);
         }
         Ok(losses)
     }
@@ -337,7 +339,7 @@ impl TrainOps for CpuBackend {
         targets: &HiddenStates,
         sequences: &[usize],
     ) -> Result<Vec<f64>> {
-        tuner.losses(&self.config, &self.rotary, inputs, targets, sequences)
+        tuner.losses(&self.rotary, inputs, targets, sequences)
     }
 
     fn block_accumulate(
@@ -348,7 +350,7 @@ impl TrainOps for CpuBackend {
         sequences: &[usize],
         scale: f64,
     ) -> Result<Vec<f64>> {
-        tuner.accumulate(&self.config, &self.rotary, inputs, targets, sequences, scale)
+        tuner.accumulate(&self.rotary, inputs, targets, sequences, scale)
     }
 
     fn block_step(&self, tuner: &mut BlockTuner, lr: f64) {
@@ -400,7 +402,7 @@ impl TrainOps for CpuBackend {
         sequences: &[&[u32]],
         targets: &[Target<'_>],
         scale: f64,
-        observe: &mut dyn FnMut(usize, LayerKind, &Array2<f32>),
+        observe: &mut dyn FnMut(usize, LayerId, &Array2<f32>),
     ) -> Result<Vec<f64>> {
         Ok(tuner.accumulate(sequences, targets, scale, observe)?)
     }
@@ -429,7 +431,7 @@ impl TrainOps for CpuBackend {
 impl StepOps for CpuBackend {
     type Cache = KvCacheLayer;
 
-    fn new_cache(&self) -> KvCacheLayer {
+    fn new_cache(&self, _block: &Block) -> KvCacheLayer {
         KvCacheLayer::new()
     }
 
@@ -443,8 +445,8 @@ impl StepOps for CpuBackend {
     ) -> Result<Array1<f64>> {
         let mut row = embedding_row.clone();
         for (block, cache) in blocks.iter().zip(caches) {
-            row = block_decode_step(&self.config, block, &self.rotary, cache, row.view(), position)?;
+            row = block_decode_step(block, &self.rotary, cache, row.view(), position)?;
         }
-        Ok(head.logits_of_row(&self.config, row.view()).mapv(f64::from))
+        Ok(head.logits_of_row(row.view()).mapv(f64::from))
     }
 }

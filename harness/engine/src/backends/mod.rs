@@ -9,7 +9,7 @@ mod resident;
 
 use std::fmt;
 
-use aqlm_vocabulary::{AqlmError, LlamaConfig};
+use aqlm_vocabulary::{AqlmError, ArchSpec};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -75,10 +75,10 @@ impl BackendKind {
     ///
     /// # Errors
     /// `Unsupported` for a GPU, which does not quantize or train; those of the job.
-    pub fn run<J: OnMachine>(self, config: &LlamaConfig, positions: usize, job: J) -> Result<J::Output> {
+    pub fn run<J: OnMachine>(self, config: &ArchSpec, positions: usize, job: J) -> Result<J::Output> {
         match self {
-            Self::Reference => job.on(ReferenceBackend::new(config, positions)),
-            Self::Cpu => job.on(CpuBackend::new(config, positions)),
+            Self::Reference => job.on(ReferenceBackend::new(config, positions)?),
+            Self::Cpu => job.on(CpuBackend::new(config, positions)?),
             Self::Cuda => Err(no_training(self)),
         }
     }
@@ -88,10 +88,10 @@ impl BackendKind {
     ///
     /// # Errors
     /// `Device` that says what a GPU lacks.
-    pub fn models(self, config: &LlamaConfig, positions: usize) -> Result<Box<dyn ModelOps>> {
+    pub fn models(self, config: &ArchSpec, positions: usize) -> Result<Box<dyn ModelOps>> {
         Ok(match self {
-            Self::Reference => Box::new(ReferenceBackend::new(config, positions)),
-            Self::Cpu => Box::new(CpuBackend::new(config, positions)),
+            Self::Reference => Box::new(ReferenceBackend::new(config, positions)?),
+            Self::Cpu => Box::new(CpuBackend::new(config, positions)?),
             Self::Cuda => Box::new(CudaBackend::new(positions)?),
         })
     }

@@ -10,7 +10,7 @@ use aqlm_reference::{
     residual_init, update,
 };
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, BlockWeights, Initialization, LayerKind, LayerSettings, LlamaConfig, ModelWeights,
+    AdamDecay, AqlmError, ArchSpec, BlockWeights, Initialization, LayerId, LayerSettings, ModelWeights,
     QuantizedMatrix, StreamKey, Target, Tuned, TuningState, Update,
 };
 use ndarray::{Array1, Array2};
@@ -24,17 +24,21 @@ use aqlm_formats::{Error, Result};
 /// The reference crate behind the traits: everything on the host in f64, sequences in parallel.
 #[derive(Debug)]
 pub struct ReferenceBackend {
-    config: LlamaConfig,
+    config: ArchSpec,
     rotary: Rotary,
 }
 
 impl ReferenceBackend {
     /// For sequences of at most `positions` tokens.
-    pub fn new(config: &LlamaConfig, positions: usize) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// `Unsupported` when the model is no plain Llama.
+    pub fn new(config: &ArchSpec, positions: usize) -> Result<Self> {
+        config.require_plain()?;
+        Ok(Self {
             config: config.clone(),
-            rotary: Rotary::new(config, positions),
-        }
+            rotary: Rotary::new(config.attention(), positions),
+        })
     }
 }
 
@@ -190,7 +194,7 @@ impl BlockOps for ReferenceBackend {
         format!("host, {} threads, f64", rayon::current_num_threads())
     }
 
-    fn config(&self) -> &LlamaConfig {
+    fn config(&self) -> &ArchSpec {
         &self.config
     }
 
@@ -221,27 +225,27 @@ impl BlockOps for ReferenceBackend {
         (0..lengths.len()).map(|index| index..index + 1).collect()
     }
 
-    fn load_block(&self, weights: &BlockWeights) -> Result<Block> {
-        Ok(Block::from_weights(weights))
+    fn load_block(&self, index: usize, weights: &BlockWeights) -> Result<Block> {
+        Ok(Block::from_weights(&self.config.blocks[index], weights)?)
     }
 
     fn store_block(&self, block: &Block) -> Result<BlockWeights> {
         Ok(block.to_weights())
     }
 
-    fn set_layer(&self, block: &mut Block, layer: LayerKind, matrix: QuantizedMatrix) -> Result<()> {
+    fn set_layer(&self, block: &mut Block, layer: LayerId, matrix: QuantizedMatrix) -> Result<()> {
         Ok(block.set_layer(layer, matrix)?)
     }
 
     fn block_forward(&self, block: &Block, hidden: &Self::Hidden) -> Result<Self::Hidden> {
         Ok(hidden
             .par_iter()
-            .map(|x| block_forward(&self.config, block, &self.rotary, x.view()))
+            .map(|x| block_forward(block, &self.rotary, x.view()))
             .collect())
     }
 
-    fn hessian(&self, layer: LayerKind) -> Hessian {
-        Hessian::new(self.config.layer_shape(layer).1)
+    fn hessian(&self, block: &Block, layer: LayerId) -> Hessian {
+        Hessian::new(block.spec().shape(layer).1)
     }
 
     fn add_to_hessians(
@@ -249,7 +253,7 @@ impl BlockOps for ReferenceBackend {
         block: &Block,
         hidden: &Self::Hidden,
         sequences: Range<usize>,
-        layers: &[LayerKind],
+        layers: &[LayerId],
         hessians: &mut [Hessian],
     ) -> Result<()> {
         // One wave of sequences at a time: their traces are what takes memory, and adding them up in order
@@ -257,7 +261,7 @@ impl BlockOps for ReferenceBackend {
         for wave in hidden[sequences].chunks(rayon::current_num_threads().max(1)) {
             let traces: Vec<_> = wave
                 .par_iter()
-                .map(|x| block_forward_traced(&self.config, block, &self.rotary, x.view()).1)
+                .map(|x| block_forward_traced(block, &self.rotary, x.view()).1)
                 .collect();
             hessians
                 .par_iter_mut()
@@ -265,7 +269,7 @@ impl BlockOps for ReferenceBackend {
                 .try_for_each(|(hessian, &layer)| {
                     traces
                         .iter()
-                        .try_for_each(|trace| hessian.add(trace.layer_input(layer)))
+                        .try_for_each(|trace| hessian.add(trace.input(block.spec().linear(layer).reads)))
                 })?;
         }
         Ok(())
@@ -274,7 +278,7 @@ impl BlockOps for ReferenceBackend {
     fn layer_problem(
         &self,
         block: &Block,
-        layer: LayerKind,
+        layer: LayerId,
         hessian: &Hessian,
         settings: &LayerSettings,
     ) -> Result<ReferenceProblem> {
@@ -307,13 +311,13 @@ impl BlockOps for ReferenceBackend {
         sequence: usize,
     ) -> Result<Array2<f32>> {
         let x = hidden[sequence].view();
-        let normed = rms_norm(x, head.norm.view(), self.config.rms_norm_eps);
+        let normed = rms_norm(x, head.norm.view(), self.config.final_norm.epsilon);
         Ok(normed.mapv(|value| value as f32))
     }
 
     fn logits(&self, head: &ReferenceHead, hidden: &Self::Hidden, sequence: usize) -> Result<Array2<f64>> {
         Ok(llama::logits(
-            &self.config,
+            self.config.final_norm,
             &head.norm,
             head.lm_head.view(),
             hidden[sequence].view(),
@@ -328,7 +332,12 @@ impl BlockOps for ReferenceBackend {
     ) -> Result<Vec<Array1<f64>>> {
         let losses = hidden.par_iter().zip(sequences).map(|(x, tokens)| {
             let predicting = x.slice(ndarray::s![..tokens.len() - 1, ..]);
-            let logits = llama::logits(&self.config, &head.norm, head.lm_head.view(), predicting);
+            let logits = llama::logits(
+                self.config.final_norm,
+                &head.norm,
+                head.lm_head.view(),
+                predicting,
+            );
             Ok(llama::token_losses(logits.view(), &tokens[1..])?)
         });
         losses.collect()
@@ -355,7 +364,7 @@ impl TrainOps for ReferenceBackend {
         targets: &Self::Hidden,
         sequences: &[usize],
     ) -> Result<Vec<f64>> {
-        Ok(tuner.losses(&self.config, &self.rotary, inputs, targets, sequences)?)
+        Ok(tuner.losses(&self.rotary, inputs, targets, sequences)?)
     }
 
     fn block_accumulate(
@@ -366,7 +375,7 @@ impl TrainOps for ReferenceBackend {
         sequences: &[usize],
         scale: f64,
     ) -> Result<Vec<f64>> {
-        Ok(tuner.accumulate(&self.config, &self.rotary, inputs, targets, sequences, scale)?)
+        Ok(tuner.accumulate(&self.rotary, inputs, targets, sequences, scale)?)
     }
 
     fn block_step(&self, tuner: &mut BlockTuner, lr: f64) {
@@ -400,7 +409,7 @@ impl TrainOps for ReferenceBackend {
         sequences: &[&[u32]],
         targets: &[Target<'_>],
         scale: f64,
-        observe: &mut dyn FnMut(usize, LayerKind, &Array2<f64>),
+        observe: &mut dyn FnMut(usize, LayerId, &Array2<f64>),
     ) -> Result<Vec<f64>> {
         Ok(tuner.accumulate(sequences, targets, scale, observe)?)
     }
@@ -429,8 +438,8 @@ impl TrainOps for ReferenceBackend {
 impl StepOps for ReferenceBackend {
     type Cache = KvCacheLayer;
 
-    fn new_cache(&self) -> KvCacheLayer {
-        KvCacheLayer::new(&self.config, self.rotary.positions())
+    fn new_cache(&self, block: &Block) -> KvCacheLayer {
+        KvCacheLayer::new(&block.spec().attention, self.rotary.positions())
     }
 
     fn decode_step(
@@ -443,13 +452,16 @@ impl StepOps for ReferenceBackend {
     ) -> Result<Array1<f64>> {
         let mut row = embedding_row.mapv(f64::from);
         for (block, cache) in blocks.iter().zip(caches) {
-            row = block_decode_step(&self.config, block, &self.rotary, cache, row.view(), position);
+            row = block_decode_step(block, &self.rotary, cache, row.view(), position);
         }
         let row = row.insert_axis(ndarray::Axis(0));
-        Ok(
-            llama::logits(&self.config, &head.norm, head.lm_head.view(), row.view())
-                .row(0)
-                .to_owned(),
+        Ok(llama::logits(
+            self.config.final_norm,
+            &head.norm,
+            head.lm_head.view(),
+            row.view(),
         )
+        .row(0)
+        .to_owned())
     }
 }

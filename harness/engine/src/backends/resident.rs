@@ -10,7 +10,7 @@ pub(super) trait StepOps: BlockOps {
     type Cache;
 
     /// An empty cache for one block.
-    fn new_cache(&self) -> Self::Cache;
+    fn new_cache(&self, block: &Self::Block) -> Self::Cache;
 
     /// Feeds one token through all blocks: its embedding row in, its logits `[vocab]` out.
     fn decode_step(
@@ -37,9 +37,9 @@ impl<M: StepOps> ModelOps for M {
         weights: &dyn Weights,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Box<dyn ResidentModel + 'm>> {
-        let mut blocks = Vec::with_capacity(self.config().num_hidden_layers);
-        for index in 0..self.config().num_hidden_layers {
-            blocks.push(self.load_block(&weights.block(index)?)?);
+        let mut blocks = Vec::with_capacity(self.config().blocks.len());
+        for index in 0..self.config().blocks.len() {
+            blocks.push(self.load_block(index, &weights.block(index)?)?);
             progress(index);
         }
         Ok(Box::new(HostModel {
@@ -74,7 +74,11 @@ impl<M: StepOps> ResidentModel for HostModel<'_, M> {
 
     fn session(&mut self) -> Result<Box<dyn Session + '_>> {
         Ok(Box::new(HostSession {
-            caches: self.blocks.iter().map(|_| self.machine.new_cache()).collect(),
+            caches: self
+                .blocks
+                .iter()
+                .map(|block| self.machine.new_cache(block))
+                .collect(),
             model: self,
             position: 0,
         }))

@@ -79,8 +79,8 @@ impl<M: BlockOps> Teacher<M> {
         let lm_head = model.lm_head()?;
         let top = match settings.teacher {
             TeacherUse::OnTheFly => {
-                let blocks = (0..model.config().num_hidden_layers)
-                    .map(|index| machine.load_block(&model.block(index)?))
+                let blocks = (0..model.config().blocks.len())
+                    .map(|index| machine.load_block(index, &model.block(index)?))
                     .collect::<Result<_>>()?;
                 return Ok(Self::Resident {
                     embedding: model.embedding()?,
@@ -117,8 +117,8 @@ impl<M: BlockOps> Teacher<M> {
             let first = index.records().len();
             let part = &sequences[first..sequences.len().min(first + together)];
             let mut states = machine.embed(&embedding, part)?;
-            for block in 0..model.config().num_hidden_layers {
-                states = machine.block_forward(&machine.load_block(&model.block(block)?)?, &states)?;
+            for block in 0..model.config().blocks.len() {
+                states = machine.block_forward(&machine.load_block(block, &model.block(block)?)?, &states)?;
             }
             for offset in 0..part.len() {
                 let path = sequence_path(&folder, first + offset);

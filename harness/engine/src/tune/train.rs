@@ -163,7 +163,7 @@ pub fn end_to_end<M: TrainOps>(
         key: StreamKey {
             seed: settings.seed,
             // one past the last block: a stream that no block draws from
-            block: student.config().num_hidden_layers,
+            block: student.config().blocks.len(),
             layer: None,
         },
     };
@@ -367,7 +367,7 @@ pub fn publish_tuned(student: &Model, weights: ModelWeights, out: &Path) -> Resu
     let block = |index: usize| {
         let block = blocks.next().ok_or_else(|| Error::Block {
             path: student.source().into(),
-            blocks: student.config().num_hidden_layers,
+            blocks: student.config().blocks.len(),
             block: index,
         })?;
         student.rounded_for_storage(index, block)

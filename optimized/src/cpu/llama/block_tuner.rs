@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{AdamDecay, AqlmError, LayerKind, LlamaConfig, Parameter, Result, Tuned};
+use aqlm_vocabulary::{AdamDecay, AqlmError, LayerId, Parameter, Result, Tuned};
 use ndarray::{Array3, ArrayView3, Zip};
 use rayon::prelude::*;
 
@@ -27,7 +27,12 @@ impl BlockTuner {
             head: false,
             ..tuned
         };
-        let quantized = LayerKind::ALL.map(|kind| block.quantized(kind).is_some());
+        let is_quantized = |layer: LayerId| block.quantized(layer).is_some();
+        let quantized: Vec<LayerId> = block
+            .spec()
+            .layers()
+            .filter(|&layer| is_quantized(layer))
+            .collect();
         let mut parameters = Parameter::selected(&[quantized], false, tuned);
         parameters.retain(|&parameter| parameter != Parameter::FinalNorm);
         let blocks = std::slice::from_ref(block);
@@ -37,7 +42,11 @@ impl BlockTuner {
             block: block.clone(),
             wanted: Wanted {
                 x: false,
-                weights: quantized.map(|quantized| quantized && (tuned.codebooks || tuned.scales)),
+                weights: block
+                    .spec()
+                    .layers()
+                    .map(|layer| is_quantized(layer) && (tuned.codebooks || tuned.scales))
+                    .collect(),
                 biases: false,
                 norms: tuned.norms,
             },
@@ -61,17 +70,22 @@ impl BlockTuner {
     /// them fails with.
     pub fn losses<S: Sequences>(
         &self,
-        config: &LlamaConfig,
         rotary: &Rotary,
         inputs: &S,
         targets: &S,
         sequences: &[usize],
     ) -> std::result::Result<Vec<f64>, S::Error> {
         let mut losses = Vec::with_capacity(sequences.len());
-        for part in parts(&check(config, rotary, inputs, targets, sequences)?) {
+        for part in parts(&check(
+            self.block.spec().hidden_size(),
+            rotary,
+            inputs,
+            targets,
+            sequences,
+        )?) {
             let part = &sequences[part];
             let x = inputs.read(part)?;
-            let (y, _) = block_forward_traced(config, &self.block, rotary, x.view());
+            let (y, _) = block_forward_traced(&self.block, rotary, x.view());
             drop(x);
             losses.extend(squares(&y, targets.read(part)?.view()));
         }
@@ -85,7 +99,6 @@ impl BlockTuner {
     /// As [`BlockTuner::losses`]; gradients added before an error stay.
     pub fn accumulate<S: Sequences>(
         &mut self,
-        config: &LlamaConfig,
         rotary: &Rotary,
         inputs: &S,
         targets: &S,
@@ -94,10 +107,16 @@ impl BlockTuner {
     ) -> std::result::Result<Vec<f64>, S::Error> {
         let mut losses = Vec::with_capacity(sequences.len());
         let factor = (2.0 * scale) as f32;
-        for part in parts(&check(config, rotary, inputs, targets, sequences)?) {
+        for part in parts(&check(
+            self.block.spec().hidden_size(),
+            rotary,
+            inputs,
+            targets,
+            sequences,
+        )?) {
             let part = &sequences[part];
             let x = inputs.read(part)?;
-            let (mut y, trace) = block_forward_traced(config, &self.block, rotary, x.view());
+            let (mut y, trace) = block_forward_traced(&self.block, rotary, x.view());
             drop(x);
             let targets = targets.read(part)?;
             losses.extend(squares(&y, targets.view()));
@@ -105,20 +124,18 @@ impl BlockTuner {
                 .and(&targets)
                 .par_for_each(|y, target| *y = factor * (*y - target));
             drop(targets);
-            let mut gradients = BlockGradients::zeros(&self.block, self.wanted);
+            let mut gradients = BlockGradients::zeros(&self.block, &self.wanted);
             block_backward(
-                config,
                 &self.block,
                 rotary,
                 &trace,
                 y.view(),
-                self.wanted,
+                &self.wanted,
                 &mut gradients,
             );
-            for kind in LayerKind::ALL {
-                let gradient = gradients.weights[kind as usize].as_ref();
-                if let (Some(layer), Some(gradient)) = (self.block.quantized(kind), gradient) {
-                    self.trained.add_weight(0, kind, layer, gradient);
+            for (id, gradient) in self.block.spec().layers().zip(&gradients.weights) {
+                if let (Some(layer), Some(gradient)) = (self.block.quantized(id), gradient) {
+                    self.trained.add_weight(0, id, layer, gradient);
                 }
             }
             let norms = [&gradients.input_layernorm, &gradients.post_attention_layernorm];
@@ -150,7 +167,7 @@ impl BlockTuner {
 
 /// The lengths of these sequences, when inputs, targets and rotary tables fit each other.
 fn check<S: Sequences>(
-    config: &LlamaConfig,
+    hidden_size: usize,
     rotary: &Rotary,
     inputs: &S,
     targets: &S,
@@ -162,11 +179,11 @@ fn check<S: Sequences>(
         ("fine-tuning inputs", &lengths, inputs.width()),
         ("fine-tuning targets", &goals, targets.width()),
     ] {
-        if *found != expected || width != config.hidden_size {
+        if *found != expected || width != hidden_size {
             let shape = |lengths: &[usize], width| vec![lengths.len(), lengths.iter().sum(), width];
             return Err(AqlmError::Shape {
                 what: what.into(),
-                expected: shape(&expected, config.hidden_size),
+                expected: shape(&expected, hidden_size),
                 found: shape(found, width),
             });
         }

@@ -1,5 +1,5 @@
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, LayerKind, LlamaConfig, ModelWeights, Parameter, Result, Target, Tuned, TuningState,
+    AdamDecay, AqlmError, ArchSpec, LayerId, ModelWeights, Parameter, Result, Target, Tuned, TuningState,
 };
 use ndarray::Array2;
 
@@ -15,7 +15,7 @@ use super::{Activations, Model, Rotary};
 /// are f32; losses, parameters, the sums of their gradients, and moments are f64.
 #[derive(Debug, Clone)]
 pub struct ModelTuner {
-    config: LlamaConfig,
+    arch: ArchSpec,
     rotary: Rotary,
     model: Model,
     tuned: Tuned,
@@ -27,18 +27,17 @@ impl ModelTuner {
     /// Before the first step, for sequences of at most `positions` tokens.
     ///
     /// # Errors
-    /// `Unsupported` when `tuned` selects nothing of this model; `Shape` when the weights are not of this
-    /// configuration.
+    /// `Unsupported` when `tuned` selects nothing of this model; those of [`Model::from_weights`].
     pub fn new(
-        config: &LlamaConfig,
+        arch: &ArchSpec,
         positions: usize,
         weights: &ModelWeights,
         tuned: Tuned,
         decay: AdamDecay,
         activations: Activations,
     ) -> Result<Self> {
-        let mut model = Model::from_weights(config, weights)?;
-        if config.tie_word_embeddings {
+        let mut model = Model::from_weights(arch, weights)?;
+        if arch.tied {
             model.lm_head = None;
         }
         let tied = model.lm_head.is_none();
@@ -62,8 +61,8 @@ impl ModelTuner {
             decay,
         );
         Ok(Self {
-            config: config.clone(),
-            rotary: Rotary::new(config, positions),
+            arch: arch.clone(),
+            rotary: Rotary::new(arch.attention(), positions),
             model,
             tuned,
             activations,
@@ -81,7 +80,7 @@ impl ModelTuner {
     /// # Errors
     /// As [`model_losses`](super::model_losses).
     pub fn losses(&mut self, sequences: &[&[u32]], targets: &[Target<'_>]) -> Result<Vec<f64>> {
-        model_losses(&self.config, &mut self.model, &self.rotary, sequences, targets)
+        model_losses(&mut self.model, &self.rotary, sequences, targets)
     }
 
     /// Adds `scale` times the gradients of [`ModelTuner::losses`] and returns those. `observe` is given every
@@ -95,17 +94,17 @@ impl ModelTuner {
         sequences: &[&[u32]],
         targets: &[Target<'_>],
         scale: f64,
-        observe: &mut dyn FnMut(usize, LayerKind, &Array2<f32>),
+        observe: &mut dyn FnMut(usize, LayerId, &Array2<f32>),
     ) -> Result<Vec<f64>> {
         let trained = &mut self.trained;
         let tied = self.model.lm_head.is_none();
         // Of a tied head, until the gradient with respect to the embeddings of the same sequences joins it.
         let mut of_head: Option<Vec<f64>> = None;
         let mut sink = |model: &Model, gradient: Gradient<'_>| match gradient {
-            Gradient::Weight(block, kind, weight) => {
-                observe(block, kind, weight);
-                if let Some(layer) = model.blocks[block].quantized(kind) {
-                    trained.add_weight(block, kind, layer, weight);
+            Gradient::Weight(block, id, weight) => {
+                observe(block, id, weight);
+                if let Some(layer) = model.blocks[block].quantized(id) {
+                    trained.add_weight(block, id, layer, weight);
                 }
             }
             Gradient::BlockNorms(block, norms) => trained.add_norms(block, norms),
@@ -129,7 +128,6 @@ impl ModelTuner {
             }
         };
         model_backward(
-            &self.config,
             &mut self.model,
             &self.rotary,
             sequences,
@@ -190,7 +188,7 @@ impl ModelTuner {
 
     /// Everything that training goes on from, apart from gradients not used yet.
     pub fn state(&self) -> TuningState {
-        self.trained.state()
+        self.trained.state(&self.arch)
     }
 
     /// Goes on from a state of the same model and selection; gradients not used yet are forgotten.
@@ -198,7 +196,7 @@ impl ModelTuner {
     /// # Errors
     /// `Shape` when the state is of something else. Nothing is changed then.
     pub fn restore(&mut self, state: &TuningState) -> Result<()> {
-        self.trained.restore(state)?;
+        self.trained.restore(&self.arch, state)?;
         self.write_back();
         Ok(())
     }
@@ -209,10 +207,10 @@ impl ModelTuner {
     /// # Errors
     /// As [`model_losses`](super::model_losses).
     pub fn first_not_finite(&mut self, sequences: &[&[u32]]) -> Result<Option<String>> {
-        if let Some(parameter) = self.trained.first_not_finite() {
+        if let Some(parameter) = self.trained.first_not_finite(&self.arch) {
             return Ok(Some(parameter));
         }
-        first_not_finite(&self.config, &mut self.model, &self.rotary, sequences)
+        first_not_finite(&mut self.model, &self.rotary, sequences)
     }
 }
 

@@ -1,5 +1,5 @@
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, LayerKind, Parameter, ParameterState, Result, Tuned, TuningState,
+    AdamDecay, AqlmError, ArchSpec, LayerId, Parameter, ParameterState, Result, Tuned, TuningState,
 };
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
@@ -16,7 +16,7 @@ pub(super) struct Trained {
     /// in the order of [`Parameter::selected`], which is sorted by block
     pub(super) parameters: Vec<TrainedParameter>,
     /// of each block's quantized layers, where they are trained
-    places: Vec<[Option<Places>; 7]>,
+    places: Vec<Vec<Option<Places>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -50,10 +50,11 @@ impl Trained {
             })
             .collect();
         let places_of = |block: &Block| {
-            LayerKind::ALL.map(|kind| {
-                let layer = block.quantized(kind)?;
+            let of_layer = |layer: LayerId| {
+                let layer = block.quantized(layer)?;
                 (tuned.codebooks || tuned.scales).then(|| Places::of(layer.matrix()))
-            })
+            };
+            block.spec().layers().map(of_layer).collect()
         };
         Self {
             decay,
@@ -78,14 +79,14 @@ impl Trained {
     pub(super) fn add_weight(
         &mut self,
         block: usize,
-        kind: LayerKind,
+        id: LayerId,
         layer: &QuantizedLayer,
         weight: &Array2<f32>,
     ) {
-        if let Some(places) = &self.places[block][kind as usize] {
+        if let Some(places) = &self.places[block][id.index()] {
             let (codebooks, scales) = quantized_gradients(layer.matrix(), places, layer.decoded(), weight);
-            self.add(Parameter::Codebooks(block, kind), codebooks.into_iter());
-            self.add(Parameter::Scales(block, kind), scales.into_iter());
+            self.add(Parameter::Codebooks(block, id), codebooks.into_iter());
+            self.add(Parameter::Scales(block, id), scales.into_iter());
         }
     }
 
@@ -189,11 +190,12 @@ impl Trained {
     }
 
     /// Everything that training goes on from, apart from gradients not used yet.
-    pub(super) fn state(&self) -> TuningState {
+    pub(super) fn state(&self, arch: &ArchSpec) -> TuningState {
         let of_parameter = |trained: &TrainedParameter| {
             let (first, second) = trained.moments.first_and_second();
             ParameterState {
                 parameter: trained.parameter,
+                name: trained.parameter.name(arch),
                 values: trained.values.clone(),
                 first,
                 second,
@@ -209,7 +211,7 @@ impl Trained {
     ///
     /// # Errors
     /// `Shape` when the state is of something else. Nothing is changed then.
-    pub(super) fn restore(&mut self, state: &TuningState) -> Result<()> {
+    pub(super) fn restore(&mut self, arch: &ArchSpec, state: &TuningState) -> Result<()> {
         let shape = |what: String, expected: usize, found: usize| AqlmError::Shape {
             what,
             expected: vec![expected],
@@ -223,7 +225,7 @@ impl Trained {
             let expected = trained.values.len();
             let fits = |values: &Vec<f64>| values.len() == expected && trained.parameter == part.parameter;
             if ![&part.values, &part.first, &part.second].into_iter().all(fits) {
-                return Err(shape(trained.parameter.name(), expected, part.values.len()));
+                return Err(shape(trained.parameter.name(arch), expected, part.values.len()));
             }
         }
         self.steps = state.steps;
@@ -236,12 +238,12 @@ impl Trained {
     }
 
     /// The first parameter that is not finite, by its name in the checkpoint.
-    pub(super) fn first_not_finite(&self) -> Option<String> {
+    pub(super) fn first_not_finite(&self, arch: &ArchSpec) -> Option<String> {
         let broken = |trained: &&TrainedParameter| trained.values.iter().any(|value| !value.is_finite());
         self.parameters
             .iter()
             .find(broken)
-            .map(|trained| trained.parameter.name())
+            .map(|trained| trained.parameter.name(arch))
     }
 }
 
