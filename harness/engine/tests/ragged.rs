@@ -77,7 +77,7 @@ fn streamed_and_resident_are_the_same() {
     let model = Model::embedded().unwrap();
     let windows = windows();
     let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
-    let machine = CpuBackend::new(model.config(), 20);
+    let machine = CpuBackend::new(model.config(), 20).unwrap();
     let streamed = streamed(&machine, &model, &windows, true, &mut |_| ()).unwrap();
     let Evaluation { losses, logits } = resident(&machine, &model, &windows, true, &mut |_| ()).unwrap();
     assert_eq!(streamed.losses, losses);
@@ -96,7 +96,7 @@ fn streamed_and_resident_are_the_same() {
 #[test]
 fn a_session_begins_anew_each_time() {
     let model = Model::embedded().unwrap();
-    let machine = CpuBackend::new(model.config(), 20);
+    let machine = CpuBackend::new(model.config(), 20).unwrap();
     let mut resident = machine.model(&model, &mut |_| ()).unwrap();
     let mut write = || {
         let mut rng = stream(0, 0, None, Purpose::Generation);

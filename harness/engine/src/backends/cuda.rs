@@ -81,7 +81,7 @@ impl ModelOps for CudaBackend {
 
 impl ResidentModel for llama::Model<'_> {
     fn losses(&mut self, sequences: &[&[u32]]) -> Result<Vec<Array1<f64>>> {
-        let vocab = self.config().vocab_size;
+        let vocab = self.arch().vocab_size;
         let of_sequence = |tokens: &&[u32]| {
             self.reset();
             losses(&self.forward(tokens).map_err(AqlmError::from)?, vocab, tokens)
@@ -92,7 +92,7 @@ impl ResidentModel for llama::Model<'_> {
     fn logits(&mut self, tokens: &[u32]) -> Result<Array2<f64>> {
         self.reset();
         let logits = self.forward(tokens).map_err(AqlmError::from)?;
-        Ok(rows(&logits, self.config().vocab_size, tokens)?.mapv(f64::from))
+        Ok(rows(&logits, self.arch().vocab_size, tokens)?.mapv(f64::from))
     }
 
     fn session(&mut self) -> Result<Box<dyn Session + '_>> {
