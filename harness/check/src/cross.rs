@@ -10,16 +10,17 @@ use serde::Serialize;
 use super::compare::{Against, Findings, is_unsupported, pooled};
 use super::limits::Number;
 use super::ops::{CHECKS, Check, Prepared};
-use super::subject::{CheckedBackend, Subject, Subjects};
+use super::subject::{Subject, Subjects, subjects};
 use super::{CaseRow, CheckReport, Comparison, Outcome};
 use crate::cases::{Case, Operation, cases, corners};
+use aqlm_engine::backends::BackendKind;
 use aqlm_formats::{Error, Result};
 
 /// What `aqlm check` is asked to do.
 #[derive(Debug, Clone)]
 pub struct CrossOptions {
     /// only this backend
-    pub backend: Option<CheckedBackend>,
+    pub backend: Option<BackendKind>,
     /// only this operation
     pub operation: Option<Operation>,
     /// only this case
@@ -73,9 +74,9 @@ impl CrossReport {
 }
 
 impl CrossOptions {
-    fn backends(&self) -> Vec<CheckedBackend> {
+    fn backends(&self) -> Vec<BackendKind> {
         self.backend
-            .map_or(CheckedBackend::ALL.to_vec(), |backend| vec![backend])
+            .map_or(BackendKind::ALL.to_vec(), |backend| vec![backend])
     }
 
     fn checks(&self) -> impl Iterator<Item = &'static Check> {
@@ -181,11 +182,11 @@ fn draw<T: ValueTree<Value = Case>>(
 }
 
 /// All cases of one operation on one backend, and the comparison of all of them together.
-fn check_backend(check: &Check, backend: CheckedBackend, cases: &[Case]) -> Vec<CaseRow> {
+fn check_backend(check: &Check, backend: BackendKind, cases: &[Case]) -> Vec<CaseRow> {
     match backend {
-        CheckedBackend::Reference => cases.iter().map(|case| properties(check, case)).collect(),
-        CheckedBackend::Cpu | CheckedBackend::Cuda => {
-            check_subjects(check, backend.name(), cases, &|case| backend.subjects(case))
+        BackendKind::Reference => cases.iter().map(|case| properties(check, case)).collect(),
+        BackendKind::Cpu | BackendKind::Cuda => {
+            check_subjects(check, backend.name(), cases, &|case| subjects(backend, case))
         }
     }
 }
@@ -352,7 +353,7 @@ fn summarize(operation: Operation, backend: &'static str, rows: &[CaseRow]) -> S
 /// # Errors
 /// `Argument` when the strategy of the operation yields nothing.
 pub fn simplest_failure(
-    backend: CheckedBackend,
+    backend: BackendKind,
     options: &CrossOptions,
     failed: &Case,
     steps: usize,

@@ -8,10 +8,11 @@ use aqlm_vocabulary::Scheme;
 use super::table::Table;
 use super::{Output, decode_bench};
 use crate::bench::{
-    BenchActivations, BenchDevice, BenchOp, BenchOptions, BenchReport, KernelRow, bench_cpu, bench_cuda, svg,
+    BenchActivations, BenchOp, BenchOptions, BenchReport, KernelRow, bench_cpu, bench_cuda, svg,
 };
 use crate::bench::{DecodeOptions, LlamaShape};
 use aqlm_check::Outcome;
+use aqlm_engine::backends::BackendKind;
 use aqlm_formats::durable;
 use aqlm_formats::{Error, Result};
 
@@ -20,7 +21,7 @@ use aqlm_formats::{Error, Result};
 pub(super) struct Args {
     /// What to run on
     #[arg(long, value_enum, default_value = "cuda")]
-    backend: BenchDevice,
+    backend: BackendKind,
     /// The operation
     #[arg(long, value_enum, default_value = "matvec")]
     op: BenchOp,
@@ -127,7 +128,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
             format!("{:?}", args.batch),
         ));
     }
-    if args.backend == BenchDevice::Cpu && args.activations != BenchActivations::F16 {
+    if args.backend == BackendKind::Cpu && args.activations != BenchActivations::F16 {
         return Err(Error::argument(
             "--activations",
             "nothing else than the default with --backend cpu, where they are f32",
@@ -154,8 +155,15 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         return Err(Error::argument("--svg", "at least one of --replays", "0"));
     }
     let bench = match args.backend {
-        BenchDevice::Cuda => bench_cuda,
-        BenchDevice::Cpu => bench_cpu,
+        BackendKind::Cuda => bench_cuda,
+        BackendKind::Cpu => bench_cpu,
+        BackendKind::Reference => {
+            return Err(Error::argument(
+                "--backend",
+                "cpu or cuda: the reference has no kernels to time",
+                "reference",
+            ));
+        }
     };
     let report = bench(&options, &mut |line| eprintln!("{line}"))?;
     output.result(&report, || text(&report));
@@ -208,10 +216,7 @@ fn replay(args: &Args, batch: usize, row: &KernelRow) -> String {
     };
     format!(
         "aqlm bench --backend {} --op {} --scheme {} --shape {} --activations {} --batch {batch} --replays 0 --seed {} --configs {}{config}{file}{folder}{only}",
-        match args.backend {
-            BenchDevice::Cuda => "cuda",
-            BenchDevice::Cpu => "cpu",
-        },
+        args.backend,
         args.op.name(),
         args.scheme,
         args.shape,

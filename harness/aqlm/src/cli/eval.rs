@@ -5,9 +5,8 @@ use serde::Serialize;
 
 use super::progress::Progress;
 use super::{Output, open_model};
-use aqlm_engine::backends::ModelBackend;
-use aqlm_engine::evaluate::{Perplexity, evaluate, evaluate_on_gpu};
-use aqlm_engine::with_backend;
+use aqlm_engine::backends::BackendKind;
+use aqlm_engine::evaluate::{Perplexity, Streamed, resident};
 use aqlm_formats::model::Model;
 use aqlm_formats::safetensors::{self, NewTensor};
 use aqlm_formats::texts::TokenStream;
@@ -29,7 +28,7 @@ pub(super) struct Args {
     windows: Option<usize>,
     /// Which backend computes
     #[arg(long, value_enum, default_value = "cpu")]
-    backend: ModelBackend,
+    backend: BackendKind,
     /// Write the windows' token ids and logits to a safetensors file (input_ids, logits)
     #[arg(long, value_name = "FILE")]
     dump_logits: Option<PathBuf>,
@@ -41,7 +40,7 @@ struct Document {
     result: Perplexity,
     model: String,
     data: String,
-    backend: ModelBackend,
+    backend: BackendKind,
 }
 
 /// The context that is used when none is asked for.
@@ -87,7 +86,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
 pub(super) fn measure(
     model: &Model,
     windows: &[&[u32]],
-    backend: ModelBackend,
+    backend: BackendKind,
     dump_logits: Option<&Path>,
 ) -> Result<Perplexity> {
     let ctx = windows.first().map_or(0, |window| window.len());
@@ -98,11 +97,20 @@ pub(super) fn measure(
         progress.heartbeat(&format!("evaluation: block {} is done", block + 1));
     };
     let with_logits = dump_logits.is_some();
-    let evaluation = match backend.host() {
-        Some(kind) => with_backend!(kind, model.config(), ctx, |backend| {
-            evaluate(&backend, model, windows, with_logits, &mut advance)
-        }),
-        None => evaluate_on_gpu(model, windows, with_logits, &mut advance),
+    let evaluation = match backend {
+        BackendKind::Reference | BackendKind::Cpu => {
+            let job = Streamed {
+                weights: model,
+                windows,
+                with_logits,
+                progress: &mut advance,
+            };
+            backend.run(model.config(), ctx, job)
+        }
+        BackendKind::Cuda => {
+            let machine = backend.models(model.config(), ctx)?;
+            resident(machine.as_ref(), model, windows, with_logits, &mut advance)
+        }
     }?;
     if let Some(path) = dump_logits {
         write_logits(path, windows, &evaluation.logits)?;

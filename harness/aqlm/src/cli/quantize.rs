@@ -9,8 +9,8 @@ use super::finetune::{self, TunedName, finetune_into, tuned};
 use super::progress::QuantizeProgress;
 use super::table::{Table, bytes};
 use super::{Output, open_model};
-use aqlm_engine::backends::{Backend, BackendKind, Memory};
-use aqlm_engine::with_backend;
+use aqlm_engine::backends::{BackendKind, Memory, OnMachine};
+use aqlm_engine::ops::TrainOps;
 use aqlm_engine::{
     EndToEndReport, EndToEndSettings, Preset, QuantizeReport, QuantizeSettings, RunDescription, RunFolder,
     check_scheme, publish, quantize,
@@ -470,26 +470,59 @@ pub(super) fn quantize_into(
     memory: Option<Memory>,
     resume: bool,
 ) -> Result<(QuantizeReport, RunFolder)> {
-    with_backend!(backend, model.config(), settings.seqlen, |backend| {
-        let mut backend = backend;
-        if let Some(memory) = memory {
-            backend.bound_memory(memory, run, settings.sequences)?;
+    let job = Job {
+        model,
+        calibration_path,
+        calibration,
+        settings,
+        run,
+        out,
+        memory,
+        resume,
+    };
+    backend.run(model.config(), settings.seqlen, job)
+}
+
+/// What [`quantize_into`] asks a machine for.
+struct Job<'a> {
+    model: &'a Model,
+    calibration_path: &'a Path,
+    calibration: &'a [&'a [u32]],
+    settings: &'a QuantizeSettings,
+    run: &'a Path,
+    out: &'a Path,
+    memory: Option<Memory>,
+    resume: bool,
+}
+
+impl OnMachine for Job<'_> {
+    type Output = (QuantizeReport, RunFolder);
+
+    fn on<M: TrainOps>(self, mut machine: M) -> Result<Self::Output> {
+        let (model, settings) = (self.model, self.settings);
+        if let Some(memory) = self.memory {
+            machine.bound_memory(memory, self.run, settings.sequences)?;
         }
         let description = RunDescription::new(
             model,
-            calibration_path,
-            calibration,
+            self.calibration_path,
+            self.calibration,
             settings,
-            backend.kind(),
-            backend.device(),
+            machine.kind(),
+            machine.device(),
         )?;
-        let folder = RunFolder::open(run, &description, resume)?;
+        let folder = RunFolder::open(self.run, &description, self.resume)?;
         let mut progress = QuantizeProgress::new(model.config(), settings);
-        let report = quantize(&backend, model, calibration, settings, &folder, &mut |event| {
-            progress.event(&event);
-        })?;
+        let report = quantize(
+            &machine,
+            model,
+            self.calibration,
+            settings,
+            &folder,
+            &mut |event| progress.event(&event),
+        )?;
         drop(progress);
-        publish(model, &folder, out)?;
+        publish(model, &folder, self.out)?;
         Ok((report, folder))
-    })
+    }
 }
