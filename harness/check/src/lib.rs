@@ -19,7 +19,7 @@ use serde::Serialize;
 
 pub use compare::Findings;
 pub use cross::{CrossOptions, CrossReport, Summary, check_subject, cross_check, simplest_failure};
-pub use subject::{CheckedBackend, Clusters, CpuSubject, CudaSubject, Gradients, Subject, Subjects};
+pub use subject::{Clusters, CpuSubject, CudaSubject, Gradients, Subject, Subjects};
 pub use vectors::{VectorOptions, check_vectors};
 
 /// How a case ended (design.md 5).

@@ -27,16 +27,6 @@ pub(crate) use whole_model::{DecodeOptions, DecodeReport, bench_decode};
 
 use aqlm_check::Outcome;
 
-/// What to run the kernels on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum BenchDevice {
-    /// the first NVIDIA GPU
-    Cuda,
-    /// this processor, at each SIMD level that it has
-    Cpu,
-}
-
 /// The formats of x and y on a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]

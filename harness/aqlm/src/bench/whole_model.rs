@@ -16,7 +16,8 @@ use serde::Serialize;
 use super::shapes::LlamaShape;
 use super::{Times, Verdict, matrix_bytes};
 use aqlm_check::limits::{Number, Rule};
-use aqlm_check::{CheckedBackend, CrossOptions, Outcome, cross_check};
+use aqlm_check::{CrossOptions, Outcome, cross_check};
+use aqlm_engine::backends::BackendKind;
 use aqlm_formats::{Error, Result};
 
 /// Tokens that the model of one block is fed when the chosen rung is compared with the plain one.
@@ -106,7 +107,7 @@ impl DecodeReport {
 pub(crate) fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&str)) -> Result<DecodeReport> {
     let config = options.shape.config();
     if options.context == 0 || options.context > config.max_position_embeddings {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             "--context",
             &format!("1 to {}", config.max_position_embeddings),
             options.context.to_string(),
@@ -145,7 +146,7 @@ pub(crate) fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&st
     );
     let small = cross_check(
         &CrossOptions {
-            backend: Some(CheckedBackend::Cuda),
+            backend: Some(BackendKind::Cuda),
             operation: None,
             case: Some(case.parse()?),
             cases: 0,

@@ -8,10 +8,11 @@ use aqlm_vocabulary::Scheme;
 use super::table::Table;
 use super::{Output, decode_bench};
 use crate::bench::{
-    BenchActivations, BenchDevice, BenchOp, BenchOptions, BenchReport, KernelRow, bench_cpu, bench_cuda, svg,
+    BenchActivations, BenchOp, BenchOptions, BenchReport, KernelRow, bench_cpu, bench_cuda, svg,
 };
 use crate::bench::{DecodeOptions, LlamaShape};
 use aqlm_check::Outcome;
+use aqlm_engine::backends::BackendKind;
 use aqlm_formats::durable;
 use aqlm_formats::{Error, Result};
 
@@ -20,7 +21,7 @@ use aqlm_formats::{Error, Result};
 pub(super) struct Args {
     /// What to run on
     #[arg(long, value_enum, default_value = "cuda")]
-    backend: BenchDevice,
+    backend: BackendKind,
     /// The operation
     #[arg(long, value_enum, default_value = "matvec")]
     op: BenchOp,
@@ -118,17 +119,17 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     let (out_features, in_features) = parse_shape(&args.shape)?;
     args.scheme.groups(out_features, in_features)?;
     if let Some(zero) = args.batch.iter().find(|batch| **batch == 0) {
-        return Err(Error::invalid("--batch", "at least 1 row", zero.to_string()));
+        return Err(Error::argument("--batch", "at least 1 row", zero.to_string()));
     }
     if args.op != BenchOp::Matmul && args.batch != [1] {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             "--batch",
             "1 for matvec and decode; --op matmul takes several rows",
             format!("{:?}", args.batch),
         ));
     }
-    if args.backend == BenchDevice::Cpu && args.activations != BenchActivations::F16 {
-        return Err(Error::invalid(
+    if args.backend == BackendKind::Cpu && args.activations != BenchActivations::F16 {
+        return Err(Error::argument(
             "--activations",
             "nothing else than the default with --backend cpu, where they are f32",
             args.activations.name(),
@@ -151,11 +152,18 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         config: args.config.clone(),
     };
     if args.svg.is_some() && args.replays == 0 {
-        return Err(Error::invalid("--svg", "at least one of --replays", "0"));
+        return Err(Error::argument("--svg", "at least one of --replays", "0"));
     }
     let bench = match args.backend {
-        BenchDevice::Cuda => bench_cuda,
-        BenchDevice::Cpu => bench_cpu,
+        BackendKind::Cuda => bench_cuda,
+        BackendKind::Cpu => bench_cpu,
+        BackendKind::Reference => {
+            return Err(Error::argument(
+                "--backend",
+                "cpu or cuda: the reference has no kernels to time",
+                "reference",
+            ));
+        }
     };
     let report = bench(&options, &mut |line| eprintln!("{line}"))?;
     output.result(&report, || text(&report));
@@ -182,7 +190,7 @@ fn parse_shape(text: &str) -> Result<(usize, usize)> {
     };
     text.split_once('x')
         .and_then(|(out_features, in_features)| Some((size(out_features)?, size(in_features)?)))
-        .ok_or_else(|| Error::invalid("--shape", "OUTxIN, for example 11008x4096", text))
+        .ok_or_else(|| Error::argument("--shape", "OUTxIN, for example 11008x4096", text))
 }
 
 fn replay(args: &Args, batch: usize, row: &KernelRow) -> String {
@@ -208,10 +216,7 @@ fn replay(args: &Args, batch: usize, row: &KernelRow) -> String {
     };
     format!(
         "aqlm bench --backend {} --op {} --scheme {} --shape {} --activations {} --batch {batch} --replays 0 --seed {} --configs {}{config}{file}{folder}{only}",
-        match args.backend {
-            BenchDevice::Cuda => "cuda",
-            BenchDevice::Cpu => "cpu",
-        },
+        args.backend,
         args.op.name(),
         args.scheme,
         args.shape,

@@ -6,8 +6,8 @@ use super::progress::Progress;
 use super::table::Table;
 use aqlm_check::cases::{Case, Operation};
 use aqlm_check::{
-    CaseRow, CheckReport, CheckedBackend, Comparison, CrossOptions, CrossReport, Outcome, VectorOptions,
-    check_vectors, cross_check, simplest_failure,
+    CaseRow, CheckReport, Comparison, CrossOptions, CrossReport, Outcome, VectorOptions, check_vectors,
+    cross_check, simplest_failure,
 };
 use aqlm_engine::backends::BackendKind;
 use aqlm_formats::{Error, Result};
@@ -24,7 +24,7 @@ pub(super) struct Args {
     model: Vec<PathBuf>,
     /// Only this backend; with --vectors the one that runs models [default: all; with --vectors: reference]
     #[arg(long, value_enum)]
-    backend: Option<CheckedBackend>,
+    backend: Option<BackendKind>,
     /// Only this operation
     #[arg(long)]
     op: Option<String>,
@@ -81,9 +81,7 @@ fn complaint(options: &CrossOptions, row: &CaseRow) -> String {
         return format!("{failed} --op {op} --backend {backend} --cases {cases} --seed {seed}");
     };
     let failed = format!("{failed} --backend {backend} --case {case}");
-    let known = CheckedBackend::ALL
-        .into_iter()
-        .find(|known| known.name() == backend);
+    let known = BackendKind::ALL.into_iter().find(|known| known.name() == backend);
     let (Some(known), None) = (known, options.case) else {
         return failed;
     };
@@ -154,17 +152,14 @@ fn counts(report: &CheckReport) -> String {
 }
 
 fn against_vectors(args: &Args, vectors: &std::path::Path, output: Output) -> Result<bool> {
-    let backend = match args.backend {
-        None | Some(CheckedBackend::Reference) => BackendKind::Reference,
-        Some(CheckedBackend::Cpu) => BackendKind::Cpu,
-        Some(CheckedBackend::Cuda) => {
-            return Err(Error::invalid(
-                "--backend with --vectors",
-                "reference or cpu",
-                "cuda",
-            ));
-        }
-    };
+    let backend = args.backend.unwrap_or(BackendKind::Reference);
+    if backend == BackendKind::Cuda {
+        return Err(Error::argument(
+            "--backend with --vectors",
+            "reference or cpu",
+            "cuda",
+        ));
+    }
     let options = VectorOptions {
         backend,
         op: args.op.clone(),

@@ -47,6 +47,7 @@ struct Document {
 
 pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     let started = Instant::now();
+    args.backend.check_runs()?;
     let model = Model::embedded()?;
     let tokenizer = model.tokenizer()?;
     let settings = settings(args.seed)?;
@@ -68,7 +69,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         "tiny-stories-4m, a Llama of 4.3 million weights: perplexity, then {} on {} sequences of {} tokens",
         settings.layer.scheme, settings.sequences, settings.seqlen
     );
-    let before = measure(&model, &windows, args.backend.into(), None)?;
+    let before = measure(&model, &windows, args.backend, None)?;
     let temporary = tempfile::tempdir().map_err(Error::io(std::env::temp_dir(), "make a folder in"))?;
     let out = args
         .out
@@ -86,7 +87,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         false,
     )?;
     let quantized = Model::open(&out)?;
-    let after = measure(&quantized, &windows, args.backend.into(), None)?;
+    let after = measure(&quantized, &windows, args.backend, None)?;
     let write = |model: &Model| -> Result<String> {
         let (_, text, _) = continue_text(
             model,
@@ -95,7 +96,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
             Sampling::Greedy,
             args.seed,
             true,
-            args.backend.into(),
+            args.backend,
             &mut |_| {},
         )?;
         Ok(format!("{PROMPT}{text}"))

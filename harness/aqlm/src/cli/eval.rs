@@ -5,10 +5,10 @@ use serde::Serialize;
 
 use super::progress::Progress;
 use super::{Output, open_model};
-use aqlm_engine::backends::ModelBackend;
-use aqlm_engine::evaluate::{Perplexity, evaluate, evaluate_on_gpu};
-use aqlm_engine::with_backend;
+use aqlm_engine::backends::BackendKind;
+use aqlm_engine::evaluate::{Perplexity, Streamed, resident};
 use aqlm_formats::model::Model;
+use aqlm_formats::safetensors::{self, NewTensor};
 use aqlm_formats::texts::TokenStream;
 use aqlm_formats::{Error, Result};
 
@@ -28,7 +28,7 @@ pub(super) struct Args {
     windows: Option<usize>,
     /// Which backend computes
     #[arg(long, value_enum, default_value = "cpu")]
-    backend: ModelBackend,
+    backend: BackendKind,
     /// Write the windows' token ids and logits to a safetensors file (input_ids, logits)
     #[arg(long, value_name = "FILE")]
     dump_logits: Option<PathBuf>,
@@ -40,7 +40,7 @@ struct Document {
     result: Perplexity,
     model: String,
     data: String,
-    backend: ModelBackend,
+    backend: BackendKind,
 }
 
 /// The context that is used when none is asked for.
@@ -53,10 +53,10 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     let stream = TokenStream::load(&args.data, &model.tokenizer()?)?;
     let ctx = args.ctx.unwrap_or_else(|| default_ctx(&model));
     if ctx < 2 {
-        return Err(Error::invalid("--ctx", "2 or more", ctx.to_string()));
+        return Err(Error::argument("--ctx", "2 or more", ctx.to_string()));
     }
     if args.windows == Some(0) {
-        return Err(Error::invalid("--windows", "1 or more", "0"));
+        return Err(Error::argument("--windows", "1 or more", "0"));
     }
     let mut windows = stream.windows(ctx)?;
     windows.truncate(args.windows.unwrap_or(usize::MAX));
@@ -86,7 +86,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
 pub(super) fn measure(
     model: &Model,
     windows: &[&[u32]],
-    backend: ModelBackend,
+    backend: BackendKind,
     dump_logits: Option<&Path>,
 ) -> Result<Perplexity> {
     let ctx = windows.first().map_or(0, |window| window.len());
@@ -97,11 +97,20 @@ pub(super) fn measure(
         progress.heartbeat(&format!("evaluation: block {} is done", block + 1));
     };
     let with_logits = dump_logits.is_some();
-    let evaluation = match backend.host() {
-        Some(kind) => with_backend!(kind, model.config(), ctx, |backend| {
-            evaluate(&backend, model, windows, with_logits, &mut advance)
-        }),
-        None => evaluate_on_gpu(model, windows, with_logits, &mut advance),
+    let evaluation = match backend {
+        BackendKind::Reference | BackendKind::Cpu => {
+            let job = Streamed {
+                weights: model,
+                windows,
+                with_logits,
+                progress: &mut advance,
+            };
+            backend.run(model.config(), ctx, job)
+        }
+        BackendKind::Cuda => {
+            let machine = backend.models(model.config(), ctx)?;
+            resident(machine.as_ref(), model, windows, with_logits, &mut advance)
+        }
     }?;
     if let Some(path) = dump_logits {
         write_logits(path, windows, &evaluation.logits)?;
@@ -111,43 +120,13 @@ pub(super) fn measure(
 
 /// input_ids [windows, ctx] i32 and logits [windows, ctx, vocab] f32.
 fn write_logits(path: &Path, windows: &[&[u32]], logits: &[Array2<f64>]) -> Result<()> {
-    use safetensors::tensor::{Dtype, TensorView};
-
     let ctx = windows.first().map_or(0, |window| window.len());
     let vocab = logits.first().map_or(0, Array2::ncols);
-    let ids: Vec<u8> = windows
-        .iter()
-        .copied()
-        .flatten()
-        .flat_map(|&id| (id as i32).to_le_bytes())
-        .collect();
-    let values: Vec<u8> = logits
-        .iter()
-        .flatten()
-        .flat_map(|&logit| (logit as f32).to_le_bytes())
-        .collect();
-    let view = |dtype, shape: Vec<usize>, data| {
-        TensorView::new(dtype, shape, data).map_err(|error| {
-            Error::invalid(
-                "--dump-logits",
-                "tensors that fit a safetensors file",
-                error.to_string(),
-            )
-        })
-    };
-    let tensors = [
-        ("input_ids", view(Dtype::I32, vec![windows.len(), ctx], &ids)?),
-        (
-            "logits",
-            view(Dtype::F32, vec![windows.len(), ctx, vocab], &values)?,
-        ),
+    let ids = windows.iter().copied().flatten().map(|&id| id as i32);
+    let values = logits.iter().flatten().map(|&logit| logit as f32);
+    let tensors = vec![
+        NewTensor::new("input_ids", &[windows.len(), ctx], ids),
+        NewTensor::new("logits", &[windows.len(), ctx, vocab], values),
     ];
-    let bytes = safetensors::serialize(tensors, None).map_err(|error| {
-        Error::invalid(
-            "--dump-logits",
-            "tensors that fit a safetensors file",
-            error.to_string(),
-        )
-    })?;
-    aqlm_formats::durable::write_file(path, |file| std::io::Write::write_all(file, &bytes))
+    safetensors::write(path, tensors).map(|_| ())
 }

@@ -9,12 +9,12 @@ use serde::Serialize;
 use super::eval::measure;
 use super::progress::{Progress, seconds};
 use super::{Output, open_model};
-use aqlm_engine::backends::{Backend, BackendKind, Memory, ModelTuning};
-use aqlm_engine::with_backend;
+use aqlm_engine::backends::{BackendKind, Memory, OnMachine};
+use aqlm_engine::ops::TrainOps;
 use aqlm_engine::{
     Difference, Divergence, EndToEndEvent, EndToEndReport, EndToEndRun, EndToEndSettings, Preset,
-    RunDescription, RunFolder, Schedule, TeacherUse, check_student, check_teacher, differences, end_to_end,
-    publish_tuned,
+    RunDescription, RunFolder, Schedule, TeacherUse, Tuning, check_student, check_teacher, differences,
+    end_to_end, publish_tuned,
 };
 use aqlm_formats::model::Model;
 use aqlm_formats::texts::TokenStream;
@@ -151,7 +151,7 @@ impl SettingsArgs {
     fn resolve(&self, model: &Model, stream: &TokenStream) -> Result<EndToEndSettings> {
         let seqlen = self.seqlen.unwrap_or_else(|| default_seqlen(model));
         if seqlen < 2 {
-            return Err(Error::invalid("--seqlen", "2 or more", seqlen.to_string()));
+            return Err(Error::argument("--seqlen", "2 or more", seqlen.to_string()));
         }
         let sequences = match self.sequences {
             Some(sequences) => sequences,
@@ -174,7 +174,7 @@ impl SettingsArgs {
         settings.seed = self.seed;
         settings.teacher = match (self.teacher_logits, self.top_k) {
             (TeacherName::OnTheFly, Some(k)) => {
-                return Err(Error::invalid(
+                return Err(Error::argument(
                     "--top-k",
                     "nothing beside --teacher-logits on-the-fly, which has all tokens",
                     k.to_string(),
@@ -202,18 +202,18 @@ pub(super) fn validate(settings: &EndToEndSettings, model: &Model, prefix: &str)
         ("batch", settings.batch),
     ] {
         if value == 0 {
-            return Err(Error::invalid(&format!("{prefix}{option}"), "1 or more", "0"));
+            return Err(Error::argument(&format!("{prefix}{option}"), "1 or more", "0"));
         }
     }
     if settings.validation >= settings.sequences {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             &format!("{prefix}validation"),
             &format!("fewer than the {} sequences", settings.sequences),
             settings.validation.to_string(),
         ));
     }
     if !(settings.lr.is_finite() && settings.lr >= 0.0) {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             &format!("{prefix}lr"),
             "a finite number of at least 0",
             settings.lr.to_string(),
@@ -223,7 +223,7 @@ pub(super) fn validate(settings: &EndToEndSettings, model: &Model, prefix: &str)
     if let TeacherUse::Top(k) = settings.teacher
         && !(1..=vocab).contains(&k)
     {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             &format!("{prefix}top-k"),
             &format!("1 to {vocab}"),
             k.to_string(),
@@ -261,7 +261,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         (Some(path), _) => Some(open_model(path)?),
         (None, false) => None,
         (None, true) => {
-            return Err(Error::invalid(
+            return Err(Error::argument(
                 "--teacher",
                 "the dense model, or --loss cross-entropy",
                 "nothing",
@@ -406,37 +406,18 @@ pub(super) fn finetune_into(
     save_every: Duration,
     resume: bool,
 ) -> Result<EndToEndReport> {
-    let with_teacher = EndToEndRun {
-        teacher_sha256: teacher.map(Model::fingerprint).transpose()?,
-        settings: settings.clone(),
+    let job = Job {
+        model,
+        teacher,
+        calibration_path,
+        sequences,
+        settings,
+        run,
+        memory,
+        save_every,
+        resume,
     };
-    let (tuning, _folder) = with_backend!(backend, model.config(), settings.seqlen, |backend| {
-        let mut backend = backend;
-        if let Some(memory) = memory {
-            backend.bound_tuning_memory(memory, run, settings.batch)?;
-        }
-        let description = RunDescription::new(
-            model,
-            calibration_path,
-            sequences,
-            &with_teacher,
-            backend.kind(),
-            backend.device(),
-        )?;
-        let folder = RunFolder::open(run, &description, resume)?;
-        let mut progress = TuningProgress::new(settings);
-        let tuning = end_to_end(
-            &backend,
-            model,
-            teacher,
-            sequences,
-            settings,
-            &folder,
-            save_every,
-            &mut |event| progress.event(&event),
-        )?;
-        (tuning, folder)
-    });
+    let (tuning, _folder) = backend.run(model.config(), settings.seqlen, job)?;
     let diverged = tuning.divergence;
     if diverged.is_none() || tuning.report.best_epoch > 0 {
         publish_tuned(model, tuning.weights, out)?;
@@ -458,6 +439,54 @@ pub(super) fn finetune_into(
                 best => format!("the model as it was after epoch {best} is in {}", out.display()),
             },
         }),
+    }
+}
+
+/// What [`finetune_into`] asks a machine for.
+struct Job<'a> {
+    model: &'a Model,
+    teacher: Option<&'a Model>,
+    calibration_path: &'a Path,
+    sequences: &'a [&'a [u32]],
+    settings: &'a EndToEndSettings,
+    run: &'a Path,
+    memory: Option<Memory>,
+    save_every: Duration,
+    resume: bool,
+}
+
+impl OnMachine for Job<'_> {
+    type Output = (Tuning, RunFolder);
+
+    fn on<M: TrainOps>(self, mut machine: M) -> Result<Self::Output> {
+        let with_teacher = EndToEndRun {
+            teacher_sha256: self.teacher.map(Model::fingerprint).transpose()?,
+            settings: self.settings.clone(),
+        };
+        if let Some(memory) = self.memory {
+            machine.bound_tuning_memory(memory, self.run, self.settings.batch)?;
+        }
+        let description = RunDescription::new(
+            self.model,
+            self.calibration_path,
+            self.sequences,
+            &with_teacher,
+            machine.kind(),
+            machine.device(),
+        )?;
+        let folder = RunFolder::open(self.run, &description, self.resume)?;
+        let mut progress = TuningProgress::new(self.settings);
+        let tuning = end_to_end(
+            &machine,
+            self.model,
+            self.teacher,
+            self.sequences,
+            self.settings,
+            &folder,
+            self.save_every,
+            &mut |event| progress.event(&event),
+        )?;
+        Ok((tuning, folder))
     }
 }
 

@@ -1,14 +1,12 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use aqlm_optimized::cuda::llama::{Options, Rung};
 use aqlm_vocabulary::{Purpose, stream};
 use serde::Serialize;
 
 use super::{Output, open_model};
-use aqlm_engine::backends::{ModelBackend, cuda};
-use aqlm_engine::generate::{Generated, Generator, Sampling, Writer};
-use aqlm_engine::with_backend;
+use aqlm_engine::backends::BackendKind;
+use aqlm_engine::generate::{Generated, Sampling, generate};
 use aqlm_formats::model::Model;
 use aqlm_formats::{Error, Result};
 
@@ -37,7 +35,7 @@ pub(super) struct Args {
     seed: u64,
     /// Which backend computes
     #[arg(long, value_enum, default_value = "cpu")]
-    backend: ModelBackend,
+    backend: BackendKind,
 }
 
 #[derive(Debug, Serialize)]
@@ -49,7 +47,7 @@ struct Document {
     prompt_tokens: usize,
     seconds: f64,
     tokens_per_second: f64,
-    backend: ModelBackend,
+    backend: BackendKind,
 }
 
 pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
@@ -110,7 +108,7 @@ pub(super) fn continue_text(
     sampling: Sampling,
     seed: u64,
     document_start: bool,
-    backend: ModelBackend,
+    backend: BackendKind,
     each: &mut dyn FnMut(&str),
 ) -> Result<(Generated, String, usize)> {
     let tokenizer = model.tokenizer()?;
@@ -124,7 +122,7 @@ pub(super) fn continue_text(
     let positions = ids.len() + tokens;
     let longest = model.config().max_position_embeddings;
     if positions > longest {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             "--tokens",
             &format!("prompt and new tokens within the model's context of {longest}"),
             format!("{} + {tokens}", ids.len()),
@@ -133,33 +131,20 @@ pub(super) fn continue_text(
     each(prompt);
     let mut rng = stream(seed, 0, None, Purpose::Generation);
     let mut pieces = tokenizer.stream();
-    let mut write = |writer: &mut dyn Writer| {
-        aqlm_engine::generate::generate(
-            writer,
-            &ids,
-            tokens,
-            tokenizer.stops(),
-            sampling,
-            &mut rng,
-            &mut |token| {
-                // A token that can't be shown now is part of the whole text, where its error is not lost.
-                each(&pieces.push(token).unwrap_or_default());
-            },
-        )
-    };
-    let generated = if let Some(kind) = backend.host() {
-        with_backend!(kind, model.config(), positions, |backend| {
-            write(&mut Generator::new(&backend, model)?.session())
-        })
-    } else {
-        let device = cuda::open(None)?;
-        let options = Options {
-            positions,
-            prompts: true,
-            rung: Rung::Joined,
-        };
-        write(&mut cuda::load(&device, model, options, &mut |_| {})?)
-    }?;
+    let machine = backend.models(model.config(), positions)?;
+    let mut resident = machine.model(model, &mut |_| {})?;
+    let generated = generate(
+        resident.session()?.as_mut(),
+        &ids,
+        tokens,
+        tokenizer.stops(),
+        sampling,
+        &mut rng,
+        &mut |token| {
+            // A token that can't be shown now is part of the whole text, where its error is not lost.
+            each(&pieces.push(token).unwrap_or_default());
+        },
+    )?;
     let text = tokenizer.decode(&generated.tokens, true)?;
     Ok((generated, text, ids.len()))
 }

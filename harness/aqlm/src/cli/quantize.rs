@@ -9,8 +9,8 @@ use super::finetune::{self, TunedName, finetune_into, tuned};
 use super::progress::QuantizeProgress;
 use super::table::{Table, bytes};
 use super::{Output, open_model};
-use aqlm_engine::backends::{Backend, BackendKind, Memory};
-use aqlm_engine::with_backend;
+use aqlm_engine::backends::{BackendKind, Memory, OnMachine};
+use aqlm_engine::ops::TrainOps;
 use aqlm_engine::{
     EndToEndReport, EndToEndSettings, Preset, QuantizeReport, QuantizeSettings, RunDescription, RunFolder,
     check_scheme, publish, quantize,
@@ -116,7 +116,7 @@ impl EndToEndArgs {
             ("--end-to-end-sequences", self.end_to_end_sequences.is_some()),
         ];
         match given.into_iter().find(|&(_, given)| given) {
-            Some((option, _)) => Err(Error::invalid(
+            Some((option, _)) => Err(Error::argument(
                 option,
                 "--finetune end-to-end beside it",
                 "another",
@@ -253,7 +253,7 @@ impl SettingsArgs {
     fn apply_finetune(&self, settings: &mut QuantizeSettings) -> Result<()> {
         if self.finetune == FinetuneName::None {
             if let Some(epochs @ 1..) = self.finetune_epochs {
-                return Err(Error::invalid(
+                return Err(Error::argument(
                     "--finetune-epochs",
                     "0 beside --finetune none",
                     epochs.to_string(),
@@ -266,7 +266,7 @@ impl SettingsArgs {
         }
         let tuned = tuned(&self.finetune_tune);
         if tuned.embedding || tuned.head {
-            return Err(Error::invalid(
+            return Err(Error::argument(
                 "--finetune-tune",
                 "codebooks, scales and norms, which are all that a block has",
                 "embedding or head",
@@ -283,7 +283,7 @@ impl SettingsArgs {
 fn validate(settings: &QuantizeSettings) -> Result<()> {
     let at_least = |option: &str, least: usize, value: usize| {
         if value < least {
-            Err(Error::invalid(
+            Err(Error::argument(
                 option,
                 &format!("{least} or more"),
                 value.to_string(),
@@ -298,7 +298,7 @@ fn validate(settings: &QuantizeSettings) -> Result<()> {
     at_least("--max-rounds", 1, settings.layer.max_rounds)?;
     at_least("--finetune-batch", 1, settings.finetune.batch)?;
     if settings.validation >= settings.sequences {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             "--validation",
             &format!("fewer than the {} sequences", settings.sequences),
             settings.validation.to_string(),
@@ -308,7 +308,7 @@ fn validate(settings: &QuantizeSettings) -> Result<()> {
         if value.is_finite() && value >= 0.0 {
             Ok(())
         } else {
-            Err(Error::invalid(
+            Err(Error::argument(
                 option,
                 "a finite number of at least 0",
                 value.to_string(),
@@ -470,26 +470,59 @@ pub(super) fn quantize_into(
     memory: Option<Memory>,
     resume: bool,
 ) -> Result<(QuantizeReport, RunFolder)> {
-    with_backend!(backend, model.config(), settings.seqlen, |backend| {
-        let mut backend = backend;
-        if let Some(memory) = memory {
-            backend.bound_memory(memory, run, settings.sequences)?;
+    let job = Job {
+        model,
+        calibration_path,
+        calibration,
+        settings,
+        run,
+        out,
+        memory,
+        resume,
+    };
+    backend.run(model.config(), settings.seqlen, job)
+}
+
+/// What [`quantize_into`] asks a machine for.
+struct Job<'a> {
+    model: &'a Model,
+    calibration_path: &'a Path,
+    calibration: &'a [&'a [u32]],
+    settings: &'a QuantizeSettings,
+    run: &'a Path,
+    out: &'a Path,
+    memory: Option<Memory>,
+    resume: bool,
+}
+
+impl OnMachine for Job<'_> {
+    type Output = (QuantizeReport, RunFolder);
+
+    fn on<M: TrainOps>(self, mut machine: M) -> Result<Self::Output> {
+        let (model, settings) = (self.model, self.settings);
+        if let Some(memory) = self.memory {
+            machine.bound_memory(memory, self.run, settings.sequences)?;
         }
         let description = RunDescription::new(
             model,
-            calibration_path,
-            calibration,
+            self.calibration_path,
+            self.calibration,
             settings,
-            backend.kind(),
-            backend.device(),
+            machine.kind(),
+            machine.device(),
         )?;
-        let folder = RunFolder::open(run, &description, resume)?;
+        let folder = RunFolder::open(self.run, &description, self.resume)?;
         let mut progress = QuantizeProgress::new(model.config(), settings);
-        let report = quantize(&backend, model, calibration, settings, &folder, &mut |event| {
-            progress.event(&event);
-        })?;
+        let report = quantize(
+            &machine,
+            model,
+            self.calibration,
+            settings,
+            &folder,
+            &mut |event| progress.event(&event),
+        )?;
         drop(progress);
-        publish(model, &folder, out)?;
+        publish(model, &folder, self.out)?;
         Ok((report, folder))
-    })
+    }
 }

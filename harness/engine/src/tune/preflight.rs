@@ -86,7 +86,7 @@ pub fn differences(student: &Model, teacher: &Model) -> Result<Vec<Difference>> 
                 let off = (f64::from(a) - f64::from(b)).abs();
                 // half a unit in the last place of f16, its subnormal numbers included
                 if off > 2f64.powi(-11) * f64::from(b.abs()) + 2f64.powi(-25) {
-                    largest = Some(off.max(largest.unwrap_or(0.0)));
+                    largest = Some(largest.map_or(off, |largest: f64| largest.max(off)));
                 }
             }
             found.extend(largest.map(|largest| Difference { tensor, largest }));

@@ -57,17 +57,13 @@ impl Model {
     /// Lists tensors and layers, reading headers only.
     pub fn inventory(&self) -> Inventory {
         let tensors: Vec<TensorEntry> = self
-            .tensors
-            .names()
+            .listed()
             .into_iter()
-            .filter_map(|name| {
-                let info = self.tensors.info(&name)?;
-                Some(TensorEntry {
-                    name,
-                    shape: info.shape,
-                    dtype: info.dtype,
-                    bytes: info.bytes,
-                })
+            .map(|(name, info)| TensorEntry {
+                name,
+                shape: info.shape,
+                dtype: info.dtype,
+                bytes: info.bytes,
             })
             .collect();
         let config = self.config();

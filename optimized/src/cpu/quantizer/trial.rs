@@ -11,7 +11,7 @@ use crate::cpu::vectorize::dot_in_f64;
 /// A step that moves the error along a direction moves the image along the direction's image, which saves a
 /// product with H. All other steps compute error, image and loss anew.
 #[derive(Debug, Clone)]
-pub(crate) struct Trial {
+pub struct Trial {
     pub(crate) matrix: QuantizedMatrix,
     /// E = W - Q, [out_features, in_features], standard layout
     pub(crate) error: Array2<f32>,
@@ -22,6 +22,11 @@ pub(crate) struct Trial {
 }
 
 impl Trial {
+    /// The quantized matrix.
+    pub fn matrix(&self) -> &QuantizedMatrix {
+        &self.matrix
+    }
+
     /// Decodes and multiplies.
     pub(crate) fn new(problem: &Problem, matrix: QuantizedMatrix) -> Self {
         let error = problem.error(&matrix);

@@ -7,12 +7,10 @@ use std::path::Path;
 
 use aqlm_vocabulary::{AqlmError, BlockSpec, BlockWeights, Linear, LinearSpec, Scheme};
 
-use super::layout;
-use super::linear::{
-    NewTensor, exact_storage, float_tensor, linear_tensors, read_linear, read_vector, refuse_rounding,
-};
-use super::tensors::{SafetensorFiles, TensorSource};
-use crate::{Error, Result, durable};
+use super::linear::{exact_storage, float_tensor, linear_tensors, read_linear, read_vector, refuse_rounding};
+use crate::safetensors::{self, NewTensor, SafetensorFiles};
+use crate::tensors::TensorSource;
+use crate::{Error, Result};
 
 /// Writes a block and returns the SHA-256 of the file, in hexadecimal.
 ///
@@ -22,10 +20,7 @@ use crate::{Error, Result, durable};
 /// # Errors
 /// `Layer` when codebooks or scales are not rounded to f16 yet; `NotFinite`; `Io`.
 pub fn write(path: &Path, spec: &BlockSpec, block: &BlockWeights) -> Result<String> {
-    let mut bytes = Vec::new();
-    layout::write_file(&mut bytes, tensors_of(path, spec, block)?).map_err(Error::io(path, "write"))?;
-    durable::write_file(path, |file| std::io::Write::write_all(file, &bytes))?;
-    Ok(durable::sha256(&bytes))
+    safetensors::write(path, tensors_of(path, spec, block)?)
 }
 
 fn tensors_of(path: &Path, spec: &BlockSpec, block: &BlockWeights) -> Result<Vec<NewTensor>> {
@@ -112,6 +107,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::durable;
     use crate::model::Model;
 
     fn spec() -> BlockSpec {
