@@ -108,7 +108,7 @@ fn validate(weight: &Array2<f64>, hessian: &Array2<f64>, settings: &LayerSetting
 ///
 /// # Errors
 /// `Shape`, `NotFinite` (naming weight or H), `NotPositiveDefinite` when H has a negative diagonal entry,
-/// `Unsupported` for a damping that is no finite number >= 0.
+/// `Argument` for a damping that is no finite number >= 0.
 pub fn check_layer(weight: &Array2<f64>, hessian: &Array2<f64>, damping: f64) -> Result<()> {
     check_hessian(hessian, weight.ncols())?;
     check_finite("weight", weight.view())?;
@@ -122,7 +122,11 @@ pub fn check_layer(weight: &Array2<f64>, hessian: &Array2<f64>, damping: f64) ->
     if damping >= 0.0 && damping.is_finite() {
         return Ok(());
     }
-    Err(AqlmError::Unsupported(format!("a damping of {damping}")))
+    Err(AqlmError::argument(
+        "damping",
+        "a finite number of at least 0",
+        damping,
+    ))
 }
 
 #[cfg(test)]

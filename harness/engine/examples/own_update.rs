@@ -13,21 +13,23 @@ use rand::RngExt;
 
 /// For one codebook and output groups of one row: c = mean over its groups of w / s.
 fn means(weight: &Array2<f32>, mut matrix: QuantizedMatrix) -> QuantizedMatrix {
-    let width = matrix.scheme.in_group_size;
-    let mut sums = Array4::<f64>::zeros(matrix.codebooks.dim());
-    let mut counts = vec![0.0; matrix.scheme.codebook_size()];
-    for ((row, group, _), &code) in matrix.codes.indexed_iter() {
+    let width = matrix.scheme().in_group_size;
+    let mut sums = Array4::<f64>::zeros(matrix.codebooks().dim());
+    let mut counts = vec![0.0; matrix.scheme().codebook_size()];
+    for ((row, group, _), &code) in matrix.codes().indexed_iter() {
         counts[usize::from(code)] += 1.0;
         for i in 0..width {
-            let normalised = f64::from(weight[[row, group * width + i]]) / matrix.scales[row];
+            let normalised = f64::from(weight[[row, group * width + i]]) / matrix.scales()[row];
             sums[[0, usize::from(code), 0, i]] += normalised;
         }
     }
-    for ((_, code, _, i), codeword) in matrix.codebooks.indexed_iter_mut() {
-        if counts[code] > 0.0 {
-            *codeword = sums[[0, code, 0, i]] / counts[code];
+    matrix.tune(|mut codebooks, _| {
+        for ((_, code, _, i), codeword) in codebooks.indexed_iter_mut() {
+            if counts[code] > 0.0 {
+                *codeword = sums[[0, code, 0, i]] / counts[code];
+            }
         }
-    }
+    });
     matrix
 }
 

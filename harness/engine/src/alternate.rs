@@ -20,7 +20,7 @@ use aqlm_formats::Result;
 ///
 /// # Errors
 /// `NotDivisible` when the scheme does not fit the layer, `Degenerate` when a codebook has more codewords than
-/// the layer has groups (unless `settings.allow_degenerate`), `Unsupported` for a beam of 0; what the machine's
+/// the layer has groups (unless `settings.allow_degenerate`), `Argument` for a beam of 0; what the machine's
 /// steps fail with.
 pub fn alternate<O: LayerOps>(
     ops: &O,
@@ -93,7 +93,7 @@ fn check((out_features, in_features): (usize, usize), settings: &LayerSettings) 
     let scheme = settings.scheme;
     let (out_groups, in_groups) = scheme.groups(out_features, in_features)?;
     if settings.beam == 0 {
-        return Err(AqlmError::Unsupported("a beam of 0 hypotheses".into()).into());
+        return Err(AqlmError::argument("beam", "at least 1 hypothesis", 0).into());
     }
     let groups = out_groups * in_groups;
     if scheme.codebook_size() > groups && !settings.allow_degenerate {

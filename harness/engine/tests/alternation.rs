@@ -368,7 +368,7 @@ fn bad_layers_are_refused_and_odd_ones_survive() {
     };
     assert!(matches!(
         run(&p.weight, &p.hessian, &no_beam),
-        Err(AqlmError::Unsupported(_))
+        Err(AqlmError::Argument { .. })
     ));
     for damping in [-1e-9, f64::NAN, f64::INFINITY] {
         let bad = LayerSettings {
@@ -377,7 +377,7 @@ fn bad_layers_are_refused_and_odd_ones_survive() {
         };
         assert!(matches!(
             run(&p.weight, &p.hessian, &bad),
-            Err(AqlmError::Unsupported(_))
+            Err(AqlmError::Argument { .. })
         ));
     }
     // as many groups as codewords are enough, one fewer is not

@@ -248,12 +248,12 @@ fn fine_tuning_refuses_what_it_cannot_do() {
     let good = || targets(&case);
     assert!(matches!(
         run(good(), SEQUENCES, &SETTINGS),
-        Err(AqlmError::Unsupported(_))
+        Err(AqlmError::Argument { .. })
     ));
     let no_batch = FinetuneSettings { batch: 0, ..SETTINGS };
     assert!(matches!(
         run(good(), 1, &no_batch),
-        Err(AqlmError::Unsupported(_))
+        Err(AqlmError::Argument { .. })
     ));
     let short = good().slice_move(ndarray::s![.., ..5, ..]);
     assert!(matches!(run(short, 1, &SETTINGS), Err(AqlmError::Shape { .. })));

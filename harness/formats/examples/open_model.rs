@@ -40,7 +40,7 @@ fn main() -> Result<()> {
     match &block.layer(QUERY).weight {
         LinearWeight::Dense(weight) => println!("q_proj of block 0 begins with {}", weight[[0, 0]]),
         LinearWeight::Quantized(matrix) => {
-            println!("q_proj of block 0 is quantized as {}", matrix.scheme);
+            println!("q_proj of block 0 is quantized as {}", matrix.scheme());
         }
     }
     Ok(())

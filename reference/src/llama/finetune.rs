@@ -131,15 +131,14 @@ fn check(
 ) -> Result<()> {
     check_data(hidden_size, rotary, inputs, targets)?;
     if validation >= inputs.len() {
-        return Err(AqlmError::Unsupported(format!(
-            "fine-tuning with {validation} of {} sequences for validation: none is left to train on",
-            inputs.len()
-        )));
+        return Err(AqlmError::argument(
+            "sequences for validation",
+            format!("fewer than the {} there are", inputs.len()),
+            validation,
+        ));
     }
     if settings.batch == 0 {
-        return Err(AqlmError::Unsupported(
-            "fine-tuning with batches of 0 sequences".into(),
-        ));
+        return Err(AqlmError::argument("batch", "at least 1 sequence", 0));
     }
     Ok(())
 }
@@ -374,8 +373,8 @@ impl Optimizer {
         let norm = Moments::new(block.input_layernorm.len());
         Self {
             decay,
-            codebooks: moments(tuned.codebooks, |matrix| matrix.codebooks.len()),
-            scales: moments(tuned.scales, |matrix| matrix.scales.len()),
+            codebooks: moments(tuned.codebooks, |matrix| matrix.codebooks().len()),
+            scales: moments(tuned.scales, |matrix| matrix.scales().len()),
             norms: tuned.norms.then(|| (norm.clone(), norm)),
         }
     }
@@ -386,13 +385,7 @@ impl Optimizer {
     }
 
     fn step(&mut self, block: &mut Block, gradients: &ParameterGradients, lr: f64) {
-        let adam = Adam {
-            lr,
-            beta1: self.decay.beta1,
-            beta2: self.decay.beta2,
-            eps: self.decay.eps,
-            amsgrad: false,
-        };
+        let adam = &self.decay.at(lr);
         let layers: Vec<LayerId> = block.spec().layers().collect();
         let layer_gradients: Vec<_> = layers
             .par_iter()

@@ -162,12 +162,12 @@ impl LayerOps for ReferenceLayers {
     fn search(
         &self,
         problem: &ReferenceProblem,
-        mut trial: QuantizedMatrix,
+        trial: QuantizedMatrix,
         order: &[(usize, usize)],
         beam: usize,
     ) -> Result<QuantizedMatrix> {
-        trial.codes = beam_search(&problem.weight, &problem.metric, &trial, order, beam)?;
-        Ok(trial)
+        let codes = beam_search(&problem.weight, &problem.metric, &trial, order, beam)?;
+        Ok(trial.with_codes(codes)?)
     }
 
     fn loss(&self, problem: &ReferenceProblem, trial: &QuantizedMatrix) -> f64 {

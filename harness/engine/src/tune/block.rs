@@ -17,7 +17,7 @@ use aqlm_formats::Result;
 /// may be the one that it came in.
 ///
 /// # Errors
-/// `Unsupported` when no sequence is left to train on or the batch size is 0; `NotFinite` when a loss is NaN or
+/// `Argument` when no sequence is left to train on or the batch size is 0; `NotFinite` when a loss is NaN or
 /// infinite; what the machine refuses. The block is in the best state so far after an error, too.
 #[expect(
     clippy::too_many_arguments,
@@ -44,15 +44,16 @@ pub fn tune_block<M: TrainOps>(
         }
         .into());
     }
-    let refused = if validation >= sequences {
-        Some(format!(
-            "fine-tuning with {validation} of {sequences} sequences for validation: none is left to train on"
-        ))
-    } else {
-        (settings.batch == 0).then(|| "fine-tuning with batches of 0 sequences".to_owned())
-    };
-    if let Some(reason) = refused {
-        return Err(AqlmError::Unsupported(reason).into());
+    if validation >= sequences {
+        return Err(AqlmError::argument(
+            "sequences for validation",
+            format!("fewer than the {sequences} there are"),
+            validation,
+        )
+        .into());
+    }
+    if settings.batch == 0 {
+        return Err(AqlmError::argument("batch", "at least 1 sequence", 0).into());
     }
     let tuned = Tuned {
         codebooks: settings.codebooks,

@@ -145,7 +145,7 @@ pub fn write_whole(
                     plan.skip(&format!("{name}.weight"));
                     plan.skip(&name);
                 }
-                LinearWeight::Quantized(matrix) => plan.quantized(&name, matrix.scheme)?,
+                LinearWeight::Quantized(matrix) => plan.quantized(&name, matrix.scheme())?,
             }
             for tensor in &linear_tensors(out, &name, linear, &storage)? {
                 shards.push(tensor)?;
@@ -198,10 +198,11 @@ pub fn write_dense(out: &Path, source: &Model, options: &WriteOptions) -> Result
             if let LinearWeight::Quantized(matrix) = &weights.layer(layer).weight {
                 return Err(Error::Layer {
                     layer: source.config().layer_name(block, layer),
-                    source: AqlmError::Unsupported(format!(
-                        "expected a dense layer, found one quantized as {}",
-                        matrix.scheme
-                    )),
+                    source: AqlmError::argument(
+                        "layer",
+                        "a dense one",
+                        format!("one quantized as {}", matrix.scheme()),
+                    ),
                 });
             }
         }
@@ -241,9 +242,11 @@ impl Plan {
         match self.scheme.replace(scheme) {
             Some(other) if other != scheme => Err(Error::Layer {
                 layer: layer.into(),
-                source: AqlmError::Unsupported(format!(
-                    "a checkpoint has one scheme: expected {other} as in the layers before, found {scheme}"
-                )),
+                source: AqlmError::argument(
+                    "scheme",
+                    format!("{other} as in the layers before: a checkpoint has one"),
+                    scheme,
+                ),
             }),
             _ => Ok(()),
         }

@@ -65,8 +65,8 @@ fn codes_are_read_from_twos_complement() {
         let LinearWeight::Quantized(matrix) = &block.layer(QUERY).weight else {
             panic!("a dense layer")
         };
-        let size = matrix.scheme.codebook_size() as u16;
-        let codes: Vec<u16> = matrix.codes.iter().copied().take(3).collect();
+        let size = matrix.scheme().codebook_size() as u16;
+        let codes: Vec<u16> = matrix.codes().iter().copied().take(3).collect();
         assert_eq!(codes, [size / 2, size - 1, size / 2 - 1]);
     }
 }
@@ -231,7 +231,9 @@ fn checkpoints_of_the_official_engine_open() {
         let model = Model::open(&folder).unwrap();
         for block in 0..model.config().blocks.len() {
             for layer in &model.block(block).unwrap().layers {
-                assert!(matches!(&layer.weight, LinearWeight::Quantized(matrix) if matrix.scheme == scheme));
+                assert!(
+                    matches!(&layer.weight, LinearWeight::Quantized(matrix) if matrix.scheme() == scheme)
+                );
             }
         }
         let inventory = model.inventory();

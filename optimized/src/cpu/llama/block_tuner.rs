@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::sequences::parts;
 use super::trained::Trained;
 use super::{Block, BlockGradients, Rotary, Sequences, Wanted, block_backward, block_forward_traced};
+use crate::cpu::row_major::elements;
 use crate::cpu::vectorize::squared_distance;
 
 /// A block whose codebooks, scales and norms are being trained on the outputs that it should have; codes,
@@ -198,10 +199,7 @@ fn squares(y: &Array3<f32>, targets: ArrayView3<'_, f32>) -> Vec<f64> {
         .zip(targets.outer_iter())
         .map(|(y, target)| {
             let target = target.as_standard_layout();
-            squared_distance(
-                y.to_slice().expect("the block's output is in standard layout"),
-                target.as_slice().expect("a copy in standard layout"),
-            )
+            squared_distance(elements(&y), elements(&target))
         })
         .collect()
 }

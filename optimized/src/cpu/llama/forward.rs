@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::attention::attention;
 use super::rms_norm::rms_norm;
 use super::rotary::Turn;
-use super::sequences::parts;
+use super::sequences::{parts, sequences_at_once};
 use super::swiglu::swiglu;
 use super::{Block, Rotary};
 use crate::cpu::product::{linear, product_into};

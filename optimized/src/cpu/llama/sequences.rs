@@ -3,9 +3,11 @@ use std::ops::Range;
 use aqlm_vocabulary::AqlmError;
 use ndarray::{Array3, ArrayView3, Axis, CowArray, Ix3, s};
 
-use super::forward::sequences_at_once;
+/// Rows that go through a block together: enough to keep products efficient, few enough that their inner
+/// activations (some twenty times the hidden state) stay out of the way of everything else in memory.
+const ROWS: usize = 4096;
 
-/// Hidden states of sequences, wherever they lie: in memory, or beyond a bound on a disk.
+/// Hidden states of sequences, in memory or on a disk.
 pub trait Sequences {
     /// Error of reading them, or of computing with them.
     type Error: From<AqlmError>;
@@ -16,8 +18,7 @@ pub trait Sequences {
     /// Numbers of a hidden state.
     fn width(&self) -> usize;
 
-    /// Those of the sequences `indices`, which have the same length, in their order: [indices, tokens,
-    /// hidden].
+    /// Reads the sequences `indices`, which have the same length, in that order: [indices, tokens, hidden].
     ///
     /// # Errors
     /// When they cannot be read, or differ in length.
@@ -51,6 +52,11 @@ pub fn selected<'a>(all: ArrayView3<'a, f32>, indices: &[usize]) -> CowArray<'a,
     }
     let copy: Array3<f32> = all.select(Axis(0), indices);
     copy.into()
+}
+
+/// Sequences of `tokens` tokens that go through a block together.
+pub(super) fn sequences_at_once(tokens: usize) -> usize {
+    (ROWS / tokens.max(1)).max(1)
 }
 
 /// Sequences of these lengths in parts that go through a block together: such as follow each other and are

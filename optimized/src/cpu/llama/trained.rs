@@ -5,8 +5,11 @@ use ndarray::{Array1, Array2};
 use rayon::prelude::*;
 
 use super::{Block, QuantizedLayer};
-use crate::cpu::adam::{Adam, Moments};
+use crate::cpu::adam::Moments;
 use crate::cpu::quantizer::{Places, quantized_gradients};
+
+/// Why a layer whose codebooks or scales are trained is quantized.
+const QUANTIZED_ONLY: &str = "codebooks and scales are selected of quantized layers only";
 
 /// The parameters that are trained, the sums of their gradients and Adam's moments, all in f64.
 #[derive(Debug, Clone)]
@@ -134,19 +137,11 @@ impl Trained {
     /// One step of Adam along the gradients added up so far, which are then forgotten.
     pub(super) fn step(&mut self, lr: f64) {
         self.steps = self.steps.saturating_add(1);
-        let adam = Adam {
-            lr,
-            beta1: self.decay.beta1,
-            beta2: self.decay.beta2,
-            eps: self.decay.eps,
-            amsgrad: false,
-        };
+        let adam = self.decay.at(lr);
         self.parameters.par_iter_mut().for_each(|trained| {
-            adam.step(
-                &mut trained.moments,
-                trained.values.iter_mut(),
-                trained.gradient.iter(),
-            );
+            trained
+                .moments
+                .step(&adam, trained.values.iter_mut(), trained.gradient.iter());
             trained.gradient.fill(0.0);
         });
     }
@@ -163,17 +158,16 @@ impl Trained {
         });
         for part in parts {
             if let Some((block, kind)) = of_layer(part[0].parameter) {
-                if let Some(layer) = blocks[block].quantized_mut(kind) {
-                    layer.tune(|matrix| {
-                        for trained in part {
-                            if let Parameter::Codebooks(..) = trained.parameter {
-                                fill(matrix.codebooks.iter_mut(), &trained.values);
-                            } else {
-                                fill(matrix.scales.iter_mut(), &trained.values);
-                            }
+                let layer = blocks[block].quantized_mut(kind).expect(QUANTIZED_ONLY);
+                layer.tune(|mut codebooks, mut scales| {
+                    for trained in part {
+                        if let Parameter::Codebooks(..) = trained.parameter {
+                            fill(codebooks.iter_mut(), &trained.values);
+                        } else {
+                            fill(scales.iter_mut(), &trained.values);
                         }
-                    });
-                }
+                    }
+                });
                 continue;
             }
             match part[0].parameter {
@@ -264,12 +258,10 @@ pub(super) fn widened<'a>(values: impl Iterator<Item = &'a f32>) -> Vec<f64> {
 
 /// A parameter's values, row-major; `None` when it is of no block.
 fn values_of_block(blocks: &[Block], parameter: Parameter) -> Option<Vec<f64>> {
+    let matrix = |block: usize, kind| blocks[block].quantized(kind).expect(QUANTIZED_ONLY).matrix();
     match parameter {
-        Parameter::Codebooks(block, kind) => {
-            let matrix = blocks[block].quantized(kind)?.matrix();
-            Some(matrix.codebooks.iter().copied().collect())
-        }
-        Parameter::Scales(block, kind) => Some(blocks[block].quantized(kind)?.matrix().scales.to_vec()),
+        Parameter::Codebooks(block, kind) => Some(matrix(block, kind).codebooks().iter().copied().collect()),
+        Parameter::Scales(block, kind) => Some(matrix(block, kind).scales().to_vec()),
         Parameter::InputNorm(block) => Some(widened(blocks[block].input_layernorm.iter())),
         Parameter::PostAttentionNorm(block) => Some(widened(blocks[block].post_attention_layernorm.iter())),
         Parameter::FinalNorm | Parameter::Embedding | Parameter::Head => None,

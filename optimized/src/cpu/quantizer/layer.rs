@@ -30,7 +30,7 @@ impl LayerProblem {
     ///
     /// # Errors
     /// `Shape`, `NotFinite` (naming weight or H), `NotPositiveDefinite` when H has a negative diagonal entry,
-    /// `Unsupported` for a damping that is no finite number >= 0.
+    /// `Argument` for a damping that is no finite number >= 0.
     pub fn new(weight: &Array2<f32>, hessian: &Array2<f64>, settings: &LayerSettings) -> Result<Self> {
         validate(weight, hessian, settings.damping)?;
         let ridge = settings.damping * hessian.diag().sum() / hessian.nrows().max(1) as f64;
@@ -91,7 +91,7 @@ impl LayerProblem {
     /// The trial with the codes that one sweep of beam search over `order` ends with.
     ///
     /// # Errors
-    /// `Unsupported` for a beam of 0 or an order that points outside the matrix.
+    /// `Argument` for a beam of 0 or an order that points outside the matrix.
     pub fn search(&self, trial: Trial, order: &[(usize, usize)], beam: usize) -> Result<Trial> {
         Ok(Trial::new(
             &self.problem,
@@ -129,5 +129,9 @@ fn validate(weight: &Array2<f32>, hessian: &Array2<f64>, damping: f64) -> Result
     if damping >= 0.0 && damping.is_finite() {
         return Ok(());
     }
-    Err(AqlmError::Unsupported(format!("a damping of {damping}")))
+    Err(AqlmError::argument(
+        "damping",
+        "a finite number of at least 0",
+        damping,
+    ))
 }
