@@ -1,12 +1,12 @@
 //! What `aqlm inspect` prints of a model, from headers alone.
 
 use aqlm_vocabulary::{LayerKind, Scheme};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Model, layer_name};
 
 /// One tensor of a model's files.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorEntry {
     /// its name
     pub name: String,
@@ -19,7 +19,7 @@ pub struct TensorEntry {
 }
 
 /// One linear layer.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerEntry {
     /// path in the checkpoint, for example `model.layers.0.self_attn.q_proj`
     pub name: String,
@@ -34,7 +34,7 @@ pub struct LayerEntry {
 }
 
 /// The contents of a model's files.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Inventory {
     /// all tensors, by name
     pub tensors: Vec<TensorEntry>,

@@ -24,7 +24,7 @@ pub mod tensors;
 pub mod write;
 
 pub use config::{Family, ModelConfig, StorageType};
-pub use inventory::Inventory;
+pub use inventory::{Inventory, LayerEntry, TensorEntry};
 use linear::{code_type, codebook_shape, read_linear, read_matrix, read_vector};
 use tensors::{SafetensorFiles, TensorInfo, TensorSource};
 pub use write::{OuterWeights, WriteOptions, Written, write_checkpoint, write_whole};
