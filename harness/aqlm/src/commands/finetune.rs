@@ -1,15 +1,15 @@
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::eval::measure;
-use super::progress::{Progress, seconds};
+use super::progress::{TuningProgress, seconds};
 use super::{Job, NamedModel, Output};
 use aqlm_engine::backends::{Backend, ModelTuning};
 use aqlm_engine::runs::records::{self, FinetuneRecord};
 use aqlm_engine::with_backend;
 use aqlm_engine::{
-    Difference, Divergence, EndToEndEvent, EndToEndReport, EndToEndRun, EndToEndSettings, RunDescription,
-    RunFolder, check_teacher, differences, end_to_end, publish_tuned,
+    Difference, Divergence, EndToEndReport, EndToEndRun, EndToEndSettings, RunDescription, RunFolder,
+    check_teacher, differences, end_to_end, publish_tuned,
 };
 use aqlm_formats::model::Model;
 use aqlm_formats::texts::TokenStream;
@@ -248,76 +248,5 @@ pub(super) fn tune(
                 best => format!("the model as it was after epoch {best} is in {}", out.display()),
             },
         }),
-    }
-}
-
-/// Progress of a run, counted in tokens.
-struct TuningProgress {
-    progress: Progress,
-    epochs: usize,
-    /// since training began, and the tokens since then
-    rate: Option<(Instant, u64)>,
-}
-
-impl TuningProgress {
-    fn new(settings: &EndToEndSettings) -> Self {
-        let tokens = (settings.sequences - settings.validation) * settings.seqlen * settings.epochs;
-        Self {
-            progress: Progress::new(tokens as u64),
-            epochs: settings.epochs,
-            rate: None,
-        }
-    }
-
-    fn event(&mut self, event: &EndToEndEvent) {
-        match event {
-            EndToEndEvent::TeacherStored { done, sequences } => {
-                let what = format!("teacher: {done} of {sequences} sequences");
-                self.progress.heartbeat(&what);
-                self.progress.message(what);
-            }
-            EndToEndEvent::Resumed { epoch, step } => {
-                self.progress
-                    .line(&format!("continuing after epoch {epoch} and {step} steps"));
-            }
-            EndToEndEvent::StateDamaged(reason) => {
-                self.progress
-                    .line(&format!("damaged, the state before is used: {reason}"));
-            }
-            EndToEndEvent::Step {
-                epoch,
-                step,
-                steps,
-                tokens,
-                loss,
-            } => {
-                self.progress.advance(*tokens as u64);
-                let (started, done) = self.rate.get_or_insert_with(|| (Instant::now(), 0));
-                let elapsed = started.elapsed().as_secs_f64();
-                let rate = if *done == 0 {
-                    String::new()
-                } else {
-                    format!(", {:.0} tokens/s", *done as f64 / elapsed)
-                };
-                *done += *tokens as u64;
-                let what = format!(
-                    "epoch {epoch}/{}, step {step}/{steps}, loss {loss:.4}{rate}",
-                    self.epochs
-                );
-                self.progress.heartbeat(&what);
-                self.progress.message(what);
-            }
-            EndToEndEvent::Judged {
-                epoch,
-                train_loss,
-                loss,
-            } => {
-                let train = train_loss.map_or(String::new(), |train| format!("training loss {train:.5}, "));
-                self.progress.line(&format!(
-                    "after epoch {epoch}/{}: {train}validation loss {loss:.5}",
-                    self.epochs
-                ));
-            }
-        }
     }
 }
