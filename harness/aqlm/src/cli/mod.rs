@@ -69,7 +69,7 @@ pub(crate) fn run() -> ExitCode {
 fn run_command(command: &Command, output: Output) -> Result<bool> {
     match command {
         Command::Demo(args) => commands::demo::run(&args.request(), output),
-        Command::Fetch(args) => commands::fetch::run(&args.request(), output),
+        Command::Fetch(args) => commands::fetch::run(&args.name, args.to.as_deref(), output),
         Command::Inspect(args) => commands::inspect::run(&args.model, output),
         Command::Quantize(args) => quantize::run(args, output),
         Command::Finetune(args) => finetune::run(args, output),

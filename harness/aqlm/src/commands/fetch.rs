@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::Path;
 
 use super::Output;
 use super::progress::Progress;
@@ -6,27 +6,19 @@ use aqlm_engine::runs::records::FetchRecord;
 use aqlm_formats::Result;
 use aqlm_formats::fetch::{self, FetchEvent};
 
-/// What to fetch.
-#[derive(Debug)]
-pub(crate) struct FetchRequest {
-    /// a name that this program knows, or a Hub id
-    pub(crate) name: String,
-    /// the folder to put it in
-    pub(crate) to: Option<PathBuf>,
-}
-
-pub(crate) fn run(request: &FetchRequest, output: Output) -> Result<bool> {
-    let record = fetch(request)?;
+pub(crate) fn run(name: &str, to: Option<&Path>, output: Output) -> Result<bool> {
+    let record = fetch(name, to)?;
     output.result(&record, || {
         format!("{} (from {})\n", record.path.display(), record.source)
     });
     Ok(true)
 }
 
-/// Fetches a model with progress on standard error.
-fn fetch(request: &FetchRequest) -> Result<FetchRecord> {
+/// Fetches a model that this program knows by name, or one of the Hub by its id, with progress on standard
+/// error.
+fn fetch(name: &str, to: Option<&Path>) -> Result<FetchRecord> {
     let mut bar: Option<(String, Progress, u64)> = None;
-    let fetched = fetch::fetch(&request.name, request.to.as_deref(), &mut |event| match event {
+    let fetched = fetch::fetch(name, to, &mut |event| match event {
         FetchEvent::Trying { source } => eprintln!("trying {source}"),
         FetchEvent::Converting => eprintln!("making a Hugging Face folder of the GGUF file"),
         FetchEvent::Failed { source, reason } => eprintln!("{source}: {reason}"),
