@@ -19,7 +19,7 @@ pub use preflight::check_scheme;
 pub use presets::{Preset, QuantizeSettings};
 pub use publish::publish;
 pub use quantize::{PipelineEvent, hessians, quantize};
-pub use runs::records::{BlockReport, LayerSummary, QuantizeReport};
+pub use runs::records::{BlockReport, LayerSummary, QuantizeReport, Record};
 pub use runs::{RunDescription, RunFolder, finished_blocks};
 pub use tune::{
     Difference, Divergence, EndToEndEvent, EndToEndReport, EndToEndRun, EndToEndSettings, Schedule,
