@@ -2,15 +2,20 @@
 //! here.
 
 use aqlm_check::cases::{Case, Operation};
-use aqlm_check::{CheckedBackend, CrossOptions, Outcome, cross_check};
+use aqlm_check::{CheckedBackend, CrossOptions, Machines, Outcome, cross_check};
+
+fn all() -> Vec<Machines> {
+    CheckedBackend::ALL.map(CheckedBackend::machines).into()
+}
 
 fn options() -> CrossOptions {
     CrossOptions {
-        backend: None,
+        machines: all(),
         operation: None,
         case: None,
         cases: 4,
         seed: 0,
+        keep: None,
     }
 }
 
@@ -46,10 +51,7 @@ fn every_backend_agrees_with_the_reference_over_all_operations() {
 #[test]
 fn one_case_can_be_asked_for_and_gives_the_same_twice() {
     let case: Case = "matvec-2x8g8-65x72-b3-outliers-s2".parse().unwrap();
-    let of_case = CrossOptions {
-        case: Some(case),
-        ..options()
-    };
+    let of_case = CrossOptions::of_case(case, all());
     let run = || cross_check(&of_case, &mut |_| ()).unwrap();
     let report = run();
     assert_eq!(report, run());
@@ -66,7 +68,7 @@ fn one_case_can_be_asked_for_and_gives_the_same_twice() {
 fn a_seed_draws_the_same_cases_and_another_seed_others() {
     let ids = |seed| {
         let options = CrossOptions {
-            backend: Some(CheckedBackend::Reference),
+            machines: vec![CheckedBackend::Reference.machines()],
             operation: Some(Operation::Decode),
             seed,
             ..options()
@@ -87,11 +89,7 @@ fn a_seed_draws_the_same_cases_and_another_seed_others() {
 fn products(problem: &str) {
     for operation in [Operation::Decode, Operation::Matvec, Operation::Matmul] {
         let case: Case = format!("{operation}-{problem}").parse().unwrap();
-        let of_case = CrossOptions {
-            backend: Some(CheckedBackend::Cpu),
-            case: Some(case),
-            ..options()
-        };
+        let of_case = CrossOptions::of_case(case, vec![CheckedBackend::Cpu.machines()]);
         let report = cross_check(&of_case, &mut |_| ()).unwrap();
         let row = &report.report.rows[0];
         assert_eq!(row.outcome, Outcome::Pass, "{case}: {:?}", row.reason);

@@ -1,9 +1,12 @@
 //! `aqlm check`: results compared with peers' and with one another, four outcomes, one line to replay a
 //! failure (docs/checking.md).
 
+mod breakage;
 pub mod cases;
 mod compare;
 mod cross;
+mod keep;
+pub mod ledger;
 pub mod limits;
 mod ops;
 mod peer_checkpoints;
@@ -17,9 +20,10 @@ use std::fmt;
 
 use serde::Serialize;
 
-pub use compare::Findings;
-pub use cross::{CrossOptions, CrossReport, Summary, check_subject, cross_check, simplest_failure};
-pub use subject::{CheckedBackend, Clusters, CpuSubject, CudaSubject, Gradients, Subject, Subjects};
+pub use compare::{Against, Findings};
+pub use cross::{CrossOptions, CrossReport, Summary, check_broken, cross_check, simplest_failure};
+pub use ops::{Cost, ProductCheck, Work, matrix_bytes};
+pub use subject::{CheckedBackend, Cpu, Cuda, Machines, Subject};
 pub use vectors::{VectorOptions, check_vectors};
 
 /// How a case ended (design.md 5).
@@ -47,6 +51,37 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// An element that is off.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Worst {
+    /// its place, counted from zero along every axis
+    pub index: Vec<usize>,
+    /// the reference's value
+    pub expected: f64,
+    /// what was found; NaN where nothing was written
+    pub found: f64,
+    /// what the difference alone comes to, as a share of the limit
+    pub share: f64,
+}
+
+impl fmt::Display for Worst {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            index,
+            expected,
+            found,
+            share,
+        } = self;
+        write!(
+            f,
+            "{index:?}: expected {expected:.9e}, found {found:.9e}, {share:.3e} of the limit"
+        )
+    }
+}
+
+/// Elements shown of a comparison that does not hold.
+const SHOWN: usize = 10;
+
 /// One compared quantity of one case.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
@@ -56,6 +91,9 @@ pub struct Comparison {
     pub value: f64,
     /// largest allowed
     pub limit: f64,
+    /// where it does not hold, the elements that are furthest off
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub worst: Vec<Worst>,
 }
 
 impl Comparison {
@@ -65,7 +103,59 @@ impl Comparison {
             what: what.into(),
             value,
             limit,
+            worst: Vec::new(),
         }
+    }
+
+    /// The same with the elements that are furthest off, if it does not hold; `share` is what an error at a
+    /// place comes to alone, as a share of the limit. NaN comes first.
+    #[must_use]
+    pub(crate) fn with_worst(
+        mut self,
+        found: &[f64],
+        expected: &[f64],
+        share: impl Fn(usize, f64) -> f64,
+    ) -> Self {
+        if self.holds() {
+            return self;
+        }
+        let of = |i: usize| {
+            let share = share(i, (found[i] - expected[i]).abs());
+            if share.is_nan() { f64::INFINITY } else { share }
+        };
+        let shares: Vec<f64> = (0..found.len().min(expected.len())).map(of).collect();
+        let mut order: Vec<usize> = (0..shares.len()).collect();
+        order.sort_by(|&a, &b| shares[b].total_cmp(&shares[a]).then(a.cmp(&b)));
+        let furthest = order.into_iter().take(SHOWN).filter(|&i| shares[i] > 0.0);
+        self.worst = furthest
+            .map(|i| Worst {
+                index: vec![i],
+                expected: expected[i],
+                found: found[i],
+                share: shares[i],
+            })
+            .collect();
+        self
+    }
+
+    /// The same with its elements' places in an array of this shape.
+    #[must_use]
+    pub(crate) fn shaped(mut self, shape: &[usize]) -> Self {
+        for worst in &mut self.worst {
+            let mut flat: usize = worst.index.iter().sum();
+            let mut index: Vec<usize> = shape
+                .iter()
+                .rev()
+                .map(|&side| {
+                    let at = flat % side.max(1);
+                    flat /= side.max(1);
+                    at
+                })
+                .collect();
+            index.reverse();
+            worst.index = index;
+        }
+        self
     }
 
     /// Whether the value is within its limit; NaN never is.
@@ -102,6 +192,9 @@ pub struct CaseRow {
     pub comparisons: Vec<Comparison>,
     /// why it failed, is unsupported or was waived
     pub reason: Option<String>,
+    /// where the operands of a failure lie
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept: Option<std::path::PathBuf>,
 }
 
 impl CaseRow {
@@ -128,6 +221,7 @@ impl CaseRow {
             outcome,
             comparisons,
             reason,
+            kept: None,
         }
     }
 
@@ -140,7 +234,17 @@ impl CaseRow {
             outcome,
             comparisons: Vec::new(),
             reason: Some(reason.into()),
+            kept: None,
         }
+    }
+
+    /// The elements furthest off, of the first comparison that does not hold and has any.
+    pub fn worst_elements(&self) -> &[Worst] {
+        let broken = |comparison: &&Comparison| !comparison.holds() && !comparison.worst.is_empty();
+        self.comparisons
+            .iter()
+            .find(broken)
+            .map_or(&[], |comparison| &comparison.worst)
     }
 
     /// The comparison nearest to (or farthest over) its limit.

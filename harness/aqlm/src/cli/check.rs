@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use super::Output;
@@ -6,8 +7,8 @@ use super::progress::Progress;
 use super::table::Table;
 use aqlm_check::cases::{Case, Operation};
 use aqlm_check::{
-    CaseRow, CheckReport, CheckedBackend, Comparison, CrossOptions, CrossReport, Outcome, VectorOptions,
-    check_vectors, cross_check, simplest_failure,
+    CaseRow, CheckReport, CheckedBackend, Comparison, CrossOptions, CrossReport, Machines, Outcome,
+    VectorOptions, check_vectors, cross_check, simplest_failure,
 };
 use aqlm_engine::backends::BackendKind;
 use aqlm_formats::{Error, Result};
@@ -37,6 +38,14 @@ pub(super) struct Args {
     /// Seed of the drawn cases
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "vectors")]
     seed: u64,
+    /// Where to keep the operands of failing cases, a folder each
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "runs/check",
+        conflicts_with = "vectors"
+    )]
+    keep: PathBuf,
 }
 
 /// How many steps a failing case may take to become simple.
@@ -50,12 +59,16 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
 }
 
 fn against_one_another(args: &Args, output: Output) -> Result<bool> {
+    let backends = args
+        .backend
+        .map_or(CheckedBackend::ALL.to_vec(), |backend| vec![backend]);
     let options = CrossOptions {
-        backend: args.backend,
+        machines: backends.into_iter().map(CheckedBackend::machines).collect(),
         operation: args.op.as_deref().map(str::parse::<Operation>).transpose()?,
         case: args.case.as_deref().map(str::parse::<Case>).transpose()?,
         cases: args.cases,
         seed: args.seed,
+        keep: Some(args.keep.clone()),
     };
     let mut progress = Progress::new(options.planned()? as u64);
     let report = cross_check(&options, &mut |row| {
@@ -70,8 +83,20 @@ fn against_one_another(args: &Args, output: Output) -> Result<bool> {
     Ok(report.holds())
 }
 
-/// What failed and how to see it again: the case, and a simpler one that fails as well where there is one.
+/// What failed and how to see it again: the elements that are furthest off, where the operands lie, the case,
+/// and a simpler one that fails as well where there is one.
 fn complaint(options: &CrossOptions, row: &CaseRow) -> String {
+    let mut text = replays(options, row);
+    for worst in row.worst_elements() {
+        let _ = write!(text, "\n     {worst}");
+    }
+    if let Some(folder) = &row.kept {
+        let _ = write!(text, "\n     operands kept in {}", folder.display());
+    }
+    text
+}
+
+fn replays(options: &CrossOptions, row: &CaseRow) -> String {
     let (op, backend) = (&row.op, &row.backend);
     let reason = row.reason.as_deref().unwrap_or_default();
     let failed = format!("FAIL {op} {backend}: {reason}; replay: aqlm check");
@@ -81,9 +106,8 @@ fn complaint(options: &CrossOptions, row: &CaseRow) -> String {
         return format!("{failed} --op {op} --backend {backend} --cases {cases} --seed {seed}");
     };
     let failed = format!("{failed} --backend {backend} --case {case}");
-    let known = CheckedBackend::ALL
-        .into_iter()
-        .find(|known| known.name() == backend);
+    let is = |machines: &&Machines| machines.backend == backend;
+    let known = options.machines.iter().find(is);
     let (Some(known), None) = (known, options.case) else {
         return failed;
     };

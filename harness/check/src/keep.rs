@@ -1,0 +1,132 @@
+//! Operands of failing cases, kept as safetensors for whoever looks for the mistake.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use aqlm_vocabulary::{BlockWeights, LayerKind, LinearWeight, QuantizedMatrix};
+use ndarray::{Array, ArrayBase, Data, Dimension};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+use crate::cases::{LayerData, LlamaData};
+use aqlm_formats::{Error, Result, durable};
+
+/// Arrays by name.
+#[derive(Debug, Default)]
+pub(crate) struct Tensors(BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>);
+
+/// A number that safetensors have a type for.
+pub(crate) trait Stored: Copy {
+    const DTYPE: Dtype;
+    fn write(self, bytes: &mut Vec<u8>);
+}
+
+macro_rules! stored {
+    ($($number:ty: $dtype:ident),+) => {
+        $(impl Stored for $number {
+            const DTYPE: Dtype = Dtype::$dtype;
+
+            fn write(self, bytes: &mut Vec<u8>) {
+                bytes.extend(self.to_le_bytes());
+            }
+        })+
+    };
+}
+stored!(u16: U16, u32: U32, u64: U64, f32: F32, f64: F64);
+
+impl Tensors {
+    /// An array under a name.
+    pub(crate) fn array<S: Data<Elem: Stored>, D: Dimension>(&mut self, name: &str, array: &ArrayBase<S, D>) {
+        let mut bytes = Vec::new();
+        array.iter().for_each(|value| value.write(&mut bytes));
+        let tensor = (S::Elem::DTYPE, array.shape().to_vec(), bytes);
+        self.0.insert(name.to_owned(), tensor);
+    }
+
+    /// Codes, codebooks and scales under the names of a checkpoint.
+    pub(crate) fn matrix(&mut self, name: &str, matrix: &QuantizedMatrix) {
+        self.array(&format!("{name}codes"), &matrix.codes);
+        self.array(&format!("{name}codebooks"), &matrix.codebooks);
+        self.array(&format!("{name}scales"), &matrix.scales);
+    }
+
+    /// A layer's weight, Hessian and start.
+    pub(crate) fn layer(&mut self, data: &LayerData) {
+        self.array("weight", &data.weight);
+        self.array("hessian", &data.hessian);
+        self.matrix("", &data.matrix);
+    }
+
+    /// A model, its tokens, and a block's inputs and gradients.
+    pub(crate) fn llama(&mut self, data: &LlamaData) {
+        self.array("model.embed_tokens.weight", &data.embedding);
+        self.array("model.norm.weight", &data.norm);
+        self.array("lm_head.weight", &data.lm_head);
+        self.array("x", &data.x);
+        self.array("grad_y", &data.grad_y);
+        for (index, tokens) in data.tokens.iter().enumerate() {
+            self.array(&format!("tokens.{index}"), &ndarray::ArrayView1::from(tokens));
+        }
+        for (index, block) in data.blocks.iter().enumerate() {
+            self.block(&format!("model.layers.{index}."), block);
+        }
+    }
+
+    fn block(&mut self, name: &str, block: &BlockWeights) {
+        self.array(&format!("{name}input_layernorm.weight"), &block.input_layernorm);
+        self.array(
+            &format!("{name}post_attention_layernorm.weight"),
+            &block.post_attention_layernorm,
+        );
+        for kind in LayerKind::ALL {
+            let name = format!("{name}{}.", kind.path());
+            let layer = block.layer(kind);
+            match &layer.weight {
+                LinearWeight::Dense(weight) => self.array(&format!("{name}weight"), weight),
+                LinearWeight::Quantized(matrix) => self.matrix(&name, matrix),
+            }
+            if let Some(bias) = &layer.bias {
+                self.array(&format!("{name}bias"), bias);
+            }
+        }
+    }
+
+    /// Writes all of them to `folder/CASE-ID/operands.safetensors`; returns the folder of the case.
+    ///
+    /// # Errors
+    /// `Io` when that cannot be written.
+    pub(crate) fn keep(&self, folder: &Path, case: &str) -> Result<PathBuf> {
+        let folder = folder.join(case);
+        std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "create"))?;
+        let unfit = |error: safetensors::SafeTensorError| {
+            Error::invalid("operands", "arrays of a safetensors file", error.to_string())
+        };
+        let views = self
+            .0
+            .iter()
+            .map(|(name, (dtype, shape, bytes))| {
+                let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(unfit)?;
+                Ok((name.clone(), view))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let metadata = Some([("case".to_owned(), case.to_owned())].into());
+        let bytes = safetensors::serialize(views, metadata).map_err(unfit)?;
+        durable::write_file(&folder.join("operands.safetensors"), |file| {
+            file.write_all(&bytes)
+        })?;
+        Ok(folder)
+    }
+}
+
+/// What a case is computed from, to be kept.
+pub(crate) trait Operands {
+    /// Adds every array.
+    fn add_to(&self, tensors: &mut Tensors);
+}
+
+impl<A: Stored, D: Dimension> Operands for Array<A, D> {
+    fn add_to(&self, tensors: &mut Tensors) {
+        tensors.array("x", self);
+    }
+}

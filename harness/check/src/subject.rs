@@ -1,0 +1,210 @@
+//! The machines that cases are run on. The caller hands them in; an operation says in how many ways each of
+//! them computes a case, and calls the machine's function in its `run`.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aqlm_optimized::cpu::{Plan, SimdLevel, TablePrecision};
+use aqlm_optimized::cuda::{Activations, Device};
+use aqlm_vocabulary::AqlmError;
+
+use crate::cases::Operation;
+use crate::limits::Number;
+use aqlm_formats::Result;
+
+/// A machine, and where it has several ways of computing a case, one of them.
+#[derive(Clone)]
+pub enum Subject {
+    /// the definitions in f64: what the others are compared with
+    Reference,
+    /// this processor
+    Cpu(Cpu),
+    /// a GPU
+    Cuda(Cuda),
+}
+
+/// This processor at one SIMD level, in f32.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cpu {
+    /// instructions
+    pub level: SimdLevel,
+    /// form and storage of products; `None` for an operation that has no choice of them
+    pub plan: Option<Plan>,
+}
+
+/// A GPU and one of its ways.
+#[derive(Clone)]
+pub struct Cuda {
+    /// the device
+    pub device: Arc<Device>,
+    /// a kernel's id, or the name of a way in which a model computes a token; empty for neither
+    pub kernel: &'static str,
+    /// the format of x and y
+    pub activations: Activations,
+}
+
+impl Subject {
+    /// The backend's name.
+    pub fn backend(&self) -> &'static str {
+        match self {
+            Self::Reference => "reference",
+            Self::Cpu(_) => "cpu",
+            Self::Cuda(_) => "cuda",
+        }
+    }
+
+    /// Which of its ways: instructions, form, storage.
+    pub fn variant(&self) -> String {
+        match self {
+            Self::Reference => "f64".to_owned(),
+            Self::Cpu(cpu) => cpu.variant(),
+            Self::Cuda(cuda) => match cuda.activations {
+                Activations::F16 => cuda.kernel.to_owned(),
+                Activations::Bf16 => format!("{} bf16", cuda.kernel),
+            },
+        }
+    }
+
+    /// The arithmetic, which decides the limits.
+    pub fn number(&self) -> Number {
+        match self {
+            Self::Reference => Number::F64,
+            Self::Cpu(_) => Number::F32,
+            Self::Cuda(cuda) => match cuda.activations {
+                Activations::F16 => Number::F16,
+                Activations::Bf16 => Number::Bf16,
+            },
+        }
+    }
+
+    /// The answer to what the machine does not do.
+    ///
+    /// # Errors
+    /// Always: `Unsupported`.
+    pub(crate) fn lacks<T>(&self, operation: Operation) -> Result<T> {
+        Err(AqlmError::Unsupported(format!("{} has no {operation} yet", self.backend())).into())
+    }
+}
+
+/// The level is forced for the whole process, so one operation runs at a time.
+static LEVEL: Mutex<()> = Mutex::new(());
+
+impl Cpu {
+    /// Every SIMD level of this processor.
+    pub fn all() -> Vec<Subject> {
+        let levels = SimdLevel::available().into_iter();
+        levels
+            .map(|level| Subject::Cpu(Self { level, plan: None }))
+            .collect()
+    }
+
+    /// Runs with this level forced. The level is let go of even when `f` panics.
+    pub(crate) fn at_level<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        struct Forced;
+        impl Drop for Forced {
+            fn drop(&mut self) {
+                // Letting go of a level is never refused.
+                let _ = SimdLevel::force(None);
+            }
+        }
+        let _alone = LEVEL.lock().unwrap_or_else(PoisonError::into_inner);
+        SimdLevel::force(Some(self.level))?;
+        let _forced = Forced;
+        f()
+    }
+
+    fn variant(&self) -> String {
+        let Some(plan) = self.plan else {
+            return self.level.to_string();
+        };
+        use aqlm_optimized::cpu::Form;
+        let form = match plan.form {
+            Form::Direct => format!("direct {:?}", plan.codebooks),
+            Form::Table(precision) => format!("table {precision:?}"),
+        };
+        let rows = if plan.largest_matvec_batch > 0 {
+            " row by row"
+        } else {
+            ""
+        };
+        format!("{} {form}{rows}", self.level)
+    }
+
+    /// Bytes of an entry of fixed-point tables, where a product with so many rows of x goes through such.
+    pub(crate) fn table_bytes(&self, operation: Operation, batch: usize) -> Option<u32> {
+        use aqlm_optimized::cpu::Form;
+        let plan = self.plan?;
+        let used = match operation {
+            Operation::Matvec => true,
+            Operation::Matmul => batch <= plan.largest_matvec_batch,
+            _ => false,
+        };
+        match plan.form {
+            Form::Table(TablePrecision::I24) if used => Some(3),
+            Form::Table(TablePrecision::I16) if used => Some(2),
+            Form::Table(TablePrecision::I8) if used => Some(1),
+            _ => None,
+        }
+    }
+}
+
+impl Cuda {
+    /// The first GPU.
+    ///
+    /// # Errors
+    /// What is missing, in words.
+    pub fn first() -> std::result::Result<Subject, String> {
+        let device = Device::open(0, None).map_err(|error| error.to_string())?;
+        Ok(Subject::Cuda(Self {
+            device: Arc::new(device),
+            kernel: "",
+            activations: Activations::F16,
+        }))
+    }
+}
+
+/// The machines of one backend, or why there are none here: its cases are waived then.
+#[derive(Clone)]
+pub struct Machines {
+    /// the backend's name
+    pub backend: &'static str,
+    /// one row of the check is all of these together
+    pub subjects: std::result::Result<Vec<Subject>, String>,
+}
+
+/// The backends that `aqlm check` knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "lower")]
+pub enum CheckedBackend {
+    /// the properties that the reference must have, whatever it is compared with
+    Reference,
+    /// f32 with SIMD, every level of this machine
+    Cpu,
+    /// a GPU, every kernel
+    Cuda,
+}
+
+impl CheckedBackend {
+    /// All, in the order in which they are checked.
+    pub const ALL: [Self; 3] = [Self::Reference, Self::Cpu, Self::Cuda];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reference => "reference",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+
+    /// What it is on this machine.
+    pub fn machines(self) -> Machines {
+        Machines {
+            backend: self.name(),
+            subjects: match self {
+                Self::Reference => Ok(vec![Subject::Reference]),
+                Self::Cpu => Ok(Cpu::all()),
+                Self::Cuda => Cuda::first().map(|cuda| vec![cuda]),
+            },
+        }
+    }
+}
