@@ -19,7 +19,7 @@ const ALLOWED: [Arrows; 10] = [
     (
         "aqlm-optimized",
         &["aqlm-vocabulary", "aqlm-kernels"],
-        &["aqlm-reference"],
+        &["aqlm-reference", "aqlm-check"],
     ),
     ("aqlm-formats", &["aqlm-vocabulary"], &[]),
     (
@@ -59,8 +59,13 @@ const ALLOWED: [Arrows; 10] = [
     ),
     (
         "aqlm-benches",
-        &["aqlm-vocabulary", "aqlm-reference", "aqlm-optimized"],
-        &["aqlm-check", "aqlm-formats"],
+        &[
+            "aqlm-vocabulary",
+            "aqlm-reference",
+            "aqlm-optimized",
+            "aqlm-check",
+        ],
+        &["aqlm-formats"],
     ),
     ("aqlm-mutants", &[], &[]),
 ];

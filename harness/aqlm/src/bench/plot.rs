@@ -33,7 +33,7 @@ pub(crate) fn svg(report: &BenchReport) -> Option<String> {
          <text x=\"{LEFT}\" y=\"22\" font-size=\"14\">{}</text>\n",
         escaped(&format!(
             "{} {} {}x{} on {}",
-            report.op.name(),
+            report.op.word(),
             report.scheme,
             report.out_features,
             report.in_features,
@@ -187,7 +187,8 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::{BenchCase, BenchOp, KernelRow, Times};
+    use crate::bench::{BenchCase, KernelRow, Times};
+    use aqlm_check::cases::Operation;
 
     fn report(cases: &[(usize, f64)]) -> BenchReport {
         let times = |median| Times {
@@ -209,7 +210,7 @@ mod tests {
             }
         };
         BenchReport {
-            op: BenchOp::Matmul,
+            op: Operation::Matmul,
             scheme: "2x8g8".into(),
             activations: "f16",
             out_features: 8,

@@ -5,13 +5,16 @@ use std::path::PathBuf;
 use aqlm_optimized::cuda::llama::Rung;
 use aqlm_vocabulary::Scheme;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
 use super::table::Table;
 use super::{Output, decode_bench};
 use crate::bench::{
-    BenchActivations, BenchDevice, BenchOp, BenchOptions, BenchReport, KernelRow, bench_cpu, bench_cuda, svg,
+    BenchActivations, BenchDevice, BenchOptions, BenchReport, KernelRow, bench_cpu, bench_cuda, svg,
 };
 use crate::bench::{DecodeOptions, LlamaShape};
 use aqlm_check::Outcome;
+use aqlm_check::cases::Operation;
 use aqlm_formats::durable;
 use aqlm_formats::{Error, Result};
 
@@ -22,8 +25,8 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value = "cuda")]
     backend: BenchDevice,
     /// The operation
-    #[arg(long, value_enum, default_value = "matvec")]
-    op: BenchOp,
+    #[arg(long, default_value = "matvec", value_parser = products())]
+    op: Operation,
     /// The scheme, for example 2x8g8
     #[arg(long, default_value = "2x8g8")]
     scheme: Scheme,
@@ -120,7 +123,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     if let Some(zero) = args.batch.iter().find(|batch| **batch == 0) {
         return Err(Error::invalid("--batch", "at least 1 row", zero.to_string()));
     }
-    if args.op != BenchOp::Matmul && args.batch != [1] {
+    if args.op != Operation::Matmul && args.batch != [1] {
         return Err(Error::invalid(
             "--batch",
             "1 for matvec and decode; --op matmul takes several rows",
@@ -174,6 +177,11 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     Ok(report.holds())
 }
 
+/// The operations that have kernels.
+fn products() -> impl TypedValueParser<Value = Operation> {
+    PossibleValuesParser::new(["matvec", "matmul", "decode"]).try_map(|word| word.parse::<Operation>())
+}
+
 fn parse_shape(text: &str) -> Result<(usize, usize)> {
     let size = |part: &str| {
         part.parse::<usize>()
@@ -212,7 +220,7 @@ fn replay(args: &Args, batch: usize, row: &KernelRow) -> String {
             BenchDevice::Cuda => "cuda",
             BenchDevice::Cpu => "cpu",
         },
-        args.op.name(),
+        args.op.word(),
         args.scheme,
         args.shape,
         args.activations.name(),
@@ -228,11 +236,7 @@ fn failure(row: &KernelRow) -> String {
         row.reason.as_deref().unwrap_or_default()
     );
     for worst in &row.worst {
-        let _ = writeln!(
-            text,
-            "  row {}, column {}: expected {}, found {}",
-            worst.row, worst.column, worst.expected, worst.found
-        );
+        let _ = writeln!(text, "  {worst}");
     }
     text
 }
@@ -240,7 +244,7 @@ fn failure(row: &KernelRow) -> String {
 fn text(report: &BenchReport) -> String {
     let mut text = format!(
         "{} {} {}x{}, x and y in {}, on {}\n",
-        report.op.name(),
+        report.op.word(),
         report.scheme,
         report.out_features,
         report.in_features,

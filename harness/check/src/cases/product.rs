@@ -85,7 +85,7 @@ impl ProductCase {
             scheme,
             out_groups,
             in_groups,
-            batch: fields.number('b', 1..=4096)? as usize,
+            batch: fields.number('b', 1..=65_536)? as usize,
             values: fields.word()?,
         })
     }

@@ -179,8 +179,8 @@ fn exactly_f16<'a>(x: impl Iterator<Item = &'a f32>) -> Result<Vec<f16>> {
 /// Products row by row, as the reference gives them.
 #[derive(Debug, Clone)]
 pub(crate) struct Products {
-    /// the weight, row by row
-    pub(super) weight: Expected,
+    /// the sums of magnitudes behind the weight, row by row
+    magnitudes: Vec<f64>,
     /// x W^T, one for each row of x
     pub(super) rows: Vec<Expected>,
 }
@@ -199,10 +199,7 @@ impl Products {
             })
             .collect();
         Self {
-            weight: Expected {
-                values: weight.iter().copied().collect(),
-                magnitudes: magnitudes.iter().copied().collect(),
-            },
+            magnitudes: magnitudes.iter().copied().collect(),
             rows,
         }
     }
@@ -283,7 +280,7 @@ impl Products {
         let outputs = matrix.out_features();
         // The variance of one element's error, whatever its rounding: outputs on all threads, in their order.
         let variance_of = |row: usize, x: &[f64], output: usize| -> f64 {
-            let weights = &self.weight.magnitudes[output * inputs..][..inputs];
+            let weights = &self.magnitudes[output * inputs..][..inputs];
             let magnitudes: f64 = weights
                 .chunks_exact(scheme.in_group_size)
                 .zip(x.chunks_exact(scheme.in_group_size))
