@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use aqlm_optimized::cuda::llama::Rung;
 use aqlm_vocabulary::Scheme;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use super::table::Table;
 use super::{Output, decode_bench};
@@ -179,7 +179,13 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
 
 /// The operations that have kernels.
 fn products() -> impl TypedValueParser<Value = Operation> {
-    PossibleValuesParser::new(["matvec", "matmul", "decode"]).try_map(|word| word.parse::<Operation>())
+    let words = [
+        ("matvec", "y = W x"),
+        ("matmul", "Y = X W^T for several rows of x"),
+        ("decode", "the dense weight from its codes"),
+    ];
+    let values = words.map(|(word, help)| PossibleValue::new(word).help(help));
+    PossibleValuesParser::new(values).try_map(|word| word.parse::<Operation>())
 }
 
 fn parse_shape(text: &str) -> Result<(usize, usize)> {
