@@ -5,13 +5,13 @@
 #[path = "support/shim.rs"]
 mod shim;
 
+use aqlm_check::cases::{ProductCase, Values};
 use aqlm_optimized::cuda::Activations;
 use aqlm_optimized::cuda::pack::{
     LaunchConfig, Op, Packed, Target, TileConfig, WarpgroupConfig, pack, pack_joined, with_config,
 };
 use aqlm_vocabulary::{QuantizedMatrix, Scheme};
 use half::{bf16, f16};
-use ndarray::{Array1, Array3, Array4};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use shim::Launch;
@@ -29,20 +29,14 @@ fn grid_matrix(
     rng: &mut impl Rng,
 ) -> QuantizedMatrix {
     let (out_groups, in_groups) = scheme.groups(out_features, in_features).unwrap();
-    let size = scheme.codebook_size();
-    let codes = Array3::from_shape_simple_fn((out_groups, in_groups, scheme.num_codebooks), || {
-        rng.random_range(0..size) as u16
-    });
-    let shape = (
-        scheme.num_codebooks,
-        size,
-        scheme.out_group_size,
-        scheme.in_group_size,
-    );
-    let codebooks = Array4::from_shape_simple_fn(shape, || grid_value(rng));
-    // Powers of two, so that scaling is exact.
-    let scales = Array1::from_shape_simple_fn(out_groups, || [0.25, 0.5, 1.0][rng.random_range(0..3)]);
-    QuantizedMatrix::new(scheme, codes, codebooks, scales).unwrap()
+    let problem = ProductCase {
+        scheme,
+        out_groups,
+        in_groups,
+        batch: 1,
+        values: Values::Dyadic,
+    };
+    problem.data(rng.random()).matrix
 }
 
 /// The dense weight by the definition of a quantized matrix, in f64, without scales.

@@ -15,8 +15,8 @@ use aqlm_vocabulary::{
 use ndarray::{Array2, s};
 use support::{assert_close, limit, normal, quantized, random, widened, with_outliers, with_threads};
 
-/// By how much the loss that a search reaches may be above the reference's (issue "The CPU backend").
-const SEARCH: f64 = 1e-3;
+/// By how much the loss that a search reaches may be above the reference's.
+const SEARCH: f64 = aqlm_check::limits::SAME_LOSS;
 
 /// Layers whose losses are compared on average. Where a search ends differs from layer to layer by a few
 /// thousandths, up or down, as soon as one rounding differs; the mean of twelve does so by a third of

@@ -1,6 +1,6 @@
 //! Every limit of the cross-check, in one table: what is compared, in which type it was computed, how much it
-//! may differ, and why. Nothing else holds a tolerance: `aqlm bench`, the criterion benches and the tests of
-//! `optimized` compare by this table.
+//! may differ, and why. No operation holds a tolerance of its own, and `aqlm bench`, the criterion benches and
+//! the tests of `optimized` compare by the same table and rules.
 
 use std::fmt;
 
