@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use aqlm_formats::Error;
 use aqlm_formats::durable::sha256;
 use aqlm_formats::model::Model;
-use aqlm_vocabulary::{AqlmError, LayerKind, LinearWeight};
+use aqlm_vocabulary::{AqlmError, LinearWeight};
 use serde_json::{Value, json};
 use support::{MODEL, QUICK, aqlm, first_documents, message};
 
@@ -115,10 +115,9 @@ fn a_small_quantization() {
     let report = document(&arguments);
     let model = Model::open(&out).unwrap();
     let mut codes = Vec::new();
-    for block in 0..model.config().num_hidden_layers {
-        let weights = model.block(block).unwrap();
-        for kind in LayerKind::ALL {
-            if let LinearWeight::Quantized(matrix) = &weights.layer(kind).weight {
+    for block in 0..model.config().blocks.len() {
+        for layer in &model.block(block).unwrap().layers {
+            if let LinearWeight::Quantized(matrix) = &layer.weight {
                 codes.extend(matrix.codes.iter().flat_map(|code| code.to_le_bytes()));
             }
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use aqlm_vocabulary::{BlockWeights, LayerKind, LinearWeight, QuantizedMatrix};
+use aqlm_vocabulary::{LinearWeight, QuantizedMatrix};
 use ndarray::{Array, ArrayBase, Data, Dimension};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -68,26 +68,25 @@ impl Tensors {
         for (index, tokens) in data.tokens.iter().enumerate() {
             self.array(&format!("tokens.{index}"), &ndarray::ArrayView1::from(tokens));
         }
-        for (index, block) in data.blocks.iter().enumerate() {
-            self.block(&format!("model.layers.{index}."), block);
+        for index in 0..data.blocks.len() {
+            self.block(data, index);
         }
     }
 
-    fn block(&mut self, name: &str, block: &BlockWeights) {
-        self.array(&format!("{name}input_layernorm.weight"), &block.input_layernorm);
-        self.array(
-            &format!("{name}post_attention_layernorm.weight"),
-            &block.post_attention_layernorm,
-        );
-        for kind in LayerKind::ALL {
-            let name = format!("{name}{}.", kind.path());
-            let layer = block.layer(kind);
+    fn block(&mut self, data: &LlamaData, index: usize) {
+        let (arch, block) = (&data.config, &data.blocks[index]);
+        let [first, second] = arch.norm_names(index);
+        self.array(&first, &block.input_layernorm);
+        self.array(&second, &block.post_attention_layernorm);
+        for id in arch.blocks[index].layers() {
+            let name = arch.layer_name(index, id);
+            let layer = block.layer(id);
             match &layer.weight {
-                LinearWeight::Dense(weight) => self.array(&format!("{name}weight"), weight),
-                LinearWeight::Quantized(matrix) => self.matrix(&name, matrix),
+                LinearWeight::Dense(weight) => self.array(&format!("{name}.weight"), weight),
+                LinearWeight::Quantized(matrix) => self.matrix(&format!("{name}."), matrix),
             }
             if let Some(bias) = &layer.bias {
-                self.array(&format!("{name}bias"), bias);
+                self.array(&format!("{name}.bias"), bias);
             }
         }
     }

@@ -66,8 +66,8 @@ pub fn evaluate<B: Backend>(
 ) -> Result<Evaluation> {
     checked_ctx(windows)?;
     let mut hidden = backend.embed(&model.embedding()?, windows)?;
-    for index in 0..model.config().num_hidden_layers {
-        let block = backend.load_block(&model.block(index)?)?;
+    for index in 0..model.config().blocks.len() {
+        let block = backend.load_block(index, &model.block(index)?)?;
         hidden = backend.block_forward(&block, &hidden)?;
         progress(index);
     }

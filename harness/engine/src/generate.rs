@@ -114,8 +114,8 @@ impl<'a, B: Backend> Generator<'a, B> {
     /// # Errors
     /// Unreadable tensors and what the backend refuses.
     pub fn new(backend: &'a B, model: &Model) -> Result<Self> {
-        let blocks = (0..model.config().num_hidden_layers)
-            .map(|index| backend.load_block(&model.block(index)?))
+        let blocks = (0..model.config().blocks.len())
+            .map(|index| backend.load_block(index, &model.block(index)?))
             .collect::<Result<Vec<_>>>()?;
         let head = backend.load_head(&model.final_norm()?, &model.lm_head()?)?;
         Ok(Self {
@@ -130,7 +130,11 @@ impl<'a, B: Backend> Generator<'a, B> {
     pub fn session(&self) -> Session<'_, 'a, B> {
         Session {
             generator: self,
-            caches: self.blocks.iter().map(|_| self.backend.new_cache()).collect(),
+            caches: self
+                .blocks
+                .iter()
+                .map(|block| self.backend.new_cache(block))
+                .collect(),
             position: 0,
         }
     }

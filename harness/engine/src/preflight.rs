@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{AqlmError, LayerKind, LlamaConfig, Scheme};
+use aqlm_vocabulary::{AqlmError, ArchSpec, LinearSpec, Scheme};
 
 use aqlm_formats::{Error, Result};
 
@@ -7,17 +7,16 @@ use aqlm_formats::{Error, Result};
 /// # Errors
 /// `Error::Scheme` naming the layer, with group sizes that would fit all layers; degenerate schemes (more
 /// codewords than groups) unless they are allowed.
-pub fn check_scheme(config: &LlamaConfig, scheme: Scheme, allow_degenerate: bool) -> Result<()> {
-    for layer in LayerKind::ALL {
-        let (out_features, in_features) = config.layer_shape(layer);
+pub fn check_scheme(arch: &ArchSpec, scheme: Scheme, allow_degenerate: bool) -> Result<()> {
+    let layers = || arch.blocks.iter().flat_map(|block| &block.linears);
+    for LinearSpec { name, shape, .. } in layers() {
+        let &(out_features, in_features) = shape;
         let groups = scheme.groups(out_features, in_features).map_err(|error| {
             let fitting = match &error {
                 AqlmError::NotDivisible { what, .. } if what == "in_features" => {
-                    let sizes = (1..=scheme.in_group_size).rev().filter(|&size| {
-                        LayerKind::ALL
-                            .iter()
-                            .all(|&layer| config.layer_shape(layer).1.is_multiple_of(size))
-                    });
+                    let sizes = (1..=scheme.in_group_size)
+                        .rev()
+                        .filter(|&size| layers().all(|layer| layer.shape.1.is_multiple_of(size)));
                     sizes
                         .take(2)
                         .map(|size| format!("g{size}"))
@@ -27,7 +26,7 @@ pub fn check_scheme(config: &LlamaConfig, scheme: Scheme, allow_degenerate: bool
                 _ => "an out_group_size of 1".to_owned(),
             };
             Error::Scheme {
-                layer: layer.path().to_owned(),
+                layer: name.clone(),
                 reason: format!(
                     "[{out_features}, {in_features}]: {error}; {fitting} fits every layer of this model"
                 ),
@@ -40,7 +39,7 @@ pub fn check_scheme(config: &LlamaConfig, scheme: Scheme, allow_degenerate: bool
                 groups: groups.0 * groups.1,
             };
             return Err(Error::Scheme {
-                layer: layer.path().to_owned(),
+                layer: name.clone(),
                 reason: format!("[{out_features}, {in_features}]: {error}; --allow-degenerate accepts that"),
             });
         }
@@ -50,28 +49,26 @@ pub fn check_scheme(config: &LlamaConfig, scheme: Scheme, allow_degenerate: bool
 
 #[cfg(test)]
 mod tests {
-    use aqlm_vocabulary::{Rope, RopeScaling};
+    use aqlm_vocabulary::llama::LlamaBlock;
+    use aqlm_vocabulary::{BlockSpec, Rope, RopeScaling};
 
     use super::*;
 
-    fn config(hidden_size: usize, intermediate_size: usize) -> LlamaConfig {
-        LlamaConfig {
-            vocab_size: 10,
+    fn config(hidden_size: usize, intermediate_size: usize) -> ArchSpec {
+        let block = BlockSpec::llama(LlamaBlock {
             hidden_size,
             intermediate_size,
-            num_hidden_layers: 1,
-            num_attention_heads: 4,
-            num_key_value_heads: 4,
+            heads: 4,
+            kv_heads: 4,
             head_dim: hidden_size / 4,
-            rms_norm_eps: 1e-5,
-            rope: Rope {
+            epsilon: 1e-5,
+            rotary: Rope {
                 theta: 1e4,
                 scaling: RopeScaling::None,
             },
-            sliding_window: None,
-            tie_word_embeddings: false,
-            max_position_embeddings: 64,
-        }
+            window: None,
+        });
+        ArchSpec::llama(10, 64, 1, block)
     }
 
     #[test]

@@ -4,6 +4,7 @@
 pub mod durable;
 pub mod error;
 pub mod fetch;
+pub mod huggingface;
 pub mod model;
 pub mod texts;
 pub mod tokenizer;

@@ -90,7 +90,7 @@ pub(super) fn measure(
     dump_logits: Option<&Path>,
 ) -> Result<Perplexity> {
     let ctx = windows.first().map_or(0, |window| window.len());
-    let mut progress = Progress::new(model.config().num_hidden_layers as u64);
+    let mut progress = Progress::new(model.config().blocks.len() as u64);
     progress.message(format!("{} windows of {ctx}", windows.len()));
     let mut advance = |block| {
         progress.advance(1);

@@ -3,7 +3,8 @@ use aqlm_optimized::cpu::llama as optimized;
 use aqlm_reference::llama::{
     Block, ResidentLinear, ResidentWeight, block_backward, block_forward, block_forward_traced,
 };
-use aqlm_vocabulary::LayerKind;
+use aqlm_vocabulary::llama::OUTPUT;
+use aqlm_vocabulary::{BlockSpec, LayerId};
 use ndarray::{Array1, Array2, Array3, Axis, s};
 use proptest::strategy::BoxedStrategy;
 
@@ -53,11 +54,11 @@ impl Op for BlockBackward {
         let (block, rotary) = case.exact();
         let x = data.x.slice(s![0, ..tokens, ..]).mapv(f64::from);
         let grad_y = data.grad_y.slice(s![0, ..tokens, ..]).mapv(f64::from);
-        let (_, trace) = block_forward_traced(&data.config, &block, &rotary, x.view());
-        let exact = block_backward(&data.config, &block, &rotary, &trace, grad_y.view());
+        let (_, trace) = block_forward_traced(&block, &rotary, x.view());
+        let exact = block_backward(&block, &rotary, &trace, grad_y.view());
         let inputs = Inputs::new(&block, x);
         let loss = |inputs: &Inputs| -> f64 {
-            (block_forward(&data.config, &inputs.block(), &rotary, inputs.x.view()) * &grad_y).sum()
+            (block_forward(&inputs.block(), &rotary, inputs.x.view()) * &grad_y).sum()
         };
 
         let (mut difference, mut size) = (0.0, 0.0);
@@ -85,15 +86,15 @@ impl Op for BlockBackward {
                 inputs.norms[1].get_mut(i)
             });
         }
-        for kind in LayerKind::ALL {
-            let gradient = &exact.layers[kind as usize];
+        for kind in block.spec().layers() {
+            let gradient = &exact.layers[kind.index()];
             let (out, columns) = gradient.dim();
             for at in [[0, 0], [out - 1, columns - 1], [out / 2, columns / 3]] {
                 add(gradient[at], &|inputs| inputs.weight(kind)?.get_mut(at));
             }
-            if let Some(bias) = &exact.biases[kind as usize] {
+            if let Some(bias) = &exact.biases[kind.index()] {
                 add(bias[out / 2], &|inputs| {
-                    inputs.layers[kind as usize].bias.as_mut()?.get_mut(out / 2)
+                    inputs.layers[kind.index()].bias.as_mut()?.get_mut(out / 2)
                 });
             }
         }
@@ -112,7 +113,7 @@ impl Op for BlockBackward {
     fn compare(
         check: Against,
         _subject: &Subject,
-        _case: &Llama,
+        case: &Llama,
         expected: &Gradients,
         found: &Gradients,
     ) -> Result<Findings> {
@@ -121,19 +122,21 @@ impl Op for BlockBackward {
                 .nmse("gradient of x", &found.x, &expected.x)?
                 .shaped(expected.x.shape()),
         ];
-        for kind in LayerKind::ALL {
-            let (ours, theirs) = (&found.layers[kind as usize], &expected.layers[kind as usize]);
+        let spec = &case.data.config.blocks[0];
+        for kind in spec.layers() {
+            let name = spec.linear(kind).short_name();
+            let (ours, theirs) = (&found.layers[kind.index()], &expected.layers[kind.index()]);
             let ours: Vec<f64> = ours.iter().copied().collect();
-            let what = format!("gradient of {kind}");
+            let what = format!("gradient of {name}");
             comparisons.push(zero_or(check, &what, &ours, theirs.iter())?.shaped(theirs.shape()));
-            if let Some(theirs) = &expected.biases[kind as usize] {
+            if let Some(theirs) = &expected.biases[kind.index()] {
                 // Where there is none, no number is compared, which never holds.
-                let ours = found.biases[kind as usize]
+                let ours = found.biases[kind.index()]
                     .as_ref()
                     .map_or_else(Vec::new, |bias| bias.to_vec());
                 comparisons.push(zero_or(
                     check,
-                    &format!("gradient of {kind}'s bias"),
+                    &format!("gradient of {name}'s bias"),
                     &ours,
                     theirs,
                 )?);
@@ -155,10 +158,10 @@ impl Op for BlockBackward {
     fn breakages() -> Vec<Breakage<Llama, Gradients>> {
         vec![
             Breakage::of_answer("a NaN", |found, _, _| {
-                found.layers[LayerKind::OProj as usize][[0, 0]] = f64::NAN;
+                found.layers[OUTPUT.index()][[0, 0]] = f64::NAN;
             }),
             Breakage::of_answer("a result off by a thousandth", |found, _, _| {
-                breakage::inaccurate(&mut found.layers[LayerKind::OProj as usize]);
+                breakage::inaccurate(&mut found.layers[OUTPUT.index()]);
             }),
             Breakage::of_answer("a stale accumulator", |found, _, before| {
                 breakage::stale(&mut found.norms[0], before.map(|before| &before.norms[0]));
@@ -184,12 +187,15 @@ pub(crate) struct Gradients {
 fn exact(case: &Llama) -> Gradients {
     let data = &case.data;
     let (block, rotary) = case.exact();
+    let spec = block.spec();
     let mut sum = Gradients {
         x: Array3::zeros(data.x.dim()),
-        layers: LayerKind::ALL
-            .map(|kind| Array2::zeros(data.config.layer_shape(kind)))
-            .into(),
-        biases: LayerKind::ALL
+        layers: spec
+            .layers()
+            .map(|layer| Array2::zeros(spec.shape(layer)))
+            .collect(),
+        biases: spec
+            .layers()
             .map(|kind| {
                 block
                     .layer(kind)
@@ -197,13 +203,13 @@ fn exact(case: &Llama) -> Gradients {
                     .as_ref()
                     .map(|bias| Array1::zeros(bias.len()))
             })
-            .into(),
-        norms: [(); 2].map(|()| Array1::zeros(data.config.hidden_size)),
+            .collect(),
+        norms: [(); 2].map(|()| Array1::zeros(spec.hidden_size())),
     };
     for (i, (x, grad_y)) in data.x.outer_iter().zip(data.grad_y.outer_iter()).enumerate() {
         let (x, grad_y) = (x.mapv(f64::from), grad_y.mapv(f64::from));
-        let (_, trace) = block_forward_traced(&data.config, &block, &rotary, x.view());
-        let one = block_backward(&data.config, &block, &rotary, &trace, grad_y.view());
+        let (_, trace) = block_forward_traced(&block, &rotary, x.view());
+        let one = block_backward(&block, &rotary, &trace, grad_y.view());
         sum.x.index_axis_mut(Axis(0), i).assign(&one.x);
         for (sum, layer) in sum.layers.iter_mut().zip(&one.layers) {
             *sum += layer;
@@ -222,19 +228,12 @@ fn exact(case: &Llama) -> Gradients {
 fn on_cpu(case: &Llama) -> Result<Gradients> {
     use optimized::{BlockGradients, Rotary, Wanted};
     let data = &case.data;
-    let rotary = Rotary::new(&data.config, case.problem.tokens);
-    let block = case.on_cpu().load_block(&data.blocks[0])?;
-    let (_, trace) = optimized::block_forward_traced(&data.config, &block, &rotary, data.x.view());
-    let mut sum = BlockGradients::zeros(&block, Wanted::all());
-    let x = optimized::block_backward(
-        &data.config,
-        &block,
-        &rotary,
-        &trace,
-        data.grad_y.view(),
-        Wanted::all(),
-        &mut sum,
-    );
+    let rotary = Rotary::new(data.config.attention(), case.problem.tokens);
+    let block = case.on_cpu()?.load_block(0, &data.blocks[0])?;
+    let wanted = Wanted::all(block.spec());
+    let (_, trace) = optimized::block_forward_traced(&block, &rotary, data.x.view());
+    let mut sum = BlockGradients::zeros(&block, &wanted);
+    let x = optimized::block_backward(&block, &rotary, &trace, data.grad_y.view(), &wanted, &mut sum);
     // Absent where it was wanted: shapes of zero, which no comparison takes for the right ones.
     let wide = |weight: &Option<Array2<f32>>| {
         weight
@@ -243,10 +242,8 @@ fn on_cpu(case: &Llama) -> Result<Gradients> {
     };
     Ok(Gradients {
         x: x.map_or_else(|| Array3::zeros((0, 0, 0)), |x| x.mapv(f64::from)),
-        layers: LayerKind::ALL
-            .map(|kind| wide(&sum.weights[kind as usize]))
-            .into(),
-        biases: sum.biases.to_vec(),
+        layers: sum.weights.iter().map(wide).collect(),
+        biases: sum.biases,
         norms: [sum.input_layernorm, sum.post_attention_layernorm],
     })
 }
@@ -254,32 +251,39 @@ fn on_cpu(case: &Llama) -> Result<Gradients> {
 /// Everything that a block's output depends on, in f64, for one short sequence.
 #[derive(Clone)]
 struct Inputs {
+    spec: BlockSpec,
     x: Array2<f64>,
     norms: [Array1<f64>; 2],
-    layers: [ResidentLinear; 7],
+    layers: Vec<ResidentLinear>,
 }
 
 impl Inputs {
     fn new(block: &Block, x: Array2<f64>) -> Self {
         Self {
+            spec: block.spec().clone(),
             x,
             norms: [
                 block.input_layernorm.clone(),
                 block.post_attention_layernorm.clone(),
             ],
-            layers: LayerKind::ALL.map(|kind| ResidentLinear {
-                weight: ResidentWeight::Dense(block.weight(kind).clone()),
-                bias: block.layer(kind).bias.clone(),
-            }),
+            layers: block
+                .spec()
+                .layers()
+                .map(|layer| ResidentLinear {
+                    weight: ResidentWeight::Dense(block.weight(layer).clone()),
+                    bias: block.layer(layer).bias.clone(),
+                })
+                .collect(),
         }
     }
 
     fn block(&self) -> Block {
-        Block::new(self.norms[0].clone(), self.norms[1].clone(), self.layers.clone())
+        let [first, second] = self.norms.clone();
+        Block::new(&self.spec, first, second, self.layers.clone()).expect("the parts of a block")
     }
 
-    fn weight(&mut self, kind: LayerKind) -> Option<&mut Array2<f64>> {
-        match &mut self.layers[kind as usize].weight {
+    fn weight(&mut self, layer: LayerId) -> Option<&mut Array2<f64>> {
+        match &mut self.layers[layer.index()].weight {
             ResidentWeight::Dense(weight) => Some(weight),
             ResidentWeight::Quantized { .. } => None,
         }

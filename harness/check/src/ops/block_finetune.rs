@@ -1,7 +1,7 @@
 use aqlm_engine::backends::Backend as _;
 use aqlm_reference::decode;
-use aqlm_reference::llama::{Block, Rotary, block_finetune, block_forward, quantized_gradients};
-use aqlm_vocabulary::{BlockWeights, FinetuneReport, LayerKind, LinearWeight, QuantizedMatrix};
+use aqlm_reference::llama::{Rotary, block_finetune, block_forward, quantized_gradients};
+use aqlm_vocabulary::{BlockWeights, FinetuneReport, LinearWeight, QuantizedMatrix};
 use ndarray::{Array2, Array3};
 use proptest::strategy::BoxedStrategy;
 
@@ -49,7 +49,6 @@ impl Op for BlockFinetune {
                 };
                 let (mut block, rotary) = case.llama.exact();
                 let report = block_finetune(
-                    &data.config,
                     &mut block,
                     &rotary,
                     &wide(&data.x),
@@ -62,8 +61,8 @@ impl Op for BlockFinetune {
                 Ok((block.to_weights(), report))
             }
             Subject::Cpu(cpu) => cpu.at_level(|| {
-                let backend = case.llama.on_cpu();
-                let mut block = backend.load_block(&data.blocks[0])?;
+                let backend = case.llama.on_cpu()?;
+                let mut block = backend.load_block(0, &data.blocks[0])?;
                 let report = backend.block_finetune(
                     &mut block,
                     &data.x.clone().into(),
@@ -87,8 +86,10 @@ impl Op for BlockFinetune {
         let rise = (report.loss_after - report.loss_before).max(0.0);
         let mut comparisons = vec![check.value(Measure::Loss, "above the first state's", rise)?];
         for kind in QUANTIZED {
-            if let LinearWeight::Quantized(matrix) = &case.llama.data.blocks[0].layer(kind).weight {
-                comparisons.push(gradients(check, kind, matrix)?);
+            let data = &case.llama.data;
+            if let LinearWeight::Quantized(matrix) = &data.blocks[0].layer(kind).weight {
+                let name = data.config.blocks[0].linear(kind).short_name();
+                comparisons.push(gradients(check, name, matrix)?);
             }
         }
         Ok(comparisons)
@@ -163,25 +164,25 @@ impl Operands for Tuning {
 
 /// Outputs of the block with other codebooks: what tuning goes after.
 fn targets(data: &LlamaData) -> Array3<f32> {
-    let mut other = data.blocks[0].clone();
+    let mut other = data.clone();
     for kind in QUANTIZED {
-        if let LinearWeight::Quantized(matrix) = &mut other.layer_mut(kind).weight {
+        if let LinearWeight::Quantized(matrix) = &mut other.blocks[0].layer_mut(kind).weight {
             matrix.codebooks.mapv_inplace(|c| 1.1 * c + 0.02);
         }
     }
-    let rotary = Rotary::new(&data.config, data.x.dim().1);
-    let block = Block::from_weights(&other);
+    let rotary = Rotary::new(data.config.attention(), data.x.dim().1);
+    let block = other.block(0);
     let mut y = Array3::zeros(data.x.dim());
     for (x, mut y) in data.x.outer_iter().zip(y.outer_iter_mut()) {
         let x = x.mapv(f64::from);
-        y.assign(&block_forward(&data.config, &block, &rotary, x.view()).mapv(|y| y as f32));
+        y.assign(&block_forward(&block, &rotary, x.view()).mapv(|y| y as f32));
     }
     y
 }
 
 /// The loss sum(W times a fixed pattern) is linear in each codeword and each scale, so that central
 /// differences have no error but rounding.
-fn gradients(check: Against, kind: LayerKind, matrix: &QuantizedMatrix) -> Result<Comparison> {
+fn gradients(check: Against, layer: &str, matrix: &QuantizedMatrix) -> Result<Comparison> {
     let shape = (matrix.out_features(), matrix.in_features());
     let pattern = Array2::from_shape_fn(shape, |(r, c)| ((3 * r + 7 * c) % 11) as f64 - 4.0);
     let loss = |matrix: &QuantizedMatrix| (decode(matrix) * &pattern).sum();
@@ -212,7 +213,7 @@ fn gradients(check: Against, kind: LayerKind, matrix: &QuantizedMatrix) -> Resul
     let share = (difference / size).sqrt();
     check.value(
         Measure::Gradient,
-        &format!("codebooks and scales of {kind}"),
+        &format!("codebooks and scales of {layer}"),
         share,
     )
 }

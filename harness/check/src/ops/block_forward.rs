@@ -44,13 +44,13 @@ impl Op for BlockForward {
                 let mut y = Array3::zeros(data.x.dim());
                 for (x, mut y) in data.x.outer_iter().zip(y.outer_iter_mut()) {
                     let x = x.mapv(f64::from);
-                    y.assign(&block_forward(&data.config, &block, &rotary, x.view()));
+                    y.assign(&block_forward(&block, &rotary, x.view()));
                 }
                 Ok(y)
             }
             Subject::Cpu(cpu) => cpu.at_level(|| {
-                let backend = case.on_cpu();
-                let block = backend.load_block(&data.blocks[0])?;
+                let backend = case.on_cpu()?;
+                let block = backend.load_block(0, &data.blocks[0])?;
                 let y = backend.block_forward(&block, &data.x.clone().into())?;
                 Ok(y.to_array()?.mapv(f64::from))
             }),
@@ -78,11 +78,11 @@ impl Op for BlockForward {
         let whole = whole.index_axis(Axis(0), 0);
         let x = data.x.index_axis(Axis(0), 0).mapv(f64::from);
         let half = tokens.div_ceil(2);
-        let part = block_forward(&data.config, &block, &rotary, x.slice(s![..half, ..]));
-        let mut cache = KvCacheLayer::new(&data.config, tokens);
+        let part = block_forward(&block, &rotary, x.slice(s![..half, ..]));
+        let mut cache = KvCacheLayer::new(&block.spec().attention, tokens);
         let mut steps = Array2::zeros(x.dim());
         for (position, (x, mut y)) in x.outer_iter().zip(steps.outer_iter_mut()).enumerate() {
-            let step = block_decode_step(&data.config, &block, &rotary, &mut cache, x, position);
+            let step = block_decode_step(&block, &rotary, &mut cache, x, position);
             y.assign(&step);
         }
         Ok(vec![

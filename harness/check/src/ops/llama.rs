@@ -7,7 +7,7 @@ use aqlm_engine::backends::{Backend, CpuBackend};
 use aqlm_optimized::cuda::CudaError;
 use aqlm_optimized::cuda::llama::{Builder, Model, Options, Rung};
 use aqlm_reference::llama::{Block, Rotary};
-use aqlm_vocabulary::{LayerKind, StreamKey};
+use aqlm_vocabulary::StreamKey;
 
 use super::Cost;
 use crate::cases::{Case, LlamaCase, LlamaData};
@@ -42,31 +42,31 @@ impl Llama {
 
     /// The first block and its tables, as the reference has them.
     pub(super) fn exact(&self) -> (Block, Rotary) {
-        let rotary = Rotary::new(&self.data.config, self.problem.tokens);
-        (Block::from_weights(&self.data.blocks[0]), rotary)
+        let rotary = Rotary::new(self.data.config.attention(), self.problem.tokens);
+        (self.data.block(0), rotary)
     }
 
     /// Hidden states, their gradients and a block's weights, and its linear layers over all tokens.
     pub(super) fn cost(&self) -> Cost {
-        let shapes = LayerKind::ALL.map(|kind| self.data.config.layer_shape(kind));
-        let weights: usize = shapes.iter().map(|(out, inputs)| out * inputs).sum();
+        let spec = &self.data.config.blocks[0];
         let rows = self.problem.sequences * self.problem.tokens;
+        let product = |(out, inputs)| [rows, inputs, out];
         Cost {
-            bytes: (2 * self.data.x.len() + weights) * size_of::<f32>(),
-            products: shapes.map(|(out, inputs)| [rows, inputs, out]).into(),
+            bytes: (2 * self.data.x.len() + spec.parameters()) * size_of::<f32>(),
+            products: spec.layers().map(|layer| product(spec.shape(layer))).collect(),
         }
     }
 
     /// The CPU's backend for it.
-    pub(super) fn on_cpu(&self) -> CpuBackend {
+    pub(super) fn on_cpu(&self) -> Result<CpuBackend> {
         CpuBackend::new(&self.data.config, self.problem.tokens)
     }
 
     /// The hidden states behind all blocks of all sequences.
     pub(super) fn hidden<B: Backend>(&self, backend: &B) -> Result<B::Hidden> {
         let mut hidden = backend.embed(&self.data.embedding, &self.sequences())?;
-        for block in &self.data.blocks {
-            hidden = backend.block_forward(&backend.load_block(block)?, &hidden)?;
+        for (index, block) in self.data.blocks.iter().enumerate() {
+            hidden = backend.block_forward(&backend.load_block(index, block)?, &hidden)?;
         }
         Ok(hidden)
     }

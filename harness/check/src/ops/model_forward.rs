@@ -45,7 +45,7 @@ impl Op for ModelForward {
                 whole: whole(data)?,
                 steps: steps(data)?,
             }),
-            Subject::Cpu(cpu) => cpu.at_level(|| on_host(&case.on_cpu(), case)),
+            Subject::Cpu(cpu) => cpu.at_level(|| on_host(&case.on_cpu()?, case)),
             Subject::Cuda(cuda) => {
                 let mut model = case.on_gpu(cuda).map_err(AqlmError::from)?;
                 let whole = data
@@ -126,17 +126,25 @@ pub(super) fn whole(data: &LlamaData) -> Result<Vec<Array2<f64>>> {
 /// By the reference, the first sequence through caches.
 fn steps(data: &LlamaData) -> Result<Array2<f64>> {
     let (model, tokens) = (data.model(), &data.tokens[0]);
-    let rotary = Rotary::new(&data.config, tokens.len());
-    let mut caches = vec![KvCacheLayer::new(&data.config, tokens.len()); model.blocks.len()];
+    let rotary = Rotary::new(data.config.attention(), tokens.len());
+    let mut caches = vec![KvCacheLayer::new(data.config.attention(), tokens.len()); model.blocks.len()];
     let mut steps = Array2::zeros((tokens.len(), data.lm_head.nrows()));
     let embedded = embed(model.embedding.view(), tokens)?;
     for (position, (x, mut row)) in embedded.outer_iter().zip(steps.outer_iter_mut()).enumerate() {
         let mut x = x.to_owned();
         for (block, cache) in model.blocks.iter().zip(&mut caches) {
-            x = block_decode_step(&data.config, block, &rotary, cache, x.view(), position);
+            x = block_decode_step(block, &rotary, cache, x.view(), position);
         }
         let x = x.insert_axis(Axis(0));
-        row.assign(&logits(&data.config, &model.norm, model.lm_head.view(), x.view()).row(0));
+        row.assign(
+            &logits(
+                data.config.final_norm,
+                &model.norm,
+                model.lm_head.view(),
+                x.view(),
+            )
+            .row(0),
+        );
     }
     Ok(steps)
 }
@@ -152,9 +160,10 @@ fn on_host<B: Backend>(backend: &B, case: &Llama) -> Result<Logits> {
     let blocks = data
         .blocks
         .iter()
-        .map(|block| backend.load_block(block))
+        .enumerate()
+        .map(|(index, block)| backend.load_block(index, block))
         .collect::<Result<Vec<_>>>()?;
-    let mut caches: Vec<B::Cache> = blocks.iter().map(|_| backend.new_cache()).collect();
+    let mut caches: Vec<B::Cache> = blocks.iter().map(|block| backend.new_cache(block)).collect();
     let mut steps = Array2::zeros((data.tokens[0].len(), data.lm_head.nrows()));
     for (position, (&token, mut row)) in data.tokens[0].iter().zip(steps.outer_iter_mut()).enumerate() {
         let embedded = data.embedding.row(token as usize).to_owned();
@@ -170,7 +179,7 @@ fn on_gpu(
     one_by_one: bool,
 ) -> std::result::Result<Array2<f64>, CudaError> {
     model.reset();
-    let vocab = model.config().vocab_size;
+    let vocab = model.arch().vocab_size;
     let mut logits = Vec::with_capacity(tokens.len() * vocab);
     if one_by_one {
         for &token in tokens {

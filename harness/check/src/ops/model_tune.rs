@@ -144,7 +144,7 @@ impl Op for ModelTune {
     fn compare(
         check: Against,
         _subject: &Subject,
-        _case: &Llama,
+        case: &Llama,
         expected: &Trained,
         found: &Trained,
     ) -> Result<Findings> {
@@ -162,7 +162,7 @@ impl Op for ModelTune {
             check.nmse("losses of all steps", &found.losses, &expected.losses)?,
         ];
         for ((parameter, ours), (_, theirs)) in found.gradients.iter().zip(&expected.gradients) {
-            let what = format!("gradient of {}", parameter.name());
+            let what = format!("gradient of {}", parameter.name(&case.data.config));
             comparisons.push(check.nmse(&what, ours, theirs)?);
         }
         Ok(comparisons.into())

@@ -50,7 +50,7 @@ impl Op for Perplexity {
                 })
                 .collect(),
             Subject::Cpu(cpu) => cpu.at_level(|| {
-                let backend = case.on_cpu();
+                let backend = case.on_cpu()?;
                 let hidden = case.hidden(&backend)?;
                 let head = backend.load_head(&data.norm, &data.lm_head)?;
                 backend.token_losses(&head, &hidden, &case.sequences())

@@ -11,7 +11,7 @@ const STEPS: &str = "steps";
 pub(super) fn write_state(path: &Path, state: &TuningState) -> Result<String> {
     let mut arrays = vec![NewArray::u32(STEPS, &[1], [state.steps].iter())];
     for part in &state.parameters {
-        let name = part.parameter.name();
+        let name = &part.name;
         arrays.push(NewArray::f64(format!("{name}.values"), &part.values));
         arrays.push(NewArray::f64(format!("{name}.first"), &part.first));
         arrays.push(NewArray::f64(format!("{name}.second"), &part.second));
@@ -33,9 +33,10 @@ pub(super) fn read_state(path: &Path, sha256: &str, like: &TuningState) -> Resul
         .parameters
         .iter()
         .map(|part| {
-            let name = part.parameter.name();
+            let name = &part.name;
             Ok::<_, Error>(ParameterState {
                 parameter: part.parameter,
+                name: name.clone(),
                 values: arrays.f64(&format!("{name}.values"))?,
                 first: arrays.f64(&format!("{name}.first"))?,
                 second: arrays.f64(&format!("{name}.second"))?,
@@ -55,8 +56,9 @@ mod tests {
     fn a_state_comes_back_bit_for_bit_and_damage_is_found() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.safetensors");
-        let part = |parameter, salt: f64| ParameterState {
+        let part = |parameter, name: &str, salt: f64| ParameterState {
             parameter,
+            name: name.into(),
             values: vec![0.1 * salt, -0.0, f64::MIN_POSITIVE / 8.0],
             first: vec![1.0 / 3.0, salt, 0.0],
             second: vec![salt.sqrt(), 1e-300, 2.0],
@@ -64,8 +66,12 @@ mod tests {
         let state = TuningState {
             steps: 7,
             parameters: vec![
-                part(Parameter::FinalNorm, 2.0),
-                part(Parameter::InputNorm(3), 5.0),
+                part(Parameter::FinalNorm, "model.norm.weight", 2.0),
+                part(
+                    Parameter::InputNorm(3),
+                    "model.layers.3.input_layernorm.weight",
+                    5.0,
+                ),
             ],
         };
         let sha256 = write_state(&path, &state).unwrap();

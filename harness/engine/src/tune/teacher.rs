@@ -79,8 +79,8 @@ impl<B: ModelTuning> Teacher<B> {
         let lm_head = model.lm_head()?;
         let top = match settings.teacher {
             TeacherUse::OnTheFly => {
-                let blocks = (0..model.config().num_hidden_layers)
-                    .map(|index| backend.load_block(&model.block(index)?))
+                let blocks = (0..model.config().blocks.len())
+                    .map(|index| backend.load_block(index, &model.block(index)?))
                     .collect::<Result<_>>()?;
                 return Ok(Self::Resident {
                     embedding: model.embedding()?,
@@ -117,8 +117,8 @@ impl<B: ModelTuning> Teacher<B> {
             let first = index.records().len();
             let part = &sequences[first..sequences.len().min(first + together)];
             let mut states = backend.embed(&embedding, part)?;
-            for block in 0..model.config().num_hidden_layers {
-                states = backend.block_forward(&backend.load_block(&model.block(block)?)?, &states)?;
+            for block in 0..model.config().blocks.len() {
+                states = backend.block_forward(&backend.load_block(block, &model.block(block)?)?, &states)?;
             }
             for offset in 0..part.len() {
                 let path = sequence_path(&folder, first + offset);

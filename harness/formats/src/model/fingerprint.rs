@@ -1,4 +1,4 @@
-use aqlm_vocabulary::LlamaConfig;
+use aqlm_vocabulary::ArchSpec;
 use sha2::{Digest, Sha256};
 
 use super::Model;
@@ -34,7 +34,7 @@ impl Model {
     }
 }
 
-fn description(config: &LlamaConfig) -> Vec<u8> {
+fn description(arch: &ArchSpec) -> Vec<u8> {
     // Plain numbers always serialise.
-    serde_json::to_vec(config).unwrap_or_default()
+    serde_json::to_vec(arch).unwrap_or_default()
 }

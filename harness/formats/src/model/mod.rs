@@ -3,14 +3,13 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use aqlm_vocabulary::{BlockWeights, LayerKind, Linear, LlamaConfig, ModelWeights, Scheme};
+use aqlm_vocabulary::{ArchSpec, BlockWeights, LayerId, Linear, ModelWeights, Scheme};
 use ndarray::{Array1, Array2};
 
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 pub mod block_file;
-pub mod config;
 pub mod embedded;
 mod fingerprint;
 #[cfg(test)]
@@ -23,7 +22,8 @@ mod rounding;
 pub mod tensors;
 pub mod write;
 
-pub use config::{Family, ModelConfig, StorageType};
+pub use crate::huggingface::config::{ModelConfig, StorageType};
+pub use crate::huggingface::families::Family;
 pub use inventory::Inventory;
 use linear::{code_type, codebook_shape, read_linear, read_matrix, read_vector};
 use tensors::{SafetensorFiles, TensorInfo, TensorSource};
@@ -32,16 +32,6 @@ pub use write::{OuterWeights, WriteOptions, Written, write_checkpoint, write_who
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const FINAL_NORM: &str = "model.norm.weight";
 const LM_HEAD: &str = "lm_head.weight";
-
-/// Path of a linear layer in a checkpoint, without `.weight`.
-pub fn layer_name(block: usize, kind: LayerKind) -> String {
-    format!("model.layers.{block}.{}", kind.path())
-}
-
-/// Names of the two RMSNorm weights of a block: before attention, before the MLP.
-fn norm_names(block: usize) -> [String; 2] {
-    ["input_layernorm", "post_attention_layernorm"].map(|norm| format!("model.layers.{block}.{norm}.weight"))
-}
 
 /// Where the tokenizer comes from.
 #[derive(Debug)]
@@ -144,23 +134,24 @@ impl Model {
         let vocabulary = [config.vocab_size, config.hidden_size];
         self.tensors.expect(EMBEDDING, &vocabulary)?;
         self.tensors.expect(FINAL_NORM, &[config.hidden_size])?;
-        if !config.tie_word_embeddings {
+        if !config.tied {
             self.tensors.expect(LM_HEAD, &vocabulary)?;
         }
-        for block in 0..config.num_hidden_layers {
-            for norm in norm_names(block) {
+        for (block, spec) in config.blocks.iter().enumerate() {
+            for norm in config.norm_names(block) {
                 self.tensors.expect(&norm, &[config.hidden_size])?;
             }
-            for kind in LayerKind::ALL {
-                self.check_layer(block, kind)?;
+            for layer in spec.layers() {
+                self.check_layer(block, layer)?;
             }
         }
         Ok(())
     }
 
-    fn check_layer(&self, block: usize, kind: LayerKind) -> Result<()> {
-        let name = layer_name(block, kind);
-        let (out_features, in_features) = self.config().layer_shape(kind);
+    fn check_layer(&self, block: usize, layer: LayerId) -> Result<()> {
+        let name = self.config().layer_name(block, layer);
+        let linear = self.config().blocks[block].linear(layer);
+        let (out_features, in_features) = linear.shape;
         let unexpected = |info: TensorInfo, tensor: String, reason: &str| Error::UnexpectedTensor {
             path: info.path,
             tensor,
@@ -168,14 +159,14 @@ impl Model {
         };
         let bias = format!("{name}.bias");
         match self.tensors.info(&bias) {
-            Some(info) if !self.config.has_bias(kind) => {
+            Some(info) if !linear.bias => {
                 return Err(unexpected(
                     info,
                     bias,
                     "as config.json announces no bias for this layer",
                 ));
             }
-            None if !self.config.has_bias(kind) => {}
+            None if !linear.bias => {}
             _ => _ = self.tensors.expect(&bias, &[out_features])?,
         }
         let weight = format!("{name}.weight");
@@ -222,9 +213,9 @@ impl Model {
         Ok(())
     }
 
-    /// The numbers that decide the arithmetic.
-    pub fn config(&self) -> &LlamaConfig {
-        &self.config.llama
+    /// The model as data: what decides the arithmetic.
+    pub fn config(&self) -> &ArchSpec {
+        &self.config.arch
     }
 
     /// Everything read from the configuration.
@@ -258,10 +249,10 @@ impl Model {
 
     /// Whether any linear layer is quantized.
     pub fn is_quantized(&self) -> bool {
-        (0..self.config().num_hidden_layers).any(|block| {
-            LayerKind::ALL
-                .iter()
-                .any(|&kind| self.scheme_of(&layer_name(block, kind)).is_some())
+        let config = self.config();
+        config.blocks.iter().enumerate().any(|(block, spec)| {
+            spec.layers()
+                .any(|layer| self.scheme_of(&config.layer_name(block, layer)).is_some())
         })
     }
 
@@ -292,7 +283,7 @@ impl Model {
     /// `NotFinite`, `TensorType`, `Io`.
     pub fn lm_head(&self) -> Result<Array2<f32>> {
         let config = self.config();
-        if config.tie_word_embeddings {
+        if config.tied {
             return self.embedding();
         }
         read_matrix(
@@ -308,27 +299,21 @@ impl Model {
     /// `Block` when there is no such block; `NotFinite`, `CodeOutOfRange`, `TensorType`, `Io`.
     pub fn block(&self, block: usize) -> Result<BlockWeights> {
         let config = self.config();
-        if block >= config.num_hidden_layers {
+        let Some(spec) = config.blocks.get(block) else {
             return Err(Error::Block {
                 path: self.source.clone(),
-                blocks: config.num_hidden_layers,
+                blocks: config.blocks.len(),
                 block,
             });
-        }
-        let [before_attention, before_mlp] = norm_names(block);
-        let [q, k, v, o, gate, up, down] = LayerKind::ALL;
+        };
+        let [before_attention, before_mlp] = config.norm_names(block);
         Ok(BlockWeights {
             input_layernorm: read_vector(self.tensors.as_ref(), &before_attention, config.hidden_size)?,
             post_attention_layernorm: read_vector(self.tensors.as_ref(), &before_mlp, config.hidden_size)?,
-            layers: [
-                self.linear(block, q)?,
-                self.linear(block, k)?,
-                self.linear(block, v)?,
-                self.linear(block, o)?,
-                self.linear(block, gate)?,
-                self.linear(block, up)?,
-                self.linear(block, down)?,
-            ],
+            layers: spec
+                .layers()
+                .map(|layer| self.linear(block, layer))
+                .collect::<Result<_>>()?,
         })
     }
 
@@ -337,10 +322,10 @@ impl Model {
     /// # Errors
     /// Those of [`Model::embedding`] and [`Model::block`].
     pub fn weights(&self) -> Result<ModelWeights> {
-        let tied = self.config().tie_word_embeddings;
+        let tied = self.config().tied;
         Ok(ModelWeights {
             embedding: self.embedding()?,
-            blocks: (0..self.config().num_hidden_layers)
+            blocks: (0..self.config().blocks.len())
                 .map(|block| self.block(block))
                 .collect::<Result<_>>()?,
             norm: self.final_norm()?,
@@ -348,14 +333,15 @@ impl Model {
         })
     }
 
-    fn linear(&self, block: usize, kind: LayerKind) -> Result<Linear> {
-        let name = layer_name(block, kind);
+    fn linear(&self, block: usize, layer: LayerId) -> Result<Linear> {
+        let name = self.config().layer_name(block, layer);
+        let spec = self.config().blocks[block].linear(layer);
         read_linear(
             self.tensors.as_ref(),
             &name,
-            self.config().layer_shape(kind),
+            spec.shape,
             self.scheme_of(&name),
-            self.config.has_bias(kind),
+            spec.bias,
         )
     }
 
@@ -422,6 +408,7 @@ fn starts_with(path: &Path, magic: &[u8]) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use aqlm_vocabulary::LinearWeight;
+    use aqlm_vocabulary::llama::{KEY, OUTPUT, QUERY};
     use half::f16;
     use safetensors::Dtype;
     use serde_json::json;
@@ -434,19 +421,16 @@ mod tests {
     #[test]
     fn the_embedded_model_opens() {
         let model = Model::embedded().unwrap();
-        assert_eq!(model.config().num_hidden_layers, 4);
+        assert_eq!(model.config().blocks.len(), 4);
         assert_eq!(model.embedding().unwrap().dim(), (2048, 256));
         assert_ne!(model.embedding().unwrap(), model.lm_head().unwrap());
         assert_eq!(model.final_norm().unwrap().len(), 256);
         assert_eq!(model.storage(), StorageType::F16);
         for block in 0..4 {
             let weights = model.block(block).unwrap();
-            for kind in LayerKind::ALL {
-                assert_eq!(
-                    weights.layer(kind).weight.shape(),
-                    model.config().layer_shape(kind)
-                );
-            }
+            let shapes: Vec<_> = weights.layers.iter().map(|layer| layer.weight.shape()).collect();
+            let (square, tall) = ((256, 256), (704, 256));
+            assert_eq!(shapes, [square, square, square, square, tall, tall, (256, 704)]);
         }
         assert!(matches!(
             model.block(4),
@@ -485,7 +469,7 @@ mod tests {
             let mut fixture = Fixture::quantized(scheme.parse().unwrap());
             fixture.damage(&format!("{Q0}.codes"), 0, &code_bytes);
             let block = Model::open(fixture.write()).unwrap().block(0).unwrap();
-            let LinearWeight::Quantized(matrix) = &block.layer(LayerKind::QProj).weight else {
+            let LinearWeight::Quantized(matrix) = &block.layer(QUERY).weight else {
                 panic!("a dense layer")
             };
             let size = matrix.scheme.codebook_size() as u16;
@@ -579,17 +563,14 @@ mod tests {
 
         fixture.config["model_type"] = json!("qwen2");
         for block in 0..2 {
-            for (kind, length) in [
-                (LayerKind::QProj, 8),
-                (LayerKind::KProj, 4),
-                (LayerKind::VProj, 4),
-            ] {
-                fixture.put_halves(&format!("{}.bias", layer_name(block, kind)), &[length]);
+            for (layer, length) in [("q", 8), ("k", 4), ("v", 4)] {
+                let name = format!("model.layers.{block}.self_attn.{layer}_proj.bias");
+                fixture.put_halves(&name, &[length]);
             }
         }
         let block = Model::open(fixture.write()).unwrap().block(1).unwrap();
-        assert_eq!(block.layer(LayerKind::KProj).bias.as_ref().unwrap().len(), 4);
-        assert_eq!(block.layer(LayerKind::OProj).bias, None);
+        assert_eq!(block.layer(KEY).bias.as_ref().unwrap().len(), 4);
+        assert_eq!(block.layer(OUTPUT).bias, None);
     }
 
     #[test]
@@ -639,8 +620,8 @@ mod tests {
         ] {
             let Some(folder) = shared(name) else { continue };
             let model = Model::open(folder).unwrap();
-            assert_eq!(model.config().num_hidden_layers, blocks);
-            assert_eq!(model.config().tie_word_embeddings, tied);
+            assert_eq!(model.config().blocks.len(), blocks);
+            assert_eq!(model.config().tied, tied);
             for block in 0..blocks {
                 model.block(block).unwrap();
             }
@@ -659,7 +640,7 @@ mod tests {
             let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
             let scheme: Scheme = name.rsplit('-').next().unwrap().parse().unwrap();
             let model = Model::open(&folder).unwrap();
-            for block in 0..model.config().num_hidden_layers {
+            for block in 0..model.config().blocks.len() {
                 for layer in &model.block(block).unwrap().layers {
                     assert!(
                         matches!(&layer.weight, LinearWeight::Quantized(matrix) if matrix.scheme == scheme)

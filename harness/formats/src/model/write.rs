@@ -4,14 +4,14 @@ use std::fs::File;
 use std::io::{self, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use aqlm_vocabulary::{AqlmError, BlockWeights, LayerKind, LinearWeight, Scheme};
+use aqlm_vocabulary::{AqlmError, BlockWeights, LinearWeight, Scheme};
 use ndarray::{Array1, Array2};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::layout::{Slot, write_header};
 use super::linear::{NewTensor, float_tensor, linear_tensors};
-use super::{EMBEDDING, FINAL_NORM, LM_HEAD, Model, StorageType, TokenizerSource, layer_name, norm_names};
+use super::{EMBEDDING, FINAL_NORM, LM_HEAD, Model, StorageType, TokenizerSource};
 use crate::durable::Workspace;
 use crate::{Error, Result};
 
@@ -140,18 +140,19 @@ pub fn write_whole(
     )?)?;
     drop(embedding);
     plan.skip(EMBEDDING);
-    for block in 0..config.num_hidden_layers {
+    for (block, spec) in config.blocks.iter().enumerate() {
         let weights = blocks(block)?;
-        for (name, norm) in norm_names(block)
+        for (name, norm) in config
+            .norm_names(block)
             .into_iter()
             .zip([&weights.input_layernorm, &weights.post_attention_layernorm])
         {
             shards.push(&whole(&name, &mut norm.iter().copied(), vec![norm.len()])?)?;
             plan.skip(&name);
         }
-        for kind in LayerKind::ALL {
-            let name = layer_name(block, kind);
-            let linear = weights.layer(kind);
+        for layer in spec.layers() {
+            let name = config.layer_name(block, layer);
+            let linear = weights.layer(layer);
             match &linear.weight {
                 LinearWeight::Dense(_) => {
                     plan.skip(&format!("{name}.weight"));
@@ -166,7 +167,7 @@ pub fn write_whole(
     }
     shards.push(&whole(FINAL_NORM, &mut norm.iter().copied(), vec![norm.len()])?)?;
     plan.skip(FINAL_NORM);
-    if !config.tie_word_embeddings {
+    if !config.tied {
         let head = match lm_head {
             Some(head) => head,
             None => source.lm_head()?,
@@ -206,10 +207,10 @@ pub fn write_whole(
 pub fn write_dense(out: &Path, source: &Model, options: &WriteOptions) -> Result<Written> {
     let dense = |block| {
         let weights = source.block(block)?;
-        for kind in LayerKind::ALL {
-            if let LinearWeight::Quantized(matrix) = &weights.layer(kind).weight {
+        for layer in source.config().blocks[block].layers() {
+            if let LinearWeight::Quantized(matrix) = &weights.layer(layer).weight {
                 return Err(Error::Layer {
-                    layer: layer_name(block, kind),
+                    layer: source.config().layer_name(block, layer),
                     source: AqlmError::Unsupported(format!(
                         "expected a dense layer, found one quantized as {}",
                         matrix.scheme
@@ -268,7 +269,7 @@ impl Plan {
         }
         config
             .entry("architectures")
-            .or_insert_with(|| json!([source.details().family.architecture()]));
+            .or_insert_with(|| json!([source.details().family.architecture]));
         config.insert("torch_dtype".into(), json!(storage.name()));
         if let Some(scheme) = self.scheme {
             let quantization = json!({
@@ -499,6 +500,7 @@ impl OpenShard {
 #[cfg(test)]
 mod tests {
     use aqlm_vocabulary::QuantizedMatrix;
+    use aqlm_vocabulary::llama::QUERY;
     use ndarray::{Array1, Array3, Array4};
     use proptest::prelude::*;
 
@@ -511,7 +513,7 @@ mod tests {
         assert_eq!(a.embedding().unwrap(), b.embedding().unwrap());
         assert_eq!(a.final_norm().unwrap(), b.final_norm().unwrap());
         assert_eq!(a.lm_head().unwrap(), b.lm_head().unwrap());
-        for block in 0..a.config().num_hidden_layers {
+        for block in 0..a.config().blocks.len() {
             assert_eq!(a.block(block).unwrap(), b.block(block).unwrap());
         }
     }
@@ -637,7 +639,7 @@ mod tests {
         let blocks = |block| {
             let mut weights = source.block(block)?;
             if block == 1 {
-                weights.layer_mut(LayerKind::QProj).weight = quantized(scheme, 0.5);
+                weights.layer_mut(QUERY).weight = quantized(scheme, 0.5);
             }
             Ok(weights)
         };
@@ -693,7 +695,7 @@ mod tests {
         let with = |weight: fn(usize) -> LinearWeight| {
             let blocks = |block| {
                 let mut weights = source.block(block)?;
-                weights.layer_mut(LayerKind::QProj).weight = weight(block);
+                weights.layer_mut(QUERY).weight = weight(block);
                 Ok(weights)
             };
             write_checkpoint(&out, &source, blocks, &WriteOptions::default())

@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{BlockWeights, LayerKind, LlamaConfig};
+use aqlm_vocabulary::{BlockSpec, BlockWeights, Input};
 use cudarc::driver::CudaSlice;
 use half::f16;
 
@@ -10,6 +10,7 @@ use super::plan::padded_head;
 
 /// One block's weights and its cache.
 pub(super) struct Block {
+    pub(super) spec: BlockSpec,
     pub(super) input_norm: CudaSlice<f16>,
     pub(super) post_norm: CudaSlice<f16>,
     /// queries, keys, values
@@ -26,24 +27,30 @@ pub(super) struct Block {
 impl Block {
     pub(super) fn new(
         device: &Device,
-        config: &LlamaConfig,
+        spec: &BlockSpec,
         weights: &BlockWeights,
         positions: usize,
         layout: Layout,
     ) -> Result<Self> {
-        let group = |kinds: &[LayerKind]| {
-            let linears: Vec<_> = kinds.iter().map(|&kind| weights.layer(kind)).collect();
+        spec.check_weights(weights)?;
+        let group = |read| {
+            let linears: Vec<_> = spec
+                .readers(read)
+                .into_iter()
+                .map(|layer| weights.layer(layer))
+                .collect();
             Group::new(device, &linears, layout)
         };
         let norm = |values: &ndarray::Array1<f32>| device.upload(&narrowed(&values.to_vec(), "a norm")?);
-        let cached = config.num_key_value_heads * positions * padded_head(config.head_dim);
+        let cached = spec.attention.kv_heads * positions * padded_head(spec.attention.head_dim);
         Ok(Self {
+            spec: spec.clone(),
             input_norm: norm(&weights.input_layernorm)?,
             post_norm: norm(&weights.post_attention_layernorm)?,
-            qkv: group(&[LayerKind::QProj, LayerKind::KProj, LayerKind::VProj])?,
-            output: group(&[LayerKind::OProj])?,
-            gate_up: group(&[LayerKind::GateProj, LayerKind::UpProj])?,
-            down: group(&[LayerKind::DownProj])?,
+            qkv: group(Input::Attention)?,
+            output: group(Input::Attended)?,
+            gate_up: group(Input::Mlp)?,
+            down: group(Input::Activated)?,
             keys: device.zeros(cached)?,
             values: device.zeros(cached)?,
         })
@@ -53,6 +60,7 @@ impl Block {
     pub(super) fn duplicate(&self) -> Result<Self> {
         let copy = |buffer: &CudaSlice<f16>| buffer.try_clone().during("copying a block");
         Ok(Self {
+            spec: self.spec.clone(),
             input_norm: copy(&self.input_norm)?,
             post_norm: copy(&self.post_norm)?,
             qkv: self.qkv.duplicate()?,

@@ -73,9 +73,9 @@ pub(super) fn open(path: &Path) -> Result<Gguf> {
         };
         // the converter reorders the rows of q and k for the other RoPE convention
         let interleaved_heads = if hugging_face.contains(".q_proj.") {
-            Some(config.llama.num_attention_heads)
+            Some(config.arch.attention().heads)
         } else if hugging_face.contains(".k_proj.") {
-            Some(config.llama.num_key_value_heads)
+            Some(config.arch.attention().kv_heads)
         } else {
             None
         };

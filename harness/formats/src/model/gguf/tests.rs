@@ -252,7 +252,7 @@ fn the_head_is_tied_when_there_is_none() {
     let (mut writer, _) = converted();
     writer.tensors.retain(|tensor| tensor.0 != "output.weight");
     let model = writer.open().unwrap();
-    assert!(model.config().tie_word_embeddings);
+    assert!(model.config().tied);
     assert_eq!(model.lm_head().unwrap(), model.embedding().unwrap());
 }
 
@@ -262,8 +262,8 @@ fn f32_metadata_become_the_decimals_that_were_meant() {
     writer.set("llama.attention.layer_norm_rms_epsilon", Put::F32(1e-5));
     writer.set("llama.rope.freq_base", Put::F32(500_000.0));
     let model = writer.open().unwrap();
-    assert_eq!(model.config().rms_norm_eps, 1e-5);
-    assert_eq!(model.config().rope.theta, 5e5);
+    assert_eq!(model.config().final_norm.epsilon, 1e-5);
+    assert_eq!(model.config().attention().rotary.as_ref().unwrap().theta, 5e5);
 }
 
 #[test]
@@ -336,10 +336,10 @@ fn linear_scaling_and_windows_are_honoured() {
     writer.set("llama.attention.sliding_window", Put::U32(16));
     let model = writer.open().unwrap();
     assert_eq!(
-        model.config().rope.scaling,
+        model.config().attention().rotary.as_ref().unwrap().scaling,
         aqlm_vocabulary::RopeScaling::Linear { factor: 4.0 }
     );
-    assert_eq!(model.config().sliding_window, Some(16));
+    assert_eq!(model.config().attention().window, Some(16));
 }
 
 /// The divisors as the converter computes them, in f32.
@@ -738,7 +738,7 @@ fn smollm2_tokenises_wikitext_as_its_own_tokenizer_does() {
         return;
     };
     let model = Model::open(model).unwrap();
-    assert_eq!(model.config().rms_norm_eps, 1e-5);
+    assert_eq!(model.config().final_norm.epsilon, 1e-5);
     model.block(29).unwrap();
     let stream = crate::texts::TokenStream::load(&text, &model.tokenizer().unwrap()).unwrap();
     let peer = crate::model::tensors::SafetensorFiles::open_file(&peer).unwrap();
