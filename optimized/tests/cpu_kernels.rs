@@ -377,10 +377,7 @@ fn what_does_not_fit_is_refused() {
             PackedMatrix::new(&matrix, &Plan { level, ..plan }),
             Err(AqlmError::Unsupported(_))
         ));
-        assert!(matches!(
-            SimdLevel::force(Some(level)),
-            Err(AqlmError::Unsupported(_))
-        ));
+        assert!(matches!(level.pool(1), Err(AqlmError::Unsupported(_))));
     }
     let mut broken = matrix.clone();
     broken.codes[[3, 2, 1]] = 512;
@@ -425,13 +422,13 @@ fn what_does_not_fit_is_refused() {
 }
 
 #[test]
-fn a_forced_level_is_used_by_new_plans() {
+fn a_pools_level_is_used_by_its_new_plans_and_by_no_other() {
     for level in SimdLevel::available() {
-        SimdLevel::force(Some(level)).unwrap();
-        assert_eq!(Plan::choose(scheme("2x8g8"), 4096, 4096).level, level);
+        let pool = level.pool(2).unwrap();
+        let plans = pool.broadcast(|_| Plan::choose(scheme("2x8g8"), 4096, 4096).level);
+        assert_eq!(plans, [level, level]);
         assert_eq!(level.to_string().parse::<SimdLevel>().unwrap(), level);
     }
-    SimdLevel::force(None).unwrap();
     assert_eq!(Some(&SimdLevel::current()), SimdLevel::available().last());
     assert!("sse9".parse::<SimdLevel>().is_err());
 }

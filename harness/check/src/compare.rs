@@ -1,13 +1,11 @@
 //! Comparisons that the operations share. All keep NaN from passing, and none passes on nothing.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
-
 use aqlm_vocabulary::AqlmError;
-use rayon::ThreadPool;
 
 use super::limits::{self, Measure, Number, Sizes};
 use super::{Comparison, largest, nmse};
 use crate::cases::Operation;
+use crate::subject::Pools;
 use aqlm_formats::{Error, Result};
 
 /// What one subject's answer to one case came to.
@@ -163,37 +161,17 @@ pub(super) struct Expected {
     pub(super) magnitudes: Vec<f64>,
 }
 
-/// One answer at a time in the pools. A worker that waits for a part of its own work takes up what else its
-/// pool has, and if that were another answer, which waits for the SIMD level that the first one holds, it
-/// would wait for itself.
-static POOLS_IN_USE: Mutex<()> = Mutex::new(());
-
 /// Runs `f` on one thread and twice on two: its answer, and how many of the other two differ from it.
 pub(super) fn repeated<T: PartialEq + Send>(
     against: Against,
+    pools: &Pools,
     f: impl Fn() -> Result<T> + Sync,
 ) -> Result<(T, Comparison)> {
-    let [one, two] = pools()?;
-    let _alone = POOLS_IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
-    let first = one.install(&f)?;
-    let others = [two.install(&f)?, two.install(&f)?];
+    let first = pools.one.install(&f)?;
+    let others = [pools.two.install(&f)?, pools.two.install(&f)?];
     let different = others.iter().filter(|other| **other != first).count();
     let comparison = against.value(Measure::Repeat, "answers that differ", different as f64)?;
     Ok((first, comparison))
-}
-
-/// Pools of one and two threads.
-fn pools() -> Result<&'static [ThreadPool; 2]> {
-    static POOLS: OnceLock<std::result::Result<[ThreadPool; 2], String>> = OnceLock::new();
-    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    POOLS
-        .get_or_init(|| {
-            let pools =
-                || -> std::result::Result<_, rayon::ThreadPoolBuildError> { Ok([pool(1)?, pool(2)?]) };
-            pools().map_err(|error| error.to_string())
-        })
-        .as_ref()
-        .map_err(|error| Error::invalid("threads", "a pool of two", error.clone()))
 }
 
 /// Numbers that are equal when their bytes are, so that NaN equals itself.
@@ -289,11 +267,12 @@ mod tests {
     fn an_answer_that_changes_is_found() {
         use std::sync::atomic::{AtomicUsize, Ordering};
         let calls = AtomicUsize::new(0);
-        let (_, comparison) = repeated(MATVEC, || Ok(calls.fetch_add(1, Ordering::Relaxed))).unwrap();
+        let pools = Pools::at(aqlm_optimized::cpu::SimdLevel::current()).unwrap();
+        let (_, comparison) = repeated(MATVEC, &pools, || Ok(calls.fetch_add(1, Ordering::Relaxed))).unwrap();
         assert!(!comparison.holds());
-        let (_, comparison) = repeated(MATVEC, || Ok(rayon::current_num_threads())).unwrap();
+        let (_, comparison) = repeated(MATVEC, &pools, || Ok(rayon::current_num_threads())).unwrap();
         assert!(!comparison.holds());
-        let (_, comparison) = repeated(MATVEC, || Ok(7)).unwrap();
+        let (_, comparison) = repeated(MATVEC, &pools, || Ok(7)).unwrap();
         assert!(comparison.holds());
     }
 

@@ -23,7 +23,7 @@ use serde::Serialize;
 pub use compare::{Against, Findings};
 pub use cross::{CrossOptions, CrossReport, Summary, check_broken, cross_check, simplest_failure};
 pub use ops::{Cost, ProductCheck, Work, matrix_bytes};
-pub use subject::{CheckedBackend, Cpu, Cuda, Machines, Subject};
+pub use subject::{CheckedBackend, Cpu, Cuda, Machines, Pools, Subject};
 pub use vectors::{VectorOptions, check_vectors};
 
 /// How a case ended (design.md 5).

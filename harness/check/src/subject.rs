@@ -1,11 +1,12 @@
 //! The machines that cases are run on. The caller hands them in; an operation says in how many ways each of
 //! them computes a case, and calls the machine's function in its `run`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use aqlm_optimized::cpu::{Plan, SimdLevel, TablePrecision};
 use aqlm_optimized::cuda::{Activations, Device};
 use aqlm_vocabulary::AqlmError;
+use rayon::ThreadPool;
 
 use crate::cases::Operation;
 use crate::limits::Number;
@@ -23,10 +24,12 @@ pub enum Subject {
 }
 
 /// This processor at one SIMD level, in f32.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Cpu {
     /// instructions
     pub level: SimdLevel,
+    /// threads that use them
+    pub pools: Arc<Pools>,
     /// form and storage of products; `None` for an operation that has no choice of them
     pub plan: Option<Plan>,
 }
@@ -40,6 +43,8 @@ pub struct Cuda {
     pub kernel: &'static str,
     /// the format of x and y
     pub activations: Activations,
+    /// threads that launch its kernels
+    pub pools: Arc<Pools>,
 }
 
 impl Subject {
@@ -76,6 +81,15 @@ impl Subject {
         }
     }
 
+    /// The threads that its answers are computed on.
+    pub(crate) fn pools(&self) -> Result<Arc<Pools>> {
+        match self {
+            Self::Cpu(cpu) => Ok(Arc::clone(&cpu.pools)),
+            Self::Cuda(cuda) => Ok(Arc::clone(&cuda.pools)),
+            Self::Reference => Ok(Arc::new(Pools::at(SimdLevel::current())?)),
+        }
+    }
+
     /// The answer to what the machine does not do.
     ///
     /// # Errors
@@ -85,31 +99,49 @@ impl Subject {
     }
 }
 
-/// The level is forced for the whole process, so one operation runs at a time.
-static LEVEL: Mutex<()> = Mutex::new(());
+/// Pools of one thread, of two, and of as many as the caller has, all at one SIMD level: answers must not depend
+/// on how many there are.
+#[derive(Debug)]
+pub struct Pools {
+    pub(crate) one: ThreadPool,
+    pub(crate) two: ThreadPool,
+    pub(crate) all: ThreadPool,
+}
+
+impl Pools {
+    /// At this level.
+    ///
+    /// # Errors
+    /// `Unsupported` when this processor does not have it.
+    pub fn at(level: SimdLevel) -> Result<Self> {
+        Ok(Self {
+            one: level.pool(1)?,
+            two: level.pool(2)?,
+            all: level.pool(rayon::current_num_threads())?,
+        })
+    }
+}
 
 impl Cpu {
-    /// Every SIMD level of this processor.
-    pub fn all() -> Vec<Subject> {
-        let levels = SimdLevel::available().into_iter();
-        levels
-            .map(|level| Subject::Cpu(Self { level, plan: None }))
-            .collect()
+    /// This processor at a level.
+    ///
+    /// # Errors
+    /// As [`Pools::at`].
+    pub fn at(level: SimdLevel) -> Result<Self> {
+        Ok(Self {
+            level,
+            pools: Arc::new(Pools::at(level)?),
+            plan: None,
+        })
     }
 
-    /// Runs with this level forced. The level is let go of even when `f` panics.
-    pub(crate) fn at_level<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
-        struct Forced;
-        impl Drop for Forced {
-            fn drop(&mut self) {
-                // Letting go of a level is never refused.
-                let _ = SimdLevel::force(None);
-            }
-        }
-        let _alone = LEVEL.lock().unwrap_or_else(PoisonError::into_inner);
-        SimdLevel::force(Some(self.level))?;
-        let _forced = Forced;
-        f()
+    /// Every SIMD level of this processor.
+    ///
+    /// # Errors
+    /// As [`Pools::at`].
+    pub fn all() -> Result<Vec<Subject>> {
+        let levels = SimdLevel::available().into_iter();
+        levels.map(|level| Ok(Subject::Cpu(Self::at(level)?))).collect()
     }
 
     fn variant(&self) -> String {
@@ -154,11 +186,21 @@ impl Cuda {
     /// What is missing, in words.
     pub fn first() -> std::result::Result<Subject, String> {
         let device = Device::open(0, None).map_err(|error| error.to_string())?;
-        Ok(Subject::Cuda(Self {
-            device: Arc::new(device),
+        let cuda = Self::on(Arc::new(device), Activations::F16).map_err(|error| error.to_string())?;
+        Ok(Subject::Cuda(cuda))
+    }
+
+    /// An opened GPU, with x and y in this format.
+    ///
+    /// # Errors
+    /// As [`Pools::at`].
+    pub fn on(device: Arc<Device>, activations: Activations) -> Result<Self> {
+        Ok(Self {
+            device,
             kernel: "",
-            activations: Activations::F16,
-        }))
+            activations,
+            pools: Arc::new(Pools::at(SimdLevel::current())?),
+        })
     }
 }
 
@@ -202,7 +244,7 @@ impl CheckedBackend {
             backend: self.name(),
             subjects: match self {
                 Self::Reference => Ok(vec![Subject::Reference]),
-                Self::Cpu => Ok(Cpu::all()),
+                Self::Cpu => Cpu::all().map_err(|error| error.to_string()),
                 Self::Cuda => Cuda::first().map(|cuda| vec![cuda]),
             },
         }

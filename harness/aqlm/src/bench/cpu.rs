@@ -154,8 +154,8 @@ fn check(tier: &ProductCheck, matrix: &QuantizedMatrix, plan: &Plan) -> Result<C
         Ok(found.into_iter().map(f64::from).collect())
     };
     let subject = Subject::Cpu(Cpu {
-        level: plan.level,
         plan: Some(*plan),
+        ..Cpu::at(plan.level)?
     });
     tier.compare(&subject, &result()?, &result()?)
 }

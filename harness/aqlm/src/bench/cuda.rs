@@ -264,9 +264,7 @@ impl<T: Element> Bench<'_, T> {
                 };
                 let mut row = KernelRow::new(id, name);
                 row.dispatched = table.is_some_and(|table| table.config == config);
-                self.measure(row, batch, &pack_for, &|packed| {
-                    DeviceMatrix::new(self.device, packed)
-                })
+                self.measure(row, &pack_for, &|packed| DeviceMatrix::new(self.device, packed))
             })
             .collect()
     }
@@ -318,7 +316,7 @@ impl<T: Element> Bench<'_, T> {
             }
             Ok(packed)
         };
-        self.measure(row, batch, &pack_for, &|packed| {
+        self.measure(row, &pack_for, &|packed| {
             DeviceMatrix::with_source(self.device, packed, &name, &source)
         })
     }
@@ -327,7 +325,6 @@ impl<T: Element> Bench<'_, T> {
     fn measure(
         &self,
         row: KernelRow,
-        batch: usize,
         pack_for: &dyn Fn(&ProductCheck) -> std::result::Result<Packed, AqlmError>,
         upload: &dyn Fn(&Packed) -> std::result::Result<DeviceMatrix, CudaError>,
     ) -> KernelRow {
@@ -456,12 +453,8 @@ impl<T: Element> Bench<'_, T> {
         };
         let (found, again) = (output()?, output()?);
         let wide = |y: &[T]| -> Vec<f64> { y.iter().map(|y| y.widened()).collect() };
-        let subject = Subject::Cuda(Cuda {
-            device: Arc::clone(self.device),
-            kernel: "",
-            activations: T::FORMAT,
-        });
-        let compared = inputs.compare(&subject, &wide(&found), &wide(&again));
+        let compared = Cuda::on(Arc::clone(self.device), T::FORMAT)
+            .and_then(|cuda| inputs.compare(&Subject::Cuda(cuda), &wide(&found), &wide(&again)));
         let checked = compared.unwrap_or_else(|error| {
             let (operation, case) = (inputs.case().operation.word(), inputs.case().to_string());
             CaseRow::without(operation, &case, "cuda", Outcome::Fail, error.to_string())

@@ -58,15 +58,7 @@ impl Op for BeamSearch {
         let (hessian, matrix) = (&data.hessian, &data.matrix);
         let codes = match subject {
             Subject::Reference => return searched(layer, &order, beam),
-            Subject::Cpu(cpu) => cpu.at_level(|| {
-                Ok(quantizer::beam_search(
-                    &data.weight,
-                    hessian,
-                    matrix,
-                    &order,
-                    beam,
-                )?)
-            })?,
+            Subject::Cpu(_) => quantizer::beam_search(&data.weight, hessian, matrix, &order, beam)?,
             Subject::Cuda(_) => return subject.lacks(Self::OPERATION),
         };
         let (codebooks, scales) = (matrix.codebooks.clone(), matrix.scales.clone());

@@ -60,7 +60,7 @@ impl Op for BlockFinetune {
                 )?;
                 Ok((block.to_weights(), report))
             }
-            Subject::Cpu(cpu) => cpu.at_level(|| {
+            Subject::Cpu(_) => {
                 let backend = case.llama.on_cpu()?;
                 let mut block = backend.load_block(0, &data.blocks[0])?;
                 let report = backend.block_finetune(
@@ -73,7 +73,7 @@ impl Op for BlockFinetune {
                     &mut |_| (),
                 )?;
                 Ok((backend.store_block(&block)?, report))
-            }),
+            }
             Subject::Cuda(_) => subject.lacks(Self::OPERATION),
         }
     }

@@ -55,14 +55,12 @@ impl Op for CodebookUpdate {
         let (data, settings) = (&layer.data, layer.problem.update_settings());
         match subject {
             Subject::Reference => Ok(update(&layer.weight, &data.hessian, &data.matrix, &settings)?),
-            Subject::Cpu(cpu) => cpu.at_level(|| {
-                Ok(quantizer::update(
-                    &data.weight,
-                    &data.hessian,
-                    &data.matrix,
-                    &settings,
-                )?)
-            }),
+            Subject::Cpu(_) => Ok(quantizer::update(
+                &data.weight,
+                &data.hessian,
+                &data.matrix,
+                &settings,
+            )?),
             Subject::Cuda(_) => subject.lacks(Self::OPERATION),
         }
     }

@@ -51,15 +51,13 @@ impl Op for EmInit {
             let (data, key) = (&layer.data, layer.key);
             match subject {
                 Subject::Reference => Ok(em_init(&layer.weight, &data.hessian, &settings, rounds, key)?),
-                Subject::Cpu(cpu) => cpu.at_level(|| {
-                    Ok(quantizer::em_init(
-                        &data.weight,
-                        &data.hessian,
-                        &settings,
-                        rounds,
-                        key,
-                    )?)
-                }),
+                Subject::Cpu(_) => Ok(quantizer::em_init(
+                    &data.weight,
+                    &data.hessian,
+                    &settings,
+                    rounds,
+                    key,
+                )?),
                 Subject::Cuda(_) => subject.lacks(Self::OPERATION),
             }
         };

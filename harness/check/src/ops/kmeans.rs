@@ -161,7 +161,7 @@ fn clusters(subject: &Subject, data: &Points, iterations: usize) -> Result<Clust
                 inertia: found.inertia,
             })
         }
-        Subject::Cpu(cpu) => cpu.at_level(|| {
+        Subject::Cpu(_) => {
             let (flat, len): (Vec<f32>, usize) = (points.iter().copied().collect(), points.ncols());
             let found = quantizer::kmeans(&flat, len, start.iter().copied().collect(), iterations);
             let count = found.centroids.len();
@@ -177,7 +177,7 @@ fn clusters(subject: &Subject, data: &Points, iterations: usize) -> Result<Clust
                 assignments: found.assignments.iter().map(|&k| k as usize).collect(),
                 inertia: found.inertia,
             })
-        }),
+        }
         Subject::Cuda(_) => subject.lacks(Kmeans::OPERATION),
     }
 }

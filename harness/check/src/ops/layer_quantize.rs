@@ -47,15 +47,13 @@ impl Op for LayerQuantize {
         let (hessian, observe) = (&data.hessian, &mut |_| ());
         match subject {
             Subject::Reference => Ok(layer_quantize(&layer.weight, hessian, &settings, key, observe)?),
-            Subject::Cpu(cpu) => cpu.at_level(|| {
-                Ok(quantizer::layer_quantize(
-                    &data.weight,
-                    hessian,
-                    &settings,
-                    key,
-                    observe,
-                )?)
-            }),
+            Subject::Cpu(_) => Ok(quantizer::layer_quantize(
+                &data.weight,
+                hessian,
+                &settings,
+                key,
+                observe,
+            )?),
             Subject::Cuda(_) => subject.lacks(Self::OPERATION),
         }
     }

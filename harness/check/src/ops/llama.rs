@@ -1,7 +1,5 @@
 //! What the operations on blocks and models share.
 
-use std::sync::Arc;
-
 use aqlm_engine::backends::cuda::table;
 use aqlm_engine::backends::{Backend, CpuBackend};
 use aqlm_optimized::cuda::CudaError;
@@ -106,9 +104,8 @@ pub(super) fn rungs(machine: &Subject) -> Vec<Subject> {
             .iter()
             .map(|&(kernel, _)| {
                 Subject::Cuda(Cuda {
-                    device: Arc::clone(&cuda.device),
                     kernel,
-                    ..*cuda
+                    ..cuda.clone()
                 })
             })
             .collect(),

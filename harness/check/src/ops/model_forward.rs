@@ -45,7 +45,7 @@ impl Op for ModelForward {
                 whole: whole(data)?,
                 steps: steps(data)?,
             }),
-            Subject::Cpu(cpu) => cpu.at_level(|| on_host(&case.on_cpu()?, case)),
+            Subject::Cpu(_) => on_host(&case.on_cpu()?, case),
             Subject::Cuda(cuda) => {
                 let mut model = case.on_gpu(cuda).map_err(AqlmError::from)?;
                 let whole = data

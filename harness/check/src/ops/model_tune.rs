@@ -78,7 +78,7 @@ impl Op for ModelTune {
                     })?;
                 Ok(Trained { gradients, losses })
             }
-            Subject::Cpu(cpu) => cpu.at_level(|| {
+            Subject::Cpu(_) => {
                 let keep = Activations::Recompute;
                 let mut tuner = ModelTuner::new(config, case.problem.tokens, &weights, ALL, DECAY, keep)?;
                 let mut gradients = Vec::new();
@@ -99,7 +99,7 @@ impl Op for ModelTune {
                     Ok(losses)
                 })?;
                 Ok(Trained { gradients, losses })
-            }),
+            }
             Subject::Cuda(_) => subject.lacks(Self::OPERATION),
         }
     }

@@ -49,12 +49,12 @@ impl Op for Perplexity {
                     Ok(token_losses(predicting, &tokens[1..])?)
                 })
                 .collect(),
-            Subject::Cpu(cpu) => cpu.at_level(|| {
+            Subject::Cpu(_) => {
                 let backend = case.on_cpu()?;
                 let hidden = case.hidden(&backend)?;
                 let head = backend.load_head(&data.norm, &data.lm_head)?;
                 backend.token_losses(&head, &hidden, &case.sequences())
-            }),
+            }
             Subject::Cuda(cuda) => {
                 let mut model = case.on_gpu(cuda).map_err(AqlmError::from)?;
                 let of = |tokens: &Vec<u32>| {

@@ -84,7 +84,7 @@ pub(super) fn ways(machine: &Subject, operation: Operation, problem: &ProductCas
             all.map(|plan| {
                 Subject::Cpu(Cpu {
                     plan: Some(plan),
-                    ..*cpu
+                    ..cpu.clone()
                 })
             })
             .collect()

@@ -42,9 +42,7 @@ impl Op for ResidualInit {
         let (settings, key) = (layer.settings(), layer.key);
         match subject {
             Subject::Reference => Ok(residual_init(&layer.weight, &settings, key)?),
-            Subject::Cpu(cpu) => {
-                cpu.at_level(|| Ok(quantizer::residual_init(&layer.data.weight, &settings, key)?))
-            }
+            Subject::Cpu(_) => Ok(quantizer::residual_init(&layer.data.weight, &settings, key)?),
             Subject::Cuda(_) => subject.lacks(Self::OPERATION),
         }
     }

@@ -104,10 +104,10 @@ impl<T: Op> Prepared for Ready<T> {
     }
 
     fn findings(&self, subject: &Subject, broken: Option<&str>) -> Result<Findings> {
-        let (data, expected) = (&self.data, self.expected()?);
+        let (data, expected, pools) = (&self.data, self.expected()?, subject.pools()?);
         let check = against::<T>(subject.number(), &self.case);
         let (answer, same) = match broken {
-            None => repeated(check, || T::run(subject, data))?,
+            None => repeated(check, &pools, || T::run(subject, data))?,
             Some(name) => {
                 let known = T::breakages();
                 let Some(breakage) = known.iter().find(|breakage| breakage.name == name) else {
@@ -116,7 +116,7 @@ impl<T: Op> Prepared for Ready<T> {
                 let mut changed = data.clone();
                 (breakage.data)(&mut changed);
                 let before: Mutex<Option<T::Answer>> = Mutex::new(None);
-                repeated(check, || {
+                repeated(check, &pools, || {
                     let mut answer = T::run(subject, &changed)?;
                     let mut before = before.lock().unwrap_or_else(PoisonError::into_inner);
                     (breakage.answer)(&mut answer, data, before.as_ref());
@@ -131,7 +131,12 @@ impl<T: Op> Prepared for Ready<T> {
     }
 
     fn run(&self, subject: &Subject) -> Result<()> {
-        std::hint::black_box(T::run(subject, &self.data)?);
+        let data = &self.data;
+        let run = || T::run(subject, data);
+        std::hint::black_box(match subject {
+            Subject::Cpu(cpu) => cpu.pools.all.install(run)?,
+            Subject::Reference | Subject::Cuda(_) => run()?,
+        });
         Ok(())
     }
 
