@@ -80,7 +80,8 @@ impl Case {
     }
 }
 
-/// Quantized and dense layers, grouped heads, a window in one of two blocks, biases, outliers; one model with a tied head.
+/// Quantized and dense layers, grouped heads, a window in one of two blocks, biases, outliers; one model with
+/// a tied head.
 fn cases() -> Vec<Case> {
     [(4, 4, None, false), (4, 2, Some(9), true)]
         .into_iter()

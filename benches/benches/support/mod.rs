@@ -4,7 +4,8 @@
 
 use aqlm_benches::print_roofline;
 use aqlm_check::cases::Case;
-use aqlm_check::{CheckedBackend, CrossOptions, Subject, Work, cross_check};
+use aqlm_check::{CrossOptions, Machines, Subject, Work, cross_check};
+use aqlm_engine::backends::BackendKind;
 use aqlm_formats::{Error, Result};
 use aqlm_optimized::cpu::product::linear;
 use criterion::Criterion;
@@ -25,11 +26,11 @@ pub(crate) fn bench(criterion: &mut Criterion, ids: &[&str]) {
 
 fn bench_case(criterion: &mut Criterion, id: &str) -> Result<()> {
     let case: Case = id.parse()?;
-    let cpu = CheckedBackend::Cpu.machines();
+    let cpu = Machines::of(BackendKind::Cpu);
     let checked = cross_check(&CrossOptions::of_case(case, vec![cpu.clone()]), &mut |_| ())?;
     if !checked.holds() {
         let reason = checked.summary.into_iter().find_map(|row| row.reason);
-        return Err(Error::invalid(
+        return Err(Error::argument(
             &format!("case `{id}`"),
             "results that the reference has, too",
             reason.unwrap_or_else(|| "no reason given".to_owned()),
@@ -45,7 +46,7 @@ fn bench_case(criterion: &mut Criterion, id: &str) -> Result<()> {
         .measurement_time(Duration::from_secs(2));
     let levels = cpu
         .subjects
-        .map_err(|reason| Error::invalid("the CPU", "a SIMD level", reason))?;
+        .map_err(|reason| Error::argument("the CPU", "a SIMD level", reason))?;
     for machine in std::iter::once(Subject::Reference).chain(levels) {
         for subject in work.ways(&machine) {
             work.run(&subject)?;

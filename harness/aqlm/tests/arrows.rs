@@ -63,6 +63,7 @@ const ALLOWED: [Arrows; 10] = [
             "aqlm-vocabulary",
             "aqlm-reference",
             "aqlm-optimized",
+            "aqlm-engine",
             "aqlm-check",
         ],
         &["aqlm-formats"],

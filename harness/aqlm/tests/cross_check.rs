@@ -2,10 +2,11 @@
 //! here.
 
 use aqlm_check::cases::{Case, Operation};
-use aqlm_check::{CheckedBackend, CrossOptions, Machines, Outcome, cross_check};
+use aqlm_check::{CrossOptions, Machines, Outcome, cross_check};
+use aqlm_engine::backends::BackendKind;
 
 fn all() -> Vec<Machines> {
-    CheckedBackend::ALL.map(CheckedBackend::machines).into()
+    BackendKind::ALL.map(Machines::of).into()
 }
 
 fn options() -> CrossOptions {
@@ -37,7 +38,7 @@ fn every_backend_agrees_with_the_reference_over_all_operations() {
     assert!(report.holds());
     assert_eq!(
         report.summary.len(),
-        Operation::ALL.len() * CheckedBackend::ALL.len()
+        Operation::ALL.len() * BackendKind::ALL.len()
     );
     for line in &report.summary {
         assert_eq!(line.cases, line.pass + line.fail + line.unsupported + line.waived);
@@ -55,7 +56,7 @@ fn one_case_can_be_asked_for_and_gives_the_same_twice() {
     let run = || cross_check(&of_case, &mut |_| ()).unwrap();
     let report = run();
     assert_eq!(report, run());
-    assert_eq!(report.report.rows.len(), CheckedBackend::ALL.len());
+    assert_eq!(report.report.rows.len(), BackendKind::ALL.len());
     assert!(report.report.rows.iter().all(|row| row.case == case.to_string()));
     let other = CrossOptions {
         operation: Some(Operation::Decode),
@@ -68,7 +69,7 @@ fn one_case_can_be_asked_for_and_gives_the_same_twice() {
 fn a_seed_draws_the_same_cases_and_another_seed_others() {
     let ids = |seed| {
         let options = CrossOptions {
-            machines: vec![CheckedBackend::Reference.machines()],
+            machines: vec![Machines::of(BackendKind::Reference)],
             operation: Some(Operation::Decode),
             seed,
             ..options()
@@ -89,7 +90,7 @@ fn a_seed_draws_the_same_cases_and_another_seed_others() {
 fn products(problem: &str) {
     for operation in [Operation::Decode, Operation::Matvec, Operation::Matmul] {
         let case: Case = format!("{operation}-{problem}").parse().unwrap();
-        let of_case = CrossOptions::of_case(case, vec![CheckedBackend::Cpu.machines()]);
+        let of_case = CrossOptions::of_case(case, vec![Machines::of(BackendKind::Cpu)]);
         let report = cross_check(&of_case, &mut |_| ()).unwrap();
         let row = &report.report.rows[0];
         assert_eq!(row.outcome, Outcome::Pass, "{case}: {:?}", row.reason);

@@ -41,7 +41,7 @@ impl Against {
     /// The row of the table of limits for a measure of `what`, and the limit that it comes to.
     ///
     /// # Errors
-    /// `Invalid` when the table has none.
+    /// `Argument` when the table has none.
     pub(crate) fn limit(self, measure: Measure, what: &str) -> Result<f64> {
         let row = limits::row(self.operation, self.number, measure, what)?;
         Ok(row.rule.limit(self.number, (row.terms)(&self.sizes)))
@@ -50,7 +50,7 @@ impl Against {
     /// `value` of a measure against its limit.
     ///
     /// # Errors
-    /// As all comparisons: `Invalid` when the table of limits has no row for it.
+    /// As all comparisons: `Argument` when the table of limits has no row for it.
     pub fn value(self, measure: Measure, what: &str, value: f64) -> Result<Comparison> {
         let limit = self.limit(measure, what)?;
         Ok(Comparison::new(format!("{measure}: {what}"), value, limit))

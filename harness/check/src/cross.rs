@@ -6,14 +6,13 @@ use std::path::{Path, PathBuf};
 
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use serde::Serialize;
 
 use super::compare::{Against, Findings, is_unsupported, pooled};
 use super::ledger::{self, Known};
 use super::limits::{Number, Sizes};
 use super::ops::Prepared;
 use super::subject::{Machines, Subject};
-use super::{CaseRow, CheckReport, Comparison, Outcome};
+use super::{CaseRow, CheckReport, Comparison, CrossReport, Outcome, Summary};
 use crate::cases::{Case, Operation, cases, corners};
 use aqlm_formats::{Error, Result};
 
@@ -32,48 +31,6 @@ pub struct CrossOptions {
     pub seed: u64,
     /// a folder for the operands of failing cases; `None` keeps none
     pub keep: Option<PathBuf>,
-}
-
-/// One line of the result: an operation on a backend.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Summary {
-    /// which operation
-    pub op: Operation,
-    /// which backend
-    pub backend: &'static str,
-    /// cases
-    pub cases: usize,
-    /// cases within their limits
-    pub pass: usize,
-    /// cases outside
-    pub fail: usize,
-    /// cases the backend does not do
-    pub unsupported: usize,
-    /// cases not tried
-    pub waived: usize,
-    /// of all comparisons the one nearest to its limit, or farthest over it
-    pub worst: Option<Comparison>,
-    /// of all NMSEs the one nearest to its limit
-    pub nmse: Option<Comparison>,
-    /// why cases failed, were unsupported or waived: the first reason
-    pub reason: Option<String>,
-}
-
-/// A whole cross-check.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct CrossReport {
-    /// one line for each operation and backend
-    pub summary: Vec<Summary>,
-    /// every case
-    #[serde(flatten)]
-    pub report: CheckReport,
-}
-
-impl CrossReport {
-    /// Whether something was compared and nothing failed.
-    pub fn holds(&self) -> bool {
-        self.report.holds()
-    }
 }
 
 impl CrossOptions {
@@ -117,13 +74,13 @@ impl CrossOptions {
 /// Runs the check; `progress` hears of every case.
 ///
 /// # Errors
-/// `Invalid` when a case is of another operation than the one asked for.
+/// `Argument` when a case is of another operation than the one asked for.
 pub fn cross_check(options: &CrossOptions, progress: &mut dyn FnMut(&CaseRow)) -> Result<CrossReport> {
     if let (Some(operation), Some(case)) = (options.operation, options.case)
         && operation != case.operation
     {
-        return Err(Error::invalid(
-            "--case",
+        return Err(Error::argument(
+            "case",
             &format!("a case of {operation}"),
             format!("`{case}`"),
         ));
@@ -156,7 +113,7 @@ pub fn cross_check(options: &CrossOptions, progress: &mut dyn FnMut(&CaseRow)) -
 /// one, is that of all cases together.
 ///
 /// # Errors
-/// `Invalid` without cases.
+/// `Argument` without cases.
 pub fn check_broken(
     cases: &[Case],
     machines: &Machines,
@@ -164,7 +121,7 @@ pub fn check_broken(
     keep: Option<&Path>,
 ) -> Result<Vec<CaseRow>> {
     let Some(first) = cases.first() else {
-        return Err(Error::invalid("cases", "at least one", "none"));
+        return Err(Error::argument("cases", "at least one", "none"));
     };
     let checking = Checking {
         machines,
@@ -199,7 +156,7 @@ fn draw<T: ValueTree<Value = Case>>(
 ) -> Result<Case> {
     match tree {
         Ok(tree) => Ok(tree.current()),
-        Err(reason) => Err(Error::invalid("cases", "one that is valid", reason.to_string())),
+        Err(reason) => Err(Error::argument("cases", "one that is valid", reason.to_string())),
     }
 }
 
@@ -347,7 +304,7 @@ fn caught<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
             .downcast_ref::<String>()
             .map(String::as_str)
             .or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(Error::invalid(
+        Err(Error::argument(
             "answer",
             "one",
             format!("a panic: {}", message.unwrap_or("of no words")),
@@ -355,7 +312,7 @@ fn caught<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-fn summarize(operation: Operation, backend: &'static str, rows: &[CaseRow]) -> Summary {
+fn summarize(operation: Operation, backend: &str, rows: &[CaseRow]) -> Summary {
     let count = |outcome| rows.iter().filter(|row| row.outcome == outcome).count();
     let worst_of = |nmse: bool| {
         let rows = rows.iter().filter_map(|row| {
@@ -368,8 +325,8 @@ fn summarize(operation: Operation, backend: &'static str, rows: &[CaseRow]) -> S
     let bad = |row: &&CaseRow| row.outcome != Outcome::Pass;
     let failed = rows.iter().find(|row| row.outcome == Outcome::Fail);
     Summary {
-        op: operation,
-        backend,
+        op: operation.word().into(),
+        backend: backend.into(),
         cases: rows.len(),
         pass: count(Outcome::Pass),
         fail: count(Outcome::Fail),
@@ -387,7 +344,7 @@ fn summarize(operation: Operation, backend: &'static str, rows: &[CaseRow]) -> S
 /// in at most `steps` steps.
 ///
 /// # Errors
-/// `Invalid` when the strategy of the operation yields nothing.
+/// `Argument` when the strategy of the operation yields nothing.
 pub fn simplest_failure(
     machines: &Machines,
     options: &CrossOptions,
@@ -411,7 +368,7 @@ pub fn simplest_failure(
     for _ in 0..options.cases {
         let mut tree = strategy
             .new_tree(&mut runner)
-            .map_err(|reason| Error::invalid("cases", "one that is valid", reason.to_string()))?;
+            .map_err(|reason| Error::argument("cases", "one that is valid", reason.to_string()))?;
         if tree.current() != *failed {
             continue;
         }

@@ -1,47 +1,26 @@
 //! Operands of failing cases, kept as safetensors for whoever looks for the mistake.
 
-use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use aqlm_vocabulary::{LinearWeight, QuantizedMatrix};
-use ndarray::{Array, ArrayBase, Data, Dimension};
-use safetensors::Dtype;
-use safetensors::tensor::TensorView;
+use ndarray::{ArrayBase, Data, Dimension};
 
 use crate::cases::{LayerData, LlamaData};
-use aqlm_formats::{Error, Result, durable};
+use aqlm_formats::safetensors::{self, Element, NewTensor};
+use aqlm_formats::{Error, Result};
 
-/// Arrays by name.
+/// Named arrays.
 #[derive(Debug, Default)]
-pub(crate) struct Tensors(BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>);
-
-/// A number that safetensors have a type for.
-pub(crate) trait Stored: Copy {
-    const DTYPE: Dtype;
-    fn write(self, bytes: &mut Vec<u8>);
-}
-
-macro_rules! stored {
-    ($($number:ty: $dtype:ident),+) => {
-        $(impl Stored for $number {
-            const DTYPE: Dtype = Dtype::$dtype;
-
-            fn write(self, bytes: &mut Vec<u8>) {
-                bytes.extend(self.to_le_bytes());
-            }
-        })+
-    };
-}
-stored!(u16: U16, u32: U32, u64: U64, f32: F32, f64: F64);
+pub(crate) struct Tensors(Vec<NewTensor>);
 
 impl Tensors {
     /// An array under a name.
-    pub(crate) fn array<S: Data<Elem: Stored>, D: Dimension>(&mut self, name: &str, array: &ArrayBase<S, D>) {
-        let mut bytes = Vec::new();
-        array.iter().for_each(|value| value.write(&mut bytes));
-        let tensor = (S::Elem::DTYPE, array.shape().to_vec(), bytes);
-        self.0.insert(name.to_owned(), tensor);
+    pub(crate) fn array<T: Element, S: Data<Elem = T>, D: Dimension>(
+        &mut self,
+        name: &str,
+        array: &ArrayBase<S, D>,
+    ) {
+        self.0.push(NewTensor::of(name, array));
     }
 
     /// Codes, codebooks and scales under the names of a checkpoint.
@@ -95,25 +74,10 @@ impl Tensors {
     ///
     /// # Errors
     /// `Io` when that cannot be written.
-    pub(crate) fn keep(&self, folder: &Path, case: &str) -> Result<PathBuf> {
+    pub(crate) fn keep(self, folder: &Path, case: &str) -> Result<PathBuf> {
         let folder = folder.join(case);
         std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "create"))?;
-        let unfit = |error: safetensors::SafeTensorError| {
-            Error::invalid("operands", "arrays of a safetensors file", error.to_string())
-        };
-        let views = self
-            .0
-            .iter()
-            .map(|(name, (dtype, shape, bytes))| {
-                let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(unfit)?;
-                Ok((name.clone(), view))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let metadata = Some([("case".to_owned(), case.to_owned())].into());
-        let bytes = safetensors::serialize(views, metadata).map_err(unfit)?;
-        durable::write_file(&folder.join("operands.safetensors"), |file| {
-            file.write_all(&bytes)
-        })?;
+        safetensors::write(&folder.join("operands.safetensors"), self.0)?;
         Ok(folder)
     }
 }
@@ -122,10 +86,4 @@ impl Tensors {
 pub(crate) trait Operands {
     /// Adds every array.
     fn add_to(&self, tensors: &mut Tensors);
-}
-
-impl<A: Stored, D: Dimension> Operands for Array<A, D> {
-    fn add_to(&self, tensors: &mut Tensors) {
-        tensors.array("x", self);
-    }
 }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use aqlm_engine::backends::BackendKind;
 use aqlm_optimized::cpu::{Plan, SimdLevel, TablePrecision};
 use aqlm_optimized::cuda::{Activations, Device};
 use aqlm_vocabulary::AqlmError;
@@ -213,39 +214,15 @@ pub struct Machines {
     pub subjects: std::result::Result<Vec<Subject>, String>,
 }
 
-/// The backends that `aqlm check` knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-#[value(rename_all = "lower")]
-pub enum CheckedBackend {
-    /// the properties that the reference must have, whatever it is compared with
-    Reference,
-    /// f32 with SIMD, every level of this machine
-    Cpu,
-    /// a GPU, every kernel
-    Cuda,
-}
-
-impl CheckedBackend {
-    /// All, in the order in which they are checked.
-    pub const ALL: [Self; 3] = [Self::Reference, Self::Cpu, Self::Cuda];
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Reference => "reference",
-            Self::Cpu => "cpu",
-            Self::Cuda => "cuda",
-        }
-    }
-
-    /// What it is on this machine.
-    pub fn machines(self) -> Machines {
-        Machines {
-            backend: self.name(),
-            subjects: match self {
-                Self::Reference => Ok(vec![Subject::Reference]),
-                Self::Cpu => Cpu::all().map_err(|error| error.to_string()),
-                Self::Cuda => Cuda::first().map(|cuda| vec![cuda]),
+impl Machines {
+    /// What a backend is on this machine.
+    pub fn of(backend: BackendKind) -> Self {
+        Self {
+            backend: backend.name(),
+            subjects: match backend {
+                BackendKind::Reference => Ok(vec![Subject::Reference]),
+                BackendKind::Cpu => Cpu::all().map_err(|error| error.to_string()),
+                BackendKind::Cuda => Cuda::first().map(|cuda| vec![cuda]),
             },
         }
     }

@@ -8,7 +8,7 @@ use faer::Par;
 use ndarray::Array2;
 use rayon::prelude::*;
 
-use super::{BenchCase, BenchOptions, BenchReport, KernelRow, Times, tiers};
+use super::{BenchCase, BenchOptions, BenchReport, KernelRow, Times, compared, empty_report, tiers};
 use aqlm_check::cases::Operation;
 use aqlm_check::{CaseRow, Cpu, Outcome, ProductCheck, Subject};
 use aqlm_formats::{Error, Result};
@@ -29,13 +29,13 @@ const FEWEST_CALLS: usize = 5;
 /// A user's kernel (that is for GPUs), or options that cannot be used, by name.
 pub(crate) fn bench_cpu(options: &BenchOptions, progress: &mut dyn FnMut(&str)) -> Result<BenchReport> {
     if let Some(path) = &options.user_kernel {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             "--kernel",
             "a CUDA source, for --backend cuda",
             path.display().to_string(),
         ));
     }
-    let mut report = BenchReport::empty(options, "f32", "f32, faer");
+    let mut report = empty_report(options, "f32", "f32, faer");
     report.device = Some(format!(
         "this processor, {} threads",
         rayon::current_num_threads()
@@ -93,7 +93,7 @@ fn measure(row: KernelRow, options: &BenchOptions, plan: &Plan, tiers: &[Product
     let mut row = row;
     for tier in tiers {
         row = match check(tier, &tier.data().matrix, plan) {
-            Ok(checked) => match row.compared(&checked) {
+            Ok(checked) => match compared(row, &checked) {
                 Ok(row) => row,
                 Err(row) => return *row,
             },
@@ -252,7 +252,7 @@ mod tests {
             assert_eq!(right.outcome, Outcome::Pass, "{right:?}");
             let wrong = check(tier, &other.data().matrix, &plan).unwrap();
             assert_eq!(wrong.outcome, Outcome::Fail);
-            let row = KernelRow::new("x", None).compared(&wrong).unwrap_err();
+            let row = compared(KernelRow::new("x", None), &wrong).unwrap_err();
             assert_eq!((row.outcome, row.worst.len()), (Outcome::Fail, 10));
         }
     }

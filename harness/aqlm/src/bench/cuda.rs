@@ -10,7 +10,10 @@ use aqlm_vocabulary::AqlmError;
 use half::{bf16, f16};
 
 use super::user_kernel::UserKernel;
-use super::{BenchActivations, BenchCase, BenchOptions, BenchReport, KernelRow, Times, tiers};
+use super::{
+    BenchActivations, BenchCase, BenchOptions, BenchReport, KernelRow, Times, compared, empty_report, tiers,
+    times,
+};
 use aqlm_check::cases::Operation;
 use aqlm_check::{CaseRow, Cuda, Outcome, ProductCheck, Subject};
 use aqlm_formats::Result;
@@ -49,7 +52,7 @@ pub(crate) fn bench_cuda(options: &BenchOptions, progress: &mut dyn FnMut(&str))
         BenchActivations::F16 => "FP16, cuBLAS",
         BenchActivations::Bf16 => "BF16, cuBLAS",
     };
-    let mut report = BenchReport::empty(options, options.activations.name(), dense);
+    let mut report = empty_report(options, options.activations.name(), dense);
     let opened = Device::open(0, options.kernel_folder.as_deref());
     let outcome = opened.and_then(|device| {
         report.device = Some(format!(
@@ -373,7 +376,7 @@ impl<T: Element> Bench<'_, T> {
         });
         match timed {
             Ok((plain, overlapped)) => {
-                row.us = Some(plain.into());
+                row.us = Some(times(plain));
                 row.us_overlapped = overlapped.map(|timing| timing.median);
                 row
             }
@@ -432,7 +435,7 @@ impl<T: Element> Bench<'_, T> {
             });
         match timed {
             Ok((plain, _)) => {
-                row.us = Some(plain.into());
+                row.us = Some(times(plain));
                 row
             }
             Err(error) => row.ended(Outcome::Fail, &error),
@@ -477,7 +480,7 @@ impl<T: Element> Bench<'_, T> {
         checked: std::result::Result<(CaseRow, Vec<T>), CudaError>,
     ) -> std::result::Result<(KernelRow, Vec<T>), Box<KernelRow>> {
         match checked {
-            Ok((checked, output)) => Ok((row.compared(&checked)?, output)),
+            Ok((checked, output)) => Ok((compared(row, &checked)?, output)),
             Err(CudaError::Aqlm(AqlmError::Unsupported(reason))) => {
                 Err(Box::new(row.ended(Outcome::Unsupported, &reason)))
             }
@@ -551,7 +554,7 @@ impl<T: Element> Bench<'_, T> {
             })
         };
         let (calls, replays) = plan_replays(run(sets, 1)?.median, sets, self.options);
-        run(calls, replays).map(Times::from)
+        run(calls, replays).map(times)
     }
 }
 

@@ -62,7 +62,7 @@ pub enum Problem {
 /// and the schemes that have fast paths of their own.
 ///
 /// # Errors
-/// `Invalid` for an id that does not parse, which this module's tests rule out.
+/// `Argument` for an id that does not parse, which this module's tests rule out.
 pub fn corners(operation: Operation) -> Result<Vec<Case>> {
     let ids = operation.checked().corners();
     ids.iter().map(|id| format!("{operation}-{id}").parse()).collect()
@@ -95,7 +95,7 @@ impl Case {
     /// The quantized matrix and x of decode, matvec or matmul.
     ///
     /// # Errors
-    /// `Invalid` when the case is of another operation; so for the three below.
+    /// `Argument` when the case is of another operation; so for the three below.
     pub fn product(&self) -> Result<ProductCase> {
         match self.problem {
             Problem::Product(case) => Ok(case),
@@ -147,7 +147,7 @@ impl Case {
     }
 
     fn other<T>(&self, expected: &str) -> Result<T> {
-        Err(Error::invalid("case", expected, format!("`{self}`")))
+        Err(Error::argument("case", expected, format!("`{self}`")))
     }
 }
 

@@ -1,4 +1,4 @@
-use aqlm_engine::backends::Backend as _;
+use aqlm_engine::ops::BlockOps as _;
 use aqlm_optimized::cpu::llama as optimized;
 use aqlm_reference::llama::{
     Block, ResidentLinear, ResidentWeight, block_backward, block_forward, block_forward_traced,

@@ -1,4 +1,5 @@
-use aqlm_engine::backends::Backend as _;
+use aqlm_engine::ops::{Alone, BlockOps as _};
+use aqlm_engine::tune_block;
 use aqlm_reference::decode;
 use aqlm_reference::llama::{Rotary, block_finetune, block_forward, quantized_gradients};
 use aqlm_vocabulary::{BlockWeights, FinetuneReport, LinearWeight, QuantizedMatrix};
@@ -63,13 +64,15 @@ impl Op for BlockFinetune {
             Subject::Cpu(_) => {
                 let backend = case.llama.on_cpu()?;
                 let mut block = backend.load_block(0, &data.blocks[0])?;
-                let report = backend.block_finetune(
+                let report = tune_block(
+                    &backend,
                     &mut block,
                     &data.x.clone().into(),
                     &targets.clone().into(),
                     validation,
                     &settings,
                     *key,
+                    &Alone,
                     &mut |_| (),
                 )?;
                 Ok((backend.store_block(&block)?, report))
@@ -141,8 +144,8 @@ impl Op for BlockFinetune {
                 let last = broken.targets.dim().0 - 1;
                 broken.targets.index_axis_mut(ndarray::Axis(0), last).fill(0.0);
             }),
-            Breakage::of_answer("a loss off by a hundredth", |(_, report), _, _| {
-                report.loss_after *= 1.01;
+            Breakage::of_answer("an epoch that is not counted", |(_, report), _, _| {
+                report.train_losses.pop();
             }),
         ]
     }

@@ -1,4 +1,4 @@
-use aqlm_engine::backends::Backend as _;
+use aqlm_engine::ops::BlockOps as _;
 use aqlm_reference::llama::{KvCacheLayer, block_decode_step, block_forward};
 use aqlm_vocabulary::AqlmError;
 use ndarray::{Array2, Array3, Axis, s};

@@ -1,4 +1,6 @@
-use aqlm_optimized::cpu::quantizer;
+use aqlm_engine::alternate::alternate;
+use aqlm_engine::backends::CpuLayers;
+use aqlm_engine::ops::LayerOps as _;
 use aqlm_reference::{dead_inputs, layer_quantize};
 use aqlm_vocabulary::{LayerReport, QuantizedMatrix};
 use proptest::strategy::BoxedStrategy;
@@ -47,13 +49,10 @@ impl Op for LayerQuantize {
         let (hessian, observe) = (&data.hessian, &mut |_| ());
         match subject {
             Subject::Reference => Ok(layer_quantize(&layer.weight, hessian, &settings, key, observe)?),
-            Subject::Cpu(_) => Ok(quantizer::layer_quantize(
-                &data.weight,
-                hessian,
-                &settings,
-                key,
-                observe,
-            )?),
+            Subject::Cpu(_) => {
+                let problem = CpuLayers.problem(&data.weight, hessian, &settings)?;
+                alternate(&CpuLayers, &problem, &settings, key, observe)
+            }
             Subject::Cuda(_) => subject.lacks(Self::OPERATION),
         }
     }

@@ -1,11 +1,13 @@
 //! What the operations on blocks and models share.
 
+use aqlm_engine::backends::CpuBackend;
 use aqlm_engine::backends::cuda::table;
-use aqlm_engine::backends::{Backend, CpuBackend};
+use aqlm_engine::ops::Weights;
 use aqlm_optimized::cuda::CudaError;
 use aqlm_optimized::cuda::llama::{Builder, Model, Options, Rung};
 use aqlm_reference::llama::{Block, Rotary};
-use aqlm_vocabulary::StreamKey;
+use aqlm_vocabulary::{ArchSpec, BlockWeights, StreamKey};
+use ndarray::{Array1, Array2};
 
 use super::Cost;
 use crate::cases::{Case, LlamaCase, LlamaData};
@@ -60,15 +62,6 @@ impl Llama {
         CpuBackend::new(&self.data.config, self.problem.tokens)
     }
 
-    /// The hidden states behind all blocks of all sequences.
-    pub(super) fn hidden<B: Backend>(&self, backend: &B) -> Result<B::Hidden> {
-        let mut hidden = backend.embed(&self.data.embedding, &self.sequences())?;
-        for (index, block) in self.data.blocks.iter().enumerate() {
-            hidden = backend.block_forward(&backend.load_block(index, block)?, &hidden)?;
-        }
-        Ok(hidden)
-    }
-
     pub(super) fn sequences(&self) -> Vec<&[u32]> {
         self.data.tokens.iter().map(Vec::as_slice).collect()
     }
@@ -91,6 +84,28 @@ impl Llama {
             &data.norm.to_vec(),
             Some(&table(&data.lm_head, "lm_head")?),
         )
+    }
+}
+
+impl Weights for LlamaData {
+    fn config(&self) -> &ArchSpec {
+        &self.config
+    }
+
+    fn embedding(&self) -> Result<Array2<f32>> {
+        Ok(self.embedding.clone())
+    }
+
+    fn block(&self, index: usize) -> Result<BlockWeights> {
+        Ok(self.blocks[index].clone())
+    }
+
+    fn final_norm(&self) -> Result<Array1<f32>> {
+        Ok(self.norm.clone())
+    }
+
+    fn lm_head(&self) -> Result<Array2<f32>> {
+        Ok(self.lm_head.clone())
     }
 }
 

@@ -1,4 +1,4 @@
-use aqlm_engine::backends::Backend;
+use aqlm_engine::ops::ModelOps;
 use aqlm_optimized::cuda::CudaError;
 use aqlm_optimized::cuda::llama::Model;
 use aqlm_reference::llama::{KvCacheLayer, Rotary, block_decode_step, embed, logits, model_forward};
@@ -45,7 +45,7 @@ impl Op for ModelForward {
                 whole: whole(data)?,
                 steps: steps(data)?,
             }),
-            Subject::Cpu(_) => on_host(&case.on_cpu()?, case),
+            Subject::Cpu(_) => on_host(&case.on_cpu()?, data),
             Subject::Cuda(cuda) => {
                 let mut model = case.on_gpu(cuda).map_err(AqlmError::from)?;
                 let whole = data
@@ -149,25 +149,18 @@ fn steps(data: &LlamaData) -> Result<Array2<f64>> {
     Ok(steps)
 }
 
-/// All blocks, then the head; and the first sequence again, token by token through the cache.
-fn on_host<B: Backend>(backend: &B, case: &Llama) -> Result<Logits> {
-    let data = &case.data;
-    let hidden = case.hidden(backend)?;
-    let head = backend.load_head(&data.norm, &data.lm_head)?;
-    let whole = (0..data.tokens.len())
-        .map(|sequence| backend.logits(&head, &hidden, sequence))
-        .collect::<Result<Vec<_>>>()?;
-    let blocks = data
-        .blocks
+/// All sequences, and the first one again, token by token through the cache.
+fn on_host(machine: &impl ModelOps, data: &LlamaData) -> Result<Logits> {
+    let mut model = machine.model(data, &mut |_| ())?;
+    let whole = data
+        .tokens
         .iter()
-        .enumerate()
-        .map(|(index, block)| backend.load_block(index, block))
+        .map(|tokens| model.logits(tokens))
         .collect::<Result<Vec<_>>>()?;
-    let mut caches: Vec<B::Cache> = blocks.iter().map(|block| backend.new_cache(block)).collect();
     let mut steps = Array2::zeros((data.tokens[0].len(), data.lm_head.nrows()));
-    for (position, (&token, mut row)) in data.tokens[0].iter().zip(steps.outer_iter_mut()).enumerate() {
-        let embedded = data.embedding.row(token as usize).to_owned();
-        row.assign(&backend.decode_step(&blocks, &head, &mut caches, &embedded, position)?);
+    let mut session = model.session()?;
+    for (&token, mut row) in data.tokens[0].iter().zip(steps.outer_iter_mut()) {
+        row.assign(&session.next(token)?);
     }
     Ok(Logits { whole, steps })
 }

@@ -1,5 +1,5 @@
-use aqlm_engine::backends::Backend as _;
-use aqlm_engine::evaluate;
+use aqlm_engine::backends::cuda::losses;
+use aqlm_engine::evaluate::streamed;
 use aqlm_reference::llama::token_losses;
 use aqlm_vocabulary::AqlmError;
 use ndarray::{Array1, Array2, s};
@@ -50,17 +50,15 @@ impl Op for Perplexity {
                 })
                 .collect(),
             Subject::Cpu(_) => {
-                let backend = case.on_cpu()?;
-                let hidden = case.hidden(&backend)?;
-                let head = backend.load_head(&data.norm, &data.lm_head)?;
-                backend.token_losses(&head, &hidden, &case.sequences())
+                let sequences = case.sequences();
+                Ok(streamed(&case.on_cpu()?, data, &sequences, false, &mut |_| ())?.losses)
             }
             Subject::Cuda(cuda) => {
                 let mut model = case.on_gpu(cuda).map_err(AqlmError::from)?;
                 let of = |tokens: &Vec<u32>| {
                     model.reset();
                     let logits = model.forward(tokens).map_err(AqlmError::from)?;
-                    evaluate::losses(&logits, data.config.vocab_size, tokens)
+                    losses(&logits, data.config.vocab_size, tokens)
                 };
                 data.tokens.iter().map(of).collect()
             }

@@ -159,7 +159,7 @@ fn run_kernel<T: Activation>(
     };
     run().map_err(|error| match error {
         CudaError::Aqlm(error) => error.into(),
-        other => Error::invalid(cuda.kernel, "a result", other.to_string()),
+        other => Error::argument(cuda.kernel, "a result", other.to_string()),
     })
 }
 
@@ -263,7 +263,7 @@ impl Products {
     /// make the same errors there but for their scales, whatever x, so that theirs count as one.
     ///
     /// # Errors
-    /// `Invalid` when the table of limits has no row for it.
+    /// `Argument` when the table of limits has no row for it.
     fn half_comparison(
         &self,
         check: Against,
@@ -347,7 +347,7 @@ fn product(x: &Array2<f64>, weight: &Array2<f64>) -> Array2<f64> {
 /// within what a table of so many bytes can come to.
 ///
 /// # Errors
-/// `Invalid` when the matrix allows itself more than that.
+/// `Argument` when the matrix allows itself more than that.
 fn table_error(data: &ProductData, tables: Option<(u32, &PackedMatrix)>, row: usize) -> Result<f64> {
     let Some((bytes, packed)) = tables else {
         return Ok(0.0);
@@ -359,7 +359,7 @@ fn table_error(data: &ProductData, tables: Option<(u32, &PackedMatrix)>, row: us
     if declared <= most {
         Ok(declared)
     } else {
-        Err(Error::invalid(
+        Err(Error::argument(
             "the error that a matrix allows its tables",
             &format!("at most {most:e}"),
             format!("{declared:e}"),
@@ -488,7 +488,7 @@ impl ProductCheck {
     /// Draws the data and computes the reference's results.
     ///
     /// # Errors
-    /// `Invalid` for a case of another operation.
+    /// `Argument` for a case of another operation.
     pub fn new(case: &Case) -> Result<Self> {
         let data = data(case)?;
         let expected = if case.operation == Operation::Decode {
@@ -537,7 +537,7 @@ impl ProductCheck {
     /// The row of results that a machine gave for the same input twice, row-major.
     ///
     /// # Errors
-    /// `Invalid` when the table of limits has no row for the machine's arithmetic.
+    /// `Argument` when the table of limits has no row for the machine's arithmetic.
     pub fn compare(&self, subject: &Subject, found: &[f64], again: &[f64]) -> Result<CaseRow> {
         let operation = self.case.operation;
         let check = match operation {

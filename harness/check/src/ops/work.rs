@@ -111,7 +111,7 @@ impl<T: Op> Prepared for Ready<T> {
             Some(name) => {
                 let known = T::breakages();
                 let Some(breakage) = known.iter().find(|breakage| breakage.name == name) else {
-                    return Err(Error::invalid("breakage", "one that the operation has", name));
+                    return Err(Error::argument("breakage", "one that the operation has", name));
                 };
                 let mut changed = data.clone();
                 (breakage.data)(&mut changed);

@@ -68,7 +68,7 @@ pub(super) fn plain(
 fn head_dim(fields: &Fields<'_>, hidden_size: usize, heads: usize) -> Result<usize> {
     let head_dim = match fields.optional_size("head_dim")? {
         Some(head_dim) => head_dim,
-        None if hidden_size % heads == 0 => hidden_size / heads,
+        None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
         None => {
             return Err(fields.wrong(
                 "hidden_size",

@@ -1,4 +1,5 @@
-//! One file a model family. A family whose block is a Llama block is a file here and its line in [`FAMILIES`].
+//! One file a model family. A family whose block is a Llama block is a file here and its place in
+//! [`FAMILIES`].
 
 mod llama;
 mod mistral;
