@@ -70,7 +70,7 @@ fn main() -> Result<()> {
     let mut stages = Stages::new();
     let problem = CpuLayers.problem(&weight, &hessian, &settings)?;
     let (matrix, report) = alternate(&CpuLayers, &problem, &settings, KEY, &mut |event| {
-        stages.note(event)
+        stages.note(event);
     })?;
     let seconds = started.elapsed().as_secs_f64();
     stages.print("cpu", seconds, report.trace.len());

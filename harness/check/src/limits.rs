@@ -623,7 +623,6 @@ pub const LIMITS: &[Limit] = &[
         terms: |s| 2 * (65 + 4 * s.codebooks * s.in_group + 4),
         reason: "logits of one block, two ways apart: each has the roundings of a block (as LlamaCase::roundings counts them, \
                  all seven layers being quantized), the last norm and the head",
-        ..ROW
     },
     Limit {
         operations: &[Op::ModelForward],
@@ -730,9 +729,9 @@ pub const TUNED_STEPS: usize = 3;
 /// How far a sum of `lookups` entries of fixed-point tables of so many bytes may be off, where the largest
 /// entry is `largest`.
 ///
-/// Entries up to L are in steps of a power of two, so that L takes all bits but one: the step is below L 2^(2
-/// - bits), twice that when L is just above a power of two, and a look-up is off by half of it. No step is
-/// below 2^-120. f32 rounds L and the sum.
+/// Entries up to L are in steps of a power of two, so that L takes all bits but one. The step is at most L times
+/// 2^(2 - bits), or twice that when L is just above a power of two, and a look-up is off by half of it. No step
+/// is below 2^-120. f32 rounds L and the sum.
 pub(crate) fn fixed_point(bytes: u32, lookups: f64, largest: f64) -> f64 {
     let lookup = largest * 2f64.powi(2 - 8 * bytes as i32) + 2f64.powi(-120);
     lookups * lookup * (1.0 + (lookups + 8.0) * Number::F32.epsilon())

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use aqlm_engine::backends::BackendKind;
-use aqlm_optimized::cpu::{Plan, SimdLevel, TablePrecision};
+use aqlm_optimized::cpu::{Form, Plan, SimdLevel, TablePrecision};
 use aqlm_optimized::cuda::{Activations, Device};
 use aqlm_vocabulary::AqlmError;
 use rayon::ThreadPool;
@@ -149,7 +149,6 @@ impl Cpu {
         let Some(plan) = self.plan else {
             return self.level.to_string();
         };
-        use aqlm_optimized::cpu::Form;
         let form = match plan.form {
             Form::Direct => format!("direct {:?}", plan.codebooks),
             Form::Table(precision) => format!("table {precision:?}"),
@@ -164,7 +163,6 @@ impl Cpu {
 
     /// Bytes of an entry of fixed-point tables, where a product with so many rows of x goes through such.
     pub(crate) fn table_bytes(&self, operation: Operation, batch: usize) -> Option<u32> {
-        use aqlm_optimized::cpu::Form;
         let plan = self.plan?;
         let used = match operation {
             Operation::Matvec => true,

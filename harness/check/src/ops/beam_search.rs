@@ -117,7 +117,7 @@ impl Op for BeamSearch {
                 breakage::next_groups(found);
             }),
             Breakage::of_answer(OTHER_TIES, |found, layer: &Layer, _| {
-                last_of_equals(found, &layer.data.matrix)
+                last_of_equals(found, &layer.data.matrix);
             })
             .allowed(),
         ]

@@ -109,17 +109,9 @@ pub(super) fn ways(machine: &Subject, operation: Operation, problem: &ProductCas
 
 /// The matrix as the CPU keeps it.
 pub(super) fn packed(cpu: &Cpu, matrix: &QuantizedMatrix) -> Result<PackedMatrix> {
-    let plan = cpu.plan.map_or_else(
-        || {
-            Plan::choose_at(
-                cpu.level,
-                matrix.scheme,
-                matrix.out_features(),
-                matrix.in_features(),
-            )
-        },
-        |plan| plan,
-    );
+    let (out, inputs) = (matrix.out_features(), matrix.in_features());
+    let chosen = || Plan::choose_at(cpu.level, matrix.scheme, out, inputs);
+    let plan = cpu.plan.unwrap_or_else(chosen);
     Ok(PackedMatrix::new(matrix, &plan)?)
 }
 
