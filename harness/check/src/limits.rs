@@ -1,6 +1,6 @@
 //! Every limit of the cross-check, in one table: what is compared, in which type it was computed, how much it
-//! may differ, and why. No operation holds a tolerance of its own, and `aqlm bench`, the criterion benches and
-//! the tests of `optimized` compare by the same table and rules.
+//! may differ, and why. No operation holds a tolerance of its own, and `aqlm bench`, the criterion benches
+//! and the tests of `optimized` compare by the same table and rules.
 
 use std::fmt;
 
@@ -729,9 +729,9 @@ pub const TUNED_STEPS: usize = 3;
 /// How far a sum of `lookups` entries of fixed-point tables of so many bytes may be off, where the largest
 /// entry is `largest`.
 ///
-/// Entries up to L are in steps of a power of two, so that L takes all bits but one. The step is at most L times
-/// 2^(2 - bits), or twice that when L is just above a power of two, and a look-up is off by half of it. No step
-/// is below 2^-120. f32 rounds L and the sum.
+/// Entries up to L are in steps of a power of two, so that L takes all bits but one. The step is at most L
+/// times 2^(2 - bits), or twice that when L is just above a power of two, and a look-up is off by half of it.
+/// No step is below 2^-120. f32 rounds L and the sum.
 pub(crate) fn fixed_point(bytes: u32, lookups: f64, largest: f64) -> f64 {
     let lookup = largest * 2f64.powi(2 - 8 * bytes as i32) + 2f64.powi(-120);
     lookups * lookup * (1.0 + (lookups + 8.0) * Number::F32.epsilon())

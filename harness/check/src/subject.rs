@@ -100,8 +100,8 @@ impl Subject {
     }
 }
 
-/// Pools of one thread, of two, and of as many as the caller has, all at one SIMD level: answers must not depend
-/// on how many there are.
+/// Pools of one thread, of two, and of as many as the caller has, all at one SIMD level: answers must not
+/// depend on how many there are.
 #[derive(Debug)]
 pub struct Pools {
     pub(crate) one: ThreadPool,

@@ -104,8 +104,8 @@ fn times(timing: Timing) -> Times {
     }
 }
 
-/// One batch of what is measured in both tiers: a case whose sums are exact, where results must be equal, and a
-/// realistic one.
+/// One batch of what is measured in both tiers: a case whose sums are exact, where results must be equal, and
+/// a realistic one.
 fn tiers(options: &BenchOptions, batch: usize) -> Result<[ProductCheck; 2]> {
     let BenchOptions {
         op,

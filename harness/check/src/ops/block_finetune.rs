@@ -103,8 +103,8 @@ impl Op for BlockFinetune {
     }
 
     /// Adam divides by the root of the second moment, so a parameter whose gradients are at the level of
-    /// rounding goes its own way, by at most lr a step; what it does to the loss is of second order. So losses
-    /// are compared, and not parameters.
+    /// rounding goes its own way, by at most lr a step; what it does to the loss is of second order. So
+    /// losses are compared, and not parameters.
     fn compare(
         check: Against,
         _subject: &Subject,

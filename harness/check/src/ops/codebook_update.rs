@@ -35,8 +35,8 @@ impl Op for CodebookUpdate {
         "2x4g4-64x48-repeated-dead-gradients-s6",
         "2x3g8-20x48-zerorows-ill-closed-s7",
         "1x1g4-1x4-dyadic-white-closed-s8",
-        // fits that f32 cannot follow: a rank-deficient H that rounding makes indefinite, many digits below the
-        // start, ill-conditioned, all but exact at the first step
+        // fits that f32 cannot follow: a rank-deficient H that rounding makes indefinite, many digits below
+        // the start, ill-conditioned, all but exact at the first step
         "2x5g11-27x11-outliers-deficient-closed-s887",
         "4x4g4o3-15x32-denormal-correlated-closed-s240",
         "2x5g16-30x64-zerorows-ill-closed-s836",

@@ -1,5 +1,5 @@
-//! What decode, matvec and matmul share: exact results, the magnitudes that roundings are relative to, and how
-//! each machine computes them.
+//! What decode, matvec and matmul share: exact results, the magnitudes that roundings are relative to, and
+//! how each machine computes them.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -335,8 +335,8 @@ fn product(x: &Array2<f64>, weight: &Array2<f64>) -> Array2<f64> {
     transposed.reversed_axes()
 }
 
-/// How far fixed-point tables may move W x before its scale, for one row of x: what the matrix says, once it is
-/// within what a table of so many bytes can come to.
+/// How far fixed-point tables may move W x before its scale, for one row of x: what the matrix says, once it
+/// is within what a table of so many bytes can come to.
 ///
 /// # Errors
 /// `Argument` when the matrix allows itself more than that.

@@ -1,4 +1,5 @@
-//! Which vector instructions are used: found when the program runs, unless a pool of threads has its own level.
+//! Which vector instructions are used: found when the program runs, unless a pool of threads has its own
+//! level.
 
 pub(crate) mod vector;
 
@@ -63,8 +64,8 @@ impl SimdLevel {
         OF_POOL.get().unwrap_or_else(best)
     }
 
-    /// Threads that compute with this level: whatever is installed in the pool does. Matrices that are already
-    /// packed keep theirs.
+    /// Threads that compute with this level: whatever is installed in the pool does. Matrices that are
+    /// already packed keep theirs.
     ///
     /// # Errors
     /// `Unsupported` when this machine does not have the level or no more threads.
