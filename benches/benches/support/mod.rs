@@ -45,7 +45,7 @@ fn bench_case(criterion: &mut Criterion, id: &str) -> Result<()> {
     )?;
     if !checked.holds() {
         let reason = checked.summary.into_iter().find_map(|row| row.reason);
-        return Err(Error::invalid(
+        return Err(Error::argument(
             &format!("case `{id}`"),
             "results that the reference has, too",
             reason.unwrap_or_default(),
@@ -106,7 +106,7 @@ impl Work {
                 Data::Llama(problem, Box::new(data), targets)
             }
             Problem::Product(_) => {
-                return Err(Error::invalid(
+                return Err(Error::argument(
                     "case",
                     "another operation than a product, which has a bench of its own",
                     case.to_string(),

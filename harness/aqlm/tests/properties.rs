@@ -2,8 +2,11 @@
 //! readable id.
 
 use aqlm_check::cases::{Case, Operation, Problem, cases};
-use aqlm_check::{CheckedBackend, CrossOptions, Outcome, cross_check};
+use aqlm_check::{CrossOptions, Outcome, cross_check};
+use aqlm_engine::backends::BackendKind;
 use aqlm_formats::model::block_file;
+use aqlm_formats::safetensors::SafetensorFiles;
+use aqlm_formats::tensors::TensorSource;
 use aqlm_reference::{beam_search, decode, layer_error};
 use aqlm_vocabulary::{LinearWeight, Purpose, QuantizedMatrix, stream, sweep_order};
 use ndarray::{Array2, Axis};
@@ -24,7 +27,7 @@ fn config(cases: u32) -> Config {
 fn hold(operation: Operation, count: u32) {
     let property = |case: Case| {
         let options = CrossOptions {
-            backend: Some(CheckedBackend::Reference),
+            backend: Some(BackendKind::Reference),
             operation: None,
             case: Some(case),
             cases: 0,
@@ -248,12 +251,12 @@ proptest! {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("block.safetensors");
         block_file::write(&path, &data.config.blocks[0], &block).unwrap();
-        let bytes = std::fs::read(&path).unwrap();
-        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let stored: usize = tensors
+        let tensors = SafetensorFiles::open_file(&path).unwrap();
+        let stored: u64 = tensors
+            .names()
             .iter()
-            .filter(|(name, _)| ["codes", "codebooks", "scales"].iter().any(|part| name.ends_with(part)))
-            .map(|(_, tensor)| tensor.data().len())
+            .filter(|name| ["codes", "codebooks", "scales"].iter().any(|part| name.ends_with(part)))
+            .map(|name| tensors.info(name).unwrap().bytes)
             .sum();
         prop_assert_eq!(8.0 * stored as f64, formula);
     }

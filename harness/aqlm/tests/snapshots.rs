@@ -183,7 +183,10 @@ fn variant(error: &Error) -> &'static str {
         Error::Scheme { .. } => "Scheme",
         Error::RunFolder { .. } => "RunFolder",
         Error::Diverged { .. } => "Diverged",
-        Error::Invalid { .. } => "Invalid",
+        Error::Degenerate { .. } => "Degenerate",
+        Error::RunExists { .. } => "RunExists",
+        Error::Argument { .. } => "Argument",
+        Error::Internal(_) => "Internal",
         Error::Device { .. } => "Device",
         Error::Aqlm(_) => "Aqlm",
     }
@@ -340,11 +343,23 @@ fn error_messages() {
             layer: text("block 3, mlp.up_proj"),
             kept: text("the state of epoch 1 is kept"),
         },
-        Error::Invalid {
-            what: text("--beam"),
+        Error::Degenerate {
+            layer: text("mlp.up_proj"),
+            out_features: 704,
+            in_features: 256,
+            source: AqlmError::Degenerate {
+                scheme: text("1x16g8"),
+                codebook_size: 65536,
+                groups: 22528,
+            },
+        },
+        Error::RunExists { path: path() },
+        Error::Argument {
+            what: text("beam"),
             expected: text("1 or more"),
             found: text("0"),
         },
+        Error::Internal(text("a loss without a token")),
         Error::Device {
             reason: text("out of memory while uploading a matrix"),
         },

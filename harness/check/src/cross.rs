@@ -5,21 +5,21 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use serde::Serialize;
 
 use super::compare::{Against, Findings, is_unsupported, pooled};
 use super::limits::Number;
 use super::ops::{CHECKS, Check, Prepared};
-use super::subject::{CheckedBackend, Subject, Subjects};
-use super::{CaseRow, CheckReport, Comparison, Outcome};
+use super::subject::{Subject, Subjects, subjects};
+use super::{CaseRow, CheckReport, Comparison, CrossReport, Outcome, Summary};
 use crate::cases::{Case, Operation, cases, corners};
+use aqlm_engine::backends::BackendKind;
 use aqlm_formats::{Error, Result};
 
 /// What `aqlm check` is asked to do.
 #[derive(Debug, Clone)]
 pub struct CrossOptions {
     /// only this backend
-    pub backend: Option<CheckedBackend>,
+    pub backend: Option<BackendKind>,
     /// only this operation
     pub operation: Option<Operation>,
     /// only this case
@@ -30,52 +30,10 @@ pub struct CrossOptions {
     pub seed: u64,
 }
 
-/// One line of the result: an operation on a backend.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Summary {
-    /// which operation
-    pub op: Operation,
-    /// which backend
-    pub backend: &'static str,
-    /// cases
-    pub cases: usize,
-    /// cases within their limits
-    pub pass: usize,
-    /// cases outside
-    pub fail: usize,
-    /// cases the backend does not do
-    pub unsupported: usize,
-    /// cases not tried
-    pub waived: usize,
-    /// of all comparisons the one nearest to its limit, or farthest over it
-    pub worst: Option<Comparison>,
-    /// of all NMSEs the one nearest to its limit
-    pub nmse: Option<Comparison>,
-    /// why cases failed, were unsupported or waived: the first reason
-    pub reason: Option<String>,
-}
-
-/// A whole cross-check.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct CrossReport {
-    /// one line for each operation and backend
-    pub summary: Vec<Summary>,
-    /// every case
-    #[serde(flatten)]
-    pub report: CheckReport,
-}
-
-impl CrossReport {
-    /// Whether something was compared and nothing failed.
-    pub fn holds(&self) -> bool {
-        self.report.holds()
-    }
-}
-
 impl CrossOptions {
-    fn backends(&self) -> Vec<CheckedBackend> {
+    fn backends(&self) -> Vec<BackendKind> {
         self.backend
-            .map_or(CheckedBackend::ALL.to_vec(), |backend| vec![backend])
+            .map_or(BackendKind::ALL.to_vec(), |backend| vec![backend])
     }
 
     fn checks(&self) -> impl Iterator<Item = &'static Check> {
@@ -107,13 +65,13 @@ impl CrossOptions {
 /// Runs the check; `progress` hears of every case.
 ///
 /// # Errors
-/// `Invalid` when a case is of another operation than the one asked for.
+/// `Argument` when a case is of another operation than the one asked for.
 pub fn cross_check(options: &CrossOptions, progress: &mut dyn FnMut(&CaseRow)) -> Result<CrossReport> {
     if let (Some(operation), Some(case)) = (options.operation, options.case)
         && operation != case.operation
     {
-        return Err(Error::invalid(
-            "--case",
+        return Err(Error::argument(
+            "case",
             &format!("a case of {operation}"),
             format!("`{case}`"),
         ));
@@ -140,12 +98,12 @@ pub fn cross_check(options: &CrossOptions, progress: &mut dyn FnMut(&CaseRow)) -
 /// itself use. The last row, where there is one, is that of all cases together.
 ///
 /// # Errors
-/// `Invalid` without cases.
+/// `Argument` without cases.
 pub fn check_subject(cases: &[Case], subject: &dyn Fn(&Case) -> Box<dyn Subject>) -> Result<Vec<CaseRow>> {
     let operation = cases.first().map(|case| case.operation);
     let check = CHECKS.iter().find(|check| Some(check.operation) == operation);
     let Some(check) = check else {
-        return Err(Error::invalid("cases", "at least one", "none"));
+        return Err(Error::argument("cases", "at least one", "none"));
     };
     Ok(check_subjects(check, "subject", cases, &|case| {
         Ok(vec![subject(case)])
@@ -176,16 +134,16 @@ fn draw<T: ValueTree<Value = Case>>(
 ) -> Result<Case> {
     match tree {
         Ok(tree) => Ok(tree.current()),
-        Err(reason) => Err(Error::invalid("cases", "one that is valid", reason.to_string())),
+        Err(reason) => Err(Error::argument("cases", "one that is valid", reason.to_string())),
     }
 }
 
 /// All cases of one operation on one backend, and the comparison of all of them together.
-fn check_backend(check: &Check, backend: CheckedBackend, cases: &[Case]) -> Vec<CaseRow> {
+fn check_backend(check: &Check, backend: BackendKind, cases: &[Case]) -> Vec<CaseRow> {
     match backend {
-        CheckedBackend::Reference => cases.iter().map(|case| properties(check, case)).collect(),
-        CheckedBackend::Cpu | CheckedBackend::Cuda => {
-            check_subjects(check, backend.name(), cases, &|case| backend.subjects(case))
+        BackendKind::Reference => cases.iter().map(|case| properties(check, case)).collect(),
+        BackendKind::Cpu | BackendKind::Cuda => {
+            check_subjects(check, backend.name(), cases, &|case| subjects(backend, case))
         }
     }
 }
@@ -310,7 +268,7 @@ fn caught<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
             .downcast_ref::<String>()
             .map(String::as_str)
             .or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(Error::invalid(
+        Err(Error::argument(
             "answer",
             "one",
             format!("a panic: {}", message.unwrap_or("of no words")),
@@ -318,7 +276,7 @@ fn caught<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-fn summarize(operation: Operation, backend: &'static str, rows: &[CaseRow]) -> Summary {
+fn summarize(operation: Operation, backend: &str, rows: &[CaseRow]) -> Summary {
     let count = |outcome| rows.iter().filter(|row| row.outcome == outcome).count();
     let worst_of = |nmse: bool| {
         let rows = rows.iter().filter_map(|row| {
@@ -331,8 +289,8 @@ fn summarize(operation: Operation, backend: &'static str, rows: &[CaseRow]) -> S
     let bad = |row: &&CaseRow| row.outcome != Outcome::Pass;
     let failed = rows.iter().find(|row| row.outcome == Outcome::Fail);
     Summary {
-        op: operation,
-        backend,
+        op: operation.word().into(),
+        backend: backend.into(),
         cases: rows.len(),
         pass: count(Outcome::Pass),
         fail: count(Outcome::Fail),
@@ -350,9 +308,9 @@ fn summarize(operation: Operation, backend: &'static str, rows: &[CaseRow]) -> S
 /// in at most `steps` steps.
 ///
 /// # Errors
-/// `Invalid` when the strategy of the operation yields nothing.
+/// `Argument` when the strategy of the operation yields nothing.
 pub fn simplest_failure(
-    backend: CheckedBackend,
+    backend: BackendKind,
     options: &CrossOptions,
     failed: &Case,
     steps: usize,
@@ -371,7 +329,7 @@ pub fn simplest_failure(
     for _ in 0..options.cases {
         let mut tree = strategy
             .new_tree(&mut runner)
-            .map_err(|reason| Error::invalid("cases", "one that is valid", reason.to_string()))?;
+            .map_err(|reason| Error::argument("cases", "one that is valid", reason.to_string()))?;
         if tree.current() != *failed {
             continue;
         }

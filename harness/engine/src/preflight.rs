@@ -5,8 +5,8 @@ use aqlm_formats::{Error, Result};
 /// Refuses, before anything is computed or written, a scheme that does not fit one of the model's layers.
 ///
 /// # Errors
-/// `Error::Scheme` naming the layer, with group sizes that would fit all layers; degenerate schemes (more
-/// codewords than groups) unless they are allowed.
+/// `Error::Scheme` naming the layer, with group sizes that would fit all layers; `Error::Degenerate` for more
+/// codewords than groups, unless that is allowed.
 pub fn check_scheme(arch: &ArchSpec, scheme: Scheme, allow_degenerate: bool) -> Result<()> {
     let layers = || arch.blocks.iter().flat_map(|block| &block.linears);
     for LinearSpec { name, shape, .. } in layers() {
@@ -33,14 +33,15 @@ pub fn check_scheme(arch: &ArchSpec, scheme: Scheme, allow_degenerate: bool) -> 
             }
         })?;
         if groups.0 * groups.1 < scheme.codebook_size() && !allow_degenerate {
-            let error = AqlmError::Degenerate {
-                scheme: scheme.to_string(),
-                codebook_size: scheme.codebook_size(),
-                groups: groups.0 * groups.1,
-            };
-            return Err(Error::Scheme {
+            return Err(Error::Degenerate {
                 layer: name.clone(),
-                reason: format!("[{out_features}, {in_features}]: {error}; --allow-degenerate accepts that"),
+                out_features,
+                in_features,
+                source: AqlmError::Degenerate {
+                    scheme: scheme.to_string(),
+                    codebook_size: scheme.codebook_size(),
+                    groups: groups.0 * groups.1,
+                },
             });
         }
     }
@@ -85,11 +86,10 @@ mod tests {
     #[test]
     fn more_codewords_than_groups_need_permission() {
         let scheme = "1x10g8".parse().unwrap();
+        let error = check_scheme(&config(64, 176), scheme, false).unwrap_err();
         assert!(
-            check_scheme(&config(64, 176), scheme, false)
-                .unwrap_err()
-                .to_string()
-                .contains("--allow-degenerate")
+            matches!(&error, Error::Degenerate { layer, .. } if layer == "self_attn.q_proj"),
+            "{error}"
         );
         assert!(check_scheme(&config(64, 176), scheme, true).is_ok());
         assert!(check_scheme(&config(64, 176), "1x9g8".parse().unwrap(), false).is_ok());

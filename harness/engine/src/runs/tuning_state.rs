@@ -1,34 +1,39 @@
 use std::path::Path;
 
 use aqlm_vocabulary::{ParameterState, TuningState};
+use ndarray::{ArrayView1, Ix1};
 
-use super::arrays::{Arrays, NewArray, write};
+use aqlm_formats::safetensors::{NewTensor, SafetensorFiles, write};
+use aqlm_formats::tensors::TensorSource;
 use aqlm_formats::{Error, Result};
 
 const STEPS: &str = "steps";
 
 /// Writes a state exactly and returns the SHA-256 of the file.
 pub(super) fn write_state(path: &Path, state: &TuningState) -> Result<String> {
-    let mut arrays = vec![NewArray::u32(STEPS, &[1], [state.steps].iter())];
+    let mut tensors = vec![NewTensor::new(STEPS, &[1], [state.steps])];
     for part in &state.parameters {
         let name = &part.name;
-        arrays.push(NewArray::f64(format!("{name}.values"), &part.values));
-        arrays.push(NewArray::f64(format!("{name}.first"), &part.first));
-        arrays.push(NewArray::f64(format!("{name}.second"), &part.second));
+        for (role, values) in [
+            ("values", &part.values),
+            ("first", &part.first),
+            ("second", &part.second),
+        ] {
+            tensors.push(NewTensor::of(format!("{name}.{role}"), &ArrayView1::from(values)));
+        }
     }
-    write(path, &arrays)
+    write(path, tensors)
 }
 
 /// Reads the state of a run whose parameters are those of `like`.
 ///
 /// # Errors
-/// `Io`, `Digest`, and `Header` when the file lacks a parameter.
+/// Those of [`SafetensorFiles::open_checked`] and [`SafetensorFiles::read`].
 pub(super) fn read_state(path: &Path, sha256: &str, like: &TuningState) -> Result<TuningState> {
-    let arrays = Arrays::read(path, sha256)?;
-    let (_, steps) = arrays.u32(STEPS)?;
-    let steps = *steps
-        .first()
-        .ok_or_else(|| arrays.misshapen(STEPS, "one number"))?;
+    let file = SafetensorFiles::open_checked(path, sha256)?;
+    let numbers = |name: &str| Ok::<_, Error>(file.read::<f64, Ix1>(name)?.to_vec());
+    file.expect(STEPS, &[1])?;
+    let steps = file.read::<u32, Ix1>(STEPS)?[0];
     let parameters = like
         .parameters
         .iter()
@@ -37,9 +42,9 @@ pub(super) fn read_state(path: &Path, sha256: &str, like: &TuningState) -> Resul
             Ok::<_, Error>(ParameterState {
                 parameter: part.parameter,
                 name: name.clone(),
-                values: arrays.f64(&format!("{name}.values"))?,
-                first: arrays.f64(&format!("{name}.first"))?,
-                second: arrays.f64(&format!("{name}.second"))?,
+                values: numbers(&format!("{name}.values"))?,
+                first: numbers(&format!("{name}.first"))?,
+                second: numbers(&format!("{name}.second"))?,
             })
         })
         .collect::<Result<_>>()?;

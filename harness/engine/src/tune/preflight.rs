@@ -1,5 +1,5 @@
 use aqlm_vocabulary::{ArchSpec, LinearWeight};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use aqlm_formats::model::Model;
 use aqlm_formats::{Error, Result};
@@ -63,7 +63,7 @@ pub fn check_student(student: &Model) -> Result<()> {
 }
 
 /// A weight that is not quantized and differs from the teacher's by more than f16 would.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Difference {
     /// its name in the checkpoint
     pub tensor: String,
@@ -86,7 +86,7 @@ pub fn differences(student: &Model, teacher: &Model) -> Result<Vec<Difference>> 
                 let off = (f64::from(a) - f64::from(b)).abs();
                 // half a unit in the last place of f16, its subnormal numbers included
                 if off > 2f64.powi(-11) * f64::from(b.abs()) + 2f64.powi(-25) {
-                    largest = Some(off.max(largest.unwrap_or(0.0)));
+                    largest = Some(largest.map_or(off, |largest: f64| largest.max(off)));
                 }
             }
             found.extend(largest.map(|largest| Difference { tensor, largest }));

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use aqlm_vocabulary::Scheme;
 use half::f16;
-use safetensors::Dtype;
-use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
+
+use crate::safetensors::{Dtype, NewTensor, write};
 
 /// Names and shapes of a block's linear layers.
 const LAYERS: [(&str, (usize, usize)); 7] = [
@@ -124,16 +124,18 @@ impl Fixture {
 
     /// Writes the folder and returns it; it lives as long as the fixture.
     pub(crate) fn write(&self) -> PathBuf {
-        let views = self.tensors.iter().map(|(name, (dtype, shape, bytes))| {
-            (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
-        });
+        let tensors = self
+            .tensors
+            .iter()
+            .map(|(name, (dtype, shape, bytes))| NewTensor {
+                name: name.clone(),
+                dtype: *dtype,
+                shape: shape.clone(),
+                bytes: bytes.clone(),
+            });
         let path = self.folder.path();
         std::fs::write(path.join("config.json"), self.config.to_string()).unwrap();
-        std::fs::write(
-            path.join("model.safetensors"),
-            safetensors::serialize(views, None).unwrap(),
-        )
-        .unwrap();
+        write(&path.join("model.safetensors"), tensors.collect()).unwrap();
         path.into()
     }
 }

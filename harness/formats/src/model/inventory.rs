@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use aqlm_vocabulary::Scheme;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Model;
 
 /// One tensor of a model's files.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorEntry {
     /// its name
     pub name: String,
@@ -21,7 +21,7 @@ pub struct TensorEntry {
 }
 
 /// One linear layer.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerEntry {
     /// path in the checkpoint, for example `model.layers.0.self_attn.q_proj`
     pub name: String,
@@ -36,7 +36,7 @@ pub struct LayerEntry {
 }
 
 /// The contents of a model's files.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Inventory {
     /// all tensors, by name
     pub tensors: Vec<TensorEntry>,
@@ -57,17 +57,13 @@ impl Model {
     /// Lists tensors and layers, reading headers only.
     pub fn inventory(&self) -> Inventory {
         let tensors: Vec<TensorEntry> = self
-            .tensors
-            .names()
+            .listed()
             .into_iter()
-            .filter_map(|name| {
-                let info = self.tensors.info(&name)?;
-                Some(TensorEntry {
-                    name,
-                    shape: info.shape,
-                    dtype: info.dtype,
-                    bytes: info.bytes,
-                })
+            .map(|(name, info)| TensorEntry {
+                name,
+                shape: info.shape,
+                dtype: info.dtype,
+                bytes: info.bytes,
             })
             .collect();
         let config = self.config();

@@ -1,0 +1,301 @@
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use aqlm_vocabulary::{ArchSpec, FinetuneEvent, LayerEvent};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use aqlm_engine::{EndToEndEvent, EndToEndSettings, PipelineEvent, QuantizeSettings};
+
+/// Shorter work than this shows nothing where there is no terminal.
+const QUIET: Duration = Duration::from_secs(2);
+/// Time between lines where there is no terminal.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// A bar on a terminal, plain lines elsewhere; both on standard error.
+pub(super) struct Progress {
+    bar: ProgressBar,
+    plain: bool,
+    started: Instant,
+    last_line: Instant,
+}
+
+impl Progress {
+    /// `total` is in units of work; what a unit is, only the caller knows.
+    pub(super) fn new(total: u64) -> Self {
+        let plain = !std::io::stderr().is_terminal();
+        let target = if plain {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
+        let bar = ProgressBar::with_draw_target(Some(total), target);
+        let style = "[{elapsed_precise}] {bar:30} {percent:>3} %  left {eta}  {wide_msg}";
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(250));
+        Self {
+            bar,
+            plain,
+            started: Instant::now(),
+            last_line: Instant::now(),
+        }
+    }
+
+    /// What is being done now; shown on the bar only.
+    pub(super) fn message(&self, message: impl Into<String>) {
+        self.bar.set_message(message.into());
+    }
+
+    /// Some units are done.
+    pub(super) fn advance(&self, units: u64) {
+        self.bar.inc(units);
+    }
+
+    /// A line that stays: above the bar, or on its own.
+    pub(super) fn line(&mut self, line: &str) {
+        if self.plain {
+            eprintln!("{line}");
+        } else {
+            self.bar.println(line);
+        }
+        self.last_line = Instant::now();
+    }
+
+    /// A line now and then where there is no bar to look at.
+    pub(super) fn heartbeat(&mut self, what: &str) {
+        if self.plain && self.started.elapsed() > QUIET && self.last_line.elapsed() > HEARTBEAT {
+            eprintln!(
+                "{what}, {} elapsed{}",
+                seconds(self.started.elapsed()),
+                self.left()
+            );
+            self.last_line = Instant::now();
+        }
+    }
+
+    /// ", about 12 s left", once there is something to go by.
+    fn left(&self) -> String {
+        let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
+        if done == 0 || total <= done {
+            return String::new();
+        }
+        let left = self
+            .started
+            .elapsed()
+            .mul_f64((total - done) as f64 / done as f64);
+        format!(", about {} left", seconds(left))
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// A duration as people say it.
+pub(super) fn seconds(duration: Duration) -> String {
+    let whole = duration.as_secs();
+    if whole >= 3600 {
+        format!("{} h {:02} min", whole / 3600, whole % 3600 / 60)
+    } else if whole >= 60 {
+        format!("{} min {:02} s", whole / 60, whole % 60)
+    } else {
+        format!("{:.1} s", duration.as_secs_f64())
+    }
+}
+
+/// Progress of a quantization: work is counted in weights, once for their layer and once for fine-tuning.
+pub(super) struct QuantizeProgress {
+    progress: Progress,
+    /// weights of each block's linear layers
+    blocks: Vec<u64>,
+    /// epochs of fine-tuning at most
+    epochs: usize,
+    /// how much of the current block's fine-tuning the bar has counted, in weights
+    tuned: u64,
+}
+
+impl QuantizeProgress {
+    pub(super) fn new(arch: &ArchSpec, settings: &QuantizeSettings) -> Self {
+        let epochs = settings.finetune.epochs;
+        let passes = if epochs > 0 { 2 } else { 1 };
+        let blocks: Vec<u64> = arch
+            .blocks
+            .iter()
+            .map(|block| block.parameters() as u64)
+            .collect();
+        let total = passes * blocks.iter().sum::<u64>();
+        Self {
+            progress: Progress::new(total),
+            blocks,
+            epochs,
+            tuned: 0,
+        }
+    }
+
+    pub(super) fn event(&mut self, event: &PipelineEvent<'_>) {
+        let blocks = self.blocks.len();
+        let passes = if self.epochs > 0 { 2 } else { 1 };
+        match event {
+            PipelineEvent::BlockResumed(report) => {
+                self.progress.advance(self.blocks[report.block] * passes);
+                self.progress.line(&format!(
+                    "block {}/{blocks}: taken over from the run folder",
+                    report.block + 1
+                ));
+            }
+            PipelineEvent::BlockDamaged { block, reason } => {
+                self.progress.line(&format!(
+                    "block {}/{blocks}: damaged, done again: {reason}",
+                    block + 1
+                ));
+            }
+            PipelineEvent::BlockStarted { block } => {
+                self.progress
+                    .message(format!("block {}/{blocks}: Hessians", block + 1));
+            }
+            PipelineEvent::Layer { block, layer, event } => {
+                let what = match event {
+                    LayerEvent::Initialized { loss } => format!("initialised, error {loss:.5}"),
+                    LayerEvent::Updated { round, loss } => {
+                        format!("round {round}: codebooks, error {loss:.5}")
+                    }
+                    LayerEvent::Searched { round, loss } => format!("round {round}: codes, error {loss:.5}"),
+                };
+                self.progress
+                    .message(format!("block {}/{blocks} {layer}: {what}", block + 1));
+            }
+            PipelineEvent::LayerDone(summary) => {
+                self.progress.advance(summary.parameters as u64);
+                let dead = match summary.report.dead_inputs {
+                    0 => String::new(),
+                    dead => format!(", {dead} dead inputs handled by damping"),
+                };
+                let line = format!(
+                    "{}: relative layer error {:.5} after {} rounds, {:.1} s{dead}{}",
+                    summary.name,
+                    summary.relative_layer_error,
+                    summary.report.trace.len(),
+                    summary.seconds,
+                    self.progress.left(),
+                );
+                self.progress.line(&line);
+            }
+            PipelineEvent::Finetune { block, event } => match event {
+                FinetuneEvent::Step {
+                    epoch,
+                    step,
+                    steps,
+                    loss,
+                } => {
+                    // Early stopping may leave some of this undone; the end of the block makes up for it.
+                    let whole = self.blocks[*block];
+                    let steps_done = (epoch - 1) * steps + step;
+                    let due = whole * steps_done as u64 / (self.epochs * steps).max(1) as u64;
+                    self.progress.advance(due.saturating_sub(self.tuned));
+                    self.tuned = self.tuned.max(due);
+                    let what = format!(
+                        "block {}/{blocks} fine-tuning: epoch {epoch}, step {step}/{steps}, loss {loss:.3e}",
+                        block + 1
+                    );
+                    self.progress.heartbeat(&what);
+                    self.progress.message(what);
+                }
+                FinetuneEvent::Epoch { .. } => {}
+            },
+            PipelineEvent::BlockDone(report) => {
+                if self.epochs > 0 {
+                    self.progress.advance(self.blocks[report.block] - self.tuned);
+                    self.tuned = 0;
+                }
+                let tuned = report.finetune.as_ref().map_or(String::new(), |tuned| {
+                    format!(
+                        ", fine-tuning took the loss from {:.3e} to {:.3e} (epoch {})",
+                        tuned.loss_before, tuned.loss_after, tuned.best_epoch
+                    )
+                });
+                let line = format!(
+                    "block {}/{blocks}: relative output error {:.5}{tuned}, {:.1} s{}",
+                    report.block + 1,
+                    report.relative_output_error,
+                    report.seconds,
+                    self.progress.left(),
+                );
+                self.progress.line(&line);
+            }
+        }
+    }
+}
+
+/// Progress of end-to-end fine-tuning, counted in tokens.
+pub(super) struct TuningProgress {
+    progress: Progress,
+    epochs: usize,
+    /// since training began, and the tokens since then
+    rate: Option<(Instant, u64)>,
+}
+
+impl TuningProgress {
+    pub(super) fn new(settings: &EndToEndSettings) -> Self {
+        let tokens = (settings.sequences - settings.validation) * settings.seqlen * settings.epochs;
+        Self {
+            progress: Progress::new(tokens as u64),
+            epochs: settings.epochs,
+            rate: None,
+        }
+    }
+
+    pub(super) fn event(&mut self, event: &EndToEndEvent) {
+        match event {
+            EndToEndEvent::TeacherStored { done, sequences } => {
+                let what = format!("teacher: {done} of {sequences} sequences");
+                self.progress.heartbeat(&what);
+                self.progress.message(what);
+            }
+            EndToEndEvent::Resumed { epoch, step } => {
+                self.progress
+                    .line(&format!("continuing after epoch {epoch} and {step} steps"));
+            }
+            EndToEndEvent::StateDamaged(reason) => {
+                self.progress
+                    .line(&format!("damaged, the state before is used: {reason}"));
+            }
+            EndToEndEvent::Step {
+                epoch,
+                step,
+                steps,
+                tokens,
+                loss,
+            } => {
+                self.progress.advance(*tokens as u64);
+                let (started, done) = self.rate.get_or_insert_with(|| (Instant::now(), 0));
+                let elapsed = started.elapsed().as_secs_f64();
+                let rate = if *done == 0 {
+                    String::new()
+                } else {
+                    format!(", {:.0} tokens/s", *done as f64 / elapsed)
+                };
+                *done += *tokens as u64;
+                let what = format!(
+                    "epoch {epoch}/{}, step {step}/{steps}, loss {loss:.4}{rate}",
+                    self.epochs
+                );
+                self.progress.heartbeat(&what);
+                self.progress.message(what);
+            }
+            EndToEndEvent::Judged {
+                epoch,
+                train_loss,
+                loss,
+            } => {
+                let train = train_loss.map_or(String::new(), |train| format!("training loss {train:.5}, "));
+                self.progress.line(&format!(
+                    "after epoch {epoch}/{}: {train}validation loss {loss:.5}",
+                    self.epochs
+                ));
+            }
+        }
+    }
+}

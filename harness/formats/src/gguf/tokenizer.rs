@@ -1,0 +1,329 @@
+//! A tokenizer out of GGUF metadata, by way of the tokenizer.json that Hugging Face's library reads.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::fields::Fields;
+use super::metadata::Metadata;
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+/// Word splitting of GPT-4 and Llama 3; `{digits}` is how many digits stay together.
+const GPT4_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Types of tokens in `tokenizer.ggml.token_type`.
+const UNKNOWN: i64 = 2;
+const CONTROL: i64 = 3;
+const USER_DEFINED: i64 = 4;
+const BYTE: i64 = 6;
+
+/// The metadata that describe a tokenizer; understood when the tokenizer is asked for.
+#[derive(Debug)]
+pub(crate) struct GgufTokenizer {
+    path: PathBuf,
+    metadata: BTreeMap<String, Metadata>,
+}
+
+impl GgufTokenizer {
+    pub(super) fn new(path: &Path, mut metadata: BTreeMap<String, Metadata>) -> Self {
+        metadata.retain(|name, _| name.starts_with("tokenizer."));
+        Self {
+            path: path.into(),
+            metadata,
+        }
+    }
+
+    /// Builds the tokenizer.
+    ///
+    /// # Errors
+    /// `Field` for missing or contradictory metadata, `Unsupported` for other kinds of tokenizers,
+    /// `Tokenizer` when the library refuses the result.
+    pub(crate) fn build(&self) -> Result<Tokenizer> {
+        let fields = Fields {
+            path: &self.path,
+            metadata: &self.metadata,
+        };
+        let vocabulary = Vocabulary::read(&fields)?;
+        let json = match fields.text("tokenizer.ggml.model")? {
+            "gpt2" => byte_level(&fields, &vocabulary)?,
+            "llama" => sentence_piece(&fields, &vocabulary)?,
+            other => {
+                return Err(fields.unsupported(
+                    "tokenizer.ggml.model",
+                    "gpt2 or llama",
+                    format!("{other:?}"),
+                ));
+            }
+        };
+        Tokenizer::from_bytes(&self.path, json.to_string().as_bytes())
+    }
+}
+
+/// Tokens with their types.
+struct Vocabulary<'a> {
+    tokens: &'a [String],
+    ids: HashMap<&'a str, usize>,
+    types: Vec<i64>,
+}
+
+impl<'a> Vocabulary<'a> {
+    fn read(fields: &Fields<'a>) -> Result<Self> {
+        let key = "tokenizer.ggml.tokens";
+        let tokens = texts(fields, key)?.ok_or_else(|| fields.wrong(key, "a list of texts"))?;
+        let mut ids = HashMap::with_capacity(tokens.len());
+        for (id, token) in tokens.iter().enumerate() {
+            if let Some(first) = ids.insert(token.as_str(), id) {
+                return Err(Error::Field {
+                    path: fields.path.into(),
+                    field: key.into(),
+                    expected: "each token once".into(),
+                    found: format!("{token:?} as {first} and {id}"),
+                });
+            }
+        }
+        let types = numbers(fields, "tokenizer.ggml.token_type", tokens.len())?;
+        let types = types.map_or_else(
+            || vec![1; tokens.len()],
+            |list| list.iter().map(|&kind| kind as i64).collect(),
+        );
+        Ok(Self { tokens, ids, types })
+    }
+
+    fn json(&self) -> Value {
+        let ids = self.tokens.iter().enumerate();
+        Value::Object(ids.map(|(id, token)| (token.clone(), json!(id))).collect())
+    }
+
+    /// Tokens that are matched as a whole before anything else.
+    fn added(&self) -> Value {
+        let kinds = self.types.iter().enumerate();
+        let added = kinds.filter(|(_, kind)| matches!(**kind, UNKNOWN | CONTROL | USER_DEFINED));
+        added
+            .map(|(id, kind)| {
+                json!({
+                    "id": id, "content": self.tokens[id], "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": false, "special": *kind != USER_DEFINED,
+                })
+            })
+            .collect()
+    }
+
+    fn token(&self, fields: &Fields<'_>, key: &str) -> Result<Option<(usize, &'a str)>> {
+        let Some(id) = fields.integer(key)? else {
+            return Ok(None);
+        };
+        let id = usize::try_from(id).unwrap_or(usize::MAX);
+        match self.tokens.get(id) {
+            Some(token) => Ok(Some((id, token))),
+            None => Err(fields.wrong(key, &format!("an id below {}", self.tokens.len()))),
+        }
+    }
+}
+
+fn texts<'a>(fields: &Fields<'a>, key: &str) -> Result<Option<&'a [String]>> {
+    match fields.metadata.get(key) {
+        None => Ok(None),
+        Some(Metadata::Texts(list)) => Ok(Some(list)),
+        Some(_) => Err(fields.wrong(key, "a list of texts")),
+    }
+}
+
+fn numbers(fields: &Fields<'_>, key: &str, length: usize) -> Result<Option<Vec<f64>>> {
+    match fields.metadata.get(key) {
+        None => Ok(None),
+        Some(Metadata::Numbers(list)) => {
+            let list = list.floats();
+            if list.len() == length {
+                Ok(Some(list))
+            } else {
+                Err(fields.wrong(key, &format!("{length} numbers, one a token")))
+            }
+        }
+        Some(_) => Err(fields.wrong(key, "a list of numbers")),
+    }
+}
+
+fn flag(fields: &Fields<'_>, key: &str, default: bool) -> Result<bool> {
+    match fields.metadata.get(key) {
+        None => Ok(default),
+        Some(Metadata::Flag(value)) => Ok(*value),
+        Some(_) => Err(fields.wrong(key, "true or false")),
+    }
+}
+
+/// Byte-level BPE with a list of merges, as GPT-2 has it.
+fn byte_level(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value> {
+    let key = "tokenizer.ggml.merges";
+    let merges = texts(fields, key)?.ok_or_else(|| fields.wrong(key, "a list of texts"))?;
+    let merges: Vec<(&str, &str)> = merges
+        .iter()
+        .map(|merge| {
+            merge.split_once(' ').ok_or_else(|| Error::Field {
+                path: fields.path.into(),
+                field: key.into(),
+                expected: "pairs of tokens with a space between".into(),
+                found: format!("{merge:?}"),
+            })
+        })
+        .collect::<Result<_>>()?;
+    let bytes = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
+    let sequence = |first: Value, use_regex: bool| json!({"type": "Sequence", "pretokenizers": [first, bytes(use_regex)]});
+    let split = |digits: &str| {
+        let regex = GPT4_SPLIT.replace("{digits}", digits);
+        json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false})
+    };
+    let key = "tokenizer.ggml.pre";
+    // (splitting of words, BOS first unless the file says otherwise)
+    let (pre_tokenizer, add_bos) = match fields.optional_text(key)?.unwrap_or("default") {
+        "default" | "gpt-2" => (bytes(true), false),
+        "smollm" => (
+            sequence(json!({"type": "Digits", "individual_digits": true}), true),
+            false,
+        ),
+        "llama-bpe" | "llama3" | "llama-v3" => (sequence(split("{1,3}"), false), true),
+        "qwen2" => (sequence(split(""), false), false),
+        other => {
+            return Err(fields.unsupported(
+                key,
+                "gpt-2, smollm, llama-bpe, qwen2 or default",
+                format!("{other:?}"),
+            ));
+        }
+    };
+    let normalizer = match fields.optional_text(key)? {
+        Some("qwen2") => json!({"type": "NFC"}),
+        _ => Value::Null,
+    };
+    // Llama 3's vocabulary has words that its merges cannot build
+    let ignore_merges = add_bos;
+    Ok(json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": vocabulary.added(),
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": post_processor(fields, vocabulary, add_bos)?,
+        "decoder": bytes(true),
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": ignore_merges,
+            "vocab": vocabulary.json(), "merges": merges,
+        },
+    }))
+}
+
+/// SentencePiece's BPE: "▁" for spaces, one of them in front, bytes for what has no token. Its merges are not
+/// listed but follow from the scores: of all neighbours, the two whose union has the highest score are joined
+/// first.
+fn sentence_piece(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value> {
+    let key = "tokenizer.ggml.scores";
+    let scores = numbers(fields, key, vocabulary.tokens.len())?
+        .ok_or_else(|| fields.wrong(key, "a list of numbers, one a token"))?;
+    if scores.iter().any(|score| score.is_nan()) {
+        return Err(fields.wrong(key, "numbers without NaN"));
+    }
+    let prefix = flag(fields, "tokenizer.ggml.add_space_prefix", true)?;
+    let spaces = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+    let normalizer = if prefix {
+        json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, spaces]})
+    } else {
+        spaces
+    };
+    let mut decoders = vec![
+        json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
+        json!({"type": "ByteFallback"}),
+        json!({"type": "Fuse"}),
+    ];
+    if prefix {
+        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    }
+    let unknown = match vocabulary.token(fields, "tokenizer.ggml.unknown_token_id")? {
+        Some((_, token)) => Some(token),
+        None => vocabulary
+            .types
+            .iter()
+            .position(|&kind| kind == UNKNOWN)
+            .map(|id| vocabulary.tokens[id].as_str()),
+    };
+    let byte_fallback = (0..=255).all(|byte| vocabulary.ids.contains_key(format!("<0x{byte:02X}>").as_str()));
+    Ok(json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": vocabulary.added(),
+        "normalizer": normalizer,
+        "pre_tokenizer": null,
+        "post_processor": post_processor(fields, vocabulary, true)?,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": byte_fallback, "ignore_merges": false,
+            "vocab": vocabulary.json(), "merges": merges_of(vocabulary, &scores),
+        },
+    }))
+}
+
+/// Every way to make a token out of two, best score first. Ties follow the order that transformers' own
+/// conversion of SentencePiece files has (longer parts first), so that both give the same tokens.
+fn merges_of<'a>(vocabulary: &Vocabulary<'a>, scores: &[f64]) -> Vec<(&'a str, &'a str)> {
+    let mut merges = Vec::new();
+    for (id, token) in vocabulary.tokens.iter().enumerate() {
+        if matches!(vocabulary.types[id], UNKNOWN | CONTROL | BYTE) {
+            continue;
+        }
+        let mut of_token: Vec<_> = token
+            .char_indices()
+            .skip(1)
+            .filter_map(|(cut, _)| {
+                let (left, right) = token.split_at(cut);
+                let key = (*vocabulary.ids.get(left)?, *vocabulary.ids.get(right)?);
+                Some((key, scores[id], left, right))
+            })
+            .collect();
+        of_token.sort_by_key(|(key, ..)| *key);
+        merges.extend(
+            of_token
+                .into_iter()
+                .map(|(_, score, left, right)| (score, left, right)),
+        );
+    }
+    let length = |text: &str| text.chars().count();
+    merges.sort_by(|a, b| {
+        let by_score = b.0.total_cmp(&a.0);
+        by_score
+            .then_with(|| length(b.1).cmp(&length(a.1)))
+            .then_with(|| length(b.2).cmp(&length(a.2)))
+    });
+    merges.into_iter().map(|(_, left, right)| (left, right)).collect()
+}
+
+/// The markers that encoding adds by default.
+fn post_processor(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>, bos_by_default: bool) -> Result<Value> {
+    let bos = vocabulary.token(fields, "tokenizer.ggml.bos_token_id")?;
+    let eos = vocabulary.token(fields, "tokenizer.ggml.eos_token_id")?;
+    let with_bos = flag(fields, "tokenizer.ggml.add_bos_token", bos_by_default)?;
+    let with_eos = flag(fields, "tokenizer.ggml.add_eos_token", false)?;
+    let (bos, eos) = (bos.filter(|_| with_bos), eos.filter(|_| with_eos));
+    if bos.is_none() && eos.is_none() {
+        return Ok(Value::Null);
+    }
+    let mut special = serde_json::Map::new();
+    for (id, token) in bos.iter().chain(&eos) {
+        special.insert(
+            (*token).into(),
+            json!({"id": token, "ids": [id], "tokens": [token]}),
+        );
+    }
+    let template = |sequences: &[(&str, u32)]| -> Value {
+        let mut parts = Vec::new();
+        for (sequence, type_id) in sequences {
+            let marker =
+                |(_, token): (usize, &str)| json!({"SpecialToken": {"id": token, "type_id": type_id}});
+            parts.extend(bos.map(marker));
+            parts.push(json!({"Sequence": {"id": sequence, "type_id": type_id}}));
+            parts.extend(eos.map(marker));
+        }
+        Value::Array(parts)
+    };
+    Ok(json!({
+        "type": "TemplateProcessing", "single": template(&[("A", 0)]), "pair": template(&[("A", 0), ("B", 1)]),
+        "special_tokens": special,
+    }))
+}

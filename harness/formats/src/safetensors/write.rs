@@ -1,0 +1,76 @@
+//! The bytes of a safetensors file: header first, then tensors from wide types to narrow ones.
+//!
+//! The format allows no padding between tensors, and readers view the bytes as numbers in place; putting wide
+//! types first is what keeps every tensor aligned to its own type.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use ::safetensors::Dtype;
+use serde_json::{Map, Value, json};
+
+use super::NewTensor;
+use crate::{Result, durable};
+
+/// What a header says of one tensor, except where it begins.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Slot {
+    pub(crate) name: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: u64,
+}
+
+impl Slot {
+    pub(crate) fn of(tensor: &NewTensor) -> Self {
+        Self {
+            name: tensor.name.clone(),
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+            bytes: tensor.bytes.len() as u64,
+        }
+    }
+}
+
+/// Writes the length and the header of a file whose tensors follow in this order.
+pub(crate) fn write_header<'a>(
+    out: &mut impl Write,
+    slots: impl Iterator<Item = &'a Slot>,
+) -> io::Result<()> {
+    let mut header = Map::new();
+    // transformers refuses files that don't say for which framework they are
+    header.insert("__metadata__".into(), json!({"format": "pt"}));
+    let mut begin = 0;
+    for slot in slots {
+        let end = begin + slot.bytes;
+        header.insert(
+            slot.name.clone(),
+            json!({"dtype": slot.dtype, "shape": slot.shape, "data_offsets": [begin, end]}),
+        );
+        begin = end;
+    }
+    let mut text = Value::Object(header).to_string().into_bytes();
+    // data begin at a multiple of 8
+    text.resize(text.len().next_multiple_of(8), b' ');
+    out.write_all(&(text.len() as u64).to_le_bytes())?;
+    out.write_all(&text)
+}
+
+/// Writes a file, whole or not at all, and returns its SHA-256 in hexadecimal. The same tensors give the same
+/// bytes, in whichever order they come; of two with one name a reader finds one.
+///
+/// # Errors
+/// `Io` with the file's name.
+pub fn write(path: &Path, mut tensors: Vec<NewTensor>) -> Result<String> {
+    tensors.sort_by(|a, b| {
+        let width = |tensor: &NewTensor| std::cmp::Reverse(tensor.dtype.bitsize());
+        width(a).cmp(&width(b)).then_with(|| a.name.cmp(&b.name))
+    });
+    let slots: Vec<Slot> = tensors.iter().map(Slot::of).collect();
+    durable::write_hashed(path, |file| {
+        write_header(file, slots.iter())?;
+        tensors
+            .iter()
+            .try_for_each(|tensor| file.write_all(&tensor.bytes))
+    })
+}
