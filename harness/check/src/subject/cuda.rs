@@ -41,7 +41,7 @@ impl CudaSubject {
     /// What is missing, when there is no device.
     pub fn all(case: &Case) -> Subjects {
         let device = DEVICE
-            .get_or_init(|| Device::open(0, None).map_err(|error| error.to_string()))
+            .get_or_init(|| Device::open_guarded(0, None).map_err(|error| error.to_string()))
             .as_ref()
             .map_err(Clone::clone)?;
         let of_op = || {
@@ -240,8 +240,10 @@ impl CudaSubject {
             let packed =
                 pack(self.kernel, matrix, self.device.target(), batch)?.with_activations(self.activations)?;
             let matrix = DeviceMatrix::new(self.device, &packed)?;
-            let x = x.map(|x| self.device.upload(x)).transpose()?;
-            let mut result = self.device.upload(&vec![T::NAN; packed.y_len()])?;
+            let x = x
+                .map(|x| Ok::<_, CudaError>(self.device.upload(x)?.named("x")))
+                .transpose()?;
+            let mut result = self.device.upload(&vec![T::NAN; packed.y_len()])?.named("y");
             matrix.start(self.device, x.as_ref(), &mut result, false)?;
             self.device.download(&result)
         };

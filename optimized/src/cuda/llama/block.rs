@@ -1,17 +1,15 @@
 use aqlm_vocabulary::{BlockWeights, LayerKind, LlamaConfig};
-use cudarc::driver::CudaSlice;
 use half::f16;
 
-use super::super::error::During;
-use super::super::{Device, Result};
+use super::super::{Buffer, Device, Result};
 use super::group::{Group, Layout};
 use super::narrowed;
 use super::plan::padded_head;
 
 /// One block's weights and its cache.
 pub(super) struct Block {
-    pub(super) input_norm: CudaSlice<f16>,
-    pub(super) post_norm: CudaSlice<f16>,
+    pub(super) input_norm: Buffer<f16>,
+    pub(super) post_norm: Buffer<f16>,
     /// queries, keys, values
     pub(super) qkv: Group,
     pub(super) output: Group,
@@ -19,8 +17,8 @@ pub(super) struct Block {
     pub(super) gate_up: Group,
     pub(super) down: Group,
     /// [kv_heads, positions, padded head]
-    pub(super) keys: CudaSlice<f16>,
-    pub(super) values: CudaSlice<f16>,
+    pub(super) keys: Buffer<f16>,
+    pub(super) values: Buffer<f16>,
 }
 
 impl Block {
@@ -35,7 +33,11 @@ impl Block {
             let linears: Vec<_> = kinds.iter().map(|&kind| weights.layer(kind)).collect();
             Group::new(device, &linears, layout)
         };
-        let norm = |values: &ndarray::Array1<f32>| device.upload(&narrowed(&values.to_vec(), "a norm")?);
+        let norm = |values: &ndarray::Array1<f32>| -> Result<_> {
+            Ok(device
+                .upload(&narrowed(&values.to_vec(), "a norm")?)?
+                .named("a norm"))
+        };
         let cached = config.num_key_value_heads * positions * padded_head(config.head_dim);
         Ok(Self {
             input_norm: norm(&weights.input_layernorm)?,
@@ -44,23 +46,22 @@ impl Block {
             output: group(&[LayerKind::OProj])?,
             gate_up: group(&[LayerKind::GateProj, LayerKind::UpProj])?,
             down: group(&[LayerKind::DownProj])?,
-            keys: device.zeros(cached)?,
-            values: device.zeros(cached)?,
+            keys: device.zeros(cached)?.named("keys"),
+            values: device.zeros(cached)?.named("values"),
         })
     }
 
     /// The same block in memory of its own.
     pub(super) fn duplicate(&self) -> Result<Self> {
-        let copy = |buffer: &CudaSlice<f16>| buffer.try_clone().during("copying a block");
         Ok(Self {
-            input_norm: copy(&self.input_norm)?,
-            post_norm: copy(&self.post_norm)?,
+            input_norm: self.input_norm.try_clone()?,
+            post_norm: self.post_norm.try_clone()?,
             qkv: self.qkv.duplicate()?,
             output: self.output.duplicate()?,
             gate_up: self.gate_up.duplicate()?,
             down: self.down.duplicate()?,
-            keys: copy(&self.keys)?,
-            values: copy(&self.values)?,
+            keys: self.keys.try_clone()?,
+            values: self.values.try_clone()?,
         })
     }
 }
