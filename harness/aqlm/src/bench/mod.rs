@@ -70,7 +70,7 @@ pub(crate) enum BenchOp {
 }
 
 impl BenchOp {
-    /// As the manifest of kernels has it.
+    /// As the folder of its kernels is called.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Matvec => "matvec",

@@ -188,7 +188,7 @@ fn in_memory<T>(device: &Device, what: &str, result: Result<T>) -> Result<T> {
         Err(CudaError::Driver { error, .. }) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
             Err(CudaError::Memory {
                 what: what.to_owned(),
-                free: device.free_bytes().unwrap_or(0),
+                free: device.free_bytes()?,
             })
         }
         other => other,

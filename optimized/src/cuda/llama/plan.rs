@@ -1,12 +1,13 @@
 //! How the kernels of a Llama-family token, besides its products, are launched: plain numbers, so that tests
 //! can run them on the CPU.
 
+use aqlm_kernels::defines::attention_step::k1_split_context::{TOTALS, WARPS as STEP_WARPS};
 use aqlm_vocabulary::LlamaConfig;
 
 /// A launch of a kernel that takes pointers and then integers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// id in the manifest of `aqlm-kernels`
+    /// the kernel's id
     pub kernel: &'static str,
     /// compile-time constants
     pub defines: Vec<(&'static str, usize)>,
@@ -117,8 +118,6 @@ pub fn attention(config: &LlamaConfig, rows: usize, first: usize, capacity: usiz
     }
 }
 
-/// Warps of a block of [`attention_step`].
-const STEP_WARPS: usize = 8;
 /// The most query heads that a block of it holds in registers, and the most blocks of a cluster.
 const MOST_QUERIES: usize = 4;
 const MOST_SPLITS: usize = 8;
@@ -137,7 +136,7 @@ pub fn attention_step(
     let queries = (1..=MOST_QUERIES)
         .rev()
         .find(|&queries| group.is_multiple_of(queries))
-        .unwrap_or(1);
+        .expect("1 divides every group");
     let parts = group / queries;
     let blocks = config.num_key_value_heads * parts;
     let mut splits = 1;
@@ -146,7 +145,7 @@ pub fn attention_step(
         splits *= 2;
     }
     let padded = padded_head(config.head_dim);
-    let record = padded + 2;
+    let record = padded + TOTALS;
     Plan {
         defines: vec![
             ("AQLM_HEAD", config.head_dim),

@@ -83,7 +83,7 @@ pub enum Op {
 }
 
 impl Op {
-    /// What the manifest and a kernel's entry call it.
+    /// What the folder of its kernels and their entries are called.
     pub fn name(self) -> &'static str {
         match self {
             Self::Matvec => "matvec",

@@ -66,7 +66,7 @@ impl Arranger<'_> {
         *used_classes |= 1 << class;
         let row = (self.plan.rows..self.plan.rows + PADDING_ROWS)
             .find(|row| row % 32 == bank)
-            .unwrap_or(self.plan.rows);
+            .expect("there is a padding row for each of the 32 banks");
         (class | row << self.plan.slice_bits) as u32
     }
 
