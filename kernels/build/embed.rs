@@ -30,9 +30,7 @@ struct Variant {
 
 /// Compiles all of them and writes the list that the crate includes.
 pub(crate) fn embed(kernels: &[Kernel]) -> Result<(), String> {
-    for path in ["embedded.json", "common.cuh"] {
-        println!("cargo::rerun-if-changed={path}");
-    }
+    println!("cargo::rerun-if-changed=embedded.json");
     for name in ["AQLM_NVCC", "CUDA_HOME", "CUDA_PATH", "PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
     }

@@ -33,6 +33,7 @@ pub(crate) fn find() -> Result<Found, String> {
     };
     for path in sorted(Path::new("."))? {
         if has_extension(&path, "cuh") {
+            println!("cargo::rerun-if-changed={}", path.display());
             found.sources.push((file_name(&path), read(&path)?));
         } else if path.is_dir() && file_name(&path) != EXAMPLES {
             find_op(&path, &mut found)?;

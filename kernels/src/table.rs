@@ -61,6 +61,9 @@ pub struct Table {
 }
 
 /// The table.
+///
+/// # Panics
+/// Never: the table is part of the program and its reading is tested.
 pub fn table() -> &'static Table {
     static TABLE: OnceLock<Table> = OnceLock::new();
     TABLE.get_or_init(|| {
