@@ -10,7 +10,7 @@ use aqlm_kernels::{MEASURED_SHAPE, constants};
 use aqlm_optimized::cuda::dispatch::{dispatched, resident};
 use aqlm_optimized::cuda::llama::plan;
 use aqlm_optimized::cuda::pack::{Op, Target, launch_configs, pack, pack_joined, with_config};
-use aqlm_vocabulary::{LlamaConfig, QuantizedMatrix, Rope, RopeScaling, Scheme};
+use aqlm_vocabulary::{BlockSpec, QuantizedMatrix, Rope, RopeScaling, Scheme, llama::LlamaBlock};
 use ndarray::{Array1, Array3, Array4};
 
 const SCHEMES: &[&str] = &[
@@ -70,46 +70,36 @@ fn wanted() -> BTreeMap<String, BTreeSet<String>> {
             .or_default()
             .insert(constants(defines));
     };
-    for &[
-        hidden_size,
-        intermediate_size,
-        num_attention_heads,
-        num_key_value_heads,
-        head_dim,
-    ] in MODELS
-    {
-        let config = LlamaConfig {
-            vocab_size: 32_000,
+    for &[hidden_size, intermediate_size, heads, kv_heads, head_dim] in MODELS {
+        let block = BlockSpec::llama(LlamaBlock {
             hidden_size,
             intermediate_size,
-            num_hidden_layers: 1,
-            num_attention_heads,
-            num_key_value_heads,
+            heads,
+            kv_heads,
             head_dim,
-            rms_norm_eps: 1e-5,
-            rope: Rope {
+            epsilon: 1e-5,
+            rotary: Rope {
                 theta: 10_000.0,
                 scaling: RopeScaling::None,
             },
-            sliding_window: None,
-            tie_word_embeddings: false,
-            max_position_embeddings: 4096,
-        };
+            window: None,
+        });
+        let attention = &block.attention;
         let step = |target: &Target, clusters| {
-            plan::attention_step(&config, 4096, false, target.multiprocessors as usize, clusters)
+            plan::attention_step(attention, 4096, false, target.multiprocessors as usize, clusters)
         };
         for plan in [
             plan::embed(hidden_size, 1),
             plan::rms_norm(hidden_size, 1, 1e-5, false, false),
             plan::rms_norm(hidden_size, 1, 1e-5, true, false),
-            plan::rope(&config, 1, 0, 4096, false),
-            plan::attention(&config, 1, 0, 4096),
+            plan::rope(attention, 1, 0, 4096, false),
+            plan::attention(attention, 1, 0, 4096),
             step(&hopper, true),
             step(&ampere, false),
             plan::swiglu(intermediate_size, 1, [intermediate_size; 2], false),
             plan::dense(hidden_size, hidden_size, 1, false),
             plan::dense(hidden_size, hidden_size, 1, true),
-            plan::argmax(config.vocab_size),
+            plan::argmax(32_000),
         ] {
             add(plan.kernel, &plan.defines);
         }

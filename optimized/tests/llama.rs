@@ -8,8 +8,9 @@ use aqlm_optimized::cpu::llama::{
 };
 use aqlm_reference::llama as reference;
 use aqlm_vocabulary::{
-    AqlmError, BlockWeights, FinetuneEvent, FinetuneSettings, LayerKind, LinearWeight, LlamaConfig,
-    RopeScaling, StreamKey,
+    AqlmError, BlockSpec, BlockWeights, FinetuneEvent, FinetuneSettings, LinearWeight, RopeScaling,
+    StreamKey,
+    llama::{QUERY, UP},
 };
 use ndarray::{Array2, Array3, Axis};
 use support::{
@@ -22,17 +23,17 @@ const TOKENS: usize = 70;
 const SEQUENCES: usize = 3;
 
 /// Lengths of the sums behind one output: both norms, the products of attention and MLP, scores and softmax.
-fn terms(config: &LlamaConfig) -> usize {
-    4 * config.hidden_size
-        + config.intermediate_size
-        + config.num_attention_heads * config.head_dim
-        + config.head_dim
+fn terms(spec: &BlockSpec) -> usize {
+    4 * spec.hidden_size()
+        + spec.intermediate_size()
+        + spec.attention.query_width()
+        + spec.attention.head_dim
         + 2 * TOKENS
 }
 
 struct Case {
     name: String,
-    config: LlamaConfig,
+    config: BlockSpec,
     weights: BlockWeights,
     x: Array3<f32>,
 }
@@ -57,10 +58,10 @@ fn cases() -> Vec<Case> {
             let name = format!("{heads} heads, {kv_heads} kv heads, window {window:?}, {scaling:?}");
             let config = config(heads, kv_heads, window, scaling);
             let mut weights = block_weights(&mut rng, &config, bias);
-            let (out, inputs) = config.layer_shape(LayerKind::UpProj);
-            weights.layer_mut(LayerKind::UpProj).weight =
+            let (out, inputs) = config.shape(UP);
+            weights.layer_mut(UP).weight =
                 LinearWeight::Quantized(quantized(&mut rng, "2x3g4o2", out, inputs));
-            let x = with_outliers(&mut rng, (SEQUENCES, TOKENS, config.hidden_size));
+            let x = with_outliers(&mut rng, (SEQUENCES, TOKENS, config.hidden_size()));
             Case {
                 name,
                 config,
@@ -84,48 +85,41 @@ fn blocks_and_all_their_gradients_are_the_references() {
         x,
     } in cases()
     {
-        let block = Block::from_weights(&weights);
-        let rotary = Rotary::new(&config, TOKENS);
-        let (y, trace) = block_forward_traced(&config, &block, &rotary, x.view());
+        let block = Block::from_weights(&config, &weights).unwrap();
+        let rotary = Rotary::new(&config.attention, TOKENS);
+        let (y, trace) = block_forward_traced(&block, &rotary, x.view());
         let grad_y = normal(&mut random(99), x.dim());
-        let mut ours = BlockGradients::zeros(&block, Wanted::all());
+        let mut ours = BlockGradients::zeros(&block, &Wanted::all(&config));
         let grad_x = block_backward(
-            &config,
             &block,
             &rotary,
             &trace,
             grad_y.view(),
-            Wanted::all(),
+            &Wanted::all(&config),
             &mut ours,
         );
 
-        let exact = reference::Block::from_weights(&weights);
-        let exact_rotary = reference::Rotary::new(&config, TOKENS);
+        let exact = reference::Block::from_weights(&config, &weights).unwrap();
+        let exact_rotary = reference::Rotary::new(&config.attention, TOKENS);
         let mut sum: Option<reference::BlockGradients> = None;
         let (mut exact_y, mut exact_x) = (Vec::new(), Vec::new());
         let mut inputs: Vec<Vec<f64>> = vec![Vec::new(); 7];
         for i in 0..SEQUENCES {
-            let (y, trace) =
-                reference::block_forward_traced(&config, &exact, &exact_rotary, sequence(&x, i).view());
-            let gradients = reference::block_backward(
-                &config,
-                &exact,
-                &exact_rotary,
-                &trace,
-                sequence(&grad_y, i).view(),
-            );
+            let (y, trace) = reference::block_forward_traced(&exact, &exact_rotary, sequence(&x, i).view());
+            let gradients =
+                reference::block_backward(&exact, &exact_rotary, &trace, sequence(&grad_y, i).view());
             exact_y.extend(y);
             exact_x.extend(gradients.x.clone());
-            for kind in LayerKind::ALL {
-                inputs[kind as usize].extend(trace.layer_input(kind));
+            for kind in config.layers() {
+                inputs[kind.index()].extend(trace.input(config.linear(kind).reads));
             }
             sum = Some(match sum {
                 None => gradients,
                 Some(mut sum) => {
-                    for kind in LayerKind::ALL {
-                        sum.layers[kind as usize] += &gradients.layers[kind as usize];
+                    for kind in config.layers() {
+                        sum.layers[kind.index()] += &gradients.layers[kind.index()];
                         if let (Some(sum), Some(bias)) =
-                            (&mut sum.biases[kind as usize], &gradients.biases[kind as usize])
+                            (&mut sum.biases[kind.index()], &gradients.biases[kind.index()])
                         {
                             *sum += bias;
                         }
@@ -140,12 +134,12 @@ fn blocks_and_all_their_gradients_are_the_references() {
 
         let forward = limit(terms(&config));
         assert_close(&format!("{name}: y"), widened(&y), &exact_y, forward);
-        for kind in LayerKind::ALL {
-            let what = format!("{name}: input of {kind}");
+        for kind in config.layers() {
+            let what = format!("{name}: input of {kind:?}");
             assert_close(
                 &what,
-                widened(trace.layer_input(kind)),
-                &inputs[kind as usize],
+                widened(trace.input(config.linear(kind).reads)),
+                &inputs[kind.index()],
                 forward,
             );
         }
@@ -157,11 +151,11 @@ fn blocks_and_all_their_gradients_are_the_references() {
             &exact_x,
             backward,
         );
-        for kind in LayerKind::ALL {
-            let what = format!("{name}: grad {kind}");
-            let weight = ours.weights[kind as usize].as_ref().unwrap();
-            assert_close(&what, widened(weight), &exact.layers[kind as usize], backward);
-            let (bias, exact) = (&ours.biases[kind as usize], &exact.biases[kind as usize]);
+        for kind in config.layers() {
+            let what = format!("{name}: grad {kind:?}");
+            let weight = ours.weights[kind.index()].as_ref().unwrap();
+            assert_close(&what, widened(weight), &exact.layers[kind.index()], backward);
+            let (bias, exact) = (&ours.biases[kind.index()], &exact.biases[kind.index()]);
             assert_eq!(bias.is_some(), exact.is_some(), "{what} bias");
             if let (Some(bias), Some(exact)) = (bias, exact) {
                 assert_close(&format!("{what} bias"), bias.iter().copied(), exact, backward);
@@ -191,35 +185,27 @@ fn a_block_does_not_depend_on_threads_or_on_other_sequences() {
     let Case {
         config, weights, x, ..
     } = cases().swap_remove(1);
-    let rotary = Rotary::new(&config, TOKENS);
+    let rotary = Rotary::new(&config.attention, TOKENS);
     let run = |threads| {
         with_threads(threads, || {
-            let block = Block::from_weights(&weights);
-            let (y, trace) = block_forward_traced(&config, &block, &rotary, x.view());
-            let mut sum = BlockGradients::zeros(&block, Wanted::all());
-            let grad_x = block_backward(
-                &config,
-                &block,
-                &rotary,
-                &trace,
-                y.view(),
-                Wanted::all(),
-                &mut sum,
-            );
+            let block = Block::from_weights(&config, &weights).unwrap();
+            let (y, trace) = block_forward_traced(&block, &rotary, x.view());
+            let mut sum = BlockGradients::zeros(&block, &Wanted::all(&config));
+            let grad_x = block_backward(&block, &rotary, &trace, y.view(), &Wanted::all(&config), &mut sum);
             (y, sum, grad_x)
         })
     };
     let alone = run(1);
     assert_eq!(alone, run(2));
     assert_eq!(alone, run(5));
-    let block = Block::from_weights(&weights);
-    assert_eq!(block_forward(&config, &block, &rotary, x.view()), alone.0);
+    let block = Block::from_weights(&config, &weights).unwrap();
+    assert_eq!(block_forward(&block, &rotary, x.view()), alone.0);
 
     // 350 rows: more than any task of a row-wise kernel takes
     let many = ndarray::concatenate![Axis(0), x, x.slice(ndarray::s![..2, .., ..])];
-    let together = block_forward(&config, &block, &rotary, many.view());
+    let together = block_forward(&block, &rotary, many.view());
     for (x, y) in many.outer_iter().zip(together.outer_iter()) {
-        let one = block_forward(&config, &block, &rotary, x.insert_axis(Axis(0)));
+        let one = block_forward(&block, &rotary, x.insert_axis(Axis(0)));
         assert_eq!(one.index_axis(Axis(0), 0), y);
     }
 }
@@ -227,19 +213,19 @@ fn a_block_does_not_depend_on_threads_or_on_other_sequences() {
 #[test]
 fn a_layer_is_replaced_by_one_of_its_shape_only() {
     let case = cases().swap_remove(0);
-    let mut block = Block::from_weights(&case.weights);
+    let mut block = Block::from_weights(&case.config, &case.weights).unwrap();
     let before = block.to_weights();
-    let (out, inputs) = case.config.layer_shape(LayerKind::QProj);
+    let (out, inputs) = case.config.shape(QUERY);
     let mut rng = random(12);
     let wrong = quantized(&mut rng, "1x3g4", out, inputs - 4);
     assert!(matches!(
-        block.set_layer(LayerKind::QProj, wrong),
+        block.set_layer(QUERY, wrong),
         Err(AqlmError::Shape { .. })
     ));
     assert_eq!(block.to_weights(), before);
     let right = quantized(&mut rng, "1x3g4", out, inputs);
-    block.set_layer(LayerKind::QProj, right.clone()).unwrap();
-    assert_eq!(block.quantized(LayerKind::QProj).unwrap().matrix(), &right);
+    block.set_layer(QUERY, right.clone()).unwrap();
+    assert_eq!(block.quantized(QUERY).unwrap().matrix(), &right);
 }
 
 #[test]
@@ -251,20 +237,20 @@ fn cached_decoding_is_the_forward_pass() {
         x,
     } in cases()
     {
-        let block = Block::from_weights(&weights);
-        let rotary = Rotary::new(&config, TOKENS);
-        let y = block_forward(&config, &block, &rotary, x.view());
+        let block = Block::from_weights(&config, &weights).unwrap();
+        let rotary = Rotary::new(&config.attention, TOKENS);
+        let y = block_forward(&block, &rotary, x.view());
         let mut cache = KvCacheLayer::new();
         let mut rows = Vec::new();
         for t in 0..TOKENS {
             let row = x.slice(ndarray::s![0, t, ..]);
-            rows.extend(block_decode_step(&config, &block, &rotary, &mut cache, row, t).unwrap());
+            rows.extend(block_decode_step(&block, &rotary, &mut cache, row, t).unwrap());
         }
         let expected: Vec<f64> = widened(y.index_axis(Axis(0), 0)).collect();
         // two f32 computations, each within the limit of the exact one
         assert_close(&name, widened(&rows), &expected, 4.0 * limit(terms(&config)));
         let row = x.slice(ndarray::s![0, 0, ..]);
-        let again = block_decode_step(&config, &block, &rotary, &mut cache, row, 3);
+        let again = block_decode_step(&block, &rotary, &mut cache, row, 3);
         assert!(matches!(again, Err(AqlmError::Unsupported(_))), "{name}");
     }
 }
@@ -279,21 +265,21 @@ fn the_head_and_its_losses_are_the_references() {
         .collect();
     let tokens: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
     let hidden = embed(lm_head.view(), &tokens).unwrap();
-    let head = Head::new(&norm, &lm_head).unwrap();
-    let losses = head.token_losses(&config, hidden.view(), &tokens).unwrap();
+    let head = Head::new(config.norms.norm, &norm, &lm_head).unwrap();
+    let losses = head.token_losses(hidden.view(), &tokens).unwrap();
     let exact_norm = norm.mapv(f64::from);
     for i in 0..2 {
         let exact_hidden = reference::embed(lm_head.view(), tokens[i]).unwrap();
         let logits = reference::logits(
-            &config,
+            config.norms.norm,
             &exact_norm,
             lm_head.mapv(f64::from).view(),
             exact_hidden.view(),
         );
         let x = hidden.index_axis(Axis(0), i);
-        let ours = head.logits(&config, x);
+        let ours = head.logits(x);
         assert_close("logits", widened(&ours), &logits, limit(2 * 40));
-        let row = head.logits_of_row(&config, x.row(3));
+        let row = head.logits_of_row(x.row(3));
         assert_close("logits of a row", widened(&row), logits.row(3), limit(2 * 40));
         let exact = reference::token_losses(logits.slice(ndarray::s![..8, ..]), &tokens[i][1..]).unwrap();
         assert_close("losses", losses[i].iter().copied(), &exact, limit(2 * 40));
@@ -315,15 +301,15 @@ fn the_head_and_its_losses_are_the_references() {
         Err(AqlmError::TokenOutOfRange { token: 50, .. })
     ));
     let short = hidden.slice(ndarray::s![.., ..2, ..]);
-    assert!(head.token_losses(&config, short, &beyond).is_err());
+    assert!(head.token_losses(short, &beyond).is_err());
     for wrong in [&tokens[..1], &[&tokens[0][..8], tokens[1]], &[&[], &[]]] {
         assert!(matches!(
-            head.token_losses(&config, hidden.view(), wrong),
+            head.token_losses(hidden.view(), wrong),
             Err(AqlmError::Shape { .. })
         ));
     }
     let nothing = hidden.slice(ndarray::s![.., ..0, ..]);
-    assert!(head.token_losses(&config, nothing, &[&[], &[]]).is_err());
+    assert!(head.token_losses(nothing, &[&[], &[]]).is_err());
 }
 
 #[test]
@@ -346,11 +332,10 @@ fn tuned(
     settings: &FinetuneSettings,
     validation: usize,
 ) -> (Block, aqlm_vocabulary::FinetuneReport) {
-    let rotary = Rotary::new(&case.config, TOKENS);
-    let mut block = Block::from_weights(&case.weights);
+    let rotary = Rotary::new(&case.config.attention, TOKENS);
+    let mut block = Block::from_weights(&case.config, &case.weights).unwrap();
     let targets = targets(case);
     let report = block_finetune(
-        &case.config,
         &mut block,
         &rotary,
         &case.x.view(),
@@ -374,13 +359,17 @@ const KEY: StreamKey = StreamKey {
 fn targets(case: &Case) -> Array3<f32> {
     let mut other = case.weights.clone();
     let mut rng = random(31);
-    for kind in LayerKind::ALL {
+    for kind in case.config.layers() {
         if let LinearWeight::Dense(weight) = &mut other.layer_mut(kind).weight {
             *weight += &(0.05 * normal(&mut rng, weight.dim()));
         }
     }
-    let rotary = Rotary::new(&case.config, TOKENS);
-    block_forward(&case.config, &Block::from_weights(&other), &rotary, case.x.view())
+    let rotary = Rotary::new(&case.config.attention, TOKENS);
+    block_forward(
+        &Block::from_weights(&case.config, &other).unwrap(),
+        &rotary,
+        case.x.view(),
+    )
 }
 
 const SETTINGS: FinetuneSettings = FinetuneSettings {
@@ -402,10 +391,9 @@ fn fine_tuning_follows_the_reference() {
         let (block, ours) = tuned(&case, &SETTINGS, validation);
         let inputs: Vec<Array2<f64>> = (0..SEQUENCES).map(|i| sequence(&case.x, i)).collect();
         let goals: Vec<Array2<f64>> = (0..SEQUENCES).map(|i| sequence(&targets(&case), i)).collect();
-        let mut exact = reference::Block::from_weights(&case.weights);
-        let rotary = reference::Rotary::new(&case.config, TOKENS);
+        let mut exact = reference::Block::from_weights(&case.config, &case.weights).unwrap();
+        let rotary = reference::Rotary::new(&case.config.attention, TOKENS);
         let expected = reference::block_finetune(
-            &case.config,
             &mut exact,
             &rotary,
             &inputs,
@@ -438,7 +426,7 @@ fn fine_tuning_follows_the_reference() {
 #[test]
 fn fine_tuning_says_what_it_does_and_stops_when_nothing_improves() {
     let case = cases().swap_remove(0);
-    let rotary = Rotary::new(&case.config, TOKENS);
+    let rotary = Rotary::new(&case.config.attention, TOKENS);
     let targets = targets(&case);
     // Too small to move anything in f32: every epoch ends with the loss of the start.
     let settings = FinetuneSettings {
@@ -446,10 +434,9 @@ fn fine_tuning_says_what_it_does_and_stops_when_nothing_improves() {
         batch: 1,
         ..SETTINGS
     };
-    let mut block = Block::from_weights(&case.weights);
+    let mut block = Block::from_weights(&case.config, &case.weights).unwrap();
     let mut events = Vec::new();
     let report = block_finetune(
-        &case.config,
         &mut block,
         &rotary,
         &case.x.view(),
@@ -489,12 +476,11 @@ fn fine_tuning_does_not_depend_on_threads() {
 #[test]
 fn fine_tuning_refuses_what_it_cannot_do() {
     let case = cases().swap_remove(0);
-    let rotary = Rotary::new(&case.config, TOKENS);
+    let rotary = Rotary::new(&case.config.attention, TOKENS);
     let run = |targets: Array3<f32>, validation, settings: &FinetuneSettings| {
-        let mut block = Block::from_weights(&case.weights);
-        let (config, x) = (&case.config, case.x.view());
+        let mut block = Block::from_weights(&case.config, &case.weights).unwrap();
+        let x = case.x.view();
         let outcome = block_finetune(
-            config,
             &mut block,
             &rotary,
             &x,

@@ -6,7 +6,7 @@ mod shim;
 
 use aqlm_optimized::cuda::llama::plan::{self, Plan, padded_head};
 use aqlm_reference::llama::{Rotary, attention, rms_norm, swiglu};
-use aqlm_vocabulary::{LlamaConfig, Rope, RopeScaling};
+use aqlm_vocabulary::{AttentionSpec, BlockSpec, Rope, RopeScaling, llama::LlamaBlock};
 use half::f16;
 use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 use rand::{RngExt, SeedableRng};
@@ -84,37 +84,29 @@ fn close<'a>(found: &[f64], expected: impl IntoIterator<Item = &'a f64>, roundin
     );
 }
 
-fn config(
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    window: Option<usize>,
-    positions: usize,
-) -> LlamaConfig {
-    LlamaConfig {
-        vocab_size: 50,
+fn config(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> AttentionSpec {
+    let block = BlockSpec::llama(LlamaBlock {
         hidden_size: 40,
         intermediate_size: 72,
-        num_hidden_layers: 1,
-        num_attention_heads: heads,
-        num_key_value_heads: kv_heads,
+        heads,
+        kv_heads,
         head_dim,
-        rms_norm_eps: 1e-5,
-        rope: Rope {
+        epsilon: 1e-5,
+        rotary: Rope {
             theta: 1000.0,
             scaling: RopeScaling::None,
         },
-        sliding_window: window,
-        tie_word_embeddings: false,
-        max_position_embeddings: positions,
-    }
+        window,
+    });
+    block.attention
 }
 
 /// Cosines and sines [positions, head / 2], as the kernels take them.
-fn tables(config: &LlamaConfig, positions: usize) -> [Vec<u8>; 2] {
-    let half = config.head_dim / 2;
+fn tables(spec: &AttentionSpec, positions: usize) -> [Vec<u8>; 2] {
+    let half = spec.head_dim / 2;
+    let theta = spec.rotary.as_ref().unwrap().theta;
     let angle = |position: usize, i: usize| {
-        let frequency = config.rope.theta.powf(-(2.0 * i as f64) / config.head_dim as f64);
+        let frequency = theta.powf(-(2.0 * i as f64) / spec.head_dim as f64);
         f64::from(position as f32 * frequency as f32)
     };
     [f64::cos, f64::sin].map(|of: fn(f64) -> f64| {
@@ -125,9 +117,9 @@ fn tables(config: &LlamaConfig, positions: usize) -> [Vec<u8>; 2] {
 }
 
 /// Keys or values [positions, kv_heads x head] as the cache has them: [kv_heads, capacity, padded].
-fn cached(config: &LlamaConfig, rows: &ArrayView2<'_, f64>, capacity: usize) -> Vec<f64> {
-    let (head, padded) = (config.head_dim, padded_head(config.head_dim));
-    let mut cache = vec![0.0; config.num_key_value_heads * capacity * padded];
+fn cached(spec: &AttentionSpec, rows: &ArrayView2<'_, f64>, capacity: usize) -> Vec<f64> {
+    let (head, padded) = (spec.head_dim, padded_head(spec.head_dim));
+    let mut cache = vec![0.0; spec.kv_heads * capacity * padded];
     for (position, row) in rows.outer_iter().enumerate() {
         for (i, &value) in row.iter().enumerate() {
             cache[(i / head * capacity + position) * padded + i % head] = value;
@@ -284,13 +276,12 @@ struct Projected {
 
 fn projected(
     rng: &mut ChaCha8Rng,
-    config: &LlamaConfig,
+    spec: &AttentionSpec,
     tokens: usize,
     capacity: usize,
     bias: bool,
 ) -> Projected {
-    let queries = config.num_attention_heads * config.head_dim;
-    let keys = config.num_key_value_heads * config.head_dim;
+    let (queries, keys) = (spec.query_width(), spec.key_width());
     let all = [queries, keys, keys].map(|width| random(rng, tokens, width));
     let biases = [queries, keys, keys].map(|width| random(rng, 1, width));
     let mut rotated = all.clone();
@@ -299,7 +290,7 @@ fn projected(
             *rows += bias;
         }
     }
-    let rotary = Rotary::new(config, capacity);
+    let rotary = Rotary::new(spec, capacity);
     for rows in &mut rotated[..2] {
         rotary.rotate(rows, 0);
     }
@@ -317,7 +308,7 @@ fn prompts() {
         (2, 2, 34, None, false),
     ] {
         let (tokens, first, capacity) = (9, 5, 11);
-        let config = config(heads, kv_heads, head_dim, window, capacity);
+        let config = config(heads, kv_heads, head_dim, window);
         let Projected {
             all,
             biases,
@@ -398,7 +389,7 @@ fn steps() {
     .enumerate()
     {
         let capacity = position + 2;
-        let config = config(heads, kv_heads, head_dim, window, capacity);
+        let config = config(heads, kv_heads, head_dim, window);
         let queries = heads * head_dim;
         let Projected {
             all,

@@ -7,8 +7,9 @@ use aqlm_optimized::cpu::llama::{
 };
 use aqlm_reference::llama as reference;
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, BlockWeights, LayerKind, Linear, LinearWeight, LlamaConfig, ModelWeights,
-    Parameter, QuantizedMatrix, RopeScaling, Scheme, Target, TopTokens, Tuned,
+    AdamDecay, AqlmError, ArchSpec, BlockSpec, BlockWeights, LayerId, Linear, LinearWeight, ModelWeights,
+    Parameter, QuantizedMatrix, Rope, RopeScaling, Scheme, Target, TopTokens, Tuned,
+    llama::{DOWN, GATE, KEY, LlamaBlock, OUTPUT, QUERY, VALUE},
 };
 use ndarray::{Array1, Array2, Array3, Array4};
 use rand::RngExt;
@@ -35,18 +36,19 @@ const DECAY: AdamDecay = AdamDecay {
 };
 
 /// Lengths of the sums from a token to its loss: those of a block for every block, and the head's.
-fn terms(config: &LlamaConfig, tokens: usize) -> usize {
-    let block = 4 * config.hidden_size
-        + config.intermediate_size
-        + config.num_attention_heads * config.head_dim
-        + config.head_dim
+fn terms(arch: &ArchSpec, tokens: usize) -> usize {
+    let spec = &arch.blocks[0];
+    let block = 4 * arch.hidden_size
+        + spec.intermediate_size()
+        + spec.attention.query_width()
+        + spec.attention.head_dim
         + 2 * tokens;
-    config.num_hidden_layers * block + 2 * config.hidden_size + config.vocab_size
+    arch.blocks.len() * block + 2 * arch.hidden_size + arch.vocab_size
 }
 
 struct Case {
     name: String,
-    config: LlamaConfig,
+    arch: ArchSpec,
     weights: ModelWeights,
     sequences: Vec<Vec<u32>>,
     /// the teacher's states, [TOKENS, 24] a sequence, and its head, [vocab, 24]
@@ -78,36 +80,39 @@ impl Case {
     }
 }
 
-/// Quantized and dense layers, grouped heads, a window, biases, outliers; one model with a tied head.
+/// Quantized and dense layers, grouped heads, a window in one of two blocks, biases, outliers; one model with
+/// a tied head.
 fn cases() -> Vec<Case> {
     [(4, 4, None, false), (4, 2, Some(9), true)]
         .into_iter()
         .enumerate()
         .map(|(i, (heads, kv_heads, window, tied))| {
             let mut rng = random(60 + i as u64);
-            let mut config = config(heads, kv_heads, window, RopeScaling::None);
-            config.tie_word_embeddings = tied;
-            let blocks = (0..config.num_hidden_layers)
-                .map(|_| {
-                    let mut block = block_weights(&mut rng, &config, i == 1);
-                    for (kind, scheme) in [
-                        (LayerKind::VProj, "1x3g8"),
-                        (LayerKind::OProj, "2x3g4o2"),
-                        (LayerKind::DownProj, "2x4g8"),
-                    ] {
-                        let (out, inputs) = config.layer_shape(kind);
+            let spec = config(heads, kv_heads, window, RopeScaling::None);
+            let mut arch = ArchSpec {
+                tied,
+                ..ArchSpec::llama(50, 128, 2, spec)
+            };
+            arch.blocks[0].attention.window = None;
+            let blocks = arch
+                .blocks
+                .iter()
+                .map(|spec| {
+                    let mut block = block_weights(&mut rng, spec, i == 1);
+                    for (kind, scheme) in [(VALUE, "1x3g8"), (OUTPUT, "2x3g4o2"), (DOWN, "2x4g8")] {
+                        let (out, inputs) = spec.shape(kind);
                         block.layer_mut(kind).weight =
                             LinearWeight::Quantized(quantized(&mut rng, scheme, out, inputs));
                     }
                     block
                 })
                 .collect();
-            let vocabulary = (config.vocab_size, config.hidden_size);
+            let vocabulary = (arch.vocab_size, arch.hidden_size);
             let weights = ModelWeights {
                 embedding: with_outliers(&mut rng, vocabulary),
                 blocks,
-                norm: 1.0 + 0.2 * normal(&mut rng, config.hidden_size),
-                lm_head: (!tied).then(|| normal(&mut rng, vocabulary) / (config.hidden_size as f32).sqrt()),
+                norm: 1.0 + 0.2 * normal(&mut rng, arch.hidden_size),
+                lm_head: (!tied).then(|| normal(&mut rng, vocabulary) / (arch.hidden_size as f32).sqrt()),
             };
             let mut tokens = || {
                 (0..TOKENS)
@@ -119,7 +124,7 @@ fn cases() -> Vec<Case> {
             Case {
                 name: format!("{heads} heads, {kv_heads} kv heads, tied {tied}"),
                 states: (0..SEQUENCES).map(|_| normal(&mut rng, (TOKENS, 24))).collect(),
-                teacher_head: normal(&mut rng, (config.vocab_size, 24)) / 24f32.sqrt(),
+                teacher_head: normal(&mut rng, (arch.vocab_size, 24)) / 24f32.sqrt(),
                 top: (0..SEQUENCES)
                     .map(|s| TopTokens {
                         tokens: Array2::from_shape_fn((TOKENS, 3), |(t, i)| {
@@ -131,7 +136,7 @@ fn cases() -> Vec<Case> {
                         rest: Array1::from_elem(TOKENS, 0.125),
                     })
                     .collect(),
-                config,
+                arch,
                 weights,
                 sequences,
             }
@@ -140,18 +145,18 @@ fn cases() -> Vec<Case> {
 }
 
 fn ours(case: &Case, tuned: Tuned, activations: Activations) -> ModelTuner {
-    ModelTuner::new(&case.config, TOKENS, &case.weights, tuned, DECAY, activations).unwrap()
+    ModelTuner::new(&case.arch, TOKENS, &case.weights, tuned, DECAY, activations).unwrap()
 }
 
 fn expected(case: &Case, tuned: Tuned) -> reference::ModelTuner {
-    reference::ModelTuner::new(&case.config, &case.weights, tuned, DECAY).unwrap()
+    reference::ModelTuner::new(&case.arch, &case.weights, tuned, DECAY).unwrap()
 }
 
 /// The reference's gradients, added up, in the same order: its first moments after one step from zero are a
 /// tenth.
 fn expected_gradients(case: &Case, targets: &[Target<'_>], scale: f64) -> (Vec<f64>, Vec<Vec<f64>>) {
     let decay = AdamDecay { beta1: 0.0, ..DECAY };
-    let mut tuner = reference::ModelTuner::new(&case.config, &case.weights, ALL, decay).unwrap();
+    let mut tuner = reference::ModelTuner::new(&case.arch, &case.weights, ALL, decay).unwrap();
     let losses = tuner
         .accumulate(&case.sequences(), targets, scale, &mut |_, _, _| ())
         .unwrap();
@@ -175,7 +180,7 @@ fn losses_and_all_gradients_of_every_objective_are_the_references() {
                 .unwrap();
             assert_eq!(seen.len(), 2 * 3, "gradients of decoded weights");
             let name = format!("{}, {objective}", case.name);
-            let forward = limit(terms(&case.config, TOKENS));
+            let forward = limit(terms(&case.arch, TOKENS));
             assert_close(&name, found.iter().copied(), &losses, forward);
             assert_eq!(
                 tuner.losses(&case.sequences(), &targets).unwrap(),
@@ -183,11 +188,11 @@ fn losses_and_all_gradients_of_every_objective_are_the_references() {
                 "{name}"
             );
             // back through the same sums, and then over all rows
-            let backward = limit(2 * terms(&case.config, TOKENS) + SEQUENCES * TOKENS);
+            let backward = limit(2 * terms(&case.arch, TOKENS) + SEQUENCES * TOKENS);
             let parameters: Vec<Parameter> = tuner.gradients().map(|(parameter, _)| parameter).collect();
             assert_eq!(parameters.len(), gradients.len());
             for ((parameter, ours), expected) in tuner.gradients().zip(&gradients) {
-                let what = format!("{name}: {}", parameter.name());
+                let what = format!("{name}: {}", parameter.name(&case.arch));
                 assert_close(&what, ours.iter().copied(), expected, backward);
             }
         }
@@ -212,7 +217,7 @@ fn training_follows_the_reference() {
             // Adam divides by the root of the second moment, so a parameter whose gradients are at the level
             // of rounding goes its own way, by at most lr a step; what it does to the loss is of second
             // order.
-            let limit = limit(terms(&case.config, TOKENS) * 2 * steps);
+            let limit = limit(terms(&case.arch, TOKENS) * 2 * steps);
             assert_close(&case.name, ours, &expected, limit);
             let total: f64 = expected.iter().sum();
             if step == 0 {
@@ -228,13 +233,13 @@ fn training_follows_the_reference() {
             exact.step(1e-2);
         }
         let (ours, expected) = (tuner.model().to_weights(), exact.model().to_weights());
-        assert_eq!(ours.lm_head.is_none(), case.config.tie_word_embeddings);
+        assert_eq!(ours.lm_head.is_none(), case.arch.tied);
         let expected: Vec<f64> = widened(&expected.norm).collect();
         assert_close(
             "norm",
             widened(&ours.norm),
             &expected,
-            limit(terms(&case.config, TOKENS) * 2 * steps),
+            limit(terms(&case.arch, TOKENS) * 2 * steps),
         );
     }
 }
@@ -346,25 +351,17 @@ fn what_does_not_fit_is_refused_and_what_is_not_finite_is_named() {
         head: false,
     };
     assert!(matches!(
-        ModelTuner::new(
-            &case.config,
-            TOKENS,
-            &case.weights,
-            none,
-            DECAY,
-            Activations::Keep
-        ),
+        ModelTuner::new(&case.arch, TOKENS, &case.weights, none, DECAY, Activations::Keep),
         Err(AqlmError::Unsupported(_))
     ));
 
     assert_eq!(tuner.first_not_finite(&sequences).unwrap(), None);
     let mut broken = case.weights.clone();
-    let LinearWeight::Dense(weight) = &mut broken.blocks[1].layer_mut(LayerKind::GateProj).weight else {
+    let LinearWeight::Dense(weight) = &mut broken.blocks[1].layer_mut(GATE).weight else {
         panic!("a dense layer");
     };
     weight[[3, 3]] = f32::NAN;
-    let mut tuner =
-        ModelTuner::new(&case.config, TOKENS, &broken, ALL, DECAY, Activations::Recompute).unwrap();
+    let mut tuner = ModelTuner::new(&case.arch, TOKENS, &broken, ALL, DECAY, Activations::Recompute).unwrap();
     let found = tuner.first_not_finite(&sequences).unwrap();
     assert_eq!(found.as_deref(), Some("model.layers.1.mlp.gate_proj"));
     let losses = tuner
@@ -375,7 +372,7 @@ fn what_does_not_fit_is_refused_and_what_is_not_finite_is_named() {
     state.parameters[0].values[0] = f64::INFINITY;
     tuner.restore(&state).unwrap();
     let found = tuner.first_not_finite(&sequences).unwrap();
-    assert_eq!(found, Some(state.parameters[0].parameter.name()));
+    assert_eq!(found, Some(state.parameters[0].name.clone()));
 }
 
 #[test]
@@ -416,7 +413,7 @@ fn parameters_have_the_same_gradients_whatever_else_is_trained() {
     ] {
         for (parameter, gradient) in gradients(alone) {
             let (_, expected) = all.iter().find(|(other, _)| *other == parameter).unwrap();
-            assert_eq!(&gradient, expected, "{} of {alone:?}", parameter.name());
+            assert_eq!(&gradient, expected, "{} of {alone:?}", parameter.name(&case.arch));
             seen += 1;
         }
     }
@@ -426,15 +423,17 @@ fn parameters_have_the_same_gradients_whatever_else_is_trained() {
 #[test]
 fn activations_are_kept_up_to_a_gigabyte() {
     // 4 x 64 + 2 x 4 x 32 + 2 x 2 x 32 + 3 x 128 = 1024 numbers a row, 4096 rows, 64 blocks, 4 bytes: 2^30
-    let with_layers = |layers| LlamaConfig {
+    let spec = BlockSpec::llama(LlamaBlock {
         hidden_size: 64,
         intermediate_size: 128,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
+        heads: 4,
+        kv_heads: 2,
         head_dim: 32,
-        num_hidden_layers: layers,
-        ..cases().swap_remove(0).config
-    };
+        epsilon: 1e-5,
+        rotary: ROTARY,
+        window: None,
+    });
+    let with_layers = |layers| ArchSpec::llama(50, 128, layers, spec.clone());
     assert_eq!(Activations::fitting(&with_layers(64), 4096), Activations::Keep);
     assert_eq!(
         Activations::fitting(&with_layers(65), 4096),
@@ -513,21 +512,31 @@ fn objectives_agree_with_the_reference_and_with_each_other() {
     }
 }
 
+/// Plain rotation.
+const ROTARY: Rope = Rope {
+    theta: 1000.0,
+    scaling: RopeScaling::None,
+};
+
 /// A model on which every number is exact in f32 in any order: blocks that add nothing because one factor of
 /// each branch is zero, two tokens a sequence so that attention averages over one or two, and logits that are
 /// all equal.
-fn exact_model() -> (LlamaConfig, ModelWeights, Vec<Vec<u32>>) {
+fn exact_model() -> (ArchSpec, ModelWeights, Vec<Vec<u32>>) {
     let mut rng = random(90);
-    let mut config = config(2, 2, None, RopeScaling::None);
-    config.vocab_size = 64;
-    config.hidden_size = 32;
-    config.intermediate_size = 32;
-    config.head_dim = 16;
-    config.rms_norm_eps = 0.0;
+    let spec = BlockSpec::llama(LlamaBlock {
+        hidden_size: 32,
+        intermediate_size: 32,
+        heads: 2,
+        kv_heads: 2,
+        head_dim: 16,
+        epsilon: 0.0,
+        rotary: ROTARY,
+        window: None,
+    });
     let mut dyadic = |limit: i32| f64::from(rng.random_range(-limit..=limit)) / 8.0;
     let scheme = Scheme::new(2, 3, 8).unwrap();
-    let mut matrix = |kind: LayerKind, zero_codebooks: bool, zero_scales: bool| {
-        let (out, inputs) = config.layer_shape(kind);
+    let mut matrix = |layer: LayerId, zero_codebooks: bool, zero_scales: bool| {
+        let (out, inputs) = spec.shape(layer);
         let codes = Array3::from_shape_fn((out, inputs / 8, 2), |(o, j, m)| ((5 * o + 3 * j + m) % 8) as u16);
         let value = || if zero_codebooks { 0.0 } else { dyadic(8) };
         let codebooks = Array4::from_shape_simple_fn((2, 8, 1, 8), value);
@@ -540,22 +549,22 @@ fn exact_model() -> (LlamaConfig, ModelWeights, Vec<Vec<u32>>) {
     };
     // No queries and keys, so attention is uniform; then V or O, and the gate. A layer is zero by its scales
     // in the first block, which then have gradients, and by its codebooks in the second, where those have.
-    let mut block = |zeros: &[LayerKind], by_scales: bool| BlockWeights {
+    let mut block = |zeros: &[LayerId], by_scales: bool| BlockWeights {
         input_layernorm: Array1::ones(32),
         post_attention_layernorm: Array1::ones(32),
-        layers: LayerKind::ALL.map(|kind| {
-            let zero = zeros.contains(&kind);
-            Linear {
-                weight: LinearWeight::Quantized(matrix(kind, zero && !by_scales, zero && by_scales)),
-                bias: None,
-            }
-        }),
+        layers: spec
+            .layers()
+            .map(|layer| {
+                let zero = zeros.contains(&layer);
+                Linear {
+                    weight: LinearWeight::Quantized(matrix(layer, zero && !by_scales, zero && by_scales)),
+                    bias: None,
+                }
+            })
+            .collect(),
     };
-    let zeros = |branch| [LayerKind::QProj, LayerKind::KProj, LayerKind::GateProj, branch];
-    let blocks = vec![
-        block(&zeros(LayerKind::VProj), true),
-        block(&zeros(LayerKind::OProj), false),
-    ];
+    let zeros = |branch| [QUERY, KEY, GATE, branch];
+    let blocks = vec![block(&zeros(VALUE), true), block(&zeros(OUTPUT), false)];
     // Hidden states live in the first eight places, with mean square one; the head tells tokens apart in the
     // others.
     let embedding = Array2::from_shape_fn((64, 32), |(token, i)| match i {
@@ -576,21 +585,22 @@ fn exact_model() -> (LlamaConfig, ModelWeights, Vec<Vec<u32>>) {
         norm: Array1::ones(32),
         lm_head: Some(lm_head),
     };
-    (config, weights, vec![vec![3, 11], vec![40, 3], vec![63, 0]])
+    let arch = ArchSpec::llama(64, 128, 2, spec);
+    (arch, weights, vec![vec![3, 11], vec![40, 3], vec![63, 0]])
 }
 
 #[test]
 fn gradients_are_exact_where_every_number_is() {
-    let (config, weights, sequences) = exact_model();
+    let (arch, weights, sequences) = exact_model();
     let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
     let targets = [Target::NextTokens; 3];
     let scale = 0.25;
-    let mut tuner = ModelTuner::new(&config, 2, &weights, ALL, DECAY, Activations::Recompute).unwrap();
+    let mut tuner = ModelTuner::new(&arch, 2, &weights, ALL, DECAY, Activations::Recompute).unwrap();
     let ours = tuner
         .accumulate(&sequences, &targets, scale, &mut |_, _, _| ())
         .unwrap();
     let decay = AdamDecay { beta1: 0.0, ..DECAY };
-    let mut exact = reference::ModelTuner::new(&config, &weights, ALL, decay).unwrap();
+    let mut exact = reference::ModelTuner::new(&arch, &weights, ALL, decay).unwrap();
     let expected = exact
         .accumulate(&sequences, &targets, scale, &mut |_, _, _| ())
         .unwrap();
@@ -600,9 +610,9 @@ fn gradients_are_exact_where_every_number_is() {
     exact.step(0.0);
     let mut nonzero = Vec::new();
     for ((parameter, ours), expected) in tuner.gradients().zip(exact.state().parameters) {
-        assert_eq!(ours, expected.first, "{}", parameter.name());
+        assert_eq!(ours, expected.first, "{}", expected.name);
         if ours.iter().any(|&slope| slope != 0.0) {
-            nonzero.push(parameter.name());
+            nonzero.push(parameter.name(&arch));
         }
     }
     for reached in [
@@ -626,13 +636,13 @@ fn weights_of_another_model_are_refused() {
     let mut short = case.weights.clone();
     short.blocks.pop();
     assert!(matches!(
-        Model::from_weights(&case.config, &short),
+        Model::from_weights(&case.arch, &short),
         Err(AqlmError::Shape { what, .. }) if what == "blocks"
     ));
     let mut narrow = case.weights;
     narrow.norm = Array1::ones(39);
     assert!(matches!(
-        Model::from_weights(&case.config, &narrow),
+        Model::from_weights(&case.arch, &narrow),
         Err(AqlmError::Shape { what, .. }) if what == "final norm"
     ));
 }

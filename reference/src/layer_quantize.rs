@@ -123,12 +123,12 @@ mod tests {
 
     use super::*;
     use crate::problem::{Problem, config, gaussian, problem, settings};
-    use aqlm_vocabulary::{LayerKind, Update};
+    use aqlm_vocabulary::{Update, llama::UP};
 
     const KEY: StreamKey = StreamKey {
         seed: 3,
         block: 1,
-        layer: Some(LayerKind::UpProj),
+        layer: Some(UP),
     };
 
     fn quantize(p: &Problem, settings: &LayerSettings) -> (QuantizedMatrix, LayerReport) {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use aqlm_reference::llama::{
     Block, BlockGradients, ResidentLinear, ResidentWeight, Rotary, block_backward, block_forward_traced,
 };
-use aqlm_vocabulary::{LayerKind, LlamaConfig, Rope, RopeScaling};
+use aqlm_vocabulary::{BlockSpec, Rope, RopeScaling, llama::LlamaBlock};
 use ndarray::{Array, Array1, Array2, Array3, ArrayD, Axis, Dimension, Ix1, Ix2, Ix3, IxDyn};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -83,7 +83,7 @@ impl Case<'_> {
     }
 }
 
-fn config(case: &Case, entry: &Value) -> LlamaConfig {
+fn spec(case: &Case, entry: &Value) -> BlockSpec {
     let count = |field: &str| {
         entry[field]
             .as_u64()
@@ -96,23 +96,19 @@ fn config(case: &Case, entry: &Value) -> LlamaConfig {
     };
     let gate: Array2<f64> = case.get("param.mlp.gate_proj.weight");
     let cos: Array3<f64> = case.get("cos");
-    LlamaConfig {
-        vocab_size: 1,
+    BlockSpec::llama(LlamaBlock {
         hidden_size: gate.ncols(),
         intermediate_size: gate.nrows(),
-        num_hidden_layers: 1,
-        num_attention_heads: count("heads"),
-        num_key_value_heads: count("kv_heads"),
+        heads: count("heads"),
+        kv_heads: count("kv_heads"),
         head_dim: cos.dim().2,
-        rms_norm_eps: number("rms_norm_eps"),
-        rope: Rope {
+        epsilon: number("rms_norm_eps"),
+        rotary: Rope {
             theta: number("rope_theta"),
             scaling: scaling(&entry["rope_scaling"]),
         },
-        sliding_window: entry["sliding_window"].as_u64().map(|window| window as usize),
-        tie_word_embeddings: false,
-        max_position_embeddings: cos.dim().1,
-    }
+        window: entry["sliding_window"].as_u64().map(|window| window as usize),
+    })
 }
 
 fn scaling(entry: &Value) -> RopeScaling {
@@ -132,17 +128,17 @@ fn scaling(entry: &Value) -> RopeScaling {
     }
 }
 
-fn block(case: &Case) -> Block {
-    let layers = LayerKind::ALL.map(|kind| ResidentLinear {
-        weight: ResidentWeight::Dense(case.get(&format!("param.{}.weight", kind.path()))),
-        bias: case.find::<Ix1>(&format!("param.{}.bias", kind.path())),
+fn block(case: &Case, spec: &BlockSpec) -> Block {
+    let layers = spec.linears.iter().map(|linear| ResidentLinear {
+        weight: ResidentWeight::Dense(case.get(&format!("param.{}.weight", linear.name))),
+        bias: case.find::<Ix1>(&format!("param.{}.bias", linear.name)),
     });
     let [first, second] = ["input_layernorm", "post_attention_layernorm"]
         .map(|norm| case.get::<Ix1>(&format!("param.{norm}.weight")));
-    Block::new(first, second, layers)
+    Block::new(spec, first, second, layers.collect()).unwrap()
 }
 
-fn run(case: &Case, config: &LlamaConfig, block: &Block, own_tables: bool, limits: Limits) {
+fn run(case: &Case, block: &Block, own_tables: bool, limits: Limits) {
     let limit = if own_tables {
         limits.own_tables
     } else {
@@ -155,25 +151,24 @@ fn run(case: &Case, config: &LlamaConfig, block: &Block, own_tables: bool, limit
     for n in 0..x.dim().0 {
         let part = |array: &Array3<f64>| array.index_axis(Axis(0), n).to_owned();
         let rotary = if own_tables {
-            Rotary::new(config, x.dim().1)
+            Rotary::new(&block.spec().attention, x.dim().1)
         } else {
             Rotary::from_tables(part(&cos), part(&sin)).unwrap()
         };
-        let (part_y, trace) = block_forward_traced(config, block, &rotary, part(&x).view());
+        let (part_y, trace) = block_forward_traced(block, &rotary, part(&x).view());
         let grad_y = 2.0 / x.len() as f64 * (&part_y - &part(&target));
-        let gradients = block_backward(config, block, &rotary, &trace, grad_y.view());
+        let gradients = block_backward(block, &rotary, &trace, grad_y.view());
         y.index_axis_mut(Axis(0), n).assign(&part_y);
         grad_x.index_axis_mut(Axis(0), n).assign(&gradients.x);
         match &mut total {
             None => total = Some(gradients),
             Some(total) => {
-                for kind in LayerKind::ALL {
-                    total.layers[kind as usize] += &gradients.layers[kind as usize];
-                    let bias = total.biases[kind as usize]
-                        .as_mut()
-                        .zip(gradients.biases[kind as usize].as_ref());
-                    if let Some((total, bias)) = bias {
-                        *total += bias;
+                for (total, part) in total.layers.iter_mut().zip(&gradients.layers) {
+                    *total += part;
+                }
+                for (total, part) in total.biases.iter_mut().zip(&gradients.biases) {
+                    if let Some((total, part)) = total.as_mut().zip(part.as_ref()) {
+                        *total += part;
                     }
                 }
                 total.input_layernorm += &gradients.input_layernorm;
@@ -184,14 +179,15 @@ fn run(case: &Case, config: &LlamaConfig, block: &Block, own_tables: bool, limit
     let total = total.expect("a case of at least one sequence");
     case.compare::<Ix3>("y", &y, limit);
     case.compare::<Ix3>("grad_x", &grad_x, limit);
-    for kind in LayerKind::ALL {
+    for layer in block.spec().layers() {
+        let name = &block.spec().linear(layer).name;
         case.compare::<Ix2>(
-            &format!("grad.{}.weight", kind.path()),
-            &total.layers[kind as usize],
+            &format!("grad.{name}.weight"),
+            &total.layers[layer.index()],
             limit,
         );
-        if let Some(bias) = &total.biases[kind as usize] {
-            case.compare::<Ix1>(&format!("grad.{}.bias", kind.path()), bias, limit);
+        if let Some(bias) = &total.biases[layer.index()] {
+            case.compare::<Ix1>(&format!("grad.{name}.bias"), bias, limit);
         }
     }
     let norms: [(&str, &Array1<f64>); 2] = [
@@ -216,10 +212,9 @@ fn run_all(folder: &Path, limits: Limits) -> Option<usize> {
             name,
             tensors: SafeTensors::deserialize(&bytes).unwrap(),
         };
-        let config = config(&case, entry);
-        let block = block(&case);
-        run(&case, &config, &block, false, limits);
-        run(&case, &config, &block, true, limits);
+        let block = block(&case, &spec(&case, entry));
+        run(&case, &block, false, limits);
+        run(&case, &block, true, limits);
         cases += 1;
     }
     Some(cases)

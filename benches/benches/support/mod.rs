@@ -9,7 +9,7 @@ use aqlm_check::cases::{Case, LlamaCase, LlamaData, Operation, Problem};
 use aqlm_check::{CheckedBackend, CpuSubject, CrossOptions, Subject, cross_check};
 use aqlm_formats::{Error, Result};
 use aqlm_optimized::cpu::product::linear;
-use aqlm_vocabulary::{LayerKind, Purpose, sweep_order};
+use aqlm_vocabulary::{Purpose, sweep_order};
 use criterion::Criterion;
 use faer::Par;
 use ndarray::{Array2, Array3, Axis};
@@ -45,7 +45,7 @@ fn bench_case(criterion: &mut Criterion, id: &str) -> Result<()> {
     )?;
     if !checked.holds() {
         let reason = checked.summary.into_iter().find_map(|row| row.reason);
-        return Err(Error::invalid(
+        return Err(Error::argument(
             &format!("case `{id}`"),
             "results that the reference has, too",
             reason.unwrap_or_default(),
@@ -106,7 +106,7 @@ impl Work {
                 Data::Llama(problem, Box::new(data), targets)
             }
             Problem::Product(_) => {
-                return Err(Error::invalid(
+                return Err(Error::argument(
                     "case",
                     "another operation than a product, which has a bench of its own",
                     case.to_string(),
@@ -185,16 +185,7 @@ impl Work {
             Data::Samples(x) => x.len(),
             // the weight and H
             Data::Layer(data) => data.weight.len() + data.hessian.len(),
-            Data::Llama(_, data, _) => {
-                let weights: usize = LayerKind::ALL
-                    .iter()
-                    .map(|&kind| {
-                        let (out, inputs) = data.config.layer_shape(kind);
-                        out * inputs
-                    })
-                    .sum();
-                2 * data.x.len() + weights
-            }
+            Data::Llama(_, data, _) => 2 * data.x.len() + data.config.blocks[0].parameters(),
         };
         numbers * size_of::<f32>()
     }
@@ -216,12 +207,9 @@ impl Work {
             }
             (Data::Llama(_, data, _), _) => {
                 let (sequences, tokens, _) = data.x.dim();
-                LayerKind::ALL
-                    .iter()
-                    .map(|&kind| {
-                        let (out, inputs) = data.config.layer_shape(kind);
-                        [sequences * tokens, inputs, out]
-                    })
+                let linears = data.config.blocks[0].linears.iter();
+                linears
+                    .map(|linear| [sequences * tokens, linear.shape.1, linear.shape.0])
                     .collect()
             }
             _ => Vec::new(),

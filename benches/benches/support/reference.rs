@@ -118,12 +118,7 @@ impl Subject for ReferenceSubject {
         let (block, rotary) = block(data);
         let mut y = Array3::zeros(data.x.dim());
         for (mut y, x) in y.outer_iter_mut().zip(data.x.outer_iter()) {
-            y.assign(&block_forward(
-                &data.config,
-                &block,
-                &rotary,
-                x.mapv(f64::from).view(),
-            ));
+            y.assign(&block_forward(&block, &rotary, x.mapv(f64::from).view()));
         }
         Ok(y)
     }
@@ -133,8 +128,8 @@ impl Subject for ReferenceSubject {
         let mut gradients: Option<Gradients> = None;
         for (i, (x, grad_y)) in data.x.outer_iter().zip(data.grad_y.outer_iter()).enumerate() {
             let (x, grad_y) = (x.mapv(f64::from), grad_y.mapv(f64::from));
-            let (_, trace) = block_forward_traced(&data.config, &block, &rotary, x.view());
-            let one = block_backward(&data.config, &block, &rotary, &trace, grad_y.view());
+            let (_, trace) = block_forward_traced(&block, &rotary, x.view());
+            let one = block_backward(&block, &rotary, &trace, grad_y.view());
             let sum = gradients.get_or_insert_with(|| Gradients {
                 x: Array3::zeros(data.x.dim()),
                 layers: one
@@ -171,7 +166,6 @@ impl Subject for ReferenceSubject {
         let wide =
             |x: &Array3<f32>| -> Vec<Array2<f64>> { x.outer_iter().map(|x| x.mapv(f64::from)).collect() };
         let report = block_finetune(
-            &data.config,
             &mut block,
             &rotary,
             &wide(&data.x),
@@ -208,6 +202,6 @@ impl Subject for ReferenceSubject {
 }
 
 fn block(data: &LlamaData) -> (Block, Rotary) {
-    let rotary = Rotary::new(&data.config, data.x.dim().1);
-    (Block::from_weights(&data.blocks[0]), rotary)
+    let rotary = Rotary::new(data.config.attention(), data.x.dim().1);
+    (data.block(0), rotary)
 }

@@ -8,7 +8,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::time::Instant;
 
-use aqlm_engine::hostile::{TARGETS, Target};
+use aqlm_engine::hostile::JOURNAL;
+use aqlm_formats::hostile::{TARGETS, Target};
 use aqlm_vocabulary::{Purpose, Stream, stream};
 use peak_alloc::PeakAlloc;
 use rand::RngExt;
@@ -119,6 +120,7 @@ fn attack(name: &str) {
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let target = TARGETS
         .iter()
+        .chain([&JOURNAL])
         .find(|target| target.name == name)
         .expect("a target of this name");
     // Files are written: in memory, where there is a place for that.

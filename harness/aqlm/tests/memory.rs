@@ -8,7 +8,10 @@ use std::process::{Command, Output};
 use aqlm_check::cases::{Case, LlamaData};
 use aqlm_engine::backends::{Backend, CpuBackend, HiddenStates};
 use aqlm_optimized::cpu::llama::working_bytes;
-use aqlm_vocabulary::{FinetuneSettings, LayerKind};
+use aqlm_vocabulary::{
+    FinetuneSettings,
+    llama::{DOWN, QUERY},
+};
 use ndarray::Array2;
 use peak_alloc::PeakAlloc;
 use support::{MODEL, QUICK, aqlm, message, model_bytes, refused, short_text};
@@ -164,13 +167,7 @@ fn a_disk_too_full_for_hidden_states_is_named() {
 /// Bytes that do not belong to activations: the block with its gradients and moments many times over, and
 /// each thread's buffers inside products.
 fn beside(data: &LlamaData) -> usize {
-    let parameters: usize = LayerKind::ALL
-        .iter()
-        .map(|&kind| {
-            let (out, inputs) = data.config.layer_shape(kind);
-            out * inputs
-        })
-        .sum();
+    let parameters = data.config.blocks[0].parameters();
     16 * parameters * size_of::<f64>() + rayon::current_num_threads() * (4 << 20)
 }
 
@@ -196,14 +193,12 @@ fn block(data: &LlamaData, backend: &CpuBackend, sequences: &[&[u32]]) -> (Hidde
         block: 0,
         layer: None,
     };
-    let dense = backend.load_block(&data.blocks[1]).unwrap();
-    let mut tuned = backend.load_block(&data.blocks[0]).unwrap();
+    let dense = backend.load_block(1, &data.blocks[1]).unwrap();
+    let mut tuned = backend.load_block(0, &data.blocks[0]).unwrap();
     let inputs = backend.embed(&data.embedding, sequences).unwrap();
     let targets = backend.block_forward(&dense, &inputs).unwrap();
     let all = 0..sequences.len();
-    let hessians: Vec<Array2<f64>> = backend
-        .hessians(&dense, &inputs, all, &[LayerKind::QProj, LayerKind::DownProj])
-        .unwrap();
+    let hessians: Vec<Array2<f64>> = backend.hessians(&dense, &inputs, all, &[QUERY, DOWN]).unwrap();
     assert!(hessians.iter().all(|hessian| hessian.iter().any(|&x| x != 0.0)));
     let report = backend
         .block_finetune(
@@ -235,7 +230,7 @@ fn activations_take_no_more_memory_than_they_may() {
     let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
     let states = sequences.len() * tokens * data.config.hidden_size * size_of::<f32>();
 
-    let free = CpuBackend::new(&data.config, tokens);
+    let free = CpuBackend::new(&data.config, tokens).unwrap();
     // What threads and products keep once they were used is nobody's activations.
     drop(block(&data, &free, &sequences[..64]));
     let (outputs, error, unbounded) = block(&data, &free, &sequences);
@@ -249,7 +244,7 @@ fn activations_take_no_more_memory_than_they_may() {
     let folder = tempfile::tempdir().unwrap();
     let working = working_bytes(&data.config, sequences.len(), tokens);
     for memory in [working, working + states / 2] {
-        let mut bounded = CpuBackend::new(&data.config, tokens);
+        let mut bounded = CpuBackend::new(&data.config, tokens).unwrap();
         let bound = memory.to_string().parse().unwrap();
         bounded
             .bound_memory(bound, folder.path(), sequences.len())

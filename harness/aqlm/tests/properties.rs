@@ -4,8 +4,10 @@
 use aqlm_check::cases::{Case, Operation, Problem, cases};
 use aqlm_check::{CheckedBackend, CrossOptions, Outcome, cross_check};
 use aqlm_formats::model::block_file;
+use aqlm_formats::safetensors::SafetensorFiles;
+use aqlm_formats::tensors::TensorSource;
 use aqlm_reference::{beam_search, decode, layer_error};
-use aqlm_vocabulary::{LayerKind, LinearWeight, Purpose, QuantizedMatrix, stream, sweep_order};
+use aqlm_vocabulary::{LinearWeight, Purpose, QuantizedMatrix, stream, sweep_order};
 use ndarray::{Array2, Axis};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
@@ -214,18 +216,19 @@ proptest! {
     fn saving_and_loading_is_the_identity(case in cases(Operation::BlockForward)) {
         let Problem::Llama(problem) = case.problem else { unreachable!() };
         let data = problem.data(case.seed);
+        let spec = &data.config.blocks[0];
         let mut block = data.blocks[0].clone();
-        for kind in LayerKind::ALL {
-            if let LinearWeight::Quantized(matrix) = &mut block.layer_mut(kind).weight {
+        for layer in &mut block.layers {
+            if let LinearWeight::Quantized(matrix) = &mut layer.weight {
                 *matrix = matrix.rounded_to_f16().unwrap();
             }
         }
         let folder = tempfile::tempdir().unwrap();
         let (first, second) = (folder.path().join("a"), folder.path().join("b"));
-        let digest = block_file::write(&first, &block).unwrap();
-        let read = block_file::read(&first, &data.config).unwrap();
+        let digest = block_file::write(&first, spec, &block).unwrap();
+        let read = block_file::read(&first, spec).unwrap();
         prop_assert_eq!(&read, &block);
-        prop_assert_eq!(block_file::write(&second, &read).unwrap(), digest);
+        prop_assert_eq!(block_file::write(&second, spec, &read).unwrap(), digest);
         prop_assert_eq!(std::fs::read(&first).unwrap(), std::fs::read(&second).unwrap());
     }
 
@@ -238,21 +241,21 @@ proptest! {
         let data = case.llama().unwrap().data(case.seed);
         let mut block = data.blocks[0].clone();
         let mut formula = 0.0;
-        for kind in LayerKind::ALL {
-            if let LinearWeight::Quantized(matrix) = &mut block.layer_mut(kind).weight {
+        for layer in &mut block.layers {
+            if let LinearWeight::Quantized(matrix) = &mut layer.weight {
                 *matrix = matrix.rounded_to_f16().unwrap();
                 formula += matrix.scheme.bits(matrix.out_features(), matrix.in_features());
             }
         }
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("block.safetensors");
-        block_file::write(&path, &block).unwrap();
-        let bytes = std::fs::read(&path).unwrap();
-        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let stored: usize = tensors
+        block_file::write(&path, &data.config.blocks[0], &block).unwrap();
+        let tensors = SafetensorFiles::open_file(&path).unwrap();
+        let stored: u64 = tensors
+            .names()
             .iter()
-            .filter(|(name, _)| ["codes", "codebooks", "scales"].iter().any(|part| name.ends_with(part)))
-            .map(|(_, tensor)| tensor.data().len())
+            .filter(|name| ["codes", "codebooks", "scales"].iter().any(|part| name.ends_with(part)))
+            .map(|name| tensors.info(name).unwrap().bytes)
             .sum();
         prop_assert_eq!(8.0 * stored as f64, formula);
     }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use aqlm_formats::Error;
 use aqlm_formats::durable::sha256;
 use aqlm_formats::model::Model;
-use aqlm_vocabulary::{AqlmError, LayerKind, LinearWeight};
+use aqlm_vocabulary::{AqlmError, LinearWeight};
 use serde_json::{Value, json};
 use support::{MODEL, QUICK, aqlm, first_documents, message};
 
@@ -115,10 +115,9 @@ fn a_small_quantization() {
     let report = document(&arguments);
     let model = Model::open(&out).unwrap();
     let mut codes = Vec::new();
-    for block in 0..model.config().num_hidden_layers {
-        let weights = model.block(block).unwrap();
-        for kind in LayerKind::ALL {
-            if let LinearWeight::Quantized(matrix) = &weights.layer(kind).weight {
+    for block in 0..model.config().blocks.len() {
+        for layer in &model.block(block).unwrap().layers {
+            if let LinearWeight::Quantized(matrix) = &layer.weight {
                 codes.extend(matrix.codes.iter().flat_map(|code| code.to_le_bytes()));
             }
         }
@@ -184,7 +183,10 @@ fn variant(error: &Error) -> &'static str {
         Error::Scheme { .. } => "Scheme",
         Error::RunFolder { .. } => "RunFolder",
         Error::Diverged { .. } => "Diverged",
-        Error::Invalid { .. } => "Invalid",
+        Error::Degenerate { .. } => "Degenerate",
+        Error::RunExists { .. } => "RunExists",
+        Error::Argument { .. } => "Argument",
+        Error::Internal(_) => "Internal",
         Error::Device { .. } => "Device",
         Error::Aqlm(_) => "Aqlm",
     }
@@ -341,11 +343,23 @@ fn error_messages() {
             layer: text("block 3, mlp.up_proj"),
             kept: text("the state of epoch 1 is kept"),
         },
-        Error::Invalid {
-            what: text("--beam"),
+        Error::Degenerate {
+            layer: text("mlp.up_proj"),
+            out_features: 704,
+            in_features: 256,
+            source: AqlmError::Degenerate {
+                scheme: text("1x16g8"),
+                codebook_size: 65536,
+                groups: 22528,
+            },
+        },
+        Error::RunExists { path: path() },
+        Error::Argument {
+            what: text("beam"),
             expected: text("1 or more"),
             found: text("0"),
         },
+        Error::Internal(text("a loss without a token")),
         Error::Device {
             reason: text("out of memory while uploading a matrix"),
         },

@@ -145,7 +145,7 @@ fn pools() -> Result<&'static [ThreadPool; 2]> {
             pools().map_err(|error| error.to_string())
         })
         .as_ref()
-        .map_err(|error| Error::invalid("threads", "a pool of two", error.clone()))
+        .map_err(|error| Error::argument("threads", "a pool of two", error.clone()))
 }
 
 /// Bits of floating-point numbers, so that equal means the same bytes and NaN equals itself.

@@ -107,13 +107,13 @@ impl CrossOptions {
 /// Runs the check; `progress` hears of every case.
 ///
 /// # Errors
-/// `Invalid` when a case is of another operation than the one asked for.
+/// `Argument` when a case is of another operation than the one asked for.
 pub fn cross_check(options: &CrossOptions, progress: &mut dyn FnMut(&CaseRow)) -> Result<CrossReport> {
     if let (Some(operation), Some(case)) = (options.operation, options.case)
         && operation != case.operation
     {
-        return Err(Error::invalid(
-            "--case",
+        return Err(Error::argument(
+            "case",
             &format!("a case of {operation}"),
             format!("`{case}`"),
         ));
@@ -140,12 +140,12 @@ pub fn cross_check(options: &CrossOptions, progress: &mut dyn FnMut(&CaseRow)) -
 /// itself use. The last row, where there is one, is that of all cases together.
 ///
 /// # Errors
-/// `Invalid` without cases.
+/// `Argument` without cases.
 pub fn check_subject(cases: &[Case], subject: &dyn Fn(&Case) -> Box<dyn Subject>) -> Result<Vec<CaseRow>> {
     let operation = cases.first().map(|case| case.operation);
     let check = CHECKS.iter().find(|check| Some(check.operation) == operation);
     let Some(check) = check else {
-        return Err(Error::invalid("cases", "at least one", "none"));
+        return Err(Error::argument("cases", "at least one", "none"));
     };
     Ok(check_subjects(check, "subject", cases, &|case| {
         Ok(vec![subject(case)])
@@ -176,7 +176,7 @@ fn draw<T: ValueTree<Value = Case>>(
 ) -> Result<Case> {
     match tree {
         Ok(tree) => Ok(tree.current()),
-        Err(reason) => Err(Error::invalid("cases", "one that is valid", reason.to_string())),
+        Err(reason) => Err(Error::argument("cases", "one that is valid", reason.to_string())),
     }
 }
 
@@ -310,7 +310,7 @@ fn caught<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
             .downcast_ref::<String>()
             .map(String::as_str)
             .or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(Error::invalid(
+        Err(Error::argument(
             "answer",
             "one",
             format!("a panic: {}", message.unwrap_or("of no words")),
@@ -350,7 +350,7 @@ fn summarize(operation: Operation, backend: &'static str, rows: &[CaseRow]) -> S
 /// in at most `steps` steps.
 ///
 /// # Errors
-/// `Invalid` when the strategy of the operation yields nothing.
+/// `Argument` when the strategy of the operation yields nothing.
 pub fn simplest_failure(
     backend: CheckedBackend,
     options: &CrossOptions,
@@ -371,7 +371,7 @@ pub fn simplest_failure(
     for _ in 0..options.cases {
         let mut tree = strategy
             .new_tree(&mut runner)
-            .map_err(|reason| Error::invalid("cases", "one that is valid", reason.to_string()))?;
+            .map_err(|reason| Error::argument("cases", "one that is valid", reason.to_string()))?;
         if tree.current() != *failed {
             continue;
         }

@@ -405,7 +405,7 @@ pub fn chance(variances: &[f64]) -> f64 {
 /// The row for an operation, a type and a measure.
 ///
 /// # Errors
-/// `Invalid` when the table has none: a mistake in the check, which then fails.
+/// `Argument` when the table has none: a mistake in the check, which then fails.
 pub fn row(operation: Operation, number: Number, measure: Measure) -> Result<&'static Limit> {
     LIMITS
         .iter()
@@ -415,7 +415,7 @@ pub fn row(operation: Operation, number: Number, measure: Measure) -> Result<&'s
                 && limit.number.is_none_or(|wanted| wanted == number)
         })
         .ok_or_else(|| {
-            Error::invalid(
+            Error::argument(
                 "limit",
                 "a row of the table of limits",
                 format!("{operation}, {number:?}, {measure}"),

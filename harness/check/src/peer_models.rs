@@ -35,7 +35,7 @@ pub(super) fn check(
                 &name,
                 &options.backend.to_string(),
                 Outcome::Waived,
-                "no --model of that name was given",
+                "no model of that name was given",
             ),
         };
         progress(&row);
@@ -44,7 +44,7 @@ pub(super) fn check(
     Ok(rows)
 }
 
-/// The models themselves: a --model may be one, or a folder that holds several.
+/// The models themselves: a path may be one, or a folder that holds several.
 fn model_paths(given: &[PathBuf]) -> Vec<PathBuf> {
     let mut paths = Vec::new();
     for path in given {

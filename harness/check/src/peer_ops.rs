@@ -6,7 +6,7 @@ use aqlm_reference::llama::{
 use aqlm_reference::{
     AdamSettings, Hessian, KMeansSettings, adam, beam_search, closed_form, decode, kmeans, layer_error,
 };
-use aqlm_vocabulary::{LayerKind, LlamaConfig, QuantizedMatrix, Rope, RopeScaling, Scheme};
+use aqlm_vocabulary::{BlockSpec, QuantizedMatrix, Rope, RopeScaling, Scheme, llama::LlamaBlock};
 use ndarray::{Array1, Array2, Array3, Array4, Ix1, Ix2, Ix3, Ix4, s};
 use serde_json::Value;
 
@@ -288,40 +288,35 @@ fn llama_block_case(entry: &Entry<'_>, file: &VectorFile) -> Result<Vec<Comparis
     let (sequences, tokens, hidden_size) = x.dim();
     let parameter = |name: &str| file.array_n::<Ix2>(&format!("param.{name}.weight"));
     let norm = |name: &str| file.array_n::<Ix1>(&format!("param.{name}.weight"));
-    let mut layers = Vec::new();
-    for layer in LayerKind::ALL {
-        layers.push(ResidentLinear {
-            weight: ResidentWeight::Dense(parameter(layer.path())?),
-            bias: None,
-        });
-    }
-    let config = LlamaConfig {
-        vocab_size: 0,
+    let heads = entry.count("heads")?;
+    let spec = BlockSpec::llama(LlamaBlock {
         hidden_size,
-        intermediate_size: layers[LayerKind::GateProj as usize].weight.decoded().nrows(),
-        num_hidden_layers: 1,
-        num_attention_heads: entry.count("heads")?,
-        num_key_value_heads: entry.count("kv_heads")?,
-        head_dim: layers[0].weight.decoded().nrows() / entry.count("heads")?.max(1),
-        rms_norm_eps: entry.number("rms_norm_eps")?,
-        rope: Rope {
+        intermediate_size: parameter("mlp.gate_proj")?.nrows(),
+        heads,
+        kv_heads: entry.count("kv_heads")?,
+        head_dim: parameter("self_attn.q_proj")?.nrows() / heads.max(1),
+        epsilon: entry.number("rms_norm_eps")?,
+        rotary: Rope {
             theta: entry.number("rope_theta")?,
             scaling: RopeScaling::None,
         },
-        sliding_window: None,
-        tie_word_embeddings: false,
-        max_position_embeddings: tokens,
-    };
-    let layers: [ResidentLinear; 7] = layers
-        .try_into()
-        .map_err(|_| Error::invalid("llama_block", "seven layers", "another number"))?;
+        window: None,
+    });
+    let mut layers = Vec::new();
+    for linear in &spec.linears {
+        layers.push(ResidentLinear {
+            weight: ResidentWeight::Dense(parameter(&linear.name)?),
+            bias: None,
+        });
+    }
     let block = Block::new(
+        &spec,
         norm("input_layernorm")?,
         norm("post_attention_layernorm")?,
         layers,
-    );
+    )?;
     let (cos, sin) = (file.array_n::<Ix3>("cos")?, file.array_n::<Ix3>("sin")?);
-    let own = Rotary::new(&config, tokens);
+    let own = Rotary::new(&spec.attention, tokens);
 
     let with_peers_tables = if entry.fields["arithmetic"] == "f64" {
         BLOCK_F64
@@ -343,7 +338,7 @@ fn llama_block_case(entry: &Entry<'_>, file: &VectorFile) -> Result<Vec<Comparis
             } else {
                 &own
             };
-            found.add(&config, &block, rotary, sequence, &x, &target);
+            found.add(&block, rotary, sequence, &x, &target);
         }
         let mut compare = |what: &str, found: &[f64], expected: &str| -> Result<()> {
             let difference = relative_difference(found, &file.array(expected)?);
@@ -356,11 +351,11 @@ fn llama_block_case(entry: &Entry<'_>, file: &VectorFile) -> Result<Vec<Comparis
         };
         compare("output", &flat(&found.y), "y")?;
         compare("gradient of the input", &flat(&found.grad_x), "grad_x")?;
-        for (layer, gradient) in LayerKind::ALL.iter().zip(&found.layers) {
+        for (linear, gradient) in spec.linears.iter().zip(&found.layers) {
             compare(
-                &format!("gradient of {layer}"),
+                &format!("gradient of {}", linear.short_name()),
                 &flat(gradient),
-                &format!("grad.{}.weight", layer.path()),
+                &format!("grad.{}.weight", linear.name),
             )?;
         }
         compare(
@@ -394,9 +389,10 @@ impl BlockResult {
         Self {
             y: Array3::zeros(shape),
             grad_x: Array3::zeros(shape),
-            layers: LayerKind::ALL
-                .iter()
-                .map(|&layer| Array2::zeros(block.weight(layer).raw_dim()))
+            layers: block
+                .spec()
+                .layers()
+                .map(|layer| Array2::zeros(block.weight(layer).raw_dim()))
                 .collect(),
             norms: [&block.input_layernorm, &block.post_attention_layernorm]
                 .map(|norm| Array1::zeros(norm.len())),
@@ -406,7 +402,6 @@ impl BlockResult {
     /// The loss is the mean squared error over all elements of all sequences.
     fn add(
         &mut self,
-        config: &LlamaConfig,
         block: &Block,
         rotary: &Rotary,
         sequence: usize,
@@ -414,9 +409,9 @@ impl BlockResult {
         target: &Array3<f64>,
     ) {
         let x = x.slice(s![sequence, .., ..]);
-        let (y, trace) = block_forward_traced(config, block, rotary, x);
+        let (y, trace) = block_forward_traced(block, rotary, x);
         let grad_y = (&y - &target.slice(s![sequence, .., ..])) * (2.0 / target.len() as f64);
-        let gradients = block_backward(config, block, rotary, &trace, grad_y.view());
+        let gradients = block_backward(block, rotary, &trace, grad_y.view());
         self.y.slice_mut(s![sequence, .., ..]).assign(&y);
         self.grad_x.slice_mut(s![sequence, .., ..]).assign(&gradients.x);
         for (sum, gradient) in self.layers.iter_mut().zip(&gradients.layers) {

@@ -55,7 +55,7 @@ impl Evaluation {
 /// `progress` hears of every finished block.
 ///
 /// # Errors
-/// `Error::Invalid` without windows or with windows of fewer than two tokens; unreadable tensors, token ids
+/// `Error::Argument` without windows or with windows of fewer than two tokens; unreadable tensors, token ids
 /// beyond the embedding, what the backend refuses.
 pub fn evaluate<B: Backend>(
     backend: &B,
@@ -66,8 +66,8 @@ pub fn evaluate<B: Backend>(
 ) -> Result<Evaluation> {
     checked_ctx(windows)?;
     let mut hidden = backend.embed(&model.embedding()?, windows)?;
-    for index in 0..model.config().num_hidden_layers {
-        let block = backend.load_block(&model.block(index)?)?;
+    for index in 0..model.config().blocks.len() {
+        let block = backend.load_block(index, &model.block(index)?)?;
         hidden = backend.block_forward(&block, &hidden)?;
         progress(index);
     }
@@ -135,7 +135,7 @@ pub fn losses(logits: &[f32], vocab: usize, tokens: &[u32]) -> Result<Array1<f64
 fn checked_ctx(windows: &[&[u32]]) -> Result<usize> {
     let ctx = windows.first().map_or(0, |window| window.len());
     if ctx < 2 {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             "evaluation windows",
             "at least one of two tokens or more",
             format!("{} of {ctx}", windows.len()),

@@ -28,18 +28,18 @@ impl Sampling {
     /// Greedy at temperature 0, else nucleus sampling.
     ///
     /// # Errors
-    /// `Error::Invalid` for a negative or infinite temperature or a top-p outside (0, 1].
+    /// `Error::Argument` for a negative or infinite temperature or a top-p outside (0, 1].
     pub fn new(temperature: f64, top_p: f64) -> Result<Self> {
         if !(temperature.is_finite() && temperature >= 0.0) {
-            return Err(Error::invalid(
-                "--temperature",
+            return Err(Error::argument(
+                "temperature",
                 "a finite number of at least 0",
                 temperature.to_string(),
             ));
         }
         if !(top_p > 0.0 && top_p <= 1.0) {
-            return Err(Error::invalid(
-                "--top-p",
+            return Err(Error::argument(
+                "top_p",
                 "a number above 0 and at most 1",
                 top_p.to_string(),
             ));
@@ -114,8 +114,8 @@ impl<'a, B: Backend> Generator<'a, B> {
     /// # Errors
     /// Unreadable tensors and what the backend refuses.
     pub fn new(backend: &'a B, model: &Model) -> Result<Self> {
-        let blocks = (0..model.config().num_hidden_layers)
-            .map(|index| backend.load_block(&model.block(index)?))
+        let blocks = (0..model.config().blocks.len())
+            .map(|index| backend.load_block(index, &model.block(index)?))
             .collect::<Result<Vec<_>>>()?;
         let head = backend.load_head(&model.final_norm()?, &model.lm_head()?)?;
         Ok(Self {
@@ -130,7 +130,11 @@ impl<'a, B: Backend> Generator<'a, B> {
     pub fn session(&self) -> Session<'_, 'a, B> {
         Session {
             generator: self,
-            caches: self.blocks.iter().map(|_| self.backend.new_cache()).collect(),
+            caches: self
+                .blocks
+                .iter()
+                .map(|block| self.backend.new_cache(block))
+                .collect(),
             position: 0,
         }
     }
@@ -156,7 +160,7 @@ impl<B: Backend> Writer for Session<'_, '_, B> {
         let generator = self.generator;
         let vocab = generator.embedding.nrows();
         if token as usize >= vocab {
-            return Err(Error::invalid(
+            return Err(Error::argument(
                 "token id",
                 &format!("below the vocabulary size {vocab}"),
                 token.to_string(),
@@ -204,7 +208,7 @@ pub trait Writer {
 /// `each` as it comes.
 ///
 /// # Errors
-/// `Error::Invalid` for an empty prompt or a token beyond the embedding; what the backend refuses.
+/// `Error::Argument` for an empty prompt or a token beyond the embedding; what the backend refuses.
 pub fn generate(
     writer: &mut dyn Writer,
     prompt: &[u32],
@@ -215,7 +219,7 @@ pub fn generate(
     each: &mut dyn FnMut(u32),
 ) -> Result<Generated> {
     if prompt.is_empty() {
-        return Err(Error::invalid("prompt", "at least one token", "none"));
+        return Err(Error::argument("prompt", "at least one token", "none"));
     }
     let started = Instant::now();
     let mut logits = writer.prompt(prompt)?;

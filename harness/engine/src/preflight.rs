@@ -1,23 +1,22 @@
-use aqlm_vocabulary::{AqlmError, LayerKind, LlamaConfig, Scheme};
+use aqlm_vocabulary::{AqlmError, ArchSpec, LinearSpec, Scheme};
 
 use aqlm_formats::{Error, Result};
 
 /// Refuses, before anything is computed or written, a scheme that does not fit one of the model's layers.
 ///
 /// # Errors
-/// `Error::Scheme` naming the layer, with group sizes that would fit all layers; degenerate schemes (more
-/// codewords than groups) unless they are allowed.
-pub fn check_scheme(config: &LlamaConfig, scheme: Scheme, allow_degenerate: bool) -> Result<()> {
-    for layer in LayerKind::ALL {
-        let (out_features, in_features) = config.layer_shape(layer);
+/// `Error::Scheme` naming the layer, with group sizes that would fit all layers; `Error::Degenerate` for more
+/// codewords than groups, unless that is allowed.
+pub fn check_scheme(arch: &ArchSpec, scheme: Scheme, allow_degenerate: bool) -> Result<()> {
+    let layers = || arch.blocks.iter().flat_map(|block| &block.linears);
+    for LinearSpec { name, shape, .. } in layers() {
+        let &(out_features, in_features) = shape;
         let groups = scheme.groups(out_features, in_features).map_err(|error| {
             let fitting = match &error {
                 AqlmError::NotDivisible { what, .. } if what == "in_features" => {
-                    let sizes = (1..=scheme.in_group_size).rev().filter(|&size| {
-                        LayerKind::ALL
-                            .iter()
-                            .all(|&layer| config.layer_shape(layer).1.is_multiple_of(size))
-                    });
+                    let sizes = (1..=scheme.in_group_size)
+                        .rev()
+                        .filter(|&size| layers().all(|layer| layer.shape.1.is_multiple_of(size)));
                     sizes
                         .take(2)
                         .map(|size| format!("g{size}"))
@@ -27,21 +26,22 @@ pub fn check_scheme(config: &LlamaConfig, scheme: Scheme, allow_degenerate: bool
                 _ => "an out_group_size of 1".to_owned(),
             };
             Error::Scheme {
-                layer: layer.path().to_owned(),
+                layer: name.clone(),
                 reason: format!(
                     "[{out_features}, {in_features}]: {error}; {fitting} fits every layer of this model"
                 ),
             }
         })?;
         if groups.0 * groups.1 < scheme.codebook_size() && !allow_degenerate {
-            let error = AqlmError::Degenerate {
-                scheme: scheme.to_string(),
-                codebook_size: scheme.codebook_size(),
-                groups: groups.0 * groups.1,
-            };
-            return Err(Error::Scheme {
-                layer: layer.path().to_owned(),
-                reason: format!("[{out_features}, {in_features}]: {error}; --allow-degenerate accepts that"),
+            return Err(Error::Degenerate {
+                layer: name.clone(),
+                out_features,
+                in_features,
+                source: AqlmError::Degenerate {
+                    scheme: scheme.to_string(),
+                    codebook_size: scheme.codebook_size(),
+                    groups: groups.0 * groups.1,
+                },
             });
         }
     }
@@ -50,28 +50,26 @@ pub fn check_scheme(config: &LlamaConfig, scheme: Scheme, allow_degenerate: bool
 
 #[cfg(test)]
 mod tests {
-    use aqlm_vocabulary::{Rope, RopeScaling};
+    use aqlm_vocabulary::llama::LlamaBlock;
+    use aqlm_vocabulary::{BlockSpec, Rope, RopeScaling};
 
     use super::*;
 
-    fn config(hidden_size: usize, intermediate_size: usize) -> LlamaConfig {
-        LlamaConfig {
-            vocab_size: 10,
+    fn config(hidden_size: usize, intermediate_size: usize) -> ArchSpec {
+        let block = BlockSpec::llama(LlamaBlock {
             hidden_size,
             intermediate_size,
-            num_hidden_layers: 1,
-            num_attention_heads: 4,
-            num_key_value_heads: 4,
+            heads: 4,
+            kv_heads: 4,
             head_dim: hidden_size / 4,
-            rms_norm_eps: 1e-5,
-            rope: Rope {
+            epsilon: 1e-5,
+            rotary: Rope {
                 theta: 1e4,
                 scaling: RopeScaling::None,
             },
-            sliding_window: None,
-            tie_word_embeddings: false,
-            max_position_embeddings: 64,
-        }
+            window: None,
+        });
+        ArchSpec::llama(10, 64, 1, block)
     }
 
     #[test]
@@ -88,11 +86,10 @@ mod tests {
     #[test]
     fn more_codewords_than_groups_need_permission() {
         let scheme = "1x10g8".parse().unwrap();
+        let error = check_scheme(&config(64, 176), scheme, false).unwrap_err();
         assert!(
-            check_scheme(&config(64, 176), scheme, false)
-                .unwrap_err()
-                .to_string()
-                .contains("--allow-degenerate")
+            matches!(&error, Error::Degenerate { layer, .. } if layer == "self_attn.q_proj"),
+            "{error}"
         );
         assert!(check_scheme(&config(64, 176), scheme, true).is_ok());
         assert!(check_scheme(&config(64, 176), "1x9g8".parse().unwrap(), false).is_ok());

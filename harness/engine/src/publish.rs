@@ -10,7 +10,7 @@ use aqlm_formats::model::{Model, WriteOptions, Written, block_file, write_checkp
 /// # Errors
 /// A block file that can't be read and a checkpoint that can't be written.
 pub fn publish(model: &Model, folder: &RunFolder, out: &Path) -> Result<Written> {
-    let block = |index: usize| block_file::read(&folder.block_path(index), model.config());
+    let block = |index: usize| block_file::read(&folder.block_path(index), &model.config().blocks[index]);
     // A resumed run that was already complete writes the same bytes again.
     write_checkpoint(
         out,

@@ -1,6 +1,6 @@
 use std::time::Instant;
 
-use aqlm_vocabulary::{FinetuneEvent, LayerEvent, LayerKind, StreamKey};
+use aqlm_vocabulary::{FinetuneEvent, LayerEvent, LayerId, StreamKey};
 use serde_json::json;
 
 use crate::backends::Backend;
@@ -8,7 +8,7 @@ use crate::runs::block_journal::{Journal, JournalEntry};
 use crate::runs::records::{BlockReport, LayerSummary, QuantizeReport};
 use crate::{QuantizeSettings, RunFolder};
 use aqlm_formats::durable;
-use aqlm_formats::model::{Model, block_file, layer_name};
+use aqlm_formats::model::{Model, block_file};
 use aqlm_formats::{Error, Result};
 
 /// What the pipeline tells whoever watches it.
@@ -32,8 +32,8 @@ pub enum PipelineEvent<'a> {
     Layer {
         /// index of the block
         block: usize,
-        /// which layer
-        layer: LayerKind,
+        /// which layer, `q_proj` for example
+        layer: &'a str,
         /// what
         event: LayerEvent,
     },
@@ -76,12 +76,12 @@ pub fn quantize<B: Backend>(
     let mut hidden = backend.embed(&model.embedding()?, calibration)?;
     let mut reports: Vec<BlockReport> = Vec::new();
 
-    for index in 0..model.config().num_hidden_layers {
+    for (index, spec) in model.config().blocks.iter().enumerate() {
         if let Some(entry) = journal.entries().get(index).cloned() {
             match check_finished(folder, &entry) {
                 Ok(()) => {
-                    let block =
-                        backend.load_block(&block_file::read(&folder.block_path(index), model.config())?)?;
+                    let weights = block_file::read(&folder.block_path(index), spec)?;
+                    let block = backend.load_block(index, &weights)?;
                     hidden = backend.block_forward(&block, &hidden)?;
                     observe(PipelineEvent::BlockResumed(&entry.report));
                     reports.push(entry.report);
@@ -153,33 +153,29 @@ fn quantize_block<B: Backend>(
     observe: &mut dyn FnMut(PipelineEvent<'_>),
 ) -> Result<(BlockReport, B::Hidden)> {
     let started = Instant::now();
-    let mut block = backend.load_block(&model.block(index)?)?;
+    let spec = &model.config().blocks[index];
+    let mut block = backend.load_block(index, &model.block(index)?)?;
     let targets = backend.block_forward(&block, inputs)?;
 
     // Layers that read the same input share a Hessian. Without --true-sequential one pass over the
     // unquantized block serves all; with it, each group sees what the groups before it make of the data once
     // quantized.
-    let groups: [&[LayerKind]; 4] = [
-        &[LayerKind::QProj, LayerKind::KProj, LayerKind::VProj],
-        &[LayerKind::OProj],
-        &[LayerKind::GateProj, LayerKind::UpProj],
-        &[LayerKind::DownProj],
-    ];
+    let groups = spec.groups();
     let training = 0..settings.sequences - settings.validation;
-    let firsts: Vec<LayerKind> = groups.iter().map(|group| group[0]).collect();
+    let firsts: Vec<LayerId> = groups.iter().map(|group| group[0]).collect();
     let mut shared = if settings.true_sequential {
         Vec::new()
     } else {
         backend.hessians(&block, inputs, training.clone(), &firsts)?
     };
 
-    let mut layers = Vec::with_capacity(LayerKind::ALL.len());
+    let mut layers = Vec::with_capacity(spec.linears.len());
     for (group_index, group) in groups.iter().enumerate() {
         if settings.true_sequential {
             shared = backend.hessians(&block, inputs, training.clone(), &group[..1])?;
         }
         let hessian = &shared[if settings.true_sequential { 0 } else { group_index }];
-        for &layer in *group {
+        for &layer in group {
             let layer_started = Instant::now();
             let key = StreamKey {
                 seed: settings.seed,
@@ -189,14 +185,14 @@ fn quantize_block<B: Backend>(
             let mut on_event = |event| {
                 observe(PipelineEvent::Layer {
                     block: index,
-                    layer,
+                    layer: spec.linear(layer).short_name(),
                     event,
                 });
             };
             let (matrix, report) =
                 backend.layer_quantize(&block, layer, hessian, &settings.layer, key, &mut on_event)?;
             let summary = LayerSummary {
-                name: layer_name(index, layer),
+                name: model.config().layer_name(index, layer),
                 relative_layer_error: report.relative_error,
                 seconds: layer_started.elapsed().as_secs_f64(),
                 bits_per_parameter: matrix.bits_per_parameter(),
@@ -233,7 +229,7 @@ fn quantize_block<B: Backend>(
 
     let weights = model.rounded_for_storage(index, backend.store_block(&block)?)?;
     drop(block);
-    let block = backend.load_block(&weights)?;
+    let block = backend.load_block(index, &weights)?;
     let outputs = backend.block_forward(&block, inputs)?;
     let (error, norm) = backend.mean_squares(&outputs, &targets)?;
     let report = BlockReport {
@@ -245,13 +241,10 @@ fn quantize_block<B: Backend>(
     };
 
     let path = folder.block_path(index);
-    let sha256 = block_file::write(&path, &weights)?;
+    let sha256 = block_file::write(&path, spec, &weights)?;
     journal.append(JournalEntry {
         block: index,
-        file: format!(
-            "blocks/{}",
-            path.file_name().unwrap_or_default().to_string_lossy()
-        ),
+        file: RunFolder::block_file(index),
         sha256,
         report: report.clone(),
     })?;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{Error, Result};
@@ -27,6 +28,65 @@ pub fn write_file(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> std::i
         File::open(folder)?.sync_all()
     };
     write().map_err(Error::io(path, "write"))
+}
+
+/// [`write_file`], and the SHA-256 of what was written, in lower-case hexadecimal.
+///
+/// # Errors
+/// Those of [`write_file`].
+pub(crate) fn write_hashed(
+    path: &Path,
+    fill: impl FnOnce(&mut Hashing<&mut BufWriter<File>>) -> std::io::Result<()>,
+) -> Result<String> {
+    let mut hasher = Sha256::new();
+    write_file(path, |file| {
+        fill(&mut Hashing {
+            inner: file,
+            hasher: &mut hasher,
+        })
+    })?;
+    Ok(hexadecimal(&hasher.finalize()))
+}
+
+/// Passes bytes on and hashes them.
+pub(crate) struct Hashing<'h, W> {
+    inner: W,
+    hasher: &'h mut Sha256,
+}
+
+impl<W: Write> Write for Hashing<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Writes a file of a [`Workspace`] and waits until it is on the disk; it may be left in part by a crash.
+pub(crate) fn write_synced(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
+) -> Result<()> {
+    let write = || {
+        let mut file = BufWriter::new(File::create(path)?);
+        fill(&mut file)?;
+        file.into_inner()
+            .map_err(std::io::IntoInnerError::into_error)?
+            .sync_all()
+    };
+    write().map_err(Error::io(path, "write"))
+}
+
+/// [`write_synced`] of a JSON document.
+pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
+    write_synced(path, |file| {
+        serde_json::to_writer_pretty(&mut *file, value).map_err(std::io::Error::from)?;
+        file.write_all(b"\n")
+    })
 }
 
 /// Temporary files are private to their owner; results get the usual permissions.
@@ -109,8 +169,7 @@ pub fn sha256_of_file(path: &Path) -> Result<String> {
 pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
-        // writing to a String cannot fail
-        let _ = write!(text, "{byte:02x}");
+        write!(text, "{byte:02x}").expect("a String takes every text");
         text
     })
 }

@@ -1,14 +1,14 @@
-//! What can be wrong with an input.
+//! What can be wrong: with a file, an argument, a device, or with this project itself.
 
 use std::path::{Path, PathBuf};
 
 use aqlm_vocabulary::AqlmError;
 
-/// Result of the harness.
+/// Result of everything that reads, writes or runs models.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What is wrong with an input. Each variant names the file, the field or tensor, what was expected and what
-/// was found; the command line prints it and exits with code 2.
+/// What is wrong. Each variant of a bad input names the file, the field or tensor, what was expected and what
+/// was found; the command line prints it, with the option that helps, and exits with code 2.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused: a file is absent, unreadable, or the disk is full.
@@ -283,6 +283,24 @@ pub enum Error {
         /// what is wrong, and what would fit
         reason: String,
     },
+    /// A layer has fewer groups than a codebook has codewords, which was not to be accepted.
+    #[error("{layer} [{out_features}, {in_features}]: {source}")]
+    Degenerate {
+        /// which layer, by its path in the block
+        layer: String,
+        /// its rows
+        out_features: usize,
+        /// its columns
+        in_features: usize,
+        /// the numbers
+        source: AqlmError,
+    },
+    /// A folder holds this same run, which was not to be continued.
+    #[error("{path}: it holds a run of this same command")]
+    RunExists {
+        /// the folder
+        path: PathBuf,
+    },
     /// A folder cannot be used for a run.
     #[error("{path}: {reason}")]
     RunFolder {
@@ -307,10 +325,10 @@ pub enum Error {
         /// what is left of the run
         kept: String,
     },
-    /// An option or an argument has a value that cannot be used.
+    /// An argument of a caller, or a setting, has a value that cannot be used.
     #[error("{what}: expected {expected}, found {found}")]
-    Invalid {
-        /// the option or argument
+    Argument {
+        /// the argument or setting
         what: String,
         /// the values allowed
         expected: String,
@@ -323,6 +341,9 @@ pub enum Error {
         /// what the driver or a library said
         reason: String,
     },
+    /// Something that this project promises itself does not hold: a bug here, whatever the input was.
+    #[error("internal error: {0}")]
+    Internal(String),
     /// The quantizer refused.
     #[error(transparent)]
     Aqlm(AqlmError),
@@ -338,9 +359,9 @@ impl From<AqlmError> for Error {
 }
 
 impl Error {
-    /// An option or argument `what` that cannot be used.
-    pub fn invalid(what: &str, expected: &str, found: impl Into<String>) -> Self {
-        Self::Invalid {
+    /// An argument or setting `what` that cannot be used.
+    pub fn argument(what: &str, expected: &str, found: impl Into<String>) -> Self {
+        Self::Argument {
             what: what.into(),
             expected: expected.into(),
             found: found.into(),

@@ -1,10 +1,48 @@
-//! What people have, in and out: Hugging Face folders, safetensors, GGUF files, tokenizers, texts, and
-//! fetching them.
+//! What people have, in and out: Hugging Face folders, safetensors, GGUF files, tokenizers and texts.
+//!
+//! [`model::Model`] stands before all formats of models. It is opened without reading weights, says what it is,
+//! and then gives weights block by block:
+//!
+//! ```
+//! use aqlm_formats::model::Model;
+//! use aqlm_formats::texts::TokenStream;
+//!
+//! # fn main() -> aqlm_formats::Result<()> {
+//! let model = Model::embedded()?; // or Model::open("folder or file.gguf")
+//! println!("{} blocks of {}", model.config().blocks.len(), model.config().hidden_size);
+//! let block = model.block(0)?;
+//! assert_eq!(block.input_layernorm.len(), model.config().hidden_size);
+//!
+//! let text = "Once upon a time there was a cat.";
+//! let stream = TokenStream::from_bytes("story.txt".as_ref(), text.as_bytes(), &model.tokenizer()?)?;
+//! assert_eq!(model.tokenizer()?.decode(stream.tokens(), true)?, text);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`model`] | models in, and checkpoints out in the layout that transformers and the `aqlm` package load |
+//! | [`tensors`] | what every format of weights offers: named tensors, read one at a time |
+//! | [`safetensors`] | named arrays of any numbers in and out, with checksums |
+//! | [`tokenizer`] | text to tokens and back |
+//! | [`texts`] | text files as streams of tokens, cut into windows and calibration sequences |
+//! | [`fetch`] | models from the Hub or a Python package |
+//! | [`durable`] | files that are either whole or absent |
+//! | [`hostile`] | the readers as functions of bytes, for fuzzers |
+//!
+//! Every function that can fail returns [`Error`], which names the file and the field or tensor, says what was
+//! expected and what was found. `examples/open_model.rs` opens a model, lists its layers and reads a weight.
 
 pub mod durable;
 pub mod error;
 pub mod fetch;
+mod gguf;
+pub mod hostile;
+pub mod huggingface;
 pub mod model;
+pub mod safetensors;
+pub mod tensors;
 pub mod texts;
 pub mod tokenizer;
 

@@ -7,6 +7,10 @@ use serde_json::{Value, json};
 
 use crate::{Error, Result};
 
+mod stream;
+
+pub use stream::TextStream;
+
 /// A tokenizer together with what a model's configuration files say about its markers.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
@@ -67,14 +71,9 @@ impl Tokenizer {
     }
 
     /// Takes a tokenizer that was built in memory.
-    pub fn from_tokenizers(path: &Path, mut inner: tokenizers::Tokenizer) -> Self {
-        // A file may carry the padding and truncation of some training run; texts here are never cut nor
-        // filled.
-        inner.with_padding(None);
-        // with_truncation fails only for settings that are present
-        let _ = inner.with_truncation(None);
+    pub fn from_tokenizers(path: &Path, inner: tokenizers::Tokenizer) -> Self {
         Self {
-            inner,
+            inner: of_whole_texts(inner),
             path: path.into(),
             bos: None,
             eos: Vec::new(),
@@ -110,8 +109,8 @@ impl Tokenizer {
             self.eos.retain(|&other| other != id);
             self.eos.insert(0, id);
         }
-        self.add_bos = config.get("add_bos_token").and_then(Value::as_bool);
-        self.add_eos = config.get("add_eos_token").and_then(Value::as_bool);
+        self.add_bos = flag(path, &config, "add_bos_token")?;
+        self.add_eos = flag(path, &config, "add_eos_token")?;
         for (field, wanted, known) in [
             ("add_bos_token", self.add_bos, self.bos.is_some()),
             ("add_eos_token", self.add_eos, !self.eos.is_empty()),
@@ -130,18 +129,26 @@ impl Tokenizer {
 
     /// The id of a token given as its text, or as an object with the text in `content`.
     fn marker(&self, path: &Path, field: &str, token: &Value) -> Result<Option<u32>> {
+        let wrong = |expected: &str, found: String| Error::Field {
+            path: path.into(),
+            field: field.into(),
+            expected: expected.into(),
+            found,
+        };
         let content = match token {
+            Value::Null => return Ok(None),
             Value::Object(token) => token.get("content").and_then(Value::as_str),
             other => other.as_str(),
         };
-        let Some(content) = content else { return Ok(None) };
-        let id = self.inner.token_to_id(content).ok_or_else(|| Error::Field {
-            path: path.into(),
-            field: field.into(),
-            expected: "a token of the vocabulary".into(),
-            found: format!("{content:?}"),
+        let content = content.ok_or_else(|| {
+            wrong(
+                "a text, an object with it in `content`, or null",
+                token.to_string(),
+            )
         })?;
-        Ok(Some(id))
+        let id = self.inner.token_to_id(content);
+        id.map(Some)
+            .ok_or_else(|| wrong("a token of the vocabulary", format!("{content:?}")))
     }
 
     fn failed(&self, error: &impl ToString) -> Error {
@@ -202,12 +209,7 @@ impl Tokenizer {
 
     /// Decodes token by token, for printing while generating.
     pub fn stream(&self) -> TextStream<'_> {
-        TextStream {
-            tokenizer: self,
-            ids: Vec::new(),
-            context: 0,
-            printed: 0,
-        }
+        TextStream::new(self)
     }
 
     /// The token that starts a document.
@@ -273,123 +275,29 @@ impl Tokenizer {
     }
 }
 
-/// Text of a growing sequence of tokens, in pieces that never split a character.
-#[derive(Debug)]
-pub struct TextStream<'a> {
-    tokenizer: &'a Tokenizer,
-    ids: Vec<u32>,
-    /// first token decoded: decoders treat the start of a text in their own way, so some context stays in
-    /// front
-    context: usize,
-    /// tokens whose text was handed out
-    printed: usize,
+/// The same without the padding and truncation of some training run, which a file may carry: texts here are
+/// never cut nor filled.
+fn of_whole_texts(mut inner: tokenizers::Tokenizer) -> tokenizers::Tokenizer {
+    inner.with_padding(None);
+    inner
+        .with_truncation(None)
+        .expect("only settings that are there are refused");
+    inner
 }
 
-impl TextStream<'_> {
-    /// Adds a token and returns the text that is certain now; empty while a character is incomplete.
-    ///
-    /// # Errors
-    /// `Tokenizer` when the decoder fails.
-    pub fn push(&mut self, id: u32) -> Result<String> {
-        self.ids.push(id);
-        let before = self
-            .tokenizer
-            .decode(&self.ids[self.context..self.printed], true)?;
-        let now = self.tokenizer.decode(&self.ids[self.context..], true)?;
-        // decoders put U+FFFD where the bytes of a character are still incomplete
-        if now.ends_with('\u{fffd}') {
-            return Ok(String::new());
-        }
-        let piece = now.strip_prefix(&before).unwrap_or_default().to_string();
-        if now.len() > before.len() {
-            self.context = self.printed;
-            self.printed = self.ids.len();
-        }
-        Ok(piece)
-    }
-
-    /// Whatever is left at the end, incomplete characters as U+FFFD.
-    ///
-    /// # Errors
-    /// `Tokenizer` when the decoder fails.
-    pub fn finish(self) -> Result<String> {
-        let before = self
-            .tokenizer
-            .decode(&self.ids[self.context..self.printed], true)?;
-        let now = self.tokenizer.decode(&self.ids[self.context..], true)?;
-        Ok(now.strip_prefix(&before).unwrap_or_default().to_string())
+/// An optional field that is true or false.
+fn flag(path: &Path, config: &Value, field: &str) -> Result<Option<bool>> {
+    match config.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(flag)) => Ok(Some(*flag)),
+        Some(other) => Err(Error::Field {
+            path: path.into(),
+            field: field.into(),
+            expected: "true, false or null".into(),
+            found: other.to_string(),
+        }),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::Model;
-    use proptest::prelude::*;
-
-    fn embedded() -> Tokenizer {
-        Model::embedded().unwrap().tokenizer().unwrap()
-    }
-
-    #[test]
-    fn markers_come_from_the_models_configuration() {
-        let tokenizer = embedded();
-        assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), Some(2)));
-        // its tokenizer.json has no post-processor
-        assert!(!tokenizer.adds_bos() && !tokenizer.adds_eos());
-        assert_eq!(tokenizer.vocab_size(), 2048);
-        assert_eq!(tokenizer.largest_id().unwrap().0, 2047);
-    }
-
-    #[test]
-    fn tokenizer_config_decides_about_markers() {
-        let tokenizer = embedded();
-        let plain = tokenizer.encode("Once", true).unwrap();
-        let text = r#"{"add_bos_token": true, "add_eos_token": true, "bos_token": {"content": "<s>"}}"#;
-        let tokenizer = tokenizer
-            .with_tokenizer_config(Path::new("tokenizer_config.json"), text)
-            .unwrap();
-        let marked = tokenizer.encode("Once", true).unwrap();
-        assert_eq!(marked, [vec![1], plain.clone(), vec![2]].concat());
-        assert_eq!(tokenizer.encode("Once", false).unwrap(), plain);
-    }
-
-    #[test]
-    fn a_marker_outside_the_vocabulary_is_refused() {
-        let text = r#"{"bos_token": "<begin>"}"#;
-        let result = embedded().with_tokenizer_config(Path::new("tokenizer_config.json"), text);
-        assert!(matches!(result, Err(Error::Field { field, .. }) if field == "bos_token"));
-    }
-
-    #[test]
-    fn broken_files_are_refused() {
-        let result = Tokenizer::from_bytes(Path::new("tokenizer.json"), b"{\"version\": \"1.0\"");
-        assert!(matches!(result, Err(Error::Tokenizer { .. })));
-        // found by harness/tests/hostile_files.rs: the library panics on both
-        for text in ["{\"decoder\":{\"type\":\"By\u{1}\"}", "{\"decoder\":7}"] {
-            let result = Tokenizer::from_bytes(Path::new("tokenizer.json"), text.as_bytes());
-            assert!(matches!(result, Err(Error::Tokenizer { .. })), "{text}");
-        }
-        let result = Tokenizer::from_file(Path::new("no/such/tokenizer.json"));
-        assert!(matches!(result, Err(Error::Io { action: "read", .. })));
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
-
-        /// Byte-level BPE loses nothing, and the pieces of a stream add up to the whole.
-        #[test]
-        fn text_round_trips(text in "\\PC{0,40}") {
-            let tokenizer = embedded();
-            let ids = tokenizer.encode(&text, false).unwrap();
-            prop_assert_eq!(&tokenizer.decode(&ids, false).unwrap(), &text);
-            let mut stream = tokenizer.stream();
-            let mut pieces = String::new();
-            for &id in &ids {
-                pieces += &stream.push(id).unwrap();
-            }
-            pieces += &stream.finish().unwrap();
-            prop_assert_eq!(pieces, text);
-        }
-    }
-}
+mod tests;

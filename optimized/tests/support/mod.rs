@@ -3,8 +3,8 @@
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
 use aqlm_vocabulary::{
-    BlockWeights, LayerKind, Linear, LinearWeight, LlamaConfig, Purpose, QuantizedMatrix, Rope, RopeScaling,
-    Scheme, Stream, stream,
+    BlockSpec, BlockWeights, Linear, LinearWeight, Purpose, QuantizedMatrix, Rope, RopeScaling, Scheme,
+    Stream, llama::LlamaBlock, stream,
 };
 use ndarray::{Array, Array1, Array2, Array3, Dimension, ShapeBuilder};
 use rand::RngExt;
@@ -83,45 +83,44 @@ pub(crate) fn with_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send
         .install(f)
 }
 
-/// A small model whose sizes are no multiples of anything.
+/// A small block whose sizes are no multiples of anything.
 pub(crate) fn config(
     heads: usize,
     kv_heads: usize,
-    sliding_window: Option<usize>,
+    window: Option<usize>,
     scaling: RopeScaling,
-) -> LlamaConfig {
-    LlamaConfig {
-        vocab_size: 50,
+) -> BlockSpec {
+    BlockSpec::llama(LlamaBlock {
         hidden_size: 40,
         intermediate_size: 72,
-        num_hidden_layers: 2,
-        num_attention_heads: heads,
-        num_key_value_heads: kv_heads,
+        heads,
+        kv_heads,
         head_dim: 12,
-        rms_norm_eps: 1e-5,
-        rope: Rope {
+        epsilon: 1e-5,
+        rotary: Rope {
             theta: 1000.0,
             scaling,
         },
-        sliding_window,
-        tie_word_embeddings: false,
-        max_position_embeddings: 128,
-    }
+        window,
+    })
 }
 
 /// A dense block whose weights keep activations near unit size.
-pub(crate) fn block_weights(rng: &mut Stream, config: &LlamaConfig, bias: bool) -> BlockWeights {
-    let norm = |rng: &mut Stream| -> Array1<f32> { 1.0 + 0.2 * normal(rng, config.hidden_size) };
+pub(crate) fn block_weights(rng: &mut Stream, spec: &BlockSpec, bias: bool) -> BlockWeights {
+    let norm = |rng: &mut Stream| -> Array1<f32> { 1.0 + 0.2 * normal(rng, spec.hidden_size()) };
     BlockWeights {
         input_layernorm: norm(rng),
         post_attention_layernorm: norm(rng),
-        layers: LayerKind::ALL.map(|kind| {
-            let (out, inputs) = config.layer_shape(kind);
-            Linear {
-                weight: LinearWeight::Dense(normal(rng, (out, inputs)) / (inputs as f32).sqrt()),
-                bias: bias.then(|| normal(rng, out)),
-            }
-        }),
+        layers: spec
+            .layers()
+            .map(|layer| {
+                let (out, inputs) = spec.shape(layer);
+                Linear {
+                    weight: LinearWeight::Dense(normal(rng, (out, inputs)) / (inputs as f32).sqrt()),
+                    bias: bias.then(|| normal(rng, out)),
+                }
+            })
+            .collect(),
     }
 }
 

@@ -3,7 +3,7 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayView2, ArrayViewMut1, s};
 
 use crate::linalg::product;
-use aqlm_vocabulary::LlamaConfig;
+use aqlm_vocabulary::AttentionSpec;
 
 /// Queries that share one product with the keys. Causality makes half of all scores useless; cutting the
 /// queries lets the products skip most of that half, and keeps memory at this many rows of scores.
@@ -19,7 +19,7 @@ const QUERY_ROWS: usize = 64;
 /// # Panics
 /// When the shapes do not fit together as said.
 pub fn attention(
-    config: &LlamaConfig,
+    spec: &AttentionSpec,
     q: ArrayView2<f64>,
     k: ArrayView2<f64>,
     v: ArrayView2<f64>,
@@ -27,15 +27,15 @@ pub fn attention(
 ) -> Array2<f64> {
     assert_eq!(k.nrows(), first + q.nrows(), "one key for each position");
     let mut out = Array2::zeros(q.dim());
-    for head in 0..config.num_attention_heads {
-        let (own, shared) = columns(config, head);
+    for head in 0..spec.heads {
+        let (own, shared) = columns(spec, head);
         let keys = k.slice(s![.., shared.clone()]).to_owned();
         let values = v.slice(s![.., shared]).to_owned();
-        for Span { queries, keys: seen } in spans(q.nrows(), first, config.sliding_window) {
+        for Span { queries, keys: seen } in spans(q.nrows(), first, spec.window) {
             let keys = keys.slice(s![seen.clone(), ..]);
             let values = values.slice(s![seen.clone(), ..]);
             let q = q.slice(s![queries.clone(), own.clone()]);
-            let p = probabilities(config, q, keys, first + queries.start, seen.start);
+            let p = probabilities(spec, q, keys, first + queries.start, seen.start);
             out.slice_mut(s![queries, own.clone()])
                 .assign(&product(p.view(), values));
         }
@@ -53,7 +53,7 @@ pub fn attention(
 /// # Panics
 /// When the shapes do not fit together as said.
 pub fn attention_backward(
-    config: &LlamaConfig,
+    spec: &AttentionSpec,
     q: ArrayView2<f64>,
     k: ArrayView2<f64>,
     v: ArrayView2<f64>,
@@ -62,16 +62,16 @@ pub fn attention_backward(
     let mut grad_q = Array2::zeros(q.dim());
     let mut grad_k = Array2::zeros(k.dim());
     let mut grad_v = Array2::zeros(v.dim());
-    for head in 0..config.num_attention_heads {
-        let (own, shared) = columns(config, head);
+    for head in 0..spec.heads {
+        let (own, shared) = columns(spec, head);
         let keys = k.slice(s![.., shared.clone()]).to_owned();
         let values = v.slice(s![.., shared.clone()]).to_owned();
-        for Span { queries, keys: seen } in spans(q.nrows(), 0, config.sliding_window) {
+        for Span { queries, keys: seen } in spans(q.nrows(), 0, spec.window) {
             let keys = keys.slice(s![seen.clone(), ..]);
             let values = values.slice(s![seen.clone(), ..]);
             let q = q.slice(s![queries.clone(), own.clone()]).to_owned();
             let grad = grad_out.slice(s![queries.clone(), own.clone()]).to_owned();
-            let p = probabilities(config, q.view(), keys, queries.start, seen.start);
+            let p = probabilities(spec, q.view(), keys, queries.start, seen.start);
 
             let mut grad_values = grad_v.slice_mut(s![seen.clone(), shared.clone()]);
             grad_values += &product(p.t(), grad.view());
@@ -79,7 +79,7 @@ pub fn attention_backward(
             let mut grad_scores = product(grad.view(), values.t());
             for (mut grad, p) in grad_scores.rows_mut().into_iter().zip(p.rows()) {
                 let mean = grad.dot(&p);
-                grad.zip_mut_with(&p, |grad, &p| *grad = p * (*grad - mean) * scale(config));
+                grad.zip_mut_with(&p, |grad, &p| *grad = p * (*grad - mean) * scale(spec));
             }
             grad_q
                 .slice_mut(s![queries, own.clone()])
@@ -92,14 +92,14 @@ pub fn attention_backward(
 }
 
 /// What the scores are multiplied by before the softmax.
-fn scale(config: &LlamaConfig) -> f64 {
-    1.0 / (config.head_dim as f64).sqrt()
+fn scale(spec: &AttentionSpec) -> f64 {
+    1.0 / (spec.head_dim as f64).sqrt()
 }
 
 /// The columns of a query head, and of the key and value head that it reads.
-fn columns(config: &LlamaConfig, head: usize) -> (Range<usize>, Range<usize>) {
-    let shared = head / config.heads_per_kv_head();
-    let of = |head: usize| head * config.head_dim..(head + 1) * config.head_dim;
+fn columns(spec: &AttentionSpec, head: usize) -> (Range<usize>, Range<usize>) {
+    let shared = head / spec.heads_per_kv_head();
+    let of = |head: usize| head * spec.head_dim..(head + 1) * spec.head_dim;
     (of(head), of(shared))
 }
 
@@ -131,7 +131,7 @@ fn first_seen(position: usize, window: Option<usize>) -> usize {
 ///
 /// Row t of q is at position `at` + t, row j of the keys at position `seen` + j.
 fn probabilities(
-    config: &LlamaConfig,
+    spec: &AttentionSpec,
     q: ArrayView2<f64>,
     keys: ArrayView2<f64>,
     at: usize,
@@ -140,10 +140,10 @@ fn probabilities(
     let mut scores = product(q, keys.t());
     for (t, mut row) in scores.rows_mut().into_iter().enumerate() {
         let position = at + t;
-        let visible = first_seen(position, config.sliding_window) - seen..position + 1 - seen;
+        let visible = first_seen(position, spec.window) - seen..position + 1 - seen;
         row.slice_mut(s![..visible.start]).fill(0.0);
         row.slice_mut(s![visible.end..]).fill(0.0);
-        softmax(row.slice_mut(s![visible]), scale(config));
+        softmax(row.slice_mut(s![visible]), scale(spec));
     }
     scores
 }
@@ -164,15 +164,15 @@ mod tests {
     use crate::llama::test_data::{config, inner, normal, random};
 
     /// The definition, one query and one number at a time.
-    fn by_definition(config: &LlamaConfig, q: &Array2<f64>, k: &Array2<f64>, v: &Array2<f64>) -> Array2<f64> {
-        let width = config.head_dim;
+    fn by_definition(spec: &AttentionSpec, q: &Array2<f64>, k: &Array2<f64>, v: &Array2<f64>) -> Array2<f64> {
+        let width = spec.head_dim;
         let mut out = Array2::zeros(q.dim());
         for ((i, column), out) in out.indexed_iter_mut() {
             let (head, c) = (column / width, column % width);
-            let shared = head * config.num_key_value_heads / config.num_attention_heads;
+            let shared = head * spec.kv_heads / spec.heads;
             let (mut total, mut sum) = (0.0, 0.0);
             for j in 0..=i {
-                if config.sliding_window.is_some_and(|window| i - j >= window) {
+                if spec.window.is_some_and(|window| i - j >= window) {
                     continue;
                 }
                 let score: f64 = (0..width)
@@ -198,13 +198,13 @@ mod tests {
             (4, Some(1)),
             (2, Some(500)),
         ] {
-            let config = config(kv_heads, window);
+            let spec = config(kv_heads, window).attention;
             let mut rng = random(5);
             let q = normal(&mut rng, (150, 16));
             let k = normal(&mut rng, (150, 4 * kv_heads));
             let v = normal(&mut rng, (150, 4 * kv_heads));
-            let expected = by_definition(&config, &q, &k, &v);
-            let found = attention(&config, q.view(), k.view(), v.view(), 0);
+            let expected = by_definition(&spec, &q, &k, &v);
+            let found = attention(&spec, q.view(), k.view(), v.view(), 0);
             // sums of up to 150 terms, in two orders, of averages of numbers below about 5
             let limit = 2.0 * 150.0 * f64::EPSILON * 5.0;
             assert!(
@@ -215,7 +215,7 @@ mod tests {
             );
 
             // the last queries alone, against all keys
-            let tail = attention(&config, q.slice(s![147.., ..]), k.view(), v.view(), 147);
+            let tail = attention(&spec, q.slice(s![147.., ..]), k.view(), v.view(), 147);
             assert!(
                 (&tail - &expected.slice(s![147.., ..]))
                     .iter()
@@ -226,24 +226,24 @@ mod tests {
 
     #[test]
     fn huge_scores_do_not_overflow() {
-        let config = config(4, None);
+        let spec = config(4, None).attention;
         let q = 1e3 * normal(&mut random(6), (5, 16));
-        let out = attention(&config, q.view(), q.view(), q.view(), 0);
+        let out = attention(&spec, q.view(), q.view(), q.view(), 0);
         assert!(out.iter().all(|value| value.is_finite()));
     }
 
     #[test]
     fn gradients_match_finite_differences() {
         for (kv_heads, window, tokens) in [(4, None, 5), (2, None, 5), (1, Some(3), 6), (2, Some(2), 66)] {
-            let config = config(kv_heads, window);
+            let spec = config(kv_heads, window).attention;
             let mut rng = random(7);
             let [q, direction] = [(); 2].map(|()| normal(&mut rng, (tokens, 16)));
             let [k, v] = [(); 2].map(|()| normal(&mut rng, (tokens, 4 * kv_heads)));
             let loss = |q: &Array2<f64>, k: &Array2<f64>, v: &Array2<f64>| {
-                inner(&attention(&config, q.view(), k.view(), v.view(), 0), &direction)
+                inner(&attention(&spec, q.view(), k.view(), v.view(), 0), &direction)
             };
             let (grad_q, grad_k, grad_v) =
-                attention_backward(&config, q.view(), k.view(), v.view(), direction.view());
+                attention_backward(&spec, q.view(), k.view(), v.view(), direction.view());
             let terms = direction.len();
             let name = |part: &str| format!("{part}, {kv_heads} kv heads, window {window:?}");
             assert_gradient(&name("q"), &grad_q, &q, terms, |q| loss(q, &k, &v));

@@ -5,18 +5,17 @@ use super::linear::{LinearGradients, linear_backward};
 use super::rms_norm::rms_norm_backward;
 use super::swiglu::swiglu_backward;
 use super::{Block, BlockTrace, Rotary};
-use aqlm_vocabulary::{LayerKind, LlamaConfig};
+use aqlm_vocabulary::LayerId;
 
 /// The gradient of a loss with respect to everything in a block.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockGradients {
     /// with respect to the input, [tokens, hidden]
     pub x: Array2<f64>,
-    /// with respect to the (decoded) weights, [out_features, in_features] each, in the order of
-    /// [`LayerKind::ALL`]
-    pub layers: [Array2<f64>; 7],
+    /// with respect to the (decoded) weights, [out_features, in_features] each, in the order of the spec
+    pub layers: Vec<Array2<f64>>,
     /// with respect to the biases, `[out_features]`, where the layer has one
-    pub biases: [Option<Array1<f64>>; 7],
+    pub biases: Vec<Option<Array1<f64>>>,
     /// with respect to the first norm's weight, `[hidden]`
     pub input_layernorm: Array1<f64>,
     /// with respect to the second norm's weight, `[hidden]`
@@ -29,22 +28,24 @@ pub struct BlockGradients {
 /// # Panics
 /// When the arguments do not belong to one pass.
 pub fn block_backward(
-    config: &LlamaConfig,
     block: &Block,
     rotary: &Rotary,
     trace: &BlockTrace,
     grad_y: ArrayView2<f64>,
 ) -> BlockGradients {
-    let through = |kind: LayerKind, grad_y: ArrayView2<f64>| {
-        linear_backward(trace.layer_input(kind), block.weight(kind).view(), grad_y)
+    let spec = block.spec();
+    let (attention, mlp) = (&spec.attention, &spec.mlp);
+    let through = |layer: LayerId, grad_y: ArrayView2<f64>| {
+        let x = trace.input(spec.linear(layer).reads);
+        linear_backward(x, block.weight(layer).view(), grad_y)
     };
-    let eps = config.rms_norm_eps;
+    let eps = spec.norms.norm.epsilon;
 
     // y = middle + Down swiglu(Gate n'(middle), Up n'(middle))
-    let down = through(LayerKind::DownProj, grad_y);
+    let down = through(mlp.down, grad_y);
     let (grad_gate, grad_up) = swiglu_backward(trace.gate.view(), trace.up.view(), down.x.view());
-    let gate = through(LayerKind::GateProj, grad_gate.view());
-    let up = through(LayerKind::UpProj, grad_up.view());
+    let gate = through(mlp.gate, grad_gate.view());
+    let up = through(mlp.up, grad_up.view());
     let grad_normed = &gate.x + &up.x;
     let norm = block.post_attention_layernorm.view();
     let (grad_middle, post_attention_layernorm) =
@@ -52,26 +53,42 @@ pub fn block_backward(
     let grad_middle = grad_middle + grad_y;
 
     // middle = x + O attention(Q n(x), K n(x), V n(x))
-    let o = through(LayerKind::OProj, grad_middle.view());
-    let (mut grad_q, mut grad_k, grad_v) =
-        attention_backward(config, trace.q.view(), trace.k.view(), trace.v.view(), o.x.view());
+    let o = through(attention.output, grad_middle.view());
+    let (mut grad_q, mut grad_k, grad_v) = attention_backward(
+        attention,
+        trace.q.view(),
+        trace.k.view(),
+        trace.v.view(),
+        o.x.view(),
+    );
     rotary.rotate_backward(&mut grad_q, 0);
     rotary.rotate_backward(&mut grad_k, 0);
-    let q = through(LayerKind::QProj, grad_q.view());
-    let k = through(LayerKind::KProj, grad_k.view());
-    let v = through(LayerKind::VProj, grad_v.view());
+    let q = through(attention.query, grad_q.view());
+    let k = through(attention.key, grad_k.view());
+    let v = through(attention.value, grad_v.view());
     let grad_normed = &q.x + &k.x + &v.x;
     let norm = block.input_layernorm.view();
     let (grad_x, input_layernorm) = rms_norm_backward(trace.x.view(), norm, eps, grad_normed.view());
 
-    let gradients = [q, k, v, o, gate, up, down];
-    let biases = std::array::from_fn(|i| {
-        let has_bias = block.layer(LayerKind::ALL[i]).bias.is_some();
-        has_bias.then(|| gradients[i].bias.clone())
-    });
+    let mut gradients = [
+        (attention.query, q),
+        (attention.key, k),
+        (attention.value, v),
+        (attention.output, o),
+        (mlp.gate, gate),
+        (mlp.up, up),
+        (mlp.down, down),
+    ];
+    gradients.sort_by_key(|&(layer, _)| layer);
+    let (layers, biases) = gradients
+        .into_iter()
+        .map(|(layer, LinearGradients { weight, bias, .. })| {
+            (weight, block.layer(layer).bias.as_ref().map(|_| bias))
+        })
+        .unzip();
     BlockGradients {
         x: grad_x + grad_middle,
-        layers: gradients.map(|LinearGradients { weight, .. }| weight),
+        layers,
         biases,
         input_layernorm,
         post_attention_layernorm,
@@ -91,14 +108,13 @@ mod tests {
             let config = config(kv_heads, window);
             let mut rng = random(11);
             let block = block(&mut rng, &config, bias);
-            let rotary = Rotary::new(&config, 5);
+            let rotary = Rotary::new(&config.attention, 5);
             let x: Array2<f64> = normal(&mut rng, (5, 12));
             let direction = normal(&mut rng, (5, 12));
-            let loss = |block: &Block, x: &Array2<f64>| {
-                inner(&block_forward(&config, block, &rotary, x.view()), &direction)
-            };
-            let (_, trace) = block_forward_traced(&config, &block, &rotary, x.view());
-            let ours = block_backward(&config, &block, &rotary, &trace, direction.view());
+            let loss =
+                |block: &Block, x: &Array2<f64>| inner(&block_forward(block, &rotary, x.view()), &direction);
+            let (_, trace) = block_forward_traced(&block, &rotary, x.view());
+            let ours = block_backward(&block, &rotary, &trace, direction.view());
 
             // each of the 60 outputs is itself a sum of up to 12 terms behind two more such layers
             let terms = 60 * 12;
@@ -116,25 +132,23 @@ mod tests {
                 block.post_attention_layernorm.assign(norm);
                 loss(&block, &x)
             });
-            for kind in LayerKind::ALL {
+            for kind in config.layers() {
                 let with = |changed: ResidentLinear| {
-                    let layers = LayerKind::ALL.map(|other| {
-                        if other == kind {
-                            changed.clone()
-                        } else {
-                            block.layer(other).clone()
-                        }
-                    });
+                    let mut layers: Vec<_> =
+                        config.layers().map(|other| block.layer(other).clone()).collect();
+                    layers[kind.index()] = changed;
                     Block::new(
+                        &config,
                         block.input_layernorm.clone(),
                         block.post_attention_layernorm.clone(),
                         layers,
                     )
+                    .unwrap()
                 };
                 let layer = block.layer(kind);
-                let gradient = &ours.layers[kind as usize];
+                let gradient = &ours.layers[kind.index()];
                 assert_gradient(
-                    &name(kind.name()),
+                    &name(&config.linear(kind).name),
                     gradient,
                     block.weight(kind),
                     terms,
@@ -149,8 +163,8 @@ mod tests {
                         )
                     },
                 );
-                let Some(gradient) = &ours.biases[kind as usize] else {
-                    assert!(!bias, "{kind} has a bias but no gradient for it");
+                let Some(gradient) = &ours.biases[kind.index()] else {
+                    assert!(!bias, "{kind:?} has a bias but no gradient for it");
                     continue;
                 };
                 // Adding the same vector to every key changes no probability without rotation, and little
@@ -159,7 +173,7 @@ mod tests {
                     .bias
                     .as_ref()
                     .expect("a gradient only where there is a bias");
-                assert_gradient(&name(&format!("{kind} bias")), gradient, bias, terms, |bias| {
+                assert_gradient(&name(&format!("{kind:?} bias")), gradient, bias, terms, |bias| {
                     loss(
                         &with(ResidentLinear {
                             weight: layer.weight.clone(),

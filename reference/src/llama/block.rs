@@ -1,13 +1,15 @@
 use ndarray::{Array1, Array2};
 
 use crate::decode;
-use aqlm_vocabulary::{AqlmError, BlockWeights, LayerKind, Linear, LinearWeight, QuantizedMatrix, Result};
+use aqlm_vocabulary::{
+    AqlmError, BlockSpec, BlockWeights, LayerId, Linear, LinearWeight, QuantizedMatrix, Result,
+};
 
 /// The weight of a linear layer in f64.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(
     clippy::large_enum_variant,
-    reason = "seven to a block: the size of the enum itself does not matter"
+    reason = "a few to a block: the size of the enum itself does not matter"
 )]
 pub enum ResidentWeight {
     /// [out_features, in_features]
@@ -49,33 +51,45 @@ pub struct ResidentLinear {
 /// A transformer block in f64: what [`BlockWeights`] become when they are computed with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Block {
+    /// what it computes
+    spec: BlockSpec,
     /// RMSNorm before attention, `[hidden]`
     pub input_layernorm: Array1<f64>,
     /// RMSNorm before the MLP, `[hidden]`
     pub post_attention_layernorm: Array1<f64>,
-    /// in the order of [`LayerKind::ALL`]; private, so that no decoded form outlives its codebooks
-    layers: [ResidentLinear; 7],
+    /// in the order of the spec; private, so that no decoded form outlives its codebooks
+    layers: Vec<ResidentLinear>,
 }
 
 impl Block {
-    /// A block of parts that are in f64 already, the layers in the order of [`LayerKind::ALL`].
+    /// A block of parts that are in f64 already, the layers in the order of the spec.
+    ///
+    /// # Errors
+    /// `Unsupported` when the spec is not that of a plain block; `Shape` when the parts are of another.
     pub fn new(
+        spec: &BlockSpec,
         input_layernorm: Array1<f64>,
         post_attention_layernorm: Array1<f64>,
-        layers: [ResidentLinear; 7],
-    ) -> Self {
-        Self {
+        layers: Vec<ResidentLinear>,
+    ) -> Result<Self> {
+        spec.require_plain()?;
+        let shapes: Vec<_> = layers.iter().map(|layer| layer.weight.decoded().dim()).collect();
+        spec.check_shapes([input_layernorm.len(), post_attention_layernorm.len()], &shapes)?;
+        Ok(Self {
+            spec: spec.clone(),
             input_layernorm,
             post_attention_layernorm,
             layers,
-        }
+        })
     }
 
     /// The f64 form of stored weights; quantized layers are decoded.
-    pub fn from_weights(weights: &BlockWeights) -> Self {
+    ///
+    /// # Errors
+    /// As [`Block::new`].
+    pub fn from_weights(spec: &BlockSpec, weights: &BlockWeights) -> Result<Self> {
         let widened = |values: &Array1<f32>| values.mapv(f64::from);
-        let layers = LayerKind::ALL.map(|kind| {
-            let layer = weights.layer(kind);
+        let resident = |layer: &Linear| {
             let weight = match &layer.weight {
                 LinearWeight::Dense(weight) => ResidentWeight::Dense(weight.mapv(f64::from)),
                 LinearWeight::Quantized(matrix) => ResidentWeight::quantized(matrix.clone()),
@@ -84,11 +98,12 @@ impl Block {
                 weight,
                 bias: layer.bias.as_ref().map(widened),
             }
-        });
+        };
         Self::new(
+            spec,
             widened(&weights.input_layernorm),
             widened(&weights.post_attention_layernorm),
-            layers,
+            weights.layers.iter().map(resident).collect(),
         )
     }
 
@@ -96,36 +111,41 @@ impl Block {
     /// nothing that came from there; quantized layers as they are.
     pub fn to_weights(&self) -> BlockWeights {
         let narrowed = |values: &Array1<f64>| values.mapv(|value| value as f32);
+        let stored = |layer: &ResidentLinear| {
+            let weight = match &layer.weight {
+                ResidentWeight::Dense(weight) => LinearWeight::Dense(weight.mapv(|value| value as f32)),
+                ResidentWeight::Quantized { matrix, .. } => LinearWeight::Quantized(matrix.clone()),
+            };
+            Linear {
+                weight,
+                bias: layer.bias.as_ref().map(narrowed),
+            }
+        };
         BlockWeights {
             input_layernorm: narrowed(&self.input_layernorm),
             post_attention_layernorm: narrowed(&self.post_attention_layernorm),
-            layers: LayerKind::ALL.map(|kind| {
-                let layer = self.layer(kind);
-                let weight = match &layer.weight {
-                    ResidentWeight::Dense(weight) => LinearWeight::Dense(weight.mapv(|value| value as f32)),
-                    ResidentWeight::Quantized { matrix, .. } => LinearWeight::Quantized(matrix.clone()),
-                };
-                Linear {
-                    weight,
-                    bias: layer.bias.as_ref().map(narrowed),
-                }
-            }),
+            layers: self.layers.iter().map(stored).collect(),
         }
     }
 
+    /// What the block computes.
+    pub fn spec(&self) -> &BlockSpec {
+        &self.spec
+    }
+
     /// One linear layer.
-    pub fn layer(&self, kind: LayerKind) -> &ResidentLinear {
-        &self.layers[kind as usize]
+    pub fn layer(&self, layer: LayerId) -> &ResidentLinear {
+        &self.layers[layer.index()]
     }
 
     /// One layer's weight as products use it, [out_features, in_features].
-    pub fn weight(&self, kind: LayerKind) -> &Array2<f64> {
-        self.layer(kind).weight.decoded()
+    pub fn weight(&self, layer: LayerId) -> &Array2<f64> {
+        self.layer(layer).weight.decoded()
     }
 
     /// One layer's codes, codebooks and scales; `None` for a dense layer.
-    pub fn quantized(&self, kind: LayerKind) -> Option<&QuantizedMatrix> {
-        match &self.layer(kind).weight {
+    pub fn quantized(&self, layer: LayerId) -> Option<&QuantizedMatrix> {
+        match &self.layer(layer).weight {
             ResidentWeight::Quantized { matrix, .. } => Some(matrix),
             ResidentWeight::Dense(_) => None,
         }
@@ -135,23 +155,23 @@ impl Block {
     ///
     /// # Errors
     /// `Shape` when the new weight has another shape than the old one.
-    pub fn set_layer(&mut self, kind: LayerKind, matrix: QuantizedMatrix) -> Result<()> {
-        let expected = self.weight(kind).shape().to_vec();
+    pub fn set_layer(&mut self, layer: LayerId, matrix: QuantizedMatrix) -> Result<()> {
+        let expected = self.weight(layer).shape().to_vec();
         let found = vec![matrix.out_features(), matrix.in_features()];
         if expected != found {
             return Err(AqlmError::Shape {
-                what: kind.path().into(),
+                what: self.spec.linear(layer).name.clone(),
                 expected,
                 found,
             });
         }
-        self.layers[kind as usize].weight = ResidentWeight::quantized(matrix);
+        self.layers[layer.index()].weight = ResidentWeight::quantized(matrix);
         Ok(())
     }
 
     /// Changes one layer's codebooks and scales, and decodes it again; does nothing to a dense layer.
-    pub(super) fn tune(&mut self, kind: LayerKind, change: impl FnOnce(&mut QuantizedMatrix)) {
-        if let ResidentWeight::Quantized { matrix, decoded } = &mut self.layers[kind as usize].weight {
+    pub(super) fn tune(&mut self, layer: LayerId, change: impl FnOnce(&mut QuantizedMatrix)) {
+        if let ResidentWeight::Quantized { matrix, decoded } = &mut self.layers[layer.index()].weight {
             change(matrix);
             *decoded = decode(matrix);
         }
@@ -162,19 +182,19 @@ impl Block {
 mod tests {
     use super::*;
     use crate::llama::test_data::{block, config, quantized, random};
+    use aqlm_vocabulary::llama::{KEY, QUERY, UP};
 
     #[test]
     fn weights_round_trip() {
         let mut rng = random(1);
         let config = config(2, None);
         let mut stored = block(&mut rng, &config, true).to_weights();
-        let (out, inputs) = config.layer_shape(LayerKind::UpProj);
-        stored.layer_mut(LayerKind::UpProj).weight =
-            LinearWeight::Quantized(quantized(&mut rng, out, inputs));
-        let resident = Block::from_weights(&stored);
+        let (out, inputs) = config.shape(UP);
+        stored.layer_mut(UP).weight = LinearWeight::Quantized(quantized(&mut rng, out, inputs));
+        let resident = Block::from_weights(&config, &stored).unwrap();
         assert_eq!(resident.to_weights(), stored);
-        assert!(resident.quantized(LayerKind::UpProj).is_some());
-        assert!(resident.quantized(LayerKind::QProj).is_none());
+        assert!(resident.quantized(UP).is_some());
+        assert!(resident.quantized(QUERY).is_none());
     }
 
     #[test]
@@ -184,12 +204,12 @@ mod tests {
         let mut block = block(&mut rng, &config, true);
         let matrix = quantized(&mut rng, 16, 12);
         assert!(matches!(
-            block.set_layer(LayerKind::KProj, matrix.clone()),
+            block.set_layer(KEY, matrix.clone()),
             Err(AqlmError::Shape { what, .. }) if what == "self_attn.k_proj"
         ));
-        let bias = block.layer(LayerKind::QProj).bias.clone();
-        assert_eq!(block.set_layer(LayerKind::QProj, matrix.clone()), Ok(()));
-        assert_eq!(block.quantized(LayerKind::QProj), Some(&matrix));
-        assert_eq!(block.layer(LayerKind::QProj).bias, bias);
+        let bias = block.layer(QUERY).bias.clone();
+        assert_eq!(block.set_layer(QUERY, matrix.clone()), Ok(()));
+        assert_eq!(block.quantized(QUERY), Some(&matrix));
+        assert_eq!(block.layer(QUERY).bias, bias);
     }
 }

@@ -6,7 +6,7 @@ use super::model::{Model, embed, logits};
 use super::rms_norm::rms_norm;
 use super::swiglu::swiglu;
 use super::{Block, Rotary};
-use aqlm_vocabulary::{AqlmError, LayerKind, LlamaConfig, Result};
+use aqlm_vocabulary::{AqlmError, ArchSpec, AttentionSpec, Result};
 
 /// Keys and values of one block for the positions that were computed already.
 #[derive(Debug, Clone)]
@@ -19,8 +19,8 @@ pub struct KvCacheLayer {
 
 impl KvCacheLayer {
     /// Room for `capacity` positions.
-    pub fn new(config: &LlamaConfig, capacity: usize) -> Self {
-        let shape = (capacity, config.num_key_value_heads * config.head_dim);
+    pub fn new(spec: &AttentionSpec, capacity: usize) -> Self {
+        let shape = (capacity, spec.key_width());
         Self {
             keys: Array2::zeros(shape),
             values: Array2::zeros(shape),
@@ -37,11 +37,15 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Room for `capacity` positions of the model that this configuration describes.
-    pub fn new(config: &LlamaConfig, capacity: usize) -> Self {
+    /// Room for `capacity` positions of a model.
+    pub fn new(arch: &ArchSpec, capacity: usize) -> Self {
         Self {
-            layers: vec![KvCacheLayer::new(config, capacity); config.num_hidden_layers],
-            rotary: Rotary::new(config, capacity),
+            layers: arch
+                .blocks
+                .iter()
+                .map(|block| KvCacheLayer::new(&block.attention, capacity))
+                .collect(),
+            rotary: Rotary::new(arch.attention(), capacity),
             len: 0,
         }
     }
@@ -71,31 +75,28 @@ impl KvCache {
 /// # Panics
 /// When the position is beyond the cache's capacity or the rotary tables, or shapes do not fit together.
 pub fn block_decode_step(
-    config: &LlamaConfig,
     block: &Block,
     rotary: &Rotary,
     cache: &mut KvCacheLayer,
     x: ArrayView1<f64>,
     position: usize,
 ) -> Array1<f64> {
+    let spec = block.spec();
+    let epsilon = spec.norms.norm.epsilon;
     let x = x.insert_axis(Axis(0));
-    let normed = rms_norm(x, block.input_layernorm.view(), config.rms_norm_eps);
+    let normed = rms_norm(x, block.input_layernorm.view(), epsilon);
     let (q, k, v) = rotated_projections(block, rotary, normed.view(), position);
     cache.keys.row_mut(position).assign(&k.row(0));
     cache.values.row_mut(position).assign(&v.row(0));
     let [keys, values] = [&cache.keys, &cache.values].map(|all| all.slice(s![..=position, ..]));
-    let attended = attention(config, q.view(), keys, values, position);
-    let middle = &x + &apply(block, LayerKind::OProj, attended.view());
+    let attended = attention(&spec.attention, q.view(), keys, values, position);
+    let middle = &x + &apply(block, spec.attention.output, attended.view());
 
-    let normed = rms_norm(
-        middle.view(),
-        block.post_attention_layernorm.view(),
-        config.rms_norm_eps,
-    );
-    let gate = apply(block, LayerKind::GateProj, normed.view());
-    let up = apply(block, LayerKind::UpProj, normed.view());
+    let normed = rms_norm(middle.view(), block.post_attention_layernorm.view(), epsilon);
+    let gate = apply(block, spec.mlp.gate, normed.view());
+    let up = apply(block, spec.mlp.up, normed.view());
     let activated = swiglu(gate.view(), up.view());
-    let y = middle + apply(block, LayerKind::DownProj, activated.view());
+    let y = middle + apply(block, spec.mlp.down, activated.view());
     y.index_axis_move(Axis(0), 0)
 }
 
@@ -120,11 +121,11 @@ pub fn decode_step(model: &Model, cache: &mut KvCache, token: u32) -> Result<Arr
     }
     let mut x = embed(model.embedding.view(), &[token])?.index_axis_move(Axis(0), 0);
     for (block, layer) in model.blocks.iter().zip(&mut cache.layers) {
-        x = block_decode_step(&model.config, block, &cache.rotary, layer, x.view(), position);
+        x = block_decode_step(block, &cache.rotary, layer, x.view(), position);
     }
     cache.len += 1;
     let x = x.insert_axis(Axis(0));
-    let row = logits(&model.config, &model.norm, model.lm_head.view(), x.view());
+    let row = logits(model.arch.final_norm, &model.norm, model.lm_head.view(), x.view());
     Ok(row.index_axis_move(Axis(0), 0))
 }
 
@@ -140,7 +141,7 @@ mod tests {
             let model = model(&mut random(3), kv_heads, window);
             let tokens: Vec<u32> = (0..12).map(|t| t * t % 11).collect();
             let full = model_forward(&model, &tokens).unwrap();
-            let mut cache = KvCache::new(&model.config, tokens.len());
+            let mut cache = KvCache::new(&model.arch, tokens.len());
             for (&token, expected) in tokens.iter().zip(full.rows()) {
                 let found = decode_step(&model, &mut cache, token).unwrap();
                 // products of other shapes may sum in another order: 2 blocks of 7 layers and a head of sums
@@ -159,7 +160,7 @@ mod tests {
     #[test]
     fn a_refused_token_leaves_the_cache_as_it_was() {
         let model = model(&mut random(4), 2, None);
-        let mut cache = KvCache::new(&model.config, 3);
+        let mut cache = KvCache::new(&model.arch, 3);
         assert!(cache.is_empty());
         assert!(matches!(
             decode_step(&model, &mut cache, 99),
@@ -169,7 +170,7 @@ mod tests {
         assert_eq!(cache.len(), 1);
         assert_eq!(
             first,
-            decode_step(&model, &mut KvCache::new(&model.config, 1), 5).unwrap()
+            decode_step(&model, &mut KvCache::new(&model.arch, 1), 5).unwrap()
         );
     }
 }

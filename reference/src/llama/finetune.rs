@@ -6,8 +6,8 @@ use super::{
 };
 use crate::adam::{Adam, Moments};
 use aqlm_vocabulary::{
-    AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerKind, LlamaConfig, Purpose,
-    QuantizedMatrix, Result, StreamKey, shuffle,
+    AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerId, Purpose, QuantizedMatrix, Result,
+    StreamKey, shuffle,
 };
 
 /// Tunes the codebooks, scales and norms of a block on the outputs that it should have (paper section 3.4,
@@ -27,7 +27,6 @@ use aqlm_vocabulary::{
 /// The block is in the best state so far after an error, too.
 #[allow(clippy::too_many_arguments, reason = "a block, its data and how to tune it")]
 pub fn block_finetune(
-    config: &LlamaConfig,
     block: &mut Block,
     rotary: &Rotary,
     inputs: &[Array2<f64>],
@@ -37,10 +36,16 @@ pub fn block_finetune(
     key: StreamKey,
     observe: &mut dyn FnMut(FinetuneEvent),
 ) -> Result<FinetuneReport> {
-    check(config, rotary, inputs, targets, validation, settings)?;
+    check(
+        block.spec().hidden_size(),
+        rotary,
+        inputs,
+        targets,
+        validation,
+        settings,
+    )?;
     let training = inputs.len() - validation;
     let pass = Pass {
-        config,
         rotary,
         inputs,
         targets,
@@ -107,7 +112,7 @@ pub fn block_finetune(
 
 /// Refuses what [`block_finetune`] says it refuses.
 fn check(
-    config: &LlamaConfig,
+    hidden_size: usize,
     rotary: &Rotary,
     inputs: &[Array2<f64>],
     targets: &[Array2<f64>],
@@ -130,7 +135,7 @@ fn check(
         let tokens = input.nrows().min(rotary.positions());
         shape(
             format!("fine-tuning input {n}"),
-            &[tokens, config.hidden_size],
+            &[tokens, hidden_size],
             input.shape(),
         )?;
         shape(format!("fine-tuning target {n}"), input.shape(), target.shape())?;
@@ -163,7 +168,6 @@ fn finite(loss: f64, what: &str, epoch: usize) -> Result<f64> {
 
 /// What a pass over some of the sequences needs.
 struct Pass<'a> {
-    config: &'a LlamaConfig,
     rotary: &'a Rotary,
     inputs: &'a [Array2<f64>],
     targets: &'a [Array2<f64>],
@@ -178,7 +182,7 @@ impl Pass<'_> {
     /// Mean squared error per output element over these sequences.
     fn loss(&self, block: &Block, sequences: &[usize]) -> f64 {
         let squares = sequences.par_iter().map(|&n| {
-            let y = block_forward(self.config, block, self.rotary, self.inputs[n].view());
+            let y = block_forward(block, self.rotary, self.inputs[n].view());
             sum_of_squares(&(y - &self.targets[n]))
         });
         // collected first: a parallel sum would depend on how the work was split
@@ -190,10 +194,10 @@ impl Pass<'_> {
     fn gradients(&self, block: &Block, sequences: &[usize]) -> (f64, ParameterGradients) {
         let elements = self.elements(sequences);
         let one = |&n: &usize| {
-            let (y, trace) = block_forward_traced(self.config, block, self.rotary, self.inputs[n].view());
+            let (y, trace) = block_forward_traced(block, self.rotary, self.inputs[n].view());
             let error = y - &self.targets[n];
             let grad_y = 2.0 / elements * &error;
-            let gradients = block_backward(self.config, block, self.rotary, &trace, grad_y.view());
+            let gradients = block_backward(block, self.rotary, &trace, grad_y.view());
             (sum_of_squares(&error), gradients)
         };
         let mut squares = 0.0;
@@ -210,8 +214,8 @@ impl Pass<'_> {
 
 /// Gradients of a loss over several sequences.
 struct ParameterGradients {
-    /// with respect to the decoded weights, in the order of [`LayerKind::ALL`]
-    layers: [Array2<f64>; 7],
+    /// with respect to the decoded weights, in the order of the spec
+    layers: Vec<Array2<f64>>,
     input_layernorm: Array1<f64>,
     post_attention_layernorm: Array1<f64>,
 }
@@ -219,7 +223,11 @@ struct ParameterGradients {
 impl ParameterGradients {
     fn zeros(block: &Block) -> Self {
         Self {
-            layers: LayerKind::ALL.map(|kind| Array2::zeros(block.weight(kind).dim())),
+            layers: block
+                .spec()
+                .layers()
+                .map(|layer| Array2::zeros(block.weight(layer).dim()))
+                .collect(),
             input_layernorm: Array1::zeros(block.input_layernorm.len()),
             post_attention_layernorm: Array1::zeros(block.post_attention_layernorm.len()),
         }
@@ -242,10 +250,10 @@ impl ParameterGradients {
 /// Adam over everything that the settings train.
 struct Optimizer {
     adam: Adam,
-    /// for each quantized layer, in the order of [`LayerKind::ALL`]
-    codebooks: [Option<Moments>; 7],
-    /// for each quantized layer, in the order of [`LayerKind::ALL`]
-    scales: [Option<Moments>; 7],
+    /// for each quantized layer, in the order of the spec
+    codebooks: Vec<Option<Moments>>,
+    /// for each quantized layer, in the order of the spec
+    scales: Vec<Option<Moments>>,
     /// of the first and the second norm
     norms: Option<(Moments, Moments)>,
 }
@@ -253,12 +261,11 @@ struct Optimizer {
 impl Optimizer {
     fn new(block: &Block, settings: &FinetuneSettings) -> Self {
         let moments = |wanted: bool, len: fn(&QuantizedMatrix) -> usize| {
-            LayerKind::ALL.map(|kind| {
-                block
-                    .quantized(kind)
-                    .filter(|_| wanted)
-                    .map(|m| Moments::new(len(m)))
-            })
+            let of_layer = |layer| {
+                let matrix = block.quantized(layer).filter(|_| wanted);
+                matrix.map(|matrix| Moments::new(len(matrix)))
+            };
+            block.spec().layers().map(of_layer).collect::<Vec<_>>()
         };
         let norm = Moments::new(block.input_layernorm.len());
         Self {
@@ -282,22 +289,23 @@ impl Optimizer {
 
     fn step(&mut self, block: &mut Block, gradients: &ParameterGradients) {
         let adam = self.adam;
-        let layer_gradients: Vec<_> = LayerKind::ALL
+        let layers: Vec<LayerId> = block.spec().layers().collect();
+        let layer_gradients: Vec<_> = layers
             .par_iter()
-            .map(|&kind| {
-                let matrix = block.quantized(kind)?;
-                Some(quantized_gradients(matrix, &gradients.layers[kind as usize]))
+            .map(|&layer| {
+                let matrix = block.quantized(layer)?;
+                Some(quantized_gradients(matrix, &gradients.layers[layer.index()]))
             })
             .collect();
-        for (kind, gradients) in LayerKind::ALL.into_iter().zip(layer_gradients) {
+        for (layer, gradients) in layers.into_iter().zip(layer_gradients) {
             let Some((grad_codebooks, grad_scales)) = gradients else {
                 continue;
             };
-            block.tune(kind, |matrix| {
-                if let Some(moments) = &mut self.codebooks[kind as usize] {
+            block.tune(layer, |matrix| {
+                if let Some(moments) = &mut self.codebooks[layer.index()] {
                     adam.step(moments, &mut matrix.codebooks, &grad_codebooks);
                 }
-                if let Some(moments) = &mut self.scales[kind as usize] {
+                if let Some(moments) = &mut self.scales[layer.index()] {
                     adam.step(moments, &mut matrix.scales, &grad_scales);
                 }
             });
@@ -323,6 +331,7 @@ mod tests {
 
     use super::*;
     use crate::llama::test_data::{block, config, normal, quantized, random};
+    use aqlm_vocabulary::llama::{DOWN, OUTPUT, QUERY};
 
     const KEY: StreamKey = StreamKey {
         seed: 5,
@@ -345,7 +354,6 @@ mod tests {
 
     /// A block to tune, and what its outputs should be.
     struct Problem {
-        config: LlamaConfig,
         rotary: Rotary,
         block: Block,
         inputs: Vec<Array2<f64>>,
@@ -359,28 +367,27 @@ mod tests {
             let mut rng = random(8);
             let config = config(2, None);
             let mut original = block(&mut rng, &config, true);
-            for kind in [LayerKind::QProj, LayerKind::OProj, LayerKind::DownProj] {
-                let (out, inputs) = config.layer_shape(kind);
+            for kind in [QUERY, OUTPUT, DOWN] {
+                let (out, inputs) = config.shape(kind);
                 original
                     .set_layer(kind, quantized(&mut rng, out, inputs))
                     .unwrap();
             }
-            let rotary = Rotary::new(&config, 6);
+            let rotary = Rotary::new(&config.attention, 6);
             let inputs: Vec<Array2<f64>> = (0..7).map(|n| normal(&mut rng, (4 + n % 3, 12))).collect();
             let targets = inputs
                 .iter()
-                .map(|x| block_forward(&config, &original, &rotary, x.view()))
+                .map(|x| block_forward(&original, &rotary, x.view()))
                 .collect();
             let mut moved = original;
             moved.input_layernorm += &(0.1 * normal(&mut rng, 12));
-            for kind in LayerKind::ALL {
+            for kind in config.layers() {
                 moved.tune(kind, |matrix| {
                     matrix.codebooks += &(0.1 * normal(&mut rng, matrix.codebooks.dim()));
                     matrix.scales *= 1.1;
                 });
             }
             Self {
-                config,
                 rotary,
                 block: moved,
                 inputs,
@@ -390,7 +397,6 @@ mod tests {
 
         fn loss(&self, block: &Block, sequences: std::ops::Range<usize>) -> f64 {
             let pass = Pass {
-                config: &self.config,
                 rotary: &self.rotary,
                 inputs: &self.inputs,
                 targets: &self.targets,
@@ -407,7 +413,6 @@ mod tests {
             let mut block = self.block.clone();
             let mut events = Vec::new();
             let report = block_finetune(
-                &self.config,
                 &mut block,
                 &self.rotary,
                 &self.inputs,
@@ -475,7 +480,7 @@ mod tests {
                 block.post_attention_layernorm != problem.block.post_attention_layernorm,
                 only == 2
             );
-            for kind in LayerKind::ALL {
+            for kind in block.spec().layers() {
                 match (block.quantized(kind), problem.block.quantized(kind)) {
                     (Some(tuned), Some(original)) => {
                         assert_eq!(tuned.codes, original.codes);

@@ -5,7 +5,7 @@ use super::linear::linear;
 use super::rms_norm::rms_norm;
 use super::swiglu::swiglu;
 use super::{Block, Rotary};
-use aqlm_vocabulary::{LayerKind, LlamaConfig};
+use aqlm_vocabulary::{Input, LayerId};
 
 /// The values inside a block that its backward pass and the Hessians of its layers need, one row a token.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,13 +35,13 @@ pub struct BlockTrace {
 }
 
 impl BlockTrace {
-    /// What a linear layer was given, [tokens, in_features]: the samples of its Hessian.
-    pub fn layer_input(&self, kind: LayerKind) -> ArrayView2<'_, f64> {
-        match kind {
-            LayerKind::QProj | LayerKind::KProj | LayerKind::VProj => self.normed.view(),
-            LayerKind::OProj => self.attended.view(),
-            LayerKind::GateProj | LayerKind::UpProj => self.middle_normed.view(),
-            LayerKind::DownProj => self.activated.view(),
+    /// What a linear layer was given that reads this, [tokens, in_features]: the samples of its Hessian.
+    pub fn input(&self, read: Input) -> ArrayView2<'_, f64> {
+        match read {
+            Input::Attention => self.normed.view(),
+            Input::Attended => self.attended.view(),
+            Input::Mlp => self.middle_normed.view(),
+            Input::Activated => self.activated.view(),
         }
     }
 }
@@ -52,41 +52,29 @@ impl BlockTrace {
 /// two RMSNorms and queries and keys rotated (Touvron et al. 2023, section 2.2).
 ///
 /// # Panics
-/// When the shapes of config, block and x do not fit together, or the rotary tables are shorter than the
+/// When the shapes of block and x do not fit together, or the rotary tables are shorter than the
 /// sequence.
-pub fn block_forward(
-    config: &LlamaConfig,
-    block: &Block,
-    rotary: &Rotary,
-    x: ArrayView2<f64>,
-) -> Array2<f64> {
-    block_forward_traced(config, block, rotary, x).0
+pub fn block_forward(block: &Block, rotary: &Rotary, x: ArrayView2<f64>) -> Array2<f64> {
+    block_forward_traced(block, rotary, x).0
 }
 
 /// [`block_forward`], and everything that [`block_backward`](super::block_backward) needs.
 ///
 /// # Panics
 /// As [`block_forward`].
-pub fn block_forward_traced(
-    config: &LlamaConfig,
-    block: &Block,
-    rotary: &Rotary,
-    x: ArrayView2<f64>,
-) -> (Array2<f64>, BlockTrace) {
-    let normed = rms_norm(x, block.input_layernorm.view(), config.rms_norm_eps);
+pub fn block_forward_traced(block: &Block, rotary: &Rotary, x: ArrayView2<f64>) -> (Array2<f64>, BlockTrace) {
+    let spec = block.spec();
+    let epsilon = spec.norms.norm.epsilon;
+    let normed = rms_norm(x, block.input_layernorm.view(), epsilon);
     let (q, k, v) = rotated_projections(block, rotary, normed.view(), 0);
-    let attended = attention(config, q.view(), k.view(), v.view(), 0);
-    let middle = &x + &apply(block, LayerKind::OProj, attended.view());
+    let attended = attention(&spec.attention, q.view(), k.view(), v.view(), 0);
+    let middle = &x + &apply(block, spec.attention.output, attended.view());
 
-    let middle_normed = rms_norm(
-        middle.view(),
-        block.post_attention_layernorm.view(),
-        config.rms_norm_eps,
-    );
-    let gate = apply(block, LayerKind::GateProj, middle_normed.view());
-    let up = apply(block, LayerKind::UpProj, middle_normed.view());
+    let middle_normed = rms_norm(middle.view(), block.post_attention_layernorm.view(), epsilon);
+    let gate = apply(block, spec.mlp.gate, middle_normed.view());
+    let up = apply(block, spec.mlp.up, middle_normed.view());
     let activated = swiglu(gate.view(), up.view());
-    let y = &middle + &apply(block, LayerKind::DownProj, activated.view());
+    let y = &middle + &apply(block, spec.mlp.down, activated.view());
 
     let x = x.to_owned();
     (
@@ -114,18 +102,18 @@ pub(super) fn rotated_projections(
     normed: ArrayView2<f64>,
     first: usize,
 ) -> (Array2<f64>, Array2<f64>, Array2<f64>) {
-    let [mut q, mut k, v] =
-        [LayerKind::QProj, LayerKind::KProj, LayerKind::VProj].map(|kind| apply(block, kind, normed));
+    let spec = &block.spec().attention;
+    let [mut q, mut k, v] = [spec.query, spec.key, spec.value].map(|layer| apply(block, layer, normed));
     rotary.rotate(&mut q, first);
     rotary.rotate(&mut k, first);
     (q, k, v)
 }
 
 /// One of the block's linear layers.
-pub(super) fn apply(block: &Block, kind: LayerKind, x: ArrayView2<f64>) -> Array2<f64> {
+pub(super) fn apply(block: &Block, layer: LayerId, x: ArrayView2<f64>) -> Array2<f64> {
     linear(
         x,
-        block.weight(kind).view(),
-        block.layer(kind).bias.as_ref().map(|bias| bias.view()),
+        block.weight(layer).view(),
+        block.layer(layer).bias.as_ref().map(|bias| bias.view()),
     )
 }

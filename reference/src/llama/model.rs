@@ -3,13 +3,13 @@ use ndarray::{Array1, Array2, ArrayView2};
 use super::linear::linear;
 use super::rms_norm::rms_norm;
 use super::{Block, Rotary, block_forward};
-use aqlm_vocabulary::{AqlmError, LlamaConfig, ModelWeights, Result};
+use aqlm_vocabulary::{AqlmError, ArchSpec, ModelWeights, NormSpec, Result};
 
 /// A whole Llama model in f64.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Model {
     /// the numbers that decide its arithmetic
-    pub config: LlamaConfig,
+    pub arch: ArchSpec,
     /// [vocab, hidden]
     pub embedding: Array2<f64>,
     /// the decoder layers, first to last
@@ -22,15 +22,31 @@ pub struct Model {
 
 impl Model {
     /// The f64 form of stored weights; quantized layers are decoded.
-    pub fn from_weights(config: &LlamaConfig, weights: &ModelWeights) -> Self {
+    ///
+    /// # Errors
+    /// `Unsupported` when the model is no plain Llama; `Shape` when the weights are not of this shape.
+    pub fn from_weights(arch: &ArchSpec, weights: &ModelWeights) -> Result<Self> {
+        arch.require_plain()?;
+        if weights.blocks.len() != arch.blocks.len() {
+            return Err(AqlmError::Shape {
+                what: "blocks".into(),
+                expected: vec![arch.blocks.len()],
+                found: vec![weights.blocks.len()],
+            });
+        }
         let lm_head = weights.lm_head.as_ref().unwrap_or(&weights.embedding);
-        Self {
-            config: config.clone(),
+        Ok(Self {
+            arch: arch.clone(),
             embedding: weights.embedding.mapv(f64::from),
-            blocks: weights.blocks.iter().map(Block::from_weights).collect(),
+            blocks: arch
+                .blocks
+                .iter()
+                .zip(&weights.blocks)
+                .map(|(spec, block)| Block::from_weights(spec, block))
+                .collect::<Result<_>>()?,
             norm: weights.norm.mapv(f64::from),
             lm_head: lm_head.mapv(f64::from),
-        }
+        })
     }
 
     /// The form that travels and is stored: dense parameters rounded to f32. A tied head is not repeated.
@@ -40,7 +56,7 @@ impl Model {
             embedding: narrowed(&self.embedding),
             blocks: self.blocks.iter().map(Block::to_weights).collect(),
             norm: self.norm.mapv(|value| value as f32),
-            lm_head: (!self.config.tie_word_embeddings).then(|| narrowed(&self.lm_head)),
+            lm_head: (!self.arch.tied).then(|| narrowed(&self.lm_head)),
         }
     }
 }
@@ -50,12 +66,17 @@ impl Model {
 /// # Errors
 /// `TokenOutOfRange` when a token has no embedding.
 pub fn model_forward(model: &Model, tokens: &[u32]) -> Result<Array2<f64>> {
-    let rotary = Rotary::new(&model.config, tokens.len());
+    let rotary = Rotary::new(model.arch.attention(), tokens.len());
     let mut x = embed(model.embedding.view(), tokens)?;
     for block in &model.blocks {
-        x = block_forward(&model.config, block, &rotary, x.view());
+        x = block_forward(block, &rotary, x.view());
     }
-    Ok(logits(&model.config, &model.norm, model.lm_head.view(), x.view()))
+    Ok(logits(
+        model.arch.final_norm,
+        &model.norm,
+        model.lm_head.view(),
+        x.view(),
+    ))
 }
 
 /// The embeddings of tokens, [tokens, hidden], for an embedding of [vocab, hidden].
@@ -70,16 +91,12 @@ pub fn embed<T: Copy + Into<f64>>(embedding: ArrayView2<T>, tokens: &[u32]) -> R
 
 /// The final norm and the head: hidden states of [tokens, hidden] to logits of [tokens, vocab].
 pub fn logits(
-    config: &LlamaConfig,
+    spec: NormSpec,
     norm: &Array1<f64>,
     lm_head: ArrayView2<f64>,
     x: ArrayView2<f64>,
 ) -> Array2<f64> {
-    linear(
-        rms_norm(x, norm.view(), config.rms_norm_eps).view(),
-        lm_head,
-        None,
-    )
+    linear(rms_norm(x, norm.view(), spec.epsilon).view(), lm_head, None)
 }
 
 /// Negative log-likelihood in nats of each target under its row of logits, `[tokens]`: ln(sum_i e^l_i) -

@@ -27,13 +27,18 @@ pub struct ModelGradients {
 /// `TokenOutOfRange` when a token has no embedding or no logit, `Shape` when the target does not fit the
 /// sequence.
 pub fn model_loss(model: &Model, tokens: &[u32], target: Target<'_>) -> Result<f64> {
-    let rotary = Rotary::new(&model.config, tokens.len());
+    let rotary = Rotary::new(model.arch.attention(), tokens.len());
     let mut x = embed(model.embedding.view(), tokens)?;
     for block in &model.blocks {
-        x = block_forward(&model.config, block, &rotary, x.view());
+        x = block_forward(block, &rotary, x.view());
     }
     let predicting = x.slice(s![..target.positions(tokens.len()), ..]);
-    let logits = logits(&model.config, &model.norm, model.lm_head.view(), predicting);
+    let logits = logits(
+        model.arch.final_norm,
+        &model.norm,
+        model.lm_head.view(),
+        predicting,
+    );
     Ok(losses(logits.view(), tokens, target)?.0.sum())
 }
 
@@ -51,30 +56,30 @@ pub fn model_backward(
     target: Target<'_>,
     scale: f64,
 ) -> Result<(f64, ModelGradients)> {
-    let config = &model.config;
-    let rotary = Rotary::new(config, tokens.len());
+    let epsilon = model.arch.final_norm.epsilon;
+    let rotary = Rotary::new(model.arch.attention(), tokens.len());
     let mut inputs = vec![embed(model.embedding.view(), tokens)?];
     for block in &model.blocks {
-        let next = block_forward(config, block, &rotary, inputs[inputs.len() - 1].view());
+        let next = block_forward(block, &rotary, inputs[inputs.len() - 1].view());
         inputs.push(next);
     }
     let last = &inputs[model.blocks.len()];
 
     let positions = target.positions(tokens.len());
     let predicting = last.slice(s![..positions, ..]);
-    let normed = rms_norm(predicting, model.norm.view(), config.rms_norm_eps);
+    let normed = rms_norm(predicting, model.norm.view(), epsilon);
     let logits = linear(normed.view(), model.lm_head.view(), None);
     let (losses, grad_logits) = losses(logits.view(), tokens, target)?;
     let head = linear_backward(normed.view(), model.lm_head.view(), (scale * grad_logits).view());
     let (grad_predicting, grad_norm) =
-        rms_norm_backward(predicting, model.norm.view(), config.rms_norm_eps, head.x.view());
+        rms_norm_backward(predicting, model.norm.view(), epsilon, head.x.view());
     let mut grad = Array2::zeros(last.dim());
     grad.slice_mut(s![..positions, ..]).assign(&grad_predicting);
 
     let mut blocks = Vec::with_capacity(model.blocks.len());
     for (block, input) in model.blocks.iter().zip(&inputs).rev() {
-        let (_, trace) = block_forward_traced(config, block, &rotary, input.view());
-        let gradients = block_backward(config, block, &rotary, &trace, grad.view());
+        let (_, trace) = block_forward_traced(block, &rotary, input.view());
+        let gradients = block_backward(block, &rotary, &trace, grad.view());
         grad.assign(&gradients.x);
         blocks.push(gradients);
     }
@@ -111,31 +116,29 @@ mod tests {
     use super::*;
     use crate::llama::finite_difference::assert_gradient;
     use crate::llama::test_data::{model, normal, random};
-    use crate::llama::{Block, ResidentLinear, ResidentWeight, token_losses};
-    use aqlm_vocabulary::{LayerKind, TopTokens};
+    use crate::llama::{Block, ResidentWeight, token_losses};
+    use aqlm_vocabulary::llama::{GATE, KEY, OUTPUT};
+    use aqlm_vocabulary::{LayerId, TopTokens};
 
     const TOKENS: [u32; 5] = [3, 1, 4, 1, 10];
 
     /// The model with one layer's weight replaced.
-    fn with_weight(model: &Model, block: usize, kind: LayerKind, weight: &Array2<f64>) -> Model {
+    fn with_weight(model: &Model, block: usize, layer: LayerId, weight: &Array2<f64>) -> Model {
         let mut model = model.clone();
         let old = &model.blocks[block];
-        let layers = LayerKind::ALL.map(|other| {
-            let layer = old.layer(other).clone();
-            if other == kind {
-                ResidentLinear {
-                    weight: ResidentWeight::Dense(weight.clone()),
-                    ..layer
-                }
-            } else {
-                layer
-            }
-        });
+        let mut layers: Vec<_> = old
+            .spec()
+            .layers()
+            .map(|other| old.layer(other).clone())
+            .collect();
+        layers[layer.index()].weight = ResidentWeight::Dense(weight.clone());
         model.blocks[block] = Block::new(
+            old.spec(),
             old.input_layernorm.clone(),
             old.post_attention_layernorm.clone(),
             layers,
-        );
+        )
+        .unwrap();
         model
     }
 
@@ -209,11 +212,11 @@ mod tests {
                         loss(&model)
                     },
                 );
-                for kind in [LayerKind::KProj, LayerKind::OProj, LayerKind::GateProj] {
+                for kind in [KEY, OUTPUT, GATE] {
                     let at = block.weight(kind);
                     assert_gradient(
-                        &name(&format!("block {index} {kind}")),
-                        &gradients.layers[kind as usize],
+                        &name(&format!("block {index} {kind:?}")),
+                        &gradients.layers[kind.index()],
                         at,
                         terms,
                         |at| loss(&with_weight(&model, index, kind, at)),

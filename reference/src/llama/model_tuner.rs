@@ -7,8 +7,8 @@ use super::{
 };
 use crate::adam::{Adam, Moments};
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, LayerKind, LlamaConfig, ModelWeights, Parameter, ParameterState, Result, Target,
-    Tuned, TuningState,
+    AdamDecay, AqlmError, ArchSpec, LayerId, ModelWeights, Parameter, ParameterState, Result, Target, Tuned,
+    TuningState,
 };
 
 /// A model whose codebooks, scales, norms, embedding and head are being trained, codes fixed (paper appendix
@@ -35,21 +35,20 @@ impl ModelTuner {
     /// Before the first step.
     ///
     /// # Errors
-    /// `Unsupported` when `tuned` selects nothing of this model.
-    pub fn new(config: &LlamaConfig, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay) -> Result<Self> {
-        let model = Model::from_weights(config, weights);
-        let parameters: Vec<TunedParameter> =
-            Parameter::selected(&weights.quantized(), config.tie_word_embeddings, tuned)
-                .into_iter()
-                .map(|parameter| {
-                    let len = values(&model, parameter).len();
-                    TunedParameter {
-                        parameter,
-                        gradient: Array1::zeros(len),
-                        moments: Moments::new(len),
-                    }
-                })
-                .collect();
+    /// `Unsupported` when `tuned` selects nothing of this model; those of [`Model::from_weights`].
+    pub fn new(arch: &ArchSpec, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay) -> Result<Self> {
+        let model = Model::from_weights(arch, weights)?;
+        let parameters: Vec<TunedParameter> = Parameter::selected(&weights.quantized(), arch.tied, tuned)
+            .into_iter()
+            .map(|parameter| {
+                let len = values(&model, parameter).len();
+                TunedParameter {
+                    parameter,
+                    gradient: Array1::zeros(len),
+                    moments: Moments::new(len),
+                }
+            })
+            .collect();
         if parameters.is_empty() {
             return Err(AqlmError::Unsupported(
                 "training a model of which nothing is selected".into(),
@@ -91,7 +90,7 @@ impl ModelTuner {
         sequences: &[&[u32]],
         targets: &[Target<'_>],
         scale: f64,
-        observe: &mut dyn FnMut(usize, LayerKind, &Array2<f64>),
+        observe: &mut dyn FnMut(usize, LayerId, &Array2<f64>),
     ) -> Result<Vec<f64>> {
         let mut losses = Vec::with_capacity(sequences.len());
         // A wave of sequences at a time bounds the memory; the order of summation is theirs.
@@ -106,8 +105,8 @@ impl ModelTuner {
                 losses.push(*loss);
                 self.add(gradients);
                 for (index, block) in gradients.blocks.iter().enumerate() {
-                    for kind in LayerKind::ALL {
-                        observe(index, kind, &block.layers[kind as usize]);
+                    for (layer, weight) in self.model.blocks[index].spec().layers().zip(&block.layers) {
+                        observe(index, layer, weight);
                     }
                 }
             }
@@ -147,6 +146,7 @@ impl ModelTuner {
             let (first, second) = tuned.moments.moments();
             ParameterState {
                 parameter: tuned.parameter,
+                name: tuned.parameter.name(&self.model.arch),
                 values: values(&self.model, tuned.parameter).to_vec(),
                 first: first.to_vec(),
                 second: second.to_vec(),
@@ -176,7 +176,7 @@ impl ModelTuner {
             for part in [&state.values, &state.first, &state.second] {
                 if part.len() != tuned.gradient.len() {
                     return Err(AqlmError::Shape {
-                        what: tuned.parameter.name(),
+                        what: tuned.parameter.name(&self.model.arch),
                         expected: vec![tuned.gradient.len()],
                         found: vec![part.len()],
                     });
@@ -207,25 +207,25 @@ impl ModelTuner {
         let model = &self.model;
         for tuned in &self.parameters {
             if broken(&values(model, tuned.parameter)) {
-                return Ok(Some(tuned.parameter.name()));
+                return Ok(Some(tuned.parameter.name(&model.arch)));
             }
         }
         for tokens in sequences {
-            let rotary = Rotary::new(&model.config, tokens.len());
+            let rotary = Rotary::new(model.arch.attention(), tokens.len());
             let mut x = embed(model.embedding.view(), tokens)?;
             for (index, block) in model.blocks.iter().enumerate() {
-                let (y, trace) = block_forward_traced(&model.config, block, &rotary, x.view());
-                for kind in LayerKind::ALL {
-                    if broken(trace.layer_input(kind)) {
-                        return Ok(Some(format!("model.layers.{index}, input of {}", kind.path())));
+                let (y, trace) = block_forward_traced(block, &rotary, x.view());
+                for linear in &block.spec().linears {
+                    if broken(trace.input(linear.reads)) {
+                        return Ok(Some(format!("model.layers.{index}, input of {}", linear.name)));
                     }
                 }
                 if broken(&y) {
-                    return Ok(Some(format!("model.layers.{index}.mlp.down_proj")));
+                    return Ok(Some(model.arch.layer_name(index, block.spec().mlp.down)));
                 }
                 x = y;
             }
-            let logits = logits(&model.config, &model.norm, model.lm_head.view(), x.view());
+            let logits = logits(model.arch.final_norm, &model.norm, model.lm_head.view(), x.view());
             if broken(&logits) {
                 return Ok(Some("lm_head".into()));
             }
@@ -274,7 +274,7 @@ fn set_values(model: &mut Model, parameter: Parameter, values: &Array1<f64>) {
         Parameter::FinalNorm => fill(&mut model.norm.iter_mut()),
         Parameter::Embedding => {
             fill(&mut model.embedding.iter_mut());
-            if model.config.tie_word_embeddings {
+            if model.arch.tied {
                 model.lm_head.assign(&model.embedding);
             }
         }
@@ -284,10 +284,10 @@ fn set_values(model: &mut Model, parameter: Parameter, values: &Array1<f64>) {
 
 /// A parameter's part of a model's gradients, in the order of [`values`].
 fn gradient(model: &Model, gradients: &ModelGradients, parameter: Parameter) -> Array1<f64> {
-    let of_layer = |block: usize, kind: LayerKind| {
+    let of_layer = |block: usize, layer: LayerId| {
         model.blocks[block]
-            .quantized(kind)
-            .map(|matrix| quantized_gradients(matrix, &gradients.blocks[block].layers[kind as usize]))
+            .quantized(layer)
+            .map(|matrix| quantized_gradients(matrix, &gradients.blocks[block].layers[layer.index()]))
     };
     match parameter {
         Parameter::Codebooks(block, kind) => of_layer(block, kind).map_or_else(
@@ -300,7 +300,7 @@ fn gradient(model: &Model, gradients: &ModelGradients, parameter: Parameter) -> 
         Parameter::InputNorm(block) => gradients.blocks[block].input_layernorm.clone(),
         Parameter::PostAttentionNorm(block) => gradients.blocks[block].post_attention_layernorm.clone(),
         Parameter::FinalNorm => gradients.norm.clone(),
-        Parameter::Embedding if model.config.tie_word_embeddings => {
+        Parameter::Embedding if model.arch.tied => {
             (&gradients.embedding + &gradients.lm_head).into_iter().collect()
         }
         Parameter::Embedding => gradients.embedding.iter().copied().collect(),
@@ -313,6 +313,7 @@ mod tests {
     use super::*;
     use crate::llama::finite_difference::assert_gradient;
     use crate::llama::test_data::{model, quantized, random};
+    use aqlm_vocabulary::llama::{DOWN, QUERY, VALUE};
 
     const ALL: Tuned = Tuned {
         codebooks: true,
@@ -332,12 +333,8 @@ mod tests {
     fn student(seed: u64, tied: bool) -> Model {
         let mut rng = random(seed);
         let mut model = model(&mut rng, 2, None);
-        for (block, kind) in [
-            (0, LayerKind::VProj),
-            (0, LayerKind::DownProj),
-            (1, LayerKind::QProj),
-        ] {
-            let (out, inputs) = model.config.layer_shape(kind);
+        for (block, kind) in [(0, VALUE), (0, DOWN), (1, QUERY)] {
+            let (out, inputs) = model.arch.blocks[block].shape(kind);
             let mut matrix = quantized(&mut rng, out, inputs);
             // Weights as large as the dense ones, and scales of order one: numerical gradients assume that a
             // parameter's own size is the one on which the loss bends.
@@ -346,7 +343,7 @@ mod tests {
             model.blocks[block].set_layer(kind, matrix).unwrap();
         }
         if tied {
-            model.config.tie_word_embeddings = true;
+            model.arch.tied = true;
             model.lm_head = model.embedding.clone();
             // logits near unit size, as the limit of the numerical gradients assumes
             model.norm /= 12f64.sqrt();
@@ -357,7 +354,7 @@ mod tests {
     }
 
     fn tuner(model: &Model, tuned: Tuned) -> ModelTuner {
-        let mut tuner = ModelTuner::new(&model.config, &model.to_weights(), tuned, DECAY).unwrap();
+        let mut tuner = ModelTuner::new(&model.arch, &model.to_weights(), tuned, DECAY).unwrap();
         // undo the rounding to f32
         tuner.model = model.clone();
         tuner
@@ -377,11 +374,11 @@ mod tests {
             let names: Vec<String> = tuner
                 .parameters
                 .iter()
-                .map(|tuned| tuned.parameter.name())
+                .map(|tuned| tuned.parameter.name(&model.arch))
                 .collect();
             assert_eq!(names.len(), 3 * 2 + 5 + if tied { 1 } else { 2 }, "{names:?}");
             for tuned in &tuner.parameters {
-                let name = format!("{}, tied {tied}", tuned.parameter.name());
+                let name = format!("{}, tied {tied}", tuned.parameter.name(&model.arch));
                 let at = values(&model, tuned.parameter);
                 // 12 losses over 11 logits, each a sum of 12 products behind two blocks of weights of 2
                 // codewords
@@ -444,7 +441,7 @@ mod tests {
             head: false,
         };
         assert!(matches!(
-            ModelTuner::new(&model.config, &model.to_weights(), none, DECAY),
+            ModelTuner::new(&model.arch, &model.to_weights(), none, DECAY),
             Err(AqlmError::Unsupported(_))
         ));
         let mut norms = tuner(&model, Tuned { norms: true, ..none });
@@ -457,7 +454,7 @@ mod tests {
         );
         for (moved, block) in moved.blocks.iter().zip(&model.blocks) {
             assert_ne!(moved.input_layernorm, block.input_layernorm);
-            for kind in LayerKind::ALL {
+            for kind in block.spec().layers() {
                 assert_eq!(moved.layer(kind), block.layer(kind));
             }
         }

@@ -2,7 +2,7 @@ use std::f64::consts::TAU;
 
 use ndarray::{Array1, Array2};
 
-use aqlm_vocabulary::{AqlmError, LlamaConfig, Result, Rope, RopeScaling};
+use aqlm_vocabulary::{AqlmError, AttentionSpec, Result, Rope, RopeScaling};
 
 /// Rotary position embedding (Su et al. 2021), in the rotate-half convention of Hugging Face checkpoints:
 /// element i of a head is paired with element i + head_dim/2.
@@ -15,16 +15,20 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// The tables for positions 0 to `positions` (exclusive), with the model's frequencies.
+    /// The tables for positions 0 to `positions` (exclusive), with the model's frequencies; without a rotary
+    /// embedding, those that rotate nothing.
     ///
     /// Frequencies and angles are rounded to f32, the one place where the reference is less exact than f64:
     /// that is how they were when models were trained, and how everybody else evaluates them. Exact angles
     /// differ by 6e-5 at position 1,000, which moves token losses by more than 1e-4.
-    pub fn new(config: &LlamaConfig, positions: usize) -> Self {
-        let frequencies = frequencies(&config.rope, config.head_dim);
+    pub fn new(spec: &AttentionSpec, positions: usize) -> Self {
+        let frequencies = spec.rotary.as_ref().map_or_else(
+            || Array1::zeros(spec.head_dim / 2),
+            |rope| frequencies(rope, spec.head_dim),
+        );
         let half = frequencies.len().max(1);
         let angle = |(position, i): (usize, usize)| f64::from(position as f32 * frequencies[i % half] as f32);
-        let angles = Array2::from_shape_fn((positions, config.head_dim), angle);
+        let angles = Array2::from_shape_fn((positions, spec.head_dim), angle);
         Self {
             cos: angles.mapv(f64::cos),
             sin: angles.mapv(f64::sin),
@@ -147,7 +151,7 @@ mod tests {
 
     #[test]
     fn plain_angles_are_position_times_frequency() {
-        let rotary = Rotary::new(&config(4, None), 6);
+        let rotary = Rotary::new(&config(4, None).attention, 6);
         // head_dim 4 and theta 100: frequencies 1 and 100^(-1/2) = 0.1; angles up to 5, each rounded twice to
         // f32
         let near = |a: f64, b: f64| (a - b).abs() <= 5.0 * f64::from(f32::EPSILON);
@@ -162,7 +166,7 @@ mod tests {
 
     #[test]
     fn scores_depend_on_the_distance_alone() {
-        let rotary = Rotary::new(&config(4, None), 32);
+        let rotary = Rotary::new(&config(4, None).attention, 32);
         let mut rng = random(1);
         let (q, k) = (normal(&mut rng, (1, 4)), normal(&mut rng, (1, 4)));
         let score = |at_q: usize, at_k: usize| {

@@ -6,7 +6,8 @@ use rand_distr::StandardNormal;
 
 use super::{Block, Model, ResidentLinear, ResidentWeight};
 use aqlm_vocabulary::{
-    LayerKind, LlamaConfig, Purpose, QuantizedMatrix, Rope, RopeScaling, Scheme, Stream, stream,
+    ArchSpec, BlockSpec, Purpose, QuantizedMatrix, Rope, RopeScaling, Scheme, Stream, llama::LlamaBlock,
+    stream,
 };
 
 pub(super) fn random(seed: u64) -> Stream {
@@ -17,38 +18,35 @@ pub(super) fn normal<D: Dimension>(rng: &mut Stream, shape: impl ShapeBuilder<Di
     Array::from_shape_simple_fn(shape, || rng.sample(StandardNormal))
 }
 
-/// Two blocks of hidden size 12, heads of width 4.
-pub(super) fn config(kv_heads: usize, sliding_window: Option<usize>) -> LlamaConfig {
-    LlamaConfig {
-        vocab_size: 11,
+/// Hidden size 12, heads of width 4.
+pub(super) fn config(kv_heads: usize, window: Option<usize>) -> BlockSpec {
+    BlockSpec::llama(LlamaBlock {
         hidden_size: 12,
         intermediate_size: 10,
-        num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_key_value_heads: kv_heads,
+        heads: 4,
+        kv_heads,
         head_dim: 4,
-        rms_norm_eps: 1e-5,
-        rope: Rope {
+        epsilon: 1e-5,
+        rotary: Rope {
             theta: 100.0,
             scaling: RopeScaling::None,
         },
-        sliding_window,
-        tie_word_embeddings: false,
-        max_position_embeddings: 64,
-    }
+        window,
+    })
 }
 
 /// A dense block whose weights keep activations near unit size.
-pub(super) fn block(rng: &mut Stream, config: &LlamaConfig, bias: bool) -> Block {
-    let layers = LayerKind::ALL.map(|kind| {
-        let (out, inputs) = config.layer_shape(kind);
+pub(super) fn block(rng: &mut Stream, spec: &BlockSpec, bias: bool) -> Block {
+    let layers = spec.layers().map(|layer| {
+        let (out, inputs) = spec.shape(layer);
         ResidentLinear {
             weight: ResidentWeight::Dense(normal(rng, (out, inputs)) / (inputs as f64).sqrt()),
             bias: bias.then(|| normal(rng, out)),
         }
     });
-    let norm = |rng: &mut Stream| -> Array1<f64> { 1.0 + 0.2 * normal(rng, config.hidden_size) };
-    Block::new(norm(rng), norm(rng), layers)
+    let layers = layers.collect();
+    let norm = |rng: &mut Stream| -> Array1<f64> { 1.0 + 0.2 * normal(rng, spec.hidden_size()) };
+    Block::new(spec, norm(rng), norm(rng), layers).unwrap()
 }
 
 /// Sum of the products of two arrays: a linear loss whose gradient with respect to the first is the second.
@@ -66,16 +64,14 @@ pub(super) fn quantized(rng: &mut Stream, out_features: usize, in_features: usiz
 }
 
 /// A dense model of two blocks.
-pub(super) fn model(rng: &mut Stream, kv_heads: usize, sliding_window: Option<usize>) -> Model {
-    let config = config(kv_heads, sliding_window);
-    let shape = (config.vocab_size, config.hidden_size);
+pub(super) fn model(rng: &mut Stream, kv_heads: usize, window: Option<usize>) -> Model {
+    let arch = ArchSpec::llama(11, 64, 2, config(kv_heads, window));
+    let shape = (arch.vocab_size, arch.hidden_size);
     Model {
         embedding: normal(rng, shape),
-        blocks: (0..config.num_hidden_layers)
-            .map(|_| block(rng, &config, false))
-            .collect(),
-        norm: 1.0 + 0.2 * normal(rng, config.hidden_size),
+        blocks: arch.blocks.iter().map(|spec| block(rng, spec, false)).collect(),
+        norm: 1.0 + 0.2 * normal(rng, arch.hidden_size),
         lm_head: normal(rng, shape),
-        config,
+        arch,
     }
 }

@@ -2,22 +2,28 @@
 //! errors and random streams. Nothing in here is an algorithm of the paper, so an optimized backend may use
 //! all of it and still be an independent implementation of everything that is checked.
 
-mod config;
+mod arch;
 mod error;
+pub mod llama;
 mod model_tuning;
 mod quantized;
 mod random;
+mod rope;
 mod scheme;
 mod settings;
 mod weights;
 
-pub use config::{LayerKind, LlamaConfig, Rope, RopeScaling};
+pub use arch::{
+    Activation, ArchSpec, AttentionSpec, BlockNorms, BlockSpec, GatedMlp, Input, LayerId, LinearSpec,
+    NormSpec,
+};
 pub use error::{AqlmError, Result};
 pub use model_tuning::{
     AdamDecay, Objective, Parameter, ParameterState, Target, TopTokens, Tuned, TuningState,
 };
 pub use quantized::QuantizedMatrix;
 pub use random::{Purpose, Stream, StreamKey, sample_distinct, shuffle, stream, sweep_order};
+pub use rope::{Rope, RopeScaling};
 pub use scheme::Scheme;
 pub use settings::{
     FinetuneEvent, FinetuneReport, FinetuneSettings, Initialization, LayerEvent, LayerReport, LayerSettings,

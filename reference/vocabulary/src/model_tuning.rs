@@ -1,7 +1,7 @@
 use ndarray::{Array1, Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
 
-use crate::LayerKind;
+use crate::{ArchSpec, LayerId};
 
 /// What the whole model is trained to do (paper appendix A uses the first).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,9 +36,9 @@ pub struct Tuned {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Parameter {
     /// codebooks of a quantized layer, [M, 2^B, out_group, in_group]
-    Codebooks(usize, LayerKind),
+    Codebooks(usize, LayerId),
     /// scales of a quantized layer, `[out_groups]`
-    Scales(usize, LayerKind),
+    Scales(usize, LayerId),
     /// the RMSNorm before a block's attention, `[hidden]`
     InputNorm(usize),
     /// the RMSNorm before a block's MLP, `[hidden]`
@@ -55,12 +55,12 @@ impl Parameter {
     /// The parameters that `tuned` selects of a model, block by block. `quantized` says for each block which
     /// of its layers are; `tied` that head and embedding are one array, which then is
     /// [`Parameter::Embedding`].
-    pub fn selected(quantized: &[[bool; 7]], tied: bool, tuned: Tuned) -> Vec<Self> {
+    pub fn selected(quantized: &[Vec<LayerId>], tied: bool, tuned: Tuned) -> Vec<Self> {
         let mut parameters = Vec::new();
         for (block, layers) in quantized.iter().enumerate() {
-            for kind in LayerKind::ALL.into_iter().filter(|&kind| layers[kind as usize]) {
-                parameters.extend(tuned.codebooks.then_some(Self::Codebooks(block, kind)));
-                parameters.extend(tuned.scales.then_some(Self::Scales(block, kind)));
+            for &layer in layers {
+                parameters.extend(tuned.codebooks.then_some(Self::Codebooks(block, layer)));
+                parameters.extend(tuned.scales.then_some(Self::Scales(block, layer)));
             }
             if tuned.norms {
                 parameters.extend([Self::InputNorm(block), Self::PostAttentionNorm(block)]);
@@ -72,15 +72,18 @@ impl Parameter {
         parameters
     }
 
-    /// Its name in a Hugging Face checkpoint.
-    pub fn name(self) -> String {
-        let layer = |block: usize, kind: LayerKind| format!("model.layers.{block}.{}", kind.path());
+    /// Its name in a Hugging Face checkpoint of this model.
+    pub fn name(self, arch: &ArchSpec) -> String {
         match self {
-            Self::Codebooks(block, kind) => format!("{}.codebooks", layer(block, kind)),
-            Self::Scales(block, kind) => format!("{}.scales", layer(block, kind)),
-            Self::InputNorm(block) => format!("model.layers.{block}.input_layernorm.weight"),
+            Self::Codebooks(block, layer) => format!("{}.codebooks", arch.layer_name(block, layer)),
+            Self::Scales(block, layer) => format!("{}.scales", arch.layer_name(block, layer)),
+            Self::InputNorm(block) => {
+                let [name, _] = arch.norm_names(block);
+                name
+            }
             Self::PostAttentionNorm(block) => {
-                format!("model.layers.{block}.post_attention_layernorm.weight")
+                let [_, name] = arch.norm_names(block);
+                name
             }
             Self::FinalNorm => "model.norm.weight".into(),
             Self::Embedding => "model.embed_tokens.weight".into(),
@@ -94,6 +97,8 @@ impl Parameter {
 pub struct ParameterState {
     /// which one
     pub parameter: Parameter,
+    /// its name in a Hugging Face checkpoint
+    pub name: String,
     /// its values, row-major
     pub values: Vec<f64>,
     /// Adam's first moments

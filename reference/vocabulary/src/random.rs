@@ -1,7 +1,7 @@
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::LayerKind;
+use crate::LayerId;
 
 /// A random stream of the project.
 pub type Stream = ChaCha8Rng;
@@ -28,8 +28,8 @@ pub enum Purpose {
 ///
 /// The four numbers are the 256-bit key itself, so no two streams collide, and none depends on what was drawn
 /// before: a layer can be redone alone, and threads or resumption change nothing (design.md 4).
-pub fn stream(seed: u64, block: usize, layer: Option<LayerKind>, purpose: Purpose) -> Stream {
-    let layer = layer.map_or(0, |layer| layer as u64 + 1);
+pub fn stream(seed: u64, block: usize, layer: Option<LayerId>, purpose: Purpose) -> Stream {
+    let layer = layer.map_or(0, |layer| u64::from(layer.0) + 1);
     let mut key = [0u8; 32];
     for (slot, part) in key
         .chunks_exact_mut(8)
@@ -48,7 +48,7 @@ pub struct StreamKey {
     /// index of the block
     pub block: usize,
     /// the layer, or `None` for what belongs to the whole block
-    pub layer: Option<LayerKind>,
+    pub layer: Option<LayerId>,
 }
 
 impl StreamKey {
@@ -104,8 +104,19 @@ mod tests {
         assert_eq!(base, draw(0, 0, None, Purpose::Sweep));
         assert_ne!(base, draw(1, 0, None, Purpose::Sweep));
         assert_ne!(base, draw(0, 1, None, Purpose::Sweep));
-        assert_ne!(base, draw(0, 0, Some(LayerKind::QProj), Purpose::Sweep));
+        assert_ne!(base, draw(0, 0, Some(LayerId(0)), Purpose::Sweep));
         assert_ne!(base, draw(0, 0, None, Purpose::Calibration));
+    }
+
+    #[test]
+    fn layers_are_numbered_from_one_in_the_key() {
+        // of the whole block 0, then q, k, v, o, gate, up, down: as in every run that was ever made
+        for (layer, number) in [(None, 0u8), (Some(LayerId(0)), 1), (Some(LayerId(6)), 7)] {
+            let mut key = [0; 32];
+            (key[0], key[8], key[16], key[24]) = (5, 3, number, Purpose::Sweep as u8);
+            let expected: u64 = ChaCha8Rng::from_seed(key).random();
+            assert_eq!(stream(5, 3, layer, Purpose::Sweep).random::<u64>(), expected);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 use ndarray::{Array1, Array2};
 
-use crate::{LayerKind, QuantizedMatrix};
+use crate::{LayerId, QuantizedMatrix};
 
 /// The weight of a linear layer, [out_features, in_features].
 #[derive(Debug, Clone, PartialEq)]
@@ -38,19 +38,35 @@ pub struct BlockWeights {
     pub input_layernorm: Array1<f32>,
     /// RMSNorm before the MLP, `[hidden]`
     pub post_attention_layernorm: Array1<f32>,
-    /// the linear layers, in the order of [`LayerKind::ALL`]
-    pub layers: [Linear; 7],
+    /// the linear layers, in the order of the block's [`BlockSpec`](crate::BlockSpec)
+    pub layers: Vec<Linear>,
 }
 
 impl BlockWeights {
     /// One linear layer.
-    pub fn layer(&self, kind: LayerKind) -> &Linear {
-        &self.layers[kind as usize]
+    ///
+    /// # Panics
+    /// When the block has no such layer.
+    pub fn layer(&self, layer: LayerId) -> &Linear {
+        &self.layers[layer.index()]
     }
 
     /// One linear layer, to change.
-    pub fn layer_mut(&mut self, kind: LayerKind) -> &mut Linear {
-        &mut self.layers[kind as usize]
+    ///
+    /// # Panics
+    /// When the block has no such layer.
+    pub fn layer_mut(&mut self, layer: LayerId) -> &mut Linear {
+        &mut self.layers[layer.index()]
+    }
+
+    /// The layers that are quantized.
+    pub fn quantized(&self) -> Vec<LayerId> {
+        (0..)
+            .map(LayerId)
+            .zip(&self.layers)
+            .filter(|(_, linear)| matches!(linear.weight, LinearWeight::Quantized(_)))
+            .map(|(layer, _)| layer)
+            .collect()
     }
 }
 
@@ -68,12 +84,8 @@ pub struct ModelWeights {
 }
 
 impl ModelWeights {
-    /// For every block, which of its layers are quantized.
-    pub fn quantized(&self) -> Vec<[bool; 7]> {
-        let is_quantized = |linear: &Linear| matches!(linear.weight, LinearWeight::Quantized(_));
-        self.blocks
-            .iter()
-            .map(|block| LayerKind::ALL.map(|kind| is_quantized(block.layer(kind))))
-            .collect()
+    /// For every block, the layers that are quantized.
+    pub fn quantized(&self) -> Vec<Vec<LayerId>> {
+        self.blocks.iter().map(BlockWeights::quantized).collect()
     }
 }

@@ -31,7 +31,7 @@ const FEWEST_CALLS: usize = 5;
 /// A user's kernel (that is for GPUs), or options that cannot be used, by name.
 pub(crate) fn bench_cpu(options: &BenchOptions, progress: &mut dyn FnMut(&str)) -> Result<BenchReport> {
     if let Some(path) = &options.user_kernel {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             "--kernel",
             "a CUDA source, for --backend cuda",
             path.display().to_string(),

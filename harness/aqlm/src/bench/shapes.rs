@@ -1,4 +1,5 @@
-use aqlm_vocabulary::{LlamaConfig, Rope, RopeScaling};
+use aqlm_vocabulary::llama::LlamaBlock;
+use aqlm_vocabulary::{ArchSpec, BlockSpec, Rope, RopeScaling};
 
 /// Models whose exact shapes can be filled with random weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -25,38 +26,32 @@ impl LlamaShape {
     }
 
     /// The configuration that its checkpoint has (meta-llama/Llama-2-7b-hf and its siblings).
-    pub(crate) fn config(self) -> LlamaConfig {
-        let (hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads) =
-            match self {
-                Self::Llama2x7b => (4096, 11008, 32, 32, 32),
-                Self::Llama2x13b => (5120, 13824, 40, 40, 40),
-                Self::Llama2x70b => (8192, 28672, 80, 64, 8),
-            };
-        LlamaConfig {
-            vocab_size: 32_000,
+    pub(crate) fn config(self) -> ArchSpec {
+        let (hidden_size, intermediate_size, blocks, heads, kv_heads) = match self {
+            Self::Llama2x7b => (4096, 11008, 32, 32, 32),
+            Self::Llama2x13b => (5120, 13824, 40, 40, 40),
+            Self::Llama2x70b => (8192, 28672, 80, 64, 8),
+        };
+        let block = BlockSpec::llama(LlamaBlock {
             hidden_size,
             intermediate_size,
-            num_hidden_layers,
-            num_attention_heads,
-            num_key_value_heads,
+            heads,
+            kv_heads,
             head_dim: 128,
-            rms_norm_eps: 1e-5,
-            rope: Rope {
+            epsilon: 1e-5,
+            rotary: Rope {
                 theta: 10_000.0,
                 scaling: RopeScaling::None,
             },
-            sliding_window: None,
-            tie_word_embeddings: false,
-            max_position_embeddings: 4096,
-        }
+            window: None,
+        });
+        ArchSpec::llama(32_000, 4096, blocks, block)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use aqlm_vocabulary::LayerKind;
-
-    use super::LlamaShape;
+    use super::*;
 
     #[test]
     fn shapes_have_the_parameters_that_the_models_are_named_for() {
@@ -65,13 +60,8 @@ mod tests {
             (LlamaShape::Llama2x13b, 12.69),
             (LlamaShape::Llama2x70b, 68.45),
         ] {
-            let config = shape.config();
-            let block: usize = LayerKind::ALL
-                .iter()
-                .map(|&kind| config.layer_shape(kind))
-                .map(|(rows, columns)| rows * columns)
-                .sum();
-            let found = (block * config.num_hidden_layers) as f64 / 1e9;
+            let weights: usize = shape.config().blocks.iter().map(BlockSpec::parameters).sum();
+            let found = weights as f64 / 1e9;
             assert!((found - billions).abs() < 0.005, "{found}");
         }
     }

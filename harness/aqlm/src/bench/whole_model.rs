@@ -5,7 +5,7 @@ use aqlm_optimized::cuda::timing::copy_rate;
 use aqlm_optimized::cuda::{CudaError, Device};
 use aqlm_vocabulary::AqlmError;
 use aqlm_vocabulary::{
-    BlockWeights, LayerKind, Linear, LinearWeight, LlamaConfig, Purpose, QuantizedMatrix, Scheme, stream,
+    ArchSpec, BlockWeights, LayerId, Linear, LinearWeight, Purpose, QuantizedMatrix, Scheme, stream,
 };
 use half::f16;
 use ndarray::{Array1, Array3, Array4};
@@ -106,7 +106,7 @@ impl DecodeReport {
 pub(crate) fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&str)) -> Result<DecodeReport> {
     let config = options.shape.config();
     if options.context == 0 || options.context > config.max_position_embeddings {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             "--context",
             &format!("1 to {}", config.max_position_embeddings),
             options.context.to_string(),
@@ -165,8 +165,8 @@ pub(crate) fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&st
     let [embedding, head] = [1, 2].map(|table| random_table(&config, options.seed + table));
     let tables = [embedding.as_slice(), head.as_slice()];
     progress("comparing one block with the plain kernels");
-    let one = LlamaConfig {
-        num_hidden_layers: 1,
+    let one = ArchSpec {
+        blocks: config.blocks[..1].to_vec(),
         ..config.clone()
     };
     let compared = [Rung::Plain, options.rung]
@@ -231,7 +231,7 @@ fn difference_limit(scheme: Scheme) -> f64 {
 
 fn logits(
     device: &Device,
-    config: &LlamaConfig,
+    config: &ArchSpec,
     block: &BlockWeights,
     tables: [&[f16]; 2],
     rung: Rung,
@@ -244,7 +244,7 @@ fn logits(
 /// A model all of whose blocks are copies of one, each in memory of its own.
 fn resident<'d>(
     device: &'d Device,
-    config: &LlamaConfig,
+    config: &ArchSpec,
     block: &BlockWeights,
     [embedding, head]: [&[f16]; 2],
     rung: Rung,
@@ -257,7 +257,7 @@ fn resident<'d>(
     };
     let mut builder = Builder::new(device, config, options).map_err(AqlmError::from)?;
     builder.push(block).map_err(AqlmError::from)?;
-    for _ in 1..config.num_hidden_layers {
+    for _ in 1..config.blocks.len() {
         builder.repeat().map_err(AqlmError::from)?;
     }
     Ok(builder
@@ -266,23 +266,26 @@ fn resident<'d>(
 }
 
 /// A block of random codes, codewords and scales that keep activations near unit size.
-fn random_block(config: &LlamaConfig, options: &DecodeOptions) -> BlockWeights {
+fn random_block(config: &ArchSpec, options: &DecodeOptions) -> BlockWeights {
     BlockWeights {
         input_layernorm: Array1::ones(config.hidden_size),
         post_attention_layernorm: Array1::ones(config.hidden_size),
-        layers: LayerKind::ALL.map(|kind| {
-            let (rows, columns) = config.layer_shape(kind);
-            Linear {
-                weight: LinearWeight::Quantized(random_matrix(options, kind, rows, columns)),
-                bias: None,
-            }
-        }),
+        layers: config.blocks[0]
+            .layers()
+            .map(|layer| {
+                let (rows, columns) = config.blocks[0].shape(layer);
+                Linear {
+                    weight: LinearWeight::Quantized(random_matrix(options, layer, rows, columns)),
+                    bias: None,
+                }
+            })
+            .collect(),
     }
 }
 
-fn random_matrix(options: &DecodeOptions, kind: LayerKind, rows: usize, columns: usize) -> QuantizedMatrix {
+fn random_matrix(options: &DecodeOptions, layer: LayerId, rows: usize, columns: usize) -> QuantizedMatrix {
     let scheme = options.scheme;
-    let mut rng = stream(options.seed, 0, Some(kind), Purpose::TestData);
+    let mut rng = stream(options.seed, 0, Some(layer), Purpose::TestData);
     let (m, size) = (scheme.num_codebooks, scheme.codebook_size());
     let groups = (rows / scheme.out_group_size, columns / scheme.in_group_size, m);
     let codes = Array3::from_shape_simple_fn(groups, || rng.random_range(0..size as u32) as u16);
@@ -301,7 +304,7 @@ fn random_matrix(options: &DecodeOptions, kind: LayerKind, rows: usize, columns:
 }
 
 /// Embedding or head [vocab, hidden].
-fn random_table(config: &LlamaConfig, seed: u64) -> Vec<f16> {
+fn random_table(config: &ArchSpec, seed: u64) -> Vec<f16> {
     (0..config.vocab_size)
         .into_par_iter()
         .flat_map_iter(|row| random_values(config.hidden_size, seed, row))
@@ -317,13 +320,14 @@ fn random_values(count: usize, seed: u64, row: usize) -> Vec<f16> {
 }
 
 /// Fewest bytes that a token reads.
-fn least_bytes(config: &LlamaConfig, scheme: Scheme, context: usize) -> Result<usize> {
-    let mut block = 4 * config.hidden_size;
-    for kind in LayerKind::ALL {
-        let (rows, columns) = config.layer_shape(kind);
-        block += matrix_bytes(scheme, scheme.groups(rows, columns)?);
+fn least_bytes(config: &ArchSpec, scheme: Scheme, context: usize) -> Result<usize> {
+    let mut bytes = 2 * config.vocab_size * config.hidden_size;
+    for block in &config.blocks {
+        let cache = 2 * 2 * context * block.attention.key_width();
+        bytes += 4 * config.hidden_size + cache;
+        for linear in &block.linears {
+            bytes += matrix_bytes(scheme, scheme.groups(linear.shape.0, linear.shape.1)?);
+        }
     }
-    let cache = 2 * 2 * context * config.num_key_value_heads * config.head_dim;
-    let head = 2 * config.vocab_size * config.hidden_size;
-    Ok(config.num_hidden_layers * (block + cache) + head)
+    Ok(bytes)
 }

@@ -118,17 +118,17 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     let (out_features, in_features) = parse_shape(&args.shape)?;
     args.scheme.groups(out_features, in_features)?;
     if let Some(zero) = args.batch.iter().find(|batch| **batch == 0) {
-        return Err(Error::invalid("--batch", "at least 1 row", zero.to_string()));
+        return Err(Error::argument("--batch", "at least 1 row", zero.to_string()));
     }
     if args.op != BenchOp::Matmul && args.batch != [1] {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             "--batch",
             "1 for matvec and decode; --op matmul takes several rows",
             format!("{:?}", args.batch),
         ));
     }
     if args.backend == BenchDevice::Cpu && args.activations != BenchActivations::F16 {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             "--activations",
             "nothing else than the default with --backend cpu, where they are f32",
             args.activations.name(),
@@ -151,7 +151,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         config: args.config.clone(),
     };
     if args.svg.is_some() && args.replays == 0 {
-        return Err(Error::invalid("--svg", "at least one of --replays", "0"));
+        return Err(Error::argument("--svg", "at least one of --replays", "0"));
     }
     let bench = match args.backend {
         BenchDevice::Cuda => bench_cuda,
@@ -182,7 +182,7 @@ fn parse_shape(text: &str) -> Result<(usize, usize)> {
     };
     text.split_once('x')
         .and_then(|(out_features, in_features)| Some((size(out_features)?, size(in_features)?)))
-        .ok_or_else(|| Error::invalid("--shape", "OUTxIN, for example 11008x4096", text))
+        .ok_or_else(|| Error::argument("--shape", "OUTxIN, for example 11008x4096", text))
 }
 
 fn replay(args: &Args, batch: usize, row: &KernelRow) -> String {

@@ -158,7 +158,7 @@ fn against_vectors(args: &Args, vectors: &std::path::Path, output: Output) -> Re
         None | Some(CheckedBackend::Reference) => BackendKind::Reference,
         Some(CheckedBackend::Cpu) => BackendKind::Cpu,
         Some(CheckedBackend::Cuda) => {
-            return Err(Error::invalid(
+            return Err(Error::argument(
                 "--backend with --vectors",
                 "reference or cpu",
                 "cuda",

@@ -9,6 +9,7 @@ use aqlm_engine::backends::ModelBackend;
 use aqlm_engine::evaluate::{Perplexity, evaluate, evaluate_on_gpu};
 use aqlm_engine::with_backend;
 use aqlm_formats::model::Model;
+use aqlm_formats::safetensors::{self, NewTensor};
 use aqlm_formats::texts::TokenStream;
 use aqlm_formats::{Error, Result};
 
@@ -53,10 +54,10 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     let stream = TokenStream::load(&args.data, &model.tokenizer()?)?;
     let ctx = args.ctx.unwrap_or_else(|| default_ctx(&model));
     if ctx < 2 {
-        return Err(Error::invalid("--ctx", "2 or more", ctx.to_string()));
+        return Err(Error::argument("--ctx", "2 or more", ctx.to_string()));
     }
     if args.windows == Some(0) {
-        return Err(Error::invalid("--windows", "1 or more", "0"));
+        return Err(Error::argument("--windows", "1 or more", "0"));
     }
     let mut windows = stream.windows(ctx)?;
     windows.truncate(args.windows.unwrap_or(usize::MAX));
@@ -90,7 +91,7 @@ pub(super) fn measure(
     dump_logits: Option<&Path>,
 ) -> Result<Perplexity> {
     let ctx = windows.first().map_or(0, |window| window.len());
-    let mut progress = Progress::new(model.config().num_hidden_layers as u64);
+    let mut progress = Progress::new(model.config().blocks.len() as u64);
     progress.message(format!("{} windows of {ctx}", windows.len()));
     let mut advance = |block| {
         progress.advance(1);
@@ -111,43 +112,13 @@ pub(super) fn measure(
 
 /// input_ids [windows, ctx] i32 and logits [windows, ctx, vocab] f32.
 fn write_logits(path: &Path, windows: &[&[u32]], logits: &[Array2<f64>]) -> Result<()> {
-    use safetensors::tensor::{Dtype, TensorView};
-
     let ctx = windows.first().map_or(0, |window| window.len());
     let vocab = logits.first().map_or(0, Array2::ncols);
-    let ids: Vec<u8> = windows
-        .iter()
-        .copied()
-        .flatten()
-        .flat_map(|&id| (id as i32).to_le_bytes())
-        .collect();
-    let values: Vec<u8> = logits
-        .iter()
-        .flatten()
-        .flat_map(|&logit| (logit as f32).to_le_bytes())
-        .collect();
-    let view = |dtype, shape: Vec<usize>, data| {
-        TensorView::new(dtype, shape, data).map_err(|error| {
-            Error::invalid(
-                "--dump-logits",
-                "tensors that fit a safetensors file",
-                error.to_string(),
-            )
-        })
-    };
-    let tensors = [
-        ("input_ids", view(Dtype::I32, vec![windows.len(), ctx], &ids)?),
-        (
-            "logits",
-            view(Dtype::F32, vec![windows.len(), ctx, vocab], &values)?,
-        ),
+    let ids = windows.iter().copied().flatten().map(|&id| id as i32);
+    let values = logits.iter().flatten().map(|&logit| logit as f32);
+    let tensors = vec![
+        NewTensor::new("input_ids", &[windows.len(), ctx], ids),
+        NewTensor::new("logits", &[windows.len(), ctx, vocab], values),
     ];
-    let bytes = safetensors::serialize(tensors, None).map_err(|error| {
-        Error::invalid(
-            "--dump-logits",
-            "tensors that fit a safetensors file",
-            error.to_string(),
-        )
-    })?;
-    aqlm_formats::durable::write_file(path, |file| std::io::Write::write_all(file, &bytes))
+    safetensors::write(path, tensors).map(|_| ())
 }

@@ -151,7 +151,7 @@ impl SettingsArgs {
     fn resolve(&self, model: &Model, stream: &TokenStream) -> Result<EndToEndSettings> {
         let seqlen = self.seqlen.unwrap_or_else(|| default_seqlen(model));
         if seqlen < 2 {
-            return Err(Error::invalid("--seqlen", "2 or more", seqlen.to_string()));
+            return Err(Error::argument("--seqlen", "2 or more", seqlen.to_string()));
         }
         let sequences = match self.sequences {
             Some(sequences) => sequences,
@@ -174,7 +174,7 @@ impl SettingsArgs {
         settings.seed = self.seed;
         settings.teacher = match (self.teacher_logits, self.top_k) {
             (TeacherName::OnTheFly, Some(k)) => {
-                return Err(Error::invalid(
+                return Err(Error::argument(
                     "--top-k",
                     "nothing beside --teacher-logits on-the-fly, which has all tokens",
                     k.to_string(),
@@ -202,18 +202,18 @@ pub(super) fn validate(settings: &EndToEndSettings, model: &Model, prefix: &str)
         ("batch", settings.batch),
     ] {
         if value == 0 {
-            return Err(Error::invalid(&format!("{prefix}{option}"), "1 or more", "0"));
+            return Err(Error::argument(&format!("{prefix}{option}"), "1 or more", "0"));
         }
     }
     if settings.validation >= settings.sequences {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             &format!("{prefix}validation"),
             &format!("fewer than the {} sequences", settings.sequences),
             settings.validation.to_string(),
         ));
     }
     if !(settings.lr.is_finite() && settings.lr >= 0.0) {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             &format!("{prefix}lr"),
             "a finite number of at least 0",
             settings.lr.to_string(),
@@ -223,7 +223,7 @@ pub(super) fn validate(settings: &EndToEndSettings, model: &Model, prefix: &str)
     if let TeacherUse::Top(k) = settings.teacher
         && !(1..=vocab).contains(&k)
     {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             &format!("{prefix}top-k"),
             &format!("1 to {vocab}"),
             k.to_string(),
@@ -261,7 +261,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         (Some(path), _) => Some(open_model(path)?),
         (None, false) => None,
         (None, true) => {
-            return Err(Error::invalid(
+            return Err(Error::argument(
                 "--teacher",
                 "the dense model, or --loss cross-entropy",
                 "nothing",

@@ -124,7 +124,7 @@ pub(super) fn continue_text(
     let positions = ids.len() + tokens;
     let longest = model.config().max_position_embeddings;
     if positions > longest {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             "--tokens",
             &format!("prompt and new tokens within the model's context of {longest}"),
             format!("{} + {tokens}", ids.len()),

@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use aqlm_vocabulary::{ArchSpec, Rope};
 use serde::Serialize;
 
 use super::table::{Table, bytes};
@@ -18,9 +19,46 @@ pub(super) struct Args {
 struct Document<'a> {
     model: String,
     family: &'a str,
-    config: &'a aqlm_vocabulary::LlamaConfig,
+    config: Shape,
     #[serde(flatten)]
     inventory: &'a Inventory,
+}
+
+/// The numbers of a model, under the names that they have in a config.json; of blocks those of the first.
+#[derive(Debug, Serialize)]
+struct Shape {
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    head_dim: usize,
+    rms_norm_eps: f64,
+    rope: Option<Rope>,
+    sliding_window: Option<usize>,
+    tie_word_embeddings: bool,
+    max_position_embeddings: usize,
+}
+
+impl From<&ArchSpec> for Shape {
+    fn from(arch: &ArchSpec) -> Self {
+        let attention = arch.attention();
+        Self {
+            vocab_size: arch.vocab_size,
+            hidden_size: arch.hidden_size,
+            intermediate_size: arch.blocks[0].intermediate_size(),
+            num_hidden_layers: arch.blocks.len(),
+            num_attention_heads: attention.heads,
+            num_key_value_heads: attention.kv_heads,
+            head_dim: attention.head_dim,
+            rms_norm_eps: arch.final_norm.epsilon,
+            rope: attention.rotary.clone(),
+            sliding_window: attention.window,
+            tie_word_embeddings: arch.tied,
+            max_position_embeddings: arch.max_position_embeddings,
+        }
+    }
 }
 
 pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
@@ -28,8 +66,8 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     let inventory = model.inventory();
     let document = Document {
         model: args.model.display().to_string(),
-        family: model.details().family.name(),
-        config: model.config(),
+        family: model.details().family.name,
+        config: model.config().into(),
         inventory: &inventory,
     };
     output.result(&document, || text(&model, &document));
@@ -40,7 +78,7 @@ fn text(model: &Model, document: &Document<'_>) -> String {
     // Writing to a String cannot fail.
     use std::fmt::Write as _;
 
-    let config = document.config;
+    let config = &document.config;
     let inventory = document.inventory;
     let mut text = format!(
         "{}: {}, {} blocks, hidden {}, ffn {}, {} heads ({} for keys and values) of {}, vocabulary {}, context {}\n",

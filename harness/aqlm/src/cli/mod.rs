@@ -12,6 +12,7 @@ mod generate;
 mod inspect;
 mod progress;
 mod quantize;
+mod refusal;
 mod table;
 
 use std::path::Path;
@@ -93,7 +94,7 @@ pub(crate) fn run() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", refusal::refusal(&error));
             ExitCode::from(2)
         }
     }

@@ -1,7 +1,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use aqlm_vocabulary::{FinetuneEvent, LayerEvent, LayerKind, LlamaConfig};
+use aqlm_vocabulary::{ArchSpec, FinetuneEvent, LayerEvent};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use aqlm_engine::{PipelineEvent, QuantizeSettings};
@@ -109,7 +109,8 @@ pub(super) fn seconds(duration: Duration) -> String {
 /// Progress of a quantization: work is counted in weights, once for their layer and once for fine-tuning.
 pub(super) struct QuantizeProgress {
     progress: Progress,
-    config: LlamaConfig,
+    /// weights of each block's linear layers
+    blocks: Vec<u64>,
     /// epochs of fine-tuning at most
     epochs: usize,
     /// how much of the current block's fine-tuning the bar has counted, in weights
@@ -117,24 +118,29 @@ pub(super) struct QuantizeProgress {
 }
 
 impl QuantizeProgress {
-    pub(super) fn new(config: &LlamaConfig, settings: &QuantizeSettings) -> Self {
+    pub(super) fn new(arch: &ArchSpec, settings: &QuantizeSettings) -> Self {
         let epochs = settings.finetune.epochs;
         let passes = if epochs > 0 { 2 } else { 1 };
-        let total = block_parameters(config) * passes * config.num_hidden_layers as u64;
+        let blocks: Vec<u64> = arch
+            .blocks
+            .iter()
+            .map(|block| block.parameters() as u64)
+            .collect();
+        let total = passes * blocks.iter().sum::<u64>();
         Self {
             progress: Progress::new(total),
-            config: config.clone(),
+            blocks,
             epochs,
             tuned: 0,
         }
     }
 
     pub(super) fn event(&mut self, event: &PipelineEvent<'_>) {
-        let blocks = self.config.num_hidden_layers;
+        let blocks = self.blocks.len();
         let passes = if self.epochs > 0 { 2 } else { 1 };
         match event {
             PipelineEvent::BlockResumed(report) => {
-                self.progress.advance(block_parameters(&self.config) * passes);
+                self.progress.advance(self.blocks[report.block] * passes);
                 self.progress.line(&format!(
                     "block {}/{blocks}: taken over from the run folder",
                     report.block + 1
@@ -185,7 +191,7 @@ impl QuantizeProgress {
                     loss,
                 } => {
                     // Early stopping may leave some of this undone; the end of the block makes up for it.
-                    let whole = block_parameters(&self.config);
+                    let whole = self.blocks[*block];
                     let steps_done = (epoch - 1) * steps + step;
                     let due = whole * steps_done as u64 / (self.epochs * steps).max(1) as u64;
                     self.progress.advance(due.saturating_sub(self.tuned));
@@ -201,7 +207,7 @@ impl QuantizeProgress {
             },
             PipelineEvent::BlockDone(report) => {
                 if self.epochs > 0 {
-                    self.progress.advance(block_parameters(&self.config) - self.tuned);
+                    self.progress.advance(self.blocks[report.block] - self.tuned);
                     self.tuned = 0;
                 }
                 let tuned = report.finetune.as_ref().map_or(String::new(), |tuned| {
@@ -221,15 +227,4 @@ impl QuantizeProgress {
             }
         }
     }
-}
-
-/// Weights of one block's linear layers.
-fn block_parameters(config: &LlamaConfig) -> u64 {
-    LayerKind::ALL
-        .iter()
-        .map(|&layer| {
-            let (out_features, in_features) = config.layer_shape(layer);
-            (out_features * in_features) as u64
-        })
-        .sum()
 }

@@ -116,7 +116,7 @@ impl EndToEndArgs {
             ("--end-to-end-sequences", self.end_to_end_sequences.is_some()),
         ];
         match given.into_iter().find(|&(_, given)| given) {
-            Some((option, _)) => Err(Error::invalid(
+            Some((option, _)) => Err(Error::argument(
                 option,
                 "--finetune end-to-end beside it",
                 "another",
@@ -253,7 +253,7 @@ impl SettingsArgs {
     fn apply_finetune(&self, settings: &mut QuantizeSettings) -> Result<()> {
         if self.finetune == FinetuneName::None {
             if let Some(epochs @ 1..) = self.finetune_epochs {
-                return Err(Error::invalid(
+                return Err(Error::argument(
                     "--finetune-epochs",
                     "0 beside --finetune none",
                     epochs.to_string(),
@@ -266,7 +266,7 @@ impl SettingsArgs {
         }
         let tuned = tuned(&self.finetune_tune);
         if tuned.embedding || tuned.head {
-            return Err(Error::invalid(
+            return Err(Error::argument(
                 "--finetune-tune",
                 "codebooks, scales and norms, which are all that a block has",
                 "embedding or head",
@@ -283,7 +283,7 @@ impl SettingsArgs {
 fn validate(settings: &QuantizeSettings) -> Result<()> {
     let at_least = |option: &str, least: usize, value: usize| {
         if value < least {
-            Err(Error::invalid(
+            Err(Error::argument(
                 option,
                 &format!("{least} or more"),
                 value.to_string(),
@@ -298,7 +298,7 @@ fn validate(settings: &QuantizeSettings) -> Result<()> {
     at_least("--max-rounds", 1, settings.layer.max_rounds)?;
     at_least("--finetune-batch", 1, settings.finetune.batch)?;
     if settings.validation >= settings.sequences {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             "--validation",
             &format!("fewer than the {} sequences", settings.sequences),
             settings.validation.to_string(),
@@ -308,7 +308,7 @@ fn validate(settings: &QuantizeSettings) -> Result<()> {
         if value.is_finite() && value >= 0.0 {
             Ok(())
         } else {
-            Err(Error::invalid(
+            Err(Error::argument(
                 option,
                 "a finite number of at least 0",
                 value.to_string(),

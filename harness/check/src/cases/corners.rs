@@ -5,7 +5,7 @@ use aqlm_formats::Result;
 /// that have fast paths of their own.
 ///
 /// # Errors
-/// `Invalid` for an id that does not parse, which this module's tests rule out.
+/// `Argument` for an id that does not parse, which this module's tests rule out.
 pub fn corners(operation: Operation) -> Result<Vec<Case>> {
     ids(operation)
         .iter()

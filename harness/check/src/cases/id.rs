@@ -19,7 +19,7 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn refuse<T>(&self, expected: &str, found: &str) -> Result<T> {
-        Err(Error::invalid(
+        Err(Error::argument(
             &format!("case `{}`", self.id),
             expected,
             format!("`{found}`"),
@@ -36,7 +36,7 @@ impl<'a> Fields<'a> {
         let text = self.text();
         match text.parse() {
             Ok(word) => Ok(word),
-            Err(Error::Invalid { what, expected, .. }) => self.refuse(&format!("{what}: {expected}"), text),
+            Err(Error::Argument { what, expected, .. }) => self.refuse(&format!("{what}: {expected}"), text),
             Err(other) => Err(other),
         }
     }

@@ -2,8 +2,10 @@ use std::fmt;
 
 use aqlm_reference::llama::{Block, Model};
 use aqlm_vocabulary::{
-    BlockWeights, FinetuneSettings, LayerKind, Linear, LinearWeight, LlamaConfig, Purpose, Rope, RopeScaling,
-    Scheme, Stream, StreamKey, stream,
+    ArchSpec, BlockSpec, BlockWeights, FinetuneSettings, LayerId, Linear, LinearWeight, Purpose, Rope,
+    RopeScaling, Scheme, Stream, StreamKey,
+    llama::{LlamaBlock, OUTPUT, UP},
+    stream,
 };
 use ndarray::{Array, Array1, Array2, Array3, Dimension, ShapeBuilder};
 use rand::RngExt;
@@ -73,7 +75,7 @@ pub const BLOCKS: usize = 2;
 #[derive(Debug, Clone, PartialEq)]
 pub struct LlamaData {
     /// its shape
-    pub config: LlamaConfig,
+    pub config: ArchSpec,
     /// its blocks
     pub blocks: Vec<BlockWeights>,
     /// [vocabulary, hidden]
@@ -94,12 +96,21 @@ impl LlamaData {
     /// The whole model, as the reference computes it.
     pub fn model(&self) -> Model {
         Model {
-            config: self.config.clone(),
+            arch: self.config.clone(),
             embedding: self.embedding.mapv(f64::from),
-            blocks: self.blocks.iter().map(Block::from_weights).collect(),
+            blocks: (0..self.blocks.len()).map(|index| self.block(index)).collect(),
             norm: self.norm.mapv(f64::from),
             lm_head: self.lm_head.mapv(f64::from),
         }
+    }
+
+    /// One block, as the reference computes it.
+    ///
+    /// # Panics
+    /// When there is no such block.
+    pub fn block(&self, index: usize) -> Block {
+        Block::from_weights(&self.config.blocks[index], &self.blocks[index])
+            .expect("plain blocks, and weights drawn in their shapes")
     }
 }
 
@@ -149,12 +160,12 @@ impl LlamaCase {
             positions,
             scheme,
         };
-        let config = case.config();
-        for kind in QUANTIZED {
-            let (out, inputs) = config.layer_shape(kind);
+        let block = case.block_spec();
+        for layer in QUANTIZED {
+            let (out, inputs) = block.shape(layer);
             if let Err(error) = scheme.groups(out, inputs) {
                 return fields.refuse(
-                    &format!("a scheme that cuts {kind}: {error}"),
+                    &format!("a scheme that cuts {}: {error}", block.linear(layer).short_name()),
                     &scheme.to_string(),
                 );
             }
@@ -163,17 +174,20 @@ impl LlamaCase {
     }
 
     /// The model's shape.
-    pub fn config(&self) -> LlamaConfig {
-        LlamaConfig {
-            vocab_size: VOCABULARY,
+    pub fn config(&self) -> ArchSpec {
+        ArchSpec::llama(VOCABULARY, 4096, BLOCKS, self.block_spec())
+    }
+
+    /// The shape of each of its blocks.
+    pub fn block_spec(&self) -> BlockSpec {
+        BlockSpec::llama(LlamaBlock {
             hidden_size: self.hidden,
             intermediate_size: self.intermediate,
-            num_hidden_layers: BLOCKS,
-            num_attention_heads: self.kv_heads * self.heads_per_kv_head,
-            num_key_value_heads: self.kv_heads,
+            heads: self.kv_heads * self.heads_per_kv_head,
+            kv_heads: self.kv_heads,
             head_dim: 2 * self.half_head,
-            rms_norm_eps: 1e-5,
-            rope: Rope {
+            epsilon: 1e-5,
+            rotary: Rope {
                 theta: 1000.0,
                 scaling: match self.positions {
                     Positions::Plain => RopeScaling::None,
@@ -186,10 +200,8 @@ impl LlamaCase {
                     },
                 },
             },
-            sliding_window: (self.window > 0).then_some(self.window),
-            tie_word_embeddings: false,
-            max_position_embeddings: 4096,
-        }
+            window: (self.window > 0).then_some(self.window),
+        })
     }
 
     /// Lengths of the sums behind one output of a block: both norms, the products of attention and MLP,
@@ -247,7 +259,11 @@ impl LlamaCase {
     pub fn data(&self, seed: u64) -> LlamaData {
         let config = self.config();
         let mut rng = stream(seed, 2, None, Purpose::TestData);
-        let blocks = (0..BLOCKS).map(|_| self.block(&mut rng, &config)).collect();
+        let blocks = config
+            .blocks
+            .iter()
+            .map(|spec| self.block(&mut rng, spec))
+            .collect();
         let shape = (self.sequences, self.tokens, self.hidden);
         let x = gaussian(&mut rng, shape).mapv(|x| if x > 2.3 { 10.0 * x } else { x });
         let tokens = (0..self.sequences)
@@ -270,35 +286,39 @@ impl LlamaCase {
     }
 
     /// A block whose weights keep activations near unit size.
-    fn block(&self, rng: &mut Stream, config: &LlamaConfig) -> BlockWeights {
-        let norm = |rng: &mut Stream| -> Array1<f32> { 1.0 + 0.2 * gaussian(rng, config.hidden_size) };
+    fn block(&self, rng: &mut Stream, spec: &BlockSpec) -> BlockWeights {
+        let norm = |rng: &mut Stream| -> Array1<f32> { 1.0 + 0.2 * gaussian(rng, spec.hidden_size()) };
         BlockWeights {
             input_layernorm: norm(rng),
             post_attention_layernorm: norm(rng),
-            layers: LayerKind::ALL.map(|kind| {
-                let (out, inputs) = config.layer_shape(kind);
-                let root = (inputs as f32).sqrt();
-                let weight = if QUANTIZED.contains(&kind) {
-                    let (out_groups, in_groups) = (
-                        out / self.scheme.out_group_size,
-                        inputs / self.scheme.in_group_size,
-                    );
-                    let mut matrix = random_matrix(self.scheme, out_groups, in_groups, Values::Repeated, rng);
-                    // scales of about 0.05 to weights of about 1 / sqrt(inputs)
-                    matrix.scales *= 10.0 / f64::from(root);
-                    LinearWeight::Quantized(matrix)
-                } else {
-                    LinearWeight::Dense(gaussian(rng, (out, inputs)) / root)
-                };
-                let bias = (self.biases == Biases::With).then(|| gaussian(rng, out));
-                Linear { weight, bias }
-            }),
+            layers: spec
+                .layers()
+                .map(|layer| {
+                    let (out, inputs) = spec.shape(layer);
+                    let root = (inputs as f32).sqrt();
+                    let weight = if QUANTIZED.contains(&layer) {
+                        let (out_groups, in_groups) = (
+                            out / self.scheme.out_group_size,
+                            inputs / self.scheme.in_group_size,
+                        );
+                        let mut matrix =
+                            random_matrix(self.scheme, out_groups, in_groups, Values::Repeated, rng);
+                        // scales of about 0.05 to weights of about 1 / sqrt(inputs)
+                        matrix.scales *= 10.0 / f64::from(root);
+                        LinearWeight::Quantized(matrix)
+                    } else {
+                        LinearWeight::Dense(gaussian(rng, (out, inputs)) / root)
+                    };
+                    let bias = (self.biases == Biases::With).then(|| gaussian(rng, out));
+                    Linear { weight, bias }
+                })
+                .collect(),
         }
     }
 }
 
 /// The layers that are quantized: one in attention, one in the MLP.
-pub const QUANTIZED: [LayerKind; 2] = [LayerKind::OProj, LayerKind::UpProj];
+pub const QUANTIZED: [LayerId; 2] = [OUTPUT, UP];
 
 fn gaussian<D: Dimension>(rng: &mut Stream, shape: impl ShapeBuilder<Dim = D>) -> Array<f32, D> {
     Array::from_shape_simple_fn(shape, || normal(rng) as f32)

@@ -59,7 +59,7 @@ impl Case {
     /// The quantized matrix and x of decode, matvec or matmul.
     ///
     /// # Errors
-    /// `Invalid` when the case is of another operation; so for the three below.
+    /// `Argument` when the case is of another operation; so for the three below.
     pub fn product(&self) -> Result<ProductCase> {
         match self.problem {
             Problem::Product(case) => Ok(case),
@@ -101,7 +101,7 @@ impl Case {
     }
 
     fn other<T>(&self, expected: &str) -> Result<T> {
-        Err(Error::invalid("case", expected, format!("`{self}`")))
+        Err(Error::argument("case", expected, format!("`{self}`")))
     }
 }
 

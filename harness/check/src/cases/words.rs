@@ -32,7 +32,7 @@ macro_rules! words {
             fn from_str(text: &str) -> aqlm_formats::Result<Self> {
                 Self::ALL.iter().copied().find(|word| word.word() == text).ok_or_else(|| {
                     let known: Vec<&str> = Self::ALL.iter().map(|word| word.word()).collect();
-                    aqlm_formats::Error::invalid($what, &format!("one of {}", known.join(", ")), format!("`{text}`"))
+                    aqlm_formats::Error::argument($what, &format!("one of {}", known.join(", ")), format!("`{text}`"))
                 })
             }
         }

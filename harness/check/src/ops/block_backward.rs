@@ -2,7 +2,7 @@ use aqlm_reference::llama::{
     Block, BlockGradients, ResidentLinear, ResidentWeight, block_backward, block_forward,
     block_forward_traced,
 };
-use aqlm_vocabulary::LayerKind;
+use aqlm_vocabulary::{BlockSpec, LayerId};
 use ndarray::{Array1, Array2, s};
 
 use super::Prepared;
@@ -28,8 +28,8 @@ fn reference(data: &LlamaData) -> Vec<BlockGradients> {
     x.outer_iter()
         .zip(grad_y.outer_iter())
         .map(|(x, grad_y)| {
-            let (_, trace) = block_forward_traced(&data.config, &block, &rotary, x);
-            block_backward(&data.config, &block, &rotary, &trace, grad_y)
+            let (_, trace) = block_forward_traced(&block, &rotary, x);
+            block_backward(&block, &rotary, &trace, grad_y)
         })
         .collect()
 }
@@ -37,32 +37,39 @@ fn reference(data: &LlamaData) -> Vec<BlockGradients> {
 /// Everything that a block's output depends on, in f64, for one short sequence.
 #[derive(Clone)]
 struct Inputs {
+    spec: BlockSpec,
     x: Array2<f64>,
     norms: [Array1<f64>; 2],
-    layers: [ResidentLinear; 7],
+    layers: Vec<ResidentLinear>,
 }
 
 impl Inputs {
     fn new(block: &Block, x: Array2<f64>) -> Self {
         Self {
+            spec: block.spec().clone(),
             x,
             norms: [
                 block.input_layernorm.clone(),
                 block.post_attention_layernorm.clone(),
             ],
-            layers: LayerKind::ALL.map(|kind| ResidentLinear {
-                weight: ResidentWeight::Dense(block.weight(kind).clone()),
-                bias: block.layer(kind).bias.clone(),
-            }),
+            layers: block
+                .spec()
+                .layers()
+                .map(|layer| ResidentLinear {
+                    weight: ResidentWeight::Dense(block.weight(layer).clone()),
+                    bias: block.layer(layer).bias.clone(),
+                })
+                .collect(),
         }
     }
 
     fn block(&self) -> Block {
-        Block::new(self.norms[0].clone(), self.norms[1].clone(), self.layers.clone())
+        let [first, second] = self.norms.clone();
+        Block::new(&self.spec, first, second, self.layers.clone()).expect("the parts of a block")
     }
 
-    fn weight(&mut self, kind: LayerKind) -> Option<&mut Array2<f64>> {
-        match &mut self.layers[kind as usize].weight {
+    fn weight(&mut self, layer: LayerId) -> Option<&mut Array2<f64>> {
+        match &mut self.layers[layer.index()].weight {
             ResidentWeight::Dense(weight) => Some(weight),
             ResidentWeight::Quantized { .. } => None,
         }
@@ -78,11 +85,11 @@ pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
     let (block, rotary) = parts(&data);
     let x = data.x.slice(s![0, ..tokens, ..]).mapv(f64::from);
     let grad_y = data.grad_y.slice(s![0, ..tokens, ..]).mapv(f64::from);
-    let (_, trace) = block_forward_traced(&data.config, &block, &rotary, x.view());
-    let exact = block_backward(&data.config, &block, &rotary, &trace, grad_y.view());
+    let (_, trace) = block_forward_traced(&block, &rotary, x.view());
+    let exact = block_backward(&block, &rotary, &trace, grad_y.view());
     let inputs = Inputs::new(&block, x);
     let loss = |inputs: &Inputs| -> f64 {
-        (block_forward(&data.config, &inputs.block(), &rotary, inputs.x.view()) * &grad_y).sum()
+        (block_forward(&inputs.block(), &rotary, inputs.x.view()) * &grad_y).sum()
     };
 
     let (mut difference, mut size) = (0.0, 0.0);
@@ -110,15 +117,15 @@ pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
             inputs.norms[1].get_mut(i)
         });
     }
-    for kind in LayerKind::ALL {
-        let gradient = &exact.layers[kind as usize];
+    for kind in block.spec().layers() {
+        let gradient = &exact.layers[kind.index()];
         let (out, columns) = gradient.dim();
         for at in [[0, 0], [out - 1, columns - 1], [out / 2, columns / 3]] {
             add(gradient[at], &|inputs| inputs.weight(kind)?.get_mut(at));
         }
-        if let Some(bias) = &exact.biases[kind as usize] {
+        if let Some(bias) = &exact.biases[kind.index()] {
             add(bias[out / 2], &|inputs| {
-                inputs.layers[kind as usize].bias.as_mut()?.get_mut(out / 2)
+                inputs.layers[kind.index()].bias.as_mut()?.get_mut(out / 2)
             });
         }
     }
@@ -156,8 +163,9 @@ pub(super) fn prepare(case: &Case) -> Result<Prepared> {
         let check = against(subject.number());
         let (found, same) = repeated(check, "gradients", || subject.block_backward(&data))?;
         let mut comparisons = vec![same, check.nmse(terms, "gradient of x", &found.x, &x)?];
-        for kind in LayerKind::ALL {
-            let (ours, exact) = (found.layers.get(kind as usize), &sum.layers[kind as usize]);
+        for kind in data.config.blocks[0].layers() {
+            let name = data.config.blocks[0].linear(kind).short_name();
+            let (ours, exact) = (found.layers.get(kind.index()), &sum.layers[kind.index()]);
             let ours = ours
                 .map(|layer| layer.iter().copied().collect())
                 .unwrap_or_default();
@@ -165,14 +173,14 @@ pub(super) fn prepare(case: &Case) -> Result<Prepared> {
             comparisons.push(zero_or(
                 check,
                 terms,
-                &format!("gradient of {kind}"),
+                &format!("gradient of {name}"),
                 &ours,
                 exact.iter(),
             )?);
-            if let Some(exact) = &sum.biases[kind as usize] {
+            if let Some(exact) = &sum.biases[kind.index()] {
                 let ours = found
                     .biases
-                    .get(kind as usize)
+                    .get(kind.index())
                     .cloned()
                     .flatten()
                     .unwrap_or_default()
@@ -180,7 +188,7 @@ pub(super) fn prepare(case: &Case) -> Result<Prepared> {
                 comparisons.push(zero_or(
                     check,
                     terms,
-                    &format!("gradient of {kind}'s bias"),
+                    &format!("gradient of {name}'s bias"),
                     &ours,
                     exact,
                 )?);

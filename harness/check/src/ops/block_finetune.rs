@@ -1,6 +1,6 @@
 use aqlm_reference::decode;
-use aqlm_reference::llama::{Block, Rotary, block_finetune, block_forward, quantized_gradients};
-use aqlm_vocabulary::{FinetuneReport, LayerKind, LinearWeight, QuantizedMatrix};
+use aqlm_reference::llama::{Rotary, block_finetune, block_forward, quantized_gradients};
+use aqlm_vocabulary::{FinetuneReport, LinearWeight, QuantizedMatrix};
 use ndarray::{Array2, Array3};
 
 use super::Prepared;
@@ -20,18 +20,18 @@ fn against(number: Number) -> Against {
 
 /// Outputs of the block with other codebooks: what tuning goes after.
 fn targets(data: &LlamaData) -> Array3<f32> {
-    let mut other = data.blocks[0].clone();
+    let mut other = data.clone();
     for kind in QUANTIZED {
-        if let LinearWeight::Quantized(matrix) = &mut other.layer_mut(kind).weight {
+        if let LinearWeight::Quantized(matrix) = &mut other.blocks[0].layer_mut(kind).weight {
             matrix.codebooks.mapv_inplace(|c| 1.1 * c + 0.02);
         }
     }
-    let rotary = Rotary::new(&data.config, data.x.dim().1);
-    let block = Block::from_weights(&other);
+    let rotary = Rotary::new(data.config.attention(), data.x.dim().1);
+    let block = other.block(0);
     let mut y = Array3::zeros(data.x.dim());
     for (x, mut y) in data.x.outer_iter().zip(y.outer_iter_mut()) {
         let x = x.mapv(f64::from);
-        y.assign(&block_forward(&data.config, &block, &rotary, x.view()).mapv(|y| y as f32));
+        y.assign(&block_forward(&block, &rotary, x.view()).mapv(|y| y as f32));
     }
     y
 }
@@ -43,10 +43,9 @@ fn reference(
     targets: &Array3<f32>,
 ) -> Result<FinetuneReport> {
     let wide = |x: &Array3<f32>| -> Vec<Array2<f64>> { x.outer_iter().map(|x| x.mapv(f64::from)).collect() };
-    let rotary = Rotary::new(&data.config, problem.tokens);
-    let mut block = Block::from_weights(&data.blocks[0]);
+    let rotary = Rotary::new(data.config.attention(), problem.tokens);
+    let mut block = data.block(0);
     Ok(block_finetune(
-        &data.config,
         &mut block,
         &rotary,
         &wide(&data.x),
@@ -69,7 +68,8 @@ pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
     let mut comparisons = vec![check.value(Measure::Loss, 0, "above the first state's", rise)?];
     for kind in QUANTIZED {
         if let LinearWeight::Quantized(matrix) = &data.blocks[0].layer(kind).weight {
-            comparisons.push(gradients(check, &problem, kind, matrix)?);
+            let name = data.config.blocks[0].linear(kind).short_name();
+            comparisons.push(gradients(check, &problem, name, matrix)?);
         }
     }
     Ok(comparisons)
@@ -80,7 +80,7 @@ pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
 fn gradients(
     check: Against,
     problem: &LlamaCase,
-    kind: LayerKind,
+    layer: &str,
     matrix: &QuantizedMatrix,
 ) -> Result<Comparison> {
     let shape = (matrix.out_features(), matrix.in_features());
@@ -114,7 +114,7 @@ fn gradients(
     check.value(
         Measure::Gradient,
         problem.terms(),
-        &format!("codebooks and scales of {kind}"),
+        &format!("codebooks and scales of {layer}"),
         share,
     )
 }

@@ -21,14 +21,15 @@ pub(super) fn reference(data: &LlamaData) -> Vec<Array2<f64>> {
     let (block, rotary) = parts(data);
     let x = data.x.mapv(f64::from);
     x.outer_iter()
-        .map(|x| block_forward(&data.config, &block, &rotary, x))
+        .map(|x| block_forward(&block, &rotary, x))
         .collect()
 }
 
 /// The first block and its tables.
 pub(super) fn parts(data: &LlamaData) -> (Block, Rotary) {
-    let rotary = Rotary::new(&data.config, data.x.dim().1);
-    (Block::from_weights(&data.blocks[0]), rotary)
+    let block = data.block(0);
+    let rotary = Rotary::new(&block.spec().attention, data.x.dim().1);
+    (block, rotary)
 }
 
 /// A position sees no later one, and token by token with a cache is the same as all at once.
@@ -40,18 +41,11 @@ pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
     let whole = reference(&data);
     let x = data.x.index_axis(Axis(0), 0).mapv(f64::from);
     let half = problem.tokens.div_ceil(2);
-    let part = block_forward(&data.config, &block, &rotary, x.slice(s![..half, ..]));
-    let mut cache = KvCacheLayer::new(&data.config, problem.tokens);
+    let part = block_forward(&block, &rotary, x.slice(s![..half, ..]));
+    let mut cache = KvCacheLayer::new(&block.spec().attention, problem.tokens);
     let mut steps = Array2::zeros(x.dim());
     for (position, (x, mut y)) in x.outer_iter().zip(steps.outer_iter_mut()).enumerate() {
-        y.assign(&block_decode_step(
-            &data.config,
-            &block,
-            &rotary,
-            &mut cache,
-            x,
-            position,
-        ));
+        y.assign(&block_decode_step(&block, &rotary, &mut cache, x, position));
     }
     let terms = 2 * problem.terms();
     Ok(vec![

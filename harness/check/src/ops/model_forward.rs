@@ -45,17 +45,25 @@ pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
     let data = problem.data(case.seed);
     let model = data.model();
     let whole = reference(&data)?.swap_remove(0);
-    let rotary = Rotary::new(&data.config, problem.tokens);
-    let mut caches = vec![KvCacheLayer::new(&data.config, problem.tokens); BLOCKS];
+    let rotary = Rotary::new(data.config.attention(), problem.tokens);
+    let mut caches = vec![KvCacheLayer::new(data.config.attention(), problem.tokens); BLOCKS];
     let mut steps = Array2::zeros(whole.dim());
     let embedded = embed(model.embedding.view(), &data.tokens[0])?;
     for (position, (x, mut row)) in embedded.outer_iter().zip(steps.outer_iter_mut()).enumerate() {
         let mut x = x.to_owned();
         for (block, cache) in model.blocks.iter().zip(&mut caches) {
-            x = block_decode_step(&data.config, block, &rotary, cache, x.view(), position);
+            x = block_decode_step(block, &rotary, cache, x.view(), position);
         }
         let x = x.insert_axis(Axis(0));
-        row.assign(&logits(&data.config, &model.norm, model.lm_head.view(), x.view()).row(0));
+        row.assign(
+            &logits(
+                data.config.final_norm,
+                &model.norm,
+                model.lm_head.view(),
+                x.view(),
+            )
+            .row(0),
+        );
     }
     Ok(vec![against(Number::F64).nmse(
         2 * terms(&problem),

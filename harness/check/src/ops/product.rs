@@ -64,7 +64,7 @@ impl Products {
     /// make the same errors there but for their scales, whatever x, so that theirs count as one.
     ///
     /// # Errors
-    /// `Invalid` when the table of limits has no row for it.
+    /// `Argument` when the table of limits has no row for it.
     pub(super) fn half_comparison(
         &self,
         check: Against,
@@ -132,7 +132,7 @@ impl Products {
     /// once it is within what a table of so many bytes can come to.
     ///
     /// # Errors
-    /// `Invalid` when the subject allows itself more than that.
+    /// `Argument` when the subject allows itself more than that.
     pub(super) fn table_error(&self, subject: &dyn Subject, operation: Operation, row: usize) -> Result<f64> {
         let Some(bytes) = subject.table_bytes(operation, self.data.x.nrows()) else {
             return Ok(0.0);
@@ -150,7 +150,7 @@ impl Products {
         if declared <= most {
             Ok(declared)
         } else {
-            Err(Error::invalid(
+            Err(Error::argument(
                 &format!("the error that {} allows its tables", subject.variant()),
                 &format!("at most {most:e}"),
                 format!("{declared:e}"),

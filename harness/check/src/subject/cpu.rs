@@ -5,8 +5,7 @@ use aqlm_optimized::cpu::{
     CodebookPrecision, Form, PackedMatrix, Plan, SimdLevel, TablePrecision, quantizer,
 };
 use aqlm_vocabulary::{
-    AqlmError, BlockWeights, FinetuneReport, LayerKind, LayerReport, LayerSettings, QuantizedMatrix,
-    StreamKey, Update,
+    AqlmError, BlockWeights, FinetuneReport, LayerReport, LayerSettings, QuantizedMatrix, StreamKey, Update,
 };
 use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayViewMut2};
 
@@ -244,8 +243,8 @@ impl Subject for CpuSubject {
 
     fn block_forward(&self, data: &LlamaData) -> Result<Array3<f64>> {
         self.at_level(|| {
-            let backend = backend(data);
-            let block = backend.load_block(&data.blocks[0])?;
+            let backend = backend(data)?;
+            let block = backend.load_block(0, &data.blocks[0])?;
             let y = backend.block_forward(&block, &data.x.clone().into())?;
             Ok(y.to_array()?.mapv(f64::from))
         })
@@ -253,19 +252,12 @@ impl Subject for CpuSubject {
 
     fn block_backward(&self, data: &LlamaData) -> Result<Gradients> {
         self.at_level(|| {
-            let rotary = Rotary::new(&data.config, data.x.dim().1);
-            let block = backend(data).load_block(&data.blocks[0])?;
-            let (_, trace) = block_forward_traced(&data.config, &block, &rotary, data.x.view());
-            let mut sum = BlockGradients::zeros(&block, Wanted::all());
-            let x = block_backward(
-                &data.config,
-                &block,
-                &rotary,
-                &trace,
-                data.grad_y.view(),
-                Wanted::all(),
-                &mut sum,
-            );
+            let rotary = Rotary::new(data.config.attention(), data.x.dim().1);
+            let block = backend(data)?.load_block(0, &data.blocks[0])?;
+            let wanted = Wanted::all(block.spec());
+            let (_, trace) = block_forward_traced(&block, &rotary, data.x.view());
+            let mut sum = BlockGradients::zeros(&block, &wanted);
+            let x = block_backward(&block, &rotary, &trace, data.grad_y.view(), &wanted, &mut sum);
             // Absent where it was wanted: shapes of zero, which no comparison takes for the right ones.
             let wide = |weight: &Option<Array2<f32>>| {
                 weight
@@ -274,10 +266,8 @@ impl Subject for CpuSubject {
             };
             Ok(Gradients {
                 x: x.map_or_else(|| Array3::zeros((0, 0, 0)), |x| x.mapv(f64::from)),
-                layers: LayerKind::ALL
-                    .map(|kind| wide(&sum.weights[kind as usize]))
-                    .into(),
-                biases: sum.biases.to_vec(),
+                layers: sum.weights.iter().map(wide).collect(),
+                biases: sum.biases,
                 norms: [sum.input_layernorm, sum.post_attention_layernorm],
             })
         })
@@ -291,8 +281,8 @@ impl Subject for CpuSubject {
         key: StreamKey,
     ) -> Result<(BlockWeights, FinetuneReport)> {
         self.at_level(|| {
-            let backend = backend(data);
-            let mut block = backend.load_block(&data.blocks[0])?;
+            let backend = backend(data)?;
+            let mut block = backend.load_block(0, &data.blocks[0])?;
             let report = backend.block_finetune(
                 &mut block,
                 &data.x.clone().into(),
@@ -307,15 +297,15 @@ impl Subject for CpuSubject {
     }
 
     fn model_forward(&self, data: &LlamaData) -> Result<(Vec<Array2<f64>>, Array2<f64>)> {
-        self.at_level(|| logits(&backend(data), data))
+        self.at_level(|| logits(&backend(data)?, data))
     }
 
     fn perplexity(&self, data: &LlamaData) -> Result<Vec<Array1<f64>>> {
-        self.at_level(|| losses(&backend(data), data))
+        self.at_level(|| losses(&backend(data)?, data))
     }
 }
 
-fn backend(data: &LlamaData) -> CpuBackend {
+fn backend(data: &LlamaData) -> Result<CpuBackend> {
     CpuBackend::new(&data.config, data.x.dim().1)
 }
 
@@ -330,9 +320,10 @@ fn logits<B: Backend>(backend: &B, data: &LlamaData) -> Result<(Vec<Array2<f64>>
     let blocks = data
         .blocks
         .iter()
-        .map(|block| backend.load_block(block))
+        .enumerate()
+        .map(|(index, block)| backend.load_block(index, block))
         .collect::<Result<Vec<_>>>()?;
-    let mut caches: Vec<B::Cache> = blocks.iter().map(|_| backend.new_cache()).collect();
+    let mut caches: Vec<B::Cache> = blocks.iter().map(|block| backend.new_cache(block)).collect();
     let mut steps = Array2::zeros((data.tokens[0].len(), data.lm_head.nrows()));
     for (position, (&token, mut row)) in data.tokens[0].iter().zip(steps.outer_iter_mut()).enumerate() {
         let embedded = data.embedding.row(token as usize).to_owned();
@@ -350,8 +341,8 @@ fn losses<B: Backend>(backend: &B, data: &LlamaData) -> Result<Vec<Array1<f64>>>
 
 fn hidden<B: Backend>(backend: &B, data: &LlamaData, sequences: &[&[u32]]) -> Result<B::Hidden> {
     let mut hidden = backend.embed(&data.embedding, sequences)?;
-    for block in &data.blocks {
-        hidden = backend.block_forward(&backend.load_block(block)?, &hidden)?;
+    for (index, block) in data.blocks.iter().enumerate() {
+        hidden = backend.block_forward(&backend.load_block(index, block)?, &hidden)?;
     }
     Ok(hidden)
 }

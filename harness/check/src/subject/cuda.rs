@@ -190,7 +190,7 @@ impl CudaSubject {
         one_by_one: bool,
     ) -> std::result::Result<Array2<f64>, CudaError> {
         model.reset();
-        let vocab = model.config().vocab_size;
+        let vocab = model.arch().vocab_size;
         let mut logits = Vec::with_capacity(tokens.len() * vocab);
         if one_by_one {
             for &token in tokens {
@@ -249,7 +249,7 @@ impl CudaSubject {
         };
         run().map_err(|error| match error {
             CudaError::Aqlm(error) => error.into(),
-            other => Error::invalid(self.kernel, "a result", other.to_string()),
+            other => Error::argument(self.kernel, "a result", other.to_string()),
         })
     }
 }

@@ -9,8 +9,8 @@ use aqlm_optimized::cpu::llama::{
 };
 use aqlm_optimized::cpu::quantizer::{Hessian, layer_quantize};
 use aqlm_vocabulary::{
-    AqlmError, BlockWeights, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerEvent, LayerKind,
-    LayerReport, LayerSettings, LlamaConfig, QuantizedMatrix, StreamKey,
+    AqlmError, ArchSpec, BlockWeights, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerEvent, LayerId,
+    LayerReport, LayerSettings, QuantizedMatrix, StreamKey,
 };
 use ndarray::{Array1, Array2, Axis};
 
@@ -21,7 +21,7 @@ use aqlm_formats::{Error, Result};
 /// The optimized CPU code behind the trait: f32 with rayon and SIMD.
 #[derive(Debug)]
 pub struct CpuBackend {
-    config: LlamaConfig,
+    config: ArchSpec,
     rotary: Rotary,
     /// for the hidden states that it makes
     bound: Option<Arc<Bound>>,
@@ -30,13 +30,17 @@ pub struct CpuBackend {
 
 impl CpuBackend {
     /// For sequences of at most `positions` tokens.
-    pub fn new(config: &LlamaConfig, positions: usize) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// `Unsupported` when the model is no plain Llama.
+    pub fn new(config: &ArchSpec, positions: usize) -> Result<Self> {
+        config.require_plain()?;
+        Ok(Self {
             config: config.clone(),
-            rotary: Rotary::new(config, positions),
+            rotary: Rotary::new(config.attention(), positions),
             bound: None,
             activations: Activations::fitting(config, positions),
-        }
+        })
     }
 
     /// Tokens of the longest sequence.
@@ -88,8 +92,8 @@ impl CpuBackend {
 /// What is left of a bound behind what is needed in any case.
 fn left(memory: Memory, needed: usize) -> Result<usize> {
     memory.bytes().checked_sub(needed).ok_or_else(|| {
-        Error::invalid(
-            "--memory",
+        Error::argument(
+            "memory",
             &format!("at least {needed} bytes, which the sequences that are computed together take"),
             memory.to_string(),
         )
@@ -115,7 +119,7 @@ impl Backend for CpuBackend {
         )
     }
 
-    fn config(&self) -> &LlamaConfig {
+    fn config(&self) -> &ArchSpec {
         &self.config
     }
 
@@ -136,8 +140,8 @@ impl Backend for CpuBackend {
         Ok(hidden)
     }
 
-    fn load_block(&self, weights: &BlockWeights) -> Result<Block> {
-        Ok(Block::from_weights(weights))
+    fn load_block(&self, index: usize, weights: &BlockWeights) -> Result<Block> {
+        Ok(Block::from_weights(&self.config.blocks[index], weights)?)
     }
 
     fn store_block(&self, block: &Block) -> Result<BlockWeights> {
@@ -150,7 +154,7 @@ impl Backend for CpuBackend {
         let mut outputs = HiddenStates::new(hidden.dim(), self.bound.as_ref())?;
         for part in parts(0..sequences, tokens) {
             let x = hidden.read(&part)?;
-            let (y, _) = block_forward_traced(&self.config, block, &self.rotary, x.view());
+            let (y, _) = block_forward_traced(block, &self.rotary, x.view());
             outputs.write(part[0], &y.view())?;
         }
         Ok(outputs)
@@ -161,18 +165,18 @@ impl Backend for CpuBackend {
         block: &Block,
         hidden: &HiddenStates,
         sequences: Range<usize>,
-        layers: &[LayerKind],
+        layers: &[LayerId],
     ) -> Result<Vec<Array2<f64>>> {
         self.check(hidden)?;
         let mut hessians: Vec<Hessian> = layers
             .iter()
-            .map(|&layer| Hessian::new(self.config.layer_shape(layer).1))
+            .map(|&layer| Hessian::new(block.spec().shape(layer).1))
             .collect();
         for part in parts(sequences, hidden.dim().1) {
             let x = hidden.read(&part)?;
-            let (_, trace) = block_forward_traced(&self.config, block, &self.rotary, x.view());
+            let (_, trace) = block_forward_traced(block, &self.rotary, x.view());
             for (hessian, &layer) in hessians.iter_mut().zip(layers) {
-                hessian.add(trace.layer_input(layer))?;
+                hessian.add(trace.input(block.spec().linear(layer).reads))?;
             }
         }
         Ok(hessians.iter().map(Hessian::mean).collect())
@@ -181,7 +185,7 @@ impl Backend for CpuBackend {
     fn layer_quantize(
         &self,
         block: &Block,
-        layer: LayerKind,
+        layer: LayerId,
         hessian: &Array2<f64>,
         settings: &LayerSettings,
         key: StreamKey,
@@ -196,7 +200,7 @@ impl Backend for CpuBackend {
         )?)
     }
 
-    fn set_layer(&self, block: &mut Block, layer: LayerKind, matrix: QuantizedMatrix) -> Result<()> {
+    fn set_layer(&self, block: &mut Block, layer: LayerId, matrix: QuantizedMatrix) -> Result<()> {
         Ok(block.set_layer(layer, matrix)?)
     }
 
@@ -211,7 +215,6 @@ impl Backend for CpuBackend {
         observe: &mut dyn FnMut(FinetuneEvent),
     ) -> Result<FinetuneReport> {
         block_finetune(
-            &self.config,
             block,
             &self.rotary,
             inputs,
@@ -228,15 +231,13 @@ impl Backend for CpuBackend {
     }
 
     fn load_head(&self, norm: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Head> {
-        Ok(Head::new(norm, lm_head)?)
+        Ok(Head::new(self.config.final_norm, norm, lm_head)?)
     }
 
     fn logits(&self, head: &Head, hidden: &HiddenStates, sequence: usize) -> Result<Array2<f64>> {
         self.check(hidden)?;
         let x = hidden.read(&[sequence])?;
-        Ok(head
-            .logits(&self.config, x.index_axis(Axis(0), 0))
-            .mapv(f64::from))
+        Ok(head.logits(x.index_axis(Axis(0), 0)).mapv(f64::from))
     }
 
     fn token_losses(
@@ -259,12 +260,12 @@ impl Backend for CpuBackend {
         for part in parts(0..count, hidden.dim().1) {
             let x = hidden.read(&part)?;
             let tokens: Vec<&[u32]> = part.iter().map(|&index| sequences[index]).collect();
-            losses.extend(head.token_losses(&self.config, x.view(), &tokens)?);
+            losses.extend(head.token_losses(x.view(), &tokens)?);
         }
         Ok(losses)
     }
 
-    fn new_cache(&self) -> KvCacheLayer {
+    fn new_cache(&self, _block: &Block) -> KvCacheLayer {
         KvCacheLayer::new()
     }
 
@@ -278,8 +279,8 @@ impl Backend for CpuBackend {
     ) -> Result<Array1<f64>> {
         let mut row = embedding_row.clone();
         for (block, cache) in blocks.iter().zip(caches) {
-            row = block_decode_step(&self.config, block, &self.rotary, cache, row.view(), position)?;
+            row = block_decode_step(block, &self.rotary, cache, row.view(), position)?;
         }
-        Ok(head.logits_of_row(&self.config, row.view()).mapv(f64::from))
+        Ok(head.logits_of_row(row.view()).mapv(f64::from))
     }
 }

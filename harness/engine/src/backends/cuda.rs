@@ -32,12 +32,12 @@ pub fn load<'d>(
 ) -> Result<llama::Model<'d>> {
     let config = model.config();
     let mut builder = Builder::new(device, config, options).map_err(AqlmError::from)?;
-    for index in 0..config.num_hidden_layers {
+    for index in 0..config.blocks.len() {
         builder.push(&model.block(index)?).map_err(AqlmError::from)?;
         progress(index);
     }
     let embedding = table(&model.embedding()?, "the embedding").map_err(AqlmError::from)?;
-    let head = if config.tie_word_embeddings {
+    let head = if config.tied {
         None
     } else {
         Some(table(&model.lm_head()?, "lm_head").map_err(AqlmError::from)?)
@@ -52,8 +52,10 @@ pub fn load<'d>(
 /// # Errors
 /// `NotFinite` for a number beyond f16's range.
 pub fn table(table: &Array2<f32>, what: &str) -> std::result::Result<Vec<f16>, CudaError> {
-    let rows = table.as_standard_layout();
-    narrowed(rows.as_slice().unwrap_or_default(), what)
+    match table.as_slice() {
+        Some(rows) => narrowed(rows, what),
+        None => narrowed(&table.iter().copied().collect::<Vec<_>>(), what),
+    }
 }
 
 impl Writer for llama::Model<'_> {

@@ -76,9 +76,12 @@ impl HiddenStates {
         for (sequence, from) in (first..).zip(states.outer_iter()) {
             if sequence < self.resident.dim().0 {
                 self.resident.slice_mut(s![sequence, .., ..]).assign(&from);
-            } else if let (Some(file), Some(bound)) = (&self.spilled, &self.bound) {
+            } else {
+                let (Some(file), Some(bound)) = (&self.spilled, &self.bound) else {
+                    panic!("sequence {sequence}, beyond the resident ones of states that are not spilled");
+                };
                 let from = from.as_standard_layout();
-                let bytes = bytemuck::cast_slice(from.as_slice().unwrap_or_default());
+                let bytes = bytemuck::cast_slice(from.as_slice().expect("standard layout: made so above"));
                 file.write_all_at(bytes, self.offset(sequence))
                     .map_err(Error::io(&bound.folder, "write hidden states to a file in"))?;
             }
@@ -142,7 +145,10 @@ impl Sequences for HiddenStates {
         for (mut to, &sequence) in states.outer_iter_mut().zip(indices) {
             if sequence < resident {
                 to.assign(&self.resident.slice(s![sequence, .., ..]));
-            } else if let Some(to) = to.as_slice_mut() {
+            } else {
+                let to = to
+                    .as_slice_mut()
+                    .expect("a sequence of an array made here lies in one piece");
                 file.read_exact_at(bytemuck::cast_slice_mut(to), self.offset(sequence))
                     .map_err(Error::io(&bound.folder, "read hidden states from a file in"))?;
             }

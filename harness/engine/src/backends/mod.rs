@@ -17,8 +17,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use aqlm_vocabulary::{
-    BlockWeights, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerEvent, LayerKind, LayerReport,
-    LayerSettings, LlamaConfig, QuantizedMatrix, StreamKey,
+    ArchSpec, BlockWeights, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerEvent, LayerId,
+    LayerReport, LayerSettings, QuantizedMatrix, StreamKey,
 };
 use clap::ValueEnum;
 use ndarray::{Array1, Array2};
@@ -84,17 +84,18 @@ impl From<BackendKind> for ModelBackend {
 }
 
 /// Runs `$body` with `$backend` bound to the backend of a [`BackendKind`], made for a configuration and a
-/// longest sequence. A macro, because the trait's associated types keep it from being an object.
+/// longest sequence; returns early with what that backend refuses of the configuration. A macro, because the
+/// trait's associated types keep it from being an object.
 #[macro_export]
 macro_rules! with_backend {
     ($kind:expr, $config:expr, $positions:expr, |$backend:ident| $body:expr) => {
         match $kind {
             $crate::backends::BackendKind::Reference => {
-                let $backend = $crate::backends::ReferenceBackend::new($config, $positions);
+                let $backend = $crate::backends::ReferenceBackend::new($config, $positions)?;
                 $body
             }
             $crate::backends::BackendKind::Cpu => {
-                let $backend = $crate::backends::CpuBackend::new($config, $positions);
+                let $backend = $crate::backends::CpuBackend::new($config, $positions)?;
                 $body
             }
         }
@@ -125,7 +126,7 @@ pub trait Backend {
     fn device(&self) -> String;
 
     /// The model shape that this instance was made for.
-    fn config(&self) -> &LlamaConfig;
+    fn config(&self) -> &ArchSpec;
 
     /// Bounds the memory of the activations that it computes from now on, hidden states of `sequences`
     /// sequences at most: what is beyond the bound lies in a file in the folder `spill`. No result depends on
@@ -135,8 +136,8 @@ pub trait Backend {
     /// Embeds token sequences of equal length; `embedding` is [vocab, hidden].
     fn embed(&self, embedding: &Array2<f32>, sequences: &[&[u32]]) -> Result<Self::Hidden>;
 
-    /// Makes a block resident.
-    fn load_block(&self, weights: &BlockWeights) -> Result<Self::Block>;
+    /// Makes the block of this index resident.
+    fn load_block(&self, index: usize, weights: &BlockWeights) -> Result<Self::Block>;
 
     /// Copies a block's parameters back to the host, at the backend's own precision.
     fn store_block(&self, block: &Self::Block) -> Result<BlockWeights>;
@@ -151,14 +152,14 @@ pub trait Backend {
         block: &Self::Block,
         hidden: &Self::Hidden,
         sequences: Range<usize>,
-        layers: &[LayerKind],
+        layers: &[LayerId],
     ) -> Result<Vec<Self::Hessian>>;
 
     /// Quantizes one dense layer of the block against its Hessian.
     fn layer_quantize(
         &self,
         block: &Self::Block,
-        layer: LayerKind,
+        layer: LayerId,
         hessian: &Self::Hessian,
         settings: &LayerSettings,
         key: StreamKey,
@@ -166,7 +167,7 @@ pub trait Backend {
     ) -> Result<(QuantizedMatrix, LayerReport)>;
 
     /// Replaces a layer of the block by its quantized form.
-    fn set_layer(&self, block: &mut Self::Block, layer: LayerKind, matrix: QuantizedMatrix) -> Result<()>;
+    fn set_layer(&self, block: &mut Self::Block, layer: LayerId, matrix: QuantizedMatrix) -> Result<()>;
 
     /// Tunes codebooks, scales and norms of a quantized block so that its outputs on `inputs` come close to
     /// `targets`; the last `validation` sequences decide when to stop and what to keep.
@@ -203,7 +204,7 @@ pub trait Backend {
     ) -> Result<Vec<Array1<f64>>>;
 
     /// An empty cache for one block.
-    fn new_cache(&self) -> Self::Cache;
+    fn new_cache(&self, block: &Self::Block) -> Self::Cache;
 
     /// Feeds one token through all blocks: its embedding row in, its logits `[vocab]` out.
     fn decode_step(

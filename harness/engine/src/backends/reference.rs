@@ -6,8 +6,8 @@ use aqlm_reference::llama::{
 };
 use aqlm_reference::{Hessian, layer_quantize};
 use aqlm_vocabulary::{
-    BlockWeights, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerEvent, LayerKind, LayerReport,
-    LayerSettings, LlamaConfig, QuantizedMatrix, StreamKey,
+    ArchSpec, BlockWeights, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerEvent, LayerId,
+    LayerReport, LayerSettings, QuantizedMatrix, StreamKey,
 };
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
@@ -18,17 +18,21 @@ use aqlm_formats::{Error, Result};
 /// The reference crate behind the trait: everything on the host in f64, sequences in parallel.
 #[derive(Debug)]
 pub struct ReferenceBackend {
-    config: LlamaConfig,
+    config: ArchSpec,
     rotary: Rotary,
 }
 
 impl ReferenceBackend {
     /// For sequences of at most `positions` tokens.
-    pub fn new(config: &LlamaConfig, positions: usize) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// `Unsupported` when the model is no plain Llama.
+    pub fn new(config: &ArchSpec, positions: usize) -> Result<Self> {
+        config.require_plain()?;
+        Ok(Self {
             config: config.clone(),
-            rotary: Rotary::new(config, positions),
-        }
+            rotary: Rotary::new(config.attention(), positions),
+        })
     }
 }
 
@@ -54,14 +58,14 @@ impl Backend for ReferenceBackend {
         format!("host, {} threads, f64", rayon::current_num_threads())
     }
 
-    fn config(&self) -> &LlamaConfig {
+    fn config(&self) -> &ArchSpec {
         &self.config
     }
 
     fn bound_memory(&mut self, memory: Memory, _spill: &Path, _sequences: usize) -> Result<()> {
-        Err(Error::invalid(
-            "--memory",
-            "--backend cpu beside it: the reference keeps everything in memory",
+        Err(Error::argument(
+            "memory",
+            "no bound with the reference backend, which keeps everything in memory as the cpu backend need not",
             memory.bytes().to_string(),
         ))
     }
@@ -73,8 +77,8 @@ impl Backend for ReferenceBackend {
             .collect()
     }
 
-    fn load_block(&self, weights: &BlockWeights) -> Result<Block> {
-        Ok(Block::from_weights(weights))
+    fn load_block(&self, index: usize, weights: &BlockWeights) -> Result<Block> {
+        Ok(Block::from_weights(&self.config.blocks[index], weights)?)
     }
 
     fn store_block(&self, block: &Block) -> Result<BlockWeights> {
@@ -84,7 +88,7 @@ impl Backend for ReferenceBackend {
     fn block_forward(&self, block: &Block, hidden: &Self::Hidden) -> Result<Self::Hidden> {
         Ok(hidden
             .par_iter()
-            .map(|x| block_forward(&self.config, block, &self.rotary, x.view()))
+            .map(|x| block_forward(block, &self.rotary, x.view()))
             .collect())
     }
 
@@ -93,26 +97,25 @@ impl Backend for ReferenceBackend {
         block: &Block,
         hidden: &Self::Hidden,
         sequences: Range<usize>,
-        layers: &[LayerKind],
+        layers: &[LayerId],
     ) -> Result<Vec<Array2<f64>>> {
         let mut hessians: Vec<Hessian> = layers
             .iter()
-            .map(|&layer| Hessian::new(self.config.layer_shape(layer).1))
+            .map(|&layer| Hessian::new(block.spec().shape(layer).1))
             .collect();
         // One wave of sequences at a time: their traces are what takes memory, and adding them up in order
         // keeps the sums independent of the number of threads.
         for wave in hidden[sequences].chunks(rayon::current_num_threads().max(1)) {
             let traces: Vec<_> = wave
                 .par_iter()
-                .map(|x| block_forward_traced(&self.config, block, &self.rotary, x.view()).1)
+                .map(|x| block_forward_traced(block, &self.rotary, x.view()).1)
                 .collect();
             hessians
                 .par_iter_mut()
                 .zip(layers)
                 .try_for_each(|(hessian, &layer)| {
-                    traces
-                        .iter()
-                        .try_for_each(|trace| hessian.add(trace.layer_input(layer)))
+                    let read = block.spec().linear(layer).reads;
+                    traces.iter().try_for_each(|trace| hessian.add(trace.input(read)))
                 })?;
         }
         Ok(hessians.iter().map(Hessian::mean).collect())
@@ -121,7 +124,7 @@ impl Backend for ReferenceBackend {
     fn layer_quantize(
         &self,
         block: &Block,
-        layer: LayerKind,
+        layer: LayerId,
         hessian: &Array2<f64>,
         settings: &LayerSettings,
         key: StreamKey,
@@ -136,7 +139,7 @@ impl Backend for ReferenceBackend {
         )?)
     }
 
-    fn set_layer(&self, block: &mut Block, layer: LayerKind, matrix: QuantizedMatrix) -> Result<()> {
+    fn set_layer(&self, block: &mut Block, layer: LayerId, matrix: QuantizedMatrix) -> Result<()> {
         Ok(block.set_layer(layer, matrix)?)
     }
 
@@ -151,7 +154,6 @@ impl Backend for ReferenceBackend {
         observe: &mut dyn FnMut(FinetuneEvent),
     ) -> Result<FinetuneReport> {
         Ok(block_finetune(
-            &self.config,
             block,
             &self.rotary,
             inputs,
@@ -184,7 +186,7 @@ impl Backend for ReferenceBackend {
 
     fn logits(&self, head: &ReferenceHead, hidden: &Self::Hidden, sequence: usize) -> Result<Array2<f64>> {
         Ok(llama::logits(
-            &self.config,
+            self.config.final_norm,
             &head.norm,
             head.lm_head.view(),
             hidden[sequence].view(),
@@ -199,14 +201,19 @@ impl Backend for ReferenceBackend {
     ) -> Result<Vec<Array1<f64>>> {
         let losses = hidden.par_iter().zip(sequences).map(|(x, tokens)| {
             let predicting = x.slice(ndarray::s![..tokens.len() - 1, ..]);
-            let logits = llama::logits(&self.config, &head.norm, head.lm_head.view(), predicting);
+            let logits = llama::logits(
+                self.config.final_norm,
+                &head.norm,
+                head.lm_head.view(),
+                predicting,
+            );
             Ok(llama::token_losses(logits.view(), &tokens[1..])?)
         });
         losses.collect()
     }
 
-    fn new_cache(&self) -> KvCacheLayer {
-        KvCacheLayer::new(&self.config, self.rotary.positions())
+    fn new_cache(&self, block: &Block) -> KvCacheLayer {
+        KvCacheLayer::new(&block.spec().attention, self.rotary.positions())
     }
 
     fn decode_step(
@@ -219,13 +226,16 @@ impl Backend for ReferenceBackend {
     ) -> Result<Array1<f64>> {
         let mut row = embedding_row.mapv(f64::from);
         for (block, cache) in blocks.iter().zip(caches) {
-            row = block_decode_step(&self.config, block, &self.rotary, cache, row.view(), position);
+            row = block_decode_step(block, &self.rotary, cache, row.view(), position);
         }
         let row = row.insert_axis(ndarray::Axis(0));
-        Ok(
-            llama::logits(&self.config, &head.norm, head.lm_head.view(), row.view())
-                .row(0)
-                .to_owned(),
+        Ok(llama::logits(
+            self.config.final_norm,
+            &head.norm,
+            head.lm_head.view(),
+            row.view(),
         )
+        .row(0)
+        .to_owned())
     }
 }

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use aqlm_optimized::cpu::llama::Sequences;
 use aqlm_reference::{llama as reference, llama::rms_norm};
-use aqlm_vocabulary::{AdamDecay, LayerKind, ModelWeights, Target, Tuned, TuningState};
+use aqlm_vocabulary::{AdamDecay, LayerId, ModelWeights, Target, Tuned, TuningState};
 use ndarray::{Array2, Axis};
 
 use super::{Backend, CpuBackend, Memory, ReferenceBackend};
@@ -44,7 +44,7 @@ pub trait ModelTuning: Backend {
         sequences: &[&[u32]],
         targets: &[Target<'_>],
         scale: f64,
-        observe: &mut dyn FnMut(usize, LayerKind, &Self::WeightGradient),
+        observe: &mut dyn FnMut(usize, LayerId, &Self::WeightGradient),
     ) -> Result<Vec<f64>>;
 
     /// One step of Adam along the gradients added up so far, which are then forgotten.
@@ -94,7 +94,7 @@ impl ModelTuning for ReferenceBackend {
         sequences: &[&[u32]],
         targets: &[Target<'_>],
         scale: f64,
-        observe: &mut dyn FnMut(usize, LayerKind, &Array2<f64>),
+        observe: &mut dyn FnMut(usize, LayerId, &Array2<f64>),
     ) -> Result<Vec<f64>> {
         Ok(tuner.accumulate(sequences, targets, scale, observe)?)
     }
@@ -123,7 +123,7 @@ impl ModelTuning for ReferenceBackend {
         let normed = rms_norm(
             hidden[sequence].view(),
             head.norm.view(),
-            self.config().rms_norm_eps,
+            self.config().final_norm.epsilon,
         );
         Ok(normed.mapv(|value| value as f32))
     }
@@ -165,7 +165,7 @@ impl ModelTuning for CpuBackend {
         sequences: &[&[u32]],
         targets: &[Target<'_>],
         scale: f64,
-        observe: &mut dyn FnMut(usize, LayerKind, &Array2<f32>),
+        observe: &mut dyn FnMut(usize, LayerId, &Array2<f32>),
     ) -> Result<Vec<f64>> {
         Ok(tuner.accumulate(sequences, targets, scale, observe)?)
     }
@@ -192,6 +192,6 @@ impl ModelTuning for CpuBackend {
 
     fn head_input(&self, head: &Self::Head, hidden: &Self::Hidden, sequence: usize) -> Result<Array2<f32>> {
         let x = hidden.read(&[sequence])?;
-        Ok(head.normed(self.config(), x.index_axis(Axis(0), 0)))
+        Ok(head.normed(x.index_axis(Axis(0), 0)))
     }
 }

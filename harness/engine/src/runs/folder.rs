@@ -71,31 +71,34 @@ impl<S: Serialize + Clone> RunDescription<S> {
     }
 
     /// The first field in which another run differs so that resuming would mix two runs, with both values.
-    pub fn difference(&self, other: &Self) -> Option<(String, String, String)> {
-        let fields = |run: &Self| -> Vec<(String, String)> {
+    ///
+    /// # Errors
+    /// `Error::Internal` for settings that are no JSON.
+    pub fn difference(&self, other: &Self) -> Result<Option<(String, String, String)>> {
+        let fields = |run: &Self| -> Result<Vec<(String, String)>> {
             let mut fields = vec![
                 ("version".into(), run.version.clone()),
                 ("model_sha256".into(), run.model_sha256.clone()),
                 ("calibration_sha256".into(), run.calibration_sha256.clone()),
                 ("backend".into(), run.backend.to_string()),
             ];
-            flatten(
-                "settings",
-                &serde_json::to_value(&run.settings).unwrap_or_default(),
-                &mut fields,
-            );
-            fields
+            let settings = serde_json::to_value(&run.settings)
+                .map_err(|error| Error::Internal(format!("settings of a run that are no JSON: {error}")))?;
+            flatten("settings", &settings, &mut fields);
+            Ok(fields)
         };
-        let (mine, theirs) = (fields(self), fields(other));
+        let (mine, theirs) = (fields(self)?, fields(other)?);
         let differs = mine.iter().find(|field| !theirs.contains(field));
-        let differs = differs.or_else(|| theirs.iter().find(|field| !mine.contains(field)))?;
+        let Some(differs) = differs.or_else(|| theirs.iter().find(|field| !mine.contains(field))) else {
+            return Ok(None);
+        };
         let value = |fields: &[(String, String)]| {
             fields
                 .iter()
                 .find(|(name, _)| *name == differs.0)
                 .map_or("nothing".to_owned(), |(_, value)| value.clone())
         };
-        Some((differs.0.clone(), value(&mine), value(&theirs)))
+        Ok(Some((differs.0.clone(), value(&mine), value(&theirs))))
     }
 }
 
@@ -122,8 +125,8 @@ impl RunFolder {
     /// Starts a run in a new or empty folder, or goes on in the folder of the same run when `resume` is set.
     ///
     /// # Errors
-    /// `Error::RunFolder` when the folder holds something else, another run, a run without `resume`, or is in
-    /// use.
+    /// `Error::RunExists` when the folder holds this run and `resume` is not set; `Error::RunFolder` when it
+    /// holds something else or another run, or is in use.
     pub fn open<S: Serialize + DeserializeOwned + Clone>(
         path: &Path,
         description: &RunDescription<S>,
@@ -155,13 +158,13 @@ impl RunFolder {
                 expected: "the description of a run of this command".into(),
                 found: error.to_string(),
             })?;
-            if let Some((field, wanted, there)) = description.difference(&found) {
+            if let Some((field, wanted, there)) = description.difference(&found)? {
                 return refuse(format!(
                     "it holds another run: {field} is {there} there and {wanted} here"
                 ));
             }
             if !resume {
-                return refuse("it holds a run of this same command; --resume continues it".into());
+                return Err(Error::RunExists { path: path.into() });
             }
             let lock = FolderLock::take(path)?;
             return Ok(Self {
@@ -171,8 +174,8 @@ impl RunFolder {
         }
         std::fs::create_dir_all(path).map_err(Error::io(path, "make"))?;
         let lock = FolderLock::take(path)?;
-        // Plain data: numbers, strings and lists.
-        let text = serde_json::to_string_pretty(description).unwrap_or_default();
+        let text = serde_json::to_string_pretty(description)
+            .map_err(|error| Error::Internal(format!("settings of a run that are no JSON: {error}")))?;
         durable::write_text(&run_json, &text)?;
         Ok(Self {
             path: path.to_path_buf(),
@@ -185,11 +188,14 @@ impl RunFolder {
         &self.path
     }
 
+    /// Where a finished block lies, counted from the folder.
+    pub fn block_file(block: usize) -> String {
+        format!("blocks/block_{block:04}.safetensors")
+    }
+
     /// Where a finished block lies.
     pub fn block_path(&self, block: usize) -> PathBuf {
-        self.path
-            .join("blocks")
-            .join(format!("block_{block:04}.safetensors"))
+        self.path.join(Self::block_file(block))
     }
 
     /// Appends one event to `metrics.jsonl`.

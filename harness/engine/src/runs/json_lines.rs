@@ -63,7 +63,11 @@ impl<T: Serialize + DeserializeOwned> JsonLines<T> {
         // A cut-off line may be lying at the end of the file; rewriting the few lines is simpler than
         // repairing.
         let whole = self.whole();
-        let length = std::fs::metadata(&self.path).map_or(0, |metadata| metadata.len());
+        let length = match std::fs::metadata(&self.path) {
+            Ok(metadata) => metadata.len(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(Error::io(&self.path, "read")(error)),
+        };
         if length != whole.len() as u64 {
             durable::write_text(&self.path, &whole)?;
         }
@@ -83,8 +87,7 @@ impl<T: Serialize + DeserializeOwned> JsonLines<T> {
 }
 
 fn line(record: &impl Serialize) -> String {
-    // Serialising plain numbers and strings to memory cannot fail.
-    let mut text = serde_json::to_string(record).unwrap_or_default();
+    let mut text = serde_json::to_string(record).expect("a record is numbers, texts and lists of them");
     text.push('\n');
     text
 }

@@ -1,7 +1,6 @@
 //! The folder of a run: how its parts are recorded, and how a run goes on after an interruption
 //! (docs/resume.md).
 
-pub(crate) mod arrays;
 pub(crate) mod block_journal;
 mod folder;
 pub(crate) mod json_lines;

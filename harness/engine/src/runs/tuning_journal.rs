@@ -97,12 +97,9 @@ impl Journal {
             .map(|state| state.file.as_str())
             .collect();
         for entry in std::fs::read_dir(&self.folder).map_err(Error::io(&self.folder, "read"))? {
-            let path = entry.map_err(Error::io(&self.folder, "read"))?.path();
-            let name = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .unwrap_or_default();
-            if !needed.contains(&name) {
+            let entry = entry.map_err(Error::io(&self.folder, "read"))?;
+            let (path, name) = (entry.path(), entry.file_name());
+            if !needed.iter().any(|&file| name == file) {
                 std::fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
             }
         }

@@ -1,44 +1,50 @@
 use std::path::Path;
 
 use aqlm_vocabulary::{ParameterState, TuningState};
+use ndarray::{ArrayView1, Ix1};
 
-use super::arrays::{Arrays, NewArray, write};
+use aqlm_formats::safetensors::{NewTensor, SafetensorFiles, write};
+use aqlm_formats::tensors::TensorSource;
 use aqlm_formats::{Error, Result};
 
 const STEPS: &str = "steps";
 
 /// Writes a state exactly and returns the SHA-256 of the file.
 pub(super) fn write_state(path: &Path, state: &TuningState) -> Result<String> {
-    let mut arrays = vec![NewArray::u32(STEPS, &[1], [state.steps].iter())];
+    let mut tensors = vec![NewTensor::new(STEPS, &[1], [state.steps])];
     for part in &state.parameters {
-        let name = part.parameter.name();
-        arrays.push(NewArray::f64(format!("{name}.values"), &part.values));
-        arrays.push(NewArray::f64(format!("{name}.first"), &part.first));
-        arrays.push(NewArray::f64(format!("{name}.second"), &part.second));
+        let name = &part.name;
+        for (role, values) in [
+            ("values", &part.values),
+            ("first", &part.first),
+            ("second", &part.second),
+        ] {
+            tensors.push(NewTensor::of(format!("{name}.{role}"), &ArrayView1::from(values)));
+        }
     }
-    write(path, &arrays)
+    write(path, tensors)
 }
 
 /// Reads the state of a run whose parameters are those of `like`.
 ///
 /// # Errors
-/// `Io`, `Digest`, and `Header` when the file lacks a parameter.
+/// Those of [`SafetensorFiles::open_checked`] and [`SafetensorFiles::read`].
 pub(super) fn read_state(path: &Path, sha256: &str, like: &TuningState) -> Result<TuningState> {
-    let arrays = Arrays::read(path, sha256)?;
-    let (_, steps) = arrays.u32(STEPS)?;
-    let steps = *steps
-        .first()
-        .ok_or_else(|| arrays.misshapen(STEPS, "one number"))?;
+    let file = SafetensorFiles::open_checked(path, sha256)?;
+    let numbers = |name: &str| Ok::<_, Error>(file.read::<f64, Ix1>(name)?.to_vec());
+    file.expect(STEPS, &[1])?;
+    let steps = file.read::<u32, Ix1>(STEPS)?[0];
     let parameters = like
         .parameters
         .iter()
         .map(|part| {
-            let name = part.parameter.name();
+            let name = &part.name;
             Ok::<_, Error>(ParameterState {
                 parameter: part.parameter,
-                values: arrays.f64(&format!("{name}.values"))?,
-                first: arrays.f64(&format!("{name}.first"))?,
-                second: arrays.f64(&format!("{name}.second"))?,
+                name: name.clone(),
+                values: numbers(&format!("{name}.values"))?,
+                first: numbers(&format!("{name}.first"))?,
+                second: numbers(&format!("{name}.second"))?,
             })
         })
         .collect::<Result<_>>()?;
@@ -55,8 +61,9 @@ mod tests {
     fn a_state_comes_back_bit_for_bit_and_damage_is_found() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.safetensors");
-        let part = |parameter, salt: f64| ParameterState {
+        let part = |parameter, name: &str, salt: f64| ParameterState {
             parameter,
+            name: name.into(),
             values: vec![0.1 * salt, -0.0, f64::MIN_POSITIVE / 8.0],
             first: vec![1.0 / 3.0, salt, 0.0],
             second: vec![salt.sqrt(), 1e-300, 2.0],
@@ -64,8 +71,12 @@ mod tests {
         let state = TuningState {
             steps: 7,
             parameters: vec![
-                part(Parameter::FinalNorm, 2.0),
-                part(Parameter::InputNorm(3), 5.0),
+                part(Parameter::FinalNorm, "model.norm.weight", 2.0),
+                part(
+                    Parameter::InputNorm(3),
+                    "model.layers.3.input_layernorm.weight",
+                    5.0,
+                ),
             ],
         };
         let sha256 = write_state(&path, &state).unwrap();

@@ -1,7 +1,7 @@
-use aqlm_vocabulary::{LayerKind, LinearWeight, LlamaConfig};
+use aqlm_vocabulary::{ArchSpec, LinearWeight};
 use serde::Serialize;
 
-use aqlm_formats::model::{Model, layer_name};
+use aqlm_formats::model::Model;
 use aqlm_formats::{Error, Result};
 
 /// Refuses a teacher whose shape or vocabulary is not the student's.
@@ -10,16 +10,21 @@ use aqlm_formats::{Error, Result};
 /// `Field` naming the first number of the teacher's configuration that differs; `Kind` for a student without
 /// a quantized layer, or a teacher with one.
 pub fn check_teacher(student: &Model, teacher: &Model) -> Result<()> {
-    let fields = |config: &LlamaConfig| {
-        [
-            ("vocab_size", config.vocab_size),
-            ("hidden_size", config.hidden_size),
-            ("intermediate_size", config.intermediate_size),
-            ("num_hidden_layers", config.num_hidden_layers),
-            ("num_attention_heads", config.num_attention_heads),
-            ("num_key_value_heads", config.num_key_value_heads),
-            ("head_dim", config.head_dim),
-        ]
+    let fields = |arch: &ArchSpec| {
+        let mut fields = vec![
+            ("vocab_size", arch.vocab_size),
+            ("hidden_size", arch.hidden_size),
+            ("num_hidden_layers", arch.blocks.len()),
+        ];
+        for block in &arch.blocks {
+            fields.extend([
+                ("intermediate_size", block.intermediate_size()),
+                ("num_attention_heads", block.attention.heads),
+                ("num_key_value_heads", block.attention.kv_heads),
+                ("head_dim", block.attention.head_dim),
+            ]);
+        }
+        fields
     };
     for ((field, expected), (_, found)) in fields(student.config()).into_iter().zip(fields(teacher.config()))
     {
@@ -81,7 +86,7 @@ pub fn differences(student: &Model, teacher: &Model) -> Result<Vec<Difference>> 
                 let off = (f64::from(a) - f64::from(b)).abs();
                 // half a unit in the last place of f16, its subnormal numbers included
                 if off > 2f64.powi(-11) * f64::from(b.abs()) + 2f64.powi(-25) {
-                    largest = Some(off.max(largest.unwrap_or(0.0)));
+                    largest = Some(largest.map_or(off, |largest: f64| largest.max(off)));
                 }
             }
             found.extend(largest.map(|largest| Difference { tensor, largest }));
@@ -91,27 +96,28 @@ pub fn differences(student: &Model, teacher: &Model) -> Result<Vec<Difference>> 
         &mut student.embedding()?.iter(),
         &mut teacher.embedding()?.iter(),
     );
-    for index in 0..student.config().num_hidden_layers {
+    let arch = student.config();
+    for (index, spec) in arch.blocks.iter().enumerate() {
         let (ours, theirs) = (student.block(index)?, teacher.block(index)?);
-        let name = |norm: &str| format!("model.layers.{index}.{norm}.weight");
+        let [first, second] = arch.norm_names(index);
         compare(
-            name("input_layernorm"),
+            first,
             &mut ours.input_layernorm.iter(),
             &mut theirs.input_layernorm.iter(),
         );
         compare(
-            name("post_attention_layernorm"),
+            second,
             &mut ours.post_attention_layernorm.iter(),
             &mut theirs.post_attention_layernorm.iter(),
         );
-        for kind in LayerKind::ALL {
-            let (ours, theirs) = (ours.layer(kind), theirs.layer(kind));
+        for layer in spec.layers() {
+            let (ours, theirs) = (ours.layer(layer), theirs.layer(layer));
             if let (LinearWeight::Dense(ours), LinearWeight::Dense(theirs)) = (&ours.weight, &theirs.weight) {
-                let name = format!("{}.weight", layer_name(index, kind));
+                let name = format!("{}.weight", arch.layer_name(index, layer));
                 compare(name, &mut ours.iter(), &mut theirs.iter());
             }
             if let (Some(ours), Some(theirs)) = (&ours.bias, &theirs.bias) {
-                let name = format!("{}.bias", layer_name(index, kind));
+                let name = format!("{}.bias", arch.layer_name(index, layer));
                 compare(name, &mut ours.iter(), &mut theirs.iter());
             }
         }
@@ -121,7 +127,7 @@ pub fn differences(student: &Model, teacher: &Model) -> Result<Vec<Difference>> 
         &mut student.final_norm()?.iter(),
         &mut teacher.final_norm()?.iter(),
     );
-    if !student.config().tie_word_embeddings {
+    if !arch.tied {
         compare(
             "lm_head.weight".into(),
             &mut student.lm_head()?.iter(),

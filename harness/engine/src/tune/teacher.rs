@@ -1,16 +1,16 @@
 use std::path::{Path, PathBuf};
 
 use aqlm_vocabulary::{Objective, Target, TopTokens};
-use ndarray::{Array1, Array2};
+use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 use super::top_tokens::top_tokens;
 use super::{EndToEndEvent, EndToEndSettings, TeacherUse};
 use crate::backends::ModelTuning;
-use crate::runs::arrays::{Arrays, NewArray, write};
 use crate::runs::json_lines::JsonLines;
 use aqlm_formats::durable;
 use aqlm_formats::model::Model;
+use aqlm_formats::safetensors::{NewTensor, SafetensorFiles, write};
 use aqlm_formats::{Error, Result};
 
 /// Hidden states that pass through the teacher together, in numbers: 1 GiB of f32.
@@ -73,14 +73,14 @@ impl<B: ModelTuning> Teacher<B> {
             (Objective::CrossEntropy, _) => return Ok(Self::Text),
             (Objective::KullbackLeibler, Some(model)) => model,
             (Objective::KullbackLeibler, None) => {
-                return Err(Error::invalid("--teacher", "the dense model", "nothing"));
+                return Err(Error::argument("teacher", "the dense model", "nothing"));
             }
         };
         let lm_head = model.lm_head()?;
         let top = match settings.teacher {
             TeacherUse::OnTheFly => {
-                let blocks = (0..model.config().num_hidden_layers)
-                    .map(|index| backend.load_block(&model.block(index)?))
+                let blocks = (0..model.config().blocks.len())
+                    .map(|index| backend.load_block(index, &model.block(index)?))
                     .collect::<Result<_>>()?;
                 return Ok(Self::Resident {
                     embedding: model.embedding()?,
@@ -117,8 +117,8 @@ impl<B: ModelTuning> Teacher<B> {
             let first = index.records().len();
             let part = &sequences[first..sequences.len().min(first + together)];
             let mut states = backend.embed(&embedding, part)?;
-            for block in 0..model.config().num_hidden_layers {
-                states = backend.block_forward(&backend.load_block(&model.block(block)?)?, &states)?;
+            for block in 0..model.config().blocks.len() {
+                states = backend.block_forward(&backend.load_block(block, &model.block(block)?)?, &states)?;
             }
             for offset in 0..part.len() {
                 let path = sequence_path(&folder, first + offset);
@@ -170,11 +170,12 @@ impl<B: ModelTuning> Teacher<B> {
             } => indices
                 .iter()
                 .map(|&index| {
-                    let arrays = Arrays::read(&sequence_path(folder, index), &sequences[index].sha256)?;
+                    let path = sequence_path(folder, index);
+                    let file = SafetensorFiles::open_checked(&path, &sequences[index].sha256)?;
                     if *top {
-                        load_top(&arrays).map(Said::Top)
+                        load_top(&file).map(Said::Top)
                     } else {
-                        load_states(&arrays).map(Said::States)
+                        file.read("states").map(Said::States)
                     }
                 })
                 .collect(),
@@ -215,46 +216,23 @@ fn sequence_path(folder: &Path, sequence: usize) -> PathBuf {
 }
 
 fn store_states(path: &Path, states: &Array2<f32>) -> Result<(String, f64)> {
-    Ok((
-        write(path, &[NewArray::f32("states", states.shape(), states.iter())])?,
-        0.0,
-    ))
-}
-
-fn load_states(arrays: &Arrays) -> Result<Array2<f32>> {
-    let (shape, values) = arrays.f32("states")?;
-    matrix(&shape, values).ok_or_else(|| arrays.misshapen("states", "[tokens, hidden]"))
+    Ok((write(path, vec![NewTensor::of("states", states)])?, 0.0))
 }
 
 fn store_top(path: &Path, top: &TopTokens) -> Result<(String, f64)> {
-    let arrays = [
-        NewArray::u32("tokens", top.tokens.shape(), top.tokens.iter()),
-        NewArray::f32(
-            "log_probabilities",
-            top.log_probabilities.shape(),
-            top.log_probabilities.iter(),
-        ),
-        NewArray::f32("rest", top.rest.shape(), top.rest.iter()),
+    let tensors = vec![
+        NewTensor::of("tokens", &top.tokens),
+        NewTensor::of("log_probabilities", &top.log_probabilities),
+        NewTensor::of("rest", &top.rest),
     ];
     let rest = top.rest.iter().map(|&rest| f64::from(rest)).sum::<f64>() / top.rest.len().max(1) as f64;
-    Ok((write(path, &arrays)?, rest))
+    Ok((write(path, tensors)?, rest))
 }
 
-fn load_top(arrays: &Arrays) -> Result<TopTokens> {
-    let (shape, tokens) = arrays.u32("tokens")?;
-    let tokens = matrix(&shape, tokens).ok_or_else(|| arrays.misshapen("tokens", "[tokens, k]"))?;
-    let (shape, values) = arrays.f32("log_probabilities")?;
-    let log_probabilities =
-        matrix(&shape, values).ok_or_else(|| arrays.misshapen("log_probabilities", "[tokens, k]"))?;
-    let (_, rest) = arrays.f32("rest")?;
+fn load_top(file: &SafetensorFiles) -> Result<TopTokens> {
     Ok(TopTokens {
-        tokens,
-        log_probabilities,
-        rest: Array1::from(rest),
+        tokens: file.read("tokens")?,
+        log_probabilities: file.read("log_probabilities")?,
+        rest: file.read("rest")?,
     })
-}
-
-fn matrix<T>(shape: &[usize], values: Vec<T>) -> Option<Array2<T>> {
-    let &[rows, columns] = shape else { return None };
-    Array2::from_shape_vec((rows, columns), values).ok()
 }

@@ -200,7 +200,7 @@ pub fn end_to_end<B: ModelTuning>(
     let mut rng = StreamKey {
         seed: settings.seed,
         // one past the last block: a stream that no block draws from
-        block: student.config().num_hidden_layers,
+        block: student.config().blocks.len(),
         layer: None,
     }
     .stream(Purpose::Minibatches);
@@ -320,7 +320,7 @@ pub fn publish_tuned(student: &Model, weights: ModelWeights, out: &Path) -> Resu
     let block = |index: usize| {
         let block = blocks.next().ok_or_else(|| Error::Block {
             path: student.source().into(),
-            blocks: student.config().num_hidden_layers,
+            blocks: student.config().blocks.len(),
             block: index,
         })?;
         student.rounded_for_storage(index, block)

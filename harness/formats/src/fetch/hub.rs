@@ -1,5 +1,6 @@
 //! Files from the Hub, through the `hf-hub` crate.
 
+use std::env::VarError;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -8,9 +9,9 @@ use std::time::Duration;
 use hf_hub::api::Progress;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
-use serde_json::Value;
 
 use super::{FetchEvent, put_in_place, report};
+use crate::huggingface::index::{self, INDEX, SINGLE};
 use crate::model::Model;
 use crate::{Error, Result, durable};
 
@@ -40,9 +41,18 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// As the environment says: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
-    pub fn from_env() -> Self {
-        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    /// As the environment says: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`. An empty variable is none.
+    ///
+    /// # Errors
+    /// `Argument` for a variable that is no text.
+    pub fn from_env() -> Result<Self> {
+        let set = |name: &str| match std::env::var(name) {
+            Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+            Err(VarError::NotPresent) => Ok(None),
+            Err(VarError::NotUnicode(value)) => {
+                Err(Error::argument(name, "UTF-8 text", value.display().to_string()))
+            }
+        };
         let proxies = [
             "HTTPS_PROXY",
             "https_proxy",
@@ -51,12 +61,14 @@ impl Hub {
             "ALL_PROXY",
             "all_proxy",
         ];
-        Self {
-            endpoint: set("HF_ENDPOINT").map(|endpoint| endpoint.trim_end_matches('/').into()),
-            token: set("HF_TOKEN"),
-            offline: set("HF_HUB_OFFLINE").is_some_and(|value| value != "0"),
-            proxied: proxies.into_iter().any(|name| set(name).is_some()),
-        }
+        Ok(Self {
+            endpoint: set("HF_ENDPOINT")?.map(|endpoint| endpoint.trim_end_matches('/').into()),
+            token: set("HF_TOKEN")?,
+            offline: set("HF_HUB_OFFLINE")?.is_some_and(|value| value != "0"),
+            proxied: proxies
+                .into_iter()
+                .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty())),
+        })
     }
 
     /// A server of one's own.
@@ -163,18 +175,15 @@ impl Hub {
             files.push((name.to_owned(), path.clone()));
             Ok(path)
         };
-        let index = "model.safetensors.index.json";
-        if has("model.safetensors") {
-            get("model.safetensors")?;
-        } else if has(index) {
-            let path = get(index)?;
+        if has(SINGLE) {
+            get(SINGLE)?;
+        } else if has(INDEX) {
+            let path = get(INDEX)?;
             for shard in shards(&path)? {
                 get(&shard)?;
             }
         } else {
-            return Err(
-                "the repository has neither model.safetensors nor model.safetensors.index.json".into(),
-            );
+            return Err(format!("the repository has neither {SINGLE} nor {INDEX}"));
         }
         for name in BESIDE_WEIGHTS.into_iter().filter(|name| has(name)) {
             get(name)?;
@@ -186,18 +195,11 @@ impl Hub {
 
 /// File names that an index lists, each once.
 fn shards(index: &Path) -> std::result::Result<Vec<String>, String> {
-    let text = std::fs::read_to_string(index).map_err(|error| error.to_string())?;
-    let value: Value = serde_json::from_str(&text).map_err(|error| format!("the index: {error}"))?;
-    let map = value.get("weight_map").and_then(Value::as_object);
-    let files = map.map(|map| map.values().filter_map(Value::as_str));
-    let mut files: Vec<String> = files.into_iter().flatten().map(str::to_owned).collect();
-    files.sort();
-    files.dedup();
-    let plain = |name: &String| name.ends_with(".safetensors") && !name.contains(['/', '\\']);
-    if files.is_empty() || !files.iter().all(plain) {
+    let shards = index::shards(index).map_err(|error| error.to_string())?;
+    if shards.is_empty() || !shards.keys().all(|name| name.ends_with(".safetensors")) {
         return Err("the index lists no plain .safetensors files".into());
     }
-    Ok(files)
+    Ok(shards.into_keys().collect())
 }
 
 /// Moves files into a folder of `waiting`, opens it as a model, and only then moves them to where they
@@ -234,11 +236,9 @@ fn download(
     let path = pointer
         .canonicalize()
         .map_err(|error| format!("{file}: {error}"))?;
-    let etag = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default();
-    if etag.len() == 64 && etag.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+    let etag = path.file_name().and_then(|name| name.to_str());
+    let is_digest = |etag: &&str| etag.len() == 64 && etag.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if let Some(etag) = etag.filter(is_digest) {
         let found = durable::sha256_of_file(&path).map_err(|error| error.to_string())?;
         if found != etag.to_ascii_lowercase() {
             // it must not be taken for a part of the right file next time
@@ -275,8 +275,8 @@ pub(super) fn is_resumable(waiting: &Path) -> bool {
 /// Tries to reach the host of an address.
 fn connect(url: &str) -> std::result::Result<(), String> {
     let (scheme, rest) = url.split_once("://").ok_or("HF_ENDPOINT is no address")?;
-    let host = rest.split(['/', '?']).next().unwrap_or_default();
-    let host = host.rsplit('@').next().unwrap_or_default();
+    let host = rest.find(['/', '?']).map_or(rest, |end| &rest[..end]);
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
     let with_port = if host
         .rsplit(':')
         .next()

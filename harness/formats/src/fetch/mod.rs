@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::model::write::{WriteOptions, write_dense};
-use crate::model::{Model, StorageType};
+use crate::huggingface::write::write_dense;
+use crate::model::{Model, StorageType, WriteOptions};
 use crate::{Error, Result, durable};
 
 pub use hub::Hub;
@@ -99,11 +99,11 @@ pub fn known_names() -> impl Iterator<Item = &'static str> {
 /// already there is left alone.
 ///
 /// # Errors
-/// `Kind` for a name that is neither; `Fetch` with one line a source when none has it; `Digest` when a file
+/// `Kind` for a name that is neither; `Argument` for an environment variable that is no text; `Fetch` with one line a source when none has it; `Digest` when a file
 /// is not the one it should be; `Exists` when the folder holds something else; `Io`; the errors of
 /// [`Model::open`].
 pub fn fetch(name: &str, to: Option<&Path>, observe: &mut dyn FnMut(FetchEvent<'_>)) -> Result<Fetched> {
-    fetch_through(name, to, &Hub::from_env(), observe)
+    fetch_through(name, to, &Hub::from_env()?, observe)
 }
 
 /// The same with a Hub of one's own.
@@ -159,8 +159,8 @@ pub fn fetch_through(
 
 /// `models/` and the last part of a name, without its revision.
 fn default_folder(name: &str) -> PathBuf {
-    let id = name.split('@').next().unwrap_or_default();
-    Path::new("models").join(id.rsplit('/').next().unwrap_or_default())
+    let id = name.split_once('@').map_or(name, |(id, _)| id);
+    Path::new("models").join(id.rsplit_once('/').map_or(id, |(_, last)| last))
 }
 
 /// OWNER/NAME, with an optional @REVISION.
@@ -185,7 +185,7 @@ fn refuse_foreign_contents(to: &Path, known: Option<&Known>) -> Result<()> {
         if !ours {
             return Err(Error::Exists {
                 path: to.into(),
-                what: format!("other files ({})", name.to_string_lossy()),
+                what: format!("other files ({})", name.display()),
             });
         }
     }

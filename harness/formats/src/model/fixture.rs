@@ -3,13 +3,22 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use aqlm_vocabulary::{LayerKind, Scheme};
+use aqlm_vocabulary::Scheme;
 use half::f16;
-use safetensors::Dtype;
-use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
-use super::{layer_name, norm_names};
+use crate::safetensors::{Dtype, NewTensor, write};
+
+/// Names and shapes of a block's linear layers.
+const LAYERS: [(&str, (usize, usize)); 7] = [
+    ("self_attn.q_proj", (8, 8)),
+    ("self_attn.k_proj", (4, 8)),
+    ("self_attn.v_proj", (4, 8)),
+    ("self_attn.o_proj", (8, 8)),
+    ("mlp.gate_proj", (12, 8)),
+    ("mlp.up_proj", (12, 8)),
+    ("mlp.down_proj", (8, 12)),
+];
 
 /// A model folder in memory.
 pub(crate) struct Fixture {
@@ -38,13 +47,12 @@ impl Fixture {
             fixture.put_halves(name, &shape);
         }
         for block in 0..2 {
-            for norm in norm_names(block) {
-                fixture.put_halves(&norm, &[8]);
+            for norm in ["input_layernorm", "post_attention_layernorm"] {
+                fixture.put_halves(&format!("model.layers.{block}.{norm}.weight"), &[8]);
             }
-            for kind in LayerKind::ALL {
-                let (out_features, in_features) = shape_of(kind);
+            for (layer, (out_features, in_features)) in LAYERS {
                 fixture.put_halves(
-                    &format!("{}.weight", layer_name(block, kind)),
+                    &format!("model.layers.{block}.{layer}.weight"),
                     &[out_features, in_features],
                 );
             }
@@ -60,9 +68,8 @@ impl Fixture {
             "num_codebooks": scheme.num_codebooks, "nbits_per_codebook": scheme.nbits,
         });
         for block in 0..2 {
-            for kind in LayerKind::ALL {
-                let name = layer_name(block, kind);
-                let (out_features, in_features) = shape_of(kind);
+            for (layer, (out_features, in_features)) in LAYERS {
+                let name = format!("model.layers.{block}.{layer}");
                 let (out_groups, in_groups) = scheme.groups(out_features, in_features).unwrap();
                 fixture.tensors.remove(&format!("{name}.weight"));
                 let half = 1_i32 << (scheme.nbits - 1);
@@ -117,26 +124,19 @@ impl Fixture {
 
     /// Writes the folder and returns it; it lives as long as the fixture.
     pub(crate) fn write(&self) -> PathBuf {
-        let views = self.tensors.iter().map(|(name, (dtype, shape, bytes))| {
-            (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
-        });
+        let tensors = self
+            .tensors
+            .iter()
+            .map(|(name, (dtype, shape, bytes))| NewTensor {
+                name: name.clone(),
+                dtype: *dtype,
+                shape: shape.clone(),
+                bytes: bytes.clone(),
+            });
         let path = self.folder.path();
         std::fs::write(path.join("config.json"), self.config.to_string()).unwrap();
-        std::fs::write(
-            path.join("model.safetensors"),
-            safetensors::serialize(views, None).unwrap(),
-        )
-        .unwrap();
+        write(&path.join("model.safetensors"), tensors.collect()).unwrap();
         path.into()
-    }
-}
-
-fn shape_of(kind: LayerKind) -> (usize, usize) {
-    match kind {
-        LayerKind::QProj | LayerKind::OProj => (8, 8),
-        LayerKind::KProj | LayerKind::VProj => (4, 8),
-        LayerKind::GateProj | LayerKind::UpProj => (12, 8),
-        LayerKind::DownProj => (8, 12),
     }
 }
 

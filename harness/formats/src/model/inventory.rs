@@ -1,9 +1,11 @@
 //! What `aqlm inspect` prints of a model, from headers alone.
 
-use aqlm_vocabulary::{LayerKind, Scheme};
+use std::collections::BTreeSet;
+
+use aqlm_vocabulary::Scheme;
 use serde::Serialize;
 
-use super::{Model, layer_name};
+use super::Model;
 
 /// One tensor of a model's files.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -55,31 +57,30 @@ impl Model {
     /// Lists tensors and layers, reading headers only.
     pub fn inventory(&self) -> Inventory {
         let tensors: Vec<TensorEntry> = self
-            .tensors
-            .names()
+            .listed()
             .into_iter()
-            .filter_map(|name| {
-                let info = self.tensors.info(&name)?;
-                Some(TensorEntry {
-                    name,
-                    shape: info.shape,
-                    dtype: info.dtype,
-                    bytes: info.bytes,
-                })
+            .map(|(name, info)| TensorEntry {
+                name,
+                shape: info.shape,
+                dtype: info.dtype,
+                bytes: info.bytes,
             })
             .collect();
         let config = self.config();
         let mut layers = Vec::new();
+        let linears = config.blocks.iter().flat_map(|spec| &spec.linears);
+        let names: BTreeSet<String> = linears.map(|linear| format!(".{}.", linear.name)).collect();
+        let of_a_layer = |entry: &TensorEntry| names.iter().any(|name| entry.name.contains(name));
         let mut other_parameters: u64 = tensors
             .iter()
-            .filter(|entry| !entry.name.contains("_proj."))
+            .filter(|entry| !of_a_layer(entry))
             .map(|entry| entry.shape.iter().product::<usize>() as u64)
             .sum();
         let (mut quantized_parameters, mut quantized_bits, mut layer_parameters) = (0, 0.0, 0);
-        for block in 0..config.num_hidden_layers {
-            for kind in LayerKind::ALL {
-                let name = layer_name(block, kind);
-                let (out_features, in_features) = config.layer_shape(kind);
+        for (block, spec) in config.blocks.iter().enumerate() {
+            for layer in spec.layers() {
+                let name = config.layer_name(block, layer);
+                let (out_features, in_features) = spec.shape(layer);
                 let parameters = (out_features * in_features) as u64;
                 layer_parameters += parameters;
                 if let Some(bias) = self.tensors.info(&format!("{name}.bias")) {

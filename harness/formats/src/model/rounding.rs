@@ -1,7 +1,7 @@
-use aqlm_vocabulary::{BlockWeights, LayerKind, LinearWeight};
+use aqlm_vocabulary::{BlockWeights, LinearWeight};
 use ndarray::Array1;
 
-use super::{Model, StorageType, layer_name, norm_names};
+use super::{Model, StorageType};
 use crate::{Error, Result};
 
 impl Model {
@@ -12,15 +12,16 @@ impl Model {
     /// # Errors
     /// `Layer` when a codebook or a scale is beyond the range of f16.
     pub fn rounded_for_storage(&self, block: usize, mut weights: BlockWeights) -> Result<BlockWeights> {
-        for kind in LayerKind::ALL {
-            if let LinearWeight::Quantized(matrix) = &mut weights.layer_mut(kind).weight {
+        let config = self.config();
+        for layer in config.blocks[block].layers() {
+            if let LinearWeight::Quantized(matrix) = &mut weights.layer_mut(layer).weight {
                 *matrix = matrix.rounded_to_f16().map_err(|source| Error::Layer {
-                    layer: layer_name(block, kind),
+                    layer: config.layer_name(block, layer),
                     source,
                 })?;
             }
         }
-        let [before_attention, before_mlp] = norm_names(block);
+        let [before_attention, before_mlp] = config.norm_names(block);
         weights.input_layernorm = self.storage_of(&before_attention).round(&weights.input_layernorm);
         weights.post_attention_layernorm = self
             .storage_of(&before_mlp)

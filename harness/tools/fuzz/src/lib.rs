@@ -6,7 +6,8 @@
 
 use std::sync::OnceLock;
 
-use aqlm_engine::hostile::TARGETS;
+use aqlm_engine::hostile::JOURNAL;
+use aqlm_formats::hostile::TARGETS;
 use tempfile::TempDir;
 
 /// Reads the bytes as a file of the kind `name`, in a folder that lives as long as the process, in memory
@@ -25,6 +26,7 @@ pub fn read(name: &str, bytes: &[u8]) {
         };
         made.expect("a temporary folder")
     });
-    let target = TARGETS.iter().find(|target| target.name == name).expect("a target of this name");
+    let mut targets = TARGETS.iter().chain([&JOURNAL]);
+    let target = targets.find(|target| target.name == name).expect("a target of this name");
     (target.read)(bytes, folder.path());
 }

@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use aqlm_vocabulary::LlamaConfig;
+use aqlm_vocabulary::AttentionSpec;
 use faer::Accum;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
@@ -19,32 +19,32 @@ const QUERY_ROWS: usize = 64;
 /// Query head h reads key and value head h / (heads / kv_heads). Position i attends to positions max(0, i -
 /// window + 1) to i: softmax over them of <q_i, k_j> / sqrt(head_dim), then the average of v_j under it.
 pub(super) fn attention(
-    config: &LlamaConfig,
+    spec: &AttentionSpec,
     q: ArrayView2<'_, f32>,
     k: ArrayView2<'_, f32>,
     v: ArrayView2<'_, f32>,
     tokens: usize,
 ) -> Array2<f32> {
     let mut out = zeroed(q.dim());
-    let own = config.heads_per_kv_head() * config.head_dim;
+    let own = spec.heads_per_kv_head() * spec.head_dim;
     let tasks: Vec<_> = tiles_mut(out.view_mut(), tokens, own)
         .into_iter()
         .zip(tiles(q, tokens, own))
         .zip(
-            tiles(k, tokens, config.head_dim)
+            tiles(k, tokens, spec.head_dim)
                 .into_iter()
-                .zip(tiles(v, tokens, config.head_dim)),
+                .zip(tiles(v, tokens, spec.head_dim)),
         )
         .collect();
     tasks.into_par_iter().for_each(|((mut out, q), (k, v))| {
         let mut scores = Array2::zeros((QUERY_ROWS.min(tokens), tokens));
-        for head in 0..config.heads_per_kv_head() {
-            let columns = head * config.head_dim..(head + 1) * config.head_dim;
-            for Span { queries, keys } in spans(tokens, config.sliding_window) {
+        for head in 0..spec.heads_per_kv_head() {
+            let columns = head * spec.head_dim..(head + 1) * spec.head_dim;
+            for Span { queries, keys } in spans(tokens, spec.window) {
                 let q = q.slice(s![queries.clone(), columns.clone()]);
                 let mut p = scores.slice_mut(s![..queries.len(), ..keys.len()]);
                 let seen = k.slice(s![keys.clone(), ..]);
-                probabilities(config, p.view_mut(), q, seen, queries.start, keys.start);
+                probabilities(spec, p.view_mut(), q, seen, queries.start, keys.start);
                 product_on_this_thread(
                     out.slice_mut(s![queries, columns.clone()]),
                     Accum::Replace,
@@ -64,7 +64,7 @@ pub(super) fn attention(
 /// grad P = G V^T; grad S = P (grad P - rowsum(P grad P)); grad Q = grad S K / sqrt(head_dim);
 /// grad K = grad S^T Q / sqrt(head_dim). P is computed again: keeping it would take tokens^2 numbers a head.
 pub(super) fn attention_backward(
-    config: &LlamaConfig,
+    spec: &AttentionSpec,
     q: ArrayView2<'_, f32>,
     k: ArrayView2<'_, f32>,
     v: ArrayView2<'_, f32>,
@@ -73,8 +73,8 @@ pub(super) fn attention_backward(
 ) -> [Array2<f32>; 3] {
     let mut gradients = [zeroed(q.dim()), zeroed(k.dim()), zeroed(v.dim())];
     let [grad_q, grad_k, grad_v] = &mut gradients;
-    let width = config.head_dim;
-    let own = config.heads_per_kv_head() * width;
+    let width = spec.head_dim;
+    let own = spec.heads_per_kv_head() * width;
     let grads_kv = tiles_mut(grad_k.view_mut(), tokens, width)
         .into_iter()
         .zip(tiles_mut(grad_v.view_mut(), tokens, width));
@@ -88,19 +88,19 @@ pub(super) fn attention_backward(
         )
         .zip(tiles(k, tokens, width).into_iter().zip(tiles(v, tokens, width)))
         .collect();
-    let scale = scale(config);
+    let scale = scale(spec);
     tasks.into_par_iter().for_each(
         |(((mut grad_q, (mut grad_k, mut grad_v)), (q, grad_out)), (k, v))| {
             let mut scores = Array2::zeros((QUERY_ROWS.min(tokens), tokens));
             let mut grads = scores.clone();
-            for head in 0..config.heads_per_kv_head() {
+            for head in 0..spec.heads_per_kv_head() {
                 let columns = head * width..(head + 1) * width;
-                for Span { queries, keys } in spans(tokens, config.sliding_window) {
+                for Span { queries, keys } in spans(tokens, spec.window) {
                     let q = q.slice(s![queries.clone(), columns.clone()]);
                     let grad = grad_out.slice(s![queries.clone(), columns.clone()]);
                     let seen = k.slice(s![keys.clone(), ..]);
                     let mut p = scores.slice_mut(s![..queries.len(), ..keys.len()]);
-                    probabilities(config, p.view_mut(), q, seen, queries.start, keys.start);
+                    probabilities(spec, p.view_mut(), q, seen, queries.start, keys.start);
                     let grad_values = grad_v.slice_mut(s![keys.clone(), ..]);
                     product_on_this_thread(grad_values, Accum::Add, p.t(), grad, 1.0);
 
@@ -127,8 +127,8 @@ pub(super) fn attention_backward(
 }
 
 /// What the scores are multiplied by before the softmax.
-pub(super) fn scale(config: &LlamaConfig) -> f32 {
-    (1.0 / (config.head_dim as f64).sqrt()) as f32
+pub(super) fn scale(spec: &AttentionSpec) -> f32 {
+    (1.0 / (spec.head_dim as f64).sqrt()) as f32
 }
 
 /// The earliest position that a position attends to.
@@ -186,17 +186,17 @@ fn spans(tokens: usize, window: Option<usize>) -> impl Iterator<Item = Span> {
 /// The attention probabilities of one head, [queries, keys], zero where a query does not look. Row t of q is
 /// at position `at` + t, row j of the keys at position `seen` + j.
 fn probabilities(
-    config: &LlamaConfig,
+    spec: &AttentionSpec,
     mut p: ArrayViewMut2<'_, f32>,
     q: ArrayView2<'_, f32>,
     keys: ArrayView2<'_, f32>,
     at: usize,
     seen: usize,
 ) {
-    product_on_this_thread(p.view_mut(), Accum::Replace, q, keys.t(), scale(config));
+    product_on_this_thread(p.view_mut(), Accum::Replace, q, keys.t(), scale(spec));
     for (t, mut row) in p.outer_iter_mut().enumerate() {
         let position = at + t;
-        let start = first_seen(position, config.sliding_window) - seen;
+        let start = first_seen(position, spec.window) - seen;
         let end = position + 1 - seen;
         if let Some(row) = row.as_slice_mut() {
             row[..start].fill(0.0);

@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{LayerKind, LlamaConfig};
+use aqlm_vocabulary::{BlockSpec, LayerId};
 use faer::{Accum, Par};
 use ndarray::{Array1, Array2, Array3, ArrayView3};
 
@@ -11,12 +11,12 @@ use super::{Block, BlockTrace, Rotary};
 use crate::cpu::product::{add_linear_weight_gradient, linear_input_gradient, product_into};
 
 /// Which gradients are to be computed; those that nobody reads cost up to two thirds of a backward pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
     /// with respect to the block's input
     pub x: bool,
-    /// with respect to the weights, in the order of [`LayerKind::ALL`]
-    pub weights: [bool; 7],
+    /// with respect to the weights, in the order of the spec
+    pub weights: Vec<bool>,
     /// with respect to the biases, where there are any
     pub biases: bool,
     /// with respect to the weights of the norms
@@ -24,11 +24,11 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Everything.
-    pub fn all() -> Self {
+    /// Everything of a block.
+    pub fn all(spec: &BlockSpec) -> Self {
         Self {
             x: true,
-            weights: [true; 7],
+            weights: vec![true; spec.linears.len()],
             biases: true,
             norms: true,
         }
@@ -39,11 +39,11 @@ impl Wanted {
 /// added.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockGradients {
-    /// with respect to the (decoded) weights, [out_features, in_features], in the order of
-    /// [`LayerKind::ALL`]; `None` where not wanted
-    pub weights: [Option<Array2<f32>>; 7],
+    /// with respect to the (decoded) weights, [out_features, in_features], in the order of the
+    /// spec; `None` where not wanted
+    pub weights: Vec<Option<Array2<f32>>>,
     /// with respect to the biases, `[out_features]`, where wanted and the layer has one
-    pub biases: [Option<Array1<f64>>; 7],
+    pub biases: Vec<Option<Array1<f64>>>,
     /// with respect to the first norm's weight, `[hidden]`; zero where not wanted
     pub input_layernorm: Array1<f64>,
     /// with respect to the second norm's weight, `[hidden]`; zero where not wanted
@@ -52,14 +52,16 @@ pub struct BlockGradients {
 
 impl BlockGradients {
     /// Nothing added yet.
-    pub fn zeros(block: &Block, wanted: Wanted) -> Self {
+    pub fn zeros(block: &Block, wanted: &Wanted) -> Self {
+        let weight =
+            |layer: LayerId| wanted.weights[layer.index()].then(|| Array2::zeros(block.weight(layer).dim()));
+        let bias = |layer: LayerId| {
+            let bias = block.layer(layer).bias.as_ref().filter(|_| wanted.biases);
+            bias.map(|bias| Array1::zeros(bias.len()))
+        };
         Self {
-            weights: LayerKind::ALL
-                .map(|kind| wanted.weights[kind as usize].then(|| Array2::zeros(block.weight(kind).dim()))),
-            biases: LayerKind::ALL.map(|kind| {
-                let bias = block.layer(kind).bias.as_ref().filter(|_| wanted.biases);
-                bias.map(|bias| Array1::zeros(bias.len()))
-            }),
+            weights: block.spec().layers().map(weight).collect(),
+            biases: block.spec().layers().map(bias).collect(),
             input_layernorm: Array1::zeros(block.input_layernorm.len()),
             post_attention_layernorm: Array1::zeros(block.post_attention_layernorm.len()),
         }
@@ -73,50 +75,52 @@ impl BlockGradients {
 /// # Panics
 /// When the arguments do not belong to one pass.
 pub fn block_backward(
-    config: &LlamaConfig,
     block: &Block,
     rotary: &Rotary,
     trace: &BlockTrace,
     grad_y: ArrayView3<'_, f32>,
-    wanted: Wanted,
+    wanted: &Wanted,
     sum: &mut BlockGradients,
 ) -> Option<Array3<f32>> {
     let shape = grad_y.dim();
     let grad_y = rows_of(grad_y);
-    let eps = config.rms_norm_eps;
+    let spec = block.spec();
+    let (attention, mlp) = (&spec.attention, &spec.mlp);
+    let eps = spec.norms.norm.epsilon;
     let par = Par::rayon(0);
-    let mut into_parameters = |kind: LayerKind, grad: &Array2<f32>| {
-        if let Some(weight) = &mut sum.weights[kind as usize] {
-            add_linear_weight_gradient(weight.view_mut(), grad.view(), trace.layer_input(kind), par);
+    let mut into_parameters = |layer: LayerId, grad: &Array2<f32>| {
+        if let Some(weight) = &mut sum.weights[layer.index()] {
+            let x = trace.input(spec.linear(layer).reads);
+            add_linear_weight_gradient(weight.view_mut(), grad.view(), x, par);
         }
-        if let Some(bias) = &mut sum.biases[kind as usize] {
+        if let Some(bias) = &mut sum.biases[layer.index()] {
             for row in grad.outer_iter() {
                 bias.zip_mut_with(&row, |sum, &grad| *sum += f64::from(grad));
             }
         }
     };
-    let back = |kind: LayerKind, grad: &Array2<f32>| {
-        linear_input_gradient(grad.view(), block.weight(kind).view(), par)
+    let back = |layer: LayerId, grad: &Array2<f32>| {
+        linear_input_gradient(grad.view(), block.weight(layer).view(), par)
     };
-    let add_back = |to: &mut Array2<f32>, kind: LayerKind, grad: &Array2<f32>| {
+    let add_back = |to: &mut Array2<f32>, layer: LayerId, grad: &Array2<f32>| {
         product_into(
             to.view_mut(),
             Accum::Add,
             grad.view(),
-            block.weight(kind).view(),
+            block.weight(layer).view(),
             1.0,
             par,
         );
     };
 
     // y = middle + Down swiglu(Gate n'(middle), Up n'(middle))
-    into_parameters(LayerKind::DownProj, &grad_y);
-    let mut grad_up = back(LayerKind::DownProj, &grad_y);
+    into_parameters(mlp.down, &grad_y);
+    let mut grad_up = back(mlp.down, &grad_y);
     let grad_gate = swiglu_backward(trace.gate.view(), trace.up.view(), &mut grad_up);
-    into_parameters(LayerKind::GateProj, &grad_gate);
-    into_parameters(LayerKind::UpProj, &grad_up);
-    let mut grad_normed = back(LayerKind::GateProj, &grad_gate);
-    add_back(&mut grad_normed, LayerKind::UpProj, &grad_up);
+    into_parameters(mlp.gate, &grad_gate);
+    into_parameters(mlp.up, &grad_up);
+    let mut grad_normed = back(mlp.gate, &grad_gate);
+    add_back(&mut grad_normed, mlp.up, &grad_up);
     drop((grad_gate, grad_up));
     let mut grad_middle = grad_y;
     let grad_norm = rms_norm_backward(
@@ -131,10 +135,10 @@ pub fn block_backward(
     }
 
     // middle = x + O attention(Q n(x), K n(x), V n(x))
-    into_parameters(LayerKind::OProj, &grad_middle);
-    let grad_attended = back(LayerKind::OProj, &grad_middle);
+    into_parameters(attention.output, &grad_middle);
+    let grad_attended = back(attention.output, &grad_middle);
     let [mut grad_q, mut grad_k, grad_v] = attention_backward(
-        config,
+        attention,
         trace.q.view(),
         trace.k.view(),
         trace.v.view(),
@@ -144,15 +148,15 @@ pub fn block_backward(
     drop(grad_attended);
     rotary.rotate(grad_q.view_mut(), trace.tokens, Turn::Back);
     rotary.rotate(grad_k.view_mut(), trace.tokens, Turn::Back);
-    into_parameters(LayerKind::QProj, &grad_q);
-    into_parameters(LayerKind::KProj, &grad_k);
-    into_parameters(LayerKind::VProj, &grad_v);
+    into_parameters(attention.query, &grad_q);
+    into_parameters(attention.key, &grad_k);
+    into_parameters(attention.value, &grad_v);
     if !wanted.norms && !wanted.x {
         return None;
     }
-    let mut grad_normed = back(LayerKind::QProj, &grad_q);
-    add_back(&mut grad_normed, LayerKind::KProj, &grad_k);
-    add_back(&mut grad_normed, LayerKind::VProj, &grad_v);
+    let mut grad_normed = back(attention.query, &grad_q);
+    add_back(&mut grad_normed, attention.key, &grad_k);
+    add_back(&mut grad_normed, attention.value, &grad_v);
     let mut grad_x = grad_middle;
     let grad_norm = rms_norm_backward(
         trace.x.view(),

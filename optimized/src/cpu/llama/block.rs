@@ -1,6 +1,8 @@
 use std::sync::OnceLock;
 
-use aqlm_vocabulary::{AqlmError, BlockWeights, LayerKind, Linear, LinearWeight, QuantizedMatrix, Result};
+use aqlm_vocabulary::{
+    AqlmError, BlockSpec, BlockWeights, LayerId, Linear, LinearWeight, QuantizedMatrix, Result,
+};
 use ndarray::{Array1, Array2};
 
 use crate::cpu::PackedMatrix;
@@ -10,7 +12,7 @@ use crate::cpu::quantizer::{decode, decode_into};
 #[derive(Debug, Clone)]
 #[expect(
     clippy::large_enum_variant,
-    reason = "seven a block: the box would cost more than it saves"
+    reason = "a few a block: the box would cost more than it saves"
 )]
 pub enum Weight {
     /// [out_features, in_features]
@@ -90,19 +92,25 @@ pub struct Layer {
 /// A transformer block, resident: what [`BlockWeights`] become when they are computed with.
 #[derive(Debug, Clone)]
 pub struct Block {
+    /// what it computes
+    spec: BlockSpec,
     /// RMSNorm before attention, `[hidden]`
     pub input_layernorm: Array1<f32>,
     /// RMSNorm before the MLP, `[hidden]`
     pub post_attention_layernorm: Array1<f32>,
-    /// in the order of [`LayerKind::ALL`]
-    pub(super) layers: [Layer; 7],
+    /// in the order of the spec
+    layers: Vec<Layer>,
 }
 
 impl Block {
     /// The resident form of stored weights.
-    pub fn from_weights(weights: &BlockWeights) -> Self {
-        let layers = LayerKind::ALL.map(|kind| {
-            let layer = weights.layer(kind);
+    ///
+    /// # Errors
+    /// `Unsupported` when the spec is not that of a plain block; `Shape` when the weights are of another.
+    pub fn from_weights(spec: &BlockSpec, weights: &BlockWeights) -> Result<Self> {
+        spec.require_plain()?;
+        spec.check_weights(weights)?;
+        let resident = |layer: &Linear| {
             let weight = match &layer.weight {
                 LinearWeight::Dense(weight) => Weight::Dense(weight.as_standard_layout().into_owned()),
                 LinearWeight::Quantized(matrix) => Weight::Quantized(QuantizedLayer::new(matrix.clone())),
@@ -111,49 +119,55 @@ impl Block {
                 weight,
                 bias: layer.bias.clone(),
             }
-        });
-        Self {
+        };
+        Ok(Self {
+            spec: spec.clone(),
             input_layernorm: weights.input_layernorm.clone(),
             post_attention_layernorm: weights.post_attention_layernorm.clone(),
-            layers,
-        }
+            layers: weights.layers.iter().map(resident).collect(),
+        })
     }
 
     /// The form that travels and is stored.
     pub fn to_weights(&self) -> BlockWeights {
+        let stored = |layer: &Layer| {
+            let weight = match &layer.weight {
+                Weight::Dense(weight) => LinearWeight::Dense(weight.clone()),
+                Weight::Quantized(quantized) => LinearWeight::Quantized(quantized.matrix.clone()),
+            };
+            Linear {
+                weight,
+                bias: layer.bias.clone(),
+            }
+        };
         BlockWeights {
             input_layernorm: self.input_layernorm.clone(),
             post_attention_layernorm: self.post_attention_layernorm.clone(),
-            layers: LayerKind::ALL.map(|kind| {
-                let layer = self.layer(kind);
-                let weight = match &layer.weight {
-                    Weight::Dense(weight) => LinearWeight::Dense(weight.clone()),
-                    Weight::Quantized(quantized) => LinearWeight::Quantized(quantized.matrix.clone()),
-                };
-                Linear {
-                    weight,
-                    bias: layer.bias.clone(),
-                }
-            }),
+            layers: self.layers.iter().map(stored).collect(),
         }
     }
 
+    /// What the block computes.
+    pub fn spec(&self) -> &BlockSpec {
+        &self.spec
+    }
+
     /// One linear layer.
-    pub fn layer(&self, kind: LayerKind) -> &Layer {
-        &self.layers[kind as usize]
+    pub fn layer(&self, layer: LayerId) -> &Layer {
+        &self.layers[layer.index()]
     }
 
     /// One layer's weight as products use it, [out_features, in_features]; decoded here the first time.
-    pub fn weight(&self, kind: LayerKind) -> &Array2<f32> {
-        match &self.layer(kind).weight {
+    pub fn weight(&self, layer: LayerId) -> &Array2<f32> {
+        match &self.layer(layer).weight {
             Weight::Dense(weight) => weight,
             Weight::Quantized(quantized) => quantized.decoded(),
         }
     }
 
     /// One layer's quantized form; `None` for a dense layer.
-    pub fn quantized(&self, kind: LayerKind) -> Option<&QuantizedLayer> {
-        match &self.layer(kind).weight {
+    pub fn quantized(&self, layer: LayerId) -> Option<&QuantizedLayer> {
+        match &self.layer(layer).weight {
             Weight::Quantized(quantized) => Some(quantized),
             Weight::Dense(_) => None,
         }
@@ -161,16 +175,16 @@ impl Block {
 
     /// Forgets the decoded and the packed forms of all quantized layers.
     pub(super) fn release(&mut self) {
-        for kind in LayerKind::ALL {
-            if let Some(layer) = self.quantized_mut(kind) {
-                layer.release();
+        for layer in &mut self.layers {
+            if let Weight::Quantized(quantized) = &mut layer.weight {
+                quantized.release();
             }
         }
     }
 
     /// [`Block::quantized`], to change.
-    pub(super) fn quantized_mut(&mut self, kind: LayerKind) -> Option<&mut QuantizedLayer> {
-        match &mut self.layers[kind as usize].weight {
+    pub(super) fn quantized_mut(&mut self, layer: LayerId) -> Option<&mut QuantizedLayer> {
+        match &mut self.layers[layer.index()].weight {
             Weight::Quantized(quantized) => Some(quantized),
             Weight::Dense(_) => None,
         }
@@ -180,20 +194,20 @@ impl Block {
     ///
     /// # Errors
     /// `Shape` when the new weight has another shape than the old one.
-    pub fn set_layer(&mut self, kind: LayerKind, matrix: QuantizedMatrix) -> Result<()> {
-        let expected = match &self.layer(kind).weight {
+    pub fn set_layer(&mut self, layer: LayerId, matrix: QuantizedMatrix) -> Result<()> {
+        let expected = match &self.layer(layer).weight {
             Weight::Dense(weight) => weight.dim(),
             Weight::Quantized(quantized) => (quantized.matrix.out_features(), quantized.matrix.in_features()),
         };
         let found = (matrix.out_features(), matrix.in_features());
         if expected != found {
             return Err(AqlmError::Shape {
-                what: kind.path().into(),
+                what: self.spec.linear(layer).name.clone(),
                 expected: vec![expected.0, expected.1],
                 found: vec![found.0, found.1],
             });
         }
-        self.layers[kind as usize].weight = Weight::Quantized(QuantizedLayer::new(matrix));
+        self.layers[layer.index()].weight = Weight::Quantized(QuantizedLayer::new(matrix));
         Ok(())
     }
 }

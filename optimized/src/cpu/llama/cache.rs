@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{AqlmError, LayerKind, LlamaConfig, Result};
+use aqlm_vocabulary::{AqlmError, AttentionSpec, LayerId, Result};
 use ndarray::{Array1, ArrayView1};
 use rayon::prelude::*;
 
@@ -36,16 +36,16 @@ impl KvCacheLayer {
 /// it; `NotFinite` when a quantized layer is beyond the range of its storage.
 ///
 /// # Panics
-/// When the shapes of config, block and row do not fit together.
+/// When the shapes of block and row do not fit together.
 pub fn block_decode_step(
-    config: &LlamaConfig,
     block: &Block,
     rotary: &Rotary,
     cache: &mut KvCacheLayer,
     x: ArrayView1<'_, f32>,
     position: usize,
 ) -> Result<Array1<f32>> {
-    let width = config.num_key_value_heads * config.head_dim;
+    let spec = block.spec();
+    let width = spec.attention.key_width();
     let cached = cache.keys.len() / width;
     if cached != position || position >= rotary.positions() {
         return Err(AqlmError::Unsupported(format!(
@@ -56,44 +56,44 @@ pub fn block_decode_step(
     let mut row = x.to_vec();
     let mut normed = vec![0.0; row.len()];
     let norm = |norm: &Array1<f32>, x: &[f32], y: &mut [f32]| {
-        rms_norm_row(y, x, norm.as_slice().unwrap_or_default(), config.rms_norm_eps);
+        rms_norm_row(y, x, norm.as_slice().unwrap_or_default(), spec.norms.norm.epsilon);
     };
     norm(&block.input_layernorm, &row, &mut normed);
-    let mut q = apply(block, LayerKind::QProj, &normed)?;
-    let mut k = apply(block, LayerKind::KProj, &normed)?;
-    let v = apply(block, LayerKind::VProj, &normed)?;
+    let mut q = apply(block, spec.attention.query, &normed)?;
+    let mut k = apply(block, spec.attention.key, &normed)?;
+    let v = apply(block, spec.attention.value, &normed)?;
     rotary.rotate_row(&mut q, position, Turn::Forward);
     rotary.rotate_row(&mut k, position, Turn::Forward);
     cache.keys.extend_from_slice(&k);
     cache.values.extend_from_slice(&v);
-    let attended = attend(config, cache, &q, position);
-    add(&mut row, &apply(block, LayerKind::OProj, &attended)?);
+    let attended = attend(&spec.attention, cache, &q, position);
+    add(&mut row, &apply(block, spec.attention.output, &attended)?);
 
     norm(&block.post_attention_layernorm, &row, &mut normed);
-    let gate = apply(block, LayerKind::GateProj, &normed)?;
-    let up = apply(block, LayerKind::UpProj, &normed)?;
+    let gate = apply(block, spec.mlp.gate, &normed)?;
+    let up = apply(block, spec.mlp.up, &normed)?;
     let mut activated = vec![0.0; gate.len()];
     swiglu_slice(&mut activated, &gate, &up);
-    add(&mut row, &apply(block, LayerKind::DownProj, &activated)?);
+    add(&mut row, &apply(block, spec.mlp.down, &activated)?);
     Ok(Array1::from(row))
 }
 
 /// Attention of the newest position, [heads x head_dim], over the cache.
-fn attend(config: &LlamaConfig, cache: &KvCacheLayer, q: &[f32], position: usize) -> Vec<f32> {
-    let head_dim = config.head_dim;
-    let width = config.num_key_value_heads * head_dim;
-    let seen = first_seen(position, config.sliding_window)..position + 1;
+fn attend(spec: &AttentionSpec, cache: &KvCacheLayer, q: &[f32], position: usize) -> Vec<f32> {
+    let head_dim = spec.head_dim;
+    let width = spec.key_width();
+    let seen = first_seen(position, spec.window)..position + 1;
     let mut out = vec![0.0; q.len()];
     out.par_chunks_mut(head_dim)
         .zip(q.par_chunks(head_dim))
         .enumerate()
         .for_each(|(head, (out, q))| {
-            let offset = head / config.heads_per_kv_head() * head_dim;
+            let offset = head / spec.heads_per_kv_head() * head_dim;
             let of =
                 |all: &[f32], j: usize| j * width + offset..(all.len().min(j * width + offset + head_dim));
             let mut scores: Vec<f32> = seen
                 .clone()
-                .map(|j| scale(config) * dot(q, &cache.keys[of(&cache.keys, j)]))
+                .map(|j| scale(spec) * dot(q, &cache.keys[of(&cache.keys, j)]))
                 .collect();
             softmax(&mut scores);
             for (j, p) in seen.clone().zip(scores) {
@@ -106,8 +106,8 @@ fn attend(config: &LlamaConfig, cache: &KvCacheLayer, q: &[f32], position: usize
 }
 
 /// One of the block's linear layers on one row.
-fn apply(block: &Block, kind: LayerKind, x: &[f32]) -> Result<Vec<f32>> {
-    let layer = block.layer(kind);
+fn apply(block: &Block, layer: LayerId, x: &[f32]) -> Result<Vec<f32>> {
+    let layer = block.layer(layer);
     let mut y;
     match &layer.weight {
         Weight::Quantized(quantized) => {

@@ -1,6 +1,5 @@
 use aqlm_vocabulary::{
-    AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerKind, LlamaConfig, Purpose, Result,
-    StreamKey, shuffle,
+    AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerId, Purpose, Result, StreamKey, shuffle,
 };
 use ndarray::{Array3, ArrayView3, Zip};
 use rayon::prelude::*;
@@ -31,7 +30,6 @@ use crate::cpu::vectorize::squared_distance;
     reason = "the arguments of the reference, one by one"
 )]
 pub fn block_finetune<S: Sequences>(
-    config: &LlamaConfig,
     block: &mut Block,
     rotary: &Rotary,
     inputs: &S,
@@ -41,11 +39,18 @@ pub fn block_finetune<S: Sequences>(
     key: StreamKey,
     observe: &mut dyn FnMut(FinetuneEvent),
 ) -> std::result::Result<FinetuneReport, S::Error> {
-    check(config, rotary, inputs.dim(), targets.dim(), validation, settings)?;
+    let hidden_size = block.spec().hidden_size();
+    check(
+        hidden_size,
+        rotary,
+        inputs.dim(),
+        targets.dim(),
+        validation,
+        settings,
+    )?;
     let sequences = inputs.dim().0;
     let training = sequences - validation;
     let pass = Pass {
-        config,
         rotary,
         inputs,
         targets,
@@ -74,7 +79,7 @@ pub fn block_finetune<S: Sequences>(
         let steps = training.div_ceil(settings.batch);
         let mut total = 0.0;
         for (step, batch) in order.chunks(settings.batch).enumerate() {
-            let (loss, gradients) = pass.gradients(&current, batch, optimizer.wanted)?;
+            let (loss, gradients) = pass.gradients(&current, batch, &optimizer.wanted)?;
             let loss = finite(loss, "loss of a fine-tuning step", epoch)?;
             total += loss * batch.len() as f64;
             optimizer.step(&mut current, &gradients);
@@ -112,7 +117,7 @@ pub fn block_finetune<S: Sequences>(
 
 /// Refuses what [`block_finetune`] says it refuses.
 fn check(
-    config: &LlamaConfig,
+    hidden_size: usize,
     rotary: &Rotary,
     inputs: (usize, usize, usize),
     targets: (usize, usize, usize),
@@ -120,7 +125,7 @@ fn check(
     settings: &FinetuneSettings,
 ) -> Result<()> {
     let (sequences, tokens, _) = inputs;
-    let expected = [sequences, tokens.min(rotary.positions()), config.hidden_size];
+    let expected = [sequences, tokens.min(rotary.positions()), hidden_size];
     for (what, found) in [
         ("fine-tuning inputs", <[usize; 3]>::from(inputs)),
         ("fine-tuning targets", targets.into()),
@@ -160,7 +165,6 @@ fn finite(loss: f64, what: &str, epoch: usize) -> Result<f64> {
 
 /// What a pass over some of the sequences needs.
 struct Pass<'a, S> {
-    config: &'a LlamaConfig,
     rotary: &'a Rotary,
     inputs: &'a S,
     targets: &'a S,
@@ -183,7 +187,7 @@ impl<S: Sequences> Pass<'_, S> {
         let mut squares = 0.0;
         for part in sequences.chunks(self.at_once()) {
             let x = self.inputs.read(part)?;
-            let (y, _) = block_forward_traced(self.config, block, self.rotary, x.view());
+            let (y, _) = block_forward_traced(block, self.rotary, x.view());
             drop(x);
             squares += summed_squares(&y, self.targets.read(part)?.view());
         }
@@ -195,14 +199,14 @@ impl<S: Sequences> Pass<'_, S> {
         &self,
         block: &Block,
         sequences: &[usize],
-        wanted: Wanted,
+        wanted: &Wanted,
     ) -> std::result::Result<(f64, BlockGradients), S::Error> {
         let elements = self.elements(sequences.len());
         let mut squares = 0.0;
         let mut sum = BlockGradients::zeros(block, wanted);
         for part in sequences.chunks(self.at_once()) {
             let x = self.inputs.read(part)?;
-            let (mut y, trace) = block_forward_traced(self.config, block, self.rotary, x.view());
+            let (mut y, trace) = block_forward_traced(block, self.rotary, x.view());
             drop(x);
             let targets = self.targets.read(part)?;
             squares += summed_squares(&y, targets.view());
@@ -211,15 +215,7 @@ impl<S: Sequences> Pass<'_, S> {
                 .and(&targets)
                 .par_for_each(|y, target| *y = factor * (*y - target));
             drop(targets);
-            block_backward(
-                self.config,
-                block,
-                self.rotary,
-                &trace,
-                y.view(),
-                wanted,
-                &mut sum,
-            );
+            block_backward(block, self.rotary, &trace, y.view(), wanted, &mut sum);
         }
         Ok((squares / elements, sum))
     }
@@ -244,7 +240,7 @@ fn summed_squares(y: &Array3<f32>, targets: ArrayView3<'_, f32>) -> f64 {
 
 /// What is trained of one quantized layer.
 struct TunedLayer {
-    kind: LayerKind,
+    layer: LayerId,
     places: Places,
     codebooks: Option<Moments>,
     scales: Option<Moments>,
@@ -261,16 +257,16 @@ struct Optimizer {
 
 impl Optimizer {
     fn new(block: &Block, settings: &FinetuneSettings) -> Self {
-        let of_layer = |kind: LayerKind| {
-            let matrix = block.quantized(kind)?.matrix();
+        let of_layer = |layer: LayerId| {
+            let matrix = block.quantized(layer)?.matrix();
             (settings.codebooks || settings.scales).then(|| TunedLayer {
-                kind,
+                layer,
                 places: Places::of(matrix),
                 codebooks: settings.codebooks.then(|| Moments::new(matrix.codebooks.len())),
                 scales: settings.scales.then(|| Moments::new(matrix.scales.len())),
             })
         };
-        let layers: Vec<TunedLayer> = LayerKind::ALL.into_iter().filter_map(of_layer).collect();
+        let layers: Vec<TunedLayer> = block.spec().layers().filter_map(of_layer).collect();
         let of_norm = |weight: &ndarray::Array1<f32>| {
             (
                 Moments::new(weight.len()),
@@ -279,12 +275,12 @@ impl Optimizer {
         };
         let mut wanted = Wanted {
             x: false,
-            weights: [false; 7],
+            weights: vec![false; block.spec().linears.len()],
             biases: false,
             norms: settings.norms,
         };
         for layer in &layers {
-            wanted.weights[layer.kind as usize] = true;
+            wanted.weights[layer.layer.index()] = true;
         }
         Self {
             adam: Adam {
@@ -314,8 +310,8 @@ impl Optimizer {
         let adam = self.adam;
         for layer in &mut self.layers {
             let (Some(quantized), Some(gradient)) = (
-                block.quantized_mut(layer.kind),
-                &gradients.weights[layer.kind as usize],
+                block.quantized_mut(layer.layer),
+                &gradients.weights[layer.layer.index()],
             ) else {
                 continue;
             };

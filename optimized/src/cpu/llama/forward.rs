@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{LayerKind, LlamaConfig};
+use aqlm_vocabulary::{ArchSpec, BlockSpec, Input, LayerId};
 use faer::{Accum, Par};
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis};
 use rayon::prelude::*;
@@ -47,13 +47,13 @@ pub struct BlockTrace {
 }
 
 impl BlockTrace {
-    /// What a linear layer was given, [rows, in_features]: the samples of its Hessian.
-    pub fn layer_input(&self, kind: LayerKind) -> ArrayView2<'_, f32> {
-        match kind {
-            LayerKind::QProj | LayerKind::KProj | LayerKind::VProj => self.normed.view(),
-            LayerKind::OProj => self.attended.view(),
-            LayerKind::GateProj | LayerKind::UpProj => self.middle_normed.view(),
-            LayerKind::DownProj => self.activated.view(),
+    /// What a linear layer was given that reads this, [rows, in_features]: the samples of its Hessian.
+    pub fn input(&self, read: Input) -> ArrayView2<'_, f32> {
+        match read {
+            Input::Attention => self.normed.view(),
+            Input::Attended => self.attended.view(),
+            Input::Mlp => self.middle_normed.view(),
+            Input::Activated => self.activated.view(),
         }
     }
 }
@@ -68,17 +68,12 @@ pub(super) fn sequences_at_once(tokens: usize) -> usize {
 /// rotated (Touvron et al. 2023, section 2.2).
 ///
 /// # Panics
-/// When the shapes of config, block and x do not fit together, or the rotary tables are shorter than the
+/// When the shapes of block and x do not fit together, or the rotary tables are shorter than the
 /// sequences.
-pub fn block_forward(
-    config: &LlamaConfig,
-    block: &Block,
-    rotary: &Rotary,
-    x: ArrayView3<'_, f32>,
-) -> Array3<f32> {
+pub fn block_forward(block: &Block, rotary: &Rotary, x: ArrayView3<'_, f32>) -> Array3<f32> {
     let mut y = zeroed_sequences(x.dim());
     for part in parts(0..x.dim().0, x.dim().1) {
-        let (result, _) = block_forward_traced(config, block, rotary, selected(x, &part).view());
+        let (result, _) = block_forward_traced(block, rotary, selected(x, &part).view());
         let to = part[0]..part[0] + part.len();
         y.slice_mut(ndarray::s![to, .., ..]).assign(&result);
     }
@@ -89,24 +84,24 @@ pub fn block_forward(
 /// block and back, part by part, beside the hidden states kept of all of them: at most a part's inputs and
 /// targets, its [`BlockTrace`], and the gradients of whichever half of the block takes more, with 64 rows of
 /// attention's scores and their gradients for each thread.
-pub fn working_bytes(config: &LlamaConfig, sequences: usize, tokens: usize) -> usize {
+pub fn working_bytes(arch: &ArchSpec, sequences: usize, tokens: usize) -> usize {
     let rows = sequences.min(sequences_at_once(tokens)) * tokens;
-    let hidden = config.hidden_size;
-    let queries = config.num_attention_heads * config.head_dim;
-    let keys = config.num_key_value_heads * config.head_dim;
-    let inner = config.intermediate_size;
-    let ends = 3 * hidden;
-    let mlp = 2 * hidden + 2 * inner;
-    let attention = 3 * hidden + 2 * queries + 2 * keys;
+    let hidden = arch.hidden_size;
+    let of_block = |spec: &BlockSpec| {
+        let ends = 3 * hidden;
+        let mlp = 2 * hidden + 2 * spec.intermediate_size();
+        let attention = 3 * hidden + 2 * spec.attention.query_width() + 2 * spec.attention.key_width();
+        trace_width(spec) + ends + mlp.max(attention)
+    };
+    let widest = arch.blocks.iter().map(of_block).max().unwrap_or(0);
     let scores = 2 * 64 * tokens * rayon::current_num_threads();
-    (rows * (trace_width(config) + ends + mlp.max(attention)) + scores) * size_of::<f32>()
+    (rows * widest + scores) * size_of::<f32>()
 }
 
 /// Numbers that a [`BlockTrace`] keeps of each token.
-pub(super) fn trace_width(config: &LlamaConfig) -> usize {
-    let queries = config.num_attention_heads * config.head_dim;
-    let keys = config.num_key_value_heads * config.head_dim;
-    4 * config.hidden_size + 2 * queries + 2 * keys + 3 * config.intermediate_size
+pub(super) fn trace_width(spec: &BlockSpec) -> usize {
+    let (queries, keys) = (spec.attention.query_width(), spec.attention.key_width());
+    4 * spec.hidden_size() + 2 * queries + 2 * keys + 3 * spec.intermediate_size()
 }
 
 /// [`block_forward`] of all sequences at once, with everything that
@@ -115,29 +110,26 @@ pub(super) fn trace_width(config: &LlamaConfig) -> usize {
 /// # Panics
 /// As [`block_forward`].
 pub fn block_forward_traced(
-    config: &LlamaConfig,
     block: &Block,
     rotary: &Rotary,
     x: ArrayView3<'_, f32>,
 ) -> (Array3<f32>, BlockTrace) {
     let (sequences, tokens, hidden) = x.dim();
     let x = rows_of(x);
-    let normed = rms_norm(x.view(), &block.input_layernorm, config.rms_norm_eps);
+    let (attending, mlp) = (&block.spec().attention, &block.spec().mlp);
+    let epsilon = block.spec().norms.norm.epsilon;
+    let normed = rms_norm(x.view(), &block.input_layernorm, epsilon);
     let [mut q, mut k, v] =
-        [LayerKind::QProj, LayerKind::KProj, LayerKind::VProj].map(|kind| apply(block, kind, normed.view()));
+        [attending.query, attending.key, attending.value].map(|layer| apply(block, layer, normed.view()));
     rotary.rotate(q.view_mut(), tokens, Turn::Forward);
     rotary.rotate(k.view_mut(), tokens, Turn::Forward);
-    let attended = attention(config, q.view(), k.view(), v.view(), tokens);
-    let middle = apply_and_add(block, LayerKind::OProj, attended.view(), &x);
-    let middle_normed = rms_norm(
-        middle.view(),
-        &block.post_attention_layernorm,
-        config.rms_norm_eps,
-    );
-    let gate = apply(block, LayerKind::GateProj, middle_normed.view());
-    let up = apply(block, LayerKind::UpProj, middle_normed.view());
+    let attended = attention(attending, q.view(), k.view(), v.view(), tokens);
+    let middle = apply_and_add(block, attending.output, attended.view(), &x);
+    let middle_normed = rms_norm(middle.view(), &block.post_attention_layernorm, epsilon);
+    let gate = apply(block, mlp.gate, middle_normed.view());
+    let up = apply(block, mlp.up, middle_normed.view());
     let activated = swiglu(gate.view(), up.view());
-    let y = apply_and_add(block, LayerKind::DownProj, activated.view(), &middle);
+    let y = apply_and_add(block, mlp.down, activated.view(), &middle);
     let trace = BlockTrace {
         tokens,
         x,
@@ -171,16 +163,16 @@ pub(super) fn rows_of(x: ArrayView3<'_, f32>) -> Array2<f32> {
 }
 
 /// One of the block's linear layers: x W^T + b.
-fn apply(block: &Block, kind: LayerKind, x: ArrayView2<'_, f32>) -> Array2<f32> {
-    let mut y = linear(x, block.weight(kind).view(), Par::rayon(0));
-    add_bias(block, kind, &mut y);
+fn apply(block: &Block, layer: LayerId, x: ArrayView2<'_, f32>) -> Array2<f32> {
+    let mut y = linear(x, block.weight(layer).view(), Par::rayon(0));
+    add_bias(block, layer, &mut y);
     y
 }
 
 /// `residual` + x W^T + b.
 fn apply_and_add(
     block: &Block,
-    kind: LayerKind,
+    layer: LayerId,
     x: ArrayView2<'_, f32>,
     residual: &Array2<f32>,
 ) -> Array2<f32> {
@@ -189,16 +181,16 @@ fn apply_and_add(
         y.view_mut(),
         Accum::Add,
         x,
-        block.weight(kind).t(),
+        block.weight(layer).t(),
         1.0,
         Par::rayon(0),
     );
-    add_bias(block, kind, &mut y);
+    add_bias(block, layer, &mut y);
     y
 }
 
-fn add_bias(block: &Block, kind: LayerKind, y: &mut Array2<f32>) {
-    if let Some(bias) = &block.layer(kind).bias {
+fn add_bias(block: &Block, layer: LayerId, y: &mut Array2<f32>) {
+    if let Some(bias) = &block.layer(layer).bias {
         *y += bias;
     }
 }

@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{AqlmError, LlamaConfig, Result};
+use aqlm_vocabulary::{AqlmError, NormSpec, Result};
 use faer::Par;
 use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, ArrayView3, Axis};
 use rayon::prelude::*;
@@ -16,6 +16,7 @@ const LOGITS: usize = 1 << 25;
 /// The RMSNorm before the head, and the head.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Head {
+    norm_spec: NormSpec,
     /// `[hidden]`
     norm: Array1<f32>,
     /// [vocab, hidden]
@@ -23,11 +24,11 @@ pub struct Head {
 }
 
 impl Head {
-    /// Of the norm's weight, `[hidden]`, and lm_head, [vocab, hidden].
+    /// Of the norm, its weight, `[hidden]`, and lm_head, [vocab, hidden].
     ///
     /// # Errors
     /// `Shape` when the two do not fit.
-    pub fn new(norm: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Self> {
+    pub fn new(norm_spec: NormSpec, norm: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Self> {
         if norm.len() != lm_head.ncols() {
             return Err(AqlmError::Shape {
                 what: "final norm".into(),
@@ -36,6 +37,7 @@ impl Head {
             });
         }
         Ok(Self {
+            norm_spec,
             norm: norm.clone(),
             lm_head: RowStore::new(lm_head),
         })
@@ -45,13 +47,13 @@ impl Head {
     ///
     /// # Panics
     /// When the rows have another width than the head.
-    pub fn logits(&self, config: &LlamaConfig, x: ArrayView2<'_, f32>) -> Array2<f32> {
-        self.logits_by(config, x, &self.lm_head.widened())
+    pub fn logits(&self, x: ArrayView2<'_, f32>) -> Array2<f32> {
+        self.logits_by(x, &self.lm_head.widened())
     }
 
     /// [`Head::logits`] by an lm_head that is in f32 already.
-    fn logits_by(&self, config: &LlamaConfig, x: ArrayView2<'_, f32>, lm_head: &[f32]) -> Array2<f32> {
-        let normed = self.normed(config, x);
+    fn logits_by(&self, x: ArrayView2<'_, f32>, lm_head: &[f32]) -> Array2<f32> {
+        let normed = self.normed(x);
         // as many values as it was made of
         let lm_head = ArrayView2::from_shape(self.lm_head.dim(), lm_head);
         lm_head.map_or_else(
@@ -64,21 +66,21 @@ impl Head {
     ///
     /// # Panics
     /// When the rows have another width than the head.
-    pub fn normed(&self, config: &LlamaConfig, x: ArrayView2<'_, f32>) -> Array2<f32> {
-        rms_norm(x, &self.norm, config.rms_norm_eps)
+    pub fn normed(&self, x: ArrayView2<'_, f32>) -> Array2<f32> {
+        rms_norm(x, &self.norm, self.norm_spec.epsilon)
     }
 
     /// Logits of one position: `[hidden]` to `[vocab]`.
     ///
     /// # Panics
     /// When the row has another width than the head.
-    pub fn logits_of_row(&self, config: &LlamaConfig, x: ArrayView1<'_, f32>) -> Array1<f32> {
+    pub fn logits_of_row(&self, x: ArrayView1<'_, f32>) -> Array1<f32> {
         let x = x.as_standard_layout();
         let mut normed = vec![0.0; x.len()];
         let (Some(x), Some(norm)) = (x.as_slice(), self.norm.as_slice()) else {
             return Array1::zeros(0);
         };
-        rms_norm_row(&mut normed, x, norm, config.rms_norm_eps);
+        rms_norm_row(&mut normed, x, norm, self.norm_spec.epsilon);
         Array1::from(self.lm_head.times(&normed))
     }
 
@@ -90,7 +92,6 @@ impl Head {
     /// `Shape` when sequences and hidden states do not fit, `TokenOutOfRange` when a target has no logit.
     pub fn token_losses(
         &self,
-        config: &LlamaConfig,
         hidden: ArrayView3<'_, f32>,
         sequences: &[&[u32]],
     ) -> Result<Vec<Array1<f64>>> {
@@ -122,7 +123,7 @@ impl Head {
                 .axis_chunks_iter(Axis(0), rows_at_once)
                 .zip(targets.chunks(rows_at_once))
             {
-                let logits = self.logits_by(config, x, &lm_head);
+                let logits = self.logits_by(x, &lm_head);
                 losses.extend(losses_of(logits.view(), targets));
             }
             result.push(Array1::from(losses));

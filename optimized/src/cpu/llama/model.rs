@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{AqlmError, LlamaConfig, ModelWeights, Result};
+use aqlm_vocabulary::{AqlmError, ArchSpec, ModelWeights, NormSpec, Result};
 use ndarray::{Array1, Array2};
 
 use super::Block;
@@ -12,6 +12,8 @@ pub struct Model {
     pub blocks: Vec<Block>,
     /// the RMSNorm before the head, `[hidden]`
     pub norm: Array1<f32>,
+    /// its arithmetic
+    pub norm_spec: NormSpec,
     /// [vocab, hidden], standard layout; `None` where it is the embedding
     pub lm_head: Option<Array2<f32>>,
 }
@@ -20,8 +22,9 @@ impl Model {
     /// The resident form of stored weights.
     ///
     /// # Errors
-    /// `Shape` when embedding, norm, head or the number of blocks are not those of the configuration.
-    pub fn from_weights(config: &LlamaConfig, weights: &ModelWeights) -> Result<Self> {
+    /// `Unsupported` when the model is no plain Llama; `Shape` when the weights are not of this shape.
+    pub fn from_weights(arch: &ArchSpec, weights: &ModelWeights) -> Result<Self> {
+        arch.require_plain()?;
         let expect = |what: &str, expected: &[usize], found: &[usize]| {
             if expected == found {
                 Ok(())
@@ -33,18 +36,24 @@ impl Model {
                 })
             }
         };
-        let vocabulary = [config.vocab_size, config.hidden_size];
+        let vocabulary = [arch.vocab_size, arch.hidden_size];
         expect("embedding", &vocabulary, weights.embedding.shape())?;
         expect("final norm", &vocabulary[1..], weights.norm.shape())?;
         if let Some(lm_head) = &weights.lm_head {
             expect("lm_head", &vocabulary, lm_head.shape())?;
         }
-        expect("blocks", &[config.num_hidden_layers], &[weights.blocks.len()])?;
+        expect("blocks", &[arch.blocks.len()], &[weights.blocks.len()])?;
         let standard = |values: &Array2<f32>| values.as_standard_layout().into_owned();
         Ok(Self {
             embedding: standard(&weights.embedding),
-            blocks: weights.blocks.iter().map(Block::from_weights).collect(),
+            blocks: arch
+                .blocks
+                .iter()
+                .zip(&weights.blocks)
+                .map(|(spec, block)| Block::from_weights(spec, block))
+                .collect::<Result<_>>()?,
             norm: weights.norm.clone(),
+            norm_spec: arch.final_norm,
             lm_head: weights.lm_head.as_ref().map(standard),
         })
     }

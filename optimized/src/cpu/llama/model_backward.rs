@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{AqlmError, LayerKind, LlamaConfig, Result, Target, Tuned};
+use aqlm_vocabulary::{AqlmError, ArchSpec, LayerId, Result, Target, Tuned};
 use faer::Par;
 use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3, Axis, s};
 
@@ -27,9 +27,9 @@ pub enum Activations {
 impl Activations {
     /// [`Activations::Keep`] where those of the sequences that go through the model together take at most 1
     /// GiB.
-    pub fn fitting(config: &LlamaConfig, tokens: usize) -> Self {
+    pub fn fitting(arch: &ArchSpec, tokens: usize) -> Self {
         let rows = sequences_at_once(tokens) * tokens;
-        if Self::Keep.of_all_blocks(config, rows) <= KEPT_BYTES {
+        if Self::Keep.of_all_blocks(arch, rows) <= KEPT_BYTES {
             Self::Keep
         } else {
             Self::Recompute
@@ -37,23 +37,23 @@ impl Activations {
     }
 
     /// Bytes of what lies between the forward and the backward pass of `rows` tokens.
-    fn of_all_blocks(self, config: &LlamaConfig, rows: usize) -> usize {
+    fn of_all_blocks(self, arch: &ArchSpec, rows: usize) -> usize {
         let row = match self {
-            Self::Keep => trace_width(config),
-            Self::Recompute => config.hidden_size,
+            Self::Keep => arch.blocks.iter().map(trace_width).sum(),
+            Self::Recompute => arch.hidden_size * arch.blocks.len(),
         };
-        row * rows * config.num_hidden_layers * size_of::<f32>()
+        row * rows * size_of::<f32>()
     }
 
     /// Bytes of activations at most while gradients of `sequences` sequences of `tokens` tokens are computed:
     /// those between the passes, those inside one block ([`working_bytes`]), what the teacher says of the
     /// sequences, and of one sequence at a time the logits, the teacher's, and what becomes of them.
-    pub fn bytes(self, config: &LlamaConfig, sequences: usize, tokens: usize) -> usize {
+    pub fn bytes(self, arch: &ArchSpec, sequences: usize, tokens: usize) -> usize {
         let rows = sequences.min(sequences_at_once(tokens)) * tokens;
-        let said = sequences * tokens * config.hidden_size;
-        let logits = 3 * tokens * config.vocab_size;
-        self.of_all_blocks(config, rows)
-            + working_bytes(config, sequences, tokens)
+        let said = sequences * tokens * arch.hidden_size;
+        let logits = 3 * tokens * arch.vocab_size;
+        self.of_all_blocks(arch, rows)
+            + working_bytes(arch, sequences, tokens)
             + (said + logits) * size_of::<f32>()
     }
 }
@@ -62,7 +62,7 @@ impl Activations {
 #[derive(Debug)]
 pub enum Gradient<'a> {
     /// with respect to the decoded weight of a block's quantized layer, [out_features, in_features]
-    Weight(usize, LayerKind, &'a Array2<f32>),
+    Weight(usize, LayerId, &'a Array2<f32>),
     /// with respect to the norms of a block: before attention, before the MLP; `[hidden]` each
     BlockNorms(usize, [&'a Array1<f64>; 2]),
     /// with respect to the norm before the head, `[hidden]`
@@ -83,7 +83,6 @@ pub enum Gradient<'a> {
 /// `TokenOutOfRange` when a token has no embedding or no logit; `Shape` when sequences differ in length,
 /// exceed the rotary tables, or a target does not fit its sequence.
 pub fn model_losses(
-    config: &LlamaConfig,
     model: &mut Model,
     rotary: &Rotary,
     sequences: &[&[u32]],
@@ -95,12 +94,12 @@ pub fn model_losses(
     for (sequences, targets) in sequences.chunks(at_once).zip(targets.chunks(at_once)) {
         let mut x = embed(model.embedding.view(), sequences)?;
         for block in &mut model.blocks {
-            x = block_forward_traced(config, block, rotary, x.view()).0;
+            x = block_forward_traced(block, rotary, x.view()).0;
             block.release();
         }
         for ((x, sequence), &target) in x.outer_iter().zip(sequences).zip(targets) {
             let predicting = x.slice(s![..target.positions(tokens), ..]);
-            let normed = rms_norm(predicting, &model.norm, config.rms_norm_eps);
+            let normed = rms_norm(predicting, &model.norm, model.norm_spec.epsilon);
             let mut logits = linear(normed.view(), model.head().view(), Par::rayon(0));
             losses.push(loss_and_gradient(&mut logits, sequence, target, 1.0)?);
         }
@@ -119,7 +118,6 @@ pub fn model_losses(
     reason = "a model, its data, and what is wanted of them"
 )]
 pub fn model_backward(
-    config: &LlamaConfig,
     model: &mut Model,
     rotary: &Rotary,
     sequences: &[&[u32]],
@@ -137,7 +135,7 @@ pub fn model_backward(
         let mut traces: Vec<BlockTrace> = Vec::new();
         let mut x = embed(model.embedding.view(), sequences)?;
         for block in &mut model.blocks {
-            let (y, trace) = block_forward_traced(config, block, rotary, x.view());
+            let (y, trace) = block_forward_traced(block, rotary, x.view());
             match activations {
                 Activations::Keep => traces.push(trace),
                 Activations::Recompute => {
@@ -147,38 +145,31 @@ pub fn model_backward(
             }
             x = y;
         }
-        let mut grad = head_backward(
-            config,
-            model,
-            x,
-            sequences,
-            targets,
-            scale,
-            tuned,
-            &mut losses,
-            sink,
-        )?;
+        let mut grad = head_backward(model, x, sequences, targets, scale, tuned, &mut losses, sink)?;
         for index in (0..model.blocks.len()).rev() {
             let trace = match (traces.pop(), inputs.pop()) {
                 (Some(trace), _) => trace,
-                (None, Some(x)) => block_forward_traced(config, &model.blocks[index], rotary, x.view()).1,
+                (None, Some(x)) => block_forward_traced(&model.blocks[index], rotary, x.view()).1,
                 // as many traces or inputs were pushed as there are blocks
                 (None, None) => break,
             };
             let block = &model.blocks[index];
             let wanted = Wanted {
                 x: index > 0 || tuned.embedding,
-                weights: LayerKind::ALL
-                    .map(|kind| (tuned.codebooks || tuned.scales) && block.quantized(kind).is_some()),
+                weights: block
+                    .spec()
+                    .layers()
+                    .map(|layer| (tuned.codebooks || tuned.scales) && block.quantized(layer).is_some())
+                    .collect(),
                 biases: false,
                 norms: tuned.norms,
             };
-            let mut gradients = BlockGradients::zeros(block, wanted);
-            let grad_x = block_backward(config, block, rotary, &trace, grad.view(), wanted, &mut gradients);
+            let mut gradients = BlockGradients::zeros(block, &wanted);
+            let grad_x = block_backward(block, rotary, &trace, grad.view(), &wanted, &mut gradients);
             drop(trace);
-            for kind in LayerKind::ALL {
-                if let Some(weight) = &gradients.weights[kind as usize] {
-                    sink(model, Gradient::Weight(index, kind, weight));
+            for (layer, weight) in block.spec().layers().zip(&gradients.weights) {
+                if let Some(weight) = weight {
+                    sink(model, Gradient::Weight(index, layer, weight));
                 }
             }
             if tuned.norms {
@@ -203,7 +194,6 @@ pub fn model_backward(
 /// the last block's outputs `x`, whose place it takes.
 #[expect(clippy::too_many_arguments, reason = "the state of the loop above")]
 fn head_backward(
-    config: &LlamaConfig,
     model: &Model,
     mut x: Array3<f32>,
     sequences: &[&[u32]],
@@ -220,7 +210,7 @@ fn head_backward(
     for ((mut x, tokens), &target) in x.outer_iter_mut().zip(sequences).zip(targets) {
         let positions = target.positions(tokens.len());
         let predicting = x.slice(s![..positions, ..]);
-        let normed = rms_norm(predicting, &model.norm, config.rms_norm_eps);
+        let normed = rms_norm(predicting, &model.norm, model.norm_spec.epsilon);
         let mut logits = linear(normed.view(), head.view(), par);
         losses.push(loss_and_gradient(&mut logits, tokens, target, scale)?);
         if let Some(sum) = &mut grad_head {
@@ -232,7 +222,7 @@ fn head_backward(
         grad_norm += &rms_norm_backward(
             predicting,
             &model.norm,
-            config.rms_norm_eps,
+            model.norm_spec.epsilon,
             grad_normed.view(),
             Some(to),
         );
@@ -303,7 +293,6 @@ fn check(rotary: &Rotary, sequences: &[&[u32]], targets: &[Target<'_>]) -> Resul
 /// # Errors
 /// As [`model_losses`].
 pub(super) fn first_not_finite(
-    config: &LlamaConfig,
     model: &mut Model,
     rotary: &Rotary,
     sequences: &[&[u32]],
@@ -317,31 +306,35 @@ pub(super) fn first_not_finite(
             return Ok(Some("model.embed_tokens".into()));
         }
         for (index, block) in model.blocks.iter_mut().enumerate() {
-            let (y, trace) = block_forward_traced(config, block, rotary, x.view());
+            let (y, trace) = block_forward_traced(block, rotary, x.view());
             block.release();
+            let spec = block.spec();
+            let (attention, mlp) = (&spec.attention, &spec.mlp);
+            let name = |layer| spec.linear(layer).name.as_str();
+            let [first_norm, second_norm] = spec.norms.before.each_ref().map(String::as_str);
             // in the order in which they are computed
             let parts = [
-                ("input_layernorm", trace.normed.view()),
-                ("self_attn.q_proj", trace.q.view()),
-                ("self_attn.k_proj", trace.k.view()),
-                ("self_attn.v_proj", trace.v.view()),
-                ("self_attn", trace.attended.view()),
-                ("self_attn.o_proj", trace.middle.view()),
-                ("post_attention_layernorm", trace.middle_normed.view()),
-                ("mlp.gate_proj", trace.gate.view()),
-                ("mlp.up_proj", trace.up.view()),
-                ("mlp", trace.activated.view()),
+                (first_norm, trace.normed.view()),
+                (name(attention.query), trace.q.view()),
+                (name(attention.key), trace.k.view()),
+                (name(attention.value), trace.v.view()),
+                (spec.linear(attention.output).module(), trace.attended.view()),
+                (name(attention.output), trace.middle.view()),
+                (second_norm, trace.middle_normed.view()),
+                (name(mlp.gate), trace.gate.view()),
+                (name(mlp.up), trace.up.view()),
+                (spec.linear(mlp.down).module(), trace.activated.view()),
             ];
             if let Some((part, _)) = parts.into_iter().find(|(_, values)| !finite(*values)) {
                 return Ok(Some(format!("model.layers.{index}.{part}")));
             }
             if !y.iter().all(|value| value.is_finite()) {
-                return Ok(Some(format!("model.layers.{index}.mlp.down_proj")));
+                return Ok(Some(format!("model.layers.{index}.{}", name(mlp.down))));
             }
             x = y;
         }
         for x in x.axis_iter(Axis(0)) {
-            let normed = rms_norm(x, &model.norm, config.rms_norm_eps);
+            let normed = rms_norm(x, &model.norm, model.norm_spec.epsilon);
             if !finite(normed.view()) {
                 return Ok(Some("model.norm".into()));
             }

@@ -1,6 +1,6 @@
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, LayerKind, LlamaConfig, ModelWeights, Parameter, ParameterState, Result, Target,
-    Tuned, TuningState,
+    AdamDecay, AqlmError, ArchSpec, LayerId, ModelWeights, Parameter, ParameterState, Result, Target, Tuned,
+    TuningState,
 };
 use ndarray::Array2;
 use rayon::prelude::*;
@@ -18,7 +18,7 @@ use crate::cpu::quantizer::{Places, quantized_gradients};
 /// are f32; losses, parameters, the sums of their gradients, and moments are f64.
 #[derive(Debug, Clone)]
 pub struct ModelTuner {
-    config: LlamaConfig,
+    arch: ArchSpec,
     rotary: Rotary,
     model: Model,
     tuned: Tuned,
@@ -28,7 +28,7 @@ pub struct ModelTuner {
     /// in the order of [`Parameter::selected`], which is sorted by block
     parameters: Vec<TunedParameter>,
     /// of each block's quantized layers, where they are trained
-    places: Vec<[Option<Places>; 7]>,
+    places: Vec<Vec<Option<Places>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -43,18 +43,17 @@ impl ModelTuner {
     /// Before the first step, for sequences of at most `positions` tokens.
     ///
     /// # Errors
-    /// `Unsupported` when `tuned` selects nothing of this model; `Shape` when the weights are not of this
-    /// configuration.
+    /// `Unsupported` when `tuned` selects nothing of this model; those of [`Model::from_weights`].
     pub fn new(
-        config: &LlamaConfig,
+        arch: &ArchSpec,
         positions: usize,
         weights: &ModelWeights,
         tuned: Tuned,
         decay: AdamDecay,
         activations: Activations,
     ) -> Result<Self> {
-        let mut model = Model::from_weights(config, weights)?;
-        if config.tie_word_embeddings {
+        let mut model = Model::from_weights(arch, weights)?;
+        if arch.tied {
             model.lm_head = None;
         }
         let tied = model.lm_head.is_none();
@@ -85,15 +84,16 @@ impl ModelTuner {
             .blocks
             .iter()
             .map(|block| {
-                LayerKind::ALL.map(|kind| {
-                    let layer = block.quantized(kind)?;
+                let of_layer = |layer: LayerId| {
+                    let layer = block.quantized(layer)?;
                     (tuned.codebooks || tuned.scales).then(|| Places::of(layer.matrix()))
-                })
+                };
+                block.spec().layers().map(of_layer).collect()
             })
             .collect();
         Ok(Self {
-            config: config.clone(),
-            rotary: Rotary::new(config, positions),
+            arch: arch.clone(),
+            rotary: Rotary::new(arch.attention(), positions),
             model,
             tuned,
             decay,
@@ -114,7 +114,7 @@ impl ModelTuner {
     /// # Errors
     /// As [`model_losses`](super::model_losses).
     pub fn losses(&mut self, sequences: &[&[u32]], targets: &[Target<'_>]) -> Result<Vec<f64>> {
-        model_losses(&self.config, &mut self.model, &self.rotary, sequences, targets)
+        model_losses(&mut self.model, &self.rotary, sequences, targets)
     }
 
     /// Adds `scale` times the gradients of [`ModelTuner::losses`] and returns those. `observe` is given every
@@ -128,7 +128,7 @@ impl ModelTuner {
         sequences: &[&[u32]],
         targets: &[Target<'_>],
         scale: f64,
-        observe: &mut dyn FnMut(usize, LayerKind, &Array2<f32>),
+        observe: &mut dyn FnMut(usize, LayerId, &Array2<f32>),
     ) -> Result<Vec<f64>> {
         let (parameters, places) = (&mut self.parameters, &self.places);
         let mut add = |parameter: Parameter, part: &mut dyn Iterator<Item = f64>| {
@@ -140,15 +140,15 @@ impl ModelTuner {
         };
         let tied = self.model.lm_head.is_none();
         let mut sink = |model: &Model, gradient: Gradient<'_>| match gradient {
-            Gradient::Weight(block, kind, weight) => {
-                observe(block, kind, weight);
+            Gradient::Weight(block, id, weight) => {
+                observe(block, id, weight);
                 if let (Some(layer), Some(places)) =
-                    (model.blocks[block].quantized(kind), &places[block][kind as usize])
+                    (model.blocks[block].quantized(id), &places[block][id.index()])
                 {
                     let (codebooks, scales) =
                         quantized_gradients(layer.matrix(), places, layer.decoded(), weight);
-                    add(Parameter::Codebooks(block, kind), &mut codebooks.iter().copied());
-                    add(Parameter::Scales(block, kind), &mut scales.iter().copied());
+                    add(Parameter::Codebooks(block, id), &mut codebooks.iter().copied());
+                    add(Parameter::Scales(block, id), &mut scales.iter().copied());
                 }
             }
             Gradient::BlockNorms(block, [input, post_attention]) => {
@@ -182,7 +182,6 @@ impl ModelTuner {
             }
         };
         model_backward(
-            &self.config,
             &mut self.model,
             &self.rotary,
             sequences,
@@ -232,6 +231,7 @@ impl ModelTuner {
             let (first, second) = tuned.moments.first_and_second();
             ParameterState {
                 parameter: tuned.parameter,
+                name: tuned.parameter.name(&self.arch),
                 values: tuned.values.clone(),
                 first,
                 second,
@@ -261,7 +261,11 @@ impl ModelTuner {
             let expected = tuned.values.len();
             let fits = |values: &Vec<f64>| values.len() == expected && tuned.parameter == part.parameter;
             if ![&part.values, &part.first, &part.second].into_iter().all(fits) {
-                return Err(shape(tuned.parameter.name(), expected, part.values.len()));
+                return Err(shape(
+                    tuned.parameter.name(&self.arch),
+                    expected,
+                    part.values.len(),
+                ));
             }
         }
         self.steps = state.steps;
@@ -282,9 +286,9 @@ impl ModelTuner {
     pub fn first_not_finite(&mut self, sequences: &[&[u32]]) -> Result<Option<String>> {
         let broken = |tuned: &&TunedParameter| tuned.values.iter().any(|value| !value.is_finite());
         if let Some(tuned) = self.parameters.iter().find(broken) {
-            return Ok(Some(tuned.parameter.name()));
+            return Ok(Some(tuned.parameter.name(&self.arch)));
         }
-        first_not_finite(&self.config, &mut self.model, &self.rotary, sequences)
+        first_not_finite(&mut self.model, &self.rotary, sequences)
     }
 }
 

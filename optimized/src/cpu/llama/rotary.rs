@@ -1,6 +1,6 @@
 use std::f64::consts::TAU;
 
-use aqlm_vocabulary::{LlamaConfig, Rope, RopeScaling};
+use aqlm_vocabulary::{AttentionSpec, Rope, RopeScaling};
 use ndarray::{Array2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
@@ -32,12 +32,17 @@ pub(super) enum Turn {
 }
 
 impl Rotary {
-    /// The tables for positions 0 to `positions` (exclusive), with the model's frequencies.
-    pub fn new(config: &LlamaConfig, positions: usize) -> Self {
-        let half = config.head_dim / 2;
-        let radians: Vec<f32> = (0..half)
-            .map(|i| radians_per_position(&config.rope, i, config.head_dim) as f32)
-            .collect();
+    /// The tables for positions 0 to `positions` (exclusive), with the model's frequencies; without a rotary
+    /// embedding, those that rotate nothing.
+    pub fn new(spec: &AttentionSpec, positions: usize) -> Self {
+        let half = spec.head_dim / 2;
+        let radians = spec.rotary.as_ref().map_or_else(
+            || vec![0.0; half],
+            |rope| {
+                let radians = |i| radians_per_position(rope, i, spec.head_dim) as f32;
+                (0..half).map(radians).collect()
+            },
+        );
         let table = |f: fn(f64) -> f64| {
             Array2::from_shape_fn((positions, half), |(position, i)| {
                 f(f64::from(position as f32 * radians[i])) as f32

@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{BlockWeights, LayerKind, LlamaConfig};
+use aqlm_vocabulary::{BlockSpec, BlockWeights, Input};
 use half::f16;
 
 use super::super::{Buffer, Device, Result};
@@ -8,6 +8,7 @@ use super::plan::padded_head;
 
 /// One block's weights and its cache.
 pub(super) struct Block {
+    pub(super) spec: BlockSpec,
     pub(super) input_norm: Buffer<f16>,
     pub(super) post_norm: Buffer<f16>,
     /// queries, keys, values
@@ -24,13 +25,18 @@ pub(super) struct Block {
 impl Block {
     pub(super) fn new(
         device: &Device,
-        config: &LlamaConfig,
+        spec: &BlockSpec,
         weights: &BlockWeights,
         positions: usize,
         layout: Layout,
     ) -> Result<Self> {
-        let group = |kinds: &[LayerKind]| {
-            let linears: Vec<_> = kinds.iter().map(|&kind| weights.layer(kind)).collect();
+        spec.check_weights(weights)?;
+        let group = |read| {
+            let linears: Vec<_> = spec
+                .readers(read)
+                .into_iter()
+                .map(|layer| weights.layer(layer))
+                .collect();
             Group::new(device, &linears, layout)
         };
         let norm = |values: &ndarray::Array1<f32>| -> Result<_> {
@@ -38,14 +44,15 @@ impl Block {
                 .upload(&narrowed(&values.to_vec(), "a norm")?)?
                 .named("a norm"))
         };
-        let cached = config.num_key_value_heads * positions * padded_head(config.head_dim);
+        let cached = spec.attention.kv_heads * positions * padded_head(spec.attention.head_dim);
         Ok(Self {
+            spec: spec.clone(),
             input_norm: norm(&weights.input_layernorm)?,
             post_norm: norm(&weights.post_attention_layernorm)?,
-            qkv: group(&[LayerKind::QProj, LayerKind::KProj, LayerKind::VProj])?,
-            output: group(&[LayerKind::OProj])?,
-            gate_up: group(&[LayerKind::GateProj, LayerKind::UpProj])?,
-            down: group(&[LayerKind::DownProj])?,
+            qkv: group(Input::Attention)?,
+            output: group(Input::Attended)?,
+            gate_up: group(Input::Mlp)?,
+            down: group(Input::Activated)?,
             keys: device.zeros(cached)?.named("keys"),
             values: device.zeros(cached)?.named("values"),
         })
@@ -54,6 +61,7 @@ impl Block {
     /// The same block in memory of its own.
     pub(super) fn duplicate(&self) -> Result<Self> {
         Ok(Self {
+            spec: self.spec.clone(),
             input_norm: self.input_norm.try_clone()?,
             post_norm: self.post_norm.try_clone()?,
             qkv: self.qkv.duplicate()?,

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use aqlm_vocabulary::{AqlmError, BlockWeights, LlamaConfig};
+use aqlm_vocabulary::{AqlmError, ArchSpec, BlockWeights};
 use cudarc::driver::{CudaGraph, sys};
 use half::f16;
 
@@ -44,7 +44,7 @@ pub struct Options {
 /// A model whose blocks arrive one by one.
 pub struct Builder<'d> {
     device: &'d Device,
-    config: LlamaConfig,
+    arch: ArchSpec,
     options: Options,
     layout: Layout,
     blocks: Vec<Block>,
@@ -54,12 +54,15 @@ impl<'d> Builder<'d> {
     /// Nothing is on the device yet.
     ///
     /// # Errors
-    /// `Aqlm` with `Unsupported` for heads wider than 256 or without positions.
-    pub fn new(device: &'d Device, config: &LlamaConfig, options: Options) -> Result<Self> {
-        if config.head_dim > 256 || options.positions == 0 {
+    /// `Aqlm` with `Unsupported` for a model that is no plain Llama, heads wider than 256, or without
+    /// positions.
+    pub fn new(device: &'d Device, arch: &ArchSpec, options: Options) -> Result<Self> {
+        arch.require_plain()?;
+        let head_dim = arch.attention().head_dim;
+        if head_dim > 256 || options.positions == 0 {
             return Err(AqlmError::Unsupported(format!(
-                "heads of {} numbers over {} positions on a GPU: at most 256, and at least 1",
-                config.head_dim, options.positions
+                "heads of {head_dim} numbers over {} positions on a GPU: at most 256, and at least 1",
+                options.positions
             ))
             .into());
         }
@@ -70,7 +73,7 @@ impl<'d> Builder<'d> {
         };
         Ok(Self {
             device,
-            config: config.clone(),
+            arch: arch.clone(),
             layout: Layout {
                 prompt_rows,
                 rung: options.rung,
@@ -83,15 +86,18 @@ impl<'d> Builder<'d> {
     /// Adds the next block.
     ///
     /// # Errors
-    /// `Memory` when it does not fit, `Aqlm` for numbers beyond f16, `Compile`, `Driver`.
+    /// `Memory` when it does not fit, `Aqlm` with `Shape` for a block too many or of another shape than the
+    /// model's, `Aqlm` for numbers beyond f16, `Compile`, `Driver`.
     pub fn push(&mut self, weights: &BlockWeights) -> Result<()> {
-        let block = Block::new(
-            self.device,
-            &self.config,
-            weights,
-            self.options.positions,
-            self.layout,
-        );
+        let Some(spec) = self.arch.blocks.get(self.blocks.len()) else {
+            return Err(AqlmError::Shape {
+                what: "blocks".into(),
+                expected: vec![self.arch.blocks.len()],
+                found: vec![self.blocks.len() + 1],
+            }
+            .into());
+        };
+        let block = Block::new(self.device, spec, weights, self.options.positions, self.layout);
         let block = self.placed(block)?;
         self.blocks.push(block);
         Ok(())
@@ -112,11 +118,7 @@ impl<'d> Builder<'d> {
 
     /// Says which block did not fit.
     fn placed<T>(&self, result: Result<T>) -> Result<T> {
-        let what = format!(
-            "block {} of {}",
-            self.blocks.len() + 1,
-            self.config.num_hidden_layers
-        );
+        let what = format!("block {} of {}", self.blocks.len() + 1, self.arch.blocks.len());
         in_memory(self.device, &what, result)
     }
 
@@ -127,12 +129,12 @@ impl<'d> Builder<'d> {
     /// `Aqlm` with `Shape` when the number of blocks or a table's size is not the configuration's, `Memory`,
     /// `Driver`.
     pub fn finish(self, embedding: &[f16], norm: &[f32], head: Option<&[f16]>) -> Result<Model<'d>> {
-        let (device, config) = (self.device, &self.config);
-        let table = [config.vocab_size * config.hidden_size];
+        let (device, arch) = (self.device, &self.arch);
+        let table = [arch.vocab_size * arch.hidden_size];
         for (what, expected, found) in [
-            ("blocks", [config.num_hidden_layers], self.blocks.len()),
+            ("blocks", [arch.blocks.len()], self.blocks.len()),
             ("embedding", table, embedding.len()),
-            ("norm", [config.hidden_size], norm.len()),
+            ("norm", [arch.hidden_size], norm.len()),
             ("lm_head", table, head.map_or(table[0], <[f16]>::len)),
         ] {
             if expected[0] != found {
@@ -148,13 +150,13 @@ impl<'d> Builder<'d> {
         let embedding = fits(device.upload(embedding))?;
         let head = head.map(|head| fits(device.upload(head))).transpose()?;
         let norm = device.upload(&narrowed(norm, "the final norm")?)?;
-        let rotary = Rotary::new(config, self.options.positions);
+        let rotary = Rotary::new(arch.attention(), self.options.positions);
         let (cosines, sines) = rotary.tables();
         let cosines = device.upload(cosines)?.named("cosines");
         let sines = device.upload(sines)?.named("sines");
-        let buffers = Buffers::new(device, config, &self.blocks, self.options.positions)?;
+        let buffers = Buffers::new(device, arch, &self.blocks, self.options.positions)?;
         let prompt = (self.layout.prompt_rows > 0)
-            .then(|| Prompt::new(device, config, self.layout.prompt_rows))
+            .then(|| Prompt::new(device, arch, self.layout.prompt_rows))
             .transpose();
         let prompt = in_memory(device, "the buffers of a prompt", prompt)?;
         let blas = match prompt.as_ref().map(|_| Blas::new(device)) {
@@ -164,7 +166,7 @@ impl<'d> Builder<'d> {
         };
         Ok(Model {
             device,
-            config: self.config,
+            arch: self.arch,
             options: self.options,
             embedding,
             blocks: self.blocks,
@@ -198,7 +200,7 @@ fn in_memory<T>(device: &Device, what: &str, result: Result<T>) -> Result<T> {
 /// A model resident on the device, and the text that it has read so far.
 pub struct Model<'d> {
     pub(super) device: &'d Device,
-    pub(super) config: LlamaConfig,
+    pub(super) arch: ArchSpec,
     pub(super) options: Options,
     /// [vocab, hidden]
     pub(super) embedding: Buffer<f16>,
@@ -222,8 +224,8 @@ pub struct Model<'d> {
 
 impl Model<'_> {
     /// The model's shape.
-    pub fn config(&self) -> &LlamaConfig {
-        &self.config
+    pub fn arch(&self) -> &ArchSpec {
+        &self.arch
     }
 
     /// The position of the next token.
@@ -238,7 +240,7 @@ impl Model<'_> {
 
     /// Checks tokens and that there is room for them.
     pub(super) fn accept(&self, tokens: &[u32]) -> Result<()> {
-        check_tokens(tokens, self.config.vocab_size)?;
+        check_tokens(tokens, self.arch.vocab_size)?;
         if self.position + tokens.len() > self.options.positions {
             return Err(AqlmError::Unsupported(format!(
                 "{} positions in a cache of {}",

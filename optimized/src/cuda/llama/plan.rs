@@ -2,7 +2,7 @@
 //! can run them on the CPU.
 
 use aqlm_kernels::defines::attention_step::k1_split_context::{TOTALS, WARPS as STEP_WARPS};
-use aqlm_vocabulary::LlamaConfig;
+use aqlm_vocabulary::AttentionSpec;
 
 /// A launch of a kernel that takes pointers and then integers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,12 +71,8 @@ pub fn rms_norm(width: usize, rows: usize, eps: f64, delta: bool, bias: bool) ->
 
 /// Rotation of a prompt's `rows` from position `first` on, into a cache of `capacity` positions. Pointers:
 /// cosines, sines, the biases of q, k and v, then q, k, v, keys, values.
-pub fn rope(config: &LlamaConfig, rows: usize, first: usize, capacity: usize, bias: bool) -> Plan {
-    let (heads, kv_heads, head) = (
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        config.head_dim,
-    );
+pub fn rope(spec: &AttentionSpec, rows: usize, first: usize, capacity: usize, bias: bool) -> Plan {
+    let (heads, kv_heads, head) = (spec.heads, spec.kv_heads, spec.head_dim);
     Plan {
         defines: vec![
             ("AQLM_HEAD", head),
@@ -93,26 +89,26 @@ pub fn rope(config: &LlamaConfig, rows: usize, first: usize, capacity: usize, bi
 }
 
 /// A prompt's queries over the cache. Pointers: keys, values, q, out.
-pub fn attention(config: &LlamaConfig, rows: usize, first: usize, capacity: usize) -> Plan {
+pub fn attention(spec: &AttentionSpec, rows: usize, first: usize, capacity: usize) -> Plan {
     const WARPS: usize = 4;
     Plan {
         defines: vec![
-            ("AQLM_HEAD", config.head_dim),
-            ("AQLM_PADDED", padded_head(config.head_dim)),
+            ("AQLM_HEAD", spec.head_dim),
+            ("AQLM_PADDED", padded_head(spec.head_dim)),
         ],
         integers: [
             rows,
-            config.num_attention_heads,
-            config.num_key_value_heads,
+            spec.heads,
+            spec.kv_heads,
             first,
             capacity,
-            config.sliding_window.unwrap_or(0),
+            spec.window.unwrap_or(0),
         ]
         .map(|n| n as i32)
         .to_vec(),
         ..Plan::new(
             "attention/k1_warp_a_query",
-            [rows.div_ceil(WARPS), config.num_attention_heads],
+            [rows.div_ceil(WARPS), spec.heads],
             WARPS as u32 * 32,
         )
     }
@@ -126,35 +122,35 @@ const MOST_SPLITS: usize = 8;
 /// the context is split only where clusters exist. Pointers: keys, values, cosines, sines, the biases of q, k
 /// and v, state, q, k, v, out.
 pub fn attention_step(
-    config: &LlamaConfig,
+    spec: &AttentionSpec,
     capacity: usize,
     bias: bool,
     multiprocessors: usize,
     clusters: bool,
 ) -> Plan {
-    let group = config.heads_per_kv_head();
+    let group = spec.heads_per_kv_head();
     let queries = (1..=MOST_QUERIES)
         .rev()
         .find(|&queries| group.is_multiple_of(queries))
         .expect("1 divides every group");
     let parts = group / queries;
-    let blocks = config.num_key_value_heads * parts;
+    let blocks = spec.kv_heads * parts;
     let mut splits = 1;
     // A block for each multiprocessor, or nearly: more parts cost more in merging than they gain.
     while clusters && splits < MOST_SPLITS && blocks * splits * 10 < multiprocessors * 9 {
         splits *= 2;
     }
-    let padded = padded_head(config.head_dim);
+    let padded = padded_head(spec.head_dim);
     let record = padded + TOTALS;
     Plan {
         defines: vec![
-            ("AQLM_HEAD", config.head_dim),
+            ("AQLM_HEAD", spec.head_dim),
             ("AQLM_LANES", (padded / 8).next_power_of_two()),
             ("AQLM_QUERIES", queries),
             ("AQLM_SPLITS", splits),
             ("AQLM_BIAS", usize::from(bias)),
         ],
-        integers: [parts, capacity, config.sliding_window.unwrap_or(0)]
+        integers: [parts, capacity, spec.window.unwrap_or(0)]
             .map(|n| n as i32)
             .to_vec(),
         cluster: splits as u32,

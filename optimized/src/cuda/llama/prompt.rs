@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{AqlmError, LlamaConfig};
+use aqlm_vocabulary::{AqlmError, ArchSpec, BlockSpec, NormSpec};
 use half::f16;
 
 use super::super::error::During;
@@ -27,24 +27,26 @@ pub(super) struct Prompt {
 }
 
 impl Prompt {
-    pub(super) fn new(device: &Device, config: &LlamaConfig, rows: usize) -> Result<Self> {
+    pub(super) fn new(device: &Device, arch: &ArchSpec, rows: usize) -> Result<Self> {
         let f16s = |width: usize, name| Ok::<_, CudaError>(device.zeros(rows * width)?.named(name));
-        let queries = config.num_attention_heads * config.head_dim;
-        let keys = config.num_key_value_heads * config.head_dim;
+        let widest = |width: fn(&BlockSpec) -> usize| arch.blocks.iter().map(width).max().unwrap_or(0);
+        let queries = widest(|block| block.attention.query_width());
+        let keys = widest(|block| block.attention.key_width());
+        let inner = widest(BlockSpec::intermediate_size);
         Ok(Self {
             rows,
             tokens: device.zeros(rows)?.named("tokens"),
-            hidden: device.zeros(rows * config.hidden_size)?.named("hidden"),
-            normed: f16s(config.hidden_size, "normed")?,
+            hidden: device.zeros(rows * arch.hidden_size)?.named("hidden"),
+            normed: f16s(arch.hidden_size, "normed")?,
             q: f16s(queries, "q")?,
             k: f16s(keys, "k")?,
             v: f16s(keys, "v")?,
             attended: f16s(queries, "attended")?,
-            delta: f16s(config.hidden_size, "delta")?,
-            gate: f16s(config.intermediate_size, "gate")?,
-            up: f16s(config.intermediate_size, "up")?,
-            activated: f16s(config.intermediate_size, "activated")?,
-            logits: device.zeros(rows * config.vocab_size)?.named("logits"),
+            delta: f16s(arch.hidden_size, "delta")?,
+            gate: f16s(inner, "gate")?,
+            up: f16s(inner, "up")?,
+            activated: f16s(inner, "activated")?,
+            logits: device.zeros(rows * arch.vocab_size)?.named("logits"),
         })
     }
 }
@@ -127,7 +129,7 @@ impl Model<'_> {
     /// `Aqlm` with `Shape` when x is no whole number of rows or there is no such block, `Unsupported` when
     /// the cache is shorter or the model is for single tokens; `Driver`, `Library`.
     pub fn block_forward(&mut self, block: usize, x: &[f32]) -> Result<Vec<f32>> {
-        let width = self.config.hidden_size;
+        let width = self.arch.hidden_size;
         if block >= self.blocks.len() || !x.len().is_multiple_of(width) {
             return Err(AqlmError::Shape {
                 what: "hidden states of a block".into(),
@@ -148,7 +150,7 @@ impl Model<'_> {
     }
 
     fn block_in_chunks(&mut self, p: &mut Prompt, block: usize, x: &[f32]) -> Result<Vec<f32>> {
-        let width = self.config.hidden_size;
+        let width = self.arch.hidden_size;
         let stream = self.device.stream().clone();
         let mut y = Vec::with_capacity(x.len());
         for x in x.chunks(p.rows * width) {
@@ -159,7 +161,7 @@ impl Model<'_> {
             let block = &self.blocks[block];
             self.block_of_chunk(p, block, None, count)?;
             // The norm adds the block's last output to the residual stream; what it normalises is not used.
-            self.add_norm(p, &self.norm, Some(&block.down), count)?;
+            self.add_norm(p, self.arch.final_norm, &self.norm, Some(&block.down), count)?;
             y.extend(self.device.download(&p.hidden.slice(..x.len()))?);
             self.position += count;
         }
@@ -180,7 +182,7 @@ impl Model<'_> {
         // All rows of the chunk: those past the end read whatever tokens were there before.
         run(
             device,
-            &plan::embed(self.config.hidden_size, p.rows),
+            &plan::embed(self.arch.hidden_size, p.rows),
             &pointers,
             false,
         )
@@ -195,9 +197,9 @@ impl Model<'_> {
         before: Option<&Group>,
         count: usize,
     ) -> Result<()> {
-        self.add_norm(p, &block.input_norm, before, count)?;
+        self.add_norm(p, block.spec.norms.norm, &block.input_norm, before, count)?;
         let (device, position, rows) = (self.device, self.position, p.rows);
-        let (config, capacity) = (&self.config, self.options.positions);
+        let (attention, capacity) = (&block.spec.attention, self.options.positions);
         let blas = self.blas.as_ref();
         block.qkv.prompt(0, device, blas, &p.normed, &mut p.q, rows)?;
         block.qkv.prompt(1, device, blas, &p.normed, &mut p.k, rows)?;
@@ -217,7 +219,7 @@ impl Model<'_> {
             address(device, &block.keys),
             address(device, &block.values),
         ];
-        let plan = plan::rope(config, count, position, capacity, block.qkv.has_bias());
+        let plan = plan::rope(attention, count, position, capacity, block.qkv.has_bias());
         run(device, &plan, &pointers, false)?;
         let pointers = [
             address(device, &block.keys),
@@ -225,13 +227,19 @@ impl Model<'_> {
             address(device, &p.q),
             address(device, &p.attended),
         ];
-        let plan = plan::attention(config, count, position, capacity);
+        let plan = plan::attention(attention, count, position, capacity);
         run(device, &plan, &pointers, false)?;
         block
             .output
             .prompt(0, device, blas, &p.attended, &mut p.delta, rows)?;
 
-        self.add_norm(p, &block.post_norm, Some(&block.output), count)?;
+        self.add_norm(
+            p,
+            block.spec.norms.norm,
+            &block.post_norm,
+            Some(&block.output),
+            count,
+        )?;
         let gate_up = &block.gate_up;
         gate_up.prompt(0, device, blas, &p.normed, &mut p.gate, rows)?;
         gate_up.prompt(1, device, blas, &p.normed, &mut p.up, rows)?;
@@ -242,7 +250,7 @@ impl Model<'_> {
             address(device, &p.up),
             address(device, &p.activated),
         ];
-        let inner = config.intermediate_size;
+        let inner = block.spec.intermediate_size();
         let plan = plan::swiglu(inner, count, [inner; 2], gate_up.has_bias());
         run(device, &plan, &pointers, false)?;
         block
@@ -251,7 +259,14 @@ impl Model<'_> {
     }
 
     /// Adds the output of the layer before to the residual stream and normalises it.
-    fn add_norm(&self, p: &Prompt, weight: &Buffer<f16>, before: Option<&Group>, count: usize) -> Result<()> {
+    fn add_norm(
+        &self,
+        p: &Prompt,
+        norm: NormSpec,
+        weight: &Buffer<f16>,
+        before: Option<&Group>,
+        count: usize,
+    ) -> Result<()> {
         let device = self.device;
         let hidden = address(device, &p.hidden);
         let bias = before.and_then(|group| group.bias(0));
@@ -262,7 +277,7 @@ impl Model<'_> {
             hidden,
             address(device, &p.normed),
         ];
-        let (width, eps) = (self.config.hidden_size, self.config.rms_norm_eps);
+        let (width, eps) = (self.arch.hidden_size, norm.epsilon);
         let plan = plan::rms_norm(width, count, eps, before.is_some(), bias.is_some());
         run(device, &plan, &pointers, false)
     }
@@ -275,9 +290,9 @@ impl Model<'_> {
         first: usize,
         count: usize,
     ) -> Result<Vec<f32>> {
-        self.add_norm(p, &self.norm, before, count)?;
+        self.add_norm(p, self.arch.final_norm, &self.norm, before, count)?;
         let device = self.device;
-        let (vocab, width) = (self.config.vocab_size, self.config.hidden_size);
+        let (vocab, width) = (self.arch.vocab_size, self.arch.hidden_size);
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         let rows = count - first;
         match &self.blas {

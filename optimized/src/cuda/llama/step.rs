@@ -1,4 +1,4 @@
-use aqlm_vocabulary::LlamaConfig;
+use aqlm_vocabulary::{ArchSpec, NormSpec};
 use cudarc::driver::{CudaGraph, sys};
 use half::f16;
 
@@ -70,29 +70,23 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
-    pub(super) fn new(
-        device: &Device,
-        config: &LlamaConfig,
-        blocks: &[Block],
-        positions: usize,
-    ) -> Result<Self> {
-        let widest = |group: fn(&Block) -> &Group| {
-            blocks
-                .iter()
-                .map(|block| group(block).width())
-                .fold(1, usize::max)
-        };
+    pub(super) fn new(device: &Device, arch: &ArchSpec, blocks: &[Block], positions: usize) -> Result<Self> {
+        let widest = |width: fn(&Block) -> usize| blocks.iter().map(width).fold(1, usize::max);
         Ok(Self {
-            hidden: device.zeros(config.hidden_size)?.named("hidden"),
-            normed: device.zeros(config.hidden_size)?.named("normed"),
-            qkv: device.zeros(widest(|block| &block.qkv))?.named("qkv"),
+            hidden: device.zeros(arch.hidden_size)?.named("hidden"),
+            normed: device.zeros(arch.hidden_size)?.named("normed"),
+            qkv: device.zeros(widest(|block| block.qkv.width()))?.named("qkv"),
             attended: device
-                .zeros(config.num_attention_heads * config.head_dim)?
+                .zeros(widest(|block| block.spec.attention.query_width()))?
                 .named("attended"),
-            delta: device.zeros(config.hidden_size)?.named("delta"),
-            gate_up: device.zeros(widest(|block| &block.gate_up))?.named("gate_up"),
-            activated: device.zeros(config.intermediate_size)?.named("activated"),
-            logits: device.zeros(config.vocab_size)?.named("logits"),
+            delta: device.zeros(arch.hidden_size)?.named("delta"),
+            gate_up: device
+                .zeros(widest(|block| block.gate_up.width()))?
+                .named("gate_up"),
+            activated: device
+                .zeros(widest(|block| block.spec.intermediate_size()))?
+                .named("activated"),
+            logits: device.zeros(arch.vocab_size)?.named("logits"),
             state: device.zeros(4)?.named("state"),
             chosen: device.zeros(positions + 1)?.named("chosen"),
         })
@@ -182,7 +176,6 @@ impl Model<'_> {
     /// How often a stage is launched for one token, and how many bytes it reads: weights, and of the cache
     /// what `position` sees.
     pub fn work(&self, stage: Stage, position: usize) -> (usize, usize) {
-        let config = &self.config;
         let all = |of: &dyn Fn(&Block) -> (usize, usize)| {
             self.blocks
                 .iter()
@@ -190,11 +183,14 @@ impl Model<'_> {
                 .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
         };
         let group = |group: &Group| (group.launches(), group.step_bytes());
-        let seen = config
-            .sliding_window
-            .map_or(position + 1, |window| window.min(position + 1));
-        let cached = 2 * 2 * seen * config.num_key_value_heads * plan::padded_head(config.head_dim);
-        let hidden = config.hidden_size;
+        let cached = |block: &Block| {
+            let attention = &block.spec.attention;
+            let seen = attention
+                .window
+                .map_or(position + 1, |window| window.min(position + 1));
+            2 * 2 * seen * attention.kv_heads * plan::padded_head(attention.head_dim)
+        };
+        let (hidden, vocab) = (self.arch.hidden_size, self.arch.vocab_size);
         match stage {
             Stage::Embed => (1, 2 * hidden),
             // read: residual stream, a layer's output, the weight; written: residual stream, normed
@@ -203,13 +199,13 @@ impl Model<'_> {
                 (2 * self.blocks.len() + 1) * 14 * hidden,
             ),
             Stage::Qkv => all(&|block| group(&block.qkv)),
-            Stage::Attention => all(&|_| (1, cached)),
+            Stage::Attention => all(&|block| (1, cached(block))),
             Stage::Output => all(&|block| group(&block.output)),
             Stage::GateUp => all(&|block| group(&block.gate_up)),
-            Stage::Swiglu => all(&|_| (1, 6 * config.intermediate_size)),
+            Stage::Swiglu => all(&|block| (1, 6 * block.spec.intermediate_size())),
             Stage::Down => all(&|block| group(&block.down)),
-            Stage::Head => (1, 2 * config.vocab_size * hidden),
-            Stage::Argmax => (1, 4 * config.vocab_size),
+            Stage::Head => (1, 2 * vocab * hidden),
+            Stage::Argmax => (1, 4 * vocab),
         }
     }
 
@@ -238,7 +234,7 @@ impl Model<'_> {
     pub(super) fn record(&mut self, stages: &dyn Fn(Stage) -> bool) -> Result<()> {
         let Self {
             device,
-            config,
+            arch,
             options,
             embedding,
             blocks,
@@ -256,7 +252,7 @@ impl Model<'_> {
         let state = address(device, &b.state);
         let token = state + size_of::<u32>() as sys::CUdeviceptr;
         let bias_or = |group: &Group, index: usize| group.bias(index).map_or(hidden, at32);
-        let width = config.hidden_size;
+        let width = arch.hidden_size;
 
         if stages(Stage::Embed) {
             run(
@@ -269,12 +265,12 @@ impl Model<'_> {
         // The layer whose output is still to be added to the residual stream.
         let mut before: Option<&Group> = None;
         let (delta, normed) = (at16(&b.delta), at16(&b.normed));
-        let add_norm = |weight: &Buffer<f16>, before: Option<&Group>| {
+        let add_norm = |norm: NormSpec, weight: &Buffer<f16>, before: Option<&Group>| {
             if !stages(Stage::Norm) {
                 return Ok(());
             }
             let bias = before.is_some_and(Group::has_bias);
-            let plan = plan::rms_norm(width, 1, config.rms_norm_eps, before.is_some(), bias);
+            let plan = plan::rms_norm(width, 1, norm.epsilon, before.is_some(), bias);
             let bias = before.map_or(hidden, |group| bias_or(group, 0));
             run(
                 device,
@@ -284,13 +280,14 @@ impl Model<'_> {
             )
         };
         for block in &*blocks {
-            add_norm(&block.input_norm, before)?;
+            let spec = &block.spec;
+            add_norm(spec.norms.norm, &block.input_norm, before)?;
             if stages(Stage::Qkv) {
                 block.qkv.step(device, &b.normed, &mut b.qkv, overlap)?;
             }
             if stages(Stage::Attention) {
                 let plan = plan::attention_step(
-                    config,
+                    &spec.attention,
                     options.positions,
                     block.qkv.has_bias(),
                     device.target().multiprocessors as usize,
@@ -315,12 +312,12 @@ impl Model<'_> {
             if stages(Stage::Output) {
                 block.output.step(device, &b.attended, &mut b.delta, overlap)?;
             }
-            add_norm(&block.post_norm, Some(&block.output))?;
+            add_norm(spec.norms.norm, &block.post_norm, Some(&block.output))?;
             if stages(Stage::GateUp) {
                 block.gate_up.step(device, &b.normed, &mut b.gate_up, overlap)?;
             }
             if stages(Stage::Swiglu) {
-                let inner = config.intermediate_size;
+                let inner = spec.intermediate_size();
                 let pointers = [
                     bias_or(&block.gate_up, 0),
                     bias_or(&block.gate_up, 1),
@@ -336,19 +333,19 @@ impl Model<'_> {
             }
             before = Some(&block.down);
         }
-        add_norm(norm, before)?;
+        add_norm(arch.final_norm, norm, before)?;
         if stages(Stage::Head) {
             let pointers = [at16(head.as_ref().unwrap_or(embedding)), normed, at32(&b.logits)];
             run(
                 device,
-                &plan::dense(config.vocab_size, width, 1, true),
+                &plan::dense(arch.vocab_size, width, 1, true),
                 &pointers,
                 overlap,
             )?;
         }
         if stages(Stage::Argmax) {
             let pointers = [at32(&b.logits), address(device, &b.chosen), state];
-            run(device, &plan::argmax(config.vocab_size), &pointers, overlap)?;
+            run(device, &plan::argmax(arch.vocab_size), &pointers, overlap)?;
         }
         Ok(())
     }

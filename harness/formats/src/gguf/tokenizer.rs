@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::Fields;
-use super::container::Metadata;
+use super::fields::Fields;
+use super::metadata::Metadata;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 

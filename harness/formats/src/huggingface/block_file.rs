@@ -5,16 +5,12 @@
 
 use std::path::Path;
 
-use aqlm_vocabulary::{AqlmError, BlockWeights, LayerKind, Linear, LlamaConfig, Scheme};
+use aqlm_vocabulary::{AqlmError, BlockSpec, BlockWeights, Linear, LinearSpec, Scheme};
 
-use super::layout;
-use super::linear::{
-    NewTensor, exact_storage, float_tensor, linear_tensors, read_linear, read_vector, refuse_rounding,
-};
-use super::tensors::{SafetensorFiles, TensorSource};
-use crate::{Error, Result, durable};
-
-const NORMS: [&str; 2] = ["input_layernorm.weight", "post_attention_layernorm.weight"];
+use super::linear::{exact_storage, float_tensor, linear_tensors, read_linear, read_vector, refuse_rounding};
+use crate::safetensors::{self, NewTensor, SafetensorFiles};
+use crate::tensors::TensorSource;
+use crate::{Error, Result};
 
 /// Writes a block and returns the SHA-256 of the file, in hexadecimal.
 ///
@@ -23,68 +19,59 @@ const NORMS: [&str; 2] = ["input_layernorm.weight", "post_attention_layernorm.we
 ///
 /// # Errors
 /// `Layer` when codebooks or scales are not rounded to f16 yet; `NotFinite`; `Io`.
-pub fn write(path: &Path, block: &BlockWeights) -> Result<String> {
-    let mut bytes = Vec::new();
-    layout::write_file(&mut bytes, tensors_of(path, block)?).map_err(Error::io(path, "write"))?;
-    durable::write_file(path, |file| std::io::Write::write_all(file, &bytes))?;
-    Ok(durable::sha256(&bytes))
+pub fn write(path: &Path, spec: &BlockSpec, block: &BlockWeights) -> Result<String> {
+    safetensors::write(path, tensors_of(path, spec, block)?)
 }
 
-fn tensors_of(path: &Path, block: &BlockWeights) -> Result<Vec<NewTensor>> {
+fn tensors_of(path: &Path, spec: &BlockSpec, block: &BlockWeights) -> Result<Vec<NewTensor>> {
     let exact = |_: &str, values: &[f32]| exact_storage(values);
     let mut tensors = Vec::new();
-    for (name, norm) in NORMS
-        .into_iter()
+    for (name, norm) in spec
+        .norms
+        .before
+        .iter()
         .zip([&block.input_layernorm, &block.post_attention_layernorm])
     {
         let values = norm.to_vec();
         tensors.push(float_tensor(
             path,
-            name.into(),
+            format!("{name}.weight"),
             vec![values.len()],
             &values,
             &exact,
         )?);
     }
-    for kind in LayerKind::ALL {
-        let linear = block.layer(kind);
-        refuse_rounding(kind.path(), linear)?;
-        tensors.extend(linear_tensors(path, kind.path(), linear, &exact)?);
+    for (LinearSpec { name, .. }, linear) in spec.linears.iter().zip(&block.layers) {
+        refuse_rounding(name, linear)?;
+        tensors.extend(linear_tensors(path, name, linear, &exact)?);
     }
     Ok(tensors)
 }
 
-/// Reads a block of a model of this configuration.
+/// Reads a block of this shape.
 ///
 /// # Errors
 /// Those of [`SafetensorFiles::open_file`]; `MissingTensor`, `TensorShape`, `TensorType`, `NotFinite`,
-/// `CodeOutOfRange` and `Layer` when the file does not fit the configuration.
-pub fn read(path: &Path, config: &LlamaConfig) -> Result<BlockWeights> {
+/// `CodeOutOfRange` and `Layer` when the file does not fit the shape.
+pub fn read(path: &Path, spec: &BlockSpec) -> Result<BlockWeights> {
     let tensors = SafetensorFiles::open_file(path)?;
-    let [q, k, v, o, gate, up, down] = LayerKind::ALL;
-    let linear = |kind| read_layer(path, &tensors, config, kind);
+    let [first, second] = spec.norms.before.each_ref().map(|name| {
+        let name = format!("{name}.weight");
+        read_vector(&tensors, &name, spec.hidden_size())
+    });
     Ok(BlockWeights {
-        input_layernorm: read_vector(&tensors, NORMS[0], config.hidden_size)?,
-        post_attention_layernorm: read_vector(&tensors, NORMS[1], config.hidden_size)?,
-        layers: [
-            linear(q)?,
-            linear(k)?,
-            linear(v)?,
-            linear(o)?,
-            linear(gate)?,
-            linear(up)?,
-            linear(down)?,
-        ],
+        input_layernorm: first?,
+        post_attention_layernorm: second?,
+        layers: spec
+            .linears
+            .iter()
+            .map(|linear| read_layer(path, &tensors, linear))
+            .collect::<Result<_>>()?,
     })
 }
 
-fn read_layer(
-    path: &Path,
-    tensors: &SafetensorFiles,
-    config: &LlamaConfig,
-    kind: LayerKind,
-) -> Result<Linear> {
-    let name = kind.path();
+fn read_layer(path: &Path, tensors: &SafetensorFiles, spec: &LinearSpec) -> Result<Linear> {
+    let name = &spec.name;
     let codebooks = format!("{name}.codebooks");
     // the shape of the codebooks says the scheme
     let scheme = match tensors.info(&codebooks) {
@@ -95,7 +82,7 @@ fn read_layer(
         })?),
     };
     let has_bias = tensors.info(&format!("{name}.bias")).is_some();
-    read_linear(tensors, name, config.layer_shape(kind), scheme, has_bias)
+    read_linear(tensors, name, spec.shape, scheme, has_bias)
 }
 
 fn scheme_of(codebooks: &[usize]) -> std::result::Result<Scheme, AqlmError> {
@@ -113,23 +100,30 @@ fn scheme_of(codebooks: &[usize]) -> std::result::Result<Scheme, AqlmError> {
 
 #[cfg(test)]
 mod tests {
-    use aqlm_vocabulary::{LinearWeight, QuantizedMatrix};
+    use aqlm_vocabulary::llama::{LlamaBlock, QUERY};
+    use aqlm_vocabulary::{LinearWeight, QuantizedMatrix, Rope, RopeScaling};
     use half::f16;
     use ndarray::{Array1, Array2, Array3, Array4};
     use proptest::prelude::*;
 
     use super::*;
+    use crate::durable;
     use crate::model::Model;
 
-    fn config() -> LlamaConfig {
-        LlamaConfig {
+    fn spec() -> BlockSpec {
+        BlockSpec::llama(LlamaBlock {
             hidden_size: 8,
             intermediate_size: 12,
-            num_attention_heads: 2,
-            num_key_value_heads: 1,
+            heads: 2,
+            kv_heads: 1,
             head_dim: 4,
-            ..Model::embedded().unwrap().config().clone()
-        }
+            epsilon: 1e-5,
+            rotary: Rope {
+                theta: 1e4,
+                scaling: RopeScaling::None,
+            },
+            window: None,
+        })
     }
 
     /// Pseudo-random bits, so that every value of a type turns up sooner or later.
@@ -162,10 +156,10 @@ mod tests {
     }
 
     fn block(scheme: Scheme, seed: u64) -> BlockWeights {
-        let config = config();
+        let spec = spec();
         let mut next = bits(seed);
-        let layers = LayerKind::ALL.map(|kind| {
-            let (out_features, in_features) = config.layer_shape(kind);
+        let layers = spec.linears.iter().map(|linear| {
+            let (out_features, in_features) = linear.shape;
             let bias = next()
                 .is_multiple_of(2)
                 .then(|| Array1::from_shape_fn(out_features, |_| single(next())));
@@ -194,6 +188,7 @@ mod tests {
             };
             Linear { weight, bias }
         });
+        let layers = layers.collect();
         BlockWeights {
             input_layernorm: Array1::from_shape_fn(8, |_| half(next()).to_f32()),
             post_attention_layernorm: Array1::from_shape_fn(8, |_| single(next())),
@@ -210,12 +205,12 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("block.safetensors");
             let block = block(Scheme::with_out_group(num, nbits, 4, out_group).unwrap(), seed);
-            let checksum = write(&path, &block).unwrap();
+            let checksum = write(&path, &spec(), &block).unwrap();
             prop_assert_eq!(durable::sha256_of_file(&path).unwrap(), checksum.clone());
-            let read = read(&path, &config()).unwrap();
+            let read = read(&path, &spec()).unwrap();
             prop_assert_eq!(&read, &block);
             // equal as numbers is not enough: -0 must stay -0
-            prop_assert_eq!(write(&path, &read).unwrap(), checksum);
+            prop_assert_eq!(write(&path, &spec(), &read).unwrap(), checksum);
         }
     }
 
@@ -228,22 +223,22 @@ mod tests {
         let codebooks = Array4::from_elem((1, 2, 1, 4), 0.1);
         let matrix =
             QuantizedMatrix::new(scheme, Array3::zeros((8, 2, 1)), codebooks, Array1::ones(8)).unwrap();
-        block.layer_mut(LayerKind::QProj).weight = LinearWeight::Quantized(matrix.clone());
+        block.layer_mut(QUERY).weight = LinearWeight::Quantized(matrix.clone());
         assert!(
-            matches!(write(&path, &block), Err(Error::Layer { layer, .. }) if layer == "self_attn.q_proj")
+            matches!(write(&path, &spec(), &block), Err(Error::Layer { layer, .. }) if layer == "self_attn.q_proj")
         );
         assert!(!path.exists());
-        block.layer_mut(LayerKind::QProj).weight = LinearWeight::Quantized(matrix.rounded_to_f16().unwrap());
-        write(&path, &block).unwrap();
+        block.layer_mut(QUERY).weight = LinearWeight::Quantized(matrix.rounded_to_f16().unwrap());
+        write(&path, &spec(), &block).unwrap();
     }
 
     #[test]
     fn a_block_of_another_model_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("block.safetensors");
-        write(&path, &block(Scheme::new(1, 3, 4).unwrap(), 1)).unwrap();
+        write(&path, &spec(), &block(Scheme::new(1, 3, 4).unwrap(), 1)).unwrap();
         let other = Model::embedded().unwrap();
-        let result = read(&path, other.config());
+        let result = read(&path, &other.config().blocks[0]);
         assert!(matches!(result, Err(Error::TensorShape { .. })));
     }
 
@@ -253,8 +248,8 @@ mod tests {
         let path = folder.path().join("block.safetensors");
         let model = Model::embedded().unwrap();
         let block = model.block(2).unwrap();
-        write(&path, &block).unwrap();
-        assert_eq!(read(&path, model.config()).unwrap(), block);
+        write(&path, &model.config().blocks[2], &block).unwrap();
+        assert_eq!(read(&path, &model.config().blocks[2]).unwrap(), block);
         let tensors = SafetensorFiles::open_file(&path).unwrap();
         let names = tensors.names();
         assert_eq!(names.len(), 9);

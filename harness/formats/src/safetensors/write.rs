@@ -4,23 +4,25 @@
 //! types first is what keeps every tensor aligned to its own type.
 
 use std::io::{self, Write};
+use std::path::Path;
 
-use safetensors::Dtype;
+use ::safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
-use super::linear::NewTensor;
+use super::NewTensor;
+use crate::{Result, durable};
 
 /// What a header says of one tensor, except where it begins.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Slot {
-    pub(super) name: String,
-    pub(super) dtype: Dtype,
-    pub(super) shape: Vec<usize>,
-    pub(super) bytes: u64,
+pub(crate) struct Slot {
+    pub(crate) name: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: u64,
 }
 
 impl Slot {
-    pub(super) fn of(tensor: &NewTensor) -> Self {
+    pub(crate) fn of(tensor: &NewTensor) -> Self {
         Self {
             name: tensor.name.clone(),
             dtype: tensor.dtype,
@@ -31,7 +33,7 @@ impl Slot {
 }
 
 /// Writes the length and the header of a file whose tensors follow in this order.
-pub(super) fn write_header<'a>(
+pub(crate) fn write_header<'a>(
     out: &mut impl Write,
     slots: impl Iterator<Item = &'a Slot>,
 ) -> io::Result<()> {
@@ -54,16 +56,21 @@ pub(super) fn write_header<'a>(
     out.write_all(&text)
 }
 
-/// Writes a whole file of tensors that are in memory; the same tensors give the same bytes.
-pub(super) fn write_file(out: &mut impl Write, mut tensors: Vec<NewTensor>) -> io::Result<()> {
+/// Writes a file, whole or not at all, and returns its SHA-256 in hexadecimal. The same tensors give the same
+/// bytes, in whichever order they come; of two with one name a reader finds one.
+///
+/// # Errors
+/// `Io` with the file's name.
+pub fn write(path: &Path, mut tensors: Vec<NewTensor>) -> Result<String> {
     tensors.sort_by(|a, b| {
         let width = |tensor: &NewTensor| std::cmp::Reverse(tensor.dtype.bitsize());
         width(a).cmp(&width(b)).then_with(|| a.name.cmp(&b.name))
     });
     let slots: Vec<Slot> = tensors.iter().map(Slot::of).collect();
-    write_header(out, slots.iter())?;
-    for tensor in &tensors {
-        out.write_all(&tensor.bytes)?;
-    }
-    Ok(())
+    durable::write_hashed(path, |file| {
+        write_header(file, slots.iter())?;
+        tensors
+            .iter()
+            .try_for_each(|tensor| file.write_all(&tensor.bytes))
+    })
 }

@@ -5,31 +5,21 @@ use std::path::Path;
 use aqlm_vocabulary::{AqlmError, Linear, LinearWeight, QuantizedMatrix, Scheme};
 use half::{bf16, f16};
 use ndarray::{Array1, Array2, Array3, Array4};
-use safetensors::Dtype;
 
-use super::StorageType;
-use super::tensors::TensorSource;
+use crate::model::StorageType;
+use crate::safetensors::{Dtype, NewTensor};
+use crate::tensors::TensorSource;
 use crate::{Error, Result};
-
-/// A tensor about to be written.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct NewTensor {
-    pub(super) name: String,
-    pub(super) dtype: Dtype,
-    pub(super) shape: Vec<usize>,
-    pub(super) bytes: Vec<u8>,
-}
 
 /// A source that returned another number of elements than its own header promised.
 fn unshaped(tensors: &dyn TensorSource, tensor: &str, error: &ndarray::ShapeError) -> Error {
-    Error::Header {
-        path: tensors.path().into(),
-        expected: format!("as many elements in tensor `{tensor}` as its shape says"),
-        found: error.to_string(),
-    }
+    Error::Internal(format!(
+        "{}: tensor `{tensor}` was read with other elements than its shape says: {error}",
+        tensors.path().display()
+    ))
 }
 
-pub(super) fn read_matrix(
+pub(crate) fn read_matrix(
     tensors: &dyn TensorSource,
     name: &str,
     shape: (usize, usize),
@@ -39,13 +29,13 @@ pub(super) fn read_matrix(
     Array2::from_shape_vec(shape, values).map_err(|error| unshaped(tensors, name, &error))
 }
 
-pub(super) fn read_vector(tensors: &dyn TensorSource, name: &str, length: usize) -> Result<Array1<f32>> {
+pub(crate) fn read_vector(tensors: &dyn TensorSource, name: &str, length: usize) -> Result<Array1<f32>> {
     tensors.expect(name, &[length])?;
     Ok(Array1::from_vec(tensors.read_floats(name)?))
 }
 
 /// Reads a layer of this (out_features, in_features): quantized when a scheme is given.
-pub(super) fn read_linear(
+pub(crate) fn read_linear(
     tensors: &dyn TensorSource,
     name: &str,
     shape: (usize, usize),
@@ -89,7 +79,7 @@ fn read_quantized(
 }
 
 /// [M, 2^B, out_group_size, in_group_size].
-pub(super) fn codebook_shape(scheme: Scheme) -> [usize; 4] {
+pub(crate) fn codebook_shape(scheme: Scheme) -> [usize; 4] {
     [
         scheme.num_codebooks,
         scheme.codebook_size(),
@@ -99,7 +89,7 @@ pub(super) fn codebook_shape(scheme: Scheme) -> [usize; 4] {
 }
 
 /// The type that codes of B bits are stored in.
-pub(super) fn code_type(nbits: u32) -> Dtype {
+pub(crate) fn code_type(nbits: u32) -> Dtype {
     if nbits <= 8 { Dtype::I8 } else { Dtype::I16 }
 }
 

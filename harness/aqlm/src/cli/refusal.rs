@@ -1,0 +1,52 @@
+//! What the program prints of an error: the error, and the option of its own that helps.
+
+use aqlm_formats::Error;
+
+/// Settings that libraries refuse by their names, and the options that set them.
+const OPTIONS: [(&str, &str); 5] = [
+    ("temperature", "--temperature"),
+    ("top_p", "--top-p"),
+    ("memory", "--memory"),
+    ("teacher", "--teacher"),
+    ("case", "--case"),
+];
+
+/// One line for the user. Libraries know no options, so their settings become options here.
+pub(super) fn refusal(error: &Error) -> String {
+    match error {
+        Error::Argument {
+            what,
+            expected,
+            found,
+        } => {
+            let option = OPTIONS.iter().find(|(setting, _)| setting == what);
+            let name = option.map_or(what.as_str(), |&(_, option)| option);
+            format!("{name}: expected {expected}, found {found}")
+        }
+        Error::Degenerate { .. } => format!("{error}; --allow-degenerate accepts that"),
+        Error::RunExists { .. } => format!("{error}; --resume continues it"),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_become_options_and_other_words_stay() {
+        let refused = |what: &str| refusal(&Error::argument(what, "1 or more", "0"));
+        assert_eq!(refused("top_p"), "--top-p: expected 1 or more, found 0");
+        assert_eq!(refused("--beam"), "--beam: expected 1 or more, found 0");
+        assert_eq!(refused("prompt"), "prompt: expected 1 or more, found 0");
+    }
+
+    #[test]
+    fn the_option_that_helps_is_named() {
+        let error = Error::RunExists {
+            path: "runs/a".into(),
+        };
+        let text = "runs/a: it holds a run of this same command; --resume continues it";
+        assert_eq!(refusal(&error), text);
+    }
+}

@@ -1,0 +1,90 @@
+//! GGUF files of the llama architecture, presented under the names and conventions of a Hugging Face folder.
+
+mod config;
+mod container;
+mod dequantize;
+mod fields;
+mod metadata;
+mod names;
+mod reader;
+mod rope;
+mod tensors;
+mod tokenizer;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::model::ModelConfig;
+use crate::{Error, Result};
+use config::config;
+use container::Container;
+pub(crate) use container::MAGIC;
+use fields::Fields;
+use names::hugging_face_name;
+use rope::ROPE_FACTORS;
+use tensors::{GgufTensors, Tensor};
+pub(crate) use tokenizer::GgufTokenizer;
+
+/// Everything that a GGUF file says of a model.
+pub(crate) struct Gguf {
+    pub(crate) config: ModelConfig,
+    pub(crate) tensors: GgufTensors,
+    pub(crate) tokenizer: GgufTokenizer,
+}
+
+/// Opens a file and understands its metadata.
+///
+/// # Errors
+/// `Io`, `Truncated`, `Header`, `Offsets` and `TensorType` for a file that cannot be read; `Unsupported` for
+/// another architecture, experts, or RoPE variants that are not implemented; `Field` for missing or
+/// contradictory metadata; `UnexpectedTensor` for tensors that a Llama does not have.
+pub(crate) fn open(path: &Path) -> Result<Gguf> {
+    let mut container = Container::open(path)?;
+    let fields = Fields {
+        path,
+        metadata: &container.metadata,
+    };
+    let architecture = fields.text("general.architecture")?;
+    if architecture != "llama" {
+        return Err(fields.unsupported("general.architecture", "llama", format!("{architecture:?}")));
+    }
+    let config = config(&container, &fields)?;
+    let config = ModelConfig::from_json(path, config)?;
+    let mut tensors = BTreeMap::new();
+    for (name, place) in std::mem::take(&mut container.tensors) {
+        if name == ROPE_FACTORS {
+            continue;
+        }
+        let Some(hugging_face) = hugging_face_name(&name) else {
+            return Err(Error::UnexpectedTensor {
+                path: path.into(),
+                tensor: name,
+                reason: "as a Llama has no such tensor".into(),
+            });
+        };
+        // the converter reorders the rows of q and k for the other RoPE convention
+        let interleaved_heads = if hugging_face.contains(".q_proj.") {
+            Some(config.arch.attention().heads)
+        } else if hugging_face.contains(".k_proj.") {
+            Some(config.arch.attention().kv_heads)
+        } else {
+            None
+        };
+        tensors.insert(
+            hugging_face,
+            Tensor {
+                place,
+                interleaved_heads,
+            },
+        );
+    }
+    let tokenizer = GgufTokenizer::new(path, std::mem::take(&mut container.metadata));
+    Ok(Gguf {
+        config,
+        tensors: GgufTensors { container, tensors },
+        tokenizer,
+    })
+}
+
+#[cfg(test)]
+mod tests;

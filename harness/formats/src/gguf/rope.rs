@@ -1,0 +1,91 @@
+use serde_json::{Value, json};
+
+use super::container::Container;
+use super::fields::Fields;
+use crate::{Error, Result};
+
+/// The tensor in which llama.cpp's converter stores what Llama 3 does to RoPE's frequencies.
+pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+/// What the file does to RoPE's frequencies, in the words of config.json.
+pub(super) fn rope_scaling(
+    container: &Container,
+    fields: &Fields<'_>,
+    theta: f64,
+    head_dim: usize,
+) -> Result<Value> {
+    let factor = match fields.number("llama.rope.scaling.factor")? {
+        Some(factor) => Some(factor),
+        // the older spelling
+        None => fields.number("llama.rope.scale_linear")?,
+    };
+    let kind = fields.optional_text("llama.rope.scaling.type")?;
+    let linear = match (kind, factor) {
+        (Some("none"), _) | (None, None) => None,
+        (Some("linear") | None, Some(factor)) => (factor != 1.0).then_some(factor),
+        (Some("linear"), None) => {
+            return Err(fields.wrong("llama.rope.scaling.factor", "a number for linear scaling"));
+        }
+        (Some(other), _) => {
+            return Err(fields.unsupported(
+                "llama.rope.scaling.type",
+                "none or linear",
+                format!("{other:?}"),
+            ));
+        }
+    };
+    let Some(place) = container.tensors.get(ROPE_FACTORS) else {
+        return Ok(linear.map_or(
+            Value::Null,
+            |factor| json!({"rope_type": "linear", "factor": factor}),
+        ));
+    };
+    let factors = place.kind.decode(&container.read(place)?);
+    match llama3_factor(&factors, theta, head_dim) {
+        Some(factor) if linear.is_none() => Ok(json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": LLAMA3_LOW,
+            "high_freq_factor": LLAMA3_HIGH,
+            "original_max_position_embeddings": LLAMA3_CONTEXT,
+        })),
+        _ => Err(Error::UnexpectedTensor {
+            path: fields.path.into(),
+            tensor: ROPE_FACTORS.into(),
+            reason: "unless its factors are those of Llama 3.1 and nothing else scales RoPE".into(),
+        }),
+    }
+}
+
+/// Llama 3.1 to 3.3 all use these and differ in the factor alone.
+const LLAMA3_LOW: f64 = 1.0;
+const LLAMA3_HIGH: f64 = 4.0;
+const LLAMA3_CONTEXT: usize = 8192;
+
+/// The factor for which Llama 3's rule gives these divisors of the frequencies, when there is one.
+pub(super) fn llama3_factor(found: &[f32], theta: f64, head_dim: usize) -> Option<f64> {
+    if found.len() != head_dim / 2 {
+        return None;
+    }
+    let factor = f64::from(found.iter().copied().fold(1.0, f32::max));
+    let context = LLAMA3_CONTEXT as f64;
+    // The converter computes in f32. Rounding the exponent puts a relative error of ln(theta) / 2 epsilons on
+    // the frequency, two more roundings follow; `smooth` carries it by at most high / (high - low), and where
+    // `smooth` is near zero the reciprocal of 1 / factor magnifies it by the factor.
+    let frequency_error = (theta.ln().abs() / 2.0 + 2.0) * f64::from(f32::EPSILON);
+    let tolerance = frequency_error * LLAMA3_HIGH / (LLAMA3_HIGH - LLAMA3_LOW) * factor;
+    let matches = found.iter().enumerate().all(|(pair, &found)| {
+        let frequency = theta.powf(-2.0 * pair as f64 / head_dim as f64);
+        let wavelength = std::f64::consts::TAU / frequency;
+        let expected = if wavelength < context / LLAMA3_HIGH {
+            1.0
+        } else if wavelength > context / LLAMA3_LOW {
+            factor
+        } else {
+            let smooth = (context / wavelength - LLAMA3_LOW) / (LLAMA3_HIGH - LLAMA3_LOW);
+            1.0 / ((1.0 - smooth) / factor + smooth)
+        };
+        (f64::from(found) - expected).abs() <= tolerance * expected
+    });
+    (matches && factor > 1.0).then_some(factor)
+}

@@ -1,0 +1,84 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::container::{Container, TensorPlace};
+use crate::tensors::{TensorInfo, TensorSource, refuse_not_finite};
+use crate::{Error, Result};
+
+/// The tensors of a GGUF file.
+#[derive(Debug)]
+pub(crate) struct GgufTensors {
+    pub(super) container: Container,
+    /// Hugging Face name -> where it is
+    pub(super) tensors: BTreeMap<String, Tensor>,
+}
+
+#[derive(Debug)]
+pub(super) struct Tensor {
+    pub(super) place: TensorPlace,
+    /// heads whose rows the converter interleaved
+    pub(super) interleaved_heads: Option<usize>,
+}
+
+impl TensorSource for GgufTensors {
+    fn path(&self) -> &Path {
+        &self.container.path
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.tensors.keys().cloned().collect()
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        let place = &self.tensors.get(name)?.place;
+        Some(TensorInfo {
+            dtype: format!("{:?}", place.kind),
+            shape: place.shape.clone(),
+            bytes: place.bytes,
+            path: self.container.path.clone(),
+        })
+    }
+
+    fn read_floats(&self, name: &str) -> Result<Vec<f32>> {
+        let tensor = self.tensors.get(name).ok_or_else(|| Error::MissingTensor {
+            path: self.container.path.clone(),
+            tensor: name.into(),
+        })?;
+        let mut values = tensor.place.kind.decode(&self.container.read(&tensor.place)?);
+        if let Some(heads) = tensor.interleaved_heads {
+            values = half_and_half(&values, heads, tensor.place.shape[0]);
+        }
+        refuse_not_finite(&self.container.path, name, &values)?;
+        Ok(values)
+    }
+
+    fn read_integers(&self, name: &str) -> Result<Vec<i64>> {
+        let info = self.info(name).ok_or_else(|| Error::MissingTensor {
+            path: self.container.path.clone(),
+            tensor: name.into(),
+        })?;
+        Err(Error::TensorType {
+            path: info.path,
+            tensor: name.into(),
+            expected: "integers".into(),
+            found: info.dtype,
+        })
+    }
+}
+
+/// Puts rows in the order of RoPE's rotate-half convention: pair j of a head is rows j and j + head_dim / 2,
+/// where the file has them at 2 j and 2 j + 1.
+fn half_and_half(values: &[f32], heads: usize, rows: usize) -> Vec<f32> {
+    let head_dim = rows / heads;
+    let width = values.len() / rows;
+    let mut out = Vec::with_capacity(values.len());
+    for head in 0..heads {
+        for side in 0..2 {
+            for pair in 0..head_dim / 2 {
+                let row = head * head_dim + 2 * pair + side;
+                out.extend(&values[row * width..(row + 1) * width]);
+            }
+        }
+    }
+    out
+}

@@ -1,0 +1,147 @@
+//! The readers of files from elsewhere, each as one function of bytes: what fuzzers call (docs/checking.md).
+//!
+//! A reader may refuse anything, but must not panic, and must not take more memory than the file justifies.
+
+use std::path::Path;
+
+use crate::huggingface::index::open_folder;
+use crate::model::{Model, ModelConfig};
+use crate::safetensors::SafetensorFiles;
+use crate::tensors::TensorSource;
+use crate::tokenizer::Tokenizer;
+
+/// One reader.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// its name, and that of its corpus
+    pub name: &'static str,
+    /// reads the bytes; `folder` is empty, its own, and may be written to
+    pub read: fn(&[u8], &Path),
+    /// words of the format, which mutations put in
+    pub words: &'static [&'static str],
+    /// the least that is valid, or nearly: the files of `harness/tools/fuzz/seeds`
+    pub seeds: &'static [&'static [u8]],
+}
+
+/// The readers of this crate.
+pub const TARGETS: [Target; 5] = [
+    Target {
+        name: "safetensors",
+        read: |bytes, folder| {
+            let path = folder.join("model.safetensors");
+            if std::fs::write(&path, bytes).is_ok()
+                && let Ok(file) = SafetensorFiles::open_file(&path)
+            {
+                read_tensors(&file);
+            }
+        },
+        words: &[
+            "\"dtype\":",
+            "\"F16\"",
+            "\"shape\":",
+            "\"data_offsets\":",
+            "[0,8]",
+            "__metadata__",
+        ],
+        seeds: &[
+            include_bytes!("../../tools/fuzz/seeds/safetensors/one.safetensors"),
+            include_bytes!("../../tools/fuzz/seeds/safetensors/two.safetensors"),
+        ],
+    },
+    Target {
+        name: "gguf",
+        read: |bytes, folder| {
+            let path = folder.join("model.gguf");
+            if std::fs::write(&path, bytes).is_ok()
+                && let Ok(model) = Model::open(&path)
+            {
+                _ = model.tokenizer();
+                _ = model.block(0);
+            }
+        },
+        words: &[
+            "GGUF",
+            "general.architecture",
+            "llama",
+            "general.alignment",
+            "llama.block_count",
+            "token_embd.weight",
+        ],
+        seeds: &[include_bytes!("../../tools/fuzz/seeds/gguf/small.gguf")],
+    },
+    Target {
+        name: "config",
+        read: |bytes, folder| {
+            _ = ModelConfig::from_text(&folder.join("config.json"), &String::from_utf8_lossy(bytes));
+        },
+        words: &[
+            "\"hidden_size\":",
+            "\"rope_scaling\":",
+            "\"llama3\"",
+            "\"quantization_config\":",
+            "\"num_codebooks\":",
+            "\"sliding_window\":",
+            "null",
+            "1e308",
+            "18446744073709551615",
+        ],
+        seeds: &[
+            include_bytes!("../../tools/fuzz/seeds/config/llama.json"),
+            include_bytes!("../../tools/fuzz/seeds/config/mistral.json"),
+        ],
+    },
+    Target {
+        name: "tokenizer",
+        read: |bytes, folder| {
+            if let Ok(tokenizer) = Tokenizer::from_bytes(&folder.join("tokenizer.json"), bytes) {
+                match tokenizer.encode("Once upon a time \u{e9}\u{1f600}", true) {
+                    Ok(ids) => _ = tokenizer.decode(&ids, true),
+                    Err(_) => _ = tokenizer.decode(&[], true),
+                }
+            }
+        },
+        words: &[
+            "\"type\":",
+            "\"BPE\"",
+            "\"merges\":",
+            "\"vocab\":",
+            "\"ByteLevel\"",
+            "\"added_tokens\":",
+            "\\u0120",
+        ],
+        seeds: &[include_bytes!("../../tools/fuzz/seeds/tokenizer/bpe.json")],
+    },
+    Target {
+        name: "index",
+        read: |bytes, folder| {
+            let shard = folder.join("a.safetensors");
+            let whole = include_bytes!("../../tools/fuzz/seeds/safetensors/one.safetensors");
+            if (shard.is_file() || std::fs::write(&shard, whole).is_ok())
+                && std::fs::write(folder.join("model.safetensors.index.json"), bytes).is_ok()
+                && let Ok(files) = open_folder(folder)
+            {
+                read_tensors(&files);
+            }
+        },
+        words: &[
+            "\"weight_map\":",
+            "\"metadata\":",
+            "\"a.safetensors\"",
+            "\"../a\"",
+            "\"w\"",
+            "total_size",
+        ],
+        seeds: &[
+            include_bytes!("../../tools/fuzz/seeds/index/one.json"),
+            include_bytes!("../../tools/fuzz/seeds/index/missing.json"),
+        ],
+    },
+];
+
+/// Reads every tensor that was found: offsets that the header's check let through must be good.
+fn read_tensors(files: &SafetensorFiles) {
+    for name in files.names() {
+        _ = files.read_floats(&name);
+        _ = files.read_integers(&name);
+    }
+}

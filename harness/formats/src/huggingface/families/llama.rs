@@ -1,0 +1,28 @@
+use aqlm_vocabulary::ArchSpec;
+
+use super::super::fields::Fields;
+use super::super::llama_block::{Defaults, layer_types, plain};
+use super::Family;
+use crate::Result;
+
+/// Llama 1, 2, 3 and the many models that share their code.
+pub(super) const FAMILY: Family = Family {
+    name: "llama",
+    architecture: "LlamaForCausalLM",
+    arch,
+};
+
+fn arch(fields: &Fields<'_>) -> Result<ArchSpec> {
+    if let Some(window) = fields.optional_size("sliding_window")? {
+        let expected = "nothing for model_type llama";
+        return Err(fields.unsupported("sliding_window", expected, window.to_string()));
+    }
+    if layer_types(fields)? == Some(true) {
+        return Err(fields.wrong("layer_types", "full_attention for model_type llama"));
+    }
+    let defaults = Defaults {
+        kv_heads: None,
+        max_position_embeddings: 2048,
+    };
+    plain(fields, &defaults, None, &[])
+}

@@ -1,0 +1,15 @@
+//! Model folders as transformers and the `aqlm` package know them: configuration, names, shards, layers and
+//! writing.
+
+pub mod block_file;
+pub mod config;
+pub mod families;
+mod fields;
+pub(crate) mod index;
+pub(crate) mod linear;
+mod llama_block;
+pub(crate) mod names;
+mod rope;
+mod shards;
+mod tokenizer_files;
+pub(crate) mod write;

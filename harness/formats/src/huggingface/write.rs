@@ -1,0 +1,299 @@
+//! Checkpoints in the layout that transformers and the `aqlm` package load.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aqlm_vocabulary::{AqlmError, BlockWeights, LinearWeight, Scheme};
+use ndarray::{Array1, Array2};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::linear::{float_tensor, linear_tensors};
+use super::names::{EMBEDDING, FINAL_NORM, LM_HEAD};
+use super::shards::{ShardWriter, is_weights_file};
+use super::tokenizer_files::tokenizer_files;
+use crate::durable::{Workspace, write_json};
+use crate::model::{Model, StorageType};
+use crate::{Error, Result};
+
+/// Folder inside the output in which a checkpoint is put together.
+const IN_PROGRESS: &str = ".checkpoint-in-progress";
+
+/// How a checkpoint is written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WriteOptions {
+    /// a shard is closed before it would grow beyond this many bytes of tensors; 5 GB as transformers does
+    pub shard_bytes: u64,
+    /// type of everything that is not quantized; `None` keeps each tensor's own, f16 for types not written
+    /// here
+    pub storage: Option<StorageType>,
+    /// replace a checkpoint that is already in the folder
+    pub replace: bool,
+}
+
+impl Default for WriteOptions {
+    fn default() -> Self {
+        Self {
+            shard_bytes: 5_000_000_000,
+            storage: None,
+            replace: false,
+        }
+    }
+}
+
+/// The weights outside of the blocks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OuterWeights {
+    /// [vocab, hidden]
+    pub embedding: Array2<f32>,
+    /// the RMSNorm before the head, `[hidden]`
+    pub norm: Array1<f32>,
+    /// [vocab, hidden]; not used where it is the embedding
+    pub lm_head: Option<Array2<f32>>,
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Written {
+    /// file names, in the order in which they were put in place
+    pub files: Vec<String>,
+    /// bytes of all tensors
+    pub bytes: u64,
+    /// the scheme of the quantized layers; `None` when all are dense
+    pub scheme: Option<Scheme>,
+}
+
+/// Writes a model whose blocks come from `blocks` and whose other weights come from `source`.
+///
+/// One block is in memory at a time. Files appear in `out` under their final names only when all of them are
+/// complete and on the disk, config.json last: a folder without config.json is no checkpoint. `out` may hold
+/// other files (a run folder does). Quantized layers are stored as codes (two's complement of B bits in int8
+/// or int16), codebooks and scales (f16); codebooks and scales that are not on the f16 grid are rounded to
+/// it.
+///
+/// # Errors
+/// `Exists` when there is a checkpoint already and it was not to be replaced, or `out` is the source; `Layer`
+/// when the quantized layers are not all of one scheme, which is all that the layout can say; `NotFinite`
+/// when a value is beyond the range of its type; `Io`, for a full disk too; whatever `blocks` returns. After
+/// an error nothing is left behind.
+pub fn write_checkpoint(
+    out: &Path,
+    source: &Model,
+    blocks: impl FnMut(usize) -> Result<BlockWeights>,
+    options: &WriteOptions,
+) -> Result<Written> {
+    let outer = OuterWeights {
+        embedding: source.embedding()?,
+        norm: source.final_norm()?,
+        lm_head: None,
+    };
+    write_whole(out, source, blocks, outer, options)
+}
+
+/// [`write_checkpoint`] with embedding, final norm and head of another origin than `source` too, of its
+/// shapes; without a head that is the source's.
+///
+/// # Errors
+/// Those of [`write_checkpoint`].
+pub fn write_whole(
+    out: &Path,
+    source: &Model,
+    mut blocks: impl FnMut(usize) -> Result<BlockWeights>,
+    outer: OuterWeights,
+    options: &WriteOptions,
+) -> Result<Written> {
+    refuse_existing(out, source, options.replace)?;
+    let workspace = Workspace::new(out, IN_PROGRESS)?;
+    let mut shards = ShardWriter::new(workspace.path(), options.shard_bytes);
+    let storage = |name: &str, _: &[f32]| options.storage.unwrap_or_else(|| source.storage_of(name));
+    let mut plan = Plan::default();
+    let config = source.config();
+
+    let OuterWeights {
+        embedding,
+        norm,
+        lm_head,
+    } = outer;
+    let (rows, width) = embedding.dim();
+    let whole = |name: &str, values: &mut dyn Iterator<Item = f32>, shape: Vec<usize>| {
+        let values: Vec<f32> = values.collect();
+        float_tensor(out, name.into(), shape, &values, &storage)
+    };
+    shards.push(&whole(
+        EMBEDDING,
+        &mut embedding.iter().copied(),
+        vec![rows, width],
+    )?)?;
+    drop(embedding);
+    plan.skip(EMBEDDING);
+    for (block, spec) in config.blocks.iter().enumerate() {
+        let weights = blocks(block)?;
+        for (name, norm) in config
+            .norm_names(block)
+            .into_iter()
+            .zip([&weights.input_layernorm, &weights.post_attention_layernorm])
+        {
+            shards.push(&whole(&name, &mut norm.iter().copied(), vec![norm.len()])?)?;
+            plan.skip(&name);
+        }
+        for layer in spec.layers() {
+            let name = config.layer_name(block, layer);
+            let linear = weights.layer(layer);
+            match &linear.weight {
+                LinearWeight::Dense(_) => {
+                    plan.skip(&format!("{name}.weight"));
+                    plan.skip(&name);
+                }
+                LinearWeight::Quantized(matrix) => plan.quantized(&name, matrix.scheme)?,
+            }
+            for tensor in &linear_tensors(out, &name, linear, &storage)? {
+                shards.push(tensor)?;
+            }
+        }
+    }
+    shards.push(&whole(FINAL_NORM, &mut norm.iter().copied(), vec![norm.len()])?)?;
+    plan.skip(FINAL_NORM);
+    if !config.tied {
+        let head = match lm_head {
+            Some(head) => head,
+            None => source.lm_head()?,
+        };
+        shards.push(&whole(LM_HEAD, &mut head.iter().copied(), vec![rows, width])?)?;
+    }
+    // listed for a tied head too: transformers 4 looks for the parameter's name, 5 for the module's
+    plan.skip(LM_HEAD);
+    plan.skip("lm_head");
+
+    let (mut files, bytes) = shards.finish()?;
+    files.extend(tokenizer_files(workspace.path(), source)?);
+    let storage_name = match (options.storage, plan.scheme) {
+        (Some(storage), _) => storage,
+        // transformers would load f16 codebooks as bf16 and lose three bits of each
+        (None, Some(_)) if source.storage() == StorageType::BF16 => StorageType::F16,
+        (None, _) => source.storage(),
+    };
+    write_json(
+        &workspace.path().join("config.json"),
+        &plan.config(source, storage_name),
+    )?;
+    files.push("config.json".into());
+    put_in_place(out, &workspace, &files)?;
+    Ok(Written {
+        files,
+        bytes,
+        scheme: plan.scheme,
+    })
+}
+
+/// Writes a model with all its layers dense, as the source has them: a GGUF file becomes a Hugging Face
+/// folder.
+///
+/// # Errors
+/// Those of [`write_checkpoint`]; `Layer` when a layer of the source is quantized.
+pub fn write_dense(out: &Path, source: &Model, options: &WriteOptions) -> Result<Written> {
+    let dense = |block| {
+        let weights = source.block(block)?;
+        for layer in source.config().blocks[block].layers() {
+            if let LinearWeight::Quantized(matrix) = &weights.layer(layer).weight {
+                return Err(Error::Layer {
+                    layer: source.config().layer_name(block, layer),
+                    source: AqlmError::Unsupported(format!(
+                        "expected a dense layer, found one quantized as {}",
+                        matrix.scheme
+                    )),
+                });
+            }
+        }
+        Ok(weights)
+    };
+    write_checkpoint(out, source, dense, options)
+}
+
+fn refuse_existing(out: &Path, source: &Model, replace: bool) -> Result<()> {
+    let exists = |what: &str| Error::Exists {
+        path: out.into(),
+        what: what.into(),
+    };
+    if out.join("config.json").exists() && !replace {
+        return Err(exists("checkpoint (config.json)"));
+    }
+    let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    if same(out, source.source()) {
+        return Err(exists("model that is being read"));
+    }
+    Ok(())
+}
+
+/// What config.json says about quantization.
+#[derive(Debug, Default)]
+struct Plan {
+    scheme: Option<Scheme>,
+    not_quantized: Vec<String>,
+}
+
+impl Plan {
+    fn skip(&mut self, name: &str) {
+        self.not_quantized.push(name.into());
+    }
+
+    fn quantized(&mut self, layer: &str, scheme: Scheme) -> Result<()> {
+        match self.scheme.replace(scheme) {
+            Some(other) if other != scheme => Err(Error::Layer {
+                layer: layer.into(),
+                source: AqlmError::Unsupported(format!(
+                    "a checkpoint has one scheme: expected {other} as in the layers before, found {scheme}"
+                )),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn config(&self, source: &Model, storage: StorageType) -> Value {
+        let mut config = source.details().raw.clone();
+        for key in ["quantization_config", "dtype", "torch_dtype"] {
+            config.remove(key);
+        }
+        config
+            .entry("architectures")
+            .or_insert_with(|| json!([source.details().family.architecture]));
+        config.insert("torch_dtype".into(), json!(storage.name()));
+        if let Some(scheme) = self.scheme {
+            let quantization = json!({
+                "quant_method": "aqlm",
+                "in_group_size": scheme.in_group_size,
+                "out_group_size": scheme.out_group_size,
+                "num_codebooks": scheme.num_codebooks,
+                "nbits_per_codebook": scheme.nbits,
+                "linear_weights_not_to_quantize": self.not_quantized,
+            });
+            config.insert("quantization_config".into(), quantization);
+        }
+        Value::Object(config)
+    }
+}
+
+/// Moves finished files to where they belong. A checkpoint that was there stops being one first.
+fn put_in_place(out: &Path, workspace: &Workspace, files: &[String]) -> Result<()> {
+    let remove = |path: PathBuf| match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(&path, "remove")(error)),
+        _ => Ok(()),
+    };
+    remove(out.join("config.json"))?;
+    for entry in std::fs::read_dir(out).map_err(Error::io(out, "read"))? {
+        let path = entry.map_err(Error::io(out, "read"))?.path();
+        if is_weights_file(&path) {
+            remove(path)?;
+        }
+    }
+    for name in files {
+        let to = out.join(name);
+        std::fs::rename(workspace.path().join(name), &to).map_err(Error::io(&to, "write"))?;
+    }
+    File::open(out)
+        .and_then(|folder| folder.sync_all())
+        .map_err(Error::io(out, "write"))
+}
+
+#[cfg(test)]
+mod tests;

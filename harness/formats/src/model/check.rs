@@ -1,0 +1,94 @@
+use aqlm_vocabulary::LayerId;
+
+use super::Model;
+use crate::huggingface::linear::{code_type, codebook_shape};
+use crate::huggingface::names::{EMBEDDING, FINAL_NORM, LM_HEAD};
+use crate::tensors::TensorInfo;
+use crate::{Error, Result};
+
+impl Model {
+    /// Presence and shape of everything that the accessors will read.
+    pub(super) fn check_tensors(&self) -> Result<()> {
+        let config = self.config();
+        let vocabulary = [config.vocab_size, config.hidden_size];
+        self.tensors.expect(EMBEDDING, &vocabulary)?;
+        self.tensors.expect(FINAL_NORM, &[config.hidden_size])?;
+        if !config.tied {
+            self.tensors.expect(LM_HEAD, &vocabulary)?;
+        }
+        for (block, spec) in config.blocks.iter().enumerate() {
+            for norm in config.norm_names(block) {
+                self.tensors.expect(&norm, &[config.hidden_size])?;
+            }
+            for layer in spec.layers() {
+                self.check_layer(block, layer)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_layer(&self, block: usize, layer: LayerId) -> Result<()> {
+        let name = self.config().layer_name(block, layer);
+        let linear = self.config().blocks[block].linear(layer);
+        let (out_features, in_features) = linear.shape;
+        let unexpected = |info: TensorInfo, tensor: String, reason: &str| Error::UnexpectedTensor {
+            path: info.path,
+            tensor,
+            reason: reason.into(),
+        };
+        let bias = format!("{name}.bias");
+        match self.tensors.info(&bias) {
+            Some(info) if !linear.bias => {
+                return Err(unexpected(
+                    info,
+                    bias,
+                    "as config.json announces no bias for this layer",
+                ));
+            }
+            None if !linear.bias => {}
+            _ => _ = self.tensors.expect(&bias, &[out_features])?,
+        }
+        let weight = format!("{name}.weight");
+        let codes = format!("{name}.codes");
+        let Some(info) = self.tensors.info(&codes) else {
+            return self
+                .tensors
+                .expect(&weight, &[out_features, in_features])
+                .map(|_| ());
+        };
+        let Some(scheme) = self.config.quantization else {
+            return Err(unexpected(
+                info,
+                codes,
+                "as config.json has no quantization_config",
+            ));
+        };
+        if let Some(info) = self.tensors.info(&weight) {
+            return Err(unexpected(info, weight, "as the layer has codes too"));
+        }
+        let (out_groups, in_groups) =
+            scheme
+                .groups(out_features, in_features)
+                .map_err(|source| Error::Layer {
+                    layer: format!("{}: {name}", self.source.display()),
+                    source,
+                })?;
+        let found = self
+            .tensors
+            .expect(&codes, &[out_groups, in_groups, scheme.num_codebooks])?;
+        let expected = format!("{:?}", code_type(scheme.nbits));
+        if found.dtype != expected {
+            return Err(Error::TensorType {
+                path: found.path,
+                tensor: codes,
+                expected: format!("{expected} for codes of {} bits", scheme.nbits),
+                found: found.dtype,
+            });
+        }
+        self.tensors
+            .expect(&format!("{name}.codebooks"), &codebook_shape(scheme))?;
+        self.tensors
+            .expect(&format!("{name}.scales"), &[out_groups, 1, 1, 1])?;
+        Ok(())
+    }
+}

@@ -1,0 +1,287 @@
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use ::safetensors::Dtype;
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use ndarray::{Array, ArrayD, Dimension};
+
+use super::Element;
+use super::header::{Entry, Header, read_header};
+use crate::tensors::{TensorInfo, TensorSource, refuse_not_finite};
+use crate::{Error, Result, durable};
+
+/// Where a safetensors file's bytes are.
+#[derive(Debug)]
+enum Bytes {
+    File(File),
+    Memory(Cow<'static, [u8]>),
+}
+
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    bytes: Bytes,
+    /// position of the first tensor's first byte
+    data_start: u64,
+}
+
+/// The tensors of one or several safetensors files, read one at a time: opening reads headers only.
+#[derive(Debug)]
+pub struct SafetensorFiles {
+    path: PathBuf,
+    shards: Vec<Shard>,
+    /// name -> (shard, entry)
+    tensors: BTreeMap<String, (usize, Entry)>,
+}
+
+impl SafetensorFiles {
+    /// One file.
+    ///
+    /// # Errors
+    /// `Io`, `Truncated`, `Header`, `Offsets`.
+    pub fn open_file(path: &Path) -> Result<Self> {
+        let (shard, entries) = open_shard(path)?;
+        Ok(Self::of_one(shard, entries))
+    }
+
+    /// One file that must have this SHA-256, in lower-case hexadecimal. It is read into memory, so that what
+    /// is used later is what was checked.
+    ///
+    /// # Errors
+    /// Those of [`SafetensorFiles::open_file`]; `Digest` when it is another file.
+    pub fn open_checked(path: &Path, sha256: &str) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+        let found = durable::sha256(&bytes);
+        if found == sha256 {
+            Self::from_memory(path, bytes.into())
+        } else {
+            Err(Error::Digest {
+                path: path.into(),
+                what: "sha256",
+                expected: sha256.into(),
+                found,
+            })
+        }
+    }
+
+    /// Bytes that are part of the program; `path` names them in errors.
+    ///
+    /// # Errors
+    /// `Truncated`, `Header`, `Offsets`.
+    pub fn from_static(path: &Path, bytes: &'static [u8]) -> Result<Self> {
+        Self::from_memory(path, bytes.into())
+    }
+
+    fn from_memory(path: &Path, bytes: Cow<'static, [u8]>) -> Result<Self> {
+        let Header { data_start, entries } = read_header(path, &mut &*bytes, bytes.len() as u64)?;
+        let shard = Shard {
+            path: path.into(),
+            bytes: Bytes::Memory(bytes),
+            data_start,
+        };
+        Ok(Self::of_one(shard, entries))
+    }
+
+    fn of_one(shard: Shard, entries: BTreeMap<String, Entry>) -> Self {
+        Self {
+            path: shard.path.clone(),
+            shards: vec![shard],
+            tensors: entries
+                .into_iter()
+                .map(|(name, entry)| (name, (0, entry)))
+                .collect(),
+        }
+    }
+
+    /// No file yet; `path` is what errors of missing tensors name.
+    pub(crate) fn none(path: &Path) -> Self {
+        Self {
+            path: path.into(),
+            shards: Vec::new(),
+            tensors: BTreeMap::new(),
+        }
+    }
+
+    /// One file more, and these tensors of it.
+    ///
+    /// # Errors
+    /// Those of [`SafetensorFiles::open_file`]; `MissingTensor` when the file lacks one.
+    pub(crate) fn add(&mut self, path: &Path, tensors: &[String]) -> Result<()> {
+        let (shard, mut entries) = open_shard(path)?;
+        for tensor in tensors {
+            let entry = entries.remove(tensor).ok_or_else(|| Error::MissingTensor {
+                path: path.into(),
+                tensor: tensor.into(),
+            })?;
+            self.tensors.insert(tensor.clone(), (self.shards.len(), entry));
+        }
+        self.shards.push(shard);
+        Ok(())
+    }
+
+    fn entry(&self, name: &str) -> Result<(&Shard, &Entry)> {
+        let (shard, entry) = self.tensors.get(name).ok_or_else(|| Error::MissingTensor {
+            path: self.path.clone(),
+            tensor: name.into(),
+        })?;
+        Ok((&self.shards[*shard], entry))
+    }
+
+    /// A tensor's bytes as they are in the file, with its type.
+    ///
+    /// # Errors
+    /// `MissingTensor`, `Io`.
+    pub fn read_bytes(&self, name: &str) -> Result<(Dtype, Vec<u8>)> {
+        let (shard, entry) = self.entry(name)?;
+        let (begin, end) = entry.data_offsets;
+        let start = shard.data_start + begin;
+        let length = (end - begin) as usize;
+        let bytes = match &shard.bytes {
+            Bytes::Memory(all) => all[start as usize..start as usize + length].to_vec(),
+            Bytes::File(file) => {
+                let mut bytes = vec![0; length];
+                file.read_exact_at(&mut bytes, start)
+                    .map_err(Error::io(&shard.path, "read"))?;
+                bytes
+            }
+        };
+        Ok((entry.dtype, bytes))
+    }
+
+    /// An array of exactly this type of numbers and this number of axes.
+    ///
+    /// # Errors
+    /// `MissingTensor`; `TensorType` for other numbers; `Field` for other axes; `Io`.
+    pub fn read<T: Element, D: Dimension>(&self, name: &str) -> Result<Array<T, D>> {
+        let (dtype, bytes) = self.read_bytes(name)?;
+        if dtype != T::DTYPE {
+            return Err(self.wrong_type(name, format!("{:?}", T::DTYPE)));
+        }
+        self.shaped(name, T::read(&bytes))
+    }
+
+    /// An array of numbers of whichever type, of this number of axes. All types become f64 exactly, except
+    /// whole numbers beyond 2^53, which are rounded.
+    ///
+    /// # Errors
+    /// `MissingTensor`; `TensorType` for what are no numbers of 8 to 64 bits; `Field` for other axes; `Io`.
+    pub fn read_as_f64<D: Dimension>(&self, name: &str) -> Result<Array<f64, D>> {
+        fn widened<T: Element>(bytes: &[u8], widen: fn(T) -> f64) -> Vec<f64> {
+            T::read(bytes).into_iter().map(widen).collect()
+        }
+        let (dtype, bytes) = self.read_bytes(name)?;
+        let values = match dtype {
+            Dtype::F64 => f64::read(&bytes),
+            Dtype::F32 => widened::<f32>(&bytes, f64::from),
+            Dtype::F16 => widened(&bytes, f16::to_f64),
+            Dtype::BF16 => widened(&bytes, bf16::to_f64),
+            Dtype::U8 => widened::<u8>(&bytes, f64::from),
+            Dtype::U16 => widened::<u16>(&bytes, f64::from),
+            Dtype::U32 => widened::<u32>(&bytes, f64::from),
+            Dtype::U64 => widened::<u64>(&bytes, |value| value as f64),
+            Dtype::I8 => widened::<i8>(&bytes, f64::from),
+            Dtype::I16 => widened::<i16>(&bytes, f64::from),
+            Dtype::I32 => widened::<i32>(&bytes, f64::from),
+            Dtype::I64 => widened::<i64>(&bytes, |value| value as f64),
+            _ => return Err(self.wrong_type(name, "a number of 8 to 64 bits".into())),
+        };
+        self.shaped(name, values)
+    }
+
+    /// A tensor's numbers in its shape.
+    fn shaped<T, D: Dimension>(&self, name: &str, values: Vec<T>) -> Result<Array<T, D>> {
+        let (shard, entry) = self.entry(name)?;
+        let wrong = |expected: String| Error::Field {
+            path: shard.path.clone(),
+            field: name.into(),
+            expected,
+            found: format!("shape {:?}", entry.shape),
+        };
+        // an empty tensor may have sides that no memory holds
+        let array = ArrayD::from_shape_vec(entry.shape.as_slice(), values)
+            .map_err(|_| wrong("a shape that fits in memory".into()))?;
+        array.into_dimensionality().map_err(|_| {
+            wrong(match D::NDIM {
+                Some(axes) => format!("{axes} axes"),
+                None => "any number of axes".into(),
+            })
+        })
+    }
+
+    fn wrong_type(&self, name: &str, expected: String) -> Error {
+        match self.entry(name) {
+            Ok((shard, entry)) => Error::TensorType {
+                path: shard.path.clone(),
+                tensor: name.into(),
+                expected,
+                found: format!("{:?}", entry.dtype),
+            },
+            Err(missing) => missing,
+        }
+    }
+}
+
+impl TensorSource for SafetensorFiles {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.tensors.keys().cloned().collect()
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        let (shard, entry) = self.tensors.get(name)?;
+        Some(TensorInfo {
+            dtype: format!("{:?}", entry.dtype),
+            shape: entry.shape.clone(),
+            bytes: entry.data_offsets.1 - entry.data_offsets.0,
+            path: self.shards[*shard].path.clone(),
+        })
+    }
+
+    fn read_floats(&self, name: &str) -> Result<Vec<f32>> {
+        let (dtype, bytes) = self.read_bytes(name)?;
+        let values: Vec<f32> = match dtype {
+            Dtype::F16 => f16::read(&bytes).to_f32_vec(),
+            Dtype::BF16 => bf16::read(&bytes).to_f32_vec(),
+            Dtype::F32 => f32::read(&bytes),
+            Dtype::F64 => f64::read(&bytes).into_iter().map(|x| x as f32).collect(),
+            _ => return Err(self.wrong_type(name, "F16, BF16, F32 or F64".into())),
+        };
+        refuse_not_finite(&self.entry(name)?.0.path, name, &values)?;
+        Ok(values)
+    }
+
+    fn read_integers(&self, name: &str) -> Result<Vec<i64>> {
+        fn widened<T: Element + Into<i64>>(bytes: &[u8]) -> Vec<i64> {
+            T::read(bytes).into_iter().map(Into::into).collect()
+        }
+        let (dtype, bytes) = self.read_bytes(name)?;
+        Ok(match dtype {
+            Dtype::I8 => widened::<i8>(&bytes),
+            Dtype::U8 => widened::<u8>(&bytes),
+            Dtype::I16 => widened::<i16>(&bytes),
+            Dtype::U16 => widened::<u16>(&bytes),
+            Dtype::I32 => widened::<i32>(&bytes),
+            Dtype::I64 => i64::read(&bytes),
+            _ => return Err(self.wrong_type(name, "I8, U8, I16, U16, I32 or I64".into())),
+        })
+    }
+}
+
+fn open_shard(path: &Path) -> Result<(Shard, BTreeMap<String, Entry>)> {
+    let mut file = File::open(path).map_err(Error::io(path, "open"))?;
+    let length = file.metadata().map_err(Error::io(path, "read"))?.len();
+    let Header { data_start, entries } = read_header(path, &mut file, length)?;
+    let shard = Shard {
+        path: path.into(),
+        bytes: Bytes::File(file),
+        data_start,
+    };
+    Ok((shard, entries))
+}

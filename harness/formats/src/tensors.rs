@@ -1,0 +1,76 @@
+//! Tensors under their Hugging Face names, wherever they are stored.
+
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// What is known of a tensor without reading it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TensorInfo {
+    /// the type as its format spells it, for example "F16" or "Q4_1"
+    pub dtype: String,
+    /// row-major
+    pub shape: Vec<usize>,
+    /// bytes it takes in the file
+    pub bytes: u64,
+    /// the file it is in
+    pub path: PathBuf,
+}
+
+/// Where a model's tensors come from: what every format of weights offers.
+pub trait TensorSource: Send + Sync + std::fmt::Debug {
+    /// The file or folder, for errors.
+    fn path(&self) -> &Path;
+
+    /// All names, sorted.
+    fn names(&self) -> Vec<String>;
+
+    /// What is known of a tensor, when it is there.
+    fn info(&self, name: &str) -> Option<TensorInfo>;
+
+    /// A tensor's numbers in f32, row-major. Every one of f16, bf16 and f32 is kept exactly; f64 is rounded.
+    ///
+    /// # Errors
+    /// `MissingTensor`; `TensorType` when it is no tensor of floats; `NotFinite`; `Io`.
+    fn read_floats(&self, name: &str) -> Result<Vec<f32>>;
+
+    /// A tensor of whole numbers, row-major.
+    ///
+    /// # Errors
+    /// `MissingTensor`; `TensorType` when it is no tensor of integers; `Io`.
+    fn read_integers(&self, name: &str) -> Result<Vec<i64>>;
+
+    /// Checks a tensor's presence and shape without reading it.
+    ///
+    /// # Errors
+    /// `MissingTensor`, `TensorShape`.
+    fn expect(&self, name: &str, shape: &[usize]) -> Result<TensorInfo> {
+        let info = self.info(name).ok_or_else(|| Error::MissingTensor {
+            path: self.path().into(),
+            tensor: name.into(),
+        })?;
+        if info.shape == shape {
+            Ok(info)
+        } else {
+            Err(Error::TensorShape {
+                path: info.path,
+                tensor: name.into(),
+                expected: shape.to_vec(),
+                found: info.shape,
+            })
+        }
+    }
+}
+
+/// Names the first NaN or infinity.
+pub(crate) fn refuse_not_finite(path: &Path, tensor: &str, values: &[f32]) -> Result<()> {
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(element) => Err(Error::NotFinite {
+            path: path.into(),
+            tensor: tensor.into(),
+            element,
+            value: f64::from(values[element]),
+        }),
+    }
+}

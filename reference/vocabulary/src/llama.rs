@@ -1,0 +1,301 @@
+//! The plain Llama block: how to make one, and what every backend computes.
+
+use crate::{
+    Activation, AqlmError, ArchSpec, AttentionSpec, BlockNorms, BlockSpec, GatedMlp, Input, LayerId,
+    LinearSpec, NormSpec, Result, Rope,
+};
+
+/// Queries of the plain Llama block.
+pub const QUERY: LayerId = LayerId(0);
+/// Its keys.
+pub const KEY: LayerId = LayerId(1);
+/// Its values.
+pub const VALUE: LayerId = LayerId(2);
+/// The output of its attention.
+pub const OUTPUT: LayerId = LayerId(3);
+/// The gate of its SwiGLU.
+pub const GATE: LayerId = LayerId(4);
+/// The other input of its SwiGLU.
+pub const UP: LayerId = LayerId(5);
+/// The output of its MLP.
+pub const DOWN: LayerId = LayerId(6);
+
+/// What the linear layers of the plain Llama block read, in their order.
+const READS: [Input; 7] = [
+    Input::Attention,
+    Input::Attention,
+    Input::Attention,
+    Input::Attended,
+    Input::Mlp,
+    Input::Mlp,
+    Input::Activated,
+];
+
+/// The numbers in which plain Llama blocks differ.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LlamaBlock {
+    /// width of the residual stream
+    pub hidden_size: usize,
+    /// width inside SwiGLU
+    pub intermediate_size: usize,
+    /// query heads
+    pub heads: usize,
+    /// key and value heads
+    pub kv_heads: usize,
+    /// width of one head
+    pub head_dim: usize,
+    /// epsilon inside the root of RMSNorm
+    pub epsilon: f64,
+    /// rotary position embedding
+    pub rotary: Rope,
+    /// tokens a position attends to, itself included; `None` is all earlier ones
+    pub window: Option<usize>,
+}
+
+impl BlockSpec {
+    /// The plain Llama block (Touvron et al. 2023, section 2.2), without biases.
+    pub fn llama(block: LlamaBlock) -> Self {
+        let (hidden, inner) = (block.hidden_size, block.intermediate_size);
+        let (queries, keys) = (block.heads * block.head_dim, block.kv_heads * block.head_dim);
+        let linears = [
+            ("self_attn.q_proj", (queries, hidden)),
+            ("self_attn.k_proj", (keys, hidden)),
+            ("self_attn.v_proj", (keys, hidden)),
+            ("self_attn.o_proj", (hidden, queries)),
+            ("mlp.gate_proj", (inner, hidden)),
+            ("mlp.up_proj", (inner, hidden)),
+            ("mlp.down_proj", (hidden, inner)),
+        ];
+        Self {
+            linears: linears
+                .into_iter()
+                .zip(READS)
+                .map(|((name, shape), reads)| LinearSpec {
+                    name: name.into(),
+                    shape,
+                    reads,
+                    bias: false,
+                })
+                .collect(),
+            norms: BlockNorms {
+                norm: NormSpec {
+                    epsilon: block.epsilon,
+                    one_plus: false,
+                },
+                before: ["input_layernorm", "post_attention_layernorm"].map(Into::into),
+                after: None,
+            },
+            attention: AttentionSpec {
+                heads: block.heads,
+                kv_heads: block.kv_heads,
+                head_dim: block.head_dim,
+                rotary: Some(block.rotary),
+                window: block.window,
+                query_key_norm: None,
+                cap: None,
+                query: QUERY,
+                key: KEY,
+                value: VALUE,
+                output: OUTPUT,
+            },
+            mlp: GatedMlp {
+                activation: Activation::Silu,
+                gate: GATE,
+                up: UP,
+                down: DOWN,
+            },
+        }
+    }
+}
+
+impl ArchSpec {
+    /// A model of `count` times the same plain block, with a head of its own.
+    pub fn llama(vocab_size: usize, max_position_embeddings: usize, count: usize, block: BlockSpec) -> Self {
+        Self {
+            vocab_size,
+            hidden_size: block.hidden_size(),
+            max_position_embeddings,
+            embedding_scale: 1.0,
+            final_norm: block.norms.norm,
+            logit_cap: None,
+            tied: false,
+            blocks: vec![block; count],
+        }
+    }
+
+    /// Refuses, before anything is computed, a model with anything else than plain Llama blocks and a plain
+    /// head: what no backend of the project computes. Every backend calls it when it is made.
+    ///
+    /// # Errors
+    /// `Unsupported` naming the feature.
+    pub fn require_plain(&self) -> Result<()> {
+        refuse(self.embedding_scale != 1.0, "embeddings that are scaled")?;
+        refuse(self.final_norm.one_plus, "a norm before the head by 1 + w")?;
+        refuse(self.logit_cap.is_some(), "logits that are capped")?;
+        refuse(self.blocks.is_empty(), "a model without blocks")?;
+        for block in &self.blocks {
+            block.require_plain()?;
+            let tables = |attention: &AttentionSpec| (attention.rotary.clone(), attention.head_dim);
+            refuse(
+                tables(&block.attention) != tables(self.attention()),
+                "blocks that differ in their rotary embedding",
+            )?;
+            refuse(
+                block.hidden_size() != self.hidden_size,
+                "blocks of another width than the embeddings",
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl BlockSpec {
+    /// [`ArchSpec::require_plain`] of one block.
+    ///
+    /// # Errors
+    /// `Unsupported` naming the feature.
+    pub fn require_plain(&self) -> Result<()> {
+        let (attention, mlp) = (&self.attention, &self.mlp);
+        refuse(self.norms.norm.one_plus, "norms by 1 + w")?;
+        refuse(self.norms.after.is_some(), "norms behind attention and MLP")?;
+        refuse(attention.rotary.is_none(), "attention without rotary embedding")?;
+        refuse(attention.query_key_norm.is_some(), "norms of queries and keys")?;
+        refuse(attention.cap.is_some(), "attention scores that are capped")?;
+        refuse(mlp.activation != Activation::Silu, "gates by GELU")?;
+        let layers = [
+            attention.query,
+            attention.key,
+            attention.value,
+            attention.output,
+            mlp.gate,
+            mlp.up,
+            mlp.down,
+        ];
+        refuse(
+            layers != [QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN]
+                || !self.linears.iter().map(|linear| linear.reads).eq(READS),
+            "linear layers other than q, k, v, o, gate, up and down, in this order",
+        )
+    }
+}
+
+fn refuse(found: bool, feature: &str) -> Result<()> {
+    if found {
+        return Err(AqlmError::Unsupported(feature.into()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RopeScaling;
+
+    fn block() -> BlockSpec {
+        BlockSpec::llama(LlamaBlock {
+            hidden_size: 8,
+            intermediate_size: 12,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 4,
+            epsilon: 1e-5,
+            rotary: Rope {
+                theta: 1e4,
+                scaling: RopeScaling::None,
+            },
+            window: None,
+        })
+    }
+
+    #[test]
+    fn layers_that_read_the_same_are_a_group() {
+        let groups = block().groups();
+        assert_eq!(
+            groups,
+            [vec![QUERY, KEY, VALUE], vec![OUTPUT], vec![GATE, UP], vec![DOWN]]
+        );
+    }
+
+    #[test]
+    fn names_are_those_of_hugging_face() {
+        let arch = ArchSpec::llama(10, 64, 2, block());
+        assert_eq!(arch.layer_name(1, KEY), "model.layers.1.self_attn.k_proj");
+        assert_eq!(
+            arch.norm_names(0),
+            [
+                "model.layers.0.input_layernorm.weight",
+                "model.layers.0.post_attention_layernorm.weight"
+            ]
+        );
+        let down = arch.blocks[0].linear(DOWN);
+        assert_eq!((down.module(), down.short_name()), ("mlp", "down_proj"));
+    }
+
+    #[test]
+    fn biases_go_by_what_a_layer_reads() {
+        let block = block().with_biases(&[Input::Attention]);
+        let with: Vec<LayerId> = block.layers().filter(|&layer| block.linear(layer).bias).collect();
+        assert_eq!(with, [QUERY, KEY, VALUE]);
+    }
+
+    type Change = fn(&mut ArchSpec);
+
+    #[test]
+    fn the_plain_block_passes_and_every_other_feature_is_named() {
+        let plain = ArchSpec::llama(10, 64, 2, block());
+        assert_eq!(plain.require_plain(), Ok(()));
+        let changes: [(Change, &str); 14] = [
+            (|arch| arch.embedding_scale = 2.0, "embeddings"),
+            (|arch| arch.final_norm.one_plus = true, "before the head"),
+            (|arch| arch.logit_cap = Some(30.0), "logits"),
+            (|arch| arch.blocks.clear(), "without blocks"),
+            (|arch| arch.hidden_size = 9, "width"),
+            (|arch| arch.blocks[1].norms.norm.one_plus = true, "1 + w"),
+            (
+                |arch| arch.blocks[1].norms.after = Some(["a", "b"].map(Into::into)),
+                "behind attention",
+            ),
+            (|arch| arch.blocks[1].attention.rotary = None, "without rotary"),
+            (
+                |arch| arch.blocks[1].attention.query_key_norm = Some(arch.final_norm),
+                "queries and keys",
+            ),
+            (|arch| arch.blocks[1].attention.cap = Some(50.0), "scores"),
+            (
+                |arch| arch.blocks[1].mlp.activation = Activation::GeluTanh,
+                "GELU",
+            ),
+            (|arch| arch.blocks[1].linears.swap(2, 3), "linear layers"),
+            (|arch| arch.blocks[1].attention.query = KEY, "linear layers"),
+            (
+                |arch| arch.blocks[1].attention.head_dim = 6,
+                "differ in their rotary",
+            ),
+        ];
+        for (change, named) in changes {
+            let mut arch = plain.clone();
+            change(&mut arch);
+            let refused = arch.require_plain();
+            assert!(
+                matches!(&refused, Err(AqlmError::Unsupported(feature)) if feature.contains(named)),
+                "{named}: {refused:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn weights_of_another_shape_are_named() {
+        let block = block();
+        let shapes: Vec<_> = block.layers().map(|layer| block.shape(layer)).collect();
+        assert_eq!(block.check_shapes([8, 8], &shapes), Ok(()));
+        let refused = |norms, shapes: &[(usize, usize)]| match block.check_shapes(norms, shapes) {
+            Err(AqlmError::Shape { what, .. }) => what,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(refused([8, 9], &shapes), "post_attention_layernorm");
+        assert_eq!(refused([8, 8], &shapes[1..]), "layers of a block");
+        let mut turned = shapes.clone();
+        turned[6] = (12, 8);
+        assert_eq!(refused([8, 8], &turned), "mlp.down_proj");
+    }
+}
