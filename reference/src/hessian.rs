@@ -57,6 +57,33 @@ impl Hessian {
         Ok(())
     }
 
+    /// Takes the sum out, element by element and the number of samples behind them, and begins anew.
+    pub fn take(&mut self) -> Vec<f64> {
+        let samples = std::mem::take(&mut self.samples) as f64;
+        let zeros = Array2::zeros(self.sum.dim());
+        let sum = std::mem::replace(&mut self.sum, zeros);
+        sum.into_iter().chain([samples]).collect()
+    }
+
+    /// Adds a sum that [`Hessian::take`] took out of another.
+    ///
+    /// # Errors
+    /// `Shape` when it is of another number of inputs; then nothing was added.
+    pub fn add_sum(&mut self, sum: &[f64]) -> Result<()> {
+        match sum.split_last() {
+            Some((samples, sum)) if sum.len() == self.sum.len() => {
+                self.sum.iter_mut().zip(sum).for_each(|(to, part)| *to += part);
+                self.samples += *samples as usize;
+                Ok(())
+            }
+            _ => Err(AqlmError::Shape {
+                what: "the sum of a Hessian".into(),
+                expected: vec![self.sum.len() + 1],
+                found: vec![sum.len()],
+            }),
+        }
+    }
+
     /// Samples seen.
     pub fn samples(&self) -> usize {
         self.samples

@@ -88,23 +88,9 @@ pub fn layer_quantize(
 fn validate(weight: &Array2<f64>, hessian: &Array2<f64>, settings: &LayerSettings) -> Result<(usize, usize)> {
     let scheme = settings.scheme;
     let (out_groups, in_groups) = scheme.groups(weight.nrows(), weight.ncols())?;
-    check_hessian(hessian, weight.ncols())?;
-    check_finite("weight", weight.view())?;
-    check_finite("hessian", hessian.view())?;
-    if let Some(pivot) = hessian.diag().iter().position(|&x| x < 0.0) {
-        return Err(AqlmError::NotPositiveDefinite {
-            what: "hessian".into(),
-            pivot,
-        });
-    }
+    check_layer(weight, hessian, settings.damping)?;
     if settings.beam == 0 {
         return Err(AqlmError::Unsupported("a beam of 0 hypotheses".into()));
-    }
-    if !(settings.damping >= 0.0 && settings.damping.is_finite()) {
-        return Err(AqlmError::Unsupported(format!(
-            "a damping of {}",
-            settings.damping
-        )));
     }
     let groups = out_groups * in_groups;
     if scheme.codebook_size() > groups && !settings.allow_degenerate {
@@ -115,6 +101,27 @@ fn validate(weight: &Array2<f64>, hessian: &Array2<f64>, settings: &LayerSetting
         });
     }
     Ok((out_groups, in_groups))
+}
+
+/// Refuses a weight, an H and a damping that no layer can be quantized with.
+///
+/// # Errors
+/// `Shape`, `NotFinite` (naming weight or H), `NotPositiveDefinite` when H has a negative diagonal entry,
+/// `Unsupported` for a damping that is no finite number >= 0.
+pub fn check_layer(weight: &Array2<f64>, hessian: &Array2<f64>, damping: f64) -> Result<()> {
+    check_hessian(hessian, weight.ncols())?;
+    check_finite("weight", weight.view())?;
+    check_finite("hessian", hessian.view())?;
+    if let Some(pivot) = hessian.diag().iter().position(|&x| x < 0.0) {
+        return Err(AqlmError::NotPositiveDefinite {
+            what: "hessian".into(),
+            pivot,
+        });
+    }
+    if damping >= 0.0 && damping.is_finite() {
+        return Ok(());
+    }
+    Err(AqlmError::Unsupported(format!("a damping of {damping}")))
 }
 
 #[cfg(test)]

@@ -34,6 +34,6 @@ pub use em_init::em_init;
 pub use hessian::{Hessian, damped, dead_inputs};
 pub use kmeans::{KMeans, KMeansSettings, kmeans, starting_points};
 pub use layer_error::{layer_error, relative_layer_error, row_errors};
-pub use layer_quantize::layer_quantize;
+pub use layer_quantize::{check_layer, layer_quantize};
 pub use mrf::{MAX_COMBINATIONS, Mrf, exhaustive_search};
 pub use residual_init::residual_init;

@@ -6,10 +6,13 @@
 use std::env::args;
 use std::time::Instant;
 
-use aqlm_optimized::cpu::quantizer;
+use aqlm_engine::Result;
+use aqlm_engine::alternate::alternate;
+use aqlm_engine::backends::CpuLayers;
+use aqlm_engine::ops::LayerOps;
 use aqlm_reference as reference;
 use aqlm_vocabulary::{
-    AqlmError, Initialization, LayerEvent, LayerSettings, Purpose, Result, StreamKey, Update, stream,
+    AqlmError, Initialization, LayerEvent, LayerSettings, Purpose, StreamKey, Update, stream,
 };
 use ndarray::{Array2, Axis};
 use rand::RngExt;
@@ -60,11 +63,15 @@ fn main() -> Result<()> {
         kmeans_iterations: 2,
         ..settings.clone()
     };
-    quantizer::layer_quantize(&weight, &hessian, &warm, KEY, &mut |_| ())?;
+    let problem = CpuLayers.problem(&weight, &hessian, &warm)?;
+    alternate(&CpuLayers, &problem, &warm, KEY, &mut |_| ())?;
+    drop(problem);
     let started = Instant::now();
     let mut stages = Stages::new();
-    let (matrix, report) =
-        quantizer::layer_quantize(&weight, &hessian, &settings, KEY, &mut |event| stages.note(event))?;
+    let problem = CpuLayers.problem(&weight, &hessian, &settings)?;
+    let (matrix, report) = alternate(&CpuLayers, &problem, &settings, KEY, &mut |event| {
+        stages.note(event)
+    })?;
     let seconds = started.elapsed().as_secs_f64();
     stages.print("cpu", seconds, report.trace.len());
     let exact_weight = weight.mapv(f64::from);

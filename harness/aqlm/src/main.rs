@@ -2,6 +2,7 @@
 
 mod bench;
 mod cli;
+mod commands;
 
 use std::process::ExitCode;
 

@@ -59,7 +59,12 @@ const ALLOWED: [Arrows; 10] = [
     ),
     (
         "aqlm-benches",
-        &["aqlm-vocabulary", "aqlm-reference", "aqlm-optimized"],
+        &[
+            "aqlm-vocabulary",
+            "aqlm-reference",
+            "aqlm-optimized",
+            "aqlm-engine",
+        ],
         &["aqlm-check", "aqlm-formats"],
     ),
     ("aqlm-mutants", &[], &[]),

@@ -2,7 +2,8 @@
 //! here.
 
 use aqlm_check::cases::{Case, Operation};
-use aqlm_check::{CheckedBackend, CrossOptions, Outcome, cross_check};
+use aqlm_check::{CrossOptions, Outcome, cross_check};
+use aqlm_engine::backends::BackendKind;
 
 fn options() -> CrossOptions {
     CrossOptions {
@@ -32,7 +33,7 @@ fn every_backend_agrees_with_the_reference_over_all_operations() {
     assert!(report.holds());
     assert_eq!(
         report.summary.len(),
-        Operation::ALL.len() * CheckedBackend::ALL.len()
+        Operation::ALL.len() * BackendKind::ALL.len()
     );
     for line in &report.summary {
         assert_eq!(line.cases, line.pass + line.fail + line.unsupported + line.waived);
@@ -53,7 +54,7 @@ fn one_case_can_be_asked_for_and_gives_the_same_twice() {
     let run = || cross_check(&of_case, &mut |_| ()).unwrap();
     let report = run();
     assert_eq!(report, run());
-    assert_eq!(report.report.rows.len(), CheckedBackend::ALL.len());
+    assert_eq!(report.report.rows.len(), BackendKind::ALL.len());
     assert!(report.report.rows.iter().all(|row| row.case == case.to_string()));
     let other = CrossOptions {
         operation: Some(Operation::Decode),
@@ -66,7 +67,7 @@ fn one_case_can_be_asked_for_and_gives_the_same_twice() {
 fn a_seed_draws_the_same_cases_and_another_seed_others() {
     let ids = |seed| {
         let options = CrossOptions {
-            backend: Some(CheckedBackend::Reference),
+            backend: Some(BackendKind::Reference),
             operation: Some(Operation::Decode),
             seed,
             ..options()
@@ -88,7 +89,7 @@ fn products(problem: &str) {
     for operation in [Operation::Decode, Operation::Matvec, Operation::Matmul] {
         let case: Case = format!("{operation}-{problem}").parse().unwrap();
         let of_case = CrossOptions {
-            backend: Some(CheckedBackend::Cpu),
+            backend: Some(BackendKind::Cpu),
             case: Some(case),
             ..options()
         };

@@ -6,13 +6,12 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use aqlm_check::cases::{Case, LlamaData};
-use aqlm_engine::backends::{Backend, CpuBackend, HiddenStates};
+use aqlm_engine::backends::{CpuBackend, HiddenStates};
+use aqlm_engine::ops::{Alone, BlockOps};
+use aqlm_engine::{hessians, tune_block};
 use aqlm_optimized::cpu::llama::working_bytes;
-use aqlm_vocabulary::{
-    FinetuneSettings,
-    llama::{DOWN, QUERY},
-};
-use ndarray::Array2;
+use aqlm_vocabulary::FinetuneSettings;
+use aqlm_vocabulary::llama::{DOWN, QUERY};
 use peak_alloc::PeakAlloc;
 use support::{MODEL, QUICK, aqlm, message, model_bytes, refused, short_text};
 
@@ -198,19 +197,25 @@ fn block(data: &LlamaData, backend: &CpuBackend, sequences: &[&[u32]]) -> (Hidde
     let inputs = backend.embed(&data.embedding, sequences).unwrap();
     let targets = backend.block_forward(&dense, &inputs).unwrap();
     let all = 0..sequences.len();
-    let hessians: Vec<Array2<f64>> = backend.hessians(&dense, &inputs, all, &[QUERY, DOWN]).unwrap();
-    assert!(hessians.iter().all(|hessian| hessian.iter().any(|&x| x != 0.0)));
-    let report = backend
-        .block_finetune(
-            &mut tuned,
-            &inputs,
-            &targets,
-            sequences.len() / 4,
-            &settings,
-            key,
-            &mut |_| (),
-        )
-        .unwrap();
+    let layers = [QUERY, DOWN];
+    let hessians = hessians(backend, &dense, &inputs, all, &layers, &Alone).unwrap();
+    assert!(
+        hessians
+            .iter()
+            .all(|hessian| hessian.mean().iter().any(|&x| x != 0.0))
+    );
+    let report = tune_block(
+        backend,
+        &mut tuned,
+        &inputs,
+        &targets,
+        sequences.len() / 4,
+        &settings,
+        key,
+        &Alone,
+        &mut |_| (),
+    )
+    .unwrap();
     let outputs = backend.block_forward(&tuned, &inputs).unwrap();
     let (error, _) = backend.mean_squares(&outputs, &targets).unwrap();
     assert!(report.train_losses[0] > 0.0);

@@ -2,7 +2,8 @@
 //! readable id.
 
 use aqlm_check::cases::{Case, Operation, Problem, cases};
-use aqlm_check::{CheckedBackend, CrossOptions, Outcome, cross_check};
+use aqlm_check::{CrossOptions, Outcome, cross_check};
+use aqlm_engine::backends::BackendKind;
 use aqlm_formats::model::block_file;
 use aqlm_formats::safetensors::SafetensorFiles;
 use aqlm_formats::tensors::TensorSource;
@@ -26,7 +27,7 @@ fn config(cases: u32) -> Config {
 fn hold(operation: Operation, count: u32) {
     let property = |case: Case| {
         let options = CrossOptions {
-            backend: Some(CheckedBackend::Reference),
+            backend: Some(BackendKind::Reference),
             operation: None,
             case: Some(case),
             cases: 0,

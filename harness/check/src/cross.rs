@@ -5,21 +5,21 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use serde::Serialize;
 
 use super::compare::{Against, Findings, is_unsupported, pooled};
 use super::limits::Number;
 use super::ops::{CHECKS, Check, Prepared};
-use super::subject::{CheckedBackend, Subject, Subjects};
-use super::{CaseRow, CheckReport, Comparison, Outcome};
+use super::subject::{Subject, Subjects, subjects};
+use super::{CaseRow, CheckReport, Comparison, CrossReport, Outcome, Summary};
 use crate::cases::{Case, Operation, cases, corners};
+use aqlm_engine::backends::BackendKind;
 use aqlm_formats::{Error, Result};
 
 /// What `aqlm check` is asked to do.
 #[derive(Debug, Clone)]
 pub struct CrossOptions {
     /// only this backend
-    pub backend: Option<CheckedBackend>,
+    pub backend: Option<BackendKind>,
     /// only this operation
     pub operation: Option<Operation>,
     /// only this case
@@ -30,52 +30,10 @@ pub struct CrossOptions {
     pub seed: u64,
 }
 
-/// One line of the result: an operation on a backend.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Summary {
-    /// which operation
-    pub op: Operation,
-    /// which backend
-    pub backend: &'static str,
-    /// cases
-    pub cases: usize,
-    /// cases within their limits
-    pub pass: usize,
-    /// cases outside
-    pub fail: usize,
-    /// cases the backend does not do
-    pub unsupported: usize,
-    /// cases not tried
-    pub waived: usize,
-    /// of all comparisons the one nearest to its limit, or farthest over it
-    pub worst: Option<Comparison>,
-    /// of all NMSEs the one nearest to its limit
-    pub nmse: Option<Comparison>,
-    /// why cases failed, were unsupported or waived: the first reason
-    pub reason: Option<String>,
-}
-
-/// A whole cross-check.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct CrossReport {
-    /// one line for each operation and backend
-    pub summary: Vec<Summary>,
-    /// every case
-    #[serde(flatten)]
-    pub report: CheckReport,
-}
-
-impl CrossReport {
-    /// Whether something was compared and nothing failed.
-    pub fn holds(&self) -> bool {
-        self.report.holds()
-    }
-}
-
 impl CrossOptions {
-    fn backends(&self) -> Vec<CheckedBackend> {
+    fn backends(&self) -> Vec<BackendKind> {
         self.backend
-            .map_or(CheckedBackend::ALL.to_vec(), |backend| vec![backend])
+            .map_or(BackendKind::ALL.to_vec(), |backend| vec![backend])
     }
 
     fn checks(&self) -> impl Iterator<Item = &'static Check> {
@@ -181,11 +139,11 @@ fn draw<T: ValueTree<Value = Case>>(
 }
 
 /// All cases of one operation on one backend, and the comparison of all of them together.
-fn check_backend(check: &Check, backend: CheckedBackend, cases: &[Case]) -> Vec<CaseRow> {
+fn check_backend(check: &Check, backend: BackendKind, cases: &[Case]) -> Vec<CaseRow> {
     match backend {
-        CheckedBackend::Reference => cases.iter().map(|case| properties(check, case)).collect(),
-        CheckedBackend::Cpu | CheckedBackend::Cuda => {
-            check_subjects(check, backend.name(), cases, &|case| backend.subjects(case))
+        BackendKind::Reference => cases.iter().map(|case| properties(check, case)).collect(),
+        BackendKind::Cpu | BackendKind::Cuda => {
+            check_subjects(check, backend.name(), cases, &|case| subjects(backend, case))
         }
     }
 }
@@ -318,7 +276,7 @@ fn caught<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-fn summarize(operation: Operation, backend: &'static str, rows: &[CaseRow]) -> Summary {
+fn summarize(operation: Operation, backend: &str, rows: &[CaseRow]) -> Summary {
     let count = |outcome| rows.iter().filter(|row| row.outcome == outcome).count();
     let worst_of = |nmse: bool| {
         let rows = rows.iter().filter_map(|row| {
@@ -331,8 +289,8 @@ fn summarize(operation: Operation, backend: &'static str, rows: &[CaseRow]) -> S
     let bad = |row: &&CaseRow| row.outcome != Outcome::Pass;
     let failed = rows.iter().find(|row| row.outcome == Outcome::Fail);
     Summary {
-        op: operation,
-        backend,
+        op: operation.word().into(),
+        backend: backend.into(),
         cases: rows.len(),
         pass: count(Outcome::Pass),
         fail: count(Outcome::Fail),
@@ -352,7 +310,7 @@ fn summarize(operation: Operation, backend: &'static str, rows: &[CaseRow]) -> S
 /// # Errors
 /// `Argument` when the strategy of the operation yields nothing.
 pub fn simplest_failure(
-    backend: CheckedBackend,
+    backend: BackendKind,
     options: &CrossOptions,
     failed: &Case,
     steps: usize,

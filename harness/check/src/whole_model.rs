@@ -2,8 +2,7 @@ use ndarray::ArrayD;
 
 use super::{Comparison, nmse};
 use aqlm_engine::backends::BackendKind;
-use aqlm_engine::evaluate::{Evaluation, evaluate};
-use aqlm_engine::with_backend;
+use aqlm_engine::evaluate::{Evaluation, Streamed};
 use aqlm_formats::Result;
 use aqlm_formats::model::Model;
 
@@ -16,9 +15,13 @@ pub(super) fn run(
 ) -> Result<Evaluation> {
     let sequences: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
     let tokens = sequences.first().map_or(0, |tokens| tokens.len());
-    with_backend!(backend, model.config(), tokens, |backend| {
-        evaluate(&backend, model, &sequences, with_logits, &mut |_| {})
-    })
+    let job = Streamed {
+        weights: model,
+        windows: &sequences,
+        with_logits,
+        progress: &mut |_| {},
+    };
+    backend.run(model.config(), tokens, job)
 }
 
 /// The logits of all sequences against those expected. A zip would silently compare the shorter part, so

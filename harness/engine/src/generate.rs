@@ -3,11 +3,10 @@
 use std::time::Instant;
 
 use aqlm_vocabulary::Stream;
-use ndarray::{Array1, Array2};
+use ndarray::Array1;
 use rand::RngExt;
 
-use crate::backends::Backend;
-use aqlm_formats::model::Model;
+use crate::ops::Session;
 use aqlm_formats::{Error, Result};
 
 /// How the next token is chosen.
@@ -88,15 +87,6 @@ impl Sampling {
     }
 }
 
-/// A resident model that can write texts token by token with a KV cache.
-#[derive(Debug)]
-pub struct Generator<'a, B: Backend> {
-    backend: &'a B,
-    embedding: Array2<f32>,
-    blocks: Vec<B::Block>,
-    head: B::Head,
-}
-
 /// What was generated, and how fast.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generated {
@@ -108,109 +98,13 @@ pub struct Generated {
     pub seconds: f64,
 }
 
-impl<'a, B: Backend> Generator<'a, B> {
-    /// Makes all blocks of the model resident.
-    ///
-    /// # Errors
-    /// Unreadable tensors and what the backend refuses.
-    pub fn new(backend: &'a B, model: &Model) -> Result<Self> {
-        let blocks = (0..model.config().blocks.len())
-            .map(|index| backend.load_block(index, &model.block(index)?))
-            .collect::<Result<Vec<_>>>()?;
-        let head = backend.load_head(&model.final_norm()?, &model.lm_head()?)?;
-        Ok(Self {
-            backend,
-            embedding: model.embedding()?,
-            blocks,
-            head,
-        })
-    }
-
-    /// A text that this model writes.
-    pub fn session(&self) -> Session<'_, 'a, B> {
-        Session {
-            generator: self,
-            caches: self
-                .blocks
-                .iter()
-                .map(|block| self.backend.new_cache(block))
-                .collect(),
-            position: 0,
-        }
-    }
-}
-
-/// A [`Generator`] and the text that it has read so far.
-pub struct Session<'g, 'a, B: Backend> {
-    generator: &'g Generator<'a, B>,
-    caches: Vec<B::Cache>,
-    position: usize,
-}
-
-impl<B: Backend> Writer for Session<'_, '_, B> {
-    fn prompt(&mut self, tokens: &[u32]) -> Result<Array1<f64>> {
-        let mut logits = Array1::zeros(0);
-        for &token in tokens {
-            logits = self.next(token)?;
-        }
-        Ok(logits)
-    }
-
-    fn next(&mut self, token: u32) -> Result<Array1<f64>> {
-        let generator = self.generator;
-        let vocab = generator.embedding.nrows();
-        if token as usize >= vocab {
-            return Err(Error::argument(
-                "token id",
-                &format!("below the vocabulary size {vocab}"),
-                token.to_string(),
-            ));
-        }
-        let row = generator.embedding.row(token as usize).to_owned();
-        let logits = generator.backend.decode_step(
-            &generator.blocks,
-            &generator.head,
-            &mut self.caches,
-            &row,
-            self.position,
-        )?;
-        self.position += 1;
-        Ok(logits)
-    }
-}
-
-/// Something that reads a text token by token and says what may come next.
-#[expect(
-    clippy::missing_errors_doc,
-    reason = "what the backend refuses, for all methods"
-)]
-pub trait Writer {
-    /// Reads the beginning of a text; the logits `[vocab]` of what follows it.
-    fn prompt(&mut self, tokens: &[u32]) -> Result<Array1<f64>>;
-
-    /// Reads one token more.
-    fn next(&mut self, token: u32) -> Result<Array1<f64>>;
-
-    /// Reads `token` and then its own likeliest continuations, `count` tokens in all; `each` gets the
-    /// likeliest token after each of them and says whether to go on. `None` when it has no way of its own to
-    /// do so, and has read nothing.
-    fn likeliest(
-        &mut self,
-        _token: u32,
-        _count: usize,
-        _each: &mut dyn FnMut(u32) -> bool,
-    ) -> Result<Option<()>> {
-        Ok(None)
-    }
-}
-
 /// Continues `prompt` by at most `count` tokens, stopping early at one of `stop`. Every new token is shown to
 /// `each` as it comes.
 ///
 /// # Errors
-/// `Error::Argument` for an empty prompt or a token beyond the embedding; what the backend refuses.
+/// `Error::Argument` for an empty prompt or a token beyond the embedding; what the machine refuses.
 pub fn generate(
-    writer: &mut dyn Writer,
+    session: &mut dyn Session,
     prompt: &[u32],
     count: usize,
     stop: &[u32],
@@ -222,7 +116,7 @@ pub fn generate(
         return Err(Error::argument("prompt", "at least one token", "none"));
     }
     let started = Instant::now();
-    let mut logits = writer.prompt(prompt)?;
+    let mut logits = session.prompt(prompt)?;
     let prompt_seconds = started.elapsed().as_secs_f64();
     let started = Instant::now();
     let mut tokens = Vec::with_capacity(count);
@@ -238,7 +132,7 @@ pub fn generate(
             break;
         }
         if sampling == Sampling::Greedy {
-            let done = writer.likeliest(token, left, &mut |token| {
+            let done = session.greedy(token, left, &mut |token| {
                 let goes_on = !stop.contains(&token);
                 if goes_on {
                     each(token);
@@ -246,11 +140,11 @@ pub fn generate(
                 }
                 goes_on
             })?;
-            if done.is_some() {
+            if done {
                 break;
             }
         }
-        logits = writer.next(token)?;
+        logits = session.next(token)?;
     }
     Ok(Generated {
         tokens,

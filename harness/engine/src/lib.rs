@@ -1,10 +1,12 @@
 //! What is done with operations, each policy once: quantizing a model block after block, training it end to
 //! end, evaluating it, letting it write, and the run folders that make all of that resumable.
 
+pub mod alternate;
 pub mod backends;
 pub mod evaluate;
 pub mod generate;
 pub mod hostile;
+pub mod ops;
 mod preflight;
 mod presets;
 mod publish;
@@ -16,10 +18,10 @@ pub use aqlm_formats::{Error, Result};
 pub use preflight::check_scheme;
 pub use presets::{Preset, QuantizeSettings};
 pub use publish::publish;
-pub use quantize::{PipelineEvent, quantize};
-pub use runs::records::{BlockReport, LayerSummary, QuantizeReport};
+pub use quantize::{PipelineEvent, hessians, quantize};
+pub use runs::records::{BlockReport, LayerSummary, QuantizeReport, Record};
 pub use runs::{RunDescription, RunFolder, finished_blocks};
 pub use tune::{
     Difference, Divergence, EndToEndEvent, EndToEndReport, EndToEndRun, EndToEndSettings, Schedule,
-    TeacherUse, Tuning, check_student, check_teacher, differences, end_to_end, publish_tuned,
+    TeacherUse, Tuning, check_student, check_teacher, differences, end_to_end, publish_tuned, tune_block,
 };

@@ -1,12 +1,14 @@
+use std::ops::Range;
 use std::time::Instant;
 
-use aqlm_vocabulary::{FinetuneEvent, LayerEvent, LayerId, StreamKey};
+use aqlm_vocabulary::{AqlmError, FinetuneEvent, LayerEvent, LayerId, StreamKey};
 use serde_json::json;
 
-use crate::backends::Backend;
+use crate::alternate::alternate;
+use crate::ops::{Alone, BlockOps, PartSums, Ranks, TrainOps, joined};
 use crate::runs::block_journal::{Journal, JournalEntry};
 use crate::runs::records::{BlockReport, LayerSummary, QuantizeReport};
-use crate::{QuantizeSettings, RunFolder};
+use crate::{QuantizeSettings, RunFolder, tune_block};
 use aqlm_formats::durable;
 use aqlm_formats::model::{Model, block_file};
 use aqlm_formats::{Error, Result};
@@ -61,9 +63,9 @@ pub enum PipelineEvent<'a> {
 /// `calibration` holds settings.sequences sequences of settings.seqlen tokens.
 ///
 /// # Errors
-/// What the backend refuses, unreadable tensors of the model, and a run folder that can't be written.
-pub fn quantize<B: Backend>(
-    backend: &B,
+/// What the machine refuses, unreadable tensors of the model, and a run folder that can't be written.
+pub fn quantize<M: TrainOps>(
+    machine: &M,
     model: &Model,
     calibration: &[&[u32]],
     settings: &QuantizeSettings,
@@ -73,7 +75,7 @@ pub fn quantize<B: Backend>(
     let blocks = folder.path().join("blocks");
     std::fs::create_dir_all(&blocks).map_err(Error::io(&blocks, "make"))?;
     let mut journal = Journal::open(folder.path())?;
-    let mut hidden = backend.embed(&model.embedding()?, calibration)?;
+    let mut hidden = machine.embed(&model.embedding()?, calibration)?;
     let mut reports: Vec<BlockReport> = Vec::new();
 
     for (index, spec) in model.config().blocks.iter().enumerate() {
@@ -81,8 +83,8 @@ pub fn quantize<B: Backend>(
             match check_finished(folder, &entry) {
                 Ok(()) => {
                     let weights = block_file::read(&folder.block_path(index), spec)?;
-                    let block = backend.load_block(index, &weights)?;
-                    hidden = backend.block_forward(&block, &hidden)?;
+                    let block = machine.load_block(index, &weights)?;
+                    hidden = machine.block_forward(&block, &hidden)?;
                     observe(PipelineEvent::BlockResumed(&entry.report));
                     reports.push(entry.report);
                     continue;
@@ -95,7 +97,7 @@ pub fn quantize<B: Backend>(
         }
         observe(PipelineEvent::BlockStarted { block: index });
         let (report, next) = quantize_block(
-            backend,
+            machine,
             model,
             index,
             &hidden,
@@ -123,6 +125,65 @@ pub fn quantize<B: Backend>(
     })
 }
 
+/// H of the inputs of `layers`, over the given sequences only, all from one pass through the block.
+///
+/// # Errors
+/// What the machine refuses.
+pub fn hessians<M: BlockOps>(
+    machine: &M,
+    block: &M::Block,
+    hidden: &M::Hidden,
+    sequences: Range<usize>,
+    layers: &[LayerId],
+    ranks: &impl Ranks,
+) -> Result<Vec<M::Hessian>> {
+    let mut hessians = Sums(
+        layers
+            .iter()
+            .map(|&layer| machine.hessian(block, layer))
+            .collect(),
+    );
+    let parts = machine.parts(&machine.lengths(hidden)[sequences.clone()]);
+    ranks.sum_in_order(&mut hessians, parts.len(), &mut |hessians, part| {
+        let part = joined(&parts, part);
+        let part = sequences.start + part.start..sequences.start + part.end;
+        machine.add_to_hessians(block, hidden, part, layers, &mut hessians.0)
+    })?;
+    Ok(hessians.0)
+}
+
+/// The Hessians of several layers, which one pass adds to.
+struct Sums<H>(Vec<H>);
+
+impl<H: PartSums> PartSums for Sums<H> {
+    /// Each Hessian's sums behind their number.
+    fn take(&mut self) -> Vec<f64> {
+        let with_number = |hessian: &mut H| {
+            let sums = hessian.take();
+            std::iter::once(sums.len() as f64).chain(sums)
+        };
+        self.0.iter_mut().flat_map(with_number).collect()
+    }
+
+    fn add(&mut self, sums: &[f64]) -> Result<()> {
+        let mut rest = sums;
+        let layers = self.0.len();
+        for (done, hessian) in self.0.iter_mut().enumerate() {
+            let whole = rest
+                .split_first()
+                .and_then(|(&number, after)| after.split_at_checked(number as usize));
+            let (of_this, after) = whole.ok_or_else(|| AqlmError::Shape {
+                what: "sums of Hessians".into(),
+                expected: vec![layers],
+                found: vec![done],
+            })?;
+            hessian.add(of_this)?;
+            rest = after;
+        }
+        Ok(())
+    }
+}
+
 /// Whether a block that the journal says is done is there as it was written; if not, what is wrong with it.
 fn check_finished(folder: &RunFolder, entry: &JournalEntry) -> std::result::Result<(), String> {
     let path = folder.block_path(entry.block);
@@ -142,20 +203,20 @@ fn check_finished(folder: &RunFolder, entry: &JournalEntry) -> std::result::Resu
     clippy::too_many_arguments,
     reason = "the state of the loop above, split off to keep it readable"
 )]
-fn quantize_block<B: Backend>(
-    backend: &B,
+fn quantize_block<M: TrainOps>(
+    machine: &M,
     model: &Model,
     index: usize,
-    inputs: &B::Hidden,
+    inputs: &M::Hidden,
     settings: &QuantizeSettings,
     folder: &RunFolder,
     journal: &mut Journal,
     observe: &mut dyn FnMut(PipelineEvent<'_>),
-) -> Result<(BlockReport, B::Hidden)> {
+) -> Result<(BlockReport, M::Hidden)> {
     let started = Instant::now();
     let spec = &model.config().blocks[index];
-    let mut block = backend.load_block(index, &model.block(index)?)?;
-    let targets = backend.block_forward(&block, inputs)?;
+    let mut block = machine.load_block(index, &model.block(index)?)?;
+    let targets = machine.block_forward(&block, inputs)?;
 
     // Layers that read the same input share a Hessian. Without --true-sequential one pass over the
     // unquantized block serves all; with it, each group sees what the groups before it make of the data once
@@ -166,13 +227,13 @@ fn quantize_block<B: Backend>(
     let mut shared = if settings.true_sequential {
         Vec::new()
     } else {
-        backend.hessians(&block, inputs, training.clone(), &firsts)?
+        hessians(machine, &block, inputs, training.clone(), &firsts, &Alone)?
     };
 
     let mut layers = Vec::with_capacity(spec.linears.len());
     for (group_index, group) in groups.iter().enumerate() {
         if settings.true_sequential {
-            shared = backend.hessians(&block, inputs, training.clone(), &group[..1])?;
+            shared = hessians(machine, &block, inputs, training.clone(), &group[..1], &Alone)?;
         }
         let hessian = &shared[if settings.true_sequential { 0 } else { group_index }];
         for &layer in group {
@@ -189,8 +250,10 @@ fn quantize_block<B: Backend>(
                     event,
                 });
             };
+            let problem = machine.layer_problem(&block, layer, hessian, &settings.layer)?;
             let (matrix, report) =
-                backend.layer_quantize(&block, layer, hessian, &settings.layer, key, &mut on_event)?;
+                alternate(machine.layers(), &problem, &settings.layer, key, &mut on_event)?;
+            drop(problem);
             let summary = LayerSummary {
                 name: model.config().layer_name(index, layer),
                 relative_layer_error: report.relative_error,
@@ -199,7 +262,7 @@ fn quantize_block<B: Backend>(
                 parameters: matrix.out_features() * matrix.in_features(),
                 report,
             };
-            backend.set_layer(&mut block, layer, matrix)?;
+            machine.set_layer(&mut block, layer, matrix)?;
             folder.metric(&json!({ "event": "layer", "summary": &summary }))?;
             observe(PipelineEvent::LayerDone(&summary));
             layers.push(summary);
@@ -216,22 +279,24 @@ fn quantize_block<B: Backend>(
             layer: None,
         };
         let mut on_event = |event| observe(PipelineEvent::Finetune { block: index, event });
-        Some(backend.block_finetune(
+        Some(tune_block(
+            machine,
             &mut block,
             inputs,
             &targets,
             settings.validation,
             &settings.finetune,
             key,
+            &Alone,
             &mut on_event,
         )?)
     };
 
-    let weights = model.rounded_for_storage(index, backend.store_block(&block)?)?;
+    let weights = model.rounded_for_storage(index, machine.store_block(&block)?)?;
     drop(block);
-    let block = backend.load_block(index, &weights)?;
-    let outputs = backend.block_forward(&block, inputs)?;
-    let (error, norm) = backend.mean_squares(&outputs, &targets)?;
+    let block = machine.load_block(index, &weights)?;
+    let outputs = machine.block_forward(&block, inputs)?;
+    let (error, norm) = machine.mean_squares(&outputs, &targets)?;
     let report = BlockReport {
         block: index,
         layers,

@@ -6,8 +6,8 @@ use super::{
 };
 use crate::adam::{Adam, Moments};
 use aqlm_vocabulary::{
-    AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerId, Purpose, QuantizedMatrix, Result,
-    StreamKey, shuffle,
+    AdamDecay, AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerId, Purpose, QuantizedMatrix,
+    Result, StreamKey, Tuned, shuffle,
 };
 
 /// Tunes the codebooks, scales and norms of a block on the outputs that it should have (paper section 3.4,
@@ -45,18 +45,32 @@ pub fn block_finetune(
         settings,
     )?;
     let training = inputs.len() - validation;
-    let pass = Pass {
-        rotary,
-        inputs,
-        targets,
-    };
     let judges: Vec<usize> = if validation > 0 {
         (training..inputs.len()).collect()
     } else {
         (0..training).collect()
     };
+    let tuned = Tuned {
+        codebooks: settings.codebooks,
+        scales: settings.scales,
+        norms: settings.norms,
+        embedding: false,
+        head: false,
+    };
+    let decay = AdamDecay {
+        beta1: settings.beta1,
+        beta2: settings.beta2,
+        eps: settings.eps,
+    };
+    let mut tuner = BlockTuner::new(block, tuned, decay);
+    // Output elements of these sequences.
+    let elements = |sequences: &[usize]| sequences.iter().map(|&n| targets[n].len()).sum::<usize>() as f64;
+    let judge = |tuner: &BlockTuner| {
+        let squares = tuner.losses(rotary, inputs, targets, &judges)?;
+        Ok::<f64, AqlmError>(squares.iter().sum::<f64>() / elements(&judges))
+    };
 
-    let loss_before = finite(pass.loss(block, &judges), "loss before fine-tuning", 0)?;
+    let loss_before = finite(judge(&tuner)?, "loss before fine-tuning", 0)?;
     let mut report = FinetuneReport {
         loss_before,
         loss_after: loss_before,
@@ -64,20 +78,20 @@ pub fn block_finetune(
         validation_losses: Vec::new(),
         best_epoch: 0,
     };
-    let mut current = block.clone();
-    let mut optimizer = Optimizer::new(&current, settings);
     let mut rng = key.stream(Purpose::Minibatches);
-    let epochs = if optimizer.is_idle() { 0 } else { settings.epochs };
+    let epochs = if tuner.is_idle() { 0 } else { settings.epochs };
     for epoch in 1..=epochs {
         let mut order: Vec<usize> = (0..training).collect();
         shuffle(&mut rng, &mut order);
         let steps = training.div_ceil(settings.batch);
         let mut total = 0.0;
         for (step, batch) in order.chunks(settings.batch).enumerate() {
-            let (loss, gradients) = pass.gradients(&current, batch);
-            let loss = finite(loss, "loss of a fine-tuning step", epoch)?;
-            total += loss * pass.elements(batch);
-            optimizer.step(&mut current, &gradients);
+            let scale = 1.0 / elements(batch);
+            let squares = tuner.accumulate(rotary, inputs, targets, batch, scale)?;
+            let squares: f64 = squares.iter().sum();
+            let loss = finite(squares / elements(batch), "loss of a fine-tuning step", epoch)?;
+            total += squares;
+            tuner.step(settings.lr);
             observe(FinetuneEvent::Step {
                 epoch,
                 step: step + 1,
@@ -85,12 +99,8 @@ pub fn block_finetune(
                 loss,
             });
         }
-        let train_loss = total / pass.elements(&order);
-        let judged = finite(
-            pass.loss(&current, &judges),
-            "loss after a fine-tuning epoch",
-            epoch,
-        )?;
+        let train_loss = total / elements(&order);
+        let judged = finite(judge(&tuner)?, "loss after a fine-tuning epoch", epoch)?;
         let validation_loss = (validation > 0).then_some(judged);
         report.train_losses.push(train_loss);
         report.validation_losses.extend(validation_loss);
@@ -102,7 +112,7 @@ pub fn block_finetune(
         if judged < report.loss_after {
             report.loss_after = judged;
             report.best_epoch = epoch;
-            block.clone_from(&current);
+            block.clone_from(tuner.block());
         } else if epoch - report.best_epoch >= settings.patience {
             break;
         }
@@ -118,6 +128,28 @@ fn check(
     targets: &[Array2<f64>],
     validation: usize,
     settings: &FinetuneSettings,
+) -> Result<()> {
+    check_data(hidden_size, rotary, inputs, targets)?;
+    if validation >= inputs.len() {
+        return Err(AqlmError::Unsupported(format!(
+            "fine-tuning with {validation} of {} sequences for validation: none is left to train on",
+            inputs.len()
+        )));
+    }
+    if settings.batch == 0 {
+        return Err(AqlmError::Unsupported(
+            "fine-tuning with batches of 0 sequences".into(),
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses inputs and targets that do not match each other, the block or the rotary tables.
+fn check_data(
+    hidden_size: usize,
+    rotary: &Rotary,
+    inputs: &[Array2<f64>],
+    targets: &[Array2<f64>],
 ) -> Result<()> {
     let shape = |what: String, expected: &[usize], found: &[usize]| {
         if expected == found {
@@ -140,17 +172,6 @@ fn check(
         )?;
         shape(format!("fine-tuning target {n}"), input.shape(), target.shape())?;
     }
-    if validation >= inputs.len() {
-        return Err(AqlmError::Unsupported(format!(
-            "fine-tuning with {validation} of {} sequences for validation: none is left to train on",
-            inputs.len()
-        )));
-    }
-    if settings.batch == 0 {
-        return Err(AqlmError::Unsupported(
-            "fine-tuning with batches of 0 sequences".into(),
-        ));
-    }
     Ok(())
 }
 
@@ -166,53 +187,135 @@ fn finite(loss: f64, what: &str, epoch: usize) -> Result<f64> {
     }
 }
 
-/// What a pass over some of the sequences needs.
-struct Pass<'a> {
-    rotary: &'a Rotary,
-    inputs: &'a [Array2<f64>],
-    targets: &'a [Array2<f64>],
+/// A block whose codebooks, scales and norms are being trained on the outputs that it should have; codes,
+/// biases and dense layers stay.
+///
+/// Gradients are added up by [`BlockTuner::accumulate`], sequence after sequence, until [`BlockTuner::step`]
+/// uses them.
+#[derive(Debug, Clone)]
+pub struct BlockTuner {
+    block: Block,
+    optimizer: Optimizer,
+    sums: ParameterGradients,
 }
 
-impl Pass<'_> {
-    /// Output elements of these sequences.
-    fn elements(&self, sequences: &[usize]) -> f64 {
-        sequences.iter().map(|&n| self.targets[n].len() as f64).sum()
+impl BlockTuner {
+    /// Before the first step; of `tuned`, what a block has.
+    pub fn new(block: &Block, tuned: Tuned, decay: AdamDecay) -> Self {
+        Self {
+            block: block.clone(),
+            optimizer: Optimizer::new(block, tuned, decay),
+            sums: ParameterGradients::zeros(block),
+        }
     }
 
-    /// Mean squared error per output element over these sequences.
-    fn loss(&self, block: &Block, sequences: &[usize]) -> f64 {
+    /// Whether there is nothing to train.
+    pub fn is_idle(&self) -> bool {
+        self.optimizer.is_idle()
+    }
+
+    /// The block as it is now.
+    pub fn block(&self) -> &Block {
+        &self.block
+    }
+
+    /// The squared error of each of these sequences, summed over its output elements.
+    ///
+    /// # Errors
+    /// `Shape` when inputs and targets do not match each other, the block or the rotary tables.
+    pub fn losses(
+        &self,
+        rotary: &Rotary,
+        inputs: &[Array2<f64>],
+        targets: &[Array2<f64>],
+        sequences: &[usize],
+    ) -> Result<Vec<f64>> {
+        check_data(self.block.spec().hidden_size(), rotary, inputs, targets)?;
         let squares = sequences.par_iter().map(|&n| {
-            let y = block_forward(block, self.rotary, self.inputs[n].view());
-            sum_of_squares(&(y - &self.targets[n]))
+            let y = block_forward(&self.block, rotary, inputs[n].view());
+            sum_of_squares(&(y - &targets[n]))
         });
-        // collected first: a parallel sum would depend on how the work was split
-        let squares: Vec<f64> = squares.collect();
-        squares.iter().sum::<f64>() / self.elements(sequences)
+        Ok(squares.collect())
     }
 
-    /// [`Pass::loss`] and its gradients with respect to the block's parameters.
-    fn gradients(&self, block: &Block, sequences: &[usize]) -> (f64, ParameterGradients) {
-        let elements = self.elements(sequences);
+    /// Adds `scale` times the gradients of [`BlockTuner::losses`] and returns those.
+    ///
+    /// # Errors
+    /// As [`BlockTuner::losses`].
+    pub fn accumulate(
+        &mut self,
+        rotary: &Rotary,
+        inputs: &[Array2<f64>],
+        targets: &[Array2<f64>],
+        sequences: &[usize],
+        scale: f64,
+    ) -> Result<Vec<f64>> {
+        check_data(self.block.spec().hidden_size(), rotary, inputs, targets)?;
+        let block = &self.block;
         let one = |&n: &usize| {
-            let (y, trace) = block_forward_traced(block, self.rotary, self.inputs[n].view());
-            let error = y - &self.targets[n];
-            let grad_y = 2.0 / elements * &error;
-            let gradients = block_backward(block, self.rotary, &trace, grad_y.view());
+            let (y, trace) = block_forward_traced(block, rotary, inputs[n].view());
+            let error = y - &targets[n];
+            let grad_y = 2.0 * scale * &error;
+            let gradients = block_backward(block, rotary, &trace, grad_y.view());
             (sum_of_squares(&error), gradients)
         };
-        let mut squares = 0.0;
-        let mut sum = ParameterGradients::zeros(block);
-        // A few sequences for each thread at a time bound the memory; the order of summation is the batch's.
+        let mut losses = Vec::with_capacity(sequences.len());
+        // A few sequences for each thread at a time bound the memory; the order of summation is theirs.
         for wave in sequences.chunks(2 * rayon::current_num_threads()) {
-            let (parts, gradients): (Vec<f64>, Vec<BlockGradients>) = wave.par_iter().map(one).unzip();
-            squares = parts.iter().fold(squares, |sum, part| sum + part);
-            sum.add(&gradients);
+            let (squares, gradients): (Vec<f64>, Vec<BlockGradients>) = wave.par_iter().map(one).unzip();
+            losses.extend(squares);
+            self.sums.add(&gradients);
         }
-        (squares / elements, sum)
+        Ok(losses)
+    }
+
+    /// Takes the sums of the gradients out, with respect to decoded weights and norms, and begins them anew.
+    pub fn take_gradients(&mut self) -> Vec<f64> {
+        let zeros = ParameterGradients::zeros(&self.block);
+        let sums = std::mem::replace(&mut self.sums, zeros);
+        let layers = sums.layers.into_iter().flatten();
+        let norms = sums
+            .input_layernorm
+            .into_iter()
+            .chain(sums.post_attention_layernorm);
+        layers.chain(norms).collect()
+    }
+
+    /// Adds sums that [`BlockTuner::take_gradients`] took out of another tuner of the same block.
+    ///
+    /// # Errors
+    /// `Shape` when there are not so many; then nothing was added.
+    pub fn add_gradients(&mut self, sums: &[f64]) -> Result<()> {
+        let layers = self.sums.layers.iter_mut().flatten();
+        let norms = self.sums.input_layernorm.iter_mut();
+        let to: Vec<&mut f64> = layers
+            .chain(norms)
+            .chain(&mut self.sums.post_attention_layernorm)
+            .collect();
+        if to.len() != sums.len() {
+            return Err(AqlmError::Shape {
+                what: "sums of gradients".into(),
+                expected: vec![to.len()],
+                found: vec![sums.len()],
+            });
+        }
+        for (to, part) in to.into_iter().zip(sums) {
+            *to += part;
+        }
+        Ok(())
+    }
+
+    /// One step of Adam with this learning rate along the gradients added up so far, which are then
+    /// forgotten.
+    pub fn step(&mut self, lr: f64) {
+        let zeros = ParameterGradients::zeros(&self.block);
+        let gradients = std::mem::replace(&mut self.sums, zeros);
+        self.optimizer.step(&mut self.block, &gradients, lr);
     }
 }
 
 /// Gradients of a loss over several sequences.
+#[derive(Debug, Clone)]
 struct ParameterGradients {
     /// with respect to the decoded weights, in the order of the spec
     layers: Vec<Array2<f64>>,
@@ -247,9 +350,10 @@ impl ParameterGradients {
     }
 }
 
-/// Adam over everything that the settings train.
+/// Adam over everything that is trained.
+#[derive(Debug, Clone)]
 struct Optimizer {
-    adam: Adam,
+    decay: AdamDecay,
     /// for each quantized layer, in the order of the spec
     codebooks: Vec<Option<Moments>>,
     /// for each quantized layer, in the order of the spec
@@ -259,7 +363,7 @@ struct Optimizer {
 }
 
 impl Optimizer {
-    fn new(block: &Block, settings: &FinetuneSettings) -> Self {
+    fn new(block: &Block, tuned: Tuned, decay: AdamDecay) -> Self {
         let moments = |wanted: bool, len: fn(&QuantizedMatrix) -> usize| {
             let of_layer = |layer| {
                 let matrix = block.quantized(layer).filter(|_| wanted);
@@ -269,16 +373,10 @@ impl Optimizer {
         };
         let norm = Moments::new(block.input_layernorm.len());
         Self {
-            adam: Adam {
-                lr: settings.lr,
-                beta1: settings.beta1,
-                beta2: settings.beta2,
-                eps: settings.eps,
-                amsgrad: false,
-            },
-            codebooks: moments(settings.codebooks, |matrix| matrix.codebooks.len()),
-            scales: moments(settings.scales, |matrix| matrix.scales.len()),
-            norms: settings.norms.then(|| (norm.clone(), norm)),
+            decay,
+            codebooks: moments(tuned.codebooks, |matrix| matrix.codebooks.len()),
+            scales: moments(tuned.scales, |matrix| matrix.scales.len()),
+            norms: tuned.norms.then(|| (norm.clone(), norm)),
         }
     }
 
@@ -287,8 +385,14 @@ impl Optimizer {
         self.norms.is_none() && self.codebooks.iter().chain(&self.scales).all(Option::is_none)
     }
 
-    fn step(&mut self, block: &mut Block, gradients: &ParameterGradients) {
-        let adam = self.adam;
+    fn step(&mut self, block: &mut Block, gradients: &ParameterGradients, lr: f64) {
+        let adam = Adam {
+            lr,
+            beta1: self.decay.beta1,
+            beta2: self.decay.beta2,
+            eps: self.decay.eps,
+            amsgrad: false,
+        };
         let layers: Vec<LayerId> = block.spec().layers().collect();
         let layer_gradients: Vec<_> = layers
             .par_iter()
@@ -396,12 +500,14 @@ mod tests {
         }
 
         fn loss(&self, block: &Block, sequences: std::ops::Range<usize>) -> f64 {
-            let pass = Pass {
-                rotary: &self.rotary,
-                inputs: &self.inputs,
-                targets: &self.targets,
-            };
-            pass.loss(block, &sequences.collect::<Vec<_>>())
+            let squares: f64 = sequences
+                .clone()
+                .map(|n| {
+                    let y = block_forward(block, &self.rotary, self.inputs[n].view());
+                    sum_of_squares(&(y - &self.targets[n]))
+                })
+                .sum();
+            squares / sequences.map(|n| self.targets[n].len()).sum::<usize>() as f64
         }
 
         /// Tunes a copy of the block.

@@ -32,7 +32,7 @@ pub use backward::{BlockGradients, block_backward};
 pub use block::{Block, ResidentLinear, ResidentWeight};
 pub use cache::{KvCache, KvCacheLayer, block_decode_step, decode_step};
 pub use cross_entropy::cross_entropy;
-pub use finetune::block_finetune;
+pub use finetune::{BlockTuner, block_finetune};
 pub use forward::{BlockTrace, block_forward, block_forward_traced};
 pub use kl_divergence::{kl_divergence, top_kl_divergence};
 pub use linear::{LinearGradients, linear, linear_backward};

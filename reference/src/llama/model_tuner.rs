@@ -121,6 +121,33 @@ impl ModelTuner {
         });
     }
 
+    /// Takes the sums of the gradients out, one parameter after the other, and begins them anew.
+    pub fn take_gradients(&mut self) -> Vec<f64> {
+        let take = |tuned: &mut TunedParameter| {
+            let zeros = Array1::zeros(tuned.gradient.len());
+            std::mem::replace(&mut tuned.gradient, zeros)
+        };
+        self.parameters.iter_mut().flat_map(take).collect()
+    }
+
+    /// Adds sums that [`ModelTuner::take_gradients`] took out of another tuner of the same model.
+    ///
+    /// # Errors
+    /// `Shape` when there are not so many; then nothing was added.
+    pub fn add_gradients(&mut self, sums: &[f64]) -> Result<()> {
+        let expected: usize = self.parameters.iter().map(|tuned| tuned.gradient.len()).sum();
+        if sums.len() != expected {
+            return Err(AqlmError::Shape {
+                what: "sums of gradients".into(),
+                expected: vec![expected],
+                found: vec![sums.len()],
+            });
+        }
+        let gradients = self.parameters.iter_mut().flat_map(|tuned| &mut tuned.gradient);
+        gradients.zip(sums).for_each(|(to, part)| *to += part);
+        Ok(())
+    }
+
     /// One step of Adam with this learning rate along the gradients added up so far, which are then
     /// forgotten.
     pub fn step(&mut self, lr: f64) {

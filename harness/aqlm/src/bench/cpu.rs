@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::inputs::Inputs;
 use super::verdict::{Verdict, limit_f32};
-use super::{BenchCase, BenchOp, BenchOptions, BenchReport, KernelRow, Times, least_bytes};
+use super::{BenchCase, BenchOp, BenchOptions, BenchReport, KernelRow, Times, empty_report, least_bytes};
 use aqlm_check::Outcome;
 use aqlm_formats::{Error, Result};
 
@@ -37,7 +37,7 @@ pub(crate) fn bench_cpu(options: &BenchOptions, progress: &mut dyn FnMut(&str)) 
             path.display().to_string(),
         ));
     }
-    let mut report = BenchReport::empty(options, "f32", "f32, faer");
+    let mut report = empty_report(options, "f32", "f32, faer");
     report.device = Some(format!(
         "this processor, {} threads",
         rayon::current_num_threads()

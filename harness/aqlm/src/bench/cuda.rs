@@ -11,7 +11,10 @@ use half::{bf16, f16};
 use super::inputs::Inputs;
 use super::user_kernel::UserKernel;
 use super::verdict::{Element, Verdict, limit, limit_bf16};
-use super::{BenchActivations, BenchCase, BenchOp, BenchOptions, BenchReport, KernelRow, Times, least_bytes};
+use super::{
+    BenchActivations, BenchCase, BenchOp, BenchOptions, BenchReport, KernelRow, Times, empty_report,
+    least_bytes, times,
+};
 use aqlm_check::Outcome;
 use aqlm_formats::Result;
 
@@ -49,7 +52,7 @@ pub(crate) fn bench_cuda(options: &BenchOptions, progress: &mut dyn FnMut(&str))
         BenchActivations::F16 => "FP16, cuBLAS",
         BenchActivations::Bf16 => "BF16, cuBLAS",
     };
-    let mut report = BenchReport::empty(options, options.activations.name(), dense);
+    let mut report = empty_report(options, options.activations.name(), dense);
     let opened = Device::open(0, options.kernel_folder.as_deref());
     let outcome = opened.and_then(|device| {
         report.device = Some(format!(
@@ -350,7 +353,7 @@ impl<T: Activation + Element> Bench<'_, T> {
         });
         match timed {
             Ok((plain, overlapped)) => {
-                row.us = Some(plain.into());
+                row.us = Some(times(plain));
                 row.us_overlapped = overlapped.map(|timing| timing.median);
                 row
             }
@@ -409,7 +412,7 @@ impl<T: Activation + Element> Bench<'_, T> {
             });
         match timed {
             Ok((plain, _)) => {
-                row.us = Some(plain.into());
+                row.us = Some(times(plain));
                 row
             }
             Err(error) => row.ended(Outcome::Fail, &error),
@@ -550,7 +553,7 @@ impl<T: Activation + Element> Bench<'_, T> {
             })
         };
         let (calls, replays) = plan_replays(run(sets, 1)?.median, sets, self.options);
-        run(calls, replays).map(Times::from)
+        run(calls, replays).map(times)
     }
 }
 

@@ -16,30 +16,18 @@ use std::path::PathBuf;
 
 use aqlm_optimized::cuda::timing::Timing;
 use aqlm_vocabulary::Scheme;
-use serde::Serialize;
 
 pub(crate) use cpu::bench_cpu;
 pub(crate) use cuda::bench_cuda;
 pub(crate) use plot::svg;
 pub(crate) use shapes::LlamaShape;
-pub(crate) use verdict::{Verdict, Worst};
-pub(crate) use whole_model::{DecodeOptions, DecodeReport, bench_decode};
+pub(crate) use verdict::Verdict;
+pub(crate) use whole_model::{DecodeOptions, bench_decode};
 
-use aqlm_check::Outcome;
-
-/// What to run the kernels on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum BenchDevice {
-    /// the first NVIDIA GPU
-    Cuda,
-    /// this processor, at each SIMD level that it has
-    Cpu,
-}
+use aqlm_engine::runs::records::{BenchCase, BenchReport, KernelRow, Times, Worst};
 
 /// The formats of x and y on a GPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum BenchActivations {
     /// IEEE half precision
     F16,
@@ -58,8 +46,7 @@ impl BenchActivations {
 }
 
 /// The operations that have kernels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum BenchOp {
     /// y = W x
     Matvec,
@@ -114,146 +101,28 @@ pub(crate) struct BenchOptions {
     pub config: String,
 }
 
-/// Microseconds a call.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(crate) struct Times {
-    /// half of the samples were faster
-    pub median: f64,
-    /// a tenth was
-    pub p10: f64,
-    /// nine tenths were
-    pub p90: f64,
-}
-
-impl From<Timing> for Times {
-    fn from(timing: Timing) -> Self {
-        Self {
-            median: timing.median,
-            p10: timing.p10,
-            p90: timing.p90,
-        }
+/// A case before it was tried: of `options`, with x and y in the format `activations`.
+fn empty_report(options: &BenchOptions, activations: &str, dense: &str) -> BenchReport {
+    BenchReport {
+        op: options.op.name().to_owned(),
+        scheme: options.scheme.to_string(),
+        activations: activations.to_owned(),
+        out_features: options.out_features,
+        in_features: options.in_features,
+        device: None,
+        copy_bytes_per_second: None,
+        dense: dense.to_owned(),
+        cases: Vec::new(),
+        waived: None,
     }
 }
 
-/// One kernel on one case.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct KernelRow {
-    /// the kernel's id, or the user's file
-    pub kernel: String,
-    /// how it divides the work, where there is a choice
-    pub config: Option<String>,
-    /// whether the table of measurements (kernels/dispatch.json) chooses this launch for the case
-    pub dispatched: bool,
-    /// how the check ended
-    pub outcome: Outcome,
-    /// why it is not a pass
-    pub reason: Option<String>,
-    /// normalised squared error on realistic inputs
-    pub nmse: Option<f64>,
-    /// the elements that are furthest off, when the check failed
-    pub worst: Vec<Worst>,
-    /// time of a call
-    pub us: Option<Times>,
-    /// median when a call may set itself up while the one before it ends
-    pub us_overlapped: Option<f64>,
-    /// bytes of the matrix as this kernel stores it
-    pub bytes: Option<usize>,
-    /// registers of a thread, and bytes of local memory
-    pub registers: Option<(i32, i32)>,
-}
-
-impl KernelRow {
-    fn new(kernel: &str, config: Option<String>) -> Self {
-        Self {
-            kernel: kernel.to_owned(),
-            config,
-            dispatched: false,
-            outcome: Outcome::Waived,
-            reason: None,
-            nmse: None,
-            worst: Vec::new(),
-            us: None,
-            us_overlapped: None,
-            bytes: None,
-            registers: None,
-        }
-    }
-
-    fn ended(mut self, outcome: Outcome, reason: &impl ToString) -> Self {
-        self.outcome = outcome;
-        self.reason = Some(reason.to_string());
-        self
-    }
-}
-
-/// All kernels on one batch.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct BenchCase {
-    /// rows of x
-    pub batch: usize,
-    /// the dense product of the same shape through the library
-    pub dense: Option<Times>,
-    /// fewest bytes that must move: codes at their own width, codebooks, scales, x and y
-    pub least_bytes: usize,
-    /// those bytes at the rate of a copy, microseconds
-    pub roofline_us: Option<f64>,
-    /// the kernels
-    pub kernels: Vec<KernelRow>,
-}
-
-/// What `aqlm bench` found.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct BenchReport {
-    /// the operation
-    pub op: BenchOp,
-    /// the scheme
-    pub scheme: String,
-    /// the format of x and y
-    pub activations: &'static str,
-    /// rows of the weight
-    pub out_features: usize,
-    /// columns of the weight
-    pub in_features: usize,
-    /// what it ran on; `None` when there was nothing to run on
-    pub device: Option<String>,
-    /// bytes a second of a copy, read and written together
-    pub copy_bytes_per_second: Option<f64>,
-    /// the name of the dense product
-    pub dense: String,
-    /// one for each batch
-    pub cases: Vec<BenchCase>,
-    /// why nothing was tried
-    pub waived: Option<String>,
-}
-
-impl BenchReport {
-    /// Kernels that ended in `outcome`.
-    pub(crate) fn count(&self, outcome: Outcome) -> usize {
-        self.cases
-            .iter()
-            .flat_map(|case| &case.kernels)
-            .filter(|row| row.outcome == outcome)
-            .count()
-    }
-
-    /// Whether something passed and nothing failed.
-    pub(crate) fn holds(&self) -> bool {
-        self.count(Outcome::Fail) == 0 && self.count(Outcome::Pass) > 0
-    }
-
-    fn empty(options: &BenchOptions, activations: &'static str, dense: &str) -> Self {
-        Self {
-            op: options.op,
-            scheme: options.scheme.to_string(),
-            activations,
-            out_features: options.out_features,
-            in_features: options.in_features,
-            device: None,
-            copy_bytes_per_second: None,
-            dense: dense.to_owned(),
-            cases: Vec::new(),
-            waived: None,
-        }
+/// A measured time as reports have it.
+fn times(timing: Timing) -> Times {
+    Times {
+        median: timing.median,
+        p10: timing.p10,
+        p90: timing.p90,
     }
 }
 

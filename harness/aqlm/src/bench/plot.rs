@@ -33,7 +33,7 @@ pub(crate) fn svg(report: &BenchReport) -> Option<String> {
          <text x=\"{LEFT}\" y=\"22\" font-size=\"14\">{}</text>\n",
         escaped(&format!(
             "{} {} {}x{} on {}",
-            report.op.name(),
+            report.op,
             report.scheme,
             report.out_features,
             report.in_features,
@@ -187,7 +187,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::{BenchCase, BenchOp, KernelRow, Times};
+    use aqlm_engine::runs::records::{BenchCase, KernelRow, Times};
 
     fn report(cases: &[(usize, f64)]) -> BenchReport {
         let times = |median| Times {
@@ -209,9 +209,9 @@ mod tests {
             }
         };
         BenchReport {
-            op: BenchOp::Matmul,
+            op: "matmul".into(),
             scheme: "2x8g8".into(),
-            activations: "f16",
+            activations: "f16".into(),
             out_features: 8,
             in_features: 8,
             device: None,

@@ -1,21 +1,9 @@
 use half::{bf16, f16};
-use serde::Serialize;
+
+use super::Worst;
 
 /// Elements shown of a kernel that is wrong.
 const SHOWN: usize = 8;
-
-/// An element that is off.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Worst {
-    /// row of x, or of the weight for a decode
-    pub row: usize,
-    /// column of the output
-    pub column: usize,
-    /// the reference's value
-    pub expected: f64,
-    /// the kernel's; NaN where nothing was written
-    pub found: f64,
-}
 
 /// What comparing an output with the reference's came to.
 #[derive(Debug, Clone, PartialEq)]

@@ -11,12 +11,13 @@ use half::f16;
 use ndarray::{Array1, Array3, Array4};
 use rand::RngExt;
 use rayon::prelude::*;
-use serde::Serialize;
 
 use super::shapes::LlamaShape;
-use super::{Times, Verdict, matrix_bytes};
+use super::{Verdict, matrix_bytes, times};
 use aqlm_check::limits::{Number, Rule};
-use aqlm_check::{CheckedBackend, CrossOptions, Outcome, cross_check};
+use aqlm_check::{CrossOptions, Outcome, cross_check};
+use aqlm_engine::backends::BackendKind;
+use aqlm_engine::runs::records::{DecodeReport, StageRow};
 use aqlm_formats::{Error, Result};
 
 /// Tokens that the model of one block is fed when the chosen rung is compared with the plain one.
@@ -39,60 +40,6 @@ pub(crate) struct DecodeOptions {
     pub seed: u64,
     /// a folder to take the kernels' sources from
     pub kernel_folder: Option<PathBuf>,
-}
-
-/// One kind of launch.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct StageRow {
-    /// which
-    pub stage: String,
-    /// launches a token
-    pub launches: usize,
-    /// median of all of them in a graph of their own, one after the other, microseconds
-    pub us: f64,
-    /// bytes that all of them read
-    pub bytes: usize,
-    /// those bytes at the rate of a copy, microseconds
-    pub roofline_us: f64,
-}
-
-/// What decoding a model of random weights took.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct DecodeReport {
-    /// the model whose shapes were used
-    pub model: String,
-    /// the scheme
-    pub scheme: String,
-    /// positions that each token attended to
-    pub context: usize,
-    /// what it ran on; `None` when there was nothing to run on
-    pub device: Option<String>,
-    /// whether results were right
-    pub outcome: Outcome,
-    /// why that is not a pass
-    pub reason: Option<String>,
-    /// normalised squared error of one block's logits between the chosen rung and the plain one, and its
-    /// limit
-    pub nmse: Option<[f64; 2]>,
-    /// bytes a second of a copy, read and written together
-    pub copy_bytes_per_second: Option<f64>,
-    /// fewest bytes that a token reads: codes at their own width, codebooks, scales, norms, cache, head
-    pub least_bytes: usize,
-    /// those bytes at the rate of a copy, microseconds
-    pub roofline_us: Option<f64>,
-    /// one token, microseconds
-    pub us: Option<Times>,
-    /// tokens a second by the median
-    pub tokens_per_second: Option<f64>,
-    /// what the token's time is made of
-    pub stages: Vec<StageRow>,
-}
-
-impl DecodeReport {
-    /// Whether something was compared and timed and nothing failed.
-    pub(crate) fn holds(&self) -> bool {
-        self.outcome == Outcome::Pass
-    }
 }
 
 /// Builds a model of random weights on the first GPU and times one token. Without a GPU the report says so in
@@ -145,7 +92,7 @@ pub(crate) fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&st
     );
     let small = cross_check(
         &CrossOptions {
-            backend: Some(CheckedBackend::Cuda),
+            backend: Some(BackendKind::Cuda),
             operation: None,
             case: Some(case.parse()?),
             cases: 0,
@@ -203,7 +150,7 @@ pub(crate) fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&st
     let timing = model
         .time(token, options.replays, &|_| true)
         .map_err(AqlmError::from)?;
-    report.us = Some(timing.into());
+    report.us = Some(times(timing));
     report.tokens_per_second = Some(1e6 / timing.median);
     for stage in Stage::ALL {
         let (launches, bytes) = model.work(stage, options.context - 1);

@@ -1,21 +1,14 @@
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use aqlm_vocabulary::{Objective, Tuned};
 use clap::ValueEnum;
-use serde::Serialize;
 
-use super::eval::measure;
-use super::progress::{Progress, seconds};
-use super::{Output, open_model};
-use aqlm_engine::backends::{Backend, BackendKind, Memory, ModelTuning};
-use aqlm_engine::with_backend;
-use aqlm_engine::{
-    Difference, Divergence, EndToEndEvent, EndToEndReport, EndToEndRun, EndToEndSettings, Preset,
-    RunDescription, RunFolder, Schedule, TeacherUse, check_student, check_teacher, differences, end_to_end,
-    publish_tuned,
-};
+use crate::commands::finetune::{Teaching, default_seqlen};
+use crate::commands::{self, Job, NamedModel, Output};
+use aqlm_engine::backends::{BackendKind, Memory};
+use aqlm_engine::{EndToEndSettings, Preset, Schedule, TeacherUse, check_student};
 use aqlm_formats::model::Model;
 use aqlm_formats::texts::TokenStream;
 use aqlm_formats::{Error, Result};
@@ -189,11 +182,6 @@ impl SettingsArgs {
     }
 }
 
-/// Tokens in a sequence where nobody says.
-fn default_seqlen(model: &Model) -> usize {
-    model.config().max_position_embeddings.min(1024)
-}
-
 /// Refuses numbers that no run could use; `prefix` is what the options' names begin with.
 pub(super) fn validate(settings: &EndToEndSettings, model: &Model, prefix: &str) -> Result<()> {
     for (option, value) in [
@@ -232,302 +220,38 @@ pub(super) fn validate(settings: &EndToEndSettings, model: &Model, prefix: &str)
     Ok(())
 }
 
-#[derive(Debug, Serialize)]
-struct Document<'a> {
-    model: String,
-    teacher: Option<String>,
-    out: String,
-    backend: BackendKind,
-    settings: &'a EndToEndSettings,
-    #[serde(flatten)]
-    report: &'a EndToEndReport,
-    tokens_per_second: f64,
-    /// non-quantized weights that are not the teacher's
-    differences: Vec<Difference>,
-    /// documents of the training text that the evaluation text has too
-    shared_documents: usize,
-    perplexity_before: Option<f64>,
-    perplexity_after: Option<f64>,
-}
-
 pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
-    let model = open_model(&args.model)?;
+    let NamedModel { name, model } = NamedModel::open(&args.model)?;
     check_student(&model)?;
     let tokenizer = model.tokenizer()?;
-    let stream = TokenStream::load(&args.calib, &tokenizer)?;
-    let settings = args.settings.resolve(&model, &stream)?;
+    let text = TokenStream::load(&args.calib, &tokenizer)?;
+    let settings = args.settings.resolve(&model, &text)?;
     let needs_teacher = settings.objective == Objective::KullbackLeibler;
-    let teacher = match (&args.teacher, needs_teacher) {
-        (Some(path), _) => Some(open_model(path)?),
-        (None, false) => None,
-        (None, true) => {
-            return Err(Error::argument(
-                "--teacher",
-                "the dense model, or --loss cross-entropy",
-                "nothing",
-            ));
-        }
-    };
-    let mut differing = Vec::new();
-    if let Some(teacher) = &teacher {
-        check_teacher(&model, teacher)?;
-        if teacher.tokenizer().is_ok_and(|theirs| {
-            TokenStream::load(&args.calib, &theirs).is_ok_and(|theirs| theirs.tokens() != stream.tokens())
-        }) {
-            return Err(Error::Kind {
-                path: teacher.source().into(),
-                expected: format!(
-                    "a vocabulary that reads {} as the student's does",
-                    args.calib.display()
-                ),
-                found: "another one".into(),
-            });
-        }
-        differing = differences(&model, teacher)?;
-        warn_of(&differing);
+    if args.teacher.is_none() && needs_teacher {
+        return Err(Error::argument(
+            "--teacher",
+            "the dense model, or --loss cross-entropy",
+            "nothing",
+        ));
     }
-    let sequences = stream.calibration_sequences(settings.seqlen, settings.sequences)?;
-    let evaluation = args
-        .eval
-        .as_ref()
-        .map(|path| TokenStream::load(path, &tokenizer))
-        .transpose()?;
-    let ctx = default_seqlen(&model).max(settings.seqlen);
-    let windows = evaluation
-        .as_ref()
-        .map(|stream| stream.windows(ctx))
-        .transpose()?;
-    let shared_documents = evaluation
-        .as_ref()
-        .map_or(0, |evaluation| stream.documents_shared_with(evaluation));
-    if let (Some(path), 1..) = (&args.eval, shared_documents) {
-        eprintln!(
-            "warning: {shared_documents} of {} documents of {} are in {} too: what is measured there says little",
-            stream.documents(),
-            args.calib.display(),
-            path.display()
-        );
-    }
-    let perplexity = |model: &Model| -> Result<Option<f64>> {
-        let Some(windows) = &windows else { return Ok(None) };
-        Ok(Some(
-            measure(model, windows, args.backend.into(), None)?.perplexity,
-        ))
+    let teaching = Teaching {
+        student: name,
+        teacher: args.teacher.as_deref().map(NamedModel::open).transpose()?,
+        evaluation: args
+            .eval
+            .as_ref()
+            .map(|path| TokenStream::load(path, &tokenizer))
+            .transpose()?,
+        save_every: Duration::from_secs(args.save_every),
     };
-    let report = finetune_into(
-        &model,
-        teacher.as_ref(),
-        &args.calib,
-        &sequences,
-        &settings,
-        args.backend,
-        &args.out,
-        &args.out,
-        args.memory,
-        Duration::from_secs(args.save_every),
-        args.resume,
-    )?;
-    let document = Document {
-        model: args.model.display().to_string(),
-        teacher: args.teacher.as_ref().map(|path| path.display().to_string()),
-        out: args.out.display().to_string(),
+    let job = Job {
+        model: &model,
+        text: &text,
+        settings,
         backend: args.backend,
-        settings: &settings,
-        tokens_per_second: report.tokens as f64 / report.seconds,
-        report: &report,
-        differences: differing,
-        shared_documents,
-        perplexity_before: perplexity(&model)?,
-        perplexity_after: perplexity(&Model::open(&args.out)?)?,
+        memory: args.memory,
+        folder: args.out.clone(),
+        resume: args.resume,
     };
-    output.result(&document, || {
-        let perplexities = match (document.perplexity_before, document.perplexity_after) {
-            (Some(before), Some(after)) => format!("perplexity {before:.4} -> {after:.4}\n"),
-            _ => String::new(),
-        };
-        format!("{}{perplexities}{}\n", summary(&report), document.out)
-    });
-    Ok(true)
-}
-
-fn warn_of(differing: &[Difference]) {
-    const SHOWN: usize = 4;
-    if differing.is_empty() {
-        return;
-    }
-    let mut lines: Vec<String> = differing
-        .iter()
-        .take(SHOWN)
-        .map(|difference| format!("  {}: by up to {:.2e}", difference.tensor, difference.largest))
-        .collect();
-    if differing.len() > SHOWN {
-        lines.push(format!("  and {} more", differing.len() - SHOWN));
-    }
-    eprintln!(
-        "note: weights that are not quantized differ from the teacher's beyond rounding to f16 (norms do after block \
-         fine-tuning):\n{}",
-        lines.join("\n")
-    );
-}
-
-/// What a run did, in words.
-pub(super) fn summary(report: &EndToEndReport) -> String {
-    let rest = report.teacher_rest.map_or(String::new(), |rest| {
-        format!(
-            "tokens left out of the teacher's distributions have {:.4} % of their mass\n",
-            100.0 * rest
-        )
-    });
-    format!(
-        "{rest}end to end: loss {:.5} -> {:.5} nats a token (epoch {}), {} steps, {} tokens in {} ({:.0} a second)\n",
-        report.loss_before,
-        report.loss_after,
-        report.best_epoch,
-        report.steps,
-        report.tokens,
-        seconds(Duration::from_secs_f64(report.seconds)),
-        report.tokens as f64 / report.seconds,
-    )
-}
-
-/// Trains in the run folder `run` with progress on standard error, and writes the tuned checkpoint into
-/// `out`.
-#[expect(clippy::too_many_arguments, reason = "each is a different thing")]
-pub(super) fn finetune_into(
-    model: &Model,
-    teacher: Option<&Model>,
-    calibration_path: &Path,
-    sequences: &[&[u32]],
-    settings: &EndToEndSettings,
-    backend: BackendKind,
-    run: &Path,
-    out: &Path,
-    memory: Option<Memory>,
-    save_every: Duration,
-    resume: bool,
-) -> Result<EndToEndReport> {
-    let with_teacher = EndToEndRun {
-        teacher_sha256: teacher.map(Model::fingerprint).transpose()?,
-        settings: settings.clone(),
-    };
-    let (tuning, _folder) = with_backend!(backend, model.config(), settings.seqlen, |backend| {
-        let mut backend = backend;
-        if let Some(memory) = memory {
-            backend.bound_tuning_memory(memory, run, settings.batch)?;
-        }
-        let description = RunDescription::new(
-            model,
-            calibration_path,
-            sequences,
-            &with_teacher,
-            backend.kind(),
-            backend.device(),
-        )?;
-        let folder = RunFolder::open(run, &description, resume)?;
-        let mut progress = TuningProgress::new(settings);
-        let tuning = end_to_end(
-            &backend,
-            model,
-            teacher,
-            sequences,
-            settings,
-            &folder,
-            save_every,
-            &mut |event| progress.event(&event),
-        )?;
-        (tuning, folder)
-    });
-    let diverged = tuning.divergence;
-    if diverged.is_none() || tuning.report.best_epoch > 0 {
-        publish_tuned(model, tuning.weights, out)?;
-    }
-    match diverged {
-        None => Ok(tuning.report),
-        Some(Divergence {
-            epoch,
-            step,
-            loss,
-            layer,
-        }) => Err(Error::Diverged {
-            epoch,
-            step,
-            loss,
-            layer,
-            kept: match tuning.report.best_epoch {
-                0 => "no epoch had finished, so no model was written".into(),
-                best => format!("the model as it was after epoch {best} is in {}", out.display()),
-            },
-        }),
-    }
-}
-
-/// Progress of a run, counted in tokens.
-struct TuningProgress {
-    progress: Progress,
-    epochs: usize,
-    /// since training began, and the tokens since then
-    rate: Option<(Instant, u64)>,
-}
-
-impl TuningProgress {
-    fn new(settings: &EndToEndSettings) -> Self {
-        let tokens = (settings.sequences - settings.validation) * settings.seqlen * settings.epochs;
-        Self {
-            progress: Progress::new(tokens as u64),
-            epochs: settings.epochs,
-            rate: None,
-        }
-    }
-
-    fn event(&mut self, event: &EndToEndEvent) {
-        match event {
-            EndToEndEvent::TeacherStored { done, sequences } => {
-                let what = format!("teacher: {done} of {sequences} sequences");
-                self.progress.heartbeat(&what);
-                self.progress.message(what);
-            }
-            EndToEndEvent::Resumed { epoch, step } => {
-                self.progress
-                    .line(&format!("continuing after epoch {epoch} and {step} steps"));
-            }
-            EndToEndEvent::StateDamaged(reason) => {
-                self.progress
-                    .line(&format!("damaged, the state before is used: {reason}"));
-            }
-            EndToEndEvent::Step {
-                epoch,
-                step,
-                steps,
-                tokens,
-                loss,
-            } => {
-                self.progress.advance(*tokens as u64);
-                let (started, done) = self.rate.get_or_insert_with(|| (Instant::now(), 0));
-                let elapsed = started.elapsed().as_secs_f64();
-                let rate = if *done == 0 {
-                    String::new()
-                } else {
-                    format!(", {:.0} tokens/s", *done as f64 / elapsed)
-                };
-                *done += *tokens as u64;
-                let what = format!(
-                    "epoch {epoch}/{}, step {step}/{steps}, loss {loss:.4}{rate}",
-                    self.epochs
-                );
-                self.progress.heartbeat(&what);
-                self.progress.message(what);
-            }
-            EndToEndEvent::Judged {
-                epoch,
-                train_loss,
-                loss,
-            } => {
-                let train = train_loss.map_or(String::new(), |train| format!("training loss {train:.5}, "));
-                self.progress.line(&format!(
-                    "after epoch {epoch}/{}: {train}validation loss {loss:.5}",
-                    self.epochs
-                ));
-            }
-        }
-    }
+    commands::finetune::run(&job, &teaching, output)
 }

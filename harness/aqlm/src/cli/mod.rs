@@ -1,28 +1,24 @@
-//! The command line: one file a command. Results go to standard output, as text or as one JSON document;
+//! The command line: one file a command, with its flags, their help and what makes a request of them. What
+//! is done with a request is in `commands`. Results go to standard output, as text or as one JSON document;
 //! messages and progress go to standard error. Exit codes: 0 ok, 1 the answer is no, 2 bad input.
 
 mod bench;
 mod check;
-mod decode_bench;
 mod demo;
 mod eval;
 mod fetch;
 mod finetune;
 mod generate;
 mod inspect;
-mod progress;
 mod quantize;
 mod refusal;
-mod table;
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use serde::Serialize;
 
+use crate::commands::{self, Output};
 use aqlm_formats::Result;
-use aqlm_formats::model::{Model, embedded};
 
 /// Additive quantization of language models: quantize, evaluate, check.
 #[derive(Debug, Parser)]
@@ -57,40 +53,10 @@ enum Command {
     Bench(Box<bench::Args>),
 }
 
-/// Where results go.
-#[derive(Debug, Clone, Copy)]
-struct Output {
-    json: bool,
-}
-
-impl Output {
-    /// Prints the document or the text, whichever was asked for.
-    fn result(self, document: &impl Serialize, text: impl FnOnce() -> String) {
-        if self.json {
-            // Only plain data reach this: numbers, strings, lists and maps with string keys.
-            println!("{}", serde_json::to_string_pretty(document).unwrap_or_default());
-        } else {
-            print!("{}", text());
-        }
-    }
-}
-
 /// Runs the command line of this process.
 pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
-    let output = Output { json: cli.json };
-    let outcome = match &cli.command {
-        Command::Demo(args) => demo::run(args, output),
-        Command::Fetch(args) => fetch::run(args, output),
-        Command::Inspect(args) => inspect::run(args, output),
-        Command::Quantize(args) => quantize::run(args, output),
-        Command::Finetune(args) => finetune::run(args, output),
-        Command::Eval(args) => eval::run(args, output),
-        Command::Generate(args) => generate::run(args, output),
-        Command::Check(args) => check::run(args, output),
-        Command::Bench(args) => bench::run(args, output),
-    };
-    match outcome {
+    match run_command(&cli.command, Output { json: cli.json }) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
@@ -100,11 +66,20 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-/// Opens a model folder or file; the embedded model by its name when there is no such path.
-fn open_model(path: &Path) -> Result<Model> {
-    if path.as_os_str() == embedded::NAME && !path.exists() {
-        Model::embedded()
-    } else {
-        Model::open(path)
+/// Runs a command; whether the answer is yes.
+fn run_command(command: &Command, output: Output) -> Result<bool> {
+    match command {
+        Command::Demo(args) => commands::demo::run(&args.request(), output),
+        Command::Fetch(args) => commands::fetch::run(&args.name, args.to.as_deref(), output),
+        Command::Inspect(args) => commands::inspect::run(&args.model, output),
+        Command::Quantize(args) => quantize::run(args, output),
+        Command::Finetune(args) => finetune::run(args, output),
+        Command::Eval(args) => commands::eval::run(&args.job()?, output),
+        Command::Generate(args) => {
+            let (model, continuation) = args.request()?;
+            commands::generate::run(&model, &continuation, output)
+        }
+        Command::Check(args) => check::run(args, output),
+        Command::Bench(args) => bench::run(args, output),
     }
 }

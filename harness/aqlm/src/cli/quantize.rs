@@ -1,27 +1,15 @@
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use aqlm_vocabulary::{Initialization, Scheme};
 use clap::ValueEnum;
-use serde::Serialize;
 
-use super::finetune::{self, TunedName, finetune_into, tuned};
-use super::progress::QuantizeProgress;
-use super::table::{Table, bytes};
-use super::{Output, open_model};
-use aqlm_engine::backends::{Backend, BackendKind, Memory};
-use aqlm_engine::with_backend;
-use aqlm_engine::{
-    EndToEndReport, EndToEndSettings, Preset, QuantizeReport, QuantizeSettings, RunDescription, RunFolder,
-    check_scheme, publish, quantize,
-};
+use super::finetune::{TunedName, tuned, validate as validate_end_to_end};
+use crate::commands::{self, Job, NamedModel, Output};
+use aqlm_engine::backends::{BackendKind, Memory};
+use aqlm_engine::{EndToEndSettings, Preset, QuantizeSettings, check_scheme};
 use aqlm_formats::model::Model;
 use aqlm_formats::texts::TokenStream;
 use aqlm_formats::{Error, Result};
-
-/// Folders of a run that goes on end to end: the model as it was before, and the run that tunes it.
-const BEFORE: &str = "block-tuned";
-const AFTER: &str = "end-to-end";
 
 /// Options of `aqlm quantize`.
 #[derive(Debug, clap::Args)]
@@ -144,14 +132,14 @@ impl EndToEndArgs {
         end_to_end.epochs = self.end_to_end_epochs.unwrap_or(end_to_end.epochs);
         end_to_end.batch = self.end_to_end_batch.unwrap_or(end_to_end.batch);
         end_to_end.seed = settings.seed;
-        finetune::validate(&end_to_end, model, "--end-to-end-")?;
+        validate_end_to_end(&end_to_end, model, "--end-to-end-")?;
         Ok(end_to_end)
     }
 }
 
 /// Settings on top of a preset.
 #[derive(Debug, clap::Args)]
-pub(super) struct SettingsArgs {
+struct SettingsArgs {
     /// Settings to start from
     #[arg(long, value_enum, default_value = "project")]
     preset: Preset,
@@ -320,176 +308,26 @@ fn validate(settings: &QuantizeSettings) -> Result<()> {
     number("--finetune-lr", settings.finetune.lr)
 }
 
-/// One layer in the JSON result.
-#[derive(Debug, Serialize)]
-struct LayerDocument<'a> {
-    name: &'a str,
-    relative_layer_error: f64,
-    bits_per_parameter: f64,
-    seconds: f64,
-}
-
-#[derive(Debug, Serialize)]
-struct Document<'a> {
-    scheme: String,
-    bits_per_parameter: f64,
-    seconds: f64,
-    bytes_before: u64,
-    bytes_after: u64,
-    layers: Vec<LayerDocument<'a>>,
-    blocks: &'a [aqlm_engine::BlockReport],
-    /// how the end-to-end step went, where it was taken; the model before it is in `block-tuned` inside `out`
-    end_to_end: Option<EndToEndReport>,
-    out: String,
-}
-
 pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
-    let model = open_model(&args.model)?;
+    let NamedModel { model, .. } = NamedModel::open(&args.model)?;
     let settings = args.settings.resolve(args.scheme, &model)?;
     check_scheme(model.config(), args.scheme, settings.layer.allow_degenerate)?;
-    let stream = TokenStream::load(&args.calib, &model.tokenizer()?)?;
-    let calibration = stream.calibration_sequences(settings.seqlen, settings.sequences)?;
+    let text = TokenStream::load(&args.calib, &model.tokenizer()?)?;
     let end_to_end = if args.settings.finetune == FinetuneName::EndToEnd {
         let preset = args.settings.preset;
-        Some(args.end_to_end.resolve(preset, &settings, &stream, &model)?)
+        Some(args.end_to_end.resolve(preset, &settings, &text, &model)?)
     } else {
         args.end_to_end.check_unused()?;
         None
     };
-    let blocks_to = end_to_end
-        .as_ref()
-        .map_or(args.out.clone(), |_| args.out.join(BEFORE));
-    let (result, _folder) = quantize_into(
-        &model,
-        &args.calib,
-        &calibration,
-        &settings,
-        args.backend,
-        &args.out,
-        &blocks_to,
-        args.memory,
-        args.resume,
-    )?;
-    let end_to_end = match &end_to_end {
-        Some(end_to_end) => Some(finetune_into(
-            &Model::open(&blocks_to)?,
-            Some(&model),
-            &args.calib,
-            &stream.calibration_sequences(end_to_end.seqlen, end_to_end.sequences)?,
-            end_to_end,
-            args.backend,
-            &args.out.join(AFTER),
-            &args.out,
-            args.memory,
-            Duration::from_mins(1),
-            // whether this may continue was decided for the whole run
-            true,
-        )?),
-        None => None,
+    let job = Job {
+        model: &model,
+        text: &text,
+        settings,
+        backend: args.backend,
+        memory: args.memory,
+        folder: args.out.clone(),
+        resume: args.resume,
     };
-    let document = Document {
-        scheme: result.scheme.to_string(),
-        bits_per_parameter: result.bits_per_parameter,
-        seconds: result.seconds,
-        bytes_before: model.inventory().bytes,
-        bytes_after: Model::open(&args.out)?.inventory().bytes,
-        layers: result
-            .blocks
-            .iter()
-            .flat_map(|block| &block.layers)
-            .map(|layer| LayerDocument {
-                name: &layer.name,
-                relative_layer_error: layer.relative_layer_error,
-                bits_per_parameter: layer.bits_per_parameter,
-                seconds: layer.seconds,
-            })
-            .collect(),
-        blocks: &result.blocks,
-        end_to_end,
-        out: args.out.display().to_string(),
-    };
-    output.result(&document, || {
-        format!(
-            "{}{}{}: {:.3} bits per parameter, {} -> {}, {:.1} s\n",
-            summary(&result),
-            document
-                .end_to_end
-                .as_ref()
-                .map_or_else(String::new, finetune::summary),
-            document.out,
-            document.bits_per_parameter,
-            bytes(document.bytes_before),
-            bytes(document.bytes_after),
-            document.seconds,
-        )
-    });
-    Ok(true)
-}
-
-/// One row a block: the error of each layer, and what fine-tuning left of the block's.
-pub(super) fn summary(report: &QuantizeReport) -> String {
-    let mut table = Table::new([
-        "block", "q", "k", "v", "o", "gate", "up", "down", "output", "seconds",
-    ]);
-    for block in &report.blocks {
-        let error = |index: usize| {
-            block.layers.get(index).map_or(String::new(), |layer| {
-                format!("{:.4}", layer.relative_layer_error)
-            })
-        };
-        table.row([
-            block.block.to_string(),
-            error(0),
-            error(1),
-            error(2),
-            error(3),
-            error(4),
-            error(5),
-            error(6),
-            format!("{:.4}", block.relative_output_error),
-            format!("{:.1}", block.seconds),
-        ]);
-    }
-    format!(
-        "relative layer errors, and that of the block's output after fine-tuning\n{}",
-        table.render()
-    )
-}
-
-/// Quantizes in a run folder, `run`, with progress on standard error, and writes the checkpoint into `out`.
-/// Returns the folder too, which stays locked while that lives.
-#[expect(clippy::too_many_arguments, reason = "each is a different thing")]
-pub(super) fn quantize_into(
-    model: &Model,
-    calibration_path: &Path,
-    calibration: &[&[u32]],
-    settings: &QuantizeSettings,
-    backend: BackendKind,
-    run: &Path,
-    out: &Path,
-    memory: Option<Memory>,
-    resume: bool,
-) -> Result<(QuantizeReport, RunFolder)> {
-    with_backend!(backend, model.config(), settings.seqlen, |backend| {
-        let mut backend = backend;
-        if let Some(memory) = memory {
-            backend.bound_memory(memory, run, settings.sequences)?;
-        }
-        let description = RunDescription::new(
-            model,
-            calibration_path,
-            calibration,
-            settings,
-            backend.kind(),
-            backend.device(),
-        )?;
-        let folder = RunFolder::open(run, &description, resume)?;
-        let mut progress = QuantizeProgress::new(model.config(), settings);
-        let report = quantize(&backend, model, calibration, settings, &folder, &mut |event| {
-            progress.event(&event);
-        })?;
-        drop(progress);
-        publish(model, &folder, out)?;
-        Ok((report, folder))
-    })
+    commands::quantize::run(&job, end_to_end.as_ref(), output)
 }

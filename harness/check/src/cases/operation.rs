@@ -1,5 +1,3 @@
-use serde::{Serialize, Serializer};
-
 use super::words::words;
 
 words! {
@@ -36,11 +34,5 @@ words! {
         ModelForward = "model_forward",
         /// tokens to losses
         Perplexity = "perplexity",
-    }
-}
-
-impl Serialize for Operation {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.word())
     }
 }

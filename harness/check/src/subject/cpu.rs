@@ -5,14 +5,19 @@ use aqlm_optimized::cpu::{
     CodebookPrecision, Form, PackedMatrix, Plan, SimdLevel, TablePrecision, quantizer,
 };
 use aqlm_vocabulary::{
-    AqlmError, BlockWeights, FinetuneReport, LayerReport, LayerSettings, QuantizedMatrix, StreamKey, Update,
+    AqlmError, ArchSpec, BlockWeights, FinetuneReport, LayerReport, LayerSettings, QuantizedMatrix,
+    StreamKey, Update,
 };
 use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayViewMut2};
 
 use super::{Clusters, Gradients, Subject};
 use crate::cases::{Case, LlamaCase, LlamaData, Operation, Problem};
 use crate::limits::Number;
-use aqlm_engine::backends::{Backend, CpuBackend};
+use aqlm_engine::alternate::alternate;
+use aqlm_engine::backends::{CpuBackend, CpuLayers};
+use aqlm_engine::evaluate::streamed;
+use aqlm_engine::ops::{Alone, BlockOps, LayerOps, ModelOps, Weights};
+use aqlm_engine::tune_block;
 use aqlm_formats::Result;
 
 /// The CPU backend at one SIMD level and, for products, one plan.
@@ -231,13 +236,8 @@ impl Subject for CpuSubject {
         key: StreamKey,
     ) -> Result<(QuantizedMatrix, LayerReport)> {
         self.at_level(|| {
-            Ok(quantizer::layer_quantize(
-                weight,
-                hessian,
-                settings,
-                key,
-                &mut |_| (),
-            )?)
+            let problem = CpuLayers.problem(weight, hessian, settings)?;
+            alternate(&CpuLayers, &problem, settings, key, &mut |_| ())
         })
     }
 
@@ -283,13 +283,15 @@ impl Subject for CpuSubject {
         self.at_level(|| {
             let backend = backend(data)?;
             let mut block = backend.load_block(0, &data.blocks[0])?;
-            let report = backend.block_finetune(
+            let report = tune_block(
+                &backend,
                 &mut block,
                 &data.x.clone().into(),
                 &targets.clone().into(),
                 case.validation(),
                 &case.finetune(),
                 key,
+                &Alone,
                 &mut |_| (),
             )?;
             Ok((backend.store_block(&block)?, report))
@@ -297,52 +299,54 @@ impl Subject for CpuSubject {
     }
 
     fn model_forward(&self, data: &LlamaData) -> Result<(Vec<Array2<f64>>, Array2<f64>)> {
-        self.at_level(|| logits(&backend(data)?, data))
+        self.at_level(|| {
+            let backend = backend(data)?;
+            let mut model = backend.model(data, &mut |_| ())?;
+            let whole = data
+                .tokens
+                .iter()
+                .map(|tokens| model.logits(tokens))
+                .collect::<Result<Vec<_>>>()?;
+            // The first sequence again, token by token through the cache.
+            let mut steps = Array2::zeros((data.tokens[0].len(), data.lm_head.nrows()));
+            let mut session = model.session()?;
+            for (&token, mut row) in data.tokens[0].iter().zip(steps.outer_iter_mut()) {
+                row.assign(&session.next(token)?);
+            }
+            Ok((whole, steps))
+        })
     }
 
     fn perplexity(&self, data: &LlamaData) -> Result<Vec<Array1<f64>>> {
-        self.at_level(|| losses(&backend(data)?, data))
+        self.at_level(|| {
+            let sequences: Vec<&[u32]> = data.tokens.iter().map(Vec::as_slice).collect();
+            Ok(streamed(&backend(data)?, data, &sequences, false, &mut |_| ())?.losses)
+        })
+    }
+}
+
+impl Weights for LlamaData {
+    fn config(&self) -> &ArchSpec {
+        &self.config
+    }
+
+    fn embedding(&self) -> Result<Array2<f32>> {
+        Ok(self.embedding.clone())
+    }
+
+    fn block(&self, index: usize) -> Result<BlockWeights> {
+        Ok(self.blocks[index].clone())
+    }
+
+    fn final_norm(&self) -> Result<Array1<f32>> {
+        Ok(self.norm.clone())
+    }
+
+    fn lm_head(&self) -> Result<Array2<f32>> {
+        Ok(self.lm_head.clone())
     }
 }
 
 fn backend(data: &LlamaData) -> Result<CpuBackend> {
     CpuBackend::new(&data.config, data.x.dim().1)
-}
-
-/// All blocks, then the head; and the first sequence again, token by token through the cache.
-fn logits<B: Backend>(backend: &B, data: &LlamaData) -> Result<(Vec<Array2<f64>>, Array2<f64>)> {
-    let sequences: Vec<&[u32]> = data.tokens.iter().map(Vec::as_slice).collect();
-    let hidden = hidden(backend, data, &sequences)?;
-    let head = backend.load_head(&data.norm, &data.lm_head)?;
-    let whole = (0..sequences.len())
-        .map(|sequence| backend.logits(&head, &hidden, sequence))
-        .collect::<Result<Vec<_>>>()?;
-    let blocks = data
-        .blocks
-        .iter()
-        .enumerate()
-        .map(|(index, block)| backend.load_block(index, block))
-        .collect::<Result<Vec<_>>>()?;
-    let mut caches: Vec<B::Cache> = blocks.iter().map(|block| backend.new_cache(block)).collect();
-    let mut steps = Array2::zeros((data.tokens[0].len(), data.lm_head.nrows()));
-    for (position, (&token, mut row)) in data.tokens[0].iter().zip(steps.outer_iter_mut()).enumerate() {
-        let embedded = data.embedding.row(token as usize).to_owned();
-        row.assign(&backend.decode_step(&blocks, &head, &mut caches, &embedded, position)?);
-    }
-    Ok((whole, steps))
-}
-
-fn losses<B: Backend>(backend: &B, data: &LlamaData) -> Result<Vec<Array1<f64>>> {
-    let sequences: Vec<&[u32]> = data.tokens.iter().map(Vec::as_slice).collect();
-    let hidden = hidden(backend, data, &sequences)?;
-    let head = backend.load_head(&data.norm, &data.lm_head)?;
-    backend.token_losses(&head, &hidden, &sequences)
-}
-
-fn hidden<B: Backend>(backend: &B, data: &LlamaData, sequences: &[&[u32]]) -> Result<B::Hidden> {
-    let mut hidden = backend.embed(&data.embedding, sequences)?;
-    for (index, block) in data.blocks.iter().enumerate() {
-        hidden = backend.block_forward(&backend.load_block(index, block)?, &hidden)?;
-    }
-    Ok(hidden)
 }

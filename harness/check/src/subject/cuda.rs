@@ -10,8 +10,7 @@ use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayViewMut2};
 use super::{Subject, Subjects, no};
 use crate::cases::{Case, LlamaData, Operation};
 use crate::limits::Number;
-use aqlm_engine::backends::cuda::table;
-use aqlm_engine::evaluate::losses;
+use aqlm_engine::backends::cuda::{losses, table};
 use aqlm_formats::{Error, Result};
 
 /// One kernel on the first GPU, or one way in which a whole model is computed there.

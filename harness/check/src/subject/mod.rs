@@ -10,6 +10,7 @@ use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayViewMut2};
 
 use super::limits::Number;
 use crate::cases::{Case, LlamaCase, LlamaData, Operation};
+use aqlm_engine::backends::BackendKind;
 use aqlm_formats::Result;
 
 pub use cpu::CpuSubject;
@@ -194,40 +195,14 @@ fn no<T>(backend: &str, operation: Operation) -> Result<T> {
 /// Every way in which a backend computes a case, or why there is nothing to run it on.
 pub type Subjects = std::result::Result<Vec<Box<dyn Subject>>, String>;
 
-/// The backends that `aqlm check` knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-#[value(rename_all = "lower")]
-pub enum CheckedBackend {
-    /// the properties that the reference must have, whatever it is compared with
-    Reference,
-    /// f32 with SIMD, every level of this machine
-    Cpu,
-    /// a GPU, every kernel
-    Cuda,
-}
-
-impl CheckedBackend {
-    /// All, in the order in which they are checked.
-    pub const ALL: [Self; 3] = [Self::Reference, Self::Cpu, Self::Cuda];
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Reference => "reference",
-            Self::Cpu => "cpu",
-            Self::Cuda => "cuda",
-        }
-    }
-
-    /// Every way in which the backend computes a case.
-    ///
-    /// # Errors
-    /// Why there is nothing to run it on.
-    pub fn subjects(self, case: &Case) -> Subjects {
-        match self {
-            Self::Reference => Ok(Vec::new()),
-            Self::Cpu => Ok(CpuSubject::all(case)),
-            Self::Cuda => CudaSubject::all(case),
-        }
+/// Every way in which a backend computes a case.
+///
+/// # Errors
+/// Why there is nothing to run it on.
+pub(crate) fn subjects(backend: BackendKind, case: &Case) -> Subjects {
+    match backend {
+        BackendKind::Reference => Ok(Vec::new()),
+        BackendKind::Cpu => Ok(CpuSubject::all(case)),
+        BackendKind::Cuda => CudaSubject::all(case),
     }
 }

@@ -4,21 +4,23 @@ use std::sync::Arc;
 
 use aqlm_optimized::cpu::SimdLevel;
 use aqlm_optimized::cpu::llama::{
-    self, Activations, Block, Head, KvCacheLayer, Rotary, Sequences, block_decode_step, block_finetune,
-    block_forward_traced, parts, working_bytes,
+    self, Activations, Block, BlockTuner, Head, KvCacheLayer, ModelTuner, Rotary, Sequences,
+    block_decode_step, block_forward_traced, working_bytes,
 };
-use aqlm_optimized::cpu::quantizer::{Hessian, layer_quantize};
+use aqlm_optimized::cpu::quantizer::{Hessian, LayerProblem, Trial};
 use aqlm_vocabulary::{
-    AqlmError, ArchSpec, BlockWeights, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerEvent, LayerId,
-    LayerReport, LayerSettings, QuantizedMatrix, StreamKey,
+    AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelWeights, QuantizedMatrix,
+    StreamKey, Target, Tuned, TuningState, Update,
 };
 use ndarray::{Array1, Array2, Axis};
 
 use super::hidden_states::{Bound, HiddenStates};
-use super::{Backend, BackendKind, Memory};
+use super::resident::StepOps;
+use super::{BackendKind, Memory};
+use crate::ops::{BlockOps, LayerOps, PartSums, TrainOps};
 use aqlm_formats::{Error, Result};
 
-/// The optimized CPU code behind the trait: f32 with rayon and SIMD.
+/// The optimized CPU code behind the traits: f32 with rayon and SIMD.
 #[derive(Debug)]
 pub struct CpuBackend {
     config: ArchSpec,
@@ -43,49 +45,26 @@ impl CpuBackend {
         })
     }
 
-    /// Tokens of the longest sequence.
-    pub(super) fn positions(&self) -> usize {
-        self.rotary.positions()
-    }
-
-    /// Bounds the memory of training: activations are kept where they fit and computed again where they do
-    /// not.
-    pub(super) fn bound_training(&mut self, memory: Memory, spill: &Path, batch: usize) -> Result<()> {
-        let bytes = |activations: Activations| activations.bytes(&self.config, batch, self.positions());
-        let least = left(memory, bytes(Activations::Recompute))?;
-        self.activations = if bytes(Activations::Keep) <= memory.bytes() {
-            Activations::fitting(&self.config, self.positions())
-        } else {
-            Activations::Recompute
-        };
-        // The teacher's hidden states, before training begins: inside a block as much as then.
-        self.bound = Some(Bound::new(least, spill.to_path_buf()));
-        Ok(())
-    }
-
-    /// What training keeps.
-    pub(super) fn activations(&self) -> Activations {
-        self.activations
-    }
-
     /// # Errors
     /// `Shape` when hidden states are of another model, or longer than the rotary tables.
     fn check(&self, hidden: &HiddenStates) -> Result<()> {
-        let (sequences, tokens, width) = hidden.dim();
-        let expected = [
-            sequences,
-            tokens.min(self.rotary.positions()),
-            self.config.hidden_size,
-        ];
-        if [sequences, tokens, width] == expected {
+        let longest = hidden.lengths().into_iter().max().unwrap_or(0);
+        let expected = [longest.min(self.rotary.positions()), self.config.hidden_size];
+        let found = [longest, hidden.width()];
+        if found == expected {
             return Ok(());
         }
         Err(AqlmError::Shape {
             what: "hidden states".into(),
             expected: expected.to_vec(),
-            found: vec![sequences, tokens, width],
+            found: found.to_vec(),
         }
         .into())
+    }
+
+    /// The parts that these sequences go through a block in, as indices.
+    fn parts_of(lengths: &[usize]) -> impl Iterator<Item = Vec<usize>> {
+        llama::parts(lengths).into_iter().map(Iterator::collect)
     }
 }
 
@@ -100,12 +79,98 @@ fn left(memory: Memory, needed: usize) -> Result<usize> {
     })
 }
 
-impl Backend for CpuBackend {
+impl PartSums for Hessian {
+    fn take(&mut self) -> Vec<f64> {
+        Self::take(self)
+    }
+
+    fn add(&mut self, sums: &[f64]) -> Result<()> {
+        Ok(self.add_sum(sums)?)
+    }
+}
+
+impl PartSums for BlockTuner {
+    fn take(&mut self) -> Vec<f64> {
+        self.take_gradients()
+    }
+
+    fn add(&mut self, sums: &[f64]) -> Result<()> {
+        Ok(self.add_gradients(sums)?)
+    }
+}
+
+impl PartSums for ModelTuner {
+    fn take(&mut self) -> Vec<f64> {
+        self.take_gradients()
+    }
+
+    fn add(&mut self, sums: &[f64]) -> Result<()> {
+        Ok(self.add_gradients(sums)?)
+    }
+}
+
+/// The alternation's steps on the CPU.
+#[derive(Debug, Clone, Copy)]
+pub struct CpuLayers;
+
+impl LayerOps for CpuLayers {
+    type Problem = LayerProblem;
+    type Trial = Trial;
+
+    fn problem(
+        &self,
+        weight: &Array2<f32>,
+        hessian: &Array2<f64>,
+        settings: &LayerSettings,
+    ) -> Result<LayerProblem> {
+        Ok(LayerProblem::new(weight, hessian, settings)?)
+    }
+
+    fn shape(&self, problem: &LayerProblem) -> (usize, usize) {
+        problem.shape()
+    }
+
+    fn dead_inputs(&self, problem: &LayerProblem) -> usize {
+        problem.dead_inputs()
+    }
+
+    fn initialize(&self, problem: &LayerProblem, settings: &LayerSettings, key: StreamKey) -> Result<Trial> {
+        Ok(problem.initialize(settings, key)?)
+    }
+
+    fn trial(&self, problem: &LayerProblem, matrix: QuantizedMatrix) -> Result<Trial> {
+        Ok(problem.trial(matrix)?)
+    }
+
+    fn update(&self, problem: &LayerProblem, trial: Trial, update: &Update) -> Result<Trial> {
+        Ok(problem.update(trial, update)?)
+    }
+
+    fn search(
+        &self,
+        problem: &LayerProblem,
+        trial: Trial,
+        order: &[(usize, usize)],
+        beam: usize,
+    ) -> Result<Trial> {
+        Ok(problem.search(trial, order, beam)?)
+    }
+
+    fn loss(&self, problem: &LayerProblem, trial: &Trial) -> f64 {
+        problem.loss(trial)
+    }
+
+    fn matrix(&self, trial: &Trial) -> QuantizedMatrix {
+        trial.matrix().clone()
+    }
+}
+
+impl BlockOps for CpuBackend {
+    type Layers = CpuLayers;
     type Hidden = HiddenStates;
     type Block = Block;
-    type Hessian = Array2<f64>;
+    type Hessian = Hessian;
     type Head = Head;
-    type Cache = KvCacheLayer;
 
     fn kind(&self) -> BackendKind {
         BackendKind::Cpu
@@ -123,21 +188,32 @@ impl Backend for CpuBackend {
         &self.config
     }
 
+    fn layers(&self) -> &CpuLayers {
+        &CpuLayers
+    }
+
     fn bound_memory(&mut self, memory: Memory, spill: &Path, sequences: usize) -> Result<()> {
-        let working = working_bytes(&self.config, sequences, self.positions());
+        let working = working_bytes(&self.config, sequences, self.rotary.positions());
         self.bound = Some(Bound::new(left(memory, working)?, spill.to_path_buf()));
         Ok(())
     }
 
     fn embed(&self, embedding: &Array2<f32>, sequences: &[&[u32]]) -> Result<HiddenStates> {
-        let tokens = sequences.first().map_or(0, |sequence| sequence.len());
-        let dim = (sequences.len(), tokens, embedding.ncols());
-        let mut hidden = HiddenStates::new(dim, self.bound.as_ref())?;
-        for part in parts(0..sequences.len(), tokens) {
-            let tokens: Vec<&[u32]> = part.iter().map(|&index| sequences[index]).collect();
-            hidden.write(part[0], &llama::embed(embedding.view(), &tokens)?.view())?;
+        let lengths: Vec<usize> = sequences.iter().map(|tokens| tokens.len()).collect();
+        let mut hidden = HiddenStates::new(&lengths, embedding.ncols(), self.bound.as_ref())?;
+        for part in llama::parts(&lengths) {
+            let tokens = &sequences[part.clone()];
+            hidden.write(part.start, &llama::embed(embedding.view(), tokens)?.view())?;
         }
         Ok(hidden)
+    }
+
+    fn lengths(&self, hidden: &HiddenStates) -> Vec<usize> {
+        hidden.lengths()
+    }
+
+    fn parts(&self, lengths: &[usize]) -> Vec<Range<usize>> {
+        llama::parts(lengths)
     }
 
     fn load_block(&self, index: usize, weights: &BlockWeights) -> Result<Block> {
@@ -148,11 +224,15 @@ impl Backend for CpuBackend {
         Ok(block.to_weights())
     }
 
+    fn set_layer(&self, block: &mut Block, layer: LayerId, matrix: QuantizedMatrix) -> Result<()> {
+        Ok(block.set_layer(layer, matrix)?)
+    }
+
     fn block_forward(&self, block: &Block, hidden: &HiddenStates) -> Result<HiddenStates> {
         self.check(hidden)?;
-        let (sequences, tokens, _) = hidden.dim();
-        let mut outputs = HiddenStates::new(hidden.dim(), self.bound.as_ref())?;
-        for part in parts(0..sequences, tokens) {
+        let lengths = hidden.lengths();
+        let mut outputs = HiddenStates::new(&lengths, hidden.width(), self.bound.as_ref())?;
+        for part in Self::parts_of(&lengths) {
             let x = hidden.read(&part)?;
             let (y, _) = block_forward_traced(block, &self.rotary, x.view());
             outputs.write(part[0], &y.view())?;
@@ -160,70 +240,38 @@ impl Backend for CpuBackend {
         Ok(outputs)
     }
 
-    fn hessians(
+    fn hessian(&self, block: &Block, layer: LayerId) -> Hessian {
+        Hessian::new(block.spec().shape(layer).1)
+    }
+
+    fn add_to_hessians(
         &self,
         block: &Block,
         hidden: &HiddenStates,
         sequences: Range<usize>,
         layers: &[LayerId],
-    ) -> Result<Vec<Array2<f64>>> {
+        hessians: &mut [Hessian],
+    ) -> Result<()> {
         self.check(hidden)?;
-        let mut hessians: Vec<Hessian> = layers
-            .iter()
-            .map(|&layer| Hessian::new(block.spec().shape(layer).1))
-            .collect();
-        for part in parts(sequences, hidden.dim().1) {
+        for part in Self::parts_of(&hidden.lengths()[sequences.clone()]) {
+            let part: Vec<usize> = part.into_iter().map(|index| sequences.start + index).collect();
             let x = hidden.read(&part)?;
             let (_, trace) = block_forward_traced(block, &self.rotary, x.view());
             for (hessian, &layer) in hessians.iter_mut().zip(layers) {
                 hessian.add(trace.input(block.spec().linear(layer).reads))?;
             }
         }
-        Ok(hessians.iter().map(Hessian::mean).collect())
+        Ok(())
     }
 
-    fn layer_quantize(
+    fn layer_problem(
         &self,
         block: &Block,
         layer: LayerId,
-        hessian: &Array2<f64>,
+        hessian: &Hessian,
         settings: &LayerSettings,
-        key: StreamKey,
-        observe: &mut dyn FnMut(LayerEvent),
-    ) -> Result<(QuantizedMatrix, LayerReport)> {
-        Ok(layer_quantize(
-            block.weight(layer),
-            hessian,
-            settings,
-            key,
-            observe,
-        )?)
-    }
-
-    fn set_layer(&self, block: &mut Block, layer: LayerId, matrix: QuantizedMatrix) -> Result<()> {
-        Ok(block.set_layer(layer, matrix)?)
-    }
-
-    fn block_finetune(
-        &self,
-        block: &mut Block,
-        inputs: &HiddenStates,
-        targets: &HiddenStates,
-        validation: usize,
-        settings: &FinetuneSettings,
-        key: StreamKey,
-        observe: &mut dyn FnMut(FinetuneEvent),
-    ) -> Result<FinetuneReport> {
-        block_finetune(
-            block,
-            &self.rotary,
-            inputs,
-            targets,
-            validation,
-            settings,
-            key,
-            observe,
-        )
+    ) -> Result<LayerProblem> {
+        CpuLayers.problem(block.weight(layer), &hessian.mean(), settings)
     }
 
     fn mean_squares(&self, a: &HiddenStates, b: &HiddenStates) -> Result<(f64, f64)> {
@@ -232,6 +280,11 @@ impl Backend for CpuBackend {
 
     fn load_head(&self, norm: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Head> {
         Ok(Head::new(self.config.final_norm, norm, lm_head)?)
+    }
+
+    fn head_input(&self, head: &Head, hidden: &HiddenStates, sequence: usize) -> Result<Array2<f32>> {
+        let x = hidden.read(&[sequence])?;
+        Ok(head.normed(x.index_axis(Axis(0), 0)))
     }
 
     fn logits(&self, head: &Head, hidden: &HiddenStates, sequence: usize) -> Result<Array2<f64>> {
@@ -247,23 +300,136 @@ impl Backend for CpuBackend {
         sequences: &[&[u32]],
     ) -> Result<Vec<Array1<f64>>> {
         self.check(hidden)?;
-        let count = hidden.dim().0;
-        if sequences.len() != count {
+        let lengths = hidden.lengths();
+        if sequences.len() != lengths.len() {
             return Err(AqlmError::Shape {
                 what: "targets".into(),
-                expected: vec![count],
+                expected: vec![lengths.len()],
                 found: vec![sequences.len()],
             }
             .into());
         }
-        let mut losses = Vec::with_capacity(count);
-        for part in parts(0..count, hidden.dim().1) {
+        let mut losses = Vec::with_capacity(lengths.len());
+        for part in Self::parts_of(&lengths) {
             let x = hidden.read(&part)?;
             let tokens: Vec<&[u32]> = part.iter().map(|&index| sequences[index]).collect();
             losses.extend(head.token_losses(x.view(), &tokens)?);
         }
         Ok(losses)
     }
+}
+
+impl TrainOps for CpuBackend {
+    type BlockTuner = BlockTuner;
+    type ModelTuner = ModelTuner;
+    type WeightGradient = Array2<f32>;
+
+    fn block_tuner(&self, block: &Block, tuned: Tuned, decay: AdamDecay) -> BlockTuner {
+        BlockTuner::new(block, tuned, decay)
+    }
+
+    fn is_idle(&self, tuner: &BlockTuner) -> bool {
+        tuner.is_idle()
+    }
+
+    fn block_losses(
+        &self,
+        tuner: &BlockTuner,
+        inputs: &HiddenStates,
+        targets: &HiddenStates,
+        sequences: &[usize],
+    ) -> Result<Vec<f64>> {
+        tuner.losses(&self.rotary, inputs, targets, sequences)
+    }
+
+    fn block_accumulate(
+        &self,
+        tuner: &mut BlockTuner,
+        inputs: &HiddenStates,
+        targets: &HiddenStates,
+        sequences: &[usize],
+        scale: f64,
+    ) -> Result<Vec<f64>> {
+        tuner.accumulate(&self.rotary, inputs, targets, sequences, scale)
+    }
+
+    fn block_step(&self, tuner: &mut BlockTuner, lr: f64) {
+        tuner.step(lr);
+    }
+
+    fn tuned_block(&self, tuner: &BlockTuner) -> Block {
+        tuner.block().clone()
+    }
+
+    /// Activations are kept where they fit and computed again where they do not.
+    fn bound_tuning_memory(&mut self, memory: Memory, spill: &Path, batch: usize) -> Result<()> {
+        let positions = self.rotary.positions();
+        let bytes = |activations: Activations| activations.bytes(&self.config, batch, positions);
+        let least = left(memory, bytes(Activations::Recompute))?;
+        self.activations = if bytes(Activations::Keep) <= memory.bytes() {
+            Activations::fitting(&self.config, positions)
+        } else {
+            Activations::Recompute
+        };
+        // The teacher's hidden states, before training begins: inside a block as much as then.
+        self.bound = Some(Bound::new(least, spill.to_path_buf()));
+        Ok(())
+    }
+
+    fn model_tuner(&self, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay) -> Result<ModelTuner> {
+        Ok(ModelTuner::new(
+            &self.config,
+            self.rotary.positions(),
+            weights,
+            tuned,
+            decay,
+            self.activations,
+        )?)
+    }
+
+    fn model_losses(
+        &self,
+        tuner: &mut ModelTuner,
+        sequences: &[&[u32]],
+        targets: &[Target<'_>],
+    ) -> Result<Vec<f64>> {
+        Ok(tuner.losses(sequences, targets)?)
+    }
+
+    fn model_accumulate(
+        &self,
+        tuner: &mut ModelTuner,
+        sequences: &[&[u32]],
+        targets: &[Target<'_>],
+        scale: f64,
+        observe: &mut dyn FnMut(usize, LayerId, &Array2<f32>),
+    ) -> Result<Vec<f64>> {
+        Ok(tuner.accumulate(sequences, targets, scale, observe)?)
+    }
+
+    fn model_step(&self, tuner: &mut ModelTuner, lr: f64) {
+        tuner.step(lr);
+    }
+
+    fn state(&self, tuner: &ModelTuner) -> TuningState {
+        tuner.state()
+    }
+
+    fn restore(&self, tuner: &mut ModelTuner, state: &TuningState) -> Result<()> {
+        Ok(tuner.restore(state)?)
+    }
+
+    fn weights(&self, tuner: &ModelTuner) -> ModelWeights {
+        tuner.model().to_weights()
+    }
+
+    fn first_not_finite(&self, tuner: &mut ModelTuner, sequences: &[&[u32]]) -> Result<Option<String>> {
+        Ok(tuner.first_not_finite(sequences)?)
+    }
+}
+
+impl StepOps for CpuBackend {
+    type Cache = KvCacheLayer;
 
     fn new_cache(&self, _block: &Block) -> KvCacheLayer {
         KvCacheLayer::new()

@@ -1,49 +1,62 @@
 //! Whole models on the first GPU.
 
-use std::path::Path;
-
-use aqlm_optimized::cuda::llama::{self, Builder, Options, narrowed};
+use aqlm_optimized::cpu::llama::token_losses;
+use aqlm_optimized::cuda::llama::{self, Builder, Options, Rung, narrowed};
 use aqlm_optimized::cuda::{CudaError, Device};
 use aqlm_vocabulary::AqlmError;
 use half::f16;
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, ArrayView2, s};
 
-use crate::generate::Writer;
+use crate::ops::{ModelOps, ResidentModel, Session, Weights};
 use aqlm_formats::Result;
-use aqlm_formats::model::Model;
 
-/// Opens the first GPU; kernels come from `kernels` if a folder is given.
-///
-/// # Errors
-/// `Device` that says what is missing.
-pub fn open(kernels: Option<&Path>) -> Result<Device> {
-    Ok(Device::open(0, kernels).map_err(AqlmError::from)?)
+/// The first GPU: products in f16, the rest in f32.
+pub struct CudaBackend {
+    device: Device,
+    options: Options,
+}
+
+impl CudaBackend {
+    /// Opens the device, for texts of at most `positions` tokens.
+    ///
+    /// # Errors
+    /// `Device` that says what is missing.
+    pub fn new(positions: usize) -> Result<Self> {
+        Ok(Self {
+            device: Device::open(0, None).map_err(AqlmError::from)?,
+            options: Options {
+                positions,
+                prompts: true,
+                rung: Rung::Joined,
+            },
+        })
+    }
 }
 
 /// Puts a model on the device, one block after the other; `progress` hears of each.
 ///
 /// # Errors
 /// Unreadable tensors; numbers beyond f16; `Device` when memory is too small, naming what did not fit.
-pub fn load<'d>(
+fn load<'d>(
     device: &'d Device,
-    model: &Model,
+    weights: &dyn Weights,
     options: Options,
     progress: &mut dyn FnMut(usize),
 ) -> Result<llama::Model<'d>> {
-    let config = model.config();
+    let config = weights.config();
     let mut builder = Builder::new(device, config, options).map_err(AqlmError::from)?;
     for index in 0..config.blocks.len() {
-        builder.push(&model.block(index)?).map_err(AqlmError::from)?;
+        builder.push(&weights.block(index)?).map_err(AqlmError::from)?;
         progress(index);
     }
-    let embedding = table(&model.embedding()?, "the embedding").map_err(AqlmError::from)?;
+    let embedding = table(&weights.embedding()?, "the embedding").map_err(AqlmError::from)?;
     let head = if config.tied {
         None
     } else {
-        Some(table(&model.lm_head()?, "lm_head").map_err(AqlmError::from)?)
+        Some(table(&weights.lm_head()?, "lm_head").map_err(AqlmError::from)?)
     };
     Ok(builder
-        .finish(&embedding, &model.final_norm()?.to_vec(), head.as_deref())
+        .finish(&embedding, &weights.final_norm()?.to_vec(), head.as_deref())
         .map_err(AqlmError::from)?)
 }
 
@@ -58,30 +71,81 @@ pub fn table(table: &Array2<f32>, what: &str) -> std::result::Result<Vec<f16>, C
     }
 }
 
-impl Writer for llama::Model<'_> {
-    fn prompt(&mut self, tokens: &[u32]) -> Result<Array1<f64>> {
+impl ModelOps for CudaBackend {
+    fn model<'m>(
+        &'m self,
+        weights: &dyn Weights,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Box<dyn ResidentModel + 'm>> {
+        Ok(Box::new(load(&self.device, weights, self.options, progress)?))
+    }
+}
+
+impl ResidentModel for llama::Model<'_> {
+    fn losses(&mut self, sequences: &[&[u32]]) -> Result<Vec<Array1<f64>>> {
+        let vocab = self.arch().vocab_size;
+        let of_sequence = |tokens: &&[u32]| {
+            self.reset();
+            losses(&self.forward(tokens).map_err(AqlmError::from)?, vocab, tokens)
+        };
+        sequences.iter().map(of_sequence).collect()
+    }
+
+    fn logits(&mut self, tokens: &[u32]) -> Result<Array2<f64>> {
+        self.reset();
+        let logits = self.forward(tokens).map_err(AqlmError::from)?;
+        Ok(rows(&logits, self.arch().vocab_size, tokens)?.mapv(f64::from))
+    }
+
+    fn session(&mut self) -> Result<Box<dyn Session + '_>> {
         self.reset();
         // At position 0, which the prompt overwrites.
         self.prepare().map_err(AqlmError::from)?;
-        Ok(widened(
-            &llama::Model::prompt(self, tokens).map_err(AqlmError::from)?,
-        ))
+        Ok(Box::new(Text(self)))
+    }
+}
+
+/// A text that the model reads from its beginning.
+struct Text<'s, 'd>(&'s mut llama::Model<'d>);
+
+impl Session for Text<'_, '_> {
+    fn prompt(&mut self, tokens: &[u32]) -> Result<Array1<f64>> {
+        Ok(widened(&self.0.prompt(tokens).map_err(AqlmError::from)?))
     }
 
     fn next(&mut self, token: u32) -> Result<Array1<f64>> {
-        Ok(widened(&self.step(token).map_err(AqlmError::from)?))
+        Ok(widened(&self.0.step(token).map_err(AqlmError::from)?))
     }
 
-    fn likeliest(
-        &mut self,
-        token: u32,
-        count: usize,
-        each: &mut dyn FnMut(u32) -> bool,
-    ) -> Result<Option<()>> {
-        Ok(Some(self.greedy(token, count, each).map_err(AqlmError::from)?))
+    fn greedy(&mut self, token: u32, count: usize, each: &mut dyn FnMut(u32) -> bool) -> Result<bool> {
+        self.0.greedy(token, count, each).map_err(AqlmError::from)?;
+        Ok(true)
     }
 }
 
 fn widened(logits: &[f32]) -> Array1<f64> {
     logits.iter().map(|&logit| f64::from(logit)).collect()
+}
+
+/// Negative log-likelihoods of each next token by logits [tokens, vocab].
+///
+/// # Errors
+/// `Shape` when there are not so many logits, `TokenOutOfRange` for a token without one.
+pub fn losses(logits: &[f32], vocab: usize, tokens: &[u32]) -> Result<Array1<f64>> {
+    let predicting = tokens.len().saturating_sub(1);
+    let logits = rows(logits, vocab, tokens)?;
+    let targets = &tokens[tokens.len() - predicting..];
+    Ok(token_losses(logits.slice(s![..predicting, ..]), targets)?)
+}
+
+/// Logits as [tokens, vocab].
+fn rows<'a>(logits: &'a [f32], vocab: usize, tokens: &[u32]) -> Result<ArrayView2<'a, f32>> {
+    let shape = (tokens.len(), vocab);
+    Ok(
+        ArrayView2::from_shape(shape, logits).map_err(|_| AqlmError::Shape {
+            what: "logits".into(),
+            expected: vec![tokens.len(), vocab],
+            found: vec![logits.len()],
+        })?,
+    )
 }

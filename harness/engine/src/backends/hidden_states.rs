@@ -1,11 +1,13 @@
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use aqlm_optimized::cpu::llama::{Sequences, selected};
-use ndarray::{Array3, ArrayView3, CowArray, Ix3, s};
+use aqlm_optimized::cpu::llama::Sequences;
+use aqlm_vocabulary::AqlmError;
+use ndarray::{Array3, ArrayView3, CowArray, Ix3};
 
 use aqlm_formats::{Error, Result};
 
@@ -28,42 +30,59 @@ impl Bound {
         })
     }
 
-    /// Takes memory for as many of `wanted` pieces of `piece` bytes as there is left for.
-    fn take(&self, wanted: usize, piece: usize) -> usize {
+    /// Takes memory for as many of the first pieces of so many bytes as there is left for.
+    fn take(&self, pieces: impl Iterator<Item = usize>) -> usize {
         let left = self.bytes.saturating_sub(self.taken.load(Ordering::Relaxed));
-        let pieces = wanted.min(left / piece.max(1));
-        self.taken.fetch_add(pieces * piece, Ordering::Relaxed);
-        pieces
+        let ends = pieces.scan(0, |end, piece| {
+            *end += piece;
+            Some(*end)
+        });
+        let (count, bytes) = ends
+            .take_while(|&end| end <= left)
+            .fold((0, 0), |(count, _), end| (count + 1, end));
+        self.taken.fetch_add(bytes, Ordering::Relaxed);
+        count
     }
 }
 
-/// Hidden states [sequences, tokens, hidden] in f32: the first in memory, those beyond the bound in a file
-/// that has no name in its folder, so that it is gone with the process however that ends.
+/// Hidden states of sequences that may differ in length, in f32: the first in memory, those beyond the bound
+/// in a file that has no name in its folder, so that it is gone with the process however that ends.
 #[derive(Debug)]
 pub struct HiddenStates {
-    /// (sequences, tokens, hidden)
-    dim: (usize, usize, usize),
-    /// [sequences in memory, tokens, hidden]
-    resident: Array3<f32>,
-    /// the other sequences, one after another
+    /// the row where each sequence ends, and the one after it begins
+    ends: Vec<usize>,
+    /// numbers of a row
+    width: usize,
+    /// sequences in memory
+    kept: usize,
+    /// their rows, one after another
+    resident: Vec<f32>,
+    /// the rows of the other sequences, one after another
     spilled: Option<File>,
     bound: Option<Arc<Bound>>,
 }
 
 impl HiddenStates {
-    /// Zeros within the bound; what the file holds before it is written is unspecified.
-    pub(super) fn new(dim: (usize, usize, usize), bound: Option<&Arc<Bound>>) -> Result<Self> {
-        let (sequences, tokens, hidden) = dim;
-        let resident = bound.map_or(sequences, |bound| {
-            bound.take(sequences, tokens * hidden * size_of::<f32>())
+    /// Zeros within the bound, for sequences of these lengths; what the file holds before it is written is
+    /// unspecified.
+    pub(super) fn new(lengths: &[usize], width: usize, bound: Option<&Arc<Bound>>) -> Result<Self> {
+        let kept = bound.map_or(lengths.len(), |bound| {
+            bound.take(lengths.iter().map(|tokens| tokens * width * size_of::<f32>()))
+        });
+        let ends = lengths.iter().scan(0, |end, tokens| {
+            *end += tokens;
+            Some(*end)
         });
         let mut states = Self {
-            dim,
-            resident: Array3::zeros((resident, tokens, hidden)),
+            ends: ends.collect(),
+            width,
+            kept,
+            resident: Vec::new(),
             spilled: None,
             bound: bound.cloned(),
         };
-        if let Some(bound) = bound.filter(|_| resident < sequences) {
+        states.resident = vec![0.0; states.start(kept) * width];
+        if let Some(bound) = bound.filter(|_| kept < lengths.len()) {
             let file = tempfile::tempfile_in(&bound.folder);
             states.spilled =
                 Some(file.map_err(Error::io(&bound.folder, "make a file for hidden states in"))?);
@@ -71,18 +90,26 @@ impl HiddenStates {
         Ok(states)
     }
 
+    /// The row where a sequence begins.
+    fn start(&self, sequence: usize) -> usize {
+        if sequence == 0 { 0 } else { self.ends[sequence - 1] }
+    }
+
+    /// Where a sequence's numbers are in memory.
+    fn place(&self, sequence: usize) -> Range<usize> {
+        self.start(sequence) * self.width..self.ends[sequence] * self.width
+    }
+
     /// Writes sequences from `first` on.
     pub(super) fn write(&mut self, first: usize, states: &ArrayView3<'_, f32>) -> Result<()> {
         for (sequence, from) in (first..).zip(states.outer_iter()) {
-            if sequence < self.resident.dim().0 {
-                self.resident.slice_mut(s![sequence, .., ..]).assign(&from);
-            } else {
-                let (Some(file), Some(bound)) = (&self.spilled, &self.bound) else {
-                    panic!("sequence {sequence}, beyond the resident ones of states that are not spilled");
-                };
-                let from = from.as_standard_layout();
-                let bytes = bytemuck::cast_slice(from.as_slice().expect("standard layout: made so above"));
-                file.write_all_at(bytes, self.offset(sequence))
+            let from = from.as_standard_layout();
+            let from = from.as_slice().expect("a copy in standard layout");
+            if sequence < self.kept {
+                let place = self.place(sequence);
+                self.resident[place].copy_from_slice(from);
+            } else if let (Some(file), Some(bound)) = (&self.spilled, &self.bound) {
+                file.write_all_at(bytemuck::cast_slice(from), self.offset(sequence))
                     .map_err(Error::io(&bound.folder, "write hidden states to a file in"))?;
             }
         }
@@ -91,25 +118,32 @@ impl HiddenStates {
 
     /// Where a spilled sequence begins in the file.
     fn offset(&self, sequence: usize) -> u64 {
-        let (_, tokens, hidden) = self.dim;
-        ((sequence - self.resident.dim().0) * tokens * hidden * size_of::<f32>()) as u64
+        let rows = self.start(sequence) - self.start(self.kept);
+        (rows * self.width * size_of::<f32>()) as u64
     }
 
-    /// All of them in memory.
+    /// All of them in memory, where they are of equal length.
     ///
     /// # Errors
-    /// `Io` when spilled ones can't be read.
+    /// `Io` when spilled ones can't be read, `Shape` when they differ in length.
     pub fn to_array(&self) -> Result<Array3<f32>> {
-        let all: Vec<usize> = (0..self.dim.0).collect();
+        let all: Vec<usize> = (0..self.ends.len()).collect();
         Ok(self.read(&all)?.into_owned())
     }
 }
 
 impl From<Array3<f32>> for HiddenStates {
     fn from(states: Array3<f32>) -> Self {
+        let (sequences, tokens, width) = states.dim();
         Self {
-            dim: states.dim(),
-            resident: states,
+            ends: (1..=sequences).map(|sequence| sequence * tokens).collect(),
+            width,
+            kept: sequences,
+            resident: states
+                .as_standard_layout()
+                .into_owned()
+                .into_raw_vec_and_offset()
+                .0,
             spilled: None,
             bound: None,
         }
@@ -128,27 +162,42 @@ impl Drop for HiddenStates {
 impl Sequences for HiddenStates {
     type Error = Error;
 
-    fn dim(&self) -> (usize, usize, usize) {
-        self.dim
+    fn lengths(&self) -> Vec<usize> {
+        (0..self.ends.len())
+            .map(|sequence| self.ends[sequence] - self.start(sequence))
+            .collect()
+    }
+
+    fn width(&self) -> usize {
+        self.width
     }
 
     fn read(&self, indices: &[usize]) -> Result<CowArray<'_, f32, Ix3>> {
-        let resident = self.resident.dim().0;
-        let (Some(file), Some(bound)) = (&self.spilled, &self.bound) else {
-            return Ok(selected(self.resident.view(), indices));
-        };
-        if indices.iter().all(|&sequence| sequence < resident) {
-            return Ok(selected(self.resident.view(), indices));
+        let tokens = |sequence: usize| self.ends[sequence] - self.start(sequence);
+        let first = indices.first().map_or(0, |&first| tokens(first));
+        if let Some(&other) = indices.iter().find(|&&sequence| tokens(sequence) != first) {
+            return Err(AqlmError::Shape {
+                what: "sequences that are read together".into(),
+                expected: vec![first],
+                found: vec![tokens(other)],
+            }
+            .into());
         }
-        let (_, tokens, hidden) = self.dim;
-        let mut states = Array3::zeros((indices.len(), tokens, hidden));
+        let dim = (indices.len(), first, self.width);
+        let follow = indices.windows(2).all(|pair| pair[1] == pair[0] + 1);
+        if let (Some(&from), Some(&to), true) = (indices.first(), indices.last(), follow)
+            && to < self.kept
+        {
+            let rows = &self.resident[self.place(from).start..self.place(to).end];
+            let view = ArrayView3::from_shape(dim, rows).expect("so many rows of equal sequences");
+            return Ok(view.into());
+        }
+        let mut states = Array3::zeros(dim);
         for (mut to, &sequence) in states.outer_iter_mut().zip(indices) {
-            if sequence < resident {
-                to.assign(&self.resident.slice(s![sequence, .., ..]));
-            } else {
-                let to = to
-                    .as_slice_mut()
-                    .expect("a sequence of an array made here lies in one piece");
+            let to = to.as_slice_mut().expect("made in standard layout");
+            if sequence < self.kept {
+                to.copy_from_slice(&self.resident[self.place(sequence)]);
+            } else if let (Some(file), Some(bound)) = (&self.spilled, &self.bound) {
                 file.read_exact_at(bytemuck::cast_slice_mut(to), self.offset(sequence))
                     .map_err(Error::io(&bound.folder, "read hidden states from a file in"))?;
             }
@@ -159,6 +208,8 @@ impl Sequences for HiddenStates {
 
 #[cfg(test)]
 mod tests {
+    use ndarray::s;
+
     use super::*;
 
     fn numbers(sequences: usize) -> Array3<f32> {
@@ -171,8 +222,8 @@ mod tests {
         let all = numbers(7);
         for kept in [0, 1, 4, 7] {
             let bound = Bound::new(kept * 3 * 4 * 4 + 5, folder.path().to_path_buf());
-            let mut states = HiddenStates::new((7, 3, 4), Some(&bound)).unwrap();
-            assert_eq!(states.resident.dim().0, kept);
+            let mut states = HiddenStates::new(&[3; 7], 4, Some(&bound)).unwrap();
+            assert_eq!(states.kept, kept);
             states.write(0, &all.slice(s![..3, .., ..])).unwrap();
             states.write(3, &all.slice(s![3.., .., ..])).unwrap();
             assert_eq!(states.to_array().unwrap(), all);
@@ -190,15 +241,41 @@ mod tests {
     }
 
     #[test]
+    fn sequences_of_different_length_lie_side_by_side() {
+        let folder = tempfile::tempdir().unwrap();
+        let lengths = [3, 1, 1, 4, 2];
+        let of = |sequence: usize| {
+            Array3::from_shape_fn((1, lengths[sequence], 4), |(_, t, h)| {
+                (100 * sequence + 10 * t + h) as f32
+            })
+        };
+        for kept in 0..=lengths.len() {
+            let rows: usize = lengths[..kept].iter().sum();
+            let bound = Bound::new(rows * 4 * 4 + 3, folder.path().to_path_buf());
+            let mut states = HiddenStates::new(&lengths, 4, Some(&bound)).unwrap();
+            assert_eq!((states.kept, states.lengths()), (kept, lengths.to_vec()));
+            for sequence in [4, 0, 2, 1, 3] {
+                states.write(sequence, &of(sequence).view()).unwrap();
+            }
+            for sequence in 0..lengths.len() {
+                assert_eq!(states.read(&[sequence]).unwrap(), of(sequence), "{kept} kept");
+            }
+            let pair = ndarray::concatenate![ndarray::Axis(0), of(1), of(2)];
+            assert_eq!(states.read(&[1, 2]).unwrap(), pair);
+            assert!(states.read(&[0, 1]).is_err());
+        }
+    }
+
+    #[test]
     fn memory_is_given_back() {
         let folder = tempfile::tempdir().unwrap();
         let bound = Bound::new(5 * 48, folder.path().to_path_buf());
-        let kept = |states: &HiddenStates| states.resident.dim().0;
-        let first = HiddenStates::new((4, 3, 4), Some(&bound)).unwrap();
-        let second = HiddenStates::new((4, 3, 4), Some(&bound)).unwrap();
+        let kept = |states: &HiddenStates| states.kept;
+        let first = HiddenStates::new(&[3; 4], 4, Some(&bound)).unwrap();
+        let second = HiddenStates::new(&[3; 4], 4, Some(&bound)).unwrap();
         assert_eq!((kept(&first), kept(&second)), (4, 1));
         drop(first);
-        let third = HiddenStates::new((9, 3, 4), Some(&bound)).unwrap();
+        let third = HiddenStates::new(&[3; 9], 4, Some(&bound)).unwrap();
         assert_eq!(kept(&third), 4);
         drop((second, third));
         assert_eq!(bound.taken.load(Ordering::Relaxed), 0);
@@ -207,9 +284,7 @@ mod tests {
     #[test]
     fn a_folder_that_takes_no_file_is_named() {
         let bound = Bound::new(0, "/nowhere/at/all".into());
-        let error = HiddenStates::new((1, 3, 4), Some(&bound))
-            .unwrap_err()
-            .to_string();
+        let error = HiddenStates::new(&[3], 4, Some(&bound)).unwrap_err().to_string();
         assert!(error.starts_with("/nowhere/at/all: cannot make"), "{error}");
     }
 }

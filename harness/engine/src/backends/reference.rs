@@ -2,20 +2,26 @@ use std::ops::Range;
 use std::path::Path;
 
 use aqlm_reference::llama::{
-    self, Block, KvCacheLayer, Rotary, block_decode_step, block_finetune, block_forward, block_forward_traced,
+    self, Block, BlockTuner, KvCacheLayer, ModelTuner, Rotary, block_decode_step, block_forward,
+    block_forward_traced, rms_norm,
 };
-use aqlm_reference::{Hessian, layer_quantize};
+use aqlm_reference::{
+    Hessian, beam_search, check_layer, damped, dead_inputs, decode, em_init, relative_layer_error,
+    residual_init, update,
+};
 use aqlm_vocabulary::{
-    ArchSpec, BlockWeights, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerEvent, LayerId,
-    LayerReport, LayerSettings, QuantizedMatrix, StreamKey,
+    AdamDecay, AqlmError, ArchSpec, BlockWeights, Initialization, LayerId, LayerSettings, ModelWeights,
+    QuantizedMatrix, StreamKey, Target, Tuned, TuningState, Update,
 };
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
 
-use super::{Backend, BackendKind, Memory};
+use super::resident::StepOps;
+use super::{BackendKind, Memory};
+use crate::ops::{BlockOps, LayerOps, PartSums, TrainOps};
 use aqlm_formats::{Error, Result};
 
-/// The reference crate behind the trait: everything on the host in f64, sequences in parallel.
+/// The reference crate behind the traits: everything on the host in f64, sequences in parallel.
 #[derive(Debug)]
 pub struct ReferenceBackend {
     config: ArchSpec,
@@ -39,16 +45,146 @@ impl ReferenceBackend {
 /// Final norm `[hidden]` and lm_head [vocab, hidden].
 #[derive(Debug)]
 pub struct ReferenceHead {
-    pub(super) norm: Array1<f64>,
+    norm: Array1<f64>,
     lm_head: Array2<f64>,
 }
 
-impl Backend for ReferenceBackend {
+/// One layer, with H as it is and damped.
+#[derive(Debug)]
+pub struct ReferenceProblem {
+    weight: Array2<f64>,
+    hessian: Array2<f64>,
+    metric: Array2<f64>,
+}
+
+impl ReferenceProblem {
+    fn new(weight: Array2<f64>, hessian: Array2<f64>, settings: &LayerSettings) -> Result<Self> {
+        check_layer(&weight, &hessian, settings.damping)?;
+        Ok(Self {
+            metric: damped(&hessian, settings.damping),
+            weight,
+            hessian,
+        })
+    }
+}
+
+impl PartSums for Hessian {
+    fn take(&mut self) -> Vec<f64> {
+        Self::take(self)
+    }
+
+    fn add(&mut self, sums: &[f64]) -> Result<()> {
+        Ok(self.add_sum(sums)?)
+    }
+}
+
+impl PartSums for BlockTuner {
+    fn take(&mut self) -> Vec<f64> {
+        self.take_gradients()
+    }
+
+    fn add(&mut self, sums: &[f64]) -> Result<()> {
+        Ok(self.add_gradients(sums)?)
+    }
+}
+
+impl PartSums for ModelTuner {
+    fn take(&mut self) -> Vec<f64> {
+        self.take_gradients()
+    }
+
+    fn add(&mut self, sums: &[f64]) -> Result<()> {
+        Ok(self.add_gradients(sums)?)
+    }
+}
+
+/// The alternation's steps in f64.
+#[derive(Debug, Clone, Copy)]
+pub struct ReferenceLayers;
+
+impl LayerOps for ReferenceLayers {
+    type Problem = ReferenceProblem;
+    type Trial = QuantizedMatrix;
+
+    fn problem(
+        &self,
+        weight: &Array2<f32>,
+        hessian: &Array2<f64>,
+        settings: &LayerSettings,
+    ) -> Result<ReferenceProblem> {
+        ReferenceProblem::new(weight.mapv(f64::from), hessian.clone(), settings)
+    }
+
+    fn shape(&self, problem: &ReferenceProblem) -> (usize, usize) {
+        problem.weight.dim()
+    }
+
+    fn dead_inputs(&self, problem: &ReferenceProblem) -> usize {
+        dead_inputs(&problem.hessian)
+    }
+
+    fn initialize(
+        &self,
+        problem: &ReferenceProblem,
+        settings: &LayerSettings,
+        key: StreamKey,
+    ) -> Result<QuantizedMatrix> {
+        Ok(match settings.init {
+            Initialization::Residual => residual_init(&problem.weight, settings, key)?,
+            Initialization::Em { rounds } => {
+                em_init(&problem.weight, &problem.metric, settings, rounds, key)?
+            }
+        })
+    }
+
+    fn trial(&self, problem: &ReferenceProblem, matrix: QuantizedMatrix) -> Result<QuantizedMatrix> {
+        let found = [matrix.out_features(), matrix.in_features()];
+        if found == problem.weight.shape() {
+            return Ok(matrix);
+        }
+        Err(AqlmError::Shape {
+            what: "a quantized matrix".into(),
+            expected: problem.weight.shape().to_vec(),
+            found: found.to_vec(),
+        }
+        .into())
+    }
+
+    fn update(
+        &self,
+        problem: &ReferenceProblem,
+        trial: QuantizedMatrix,
+        settings: &Update,
+    ) -> Result<QuantizedMatrix> {
+        Ok(update(&problem.weight, &problem.metric, &trial, settings)?)
+    }
+
+    fn search(
+        &self,
+        problem: &ReferenceProblem,
+        mut trial: QuantizedMatrix,
+        order: &[(usize, usize)],
+        beam: usize,
+    ) -> Result<QuantizedMatrix> {
+        trial.codes = beam_search(&problem.weight, &problem.metric, &trial, order, beam)?;
+        Ok(trial)
+    }
+
+    fn loss(&self, problem: &ReferenceProblem, trial: &QuantizedMatrix) -> f64 {
+        relative_layer_error(&problem.weight, &decode(trial), &problem.hessian)
+    }
+
+    fn matrix(&self, trial: &QuantizedMatrix) -> QuantizedMatrix {
+        trial.clone()
+    }
+}
+
+impl BlockOps for ReferenceBackend {
+    type Layers = ReferenceLayers;
     type Hidden = Vec<Array2<f64>>;
     type Block = Block;
-    type Hessian = Array2<f64>;
+    type Hessian = Hessian;
     type Head = ReferenceHead;
-    type Cache = KvCacheLayer;
 
     fn kind(&self) -> BackendKind {
         BackendKind::Reference
@@ -60,6 +196,10 @@ impl Backend for ReferenceBackend {
 
     fn config(&self) -> &ArchSpec {
         &self.config
+    }
+
+    fn layers(&self) -> &ReferenceLayers {
+        &ReferenceLayers
     }
 
     fn bound_memory(&mut self, memory: Memory, _spill: &Path, _sequences: usize) -> Result<()> {
@@ -77,12 +217,24 @@ impl Backend for ReferenceBackend {
             .collect()
     }
 
+    fn lengths(&self, hidden: &Self::Hidden) -> Vec<usize> {
+        hidden.iter().map(Array2::nrows).collect()
+    }
+
+    fn parts(&self, lengths: &[usize]) -> Vec<Range<usize>> {
+        (0..lengths.len()).map(|index| index..index + 1).collect()
+    }
+
     fn load_block(&self, index: usize, weights: &BlockWeights) -> Result<Block> {
         Ok(Block::from_weights(&self.config.blocks[index], weights)?)
     }
 
     fn store_block(&self, block: &Block) -> Result<BlockWeights> {
         Ok(block.to_weights())
+    }
+
+    fn set_layer(&self, block: &mut Block, layer: LayerId, matrix: QuantizedMatrix) -> Result<()> {
+        Ok(block.set_layer(layer, matrix)?)
     }
 
     fn block_forward(&self, block: &Block, hidden: &Self::Hidden) -> Result<Self::Hidden> {
@@ -92,17 +244,18 @@ impl Backend for ReferenceBackend {
             .collect())
     }
 
-    fn hessians(
+    fn hessian(&self, block: &Block, layer: LayerId) -> Hessian {
+        Hessian::new(block.spec().shape(layer).1)
+    }
+
+    fn add_to_hessians(
         &self,
         block: &Block,
         hidden: &Self::Hidden,
         sequences: Range<usize>,
         layers: &[LayerId],
-    ) -> Result<Vec<Array2<f64>>> {
-        let mut hessians: Vec<Hessian> = layers
-            .iter()
-            .map(|&layer| Hessian::new(block.spec().shape(layer).1))
-            .collect();
+        hessians: &mut [Hessian],
+    ) -> Result<()> {
         // One wave of sequences at a time: their traces are what takes memory, and adding them up in order
         // keeps the sums independent of the number of threads.
         for wave in hidden[sequences].chunks(rayon::current_num_threads().max(1)) {
@@ -114,55 +267,22 @@ impl Backend for ReferenceBackend {
                 .par_iter_mut()
                 .zip(layers)
                 .try_for_each(|(hessian, &layer)| {
-                    let read = block.spec().linear(layer).reads;
-                    traces.iter().try_for_each(|trace| hessian.add(trace.input(read)))
+                    traces
+                        .iter()
+                        .try_for_each(|trace| hessian.add(trace.input(block.spec().linear(layer).reads)))
                 })?;
         }
-        Ok(hessians.iter().map(Hessian::mean).collect())
+        Ok(())
     }
 
-    fn layer_quantize(
+    fn layer_problem(
         &self,
         block: &Block,
         layer: LayerId,
-        hessian: &Array2<f64>,
+        hessian: &Hessian,
         settings: &LayerSettings,
-        key: StreamKey,
-        observe: &mut dyn FnMut(LayerEvent),
-    ) -> Result<(QuantizedMatrix, LayerReport)> {
-        Ok(layer_quantize(
-            block.weight(layer),
-            hessian,
-            settings,
-            key,
-            observe,
-        )?)
-    }
-
-    fn set_layer(&self, block: &mut Block, layer: LayerId, matrix: QuantizedMatrix) -> Result<()> {
-        Ok(block.set_layer(layer, matrix)?)
-    }
-
-    fn block_finetune(
-        &self,
-        block: &mut Block,
-        inputs: &Self::Hidden,
-        targets: &Self::Hidden,
-        validation: usize,
-        settings: &FinetuneSettings,
-        key: StreamKey,
-        observe: &mut dyn FnMut(FinetuneEvent),
-    ) -> Result<FinetuneReport> {
-        Ok(block_finetune(
-            block,
-            &self.rotary,
-            inputs,
-            targets,
-            validation,
-            settings,
-            key,
-            observe,
-        )?)
+    ) -> Result<ReferenceProblem> {
+        ReferenceProblem::new(block.weight(layer).clone(), hessian.mean(), settings)
     }
 
     fn mean_squares(&self, a: &Self::Hidden, b: &Self::Hidden) -> Result<(f64, f64)> {
@@ -182,6 +302,17 @@ impl Backend for ReferenceBackend {
             norm: norm.mapv(f64::from),
             lm_head: lm_head.mapv(f64::from),
         })
+    }
+
+    fn head_input(
+        &self,
+        head: &ReferenceHead,
+        hidden: &Self::Hidden,
+        sequence: usize,
+    ) -> Result<Array2<f32>> {
+        let x = hidden[sequence].view();
+        let normed = rms_norm(x, head.norm.view(), self.config.final_norm.epsilon);
+        Ok(normed.mapv(|value| value as f32))
     }
 
     fn logits(&self, head: &ReferenceHead, hidden: &Self::Hidden, sequence: usize) -> Result<Array2<f64>> {
@@ -211,6 +342,101 @@ impl Backend for ReferenceBackend {
         });
         losses.collect()
     }
+}
+
+impl TrainOps for ReferenceBackend {
+    type BlockTuner = BlockTuner;
+    type ModelTuner = ModelTuner;
+    type WeightGradient = Array2<f64>;
+
+    fn block_tuner(&self, block: &Block, tuned: Tuned, decay: AdamDecay) -> BlockTuner {
+        BlockTuner::new(block, tuned, decay)
+    }
+
+    fn is_idle(&self, tuner: &BlockTuner) -> bool {
+        tuner.is_idle()
+    }
+
+    fn block_losses(
+        &self,
+        tuner: &BlockTuner,
+        inputs: &Self::Hidden,
+        targets: &Self::Hidden,
+        sequences: &[usize],
+    ) -> Result<Vec<f64>> {
+        Ok(tuner.losses(&self.rotary, inputs, targets, sequences)?)
+    }
+
+    fn block_accumulate(
+        &self,
+        tuner: &mut BlockTuner,
+        inputs: &Self::Hidden,
+        targets: &Self::Hidden,
+        sequences: &[usize],
+        scale: f64,
+    ) -> Result<Vec<f64>> {
+        Ok(tuner.accumulate(&self.rotary, inputs, targets, sequences, scale)?)
+    }
+
+    fn block_step(&self, tuner: &mut BlockTuner, lr: f64) {
+        tuner.step(lr);
+    }
+
+    fn tuned_block(&self, tuner: &BlockTuner) -> Block {
+        tuner.block().clone()
+    }
+
+    fn bound_tuning_memory(&mut self, memory: Memory, spill: &Path, batch: usize) -> Result<()> {
+        self.bound_memory(memory, spill, batch)
+    }
+
+    fn model_tuner(&self, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay) -> Result<ModelTuner> {
+        Ok(ModelTuner::new(&self.config, weights, tuned, decay)?)
+    }
+
+    fn model_losses(
+        &self,
+        tuner: &mut ModelTuner,
+        sequences: &[&[u32]],
+        targets: &[Target<'_>],
+    ) -> Result<Vec<f64>> {
+        Ok(tuner.losses(sequences, targets)?)
+    }
+
+    fn model_accumulate(
+        &self,
+        tuner: &mut ModelTuner,
+        sequences: &[&[u32]],
+        targets: &[Target<'_>],
+        scale: f64,
+        observe: &mut dyn FnMut(usize, LayerId, &Array2<f64>),
+    ) -> Result<Vec<f64>> {
+        Ok(tuner.accumulate(sequences, targets, scale, observe)?)
+    }
+
+    fn model_step(&self, tuner: &mut ModelTuner, lr: f64) {
+        tuner.step(lr);
+    }
+
+    fn state(&self, tuner: &ModelTuner) -> TuningState {
+        tuner.state()
+    }
+
+    fn restore(&self, tuner: &mut ModelTuner, state: &TuningState) -> Result<()> {
+        Ok(tuner.restore(state)?)
+    }
+
+    fn weights(&self, tuner: &ModelTuner) -> ModelWeights {
+        tuner.model().to_weights()
+    }
+
+    fn first_not_finite(&self, tuner: &mut ModelTuner, sequences: &[&[u32]]) -> Result<Option<String>> {
+        Ok(tuner.first_not_finite(sequences)?)
+    }
+}
+
+impl StepOps for ReferenceBackend {
+    type Cache = KvCacheLayer;
 
     fn new_cache(&self, block: &Block) -> KvCacheLayer {
         KvCacheLayer::new(&block.spec().attention, self.rotary.positions())

@@ -1,11 +1,16 @@
-//! End-to-end fine-tuning of a quantized model against the dense one it was made from (paper appendix A).
+//! Training with fixed codes: a block on the outputs that it should have (paper section 3.4), and a whole model
+//! end to end against the dense one it was made from (appendix A).
 
+mod block;
+mod epochs;
+mod objective;
 mod preflight;
 mod settings;
 mod teacher;
 mod top_tokens;
 mod train;
 
+pub use block::tune_block;
 pub use preflight::{Difference, check_student, check_teacher, differences};
 pub use settings::{EndToEndSettings, Schedule, TeacherUse};
 pub use train::{Divergence, EndToEndEvent, EndToEndReport, EndToEndRun, Tuning, end_to_end, publish_tuned};

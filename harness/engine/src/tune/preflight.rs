@@ -1,5 +1,5 @@
 use aqlm_vocabulary::{ArchSpec, LinearWeight};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use aqlm_formats::model::Model;
 use aqlm_formats::{Error, Result};
@@ -63,7 +63,7 @@ pub fn check_student(student: &Model) -> Result<()> {
 }
 
 /// A weight that is not quantized and differs from the teacher's by more than f16 would.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Difference {
     /// its name in the checkpoint
     pub tensor: String,

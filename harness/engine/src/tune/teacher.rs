@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::top_tokens::top_tokens;
 use super::{EndToEndEvent, EndToEndSettings, TeacherUse};
-use crate::backends::ModelTuning;
+use crate::ops::BlockOps;
 use crate::runs::json_lines::JsonLines;
 use aqlm_formats::durable;
 use aqlm_formats::model::Model;
@@ -26,7 +26,7 @@ pub(super) struct StoredSequence {
 }
 
 /// Where the targets of every sequence come from.
-pub(super) enum Teacher<B: ModelTuning> {
+pub(super) enum Teacher<M: BlockOps> {
     /// the text itself
     Text,
     /// files of the run folder, one a sequence
@@ -40,8 +40,8 @@ pub(super) enum Teacher<B: ModelTuning> {
     /// the teacher itself
     Resident {
         embedding: Array2<f32>,
-        blocks: Vec<B::Block>,
-        head: B::Head,
+        blocks: Vec<M::Block>,
+        head: M::Head,
         lm_head: Array2<f32>,
     },
 }
@@ -56,13 +56,13 @@ pub(super) enum Said {
     Top(TopTokens),
 }
 
-impl<B: ModelTuning> Teacher<B> {
+impl<M: BlockOps> Teacher<M> {
     /// Makes the teacher ready: computes and stores what is not stored yet, or loads it.
     ///
     /// # Errors
-    /// What the backend refuses, unreadable weights, a run folder that can't be written.
+    /// What the machine refuses, unreadable weights, a run folder that can't be written.
     pub(super) fn prepare(
-        backend: &B,
+        machine: &M,
         teacher: Option<&Model>,
         sequences: &[&[u32]],
         settings: &EndToEndSettings,
@@ -80,12 +80,12 @@ impl<B: ModelTuning> Teacher<B> {
         let top = match settings.teacher {
             TeacherUse::OnTheFly => {
                 let blocks = (0..model.config().blocks.len())
-                    .map(|index| backend.load_block(index, &model.block(index)?))
+                    .map(|index| machine.load_block(index, &model.block(index)?))
                     .collect::<Result<_>>()?;
                 return Ok(Self::Resident {
                     embedding: model.embedding()?,
                     blocks,
-                    head: backend.load_head(&model.final_norm()?, &lm_head)?,
+                    head: machine.load_head(&model.final_norm()?, &lm_head)?,
                     lm_head,
                 });
             }
@@ -111,20 +111,20 @@ impl<B: ModelTuning> Teacher<B> {
         }
         let hidden = (sequences.first().map_or(1, |tokens| tokens.len()) * model.config().hidden_size).max(1);
         let together = (TOGETHER / hidden).max(1);
-        let head = backend.load_head(&model.final_norm()?, &lm_head)?;
+        let head = machine.load_head(&model.final_norm()?, &lm_head)?;
         let embedding = model.embedding()?;
         while index.records().len() < sequences.len() {
             let first = index.records().len();
             let part = &sequences[first..sequences.len().min(first + together)];
-            let mut states = backend.embed(&embedding, part)?;
+            let mut states = machine.embed(&embedding, part)?;
             for block in 0..model.config().blocks.len() {
-                states = backend.block_forward(&backend.load_block(block, &model.block(block)?)?, &states)?;
+                states = machine.block_forward(&machine.load_block(block, &model.block(block)?)?, &states)?;
             }
             for offset in 0..part.len() {
                 let path = sequence_path(&folder, first + offset);
                 let (sha256, rest) = match top {
-                    None => store_states(&path, &backend.head_input(&head, &states, offset)?)?,
-                    Some(k) => store_top(&path, &top_tokens(&backend.logits(&head, &states, offset)?, k))?,
+                    None => store_states(&path, &machine.head_input(&head, &states, offset)?)?,
+                    Some(k) => store_top(&path, &top_tokens(&machine.logits(&head, &states, offset)?, k))?,
                 };
                 index.append(StoredSequence {
                     sequence: first + offset,
@@ -159,7 +159,7 @@ impl<B: ModelTuning> Teacher<B> {
     }
 
     /// What the teacher says of these sequences, which are `indices` of all.
-    pub(super) fn says(&self, backend: &B, indices: &[usize], sequences: &[&[u32]]) -> Result<Vec<Said>> {
+    pub(super) fn says(&self, machine: &M, indices: &[usize], sequences: &[&[u32]]) -> Result<Vec<Said>> {
         match self {
             Self::Text => Ok(indices.iter().map(|_| Said::Nothing).collect()),
             Self::Stored {
@@ -185,12 +185,12 @@ impl<B: ModelTuning> Teacher<B> {
                 head,
                 ..
             } => {
-                let mut states = backend.embed(embedding, sequences)?;
+                let mut states = machine.embed(embedding, sequences)?;
                 for block in blocks {
-                    states = backend.block_forward(block, &states)?;
+                    states = machine.block_forward(block, &states)?;
                 }
                 (0..sequences.len())
-                    .map(|offset| Ok(Said::States(backend.head_input(head, &states, offset)?)))
+                    .map(|offset| Ok(Said::States(machine.head_input(head, &states, offset)?)))
                     .collect()
             }
         }

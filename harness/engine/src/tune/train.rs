@@ -1,14 +1,16 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use aqlm_vocabulary::{ModelWeights, Purpose, StreamKey, Target, shuffle};
+use aqlm_vocabulary::{ModelWeights, StreamKey, TuningState};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::EndToEndSettings;
-use super::teacher::{Said, Teacher};
+use super::epochs::{Broken, Course, Keeper, Plan, Step, train};
+use super::objective::NextTokens;
+use super::teacher::Teacher;
 use crate::RunFolder;
-use crate::backends::ModelTuning;
+use crate::ops::{Alone, Ranks, TrainOps};
 use crate::runs::tuning_journal::{Checkpoint, Journal, StateFile};
 use aqlm_formats::model::{Model, OuterWeights, WriteOptions, Written, write_whole};
 use aqlm_formats::{Error, Result};
@@ -130,8 +132,8 @@ pub struct Tuning {
     clippy::too_many_arguments,
     reason = "each is a different thing, and a struct would only rename them"
 )]
-pub fn end_to_end<B: ModelTuning>(
-    backend: &B,
+pub fn end_to_end<M: TrainOps>(
+    machine: &M,
     student: &Model,
     teacher: Option<&Model>,
     sequences: &[&[u32]],
@@ -140,170 +142,215 @@ pub fn end_to_end<B: ModelTuning>(
     save_every: Duration,
     observe: &mut dyn FnMut(EndToEndEvent),
 ) -> Result<Tuning> {
-    let teacher = Teacher::prepare(backend, teacher, sequences, settings, folder.path(), observe)?;
-    let mut tuner = backend.tuner(&student.weights()?, settings.tuned, settings.adam)?;
-    let untouched = backend.state(&tuner);
-    let training = sequences.len() - settings.validation;
-    let judges: Vec<usize> = if settings.validation > 0 {
-        (training..sequences.len()).collect()
-    } else {
-        (0..training).collect()
-    };
-    let pass = Pass {
-        backend,
+    let teacher = Teacher::prepare(machine, teacher, sequences, settings, folder.path(), observe)?;
+    let tuner = machine.model_tuner(&student.weights()?, settings.tuned, settings.adam)?;
+    let untouched = machine.state(&tuner);
+    let mut objective = NextTokens {
+        machine,
+        tuner,
         teacher: &teacher,
         sequences,
         batch: settings.batch,
+        ranks: &Alone,
+    };
+    let plan = Plan {
+        epochs: settings.epochs,
+        batch: settings.batch,
+        patience: settings.patience,
+        sequences: sequences.len(),
+        validation: settings.validation,
+        lr: &|step, steps| settings.lr * settings.schedule.factor(step, steps),
+        key: StreamKey {
+            seed: settings.seed,
+            // one past the last block: a stream that no block draws from
+            block: student.config().blocks.len(),
+            layer: None,
+        },
     };
 
     let mut journal = Journal::open(folder.path())?;
-    let mut now = if let Some((checkpoint, state)) = journal.last(&untouched, observe)? {
-        backend.restore(&mut tuner, &state)?;
+    let resumed = journal.last(&untouched, observe)?;
+    if let Some((checkpoint, state)) = &resumed {
+        machine.restore(&mut objective.tuner, state)?;
         observe(EndToEndEvent::Resumed {
             epoch: checkpoint.epoch,
             step: checkpoint.step,
         });
-        checkpoint
-    } else {
-        let loss = pass.judge(&mut tuner, &judges)?;
-        observe(EndToEndEvent::Judged {
-            epoch: 0,
-            train_loss: None,
-            loss,
-        });
-        Checkpoint {
-            epoch: 0,
-            step: 0,
-            epoch_total: 0.0,
-            state: journal.write("state_0_0", &untouched)?,
-            best: None,
-            report: EndToEndReport {
-                loss_before: loss,
-                loss_after: loss,
-                train_losses: Vec::new(),
-                validation_losses: Vec::new(),
-                best_epoch: 0,
-                teacher_rest: teacher.rest(),
-                steps: 0,
-                tokens: 0,
-                seconds: 0.0,
-            },
-        }
+    }
+    let now = resumed.map(|(checkpoint, _)| checkpoint);
+    let course = now.as_ref().map(course_of);
+    let seconds = now.as_ref().map_or(0.0, |now| now.report.seconds);
+    let mut keeper = InFolder {
+        folder,
+        journal,
+        now,
+        teacher_rest: teacher.rest(),
+        seqlen: settings.seqlen,
+        save_every,
+        saved: Instant::now(),
+        clock: Clock::new(seconds),
+        observe,
     };
-    let mut divergence = None;
-    if !now.report.loss_before.is_finite() {
-        let all: Vec<&[u32]> = judges.iter().map(|&index| sequences[index]).collect();
-        divergence = Some(diverged(backend, &mut tuner, &all, 0, 0, now.report.loss_before)?);
-    }
+    let (_, broken) = train(&mut objective, &plan, course, &mut keeper)?;
+    let divergence = broken
+        .map(|broken| diverged(&mut objective, &broken))
+        .transpose()?;
 
-    let steps = training.div_ceil(settings.batch);
-    let mut rng = StreamKey {
-        seed: settings.seed,
-        // one past the last block: a stream that no block draws from
-        block: student.config().blocks.len(),
-        layer: None,
-    }
-    .stream(Purpose::Minibatches);
-    let mut clock = Clock::new(now.report.seconds);
-    let mut saved = Instant::now();
-    let mut order = Vec::new();
-    let mut shuffled = 0;
-    while divergence.is_none()
-        && now.epoch < settings.epochs
-        && (now.epoch == now.report.best_epoch
-            || now.epoch - now.report.best_epoch < settings.patience.max(1))
-    {
-        let epoch = now.epoch + 1;
-        // a resumed run draws the orders of the epochs before again
-        while shuffled < epoch {
-            order = (0..training).collect::<Vec<usize>>();
-            shuffle(&mut rng, &mut order);
-            shuffled += 1;
-        }
-        for (step, batch) in order.chunks(settings.batch).enumerate().skip(now.step) {
-            let (total, positions) = pass.accumulate(&mut tuner, batch)?;
-            let loss = total / positions as f64;
-            if !loss.is_finite() {
-                let batch: Vec<&[u32]> = batch.iter().map(|&index| sequences[index]).collect();
-                divergence = Some(diverged(backend, &mut tuner, &batch, epoch, step + 1, loss)?);
-                break;
-            }
-            let factor = settings
-                .schedule
-                .factor((epoch - 1) * steps + step, settings.epochs * steps);
-            backend.step(&mut tuner, settings.lr * factor);
-            let tokens = batch.len() * settings.seqlen;
-            now.step = step + 1;
-            now.epoch_total += total;
-            now.report.steps += 1;
-            now.report.tokens += tokens as u64;
-            now.report.seconds = clock.seconds();
-            folder.metric(&json!({
-                "event": "step", "epoch": epoch, "step": step + 1, "loss": loss, "lr": settings.lr * factor,
-            }))?;
-            observe(EndToEndEvent::Step {
-                epoch,
-                step: step + 1,
-                steps,
-                tokens,
-                loss,
-            });
-            if now.step < steps && saved.elapsed() >= save_every {
-                let state = backend.state(&tuner);
-                // A parameter that is not finite makes the next loss so: that is where it is reported.
-                if is_finite(&state) {
-                    now.state = journal.write(&format!("state_{}_{}", now.epoch, now.step), &state)?;
-                    journal.append(now.clone())?;
-                }
-                saved = Instant::now();
-            }
-        }
-        if divergence.is_some() {
-            break;
-        }
-        let judged = pass.judge(&mut tuner, &judges)?;
-        if !judged.is_finite() {
-            let all: Vec<&[u32]> = judges.iter().map(|&index| sequences[index]).collect();
-            divergence = Some(diverged(backend, &mut tuner, &all, epoch, steps, judged)?);
-            break;
-        }
-        let train_loss = now.epoch_total / pass.positions(&order) as f64;
-        now.report.train_losses.push(train_loss);
-        if settings.validation > 0 {
-            now.report.validation_losses.push(judged);
-        }
-        now.epoch = epoch;
-        now.step = 0;
-        now.epoch_total = 0.0;
-        now.state = journal.write(&format!("state_{epoch}_0"), &backend.state(&tuner))?;
-        if judged < now.report.loss_after {
-            now.report.loss_after = judged;
-            now.report.best_epoch = epoch;
-            now.best = Some(now.state.clone());
-        }
-        now.report.seconds = clock.seconds();
-        journal.append(now.clone())?;
-        saved = Instant::now();
-        folder.metric(&json!({
-            "event": "epoch", "epoch": epoch, "train_loss": train_loss, "loss": judged,
-        }))?;
-        observe(EndToEndEvent::Judged {
-            epoch,
-            train_loss: Some(train_loss),
-            loss: judged,
-        });
-    }
-
+    let InFolder { journal, now, .. } = keeper;
+    let now = now.expect("written before the first step, or read");
     let best = now
         .best
         .as_ref()
         .map(|best: &StateFile| journal.read(best, &untouched));
-    backend.restore(&mut tuner, &best.transpose()?.unwrap_or(untouched))?;
+    machine.restore(&mut objective.tuner, &best.transpose()?.unwrap_or(untouched))?;
     Ok(Tuning {
         report: now.report,
-        weights: backend.weights(&tuner),
+        weights: machine.weights(&objective.tuner),
         divergence,
     })
+}
+
+/// What a checkpoint says of the course of training.
+fn course_of(checkpoint: &Checkpoint) -> Course {
+    let report = &checkpoint.report;
+    Course {
+        epoch: checkpoint.epoch,
+        step: checkpoint.step,
+        epoch_total: checkpoint.epoch_total,
+        loss_before: report.loss_before,
+        loss_after: report.loss_after,
+        train_losses: report.train_losses.clone(),
+        validation_losses: report.validation_losses.clone(),
+        best_epoch: report.best_epoch,
+    }
+}
+
+/// Keeps the states of training in a run folder.
+struct InFolder<'a> {
+    folder: &'a RunFolder,
+    journal: Journal,
+    /// the last checkpoint, with all that happened since but the state; `None` before the first
+    now: Option<Checkpoint>,
+    teacher_rest: Option<f64>,
+    /// tokens in a sequence
+    seqlen: usize,
+    save_every: Duration,
+    saved: Instant,
+    clock: Clock,
+    observe: &'a mut dyn FnMut(EndToEndEvent),
+}
+
+impl InFolder<'_> {
+    /// The checkpoint that is being written, brought up to date.
+    fn now(&mut self, course: &Course) -> &mut Checkpoint {
+        let now = self.now.as_mut().expect("written before the first step, or read");
+        now.epoch = course.epoch;
+        now.step = course.step;
+        now.epoch_total = course.epoch_total;
+        now.report.loss_after = course.loss_after;
+        now.report.train_losses.clone_from(&course.train_losses);
+        now.report.validation_losses.clone_from(&course.validation_losses);
+        now.report.best_epoch = course.best_epoch;
+        now.report.seconds = self.clock.seconds();
+        now
+    }
+}
+
+impl<M: TrainOps, R: Ranks> Keeper<NextTokens<'_, M, R>> for InFolder<'_> {
+    fn begun(&mut self, course: &Course, objective: &mut NextTokens<'_, M, R>) -> Result<()> {
+        (self.observe)(EndToEndEvent::Judged {
+            epoch: 0,
+            train_loss: None,
+            loss: course.loss_before,
+        });
+        let state = objective.machine.state(&objective.tuner);
+        self.now = Some(Checkpoint {
+            epoch: 0,
+            step: 0,
+            epoch_total: 0.0,
+            state: self.journal.write("state_0_0", &state)?,
+            best: None,
+            report: EndToEndReport {
+                loss_before: course.loss_before,
+                loss_after: course.loss_after,
+                train_losses: Vec::new(),
+                validation_losses: Vec::new(),
+                best_epoch: 0,
+                teacher_rest: self.teacher_rest,
+                steps: 0,
+                tokens: 0,
+                seconds: 0.0,
+            },
+        });
+        self.clock = Clock::new(0.0);
+        Ok(())
+    }
+
+    fn stepped(
+        &mut self,
+        course: &Course,
+        objective: &mut NextTokens<'_, M, R>,
+        step: &Step<'_>,
+    ) -> Result<()> {
+        let tokens = step.batch.len() * self.seqlen;
+        let now = self.now(course);
+        now.report.steps += 1;
+        now.report.tokens += tokens as u64;
+        self.folder.metric(&json!({
+            "event": "step", "epoch": step.epoch, "step": step.step, "loss": step.loss, "lr": step.lr,
+        }))?;
+        (self.observe)(EndToEndEvent::Step {
+            epoch: step.epoch,
+            step: step.step,
+            steps: step.steps,
+            tokens,
+            loss: step.loss,
+        });
+        if step.step < step.steps && self.saved.elapsed() >= self.save_every {
+            let state = objective.machine.state(&objective.tuner);
+            // A parameter that is not finite makes the next loss so: that is where it is reported.
+            if is_finite(&state) {
+                let name = format!("state_{}_{}", course.epoch, course.step);
+                let file = self.journal.write(&name, &state)?;
+                let now = self.now(course);
+                now.state = file;
+                let now = now.clone();
+                self.journal.append(now)?;
+            }
+            self.saved = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn epoch_done(
+        &mut self,
+        course: &Course,
+        objective: &mut NextTokens<'_, M, R>,
+        train_loss: f64,
+        judged: f64,
+        better: bool,
+    ) -> Result<()> {
+        let epoch = course.epoch;
+        let state = objective.machine.state(&objective.tuner);
+        let file = self.journal.write(&format!("state_{epoch}_0"), &state)?;
+        let now = self.now(course);
+        if better {
+            now.best = Some(file.clone());
+        }
+        now.state = file;
+        let now = now.clone();
+        self.journal.append(now)?;
+        self.saved = Instant::now();
+        self.folder.metric(&json!({
+            "event": "epoch", "epoch": epoch, "train_loss": train_loss, "loss": judged,
+        }))?;
+        (self.observe)(EndToEndEvent::Judged {
+            epoch,
+            train_loss: Some(train_loss),
+            loss: judged,
+        });
+        Ok(())
+    }
 }
 
 /// Writes a tuned model, rounded as a checkpoint stores it, in the layout of the model that it comes from.
@@ -356,83 +403,25 @@ impl Clock {
     }
 }
 
-/// What a pass over some of the sequences needs.
-struct Pass<'a, B: ModelTuning> {
-    backend: &'a B,
-    teacher: &'a Teacher<B>,
-    sequences: &'a [&'a [u32]],
-    batch: usize,
-}
-
-impl<B: ModelTuning> Pass<'_, B> {
-    /// Positions with a loss in these sequences.
-    fn positions(&self, indices: &[usize]) -> usize {
-        let of_sequence = |&index: &usize| {
-            let tokens = self.sequences[index].len();
-            match self.teacher {
-                Teacher::Text => Target::NextTokens.positions(tokens),
-                Teacher::Stored { .. } | Teacher::Resident { .. } => tokens,
-            }
-        };
-        indices.iter().map(of_sequence).sum()
-    }
-
-    fn with_targets<R>(
-        &self,
-        indices: &[usize],
-        f: impl FnOnce(&[&[u32]], &[Target<'_>]) -> Result<R>,
-    ) -> Result<R> {
-        let sequences: Vec<&[u32]> = indices.iter().map(|&index| self.sequences[index]).collect();
-        let said = self.teacher.says(self.backend, indices, &sequences)?;
-        let targets: Vec<Target<'_>> = said.iter().map(|said: &Said| self.teacher.target(said)).collect();
-        f(&sequences, &targets)
-    }
-
-    /// Adds the gradients of the mean loss over these sequences; returns the sum of their losses and their
-    /// positions.
-    fn accumulate(&self, tuner: &mut B::Tuner, indices: &[usize]) -> Result<(f64, usize)> {
-        let positions = self.positions(indices);
-        let losses = self.with_targets(indices, |sequences, targets| {
-            let scale = 1.0 / positions as f64;
-            self.backend
-                .accumulate(tuner, sequences, targets, scale, &mut |_, _, _| ())
-        })?;
-        Ok((losses.iter().sum(), positions))
-    }
-
-    /// Mean loss over these sequences.
-    fn judge(&self, tuner: &mut B::Tuner, indices: &[usize]) -> Result<f64> {
-        let mut total = 0.0;
-        for batch in indices.chunks(self.batch) {
-            let losses = self.with_targets(batch, |sequences, targets| {
-                self.backend.losses(tuner, sequences, targets)
-            })?;
-            total += losses.iter().sum::<f64>();
-        }
-        Ok(total / self.positions(indices) as f64)
-    }
-}
-
-fn is_finite(state: &aqlm_vocabulary::TuningState) -> bool {
+fn is_finite(state: &TuningState) -> bool {
     state
         .parameters
         .iter()
         .all(|part| part.values.iter().all(|value| value.is_finite()))
 }
 
-fn diverged<B: ModelTuning>(
-    backend: &B,
-    tuner: &mut B::Tuner,
-    sequences: &[&[u32]],
-    epoch: usize,
-    step: usize,
-    loss: f64,
+fn diverged<M: TrainOps, R: Ranks>(
+    objective: &mut NextTokens<'_, M, R>,
+    broken: &Broken,
 ) -> Result<Divergence> {
-    let layer = backend.first_not_finite(tuner, sequences)?;
+    let sequences = objective.tokens(&broken.sequences);
+    let layer = objective
+        .machine
+        .first_not_finite(&mut objective.tuner, &sequences)?;
     Ok(Divergence {
-        epoch,
-        step,
-        loss: loss.to_string(),
+        epoch: broken.epoch,
+        step: broken.step,
+        loss: broken.loss.to_string(),
         layer: layer.unwrap_or_else(|| "the loss itself".into()),
     })
 }

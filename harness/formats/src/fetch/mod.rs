@@ -7,8 +7,6 @@ mod package;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-
 use crate::huggingface::write::write_dense;
 use crate::model::{Model, StorageType, WriteOptions};
 use crate::{Error, Result, durable};
@@ -48,7 +46,7 @@ pub enum FetchEvent<'a> {
 }
 
 /// A model that is now there.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetched {
     /// its folder
     pub path: PathBuf,

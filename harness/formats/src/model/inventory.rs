@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use aqlm_vocabulary::Scheme;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Model;
 
 /// One tensor of a model's files.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorEntry {
     /// its name
     pub name: String,
@@ -21,7 +21,7 @@ pub struct TensorEntry {
 }
 
 /// One linear layer.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerEntry {
     /// path in the checkpoint, for example `model.layers.0.self_attn.q_proj`
     pub name: String,
@@ -36,7 +36,7 @@ pub struct LayerEntry {
 }
 
 /// The contents of a model's files.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Inventory {
     /// all tensors, by name
     pub tensors: Vec<TensorEntry>,

@@ -29,7 +29,7 @@ pub use crate::huggingface::families::Family;
 pub use crate::huggingface::write::{
     OuterWeights, WriteOptions, Written, write_checkpoint, write_dense, write_whole,
 };
-pub use inventory::Inventory;
+pub use inventory::{Inventory, LayerEntry, TensorEntry};
 pub(crate) use tokenizer::TokenizerSource;
 
 /// A model that is opened but not read: weights are read when asked for, block by block.

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::attention::attention;
 use super::rms_norm::rms_norm;
 use super::rotary::Turn;
-use super::sequences::{parts, selected};
+use super::sequences::parts;
 use super::swiglu::swiglu;
 use super::{Block, Rotary};
 use crate::cpu::product::{linear, product_into};
@@ -72,10 +72,10 @@ pub(super) fn sequences_at_once(tokens: usize) -> usize {
 /// sequences.
 pub fn block_forward(block: &Block, rotary: &Rotary, x: ArrayView3<'_, f32>) -> Array3<f32> {
     let mut y = zeroed_sequences(x.dim());
-    for part in parts(0..x.dim().0, x.dim().1) {
-        let (result, _) = block_forward_traced(block, rotary, selected(x, &part).view());
-        let to = part[0]..part[0] + part.len();
-        y.slice_mut(ndarray::s![to, .., ..]).assign(&result);
+    for part in parts(&vec![x.dim().1; x.dim().0]) {
+        let rows = ndarray::s![part, .., ..];
+        let (result, _) = block_forward_traced(block, rotary, x.slice(rows.clone()));
+        y.slice_mut(rows).assign(&result);
     }
     y
 }

@@ -208,17 +208,19 @@ pub(crate) fn check_tokens(tokens: &[u32], vocab_size: usize) -> Result<()> {
 /// # Errors
 /// `Shape` when the two differ in shape, and what reading them fails with.
 pub fn mean_squares<S: Sequences>(a: &S, b: &S) -> std::result::Result<(f64, f64), S::Error> {
-    let (sequences, tokens, width) = b.dim();
-    if a.dim() != b.dim() {
+    let (lengths, width) = (b.lengths(), b.width());
+    let shape = |lengths: &[usize], width| vec![lengths.len(), lengths.iter().sum(), width];
+    if a.lengths() != lengths || a.width() != width {
         return Err(AqlmError::Shape {
             what: "hidden states".into(),
-            expected: vec![sequences, tokens, width],
-            found: <[usize; 3]>::from(a.dim()).to_vec(),
+            expected: shape(&lengths, width),
+            found: shape(&a.lengths(), a.width()),
         }
         .into());
     }
     let (mut difference, mut norm) = (0.0, 0.0);
-    for part in parts(0..sequences, tokens) {
+    for part in parts(&lengths) {
+        let part: Vec<usize> = part.collect();
         let (a, b) = (a.read(&part)?, b.read(&part)?);
         let sums: Vec<(f64, f64)> = a
             .outer_iter()
@@ -232,7 +234,7 @@ pub fn mean_squares<S: Sequences>(a: &S, b: &S) -> std::result::Result<(f64, f64
             norm += sum.1;
         }
     }
-    let count = (sequences * tokens * width).max(1) as f64;
+    let count = (lengths.iter().sum::<usize>() * width).max(1) as f64;
     Ok((difference / count, norm / count))
 }
 

@@ -8,9 +8,9 @@
 mod attention;
 mod backward;
 mod block;
+mod block_tuner;
 mod cache;
 mod cross_entropy;
-mod finetune;
 mod forward;
 mod head;
 mod kl_divergence;
@@ -23,12 +23,13 @@ mod row_store;
 mod sequences;
 mod softmax;
 mod swiglu;
+mod trained;
 
 pub use backward::{BlockGradients, Wanted, block_backward};
 pub use block::{Block, Layer, QuantizedLayer, Weight};
+pub use block_tuner::BlockTuner;
 pub use cache::{KvCacheLayer, block_decode_step};
 pub use cross_entropy::cross_entropy;
-pub use finetune::block_finetune;
 pub use forward::{BlockTrace, block_forward, block_forward_traced, working_bytes};
 pub(crate) use head::check_tokens;
 pub use head::{Head, embed, mean_squares, token_losses};

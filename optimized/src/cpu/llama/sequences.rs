@@ -1,18 +1,26 @@
+use std::ops::Range;
+
 use aqlm_vocabulary::AqlmError;
 use ndarray::{Array3, ArrayView3, Axis, CowArray, Ix3, s};
 
-/// Hidden states of sequences of equal length, wherever they lie: in memory, or beyond a bound on a disk.
+use super::forward::sequences_at_once;
+
+/// Hidden states of sequences, wherever they lie: in memory, or beyond a bound on a disk.
 pub trait Sequences {
     /// What reading them may fail with, beside what computing with them may.
     type Error: From<AqlmError>;
 
-    /// (sequences, tokens, hidden).
-    fn dim(&self) -> (usize, usize, usize);
+    /// Tokens of each sequence.
+    fn lengths(&self) -> Vec<usize>;
 
-    /// Those of the sequences `indices`, in their order: [indices, tokens, hidden].
+    /// Numbers of a hidden state.
+    fn width(&self) -> usize;
+
+    /// Those of the sequences `indices`, which have the same length, in their order: [indices, tokens,
+    /// hidden].
     ///
     /// # Errors
-    /// When they cannot be read.
+    /// When they cannot be read, or differ in length.
     ///
     /// # Panics
     /// When an index is out of range.
@@ -22,8 +30,12 @@ pub trait Sequences {
 impl Sequences for ArrayView3<'_, f32> {
     type Error = AqlmError;
 
-    fn dim(&self) -> (usize, usize, usize) {
-        self.dim()
+    fn lengths(&self) -> Vec<usize> {
+        vec![self.dim().1; self.dim().0]
+    }
+
+    fn width(&self) -> usize {
+        self.dim().2
     }
 
     fn read(&self, indices: &[usize]) -> Result<CowArray<'_, f32, Ix3>, AqlmError> {
@@ -41,11 +53,17 @@ pub fn selected<'a>(all: ArrayView3<'a, f32>, indices: &[usize]) -> CowArray<'a,
     copy.into()
 }
 
-/// The sequences in parts that go through a block together.
-pub fn parts(sequences: std::ops::Range<usize>, tokens: usize) -> impl Iterator<Item = Vec<usize>> {
-    let at_once = super::forward::sequences_at_once(tokens);
-    let end = sequences.end;
-    sequences
-        .step_by(at_once)
-        .map(move |first| (first..end.min(first + at_once)).collect())
+/// Sequences of these lengths in parts that go through a block together: such as follow each other and are
+/// equally long, up to some 4096 tokens.
+pub fn parts(lengths: &[usize]) -> Vec<Range<usize>> {
+    let mut parts: Vec<Range<usize>> = Vec::new();
+    for (index, &tokens) in lengths.iter().enumerate() {
+        match parts.last_mut() {
+            Some(part) if lengths[part.start] == tokens && part.len() < sequences_at_once(tokens) => {
+                part.end = index + 1;
+            }
+            _ => parts.push(index..index + 1),
+        }
+    }
+    parts
 }

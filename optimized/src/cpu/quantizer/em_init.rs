@@ -27,12 +27,23 @@ pub fn em_init(
     key: StreamKey,
 ) -> Result<QuantizedMatrix> {
     check_hessian(hessian, weight.ncols())?;
+    let blocks = diagonal_blocks(hessian, settings.scheme.in_group_size);
+    em_init_of_blocks(weight, &blocks, settings, rounds, key)
+}
+
+/// [`em_init`] under the blocks H_jj, all that it reads of H.
+pub(super) fn em_init_of_blocks(
+    weight: &Array2<f32>,
+    blocks: &[Vec<f64>],
+    settings: &LayerSettings,
+    rounds: usize,
+    key: StreamKey,
+) -> Result<QuantizedMatrix> {
     let gi = settings.scheme.in_group_size;
-    let blocks = diagonal_blocks(hessian, gi);
     initialize(weight, settings, key, |fit, groups, scales| {
         for _ in 0..rounds {
-            assign(fit, groups, &blocks, gi);
-            solve_codewords(fit, groups, &blocks, scales, gi)?;
+            assign(fit, groups, blocks, gi);
+            solve_codewords(fit, groups, blocks, scales, gi)?;
         }
         Ok(())
     })

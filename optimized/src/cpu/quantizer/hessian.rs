@@ -14,6 +14,9 @@ const SAMPLES: usize = 1024;
 const TILE: usize = 192;
 
 /// H of a layer: the mean of x xT over the samples that reached it, [in_features, in_features], in f64.
+///
+/// Every call of [`Hessian::add`] adds one number to each element of the sum, so that sums over parts of the
+/// samples, made elsewhere and added in the order of the parts, have the same bits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hessian {
     /// valid on and below the diagonal, tile by tile
@@ -69,14 +72,46 @@ impl Hessian {
         }
         tasks.into_par_iter().for_each(|(row, column, mut tile)| {
             let mut part = Array2::<f32>::zeros(tile.dim());
+            let mut added = Array2::<f64>::zeros(tile.dim());
             for samples in x.axis_chunks_iter(Axis(0), SAMPLES) {
                 let left = samples.slice(s![.., row * TILE..row * TILE + tile.nrows()]);
                 let right = samples.slice(s![.., column * TILE..column * TILE + tile.ncols()]);
                 product_on_this_thread(part.view_mut(), Accum::Replace, left.t(), right, 1.0);
-                tile.zip_mut_with(&part, |sum, &part| *sum += f64::from(part));
+                added.zip_mut_with(&part, |sum, &part| *sum += f64::from(part));
             }
+            tile += &added;
         });
         self.samples += x.nrows();
+        Ok(())
+    }
+
+    /// Takes the sum out, element by element and the number of samples behind them, and begins anew.
+    pub fn take(&mut self) -> Vec<f64> {
+        let samples = std::mem::take(&mut self.samples) as f64;
+        let zeros = Array2::zeros(self.sum.dim());
+        let sum = std::mem::replace(&mut self.sum, zeros);
+        sum.into_iter().chain([samples]).collect()
+    }
+
+    /// Adds a sum that [`Hessian::take`] took out of another.
+    ///
+    /// # Errors
+    /// `Shape` when it is of another number of inputs; then nothing was added.
+    pub fn add_sum(&mut self, sum: &[f64]) -> Result<()> {
+        let (samples, sum) = match sum.split_last() {
+            Some((samples, sum)) if sum.len() == self.sum.len() => (*samples, sum),
+            _ => {
+                return Err(AqlmError::Shape {
+                    what: "the sum of a Hessian".into(),
+                    expected: vec![self.sum.len() + 1],
+                    found: vec![sum.len()],
+                });
+            }
+        };
+        for (to, part) in self.sum.iter_mut().zip(sum) {
+            *to += part;
+        }
+        self.samples += samples as usize;
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use crate::cpu::vectorize::dot_in_f64;
 /// A quantized matrix beside what every step of the alternation asks of it. Steps that change the error in a
 /// known way change its image in the same way, which saves the product with H; those that don't start anew.
 #[derive(Debug, Clone)]
-pub(crate) struct Trial {
+pub struct Trial {
     pub(crate) matrix: QuantizedMatrix,
     /// E = W - Q, [out_features, in_features], standard layout
     pub(crate) error: Array2<f32>,
@@ -19,6 +19,11 @@ pub(crate) struct Trial {
 }
 
 impl Trial {
+    /// The quantized matrix.
+    pub fn matrix(&self) -> &QuantizedMatrix {
+        &self.matrix
+    }
+
     /// Decodes and multiplies.
     pub(crate) fn new(problem: &Problem, matrix: QuantizedMatrix) -> Self {
         let error = problem.error(&matrix);

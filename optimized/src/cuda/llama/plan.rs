@@ -121,6 +121,9 @@ const MOST_SPLITS: usize = 8;
 /// A new token's attention with its rotation and the write to the cache, for a device of `multiprocessors`;
 /// the context is split only where clusters exist. Pointers: keys, values, cosines, sines, the biases of q, k
 /// and v, state, q, k, v, out.
+///
+/// # Panics
+/// Never: 1 divides every number of heads.
 pub fn attention_step(
     spec: &AttentionSpec,
     capacity: usize,

@@ -7,6 +7,9 @@
 //! A packer stands in a file of its kernel's name. What packer and kernel must agree on is written in the
 //! kernel's source and read from there (`aqlm_kernels::defines`).
 
+// All packers have one signature, those too that refuse nothing.
+#![allow(clippy::unnecessary_wraps)]
+
 mod decode;
 mod items;
 mod joined;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 use aqlm_vocabulary::{ArchSpec, FinetuneEvent, LayerEvent};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use aqlm_engine::{PipelineEvent, QuantizeSettings};
+use aqlm_engine::{EndToEndEvent, EndToEndSettings, PipelineEvent, QuantizeSettings};
 
 /// Shorter work than this shows nothing where there is no terminal.
 const QUIET: Duration = Duration::from_secs(2);
@@ -224,6 +224,77 @@ impl QuantizeProgress {
                     self.progress.left(),
                 );
                 self.progress.line(&line);
+            }
+        }
+    }
+}
+
+/// Progress of end-to-end fine-tuning, counted in tokens.
+pub(super) struct TuningProgress {
+    progress: Progress,
+    epochs: usize,
+    /// since training began, and the tokens since then
+    rate: Option<(Instant, u64)>,
+}
+
+impl TuningProgress {
+    pub(super) fn new(settings: &EndToEndSettings) -> Self {
+        let tokens = (settings.sequences - settings.validation) * settings.seqlen * settings.epochs;
+        Self {
+            progress: Progress::new(tokens as u64),
+            epochs: settings.epochs,
+            rate: None,
+        }
+    }
+
+    pub(super) fn event(&mut self, event: &EndToEndEvent) {
+        match event {
+            EndToEndEvent::TeacherStored { done, sequences } => {
+                let what = format!("teacher: {done} of {sequences} sequences");
+                self.progress.heartbeat(&what);
+                self.progress.message(what);
+            }
+            EndToEndEvent::Resumed { epoch, step } => {
+                self.progress
+                    .line(&format!("continuing after epoch {epoch} and {step} steps"));
+            }
+            EndToEndEvent::StateDamaged(reason) => {
+                self.progress
+                    .line(&format!("damaged, the state before is used: {reason}"));
+            }
+            EndToEndEvent::Step {
+                epoch,
+                step,
+                steps,
+                tokens,
+                loss,
+            } => {
+                self.progress.advance(*tokens as u64);
+                let (started, done) = self.rate.get_or_insert_with(|| (Instant::now(), 0));
+                let elapsed = started.elapsed().as_secs_f64();
+                let rate = if *done == 0 {
+                    String::new()
+                } else {
+                    format!(", {:.0} tokens/s", *done as f64 / elapsed)
+                };
+                *done += *tokens as u64;
+                let what = format!(
+                    "epoch {epoch}/{}, step {step}/{steps}, loss {loss:.4}{rate}",
+                    self.epochs
+                );
+                self.progress.heartbeat(&what);
+                self.progress.message(what);
+            }
+            EndToEndEvent::Judged {
+                epoch,
+                train_loss,
+                loss,
+            } => {
+                let train = train_loss.map_or(String::new(), |train| format!("training loss {train:.5}, "));
+                self.progress.line(&format!(
+                    "after epoch {epoch}/{}: {train}validation loss {loss:.5}",
+                    self.epochs
+                ));
             }
         }
     }

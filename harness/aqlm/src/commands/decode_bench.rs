@@ -2,12 +2,12 @@ use std::fmt::Write as _;
 
 use super::Output;
 use super::table::Table;
-use crate::bench::{DecodeOptions, DecodeReport, bench_decode};
-use aqlm_check::Outcome;
+use crate::bench::{DecodeOptions, bench_decode};
+use aqlm_engine::runs::records::{DecodeReport, Outcome};
 use aqlm_formats::Result;
 
 /// `aqlm bench --random-weights`.
-pub(super) fn run(options: &DecodeOptions, output: Output) -> Result<bool> {
+pub(crate) fn run(options: &DecodeOptions, output: Output) -> Result<bool> {
     let report = bench_decode(options, &mut |line| eprintln!("{line}"))?;
     output.result(&report, || text(&report));
     Ok(report.holds())

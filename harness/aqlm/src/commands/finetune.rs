@@ -1,0 +1,276 @@
+use std::path::Path;
+use std::time::Duration;
+
+use super::eval::measure;
+use super::progress::{TuningProgress, seconds};
+use super::{Job, NamedModel, Output};
+use aqlm_engine::backends::OnMachine;
+use aqlm_engine::ops::TrainOps;
+use aqlm_engine::runs::records::{self, FinetuneRecord};
+use aqlm_engine::{
+    Difference, Divergence, EndToEndReport, EndToEndRun, EndToEndSettings, RunDescription, RunFolder, Tuning,
+    check_teacher, differences, end_to_end, publish_tuned,
+};
+use aqlm_formats::model::Model;
+use aqlm_formats::texts::TokenStream;
+use aqlm_formats::{Error, Result};
+
+/// What a tuned model learns from, and how it is judged.
+#[derive(Debug)]
+pub(crate) struct Teaching {
+    /// the name of the model that is tuned
+    pub(crate) student: String,
+    /// the dense model, where the objective needs one
+    pub(crate) teacher: Option<NamedModel>,
+    /// text to measure perplexity on before and after
+    pub(crate) evaluation: Option<TokenStream>,
+    /// time between two saved states
+    pub(crate) save_every: Duration,
+}
+
+/// Tokens in a sequence where nobody says.
+pub(crate) fn default_seqlen(model: &Model) -> usize {
+    model.config().max_position_embeddings.min(1024)
+}
+
+pub(crate) fn run(job: &Job<'_, EndToEndSettings>, teaching: &Teaching, output: Output) -> Result<bool> {
+    let record = finetune(job, teaching)?;
+    output.result(&record, || {
+        let perplexities = match (record.perplexity_before, record.perplexity_after) {
+            (Some(before), Some(after)) => format!("perplexity {before:.4} -> {after:.4}\n"),
+            _ => String::new(),
+        };
+        format!("{}{perplexities}{}\n", summary(&record.report()), record.out)
+    });
+    Ok(true)
+}
+
+/// Tunes a quantized model end to end, measures it before and after where a text is given, and leaves the
+/// record in the run folder.
+fn finetune(job: &Job<'_, EndToEndSettings>, teaching: &Teaching) -> Result<FinetuneRecord> {
+    let differences = match &teaching.teacher {
+        Some(teacher) => compared_with(&teacher.model, job)?,
+        None => Vec::new(),
+    };
+    let ctx = default_seqlen(job.model).max(job.settings.seqlen);
+    let windows = teaching
+        .evaluation
+        .as_ref()
+        .map(|text| text.windows(ctx))
+        .transpose()?;
+    let shared_documents = teaching
+        .evaluation
+        .as_ref()
+        .map_or(0, |evaluation| warn_of_shared(job.text, evaluation));
+    let perplexity = |model: &Model| -> Result<Option<f64>> {
+        let Some(windows) = &windows else { return Ok(None) };
+        Ok(Some(measure(model, windows, job.backend, None)?.perplexity))
+    };
+    let teacher = teaching.teacher.as_ref();
+    let report = tune(
+        job,
+        teacher.map(|teacher| &teacher.model),
+        teaching.save_every,
+        &job.folder,
+    )?;
+    let EndToEndReport {
+        loss_before,
+        loss_after,
+        train_losses,
+        validation_losses,
+        best_epoch,
+        teacher_rest,
+        steps,
+        tokens,
+        seconds,
+    } = report;
+    let record = FinetuneRecord {
+        model: teaching.student.clone(),
+        teacher: teacher.map(|teacher| teacher.name.clone()),
+        out: job.folder.display().to_string(),
+        backend: job.backend,
+        settings: job.settings.clone(),
+        loss_before,
+        loss_after,
+        train_losses,
+        validation_losses,
+        best_epoch,
+        teacher_rest,
+        steps,
+        tokens,
+        seconds,
+        tokens_per_second: tokens as f64 / seconds,
+        differences,
+        shared_documents,
+        perplexity_before: perplexity(job.model)?,
+        perplexity_after: perplexity(&Model::open(&job.folder)?)?,
+    };
+    records::write(&job.folder.join(records::FILE), &record.clone().into())?;
+    Ok(record)
+}
+
+/// What of the model differs from its teacher where it should not, after the teacher's shape and vocabulary
+/// were checked.
+fn compared_with(teacher: &Model, job: &Job<'_, EndToEndSettings>) -> Result<Vec<Difference>> {
+    check_teacher(job.model, teacher)?;
+    let path = job.text.path();
+    if teacher.tokenizer().is_ok_and(|theirs| {
+        TokenStream::load(path, &theirs).is_ok_and(|theirs| theirs.tokens() != job.text.tokens())
+    }) {
+        return Err(Error::Kind {
+            path: teacher.source().into(),
+            expected: format!("a vocabulary that reads {} as the student's does", path.display()),
+            found: "another one".into(),
+        });
+    }
+    let differing = differences(job.model, teacher)?;
+    warn_of(&differing);
+    Ok(differing)
+}
+
+/// How many documents of the training text are in the evaluation text, with a warning when some are.
+fn warn_of_shared(training: &TokenStream, evaluation: &TokenStream) -> usize {
+    let shared = training.documents_shared_with(evaluation);
+    if shared > 0 {
+        eprintln!(
+            "warning: {shared} of {} documents of {} are in {} too: what is measured there says little",
+            training.documents(),
+            training.path().display(),
+            evaluation.path().display()
+        );
+    }
+    shared
+}
+
+fn warn_of(differing: &[Difference]) {
+    const SHOWN: usize = 4;
+    if differing.is_empty() {
+        return;
+    }
+    let mut lines: Vec<String> = differing
+        .iter()
+        .take(SHOWN)
+        .map(|difference| format!("  {}: by up to {:.2e}", difference.tensor, difference.largest))
+        .collect();
+    if differing.len() > SHOWN {
+        lines.push(format!("  and {} more", differing.len() - SHOWN));
+    }
+    eprintln!(
+        "note: weights that are not quantized differ from the teacher's beyond rounding to f16 (norms do after block \
+         fine-tuning):\n{}",
+        lines.join("\n")
+    );
+}
+
+/// What a run did, in words.
+pub(super) fn summary(report: &EndToEndReport) -> String {
+    let rest = report.teacher_rest.map_or(String::new(), |rest| {
+        format!(
+            "tokens left out of the teacher's distributions have {:.4} % of their mass\n",
+            100.0 * rest
+        )
+    });
+    format!(
+        "{rest}end to end: loss {:.5} -> {:.5} nats a token (epoch {}), {} steps, {} tokens in {} ({:.0} a second)\n",
+        report.loss_before,
+        report.loss_after,
+        report.best_epoch,
+        report.steps,
+        report.tokens,
+        seconds(Duration::from_secs_f64(report.seconds)),
+        report.tokens as f64 / report.seconds,
+    )
+}
+
+/// Trains in the run folder with progress on standard error, and writes the tuned checkpoint into `out`.
+/// States are saved whenever `save_every` has passed.
+pub(super) fn tune(
+    job: &Job<'_, EndToEndSettings>,
+    teacher: Option<&Model>,
+    save_every: Duration,
+    out: &Path,
+) -> Result<EndToEndReport> {
+    let settings = &job.settings;
+    let sequences = job
+        .text
+        .calibration_sequences(settings.seqlen, settings.sequences)?;
+    let training = Training {
+        job,
+        teacher,
+        sequences: &sequences,
+        save_every,
+    };
+    let (tuning, _folder) = job.backend.run(job.model.config(), settings.seqlen, training)?;
+    let diverged = tuning.divergence;
+    if diverged.is_none() || tuning.report.best_epoch > 0 {
+        publish_tuned(job.model, tuning.weights, out)?;
+    }
+    match diverged {
+        None => Ok(tuning.report),
+        Some(Divergence {
+            epoch,
+            step,
+            loss,
+            layer,
+        }) => Err(Error::Diverged {
+            epoch,
+            step,
+            loss,
+            layer,
+            kept: match tuning.report.best_epoch {
+                0 => "no epoch had finished, so no model was written".into(),
+                best => format!("the model as it was after epoch {best} is in {}", out.display()),
+            },
+        }),
+    }
+}
+
+/// What [`tune`] asks a machine for.
+struct Training<'a> {
+    job: &'a Job<'a, EndToEndSettings>,
+    teacher: Option<&'a Model>,
+    sequences: &'a [&'a [u32]],
+    save_every: Duration,
+}
+
+impl OnMachine for Training<'_> {
+    type Output = (Tuning, RunFolder);
+
+    fn on<M: TrainOps>(self, mut machine: M) -> Result<Self::Output> {
+        let Self {
+            job,
+            teacher,
+            sequences,
+            save_every,
+        } = self;
+        let settings = &job.settings;
+        let with_teacher = EndToEndRun {
+            teacher_sha256: teacher.map(Model::fingerprint).transpose()?,
+            settings: settings.clone(),
+        };
+        if let Some(memory) = job.memory {
+            machine.bound_tuning_memory(memory, &job.folder, settings.batch)?;
+        }
+        let description = RunDescription::new(
+            job.model,
+            job.text.path(),
+            sequences,
+            &with_teacher,
+            machine.kind(),
+            machine.device(),
+        )?;
+        let folder = RunFolder::open(&job.folder, &description, job.resume)?;
+        let mut progress = TuningProgress::new(settings);
+        let tuning = end_to_end(
+            &machine,
+            job.model,
+            teacher,
+            sequences,
+            settings,
+            &folder,
+            save_every,
+            &mut |event| progress.event(&event),
+        )?;
+        Ok((tuning, folder))
+    }
+}

@@ -1,0 +1,168 @@
+use std::path::Path;
+use std::time::Duration;
+
+use super::finetune::{self, tune};
+use super::progress::QuantizeProgress;
+use super::table::{Table, bytes};
+use super::{Job, Output};
+use aqlm_engine::backends::OnMachine;
+use aqlm_engine::ops::TrainOps;
+use aqlm_engine::runs::records::{self, QuantizeRecord};
+use aqlm_engine::{
+    BlockReport, EndToEndReport, EndToEndSettings, QuantizeReport, QuantizeSettings, RunDescription,
+    RunFolder, publish,
+};
+use aqlm_formats::Result;
+use aqlm_formats::model::Model;
+
+/// Folders of a run that goes on end to end: the model as it was before, and the run that tunes it.
+const BEFORE: &str = "block-tuned";
+const AFTER: &str = "end-to-end";
+
+pub(crate) fn run(
+    job: &Job<'_, QuantizeSettings>,
+    end_to_end: Option<&EndToEndSettings>,
+    output: Output,
+) -> Result<bool> {
+    let record = quantize(job, end_to_end)?;
+    output.result(&record, || {
+        format!(
+            "{}{}{}: {:.3} bits per parameter, {} -> {}, {:.1} s\n",
+            summary(&record.blocks),
+            record
+                .end_to_end
+                .as_ref()
+                .map_or_else(String::new, finetune::summary),
+            record.out,
+            record.bits_per_parameter,
+            bytes(record.bytes_before),
+            bytes(record.bytes_after),
+            record.seconds,
+        )
+    });
+    Ok(true)
+}
+
+/// Quantizes a model block after block, tunes it end to end where that is asked for, and leaves the record in
+/// the run folder.
+pub(super) fn quantize(
+    job: &Job<'_, QuantizeSettings>,
+    end_to_end: Option<&EndToEndSettings>,
+) -> Result<QuantizeRecord> {
+    let out = &job.folder;
+    let Some(settings) = end_to_end else {
+        let (report, _locked) = quantize_blocks(job, out)?;
+        return recorded(job, report, None);
+    };
+    // refuses a text that is too short for this step before hours are spent on blocks
+    job.text
+        .calibration_sequences(settings.seqlen, settings.sequences)?;
+    let block_tuned = out.join(BEFORE);
+    let (report, _locked) = quantize_blocks(job, &block_tuned)?;
+    let whole = Job {
+        model: &Model::open(&block_tuned)?,
+        text: job.text,
+        settings: settings.clone(),
+        backend: job.backend,
+        memory: job.memory,
+        folder: out.join(AFTER),
+        // whether this may continue was decided for the whole run
+        resume: true,
+    };
+    let tuned = tune(&whole, Some(job.model), Duration::from_mins(1), out)?;
+    recorded(job, report, Some(tuned))
+}
+
+/// Leaves the record of a finished run in its folder.
+fn recorded(
+    job: &Job<'_, QuantizeSettings>,
+    report: QuantizeReport,
+    end_to_end: Option<EndToEndReport>,
+) -> Result<QuantizeRecord> {
+    let out = &job.folder;
+    let bytes = [job.model.inventory().bytes, Model::open(out)?.inventory().bytes];
+    let record = QuantizeRecord::new(report, end_to_end, bytes, out.display().to_string());
+    records::write(&out.join(records::FILE), &record.clone().into())?;
+    Ok(record)
+}
+
+/// Quantizes block after block with progress on standard error and writes the checkpoint into `out`.
+/// Returns the run folder too, which stays locked while that lives.
+fn quantize_blocks(job: &Job<'_, QuantizeSettings>, out: &Path) -> Result<(QuantizeReport, RunFolder)> {
+    let settings = &job.settings;
+    let sequences = job
+        .text
+        .calibration_sequences(settings.seqlen, settings.sequences)?;
+    let blocks = Blocks {
+        job,
+        sequences: &sequences,
+        out,
+    };
+    job.backend.run(job.model.config(), settings.seqlen, blocks)
+}
+
+/// What [`quantize_blocks`] asks a machine for.
+struct Blocks<'a> {
+    job: &'a Job<'a, QuantizeSettings>,
+    sequences: &'a [&'a [u32]],
+    out: &'a Path,
+}
+
+impl OnMachine for Blocks<'_> {
+    type Output = (QuantizeReport, RunFolder);
+
+    fn on<M: TrainOps>(self, mut machine: M) -> Result<Self::Output> {
+        let Self { job, sequences, out } = self;
+        let settings = &job.settings;
+        if let Some(memory) = job.memory {
+            machine.bound_memory(memory, &job.folder, settings.sequences)?;
+        }
+        let description = RunDescription::new(
+            job.model,
+            job.text.path(),
+            sequences,
+            settings,
+            machine.kind(),
+            machine.device(),
+        )?;
+        let folder = RunFolder::open(&job.folder, &description, job.resume)?;
+        let mut progress = QuantizeProgress::new(job.model.config(), settings);
+        let report =
+            aqlm_engine::quantize(&machine, job.model, sequences, settings, &folder, &mut |event| {
+                progress.event(&event);
+            })?;
+        drop(progress);
+        publish(job.model, &folder, out)?;
+        Ok((report, folder))
+    }
+}
+
+/// One row a block: the error of each layer, and what fine-tuning left of the block's.
+pub(super) fn summary(blocks: &[BlockReport]) -> String {
+    let mut table = Table::new([
+        "block", "q", "k", "v", "o", "gate", "up", "down", "output", "seconds",
+    ]);
+    for block in blocks {
+        let error = |index: usize| {
+            block.layers.get(index).map_or(String::new(), |layer| {
+                format!("{:.4}", layer.relative_layer_error)
+            })
+        };
+        table.row([
+            block.block.to_string(),
+            error(0),
+            error(1),
+            error(2),
+            error(3),
+            error(4),
+            error(5),
+            error(6),
+            format!("{:.4}", block.relative_output_error),
+            format!("{:.1}", block.seconds),
+        ]);
+    }
+    format!(
+        "relative layer errors, and that of the block's output after fine-tuning\n{}",
+        table.render()
+    )
+}

@@ -1,0 +1,108 @@
+//! The alternation on one layer (paper algorithm 1, lines 4 to 12), over the steps of any machine.
+
+use std::cmp::Ordering;
+
+use aqlm_vocabulary::{
+    AqlmError, LayerEvent, LayerReport, LayerSettings, Purpose, QuantizedMatrix, StreamKey, sweep_order,
+};
+
+use crate::ops::LayerOps;
+use aqlm_formats::Result;
+
+/// Quantizes one layer: initialisation, then rounds of (codebook update, one beam-search sweep over randomly
+/// ordered input groups) until a round gains less than `relative_tolerance` of the loss or `max_rounds` are
+/// done.
+///
+/// Every loss that is reported or passed to `observe`, and the choice of which round to keep, is under H as it
+/// is, without damping. A last round that did not improve that loss is taken back.
+///
+/// Random numbers are those of `key` alone: one stream for the starting points, one for all sweeps.
+///
+/// # Errors
+/// `NotDivisible` when the scheme does not fit the layer, `Degenerate` when a codebook has more codewords than
+/// the layer has groups (unless `settings.allow_degenerate`), `Unsupported` for a beam of 0; what the machine's
+/// steps fail with.
+pub fn alternate<O: LayerOps>(
+    ops: &O,
+    problem: &O::Problem,
+    settings: &LayerSettings,
+    key: StreamKey,
+    observe: &mut dyn FnMut(LayerEvent),
+) -> Result<(QuantizedMatrix, LayerReport)> {
+    let mut update = |trial| ops.update(problem, trial, &settings.update);
+    alternate_with(ops, problem, settings, key, &mut update, observe)
+}
+
+/// [`alternate`] with a codebook update of one's own in the place of `settings.update`: it is given a trial
+/// and returns another with the same codes, which [`LayerOps::trial`] makes of a matrix.
+///
+/// # Errors
+/// As [`alternate`]; what `update` fails with.
+pub fn alternate_with<O: LayerOps>(
+    ops: &O,
+    problem: &O::Problem,
+    settings: &LayerSettings,
+    key: StreamKey,
+    update: &mut dyn FnMut(O::Trial) -> Result<O::Trial>,
+    observe: &mut dyn FnMut(LayerEvent),
+) -> Result<(QuantizedMatrix, LayerReport)> {
+    let in_groups = check(ops.shape(problem), settings)?;
+    let mut trial = ops.initialize(problem, settings, key)?;
+    let initial_error = ops.loss(problem, &trial);
+    observe(LayerEvent::Initialized { loss: initial_error });
+
+    let mut best = ops.matrix(&trial);
+    let mut relative_error = initial_error;
+    let mut trace = Vec::new();
+    let mut sweeps = key.stream(Purpose::Sweep);
+    for round in 0..settings.max_rounds {
+        trial = update(trial)?;
+        let loss = ops.loss(problem, &trial);
+        observe(LayerEvent::Updated { round, loss });
+        let order = sweep_order(&mut sweeps, in_groups, settings.scheme.num_codebooks);
+        trial = ops.search(problem, trial, &order, settings.beam)?;
+        let loss = ops.loss(problem, &trial);
+        observe(LayerEvent::Searched { round, loss });
+        let kept = matches!(
+            loss.partial_cmp(&relative_error),
+            Some(Ordering::Less | Ordering::Equal)
+        );
+        if !kept {
+            break;
+        }
+        let gain = relative_error - loss;
+        let enough = gain >= settings.relative_tolerance * relative_error && gain > 0.0;
+        best = ops.matrix(&trial);
+        relative_error = loss;
+        trace.push(loss);
+        if !enough {
+            break;
+        }
+    }
+    let report = LayerReport {
+        initial_error,
+        relative_error,
+        trace,
+        dead_inputs: ops.dead_inputs(problem),
+    };
+    Ok((best, report))
+}
+
+/// Refuses settings that do not fit a layer of [out_features, in_features]; returns its input groups.
+fn check((out_features, in_features): (usize, usize), settings: &LayerSettings) -> Result<usize> {
+    let scheme = settings.scheme;
+    let (out_groups, in_groups) = scheme.groups(out_features, in_features)?;
+    if settings.beam == 0 {
+        return Err(AqlmError::Unsupported("a beam of 0 hypotheses".into()).into());
+    }
+    let groups = out_groups * in_groups;
+    if scheme.codebook_size() > groups && !settings.allow_degenerate {
+        return Err(AqlmError::Degenerate {
+            scheme: scheme.to_string(),
+            codebook_size: scheme.codebook_size(),
+            groups,
+        }
+        .into());
+    }
+    Ok(in_groups)
+}

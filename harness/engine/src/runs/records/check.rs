@@ -1,0 +1,275 @@
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// How a case ended (docs/checking.md).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// compared, within the limit
+    Pass,
+    /// compared, outside the limit
+    Fail,
+    /// the backend does not do this, and says why
+    Unsupported,
+    /// not tried: what it needs is not here
+    Waived,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pass => "pass",
+            Self::Fail => "FAIL",
+            Self::Unsupported => "unsupported",
+            Self::Waived => "waived",
+        })
+    }
+}
+
+/// One compared quantity of one case.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// which quantity, and in what measure it is compared
+    pub what: String,
+    /// measured difference
+    #[serde(deserialize_with = "super::null_is_nan")]
+    pub value: f64,
+    /// largest allowed
+    #[serde(deserialize_with = "super::null_is_nan")]
+    pub limit: f64,
+}
+
+impl Comparison {
+    /// `value` against `limit`.
+    pub fn new(what: impl Into<String>, value: f64, limit: f64) -> Self {
+        Self {
+            what: what.into(),
+            value,
+            limit,
+        }
+    }
+
+    /// Whether the value is within its limit; NaN never is.
+    pub fn holds(&self) -> bool {
+        self.value <= self.limit
+    }
+
+    /// The value as a share of its limit: above 1 when it does not hold, and so for NaN.
+    pub fn share(&self) -> f64 {
+        if self.value.is_nan() || self.limit.is_nan() {
+            f64::INFINITY
+        } else if self.limit > 0.0 {
+            self.value / self.limit
+        } else if self.value <= self.limit {
+            0.0
+        } else {
+            f64::INFINITY
+        }
+    }
+}
+
+/// One row of `aqlm check`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CaseRow {
+    /// the operation
+    pub op: String,
+    /// the case's id
+    pub case: String,
+    /// which backend was checked
+    pub backend: String,
+    /// how it ended
+    pub outcome: Outcome,
+    /// what was compared
+    pub comparisons: Vec<Comparison>,
+    /// why it failed, is unsupported or was waived
+    pub reason: Option<String>,
+}
+
+impl CaseRow {
+    /// A row from its comparisons: a pass when there is at least one and all hold.
+    pub fn compared(op: &str, case: &str, backend: &str, comparisons: Vec<Comparison>) -> Self {
+        let broken = comparisons.iter().find(|comparison| !comparison.holds());
+        let reason = match broken {
+            Some(comparison) => Some(format!(
+                "{}: {:.3e}, limit {:.1e}",
+                comparison.what, comparison.value, comparison.limit
+            )),
+            None if comparisons.is_empty() => Some("nothing was compared".to_owned()),
+            None => None,
+        };
+        let outcome = if reason.is_none() {
+            Outcome::Pass
+        } else {
+            Outcome::Fail
+        };
+        Self {
+            op: op.into(),
+            case: case.into(),
+            backend: backend.into(),
+            outcome,
+            comparisons,
+            reason,
+        }
+    }
+
+    /// A row without comparisons.
+    pub fn without(op: &str, case: &str, backend: &str, outcome: Outcome, reason: impl Into<String>) -> Self {
+        Self {
+            op: op.into(),
+            case: case.into(),
+            backend: backend.into(),
+            outcome,
+            comparisons: Vec::new(),
+            reason: Some(reason.into()),
+        }
+    }
+
+    /// The comparison nearest to (or farthest over) its limit.
+    pub fn worst(&self) -> Option<&Comparison> {
+        self.comparisons
+            .iter()
+            .max_by(|a, b| a.share().total_cmp(&b.share()))
+    }
+}
+
+/// All rows of a check.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CheckReport {
+    /// cases within their limits
+    pub pass: usize,
+    /// cases outside
+    pub fail: usize,
+    /// cases a backend does not do
+    pub unsupported: usize,
+    /// cases not tried
+    pub waived: usize,
+    /// every case
+    pub rows: Vec<CaseRow>,
+}
+
+impl CheckReport {
+    /// Counts the outcomes.
+    pub fn new(rows: Vec<CaseRow>) -> Self {
+        let count = |outcome| rows.iter().filter(|row| row.outcome == outcome).count();
+        Self {
+            pass: count(Outcome::Pass),
+            fail: count(Outcome::Fail),
+            unsupported: count(Outcome::Unsupported),
+            waived: count(Outcome::Waived),
+            rows,
+        }
+    }
+
+    /// Whether something was compared and nothing failed.
+    pub fn holds(&self) -> bool {
+        self.fail == 0 && self.pass > 0
+    }
+}
+
+/// One line of the result: an operation on a backend.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// which operation
+    pub op: String,
+    /// which backend
+    pub backend: String,
+    /// cases
+    pub cases: usize,
+    /// cases within their limits
+    pub pass: usize,
+    /// cases outside
+    pub fail: usize,
+    /// cases the backend does not do
+    pub unsupported: usize,
+    /// cases not tried
+    pub waived: usize,
+    /// of all comparisons the one nearest to its limit, or farthest over it
+    pub worst: Option<Comparison>,
+    /// of all NMSEs the one nearest to its limit
+    pub nmse: Option<Comparison>,
+    /// why cases failed, were unsupported or waived: the first reason
+    pub reason: Option<String>,
+}
+
+/// A whole cross-check.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "CrossFields")]
+pub struct CrossReport {
+    /// one line for each operation and backend
+    pub summary: Vec<Summary>,
+    /// every case
+    #[serde(flatten)]
+    pub report: CheckReport,
+}
+
+impl CrossReport {
+    /// Whether something was compared and nothing failed.
+    pub fn holds(&self) -> bool {
+        self.report.holds()
+    }
+}
+
+/// The fields of a [`CrossReport`] as they stand in JSON: read flat, so that errors name the field.
+#[derive(Deserialize)]
+struct CrossFields {
+    summary: Vec<Summary>,
+    pass: usize,
+    fail: usize,
+    unsupported: usize,
+    waived: usize,
+    rows: Vec<CaseRow>,
+}
+
+impl From<CrossFields> for CrossReport {
+    fn from(fields: CrossFields) -> Self {
+        let CrossFields {
+            summary,
+            pass,
+            fail,
+            unsupported,
+            waived,
+            rows,
+        } = fields;
+        Self {
+            summary,
+            report: CheckReport {
+                pass,
+                fail,
+                unsupported,
+                waived,
+                rows,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_compared_and_nan_are_failures() {
+        assert_eq!(
+            CaseRow::compared("op", "case", "b", vec![]).outcome,
+            Outcome::Fail
+        );
+        let nan = Comparison::new("x", f64::NAN, 1.0);
+        assert_eq!(
+            CaseRow::compared("op", "case", "b", vec![nan]).outcome,
+            Outcome::Fail
+        );
+        let good = Comparison::new("x", 1e-9, 1e-6);
+        assert_eq!(
+            CaseRow::compared("op", "case", "b", vec![good]).outcome,
+            Outcome::Pass
+        );
+    }
+
+    #[test]
+    fn a_report_without_a_pass_does_not_hold() {
+        assert!(!CheckReport::new(vec![]).holds());
+        let waived = CaseRow::without("op", "case", "b", Outcome::Waived, "no device");
+        assert!(!CheckReport::new(vec![waived]).holds());
+    }
+}

@@ -1,0 +1,12 @@
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// A model that `aqlm fetch` put in place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchRecord {
+    /// its folder
+    pub path: PathBuf,
+    /// where it came from, in words; "already there" when nothing was fetched
+    pub source: String,
+}

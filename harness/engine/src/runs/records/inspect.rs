@@ -1,0 +1,77 @@
+use aqlm_vocabulary::{ArchSpec, Rope};
+use serde::{Deserialize, Serialize};
+
+use aqlm_formats::model::{LayerEntry, TensorEntry};
+
+/// What a model's files hold.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InspectRecord {
+    /// the model, as it was named
+    pub model: String,
+    /// its family, for example `llama`
+    pub family: String,
+    /// its shape
+    pub config: Shape,
+    /// all tensors, by name
+    pub tensors: Vec<TensorEntry>,
+    /// all linear layers of all blocks, in order
+    pub layers: Vec<LayerEntry>,
+    /// parameters of the model; a tied head counts once
+    pub parameters: u64,
+    /// bytes of all tensors
+    pub bytes: u64,
+    /// parameters in AQLM-quantized layers
+    pub quantized_parameters: u64,
+    /// average bits per parameter over the AQLM-quantized layers (codes, codebooks, scales); `None` without
+    /// any
+    pub quantized_bits_per_parameter: Option<f64>,
+}
+
+/// The numbers of a model, under the names that they have in a config.json; of blocks those of the first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Shape {
+    /// tokens in the vocabulary
+    pub vocab_size: usize,
+    /// width of the residual stream
+    pub hidden_size: usize,
+    /// width inside the MLP
+    pub intermediate_size: usize,
+    /// number of blocks
+    pub num_hidden_layers: usize,
+    /// query heads
+    pub num_attention_heads: usize,
+    /// key and value heads
+    pub num_key_value_heads: usize,
+    /// width of one head
+    pub head_dim: usize,
+    /// epsilon inside the root of RMSNorm
+    pub rms_norm_eps: f64,
+    /// rotary position embedding; `None` without one
+    pub rope: Option<Rope>,
+    /// tokens that a position attends to, itself included; `None` is all earlier ones
+    pub sliding_window: Option<usize>,
+    /// whether the head is the embedding
+    pub tie_word_embeddings: bool,
+    /// longest context that the model was trained for
+    pub max_position_embeddings: usize,
+}
+
+impl From<&ArchSpec> for Shape {
+    fn from(arch: &ArchSpec) -> Self {
+        let attention = arch.attention();
+        Self {
+            vocab_size: arch.vocab_size,
+            hidden_size: arch.hidden_size,
+            intermediate_size: arch.blocks[0].intermediate_size(),
+            num_hidden_layers: arch.blocks.len(),
+            num_attention_heads: attention.heads,
+            num_key_value_heads: attention.kv_heads,
+            head_dim: attention.head_dim,
+            rms_norm_eps: arch.final_norm.epsilon,
+            rope: attention.rotary.clone(),
+            sliding_window: attention.window,
+            tie_word_embeddings: arch.tied,
+            max_position_embeddings: arch.max_position_embeddings,
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Records: every result that a command prints with `--json`, as a type that is written to standard output
+//! and to run folders, and read back (docs/formats.md 4).
+//!
+//! A record is one JSON object. Its field `record` says which command it is of and in which version, as in
+//! `"eval/1"`. The version grows when a field is added, removed or means something else.
+//!
+//! JSON has no NaN and no infinities. Both are written as `null`; where a number must be there, `null` is
+//! read as NaN.
+
+mod bench;
+mod check;
+mod decode;
+mod demo;
+mod eval;
+mod fetch;
+mod finetune;
+mod generate;
+mod inspect;
+mod quantize;
+
+use std::path::Path;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+
+pub use bench::{BenchCase, BenchReport, KernelRow, Times, Worst};
+pub use check::{CaseRow, CheckReport, Comparison, CrossReport, Outcome, Summary};
+pub use decode::{DecodeReport, StageRow};
+pub use demo::DemoRecord;
+pub use eval::EvalRecord;
+pub use fetch::FetchRecord;
+pub use finetune::FinetuneRecord;
+pub use generate::GenerateRecord;
+pub use inspect::{InspectRecord, Shape};
+pub use quantize::{BlockReport, LayerSummary, QuantizeRecord, QuantizeReport, QuantizedLayer};
+
+use aqlm_formats::durable;
+use aqlm_formats::{Error, Result};
+
+/// Name of the record in a run folder.
+pub const FILE: &str = "record.json";
+
+/// Declares [`Record`]. A new record is one line here, and a file beside this one.
+macro_rules! records {
+    ($($(#[$doc:meta])* $variant:ident($fields:ty) = $kind:literal,)*) => {
+        /// The record of any command.
+        #[derive(Debug, Clone, PartialEq, Serialize)]
+        #[serde(tag = "record")]
+        pub enum Record {
+            $($(#[$doc])* #[serde(rename = $kind)] $variant($fields),)*
+        }
+
+        impl Record {
+            /// Every record that this version of the program writes and reads.
+            pub const KINDS: &[&str] = &[$($kind),*];
+
+            /// What it is, and in which version: the field `record`.
+            pub fn kind(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $kind,)*
+                }
+            }
+
+            /// A record out of its fields; `None` when there is no such kind.
+            fn of_kind(
+                kind: &str,
+                fields: Value,
+            ) -> Option<std::result::Result<Self, serde_path_to_error::Error<serde_json::Error>>> {
+                match kind {
+                    $($kind => Some(serde_path_to_error::deserialize(fields).map(Self::$variant)),)*
+                    _ => None,
+                }
+            }
+        }
+
+        $(impl From<$fields> for Record {
+            fn from(fields: $fields) -> Self {
+                Self::$variant(fields)
+            }
+        })*
+    };
+}
+
+records! {
+    /// `aqlm demo`
+    Demo(DemoRecord) = "demo/1",
+    /// `aqlm fetch`
+    Fetch(FetchRecord) = "fetch/1",
+    /// `aqlm inspect`
+    Inspect(InspectRecord) = "inspect/1",
+    /// `aqlm quantize`
+    Quantize(QuantizeRecord) = "quantize/1",
+    /// `aqlm finetune`
+    Finetune(FinetuneRecord) = "finetune/1",
+    /// `aqlm eval`
+    Eval(EvalRecord) = "eval/1",
+    /// `aqlm generate`
+    Generate(GenerateRecord) = "generate/1",
+    /// `aqlm check`
+    Check(CrossReport) = "check/1",
+    /// `aqlm check --vectors`
+    Vectors(CheckReport) = "vectors/1",
+    /// `aqlm bench`
+    Bench(BenchReport) = "bench/1",
+    /// `aqlm bench --random-weights`
+    Decode(DecodeReport) = "decode/1",
+}
+
+impl Record {
+    /// The JSON document, indented, without a newline at its end.
+    #[expect(clippy::missing_panics_doc, reason = "no record makes it panic")]
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self)
+            .expect("records are numbers, strings, lists and maps with strings as keys")
+    }
+}
+
+/// Writes a record, whole or not at all.
+///
+/// # Errors
+/// `Error::Io`.
+pub fn write(path: &Path, record: &Record) -> Result<()> {
+    durable::write_text(path, &format!("{}\n", record.to_json()))
+}
+
+/// Reads any record.
+///
+/// # Errors
+/// `Error::Io`; `Error::Json` with the place when the file is not JSON, as when it is cut off; `Error::Field`
+/// naming the field, what was expected and what was found: for a record of an unknown kind or version the
+/// field `record`.
+pub fn read(path: &Path) -> Result<Record> {
+    let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
+    parse(path, &text)
+}
+
+/// Reads any record from the bytes of a document; `name` is what errors call the file.
+///
+/// # Errors
+/// As [`read`], without `Io`.
+pub fn parse(name: &Path, document: &[u8]) -> Result<Record> {
+    let mut fields: Value = serde_json::from_slice(document).map_err(Error::json(name, 1))?;
+    let wrong = |field: &str, expected: String, found: String| Error::Field {
+        path: name.into(),
+        field: field.into(),
+        expected,
+        found,
+    };
+    let kind = match fields.as_object_mut().map(|fields| fields.remove("record")) {
+        Some(Some(Value::String(kind))) => kind,
+        found => {
+            let found = found.map_or("no object", |found| match found {
+                Some(_) => "no string",
+                None => "nothing",
+            });
+            return Err(wrong("record", one_of(Record::KINDS), found.into()));
+        }
+    };
+    match Record::of_kind(&kind, fields) {
+        Some(record) => record.map_err(|error| {
+            let field = match error.path().to_string() {
+                whole if whole == "." => "whole record".into(),
+                field => field,
+            };
+            wrong(
+                &field,
+                format!("what {kind} has there"),
+                error.inner().to_string(),
+            )
+        }),
+        None => Err(wrong("record", expected_instead_of(&kind), kind)),
+    }
+}
+
+/// What is read instead of a kind that is not: the version that is known of the same record, or all records.
+fn expected_instead_of(kind: &str) -> String {
+    let of_command = |kind: &str| kind.split('/').next().map(str::to_owned);
+    let known = Record::KINDS
+        .iter()
+        .find(|known| of_command(known) == of_command(kind));
+    known.map_or_else(
+        || one_of(Record::KINDS),
+        |known| format!("{known}, the version that this program reads"),
+    )
+}
+
+fn one_of(kinds: &[&str]) -> String {
+    format!("one of {}", kinds.join(", "))
+}
+
+/// Reads a number that may be NaN or infinite, and is `null` then.
+fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+#[cfg(test)]
+mod tests;

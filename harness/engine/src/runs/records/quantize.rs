@@ -1,0 +1,115 @@
+use aqlm_vocabulary::{FinetuneReport, LayerReport, Scheme};
+use serde::{Deserialize, Serialize};
+
+use crate::EndToEndReport;
+
+/// One quantized layer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerSummary {
+    /// full name, as in `model.layers.0.self_attn.q_proj`
+    pub name: String,
+    /// layer error relative to tr(W H W^T), before fine-tuning
+    pub relative_layer_error: f64,
+    /// seconds it took
+    pub seconds: f64,
+    /// bits per parameter
+    pub bits_per_parameter: f64,
+    /// weights in it
+    pub parameters: usize,
+    /// the rest
+    pub report: LayerReport,
+}
+
+/// One quantized block.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BlockReport {
+    /// index of the block
+    pub block: usize,
+    /// its layers
+    pub layers: Vec<LayerSummary>,
+    /// how fine-tuning went; `None` when it is switched off
+    pub finetune: Option<FinetuneReport>,
+    /// squared error of the stored block's outputs over all calibration sequences, relative to the outputs'
+    /// squares
+    pub relative_output_error: f64,
+    /// seconds it took
+    pub seconds: f64,
+}
+
+/// A whole quantized model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QuantizeReport {
+    /// the scheme
+    pub scheme: Scheme,
+    /// over all quantized weights
+    pub bits_per_parameter: f64,
+    /// seconds of all blocks, those of an earlier attempt included
+    pub seconds: f64,
+    /// every block
+    pub blocks: Vec<BlockReport>,
+}
+
+/// One quantized layer in short.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct QuantizedLayer {
+    /// full name, as in `model.layers.0.self_attn.q_proj`
+    pub name: String,
+    /// layer error relative to tr(W H W^T), before fine-tuning
+    pub relative_layer_error: f64,
+    /// codes, codebooks and scales
+    pub bits_per_parameter: f64,
+    /// seconds it took
+    pub seconds: f64,
+}
+
+/// How a model was quantized.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct QuantizeRecord {
+    /// the scheme
+    pub scheme: Scheme,
+    /// over all quantized weights: codes, codebooks and scales
+    pub bits_per_parameter: f64,
+    /// seconds of all blocks, those of an earlier attempt included
+    pub seconds: f64,
+    /// bytes of the dense model's tensors
+    pub bytes_before: u64,
+    /// bytes of the quantized model's tensors
+    pub bytes_after: u64,
+    /// every layer of every block in short
+    pub layers: Vec<QuantizedLayer>,
+    /// every block
+    pub blocks: Vec<BlockReport>,
+    /// how the end-to-end step went, where it was taken; the model before it is in `block-tuned` inside `out`
+    pub end_to_end: Option<EndToEndReport>,
+    /// run folder and quantized model
+    pub out: String,
+}
+
+impl QuantizeRecord {
+    /// The record of a quantized model in the folder `out`.
+    pub fn new(
+        report: QuantizeReport,
+        end_to_end: Option<EndToEndReport>,
+        [bytes_before, bytes_after]: [u64; 2],
+        out: String,
+    ) -> Self {
+        let layers = report.blocks.iter().flat_map(|block| &block.layers);
+        let layers = layers.map(|layer| QuantizedLayer {
+            name: layer.name.clone(),
+            relative_layer_error: layer.relative_layer_error,
+            bits_per_parameter: layer.bits_per_parameter,
+            seconds: layer.seconds,
+        });
+        Self {
+            scheme: report.scheme,
+            bits_per_parameter: report.bits_per_parameter,
+            seconds: report.seconds,
+            bytes_before,
+            bytes_after,
+            layers: layers.collect(),
+            blocks: report.blocks,
+            end_to_end,
+            out,
+        }
+    }
+}

@@ -1,0 +1,155 @@
+use aqlm_vocabulary::{
+    AdamDecay, AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, StreamKey, Tuned,
+};
+
+use super::epochs::{Course, Keeper, Plan, Step, train};
+use super::objective::SquaredError;
+use crate::ops::{Ranks, TrainOps};
+use aqlm_formats::Result;
+
+/// Tunes the codebooks, scales and norms of a block on the outputs that it should have (paper section 3.4,
+/// algorithm 1 lines 15 to 22); codes, biases and dense layers stay.
+///
+/// Adam on the mean squared error per output element, minibatches of `settings.batch` sequences in an order
+/// that `key` decides anew each epoch. The last `validation` sequences are not trained on but judge the state
+/// after each epoch. Without any, the training sequences judge. Tuning stops after `settings.patience` epochs
+/// in a row that did not improve on the best (0 counts as 1), and the block is left in the best state, which
+/// may be the one that it came in.
+///
+/// # Errors
+/// `Unsupported` when no sequence is left to train on or the batch size is 0; `NotFinite` when a loss is NaN or
+/// infinite; what the machine refuses. The block is in the best state so far after an error, too.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is a different thing, and a struct would only rename them"
+)]
+pub fn tune_block<M: TrainOps>(
+    machine: &M,
+    block: &mut M::Block,
+    inputs: &M::Hidden,
+    targets: &M::Hidden,
+    validation: usize,
+    settings: &FinetuneSettings,
+    key: StreamKey,
+    ranks: &impl Ranks,
+    observe: &mut dyn FnMut(FinetuneEvent),
+) -> Result<FinetuneReport> {
+    let sequences = machine.lengths(inputs).len();
+    let goals = machine.lengths(targets).len();
+    if goals != sequences {
+        return Err(AqlmError::Shape {
+            what: "fine-tuning targets".into(),
+            expected: vec![sequences],
+            found: vec![goals],
+        }
+        .into());
+    }
+    let refused = if validation >= sequences {
+        Some(format!(
+            "fine-tuning with {validation} of {sequences} sequences for validation: none is left to train on"
+        ))
+    } else {
+        (settings.batch == 0).then(|| "fine-tuning with batches of 0 sequences".to_owned())
+    };
+    if let Some(reason) = refused {
+        return Err(AqlmError::Unsupported(reason).into());
+    }
+    let tuned = Tuned {
+        codebooks: settings.codebooks,
+        scales: settings.scales,
+        norms: settings.norms,
+        embedding: false,
+        head: false,
+    };
+    let decay = AdamDecay {
+        beta1: settings.beta1,
+        beta2: settings.beta2,
+        eps: settings.eps,
+    };
+    let tuner = machine.block_tuner(block, tuned, decay);
+    let idle = machine.is_idle(&tuner);
+    let mut objective = SquaredError {
+        machine,
+        tuner,
+        inputs,
+        targets,
+        ranks,
+    };
+    let plan = Plan {
+        epochs: if idle { 0 } else { settings.epochs },
+        batch: settings.batch,
+        patience: settings.patience,
+        sequences,
+        validation,
+        lr: &|_, _| settings.lr,
+        key,
+    };
+    let mut keeper = InMemory { block, observe };
+    let (course, broken) = train(&mut objective, &plan, None, &mut keeper)?;
+    if let Some(broken) = broken {
+        let what = match (broken.epoch, broken.judged) {
+            (0, _) => "loss before fine-tuning",
+            (_, false) => "loss of a fine-tuning step",
+            (_, true) => "loss after a fine-tuning epoch",
+        };
+        return Err(AqlmError::NotFinite {
+            what: what.into(),
+            index: vec![broken.epoch],
+            value: broken.loss,
+        }
+        .into());
+    }
+    Ok(FinetuneReport {
+        loss_before: course.loss_before,
+        loss_after: course.loss_after,
+        train_losses: course.train_losses,
+        validation_losses: course.validation_losses,
+        best_epoch: course.best_epoch,
+    })
+}
+
+/// Keeps the best block in memory.
+struct InMemory<'a, B> {
+    block: &'a mut B,
+    observe: &'a mut dyn FnMut(FinetuneEvent),
+}
+
+impl<M: TrainOps, R: Ranks> Keeper<SquaredError<'_, M, R>> for InMemory<'_, M::Block> {
+    fn begun(&mut self, _course: &Course, _objective: &mut SquaredError<'_, M, R>) -> Result<()> {
+        Ok(())
+    }
+
+    fn stepped(
+        &mut self,
+        _course: &Course,
+        _objective: &mut SquaredError<'_, M, R>,
+        step: &Step<'_>,
+    ) -> Result<()> {
+        (self.observe)(FinetuneEvent::Step {
+            epoch: step.epoch,
+            step: step.step,
+            steps: step.steps,
+            loss: step.loss,
+        });
+        Ok(())
+    }
+
+    fn epoch_done(
+        &mut self,
+        course: &Course,
+        objective: &mut SquaredError<'_, M, R>,
+        train_loss: f64,
+        _judged: f64,
+        better: bool,
+    ) -> Result<()> {
+        (self.observe)(FinetuneEvent::Epoch {
+            epoch: course.epoch,
+            train_loss,
+            validation_loss: course.validation_losses.last().copied(),
+        });
+        if better {
+            *self.block = objective.machine.tuned_block(&objective.tuner);
+        }
+        Ok(())
+    }
+}

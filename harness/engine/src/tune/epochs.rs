@@ -1,0 +1,202 @@
+use aqlm_vocabulary::{Purpose, StreamKey, shuffle};
+
+use super::objective::Objective;
+use aqlm_formats::Result;
+
+/// How training goes.
+pub(super) struct Plan<'a> {
+    /// passes over the training sequences at most
+    pub(super) epochs: usize,
+    /// sequences in a step
+    pub(super) batch: usize,
+    /// epochs without a better loss before it stops; 0 counts as 1
+    pub(super) patience: usize,
+    /// sequences, those for validation included
+    pub(super) sequences: usize,
+    /// the last this many are not trained on; without any, the training sequences judge
+    pub(super) validation: usize,
+    /// the learning rate of a step, counted over all epochs from 0, of so many
+    pub(super) lr: &'a dyn Fn(usize, usize) -> f64,
+    /// whose stream decides the order of the sequences
+    pub(super) key: StreamKey,
+}
+
+impl Plan<'_> {
+    /// The sequences that judge a state.
+    pub(super) fn judges(&self) -> Vec<usize> {
+        let training = self.sequences - self.validation;
+        if self.validation > 0 {
+            (training..self.sequences).collect()
+        } else {
+            (0..training).collect()
+        }
+    }
+}
+
+/// How far training has come. Losses are means over what the objective counts.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Course {
+    /// epochs finished
+    pub(super) epoch: usize,
+    /// steps taken in the epoch after them
+    pub(super) step: usize,
+    /// their losses, summed
+    pub(super) epoch_total: f64,
+    /// loss on the judging sequences before the first step
+    pub(super) loss_before: f64,
+    /// the same for the best state
+    pub(super) loss_after: f64,
+    /// training loss of each epoch
+    pub(super) train_losses: Vec<f64>,
+    /// validation loss after each epoch
+    pub(super) validation_losses: Vec<f64>,
+    /// epoch whose end was best; 0 is the state before the first step
+    pub(super) best_epoch: usize,
+}
+
+/// A step that was taken.
+pub(super) struct Step<'a> {
+    /// epoch, from 1
+    pub(super) epoch: usize,
+    /// step within the epoch, from 1
+    pub(super) step: usize,
+    /// steps in each epoch
+    pub(super) steps: usize,
+    /// its sequences
+    pub(super) batch: &'a [usize],
+    /// mean loss on them before it
+    pub(super) loss: f64,
+    /// the learning rate
+    pub(super) lr: f64,
+}
+
+/// A loss that is not finite, which ends training.
+pub(super) struct Broken {
+    /// epoch, from 1; 0 before the first
+    pub(super) epoch: usize,
+    /// step within the epoch, from 1
+    pub(super) step: usize,
+    /// whether it is the loss of the judging sequences, after the step
+    pub(super) judged: bool,
+    pub(super) loss: f64,
+    /// on these sequences
+    pub(super) sequences: Vec<usize>,
+}
+
+/// Who hears of training and keeps its states.
+pub(super) trait Keeper<O> {
+    /// The state before the first step was judged.
+    fn begun(&mut self, course: &Course, objective: &mut O) -> Result<()>;
+
+    /// A step was taken.
+    fn stepped(&mut self, course: &Course, objective: &mut O, step: &Step<'_>) -> Result<()>;
+
+    /// An epoch is done, and its end `judged`; `better` than the best before.
+    fn epoch_done(
+        &mut self,
+        course: &Course,
+        objective: &mut O,
+        train_loss: f64,
+        judged: f64,
+        better: bool,
+    ) -> Result<()>;
+}
+
+/// Trains: epochs of minibatches in an order that the key decides anew for each, a judgement after each, until
+/// the plan's epochs are done or `patience` of them in a row did not improve on the best. A loss that is not
+/// finite ends it, too. Goes on from `resumed` as if there had been no interruption.
+///
+/// # Errors
+/// Those of objective and keeper.
+pub(super) fn train<O: Objective, K: Keeper<O>>(
+    objective: &mut O,
+    plan: &Plan<'_>,
+    resumed: Option<Course>,
+    keeper: &mut K,
+) -> Result<(Course, Option<Broken>)> {
+    let training = plan.sequences - plan.validation;
+    let judges = plan.judges();
+    let mut course = if let Some(course) = resumed {
+        course
+    } else {
+        let loss = objective.losses(&judges)? / objective.count(&judges);
+        let course = Course {
+            epoch: 0,
+            step: 0,
+            epoch_total: 0.0,
+            loss_before: loss,
+            loss_after: loss,
+            train_losses: Vec::new(),
+            validation_losses: Vec::new(),
+            best_epoch: 0,
+        };
+        keeper.begun(&course, objective)?;
+        course
+    };
+    let broken = |epoch, step, judged, loss, sequences: &[usize]| {
+        Some(Broken {
+            epoch,
+            step,
+            judged,
+            loss,
+            sequences: sequences.to_vec(),
+        })
+    };
+    if !course.loss_before.is_finite() {
+        let broken = broken(0, 0, true, course.loss_before, &judges);
+        return Ok((course, broken));
+    }
+
+    let steps = training.div_ceil(plan.batch);
+    let mut rng = plan.key.stream(Purpose::Minibatches);
+    let mut order = Vec::new();
+    let mut shuffled = 0;
+    while course.epoch < plan.epochs && course.epoch - course.best_epoch < plan.patience.max(1) {
+        let epoch = course.epoch + 1;
+        // a resumed run draws the orders of the epochs before again
+        while shuffled < epoch {
+            order = (0..training).collect::<Vec<usize>>();
+            shuffle(&mut rng, &mut order);
+            shuffled += 1;
+        }
+        for (step, batch) in order.chunks(plan.batch).enumerate().skip(course.step) {
+            let total = objective.accumulate(batch)?;
+            let loss = total / objective.count(batch);
+            if !loss.is_finite() {
+                return Ok((course, broken(epoch, step + 1, false, loss, batch)));
+            }
+            let lr = (plan.lr)((epoch - 1) * steps + step, plan.epochs * steps);
+            objective.step(lr);
+            course.step = step + 1;
+            course.epoch_total += total;
+            let step = Step {
+                epoch,
+                step: step + 1,
+                steps,
+                batch,
+                loss,
+                lr,
+            };
+            keeper.stepped(&course, objective, &step)?;
+        }
+        let judged = objective.losses(&judges)? / objective.count(&judges);
+        if !judged.is_finite() {
+            return Ok((course, broken(epoch, steps, true, judged, &judges)));
+        }
+        let train_loss = course.epoch_total / objective.count(&order);
+        course.train_losses.push(train_loss);
+        if plan.validation > 0 {
+            course.validation_losses.push(judged);
+        }
+        course.epoch = epoch;
+        course.step = 0;
+        course.epoch_total = 0.0;
+        let better = judged < course.loss_after;
+        if better {
+            course.loss_after = judged;
+            course.best_epoch = epoch;
+        }
+        keeper.epoch_done(&course, objective, train_loss, judged, better)?;
+    }
+    Ok((course, None))
+}

@@ -1,0 +1,186 @@
+use std::ops::Range;
+
+use aqlm_vocabulary::Target;
+
+use super::teacher::{Said, Teacher};
+use crate::ops::{PartSums, Ranks, TrainOps, joined};
+use aqlm_formats::Result;
+
+/// What is being trained, and the loss that it is trained on, over sequences known by their numbers.
+#[expect(
+    clippy::missing_errors_doc,
+    reason = "what the machine refuses, for all methods"
+)]
+pub(super) trait Objective {
+    /// What a mean loss is the mean over, in these sequences.
+    fn count(&self, sequences: &[usize]) -> f64;
+
+    /// Losses of these sequences, summed.
+    fn losses(&mut self, sequences: &[usize]) -> Result<f64>;
+
+    /// [`Objective::losses`], adding the gradients of their mean.
+    fn accumulate(&mut self, batch: &[usize]) -> Result<f64>;
+
+    /// One step along the gradients added up so far.
+    fn step(&mut self, lr: f64);
+}
+
+/// Sums of gradients beside the loss of each sequence.
+struct Sums<'a, T> {
+    tuner: &'a mut T,
+    losses: Vec<f64>,
+}
+
+impl<T: PartSums> PartSums for Sums<'_, T> {
+    fn take(&mut self) -> Vec<f64> {
+        let mut sums = self.losses.take();
+        sums.extend(self.tuner.take());
+        sums
+    }
+
+    fn add(&mut self, sums: &[f64]) -> Result<()> {
+        let (losses, gradients) = sums.split_at(self.losses.len().min(sums.len()));
+        self.losses.add(losses)?;
+        self.tuner.add(gradients)
+    }
+}
+
+/// Adds the gradients of sequences of these lengths part by part; `add` adds those of a range of them and
+/// returns their losses. Returns all losses.
+fn gather<T: PartSums>(
+    ranks: &impl Ranks,
+    tuner: &mut T,
+    lengths: &[usize],
+    parts: &[Range<usize>],
+    mut add: impl FnMut(&mut T, Range<usize>) -> Result<Vec<f64>>,
+) -> Result<Vec<f64>> {
+    let mut sums = Sums {
+        tuner,
+        losses: vec![0.0; lengths.len()],
+    };
+    ranks.sum_in_order(&mut sums, parts.len(), &mut |sums, range| {
+        let range = joined(parts, range);
+        let losses = add(sums.tuner, range.clone())?;
+        sums.losses[range].copy_from_slice(&losses);
+        Ok(())
+    })?;
+    Ok(sums.losses)
+}
+
+/// The squared error of a block's outputs.
+pub(super) struct SquaredError<'a, M: TrainOps, R> {
+    pub(super) machine: &'a M,
+    pub(super) tuner: M::BlockTuner,
+    pub(super) inputs: &'a M::Hidden,
+    pub(super) targets: &'a M::Hidden,
+    pub(super) ranks: &'a R,
+}
+
+impl<M: TrainOps, R: Ranks> SquaredError<'_, M, R> {
+    /// Tokens of these sequences.
+    fn lengths(&self, sequences: &[usize]) -> Vec<usize> {
+        let lengths = self.machine.lengths(self.targets);
+        sequences.iter().map(|&sequence| lengths[sequence]).collect()
+    }
+}
+
+impl<M: TrainOps, R: Ranks> Objective for SquaredError<'_, M, R> {
+    /// Output elements.
+    fn count(&self, sequences: &[usize]) -> f64 {
+        let tokens: usize = self.lengths(sequences).iter().sum();
+        (tokens * self.machine.config().hidden_size) as f64
+    }
+
+    fn losses(&mut self, sequences: &[usize]) -> Result<f64> {
+        let parts = self.machine.parts(&self.lengths(sequences));
+        let mut losses = vec![0.0; sequences.len()];
+        let (machine, tuner) = (self.machine, &self.tuner);
+        self.ranks
+            .sum_in_order(&mut losses, parts.len(), &mut |losses, range| {
+                let range = joined(&parts, range);
+                let part = &sequences[range.clone()];
+                let found = machine.block_losses(tuner, self.inputs, self.targets, part)?;
+                losses[range].copy_from_slice(&found);
+                Ok(())
+            })?;
+        Ok(losses.iter().sum())
+    }
+
+    fn accumulate(&mut self, batch: &[usize]) -> Result<f64> {
+        let lengths = self.lengths(batch);
+        let parts = self.machine.parts(&lengths);
+        let scale = 1.0 / self.count(batch);
+        let (machine, inputs, targets) = (self.machine, self.inputs, self.targets);
+        let losses = gather(self.ranks, &mut self.tuner, &lengths, &parts, |tuner, range| {
+            machine.block_accumulate(tuner, inputs, targets, &batch[range], scale)
+        })?;
+        Ok(losses.iter().sum())
+    }
+
+    fn step(&mut self, lr: f64) {
+        self.machine.block_step(&mut self.tuner, lr);
+    }
+}
+
+/// A model's loss on next-token distributions: those of a teacher, or the text itself.
+pub(super) struct NextTokens<'a, M: TrainOps, R> {
+    pub(super) machine: &'a M,
+    pub(super) tuner: M::ModelTuner,
+    pub(super) teacher: &'a Teacher<M>,
+    pub(super) sequences: &'a [&'a [u32]],
+    /// sequences whose targets are in memory together
+    pub(super) batch: usize,
+    pub(super) ranks: &'a R,
+}
+
+impl<'a, M: TrainOps, R> NextTokens<'a, M, R> {
+    /// Token ids of these sequences.
+    pub(super) fn tokens(&self, sequences: &[usize]) -> Vec<&'a [u32]> {
+        sequences.iter().map(|&index| self.sequences[index]).collect()
+    }
+}
+
+impl<M: TrainOps, R: Ranks> Objective for NextTokens<'_, M, R> {
+    /// Positions with a loss.
+    fn count(&self, sequences: &[usize]) -> f64 {
+        let of_sequence = |&index: &usize| {
+            let tokens = self.sequences[index].len();
+            match self.teacher {
+                Teacher::Text => Target::NextTokens.positions(tokens),
+                Teacher::Stored { .. } | Teacher::Resident { .. } => tokens,
+            }
+        };
+        sequences.iter().map(of_sequence).sum::<usize>() as f64
+    }
+
+    fn losses(&mut self, sequences: &[usize]) -> Result<f64> {
+        let mut total = 0.0;
+        for batch in sequences.chunks(self.batch) {
+            let tokens = self.tokens(batch);
+            let said = self.teacher.says(self.machine, batch, &tokens)?;
+            let targets: Vec<Target<'_>> = said.iter().map(|said: &Said| self.teacher.target(said)).collect();
+            let losses = self.machine.model_losses(&mut self.tuner, &tokens, &targets)?;
+            total += losses.iter().sum::<f64>();
+        }
+        Ok(total)
+    }
+
+    fn accumulate(&mut self, batch: &[usize]) -> Result<f64> {
+        let scale = 1.0 / self.count(batch);
+        let tokens = self.tokens(batch);
+        let said = self.teacher.says(self.machine, batch, &tokens)?;
+        let targets: Vec<Target<'_>> = said.iter().map(|said: &Said| self.teacher.target(said)).collect();
+        let lengths: Vec<usize> = tokens.iter().map(|tokens| tokens.len()).collect();
+        let parts = self.machine.parts(&lengths);
+        let machine = self.machine;
+        let losses = gather(self.ranks, &mut self.tuner, &lengths, &parts, |tuner, range| {
+            let (tokens, targets) = (&tokens[range.clone()], &targets[range]);
+            machine.model_accumulate(tuner, tokens, targets, scale, &mut |_, _, _| ())
+        })?;
+        Ok(losses.iter().sum())
+    }
+
+    fn step(&mut self, lr: f64) {
+        self.machine.model_step(&mut self.tuner, lr);
+    }
+}

@@ -1,0 +1,134 @@
+//! Sequences of different length: losses are those of each sequence alone, on every machine and whichever way a
+//! model is evaluated.
+
+use aqlm_engine::backends::{BackendKind, CpuBackend};
+use aqlm_engine::evaluate::{Evaluation, resident, streamed};
+use aqlm_engine::generate::{Sampling, generate};
+use aqlm_engine::ops::ModelOps;
+use aqlm_formats::model::Model;
+use aqlm_vocabulary::{Purpose, stream};
+use ndarray::Array1;
+
+/// More than one part of equal sequences, and some that are not.
+const LENGTHS: [usize; 6] = [9, 9, 2, 17, 5, 9];
+
+fn windows() -> Vec<Vec<u32>> {
+    let window = |i: usize| {
+        (0..LENGTHS[i])
+            .map(|t| ((i * 131 + t * 17) % 400) as u32)
+            .collect()
+    };
+    (0..LENGTHS.len()).map(window).collect()
+}
+
+/// The losses of windows together, checked to be those of each alone.
+fn losses(machine: &dyn ModelOps, model: &Model, same_bits: bool) -> Vec<Array1<f64>> {
+    let windows = windows();
+    let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
+    let mut resident = machine.model(model, &mut |_| ()).unwrap();
+    let together = resident.losses(&windows).unwrap();
+    for (window, together) in windows.iter().zip(&together) {
+        assert_eq!(together.len(), window.len() - 1);
+        let alone = &resident.losses(&[window]).unwrap()[0];
+        if same_bits {
+            assert_eq!(together, alone);
+        } else {
+            assert_near(together, alone);
+        }
+    }
+    together
+}
+
+/// Losses of a few nats, computed in f32 or f16: within a hundredth, which a window that was taken for another
+/// is far from.
+fn assert_near(ours: &Array1<f64>, theirs: &Array1<f64>) {
+    assert_eq!(ours.len(), theirs.len());
+    for (ours, theirs) in ours.iter().zip(theirs) {
+        assert!((ours - theirs).abs() <= 1e-2, "{ours} {theirs}");
+    }
+}
+
+#[test]
+fn losses_of_windows_of_different_length_are_those_of_each_alone() {
+    let model = Model::embedded().unwrap();
+    let machine = |kind: BackendKind| kind.models(model.config(), 20);
+    let expected = losses(machine(BackendKind::Reference).unwrap().as_ref(), &model, true);
+    let near = |found: &[Array1<f64>]| {
+        assert_eq!(found.len(), expected.len());
+        found
+            .iter()
+            .zip(&expected)
+            .for_each(|(ours, theirs)| assert_near(ours, theirs));
+    };
+    // A product may round differently with other rows beside it.
+    near(&losses(
+        machine(BackendKind::Cpu).unwrap().as_ref(),
+        &model,
+        false,
+    ));
+    match machine(BackendKind::Cuda) {
+        Ok(machine) => near(&losses(machine.as_ref(), &model, false)),
+        Err(error) => println!("not on a GPU: {error}"),
+    }
+}
+
+#[test]
+fn streamed_and_resident_are_the_same() {
+    let model = Model::embedded().unwrap();
+    let windows = windows();
+    let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
+    let machine = CpuBackend::new(model.config(), 20).unwrap();
+    let streamed = streamed(&machine, &model, &windows, true, &mut |_| ()).unwrap();
+    let Evaluation { losses, logits } = resident(&machine, &model, &windows, true, &mut |_| ()).unwrap();
+    assert_eq!(streamed.losses, losses);
+    for (window, logits) in logits.iter().enumerate() {
+        assert_eq!(logits.dim(), streamed.logits[window].dim());
+    }
+    let perplexity = streamed.perplexity();
+    assert_eq!(
+        perplexity.tokens,
+        LENGTHS.iter().map(|length| length - 1).sum::<usize>()
+    );
+    let short: [&[u32]; 2] = [&[1, 2], &[1]];
+    assert!(resident(&machine, &model, &short, false, &mut |_| ()).is_err());
+}
+
+#[test]
+fn a_session_begins_anew_each_time() {
+    let model = Model::embedded().unwrap();
+    let machine = CpuBackend::new(model.config(), 20).unwrap();
+    let mut resident = machine.model(&model, &mut |_| ()).unwrap();
+    let mut write = || {
+        let mut rng = stream(0, 0, None, Purpose::Generation);
+        generate(
+            resident.session().unwrap().as_mut(),
+            &[1, 40, 41],
+            8,
+            &[],
+            Sampling::Greedy,
+            &mut rng,
+            &mut |_| (),
+        )
+        .unwrap()
+        .tokens
+    };
+    let first = write();
+    assert_eq!(first.len(), 8);
+    assert_eq!(write(), first);
+    assert!(resident.session().unwrap().next(u32::MAX).is_err());
+}
+
+#[test]
+fn a_gpu_says_by_name_what_it_does_not_do() {
+    use aqlm_engine::evaluate::Streamed;
+
+    let model = Model::embedded().unwrap();
+    let job = Streamed {
+        weights: &model,
+        windows: &[&[1, 2]],
+        with_logits: false,
+        progress: &mut |_| (),
+    };
+    let error = BackendKind::Cuda.run(model.config(), 2, job).unwrap_err();
+    assert!(error.to_string().contains("cuda"), "{error}");
+}

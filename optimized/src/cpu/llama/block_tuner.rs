@@ -1,0 +1,207 @@
+use aqlm_vocabulary::{AdamDecay, AqlmError, LayerId, Parameter, Result, Tuned};
+use ndarray::{Array3, ArrayView3, Zip};
+use rayon::prelude::*;
+
+use super::sequences::parts;
+use super::trained::Trained;
+use super::{Block, BlockGradients, Rotary, Sequences, Wanted, block_backward, block_forward_traced};
+use crate::cpu::vectorize::squared_distance;
+
+/// A block whose codebooks, scales and norms are being trained on the outputs that it should have; codes,
+/// biases and dense layers stay (paper section 3.4, algorithm 1 lines 15 to 22).
+///
+/// Gradients are added up by [`BlockTuner::accumulate`] until [`BlockTuner::step`] uses them. Activations and
+/// their gradients are f32; parameters, the sums of their gradients, moments and losses are f64.
+#[derive(Debug, Clone)]
+pub struct BlockTuner {
+    block: Block,
+    trained: Trained,
+    wanted: Wanted,
+}
+
+impl BlockTuner {
+    /// Before the first step; of `tuned`, what a block has.
+    pub fn new(block: &Block, tuned: Tuned, decay: AdamDecay) -> Self {
+        let tuned = Tuned {
+            embedding: false,
+            head: false,
+            ..tuned
+        };
+        let is_quantized = |layer: LayerId| block.quantized(layer).is_some();
+        let quantized: Vec<LayerId> = block
+            .spec()
+            .layers()
+            .filter(|&layer| is_quantized(layer))
+            .collect();
+        let mut parameters = Parameter::selected(&[quantized], false, tuned);
+        parameters.retain(|&parameter| parameter != Parameter::FinalNorm);
+        let blocks = std::slice::from_ref(block);
+        Self {
+            // Every parameter left is of the block.
+            trained: Trained::new(parameters, blocks, |_| Vec::new(), tuned, decay),
+            block: block.clone(),
+            wanted: Wanted {
+                x: false,
+                weights: block
+                    .spec()
+                    .layers()
+                    .map(|layer| is_quantized(layer) && (tuned.codebooks || tuned.scales))
+                    .collect(),
+                biases: false,
+                norms: tuned.norms,
+            },
+        }
+    }
+
+    /// Whether there is nothing to train.
+    pub fn is_idle(&self) -> bool {
+        self.trained.parameters.is_empty()
+    }
+
+    /// The block as it is now.
+    pub fn block(&self) -> &Block {
+        &self.block
+    }
+
+    /// The squared error of each of these sequences, summed over its output elements.
+    ///
+    /// # Errors
+    /// `Shape` when inputs and targets do not match each other, the block or the rotary tables; what reading
+    /// them fails with.
+    pub fn losses<S: Sequences>(
+        &self,
+        rotary: &Rotary,
+        inputs: &S,
+        targets: &S,
+        sequences: &[usize],
+    ) -> std::result::Result<Vec<f64>, S::Error> {
+        let mut losses = Vec::with_capacity(sequences.len());
+        for part in parts(&check(
+            self.block.spec().hidden_size(),
+            rotary,
+            inputs,
+            targets,
+            sequences,
+        )?) {
+            let part = &sequences[part];
+            let x = inputs.read(part)?;
+            let (y, _) = block_forward_traced(&self.block, rotary, x.view());
+            drop(x);
+            losses.extend(squares(&y, targets.read(part)?.view()));
+        }
+        Ok(losses)
+    }
+
+    /// Adds `scale` times the gradients of [`BlockTuner::losses`] and returns those. Each of the parts that go
+    /// through the block together adds one number to each sum.
+    ///
+    /// # Errors
+    /// As [`BlockTuner::losses`]; gradients added before an error stay.
+    pub fn accumulate<S: Sequences>(
+        &mut self,
+        rotary: &Rotary,
+        inputs: &S,
+        targets: &S,
+        sequences: &[usize],
+        scale: f64,
+    ) -> std::result::Result<Vec<f64>, S::Error> {
+        let mut losses = Vec::with_capacity(sequences.len());
+        let factor = (2.0 * scale) as f32;
+        for part in parts(&check(
+            self.block.spec().hidden_size(),
+            rotary,
+            inputs,
+            targets,
+            sequences,
+        )?) {
+            let part = &sequences[part];
+            let x = inputs.read(part)?;
+            let (mut y, trace) = block_forward_traced(&self.block, rotary, x.view());
+            drop(x);
+            let targets = targets.read(part)?;
+            losses.extend(squares(&y, targets.view()));
+            Zip::from(&mut y)
+                .and(&targets)
+                .par_for_each(|y, target| *y = factor * (*y - target));
+            drop(targets);
+            let mut gradients = BlockGradients::zeros(&self.block, &self.wanted);
+            block_backward(
+                &self.block,
+                rotary,
+                &trace,
+                y.view(),
+                &self.wanted,
+                &mut gradients,
+            );
+            for (id, gradient) in self.block.spec().layers().zip(&gradients.weights) {
+                if let (Some(layer), Some(gradient)) = (self.block.quantized(id), gradient) {
+                    self.trained.add_weight(0, id, layer, gradient);
+                }
+            }
+            let norms = [&gradients.input_layernorm, &gradients.post_attention_layernorm];
+            self.trained.add_norms(0, norms);
+        }
+        Ok(losses)
+    }
+
+    /// Takes the sums of the gradients out, one parameter after the other, and begins them anew.
+    pub fn take_gradients(&mut self) -> Vec<f64> {
+        self.trained.take_gradients()
+    }
+
+    /// Adds sums that [`BlockTuner::take_gradients`] took out of another tuner of the same block.
+    ///
+    /// # Errors
+    /// `Shape` when there are not so many; then nothing was added.
+    pub fn add_gradients(&mut self, sums: &[f64]) -> Result<()> {
+        self.trained.add_gradients(sums)
+    }
+
+    /// One step of Adam with this learning rate along the gradients added up so far, which are then
+    /// forgotten.
+    pub fn step(&mut self, lr: f64) {
+        self.trained.step(lr);
+        self.trained.write_back(std::slice::from_mut(&mut self.block));
+    }
+}
+
+/// The lengths of these sequences, when inputs, targets and rotary tables fit each other.
+fn check<S: Sequences>(
+    hidden_size: usize,
+    rotary: &Rotary,
+    inputs: &S,
+    targets: &S,
+    sequences: &[usize],
+) -> Result<Vec<usize>> {
+    let (lengths, goals) = (inputs.lengths(), targets.lengths());
+    let expected: Vec<usize> = lengths.iter().map(|&n| n.min(rotary.positions())).collect();
+    for (what, found, width) in [
+        ("fine-tuning inputs", &lengths, inputs.width()),
+        ("fine-tuning targets", &goals, targets.width()),
+    ] {
+        if *found != expected || width != hidden_size {
+            let shape = |lengths: &[usize], width| vec![lengths.len(), lengths.iter().sum(), width];
+            return Err(AqlmError::Shape {
+                what: what.into(),
+                expected: shape(&expected, hidden_size),
+                found: shape(found, width),
+            });
+        }
+    }
+    Ok(sequences.iter().map(|&sequence| lengths[sequence]).collect())
+}
+
+/// The squared differences of outputs and targets, summed over each sequence.
+fn squares(y: &Array3<f32>, targets: ArrayView3<'_, f32>) -> Vec<f64> {
+    y.outer_iter()
+        .into_par_iter()
+        .zip(targets.outer_iter())
+        .map(|(y, target)| {
+            let target = target.as_standard_layout();
+            squared_distance(
+                y.to_slice().expect("the block's output is in standard layout"),
+                target.as_slice().expect("a copy in standard layout"),
+            )
+        })
+        .collect()
+}

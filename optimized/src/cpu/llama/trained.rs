@@ -1,0 +1,277 @@
+use aqlm_vocabulary::{
+    AdamDecay, AqlmError, ArchSpec, LayerId, Parameter, ParameterState, Result, Tuned, TuningState,
+};
+use ndarray::{Array1, Array2};
+use rayon::prelude::*;
+
+use super::{Block, QuantizedLayer};
+use crate::cpu::adam::{Adam, Moments};
+use crate::cpu::quantizer::{Places, quantized_gradients};
+
+/// The parameters that are trained, the sums of their gradients and Adam's moments, all in f64.
+#[derive(Debug, Clone)]
+pub(super) struct Trained {
+    decay: AdamDecay,
+    steps: u32,
+    /// in the order of [`Parameter::selected`], which is sorted by block
+    pub(super) parameters: Vec<TrainedParameter>,
+    /// of each block's quantized layers, where they are trained
+    places: Vec<Vec<Option<Places>>>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct TrainedParameter {
+    pub(super) parameter: Parameter,
+    pub(super) values: Vec<f64>,
+    pub(super) gradient: Vec<f64>,
+    moments: Moments,
+}
+
+impl Trained {
+    /// These parameters, before the first step, of a model with these blocks; `outer` gives those that are of
+    /// no block.
+    pub(super) fn new(
+        parameters: Vec<Parameter>,
+        blocks: &[Block],
+        outer: impl Fn(Parameter) -> Vec<f64>,
+        tuned: Tuned,
+        decay: AdamDecay,
+    ) -> Self {
+        let parameters = parameters
+            .into_iter()
+            .map(|parameter| {
+                let values = values_of_block(blocks, parameter).unwrap_or_else(|| outer(parameter));
+                TrainedParameter {
+                    parameter,
+                    gradient: vec![0.0; values.len()],
+                    moments: Moments::new(values.len()),
+                    values,
+                }
+            })
+            .collect();
+        let places_of = |block: &Block| {
+            let of_layer = |layer: LayerId| {
+                let layer = block.quantized(layer)?;
+                (tuned.codebooks || tuned.scales).then(|| Places::of(layer.matrix()))
+            };
+            block.spec().layers().map(of_layer).collect()
+        };
+        Self {
+            decay,
+            steps: 0,
+            parameters,
+            places: blocks.iter().map(places_of).collect(),
+        }
+    }
+
+    /// Adds to the gradient of a parameter, if that is trained.
+    pub(super) fn add(&mut self, parameter: Parameter, part: impl Iterator<Item = f64>) {
+        let mut parameters = self.parameters.iter_mut();
+        if let Some(trained) = parameters.find(|trained| trained.parameter == parameter) {
+            for (sum, part) in trained.gradient.iter_mut().zip(part) {
+                *sum += part;
+            }
+        }
+    }
+
+    /// Adds to the gradients of codebooks and scales, given the one with respect to the decoded weight,
+    /// [out_features, in_features].
+    pub(super) fn add_weight(
+        &mut self,
+        block: usize,
+        id: LayerId,
+        layer: &QuantizedLayer,
+        weight: &Array2<f32>,
+    ) {
+        if let Some(places) = &self.places[block][id.index()] {
+            let (codebooks, scales) = quantized_gradients(layer.matrix(), places, layer.decoded(), weight);
+            self.add(Parameter::Codebooks(block, id), codebooks.into_iter());
+            self.add(Parameter::Scales(block, id), scales.into_iter());
+        }
+    }
+
+    /// Adds to the gradients of a block's norms: before attention, before the MLP.
+    pub(super) fn add_norms(&mut self, block: usize, [input, post_attention]: [&Array1<f64>; 2]) {
+        self.add(Parameter::InputNorm(block), input.iter().copied());
+        self.add(
+            Parameter::PostAttentionNorm(block),
+            post_attention.iter().copied(),
+        );
+    }
+
+    /// Takes the sums of the gradients out, one parameter after the other, and begins them anew.
+    pub(super) fn take_gradients(&mut self) -> Vec<f64> {
+        let mut taken = Vec::new();
+        for trained in &mut self.parameters {
+            taken.append(&mut trained.gradient);
+            trained.gradient.resize(trained.values.len(), 0.0);
+        }
+        taken
+    }
+
+    /// Adds sums that [`Trained::take_gradients`] took out of another tuner of the same parameters.
+    ///
+    /// # Errors
+    /// `Shape` when there are not so many; then nothing was added.
+    pub(super) fn add_gradients(&mut self, sums: &[f64]) -> Result<()> {
+        let expected: usize = self.parameters.iter().map(|trained| trained.values.len()).sum();
+        if sums.len() != expected {
+            return Err(AqlmError::Shape {
+                what: "sums of gradients".into(),
+                expected: vec![expected],
+                found: vec![sums.len()],
+            });
+        }
+        let mut rest = sums.iter();
+        for trained in &mut self.parameters {
+            for (sum, part) in trained.gradient.iter_mut().zip(&mut rest) {
+                *sum += part;
+            }
+        }
+        Ok(())
+    }
+
+    /// One step of Adam along the gradients added up so far, which are then forgotten.
+    pub(super) fn step(&mut self, lr: f64) {
+        self.steps = self.steps.saturating_add(1);
+        let adam = Adam {
+            lr,
+            beta1: self.decay.beta1,
+            beta2: self.decay.beta2,
+            eps: self.decay.eps,
+            amsgrad: false,
+        };
+        self.parameters.par_iter_mut().for_each(|trained| {
+            adam.step(
+                &mut trained.moments,
+                trained.values.iter_mut(),
+                trained.gradient.iter(),
+            );
+            trained.gradient.fill(0.0);
+        });
+    }
+
+    /// Puts the values of the blocks' parameters into the blocks.
+    pub(super) fn write_back(&self, blocks: &mut [Block]) {
+        // Codebooks and scales of a layer follow each other and are decoded together.
+        let of_layer = |parameter| match parameter {
+            Parameter::Codebooks(block, kind) | Parameter::Scales(block, kind) => Some((block, kind)),
+            _ => None,
+        };
+        let parts = self.parameters.chunk_by(|a, b| {
+            of_layer(a.parameter).is_some() && of_layer(a.parameter) == of_layer(b.parameter)
+        });
+        for part in parts {
+            if let Some((block, kind)) = of_layer(part[0].parameter) {
+                if let Some(layer) = blocks[block].quantized_mut(kind) {
+                    layer.tune(|matrix| {
+                        for trained in part {
+                            if let Parameter::Codebooks(..) = trained.parameter {
+                                fill(matrix.codebooks.iter_mut(), &trained.values);
+                            } else {
+                                fill(matrix.scales.iter_mut(), &trained.values);
+                            }
+                        }
+                    });
+                }
+                continue;
+            }
+            match part[0].parameter {
+                Parameter::InputNorm(block) => {
+                    narrow(blocks[block].input_layernorm.iter_mut(), &part[0].values);
+                }
+                Parameter::PostAttentionNorm(block) => {
+                    narrow(blocks[block].post_attention_layernorm.iter_mut(), &part[0].values);
+                }
+                // of no block
+                _ => {}
+            }
+        }
+    }
+
+    /// Everything that training goes on from, apart from gradients not used yet.
+    pub(super) fn state(&self, arch: &ArchSpec) -> TuningState {
+        let of_parameter = |trained: &TrainedParameter| {
+            let (first, second) = trained.moments.first_and_second();
+            ParameterState {
+                parameter: trained.parameter,
+                name: trained.parameter.name(arch),
+                values: trained.values.clone(),
+                first,
+                second,
+            }
+        };
+        TuningState {
+            steps: self.steps,
+            parameters: self.parameters.iter().map(of_parameter).collect(),
+        }
+    }
+
+    /// Goes on from a state of the same parameters; gradients not used yet are forgotten.
+    ///
+    /// # Errors
+    /// `Shape` when the state is of something else. Nothing is changed then.
+    pub(super) fn restore(&mut self, arch: &ArchSpec, state: &TuningState) -> Result<()> {
+        let shape = |what: String, expected: usize, found: usize| AqlmError::Shape {
+            what,
+            expected: vec![expected],
+            found: vec![found],
+        };
+        if state.parameters.len() != self.parameters.len() {
+            let what = "parameters of a training state".into();
+            return Err(shape(what, self.parameters.len(), state.parameters.len()));
+        }
+        for (trained, part) in self.parameters.iter().zip(&state.parameters) {
+            let expected = trained.values.len();
+            let fits = |values: &Vec<f64>| values.len() == expected && trained.parameter == part.parameter;
+            if ![&part.values, &part.first, &part.second].into_iter().all(fits) {
+                return Err(shape(trained.parameter.name(arch), expected, part.values.len()));
+            }
+        }
+        self.steps = state.steps;
+        for (trained, part) in self.parameters.iter_mut().zip(&state.parameters) {
+            trained.values.clone_from(&part.values);
+            trained.moments = Moments::resumed(state.steps, &part.first, &part.second);
+            trained.gradient.fill(0.0);
+        }
+        Ok(())
+    }
+
+    /// The first parameter that is not finite, by its name in the checkpoint.
+    pub(super) fn first_not_finite(&self, arch: &ArchSpec) -> Option<String> {
+        let broken = |trained: &&TrainedParameter| trained.values.iter().any(|value| !value.is_finite());
+        self.parameters
+            .iter()
+            .find(broken)
+            .map(|trained| trained.parameter.name(arch))
+    }
+}
+
+/// Replaces numbers.
+fn fill<'a>(to: impl Iterator<Item = &'a mut f64>, values: &[f64]) {
+    to.zip(values).for_each(|(to, &value)| *to = value);
+}
+
+/// Replaces numbers by others rounded to f32.
+pub(super) fn narrow<'a>(to: impl Iterator<Item = &'a mut f32>, values: &[f64]) {
+    to.zip(values).for_each(|(to, &value)| *to = value as f32);
+}
+
+/// Numbers of f32 in f64.
+pub(super) fn widened<'a>(values: impl Iterator<Item = &'a f32>) -> Vec<f64> {
+    values.map(|&value| f64::from(value)).collect()
+}
+
+/// A parameter's values, row-major; `None` when it is of no block.
+fn values_of_block(blocks: &[Block], parameter: Parameter) -> Option<Vec<f64>> {
+    match parameter {
+        Parameter::Codebooks(block, kind) => {
+            let matrix = blocks[block].quantized(kind)?.matrix();
+            Some(matrix.codebooks.iter().copied().collect())
+        }
+        Parameter::Scales(block, kind) => Some(blocks[block].quantized(kind)?.matrix().scales.to_vec()),
+        Parameter::InputNorm(block) => Some(widened(blocks[block].input_layernorm.iter())),
+        Parameter::PostAttentionNorm(block) => Some(widened(blocks[block].post_attention_layernorm.iter())),
+        Parameter::FinalNorm | Parameter::Embedding | Parameter::Head => None,
+    }
+}

@@ -1,0 +1,133 @@
+use aqlm_vocabulary::{AqlmError, Initialization, LayerSettings, QuantizedMatrix, Result, StreamKey, Update};
+use ndarray::Array2;
+
+use super::beam_search::search;
+use super::codebook_update::{Stop, update_trial};
+use super::em_init::{diagonal_blocks, em_init_of_blocks};
+use super::problem::{Problem, check_hessian, inner};
+use super::residual_init::residual_init;
+use super::trial::Trial;
+
+/// A layer to be quantized, and the steps of the alternation on it (paper algorithm 1, lines 4 to 12).
+///
+/// Every step optimises under H with `settings.damping` x mean(diag H) on its diagonal; [`LayerProblem::loss`]
+/// is under H as it is.
+#[derive(Debug)]
+pub struct LayerProblem {
+    /// under the damped H
+    problem: Problem,
+    /// H_jj of every input group, damped: what the initialisation reads
+    blocks: Vec<Vec<f64>>,
+    /// what the damping adds to the diagonal
+    ridge: f64,
+    /// tr(W H W^T) under H as it is
+    norm: f64,
+    dead_inputs: usize,
+}
+
+impl LayerProblem {
+    /// The weight is [out_features, in_features], H [in_features, in_features] and symmetric.
+    ///
+    /// # Errors
+    /// `Shape`, `NotFinite` (naming weight or H), `NotPositiveDefinite` when H has a negative diagonal entry,
+    /// `Unsupported` for a damping that is no finite number >= 0.
+    pub fn new(weight: &Array2<f32>, hessian: &Array2<f64>, settings: &LayerSettings) -> Result<Self> {
+        validate(weight, hessian, settings.damping)?;
+        let ridge = settings.damping * hessian.diag().sum() / hessian.nrows().max(1) as f64;
+        let mut damped = hessian.as_standard_layout().into_owned();
+        damped.diag_mut().mapv_inplace(|x| x + ridge);
+        let problem = Problem::new(weight, &damped)?;
+        // What the damping adds is known.
+        let norm = problem.norm() - ridge * inner(&problem.weight, &problem.weight);
+        Ok(Self {
+            problem,
+            blocks: diagonal_blocks(&damped, settings.scheme.in_group_size),
+            ridge,
+            norm,
+            dead_inputs: hessian.diag().iter().filter(|&&x| x == 0.0).count(),
+        })
+    }
+
+    /// (out_features, in_features).
+    pub fn shape(&self) -> (usize, usize) {
+        self.problem.weight.dim()
+    }
+
+    /// Inputs that the calibration data never excite: zeros on the diagonal of H.
+    pub fn dead_inputs(&self) -> usize {
+        self.dead_inputs
+    }
+
+    /// First codes and codebooks, with the random numbers of `key`.
+    ///
+    /// # Errors
+    /// `NotDivisible`; `NotPositiveDefinite` when H is indefinite.
+    pub fn initialize(&self, settings: &LayerSettings, key: StreamKey) -> Result<Trial> {
+        let weight = &self.problem.weight;
+        let first = match settings.init {
+            Initialization::Residual => residual_init(weight, settings, key)?,
+            Initialization::Em { rounds } => em_init_of_blocks(weight, &self.blocks, settings, rounds, key)?,
+        };
+        Ok(Trial::new(&self.problem, first))
+    }
+
+    /// A quantized matrix for this layer, wherever it comes from.
+    ///
+    /// # Errors
+    /// `Shape` when it is of another shape.
+    pub fn trial(&self, matrix: QuantizedMatrix) -> Result<Trial> {
+        self.problem.check(&matrix)?;
+        Ok(Trial::new(&self.problem, matrix))
+    }
+
+    /// The trial with codebooks and scales updated for its codes, as far as an alternation gains from it.
+    ///
+    /// # Errors
+    /// `NotPositiveDefinite` when H is indefinite, `NotFinite` when Adam's parameters overflow.
+    pub fn update(&self, trial: Trial, update: &Update) -> Result<Trial> {
+        update_trial(&self.problem, trial, update, Stop::ALTERNATION)
+    }
+
+    /// The trial with the codes that one sweep of beam search over `order` ends with.
+    ///
+    /// # Errors
+    /// `Unsupported` for a beam of 0 or an order that points outside the matrix.
+    pub fn search(&self, trial: Trial, order: &[(usize, usize)], beam: usize) -> Result<Trial> {
+        Ok(Trial::new(
+            &self.problem,
+            search(&self.problem, trial, order, beam)?,
+        ))
+    }
+
+    /// The relative layer error, tr((W-Q) H (W-Q)^T) / tr(W H W^T) under H as it is; 0 when both are zero.
+    pub fn loss(&self, trial: &Trial) -> f64 {
+        let error = (trial.loss - self.ridge * inner(&trial.error, &trial.error)).max(0.0);
+        if error == 0.0 { 0.0 } else { error / self.norm }
+    }
+}
+
+/// Refuses a weight and an H that no layer has.
+fn validate(weight: &Array2<f32>, hessian: &Array2<f64>, damping: f64) -> Result<()> {
+    check_hessian(hessian, weight.ncols())?;
+    let not_finite = |what: &str, (row, column): (usize, usize), value: f64| AqlmError::NotFinite {
+        what: what.into(),
+        index: vec![row, column],
+        value,
+    };
+    if let Some((at, value)) = weight.indexed_iter().find(|(_, value)| !value.is_finite()) {
+        return Err(not_finite("weight", at, f64::from(*value)));
+    }
+    if let Some((at, value)) = hessian.indexed_iter().find(|(_, value)| !value.is_finite()) {
+        return Err(not_finite("hessian", at, *value));
+    }
+    if let Some(pivot) = hessian.diag().iter().position(|&x| x < 0.0) {
+        return Err(AqlmError::NotPositiveDefinite {
+            what: "hessian".into(),
+            pivot,
+        });
+    }
+    if damping >= 0.0 && damping.is_finite() {
+        return Ok(());
+    }
+    Err(AqlmError::Unsupported(format!("a damping of {damping}")))
+}
