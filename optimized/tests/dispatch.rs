@@ -11,9 +11,11 @@ use aqlm_optimized::cuda::pack::{Op, Target};
 use aqlm_vocabulary::{QuantizedMatrix, Scheme};
 use ndarray::{Array1, Array3, Array4};
 
-/// Devices by compute capability, with multiprocessors, shared memory of a block, and clusters of 2, 4, 8 and
-/// 16 blocks that run at once.
-const DEVICES: [((i32, i32), u32, usize, [u32; 4]); 5] = [
+/// Compute capability, multiprocessors, shared memory of a block, and clusters of 2, 4, 8 and 16 blocks that
+/// run at once.
+type Facts = ((i32, i32), u32, usize, [u32; 4]);
+
+const DEVICES: [Facts; 5] = [
     ((8, 0), 108, 166_912, [0; 4]),
     ((8, 6), 84, 101_376, [0; 4]),
     ((8, 9), 128, 101_376, [0; 4]),

@@ -134,7 +134,7 @@ fn run_source_on_cpu(
         },
         shared_bytes: packed.shared_bytes,
     };
-    let found = shim::run_source(&launch, source, &contents, contents.len() - 1, name)?;
+    let found = shim::run(&launch, source, &contents, contents.len() - 1, name)?;
     Some(found.map(|bytes| {
         bytes
             .chunks_exact(2)

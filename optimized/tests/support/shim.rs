@@ -17,19 +17,9 @@ pub(crate) struct Launch<'a> {
     pub(crate) shared_bytes: usize,
 }
 
-/// What buffer `output` holds afterwards; `None` when there is no C++ compiler. `name` keeps concurrent tests
-/// apart.
-///
-/// # Panics
-/// When the kernel writes outside a buffer.
-pub(crate) fn run(launch: &Launch<'_>, buffers: &[&[u8]], output: usize, name: &str) -> Option<Vec<u8>> {
-    let source = aqlm_kernels::kernel(launch.kernel).unwrap().source(None).unwrap();
-    let found = run_source(launch, &source, buffers, output, name)?;
-    Some(found.unwrap_or_else(|outside| panic!("{}: a write {outside}", launch.kernel)))
-}
-
-/// The same with another source for the kernel; the error says outside which buffer it wrote.
-pub(crate) fn run_source(
+/// What buffer `output` holds afterwards, or outside which buffer the kernel wrote; `None` when there is no C++
+/// compiler. `source` is that of the kernel, or a changed one. `name` keeps concurrent tests apart.
+pub(crate) fn run(
     launch: &Launch<'_>,
     source: &str,
     buffers: &[&[u8]],
