@@ -1,8 +1,9 @@
-// Codes in tiles: the layout that matmul k2, k3 and k4 and decode k2 share, so that one copy of a matrix serves
-// them.
+// Codes in tiles: the layout that matmul k2, k3 and k4 and decode k2 share, so that one copy of a matrix
+// serves them.
 //
 // codes: [tile of TILE_ROWS rows][unit][part][lane] of PART words. A unit is STEPS steps, a step four input
-//   groups. Lane 4 g + t has row g, input group t. A lane's bits run over (step, codebook), FIELD bits a code.
+//   groups. Lane 4 g + t has row g, input group t. A lane's bits run over (step, codebook), FIELD bits a
+//   code.
 #pragma once
 
 #define TILE_ROWS 8

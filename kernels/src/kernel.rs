@@ -46,7 +46,8 @@ pub struct Kernel {
     /// the operand that is codebooks in the format of x, where they are not always f16
     #[serde(default)]
     pub typed_codebooks: Option<String>,
-    /// the operand that is codebooks, of a kernel whose matrices can share a launch where they read the same x
+    /// the operand that is codebooks, of a kernel whose matrices can share a launch where they read the same
+    /// x
     #[serde(default)]
     pub joins: Option<String>,
     /// whether blocks wait for others of their launch, so that all must run at once

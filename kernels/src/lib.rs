@@ -2,8 +2,9 @@
 //!
 //! One folder per operation, in it a ladder from `k1_naive.cu` upward; a number is never reused. The head of
 //! each file says what the kernel parallelises over, why it should be faster than the one before, the layout
-//! of its operands and its limits. `kN_name.json` beside it says what it can do ([`Kernel`]). The build script
-//! walks the folders, so that a kernel dropped into one is found. `docs/kernels.md` has the measurements.
+//! of its operands and its limits. `kN_name.json` beside it says what it can do ([`Kernel`]). The build
+//! script walks the folders, so that a kernel dropped into one is found. `docs/kernels.md` has the
+//! measurements.
 
 mod embedded;
 mod kernel;
@@ -47,8 +48,8 @@ impl Kernel {
     /// `folder` overrides the embedded sources.
     ///
     /// # Errors
-    /// `Read` when a file of `folder` cannot be read; `Unknown` when a kernel is described but not embedded (a
-    /// mistake in this crate that its tests catch).
+    /// `Read` when a file of `folder` cannot be read; `Unknown` when a kernel is described but not embedded
+    /// (a mistake in this crate that its tests catch).
     pub fn source(&self, folder: Option<&Path>) -> Result<String, SourceError> {
         expand(&file(&self.file, folder)?, &self.file, folder)
     }

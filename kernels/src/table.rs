@@ -1,5 +1,5 @@
-//! `dispatch.json`: what was measured to be fastest, and what resident models take where they cannot have that.
-//! `optimized/src/cuda/dispatch.rs` chooses by it.
+//! `dispatch.json`: what was measured to be fastest, and what resident models take where they cannot have
+//! that. `optimized/src/cuda/dispatch.rs` chooses by it.
 
 use std::sync::OnceLock;
 
@@ -35,7 +35,8 @@ pub struct Choice {
     pub us: Option<f64>,
 }
 
-/// A row of the second list: a kernel that a layer of a resident model takes where it cannot have the fastest.
+/// A row of the second list: a kernel that a layer of a resident model takes where it cannot have the
+/// fastest.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Resident {

@@ -1,6 +1,6 @@
 //! Every kernel compiles with nvcc for every architecture that its description lets it run on, in the
-//! configurations that measurements prefer, and keeps no more of a thread in local memory than that allows. Needs nvcc but no GPU; without nvcc (`AQLM_NVCC`, or `nvcc` on the path) the test says so and is
-//! waived.
+//! configurations that measurements prefer, and keeps no more of a thread in local memory than that allows.
+//! Needs nvcc but no GPU; without nvcc (`AQLM_NVCC`, or `nvcc` on the path) the test says so and is waived.
 
 use std::path::Path;
 use std::process::Command;

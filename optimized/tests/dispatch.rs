@@ -40,8 +40,8 @@ const BATCHES: [usize; 16] = [
 /// Rows and columns of layers that resident models have, the second too tall for some kernels.
 const LAYERS: [(usize, usize); 2] = [(1024, 512), (40_000, 128)];
 
-/// Rows of layers that read the same input: q, k and v, without and with fewer heads of keys; gate and up, the
-/// last two on both sides of the limit from which they go apart.
+/// Rows of layers that read the same input: q, k and v, without and with fewer heads of keys; gate and up,
+/// the last two on both sides of the limit from which they go apart.
 const GROUPS: [&[usize]; 5] = [
     &[512, 512, 512],
     &[1024, 128, 128],

@@ -1,5 +1,5 @@
-//! A kernel that writes outside a buffer of a device with guard bytes is an error that names the buffer. Needs a
-//! GPU; the same kernels on the CPU are in kernels_on_cpu.rs.
+//! A kernel that writes outside a buffer of a device with guard bytes is an error that names the buffer.
+//! Needs a GPU; the same kernels on the CPU are in kernels_on_cpu.rs.
 
 use aqlm_optimized::cuda::pack::pack;
 use aqlm_optimized::cuda::{CudaError, Device, DeviceMatrix};

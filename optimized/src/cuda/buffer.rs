@@ -1,7 +1,7 @@
 //! Device memory, with guard bytes around it on a device that was opened for checks.
 //!
-//! A kernel that writes outside a buffer spoils the neighbour's guard bytes instead of its numbers, and the next
-//! copy to the host says whose they were.
+//! A kernel that writes outside a buffer spoils the neighbour's guard bytes instead of its numbers, and the
+//! next copy to the host says whose they were.
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, RangeBounds};

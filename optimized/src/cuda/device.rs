@@ -105,9 +105,9 @@ impl Device {
         Ok(device)
     }
 
-    /// The same with guard bytes before and after every buffer, so that a kernel's write outside its buffers is
-    /// an error of the next [`Device::download`]. For checks: each download then waits for copies of all guard
-    /// bytes.
+    /// The same with guard bytes before and after every buffer, so that a kernel's write outside its buffers
+    /// is an error of the next [`Device::download`]. For checks: each download then waits for copies of all
+    /// guard bytes.
     ///
     /// # Errors
     /// As [`Device::open`].

@@ -171,8 +171,8 @@ pub fn pack_resident(
 const FEWEST_ROWS_APART: usize = 16_384;
 
 /// Matrices that read the same x laid out for one launch of the first kernel that can join them: the fastest
-/// for each, then the ladder's. `None` where none can, or where separate launches of the fastest beat a joined
-/// one.
+/// for each, then the ladder's. `None` where none can, or where separate launches of the fastest beat a
+/// joined one.
 ///
 /// # Errors
 /// What a packer refuses for another reason than that its kernel cannot join these matrices.

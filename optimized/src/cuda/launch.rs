@@ -22,8 +22,8 @@ pub(super) struct Shape {
     pub(super) shared_bytes: usize,
 }
 
-/// Starts `function`, which is that of `kernel`. `overlap` lets it set itself up while the stream's kernel before it still runs
-/// (programmatic dependent launch, from compute capability 9.0).
+/// Starts `function`, which is that of `kernel`. `overlap` lets it set itself up while the stream's kernel
+/// before it still runs (programmatic dependent launch, from compute capability 9.0).
 ///
 /// # Errors
 /// `Driver`.

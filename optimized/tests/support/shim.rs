@@ -17,8 +17,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) shared_bytes: usize,
 }
 
-/// What buffer `output` holds afterwards, or outside which buffer the kernel wrote; `None` when there is no C++
-/// compiler. `source` is that of the kernel, or a changed one. `name` keeps concurrent tests apart.
+/// What buffer `output` holds afterwards, or outside which buffer the kernel wrote; `None` when there is no
+/// C++ compiler. `source` is that of the kernel, or a changed one. `name` keeps concurrent tests apart.
 pub(crate) fn run(
     launch: &Launch<'_>,
     source: &str,
