@@ -91,9 +91,25 @@ fn expected(op: Op, matrix: &QuantizedMatrix, x: &[f64], format: Activations) ->
 
 /// `None` when there is no C++ compiler.
 fn run_on_cpu(packed: &Packed, x: &[u16], name: &str) -> Option<Vec<u16>> {
+    let source = aqlm_kernels::kernel(packed.kernel).unwrap().source(None).unwrap();
+    let found = run_source_on_cpu(packed, &source, x, name)?;
+    Some(found.unwrap_or_else(|outside| panic!("{}: a write {outside}", packed.kernel)))
+}
+
+/// The same with another source; the error says outside which buffer it wrote.
+fn run_source_on_cpu(
+    packed: &Packed,
+    source: &str,
+    x: &[u16],
+    name: &str,
+) -> Option<Result<Vec<u16>, String>> {
     let x_bytes: Vec<u8> = x.iter().flat_map(|value| value.to_le_bytes()).collect();
     let poison = vec![0xff_u8; packed.y_len() * 2];
-    let mut contents: Vec<&[u8]> = packed.buffers.iter().map(Vec::as_slice).collect();
+    let mut contents: Vec<&[u8]> = packed
+        .operands
+        .iter()
+        .map(|operand| operand.bytes.as_slice())
+        .collect();
     if packed.op() != Op::Decode {
         contents.push(&x_bytes);
     }
@@ -112,13 +128,13 @@ fn run_on_cpu(packed: &Packed, x: &[u16], name: &str) -> Option<Vec<u16>> {
         },
         shared_bytes: packed.shared_bytes,
     };
-    let bytes = shim::run(&launch, &contents, contents.len() - 1, name)?;
-    Some(
+    let found = shim::run(&launch, source, &contents, contents.len() - 1, name)?;
+    Some(found.map(|bytes| {
         bytes
             .chunks_exact(2)
             .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
-            .collect(),
-    )
+            .collect()
+    }))
 }
 
 /// A device small enough to play: few blocks, clusters of two at most.
@@ -432,4 +448,49 @@ fn decode_kernels() {
     check("decode/k2_tiles", "1x14g16", 37, 272);
     check("decode/k2_tiles", "3x6g8", 61, 520);
     check("decode/k2_tiles", "2x12g8", 29, 136);
+}
+
+/// Kernels that write one number outside a buffer, whatever else they do right.
+#[test]
+fn a_write_outside_a_buffer_is_caught_and_named() {
+    let scheme: Scheme = "2x8g8".parse().unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let matrix = grid_matrix(scheme, 13, 264, &mut rng);
+    let packed = pack("matvec/k1_naive", &matrix, &small_target(), 1).unwrap();
+    let x = vec![0; packed.x_len()];
+    let right = aqlm_kernels::kernel(packed.kernel).unwrap().source(None).unwrap();
+    let store = "if (lane == 0) y[row] =";
+    assert!(
+        right.contains(store),
+        "the kernel is written in another way: change this test"
+    );
+    for (number, (wrong, expected)) in [
+        (
+            "if (row == 0) y[out_features] = 1; if (lane == 0) y[row] =",
+            Some("after y"),
+        ),
+        (
+            "if (row == 0) y[-1] = 1; if (lane == 0) y[row] =",
+            Some("before y"),
+        ),
+        (
+            "if (row == 0) const_cast<u16*>(x)[in_features + 400] = 1; if (lane == 0) y[row] =",
+            Some("after x"),
+        ),
+        (
+            "if (row == 0) const_cast<u16*>(scales)[-1] = 1; if (lane == 0) y[row] =",
+            Some("before scales"),
+        ),
+        (store, None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let source = right.replace(store, wrong);
+        let Some(found) = run_source_on_cpu(&packed, &source, &x, &format!("outside-{number}")) else {
+            return;
+        };
+        let expected = expected.map(|place| format!("outside a buffer: {place}"));
+        assert_eq!(found.err(), expected, "{wrong}");
+    }
 }

@@ -184,7 +184,7 @@ impl Cuda {
     /// # Errors
     /// What is missing, in words.
     pub fn first() -> std::result::Result<Subject, String> {
-        let device = Device::open(0, None).map_err(|error| error.to_string())?;
+        let device = Device::open_guarded(0, None).map_err(|error| error.to_string())?;
         let cuda = Self::on(Arc::new(device), Activations::F16).map_err(|error| error.to_string())?;
         Ok(Subject::Cuda(cuda))
     }

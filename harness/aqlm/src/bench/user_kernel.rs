@@ -109,6 +109,13 @@ mod tests {
         assert_eq!(read("int a;\n").unwrap().like, "matvec/k1_naive");
     }
 
+    /// Its settings are a line of a comment, which whoever wraps comments may lose.
+    #[test]
+    fn the_example_has_its_settings() {
+        let kernel = read(include_str!("../../../../kernels/examples/my_matvec.cu")).unwrap();
+        assert_eq!((kernel.block, kernel.rows_per_block), (Some(128), Some(4)));
+    }
+
     #[test]
     fn bad_settings_are_refused_with_their_line() {
         for text in [

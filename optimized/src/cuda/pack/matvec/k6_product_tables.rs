@@ -1,30 +1,28 @@
+use aqlm_kernels::defines::matvec::k6_product_tables as source;
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 use half::f16;
 use rayon::prelude::*;
+use source::{CODES, OFFSET_BITS, SET, TEAM_WARPS, TEAMS};
 
-use super::{Activations, Packed, Target, bytes_of_u32, codebook_bytes, scale_bytes};
+use super::super::{Packed, Target, bytes_of_u32, codebook_bytes, operand, scale_bytes};
 
-/// Teams of a block and warps of a team.
-const TEAMS: usize = 4;
-const TEAM_WARPS: usize = 8;
-/// Codewords of a team.
-const CODES: usize = 256;
-/// Input groups of a set.
-const SET: usize = 32;
 const TABLES_BYTES: usize = TEAMS * CODES * SET * 4;
 /// Shared memory of a set of x, whatever the size of a group.
-const SET_BYTES: usize = 1024;
+const SET_BYTES: usize = SET * 32;
 /// Norms and the ticket at the end of shared memory.
 const REST_BYTES: usize = 144;
-/// Bits of an item that say where in the table its product is.
-const OFFSET_BITS: u32 = 13;
 /// Items of a chunk: two of each lane of a team.
 const CHUNK: usize = TEAM_WARPS * 32 * 2;
 /// No item.
-const NONE: u32 = u32::MAX;
+const NONE: u32 = source::NONE as u32;
 
 /// k6: codes sorted by the table that they fall into, each with its row.
-pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> {
+pub(in super::super) fn pack(
+    kernel: &'static str,
+    matrix: &QuantizedMatrix,
+    target: &Target,
+    _: usize,
+) -> Result<Packed> {
     let scheme = matrix.scheme;
     let (out_groups, in_groups) = matrix.groups();
     let block_codes = TEAMS * CODES;
@@ -82,18 +80,17 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
     let largest = matrix.codebooks.iter().fold(0.0_f64, |most, c| most.max(c.abs()));
 
     Ok(Packed {
-        kernel: "matvec/k6_product_tables",
         defines: vec![
             ("AQLM_B", scheme.nbits as usize),
             ("AQLM_G", scheme.in_group_size),
         ],
-        buffers: vec![
-            bytes_of_u32(&items),
-            bytes_of_u32(&spans),
-            codebook_bytes(matrix),
-            bytes_of_u32(&vec![0; slabs * rows]),
-            bytes_of_u32(&vec![0; slabs]),
-            scale_bytes(matrix),
+        operands: vec![
+            operand("items", bytes_of_u32(&items)),
+            operand("spans", bytes_of_u32(&spans)),
+            operand("codebook", codebook_bytes(matrix)),
+            operand("sums", bytes_of_u32(&vec![0; slabs * rows])),
+            operand("finished", bytes_of_u32(&vec![0; slabs])),
+            operand("scales", scale_bytes(matrix)),
         ],
         sizes: vec![
             rows as i32,
@@ -103,13 +100,8 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
         ],
         grid: [(slices * set_blocks) as u32, slabs as u32],
         block: (TEAMS * TEAM_WARPS * 32) as u32,
-        cluster: 1,
         shared_bytes: TABLES_BYTES + sets * SET_BYTES + rows * 4 + REST_BYTES,
-        out_features: matrix.out_features(),
-        in_features: matrix.in_features(),
-        batch: 1,
-        rows: matrix.out_features(),
-        activations: Activations::F16,
+        ..Packed::unplanned(kernel, matrix, 1)
     })
 }
 

@@ -1,16 +1,16 @@
+use aqlm_kernels::defines::matmul::k4_hot_codewords::NUMBERS;
+use aqlm_kernels::defines::tiles::TILE_ROWS;
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 use ndarray::Axis;
 use rayon::prelude::*;
 
-use super::tiles::{Form, TILE_ROWS, TileConfig, unplanned};
-use super::{Packed, Target, bytes_of_u16};
+use super::super::tiles::Form;
+use super::super::{Packed, Target, bytes_of_u16, codebook_bytes, operand, scale_bytes};
+use super::k2_fused_tensor::TileConfig;
 
-const KERNEL: &str = "matmul/k4_hot_codewords";
 /// Warps and threads of a block.
 const WARPS: usize = 8;
 const THREADS: usize = WARPS * 32;
-/// Numbers of kept codewords that a thread loads at once.
-const AT_ONCE: usize = 4;
 /// Tiles of a warp at most, by tiles of rows of x: more do not fit its registers.
 const MOST_TILES: [usize; 2] = [11, 6];
 /// Tiles whose codewords cost L2 as much as those that a block keeps.
@@ -51,14 +51,19 @@ fn defines(scheme: Scheme, config: TileConfig, kept: usize) -> Vec<(&'static str
 }
 
 /// matmul k4: codes numbered for the codewords that each block keeps.
-pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target, batch: usize) -> Result<Packed> {
+pub(in super::super) fn pack(
+    kernel: &'static str,
+    matrix: &QuantizedMatrix,
+    target: &Target,
+    batch: usize,
+) -> Result<Packed> {
     let scheme = matrix.scheme;
     let form = Form::of(matrix, target);
     let tiles = matrix.out_features().div_ceil(TILE_ROWS);
     let kept = (target.shared_bytes / (16 * form.vectors)).min(scheme.codebook_size());
     let config = configs(tiles, batch, target)
         .into_iter()
-        .find(|&config| target.has(KERNEL, &defines(scheme, config, kept)))
+        .find(|&config| target.has(kernel, &defines(scheme, config, kept)))
         .ok_or_else(|| AqlmError::Unsupported(format!("no configuration of matmul k4 fits {scheme}")))?;
 
     let mut numbered = by_use(matrix);
@@ -79,20 +84,27 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target, batch: usize) -> R
             }
             codes.mapv_inplace(|number| place[usize::from(number)]);
             // Places that are not needed repeat the last, which costs no further cache line.
-            keeps.resize(kept, keeps.last().copied().unwrap_or(0));
+            let last = *keeps.last().expect("a block has codes");
+            keeps.resize(kept, last);
             keeps
         })
         .collect();
 
-    let mut packed = unplanned(KERNEL, &numbered, target, batch);
-    packed.buffers.push(bytes_of_u16(
-        keeps.iter().flat_map(|keeps| by_thread(keeps, form.vectors)),
-    ));
-    packed.defines = defines(scheme, config, kept);
-    packed.grid = [keeps.len() as u32, batch.div_ceil(16 * config.batch_tiles) as u32];
-    packed.block = THREADS as u32;
-    packed.shared_bytes = (kept * form.vectors * 16).max(config.sum_bytes());
-    Ok(packed)
+    let hot = keeps.iter().flat_map(|keeps| by_thread(keeps, form.vectors));
+    Ok(Packed {
+        defines: defines(scheme, config, kept),
+        operands: vec![
+            operand("codes", form.codes(&numbered)),
+            operand("codebook", codebook_bytes(&numbered)),
+            operand("scales", scale_bytes(&numbered)),
+            operand("hot", bytes_of_u16(hot)),
+        ],
+        sizes: vec![form.units as i32],
+        grid: [keeps.len() as u32, batch.div_ceil(16 * config.batch_tiles) as u32],
+        block: THREADS as u32,
+        shared_bytes: (kept * form.vectors * 16).max(config.sum_bytes()),
+        ..Packed::unplanned(kernel, matrix, batch)
+    })
 }
 
 /// The same matrix with its codewords numbered by how often it uses them.
@@ -116,8 +128,8 @@ fn by_use(matrix: &QuantizedMatrix) -> QuantizedMatrix {
     }
 }
 
-/// Which codewords a block keeps, at most `room`, ascending. All those below `room` that it uses are among
-/// them, for their numbers mean places; the others are those that it uses most.
+/// Which codewords a block keeps, at most `room`, ascending. Codewords numbered below `room` are kept whenever
+/// the block uses them: their number is their place. The other places go to those that it uses most.
 fn keep(uses: &[u32], room: usize) -> Vec<u16> {
     let used = |codes: std::ops::Range<usize>| -> Vec<u16> {
         codes
@@ -138,10 +150,10 @@ fn keep(uses: &[u32], room: usize) -> Vec<u16> {
 /// The numbers of the kept codewords, once for each of a codeword's vectors, in the order in which threads
 /// load them; the last round filled up.
 fn by_thread(kept: &[u16], vectors: usize) -> impl Iterator<Item = u16> {
-    let round = THREADS * AT_ONCE;
+    let round = THREADS * NUMBERS;
     (0..(kept.len() * vectors).next_multiple_of(round)).map(move |index| {
-        let (thread, j) = (index / AT_ONCE % THREADS, index % AT_ONCE);
-        let vector = (index / round * AT_ONCE + j) * THREADS + thread;
+        let (thread, j) = (index / NUMBERS % THREADS, index % NUMBERS);
+        let vector = (index / round * NUMBERS + j) * THREADS + thread;
         kept[(vector / vectors).min(kept.len() - 1)]
     })
 }

@@ -1,6 +1,6 @@
-use aqlm_vocabulary::QuantizedMatrix;
+use aqlm_vocabulary::{QuantizedMatrix, Result};
 
-use super::{Activations, Op, Packed, bytes_of_u16, codebook_bytes, scale_bytes};
+use super::{Op, Packed, Target, bytes_of_u16, codebook_bytes, operand, scale_bytes};
 
 /// Rows that a block of matvec and matmul does, a warp each.
 const ROWS: usize = 8;
@@ -8,7 +8,12 @@ const ROWS: usize = 8;
 const COLUMNS: usize = 256;
 
 /// k1 of every operation: codes as they are, 16 bits each.
-pub(super) fn pack(kernel: &'static str, matrix: &QuantizedMatrix, batch: usize) -> Packed {
+pub(super) fn pack(
+    kernel: &'static str,
+    matrix: &QuantizedMatrix,
+    _: &Target,
+    batch: usize,
+) -> Result<Packed> {
     let scheme = matrix.scheme;
     let (out_features, in_features) = (matrix.out_features(), matrix.in_features());
     let row_blocks = out_features.div_ceil(ROWS) as u32;
@@ -21,28 +26,20 @@ pub(super) fn pack(kernel: &'static str, matrix: &QuantizedMatrix, batch: usize)
             out_features.min(65_535) as u32,
         ],
     };
-    Packed {
-        kernel,
+    Ok(Packed {
         defines: vec![
             ("AQLM_M", scheme.num_codebooks),
             ("AQLM_B", scheme.nbits as usize),
             ("AQLM_G", scheme.in_group_size),
             ("AQLM_OUT_G", scheme.out_group_size),
         ],
-        buffers: vec![
-            bytes_of_u16(matrix.codes.iter().copied()),
-            codebook_bytes(matrix),
-            scale_bytes(matrix),
+        operands: vec![
+            operand("codes", bytes_of_u16(matrix.codes.iter().copied())),
+            operand("codebooks", codebook_bytes(matrix)),
+            operand("scales", scale_bytes(matrix)),
         ],
-        sizes: vec![],
         grid,
         block: 256,
-        cluster: 1,
-        shared_bytes: 0,
-        out_features,
-        in_features,
-        batch,
-        rows: out_features,
-        activations: Activations::F16,
-    }
+        ..Packed::unplanned(kernel, matrix, batch)
+    })
 }

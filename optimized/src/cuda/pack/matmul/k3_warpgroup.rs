@@ -1,10 +1,12 @@
 use std::fmt;
 
+use aqlm_kernels::defines::matmul::k3_warpgroup::{PAIR_PADDING, ROW_PADDING};
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 
-use super::tiles::{Form, UNIT_GROUPS, unplanned};
-use super::{Packed, Target};
+use super::super::tiles::{Form, UNIT_GROUPS};
+use super::super::{LaunchConfig, Packed, Target};
 
+const KERNEL: &str = "matmul/k3_warpgroup";
 /// Shared memory that a block's part of the codebook may take, so that stages of x fit beside it.
 const PIECE_LIMIT: usize = 131_072;
 /// Eighths of the look-ups that go to the cluster's shared memory rather than to L2.
@@ -64,8 +66,8 @@ impl WarpgroupConfig {
         } else {
             form.replicas * form.codebook_bytes
         };
-        let stage = 2 * (4 * self.batch * 16 + 64);
-        let sums = self.batch * (self.block_rows() + 4) * 4;
+        let stage = 2 * (4 * self.batch * 16 + PAIR_PADDING);
+        let sums = self.batch * (self.block_rows() + ROW_PADDING) * 4;
         (codebook + 2 * stage).max(sums)
     }
 
@@ -153,7 +155,7 @@ impl WarpgroupConfig {
 }
 
 /// Configurations of matmul k3 that the target can run, the one expected to be fastest first.
-pub(super) fn configs(
+fn configs(
     scheme: Scheme,
     out_features: usize,
     in_features: usize,
@@ -195,25 +197,46 @@ pub(super) fn configs(
             }
         }
     }
-    configs.retain(|(_, config)| target.has("matmul/k3_warpgroup", &config.defines(&form, scheme)));
+    configs.retain(|(_, config)| target.has(KERNEL, &config.defines(&form, scheme)));
     configs.sort_by(|a, b| a.0.total_cmp(&b.0));
     configs.into_iter().map(|(_, config)| config).collect()
 }
 
-/// matmul k3 in the configuration that is expected to be fastest, on the same buffers as matmul k2.
-pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target, batch: usize) -> Result<Packed> {
+/// The same for the table of packers.
+pub(in super::super) fn launch_configs(
+    scheme: Scheme,
+    [out_features, in_features]: [usize; 2],
+    batch: usize,
+    target: &Target,
+) -> Vec<LaunchConfig> {
+    let configs = configs(scheme, out_features, in_features, batch, target);
+    configs.into_iter().map(LaunchConfig::Warpgroups).collect()
+}
+
+/// matmul k3 in the configuration that is expected to be fastest, on the same operands as matmul k2.
+pub(in super::super) fn pack(
+    kernel: &'static str,
+    matrix: &QuantizedMatrix,
+    target: &Target,
+    batch: usize,
+) -> Result<Packed> {
     let (out_features, in_features) = (matrix.out_features(), matrix.in_features());
     let configs = configs(matrix.scheme, out_features, in_features, batch, target);
     let config = configs.first().ok_or_else(|| {
         AqlmError::Unsupported(format!("no configuration of matmul k3 fits {}", matrix.scheme))
     })?;
-    let mut packed = unplanned("matmul/k3_warpgroup", matrix, target, batch);
+    let form = Form::of(matrix, target);
+    let mut packed = Packed {
+        operands: form.operands(matrix),
+        sizes: vec![form.units as i32],
+        ..Packed::unplanned(kernel, matrix, batch)
+    };
     plan(&mut packed, matrix.scheme, target, *config);
     Ok(packed)
 }
 
 /// Sets `packed`'s launch to `config`.
-pub(super) fn plan(packed: &mut Packed, scheme: Scheme, target: &Target, config: WarpgroupConfig) {
+pub(in super::super) fn plan(packed: &mut Packed, scheme: Scheme, target: &Target, config: WarpgroupConfig) {
     let form = Form::new(scheme, packed.out_features, packed.in_features, target);
     packed.defines = config.defines(&form, scheme);
     packed.grid = [

@@ -1,12 +1,12 @@
-use aqlm_vocabulary::QuantizedMatrix;
+use aqlm_kernels::defines::matvec::k4_sliced_codebook as source;
+use aqlm_vocabulary::{QuantizedMatrix, Result};
 use rayon::prelude::*;
 
-use super::{
-    Activations, Packed, Target, bytes_of_u16, bytes_of_u32, codebook_bytes, even_warps, scale_bytes,
+use super::super::items::{ITEM_BITS, append_chunk};
+use super::super::{
+    Packed, Target, bytes_of_u16, bytes_of_u32, codebook_bytes, even_warps, operand, scale_bytes,
 };
-
-const SLICE_BYTES: usize = 131_072;
-const ITEM_BITS: usize = 24;
+use source::SLICE_BYTES;
 
 /// The items of one (slab, rank, pass).
 struct Part {
@@ -19,17 +19,32 @@ struct Part {
 }
 
 /// k4: codes sorted by slice of the codebook, each with its input group.
-pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Packed {
+pub(in super::super) fn pack(
+    kernel: &'static str,
+    matrix: &QuantizedMatrix,
+    target: &Target,
+    _: usize,
+) -> Result<Packed> {
     let scheme = matrix.scheme;
     let g = scheme.in_group_size;
     let (out_groups, in_groups) = matrix.groups();
-    let slice_bits = if g == 8 { 13 } else { 12 };
-    let window = 4096 / g;
-    // Items of a lane that are loaded together, as the kernel has them.
-    let chunk = if g == 8 { 8 } else { 4 };
-    // The kernel's launch bounds.
-    let most_warps = if g == 8 { 23 } else { 20 };
-    let phase = if g == 8 { 8 } else { 4 };
+    // What the kernel defines for groups of 8 and of 16; lanes whose 16-byte reads are served together.
+    let (slice_bits, chunk, most_threads, phase) = if g == 8 {
+        (
+            source::SLICE_BITS_G8,
+            source::CHUNK_G8,
+            source::MOST_THREADS_G8,
+            8,
+        )
+    } else {
+        (
+            source::SLICE_BITS_G16,
+            source::CHUNK_G16,
+            source::MOST_THREADS_G16,
+            4,
+        )
+    };
+    let window = source::WINDOW_INPUTS / g;
     let slices = (scheme.codebook_size() >> slice_bits).max(1);
     // Not every device of an architecture can place sixteen; fewer ranks then hold several slices, one after
     // the other.
@@ -63,7 +78,7 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Packed {
                         .collect()
                 })
                 .collect();
-            arrange(&lists, slice_bits, window, phase, chunk)
+            arrange(&lists, slice_bits as u32, window, phase, chunk)
         })
         .collect();
 
@@ -79,30 +94,25 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Packed {
         row_map.extend_from_slice(&part.rows);
     }
 
-    let warps = even_warps(rows / 32, most_warps);
+    let warps = even_warps(rows / 32, most_threads / 32);
     let mut codebook = codebook_bytes(matrix);
     codebook.resize(codebook.len().next_multiple_of(SLICE_BYTES), 0);
-    Packed {
-        kernel: "matvec/k4_sliced_codebook",
+    Ok(Packed {
         defines: vec![("AQLM_B", scheme.nbits as usize), ("AQLM_G", g)],
-        buffers: vec![
-            bytes_of_u32(&words),
-            bytes_of_u32(&tasks),
-            bytes_of_u16(row_map.into_iter()),
-            codebook,
-            scale_bytes(matrix),
+        operands: vec![
+            operand("items", bytes_of_u32(&words)),
+            operand("tasks", bytes_of_u32(&tasks)),
+            operand("rows", bytes_of_u16(row_map.into_iter())),
+            operand("codebook", codebook),
+            operand("scales", scale_bytes(matrix)),
         ],
         sizes: vec![rows as i32, slices_per_block as i32, windows as i32],
         grid: [ranks as u32, slabs as u32],
         block: warps as u32 * 32,
         cluster: ranks as u32,
         shared_bytes: SLICE_BYTES + (window + 1) * 16 * g + rows * 8,
-        out_features: matrix.out_features(),
-        in_features: matrix.in_features(),
-        batch: 1,
-        rows: matrix.out_features(),
-        activations: Activations::F16,
-    }
+        ..Packed::unplanned(kernel, matrix, 1)
+    })
 }
 
 /// Deals rows to lanes and orders each lane's items.
@@ -203,26 +213,5 @@ impl Queue {
         let item = self.items[self.spans[class].0 as usize];
         self.spans[class].0 += 1;
         Some((class, item))
-    }
-}
-
-/// The items of one chunk, [step][lane], as three loads a lane: [3][lane] of 8 bytes for eight steps, of 4
-/// bytes for four.
-pub(super) fn append_chunk(words: &mut Vec<u32>, items: &[u32]) {
-    let (base, steps) = (words.len(), items.len() / 32);
-    let load_words = steps / 4;
-    words.resize(base + 3 * 32 * load_words, 0);
-    for lane in 0..32 {
-        for step in 0..steps {
-            let (bit, item) = (step * ITEM_BITS, u64::from(items[step * 32 + lane]));
-            let shifted = item << (bit % 32);
-            let mut put = |word: usize, bits: u32| {
-                words[base + (word / load_words * 32 + lane) * load_words + word % load_words] |= bits;
-            };
-            put(bit / 32, shifted as u32);
-            if shifted >> 32 != 0 {
-                put(bit / 32 + 1, (shifted >> 32) as u32);
-            }
-        }
     }
 }

@@ -1,16 +1,19 @@
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 use rayon::prelude::*;
 
-use super::{Activations, Packed, Target, bytes_of_u32, codebook_bytes, even_warps, scale_bytes};
+use super::super::{Packed, Target, bytes_of_u32, codebook_bytes, even_warps, operand, scale_bytes};
+use aqlm_kernels::defines::matvec::k2_shared_codebook::{MOST_THREADS, ROWS};
 
-const ROWS: usize = 4;
-/// Limit of the kernel's launch bounds.
-const MOST_WARPS: usize = 24;
 /// 16-byte loads of a lane in a unit beyond which the kernel would run out of registers.
 const MOST_UNIT_LOADS: usize = 4;
 
 /// k2: bit-packed codes, a task of four rows after the other.
-pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> {
+pub(in super::super) fn pack(
+    kernel: &'static str,
+    matrix: &QuantizedMatrix,
+    target: &Target,
+    _: usize,
+) -> Result<Packed> {
     let scheme = matrix.scheme;
     let (m, b) = (scheme.num_codebooks, scheme.nbits as usize);
     let (out_groups, in_groups) = matrix.groups();
@@ -60,9 +63,8 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
         });
 
     let grid = tasks.min(target.multiprocessors as usize);
-    let warps = even_warps(tasks.div_ceil(grid), MOST_WARPS);
+    let warps = even_warps(tasks.div_ceil(grid), MOST_THREADS / 32);
     Ok(Packed {
-        kernel: "matvec/k2_shared_codebook",
         defines: vec![
             ("AQLM_M", m),
             ("AQLM_B", b),
@@ -70,16 +72,15 @@ pub(super) fn pack(matrix: &QuantizedMatrix, target: &Target) -> Result<Packed> 
             ("AQLM_REPLICAS", replicas),
             ("AQLM_UNIT", unit),
         ],
-        buffers: vec![bytes_of_u32(&words), codebook_bytes(matrix), scale_bytes(matrix)],
+        operands: vec![
+            operand("codes", bytes_of_u32(&words)),
+            operand("codebooks", codebook_bytes(matrix)),
+            operand("scales", scale_bytes(matrix)),
+        ],
         sizes: vec![tasks as i32, units as i32],
         grid: [grid as u32, 1],
         block: warps as u32 * 32,
-        cluster: 1,
         shared_bytes: replicas * word_bytes + input_bytes,
-        out_features: matrix.out_features(),
-        in_features: matrix.in_features(),
-        batch: 1,
-        rows: matrix.out_features(),
-        activations: Activations::F16,
+        ..Packed::unplanned(kernel, matrix, 1)
     })
 }

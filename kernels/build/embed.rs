@@ -1,13 +1,14 @@
-//! With the feature `embed-kernels`: compiles every variant of embedded.json by nvcc into the crate, for
-//! machines that have the driver only.
+//! Compiles every variant of embedded.json by nvcc into the crate, for machines that have the driver only.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use serde_json::Value;
+use crate::folder::kernel::Kernel;
+use crate::folder::out_folder;
 
 /// Machine code for these generations (8.0's also runs on 8.6 and 8.9), and intermediate code for what is
 /// newer.
@@ -27,30 +28,15 @@ struct Variant {
     generations: &'static [&'static str],
 }
 
-fn main() {
-    println!("cargo::rerun-if-changed=build.rs");
-    if std::env::var_os("CARGO_FEATURE_EMBED_KERNELS").is_none() {
-        return;
-    }
-    for path in ["embedded.json", "manifest.json", "common.cuh"] {
-        println!("cargo::rerun-if-changed={path}");
-    }
+/// Compiles all of them and writes the list that the crate includes.
+pub(crate) fn embed(kernels: &[Kernel]) -> Result<(), String> {
+    println!("cargo::rerun-if-changed=embedded.json");
     for name in ["AQLM_NVCC", "CUDA_HOME", "CUDA_PATH", "PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    if let Err(reason) = embed() {
-        // Not a warning: whoever asks for this feature ships the program to machines that cannot do without.
-        println!("cargo::error=feature embed-kernels: {reason}");
-    }
-}
-
-fn embed() -> Result<(), String> {
     let nvcc = nvcc()?;
-    let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("no OUT_DIR")?);
-    let variants = variants()?;
-    for variant in &variants {
-        println!("cargo::rerun-if-changed={}", variant.source.display());
-    }
+    let out = out_folder()?;
+    let variants = variants(kernels)?;
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
@@ -123,41 +109,31 @@ fn nvcc() -> Result<PathBuf, String> {
         })
 }
 
-fn variants() -> Result<Vec<Variant>, String> {
-    let read = |name: &str| -> Result<Value, String> {
-        let text = std::fs::read_to_string(name).map_err(|error| format!("{name}: {error}"))?;
-        serde_json::from_str(&text).map_err(|error| format!("{name}: {error}"))
-    };
-    let (list, manifest) = (read("embedded.json")?, read("manifest.json")?);
-    let kernels = manifest.as_array().ok_or("manifest.json: expected a list")?;
+fn variants(kernels: &[Kernel]) -> Result<Vec<Variant>, String> {
+    let text = std::fs::read_to_string("embedded.json").map_err(|error| format!("embedded.json: {error}"))?;
+    let list: BTreeMap<String, Vec<String>> =
+        serde_json::from_str(&text).map_err(|error| format!("embedded.json: {error}"))?;
     let mut variants = Vec::new();
-    for (id, all) in list.as_object().ok_or("embedded.json: expected an object")? {
+    for (id, all) in list {
         let kernel = kernels
             .iter()
-            .find(|kernel| kernel["id"] == *id)
-            .ok_or_else(|| format!("embedded.json: the manifest has no kernel {id}"))?;
-        let generations = match (kernel["min_compute"].as_u64(), kernel["max_compute"].as_u64()) {
+            .find(|kernel| kernel.id == id)
+            .ok_or_else(|| format!("embedded.json: there is no kernel {id}"))?;
+        let generations = match (kernel.min_compute, kernel.max_compute) {
             (_, Some(90)) => ONLY_90,
-            (Some(90), None) => FROM_90,
-            (Some(80), None) => FROM_80,
+            (90, None) => FROM_90,
+            (80, None) => FROM_80,
             other => return Err(format!("{id}: architectures {other:?}")),
         };
-        let file = kernel["file"].as_str().ok_or_else(|| format!("{id}: no file"))?;
-        for defines in all
-            .as_array()
-            .ok_or_else(|| format!("embedded.json: {id}: expected a list"))?
-        {
-            let defines = defines
-                .as_str()
-                .ok_or_else(|| format!("embedded.json: {id}: expected text"))?;
+        for defines in all {
             // A context is split over the blocks of a cluster, which 9.0 brought.
             let split = defines
                 .split(' ')
                 .any(|define| define.starts_with("AQLM_SPLITS=") && define != "AQLM_SPLITS=1");
             variants.push(Variant {
                 kernel: id.clone(),
-                defines: defines.to_owned(),
-                source: file.into(),
+                defines,
+                source: kernel.file.clone().into(),
                 generations: if split { FROM_90 } else { generations },
             });
         }
