@@ -1,7 +1,7 @@
 // What every kernel of this folder shares: plain integer types, f16 arithmetic, streaming loads, clusters.
 //
 // No header of CUDA is included, so NVRTC needs no include path. With AQLM_ON_CPU the same kernels are
-// compiled by a C++ compiler against tests/shim.h, which supplies these functions for a simulated thread
+// compiled by a C++ compiler against shim/shim.h, which supplies these functions for a simulated thread
 // block.
 #pragma once
 
@@ -35,8 +35,8 @@ __device__ __forceinline__ uint4 load_often(const uint4* from) {
     return v;
 }
 
-// A vector from shared memory if `near`, else unchanged, and its counterpart from global memory through L1:
-// one after the other they fetch from either, lane by lane, without a branch.
+// Two predicated loads without a branch. Lanes with `near` read a vector from shared memory, lanes with `far`
+// from global memory through L1; the others keep theirs.
 __device__ __forceinline__ void load_near(uint4& v, const void* from, bool near) {
     const u32 at = static_cast<u32>(__cvta_generic_to_shared(from));
     asm volatile("{\n.reg .pred near;\nsetp.ne.u32 near, %5, 0;\n@near ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n}"

@@ -2,10 +2,11 @@
 // argmax k1: the likeliest token, and the state of generation moved on to it.
 //
 // Parallel over: one block; each thread takes four logits of every 4 blockDim, then the best of all threads
-// is found in halves. The lowest index wins ties. logits [count] f32; chosen [.] u32, by position; state
-// {position, token, advance} u32: the token becomes the one chosen and the position grows by `advance`, 1 in
-// generation and 0 where one context is to be measured again and again. Cost: 128 KB for 32,000 tokens
-// through one multiprocessor: one trip to L2 for all of them, and ten barriers; H100: 6 us alone in a graph.
+//   is found in halves. The lowest index wins ties. logits [count] f32; chosen [.] u32, by position; state
+//   {position, token, advance} u32: the token becomes the one chosen and the position grows by `advance`, 1
+//   in generation and 0 where one context is to be measured again and again.
+// Cost: 128 KB for 32,000 tokens through one multiprocessor: one trip to L2 for all of them, and ten
+//   barriers; H100: 6 us alone in a graph.
 // Limits: count at least 1, blockDim a power of two.
 
 extern "C" __global__ void argmax(const float* logits, u32* chosen, u32* state, int count) {

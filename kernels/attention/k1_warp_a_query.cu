@@ -2,12 +2,15 @@
 // attention k1: the queries of a prompt over the cache, nothing clever.
 //
 // Parallel over: a warp a (row, query head); its lanes share out the head's numbers, and keys come one after
-// the other with the maximum and the sum of the softmax kept up to date. q [rows, heads, head] f16, rotated;
-// keys, values [kv_heads, capacity, padded] f16, the rows' own positions included; out [rows, heads, head]
-// f16. Row r is at position first + r and sees the positions up to its own, or with window > 0 the last
-// `window` of them. Arithmetic: f32; scores, softmax and sums are never rounded to f16. Cost: every query
-// reads its keys and values through L1 and L2, 4 x head bytes a (query, key), and waits for a shuffle
-// reduction a key. Limits: none. Compile-time: AQLM_HEAD, AQLM_PADDED.
+//   the other with the maximum and the sum of the softmax kept up to date. q [rows, heads, head] f16,
+//   rotated; keys, values [kv_heads, capacity, padded] f16, the rows' own positions included; out [rows,
+//   heads, head] f16. Row r is at position first + r and sees the positions up to its own, or with window > 0
+//   the last `window` of them.
+// Arithmetic: f32; scores, softmax and sums are never rounded to f16.
+// Cost: every query reads its keys and values through L1 and L2, 4 x head bytes a (query, key), and waits for
+//   a shuffle reduction a key.
+// Limits: none.
+// Compile-time: AQLM_HEAD, AQLM_PADDED.
 
 #define ITEMS ((AQLM_HEAD + 31) / 32)
 

@@ -3,20 +3,24 @@
 // part of the kernel.
 //
 // Parallel over: a block a (kv head, part of its query heads, part of the context); the AQLM_SPLITS blocks of
-// a cluster share out the context and send their sums to the first of them (distributed shared memory), which
-// merges them in rank order. Inside a block, AQLM_LANES lanes hold a key, 8 numbers each, so that a warp
-// reads 32 / AQLM_LANES keys with one load of 16 bytes a lane; AHEAD keys and values a lane are in flight.
+//   a cluster share out the context and send their sums to the first of them (distributed shared memory),
+//   which merges them in rank order. Inside a block, AQLM_LANES lanes hold a key, 8 numbers each, so that a
+//   warp reads 32 / AQLM_LANES keys with one load of 16 bytes a lane; AHEAD keys and values a lane are in
+//   flight.
 // Why so: a context of 512 is 2 x 512 x 256 B = 262 KB a head of 128, 8.4 MB for 32 heads: 3.5 us at the rate
-// of a copy, which needs all multiprocessors and all loads in flight at once. Keys and values of earlier
-// positions are fetched before the kernel ahead has ended: earlier replays of the graph wrote them. All query
-// heads of a group use a key while it is in registers. keys, values [kv_heads, capacity, padded] f16;
-// cosines, sines [positions, head / 2] f32; biases f32 (with AQLM_BIAS); state {position, ...}; q [heads,
-// head], k, v [kv_heads, head] f16, before rotation; out [heads, head] f16. H100, 32 heads of 128 over 512
-// positions: 6.1 us (4 blocks a cluster), 7.8 with 8 (docs/decoding.md says what the time is made of).
+//   of a copy, which needs all multiprocessors and all loads in flight at once. Keys and values of earlier
+//   positions are fetched before the kernel ahead has ended: earlier replays of the graph wrote them. All
+//   query heads of a group use a key while it is in registers.
+// keys, values [kv_heads, capacity, padded] f16; cosines, sines [positions, head / 2] f32; biases f32 (with
+//   AQLM_BIAS); state {position, ...};
+// q [heads, head], k, v [kv_heads, head] f16, before rotation; out [heads, head] f16.
+// H100, 32 heads of 128 over 512 positions: 6.1 us (4 blocks a cluster), 7.8 with 8 (docs/decoding.md says
+//   what the time is made of).
 // Arithmetic: f32; the newest key and value are rounded to f16 as the cache has them. Splits depend on the
-// position alone, so that the same position gives the same bytes. Limits: head at most 256; AQLM_SPLITS above
-// 1 needs sm_90. Compile-time: AQLM_HEAD, AQLM_LANES (a power of two, at least head / 8), AQLM_QUERIES (query
-// heads of a block), AQLM_SPLITS, AQLM_BIAS.
+//   position alone, so that the same position gives the same bytes.
+// Limits: head at most 256; AQLM_SPLITS above 1 needs sm_90.
+// Compile-time: AQLM_HEAD, AQLM_LANES (a power of two, at least head / 8), AQLM_QUERIES (query heads of a
+//   block), AQLM_SPLITS, AQLM_BIAS.
 
 #define WARPS 8
 #define HALF (AQLM_HEAD / 2)
@@ -25,7 +29,8 @@
 #define GROUPS (32 / AQLM_LANES)
 #define AHEAD (AQLM_QUERIES <= 2 ? 4 : 2)
 #define NOTHING -1e30f
-#define RECORD (PADDED + 2)  // a query head's sums, then its maximum and its total
+#define TOTALS 2  // a query head's maximum and its total
+#define RECORD (PADDED + TOTALS)  // its sums, then those
 
 // The softmax of one query head over the keys seen so far, for the eight numbers of this lane.
 struct Running {

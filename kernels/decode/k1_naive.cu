@@ -1,9 +1,11 @@
 #include "../common.cuh"
 // decode k1: every scheme, nothing clever.
 //
-// Parallel over: one thread an element of the dense weight, neighbours along the row. codes [out_groups,
-// in_groups, M] u16; codebooks [M, 2^B, out_group, in_group] f16; scales [out_groups] f16; y [out, in] f16 or
-// bf16, rounded once. Limits: none but 16-bit codes. Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_OUT_G.
+// Parallel over: one thread an element of the dense weight, neighbours along the row.
+// codes [out_groups, in_groups, M] u16; codebooks [M, 2^B, out_group, in_group] f16; scales [out_groups] f16;
+//   y [out, in] f16 or bf16, rounded once.
+// Limits: none but 16-bit codes.
+// Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_OUT_G.
 
 extern "C" __global__ void decode(const u16* codes, const u16* codebooks, const u16* scales, u16* y, int out_features, int in_features) {
     allow_next_kernel();

@@ -5,9 +5,10 @@
 // The bench compiles it at run time, checks it against the reference (a wrong one is refused and its worst
 // elements are shown), and times it beside the shipped kernels, FP16 through cuBLAS and the roofline.
 //
-// The line below says how it is launched: `like` is the shipped kernel whose operands, constants and launch
+// The line below says how it is launched. `like` is the shipped kernel whose operands, constants and launch
 // it takes; block (threads), rows_per_block (the grid covers all rows) and shared (bytes of dynamic shared
-// memory) change that launch. aqlm: like=matvec/k1_naive block=128 rows_per_block=4
+// memory) change that launch.
+// aqlm: like=matvec/k1_naive block=128 rows_per_block=4
 //
 // like=matvec/k1_naive means, all row-major: codes [out_groups, in_groups, M] u16, codebooks [M, 2^B,
 // out_group, G] f16, scales [out_groups] f16, x [in_features] f16, y [out_features] f16 and the constants

@@ -1,10 +1,12 @@
 #include "../common.cuh"
 // matmul k1: every scheme and every batch, nothing clever. The answer where no faster kernel applies.
 //
-// Parallel over: one warp an output row and input row; lanes stride over the row's input groups. codes
-// [out_groups, in_groups, M] u16; codebooks [M, 2^B, out_group, in_group] f16; scales [out_groups] f16; x
-// [batch, in] and y [batch, out] f16 or bf16. Cost a group and input row: M gathers of G f16 out of L1/L2.
-// Limits: none but 16-bit codes. Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_OUT_G.
+// Parallel over: one warp an output row and input row; lanes stride over the row's input groups.
+// codes [out_groups, in_groups, M] u16; codebooks [M, 2^B, out_group, in_group] f16; scales [out_groups] f16;
+//   x [batch, in] and y [batch, out] f16 or bf16.
+// Cost a group and input row: M gathers of G f16 out of L1/L2.
+// Limits: none but 16-bit codes.
+// Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_OUT_G.
 
 extern "C" __global__ void matmul(const u16* codes, const u16* codebooks, const u16* scales, const u16* x, u16* y, int out_features,
                                   int in_features, int batch) {

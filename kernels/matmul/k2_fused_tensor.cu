@@ -1,40 +1,39 @@
 #include "../common.cuh"
+#include "../tiles.cuh"
 // matmul k2: codewords go from the codebook straight into the fragments of a tensor-core product; nothing
 // decoded is ever stored.
 //
 // Parallel over: a block has AQLM_ROW_WARPS * AQLM_TILES tiles of 8 output rows and AQLM_BATCH_TILES tiles of
-// 16 input rows. Its warps are AQLM_SLICES teams, team s taking every AQLM_SLICES-th unit of the input
-// features; the teams' sums are added in order at the end. The warps of a team share a stage of x and have
-// AQLM_TILES tiles of rows each. Batches above 16 AQLM_BATCH_TILES take further blocks along y. Why it should
-// be fast: the sum over input features may take its terms in any order, so index k of a product is dealt out
-// such that lane (g, t) needs exactly the codeword of row g and input group t: one 16-byte read of the
-// codebook is the B operand of two products, with no shuffle and no dense tile between. x is stored in shared
-// memory in the same order, so its fragments are 16-byte reads too. With AQLM_REPLICAS 8 each lane modulo 8
-// has its own copy of the codebook in its own banks; 1 keeps it in shared memory once; 0 leaves it in global
-// memory, read through L1 and L2. Arithmetic: codewords of several codebooks are added in f16, or with bf16,
-// of which codebooks then are, in bf16 (M - 1 roundings), products are exact, sums f32. Predicted, 4096 ->
-// 11008: 16 rows 2x8g8, codewords 180 MB of shared memory at 128 B a clock on 132 multiprocessors 5.6 us,
-// codes 4.7 us beside it, launch, codebook copies and the last sums 3 us: 10 us. 1x16g8: 5.6 M codewords of a
-// 32-byte sector each, 180 MB out of L2 at 5.5 TB/s: 33 us, less what L1 holds. 128 rows: 5.6 M products of
-// 2048 at about 1.7 clocks a multiprocessor 19 us, fragments of x and codewords 20 us of shared memory beside
-// it, 115 of 132 multiprocessors: 28 us. Limits: out_group 1; G 8 or 16; M <= 8; sm_80. codes: [tile of 8
-// rows][unit][part][lane] of PART words: a unit is 4 steps, a step 4 input groups; lane 4 g + t has row g,
-// input group t. A lane's bits run over (step, codebook), 8 bits a code for B <= 8, else 16. Compile-time:
-// AQLM_M, AQLM_B, AQLM_G, AQLM_REPLICAS, AQLM_ROW_WARPS, AQLM_TILES, AQLM_SLICES, AQLM_BATCH_TILES.
+//   16 input rows. Its warps are AQLM_SLICES teams, team s taking every AQLM_SLICES-th unit of the input
+//   features; the teams' sums are added in order at the end. The warps of a team share a stage of x and have
+//   AQLM_TILES tiles of rows each. Batches above 16 AQLM_BATCH_TILES take further blocks along y.
+// Why it should be fast: the sum over input features may take its terms in any order, so index k of a product
+//   is dealt out such that lane (g, t) needs exactly the codeword of row g and input group t: one 16-byte
+//   read of the codebook is the B operand of two products, with no shuffle and no dense tile between. x is
+//   stored in shared memory in the same order, so its fragments are 16-byte reads too.
+// With AQLM_REPLICAS 8 each lane modulo 8 has its own copy of the codebook in its own banks; 1 keeps it in
+//   shared memory once; 0 leaves it in global memory, read through L1 and L2.
+// Arithmetic: codewords of several codebooks are added in f16, or with bf16, of which codebooks then are, in
+//   bf16 (M - 1 roundings), products are exact, sums f32.
+// Predicted, 4096 -> 11008: 16 rows 2x8g8, codewords 180 MB of shared memory at 128 B a clock on 132
+//   multiprocessors 5.6 us, codes 4.7 us beside it, launch, codebook copies and the last sums 3 us: 10 us.
+//   1x16g8: 5.6 M codewords of a 32-byte sector each, 180 MB out of L2 at 5.5 TB/s: 33 us, less what L1
+//   holds. 128 rows: 5.6 M products of 2048 at about 1.7 clocks a multiprocessor 19 us, fragments of x and
+//   codewords 20 us of shared memory beside it, 115 of 132 multiprocessors: 28 us.
+// Limits: out_group 1; G 8 or 16; M <= 8; sm_80.
+// codes: [tile of 8 rows][unit][part][lane] of PART words: a unit is 4 steps, a step 4 input groups; lane 4 g
+//   + t has row g, input group t. A lane's bits run over (step, codebook), 8 bits a code for B <= 8, else 16.
+// Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_REPLICAS, AQLM_ROW_WARPS, AQLM_TILES, AQLM_SLICES,
+//   AQLM_BATCH_TILES.
 
-#define VECTORS (AQLM_G / 8)                         // 16-byte vectors in a codeword
-#define FIELD (AQLM_B <= 8 ? 8 : 16)                 // bits that a code takes
-#define STEPS 4                                      // of a unit
-#define WORDS (AQLM_M * FIELD / 8)                   // 4-byte words of a lane in a unit
-#define PART (WORDS % 4 == 0 ? 4 : WORDS % 2 == 0 ? 2 : 1)
 #define UNIT_VECTORS (STEPS * 4 * VECTORS)           // 16-byte vectors of x in a row of a unit
-#define ROW_BYTES (UNIT_VECTORS * 16 + 64)           // 64 modulo 128, so that two rows of eight lanes meet no bank twice
+#define ROW_PADDING 64
+#define ROW_BYTES (UNIT_VECTORS * 16 + ROW_PADDING)  // 64 modulo 128, so that two rows of eight lanes meet no bank twice
 #define BATCH (AQLM_BATCH_TILES * 16)
 #define STAGE_BYTES (BATCH * ROW_BYTES)
 #define TEAM (AQLM_ROW_WARPS * 32)
 #define BLOCK_ROWS (AQLM_ROW_WARPS * AQLM_TILES * 8)
-#define SUM_STRIDE (BLOCK_ROWS + (BLOCK_ROWS / 8 % 2 == 0 ? 8 : 0))  // odd multiple of 8: the eight-lane halves of a store share no bank
-#define CODE_MASK ((1u << AQLM_B) - 1u)
+#define SUM_STRIDE (BLOCK_ROWS + (BLOCK_ROWS / 8 % 2 == 0 ? SUM_PADDING : 0))
 #define CODEBOOK_BYTES (AQLM_REPLICAS * (AQLM_M << AQLM_B) * AQLM_G * 2)
 
 // A lane's words of a unit.

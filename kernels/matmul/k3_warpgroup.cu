@@ -1,46 +1,47 @@
 #include "../common.cuh"
+#include "../tiles.cuh"
 // matmul k3: codewords go from the codebook into the registers of Hopper's warpgroup products; x lies in
 // shared memory as their second operand.
 //
 // Parallel over: a block has AQLM_WARPGROUPS * 64 output rows, AQLM_BATCH rows of x and every AQLM_SLICES-th
-// unit of the input features; the blocks of a row block's slices are neighbours in a cluster of AQLM_CLUSTER
-// and add their sums in order of the slices at the end, each for its share of the rows of x. Larger batches
-// take further blocks along y. Why faster than k2: the weight is the first operand, which may come from
-// registers, so lane (g, t) of a warp needs exactly the codewords of rows g and g + 8 at input group t (the
-// sum over input features may take its terms in any order). x is read by the tensor cores from shared memory,
-// once for 64 output rows and with no instruction, where k2's warps each load fragments of it; and the
-// products run beside the look-ups of the next ones, so that latency no longer adds up. Splitting the input
-// features over blocks makes work for all multiprocessors. AQLM_REPLICAS as in k2. With AQLM_SPREAD > 0 the
-// codebook is spread over the shared memories of the cluster and AQLM_SPREAD eighths of the look-ups go
-// there, the others to L2: a gather from L2 moves a sector for each half of it that is used, and L2 is what
-// bounds k2 then. Arithmetic: codewords of several codebooks are added in f16, or with bf16, of which
-// codebooks then are, in bf16 (M - 1 roundings), products are exact, sums f32. Predicted, 4096 -> 11008, 3
-// warpgroups, 2 slices, 116 blocks: 2x8g8, 128 rows: products 24,600 clocks of the tensor cores, shared
-// memory 28,600 (codewords 12,300, x read by products 12,300 and written 4,000), so 16 us, then launch,
-// codebooks and last sums 5 us: 21 us. 16 rows: shared memory 14,500 clocks or 32 chunks of 250 clocks of
-// latency, 8 us and 3 us more: 11 us. 1x16g8, 16 rows, from L2 alone as k2 (43 us); with half of the look-ups
-// in the cluster 22 us of L2 and as many of the cluster's network at the 3 TB/s that others measured of it:
-// 27 us. Measured (docs/kernels.md): 1x16g8 does best with all look-ups from L2, 57.7 us at 128 rows; the
-// cluster's network gives 0.9 TB/s. 2,048 rows, 2x8g8, 256 rows of x and 2 warpgroups: 201 us of products at
-// 1.7 GHz, five and a fifth rounds of blocks that take six: 235 us. Limits: out_group 1; G 8 or 16; M <= 8;
-// sm_90a only. AQLM_SPREAD: M = 1. AQLM_BATCH 16, 32, 64, 128 or 256. codes: as k2. Compile-time: AQLM_M,
-// AQLM_B, AQLM_G, AQLM_REPLICAS, AQLM_WARPGROUPS, AQLM_SLICES, AQLM_CLUSTER, AQLM_BATCH, AQLM_SPREAD.
+//   unit of the input features; the blocks of a row block's slices are neighbours in a cluster of
+//   AQLM_CLUSTER and add their sums in order of the slices at the end, each for its share of the rows of x.
+//   Larger batches take further blocks along y.
+// Why faster than k2: the weight is the first operand, which may come from registers, so lane (g, t) of a
+//   warp needs exactly the codewords of rows g and g + 8 at input group t (the sum over input features may
+//   take its terms in any order). x is read by the tensor cores from shared memory, once for 64 output rows
+//   and with no instruction, where k2's warps each load fragments of it; and the products run beside the
+//   look-ups of the next ones, so that latency no longer adds up. Splitting the input features over blocks
+//   makes work for all multiprocessors. AQLM_REPLICAS as in k2. With AQLM_SPREAD > 0 the codebook is spread
+//   over the shared memories of the cluster and AQLM_SPREAD eighths of the look-ups go there, the others to
+//   L2: a gather from L2 moves a sector for each half of it that is used, and L2 is what bounds k2 then.
+// Arithmetic: codewords of several codebooks are added in f16, or with bf16, of which codebooks then are, in
+//   bf16 (M - 1 roundings), products are exact, sums f32.
+// Predicted, 4096 -> 11008, 3 warpgroups, 2 slices, 116 blocks: 2x8g8, 128 rows: products 24,600 clocks of
+//   the tensor cores, shared memory 28,600 (codewords 12,300, x read by products 12,300 and written 4,000),
+//   so 16 us, then launch, codebooks and last sums 5 us: 21 us. 16 rows: shared memory 14,500 clocks or 32
+//   chunks of 250 clocks of latency, 8 us and 3 us more: 11 us. 1x16g8, 16 rows, from L2 alone as k2 (43 us);
+//   with half of the look-ups in the cluster 22 us of L2 and as many of the cluster's network at the 3 TB/s
+//   that others measured of it: 27 us.
+// Measured (docs/kernels.md): 1x16g8 does best with all look-ups from L2, 57.7 us at 128 rows; the cluster's
+//   network gives 0.9 TB/s. 2,048 rows, 2x8g8, 256 rows of x and 2 warpgroups: 201 us of products at 1.7 GHz,
+//   five and a fifth rounds of blocks that take six: 235 us.
+// Limits: out_group 1; G 8 or 16; M <= 8; sm_90a only. AQLM_SPREAD: M = 1. AQLM_BATCH 16, 32, 64, 128 or 256.
+// codes: as k2.
+// Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_REPLICAS, AQLM_WARPGROUPS, AQLM_SLICES, AQLM_CLUSTER,
+//   AQLM_BATCH, AQLM_SPREAD.
 
-#define VECTORS (AQLM_G / 8)                         // 16-byte vectors in a codeword
-#define FIELD (AQLM_B <= 8 ? 8 : 16)                 // bits that a code takes
-#define STEPS 4                                      // of a unit, each of four input groups
-#define WORDS (AQLM_M * FIELD / 8)                   // 4-byte words of a lane in a unit
-#define PART (WORDS % 4 == 0 ? 4 : WORDS % 2 == 0 ? 2 : 1)
 #define CHUNKS (2 * VECTORS)                         // of a unit: two pairs of products each
 #define THREADS (AQLM_WARPGROUPS * 128)
 #define BLOCK_ROWS (AQLM_WARPGROUPS * 64)
 #define VECTOR_BYTES (AQLM_BATCH * 16)               // eight values along k of all rows of x
-#define PAIR_BYTES (4 * VECTOR_BYTES + 64)           // of two products; 64 modulo 128, so that stores of both pairs of a chunk share no bank
+#define PAIR_PADDING 64
+#define PAIR_BYTES (4 * VECTOR_BYTES + PAIR_PADDING) // of two products; 64 modulo 128, so that stores of both pairs of a chunk share no bank
 #define STAGE_BYTES (2 * PAIR_BYTES)
 #define LOADS ((AQLM_BATCH * 8 + THREADS - 1) / THREADS)  // 16-byte vectors of x that a thread loads for a chunk
 #define SHARE (AQLM_BATCH / AQLM_SLICES)
-#define SUM_STRIDE (BLOCK_ROWS + 4)                  // 4 modulo 16: the lanes of a store share no bank
-#define CODE_MASK ((1u << AQLM_B) - 1u)
+#define ROW_PADDING 4
+#define SUM_STRIDE (BLOCK_ROWS + ROW_PADDING)        // 4 modulo 16: the lanes of a store share no bank
 #if AQLM_SPREAD > 0
 #define PIECE ((1u << AQLM_B) / AQLM_CLUSTER)        // codewords of a block's part
 #define CODEBOOK_BYTES (PIECE * AQLM_G * 2)

@@ -1,36 +1,38 @@
 #include "../common.cuh"
+#include "../tiles.cuh"
 // matmul k4: k2 for a large codebook, of which each block keeps those codewords in shared memory that its own
 // rows use most.
 //
-// Parallel over: as k2, for up to AQLM_BATCH_TILES * 16 rows of x. Why it should be fast: k2 is bound by L2,
-// which looks up one tag a clock in each of 80 slices, one for each codeword. A block's 45,056 codes (88
-// rows, 512 input groups) of 2^16 codewords name only about 32,600 different ones: 9,900 that occur at least
-// twice stand for half of the codes. The packer numbers codewords by how often the matrix uses them, lists
-// for each block AQLM_HOT codewords that are worth keeping (all those below AQLM_HOT that it uses, then the
-// most frequent others), and writes the place in that list for the code: a code below AQLM_HOT is such a
-// place, any other the codeword's number. So codes keep 16 bits. The list is in the codebook's order, so that
-// the block fetches it in few cache lines. Real codes are less even than random ones and gain more. x is read
-// by each warp as its fragments, straight from L2, for shared memory has better use. Arithmetic: products are
-// exact, sums f32. With bf16 the codebook is bf16. Predicted, 4096 -> 11008, 16 rows, 1x16g8, 126 blocks,
-// 14,500 codewords of each block kept: lookups of L2 a block: 6,900 lines of kept codewords, 18,000 of others
-// (k2: 45,056), that is 39,000 clocks of L2 (k2: 71,000), and x and codes 12,000 as in k2: 51,000 clocks at
-// 1.74 GHz, 29 us; k2 47.4. Measured (docs/kernels.md): 36.4 us, 32.0 overlapped; lines hold fewer kept
-// codewords than was thought. Limits: M 1; out_group 1; B 14 to 16; G 8 or 16; sm_80. codes: [tile of 8
-// rows][unit][lane] of two words, as k2, numbered as above. hot: [block][round][thread][4] of 16 bits, the
-// last round filled up: vector (4 round + j) threads + thread of those kept is one of that codeword.
-// codebook: [2^B] in the order of use. Compile-time: AQLM_B, AQLM_G, AQLM_HOT, AQLM_ROW_WARPS, AQLM_TILES,
-// AQLM_SLICES, AQLM_BATCH_TILES.
+// Parallel over: as k2, for up to AQLM_BATCH_TILES * 16 rows of x.
+// Why it should be fast: k2 is bound by L2, which looks up one tag a clock in each of 80 slices, one for each
+//   codeword. A block's 45,056 codes (88 rows, 512 input groups) of 2^16 codewords name only about 32,600
+//   different ones: 9,900 that occur at least twice stand for half of the codes. The packer numbers codewords
+//   by how often the matrix uses them, lists for each block AQLM_HOT codewords that are worth keeping (all
+//   those below AQLM_HOT that it uses, then the most frequent others), and writes the place in that list for
+//   the code: a code below AQLM_HOT is such a place, any other the codeword's number. So codes keep 16 bits.
+//   The list is in the codebook's order, so that the block fetches it in few cache lines. Real codes are less
+//   even than random ones and gain more. x is read by each warp as its fragments, straight from L2, for
+//   shared memory has better use.
+// Arithmetic: products are exact, sums f32. With bf16 the codebook is bf16.
+// Predicted, 4096 -> 11008, 16 rows, 1x16g8, 126 blocks, 14,500 codewords of each block kept: lookups of L2 a
+//   block: 6,900 lines of kept codewords, 18,000 of others (k2: 45,056), that is 39,000 clocks of L2 (k2:
+//   71,000), and x and codes 12,000 as in k2: 51,000 clocks at 1.74 GHz, 29 us; k2 47.4.
+// Measured (docs/kernels.md): 36.4 us, 32.0 overlapped; lines hold fewer kept codewords than was thought.
+// Limits: M 1; out_group 1; B 14 to 16; G 8 or 16; sm_80.
+// codes: [tile of 8 rows][unit][lane] of two words, as k2, numbered as above.
+// hot: [block][round][thread][4] of 16 bits, the last round filled up: vector (4 round + j) threads + thread
+//   of those kept is one of that codeword. codebook: [2^B] in the order of use.
+// Compile-time: AQLM_B, AQLM_G, AQLM_HOT, AQLM_ROW_WARPS, AQLM_TILES, AQLM_SLICES, AQLM_BATCH_TILES.
 
-#define VECTORS (AQLM_G / 8)              // 16-byte vectors in a codeword
-#define STEPS 4                           // of a unit, each of four input groups
 #define TURNS (STEPS * VECTORS)           // of a unit, each of one vector: even
 #define KEPT_VECTORS (AQLM_HOT * VECTORS)
 #define BATCH (AQLM_BATCH_TILES * 16)
 #define THREADS (AQLM_ROW_WARPS * AQLM_SLICES * 32)
-#define ROUNDS ((KEPT_VECTORS + 4 * THREADS - 1) / (4 * THREADS))  // of kept vectors, four a thread
+#define ROUNDS ((KEPT_VECTORS + NUMBERS * THREADS - 1) / (NUMBERS * THREADS))  // of kept vectors
+#define NUMBERS 4                         // of kept codewords that a thread loads at once
 #define AT_ONCE 6                         // rounds on their way to shared memory
 #define BLOCK_ROWS (AQLM_ROW_WARPS * AQLM_TILES * 8)
-#define SUM_STRIDE (BLOCK_ROWS + (BLOCK_ROWS / 8 % 2 == 0 ? 8 : 0))  // odd multiple of 8: the eight-lane halves of a store share no bank
+#define SUM_STRIDE (BLOCK_ROWS + (BLOCK_ROWS / 8 % 2 == 0 ? SUM_PADDING : 0))
 
 // Fetches the codewords that this block keeps. Through registers, as neighbouring lanes' loads from one line
 // are one request of L2 then, which asynchronous copies are not; all numbers first, many vectors in flight.
@@ -42,7 +44,7 @@ __device__ __forceinline__ void keep_codewords(unsigned char* shared, const uint
     for (int round = 0; round < ROUNDS; ++round) of[round] = load_once(numbers + round * THREADS + thread);
 #pragma unroll
     for (int first = 0; first < ROUNDS; first += AT_ONCE) {
-        uint4 kept[AT_ONCE][4];
+        uint4 kept[AT_ONCE][NUMBERS];
 #pragma unroll
         for (int r = 0; r < AT_ONCE; ++r) {
             if (first + r < ROUNDS) {
@@ -56,8 +58,8 @@ __device__ __forceinline__ void keep_codewords(unsigned char* shared, const uint
 #pragma unroll
         for (int r = 0; r < AT_ONCE; ++r) {
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const int place = ((first + r) * 4 + j) * THREADS + thread;
+            for (int j = 0; j < NUMBERS; ++j) {
+                const int place = ((first + r) * NUMBERS + j) * THREADS + thread;
                 if (first + r < ROUNDS && place < KEPT_VECTORS) *reinterpret_cast<uint4*>(shared + place * 16) = kept[r][j];
             }
         }

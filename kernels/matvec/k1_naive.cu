@@ -2,10 +2,12 @@
 // matvec k1: every scheme, nothing clever. The starting point of the ladder and the answer where no faster
 // kernel applies.
 //
-// Parallel over: one warp a row; lanes stride over the row's input groups. codes [out_groups, in_groups, M]
-// u16; codebooks [M, 2^B, out_group, in_group] f16; scales [out_groups] f16; x [in], y [out] f16 or bf16.
-// Cost a group: M gathers of G f16 out of L1/L2. Limits: none but 16-bit codes. Compile-time: AQLM_M, AQLM_B,
-// AQLM_G, AQLM_OUT_G.
+// Parallel over: one warp a row; lanes stride over the row's input groups.
+// codes [out_groups, in_groups, M] u16; codebooks [M, 2^B, out_group, in_group] f16; scales [out_groups] f16;
+//   x [in], y [out] f16 or bf16.
+// Cost a group: M gathers of G f16 out of L1/L2.
+// Limits: none but 16-bit codes.
+// Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_OUT_G.
 
 extern "C" __global__ void matvec(const u16* codes, const u16* codebooks, const u16* scales, const u16* x, u16* y, int out_features,
                                   int in_features) {

@@ -3,20 +3,25 @@
 //
 // Parallel over: one warp for four rows at a time, whole rows, no split sums; lane = input group modulo 32.
 // Why faster than k1: a codeword is one 16-byte read of shared memory instead of a gather through L1/L2, x is
-// read once for four rows, and the codes are B bits each, in the order of use, loaded 16 bytes a lane. Bound:
-// shared memory. A warp's 32 random 16-byte reads take 4 passes without bank conflicts; with AQLM_REPLICAS 8
-// each lane modulo 8 has its own copy of the codebook in its own banks and conflicts vanish, with 1 they cost
-// about 2.8 times as much. Arithmetic: f16 products and sums inside a group (at most M G / 2 terms), f32
-// across groups; with bf16 f32 throughout. Limits: out_group 1; G 8 or 16; AQLM_REPLICAS M 2^B G 2 bytes + x
-// within the block's shared memory; 4 M B AQLM_UNIT a multiple of 128. codes: [task][unit][word of unit /
-// 4][lane] of 16 bytes: a task is 4 rows, a unit AQLM_UNIT steps of 32 input groups, and a lane's bits run
-// over (step, row, codebook), low bits first. Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_REPLICAS, AQLM_UNIT.
+//   read once for four rows, and the codes are B bits each, in the order of use, loaded 16 bytes a lane.
+// Bound: shared memory. A warp's 32 random 16-byte reads take 4 passes without bank conflicts; with
+//   AQLM_REPLICAS 8 each lane modulo 8 has its own copy of the codebook in its own banks and conflicts
+//   vanish, with 1 they cost about 2.8 times as much.
+// Arithmetic: f16 products and sums inside a group (at most M G / 2 terms), f32 across groups; with bf16 f32
+//   throughout.
+// Limits: out_group 1; G 8 or 16; AQLM_REPLICAS M 2^B G 2 bytes + x within the block's shared memory; 4 M B
+//   AQLM_UNIT a multiple of 128.
+// codes: [task][unit][word of unit / 4][lane] of 16 bytes: a task is 4 rows, a unit AQLM_UNIT steps of 32
+//   input groups, and a lane's bits run over (step, row, codebook), low bits first.
+// Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_REPLICAS, AQLM_UNIT.
 
+#define ROWS 4             // of a task
+#define MOST_THREADS 768
 #define VECTORS (AQLM_G / 8)                                 // 16-byte vectors in a codeword
-#define UNIT_LOADS (4 * AQLM_M * AQLM_B * AQLM_UNIT / 128)   // 16-byte loads of a lane in a unit
+#define UNIT_LOADS (ROWS * AQLM_M * AQLM_B * AQLM_UNIT / 128)   // 16-byte loads of a lane in a unit
 #define CODE_MASK ((1u << AQLM_B) - 1u)
 
-extern "C" __global__ void __launch_bounds__(768, 1)
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 matvec(const uint4* codes, const uint4* codebooks, const u16* scales, const uint4* x, u16* y, int out_features, int in_features, int tasks,
        int units) {
 #ifdef AQLM_ON_CPU
@@ -45,7 +50,7 @@ matvec(const uint4* codes, const uint4* codebooks, const u16* scales, const uint
     // Tasks are dealt out block by block, so that no multiprocessor has more than one task above another.
     for (int task = blockIdx.x + gridDim.x * warp; task < tasks; task += gridDim.x * warps) {
         const uint4* stream = codes + static_cast<size_t>(task) * units * UNIT_LOADS * 32 + lane;
-        float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        float sum[ROWS] = {0.0f, 0.0f, 0.0f, 0.0f};
         uint4 next[UNIT_LOADS];
 #pragma unroll
         for (int i = 0; i < UNIT_LOADS; ++i) next[i] = load_once(stream + i * 32);
@@ -71,11 +76,11 @@ matvec(const uint4* codes, const uint4* codebooks, const u16* scales, const uint
 #pragma unroll
                 for (int v = 0; v < VECTORS; ++v) input[v] = inputs[v * padded_groups + group];
 #pragma unroll
-                for (int row = 0; row < 4; ++row) {
+                for (int row = 0; row < ROWS; ++row) {
                     GroupSum pair = 0;
 #pragma unroll
                     for (int m = 0; m < AQLM_M; ++m) {
-                        const int bit = ((step * 4 + row) * AQLM_M + m) * AQLM_B;
+                        const int bit = ((step * ROWS + row) * AQLM_M + m) * AQLM_B;
                         const u32 code = __funnelshift_r(bits[bit / 32], bits[bit / 32 + 1], bit % 32) & CODE_MASK;
 #pragma unroll
                         for (int v = 0; v < VECTORS; ++v) {
@@ -89,7 +94,7 @@ matvec(const uint4* codes, const uint4* codebooks, const u16* scales, const uint
             }
         }
         const float total = sum_four_rows(sum[0], sum[1], sum[2], sum[3]);
-        const int row = task * 4 + (lane >> 3);
+        const int row = task * ROWS + (lane >> 3);
         if ((lane & 7) == 0 && row < out_features) y[row] = y_of_f32(total * f32_of_f16(scales[row]));
     }
 }

@@ -2,22 +2,29 @@
 // matvec k3: products of x with every codeword first, then one 4-byte look-up a code. For B = 8.
 //
 // Parallel over: a cluster of blocks shares a slab of rows, each block takes some input groups of it; inside
-// a block, warps take four rows at a time and lane = input group modulo 32. Each block sends its partial row
-// sums to the block that owns the row (distributed shared memory), which adds them in rank order. Why faster
-// than k2: a slot is 32 input groups of one codebook; its table [256 codes][32 lanes] holds <x_group,
-// codeword> in f32, and lane l only ever reads bank l. So 32 codes cost one conflict-free pass of shared
-// memory (k2: 4 at best), and three instructions: a byte permute that builds the address out of code byte and
-// lane, the load, the addition. Codes then stream at the speed of memory. Building a table is a small matrix
-// product, done by the tensor cores in tf32, in which every f16 is exact. Arithmetic: exact products of f16
-// or bf16, sums in f32. Limits: B 8, out_group 1, G 8 or 16, sm_90 (clusters), 1024 threads. codes: [row
-// slab][rank][round][four rows][lane] of 16 bytes; word = row of the four, byte = slot of the round (four of
-// them). Slots are numbered over (input groups / 32, codebook); slot of (round, rank, byte) = (round * ranks
-// + rank) * 4 + byte. rows_per_block is a multiple of 4 ranks, so that four rows have one owner. With
-// AQLM_PARTS, slabs of up to three matrices share the launch: codebooks has theirs one after the other, and
-// slabs `second` and `third` are the first of the second and the third matrix. Compile-time: AQLM_M, AQLM_G,
-// AQLM_PARTS.
+//   a block, warps take four rows at a time and lane = input group modulo 32. Each block sends its partial
+//   row sums to the block that owns the row (distributed shared memory), which adds them in rank order.
+// Why faster than k2: a slot is 32 input groups of one codebook; its table [256 codes][32 lanes] holds
+//   <x_group, codeword> in f32, and lane l only ever reads bank l. So 32 codes cost one conflict-free pass of
+//   shared memory (k2: 4 at best), and three instructions: a byte permute that builds the address out of code
+//   byte and lane, the load, the addition. Codes then stream at the speed of memory.
+// Building a table is a small matrix product, done by the tensor cores in tf32, in which every f16 is exact.
+// Arithmetic: exact products of f16 or bf16, sums in f32.
+// Limits: B 8, out_group 1, G 8 or 16, sm_90 (clusters), 1024 threads.
+// codes: [row slab][rank][round][four rows][lane] of 16 bytes; word = row of the four, byte = slot of the
+//   round (four of them).
+// Slots are numbered over (input groups / 32, codebook); slot of (round, rank, byte) = (round * ranks + rank)
+//   * 4 + byte.
+// rows_per_block is a multiple of 4 ranks, so that four rows have one owner.
+// With AQLM_PARTS, slabs of up to three matrices share the launch: codebooks has theirs one after the other,
+//   and slabs `second` and `third` are the first of the second and the third matrix.
+// Compile-time: AQLM_M, AQLM_G, AQLM_PARTS.
 
-#define DEPTH 2   // 16-byte loads of codes in flight a lane; more of them delay x and the codewords, which are waited for first
+#define THREADS 1024
+#define SLOTS 4   // of a round, whose tables a block holds at once
+#define TABLE_ALIGNMENT 65536  // look_up() builds addresses byte by byte
+// 16-byte loads of codes in flight a lane; more of them delay x and the codewords, which are waited for first
+#define DEPTH 2
 #define TILES 2   // (slot, 16 codes) tiles of table that a warp builds: 4 slots * 16 tiles / 32 warps
 #define STEPS (AQLM_G / 8)
 
@@ -32,7 +39,7 @@ __device__ __forceinline__ float look_up(u32 codes, u32 place) {
     return (s0 + s1) + (s2 + s3);
 }
 
-extern "C" __global__ void __launch_bounds__(1024, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x, u16* y, int out_features, int in_features,
        int rows_per_block, int rounds
 #ifdef AQLM_PARTS
@@ -51,7 +58,7 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
     float* received = partial + rows_per_block;                            // [ranks][rows_owned], sums sent to this block
     // [pair of slots][256 codes][slot of the pair][32 lanes] f32, where addresses of shared memory are
     // multiples of 65536 (see look_up)
-    const u32 table_address = (shared_address(shared) + rows_per_block * 8 + 65535) & ~65535u;
+    const u32 table_address = (shared_address(shared) + rows_per_block * 8 + (TABLE_ALIGNMENT - 1)) & ~(TABLE_ALIGNMENT - 1u);
     unsigned char* table = shared + (table_address - shared_address(shared));
     const u32 fours = rows_per_block / 4, rows_owned = rows_per_block / ranks;
     const uint4* stream = codes + (static_cast<size_t>(blockIdx.y) * ranks + rank) * rounds * fours * 32 + lane;
@@ -69,7 +76,7 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
     cluster_arrive();  // waited for before the first write to another block, which must have started by then
     for (int round = 0; round < rounds; ++round) {
         // Codewords first: behind a queue of codes they would be waited for longest.
-        const u32 first_slot = (round * ranks + rank) * 4;
+        const u32 first_slot = (round * ranks + rank) * SLOTS;
         u32 word[TILES][STEPS][2];
 #pragma unroll
         for (u32 i = 0; i < TILES; ++i) {

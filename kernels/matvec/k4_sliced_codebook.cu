@@ -2,37 +2,50 @@
 // matvec k4: one large codebook, cut into slices that fit shared memory. For M = 1, B = 13 to 16.
 //
 // Parallel over: a cluster of blocks shares a slab of rows and each block holds slices of the codebook; lane
-// = row. A block handles only the codes of its slice, which were sorted out at load, each with its input
-// group beside it (an item). Each block sends its partial row sums to the block that owns the row
-// (distributed shared memory), which adds them in rank order. Why faster than k1: a 1 MiB codebook lives in
-// L2, and each gather of 16 bytes moves a sector of 32: L2 bandwidth then bounds the kernel at about 0.7 of
-// FP16's speed. Here every codeword is read from shared memory. Bytes: 24 bits an item instead of 16, some
-// padding, and one slice of codebook a block. Bank conflicts: x is stored once for each lane modulo 8, so
-// reads of x never conflict; the items of a row may come in any order, so the packer orders them so that the
-// eight lanes of a pass want codewords in eight different bank groups (nearly always). Arithmetic: f16
-// products and sums inside a group (G / 2 terms), f32 across groups; with bf16 f32 throughout. Limits: M 1,
-// out_group 1, G 8 or 16, sm_90. items: chunks of CHUNK items for 32 lanes, 24 bits each: [chunk][3][lane] of
-// 8 bytes (CHUNK 8) or 4 (CHUNK 4). An item: code within slice (SLICE_BITS), then position in the window, 24
-// bits. A pass is one (slice, window of WINDOW input groups); position WINDOW holds zeros, for padding.
-// tasks: [slab][rank][pass][task] {first chunk, chunks}: a task is 32 rows of the slab; rows:
-// [slab][rank][pass][task][lane] u16, row of slab. With AQLM_PARTS, slabs of up to three matrices share the
-// launch: codebook has theirs one after the other, and slabs `second` and `third` are the first of the second
-// and the third matrix. Compile-time: AQLM_B, AQLM_G, AQLM_PARTS.
+//   = row. A block handles only the codes of its slice, which were sorted out at load, each with its input
+//   group beside it (an item). Each block sends its partial row sums to the block that owns the row
+//   (distributed shared memory), which adds them in rank order.
+// Why faster than k1: a 1 MiB codebook lives in L2, and each gather of 16 bytes moves a sector of 32: L2
+//   bandwidth then bounds the kernel at about 0.7 of FP16's speed. Here every codeword is read from shared
+//   memory.
+// Bytes: 24 bits an item instead of 16, some padding, and one slice of codebook a block.
+// Bank conflicts: x is stored once for each lane modulo 8, so reads of x never conflict; the items of a row
+//   may come in any order, so the packer orders them so that the eight lanes of a pass want codewords in
+//   eight different bank groups (nearly always).
+// Arithmetic: f16 products and sums inside a group (G / 2 terms), f32 across groups; with bf16 f32
+//   throughout.
+// Limits: M 1, out_group 1, G 8 or 16, sm_90.
+// items: chunks of CHUNK items for 32 lanes, 24 bits each: [chunk][3][lane] of 8 bytes (CHUNK 8) or 4 (CHUNK
+//   4). An item: code within slice (SLICE_BITS), then position in the window, 24 bits. A pass is one (slice,
+//   window of WINDOW input groups); position WINDOW holds zeros, for padding.
+// tasks: [slab][rank][pass][task] {first chunk, chunks}: a task is 32 rows of the slab;
+// rows: [slab][rank][pass][task][lane] u16, row of slab.
+// With AQLM_PARTS, slabs of up to three matrices share the launch: codebook has theirs one after the other,
+//   and slabs `second` and `third` are the first of the second and the third matrix.
+// Compile-time: AQLM_B, AQLM_G, AQLM_PARTS.
 
 #define VECTORS (AQLM_G / 8)
-// Lists of groups of 16 are short, so the last chunk's padding costs more than wider loads gain.
+// Items of a lane that are loaded together. Lists of groups of 16 are short, so that the last chunk's padding
+// costs more than wider loads gain.
+#define CHUNK_G8 8
+#define CHUNK_G16 4
+#define MOST_THREADS_G8 736
+#define MOST_THREADS_G16 640
+#define SLICE_BITS_G8 13
+#define SLICE_BITS_G16 12
+#define WINDOW_INPUTS 4096
 #if AQLM_G == 8
-#define CHUNK 8
-#define MOST_THREADS 736
+#define CHUNK CHUNK_G8
+#define MOST_THREADS MOST_THREADS_G8
+#define SLICE_BITS SLICE_BITS_G8
 typedef uint2 Load;
 #else
-#define CHUNK 4
-#define MOST_THREADS 640
-#define DEPTH 4
+#define CHUNK CHUNK_G16
+#define MOST_THREADS MOST_THREADS_G16
+#define SLICE_BITS SLICE_BITS_G16
 typedef u32 Load;
 #endif
-#define SLICE_BITS (AQLM_G == 8 ? 13 : 12)
-#define WINDOW (4096 / AQLM_G)
+#define WINDOW (WINDOW_INPUTS / AQLM_G)
 #define SLICE_BYTES 131072
 #define ENTRY (128 * VECTORS)  // bytes of one input group: its vectors for each lane modulo 8
 

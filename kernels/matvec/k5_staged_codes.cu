@@ -4,28 +4,31 @@
 // memory that already bounds the look-ups.
 //
 // Parallel over: as k3. A cluster of blocks shares a slab of rows, a block takes some input groups of it, a
-// warp four rows at a time, a lane the input group modulo 32. Why it should be faster than k3: k3 holds two
-// loads of codes a lane in registers, 32 KiB of a block's 90, and memory idles while tables are built; more
-// registers there are not. Copies to shared memory take none: AQLM_DEPTH of them a lane are in flight, each
-// lane reading back what it copied itself, so that no barrier is needed. They start when x and the codewords
-// have come, which would queue behind them. A warp's four sums go straight to the block that owns the rows
-// instead of through shared memory and a barrier. Predicted, 4096 -> 11008, 2x8g8, at 1.98 GHz: launch 1,800
-// clocks, codewords and x 1,200, codes 11.3 MB at 3 TB/s 7,400 beside tables (2,000) and look-ups (4,600 of
-// shared memory), exchange 1,200: 11,600 clocks, 5.9 us; with what adds up all the same 7. 1x8g8: 1,800 +
-// 1,200 + 1,700 + 2,000
-// + 1,200: 7,900 clocks, 4.0 us, and 4.8. Measured: 9.6 and 7.0 us (k3: 8.7 and 6.6). Arithmetic: exact
-//   products of f16 or bf16, sums in f32. Limits: B 8, out_group 1, G 8 or 16, sm_90 (clusters), 1024
-//   threads. codes: as k3. Compile-time: AQLM_M, AQLM_G, AQLM_DEPTH copies a lane, of which AQLM_BEFORE lie
-//   ahead of the table and the others behind it.
+//   warp four rows at a time, a lane the input group modulo 32.
+// Why it should be faster than k3: k3 holds two loads of codes a lane in registers, 32 KiB of a block's 90,
+//   and memory idles while tables are built; more registers there are not. Copies to shared memory take none:
+//   AQLM_DEPTH of them a lane are in flight, each lane reading back what it copied itself, so that no barrier
+//   is needed. They start when x and the codewords have come, which would queue behind them. A warp's four
+//   sums go straight to the block that owns the rows instead of through shared memory and a barrier.
+// Predicted, 4096 -> 11008, 2x8g8, at 1.98 GHz: launch 1,800 clocks, codewords and x 1,200, codes 11.3 MB at
+//   3 TB/s 7,400 beside tables (2,000) and look-ups (4,600 of shared memory), exchange 1,200: 11,600 clocks,
+//   5.9 us; with what adds up all the same 7. 1x8g8: 1,800 + 1,200 + 1,700 + 2,000 + 1,200: 7,900 clocks, 4.0
+//   us, and 4.8.
+// Measured: 9.6 and 7.0 us (k3: 8.7 and 6.6).
+// Arithmetic: exact products of f16 or bf16, sums in f32.
+// Limits: B 8, out_group 1, G 8 or 16, sm_90 (clusters), 1024 threads.
+// codes: as k3.
+// Compile-time: AQLM_M, AQLM_G, AQLM_DEPTH copies a lane, of which AQLM_BEFORE lie ahead of the table and the
+//   others behind it.
 
-#ifndef AQLM_EARLY
-#define AQLM_EARLY 0  // copies that start before x and the codewords are asked for
-#endif
+#define THREADS 1024
+#define SLOTS 4       // of a round, whose tables a block holds at once
+#define TABLE_ALIGNMENT 65536  // look_up() builds addresses byte by byte
+#define TABLE_BYTES 131072
 #define TILES 2       // (slot, 16 codes) tiles of table that a warp builds: 4 slots * 16 tiles / 32 warps
 #define STEPS (AQLM_G / 8)
 #define WARPS 32u
 #define COPY_BYTES (WARPS * 512)   // of a block's lanes
-#define TABLE_BYTES 131072
 
 // The four codes of a word looked up in the four slots. An address is table + code * 256 + slot * 128 + lane
 // * 4: with the table at a multiple of 65536, byte 1 of the address is the code and the other bytes are those
@@ -38,7 +41,7 @@ __device__ __forceinline__ float look_up(u32 codes, u32 place) {
     return (s0 + s1) + (s2 + s3);
 }
 
-extern "C" __global__ void __launch_bounds__(1024, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x, u16* y, int out_features, int in_features,
        int rows_per_block, int rounds) {
 #ifdef AQLM_ON_CPU
@@ -53,7 +56,7 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
     unsigned char* copies = shared + rows_per_block * 8;                   // [copy][warp][lane] 16 bytes, AQLM_BEFORE of them
     // [pair of slots][256 codes][slot of the pair][32 lanes] f32, where addresses of shared memory are
     // multiples of 65536 (see look_up)
-    const u32 table_address = (shared_address(copies) + AQLM_BEFORE * COPY_BYTES + 65535) & ~65535u;
+    const u32 table_address = (shared_address(copies) + AQLM_BEFORE * COPY_BYTES + (TABLE_ALIGNMENT - 1)) & ~(TABLE_ALIGNMENT - 1u);
     unsigned char* table = shared + (table_address - shared_address(shared));
     copies += threadIdx.x * 16;
     unsigned char* later_copies = table + TABLE_BYTES + threadIdx.x * 16;
@@ -65,15 +68,10 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
 
     allow_next_kernel();
     cluster_arrive();  // waited for before the first write to another block, which must have started by then
-#pragma unroll
-    for (int d = 0; d < AQLM_EARLY; ++d) {
-        if (warp + d * WARPS < fours) start_copy16(d < AQLM_BEFORE ? copies + d * COPY_BYTES : later_copies + (d - AQLM_BEFORE) * COPY_BYTES, stream + (warp + d * WARPS) * 32);
-        close_copies();
-    }
     const u32 first_owned = blockIdx.y * rows_per_block + rank * rows_owned;
     u16 first_scale = 0;
     for (int round = 0; round < rounds; ++round) {
-        const u32 first_slot = (round * ranks + rank) * 4;
+        const u32 first_slot = (round * ranks + rank) * SLOTS;
         const bool last = round + 1 == rounds;
         u32 word[TILES][STEPS][2];
 #pragma unroll
@@ -137,7 +135,7 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
             if (i == 0 && round == 0) {
                 // By now this warp's codewords and x are here.
 #pragma unroll
-                for (u32 d = AQLM_EARLY; d < AQLM_DEPTH; ++d) {
+                for (u32 d = 0; d < AQLM_DEPTH; ++d) {
                     unsigned char* to = d < AQLM_BEFORE ? copies + d * COPY_BYTES : later_copies + (d - AQLM_BEFORE) * COPY_BYTES;
                     if (warp + d * WARPS < fours) start_copy16(to, stream + (warp + d * WARPS) * 32);
                     close_copies();

@@ -4,41 +4,51 @@
 // every row, and L2 adds only 128 of them a clock.
 //
 // Parallel over: a block has 1024 codewords and some sets of 32 input groups, for all rows of a slab. Its
-// four teams of eight warps have 256 codewords each. For one set after the other a team builds a table of
-// <x_group, codeword>, [256 codewords][32 groups], and looks up the codes that fall into it: the packer has
-// sorted out which those are (items). Teams meet nowhere in the loop, so that one builds while another looks
-// up. Why it should be faster than k4: k4 reads 2 G bytes of codeword and as many of x out of shared memory
-// for a code. 2^B codewords times all groups are only some six times as many products as a matrix of 11008
-// rows wants of groups of 16, and the tensor cores make them for nothing: writing a product costs 4 bytes of
-// shared memory, looking it up 4 and adding it to its row 4 to 8. Which rows a block's items belong to has no
-// order, so sums are integers: a product is rounded to a multiple of a power of two, q, that follows from
-// |x|_1 and the largest codeword such that no sum reaches 2^31. Integers may be added in any order, by atomics in shared memory and then in L2:
-// the result is the same. The last block of a slab scales what has come together and sets it to zero for the
-// next launch. Bytes: 32 bits an item instead of 16, some padding. Predicted, 4096 -> 11008, 1x16g16, 128
-// blocks at 1.98 GHz: launch 1,800 clocks; x, its norm, codewords 1,400; tables 5,100 passes of shared memory
-// (4,100 written, 1,000 of x read), look-ups 700 and sums 1,400 to 2,000, that is 8,000; 5.6 MB of sums into
-// L2, 80 slices, 2,200 to 4,400; ticket and last sums 2,500: 16,000 to 18,000 clocks, 8 to 9 us. Measured:
-// 21.9 us (k4: 19.3); the sums took 11,000 clocks and the ticket's last block 8,100, and items, 14.8 MB,
-// 13,600. Arithmetic: exact products of f16, group sums in f32, rounded to q <= largest codeword |x|_1 2^-29,
-// then exact. Limits: M 1, out_group 1, G 8 or 16; rows of a slab in shared memory; one launch of a matrix at
-// a time, for the sums live beside it; sm_80. items: [chunk][warp of team][lane] of two; an item is offset in
-// the table / 4, 13 bits, and row of the slab above; all bits set: none. spans: [slab][block][set][team]
-// {first chunk, chunks}. sums: [slab][row] zeros, finished: [slab] zeros. Compile-time: AQLM_B, AQLM_G.
+//   four teams of eight warps have 256 codewords each. For one set after the other a team builds a table of
+//   <x_group, codeword>, [256 codewords][32 groups], and looks up the codes that fall into it: the packer has
+//   sorted out which those are (items). Teams meet nowhere in the loop, so that one builds while another
+//   looks up.
+// Why it should be faster than k4: k4 reads 2 G bytes of codeword and as many of x out of shared memory for a
+//   code. 2^B codewords times all groups are only some six times as many products as a matrix of 11008 rows
+//   wants of groups of 16, and the tensor cores make them for nothing: writing a product costs 4 bytes of
+//   shared memory, looking it up 4 and adding it to its row 4 to 8.
+// Which rows a block's items belong to has no order, so sums are integers: a product is rounded to a multiple
+//   of a power of two, q, that follows from |x|_1 and the largest codeword such that no sum reaches 2^31.
+//   Integers may be added in any order, by atomics in shared memory and then in L2: the result is the same.
+//   The last block of a slab scales what has come together and sets it to zero for the next launch.
+// Bytes: 32 bits an item instead of 16, some padding.
+// Predicted, 4096 -> 11008, 1x16g16, 128 blocks at 1.98 GHz: launch 1,800 clocks; x, its norm, codewords
+//   1,400; tables 5,100 passes of shared memory (4,100 written, 1,000 of x read), look-ups 700 and sums 1,400
+//   to 2,000, that is 8,000; 5.6 MB of sums into L2, 80 slices, 2,200 to 4,400; ticket and last sums 2,500:
+//   16,000 to 18,000 clocks, 8 to 9 us.
+// Measured: 21.9 us (k4: 19.3); the sums took 11,000 clocks and the ticket's last block 8,100, and items,
+//   14.8 MB, 13,600.
+// Arithmetic: exact products of f16, group sums in f32, rounded to q <= largest codeword |x|_1 2^-29, then
+//   exact.
+// Limits: M 1, out_group 1, G 8 or 16; rows of a slab in shared memory; one launch of a matrix at a time, for
+//   the sums live beside it; sm_80.
+// items: [chunk][warp of team][lane] of two; an item is offset in the table / 4, 13 bits, and row of the slab
+//   above; all bits set: none.
+// spans: [slab][block][set][team] {first chunk, chunks}.
+// sums: [slab][row] zeros, finished: [slab] zeros.
+// Compile-time: AQLM_B, AQLM_G.
 
 #define TEAMS 4
 #define TEAM_WARPS 8
 #define CODES 256                         // of a team
-#define TABLE_BYTES (CODES * 32 * 4)      // of a team
+#define SET 32                            // input groups
+#define TABLE_BYTES (CODES * SET * 4)     // of a team
 #define PAIRS (AQLM_G / 2)                // words of a codeword
 #define DEPTH 3                           // chunks of items in flight
-#define NONE 0xffffffffu
+#define NONE 0xffffffffu                  // an item that is none
+#define OFFSET_BITS 13                    // of an item: where in the table its product is
 
 // Adds the products of two items, in multiples of q, to their rows.
 __device__ __forceinline__ void add_items(uint2 item, const unsigned char* table, int* totals, float per_q) {
-    const float first = *reinterpret_cast<const float*>(table + ((item.x & 0x1fffu) << 2));
-    const float second = *reinterpret_cast<const float*>(table + ((item.y & 0x1fffu) << 2));
-    if (item.x != NONE) atomicAdd(totals + (item.x >> 13), __float2int_rn(first * per_q));
-    if (item.y != NONE) atomicAdd(totals + (item.y >> 13), __float2int_rn(second * per_q));
+    const float first = *reinterpret_cast<const float*>(table + ((item.x & ((1u << OFFSET_BITS) - 1)) << 2));
+    const float second = *reinterpret_cast<const float*>(table + ((item.y & ((1u << OFFSET_BITS) - 1)) << 2));
+    if (item.x != NONE) atomicAdd(totals + (item.x >> OFFSET_BITS), __float2int_rn(first * per_q));
+    if (item.y != NONE) atomicAdd(totals + (item.y >> OFFSET_BITS), __float2int_rn(second * per_q));
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
@@ -84,7 +94,7 @@ matvec(const uint2* items, const uint2* spans, const u32* codebook, int* sums, u
     // side by side.
     for (u32 i = threadIdx.x; i < static_cast<u32>(sets) * 128; i += blockDim.x) {
         const u32 column = i & 31, n = i >> 5 & 3, of = column >> 2, k = column & 3;
-        const u32 at = ((first_set + (i >> 7)) * 32 + 8 * (of >> 1) + 2 * n + (of & 1)) * PAIRS + k;
+        const u32 at = ((first_set + (i >> 7)) * SET + 8 * (of >> 1) + 2 * n + (of & 1)) * PAIRS + k;
         uint2 operand = {0, 0};
         if (at < static_cast<u32>(in_features) / 2) {
             operand.x = x[at];

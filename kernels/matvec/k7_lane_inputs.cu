@@ -3,44 +3,55 @@
 // codes of that group. M = 1, B = 13 to 16.
 //
 // Parallel over: a block has a slice of the codebook in shared memory and a slab of rows; of those rows'
-// codes it handles the ones that fall into its slice. lane = input group, in any order of rows: the packer
-// has sorted codes by slice and group, each with its row (an item). Why it should be faster than k4: there
-// lane = row, so that each item reads a codeword and x from shared memory, 4 G bytes; here x is read once a
-// lane, 2 G bytes and 4 for the sum. k4's slices of 128 KiB are 17 MB out of L2 before the first item; these
-// are half. Blocks meet in global memory instead of a cluster's, so that 128 multiprocessors work instead of
-// 112 or 120. Tables of products (k6) would write six products for each that is wanted. Which rows a lane's
-// items belong to has no order, so sums are integers: a group's product is rounded to a multiple of a power
-// of two, q, that follows from the largest |x_group|_1 and the largest codeword such that no sum reaches
-// 2^31. Adding 1.5 2^23 to product / q rounds it and leaves it in the low bits; what that adds to the upper
-// ones is the same for every row, in_groups times, and taken off at the end. Integers are added by atomics in
-// shared memory, in any order with the same result; each block writes its sums of the slab, a barrier of the
-// slab's blocks follows, and each adds up its share of the rows. Those sums lie in memory that all matrices
-// share: of each matrix's own, 150 MB of matrices would write 3 MB back a launch. Bytes: 24 bits an item
-// instead of 16 (8.5 MB), some padding, sums of slices x rows x 4 bytes (1.4 MB) written and read in L2.
+//   codes it handles the ones that fall into its slice. lane = input group, in any order of rows: the packer
+//   has sorted codes by slice and group, each with its row (an item).
+// Why it should be faster than k4: there lane = row, so that each item reads a codeword and x from shared
+//   memory, 4 G bytes; here x is read once a lane, 2 G bytes and 4 for the sum. k4's slices of 128 KiB are 17
+//   MB out of L2 before the first item; these are half. Blocks meet in global memory instead of a cluster's,
+//   so that 128 multiprocessors work instead of 112 or 120. Tables of products (k6) would write six products
+//   for each that is wanted.
+// Which rows a lane's items belong to has no order, so sums are integers: a group's product is rounded to a
+//   multiple of a power of two, q, that follows from the largest |x_group|_1 and the largest codeword such
+//   that no sum reaches 2^31. Adding 1.5 2^23 to product / q rounds it and leaves it in the low bits; what
+//   that adds to the upper ones is the same for every row, in_groups times, and taken off at the end.
+//   Integers are added by atomics in shared memory, in any order with the same result; each block writes its
+//   sums of the slab, a barrier of the slab's blocks follows, and each adds up its share of the rows. Those
+//   sums lie in memory that all matrices share: of each matrix's own, 150 MB of matrices would write 3 MB
+//   back a launch.
+// Bytes: 24 bits an item instead of 16 (8.5 MB), some padding, sums of slices x rows x 4 bytes (1.4 MB)
+//   written and read in L2.
 // Order of requests: what is asked for first arrives first, so all but a warp's first items are asked for
-// after x has come. Bank conflicts: the packer orders a lane's items so that the lanes served together want
-// codewords in different bank groups and rows in different banks. Predicted, 4096 -> 11008, 1x16g16, 128
-// blocks of 22,000 items at 1.98 GHz: launch 1,800 clocks; codewords and x 1,800; items 700 steps of a warp,
-// each 8 passes of shared memory for codewords, 2 to 4 for sums: 7,000 to 8,400 (meanwhile 8.5 MB of items:
-// 6,000 at a copy's rate); writing sums 800, barrier 1,400, reading and adding 1,600: 14,400 to 15,800
-// clocks, 7.3 to 8 us. Measured: 12.9 us, 11.8 overlapped (k4: 19.2, 19.1). Clocks: codewords and x 5,200 to
-// 5,600; items 10,500, 14 a step; writing sums 600, barrier 3,800, reading and adding 2,100. Arithmetic: f16
-// products and sums inside a group (G / 2 terms; with bf16 f32), rounded to q <= 2^-19 of the largest product
-// that could be (in_groups up to 2,047), then exact. Limits: M 1, out_group 1, G 8 or 16; every block waits
-// for all others of its slab, so all must run at once: no more blocks than multiprocessors, and one launch at
-// a time with the same scratch. allow_next_kernel() is safe: the next kernel's blocks start when all of this
-// one's run. items: chunks of four items for 32 lanes, 24 bits each: [chunk][3][lane] u32; an item: code
-// within slice, then row of slab. Padding adds to rows after the slab's. The first HEAD chunks of each warp
-// come first, [slab][slice][warp][HEAD], so that they can be asked for before anything else is known. spans:
-// [slab][slice][warp] {where the rest is and how much it is with the head, in 32 words; items of a lane in
-// each round}. groups: [slab][slice][warp][round][lane] u16. codebook: [2^B] codewords. scratch: [COUNTERS]
-// counters of slabs, zeros; [slab][owner][slice][rows owned] sums. Compile-time: AQLM_G, AQLM_SLICE_BITS.
+//   after x has come.
+// Bank conflicts: the packer orders a lane's items so that the lanes served together want codewords in
+//   different bank groups and rows in different banks.
+// Predicted, 4096 -> 11008, 1x16g16, 128 blocks of 22,000 items at 1.98 GHz: launch 1,800 clocks; codewords
+//   and x 1,800; items 700 steps of a warp, each 8 passes of shared memory for codewords, 2 to 4 for sums:
+//   7,000 to 8,400 (meanwhile 8.5 MB of items: 6,000 at a copy's rate); writing sums 800, barrier 1,400,
+//   reading and adding 1,600: 14,400 to 15,800 clocks, 7.3 to 8 us.
+// Measured: 12.9 us, 11.8 overlapped (k4: 19.2, 19.1). Clocks: codewords and x 5,200 to 5,600; items 10,500,
+//   14 a step; writing sums 600, barrier 3,800, reading and adding 2,100.
+// Arithmetic: f16 products and sums inside a group (G / 2 terms; with bf16 f32), rounded to q <= 2^-19 of the
+//   largest product that could be (in_groups up to 2,047), then exact.
+// Limits: M 1, out_group 1, G 8 or 16; every block waits for all others of its slab, so all must run at once:
+//   no more blocks than multiprocessors, and one launch at a time with the same scratch. allow_next_kernel()
+//   is safe: the next kernel's blocks start when all of this one's run.
+// items: chunks of four items for 32 lanes, 24 bits each: [chunk][3][lane] u32; an item: code within slice,
+//   then row of slab. Padding adds to rows after the slab's.
+// The first HEAD chunks of each warp come first, [slab][slice][warp][HEAD], so that they can be asked for
+//   before anything else is known.
+// spans: [slab][slice][warp] {where the rest is and how much it is with the head, in 32 words; items of a
+//   lane in each round}.
+// groups: [slab][slice][warp][round][lane] u16.
+// codebook: [2^B] codewords.
+// scratch: [COUNTERS] counters of slabs, zeros; [slab][owner][slice][rows owned] sums.
+// Compile-time: AQLM_G, AQLM_SLICE_BITS.
 
 #define WARPS 24
 #define HEAD 6   // chunks of a warp that lie in a known place
 #define RING 8   // chunks of a warp in shared memory
 #define CHUNK_BYTES 384
 #define COUNTERS 256
+#define PADDING_ROWS 32  // after a slab's own: padding adds to them
 #define WORDS (AQLM_G / 2)
 #define CODEWORD_BYTES (AQLM_G * 2)
 #define SLICE_BYTES (CODEWORD_BYTES << AQLM_SLICE_BITS)
@@ -82,8 +93,8 @@ matvec(const unsigned char* items, const u32* spans, const u16* groups, const ui
     unsigned char* codewords = shared;
     unsigned char* ring = shared + SLICE_BYTES + warp * (RING * CHUNK_BYTES);         // this warp's [RING][3][lane] u32
     uint4* inputs = reinterpret_cast<uint4*>(shared + SLICE_BYTES + WARPS * RING * CHUNK_BYTES);  // x
-    u32* totals = reinterpret_cast<u32*>(inputs + in_features / 8);                   // [rows + 32], the last for padding
-    float* norms = reinterpret_cast<float*>(totals + rows + 32);                      // [WARPS]
+    u32* totals = reinterpret_cast<u32*>(inputs + in_features / 8);                   // [rows + PADDING_ROWS]
+    float* norms = reinterpret_cast<float*>(totals + rows + PADDING_ROWS);                      // [WARPS]
     allow_next_kernel();
 
     for (u32 i = threadIdx.x; i < SLICE_BYTES / 16; i += WARPS * 32) start_copy16(codewords + i * 16, codebook + slice * (SLICE_BYTES / 16) + i);
@@ -104,12 +115,9 @@ matvec(const unsigned char* items, const u32* spans, const u16* groups, const ui
 #pragma unroll
     for (u32 v = 0; v < AQLM_G / 8; ++v) vector[v] = threadIdx.x < in_groups ? x[threadIdx.x * (AQLM_G / 8) + v] : uint4{0, 0, 0, 0};
     const unsigned char* head = items + static_cast<size_t>(block * WARPS + warp) * (HEAD * CHUNK_BYTES) + lane * 16;
-#pragma unroll
-    for (u32 d = 0; d < 1; ++d) {
-        if (lane < CHUNK_BYTES / 16) start_copy16(ring + d * CHUNK_BYTES + lane * 16, head + d * CHUNK_BYTES);
-        close_copies();
-    }
-    for (u32 i = threadIdx.x; i < rows + 32; i += WARPS * 32) totals[i] = 0;
+    if (lane < CHUNK_BYTES / 16) start_copy16(ring + lane * 16, head);
+    close_copies();
+    for (u32 i = threadIdx.x; i < rows + PADDING_ROWS; i += WARPS * 32) totals[i] = 0;
     float norm = 0.0f;
     for (u32 i = threadIdx.x; i < in_groups; i += WARPS * 32) {
         float own = 0.0f;

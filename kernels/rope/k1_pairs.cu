@@ -4,11 +4,12 @@
 //
 // Parallel over: a block a (row, head), a thread a pair. Heads are numbered queries, then keys, then values.
 // q [rows, heads, head] f16, read and written; k, v [rows, kv_heads, head] f16; biases f32 of one row each
-// (with AQLM_BIAS); cosines, sines [positions, head / 2] f32; keys, values [kv_heads, capacity, padded] f16.
-// Row r is at position first + r. Element i of a head is paired with element i + head / 2. Arithmetic: f32,
-// each result rounded to f16 once. Bound by bytes: 3 x 2 x heads x head bytes a row. Limits: positions below
-// capacity (the host checks). Compile-time: AQLM_HEAD, AQLM_PADDED (AQLM_HEAD rounded up to a multiple of 8),
-// AQLM_BIAS.
+//   (with AQLM_BIAS); cosines, sines [positions, head / 2] f32; keys, values [kv_heads, capacity, padded]
+//   f16. Row r is at position first + r. Element i of a head is paired with element i + head / 2.
+// Arithmetic: f32, each result rounded to f16 once.
+// Bound by bytes: 3 x 2 x heads x head bytes a row.
+// Limits: positions below capacity (the host checks).
+// Compile-time: AQLM_HEAD, AQLM_PADDED (AQLM_HEAD rounded up to a multiple of 8), AQLM_BIAS.
 
 #define HALF (AQLM_HEAD / 2)
 

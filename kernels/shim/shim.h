@@ -414,9 +414,34 @@ inline void run_grid(Place grid, Place block, uint32_t cluster, size_t shared_by
     }
 }
 
+// Guard bytes lie before and after every buffer. A kernel that writes outside a buffer changes them.
+constexpr size_t GUARD_BYTES = 1024;
+constexpr unsigned char GUARD_PATTERN = 0xa5;
+
+struct Guarded {
+    unsigned char* memory;
+    size_t length;
+
+    explicit Guarded(size_t bytes) : memory(static_cast<unsigned char*>(std::aligned_alloc(128, 2 * GUARD_BYTES + (bytes + 127) / 128 * 128))), length(bytes) {
+        if (!memory) std::exit(3);
+        std::memset(memory, GUARD_PATTERN, GUARD_BYTES);
+        std::memset(memory + GUARD_BYTES + length, GUARD_PATTERN, GUARD_BYTES);
+    }
+    unsigned char* begin() const { return memory + GUARD_BYTES; }
+    // "before", "after", or nothing if all guard bytes are whole.
+    const char* broken() const {
+        for (size_t i = 0; i < GUARD_BYTES; ++i) {
+            if (memory[i] != GUARD_PATTERN) return "before";
+            if (begin()[length + i] != GUARD_PATTERN) return "after";
+        }
+        return nullptr;
+    }
+};
+
 // Reads a launch from a file of little-endian u64 words and bytes, runs it, writes the output buffer to
-// another file. File: grid x, grid y, block, cluster, shared bytes, pointers, integers, index of the output;
-// byte lengths; integers; contents.
+// another file. Ends with 5 if guard bytes have changed, and says on standard error on which side of which
+// buffer. File: grid x, grid y, block, cluster, shared bytes, pointers, integers, index of the output; byte
+// lengths; integers; contents.
 inline int run_file(const char* in, const char* out, void (*kernel)()) {
     FILE* file = std::fopen(in, "rb");
     if (!file) return 2;
@@ -431,13 +456,20 @@ inline int run_file(const char* in, const char* out, void (*kernel)()) {
     for (size_t i = 0; i < count; ++i) lengths.push_back(word());
     Arguments with;
     for (size_t i = 0; i < integers; ++i) with.integers.push_back(static_cast<int>(word()));
+    std::vector<Guarded> buffers;
     for (size_t length : lengths) {
-        void* buffer = std::aligned_alloc(128, (length + 127) / 128 * 128);
-        if (!buffer || std::fread(buffer, 1, length, file) != length) return 3;
-        with.pointers.push_back(buffer);
+        buffers.emplace_back(length);
+        if (std::fread(buffers.back().begin(), 1, length, file) != length) return 3;
+        with.pointers.push_back(buffers.back().begin());
     }
     std::fclose(file);
     run_grid({grid_x, grid_y, 1}, {block, 1, 1}, cluster, shared_bytes, kernel, with);
+    for (size_t i = 0; i < buffers.size(); ++i) {
+        if (const char* side = buffers[i].broken()) {
+            std::fprintf(stderr, "%s %zu\n", side, i);
+            return 5;
+        }
+    }
     FILE* result = std::fopen(out, "wb");
     if (!result || std::fwrite(with.pointers[output], 1, lengths[output], result) != lengths[output]) return 4;
     return std::fclose(result) ? 4 : 0;

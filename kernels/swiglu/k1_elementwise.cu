@@ -2,9 +2,12 @@
 // swiglu k1: gate * sigmoid(gate) * up.
 //
 // Parallel over: a thread a number, a block row a row. gate, up [rows, stride] f16 with a stride each, of
-// which `width` numbers count; biases [width] f32 (with AQLM_BIAS); out [rows, width] f16. Arithmetic: f32,
-// rounded once. Cost at width 11008: 66 KB, all in L2: bound by the launch. H100: 0.97 us, overlapped.
-// Limits: none. Compile-time: AQLM_BIAS.
+//   which `width` numbers count;
+// biases [width] f32 (with AQLM_BIAS); out [rows, width] f16.
+// Arithmetic: f32, rounded once.
+// Cost at width 11008: 66 KB, all in L2: bound by the launch. H100: 0.97 us, overlapped.
+// Limits: none.
+// Compile-time: AQLM_BIAS.
 
 extern "C" __global__ void swiglu(const float* gate_bias, const float* up_bias, const u16* gate, const u16* up, u16* out, int width,
                                   int gate_stride, int up_stride) {

@@ -1,7 +1,6 @@
-//! Every kernel compiles with nvcc for every architecture that the manifest lets it run on, in the
-//! configurations that measurements prefer, and keeps no more of a thread in local memory than the manifest
-//! allows. Needs nvcc but no GPU; without nvcc (`AQLM_NVCC`, or `nvcc` on the path) the test says so and is
-//! waived.
+//! Every kernel compiles with nvcc for every architecture that its description lets it run on, in the
+//! configurations that measurements prefer, and keeps no more of a thread in local memory than that allows.
+//! Needs nvcc but no GPU; without nvcc (`AQLM_NVCC`, or `nvcc` on the path) the test says so and is waived.
 
 use std::path::Path;
 use std::process::Command;
@@ -261,7 +260,7 @@ fn complaint(nvcc: &str, job: &Job, output: &Path) -> Option<String> {
                 .unwrap_or(1);
             let allowed = job.kernel.local_bytes(codebooks);
             (bytes > allowed)
-                .then(|| format!("{what}: {bytes} bytes of local memory, the manifest allows {allowed}"))
+                .then(|| format!("{what}: {bytes} bytes of local memory, its description allows {allowed}"))
         }
     }
 }

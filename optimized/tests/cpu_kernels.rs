@@ -1,24 +1,32 @@
 //! What the CPU kernels promise beyond right results, at every SIMD level that this machine has: refusals,
 //! ranges, threads and numbers that are not finite. Results are compared by `aqlm check` and
-//! harness/tests/cross_check.rs.
+//! harness/aqlm/tests/cross_check.rs.
 
+use aqlm_check::cases::{ProductCase, Values};
 use aqlm_optimized::cpu::{CodebookPrecision, Form, PackedMatrix, Plan, SimdLevel, TablePrecision};
-use aqlm_vocabulary::{AqlmError, Purpose, QuantizedMatrix, Scheme, Stream, stream};
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Scheme};
 use ndarray::{Array1, Array2, Array3, Array4};
-use rand::RngExt;
 
-/// Values of the random tier: bell-shaped with some outliers of twenty times the size, rounded to f16.
-fn realistic(rng: &mut Stream) -> f64 {
-    let bell: f64 = (0..4).map(|_| rng.random_range(-1.0..1.0)).sum();
-    let value = if rng.random_bool(0.01) { 20.0 * bell } else { bell };
-    half_rounded(value)
+/// The check's own product of these groups, [batch, in_features] of x.
+fn product(
+    scheme: Scheme,
+    [out_groups, in_groups]: [usize; 2],
+    batch: usize,
+    values: Values,
+    seed: u64,
+) -> (QuantizedMatrix, Array2<f32>) {
+    let problem = ProductCase {
+        scheme,
+        out_groups,
+        in_groups,
+        batch,
+        values,
+    };
+    let data = problem.data(seed);
+    (data.matrix, data.x)
 }
 
-fn half_rounded(value: f64) -> f64 {
-    half::f16::from_f64(value).to_f64()
-}
-
-/// A matrix and x [batch, in_features].
+/// A realistic matrix and x.
 fn case(
     scheme: Scheme,
     out_groups: usize,
@@ -26,22 +34,7 @@ fn case(
     batch: usize,
     seed: u64,
 ) -> (QuantizedMatrix, Array2<f32>) {
-    let mut rng = stream(seed, 0, None, Purpose::TestData);
-    let size = scheme.codebook_size();
-    let codes = Array3::from_shape_simple_fn((out_groups, in_groups, scheme.num_codebooks), || {
-        rng.random_range(0..size) as u16
-    });
-    let shape = (
-        scheme.num_codebooks,
-        size,
-        scheme.out_group_size,
-        scheme.in_group_size,
-    );
-    let codebooks = Array4::from_shape_simple_fn(shape, || realistic(&mut rng));
-    let scales = Array1::from_shape_simple_fn(out_groups, || half_rounded(rng.random_range(0.01..0.1)));
-    let matrix = QuantizedMatrix::new(scheme, codes, codebooks, scales).unwrap();
-    let x = Array2::from_shape_simple_fn((batch, matrix.in_features()), || realistic(&mut rng) as f32);
-    (matrix, x)
+    product(scheme, [out_groups, in_groups], batch, Values::Outliers, seed)
 }
 
 /// Every plan that this machine can run for a scheme.
@@ -80,23 +73,16 @@ fn scheme(text: &str) -> Scheme {
     text.parse().unwrap()
 }
 
-/// A matrix and x of small multiples of powers of two: every sum is exact in f32, in any order.
+/// A matrix and x of small multiples of powers of two, every third row negative: every sum is exact in f32, in
+/// any order.
 fn dyadic(
     scheme: Scheme,
     out_groups: usize,
     in_groups: usize,
     batch: usize,
 ) -> (QuantizedMatrix, Array2<f32>) {
-    let (mut matrix, mut x) = case(scheme, out_groups, in_groups, batch, 3);
-    let mut rng = stream(4, 0, None, Purpose::TestData);
-    let mut eighths = |most: u32| f64::from(rng.random_range(0..=2 * most)) / 8.0 - f64::from(most) / 8.0;
-    matrix.tune(|mut codebooks, mut scales| {
-        codebooks.mapv_inplace(|_| eighths(15));
-        for (i, scale) in scales.iter_mut().enumerate() {
-            *scale = [0.5, -1.0, 2.0][i % 3];
-        }
-    });
-    x.mapv_inplace(|_| eighths(24) as f32);
+    let (mut matrix, x) = product(scheme, [out_groups, in_groups], batch, Values::Dyadic, 3);
+    matrix.tune(|_, mut scales| scales.iter_mut().step_by(3).for_each(|scale| *scale *= -1.0));
     (matrix, x)
 }
 
@@ -294,7 +280,10 @@ fn levels_are_those_of_the_processor() {
 #[test]
 fn a_matrix_without_columns_or_rows_is_empty() {
     for (out_groups, in_groups) in [(4, 0), (0, 4)] {
-        let (matrix, x) = case(scheme("2x4g8"), out_groups, in_groups, 5, 1);
+        let codes = Array3::zeros((out_groups, in_groups, 2));
+        let (codebooks, scales) = (Array4::ones((2, 16, 1, 8)), Array1::ones(out_groups));
+        let matrix = QuantizedMatrix::new(scheme("2x4g8"), codes, codebooks, scales).unwrap();
+        let x = Array2::ones((5, 8 * in_groups));
         for plan in plans(matrix.scheme()) {
             let packed = PackedMatrix::new(&matrix, &plan).unwrap();
             assert_eq!(packed.decode().dim(), (out_groups, 8 * in_groups), "{plan:?}");
@@ -384,10 +373,7 @@ fn what_does_not_fit_is_refused() {
             PackedMatrix::new(&matrix, &Plan { level, ..plan }),
             Err(AqlmError::Unsupported(_))
         ));
-        assert!(matches!(
-            SimdLevel::force(Some(level)),
-            Err(AqlmError::Unsupported(_))
-        ));
+        assert!(matches!(level.pool(1), Err(AqlmError::Unsupported(_))));
     }
     // What the kernels rely on cannot be said of a matrix that does not fit.
     let mut codes = matrix.codes().clone();
@@ -431,13 +417,13 @@ fn what_does_not_fit_is_refused() {
 }
 
 #[test]
-fn a_forced_level_is_used_by_new_plans() {
+fn a_pools_level_is_used_by_its_new_plans_and_by_no_other() {
     for level in SimdLevel::available() {
-        SimdLevel::force(Some(level)).unwrap();
-        assert_eq!(Plan::choose(scheme("2x8g8"), 4096, 4096).level, level);
+        let pool = level.pool(2).unwrap();
+        let plans = pool.broadcast(|_| Plan::choose(scheme("2x8g8"), 4096, 4096).level);
+        assert_eq!(plans, [level, level]);
         assert_eq!(level.to_string().parse::<SimdLevel>().unwrap(), level);
     }
-    SimdLevel::force(None).unwrap();
     assert_eq!(Some(&SimdLevel::current()), SimdLevel::available().last());
     assert!("sse9".parse::<SimdLevel>().is_err());
 }

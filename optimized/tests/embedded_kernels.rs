@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use aqlm_kernels::{MEASURED_SHAPE, constants};
-use aqlm_optimized::cuda::dispatch::dispatched;
+use aqlm_optimized::cuda::dispatch::{dispatched, resident};
 use aqlm_optimized::cuda::llama::plan;
 use aqlm_optimized::cuda::pack::{Op, Target, launch_configs, pack, pack_joined, with_config};
 use aqlm_vocabulary::{BlockSpec, QuantizedMatrix, Rope, RopeScaling, Scheme, llama::LlamaBlock};
@@ -114,12 +114,19 @@ fn wanted() -> BTreeMap<String, BTreeSet<String>> {
                     let found = dispatched(op, scheme, [out_features, width], 1, compute, target).unwrap();
                     let naive = format!("{}/k1_naive", op.name());
                     // What whole models fall back on where a matrix has more blocks than run at once.
-                    let sliced = (op == Op::Matvec && compute == (9, 0))
-                        .then_some("matvec/k4_sliced_codebook")
-                        .filter(|id| pack(id, &matrix, target, 1).is_ok());
-                    for id in [found.kernel, naive.as_str()].into_iter().chain(sliced) {
+                    let others = resident(op, scheme, [out_features, width], 1, compute, target);
+                    let others = others
+                        .into_iter()
+                        .map(|(id, _)| id)
+                        .filter(|id| op == Op::Matvec && *id != naive);
+                    for id in [found.kernel, naive.as_str()] {
                         let packed = pack(id, &matrix, target, 1).unwrap();
                         add(id, &packed.defines);
+                    }
+                    for id in others {
+                        if let Ok(packed) = pack(id, &matrix, target, 1) {
+                            add(id, &packed.defines);
+                        }
                     }
                 }
             }

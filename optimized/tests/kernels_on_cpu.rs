@@ -5,13 +5,13 @@
 #[path = "support/shim.rs"]
 mod shim;
 
+use aqlm_check::cases::{ProductCase, Values};
 use aqlm_optimized::cuda::Activations;
 use aqlm_optimized::cuda::pack::{
     LaunchConfig, Op, Packed, Target, TileConfig, WarpgroupConfig, pack, pack_joined, with_config,
 };
 use aqlm_vocabulary::{QuantizedMatrix, Scheme};
 use half::{bf16, f16};
-use ndarray::{Array1, Array3, Array4};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use shim::Launch;
@@ -29,20 +29,14 @@ fn grid_matrix(
     rng: &mut impl Rng,
 ) -> QuantizedMatrix {
     let (out_groups, in_groups) = scheme.groups(out_features, in_features).unwrap();
-    let size = scheme.codebook_size();
-    let codes = Array3::from_shape_simple_fn((out_groups, in_groups, scheme.num_codebooks), || {
-        rng.random_range(0..size) as u16
-    });
-    let shape = (
-        scheme.num_codebooks,
-        size,
-        scheme.out_group_size,
-        scheme.in_group_size,
-    );
-    let codebooks = Array4::from_shape_simple_fn(shape, || grid_value(rng));
-    // Powers of two, so that scaling is exact.
-    let scales = Array1::from_shape_simple_fn(out_groups, || [0.25, 0.5, 1.0][rng.random_range(0..3)]);
-    QuantizedMatrix::new(scheme, codes, codebooks, scales).unwrap()
+    let problem = ProductCase {
+        scheme,
+        out_groups,
+        in_groups,
+        batch: 1,
+        values: Values::Dyadic,
+    };
+    problem.data(rng.random()).matrix
 }
 
 /// The dense weight by the definition of a quantized matrix, in f64, without scales.
@@ -97,9 +91,25 @@ fn expected(op: Op, matrix: &QuantizedMatrix, x: &[f64], format: Activations) ->
 
 /// `None` when there is no C++ compiler.
 fn run_on_cpu(packed: &Packed, x: &[u16], name: &str) -> Option<Vec<u16>> {
+    let source = aqlm_kernels::kernel(packed.kernel).unwrap().source(None).unwrap();
+    let found = run_source_on_cpu(packed, &source, x, name)?;
+    Some(found.unwrap_or_else(|outside| panic!("{}: a write {outside}", packed.kernel)))
+}
+
+/// The same with another source; the error says outside which buffer it wrote.
+fn run_source_on_cpu(
+    packed: &Packed,
+    source: &str,
+    x: &[u16],
+    name: &str,
+) -> Option<Result<Vec<u16>, String>> {
     let x_bytes: Vec<u8> = x.iter().flat_map(|value| value.to_le_bytes()).collect();
     let poison = vec![0xff_u8; packed.y_len() * 2];
-    let mut contents: Vec<&[u8]> = packed.buffers.iter().map(Vec::as_slice).collect();
+    let mut contents: Vec<&[u8]> = packed
+        .operands
+        .iter()
+        .map(|operand| operand.bytes.as_slice())
+        .collect();
     if packed.op() != Op::Decode {
         contents.push(&x_bytes);
     }
@@ -118,13 +128,13 @@ fn run_on_cpu(packed: &Packed, x: &[u16], name: &str) -> Option<Vec<u16>> {
         },
         shared_bytes: packed.shared_bytes,
     };
-    let bytes = shim::run(&launch, &contents, contents.len() - 1, name)?;
-    Some(
+    let found = shim::run(&launch, source, &contents, contents.len() - 1, name)?;
+    Some(found.map(|bytes| {
         bytes
             .chunks_exact(2)
             .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
-            .collect(),
-    )
+            .collect()
+    }))
 }
 
 /// A device small enough to play: few blocks, clusters of two at most.
@@ -438,4 +448,49 @@ fn decode_kernels() {
     check("decode/k2_tiles", "1x14g16", 37, 272);
     check("decode/k2_tiles", "3x6g8", 61, 520);
     check("decode/k2_tiles", "2x12g8", 29, 136);
+}
+
+/// Kernels that write one number outside a buffer, whatever else they do right.
+#[test]
+fn a_write_outside_a_buffer_is_caught_and_named() {
+    let scheme: Scheme = "2x8g8".parse().unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let matrix = grid_matrix(scheme, 13, 264, &mut rng);
+    let packed = pack("matvec/k1_naive", &matrix, &small_target(), 1).unwrap();
+    let x = vec![0; packed.x_len()];
+    let right = aqlm_kernels::kernel(packed.kernel).unwrap().source(None).unwrap();
+    let store = "if (lane == 0) y[row] =";
+    assert!(
+        right.contains(store),
+        "the kernel is written in another way: change this test"
+    );
+    for (number, (wrong, expected)) in [
+        (
+            "if (row == 0) y[out_features] = 1; if (lane == 0) y[row] =",
+            Some("after y"),
+        ),
+        (
+            "if (row == 0) y[-1] = 1; if (lane == 0) y[row] =",
+            Some("before y"),
+        ),
+        (
+            "if (row == 0) const_cast<u16*>(x)[in_features + 400] = 1; if (lane == 0) y[row] =",
+            Some("after x"),
+        ),
+        (
+            "if (row == 0) const_cast<u16*>(scales)[-1] = 1; if (lane == 0) y[row] =",
+            Some("before scales"),
+        ),
+        (store, None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let source = right.replace(store, wrong);
+        let Some(found) = run_source_on_cpu(&packed, &source, &x, &format!("outside-{number}")) else {
+            return;
+        };
+        let expected = expected.map(|place| format!("outside a buffer: {place}"));
+        assert_eq!(found.err(), expected, "{wrong}");
+    }
 }

@@ -4,6 +4,7 @@
 #[path = "support/shim.rs"]
 mod shim;
 
+use aqlm_check::limits::{Number, Rule};
 use aqlm_optimized::cuda::llama::plan::{self, Plan, padded_head};
 use aqlm_reference::llama::{Rotary, attention, rms_norm, swiglu};
 use aqlm_vocabulary::{AttentionSpec, BlockSpec, Rope, RopeScaling, llama::LlamaBlock};
@@ -25,7 +26,9 @@ fn run(plan: &Plan, buffers: &[Vec<u8>], output: usize, name: &str) -> Option<Ve
         shared_bytes: plan.shared_bytes,
     };
     let buffers: Vec<&[u8]> = buffers.iter().map(Vec::as_slice).collect();
-    shim::run(&launch, &buffers, output, name)
+    let source = aqlm_kernels::kernel(plan.kernel).unwrap().source(None).unwrap();
+    let found = shim::run(&launch, &source, &buffers, output, name)?;
+    Some(found.unwrap_or_else(|outside| panic!("{}: a write {outside}", plan.kernel)))
 }
 
 /// Numbers that f16 holds, so that what is compared is the kernel's own rounding.
@@ -71,13 +74,13 @@ fn poison(bytes: usize) -> Vec<u8> {
 
 /// Squared error over squares at most that of `roundings` roundings to f16, half a place each; arithmetic in
 /// f32 is 2^13 times finer.
-fn close<'a>(found: &[f64], expected: impl IntoIterator<Item = &'a f64>, roundings: i32, what: &str) {
+fn close<'a>(found: &[f64], expected: impl IntoIterator<Item = &'a f64>, roundings: usize, what: &str) {
     let expected: Vec<f64> = expected.into_iter().copied().collect();
     assert_eq!(found.len(), expected.len(), "{what}");
     let error: f64 = found.iter().zip(&expected).map(|(a, b)| (a - b).powi(2)).sum();
     let squares: f64 = expected.iter().map(|b| b * b).sum();
     let nmse = error / squares;
-    let limit = f64::from(roundings) * 2f64.powi(-22);
+    let limit = Rule::Independent.limit(Number::F16, roundings);
     assert!(
         nmse <= limit && squares > 0.0,
         "{what}: nmse {nmse:e}, limit {limit:e}"

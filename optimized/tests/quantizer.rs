@@ -8,19 +8,14 @@ use aqlm_optimized::cpu::quantizer::{
 };
 use aqlm_reference as reference;
 use aqlm_vocabulary::{
-    AdamSettings, AqlmError, Initialization, LayerEvent, LayerSettings, Purpose, QuantizedMatrix, StreamKey,
-    Update, sweep_order,
+    AdamSettings, AqlmError, Initialization, LayerSettings, Purpose, QuantizedMatrix, StreamKey, Update,
+    sweep_order,
 };
 use ndarray::{Array2, s};
-use support::{assert_close, limit, normal, quantized, random, widened, with_outliers, with_threads};
+use support::{assert_close, limit, normal, quantized, random, widened, with_outliers};
 
-/// By how much the loss that a search reaches may be above the reference's (issue "The CPU backend").
-const SEARCH: f64 = 1e-3;
-
-/// Layers whose losses are compared on average. Where a search ends differs from layer to layer by a few
-/// thousandths, up or down, as soon as one rounding differs; the mean of twelve does so by a third of
-/// [`SEARCH`].
-const LAYERS: u64 = 12;
+/// By how much the loss that a search reaches may be above the reference's.
+const SEARCH: f64 = aqlm_check::limits::SAME_LOSS;
 
 const KEY: StreamKey = StreamKey {
     seed: 3,

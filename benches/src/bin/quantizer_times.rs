@@ -69,7 +69,7 @@ fn main() -> Result<()> {
     let mut stages = Stages::new();
     let problem = CpuLayers.problem(&weight, &hessian, &settings)?;
     let (matrix, report) = alternate(&CpuLayers, &problem, &settings, KEY, &mut |event| {
-        stages.note(event)
+        stages.note(event);
     })?;
     let seconds = started.elapsed().as_secs_f64();
     stages.print("cpu", seconds, report.trace.len());
@@ -120,7 +120,7 @@ fn layer(out: usize, inputs: usize) -> (Array2<f32>, Array2<f64>) {
     for (i, mut column) in x.axis_iter_mut(Axis(1)).enumerate() {
         column *= 100f32.powf(-((i * 31 % inputs) as f32) / inputs as f32);
     }
-    let mut hessian = quantizer::Hessian::new(inputs);
+    let mut hessian = aqlm_optimized::cpu::quantizer::Hessian::new(inputs);
     if hessian.add(x.view()).is_err() {
         eprintln!("the made-up inputs are not finite");
     }

@@ -19,7 +19,7 @@ const ALLOWED: [Arrows; 10] = [
     (
         "aqlm-optimized",
         &["aqlm-vocabulary", "aqlm-kernels"],
-        &["aqlm-reference"],
+        &["aqlm-reference", "aqlm-check"],
     ),
     ("aqlm-formats", &["aqlm-vocabulary"], &[]),
     (
@@ -64,8 +64,9 @@ const ALLOWED: [Arrows; 10] = [
             "aqlm-reference",
             "aqlm-optimized",
             "aqlm-engine",
+            "aqlm-check",
         ],
-        &["aqlm-check", "aqlm-formats"],
+        &["aqlm-formats"],
     ),
     ("aqlm-mutants", &[], &[]),
 ];

@@ -2,16 +2,21 @@
 //! here.
 
 use aqlm_check::cases::{Case, Operation};
-use aqlm_check::{CrossOptions, Outcome, cross_check};
+use aqlm_check::{CrossOptions, Machines, Outcome, cross_check};
 use aqlm_engine::backends::BackendKind;
+
+fn all() -> Vec<Machines> {
+    BackendKind::ALL.map(Machines::of).into()
+}
 
 fn options() -> CrossOptions {
     CrossOptions {
-        backend: None,
+        machines: all(),
         operation: None,
         case: None,
         cases: 4,
         seed: 0,
+        keep: None,
     }
 }
 
@@ -47,10 +52,7 @@ fn every_backend_agrees_with_the_reference_over_all_operations() {
 #[test]
 fn one_case_can_be_asked_for_and_gives_the_same_twice() {
     let case: Case = "matvec-2x8g8-65x72-b3-outliers-s2".parse().unwrap();
-    let of_case = CrossOptions {
-        case: Some(case),
-        ..options()
-    };
+    let of_case = CrossOptions::of_case(case, all());
     let run = || cross_check(&of_case, &mut |_| ()).unwrap();
     let report = run();
     assert_eq!(report, run());
@@ -67,7 +69,7 @@ fn one_case_can_be_asked_for_and_gives_the_same_twice() {
 fn a_seed_draws_the_same_cases_and_another_seed_others() {
     let ids = |seed| {
         let options = CrossOptions {
-            backend: Some(BackendKind::Reference),
+            machines: vec![Machines::of(BackendKind::Reference)],
             operation: Some(Operation::Decode),
             seed,
             ..options()
@@ -88,11 +90,7 @@ fn a_seed_draws_the_same_cases_and_another_seed_others() {
 fn products(problem: &str) {
     for operation in [Operation::Decode, Operation::Matvec, Operation::Matmul] {
         let case: Case = format!("{operation}-{problem}").parse().unwrap();
-        let of_case = CrossOptions {
-            backend: Some(BackendKind::Cpu),
-            case: Some(case),
-            ..options()
-        };
+        let of_case = CrossOptions::of_case(case, vec![Machines::of(BackendKind::Cpu)]);
         let report = cross_check(&of_case, &mut |_| ()).unwrap();
         let row = &report.report.rows[0];
         assert_eq!(row.outcome, Outcome::Pass, "{case}: {:?}", row.reason);

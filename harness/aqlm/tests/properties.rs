@@ -2,7 +2,7 @@
 //! readable id.
 
 use aqlm_check::cases::{Case, Operation, Problem, cases};
-use aqlm_check::{CrossOptions, Outcome, cross_check};
+use aqlm_check::{CrossOptions, Machines, Outcome, cross_check};
 use aqlm_engine::backends::BackendKind;
 use aqlm_formats::model::block_file;
 use aqlm_formats::safetensors::SafetensorFiles;
@@ -26,13 +26,7 @@ fn config(cases: u32) -> Config {
 /// The reference's own properties (harness/check/src/ops) over drawn cases of an operation.
 fn hold(operation: Operation, count: u32) {
     let property = |case: Case| {
-        let options = CrossOptions {
-            backend: Some(BackendKind::Reference),
-            operation: None,
-            case: Some(case),
-            cases: 0,
-            seed: 0,
-        };
+        let options = CrossOptions::of_case(case, vec![Machines::of(BackendKind::Reference)]);
         let report = cross_check(&options, &mut |_| ()).unwrap();
         let row = &report.report.rows[0];
         prop_assert_eq!(row.outcome, Outcome::Pass, "{:?}", row.reason);
@@ -96,6 +90,11 @@ fn blocks_are_causal_and_their_gradients_are_differences() {
 fn models_agree_with_their_caches_and_losses_with_their_definition() {
     hold(Operation::ModelForward, 20);
     hold(Operation::Perplexity, 20);
+}
+
+#[test]
+fn gradients_of_models_are_differences() {
+    hold(Operation::ModelTune, 12);
 }
 
 /// Wider beams are not better on every problem, only on average. For each width, 300 problems: the mean of

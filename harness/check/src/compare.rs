@@ -1,13 +1,11 @@
 //! Comparisons that the operations share. All keep NaN from passing, and none passes on nothing.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
-
 use aqlm_vocabulary::AqlmError;
-use rayon::ThreadPool;
 
-use super::limits::{self, Measure, Number};
+use super::limits::{self, Measure, Number, Sizes};
 use super::{Comparison, largest, nmse};
 use crate::cases::Operation;
+use crate::subject::Pools;
 use aqlm_formats::{Error, Result};
 
 /// What one subject's answer to one case came to.
@@ -19,68 +17,108 @@ pub struct Findings {
     pub excess: Option<f64>,
 }
 
-/// A comparer for one operation and arithmetic.
+impl From<Vec<Comparison>> for Findings {
+    fn from(comparisons: Vec<Comparison>) -> Self {
+        Self {
+            comparisons,
+            excess: None,
+        }
+    }
+}
+
+/// A comparer for one operation, arithmetic and case.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Against {
-    pub(super) operation: Operation,
-    pub(super) number: Number,
+pub struct Against {
+    /// which operation
+    pub operation: Operation,
+    /// the arithmetic of what is compared
+    pub number: Number,
+    /// what the terms of limits are counted from
+    pub sizes: Sizes,
 }
 
 impl Against {
-    /// `value` of a measure against its limit for `terms`.
-    pub(super) fn value(self, measure: Measure, terms: usize, what: &str, value: f64) -> Result<Comparison> {
-        limits::compare(self.operation, self.number, measure, terms, what, value)
+    /// The row of the table of limits for a measure of `what`, and the limit that it comes to.
+    ///
+    /// # Errors
+    /// `Argument` when the table has none.
+    pub(crate) fn limit(self, measure: Measure, what: &str) -> Result<f64> {
+        let row = limits::row(self.operation, self.number, measure, what)?;
+        Ok(row.rule.limit(self.number, (row.terms)(&self.sizes)))
+    }
+
+    /// `value` of a measure against its limit.
+    ///
+    /// # Errors
+    /// As all comparisons: `Argument` when the table of limits has no row for it.
+    pub fn value(self, measure: Measure, what: &str, value: f64) -> Result<Comparison> {
+        let limit = self.limit(measure, what)?;
+        Ok(Comparison::new(format!("{measure}: {what}"), value, limit))
     }
 
     /// NMSE of `found` against `expected`; NaN, which never holds, when their numbers differ or `expected` is
     /// zero.
-    pub(super) fn nmse<'a>(
+    ///
+    /// # Errors
+    /// As [`Against::value`].
+    pub fn nmse<'a>(
         self,
-        terms: usize,
         what: &str,
         found: impl IntoIterator<Item = &'a f64>,
         expected: impl IntoIterator<Item = &'a f64>,
     ) -> Result<Comparison> {
-        let found: Vec<&f64> = found.into_iter().collect();
-        let expected: Vec<&f64> = expected.into_iter().collect();
+        let found: Vec<f64> = found.into_iter().copied().collect();
+        let expected: Vec<f64> = expected.into_iter().copied().collect();
         let value = if found.len() == expected.len() {
-            nmse(found, expected)
+            nmse(&found, &expected)
         } else {
             f64::NAN
         };
-        self.value(Measure::Nmse, terms, what, value)
+        let comparison = self.value(Measure::Nmse, what, value)?;
+        let allowed = comparison.limit * expected.iter().map(|x| x * x).sum::<f64>();
+        Ok(comparison.with_worst(&found, &expected, |_, error| error * error / allowed))
     }
 
     /// How many elements differ.
-    pub(super) fn exact(self, what: &str, found: &[f64], expected: &[f64]) -> Result<Comparison> {
+    ///
+    /// # Errors
+    /// As [`Against::value`].
+    pub fn exact(self, what: &str, found: &[f64], expected: &[f64]) -> Result<Comparison> {
         let different = found.iter().zip(expected).filter(|(a, b)| a != b).count();
         let value = if found.len() != expected.len() || expected.iter().all(|&x| x == 0.0) {
             f64::NAN
         } else {
             different as f64
         };
-        self.value(Measure::Exact, 0, what, value)
+        let comparison = self.value(Measure::Exact, what, value)?;
+        Ok(comparison.with_worst(
+            found,
+            expected,
+            |_, error| {
+                if error == 0.0 { 0.0 } else { f64::INFINITY }
+            },
+        ))
     }
 
-    /// The worst element's error as a share of its magnitude, and the NMSE. Beyond `terms` roundings of its
+    /// The worst element's error as a share of its magnitude, and the NMSE. Beyond the roundings of its
     /// magnitude an element may be off by its own `extra`, which is known exactly, and by the rounding of
     /// denormal numbers.
-    pub(super) fn elements(
+    pub(crate) fn elements(
         self,
-        terms: usize,
         what: &str,
         found: &[f64],
         expected: &Expected,
         extra: impl Fn(usize) -> f64,
     ) -> Result<Vec<Comparison>> {
-        let limit = limits::row(self.operation, self.number, Measure::Element)?
-            .rule
-            .limit(self.number, terms);
+        let row = limits::row(self.operation, self.number, Measure::Element, what)?;
+        let terms = (row.terms)(&self.sizes);
+        let limit = row.rule.limit(self.number, terms);
         let denormal = terms as f64 * self.number.denormal_rounding();
+        let free = |i: usize| extra(i) * (1.0 + limit) + denormal;
         let (mut worst, mut squares, mut allowed) = (0.0, 0.0, 0.0);
         for (i, (value, magnitude)) in expected.values.iter().zip(&expected.magnitudes).enumerate() {
             let error = (found.get(i).copied().unwrap_or(f64::NAN) - value).abs();
-            let free = extra(i) * (1.0 + limit) + denormal;
+            let free = free(i);
             let share = if error <= free {
                 0.0
             } else {
@@ -94,14 +132,23 @@ impl Against {
         if found.len() != expected.values.len() || norm == 0.0 {
             worst = f64::NAN;
         }
+        let element = Comparison::new(format!("{}: {what}", Measure::Element), worst, limit);
         Ok(vec![
-            Comparison::new(format!("{}: {what}", Measure::Element), worst, limit),
+            element.with_worst(found, &expected.values, |i, error| {
+                error / (free(i) + limit * expected.magnitudes[i])
+            }),
             Comparison::new(
                 format!("{}: {what}", Measure::Nmse),
                 squares / norm,
                 allowed / norm,
             ),
         ])
+    }
+
+    /// Squares of errors of an epsilon in every number, of which `size` is the sum of squared magnitudes:
+    /// below this, losses are not told apart.
+    pub(crate) fn floor(self, size: f64) -> Result<f64> {
+        Ok(self.limit(Measure::Floor, "loss")? * size)
     }
 }
 
@@ -114,43 +161,34 @@ pub(super) struct Expected {
     pub(super) magnitudes: Vec<f64>,
 }
 
-/// One answer at a time in the pools. A worker that waits for a part of its own work takes up what else its
-/// pool has, and if that were another answer, which waits for the SIMD level that the first one holds, it
-/// would wait for itself.
-static POOLS_IN_USE: Mutex<()> = Mutex::new(());
-
 /// Runs `f` on one thread and twice on two: its answer, and how many of the other two differ from it.
 pub(super) fn repeated<T: PartialEq + Send>(
     against: Against,
-    what: &str,
+    pools: &Pools,
     f: impl Fn() -> Result<T> + Sync,
 ) -> Result<(T, Comparison)> {
-    let [one, two] = pools()?;
-    let _alone = POOLS_IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
-    let first = one.install(&f)?;
-    let others = [two.install(&f)?, two.install(&f)?];
+    let first = pools.one.install(&f)?;
+    let others = [pools.two.install(&f)?, pools.two.install(&f)?];
     let different = others.iter().filter(|other| **other != first).count();
-    let comparison = against.value(Measure::Repeat, 0, what, different as f64)?;
+    let comparison = against.value(Measure::Repeat, "answers that differ", different as f64)?;
     Ok((first, comparison))
 }
 
-/// Pools of one and two threads.
-fn pools() -> Result<&'static [ThreadPool; 2]> {
-    static POOLS: OnceLock<std::result::Result<[ThreadPool; 2], String>> = OnceLock::new();
-    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    POOLS
-        .get_or_init(|| {
-            let pools =
-                || -> std::result::Result<_, rayon::ThreadPoolBuildError> { Ok([pool(1)?, pool(2)?]) };
-            pools().map_err(|error| error.to_string())
-        })
-        .as_ref()
-        .map_err(|error| Error::argument("threads", "a pool of two", error.clone()))
+/// Numbers that are equal when their bytes are, so that NaN equals itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Bits(pub(crate) Vec<f64>);
+
+impl PartialEq for Bits {
+    fn eq(&self, other: &Self) -> bool {
+        let bits = |values: &[f64]| -> Vec<u64> { values.iter().map(|value| value.to_bits()).collect() };
+        bits(&self.0) == bits(&other.0)
+    }
 }
 
-/// Bits of floating-point numbers, so that equal means the same bytes and NaN equals itself.
-pub(super) fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|value| value.to_bits()).collect()
+impl FromIterator<f32> for Bits {
+    fn from_iter<I: IntoIterator<Item = f32>>(values: I) -> Self {
+        Self(values.into_iter().map(f64::from).collect())
+    }
 }
 
 /// Whether an error says that the backend does not do this.
@@ -170,9 +208,7 @@ pub(super) fn pooled(against: Against, excesses: &[f64]) -> Result<Option<Compar
     }
     let mean = excesses.iter().sum::<f64>() / n;
     let variance = excesses.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    let errors = limits::row(against.operation, against.number, Measure::Pooled)?
-        .rule
-        .limit(against.number, 0);
+    let errors = against.limit(Measure::Pooled, "")?;
     let limit = limits::SAME_LOSS + errors * (variance / n).sqrt();
     let what = format!(
         "{}: mean of ln(loss / reference's) over {n} cases",
@@ -191,6 +227,12 @@ mod tests {
     const MATVEC: Against = Against {
         operation: Operation::Matvec,
         number: Number::F32,
+        // ten terms
+        sizes: Sizes {
+            inputs: 5,
+            codebooks: 1,
+            ..Sizes::NONE
+        },
     };
 
     fn expected() -> Expected {
@@ -201,7 +243,7 @@ mod tests {
     }
 
     fn holds(found: &[f64]) -> bool {
-        let comparisons = MATVEC.elements(10, "y", found, &expected(), |_| 0.0).unwrap();
+        let comparisons = MATVEC.elements("y", found, &expected(), |_| 0.0).unwrap();
         comparisons.iter().all(Comparison::holds)
     }
 
@@ -217,7 +259,7 @@ mod tests {
             values: vec![0.0],
             magnitudes: vec![1.0],
         };
-        let comparisons = MATVEC.elements(10, "y", &[0.0], &zeros, |_| 0.0).unwrap();
+        let comparisons = MATVEC.elements("y", &[0.0], &zeros, |_| 0.0).unwrap();
         assert!(!comparisons.iter().all(Comparison::holds));
     }
 
@@ -225,11 +267,12 @@ mod tests {
     fn an_answer_that_changes_is_found() {
         use std::sync::atomic::{AtomicUsize, Ordering};
         let calls = AtomicUsize::new(0);
-        let (_, comparison) = repeated(MATVEC, "y", || Ok(calls.fetch_add(1, Ordering::Relaxed))).unwrap();
+        let pools = Pools::at(aqlm_optimized::cpu::SimdLevel::current()).unwrap();
+        let (_, comparison) = repeated(MATVEC, &pools, || Ok(calls.fetch_add(1, Ordering::Relaxed))).unwrap();
         assert!(!comparison.holds());
-        let (_, comparison) = repeated(MATVEC, "y", || Ok(rayon::current_num_threads())).unwrap();
+        let (_, comparison) = repeated(MATVEC, &pools, || Ok(rayon::current_num_threads())).unwrap();
         assert!(!comparison.holds());
-        let (_, comparison) = repeated(MATVEC, "y", || Ok(7)).unwrap();
+        let (_, comparison) = repeated(MATVEC, &pools, || Ok(7)).unwrap();
         assert!(comparison.holds());
     }
 
@@ -238,6 +281,7 @@ mod tests {
         let search = Against {
             operation: Operation::BeamSearch,
             number: Number::F32,
+            sizes: Sizes::NONE,
         };
         let noise = |shift: f64| -> Vec<f64> {
             (0..16)

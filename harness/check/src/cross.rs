@@ -2,24 +2,25 @@
 //! hold for it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::compare::{Against, Findings, is_unsupported, pooled};
-use super::limits::Number;
-use super::ops::{CHECKS, Check, Prepared};
-use super::subject::{Subject, Subjects, subjects};
+use super::ledger::{self, Known};
+use super::limits::{Number, Sizes};
+use super::ops::Prepared;
+use super::subject::{Machines, Subject};
 use super::{CaseRow, CheckReport, Comparison, CrossReport, Outcome, Summary};
 use crate::cases::{Case, Operation, cases, corners};
-use aqlm_engine::backends::BackendKind;
 use aqlm_formats::{Error, Result};
 
 /// What `aqlm check` is asked to do.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct CrossOptions {
-    /// only this backend
-    pub backend: Option<BackendKind>,
+    /// what to check, a row of the result each
+    pub machines: Vec<Machines>,
     /// only this operation
     pub operation: Option<Operation>,
     /// only this case
@@ -28,19 +29,27 @@ pub struct CrossOptions {
     pub cases: usize,
     /// seed of the drawn cases
     pub seed: u64,
+    /// a folder for the operands of failing cases; `None` keeps none
+    pub keep: Option<PathBuf>,
 }
 
 impl CrossOptions {
-    fn backends(&self) -> Vec<BackendKind> {
-        self.backend
-            .map_or(BackendKind::ALL.to_vec(), |backend| vec![backend])
+    /// One case on some machines.
+    pub fn of_case(case: Case, machines: Vec<Machines>) -> Self {
+        Self {
+            machines,
+            operation: None,
+            case: Some(case),
+            cases: 0,
+            seed: 0,
+            keep: None,
+        }
     }
 
-    fn checks(&self) -> impl Iterator<Item = &'static Check> {
+    fn operations(&self) -> impl Iterator<Item = Operation> {
         let wanted = self.case.map(|case| case.operation).or(self.operation);
-        CHECKS
-            .iter()
-            .filter(move |check| wanted.is_none_or(|wanted| wanted == check.operation))
+        let all = Operation::ALL.iter().copied();
+        all.filter(move |&operation| wanted.is_none_or(|wanted| wanted == operation))
     }
 
     fn cases_of(&self, operation: Operation) -> Result<Vec<Case>> {
@@ -56,9 +65,9 @@ impl CrossOptions {
     /// As [`cross_check`].
     pub fn planned(&self) -> Result<usize> {
         let counts = self
-            .checks()
-            .map(|check| Ok(self.cases_of(check.operation)?.len()));
-        Ok(counts.sum::<Result<usize>>()? * self.backends().len())
+            .operations()
+            .map(|operation| Ok(self.cases_of(operation)?.len()));
+        Ok(counts.sum::<Result<usize>>()? * self.machines.len())
     }
 }
 
@@ -76,15 +85,20 @@ pub fn cross_check(options: &CrossOptions, progress: &mut dyn FnMut(&CaseRow)) -
             format!("`{case}`"),
         ));
     }
-    let backends = options.backends();
     let mut rows = Vec::new();
     let mut summary = Vec::new();
-    for check in options.checks() {
-        let cases = options.cases_of(check.operation)?;
-        for &backend in &backends {
-            let of_backend = check_backend(check, backend, &cases);
+    for operation in options.operations() {
+        let cases = options.cases_of(operation)?;
+        for machines in &options.machines {
+            let of_backend = Checking {
+                machines,
+                broken: None,
+                keep: options.keep.as_deref(),
+                ledger: ledger::KNOWN,
+            }
+            .rows(operation, &cases);
             of_backend.iter().for_each(&mut *progress);
-            summary.push(summarize(check.operation, backend.name(), &of_backend));
+            summary.push(summarize(operation, machines.backend, &of_backend));
             rows.extend(of_backend);
         }
     }
@@ -94,20 +108,28 @@ pub fn cross_check(options: &CrossOptions, progress: &mut dyn FnMut(&CaseRow)) -
     })
 }
 
-/// Checks cases of one operation on one subject, whatever backend that claims to be: what tests of the check
-/// itself use. The last row, where there is one, is that of all cases together.
+/// Checks cases of one operation on machines that have one of its breakages ([`Operation::breakages`]), or
+/// none: what tests of the check itself use. Operands of failures go to `keep`. The last row, where there is
+/// one, is that of all cases together.
 ///
 /// # Errors
 /// `Argument` without cases.
-pub fn check_subject(cases: &[Case], subject: &dyn Fn(&Case) -> Box<dyn Subject>) -> Result<Vec<CaseRow>> {
-    let operation = cases.first().map(|case| case.operation);
-    let check = CHECKS.iter().find(|check| Some(check.operation) == operation);
-    let Some(check) = check else {
+pub fn check_broken(
+    cases: &[Case],
+    machines: &Machines,
+    broken: Option<&str>,
+    keep: Option<&Path>,
+) -> Result<Vec<CaseRow>> {
+    let Some(first) = cases.first() else {
         return Err(Error::argument("cases", "at least one", "none"));
     };
-    Ok(check_subjects(check, "subject", cases, &|case| {
-        Ok(vec![subject(case)])
-    }))
+    let checking = Checking {
+        machines,
+        broken,
+        keep,
+        ledger: &[],
+    };
+    Ok(checking.rows(first.operation, cases))
 }
 
 /// The corners, then drawn cases.
@@ -138,83 +160,97 @@ fn draw<T: ValueTree<Value = Case>>(
     }
 }
 
-/// All cases of one operation on one backend, and the comparison of all of them together.
-fn check_backend(check: &Check, backend: BackendKind, cases: &[Case]) -> Vec<CaseRow> {
-    match backend {
-        BackendKind::Reference => cases.iter().map(|case| properties(check, case)).collect(),
-        BackendKind::Cpu | BackendKind::Cuda => {
-            check_subjects(check, backend.name(), cases, &|case| subjects(backend, case))
-        }
-    }
+/// How cases are checked.
+struct Checking<'a> {
+    machines: &'a Machines,
+    broken: Option<&'a str>,
+    keep: Option<&'a Path>,
+    ledger: &'a [Known],
 }
 
-/// The same for whatever subjects there are for a case.
-fn check_subjects(
-    check: &Check,
-    backend: &str,
-    cases: &[Case],
-    subjects: &dyn Fn(&Case) -> Subjects,
-) -> Vec<CaseRow> {
-    let mut rows = Vec::new();
-    let mut excesses = Vec::new();
-    for case in cases {
-        let row = match subjects(case) {
-            Ok(subjects) => {
-                let mut answers = Answers::default();
-                match caught(|| (check.prepare)(case)) {
-                    Ok(prepared) => subjects
-                        .iter()
-                        .for_each(|subject| answers.add(&prepared, &**subject)),
-                    Err(error) => answers.failures.push(format!("reference: {error}")),
-                }
-                // The ways of one backend mostly agree: their mean is one answer, not several independent
-                // ones.
-                if !answers.excesses.is_empty() {
-                    excesses.push(answers.excesses.iter().sum::<f64>() / answers.excesses.len() as f64);
-                }
-                answers.row(case, backend)
-            }
-            Err(reason) => {
-                let (operation, id) = (case.operation.word(), case.to_string());
-                CaseRow::without(operation, &id, backend, Outcome::Waived, reason)
-            }
+impl Checking<'_> {
+    /// All cases of one operation, and the comparison of all of them together.
+    fn rows(&self, operation: Operation, cases: &[Case]) -> Vec<CaseRow> {
+        let mut excesses = Vec::new();
+        let row = |case| {
+            let row = self.row(case, &mut excesses);
+            let row = ledger::judged(self.ledger, case, row);
+            self.kept(case, row)
         };
-        rows.push(row);
-    }
-    let together = Against {
-        operation: check.operation,
-        number: Number::F32,
-    };
-    // Every case says what it is on its own; all of them together say whether losses are worse on average.
-    match pooled(together, &excesses) {
-        Ok(None) => {}
-        Ok(Some(comparison)) => {
-            rows.push(CaseRow::compared(
-                check.operation.word(),
-                "all",
-                backend,
-                vec![comparison],
-            ));
+        let mut rows: Vec<CaseRow> = cases.iter().map(row).collect();
+        let together = Against {
+            operation,
+            number: Number::F32,
+            sizes: Sizes::NONE,
+        };
+        let (operation, backend) = (operation.word(), self.machines.backend);
+        // Every case says what it is on its own; all of them together say whether losses are worse on
+        // average.
+        match pooled(together, &excesses) {
+            Ok(None) => {}
+            Ok(Some(comparison)) => {
+                rows.push(CaseRow::compared(operation, "all", backend, vec![comparison]));
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                rows.push(CaseRow::without(operation, "all", backend, Outcome::Fail, reason));
+            }
         }
-        Err(error) => {
-            let operation = check.operation.word();
-            rows.push(CaseRow::without(
-                operation,
-                "all",
-                backend,
-                Outcome::Fail,
-                error.to_string(),
-            ));
-        }
+        rows
     }
-    rows
-}
 
-fn properties(check: &Check, case: &Case) -> CaseRow {
-    let (operation, id) = (check.operation.word(), case.to_string());
-    match caught(|| (check.properties)(case)) {
-        Ok(comparisons) => CaseRow::compared(operation, &id, "reference", comparisons),
-        Err(error) => CaseRow::without(operation, &id, "reference", Outcome::Fail, error.to_string()),
+    fn row(&self, case: &Case, excesses: &mut Vec<f64>) -> CaseRow {
+        let (operation, id, backend) = (case.operation.word(), case.to_string(), self.machines.backend);
+        let subjects = match &self.machines.subjects {
+            Ok(subjects) => subjects,
+            Err(reason) => return CaseRow::without(operation, &id, backend, Outcome::Waived, reason),
+        };
+        if matches!(subjects[..], [Subject::Reference]) && self.broken.is_none() {
+            // Nothing is above the reference, so it is not compared but must have its properties.
+            return match caught(|| case.operation.checked().properties(case)) {
+                Ok(comparisons) => CaseRow::compared(operation, &id, backend, comparisons),
+                Err(error) => CaseRow::without(operation, &id, backend, Outcome::Fail, error.to_string()),
+            };
+        }
+        let mut answers = Answers::default();
+        let prepared = caught(|| {
+            let prepared = case.operation.checked().prepare(case)?;
+            prepared.expect()?;
+            Ok(prepared)
+        });
+        match prepared {
+            Ok(prepared) => {
+                for subject in subjects.iter().flat_map(|machine| prepared.ways(machine)) {
+                    answers.add(&*prepared, &subject, self.broken);
+                }
+            }
+            Err(error) => answers.failures.push(format!("reference: {error}")),
+        }
+        // The ways of one backend mostly agree: their mean is one answer, not several independent ones.
+        if !answers.excesses.is_empty() {
+            excesses.push(answers.excesses.iter().sum::<f64>() / answers.excesses.len() as f64);
+        }
+        answers.row(case, backend)
+    }
+
+    /// The row of a failure with where its operands lie, or why they could not be kept.
+    fn kept(&self, case: &Case, mut row: CaseRow) -> CaseRow {
+        let (Some(folder), Outcome::Fail) = (self.keep, row.outcome) else {
+            return row;
+        };
+        let keep = || {
+            let prepared = case.operation.checked().prepare(case)?;
+            prepared.operands().keep(folder, &case.to_string())
+        };
+        match caught(keep) {
+            Ok(folder) => row.kept = Some(folder),
+            Err(error) => {
+                row.reason = row
+                    .reason
+                    .map(|reason| format!("{reason} (operands not kept: {error})"));
+            }
+        }
+        row
     }
 }
 
@@ -228,9 +264,9 @@ struct Answers {
 }
 
 impl Answers {
-    fn add(&mut self, prepared: &Prepared, subject: &dyn Subject) {
+    fn add(&mut self, prepared: &dyn Prepared, subject: &Subject, broken: Option<&str>) {
         let variant = subject.variant();
-        match caught(|| prepared(subject)) {
+        match caught(|| prepared.findings(subject, broken)) {
             Ok(Findings { comparisons, excess }) => {
                 self.comparisons
                     .extend(comparisons.into_iter().map(|comparison| Comparison {
@@ -310,17 +346,20 @@ fn summarize(operation: Operation, backend: &str, rows: &[CaseRow]) -> Summary {
 /// # Errors
 /// `Argument` when the strategy of the operation yields nothing.
 pub fn simplest_failure(
-    backend: BackendKind,
+    machines: &Machines,
     options: &CrossOptions,
     failed: &Case,
     steps: usize,
 ) -> Result<Case> {
     let operation = failed.operation;
-    let Some(check) = CHECKS.iter().find(|check| check.operation == operation) else {
-        return Ok(*failed);
+    let checking = Checking {
+        machines,
+        broken: None,
+        keep: None,
+        ledger: ledger::KNOWN,
     };
     let fails = |case: &Case| {
-        let rows = check_backend(check, backend, &[*case]);
+        let rows = checking.rows(operation, &[*case]);
         rows.iter().any(|row| row.outcome == Outcome::Fail)
     };
     // The tree that the case was drawn from; corners have none and stay as they are.

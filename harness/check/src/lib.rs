@@ -1,9 +1,12 @@
 //! `aqlm check`: results compared with peers' and with one another, four outcomes, one line to replay a
 //! failure (docs/checking.md).
 
+mod breakage;
 pub mod cases;
 mod compare;
 mod cross;
+mod keep;
+pub mod ledger;
 pub mod limits;
 mod ops;
 mod peer_checkpoints;
@@ -13,10 +16,13 @@ mod subject;
 mod vectors;
 mod whole_model;
 
-pub use aqlm_engine::runs::records::{CaseRow, CheckReport, Comparison, CrossReport, Outcome, Summary};
-pub use compare::Findings;
-pub use cross::{CrossOptions, check_subject, cross_check, simplest_failure};
-pub use subject::{Clusters, CpuSubject, CudaSubject, Gradients, Subject, Subjects};
+pub use aqlm_engine::runs::records::{
+    CaseRow, CheckReport, Comparison, CrossReport, Outcome, Summary, Worst,
+};
+pub use compare::{Against, Findings};
+pub use cross::{CrossOptions, check_broken, cross_check, simplest_failure};
+pub use ops::{Cost, ProductCheck, Work, matrix_bytes};
+pub use subject::{Cpu, Cuda, Machines, Pools, Subject};
 pub use vectors::{VectorOptions, check_vectors};
 
 /// |a - b| / |b| in the Euclidean norm; the absolute |a| when b is zero.

@@ -1,12 +1,14 @@
 //! Every limit of the cross-check, in one table: what is compared, in which type it was computed, how much it
-//! may differ, and why. Nothing else in the check holds a tolerance.
+//! may differ, and why. No operation holds a tolerance of its own, and `aqlm bench`, the criterion benches
+//! and the tests of `optimized` compare by the same table and rules.
 
 use std::fmt;
 
 use half::{bf16, f16};
 use serde::Serialize;
 
-use super::Comparison;
+use aqlm_vocabulary::Scheme;
+
 use crate::cases::Operation;
 use aqlm_formats::{Error, Result};
 
@@ -134,6 +136,8 @@ pub enum Measure {
     Pooled,
     /// a gradient against central differences
     Gradient,
+    /// a squared error below which losses are not told apart, as a share of the squared magnitudes
+    Floor,
 }
 
 impl fmt::Display for Measure {
@@ -147,23 +151,86 @@ impl fmt::Display for Measure {
             Self::Loss => "loss",
             Self::Pooled => "pooled",
             Self::Gradient => "gradient",
+            Self::Floor => "floor",
         })
     }
 }
 
+/// What the terms of a limit are counted from; zero where an operation has no such thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sizes {
+    /// inputs of a layer, or numbers of a sample or point
+    pub inputs: usize,
+    /// M
+    pub codebooks: usize,
+    /// inputs of a codeword
+    pub in_group: usize,
+    /// outputs of a codeword
+    pub out_group: usize,
+    /// input groups times codebooks: what a search visits
+    pub positions: usize,
+    /// samples, points, or tokens of all sequences
+    pub rows: usize,
+    /// the sums along the longest path through a block (`LlamaCase::terms`)
+    pub path: usize,
+    /// values rounded to f16 on the way through a block (`LlamaCase::roundings`)
+    pub roundings: usize,
+    /// width of the residual stream
+    pub hidden: usize,
+    /// blocks of a model
+    pub blocks: usize,
+    /// tokens of the vocabulary
+    pub vocabulary: usize,
+    /// steps of training
+    pub steps: usize,
+}
+
+impl Sizes {
+    /// Where nothing is counted.
+    pub const NONE: Self = Self {
+        inputs: 0,
+        codebooks: 0,
+        in_group: 0,
+        out_group: 0,
+        positions: 0,
+        rows: 0,
+        path: 0,
+        roundings: 0,
+        hidden: 0,
+        blocks: 0,
+        vocabulary: 0,
+        steps: 0,
+    };
+
+    /// Of a matrix with so many inputs.
+    pub fn of_matrix(scheme: Scheme, inputs: usize) -> Self {
+        Self {
+            inputs,
+            codebooks: scheme.num_codebooks,
+            in_group: scheme.in_group_size,
+            out_group: scheme.out_group_size,
+            ..Self::NONE
+        }
+    }
+}
+
 /// One row of the table.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy)]
 pub struct Limit {
     /// the operations it is for
     pub operations: &'static [Operation],
+    /// the quantities it is for; empty for any
+    pub of: &'static [&'static str],
     /// the arithmetic it is for; `None` for any
     pub number: Option<Number>,
     /// what is compared
     pub measure: Measure,
     /// how it is computed
     pub rule: Rule,
-    /// what n counts
-    pub terms: &'static str,
+    /// what n counts, in words
+    pub n: &'static str,
+    /// the same as a number
+    pub terms: fn(&Sizes) -> usize,
     /// why it is right
     pub reason: &'static str,
 }
@@ -180,211 +247,495 @@ const SEARCHES: &[Op] = &[
     Op::BeamSearch,
     Op::LayerQuantize,
 ];
-const BLOCKS: &[Op] = &[
-    Op::BlockForward,
-    Op::BlockBackward,
-    Op::ModelForward,
-    Op::Perplexity,
-];
+
+/// Samples of a Hessian that are summed in f32 before the sum is kept in f64.
+const NARROW_SAMPLES: usize = 1024;
+
+/// Two distances between a point and centroids, or codewords of some codebooks.
+fn two_distances(coordinates: usize, codebooks: usize) -> usize {
+    8 * (coordinates + 2 * codebooks + 4)
+}
+
+/// The longest chain of roundings behind a score of the beam search.
+fn score(s: &Sizes) -> usize {
+    2 * s.inputs + s.positions + s.codebooks + 8
+}
+
+/// The sums along the longest path through a model: all blocks, the last norm and the head.
+fn model(s: &Sizes) -> usize {
+    s.blocks * s.path + 2 * s.hidden
+}
+
+/// Values rounded to f16 on the way through a model: in its blocks, the embedding, the last norm's weight and
+/// result, and the head.
+fn model_roundings(s: &Sizes) -> usize {
+    s.blocks * s.roundings + 4
+}
+
+/// A row for all quantities of any arithmetic; the others change what they need.
+const ROW: Limit = Limit {
+    operations: Op::ALL,
+    of: &[],
+    number: None,
+    measure: Measure::Exact,
+    rule: Rule::Exact,
+    n: "-",
+    terms: |_| 0,
+    reason: "",
+};
 
 /// The table. The first row that fits counts.
 pub const LIMITS: &[Limit] = &[
     Limit {
-        operations: Op::ALL,
-        number: None,
-        measure: Measure::Exact,
-        rule: Rule::Exact,
-        terms: "-",
         reason: "inputs are multiples of 1/8 or so: every product and sum has a place in the significand, in any order",
+        ..ROW
     },
     Limit {
-        operations: Op::ALL,
-        number: None,
         measure: Measure::Repeat,
-        rule: Rule::Exact,
-        terms: "-",
         reason: "sums have one order, whatever the number of threads (docs/architecture.md)",
+        ..ROW
     },
     Limit {
         operations: &[Op::Decode],
-        number: None,
+        of: &["linearity"],
         measure: Measure::Element,
         rule: Rule::Roundings,
-        terms: "codebooks + 1, in bf16 + 2",
-        reason: "the sum of codewords and its scaling, each rounded once; in bf16 also the codewords themselves",
+        n: "2 (codebooks + 1) + 3",
+        terms: |s| 2 * (s.codebooks + 1) + 3,
+        reason: "two decodings, and the factors that go in and come out",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::Decode],
+        number: Some(Number::Bf16),
+        measure: Measure::Element,
+        rule: Rule::Roundings,
+        n: "codebooks + 2",
+        terms: |s| s.codebooks + 2,
+        reason: "the codewords, their sum and its scaling, each rounded once; what the limits of all elements come to \
+                 together is the limit of NMSE",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::Decode],
+        measure: Measure::Element,
+        rule: Rule::Roundings,
+        n: "codebooks + 1",
+        terms: |s| s.codebooks + 1,
+        reason: "the sum of codewords and its scaling, each rounded once; NMSE as above",
+        ..ROW
     },
     Limit {
         operations: &[Op::Matvec],
-        number: None,
+        number: Some(Number::F64),
         measure: Measure::Element,
         rule: Rule::Roundings,
-        terms: "inputs + codebooks + 4",
-        reason: "the products along a row, the codewords in each, the scaling, and the sums of a few blocks",
+        n: "2 (inputs + codebooks + 4)",
+        terms: |s| 2 * (s.inputs + s.codebooks + 4),
+        reason: "two products, each as below",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::Matvec],
+        measure: Measure::Element,
+        rule: Rule::Roundings,
+        n: "inputs + codebooks + 4",
+        terms: |s| s.inputs + s.codebooks + 4,
+        reason: "the products along a row, the codewords in each, the scaling, and the sums of a few blocks; NMSE as for decode",
+        ..ROW
     },
     Limit {
         operations: &[Op::Matmul],
-        number: None,
+        number: Some(Number::F64),
         measure: Measure::Element,
         rule: Rule::Roundings,
-        terms: "inputs + 2 codebooks + 5",
-        reason: "as matvec, and the weight may have been decoded and rounded before",
+        n: "2 (inputs + 2 codebooks + 5)",
+        terms: |s| 2 * (s.inputs + 2 * s.codebooks + 5),
+        reason: "two products, each as below",
+        ..ROW
     },
     Limit {
-        operations: &[Op::Matvec, Op::Matmul],
+        operations: &[Op::Matmul],
+        measure: Measure::Element,
+        rule: Rule::Roundings,
+        n: "inputs + 2 codebooks + 5",
+        terms: |s| s.inputs + 2 * s.codebooks + 5,
+        reason: "as matvec, and the weight may have been decoded and rounded before; NMSE as for decode",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::Matvec],
         number: Some(Number::F16),
         measure: Measure::Nmse,
         rule: Rule::Independent,
-        terms: "codebooks x group / 2 (matvec), codebooks + 1 (matmul)",
-        reason: "the result is rounded to f16; kernels that add up a group in f16 round once a term of half a group, others the sums of \
-                 codewords and perhaps the decoded weight",
+        n: "codebooks x in_group / 2",
+        terms: |s| s.codebooks * s.in_group / 2,
+        reason: "the result is rounded to f16; kernels that add up a group in f16 round once a term of half a group",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::Matmul],
+        number: Some(Number::F16),
+        measure: Measure::Nmse,
+        rule: Rule::Independent,
+        n: "codebooks + 1",
+        terms: |s| s.codebooks + 1,
+        reason: "the result is rounded to f16, and so are the sums of codewords and perhaps the decoded weight",
+        ..ROW
     },
     Limit {
         operations: &[Op::Matvec, Op::Matmul],
         number: Some(Number::Bf16),
         measure: Measure::Nmse,
         rule: Rule::Independent,
-        terms: "codebooks + 3",
+        n: "codebooks + 3",
+        terms: |s| s.codebooks + 3,
         reason: "the result is rounded to bf16; x, codewords, their sums and perhaps the decoded weight are rounded on the way, sums are f32's",
-    },
-    Limit {
-        operations: &[Op::Decode, Op::Matvec, Op::Matmul],
-        number: None,
-        measure: Measure::Nmse,
-        rule: Rule::Roundings,
-        terms: "those of `element`",
-        reason: "what the limits of all elements come to together: the limit of NMSE is its square times the sum of \
-                 squared magnitudes over the sum of squares",
+        ..ROW
     },
     Limit {
         operations: &[Op::Hessian],
-        number: None,
+        number: Some(Number::F64),
         measure: Measure::Nmse,
         rule: Rule::Squares,
-        terms: "the smaller of samples and 1024",
-        reason: "products are summed in f32 over at most 1024 samples, and in f64 beyond",
+        n: "2 samples + 2",
+        terms: |s| 2 * s.rows + 2,
+        reason: "two sums over all samples, and their division",
+        ..ROW
     },
     Limit {
-        operations: &[Op::Kmeans, Op::ResidualInit],
-        number: None,
-        measure: Measure::Choice,
-        rule: Rule::Roundings,
-        terms: "8 x (coordinates + 2 codebooks + 4)",
-        reason: "two distances, each |p|^2 - 2<p,c> + |c|^2 of rounded numbers, of at most 4 max(|p|, |c|)^2",
+        operations: &[Op::Hessian],
+        number: Some(Number::F32),
+        measure: Measure::Nmse,
+        rule: Rule::Squares,
+        n: "the smaller of samples and 1024",
+        terms: |s| s.rows.min(NARROW_SAMPLES),
+        reason: "products are summed in f32 over at most 1024 samples, and in f64 beyond",
+        ..ROW
     },
     Limit {
         operations: &[Op::Kmeans],
-        number: None,
+        measure: Measure::Choice,
+        rule: Rule::Roundings,
+        n: "8 (coordinates + 6)",
+        terms: |s| two_distances(s.inputs, 1),
+        reason: "two distances, each |p|^2 - 2<p,c> + |c|^2 of rounded numbers, of at most 4 max(|p|, |c|)^2",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::ResidualInit],
+        measure: Measure::Choice,
+        rule: Rule::Roundings,
+        n: "8 (numbers of a codeword + 2 codebooks + 4)",
+        terms: |s| two_distances(s.in_group * s.out_group, s.codebooks),
+        reason: "as for kmeans, of what the codebooks before have left",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::Kmeans],
         measure: Measure::Nmse,
         rule: Rule::Squares,
-        terms: "points + 2",
+        n: "points + 2",
+        terms: |s| s.rows + 2,
         reason: "means of at most all points, or the mean distance of all",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::Kmeans],
+        measure: Measure::Loss,
+        rule: Rule::Roundings,
+        n: "points + 2",
+        terms: |s| s.rows + 2,
+        reason: "the inertia is the mean distance of all points",
+        ..ROW
     },
     Limit {
         operations: &[Op::ResidualInit, Op::EmInit],
-        number: None,
         measure: Measure::Nmse,
         rule: Rule::Squares,
-        terms: "weights of an output group + 2",
+        n: "weights of an output group + 2",
+        terms: |s| s.out_group * s.inputs + 2,
         reason: "a scale is the norm of its output group: a sum of squares, a root and a small constant",
+        ..ROW
     },
     Limit {
         operations: &[Op::BeamSearch],
-        number: None,
         measure: Measure::Choice,
         rule: Rule::Roundings,
-        terms: "4 x (2 inputs + positions + codebooks + 8)",
+        n: "4 (2 inputs + positions + codebooks + 8)",
+        terms: |s| 4 * score(s),
         reason: "two scores, each a product of (W - Q) H, kept up to date over all positions, with a codeword; n counts the \
                  longest chain, and each term is rounded twice",
+        ..ROW
     },
     Limit {
-        operations: &[
-            Op::BeamSearch,
-            Op::CodebookUpdate,
-            Op::LayerQuantize,
-            Op::EmInit,
-            Op::Kmeans,
-        ],
-        number: Some(Number::F64),
+        operations: &[Op::BeamSearch, Op::EmInit],
         measure: Measure::Loss,
         rule: Rule::Roundings,
-        terms: "4 x (2 inputs + codebooks + 4)",
-        reason: "two losses, each summed over inputs twice, as a share of the sum of magnitudes",
-    },
-    Limit {
-        operations: SEARCHES,
-        number: None,
-        measure: Measure::Loss,
-        rule: Rule::Roundings,
-        terms: "8 x (2 inputs + positions + codebooks + 8)",
+        n: "8 (2 inputs + positions + codebooks + 8)",
+        terms: |s| 8 * score(s),
         reason: "the search compares losses of rounded numbers: where the difference drowns in rounding, either is right",
-    },
-    Limit {
-        operations: &[Op::CodebookUpdate],
-        number: None,
-        measure: Measure::Loss,
-        rule: Rule::Required(SAME_LOSS),
-        terms: "-",
-        reason: "required of the CPU backend: a loss within 0.1 % of the reference's, whose optimum has one value",
-    },
-    Limit {
-        operations: SEARCHES,
-        number: None,
-        measure: Measure::Pooled,
-        rule: Rule::StandardErrors(6.0),
-        terms: "-",
-        reason: "f32 and f64 part ways at near ties and end in different optima, none of which is better on average; a mean \
-                 of 12 such differences or more is beyond 6 of its standard errors less than once in 10^4 (Student's t)",
+        ..ROW
     },
     Limit {
         operations: &[Op::LayerQuantize],
-        number: None,
-        measure: Measure::Nmse,
-        rule: Rule::Squares,
-        terms: "2 inputs + codebooks",
-        reason: "the loss that is reported against the same loss in f64: a sum over inputs, twice",
+        measure: Measure::Loss,
+        rule: Rule::Roundings,
+        n: "8 (2 inputs + codebooks + 8)",
+        terms: |s| 8 * (2 * s.inputs + s.codebooks + 8),
+        reason: "two losses of rounded numbers, each summed over inputs twice",
+        ..ROW
     },
     Limit {
-        operations: BLOCKS,
+        operations: &[Op::CodebookUpdate],
+        number: Some(Number::F64),
+        measure: Measure::Loss,
+        rule: Rule::Roundings,
+        n: "4 (2 inputs + codebooks + 4)",
+        terms: |s| 4 * (2 * s.inputs + s.codebooks + 4),
+        reason: "two losses, each summed over inputs twice, as a share of the sum of magnitudes",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::CodebookUpdate],
+        measure: Measure::Loss,
+        rule: Rule::Required(SAME_LOSS),
+        reason: "required of the CPU backend: a loss within 0.1 % of the reference's, whose optimum has one value",
+        ..ROW
+    },
+    Limit {
+        operations: SEARCHES,
+        measure: Measure::Pooled,
+        rule: Rule::StandardErrors(6.0),
+        reason: "f32 and f64 part ways at near ties and end in different optima, none of which is better on average; a mean \
+                 of 12 such differences or more is beyond 6 of its standard errors less than once in 10^4 (Student's t)",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::BeamSearch, Op::CodebookUpdate, Op::LayerQuantize],
+        measure: Measure::Floor,
+        rule: Rule::Squares,
+        n: "2 inputs",
+        terms: |s| 2 * s.inputs,
+        reason: "the layer error of a matrix that is right but for an epsilon in each number: summed over inputs, twice",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::EmInit, Op::Kmeans],
+        measure: Measure::Floor,
+        rule: Rule::Squares,
+        n: "inputs, or coordinates",
+        terms: |s| s.inputs,
+        reason: "the same for an objective that is summed over inputs once",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::ResidualInit],
+        measure: Measure::Floor,
+        rule: Rule::Squares,
+        n: "numbers of a codeword",
+        terms: |s| s.in_group * s.out_group,
+        reason: "the same for an objective that is summed over a codeword",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::LayerQuantize],
+        measure: Measure::Nmse,
+        rule: Rule::Squares,
+        n: "2 inputs + codebooks",
+        terms: |s| 2 * s.inputs + s.codebooks,
+        reason: "the loss that is reported against the same loss in f64: a sum over inputs, twice",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::BlockForward],
+        number: Some(Number::F64),
+        measure: Measure::Nmse,
+        rule: Rule::Squares,
+        n: "2 x the sums along the longest path (LlamaCase::terms)",
+        terms: |s| 2 * s.path,
+        reason: "two forward passes, each as below",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::BlockForward],
         number: Some(Number::F16),
         measure: Measure::Nmse,
         rule: Rule::Independent,
-        terms: "values rounded to f16 on the path (LlamaCase::roundings)",
+        n: "values rounded to f16 on the path (LlamaCase::roundings)",
+        terms: |s| s.roundings,
         reason: "sums are in f32, so that only weights and activations that are stored in f16 are rounded, each independently of \
                  the others; products of random numbers pass the share of the squares on as it is, and scores times their own spread",
+        ..ROW
     },
     Limit {
-        operations: BLOCKS,
-        number: None,
+        operations: &[Op::BlockForward],
         measure: Measure::Nmse,
         rule: Rule::Squares,
-        terms: "the sums along the longest path (LlamaCase::terms), once a block and direction; rows for gradients",
+        n: "the sums along the longest path (LlamaCase::terms)",
+        terms: |s| s.path,
         reason: "errors of a path's sums add up; norms and softmax do not enlarge them for numbers of unit size",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::BlockBackward],
+        measure: Measure::Nmse,
+        rule: Rule::Squares,
+        n: "2 x the sums along the longest path + rows",
+        terms: |s| 2 * s.path + s.rows,
+        reason: "back through the sums of the forward pass, and then over all rows",
+        ..ROW
     },
     Limit {
         operations: &[Op::BlockFinetune],
-        number: None,
         measure: Measure::Nmse,
         rule: Rule::Squares,
-        terms: "the same x 2 x steps",
+        n: "2 x the sums along the longest path x steps",
+        terms: |s| 2 * s.path * s.steps,
         reason: "each step's gradient has a pass forward and one back, and steps build on one another",
+        ..ROW
     },
     Limit {
         operations: &[Op::BlockBackward, Op::BlockFinetune],
         number: Some(Number::F64),
         measure: Measure::Gradient,
         rule: Rule::Differences,
-        terms: "sums along the path (LlamaCase::terms)",
+        n: "the sums along the longest path",
+        terms: |s| s.path,
         reason: "central differences lose step^2 to curvature and terms x epsilon / step to rounding; the step balances them",
+        ..ROW
     },
     Limit {
         operations: &[Op::BlockFinetune],
         number: Some(Number::F64),
         measure: Measure::Loss,
         rule: Rule::Exact,
-        terms: "-",
         reason: "the best state is kept, so that the loss is never above where it started",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::ModelForward],
+        of: &["two ways"],
+        number: Some(Number::F16),
+        measure: Measure::Nmse,
+        rule: Rule::Independent,
+        n: "2 (65 + 4 codebooks x in_group + 4)",
+        terms: |s| 2 * (65 + 4 * s.codebooks * s.in_group + 4),
+        reason: "logits of one block, two ways apart: each has the roundings of a block (as LlamaCase::roundings counts them, \
+                 all seven layers being quantized), the last norm and the head",
+    },
+    Limit {
+        operations: &[Op::ModelForward],
+        number: Some(Number::F64),
+        measure: Measure::Nmse,
+        rule: Rule::Squares,
+        n: "2 x the sums along the longest path: blocks, last norm and head",
+        terms: |s| 2 * model(s),
+        reason: "two forward passes, each as for a block",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::ModelForward],
+        number: Some(Number::F16),
+        measure: Measure::Nmse,
+        rule: Rule::Independent,
+        n: "values rounded to f16 on the path: blocks, embedding, last norm and head",
+        terms: model_roundings,
+        reason: "as for a block",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::ModelForward],
+        measure: Measure::Nmse,
+        rule: Rule::Squares,
+        n: "the sums along the longest path: blocks, last norm and head",
+        terms: model,
+        reason: "as for a block",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::Perplexity],
+        number: Some(Number::F64),
+        measure: Measure::Nmse,
+        rule: Rule::Squares,
+        n: "2 x vocabulary + 128",
+        terms: |s| 2 * s.vocabulary + 128,
+        reason: "two sums over the vocabulary; a constant of 100 takes seven bits of a logit of unit size",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::Perplexity],
+        number: Some(Number::F16),
+        measure: Measure::Nmse,
+        rule: Rule::Independent,
+        n: "as model_forward, + vocabulary",
+        terms: |s| model_roundings(s) + s.vocabulary,
+        reason: "as model_forward; the sum over the vocabulary is of f32 at least",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::Perplexity],
+        measure: Measure::Nmse,
+        rule: Rule::Squares,
+        n: "as model_forward, + vocabulary",
+        terms: |s| model(s) + s.vocabulary,
+        reason: "as model_forward; and the sum over the vocabulary",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::ModelTune],
+        of: &["losses"],
+        measure: Measure::Nmse,
+        rule: Rule::Squares,
+        n: "as perplexity",
+        terms: |s| model(s) + s.vocabulary,
+        reason: "a forward pass and the sum over the vocabulary",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::ModelTune],
+        of: &["losses of all steps"],
+        measure: Measure::Nmse,
+        rule: Rule::Squares,
+        n: "2 x that of losses x steps of Adam",
+        terms: |s| 2 * (model(s) + s.vocabulary) * TUNED_STEPS,
+        reason: "as block_finetune: each step's gradient has a pass forward and one back, and steps build on one another",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::ModelTune],
+        measure: Measure::Nmse,
+        rule: Rule::Squares,
+        n: "2 x that of losses + rows",
+        terms: |s| 2 * (model(s) + s.vocabulary) + s.rows,
+        reason: "a gradient goes back through the sums of the forward pass, and then over all rows",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::ModelTune],
+        number: Some(Number::F64),
+        measure: Measure::Gradient,
+        rule: Rule::Differences,
+        n: "as losses",
+        terms: |s| model(s) + s.vocabulary,
+        reason: "as for a block",
+        ..ROW
     },
 ];
+
+/// Steps of Adam that `model_tune` takes.
+pub const TUNED_STEPS: usize = 3;
+
+/// How far a sum of `lookups` entries of fixed-point tables of so many bytes may be off, where the largest
+/// entry is `largest`.
+///
+/// Entries up to L are in steps of a power of two, so that L takes all bits but one. The step is at most L
+/// times 2^(2 - bits), or twice that when L is just above a power of two, and a look-up is off by half of it.
+/// No step is below 2^-120. f32 rounds L and the sum.
+pub(crate) fn fixed_point(bytes: u32, lookups: f64, largest: f64) -> f64 {
+    let lookup = largest * 2f64.powi(2 - 8 * bytes as i32) + 2f64.powi(-120);
+    lookups * lookup * (1.0 + (lookups + 8.0) * Number::F32.epsilon())
+}
 
 /// What a sum of squared rounding errors stays below but once in 10^6: `variances` has one entry for each
 /// group of errors that are independent of the others, the sum of their variances.
@@ -402,41 +753,26 @@ pub fn chance(variances: &[f64]) -> f64 {
     total + 2.0 * (t * squares).sqrt() + 2.0 * t * most
 }
 
-/// The row for an operation, a type and a measure.
+/// The row for an operation, a type, a measure and a quantity.
 ///
 /// # Errors
 /// `Argument` when the table has none: a mistake in the check, which then fails.
-pub fn row(operation: Operation, number: Number, measure: Measure) -> Result<&'static Limit> {
+pub fn row(operation: Operation, number: Number, measure: Measure, what: &str) -> Result<&'static Limit> {
     LIMITS
         .iter()
         .find(|limit| {
             limit.operations.contains(&operation)
                 && limit.measure == measure
                 && limit.number.is_none_or(|wanted| wanted == number)
+                && (limit.of.is_empty() || limit.of.contains(&what))
         })
         .ok_or_else(|| {
             Error::argument(
                 "limit",
                 "a row of the table of limits",
-                format!("{operation}, {number:?}, {measure}"),
+                format!("{operation}, {number:?}, {measure}, {what}"),
             )
         })
-}
-
-/// `value` of a measure against its row's limit for `terms`.
-///
-/// # Errors
-/// As [`row`].
-pub fn compare(
-    operation: Operation,
-    number: Number,
-    measure: Measure,
-    terms: usize,
-    what: &str,
-    value: f64,
-) -> Result<Comparison> {
-    let limit = row(operation, number, measure)?.rule.limit(number, terms);
-    Ok(Comparison::new(format!("{measure}: {what}"), value, limit))
 }
 
 #[cfg(test)]
@@ -451,17 +787,28 @@ mod tests {
                 limit.rule,
                 Rule::Exact | Rule::Required(_) | Rule::StandardErrors(_)
             ) {
-                assert!(of(Number::F32, 100) > of(Number::F32, 10), "{limit:?}");
-                assert!(of(Number::F32, 10) > of(Number::F64, 10), "{limit:?}");
+                assert!(
+                    of(Number::F32, 100) > of(Number::F32, 10),
+                    "{} {}",
+                    limit.measure,
+                    limit.n
+                );
+                assert!(
+                    of(Number::F32, 10) > of(Number::F64, 10),
+                    "{} {}",
+                    limit.measure,
+                    limit.n
+                );
                 // in the type that the row is for
                 let own = limit.number.unwrap_or(Number::F32);
-                // in 16 bits only roundings inside a group count: 8 codebooks of groups of 16 make 64
-                let terms = if limit.number.is_some_and(Number::is_half) {
-                    100
-                } else {
-                    4000
+                let (terms, most) = match limit.measure {
+                    // the worst element of 8 codebooks, all of whose roundings have one sign
+                    Measure::Element if own.is_half() => (10, 4e-2),
+                    // only roundings inside a group count: 8 codebooks of groups of 16 make 64
+                    _ if own.is_half() => (100, 1e-2),
+                    _ => (4000, 1e-2),
                 };
-                assert!(of(own, terms) < 1e-2, "{limit:?}");
+                assert!(of(own, terms) < most, "{} {}", limit.measure, limit.n);
             }
             assert!(!limit.reason.is_empty() && !limit.operations.is_empty());
         }
@@ -486,9 +833,11 @@ mod tests {
 
     #[test]
     fn a_missing_row_is_an_error() {
-        assert!(row(Operation::Decode, Number::F32, Measure::Pooled).is_err());
+        assert!(row(Operation::Decode, Number::F32, Measure::Pooled, "").is_err());
         assert_eq!(
-            row(Operation::Matvec, Number::F16, Measure::Nmse).unwrap().rule,
+            row(Operation::Matvec, Number::F16, Measure::Nmse, "y")
+                .unwrap()
+                .rule,
             Rule::Independent
         );
     }

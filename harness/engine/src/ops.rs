@@ -7,7 +7,7 @@
 //!
 //! Methods fail on what does not fit (shapes, token ids), on numbers that are not finite, and when a device
 //! runs out of memory. A machine implements the traits that it has the operations for; which machines have
-//! which, [`BackendKind`](crate::backends::BackendKind) answers, and refuses the others by name.
+//! which, [`BackendKind`] answers, and refuses the others by name.
 
 use std::ops::Range;
 use std::path::Path;

@@ -1,11 +1,11 @@
 use std::sync::Arc;
 
 use cudarc::cublas::{CudaBlas, result, sys};
-use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
+use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 use half::f16;
 
 use super::error::check_lengths;
-use super::{Activation, Activations, CudaError, Device, Result};
+use super::{Activation, Activations, Buffer, CudaError, Device, Result};
 
 /// Dense products in f16 or bf16 with f32 sums through cuBLAS: what quantized kernels are measured against,
 /// and the second half of a matmul that decodes.
@@ -37,9 +37,9 @@ impl Blas {
     /// `Length` when a buffer does not fit the shape, `Library`.
     pub fn start<T: Activation>(
         &self,
-        weight: &CudaSlice<T>,
-        x: &CudaSlice<T>,
-        y: &mut CudaSlice<T>,
+        weight: &Buffer<T>,
+        x: &Buffer<T>,
+        y: &mut Buffer<T>,
         [out_features, in_features, batch]: [usize; 3],
     ) -> Result<()> {
         check_shape(
@@ -56,7 +56,7 @@ impl Blas {
     /// `Length` when a buffer does not fit the shape, `Library`.
     pub(crate) fn start_wide(
         &self,
-        weight: &CudaSlice<f16>,
+        weight: &Buffer<f16>,
         x: &CudaView<'_, f16>,
         y: &mut CudaViewMut<'_, f32>,
         [out_features, in_features, batch]: [usize; 3],

@@ -1,10 +1,10 @@
 use std::sync::Arc;
 
-use cudarc::driver::{CudaSlice, CudaStream};
+use cudarc::driver::CudaStream;
 
 use super::error::{During, check_lengths};
 use super::pack::Packed;
-use super::{Activation, Blas, Device, DeviceMatrix, Result};
+use super::{Activation, Blas, Buffer, Device, DeviceMatrix, Result};
 
 /// Matmul for large batches: a chunk of the weight's rows is decoded into a buffer, cuBLAS multiplies it, and
 /// the next chunk is decoded on a second stream, as far as the product leaves room.
@@ -16,7 +16,7 @@ use super::{Activation, Blas, Device, DeviceMatrix, Result};
 pub struct DecodedMatmul<T: Activation> {
     chunks: Vec<Chunk>,
     /// decoded chunks, used in turn
-    buffers: Vec<CudaSlice<T>>,
+    buffers: Vec<Buffer<T>>,
     blas: Arc<Blas>,
     side: Arc<CudaStream>,
     shape: [usize; 2],
@@ -83,13 +83,7 @@ impl<T: Activation> DecodedMatmul<T> {
     ///
     /// # Errors
     /// `Length` when x or y does not fit, `Driver`, `Library`.
-    pub fn start(
-        &mut self,
-        device: &Device,
-        x: &CudaSlice<T>,
-        y: &mut CudaSlice<T>,
-        batch: usize,
-    ) -> Result<()> {
+    pub fn start(&mut self, device: &Device, x: &Buffer<T>, y: &mut Buffer<T>, batch: usize) -> Result<()> {
         let [out_features, in_features] = self.shape;
         check_lengths(&[
             ("x", batch * in_features, x.len()),

@@ -2,22 +2,20 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, sys};
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DevicePtr, DeviceRepr, ValidAsZeroBits, sys};
 use cudarc::nvrtc::{self, Ptx};
 
 use aqlm_vocabulary::AqlmError;
 use half::f16;
 
+use super::buffer::{Buffer, Guards};
 use super::error::During;
 use super::image::{self, Machine};
 use super::pack::Target;
-use super::{Activation, CudaError, Result};
+use super::{CudaError, Result};
 
 /// Kernel id and compile-time constants.
 type FunctionKey = (String, Vec<(String, usize)>);
-
-/// Numbers in device memory.
-pub type Buffer<T> = CudaSlice<T>;
 
 /// f16 numbers in device memory.
 pub type F16Buffer = Buffer<f16>;
@@ -35,7 +33,9 @@ pub struct Device {
     /// where compiled kernels are kept
     cache: Option<PathBuf>,
     functions: Mutex<HashMap<FunctionKey, CudaFunction>>,
-    scratch: Mutex<Option<Arc<CudaSlice<u8>>>>,
+    scratch: Mutex<Option<Arc<Buffer<u8>>>>,
+    /// of buffers, on a device that was opened for checks
+    guards: Option<Arc<Guards>>,
 }
 
 impl Device {
@@ -97,11 +97,26 @@ impl Device {
             cache: image::cache_folder(),
             functions: Mutex::new(HashMap::new()),
             scratch: Mutex::new(None),
+            guards: None,
         };
         if compute.0 >= 9 {
             device.target.clusters = device.count_clusters()?;
         }
         Ok(device)
+    }
+
+    /// The same with guard bytes before and after every buffer, so that a kernel's write outside its buffers
+    /// is an error of the next [`Device::download`]. For checks: each download then waits for copies of all
+    /// guard bytes.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub fn open_guarded(ordinal: usize, kernel_folder: Option<&Path>) -> Result<Self> {
+        let device = Self::open(ordinal, kernel_folder)?;
+        Ok(Self {
+            guards: Some(Arc::default()),
+            ..device
+        })
     }
 
     /// How many clusters of each size run at once: graphics processing clusters differ in how many
@@ -176,24 +191,44 @@ impl Device {
     ///
     /// # Errors
     /// `Driver`, for example when memory runs out.
-    pub fn upload<T: Activation>(&self, values: &[T]) -> Result<CudaSlice<T>> {
-        self.stream.clone_htod(values).during("copying to the device")
+    pub fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<Buffer<T>> {
+        // SAFETY: the copy writes all numbers.
+        let mut buffer = unsafe { Buffer::new(&self.stream, self.guards.as_ref(), values.len()) }?;
+        self.stream
+            .memcpy_htod(values, &mut buffer)
+            .during("copying to the device")?;
+        Ok(buffer)
     }
 
-    /// Copies a buffer back, after everything that was started before.
+    /// Copies a buffer, or a part of one, back after everything that was started before.
     ///
     /// # Errors
-    /// `Driver`, also when a kernel that was started before has failed.
-    pub fn download<T: Activation>(&self, buffer: &CudaSlice<T>) -> Result<Vec<T>> {
-        self.stream.clone_dtoh(buffer).during("copying from the device")
+    /// `Driver`, also when a kernel that was started before has failed; `Outside` when one wrote outside a
+    /// buffer of a device with guard bytes.
+    pub fn download<T: DeviceRepr>(&self, buffer: &impl DevicePtr<T>) -> Result<Vec<T>> {
+        let values = self.stream.clone_dtoh(buffer).during("copying from the device")?;
+        if let Some(guards) = &self.guards {
+            guards.verify(&self.stream)?;
+        }
+        Ok(values)
     }
 
     /// A buffer of `count` zeros.
     ///
     /// # Errors
     /// `Driver`, for example when memory runs out.
-    pub fn zeros<T: Activation>(&self, count: usize) -> Result<CudaSlice<T>> {
-        self.stream.alloc_zeros(count).during("allocating")
+    pub fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, count: usize) -> Result<Buffer<T>> {
+        // SAFETY: all numbers are written next.
+        let mut buffer = unsafe { Buffer::new(&self.stream, self.guards.as_ref(), count) }?;
+        self.stream.memset_zeros(&mut buffer).during("writing zeros")?;
+        Ok(buffer)
+    }
+
+    /// Notes that a kernel was started, for what is said of a write outside a buffer.
+    pub(super) fn note_start(&self, kernel: &str) {
+        if let Some(guards) = &self.guards {
+            guards.started(kernel);
+        }
     }
 
     /// At least `bytes` of memory that was zero at first, which launches of this device's stream use one
@@ -202,13 +237,13 @@ impl Device {
     ///
     /// # Errors
     /// `Driver`, for example when memory runs out.
-    pub(super) fn scratch(&self, bytes: usize) -> Result<Arc<CudaSlice<u8>>> {
+    pub(super) fn scratch(&self, bytes: usize) -> Result<Arc<Buffer<u8>>> {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(there) = scratch.as_ref().filter(|there| there.len() >= bytes) {
             return Ok(Arc::clone(there));
         }
         // Matrices that have the smaller one keep it.
-        let larger = Arc::new(self.stream.alloc_zeros(bytes).during("allocating")?);
+        let larger = Arc::new(self.zeros(bytes)?.named("the scratch that matrices share"));
         *scratch = Some(Arc::clone(&larger));
         Ok(larger)
     }

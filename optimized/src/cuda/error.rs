@@ -26,6 +26,18 @@ pub enum CudaError {
         /// bytes that were free then
         free: usize,
     },
+    /// A kernel wrote outside a buffer of a device that keeps guard bytes.
+    #[error(
+        "a write outside a buffer: guard bytes {side} {buffer} changed; started since they were whole: {started}"
+    )]
+    Outside {
+        /// whose guard bytes were written to
+        buffer: String,
+        /// `before` or `after` it
+        side: &'static str,
+        /// kernels, one of which did it
+        started: String,
+    },
     /// A library of the CUDA toolkit refused a call.
     #[error("{library}: {error}")]
     Library {

@@ -22,8 +22,8 @@ pub(super) struct Shape {
     pub(super) shared_bytes: usize,
 }
 
-/// Starts `function`. `overlap` lets it set itself up while the stream's kernel before it still runs
-/// (programmatic dependent launch, from compute capability 9.0).
+/// Starts `function`, which is that of `kernel`. `overlap` lets it set itself up while the stream's kernel
+/// before it still runs (programmatic dependent launch, from compute capability 9.0).
 ///
 /// # Errors
 /// `Driver`.
@@ -34,12 +34,13 @@ pub(super) struct Shape {
 pub(super) unsafe fn start(
     device: &Device,
     stream: &Arc<CudaStream>,
-    function: &CudaFunction,
+    (kernel, function): (&str, &CudaFunction),
     shape: Shape,
     pointers: &mut [sys::CUdeviceptr],
     integers: &mut [i32],
     overlap: bool,
 ) -> Result<()> {
+    device.note_start(kernel);
     let mut arguments: Vec<*mut c_void> = Vec::with_capacity(pointers.len() + integers.len());
     arguments.extend(
         pointers

@@ -1,22 +1,22 @@
 use std::sync::Arc;
 
-use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, sys};
+use cudarc::driver::{CudaFunction, CudaStream, DevicePtr, DevicePtrMut, sys};
 
 use aqlm_vocabulary::AqlmError;
 
 use super::device::allow_large_clusters;
 use super::error::{During, check_lengths};
 use super::launch::{self, Shape};
-use super::pack::Packed;
-use super::{Activation, CudaError, Device, Result};
+use super::pack::{Operand, Packed};
+use super::{Activation, Buffer, CudaError, Device, Result};
 
 /// A quantized matrix on the device, laid out for one kernel.
 pub struct DeviceMatrix {
     packed: Packed,
     function: CudaFunction,
-    buffers: Arc<Vec<CudaSlice<u8>>>,
-    /// what it shares with other matrices, and which operand that is
-    scratch: Option<(usize, Arc<CudaSlice<u8>>)>,
+    buffers: Arc<Vec<Buffer<u8>>>,
+    /// what it shares with other matrices, and where that is among the operands
+    scratch: Option<(usize, Arc<Buffer<u8>>)>,
 }
 
 impl DeviceMatrix {
@@ -60,21 +60,19 @@ impl DeviceMatrix {
             ))
             .into());
         }
-        let scratch = match kernel.scratch {
-            Some(at) => Some((at, device.scratch(packed.buffers[at].len())?)),
+        let shared = |operand: &Operand| kernel.scratch.as_deref() == Some(operand.name);
+        let scratch = match packed.operands.iter().position(shared) {
+            Some(at) => Some((at, device.scratch(packed.operands[at].bytes.len())?)),
             None => None,
         };
-        let upload = |bytes: &Vec<u8>| device.stream().clone_htod(bytes).during("uploading a matrix");
-        let own = |&(index, _): &(usize, &Vec<u8>)| kernel.scratch != Some(index);
-        let buffers = packed
-            .buffers
-            .iter()
-            .enumerate()
-            .filter(own)
-            .map(|(_, bytes)| upload(bytes))
-            .collect::<Result<Vec<_>>>()?;
+        let upload = |operand: &Operand| {
+            let name = format!("{} of {}", operand.name, packed.kernel);
+            Ok(device.upload(&operand.bytes)?.named(&name))
+        };
+        let own = packed.operands.iter().filter(|operand| !shared(operand));
+        let buffers = own.map(upload).collect::<Result<Vec<_>>>()?;
         // The sizes stay, the host's copy of the contents does not.
-        let packed = packed.without_buffers();
+        let packed = packed.without_operands();
         Ok(Self {
             packed,
             function,
@@ -90,7 +88,7 @@ impl DeviceMatrix {
 
     /// Bytes on the device, without what it shares with others.
     pub fn bytes(&self) -> usize {
-        self.buffers.iter().map(CudaSlice::len).sum()
+        self.buffers.iter().map(Buffer::len).sum()
     }
 
     /// Registers a thread takes and bytes of local memory (spills) it has.
@@ -115,7 +113,7 @@ impl DeviceMatrix {
             allow_large_clusters(&function)?;
         }
         Ok(Self {
-            packed: packed.without_buffers(),
+            packed: packed.without_operands(),
             function,
             buffers: Arc::clone(&self.buffers),
             scratch: self.scratch.clone(),
@@ -136,8 +134,8 @@ impl DeviceMatrix {
     pub fn start<T: Activation>(
         &self,
         device: &Device,
-        x: Option<&CudaSlice<T>>,
-        y: &mut CudaSlice<T>,
+        x: Option<&Buffer<T>>,
+        y: &mut Buffer<T>,
         overlap: bool,
     ) -> Result<()> {
         self.start_on(device, device.stream(), x, y, overlap)
@@ -148,7 +146,7 @@ impl DeviceMatrix {
         &self,
         device: &Device,
         stream: &Arc<CudaStream>,
-        x: Option<&CudaSlice<T>>,
+        x: Option<&Buffer<T>>,
         y: &mut Y,
         overlap: bool,
     ) -> Result<()> {
@@ -159,7 +157,7 @@ impl DeviceMatrix {
             });
         }
         check_lengths(&[
-            ("x", self.packed.x_len(), x.map_or(0, CudaSlice::len)),
+            ("x", self.packed.x_len(), x.map_or(0, Buffer::len)),
             ("y", self.packed.y_len(), y.len()),
         ])?;
         // The guards record uses for cudarc's own ordering of streams, which is switched off.
@@ -186,7 +184,7 @@ impl DeviceMatrix {
             launch::start(
                 device,
                 stream,
-                &self.function,
+                (self.packed.kernel, &self.function),
                 shape,
                 &mut pointers,
                 &mut self.packed.integers(),
@@ -200,11 +198,15 @@ impl DeviceMatrix {
     /// # Errors
     /// `Driver`, for example when memory runs out.
     pub fn duplicate(&self) -> Result<Self> {
-        let copy = |buffer: &CudaSlice<u8>| buffer.try_clone().during("copying a matrix on the device");
         Ok(Self {
-            packed: self.packed.without_buffers(),
+            packed: self.packed.without_operands(),
             function: self.function.clone(),
-            buffers: Arc::new(self.buffers.iter().map(copy).collect::<Result<Vec<_>>>()?),
+            buffers: Arc::new(
+                self.buffers
+                    .iter()
+                    .map(Buffer::try_clone)
+                    .collect::<Result<_>>()?,
+            ),
             scratch: self.scratch.clone(),
         })
     }

@@ -3,6 +3,7 @@
 
 mod activation;
 mod blas;
+mod buffer;
 mod decoded_matmul;
 mod device;
 pub mod dispatch;
@@ -16,7 +17,8 @@ pub mod timing;
 
 pub use activation::{Activation, Activations};
 pub use blas::Blas;
+pub use buffer::Buffer;
 pub use decoded_matmul::DecodedMatmul;
-pub use device::{Buffer, Device, F16Buffer};
+pub use device::{Device, F16Buffer};
 pub use error::{CudaError, Result};
 pub use matrix::DeviceMatrix;

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
+use aqlm_check::limits::{Number, Rule};
 use aqlm_vocabulary::{
     BlockSpec, BlockWeights, Linear, LinearWeight, Purpose, QuantizedMatrix, Rope, RopeScaling, Scheme,
     Stream, llama::LlamaBlock, stream,
@@ -39,12 +40,9 @@ pub(crate) fn with_outliers<D: Dimension>(
     x
 }
 
-/// The limit of NMSE for f32 sums whose lengths along the longest chain add up to `terms`: in the worst case
-/// every term is rounded twice (product and addition) by half a unit and all errors have one sign, which is a
-/// relative error of terms x epsilon. Products in this crate fuse the two or keep several partial sums, so
-/// they do better; the rest is room for what nonlinear functions amplify.
+/// The check's limit of NMSE for f32 sums whose lengths along the longest chain add up to `terms`.
 pub(crate) fn limit(terms: usize) -> f64 {
-    (terms as f64 * f64::from(f32::EPSILON)).powi(2)
+    Rule::Squares.limit(Number::F32, terms)
 }
 
 /// Demands that `ours` is within NMSE `limit` of `expected`, which must not be zero.

@@ -1,7 +1,10 @@
-//! Runs one launch of a kernel on the CPU, through kernels/shim/shim.h.
+//! Runs one launch of a kernel on the CPU, through kernels/shim/shim.h. A write outside a buffer is an error.
 
 use std::path::Path;
 use std::process::Command;
+
+/// How the program ends when guard bytes have changed.
+const OUTSIDE: i32 = 5;
 
 /// One launch: pointers to `buffers`, then `integers`.
 pub(crate) struct Launch<'a> {
@@ -14,23 +17,34 @@ pub(crate) struct Launch<'a> {
     pub(crate) shared_bytes: usize,
 }
 
-/// What buffer `output` holds afterwards; `None` when there is no C++ compiler. `name` keeps concurrent tests
-/// apart.
-pub(crate) fn run(launch: &Launch<'_>, buffers: &[&[u8]], output: usize, name: &str) -> Option<Vec<u8>> {
+/// What buffer `output` holds afterwards, or outside which buffer the kernel wrote; `None` when there is no
+/// C++ compiler. `source` is that of the kernel, or a changed one. `name` keeps concurrent tests apart.
+pub(crate) fn run(
+    launch: &Launch<'_>,
+    source: &str,
+    buffers: &[&[u8]],
+    output: usize,
+    name: &str,
+) -> Option<Result<Vec<u8>, String>> {
     let folder = std::env::temp_dir().join(format!("aqlm-shim-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    let found = run_in(launch, buffers, output, &folder);
+    let found = run_in(launch, source, buffers, output, &folder);
     std::fs::remove_dir_all(&folder).unwrap();
     found
 }
 
-fn run_in(launch: &Launch<'_>, buffers: &[&[u8]], output: usize, folder: &Path) -> Option<Vec<u8>> {
+fn run_in(
+    launch: &Launch<'_>,
+    source: &str,
+    buffers: &[&[u8]],
+    output: usize,
+    folder: &Path,
+) -> Option<Result<Vec<u8>, String>> {
     let kernel = aqlm_kernels::kernel(launch.kernel).unwrap();
     let shim = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/shim/shim.h");
     let source = format!(
-        "#include \"{}\"\n{}\nint main(int, char** a) {{ return run_file(a[1], a[2], [] {{ call({}); }}); }}\n",
+        "#include \"{}\"\n{source}\nint main(int, char** a) {{ return run_file(a[1], a[2], [] {{ call({}); }}); }}\n",
         shim.display(),
-        kernel.source(None).unwrap(),
         kernel.op
     );
     let [cpp, program, input, result] = ["k.cpp", "k", "in", "out"].map(|name| folder.join(name));
@@ -71,7 +85,18 @@ fn run_in(launch: &Launch<'_>, buffers: &[&[u8]], output: usize, folder: &Path) 
         file.extend_from_slice(bytes);
     }
     std::fs::write(&input, file).unwrap();
-    let status = Command::new(&program).args([&input, &result]).status().unwrap();
-    assert!(status.success(), "{} ended with {status}", launch.kernel);
-    Some(std::fs::read(&result).unwrap())
+    let ran = Command::new(&program).args([&input, &result]).output().unwrap();
+    if ran.status.code() == Some(OUTSIDE) {
+        let told = String::from_utf8_lossy(&ran.stderr);
+        let (side, number) = told.trim().split_once(' ').unwrap();
+        let operand = &kernel.operands[number.parse::<usize>().unwrap()];
+        return Some(Err(format!("outside a buffer: {side} {operand}")));
+    }
+    assert!(
+        ran.status.success(),
+        "{} ended with {}",
+        launch.kernel,
+        ran.status
+    );
+    Some(Ok(std::fs::read(&result).unwrap()))
 }

@@ -3,16 +3,14 @@ use std::time::Instant;
 
 use aqlm_optimized::cpu::product::linear;
 use aqlm_optimized::cpu::{Form, PackedMatrix, Plan, SimdLevel, TablePrecision};
-use aqlm_vocabulary::AqlmError;
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix};
 use faer::Par;
-use half::f16;
 use ndarray::Array2;
 use rayon::prelude::*;
 
-use super::inputs::Inputs;
-use super::verdict::{Verdict, limit_f32};
-use super::{BenchCase, BenchOp, BenchOptions, BenchReport, KernelRow, Times, empty_report, least_bytes};
-use aqlm_check::Outcome;
+use super::{BenchCase, BenchOptions, BenchReport, KernelRow, Times, compared, empty_report, tiers};
+use aqlm_check::cases::Operation;
+use aqlm_check::{CaseRow, Cpu, Outcome, ProductCheck, Subject};
 use aqlm_formats::{Error, Result};
 
 /// Weight sets are repeated until they take this much, so that no call finds its weights in a cache; also
@@ -45,10 +43,10 @@ pub(crate) fn bench_cpu(options: &BenchOptions, progress: &mut dyn FnMut(&str)) 
     if options.replays > 0 {
         report.copy_bytes_per_second = Some(copy_rate());
     }
-    let (exact, random) = (Inputs::exact(options)?, Inputs::random(options)?);
-    let weight = aqlm_reference::decode(&random.matrix).mapv(|value| value as f32);
     for &batch in &options.batches {
-        let least = least_bytes(options, batch);
+        let tiers = tiers(options, batch)?;
+        let random = tiers[1].data();
+        let least = tiers[1].cost().bytes;
         let mut case = BenchCase {
             batch,
             dense: None,
@@ -56,11 +54,11 @@ pub(crate) fn bench_cpu(options: &BenchOptions, progress: &mut dyn FnMut(&str)) 
             roofline_us: report.copy_bytes_per_second.map(|rate| least as f64 / rate * 1e6),
             kernels: Vec::new(),
         };
-        if options.replays > 0 && options.op != BenchOp::Decode {
+        if options.replays > 0 && options.op != Operation::Decode {
             progress(&format!("{batch} rows: f32, faer"));
-            let x = rows_of(&random, batch, options.in_features);
+            let weight = aqlm_reference::decode(&random.matrix).mapv(|value| value as f32);
             case.dense = Some(times(options.replays, |_| {
-                black_box(linear(x.view(), weight.view(), Par::rayon(0)));
+                black_box(linear(random.x.view(), weight.view(), Par::rayon(0)));
             }));
         }
         let best = SimdLevel::current();
@@ -73,8 +71,7 @@ pub(crate) fn bench_cpu(options: &BenchOptions, progress: &mut dyn FnMut(&str)) 
             let plan = Plan::choose_at(level, options.scheme, options.out_features, options.in_features);
             let mut row = KernelRow::new(&id, Some(describe(&plan)));
             row.dispatched = level == best;
-            case.kernels
-                .push(measure(row, options, &plan, batch, [&exact, &random]));
+            case.kernels.push(measure(row, options, &plan, &tiers));
         }
         report.cases.push(case);
     }
@@ -92,33 +89,27 @@ fn describe(plan: &Plan) -> String {
 }
 
 /// Checks at both tiers, then times.
-fn measure(
-    row: KernelRow,
-    options: &BenchOptions,
-    plan: &Plan,
-    batch: usize,
-    [exact, random]: [&Inputs<f16>; 2],
-) -> KernelRow {
-    let checked = check(options, plan, batch, exact, true).and_then(|(verdict, _)| match verdict {
-        Verdict::Right(_) => check(options, plan, batch, random, false),
-        wrong @ Verdict::Wrong(..) => Ok((wrong, None)),
-    });
+fn measure(row: KernelRow, options: &BenchOptions, plan: &Plan, tiers: &[ProductCheck; 2]) -> KernelRow {
     let mut row = row;
-    let packed = match checked {
-        Ok((Verdict::Right(nmse), Some(packed))) => {
-            row.nmse = Some(nmse);
-            row.bytes = Some(packed.bytes());
-            row.outcome = Outcome::Pass;
-            packed
-        }
-        Ok((Verdict::Wrong(reason, worst), _)) => {
-            row.worst = worst;
-            return row.ended(Outcome::Fail, &reason);
-        }
-        Ok((Verdict::Right(_), None)) => return row.ended(Outcome::Fail, &"nothing was compared"),
-        Err(AqlmError::Unsupported(reason)) => return row.ended(Outcome::Unsupported, &reason),
+    for tier in tiers {
+        row = match check(tier, &tier.data().matrix, plan) {
+            Ok(checked) => match compared(row, &checked) {
+                Ok(row) => row,
+                Err(row) => return *row,
+            },
+            Err(Error::Aqlm(AqlmError::Unsupported(reason))) => {
+                return row.ended(Outcome::Unsupported, &reason);
+            }
+            Err(error) => return row.ended(Outcome::Fail, &error),
+        };
+    }
+    row.outcome = Outcome::Pass;
+    let random = tiers[1].data();
+    let packed = match PackedMatrix::new(&random.matrix, plan) {
+        Ok(packed) => packed,
         Err(error) => return row.ended(Outcome::Fail, &error),
     };
+    row.bytes = Some(packed.bytes());
     if options.replays == 0 {
         return row;
     }
@@ -129,10 +120,9 @@ fn measure(
     match sets {
         Ok(mut sets) => {
             sets.push(packed);
-            let x = rows_of(random, batch, options.in_features);
             row.us = Some(times(options.replays, |call| {
                 // Shapes were checked by the same call above.
-                let _ = black_box(run(options.op, &sets[call % sets.len()], &x));
+                let _ = black_box(run(options.op, &sets[call % sets.len()], &random.x));
             }));
             row
         }
@@ -141,68 +131,33 @@ fn measure(
 }
 
 /// The operation's result, row-major.
-fn run(op: BenchOp, packed: &PackedMatrix, x: &Array2<f32>) -> std::result::Result<Vec<f32>, AqlmError> {
+fn run(op: Operation, packed: &PackedMatrix, x: &Array2<f32>) -> std::result::Result<Vec<f32>, AqlmError> {
     let result = match op {
-        BenchOp::Decode => packed.decode(),
-        BenchOp::Matmul => packed.matmul(x.view())?,
-        BenchOp::Matvec => {
+        Operation::Decode => packed.decode(),
+        Operation::Matvec => {
             let x: Vec<f32> = x.iter().copied().collect();
             let mut y = vec![f32::NAN; packed.out_features()];
             packed.matvec(&x, &mut y)?;
             return Ok(y);
         }
+        _ => packed.matmul(x.view())?,
     };
     Ok(result.into_raw_vec_and_offset().0)
 }
 
-/// Compares with the reference; on realistic inputs, a second time for equal bytes.
-fn check(
-    options: &BenchOptions,
-    plan: &Plan,
-    batch: usize,
-    inputs: &Inputs<f16>,
-    exact: bool,
-) -> std::result::Result<(Verdict, Option<PackedMatrix>), AqlmError> {
-    let packed = PackedMatrix::new(&inputs.matrix, plan)?;
-    let x = rows_of(inputs, batch, options.in_features);
-    let expected = inputs.expected(batch);
-    let found = run(options.op, &packed, &x)?;
-    let columns = match options.op {
-        BenchOp::Decode => options.in_features,
-        BenchOp::Matvec | BenchOp::Matmul => options.out_features,
+/// Two results of a matrix against the reference's.
+fn check(tier: &ProductCheck, matrix: &QuantizedMatrix, plan: &Plan) -> Result<CaseRow> {
+    let packed = PackedMatrix::new(matrix, plan)?;
+    let op = tier.case().operation;
+    let result = || -> Result<Vec<f64>> {
+        let found = run(op, &packed, &tier.data().x)?;
+        Ok(found.into_iter().map(f64::from).collect())
     };
-    if exact {
-        return Ok((Verdict::exact(&found, expected, columns), Some(packed)));
-    }
-    // What fixed-point tables may add to each element, squared and summed.
-    let scale = f64::from(packed.largest_scale());
-    let mut tables = 0.0;
-    if options.op != BenchOp::Decode {
-        for x in x.outer_iter() {
-            let bound = f64::from(packed.table_error_bound(&x.to_vec())?);
-            tables += (bound * scale).powi(2) * options.out_features as f64;
-        }
-    }
-    let norm: f64 = expected.iter().map(|value| value * value).sum();
-    let limit = limit_f32(options.op, options.scheme.num_codebooks, options.in_features)
-        + tables / norm.max(f64::MIN_POSITIVE);
-    let verdict = Verdict::close(&found, expected, columns, limit);
-    let again = run(options.op, &packed, &x)?;
-    if matches!(verdict, Verdict::Right(_))
-        && again.iter().zip(&found).any(|(a, b)| a.to_bits() != b.to_bits())
-    {
-        let reason = "the same input gave different outputs".to_owned();
-        return Ok((Verdict::Wrong(reason, Vec::new()), None));
-    }
-    Ok((verdict, Some(packed)))
-}
-
-/// x [batch, in_features]; no rows for a decode.
-fn rows_of(inputs: &Inputs<f16>, batch: usize, in_features: usize) -> Array2<f32> {
-    let x = inputs.x(batch);
-    Array2::from_shape_fn((x.len() / in_features.max(1), in_features), |(n, i)| {
-        x[n * in_features + i].to_f32()
-    })
+    let subject = Subject::Cpu(Cpu {
+        plan: Some(*plan),
+        ..Cpu::at(plan.level)?
+    });
+    tier.compare(&subject, &result()?, &result()?)
 }
 
 /// Times calls one by one, `most` of them or as many as fit the time; the first is not counted.
@@ -246,7 +201,7 @@ mod tests {
     use super::super::BenchActivations;
     use super::*;
 
-    fn options(op: BenchOp, scheme: &str, batches: &[usize]) -> BenchOptions {
+    fn options(op: Operation, scheme: &str, batches: &[usize]) -> BenchOptions {
         BenchOptions {
             op,
             scheme: scheme.parse().unwrap(),
@@ -269,9 +224,9 @@ mod tests {
     fn every_level_passes_both_tiers() {
         for scheme in ["2x8g8", "1x16g8", "2x5g4o2"] {
             for (op, batches) in [
-                (BenchOp::Matvec, &[1][..]),
-                (BenchOp::Matmul, &[1, 33]),
-                (BenchOp::Decode, &[1]),
+                (Operation::Matvec, &[1][..]),
+                (Operation::Matmul, &[1, 33]),
+                (Operation::Decode, &[1]),
             ] {
                 let report = bench_cpu(&options(op, scheme, batches), &mut |_| ()).unwrap();
                 let expected = batches.len() * SimdLevel::available().len();
@@ -282,31 +237,29 @@ mod tests {
 
     #[test]
     fn a_matrix_other_than_the_expected_one_fails() {
-        let options = options(BenchOp::Matmul, "2x8g8", &[3]);
+        let options = options(Operation::Matmul, "2x8g8", &[3]);
         let plan = Plan::choose(options.scheme, options.out_features, options.in_features);
-        for exact in [true, false] {
-            let make = |seed| {
-                let options = BenchOptions {
-                    seed,
-                    ..options.clone()
-                };
-                if exact {
-                    Inputs::exact(&options)
-                } else {
-                    Inputs::random(&options)
-                }
-                .unwrap()
-            };
-            let mut inputs = make(3);
-            inputs.matrix = make(4).matrix;
-            let (verdict, _) = check(&options, &plan, 3, &inputs, exact).unwrap();
-            assert!(matches!(verdict, Verdict::Wrong(..)), "{verdict:?}");
+        let others = tiers(
+            &BenchOptions {
+                seed: 4,
+                ..options.clone()
+            },
+            3,
+        )
+        .unwrap();
+        for (tier, other) in tiers(&options, 3).unwrap().iter().zip(&others) {
+            let right = check(tier, &tier.data().matrix, &plan).unwrap();
+            assert_eq!(right.outcome, Outcome::Pass, "{right:?}");
+            let wrong = check(tier, &other.data().matrix, &plan).unwrap();
+            assert_eq!(wrong.outcome, Outcome::Fail);
+            let row = compared(KernelRow::new("x", None), &wrong).unwrap_err();
+            assert_eq!((row.outcome, row.worst.len()), (Outcome::Fail, 10));
         }
     }
 
     #[test]
     fn a_users_cuda_kernel_is_refused() {
-        let mut options = options(BenchOp::Matvec, "2x8g8", &[1]);
+        let mut options = options(Operation::Matvec, "2x8g8", &[1]);
         options.user_kernel = Some("x.cu".into());
         let error = bench_cpu(&options, &mut |_| ()).unwrap_err().to_string();
         assert!(error.contains("--kernel") && error.contains("x.cu"), "{error}");

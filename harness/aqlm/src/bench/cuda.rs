@@ -1,3 +1,4 @@
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,14 +9,13 @@ use aqlm_optimized::cuda::{Activation, Blas, Buffer, CudaError, DecodedMatmul, D
 use aqlm_vocabulary::AqlmError;
 use half::{bf16, f16};
 
-use super::inputs::Inputs;
 use super::user_kernel::UserKernel;
-use super::verdict::{Element, Verdict, limit, limit_bf16};
 use super::{
-    BenchActivations, BenchCase, BenchOp, BenchOptions, BenchReport, KernelRow, Times, empty_report,
-    least_bytes, times,
+    BenchActivations, BenchCase, BenchOptions, BenchReport, KernelRow, Times, compared, empty_report, tiers,
+    times,
 };
-use aqlm_check::Outcome;
+use aqlm_check::cases::Operation;
+use aqlm_check::{CaseRow, Cuda, Outcome, ProductCheck, Subject};
 use aqlm_formats::Result;
 
 /// Weight sets are repeated until they take this much: three times the L2 cache of an H100.
@@ -67,7 +67,7 @@ pub(crate) fn bench_cuda(options: &BenchOptions, progress: &mut dyn FnMut(&str))
         Ok(device)
     });
     let device = match outcome {
-        Ok(device) => device,
+        Ok(device) => Arc::new(device),
         Err(CudaError::Absent(reason)) => {
             report.waived = Some(reason);
             return Ok(report);
@@ -81,35 +81,61 @@ pub(crate) fn bench_cuda(options: &BenchOptions, progress: &mut dyn FnMut(&str))
     Ok(report)
 }
 
+/// A format of x and y.
+trait Element: Activation {
+    fn nearest(value: f32) -> Self;
+    fn widened(self) -> f64;
+}
+
+macro_rules! element {
+    ($($format:ty),+) => {
+        $(impl Element for $format {
+            fn nearest(value: f32) -> Self {
+                Self::from_f32(value)
+            }
+
+            fn widened(self) -> f64 {
+                self.to_f64()
+            }
+        })+
+    };
+}
+element!(f16, bf16);
+
 /// All cases, with x and y in one format.
-fn run<T: Activation + Element>(
-    device: &Device,
+fn run<T: Element>(
+    device: &Arc<Device>,
     options: &BenchOptions,
     user: Option<&UserKernel>,
     report: &mut BenchReport,
     progress: &mut dyn FnMut(&str),
 ) -> Result<()> {
-    let bench = Bench {
-        exact: Inputs::<T>::exact(options)?,
-        random: Inputs::<T>::random(options)?,
-        // The dense product is a comparison, not a condition.
-        blas: Blas::new(device).ok().map(Arc::new),
-        device,
-        options,
-    };
+    // The dense product is a comparison, not a condition.
+    let blas = Blas::new(device).ok().map(Arc::new);
     for &batch in &options.batches {
+        let [exact, random] = tiers(options, batch)?;
+        let bench = Bench::<T> {
+            exact,
+            random,
+            blas: blas.clone(),
+            device,
+            options,
+            format: PhantomData,
+        };
         let case = bench.case(batch, user, report, progress);
         report.cases.push(case);
     }
     Ok(())
 }
 
+/// One batch.
 struct Bench<'a, T> {
-    device: &'a Device,
+    device: &'a Arc<Device>,
     options: &'a BenchOptions,
     blas: Option<Arc<Blas>>,
-    exact: Inputs<T>,
-    random: Inputs<T>,
+    exact: ProductCheck,
+    random: ProductCheck,
+    format: PhantomData<T>,
 }
 
 /// Something on the device that computes the operation, launched with (x, y, overlap).
@@ -120,7 +146,7 @@ type Launch<'a, T> =
 type SingleLaunch<'a, T> =
     dyn FnMut(Option<&Buffer<T>>, &mut Buffer<T>) -> std::result::Result<(), CudaError> + 'a;
 
-impl<T: Activation + Element> Bench<'_, T> {
+impl<T: Element> Bench<'_, T> {
     fn case(
         &self,
         batch: usize,
@@ -129,7 +155,7 @@ impl<T: Activation + Element> Bench<'_, T> {
         progress: &mut dyn FnMut(&str),
     ) -> BenchCase {
         let options = self.options;
-        let least = least_bytes(options, batch);
+        let least = self.random.cost().bytes;
         let mut case = BenchCase {
             batch,
             dense: None,
@@ -137,13 +163,13 @@ impl<T: Activation + Element> Bench<'_, T> {
             roofline_us: report.copy_bytes_per_second.map(|rate| least as f64 / rate * 1e6),
             kernels: Vec::new(),
         };
-        if options.replays > 0 && options.op != BenchOp::Decode {
+        if options.replays > 0 && options.op != Operation::Decode {
             progress(&format!("{batch} rows: FP16 through cuBLAS"));
             case.dense = self.dense(batch).ok();
         }
         let scheme = options.scheme;
         let claiming = aqlm_kernels::kernels().iter().filter(|kernel| {
-            kernel.op == options.op.name()
+            kernel.op == options.op.word()
                 && kernel.id.contains(&options.only)
                 && kernel.claims(
                     scheme.num_codebooks,
@@ -181,7 +207,7 @@ impl<T: Activation + Element> Bench<'_, T> {
                 scheme.out_group_size,
             )
         });
-        if options.op == BenchOp::Matmul
+        if options.op == Operation::Matmul
             && batch >= DECODED_FROM
             && decodes
             && DECODED.contains(&options.only)
@@ -232,7 +258,7 @@ impl<T: Activation + Element> Bench<'_, T> {
             .into_iter()
             .map(|config| {
                 let name = config.map(|config| config.to_string());
-                let pack_for = |inputs: &Inputs<T>| {
+                let pack_for = |inputs: &ProductCheck| {
                     let packed = self.packed(id, inputs, batch)?;
                     Ok(config.map_or_else(
                         || packed.clone(),
@@ -241,24 +267,27 @@ impl<T: Activation + Element> Bench<'_, T> {
                 };
                 let mut row = KernelRow::new(id, name);
                 row.dispatched = table.is_some_and(|table| table.config == config);
-                self.measure(row, batch, &pack_for, &|packed| {
-                    DeviceMatrix::new(self.device, packed)
-                })
+                self.measure(row, &pack_for, &|packed| DeviceMatrix::new(self.device, packed))
             })
             .collect()
     }
 
     /// A matrix for kernel `id` and this format of x and y.
-    fn packed(&self, id: &str, inputs: &Inputs<T>, batch: usize) -> std::result::Result<Packed, AqlmError> {
-        pack(id, &inputs.matrix, self.device.target(), batch)?.with_activations(T::FORMAT)
+    fn packed(
+        &self,
+        id: &str,
+        inputs: &ProductCheck,
+        batch: usize,
+    ) -> std::result::Result<Packed, AqlmError> {
+        pack(id, &inputs.data().matrix, self.device.target(), batch)?.with_activations(T::FORMAT)
     }
 
     /// What the table of measurements chooses.
     fn table(&self, batch: usize) -> Option<Dispatched> {
         let op = match self.options.op {
-            BenchOp::Matvec => Op::Matvec,
-            BenchOp::Matmul => Op::Matmul,
-            BenchOp::Decode => Op::Decode,
+            Operation::Matvec => Op::Matvec,
+            Operation::Decode => Op::Decode,
+            _ => Op::Matmul,
         };
         let shape = [self.options.out_features, self.options.in_features];
         let target = self.device.target();
@@ -281,7 +310,7 @@ impl<T: Activation + Element> Bench<'_, T> {
                 Ok(source) => source,
                 Err(error) => return row.ended(Outcome::Fail, &error),
             };
-        let pack_for = |inputs: &Inputs<T>| {
+        let pack_for = |inputs: &ProductCheck| {
             let mut packed = self.packed(&user.like, inputs, batch)?;
             packed.block = user.block.unwrap_or(packed.block);
             packed.shared_bytes = user.shared.unwrap_or(packed.shared_bytes);
@@ -290,7 +319,7 @@ impl<T: Activation + Element> Bench<'_, T> {
             }
             Ok(packed)
         };
-        self.measure(row, batch, &pack_for, &|packed| {
+        self.measure(row, &pack_for, &|packed| {
             DeviceMatrix::with_source(self.device, packed, &name, &source)
         })
     }
@@ -299,8 +328,7 @@ impl<T: Activation + Element> Bench<'_, T> {
     fn measure(
         &self,
         row: KernelRow,
-        batch: usize,
-        pack_for: &dyn Fn(&Inputs<T>) -> std::result::Result<Packed, AqlmError>,
+        pack_for: &dyn Fn(&ProductCheck) -> std::result::Result<Packed, AqlmError>,
         upload: &dyn Fn(&Packed) -> std::result::Result<DeviceMatrix, CudaError>,
     ) -> KernelRow {
         let packed = match pack_for(&self.exact) {
@@ -308,11 +336,8 @@ impl<T: Activation + Element> Bench<'_, T> {
             Err(AqlmError::Unsupported(reason)) => return row.ended(Outcome::Unsupported, &reason),
             Err(error) => return row.ended(Outcome::Fail, &error),
         };
-        let checked = upload(&packed).and_then(|matrix| {
-            self.check(&self.exact, batch, true, &mut |x, y| {
-                matrix.start(self.device, x, y, false)
-            })
-        });
+        let checked = upload(&packed)
+            .and_then(|matrix| self.check(&self.exact, &mut |x, y| matrix.start(self.device, x, y, false)));
         let row = match Self::judged(row, checked) {
             Ok((row, _)) => row,
             Err(row) => return *row,
@@ -325,9 +350,7 @@ impl<T: Activation + Element> Bench<'_, T> {
             Ok(first) => first,
             Err(error) => return row.ended(Outcome::Fail, &error),
         };
-        let checked = self.check(&self.random, batch, false, &mut |x, y| {
-            first.start(self.device, x, y, false)
-        });
+        let checked = self.check(&self.random, &mut |x, y| first.start(self.device, x, y, false));
         let (mut row, output) = match Self::judged(row, checked) {
             Ok(passed) => passed,
             Err(row) => return *row,
@@ -349,7 +372,7 @@ impl<T: Activation + Element> Bench<'_, T> {
                     Box::new(|x, y, overlap| matrix.start(self.device, x, y, overlap))
                 })
                 .collect();
-            self.time(launches, batch, &output, true)
+            self.time(launches, &output, true)
         });
         match timed {
             Ok((plain, overlapped)) => {
@@ -370,14 +393,14 @@ impl<T: Activation + Element> Bench<'_, T> {
                 .map(|product| (product, matrix.bytes()))
         };
         let mut output = Vec::new();
-        for (inputs, exact) in [(&self.exact, true), (&self.random, false)] {
+        for inputs in [&self.exact, &self.random] {
             let packed = match self.packed("decode/k2_tiles", inputs, 1) {
                 Ok(packed) => packed,
                 Err(error) => return row.ended(Outcome::Unsupported, &error),
             };
             let checked = make(&packed).and_then(|(mut product, bytes)| {
                 row.bytes = Some(bytes + product.buffer_bytes());
-                self.check(inputs, batch, exact, &mut |x, y| match x {
+                self.check(inputs, &mut |x, y| match x {
                     Some(x) => product.start(self.device, x, y, batch),
                     None => Err(CudaError::Absent("matmul needs x".into())),
                 })
@@ -395,7 +418,7 @@ impl<T: Activation + Element> Bench<'_, T> {
             .packed("decode/k2_tiles", &self.random, 1)
             .map_err(CudaError::from)
             .and_then(|packed| {
-                let sets = self.sets(packed.bytes(), self.random.expected(batch).len() * 2)?;
+                let sets = self.sets(packed.bytes(), self.random.len() * 2)?;
                 let products = (0..sets)
                     .map(|_| make(&packed).map(|(product, _)| product))
                     .collect::<std::result::Result<Vec<_>, _>>()?;
@@ -408,7 +431,7 @@ impl<T: Activation + Element> Bench<'_, T> {
                         })
                     })
                     .collect();
-                self.time(launches, batch, &output, false)
+                self.time(launches, &output, false)
             });
         match timed {
             Ok((plain, _)) => {
@@ -419,66 +442,45 @@ impl<T: Activation + Element> Bench<'_, T> {
         }
     }
 
-    /// Runs once on a poisoned output and compares; on realistic inputs, a second time for equal bytes.
-    /// Returns the output.
+    /// Runs twice on poisoned outputs and compares. Returns the first output.
     fn check(
         &self,
-        inputs: &Inputs<T>,
-        batch: usize,
-        exact: bool,
+        inputs: &ProductCheck,
         launch: &mut SingleLaunch<'_, T>,
-    ) -> std::result::Result<(Verdict, Vec<T>), CudaError> {
-        let expected = inputs.expected(batch);
-        let x = self.upload_x(inputs, batch)?;
-        let mut y = self.device.upload(&vec![T::NAN; expected.len()])?;
-        launch(x.as_ref(), &mut y)?;
-        let found = self.device.download(&y)?;
-        let options = self.options;
-        let columns = match options.op {
-            BenchOp::Decode => options.in_features,
-            BenchOp::Matvec | BenchOp::Matmul => options.out_features,
-        };
-        if exact {
-            return Ok((Verdict::exact(&found, expected, columns), found));
-        }
-        let scheme = options.scheme;
-        let limit = match options.activations {
-            BenchActivations::F16 => limit(options.op, scheme.num_codebooks, scheme.in_group_size),
-            BenchActivations::Bf16 => limit_bf16(options.op, scheme.num_codebooks),
-        };
-        let verdict = Verdict::close(&found, expected, columns, limit);
-        if matches!(verdict, Verdict::Right(_)) {
+    ) -> std::result::Result<(CaseRow, Vec<T>), CudaError> {
+        let x = self.upload_x(inputs)?;
+        let mut output = || -> std::result::Result<Vec<T>, CudaError> {
+            let mut y = self.device.upload(&vec![T::NAN; inputs.len()])?;
             launch(x.as_ref(), &mut y)?;
-            if !same_bytes(&self.device.download(&y)?, &found) {
-                let reason = "the same input gave different outputs".to_owned();
-                return Ok((Verdict::Wrong(reason, Vec::new()), found));
-            }
-        }
-        Ok((verdict, found))
+            self.device.download(&y)
+        };
+        let (found, again) = (output()?, output()?);
+        let wide = |y: &[T]| -> Vec<f64> { y.iter().map(|y| y.widened()).collect() };
+        let compared = Cuda::on(Arc::clone(self.device), T::FORMAT)
+            .and_then(|cuda| inputs.compare(&Subject::Cuda(cuda), &wide(&found), &wide(&again)));
+        let checked = compared.unwrap_or_else(|error| {
+            let (operation, case) = (inputs.case().operation.word(), inputs.case().to_string());
+            CaseRow::without(operation, &case, "cuda", Outcome::Fail, error.to_string())
+        });
+        Ok((checked, found))
     }
 
-    fn upload_x(
-        &self,
-        inputs: &Inputs<T>,
-        batch: usize,
-    ) -> std::result::Result<Option<Buffer<T>>, CudaError> {
-        let x = inputs.x(batch);
-        (!x.is_empty()).then(|| self.device.upload(x)).transpose()
+    /// x in this format.
+    fn x(inputs: &ProductCheck) -> Vec<T> {
+        inputs.data().x.iter().map(|&x| T::nearest(x)).collect()
+    }
+
+    fn upload_x(&self, inputs: &ProductCheck) -> std::result::Result<Option<Buffer<T>>, CudaError> {
+        let has_x = inputs.case().operation != Operation::Decode;
+        has_x.then(|| self.device.upload(&Self::x(inputs))).transpose()
     }
 
     fn judged(
-        mut row: KernelRow,
-        checked: std::result::Result<(Verdict, Vec<T>), CudaError>,
+        row: KernelRow,
+        checked: std::result::Result<(CaseRow, Vec<T>), CudaError>,
     ) -> std::result::Result<(KernelRow, Vec<T>), Box<KernelRow>> {
         match checked {
-            Ok((Verdict::Right(nmse), output)) => {
-                row.nmse = Some(nmse);
-                Ok((row, output))
-            }
-            Ok((Verdict::Wrong(reason, worst), _)) => {
-                row.worst = worst;
-                Err(Box::new(row.ended(Outcome::Fail, &reason)))
-            }
+            Ok((checked, output)) => Ok((compared(row, &checked)?, output)),
             Err(CudaError::Aqlm(AqlmError::Unsupported(reason))) => {
                 Err(Box::new(row.ended(Outcome::Unsupported, &reason)))
             }
@@ -497,12 +499,11 @@ impl<T: Activation + Element> Bench<'_, T> {
     fn time(
         &self,
         mut launches: Vec<Launch<'_, T>>,
-        batch: usize,
         checked: &[T],
         overlap: bool,
     ) -> std::result::Result<(Timing, Option<Timing>), CudaError> {
         let sets = launches.len();
-        let x = self.upload_x(&self.random, batch)?;
+        let x = self.upload_x(&self.random)?;
         let mut outputs = (0..sets)
             .map(|_| self.device.zeros(checked.len()))
             .collect::<std::result::Result<Vec<_>, _>>()?;
@@ -540,12 +541,12 @@ impl<T: Activation + Element> Bench<'_, T> {
         let count = out_features * in_features;
         let sets = self.sets(count * 2, batch * out_features * 2)?;
         // Values of x in any order: what is multiplied must not be zeros, which draw less power.
-        let x = self.random.x(batch);
+        let x = Self::x(&self.random);
         let host: Vec<T> = x.iter().copied().cycle().take(count).collect();
         let weights = (0..sets)
             .map(|_| self.device.upload(&host))
             .collect::<std::result::Result<Vec<_>, _>>()?;
-        let x = self.device.upload(x)?;
+        let x = self.device.upload(&x)?;
         let mut y = self.device.zeros(batch * out_features)?;
         let mut run = |calls: usize, replays: usize| {
             time_rested_graph(self.device, calls, replays, self.rest(), |i| {
@@ -605,7 +606,7 @@ mod tests {
     #[test]
     fn slow_kernels_are_called_less_often() {
         let options = |rest| BenchOptions {
-            op: BenchOp::Matmul,
+            op: Operation::Matmul,
             scheme: "2x8g8".parse().unwrap(),
             out_features: 8,
             in_features: 8,

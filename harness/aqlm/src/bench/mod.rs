@@ -5,11 +5,9 @@
 
 mod cpu;
 mod cuda;
-mod inputs;
 mod plot;
 mod shapes;
 mod user_kernel;
-mod verdict;
 mod whole_model;
 
 use std::path::PathBuf;
@@ -21,10 +19,12 @@ pub(crate) use cpu::bench_cpu;
 pub(crate) use cuda::bench_cuda;
 pub(crate) use plot::svg;
 pub(crate) use shapes::LlamaShape;
-pub(crate) use verdict::Verdict;
 pub(crate) use whole_model::{DecodeOptions, bench_decode};
 
-use aqlm_engine::runs::records::{BenchCase, BenchReport, KernelRow, Times, Worst};
+use aqlm_check::cases::{Operation, Values};
+use aqlm_check::{CaseRow, Outcome, ProductCheck};
+use aqlm_engine::runs::records::{BenchCase, BenchReport, KernelRow, Times};
+use aqlm_formats::Result;
 
 /// The formats of x and y on a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -45,33 +45,11 @@ impl BenchActivations {
     }
 }
 
-/// The operations that have kernels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum BenchOp {
-    /// y = W x
-    Matvec,
-    /// Y = X W^T for several rows of x
-    Matmul,
-    /// the dense weight from its codes
-    Decode,
-}
-
-impl BenchOp {
-    /// As the manifest of kernels has it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Matvec => "matvec",
-            Self::Matmul => "matmul",
-            Self::Decode => "decode",
-        }
-    }
-}
-
 /// What to measure.
 #[derive(Debug, Clone)]
 pub(crate) struct BenchOptions {
     /// the operation
-    pub op: BenchOp,
+    pub op: Operation,
     /// the scheme
     pub scheme: Scheme,
     /// rows of the weight
@@ -104,7 +82,7 @@ pub(crate) struct BenchOptions {
 /// A case before it was tried: of `options`, with x and y in the format `activations`.
 fn empty_report(options: &BenchOptions, activations: &str, dense: &str) -> BenchReport {
     BenchReport {
-        op: options.op.name().to_owned(),
+        op: options.op.word().to_owned(),
         scheme: options.scheme.to_string(),
         activations: activations.to_owned(),
         out_features: options.out_features,
@@ -126,25 +104,36 @@ fn times(timing: Timing) -> Times {
     }
 }
 
-/// Fewest bytes that a case must move.
-fn least_bytes(options: &BenchOptions, batch: usize) -> usize {
-    let scheme = options.scheme;
-    let (out_features, in_features) = (options.out_features, options.in_features);
-    let groups = (
-        out_features / scheme.out_group_size,
-        in_features / scheme.in_group_size,
-    );
-    let activations = match options.op {
-        BenchOp::Decode => out_features * in_features * 2,
-        BenchOp::Matvec | BenchOp::Matmul => batch * (in_features + out_features) * 2,
+/// One batch of what is measured in both tiers: a case whose sums are exact, where results must be equal, and
+/// a realistic one.
+fn tiers(options: &BenchOptions, batch: usize) -> Result<[ProductCheck; 2]> {
+    let BenchOptions {
+        op,
+        scheme,
+        out_features,
+        in_features,
+        seed,
+        ..
+    } = options;
+    let tier = |values| {
+        let id = format!("{op}-{scheme}-{out_features}x{in_features}-b{batch}-{values}-s{seed}");
+        ProductCheck::new(&id.parse()?)
     };
-    matrix_bytes(scheme, groups) + activations
+    Ok([tier(Values::Dyadic)?, tier(Values::Outliers)?])
 }
 
-/// Fewest bytes of a matrix of (output groups, input groups): codes at their own width, codebooks and scales
-/// in f16.
-fn matrix_bytes(scheme: Scheme, (out_groups, in_groups): (usize, usize)) -> usize {
-    let codes = (out_groups * in_groups * scheme.num_codebooks * scheme.nbits as usize).div_ceil(8);
-    let codebooks = scheme.num_codebooks * scheme.codebook_size() * scheme.group_len() * 2;
-    codes + codebooks + 2 * out_groups
+/// The row after a comparison with the reference; an error when that is not a pass.
+fn compared(mut row: KernelRow, checked: &CaseRow) -> std::result::Result<KernelRow, Box<KernelRow>> {
+    if checked.outcome != Outcome::Pass {
+        row.worst = checked.worst_elements().to_vec();
+        let reason = checked
+            .reason
+            .clone()
+            .unwrap_or_else(|| "no reason given".to_owned());
+        return Err(Box::new(row.ended(checked.outcome, &reason)));
+    }
+    let mut comparisons = checked.comparisons.iter();
+    let nmse = comparisons.find(|comparison| comparison.what.starts_with("nmse"));
+    row.nmse = Some(nmse.map_or(0.0, |comparison| comparison.value));
+    Ok(row)
 }

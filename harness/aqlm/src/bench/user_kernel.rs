@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use super::BenchOp;
+use aqlm_check::cases::Operation;
 use aqlm_formats::{Error, Result};
 
 /// A kernel of the user's own: a CUDA source with an entry of the operation's name, and how it wants to be
@@ -23,11 +23,11 @@ pub(super) struct UserKernel {
 }
 
 impl UserKernel {
-    pub(super) fn read(path: &Path, op: BenchOp) -> Result<Self> {
+    pub(super) fn read(path: &Path, op: Operation) -> Result<Self> {
         let source = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
         let mut kernel = Self {
             path: path.to_owned(),
-            like: format!("{}/k1_naive", op.name()),
+            like: format!("{}/k1_naive", op.word()),
             block: None,
             rows_per_block: None,
             shared: None,
@@ -51,21 +51,21 @@ impl UserKernel {
     }
 
     /// Takes one `key=value`; the error says what was expected.
-    fn set(&mut self, setting: &str, op: BenchOp) -> std::result::Result<(), String> {
+    fn set(&mut self, setting: &str, op: Operation) -> std::result::Result<(), String> {
         let (key, value) = setting
             .split_once('=')
             .ok_or("key=value, keys being like, block, rows_per_block, shared")?;
         let number = || value.parse::<u32>().map_err(|_| format!("a number for {key}"));
         match key {
             "like"
-                if value.starts_with(&format!("{}/", op.name())) && aqlm_kernels::kernel(value).is_ok() =>
+                if value.starts_with(&format!("{}/", op.word())) && aqlm_kernels::kernel(value).is_ok() =>
             {
                 value.clone_into(&mut self.like);
             }
             "like" => {
                 let known: Vec<&str> = aqlm_kernels::kernels()
                     .iter()
-                    .filter(|kernel| kernel.op == op.name())
+                    .filter(|kernel| kernel.op == op.word())
                     .map(|kernel| kernel.id.as_str())
                     .collect();
                 return Err(format!("one of {} for like", known.join(", ")));
@@ -93,7 +93,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("my.cu");
         std::fs::write(&path, text).unwrap();
-        UserKernel::read(&path, BenchOp::Matvec)
+        UserKernel::read(&path, Operation::Matvec)
     }
 
     #[test]
@@ -107,6 +107,13 @@ mod tests {
             (Some(128), Some(4), Some(64))
         );
         assert_eq!(read("int a;\n").unwrap().like, "matvec/k1_naive");
+    }
+
+    /// Its settings are a line of a comment, which whoever wraps comments may lose.
+    #[test]
+    fn the_example_has_its_settings() {
+        let kernel = read(include_str!("../../../../kernels/examples/my_matvec.cu")).unwrap();
+        assert_eq!((kernel.block, kernel.rows_per_block), (Some(128), Some(4)));
     }
 
     #[test]

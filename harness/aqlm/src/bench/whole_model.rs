@@ -13,9 +13,10 @@ use rand::RngExt;
 use rayon::prelude::*;
 
 use super::shapes::LlamaShape;
-use super::{Verdict, matrix_bytes, times};
-use aqlm_check::limits::{Number, Rule};
-use aqlm_check::{CrossOptions, Outcome, cross_check};
+use super::times;
+use aqlm_check::cases::Operation;
+use aqlm_check::limits::{Number, Sizes};
+use aqlm_check::{Against, CrossOptions, Machines, Outcome, cross_check, matrix_bytes};
 use aqlm_engine::backends::BackendKind;
 use aqlm_engine::runs::records::{DecodeReport, StageRow};
 use aqlm_formats::{Error, Result};
@@ -91,13 +92,7 @@ pub(crate) fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&st
         options.scheme, options.seed
     );
     let small = cross_check(
-        &CrossOptions {
-            backend: Some(BackendKind::Cuda),
-            operation: None,
-            case: Some(case.parse()?),
-            cases: 0,
-            seed: options.seed,
-        },
+        &CrossOptions::of_case(case.parse()?, vec![Machines::of(BackendKind::Cuda)]),
         &mut |_| {},
     )?;
     if !small.holds() {
@@ -120,15 +115,21 @@ pub(crate) fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&st
         .into_iter()
         .map(|rung| logits(&device, &one, &block, tables, rung))
         .collect::<Result<Vec<_>>>()?;
-    let expected: Vec<f64> = compared[0].iter().map(|&logit| f64::from(logit)).collect();
-    let limit = difference_limit(options.scheme);
-    match Verdict::close(&compared[1], &expected, config.vocab_size, limit) {
-        Verdict::Right(nmse) => report.nmse = Some([nmse, limit]),
-        Verdict::Wrong(reason, _) => {
-            report.outcome = Outcome::Fail;
-            report.reason = Some(format!("one block against the plain kernels: {reason}"));
-            return Ok(report);
-        }
+    let wide = |logits: &[f32]| -> Vec<f64> { logits.iter().map(|&logit| f64::from(logit)).collect() };
+    let ways = Against {
+        operation: Operation::ModelForward,
+        number: Number::F16,
+        sizes: Sizes::of_matrix(options.scheme, config.hidden_size),
+    };
+    let compared = ways.nmse("two ways", &wide(&compared[1]), &wide(&compared[0]))?;
+    report.nmse = Some([compared.value, compared.limit]);
+    if !compared.holds() {
+        report.outcome = Outcome::Fail;
+        report.reason = Some(format!(
+            "one block against the plain kernels: normalised squared error {:.3e}, limit {:.1e}",
+            compared.value, compared.limit
+        ));
+        return Ok(report);
     }
     report.outcome = Outcome::Pass;
     if options.replays == 0 {
@@ -166,14 +167,6 @@ pub(crate) fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&st
         });
     }
     Ok(report)
-}
-
-/// One block's logits for a few tokens, two rungs apart: each has the roundings of a block (as
-/// LlamaCase::roundings counts them, with all seven layers quantized), the last norm and the head.
-fn difference_limit(scheme: Scheme) -> f64 {
-    let inner = scheme.num_codebooks * scheme.in_group_size;
-    let roundings = 2 * (65 + 4 * inner + 4);
-    Rule::Independent.limit(Number::F16, roundings)
 }
 
 fn logits(

@@ -2,10 +2,12 @@ use std::path::PathBuf;
 
 use aqlm_optimized::cuda::llama::Rung;
 use aqlm_vocabulary::Scheme;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
-use crate::bench::{BenchActivations, BenchOp, BenchOptions, DecodeOptions, LlamaShape};
+use crate::bench::{BenchActivations, BenchOptions, DecodeOptions, LlamaShape};
 use crate::commands::bench::BenchRequest;
 use crate::commands::{self, Output};
+use aqlm_check::cases::Operation;
 use aqlm_engine::backends::BackendKind;
 use aqlm_formats::{Error, Result};
 
@@ -16,8 +18,8 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value = "cuda")]
     backend: BackendKind,
     /// The operation
-    #[arg(long, value_enum, default_value = "matvec")]
-    op: BenchOp,
+    #[arg(long, default_value = "matvec", value_parser = products())]
+    op: Operation,
     /// The scheme, for example 2x8g8
     #[arg(long, default_value = "2x8g8")]
     scheme: Scheme,
@@ -122,7 +124,7 @@ impl Args {
         if let Some(zero) = self.batch.iter().find(|batch| **batch == 0) {
             return Err(Error::argument("--batch", "at least 1 row", zero.to_string()));
         }
-        if self.op != BenchOp::Matmul && self.batch != [1] {
+        if self.op != Operation::Matmul && self.batch != [1] {
             return Err(Error::argument(
                 "--batch",
                 "1 for matvec and decode; --op matmul takes several rows",
@@ -160,6 +162,17 @@ impl Args {
             svg: self.svg.clone(),
         })
     }
+}
+
+/// The operations that have kernels.
+fn products() -> impl TypedValueParser<Value = Operation> {
+    let words = [
+        ("matvec", "y = W x"),
+        ("matmul", "Y = X W^T for several rows of x"),
+        ("decode", "the dense weight from its codes"),
+    ];
+    let values = words.map(|(word, help)| PossibleValue::new(word).help(help));
+    PossibleValuesParser::new(values).try_map(|word| word.parse::<Operation>())
 }
 
 fn parse_shape(text: &str) -> Result<(usize, usize)> {

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use crate::commands::{self, Output};
 use aqlm_check::cases::{Case, Operation};
-use aqlm_check::{CrossOptions, VectorOptions};
+use aqlm_check::{CrossOptions, Machines, VectorOptions};
 use aqlm_engine::backends::BackendKind;
 use aqlm_formats::{Error, Result};
 
@@ -31,6 +31,14 @@ pub(super) struct Args {
     /// Seed of the drawn cases
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "vectors")]
     seed: u64,
+    /// Where to keep the operands of failing cases, a folder each
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "runs/check",
+        conflicts_with = "vectors"
+    )]
+    keep: PathBuf,
 }
 
 pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
@@ -42,12 +50,16 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
 
 impl Args {
     fn cross_options(&self) -> Result<CrossOptions> {
+        let backends = self
+            .backend
+            .map_or(BackendKind::ALL.to_vec(), |backend| vec![backend]);
         Ok(CrossOptions {
-            backend: self.backend,
+            machines: backends.into_iter().map(Machines::of).collect(),
             operation: self.op.as_deref().map(str::parse::<Operation>).transpose()?,
             case: self.case.as_deref().map(str::parse::<Case>).transpose()?,
             cases: self.cases,
             seed: self.seed,
+            keep: Some(self.keep.clone()),
         })
     }
 

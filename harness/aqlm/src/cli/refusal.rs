@@ -2,13 +2,13 @@
 
 use aqlm_formats::Error;
 
-/// Settings that libraries refuse by their names, and the options that set them.
-const OPTIONS: [(&str, &str); 5] = [
-    ("temperature", "--temperature"),
-    ("top_p", "--top-p"),
-    ("memory", "--memory"),
-    ("teacher", "--teacher"),
-    ("case", "--case"),
+/// Settings that libraries refuse by their names, the options that set them, and what helps besides.
+const OPTIONS: [(&str, &str, &str); 5] = [
+    ("temperature", "--temperature", ""),
+    ("top_p", "--top-p", ""),
+    ("memory", "--memory", "; --backend cpu has a bound"),
+    ("teacher", "--teacher", ""),
+    ("case", "--case", ""),
 ];
 
 /// One line for the user. Libraries know no options, so their settings become options here.
@@ -19,9 +19,9 @@ pub(super) fn refusal(error: &Error) -> String {
             expected,
             found,
         } => {
-            let option = OPTIONS.iter().find(|(setting, _)| setting == what);
-            let name = option.map_or(what.as_str(), |&(_, option)| option);
-            format!("{name}: expected {expected}, found {found}")
+            let option = OPTIONS.iter().find(|(setting, ..)| setting == what);
+            let (name, advice) = option.map_or((what.as_str(), ""), |&(_, option, advice)| (option, advice));
+            format!("{name}: expected {expected}, found {found}{advice}")
         }
         Error::Degenerate { .. } => format!("{error}; --allow-degenerate accepts that"),
         Error::RunExists { .. } => format!("{error}; --resume continues it"),

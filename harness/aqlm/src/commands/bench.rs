@@ -71,7 +71,7 @@ fn replay(BenchRequest { backend, options, .. }: &BenchRequest, batch: usize, ro
     format!(
         "aqlm bench --backend {} --op {} --scheme {} --shape {}x{} --activations {} --batch {batch} --replays 0 --seed {} --configs {}{config}{file}{folder}{only}",
         backend,
-        options.op.name(),
+        options.op,
         options.scheme,
         options.out_features,
         options.in_features,
@@ -88,11 +88,7 @@ fn failure(row: &KernelRow) -> String {
         row.reason.as_deref().unwrap_or_default()
     );
     for worst in &row.worst {
-        let _ = writeln!(
-            text,
-            "  row {}, column {}: expected {}, found {}",
-            worst.row, worst.column, worst.expected, worst.found
-        );
+        let _ = writeln!(text, "  {worst}");
     }
     text
 }

@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::path::Path;
 
 use super::Output;
@@ -6,10 +7,9 @@ use super::progress::Progress;
 use super::table::Table;
 use aqlm_check::cases::Case;
 use aqlm_check::{
-    CaseRow, CheckReport, Comparison, CrossOptions, CrossReport, Outcome, VectorOptions, check_vectors,
-    cross_check, simplest_failure,
+    CaseRow, CheckReport, Comparison, CrossOptions, CrossReport, Machines, Outcome, VectorOptions,
+    check_vectors, cross_check, simplest_failure,
 };
-use aqlm_engine::backends::BackendKind;
 use aqlm_formats::Result;
 
 /// How many steps a failing case may take to become simple.
@@ -30,8 +30,20 @@ pub(crate) fn against_one_another(options: &CrossOptions, output: Output) -> Res
     Ok(report.holds())
 }
 
-/// What failed and how to see it again: the case, and a simpler one that fails as well where there is one.
+/// What failed and how to see it again: the elements that are furthest off, where the operands lie, the case,
+/// and a simpler one that fails as well where there is one.
 fn complaint(options: &CrossOptions, row: &CaseRow) -> String {
+    let mut text = replays(options, row);
+    for worst in row.worst_elements() {
+        let _ = write!(text, "\n     {worst}");
+    }
+    if let Some(folder) = &row.kept {
+        let _ = write!(text, "\n     operands kept in {}", folder.display());
+    }
+    text
+}
+
+fn replays(options: &CrossOptions, row: &CaseRow) -> String {
     let (op, backend) = (&row.op, &row.backend);
     let reason = row.reason.as_deref().unwrap_or_default();
     let failed = format!("FAIL {op} {backend}: {reason}; replay: aqlm check");
@@ -41,7 +53,8 @@ fn complaint(options: &CrossOptions, row: &CaseRow) -> String {
         return format!("{failed} --op {op} --backend {backend} --cases {cases} --seed {seed}");
     };
     let failed = format!("{failed} --backend {backend} --case {case}");
-    let known = BackendKind::ALL.into_iter().find(|known| known.name() == backend);
+    let is = |machines: &&Machines| machines.backend == backend;
+    let known = options.machines.iter().find(is);
     let (Some(known), None) = (known, options.case) else {
         return failed;
     };

@@ -4,6 +4,9 @@ use aqlm_vocabulary::Scheme;
 
 use aqlm_formats::{Error, Result};
 
+/// Rows and columns at most: those of an output layer.
+const LARGEST: u64 = 1 << 20;
+
 /// Reads the fields of a case's id from left to right; they are joined with `-`.
 pub(super) struct Fields<'a> {
     id: &'a str,
@@ -69,7 +72,7 @@ impl<'a> Fields<'a> {
             .split_once('x')
             .and_then(|(rows, columns)| Some((canonical(rows)?, canonical(columns)?)));
         match sides {
-            Some((rows @ 1..=65_536, columns @ 1..=65_536)) => Ok((rows as usize, columns as usize)),
+            Some((rows @ 1..=LARGEST, columns @ 1..=LARGEST)) => Ok((rows as usize, columns as usize)),
             _ => self.refuse("a shape such as 96x72", text),
         }
     }

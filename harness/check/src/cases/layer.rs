@@ -6,11 +6,12 @@ use aqlm_vocabulary::{
 use ndarray::{Array2, Axis};
 use rand::RngExt;
 
-use super::Operation;
+use super::Kind;
 use super::id::Fields;
 use super::product::{groups, random_matrix};
 use super::values::{Values, normal, with_outliers};
-use super::words::words;
+use super::words;
+use crate::limits::Sizes;
 use aqlm_formats::Result;
 
 words! {
@@ -103,29 +104,23 @@ pub struct LayerData {
 
 /// A field that only some operations use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Field {
+pub enum Field {
+    /// what the Hessian is like
     Inputs,
+    /// hypotheses kept
     Beam,
+    /// how codebooks are updated
     Update,
+    /// first codes
     Start,
 }
 
-/// The fields that an operation's id has behind the values.
-fn used_by(operation: Operation) -> &'static [Field] {
-    match operation {
-        Operation::EmInit => &[Field::Inputs],
-        Operation::BeamSearch => &[Field::Inputs, Field::Beam],
-        Operation::CodebookUpdate => &[Field::Inputs, Field::Update],
-        Operation::LayerQuantize => &[Field::Inputs, Field::Beam, Field::Update, Field::Start],
-        _ => &[],
-    }
-}
-
 impl LayerCase {
-    pub(super) fn print(&self, operation: Operation, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    pub(super) fn print(&self, kind: Kind, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, out, inputs) = (self.scheme, self.out_features(), self.in_features());
         write!(f, "{scheme}-{out}x{inputs}-{}", self.values)?;
-        for field in used_by(operation) {
+        let Kind::Layer(used) = kind else { return Ok(()) };
+        for field in used {
             match field {
                 Field::Inputs => write!(f, "-{}", self.inputs)?,
                 Field::Beam => write!(f, "-b{}", self.beam)?,
@@ -136,7 +131,7 @@ impl LayerCase {
         Ok(())
     }
 
-    pub(super) fn parse(operation: Operation, fields: &mut Fields<'_>) -> Result<Self> {
+    pub(super) fn parse(used: &[Field], fields: &mut Fields<'_>) -> Result<Self> {
         let scheme = fields.scheme()?;
         let (out_groups, in_groups) = groups(fields, scheme)?;
         let mut case = Self {
@@ -146,7 +141,7 @@ impl LayerCase {
             values: fields.word()?,
             ..PLAIN
         };
-        for field in used_by(operation) {
+        for field in used {
             match field {
                 Field::Inputs => case.inputs = fields.word()?,
                 Field::Beam => case.beam = fields.number('b', 1..=64)? as usize,
@@ -157,8 +152,8 @@ impl LayerCase {
         Ok(case)
     }
 
-    /// The same case without what `operation` does not use.
-    pub(super) fn used_by(self, operation: Operation) -> Self {
+    /// The same case with these fields alone.
+    pub(super) fn with_only(self, used: &[Field]) -> Self {
         let mut case = Self {
             inputs: PLAIN.inputs,
             beam: PLAIN.beam,
@@ -166,7 +161,7 @@ impl LayerCase {
             start: PLAIN.start,
             ..self
         };
-        for field in used_by(operation) {
+        for field in used {
             match field {
                 Field::Inputs => case.inputs = self.inputs,
                 Field::Beam => case.beam = self.beam,
@@ -185,6 +180,14 @@ impl LayerCase {
     /// Columns of the weight.
     pub fn in_features(&self) -> usize {
         self.in_groups * self.scheme.in_group_size
+    }
+
+    /// What the terms of limits are counted from.
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            positions: self.in_groups * self.scheme.num_codebooks,
+            ..Sizes::of_matrix(self.scheme, self.in_features())
+        }
     }
 
     /// The random streams of the operation itself.

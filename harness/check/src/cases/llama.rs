@@ -13,7 +13,8 @@ use rand::RngExt;
 use super::id::Fields;
 use super::product::random_matrix;
 use super::values::{Values, normal};
-use super::words::words;
+use super::words;
+use crate::limits::Sizes;
 use aqlm_formats::Result;
 
 words! {
@@ -134,7 +135,38 @@ impl fmt::Display for LlamaCase {
     }
 }
 
+/// Corners of all operations on blocks and models.
+pub(crate) const CORNERS: &[&str] = &[
+    // longer than a span of queries; a window shorter than the sequence; more heads than keys; single tokens
+    // and heads
+    "40x72-k4-q1-d12-n3-t70-w0-nobias-plain-2x3g4o2-s1",
+    "40x72-k2-q2-d12-n2-t70-w9-bias-linear-2x3g4o2-s2",
+    "40x72-k1-q6-d12-n1-t37-w75-nobias-llama3-1x4g4-s3",
+    "4x2-k1-q1-d4-n1-t2-w0-nobias-plain-1x1g4-s4",
+    "36x22-k2-q1-d8-n4-t5-w1-bias-plain-3x2g4-s5",
+];
+
 impl LlamaCase {
+    /// What the terms of limits are counted from.
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            rows: self.sequences * self.tokens,
+            path: self.terms(),
+            roundings: self.roundings(),
+            hidden: self.hidden,
+            blocks: BLOCKS,
+            vocabulary: VOCABULARY,
+            steps: self.steps(),
+            ..Sizes::of_matrix(self.scheme, self.hidden)
+        }
+    }
+
+    /// Steps of fine-tuning.
+    fn steps(&self) -> usize {
+        let settings = self.finetune();
+        settings.epochs * self.sequences.div_ceil(settings.batch)
+    }
+
     pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Self> {
         let (hidden, intermediate) = fields.shape()?;
         let kv_heads = fields.number('k', 1..=64)? as usize;

@@ -5,31 +5,45 @@
 //! `matvec-2x8g8o2-96x72-b3-outliers-s17` is matvec with scheme 2x8g8o2, a weight of [96, 72], 3 rows of x,
 //! outliers among the numbers, and the random stream of seed 17. Printing and parsing are inverse.
 
-mod corners;
 mod id;
 mod layer;
-mod llama;
-mod operation;
-mod product;
+pub(crate) mod llama;
+pub(crate) mod product;
 mod samples;
-mod strategy;
+pub(crate) mod strategy;
 mod values;
 mod words;
 
 use std::fmt;
 use std::str::FromStr;
 
-pub use corners::corners;
-pub use layer::{Inputs, LayerCase, LayerData, Starting, Updating};
+pub use layer::{Field, Inputs, LayerCase, LayerData, Starting, Updating};
 pub use llama::{BLOCKS, Biases, LlamaCase, LlamaData, Positions, QUANTIZED, VOCABULARY};
-pub use operation::Operation;
 pub use product::{ProductCase, ProductData};
 pub use samples::SamplesCase;
-pub use strategy::cases;
 pub use values::Values;
+pub(crate) use words::words;
 
+pub use crate::ops::Operation;
+
+use proptest::prelude::*;
+
+use crate::limits::Sizes;
 use aqlm_formats::{Error, Result};
 use id::Fields;
+
+/// Which kind of case an operation has: what its id says, and what is drawn from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// a quantized matrix and rows of x
+    Product,
+    /// rows of numbers
+    Samples,
+    /// a weight, a Hessian and a quantized matrix; the id has these fields behind the values
+    Layer(&'static [Field]),
+    /// a small Llama
+    Llama,
+}
 
 /// What a case is about; which kind an operation has never varies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +56,28 @@ pub enum Problem {
     Layer(LayerCase),
     /// blocks and models
     Llama(LlamaCase),
+}
+
+/// Cases of an operation that are always checked: each is an edge that some implementation has or could have,
+/// and the schemes that have fast paths of their own.
+///
+/// # Errors
+/// `Argument` for an id that does not parse, which this module's tests rule out.
+pub fn corners(operation: Operation) -> Result<Vec<Case>> {
+    let ids = operation.checked().corners();
+    ids.iter().map(|id| format!("{operation}-{id}").parse()).collect()
+}
+
+/// Valid cases of an operation, over all of M 1..=8, B 1..=16, group sizes 4..=64, out_group_size 1..=4, with
+/// ragged edges and single rows and columns. They simplify towards few small groups of dyadic numbers.
+pub fn cases(operation: Operation) -> BoxedStrategy<Case> {
+    (operation.checked().strategy(), 0u64..1000)
+        .prop_map(move |(problem, seed)| Case {
+            operation,
+            problem,
+            seed,
+        })
+        .boxed()
 }
 
 /// One case of one operation.
@@ -100,6 +136,16 @@ impl Case {
         }
     }
 
+    /// What the terms of limits are counted from.
+    pub fn sizes(&self) -> Sizes {
+        match &self.problem {
+            Problem::Product(case) => case.sizes(),
+            Problem::Samples(case) => case.sizes(),
+            Problem::Layer(case) => case.sizes(),
+            Problem::Llama(case) => case.sizes(),
+        }
+    }
+
     fn other<T>(&self, expected: &str) -> Result<T> {
         Err(Error::argument("case", expected, format!("`{self}`")))
     }
@@ -111,7 +157,7 @@ impl fmt::Display for Case {
         match &self.problem {
             Problem::Product(case) => write!(f, "{case}")?,
             Problem::Samples(case) => write!(f, "{case}")?,
-            Problem::Layer(case) => case.print(self.operation, f)?,
+            Problem::Layer(case) => case.print(self.operation.checked().kind(), f)?,
             Problem::Llama(case) => write!(f, "{case}")?,
         }
         write!(f, "-s{}", self.seed)
@@ -131,21 +177,11 @@ impl FromStr for Case {
     fn from_str(text: &str) -> Result<Self> {
         let mut fields = Fields::new(text);
         let operation: Operation = fields.word()?;
-        let problem = match operation {
-            Operation::Decode | Operation::Matvec | Operation::Matmul => {
-                Problem::Product(ProductCase::parse(&mut fields)?)
-            }
-            Operation::Hessian | Operation::Kmeans => Problem::Samples(SamplesCase::parse(&mut fields)?),
-            Operation::ResidualInit
-            | Operation::EmInit
-            | Operation::BeamSearch
-            | Operation::CodebookUpdate
-            | Operation::LayerQuantize => Problem::Layer(LayerCase::parse(operation, &mut fields)?),
-            Operation::BlockForward
-            | Operation::BlockBackward
-            | Operation::BlockFinetune
-            | Operation::ModelForward
-            | Operation::Perplexity => Problem::Llama(LlamaCase::parse(&mut fields)?),
+        let problem = match operation.checked().kind() {
+            Kind::Product => Problem::Product(ProductCase::parse(&mut fields)?),
+            Kind::Samples => Problem::Samples(SamplesCase::parse(&mut fields)?),
+            Kind::Layer(used) => Problem::Layer(LayerCase::parse(used, &mut fields)?),
+            Kind::Llama => Problem::Llama(LlamaCase::parse(&mut fields)?),
         };
         let seed = fields.number('s', 0..=u64::MAX)?;
         fields.finish()?;
@@ -159,7 +195,6 @@ impl FromStr for Case {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
     use proptest::strategy::ValueTree;
     use proptest::test_runner::{Config, TestRunner};
 

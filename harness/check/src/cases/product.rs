@@ -7,6 +7,7 @@ use rand::RngExt;
 
 use super::id::Fields;
 use super::values::{Values, denormal_f16, dyadic, to_f16, with_outliers};
+use crate::limits::Sizes;
 use aqlm_formats::Result;
 
 /// A quantized matrix and rows of x: the cases of decode, matvec and matmul.
@@ -40,7 +41,33 @@ impl fmt::Display for ProductCase {
     }
 }
 
+/// Corners of decode, matvec and matmul.
+pub(crate) const CORNERS: &[&str] = &[
+    // the paper's schemes, around the tile of 64 rows and the direct form's four
+    "2x8g8-64x64-b1-dyadic-s1",
+    "2x8g8-65x72-b3-outliers-s2",
+    "1x8g8-129x136-b2-dyadic-s3",
+    "4x8g8-63x56-b1-outliers-s4",
+    "3x8g8-5x136-b5-repeated-s5",
+    "1x16g8-70x24-b1-dyadic-s6",
+    "1x16g16-9x48-b2-outliers-s7",
+    "1x15g8-4x40-b1-zerorows-s8",
+    "1x12g8-66x40-b2-dyadic-s9",
+    "2x12g8-3x40-b6-equalrows-s10",
+    // one element of everything; numbers below the smallest normal one; groups over several rows
+    "1x1g4-1x4-b1-outliers-s11",
+    "2x8g8-64x64-b2-denormal-s12",
+    "2x5g20o3-390x40-b1-dyadic-s13",
+    // more decoded rows than matmul's tile of 1 MiB
+    "2x6g8-530x512-b5-outliers-s14",
+];
+
 impl ProductCase {
+    /// What the terms of limits are counted from.
+    pub fn sizes(&self) -> Sizes {
+        Sizes::of_matrix(self.scheme, self.in_features())
+    }
+
     /// Rows of the weight.
     pub fn out_features(&self) -> usize {
         self.out_groups * self.scheme.out_group_size
@@ -58,7 +85,7 @@ impl ProductCase {
             scheme,
             out_groups,
             in_groups,
-            batch: fields.number('b', 1..=4096)? as usize,
+            batch: fields.number('b', 1..=65_536)? as usize,
             values: fields.word()?,
         })
     }
@@ -70,14 +97,7 @@ impl ProductCase {
             let data = self.draw(&mut stream(seed, draw, None, Purpose::TestData));
             draw += 1;
             // Dyadic numbers are zero one time in seventeen, so that a few draws are always enough.
-            if draw == 64
-                || data
-                    .x
-                    .mapv(f64::from)
-                    .dot(&decode(&data.matrix).t())
-                    .iter()
-                    .any(|&y| y != 0.0)
-            {
+            if draw == 64 || has_products(&data) {
                 return data;
             }
         }
@@ -93,6 +113,15 @@ impl ProductCase {
         });
         ProductData { matrix, x }
     }
+}
+
+/// Whether any element of x W^T is not zero; found at the first that is not.
+fn has_products(data: &ProductData) -> bool {
+    let weight = decode(&data.matrix);
+    data.x.outer_iter().any(|x| {
+        let x = x.mapv(f64::from);
+        weight.outer_iter().any(|row| row.dot(&x) != 0.0)
+    })
 }
 
 /// (out_groups, in_groups) of the next field, a shape that the scheme must divide.

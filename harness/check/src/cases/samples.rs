@@ -6,6 +6,7 @@ use rand::RngExt;
 
 use super::id::Fields;
 use super::values::{Values, dyadic, with_outliers};
+use crate::limits::Sizes;
 use aqlm_formats::Result;
 
 /// Rows of numbers: samples of a layer's inputs for hessian, points for kmeans.
@@ -40,6 +41,15 @@ impl SamplesCase {
             count: fields.number('k', 1..=4096)? as usize,
             values: fields.word()?,
         })
+    }
+
+    /// What the terms of limits are counted from.
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            inputs: self.columns,
+            rows: self.rows,
+            ..Sizes::default()
+        }
     }
 
     /// [rows, columns]; at least one number is not zero.

@@ -1,37 +1,12 @@
+//! Problems of each kind, drawn; an operation says how large.
+
 use aqlm_vocabulary::Scheme;
 use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::layer::{Inputs, Starting, Updating};
 use super::llama::{Biases, Positions};
-use super::{Case, LayerCase, LlamaCase, Operation, Problem, ProductCase, SamplesCase, Values};
-
-/// Valid cases of an operation, over all of M 1..=8, B 1..=16, group sizes 4..=64, out_group_size 1..=4, with
-/// ragged edges and single rows and columns. They simplify towards few small groups of dyadic numbers.
-pub fn cases(operation: Operation) -> BoxedStrategy<Case> {
-    let problem = match operation {
-        Operation::Decode | Operation::Matvec | Operation::Matmul => product(operation).boxed(),
-        Operation::Hessian => samples(200, 90, 4).boxed(),
-        Operation::Kmeans => samples(400, 16, 32).boxed(),
-        Operation::ResidualInit
-        | Operation::EmInit
-        | Operation::BeamSearch
-        | Operation::CodebookUpdate
-        | Operation::LayerQuantize => layer(operation).boxed(),
-        Operation::BlockForward
-        | Operation::BlockBackward
-        | Operation::BlockFinetune
-        | Operation::ModelForward
-        | Operation::Perplexity => llama(operation).boxed(),
-    };
-    (problem, 0u64..1000)
-        .prop_map(move |(problem, seed)| Case {
-            operation,
-            problem,
-            seed,
-        })
-        .boxed()
-}
+use super::{Field, LayerCase, LlamaCase, Problem, ProductCase, SamplesCase, Values};
 
 /// The scheme of these numbers with as many bits as keep the codebooks below 2^`budget` numbers: all of M, G
 /// and the output group size together with B = 16 would be gigabytes.
@@ -45,12 +20,8 @@ fn scheme(codebooks: usize, nbits: u32, in_group: usize, out_group: usize, budge
     }
 }
 
-fn product(operation: Operation) -> impl Strategy<Value = Problem> {
-    let batch = if operation == Operation::Matmul {
-        12usize
-    } else {
-        3
-    };
+/// Quantized matrices and at most `batch` rows of x.
+pub(crate) fn product(batch: usize) -> BoxedStrategy<Problem> {
     (
         (1..=8usize, 1..=16u32, 4..=64usize, 1..=4usize),
         (1..=140usize, 1..=20usize, 1..=batch),
@@ -68,20 +39,25 @@ fn product(operation: Operation) -> impl Strategy<Value = Problem> {
                 })
             },
         )
+        .boxed()
 }
 
-fn samples(rows: usize, columns: usize, count: usize) -> impl Strategy<Value = Problem> {
-    (1..=rows, 1..=columns, 1..=count, select(Values::ALL)).prop_map(|(rows, columns, count, values)| {
-        Problem::Samples(SamplesCase {
-            rows,
-            columns,
-            count,
-            values,
+/// At most so many samples or points, of so many numbers, in so many parts or clusters.
+pub(crate) fn samples(rows: usize, columns: usize, count: usize) -> BoxedStrategy<Problem> {
+    (1..=rows, 1..=columns, 1..=count, select(Values::ALL))
+        .prop_map(|(rows, columns, count, values)| {
+            Problem::Samples(SamplesCase {
+                rows,
+                columns,
+                count,
+                values,
+            })
         })
-    })
+        .boxed()
 }
 
-fn layer(operation: Operation) -> impl Strategy<Value = Problem> {
+/// Layers, of which only the fields in `used` vary.
+pub(crate) fn layer(used: &'static [Field]) -> BoxedStrategy<Problem> {
     (
         (1..=4usize, 1..=6u32, 4..=16usize, 1..=4usize),
         (1..=40usize, 1..=8usize, 1..=4usize),
@@ -106,18 +82,14 @@ fn layer(operation: Operation) -> impl Strategy<Value = Problem> {
                     update,
                     start,
                 };
-                Problem::Layer(case.used_by(operation))
+                Problem::Layer(case.with_only(used))
             },
         )
+        .boxed()
 }
 
-fn llama(operation: Operation) -> impl Strategy<Value = Problem> {
-    // Fine-tuning is many passes.
-    let tokens = if operation == Operation::BlockFinetune {
-        12usize
-    } else {
-        70
-    };
+/// Small Llamas and sequences of at most `tokens`.
+pub(crate) fn llama(tokens: usize) -> BoxedStrategy<Problem> {
     (
         (1..=10usize, 1..=20usize, 1..=2usize, 1..=3usize, 1..=4usize),
         (1..=4usize, 2..=tokens, 0..=12usize),
@@ -147,4 +119,5 @@ fn llama(operation: Operation) -> impl Strategy<Value = Problem> {
                 })
             },
         )
+        .boxed()
 }

@@ -2,7 +2,7 @@ use aqlm_vocabulary::Stream;
 use half::f16;
 use rand::RngExt;
 
-use super::words::words;
+use super::words;
 
 words! {
     /// What the numbers of a case are like.

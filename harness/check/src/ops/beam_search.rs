@@ -1,11 +1,14 @@
+use aqlm_optimized::cpu::quantizer;
 use aqlm_reference::{MAX_COMBINATIONS, Mrf, beam_search, decode, exhaustive_search};
-use aqlm_vocabulary::{Purpose, QuantizedMatrix, sweep_order};
-use ndarray::{Array2, ArrayView1, s};
+use aqlm_vocabulary::QuantizedMatrix;
+use ndarray::{ArrayView1, Axis, s};
+use proptest::strategy::BoxedStrategy;
 
-use super::Prepared;
 use super::layer::{Layer, malformed};
-use crate::cases::{Case, Operation};
-use crate::compare::{Against, Findings, repeated};
+use super::{Cost, Listed as _, Op};
+use crate::breakage::{self, Breakage};
+use crate::cases::{Case, Field, Kind, Problem, strategy};
+use crate::compare::{Against, Findings};
 use crate::limits::{Measure, Number};
 use crate::subject::Subject;
 use crate::{Comparison, largest};
@@ -15,26 +18,132 @@ use aqlm_formats::Result;
 /// little time.
 const FEW: u64 = 1 << 12;
 
-fn against(number: Number) -> Against {
-    Against {
-        operation: Operation::BeamSearch,
-        number,
+/// What the id says behind the values.
+const FIELDS: &[Field] = &[Field::Inputs, Field::Beam];
+
+/// Codes for fixed codebooks: the matrix with the codes that one sweep ends with.
+pub(crate) struct BeamSearch;
+
+impl Op for BeamSearch {
+    type Data = Layer;
+    type Answer = QuantizedMatrix;
+    type Expected = Expected;
+
+    const KIND: Kind = Kind::Layer(FIELDS);
+    const CORNERS: &'static [&'static str] = &[
+        // several blocks of lazy updates, more output groups than a task
+        "2x4g4-70x600-outliers-correlated-b1-s1",
+        "2x4g4-20x300-outliers-correlated-b3-s2",
+        "2x8g8-66x144-outliers-correlated-b1-s3",
+        "3x3g4o2-20x24-outliers-ill-b2-s4",
+        "2x3g4-9x16-dyadic-white-b1-s5",
+        "2x3g4-9x16-dyadic-white-b4-s6",
+        "2x4g8-30x32-repeated-deficient-b1-s7",
+        "2x4g8-30x32-repeated-deficient-b3-s8",
+        // small enough for the exhaustive optimum
+        "2x2g4-3x8-outliers-correlated-b16-s9",
+        "1x1g4-1x4-dyadic-white-b1-s10",
+    ];
+
+    fn strategy() -> BoxedStrategy<Problem> {
+        strategy::layer(FIELDS)
+    }
+
+    fn data(case: &Case) -> Result<Layer> {
+        Layer::new(case)
+    }
+
+    fn run(subject: &Subject, layer: &Layer) -> Result<QuantizedMatrix> {
+        let (data, beam, order) = (&layer.data, layer.problem.beam, layer.order());
+        let (hessian, matrix) = (&data.hessian, &data.matrix);
+        let codes = match subject {
+            Subject::Reference => return searched(layer, &order, beam),
+            Subject::Cpu(_) => quantizer::beam_search(&data.weight, hessian, matrix, &order, beam)?,
+            Subject::Cuda(_) => return subject.lacks(Self::OPERATION),
+        };
+        let (codebooks, scales) = (matrix.codebooks().clone(), matrix.scales().clone());
+        Ok(QuantizedMatrix::new(matrix.scheme(), codes, codebooks, scales)?)
+    }
+
+    fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
+        let layer = Layer::new(case)?;
+        let order = layer.order();
+        let found = searched(&layer, &order, layer.problem.beam)?;
+        let mut comparisons = on_its_path(check, &layer, &order, optimum(&layer)?, &found)?;
+        // The MRF's energy plus its constant is the layer error of the codes.
+        let matrix = &layer.data.matrix;
+        if matrix.groups().1 * matrix.scheme().num_codebooks * matrix.scheme().codebook_size() <= 512 {
+            let mut energy = 0.0;
+            for (o, codes) in found.codes().outer_iter().enumerate() {
+                let mrf = Mrf::new(&layer.weight, &layer.data.hessian, matrix, o)?;
+                energy += mrf.energy(codes) + mrf.constant;
+            }
+            let difference = (energy - layer.loss(&found)).abs() / layer.magnitude(&found);
+            comparisons.push(check.value(Measure::Loss, "energy against layer error", difference)?);
+        }
+        Ok(comparisons)
+    }
+
+    fn expected(layer: &Layer) -> Result<Expected> {
+        Ok(Expected {
+            matrix: Self::run(&Subject::Reference, layer)?,
+            optimum: optimum(layer)?,
+        })
+    }
+
+    fn compare(
+        check: Against,
+        _subject: &Subject,
+        layer: &Layer,
+        expected: &Expected,
+        found: &QuantizedMatrix,
+    ) -> Result<Findings> {
+        let comparisons = on_its_path(check, layer, &layer.order(), expected.optimum, found)?;
+        layer.findings(check, comparisons, found, &expected.matrix)
+    }
+
+    fn cost(layer: &Layer) -> Cost {
+        layer.cost()
+    }
+
+    fn breakages() -> Vec<Breakage<Layer, QuantizedMatrix>> {
+        vec![
+            Breakage::of_answer("a row that is never searched", |found, layer, _| {
+                let last = found.codes().dim().0 - 1;
+                let before = layer.data.matrix.codes().index_axis(Axis(0), last);
+                breakage::codes(found, |codes| codes.index_axis_mut(Axis(0), last).assign(&before));
+            }),
+            Breakage::of_answer("codes of the next input group", |found, _, _| {
+                breakage::next_groups(found);
+            }),
+            Breakage::of_answer(OTHER_TIES, |found, layer: &Layer, _| {
+                last_of_equals(found, &layer.data.matrix);
+            })
+            .allowed(),
+        ]
     }
 }
 
-fn order(case: &Case, matrix: &QuantizedMatrix) -> Result<Vec<(usize, usize)>> {
-    let mut rng = case.layer()?.key(case.seed).stream(Purpose::Sweep);
-    Ok(sweep_order(
-        &mut rng,
-        matrix.groups().1,
-        matrix.scheme().num_codebooks,
-    ))
+/// The last of equal codewords is taken instead of the first: no mistake.
+const OTHER_TIES: &str = "another rule for ties";
+
+fn last_of_equals(found: &mut QuantizedMatrix, before: &QuantizedMatrix) {
+    breakage::codes(found, |codes| {
+        for ((_, _, m), code) in codes.indexed_iter_mut() {
+            let codeword = |k: usize| before.codebooks().slice(s![m, k, .., ..]);
+            let chosen = usize::from(*code);
+            let last = (chosen..before.scheme().codebook_size())
+                .rev()
+                .find(|&k| codeword(k) == codeword(chosen));
+            *code = last.map_or(*code, |last| last as u16);
+        }
+    });
 }
 
-/// The longest chain of roundings behind a score.
-fn chain(layer: &Layer) -> usize {
-    let codebooks = layer.data.matrix.scheme().num_codebooks;
-    2 * layer.weight.ncols() + layer.data.matrix.groups().1 * codebooks + codebooks + 8
+/// The reference's matrix, and the least loss where few enough codes are possible.
+pub(crate) struct Expected {
+    matrix: QuantizedMatrix,
+    optimum: Option<f64>,
 }
 
 /// The reference's codes in the matrix.
@@ -137,26 +246,24 @@ fn worst_choice(layer: &Layer, order: &[(usize, usize)], found: &QuantizedMatrix
 /// and a beam of one takes the best code at every position.
 fn on_its_path(
     check: Against,
-    case: &Case,
     layer: &Layer,
     order: &[(usize, usize)],
     optimum: Option<f64>,
     found: &QuantizedMatrix,
 ) -> Result<Vec<Comparison>> {
     let before = &layer.data.matrix;
-    let beam = case.layer()?.beam;
+    let beam = layer.problem.beam;
     let changed = found.codebooks() != before.codebooks() || found.scales() != before.scales();
     let shape = malformed(found, before) + f64::from(u8::from(changed));
-    let mut comparisons = vec![check.value(Measure::Exact, 0, "all but codes", shape)?];
+    let mut comparisons = vec![check.value(Measure::Exact, "all but codes", shape)?];
     if !comparisons.iter().all(Comparison::holds) {
         return Ok(comparisons);
     }
-    let terms = 8 * chain(layer);
     let start = (layer.loss(before), before);
-    comparisons.push(layer.not_above(check, terms, "above the start's", found, start)?);
+    comparisons.push(layer.not_above(check, "above the start's", found, start)?);
     if beam == 1 {
         let worst = worst_choice(layer, order, found);
-        comparisons.push(check.value(Measure::Choice, 4 * chain(layer), "codes", worst)?);
+        comparisons.push(check.value(Measure::Choice, "codes", worst)?);
     }
     if let Some(optimum) = optimum {
         let under = (optimum - layer.loss(found)).max(0.0) / layer.magnitude(found);
@@ -164,57 +271,36 @@ fn on_its_path(
             number: Number::F64,
             ..check
         };
-        comparisons.push(losses.value(Measure::Loss, terms, "under the optimum", under)?);
+        comparisons.push(losses.value(Measure::Loss, "under the optimum", under)?);
         // A beam that holds every combination prunes nothing.
         let variables = order.len() as u32;
         if (beam as u64) >= (before.scheme().codebook_size() as u64).pow(variables.saturating_sub(1)) {
-            comparisons.push(layer.not_above(check, terms, "above the optimum", found, (optimum, found))?);
+            comparisons.push(layer.not_above(check, "above the optimum", found, (optimum, found))?);
         }
     }
     Ok(comparisons)
 }
 
-pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
-    let problem = case.layer()?;
-    let layer = Layer::new(problem.data(case.seed));
-    let order = order(case, &layer.data.matrix)?;
-    let found = searched(&layer, &order, problem.beam)?;
-    let check = against(Number::F64);
-    let mut comparisons = on_its_path(check, case, &layer, &order, optimum(&layer)?, &found)?;
-    // The MRF's energy plus its constant is the layer error of the codes.
-    let matrix = &layer.data.matrix;
-    if matrix.groups().1 * matrix.scheme().num_codebooks * matrix.scheme().codebook_size() <= 512 {
-        let mut energy = 0.0;
-        for (o, codes) in found.codes().outer_iter().enumerate() {
-            let mrf = Mrf::new(&layer.weight, &layer.data.hessian, matrix, o)?;
-            energy += mrf.energy(codes) + mrf.constant;
-        }
-        let difference = (energy - layer.loss(&found)).abs() / layer.magnitude(&found);
-        let terms = 8 * chain(&layer);
-        comparisons.push(check.value(Measure::Loss, terms, "energy against layer error", difference)?);
-    }
-    Ok(comparisons)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cases::{Operation, corners};
 
-pub(super) fn prepare(case: &Case) -> Result<Prepared> {
-    let problem = case.layer()?;
-    let case = *case;
-    let layer = Layer::new(problem.data(case.seed));
-    let order = order(&case, &layer.data.matrix)?;
-    let expected = searched(&layer, &order, problem.beam)?;
-    let optimum = optimum(&layer)?;
-    Ok(Box::new(move |subject: &dyn Subject| {
-        let check = against(subject.number());
-        let (weight, hessian): (&Array2<f32>, _) = (&layer.data.weight, &layer.data.hessian);
-        let (found, same) = repeated(check, "matrix", || {
-            subject.beam_search(weight, hessian, &layer.data.matrix, &order, problem.beam)
-        })?;
-        let mut comparisons = on_its_path(check, &case, &layer, &order, optimum, &found)?;
-        comparisons.push(same);
-        let excess = comparisons
-            .iter()
-            .all(Comparison::holds)
-            .then(|| layer.excess(check, &found, &expected));
-        Ok(Findings { comparisons, excess })
-    }))
+    #[test]
+    fn another_rule_for_ties_does_change_codes() {
+        let repeated = |case: &Case| case.to_string().contains("-repeated-");
+        let cases: Vec<Case> = corners(Operation::BeamSearch)
+            .unwrap()
+            .into_iter()
+            .filter(repeated)
+            .collect();
+        assert!(!cases.is_empty());
+        for case in cases {
+            let layer = Layer::new(&case).unwrap();
+            let found = BeamSearch::run(&Subject::Reference, &layer).unwrap();
+            let mut other = found.clone();
+            last_of_equals(&mut other, &layer.data.matrix);
+            assert_ne!(found.codes(), other.codes(), "{case}");
+        }
+    }
 }

@@ -1,37 +1,251 @@
+use aqlm_engine::ops::BlockOps as _;
+use aqlm_optimized::cpu::llama as optimized;
 use aqlm_reference::llama::{
-    Block, BlockGradients, ResidentLinear, ResidentWeight, block_backward, block_forward,
-    block_forward_traced,
+    Block, ResidentLinear, ResidentWeight, block_backward, block_forward, block_forward_traced,
 };
+use aqlm_vocabulary::llama::OUTPUT;
 use aqlm_vocabulary::{BlockSpec, LayerId};
-use ndarray::{Array1, Array2, s};
+use ndarray::{Array1, Array2, Array3, Axis, s};
+use proptest::strategy::BoxedStrategy;
 
-use super::Prepared;
-use super::block_forward::parts;
+use super::llama::Llama;
+use super::{Cost, Listed as _, Op};
 use crate::Comparison;
-use crate::cases::{Case, LlamaData, Operation};
-use crate::compare::{Against, Findings, repeated};
-use crate::limits::{Measure, Number};
+use crate::breakage::{self, Breakage};
+use crate::cases::{Case, Kind, Problem, llama as cases, strategy};
+use crate::compare::{Against, Findings};
+use crate::limits::Measure;
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
-fn against(number: Number) -> Against {
-    Against {
-        operation: Operation::BlockBackward,
-        number,
+/// The first block's gradients, those of parameters summed over sequences.
+pub(crate) struct BlockBackward;
+
+impl Op for BlockBackward {
+    type Data = Llama;
+    type Answer = Gradients;
+    type Expected = Gradients;
+
+    const KIND: Kind = Kind::Llama;
+    const CORNERS: &'static [&'static str] = cases::CORNERS;
+
+    fn strategy() -> BoxedStrategy<Problem> {
+        strategy::llama(70)
+    }
+
+    fn data(case: &Case) -> Result<Llama> {
+        Llama::new(case)
+    }
+
+    fn run(subject: &Subject, case: &Llama) -> Result<Gradients> {
+        match subject {
+            Subject::Reference => Ok(exact(case)),
+            Subject::Cpu(_) => on_cpu(case),
+            Subject::Cuda(_) => subject.lacks(Self::OPERATION),
+        }
+    }
+
+    /// A few parameters of each kind against central differences of the sum of y times a fixed gradient.
+    fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
+        let case = Llama::new(case)?;
+        let (problem, data) = (case.problem, &case.data);
+        // Few tokens are enough for every path.
+        let tokens = problem.tokens.min(6);
+        let (block, rotary) = case.exact();
+        let x = data.x.slice(s![0, ..tokens, ..]).mapv(f64::from);
+        let grad_y = data.grad_y.slice(s![0, ..tokens, ..]).mapv(f64::from);
+        let (_, trace) = block_forward_traced(&block, &rotary, x.view());
+        let exact = block_backward(&block, &rotary, &trace, grad_y.view());
+        let inputs = Inputs::new(&block, x);
+        let loss = |inputs: &Inputs| -> f64 {
+            (block_forward(&inputs.block(), &rotary, inputs.x.view()) * &grad_y).sum()
+        };
+
+        let (mut difference, mut size) = (0.0, 0.0);
+        let mut add = |gradient: f64, parameter: &dyn Fn(&mut Inputs) -> Option<&mut f64>| {
+            let step = f64::EPSILON.cbrt();
+            let at = |by: f64| {
+                let mut moved = inputs.clone();
+                // What is not there is a mistake of this check, and fails it.
+                parameter(&mut moved).map_or(f64::NAN, |value| {
+                    *value += by;
+                    0.0
+                }) + loss(&moved)
+            };
+            let slope = (at(step) - at(-step)) / (2.0 * step);
+            difference += (gradient - slope).powi(2);
+            size += gradient * gradient;
+        };
+        for t in 0..tokens {
+            let i = (7 * t) % problem.hidden;
+            add(exact.x[[t, i]], &|inputs| inputs.x.get_mut([t, i]));
+        }
+        for i in [0, problem.hidden - 1] {
+            add(exact.input_layernorm[i], &|inputs| inputs.norms[0].get_mut(i));
+            add(exact.post_attention_layernorm[i], &|inputs| {
+                inputs.norms[1].get_mut(i)
+            });
+        }
+        for kind in block.spec().layers() {
+            let gradient = &exact.layers[kind.index()];
+            let (out, columns) = gradient.dim();
+            for at in [[0, 0], [out - 1, columns - 1], [out / 2, columns / 3]] {
+                add(gradient[at], &|inputs| inputs.weight(kind)?.get_mut(at));
+            }
+            if let Some(bias) = &exact.biases[kind.index()] {
+                add(bias[out / 2], &|inputs| {
+                    inputs.layers[kind.index()].bias.as_mut()?.get_mut(out / 2)
+                });
+            }
+        }
+        let share = (difference / size).sqrt();
+        Ok(vec![check.value(
+            Measure::Gradient,
+            "central differences",
+            share,
+        )?])
+    }
+
+    fn expected(case: &Llama) -> Result<Gradients> {
+        Self::run(&Subject::Reference, case)
+    }
+
+    fn compare(
+        check: Against,
+        _subject: &Subject,
+        case: &Llama,
+        expected: &Gradients,
+        found: &Gradients,
+    ) -> Result<Findings> {
+        let mut comparisons = vec![
+            check
+                .nmse("gradient of x", &found.x, &expected.x)?
+                .shaped(expected.x.shape()),
+        ];
+        let spec = &case.data.config.blocks[0];
+        for kind in spec.layers() {
+            let name = spec.linear(kind).short_name();
+            let (ours, theirs) = (&found.layers[kind.index()], &expected.layers[kind.index()]);
+            let ours: Vec<f64> = ours.iter().copied().collect();
+            let what = format!("gradient of {name}");
+            comparisons.push(zero_or(check, &what, &ours, theirs.iter())?.shaped(theirs.shape()));
+            if let Some(theirs) = &expected.biases[kind.index()] {
+                // Where there is none, no number is compared, which never holds.
+                let ours = found.biases[kind.index()]
+                    .as_ref()
+                    .map_or_else(Vec::new, |bias| bias.to_vec());
+                comparisons.push(zero_or(
+                    check,
+                    &format!("gradient of {name}'s bias"),
+                    &ours,
+                    theirs,
+                )?);
+            }
+        }
+        for (which, what) in ["gradient of the first norm", "gradient of the second norm"]
+            .into_iter()
+            .enumerate()
+        {
+            comparisons.push(check.nmse(what, &found.norms[which], &expected.norms[which])?);
+        }
+        Ok(comparisons.into())
+    }
+
+    fn cost(case: &Llama) -> Cost {
+        case.cost()
+    }
+
+    fn breakages() -> Vec<Breakage<Llama, Gradients>> {
+        vec![
+            Breakage::of_answer("a NaN", |found, _, _| {
+                found.layers[OUTPUT.index()][[0, 0]] = f64::NAN;
+            }),
+            Breakage::of_answer("a result off by a thousandth", |found, _, _| {
+                breakage::inaccurate(&mut found.layers[OUTPUT.index()]);
+            }),
+            Breakage::of_answer("a stale accumulator", |found, _, before| {
+                breakage::stale(&mut found.norms[0], before.map(|before| &before.norms[0]));
+            }),
+        ]
     }
 }
 
-/// The gradients of every sequence.
-fn reference(data: &LlamaData) -> Vec<BlockGradients> {
-    let (block, rotary) = parts(data);
-    let (x, grad_y) = (data.x.mapv(f64::from), data.grad_y.mapv(f64::from));
-    x.outer_iter()
-        .zip(grad_y.outer_iter())
-        .map(|(x, grad_y)| {
-            let (_, trace) = block_forward_traced(&block, &rotary, x);
-            block_backward(&block, &rotary, &trace, grad_y)
-        })
-        .collect()
+/// The gradients of a block.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Gradients {
+    /// [sequences, tokens, hidden]
+    x: Array3<f64>,
+    /// [out_features, in_features] each
+    layers: Vec<Array2<f64>>,
+    /// `[out_features]`, where there is a bias
+    biases: Vec<Option<Array1<f64>>>,
+    /// `[hidden]` each
+    norms: [Array1<f64>; 2],
+}
+
+/// By the reference, sequence by sequence.
+fn exact(case: &Llama) -> Gradients {
+    let data = &case.data;
+    let (block, rotary) = case.exact();
+    let spec = block.spec();
+    let mut sum = Gradients {
+        x: Array3::zeros(data.x.dim()),
+        layers: spec
+            .layers()
+            .map(|layer| Array2::zeros(spec.shape(layer)))
+            .collect(),
+        biases: spec
+            .layers()
+            .map(|kind| {
+                block
+                    .layer(kind)
+                    .bias
+                    .as_ref()
+                    .map(|bias| Array1::zeros(bias.len()))
+            })
+            .collect(),
+        norms: [(); 2].map(|()| Array1::zeros(spec.hidden_size())),
+    };
+    for (i, (x, grad_y)) in data.x.outer_iter().zip(data.grad_y.outer_iter()).enumerate() {
+        let (x, grad_y) = (x.mapv(f64::from), grad_y.mapv(f64::from));
+        let (_, trace) = block_forward_traced(&block, &rotary, x.view());
+        let one = block_backward(&block, &rotary, &trace, grad_y.view());
+        sum.x.index_axis_mut(Axis(0), i).assign(&one.x);
+        for (sum, layer) in sum.layers.iter_mut().zip(&one.layers) {
+            *sum += layer;
+        }
+        for (sum, bias) in sum.biases.iter_mut().zip(&one.biases) {
+            if let (Some(sum), Some(bias)) = (sum, bias) {
+                *sum += bias;
+            }
+        }
+        sum.norms[0] += &one.input_layernorm;
+        sum.norms[1] += &one.post_attention_layernorm;
+    }
+    sum
+}
+
+fn on_cpu(case: &Llama) -> Result<Gradients> {
+    use optimized::{BlockGradients, Rotary, Wanted};
+    let data = &case.data;
+    let rotary = Rotary::new(data.config.attention(), case.problem.tokens);
+    let block = case.on_cpu()?.load_block(0, &data.blocks[0])?;
+    let wanted = Wanted::all(block.spec());
+    let (_, trace) = optimized::block_forward_traced(&block, &rotary, data.x.view());
+    let mut sum = BlockGradients::zeros(&block, &wanted);
+    let x = optimized::block_backward(&block, &rotary, &trace, data.grad_y.view(), &wanted, &mut sum);
+    // Absent where it was wanted: shapes of zero, which no comparison takes for the right ones.
+    let wide = |weight: &Option<Array2<f32>>| {
+        weight
+            .as_ref()
+            .map_or_else(|| Array2::zeros((0, 0)), |weight| weight.mapv(f64::from))
+    };
+    Ok(Gradients {
+        x: x.map_or_else(|| Array3::zeros((0, 0, 0)), |x| x.mapv(f64::from)),
+        layers: sum.weights.iter().map(wide).collect(),
+        biases: sum.biases,
+        norms: [sum.input_layernorm, sum.post_attention_layernorm],
+    })
 }
 
 /// Everything that a block's output depends on, in f64, for one short sequence.
@@ -76,150 +290,10 @@ impl Inputs {
     }
 }
 
-/// A few parameters of each kind against central differences of the sum of y times a fixed gradient.
-pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
-    let problem = case.llama()?;
-    let data = problem.data(case.seed);
-    // Few tokens are enough for every path.
-    let tokens = problem.tokens.min(6);
-    let (block, rotary) = parts(&data);
-    let x = data.x.slice(s![0, ..tokens, ..]).mapv(f64::from);
-    let grad_y = data.grad_y.slice(s![0, ..tokens, ..]).mapv(f64::from);
-    let (_, trace) = block_forward_traced(&block, &rotary, x.view());
-    let exact = block_backward(&block, &rotary, &trace, grad_y.view());
-    let inputs = Inputs::new(&block, x);
-    let loss = |inputs: &Inputs| -> f64 {
-        (block_forward(&inputs.block(), &rotary, inputs.x.view()) * &grad_y).sum()
-    };
-
-    let (mut difference, mut size) = (0.0, 0.0);
-    let mut add = |gradient: f64, parameter: &dyn Fn(&mut Inputs) -> Option<&mut f64>| {
-        let step = f64::EPSILON.cbrt();
-        let at = |by: f64| {
-            let mut moved = inputs.clone();
-            // What is not there is a mistake of this check, and fails it.
-            parameter(&mut moved).map_or(f64::NAN, |value| {
-                *value += by;
-                0.0
-            }) + loss(&moved)
-        };
-        let slope = (at(step) - at(-step)) / (2.0 * step);
-        difference += (gradient - slope).powi(2);
-        size += gradient * gradient;
-    };
-    for t in 0..tokens {
-        let i = (7 * t) % problem.hidden;
-        add(exact.x[[t, i]], &|inputs| inputs.x.get_mut([t, i]));
-    }
-    for i in [0, problem.hidden - 1] {
-        add(exact.input_layernorm[i], &|inputs| inputs.norms[0].get_mut(i));
-        add(exact.post_attention_layernorm[i], &|inputs| {
-            inputs.norms[1].get_mut(i)
-        });
-    }
-    for kind in block.spec().layers() {
-        let gradient = &exact.layers[kind.index()];
-        let (out, columns) = gradient.dim();
-        for at in [[0, 0], [out - 1, columns - 1], [out / 2, columns / 3]] {
-            add(gradient[at], &|inputs| inputs.weight(kind)?.get_mut(at));
-        }
-        if let Some(bias) = &exact.biases[kind.index()] {
-            add(bias[out / 2], &|inputs| {
-                inputs.layers[kind.index()].bias.as_mut()?.get_mut(out / 2)
-            });
-        }
-    }
-    let share = (difference / size).sqrt();
-    let what = "central differences";
-    Ok(vec![against(Number::F64).value(
-        Measure::Gradient,
-        problem.terms(),
-        what,
-        share,
-    )?])
-}
-
-pub(super) fn prepare(case: &Case) -> Result<Prepared> {
-    let problem = case.llama()?;
-    let data = problem.data(case.seed);
-    let every = reference(&data);
-    let x: Vec<f64> = every.iter().flat_map(|one| one.x.iter().copied()).collect();
-    let mut sum = every[0].clone();
-    for one in &every[1..] {
-        for (sum, layer) in sum.layers.iter_mut().zip(&one.layers) {
-            *sum += layer;
-        }
-        for (sum, bias) in sum.biases.iter_mut().zip(&one.biases) {
-            if let (Some(sum), Some(bias)) = (sum, bias) {
-                *sum += bias;
-            }
-        }
-        sum.input_layernorm += &one.input_layernorm;
-        sum.post_attention_layernorm += &one.post_attention_layernorm;
-    }
-    // back through the sums of the forward pass, and then over all rows
-    let terms = 2 * problem.terms() + problem.sequences * problem.tokens;
-    Ok(Box::new(move |subject: &dyn Subject| {
-        let check = against(subject.number());
-        let (found, same) = repeated(check, "gradients", || subject.block_backward(&data))?;
-        let mut comparisons = vec![same, check.nmse(terms, "gradient of x", &found.x, &x)?];
-        for kind in data.config.blocks[0].layers() {
-            let name = data.config.blocks[0].linear(kind).short_name();
-            let (ours, exact) = (found.layers.get(kind.index()), &sum.layers[kind.index()]);
-            let ours = ours
-                .map(|layer| layer.iter().copied().collect())
-                .unwrap_or_default();
-            let ours: Vec<f64> = ours;
-            comparisons.push(zero_or(
-                check,
-                terms,
-                &format!("gradient of {name}"),
-                &ours,
-                exact.iter(),
-            )?);
-            if let Some(exact) = &sum.biases[kind.index()] {
-                let ours = found
-                    .biases
-                    .get(kind.index())
-                    .cloned()
-                    .flatten()
-                    .unwrap_or_default()
-                    .to_vec();
-                comparisons.push(zero_or(
-                    check,
-                    terms,
-                    &format!("gradient of {name}'s bias"),
-                    &ours,
-                    exact,
-                )?);
-            }
-        }
-        for (what, ours, exact) in [
-            (
-                "gradient of the first norm",
-                &found.norms[0],
-                &sum.input_layernorm,
-            ),
-            (
-                "gradient of the second norm",
-                &found.norms[1],
-                &sum.post_attention_layernorm,
-            ),
-        ] {
-            comparisons.push(check.nmse(terms, what, ours, exact)?);
-        }
-        Ok(Findings {
-            comparisons,
-            excess: None,
-        })
-    }))
-}
-
 /// NMSE, except that a gradient which is zero by the mathematics must be so: queries and keys of a window of
 /// one token have no influence, for softmax over one score is one.
 fn zero_or<'a>(
     check: Against,
-    terms: usize,
     what: &str,
     found: &'a [f64],
     expected: impl IntoIterator<Item = &'a f64> + Clone,
@@ -227,8 +301,8 @@ fn zero_or<'a>(
     let size: f64 = expected.clone().into_iter().map(|x| x * x).sum();
     let count = expected.clone().into_iter().count();
     if size > 0.0 || found.len() != count {
-        return check.nmse(terms, what, found, expected);
+        return check.nmse(what, found, expected);
     }
     let nonzero = found.iter().filter(|&&x| x != 0.0).count();
-    check.value(Measure::Exact, 0, what, nonzero as f64)
+    check.value(Measure::Exact, what, nonzero as f64)
 }

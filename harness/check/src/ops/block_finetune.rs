@@ -1,20 +1,167 @@
+use aqlm_engine::ops::{Alone, BlockOps as _};
+use aqlm_engine::tune_block;
 use aqlm_reference::decode;
 use aqlm_reference::llama::{Rotary, block_finetune, block_forward, quantized_gradients};
-use aqlm_vocabulary::{FinetuneReport, LinearWeight, QuantizedMatrix};
+use aqlm_vocabulary::{BlockWeights, FinetuneReport, LinearWeight, QuantizedMatrix};
 use ndarray::{Array2, Array3};
+use proptest::strategy::BoxedStrategy;
 
-use super::Prepared;
-use crate::cases::{Case, LlamaCase, LlamaData, Operation, QUANTIZED};
-use crate::compare::{Against, Findings, repeated};
-use crate::limits::{Measure, Number};
+use super::llama::Llama;
+use super::{Cost, Listed as _, Op};
+use crate::breakage::Breakage;
+use crate::cases::{Case, Kind, LlamaData, Problem, QUANTIZED, llama as cases, strategy};
+use crate::compare::{Against, Findings};
+use crate::keep::{Operands, Tensors};
+use crate::limits::Measure;
 use crate::subject::Subject;
 use crate::{Comparison, largest};
 use aqlm_formats::Result;
 
-fn against(number: Number) -> Against {
-    Against {
-        operation: Operation::BlockFinetune,
-        number,
+/// The first block tuned towards outputs of another.
+pub(crate) struct BlockFinetune;
+
+impl Op for BlockFinetune {
+    type Data = Tuning;
+    type Answer = (BlockWeights, FinetuneReport);
+    type Expected = FinetuneReport;
+
+    const KIND: Kind = Kind::Llama;
+    const CORNERS: &'static [&'static str] = cases::CORNERS;
+
+    fn strategy() -> BoxedStrategy<Problem> {
+        strategy::llama(12)
+    }
+
+    fn data(case: &Case) -> Result<Tuning> {
+        let llama = Llama::new(case)?;
+        Ok(Tuning {
+            targets: targets(&llama.data),
+            llama,
+        })
+    }
+
+    fn run(subject: &Subject, case: &Tuning) -> Result<(BlockWeights, FinetuneReport)> {
+        let (Llama { problem, data, key }, targets) = (&case.llama, &case.targets);
+        let (validation, settings) = (problem.validation(), problem.finetune());
+        match subject {
+            Subject::Reference => {
+                let wide = |x: &Array3<f32>| -> Vec<Array2<f64>> {
+                    x.outer_iter().map(|x| x.mapv(f64::from)).collect()
+                };
+                let (mut block, rotary) = case.llama.exact();
+                let report = block_finetune(
+                    &mut block,
+                    &rotary,
+                    &wide(&data.x),
+                    &wide(targets),
+                    validation,
+                    &settings,
+                    *key,
+                    &mut |_| (),
+                )?;
+                Ok((block.to_weights(), report))
+            }
+            Subject::Cpu(_) => {
+                let backend = case.llama.on_cpu()?;
+                let mut block = backend.load_block(0, &data.blocks[0])?;
+                let report = tune_block(
+                    &backend,
+                    &mut block,
+                    &data.x.clone().into(),
+                    &targets.clone().into(),
+                    validation,
+                    &settings,
+                    *key,
+                    &Alone,
+                    &mut |_| (),
+                )?;
+                Ok((backend.store_block(&block)?, report))
+            }
+            Subject::Cuda(_) => subject.lacks(Self::OPERATION),
+        }
+    }
+
+    /// The kept state is never worse than the first, and the gradients of codebooks and scales are those of
+    /// the decoded weight.
+    fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
+        let case = Self::data(case)?;
+        let (_, report) = Self::run(&Subject::Reference, &case)?;
+        let rise = (report.loss_after - report.loss_before).max(0.0);
+        let mut comparisons = vec![check.value(Measure::Loss, "above the first state's", rise)?];
+        for kind in QUANTIZED {
+            let data = &case.llama.data;
+            if let LinearWeight::Quantized(matrix) = &data.blocks[0].layer(kind).weight {
+                let name = data.config.blocks[0].linear(kind).short_name();
+                comparisons.push(gradients(check, name, matrix)?);
+            }
+        }
+        Ok(comparisons)
+    }
+
+    fn expected(case: &Tuning) -> Result<FinetuneReport> {
+        Ok(Self::run(&Subject::Reference, case)?.1)
+    }
+
+    /// Adam divides by the root of the second moment, so a parameter whose gradients are at the level of
+    /// rounding goes its own way, by at most lr a step; what it does to the loss is of second order. So
+    /// losses are compared, and not parameters.
+    fn compare(
+        check: Against,
+        _subject: &Subject,
+        case: &Tuning,
+        expected: &FinetuneReport,
+        (_, report): &(BlockWeights, FinetuneReport),
+    ) -> Result<Findings> {
+        let targets = &case.targets;
+        let size = targets.iter().map(|&y| f64::from(y).powi(2)).sum::<f64>() / targets.len() as f64;
+        // A loss is the squared distance to the targets, so two of them differ in their roots by no more than
+        // the outputs do, whose errors are shares of the outputs' size and not of the distance.
+        let roots = |losses: &[f64]| -> Vec<f64> { losses.iter().map(|loss| loss.sqrt()).collect() };
+        let distance = |what: &str, ours: &[f64], theirs: &[f64]| {
+            let difference = nmse_of_roots(&roots(ours), &roots(theirs), size);
+            check.value(Measure::Nmse, what, difference)
+        };
+        let comparisons = vec![
+            distance("loss before", &[report.loss_before], &[expected.loss_before])?,
+            distance("loss after", &[report.loss_after], &[expected.loss_after])?,
+            distance("training losses", &report.train_losses, &expected.train_losses)?,
+            distance(
+                "validation losses",
+                &report.validation_losses,
+                &expected.validation_losses,
+            )?,
+        ];
+        Ok(comparisons.into())
+    }
+
+    fn cost(case: &Tuning) -> Cost {
+        case.llama.cost()
+    }
+
+    fn breakages() -> Vec<Breakage<Tuning, (BlockWeights, FinetuneReport)>> {
+        vec![
+            Breakage::of_data("targets of the last sequence left out", |broken| {
+                let last = broken.targets.dim().0 - 1;
+                broken.targets.index_axis_mut(ndarray::Axis(0), last).fill(0.0);
+            }),
+            Breakage::of_answer("an epoch that is not counted", |(_, report), _, _| {
+                report.train_losses.pop();
+            }),
+        ]
+    }
+}
+
+/// A small Llama, and what its first block is tuned towards.
+#[derive(Debug, Clone)]
+pub(crate) struct Tuning {
+    llama: Llama,
+    targets: Array3<f32>,
+}
+
+impl Operands for Tuning {
+    fn add_to(&self, tensors: &mut Tensors) {
+        self.llama.add_to(tensors);
+        tensors.array("targets", &self.targets);
     }
 }
 
@@ -36,53 +183,9 @@ fn targets(data: &LlamaData) -> Array3<f32> {
     y
 }
 
-fn reference(
-    case: &Case,
-    problem: &LlamaCase,
-    data: &LlamaData,
-    targets: &Array3<f32>,
-) -> Result<FinetuneReport> {
-    let wide = |x: &Array3<f32>| -> Vec<Array2<f64>> { x.outer_iter().map(|x| x.mapv(f64::from)).collect() };
-    let rotary = Rotary::new(data.config.attention(), problem.tokens);
-    let mut block = data.block(0);
-    Ok(block_finetune(
-        &mut block,
-        &rotary,
-        &wide(&data.x),
-        &wide(targets),
-        problem.validation(),
-        &problem.finetune(),
-        problem.key(case.seed),
-        &mut |_| (),
-    )?)
-}
-
-/// The kept state is never worse than the first, and the gradients of codebooks and scales are those of the
-/// decoded weight.
-pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
-    let problem = case.llama()?;
-    let data = problem.data(case.seed);
-    let check = against(Number::F64);
-    let report = reference(case, &problem, &data, &targets(&data))?;
-    let rise = (report.loss_after - report.loss_before).max(0.0);
-    let mut comparisons = vec![check.value(Measure::Loss, 0, "above the first state's", rise)?];
-    for kind in QUANTIZED {
-        if let LinearWeight::Quantized(matrix) = &data.blocks[0].layer(kind).weight {
-            let name = data.config.blocks[0].linear(kind).short_name();
-            comparisons.push(gradients(check, &problem, name, matrix)?);
-        }
-    }
-    Ok(comparisons)
-}
-
 /// The loss sum(W times a fixed pattern) is linear in each codeword and each scale, so that central
 /// differences have no error but rounding.
-fn gradients(
-    check: Against,
-    problem: &LlamaCase,
-    layer: &str,
-    matrix: &QuantizedMatrix,
-) -> Result<Comparison> {
+fn gradients(check: Against, layer: &str, matrix: &QuantizedMatrix) -> Result<Comparison> {
     let shape = (matrix.out_features(), matrix.in_features());
     let pattern = Array2::from_shape_fn(shape, |(r, c)| ((3 * r + 7 * c) % 11) as f64 - 4.0);
     let loss = |matrix: &QuantizedMatrix| (decode(matrix) * &pattern).sum();
@@ -113,52 +216,9 @@ fn gradients(
     let share = (difference / size).sqrt();
     check.value(
         Measure::Gradient,
-        problem.terms(),
         &format!("codebooks and scales of {layer}"),
         share,
     )
-}
-
-pub(super) fn prepare(case: &Case) -> Result<Prepared> {
-    let case = *case;
-    let problem = case.llama()?;
-    let data = problem.data(case.seed);
-    let targets = targets(&data);
-    let expected = reference(&case, &problem, &data, &targets)?;
-    let settings = problem.finetune();
-    let steps = settings.epochs * problem.sequences.div_ceil(settings.batch);
-    // Adam divides by the root of the second moment, so a parameter whose gradients are at the level of
-    // rounding goes its own way, by at most lr a step; what it does to the loss is of second order.
-    let terms = 2 * problem.terms() * steps;
-    let size = targets.iter().map(|&y| f64::from(y).powi(2)).sum::<f64>() / targets.len() as f64;
-    Ok(Box::new(move |subject: &dyn Subject| {
-        let check = against(subject.number());
-        let ((_, report), same) = repeated(check, "block and report", || {
-            subject.block_finetune(&problem, &data, &targets, problem.key(case.seed))
-        })?;
-        // A loss is the squared distance to the targets, so two of them differ in their roots by no more than
-        // the outputs do, whose errors are shares of the outputs' size and not of the distance.
-        let roots = |losses: &[f64]| -> Vec<f64> { losses.iter().map(|loss| loss.sqrt()).collect() };
-        let distance = |what: &str, ours: &[f64], theirs: &[f64]| {
-            let difference = nmse_of_roots(&roots(ours), &roots(theirs), size);
-            check.value(Measure::Nmse, terms, what, difference)
-        };
-        let comparisons = vec![
-            same,
-            distance("loss before", &[report.loss_before], &[expected.loss_before])?,
-            distance("loss after", &[report.loss_after], &[expected.loss_after])?,
-            distance("training losses", &report.train_losses, &expected.train_losses)?,
-            distance(
-                "validation losses",
-                &report.validation_losses,
-                &expected.validation_losses,
-            )?,
-        ];
-        Ok(Findings {
-            comparisons,
-            excess: None,
-        })
-    }))
 }
 
 /// The largest squared difference of two lists of roots of losses, as a share of the targets' mean square;

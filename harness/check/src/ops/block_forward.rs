@@ -1,73 +1,119 @@
-use aqlm_reference::llama::{Block, KvCacheLayer, Rotary, block_decode_step, block_forward};
-use ndarray::{Array2, Axis, s};
+use aqlm_engine::ops::BlockOps as _;
+use aqlm_reference::llama::{KvCacheLayer, block_decode_step, block_forward};
+use aqlm_vocabulary::AqlmError;
+use ndarray::{Array2, Array3, Axis, s};
+use proptest::strategy::BoxedStrategy;
 
-use super::Prepared;
+use super::llama::{self, Llama};
+use super::{Cost, Op};
 use crate::Comparison;
-use crate::cases::{Case, LlamaData, Operation};
-use crate::compare::{Against, Findings, repeated};
-use crate::limits::Number;
+use crate::breakage::{self, Breakage};
+use crate::cases::{Case, Kind, Problem, llama as cases, strategy};
+use crate::compare::{Against, Findings};
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
-fn against(number: Number) -> Against {
-    Against {
-        operation: Operation::BlockForward,
-        number,
+/// The first block's output, [sequences, tokens, hidden].
+pub(crate) struct BlockForward;
+
+impl Op for BlockForward {
+    type Data = Llama;
+    type Answer = Array3<f64>;
+    type Expected = Array3<f64>;
+
+    const KIND: Kind = Kind::Llama;
+    const CORNERS: &'static [&'static str] = cases::CORNERS;
+
+    fn strategy() -> BoxedStrategy<Problem> {
+        strategy::llama(70)
     }
-}
 
-/// The first block's output for every sequence.
-pub(super) fn reference(data: &LlamaData) -> Vec<Array2<f64>> {
-    let (block, rotary) = parts(data);
-    let x = data.x.mapv(f64::from);
-    x.outer_iter()
-        .map(|x| block_forward(&block, &rotary, x))
-        .collect()
-}
-
-/// The first block and its tables.
-pub(super) fn parts(data: &LlamaData) -> (Block, Rotary) {
-    let block = data.block(0);
-    let rotary = Rotary::new(&block.spec().attention, data.x.dim().1);
-    (block, rotary)
-}
-
-/// A position sees no later one, and token by token with a cache is the same as all at once.
-pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
-    let problem = case.llama()?;
-    let data = problem.data(case.seed);
-    let check = against(Number::F64);
-    let (block, rotary) = parts(&data);
-    let whole = reference(&data);
-    let x = data.x.index_axis(Axis(0), 0).mapv(f64::from);
-    let half = problem.tokens.div_ceil(2);
-    let part = block_forward(&block, &rotary, x.slice(s![..half, ..]));
-    let mut cache = KvCacheLayer::new(&block.spec().attention, problem.tokens);
-    let mut steps = Array2::zeros(x.dim());
-    for (position, (x, mut y)) in x.outer_iter().zip(steps.outer_iter_mut()).enumerate() {
-        y.assign(&block_decode_step(&block, &rotary, &mut cache, x, position));
+    fn data(case: &Case) -> Result<Llama> {
+        Llama::new(case)
     }
-    let terms = 2 * problem.terms();
-    Ok(vec![
-        check.nmse(terms, "first half alone", &part, whole[0].slice(s![..half, ..]))?,
-        check.nmse(terms, "token by token", &steps, &whole[0])?,
-    ])
-}
 
-pub(super) fn prepare(case: &Case) -> Result<Prepared> {
-    let problem = case.llama()?;
-    let data = problem.data(case.seed);
-    let expected: Vec<f64> = reference(&data).into_iter().flatten().collect();
-    Ok(Box::new(move |subject: &dyn Subject| {
-        let check = against(subject.number());
-        let (y, same) = repeated(check, "y", || subject.block_forward(&data))?;
-        let terms = match subject.number() {
-            Number::F16 | Number::Bf16 => problem.roundings(),
-            Number::F32 | Number::F64 => problem.terms(),
-        };
-        Ok(Findings {
-            comparisons: vec![same, check.nmse(terms, "y", &y, &expected)?],
-            excess: None,
-        })
-    }))
+    fn ways(machine: &Subject, _data: &Llama) -> Vec<Subject> {
+        llama::rungs(machine)
+    }
+
+    fn run(subject: &Subject, case: &Llama) -> Result<Array3<f64>> {
+        let data = &case.data;
+        match subject {
+            Subject::Reference => {
+                let (block, rotary) = case.exact();
+                let mut y = Array3::zeros(data.x.dim());
+                for (x, mut y) in data.x.outer_iter().zip(y.outer_iter_mut()) {
+                    let x = x.mapv(f64::from);
+                    y.assign(&block_forward(&block, &rotary, x.view()));
+                }
+                Ok(y)
+            }
+            Subject::Cpu(_) => {
+                let backend = case.on_cpu()?;
+                let block = backend.load_block(0, &data.blocks[0])?;
+                let y = backend.block_forward(&block, &data.x.clone().into())?;
+                Ok(y.to_array()?.mapv(f64::from))
+            }
+            Subject::Cuda(cuda) => {
+                let mut model = case.on_gpu(cuda).map_err(AqlmError::from)?;
+                let mut y = Array3::from_elem(data.x.dim(), f64::NAN);
+                for (x, mut y) in data.x.outer_iter().zip(y.outer_iter_mut()) {
+                    let rows: Vec<f32> = x.iter().copied().collect();
+                    let found = model.block_forward(0, &rows).map_err(AqlmError::from)?;
+                    for (y, found) in y.iter_mut().zip(found) {
+                        *y = f64::from(found);
+                    }
+                }
+                Ok(y)
+            }
+        }
+    }
+
+    /// A position sees no later one, and token by token with a cache is the same as all at once.
+    fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
+        let case = Llama::new(case)?;
+        let (data, tokens) = (&case.data, case.problem.tokens);
+        let (block, rotary) = case.exact();
+        let whole = Self::run(&Subject::Reference, &case)?;
+        let whole = whole.index_axis(Axis(0), 0);
+        let x = data.x.index_axis(Axis(0), 0).mapv(f64::from);
+        let half = tokens.div_ceil(2);
+        let part = block_forward(&block, &rotary, x.slice(s![..half, ..]));
+        let mut cache = KvCacheLayer::new(&block.spec().attention, tokens);
+        let mut steps = Array2::zeros(x.dim());
+        for (position, (x, mut y)) in x.outer_iter().zip(steps.outer_iter_mut()).enumerate() {
+            let step = block_decode_step(&block, &rotary, &mut cache, x, position);
+            y.assign(&step);
+        }
+        Ok(vec![
+            check.nmse("first half alone", &part, whole.slice(s![..half, ..]))?,
+            check.nmse("token by token", &steps, whole)?,
+        ])
+    }
+
+    fn expected(case: &Llama) -> Result<Array3<f64>> {
+        Self::run(&Subject::Reference, case)
+    }
+
+    fn compare(
+        check: Against,
+        _subject: &Subject,
+        _case: &Llama,
+        expected: &Array3<f64>,
+        y: &Array3<f64>,
+    ) -> Result<Findings> {
+        Ok(vec![check.nmse("y", y, expected)?.shaped(expected.shape())].into())
+    }
+
+    fn cost(case: &Llama) -> Cost {
+        case.cost()
+    }
+
+    fn breakages() -> Vec<Breakage<Llama, Array3<f64>>> {
+        vec![
+            Breakage::of_answer("a stale accumulator", |y, _, before| breakage::stale(y, before)),
+            Breakage::of_answer("a NaN", |y, _, _| y[[0, 0, 0]] = f64::NAN),
+            Breakage::of_answer("a result off by a thousandth", |y, _, _| breakage::inaccurate(y)),
+        ]
+    }
 }

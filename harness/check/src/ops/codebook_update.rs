@@ -1,24 +1,179 @@
+use aqlm_optimized::cpu::quantizer;
 use aqlm_reference::{adam, closed_form, update};
 use aqlm_vocabulary::{AdamSettings, QuantizedMatrix, Update};
+use ndarray::Axis;
+use proptest::strategy::BoxedStrategy;
 
-use super::Prepared;
 use super::layer::{Layer, malformed};
+use super::{Cost, Listed as _, Op};
 use crate::Comparison;
-use crate::cases::{Case, LayerCase, Operation, Updating};
-use crate::compare::{Against, Findings, repeated};
-use crate::limits::{Measure, Number};
+use crate::breakage::Breakage;
+use crate::cases::{Case, Field, Kind, Problem, Updating, strategy};
+use crate::compare::{Against, Findings};
+use crate::limits::Measure;
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
-fn against(number: Number) -> Against {
-    Against {
-        operation: Operation::CodebookUpdate,
-        number,
+/// What the id says behind the values.
+const FIELDS: &[Field] = &[Field::Inputs, Field::Update];
+
+/// Codebooks and scales for fixed codes.
+pub(crate) struct CodebookUpdate;
+
+impl Op for CodebookUpdate {
+    type Data = Layer;
+    type Answer = QuantizedMatrix;
+    type Expected = Bound;
+
+    const KIND: Kind = Kind::Layer(FIELDS);
+    const CORNERS: &'static [&'static str] = &[
+        "2x4g4-64x48-outliers-correlated-closed-s1",
+        "1x5g8-96x64-outliers-correlated-gradients-s2",
+        "2x3g4o2-40x32-outliers-correlated-adam-s3",
+        "3x6g8-100x64-outliers-correlated-closed-s4",
+        "2x4g4-64x48-outliers-deficient-closed-s5",
+        "2x4g4-64x48-repeated-dead-gradients-s6",
+        "2x3g8-20x48-zerorows-ill-closed-s7",
+        "1x1g4-1x4-dyadic-white-closed-s8",
+        // fits that f32 cannot follow: a rank-deficient H that rounding makes indefinite, many digits below
+        // the start, ill-conditioned, all but exact at the first step
+        "2x5g11-27x11-outliers-deficient-closed-s887",
+        "4x4g4o3-15x32-denormal-correlated-closed-s240",
+        "2x5g16-30x64-zerorows-ill-closed-s836",
+        "1x3g8-33x8-equalrows-white-closed-s966",
+    ];
+
+    fn strategy() -> BoxedStrategy<Problem> {
+        strategy::layer(FIELDS)
+    }
+
+    fn data(case: &Case) -> Result<Layer> {
+        Layer::new(case)
+    }
+
+    fn run(subject: &Subject, layer: &Layer) -> Result<QuantizedMatrix> {
+        let (data, settings) = (&layer.data, layer.problem.update_settings());
+        match subject {
+            Subject::Reference => Ok(update(&layer.weight, &data.hessian, &data.matrix, &settings)?),
+            Subject::Cpu(_) => Ok(quantizer::update(
+                &data.weight,
+                &data.hessian,
+                &data.matrix,
+                &settings,
+            )?),
+            Subject::Cuda(_) => subject.lacks(Self::OPERATION),
+        }
+    }
+
+    /// The least-squares optimum: no step along its gradient lowers the loss, and Adam never gets below it.
+    fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
+        let layer = Layer::new(case)?;
+        let matrix = &layer.data.matrix;
+        let (weight, hessian) = (&layer.weight, &layer.data.hessian);
+        let updated = update(weight, hessian, matrix, &layer.problem.update_settings())?;
+        let start = (layer.loss(matrix), matrix);
+        let mut comparisons = vec![layer.not_above(check, "above the start's", &updated, start)?];
+
+        // The optimum for these scales, against any other way there.
+        let best = matrix
+            .clone()
+            .with_codebooks(closed_form(weight, hessian, matrix)?)?;
+        let optimum = layer.loss(&best);
+        let others = [
+            matrix
+                .clone()
+                .with_codebooks(aqlm_reference::conjugate_gradients(weight, hessian, matrix, 60)?)?,
+            adam_run(&layer, 30)?.with_scales(matrix.scales().clone())?,
+        ];
+        for (what, other) in ["above conjugate gradients'", "above Adam's"]
+            .into_iter()
+            .zip(&others)
+        {
+            let bound = (layer.loss(other), other);
+            comparisons.push(layer.not_above(check, what, &best, bound)?);
+        }
+        // Zero gradient: half of the way towards any other point is no better.
+        let toward = |t: f64, other: &QuantizedMatrix| {
+            best.clone()
+                .with_codebooks(best.codebooks() * (1.0 - t) + other.codebooks() * t)
+        };
+        for t in [0.5, 1e-2, -1e-2] {
+            let other = toward(t, &others[0])?;
+            let bound = (layer.loss(&other), &other);
+            comparisons.push(layer.not_above(check, "above a point beside it", &best, bound)?);
+            let other = toward(t, matrix)?;
+            let bound = (layer.loss(&other), &other);
+            comparisons.push(layer.not_above(check, "above a point on the way", &best, bound)?);
+        }
+        // The update alternates with scales, so it ends below the optimum of the first scales.
+        if layer.problem.update == Updating::Closed {
+            comparisons.push(layer.not_above(
+                check,
+                "above the codebooks' alone",
+                &updated,
+                (optimum, &best),
+            )?);
+        }
+        Ok(comparisons)
+    }
+
+    fn expected(layer: &Layer) -> Result<Bound> {
+        bound(layer)
+    }
+
+    fn compare(
+        check: Against,
+        _subject: &Subject,
+        layer: &Layer,
+        expected: &Bound,
+        found: &QuantizedMatrix,
+    ) -> Result<Findings> {
+        let start = &layer.data.matrix;
+        let changed = f64::from(u8::from(found.codes() != start.codes()));
+        let shape = malformed(found, start) + changed;
+        let mut comparisons = vec![check.value(Measure::Exact, "shapes and codes", shape)?];
+        if comparisons.iter().all(Comparison::holds) {
+            // Errors of an epsilon in each number of the optimum's matrix.
+            let floor = check.floor(layer.magnitude(&expected.matrix))?;
+            let loss = layer.loss(found);
+            for (what, bound) in [
+                ("above the reference's", expected.loss),
+                ("above the start's", layer.loss(start)),
+            ] {
+                comparisons.push(check.value(Measure::Loss, what, above(loss, bound, floor))?);
+            }
+        }
+        Ok(comparisons.into())
+    }
+
+    fn cost(layer: &Layer) -> Cost {
+        layer.cost()
+    }
+
+    fn breakages() -> Vec<Breakage<Layer, QuantizedMatrix>> {
+        vec![
+            Breakage::of_answer("a NaN", |found, _, _| {
+                let middle = found.codebooks().len() / 2;
+                found.tune(|mut codebooks, _| {
+                    if let Some(value) = codebooks.iter_mut().nth(middle) {
+                        *value = f64::NAN;
+                    }
+                });
+            }),
+            Breakage::of_answer("a last codebook that keeps what it had", |found, layer, _| {
+                let before = layer.data.matrix.codebooks();
+                let last = before.dim().0 - 1;
+                let codebook = before.index_axis(Axis(0), last);
+                found.tune(|mut codebooks, _| codebooks.index_axis_mut(Axis(0), last).assign(&codebook));
+            }),
+        ]
     }
 }
 
-fn terms(layer: &Layer) -> usize {
-    4 * (2 * layer.weight.ncols() + layer.data.matrix.scheme().num_codebooks + 4)
+/// A loss to compare with, and the matrix that has it.
+pub(crate) struct Bound {
+    loss: f64,
+    matrix: QuantizedMatrix,
 }
 
 /// By how much a loss is above another, as a share of it. Below `floor`, which is what errors of one epsilon
@@ -32,19 +187,13 @@ fn above(found: f64, bound: f64, floor: f64) -> f64 {
     }
 }
 
-/// What errors of an epsilon in each number of the optimum's matrix come to: the squares of the outputs'
-/// errors.
-fn floor(check: Against, layer: &Layer, optimum: &QuantizedMatrix) -> f64 {
-    (2.0 * layer.weight.ncols() as f64 * check.number.epsilon()).powi(2) * layer.magnitude(optimum)
-}
-
 /// The reference's loss that others are compared to: of the codebooks alone, whose least squares have one
 /// value. Where alternating with scales leads from there is open, but it must not lead upwards.
 ///
 /// Conjugate gradients converge more slowly the more is rounded, and neither type has converged when its
 /// steps are used up, so that theirs is the loss after half of the steps.
-fn bound(layer: &Layer, problem: &LayerCase) -> Result<(f64, QuantizedMatrix)> {
-    let settings = match problem.update_settings() {
+fn bound(layer: &Layer) -> Result<Bound> {
+    let settings = match layer.problem.update_settings() {
         Update::ClosedForm {
             max_unknowns,
             cg_steps,
@@ -57,60 +206,10 @@ fn bound(layer: &Layer, problem: &LayerCase) -> Result<(f64, QuantizedMatrix)> {
         adam @ Update::Adam { .. } => adam,
     };
     let matrix = update(&layer.weight, &layer.data.hessian, &layer.data.matrix, &settings)?;
-    Ok((layer.loss(&matrix), matrix))
-}
-
-/// The least-squares optimum: no step along its gradient lowers the loss, and Adam never gets below it.
-pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
-    let problem = case.layer()?;
-    let layer = Layer::new(problem.data(case.seed));
-    let check = against(Number::F64);
-    let matrix = &layer.data.matrix;
-    let (weight, hessian) = (&layer.weight, &layer.data.hessian);
-    let updated = update(weight, hessian, matrix, &problem.update_settings())?;
-    let start = (layer.loss(matrix), matrix);
-    let terms = terms(&layer);
-    let mut comparisons = vec![layer.not_above(check, terms, "above the start's", &updated, start)?];
-
-    // The optimum for these scales, against any other way there.
-    let with = |codebooks| matrix.clone().with_codebooks(codebooks);
-    let best = with(closed_form(weight, hessian, matrix)?)?;
-    let optimum = layer.loss(&best);
-    let others = [
-        with(aqlm_reference::conjugate_gradients(weight, hessian, matrix, 60)?)?,
-        adam_run(&layer, 30)?.with_scales(matrix.scales().clone())?,
-    ];
-    for (what, other) in ["above conjugate gradients'", "above Adam's"]
-        .into_iter()
-        .zip(&others)
-    {
-        let bound = (layer.loss(other), other);
-        comparisons.push(layer.not_above(check, terms, what, &best, bound)?);
-    }
-    // Zero gradient: half of the way towards any other point is no better.
-    let toward = |t: f64, other: &QuantizedMatrix| {
-        let codebooks = best.codebooks() * (1.0 - t) + other.codebooks() * t;
-        best.clone().with_codebooks(codebooks)
-    };
-    for t in [0.5, 1e-2, -1e-2] {
-        let other = toward(t, &others[0])?;
-        let bound = (layer.loss(&other), &other);
-        comparisons.push(layer.not_above(check, terms, "above a point beside it", &best, bound)?);
-        let other = toward(t, matrix)?;
-        let bound = (layer.loss(&other), &other);
-        comparisons.push(layer.not_above(check, terms, "above a point on the way", &best, bound)?);
-    }
-    // The update alternates with scales, so it ends below the optimum of the first scales.
-    if problem.update == Updating::Closed {
-        comparisons.push(layer.not_above(
-            check,
-            terms,
-            "above the codebooks' alone",
-            &updated,
-            (optimum, &best),
-        )?);
-    }
-    Ok(comparisons)
+    Ok(Bound {
+        loss: layer.loss(&matrix),
+        matrix,
+    })
 }
 
 /// Adam on the codebooks alone cannot be had, but its codebooks with the first scales can: still no better
@@ -131,43 +230,4 @@ fn adam_run(layer: &Layer, steps: usize) -> Result<QuantizedMatrix> {
         steps,
     )?
     .0)
-}
-
-pub(super) fn prepare(case: &Case) -> Result<Prepared> {
-    let problem: LayerCase = case.layer()?;
-    let layer = Layer::new(problem.data(case.seed));
-    let settings: Update = problem.update_settings();
-    let (expected_loss, expected) = bound(&layer, &problem)?;
-    let start_loss = layer.loss(&layer.data.matrix);
-    Ok(Box::new(move |subject: &dyn Subject| {
-        let check = against(subject.number());
-        let (weight, hessian) = (&layer.data.weight, &layer.data.hessian);
-        let (found, same) = repeated(check, "matrix", || {
-            subject.codebook_update(weight, hessian, &layer.data.matrix, &settings)
-        })?;
-        let changed = f64::from(u8::from(found.codes() != layer.data.matrix.codes()));
-        let mut comparisons = vec![
-            same,
-            check.value(
-                Measure::Exact,
-                0,
-                "shapes and codes",
-                malformed(&found, &layer.data.matrix) + changed,
-            )?,
-        ];
-        if comparisons.iter().all(Comparison::holds) {
-            let floor = floor(check, &layer, &expected);
-            let loss = layer.loss(&found);
-            for (what, bound) in [
-                ("above the reference's", expected_loss),
-                ("above the start's", start_loss),
-            ] {
-                comparisons.push(check.value(Measure::Loss, 0, what, above(loss, bound, floor))?);
-            }
-        }
-        Ok(Findings {
-            comparisons,
-            excess: None,
-        })
-    }))
 }

@@ -1,88 +1,111 @@
 use aqlm_reference::decode;
-use aqlm_vocabulary::QuantizedMatrix;
+use proptest::strategy::BoxedStrategy;
 
-use super::Prepared;
-use super::product::{Products, by_definition};
+use super::product::{self, Product, by_definition};
+use super::{Cost, Listed as _, Op};
 use crate::Comparison;
-use crate::cases::{Case, Operation};
-use crate::compare::{Against, Findings, bits, repeated};
-use crate::limits::Number;
+use crate::breakage::Breakage;
+use crate::cases::{Case, Kind, Problem, product as cases, strategy};
+use crate::compare::{Against, Bits, Expected, Findings};
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
-fn against(number: Number) -> Against {
-    Against {
-        operation: Operation::Decode,
-        number,
+/// Codes, codebooks and scales to the dense weight.
+pub(crate) struct Decode;
+
+impl Op for Decode {
+    type Data = Product;
+    type Answer = Bits;
+    type Expected = Expected;
+
+    const KIND: Kind = Kind::Product;
+    const CORNERS: &'static [&'static str] = cases::CORNERS;
+
+    fn strategy() -> BoxedStrategy<Problem> {
+        strategy::product(3)
+    }
+
+    fn data(case: &Case) -> Result<Product> {
+        product::data(case)
+    }
+
+    fn ways(machine: &Subject, data: &Product) -> Vec<Subject> {
+        product::ways(machine, Self::OPERATION, &data.problem)
+    }
+
+    fn run(subject: &Subject, data: &Product) -> Result<Bits> {
+        let matrix = &data.data.matrix;
+        match subject {
+            Subject::Reference => Ok(Bits(decode(matrix).iter().copied().collect())),
+            Subject::Cpu(cpu) => {
+                let mut weight = vec![f32::NAN; matrix.out_features() * matrix.in_features()];
+                product::packed(cpu, matrix)?.decode_into(0..matrix.groups().0, &mut weight)?;
+                Ok(weight.into_iter().collect())
+            }
+            Subject::Cuda(cuda) => product::on_gpu(cuda, matrix, None),
+        }
+    }
+
+    /// The definition, and linearity in codebooks and scales.
+    fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
+        let data = product::data(case)?;
+        let matrix = &data.data.matrix;
+        let weight = product::weight(matrix);
+        let flat = |weight: ndarray::Array2<f64>| -> Vec<f64> { weight.iter().copied().collect() };
+        let definition = flat(by_definition(matrix));
+        let mut comparisons = check.elements("definition", &definition, &weight, |_| 0.0)?;
+        // Codebooks and scales each times a number that rounds: the weight times both.
+        let mut scaled = matrix.clone();
+        scaled.tune(|mut codebooks, mut scales| {
+            codebooks *= 1.1;
+            scales *= 0.7;
+        });
+        let scaled: Vec<f64> = flat(decode(&scaled)).iter().map(|w| w / 1.1 / 0.7).collect();
+        comparisons.extend(check.elements("linearity", &scaled, &weight, |_| 0.0)?);
+        Ok(comparisons)
+    }
+
+    fn expected(data: &Product) -> Result<Expected> {
+        Ok(product::weight(&data.data.matrix))
+    }
+
+    fn compare(
+        check: Against,
+        _subject: &Subject,
+        data: &Product,
+        expected: &Expected,
+        answer: &Bits,
+    ) -> Result<Findings> {
+        compare_weight(check, data, expected, &answer.0).map(Findings::from)
+    }
+
+    fn cost(data: &Product) -> Cost {
+        let problem = &data.problem;
+        let matrix = product::matrix_bytes(problem.scheme, (problem.out_groups, problem.in_groups));
+        Cost {
+            bytes: matrix + 2 * problem.out_features() * problem.in_features(),
+            products: Vec::new(),
+        }
+    }
+
+    fn breakages() -> Vec<Breakage<Product, Bits>> {
+        product::breakages()
     }
 }
 
-/// Roundings behind one element: the sum of codewords and its scaling.
-fn terms(matrix: &QuantizedMatrix) -> usize {
-    matrix.scheme().num_codebooks + 1
-}
-
-/// The definition, and linearity in codebooks and scales.
-pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
-    let products = Products::new(case.product()?.data(case.seed));
-    let matrix = &products.data.matrix;
-    let check = against(Number::F64);
-    let flat = |weight: ndarray::Array2<f64>| -> Vec<f64> { weight.iter().copied().collect() };
-    let definition = flat(by_definition(matrix));
-    let mut comparisons =
-        check.elements(terms(matrix), "definition", &definition, &products.weight, |_| {
-            0.0
-        })?;
-    // Codebooks and scales each times a number that rounds: the weight times both.
-    let mut scaled = matrix.clone();
-    scaled.tune(|mut codebooks, mut scales| {
-        codebooks *= 1.1;
-        scales *= 0.7;
-    });
-    let scaled: Vec<f64> = flat(decode(&scaled)).iter().map(|w| w / 1.1 / 0.7).collect();
-    comparisons.extend(check.elements(
-        2 * terms(matrix) + 3,
-        "linearity",
-        &scaled,
-        &products.weight,
-        |_| 0.0,
-    )?);
-    Ok(comparisons)
-}
-
-pub(super) fn prepare(case: &Case) -> Result<Prepared> {
-    let problem = case.product()?;
-    let products = Products::new(problem.data(case.seed));
-    Ok(Box::new(move |subject: &dyn Subject| {
-        let check = against(subject.number());
-        let matrix = &products.data.matrix;
-        let len = products.weight.values.len();
-        let (weight, same) = repeated(check, "bytes of the weight", || {
-            let mut weight = vec![f32::NAN; len];
-            subject.decode(matrix, &mut weight)?;
-            Ok(bits(&weight))
-        })?;
-        let weight: Vec<f64> = weight
-            .into_iter()
-            .map(|bits| f64::from(f32::from_bits(bits)))
-            .collect();
-        let mut comparisons = vec![same];
-        // With bf16, codewords are rounded as well.
-        let rounded = usize::from(subject.number() == Number::Bf16);
-        if problem.values.is_exact() {
-            comparisons.push(check.exact("elements of the weight", &weight, &products.weight.values)?);
-        } else {
-            comparisons.extend(check.elements(
-                terms(matrix) + rounded,
-                "weight",
-                &weight,
-                &products.weight,
-                |_| 0.0,
-            )?);
-        }
-        Ok(Findings {
-            comparisons,
-            excess: None,
-        })
-    }))
+/// A weight, row-major, against the exact one.
+pub(super) fn compare_weight(
+    check: Against,
+    data: &Product,
+    expected: &Expected,
+    weight: &[f64],
+) -> Result<Vec<Comparison>> {
+    let matrix = &data.data.matrix;
+    let shape = [matrix.out_features(), matrix.in_features()];
+    let comparisons = if data.problem.values.is_exact() {
+        vec![check.exact("elements of the weight", weight, &expected.values)?]
+    } else {
+        check.elements("weight", weight, expected, |_| 0.0)?
+    };
+    Ok(comparisons.into_iter().map(|one| one.shaped(&shape)).collect())
 }

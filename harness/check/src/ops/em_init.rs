@@ -1,37 +1,169 @@
+use aqlm_optimized::cpu::quantizer;
 use aqlm_reference::{em_init, residual_init};
+use aqlm_vocabulary::QuantizedMatrix;
+use proptest::strategy::BoxedStrategy;
 
-use super::Prepared;
 use super::layer::{Layer, malformed};
 use super::residual_init::norms;
+use super::{Cost, Listed as _, Op};
 use crate::Comparison;
-use crate::cases::{Case, Operation};
-use crate::compare::{Against, Findings, repeated};
-use crate::limits::{Measure, Number};
+use crate::breakage::{self, Breakage};
+use crate::cases::{Case, Field, Kind, Problem, strategy};
+use crate::compare::{Against, Findings};
+use crate::limits::Measure;
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
 /// Rounds of assignment and exact M-step.
 const ROUNDS: usize = 3;
 
-fn against(number: Number) -> Against {
-    Against {
-        operation: Operation::EmInit,
-        number,
+/// What the id says behind the values.
+const FIELDS: &[Field] = &[Field::Inputs];
+
+/// First codes and codebooks, refined under the H-metric.
+pub(crate) struct EmInit;
+
+impl Op for EmInit {
+    type Data = Layer;
+    type Answer = Initialized;
+    type Expected = QuantizedMatrix;
+
+    const KIND: Kind = Kind::Layer(FIELDS);
+    const CORNERS: &'static [&'static str] = &[
+        "2x5g8-96x64-outliers-correlated-s1",
+        "1x6g4-64x48-zerorows-deficient-s2",
+        "2x4g4o2-64x32-outliers-dead-s3",
+        "2x3g8-40x32-outliers-ill-s4",
+        "1x1g4-1x4-dyadic-white-s5",
+    ];
+
+    fn strategy() -> BoxedStrategy<Problem> {
+        strategy::layer(FIELDS)
+    }
+
+    fn data(case: &Case) -> Result<Layer> {
+        Layer::new(case)
+    }
+
+    fn run(subject: &Subject, layer: &Layer) -> Result<Initialized> {
+        let settings = layer.settings();
+        let of = |rounds| -> Result<QuantizedMatrix> {
+            let (data, key) = (&layer.data, layer.key);
+            match subject {
+                Subject::Reference => Ok(em_init(&layer.weight, &data.hessian, &settings, rounds, key)?),
+                Subject::Cpu(_) => Ok(quantizer::em_init(
+                    &data.weight,
+                    &data.hessian,
+                    &settings,
+                    rounds,
+                    key,
+                )?),
+                Subject::Cuda(_) => subject.lacks(Self::OPERATION),
+            }
+        };
+        Ok(Initialized {
+            matrix: of(ROUNDS)?,
+            // what EM lowers, for a single codebook
+            start: (settings.scheme.num_codebooks == 1).then(|| of(0)).transpose()?,
+        })
+    }
+
+    /// More rounds never raise the objective of a single codebook, and no rounds are residual k-means.
+    fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
+        let layer = Layer::new(case)?;
+        let mut settings = layer.settings();
+        let key = layer.key;
+        let none = em_init(&layer.weight, &layer.data.hessian, &settings, 0, key)?;
+        let plain = residual_init(&layer.weight, &settings, key)?;
+        let different = f64::from(u8::from(none != plain));
+        let what = "no rounds against residual k-means";
+        let mut comparisons = vec![check.value(Measure::Exact, what, different)?];
+        settings.scheme.num_codebooks = 1;
+        let of = |rounds| em_init(&layer.weight, &layer.data.hessian, &settings, rounds, key);
+        let mut before = of(0)?;
+        for rounds in 1..=ROUNDS {
+            let next = of(rounds)?;
+            let share = rise(&layer, &before, &next);
+            comparisons.push(check.value(Measure::Loss, "objective that a round adds", share)?);
+            before = next;
+        }
+        Ok(comparisons)
+    }
+
+    fn expected(layer: &Layer) -> Result<QuantizedMatrix> {
+        let (settings, key) = (layer.settings(), layer.key);
+        Ok(em_init(
+            &layer.weight,
+            &layer.data.hessian,
+            &settings,
+            ROUNDS,
+            key,
+        )?)
+    }
+
+    fn compare(
+        check: Against,
+        _subject: &Subject,
+        layer: &Layer,
+        expected: &QuantizedMatrix,
+        answer: &Initialized,
+    ) -> Result<Findings> {
+        let found = &answer.matrix;
+        let scales = norms(&layer.weight, found.scheme().out_group_size) + 1e-9;
+        let mut comparisons = vec![
+            check.value(Measure::Exact, "shapes and codes", malformed(found, expected))?,
+            check.nmse("scales", found.scales(), &scales)?,
+        ];
+        if let Some(start) = &answer.start {
+            let share = rise(layer, start, found);
+            comparisons.push(check.value(Measure::Loss, "objective that EM adds", share)?);
+        }
+        let floor = check.floor(layer.magnitude(expected))?;
+        let excess = ((objective(layer, found) + floor) / (objective(layer, expected) + floor)).ln();
+        Ok(Findings {
+            comparisons,
+            excess: Some(excess),
+        })
+    }
+
+    fn cost(layer: &Layer) -> Cost {
+        layer.cost()
+    }
+
+    fn breakages() -> Vec<Breakage<Layer, Initialized>> {
+        vec![
+            Breakage::of_answer("the scale of the next output group", |found, _, _| {
+                breakage::next_scales(&mut found.matrix);
+            }),
+            Breakage::of_answer("a codeword that is not finite", |found, _, _| {
+                found
+                    .matrix
+                    .tune(|mut codebooks, _| codebooks[[0, 0, 0, 0]] = f64::INFINITY);
+            }),
+        ]
     }
 }
 
-/// Sums behind the objective: in a group's metric, and over codebooks.
-fn terms(layer: &Layer) -> usize {
-    let scheme = layer.data.matrix.scheme();
-    8 * (2 * layer.weight.ncols()
-        + layer.data.matrix.groups().1 * scheme.num_codebooks
-        + scheme.num_codebooks
-        + 8)
+/// The matrix; for a single codebook also the one before any round.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Initialized {
+    matrix: QuantizedMatrix,
+    start: Option<QuantizedMatrix>,
+}
+
+/// By how much a matrix's objective is above another's, as a share of the magnitudes.
+fn rise(layer: &Layer, before: &QuantizedMatrix, after: &QuantizedMatrix) -> f64 {
+    let rise = objective(layer, after) - objective(layer, before);
+    if rise <= 0.0 {
+        0.0
+    } else {
+        rise / layer.magnitude(before)
+    }
 }
 
 /// Each group's error in its own metric, s^2 (x - c) H_jj (x - c): what EM lowers. It leaves out what groups
 /// have to do with one another.
-fn objective(layer: &Layer, matrix: &aqlm_vocabulary::QuantizedMatrix) -> f64 {
+fn objective(layer: &Layer, matrix: &QuantizedMatrix) -> f64 {
     let columns = matrix.scheme().in_group_size;
     let difference = &layer.weight - &aqlm_reference::decode(matrix);
     let hessian = &layer.data.hessian;
@@ -45,83 +177,4 @@ fn objective(layer: &Layer, matrix: &aqlm_vocabulary::QuantizedMatrix) -> f64 {
             })
         })
         .sum()
-}
-
-/// More rounds never raise the objective of a single codebook, and no rounds are residual k-means.
-pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
-    let problem = case.layer()?;
-    let layer = Layer::new(problem.data(case.seed));
-    let check = against(Number::F64);
-    let mut settings = problem.settings();
-    let key = problem.key(case.seed);
-    let none = em_init(&layer.weight, &layer.data.hessian, &settings, 0, key)?;
-    let plain = residual_init(&layer.weight, &settings, key)?;
-    let mut comparisons = vec![check.value(
-        Measure::Exact,
-        0,
-        "no rounds against residual k-means",
-        f64::from(u8::from(none != plain)),
-    )?];
-    settings.scheme.num_codebooks = 1;
-    let of = |rounds| em_init(&layer.weight, &layer.data.hessian, &settings, rounds, key);
-    let mut before = of(0)?;
-    for rounds in 1..=ROUNDS {
-        let next = of(rounds)?;
-        let rise = objective(&layer, &next) - objective(&layer, &before);
-        let share = if rise <= 0.0 {
-            0.0
-        } else {
-            rise / layer.magnitude(&before)
-        };
-        comparisons.push(check.value(Measure::Loss, terms(&layer), "objective that a round adds", share)?);
-        before = next;
-    }
-    Ok(comparisons)
-}
-
-pub(super) fn prepare(case: &Case) -> Result<Prepared> {
-    let problem = case.layer()?;
-    let layer = Layer::new(problem.data(case.seed));
-    let (settings, key) = (problem.settings(), problem.key(case.seed));
-    let expected = em_init(&layer.weight, &layer.data.hessian, &settings, ROUNDS, key)?;
-    Ok(Box::new(move |subject: &dyn Subject| {
-        let check = against(subject.number());
-        let (weight, hessian) = (&layer.data.weight, &layer.data.hessian);
-        let (found, same) = repeated(check, "matrix", || {
-            subject.em_init(weight, hessian, &settings, ROUNDS, key)
-        })?;
-        let rows = found.scheme().out_group_size;
-        let mut comparisons = vec![
-            same,
-            check.value(
-                Measure::Exact,
-                0,
-                "shapes and codes",
-                malformed(&found, &expected),
-            )?,
-            check.nmse(
-                rows * layer.weight.ncols() + 2,
-                "scales",
-                found.scales(),
-                &(norms(&layer.weight, rows) + 1e-9),
-            )?,
-        ];
-        if found.scheme().num_codebooks == 1 {
-            let before = subject.em_init(weight, hessian, &settings, 0, key)?;
-            let rise = objective(&layer, &found) - objective(&layer, &before);
-            let share = if rise <= 0.0 {
-                0.0
-            } else {
-                rise / layer.magnitude(&before)
-            };
-            comparisons.push(check.value(Measure::Loss, terms(&layer), "objective that EM adds", share)?);
-        }
-        let floor =
-            (layer.weight.ncols() as f64 * check.number.epsilon()).powi(2) * layer.magnitude(&expected);
-        let excess = ((objective(&layer, &found) + floor) / (objective(&layer, &expected) + floor)).ln();
-        Ok(Findings {
-            comparisons,
-            excess: Some(excess),
-        })
-    }))
 }

@@ -1,104 +1,159 @@
-use aqlm_reference::Hessian;
-use ndarray::{Array2, ArrayView2, Axis};
+use aqlm_optimized::cpu::quantizer;
+use aqlm_reference::Hessian as Exact;
+use ndarray::{Array2, ArrayView2, Axis, s};
+use proptest::strategy::BoxedStrategy;
 
-use super::Prepared;
+use super::{Cost, Listed as _, Op};
 use crate::Comparison;
-use crate::cases::{Case, Operation};
-use crate::compare::{Against, Findings, repeated};
-use crate::limits::{Measure, Number};
+use crate::breakage::{self, Breakage};
+use crate::cases::{Case, Kind, Problem, SamplesCase, strategy};
+use crate::compare::{Against, Findings};
+use crate::keep::{Operands, Tensors};
+use crate::limits::Measure;
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
-fn against(number: Number) -> Against {
-    Against {
-        operation: Operation::Hessian,
-        number,
+/// The mean of x xT over samples.
+pub(crate) struct Hessian;
+
+/// Samples, and how they arrive.
+#[derive(Debug, Clone)]
+pub(crate) struct Samples {
+    problem: SamplesCase,
+    x: Array2<f32>,
+}
+
+impl Operands for Samples {
+    fn add_to(&self, tensors: &mut Tensors) {
+        tensors.array("x", &self.x);
     }
 }
 
-/// Samples that are summed in f32 before the sum is kept in f64.
-const NARROW_SAMPLES: usize = 1024;
+impl Op for Hessian {
+    type Data = Samples;
+    type Answer = Array2<f64>;
+    type Expected = Array2<f64>;
 
-fn terms(samples: usize, number: Number) -> usize {
-    match number {
-        Number::F32 => samples.min(NARROW_SAMPLES),
-        Number::F64 | Number::F16 | Number::Bf16 => samples,
+    const KIND: Kind = Kind::Samples;
+    const CORNERS: &'static [&'static str] = &[
+        "1x3-k1-dyadic-s1",
+        // more samples than are summed in f32, more inputs than a tile of 192
+        "2500x33-k2-outliers-s2",
+        "300x400-k3-dyadic-s3",
+        "70x40-k4-denormal-s4",
+        "60x1-k1-equalrows-s5",
+    ];
+
+    fn strategy() -> BoxedStrategy<Problem> {
+        strategy::samples(200, 90, 4)
+    }
+
+    fn data(case: &Case) -> Result<Samples> {
+        let problem = case.samples()?;
+        Ok(Samples {
+            problem,
+            x: problem.data(case.seed),
+        })
+    }
+
+    fn run(subject: &Subject, data: &Samples) -> Result<Array2<f64>> {
+        let parts = parts(&data.x, data.problem.count);
+        match subject {
+            Subject::Reference => Ok(exact(&parts)?.mean()),
+            Subject::Cpu(_) => {
+                let mut hessian = quantizer::Hessian::new(data.x.ncols());
+                parts.iter().try_for_each(|part| hessian.add(*part))?;
+                Ok(hessian.mean())
+            }
+            Subject::Cuda(_) => subject.lacks(Self::OPERATION),
+        }
+    }
+
+    /// The definition, symmetry, and accumulators that are merged.
+    fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
+        let data = Self::data(case)?;
+        let (problem, x) = (data.problem, &data.x);
+        let mean = Self::run(&Subject::Reference, &data)?;
+        let n = problem.columns;
+        let mut definition = Array2::<f64>::zeros((n, n));
+        for sample in x.outer_iter() {
+            for (i, &a) in sample.iter().enumerate() {
+                for (j, &b) in sample.iter().enumerate() {
+                    definition[[i, j]] += f64::from(a) * f64::from(b) / problem.rows as f64;
+                }
+            }
+        }
+        let mut merged = Exact::new(n);
+        for part in parts(x, problem.count) {
+            merged.merge(&exact(&[part])?)?;
+        }
+        let uncounted = problem.rows.abs_diff(merged.samples());
+        Ok(vec![
+            check.nmse("definition", &definition, &mean)?,
+            check.nmse("merged", &merged.mean(), &mean)?,
+            check.nmse("transpose", mean.t(), &mean)?,
+            check.value(Measure::Exact, "samples that were not counted", uncounted as f64)?,
+        ])
+    }
+
+    fn expected(data: &Samples) -> Result<Array2<f64>> {
+        Self::run(&Subject::Reference, data)
+    }
+
+    fn compare(
+        check: Against,
+        _subject: &Subject,
+        data: &Samples,
+        expected: &Array2<f64>,
+        found: &Array2<f64>,
+    ) -> Result<Findings> {
+        let flat = |h: &Array2<f64>| -> Vec<f64> { h.iter().copied().collect() };
+        let asymmetric = found.iter().zip(found.t()).filter(|(a, b)| a != b).count();
+        let what = "elements unlike their transpose";
+        let transpose = check.value(Measure::Exact, what, asymmetric as f64)?;
+        // The mean divides by the number of samples, which rounds: exact are the sums.
+        let values = if data.problem.values.is_exact() && data.problem.rows.is_power_of_two() {
+            check.exact("elements of H", &flat(found), &flat(expected))?
+        } else {
+            check.nmse("H", found, expected)?
+        };
+        Ok(vec![transpose, values.shaped(expected.shape())].into())
+    }
+
+    /// The samples once, and their product with themselves.
+    fn cost(data: &Samples) -> Cost {
+        let (rows, columns) = data.x.dim();
+        Cost {
+            bytes: data.x.len() * size_of::<f32>(),
+            products: vec![[columns, rows, columns]],
+        }
+    }
+
+    fn breakages() -> Vec<Breakage<Samples, Array2<f64>>> {
+        vec![
+            Breakage::of_data("the last half of the samples left out", |broken| {
+                let half = broken.x.nrows().div_ceil(2);
+                broken.x = broken.x.slice(s![..half, ..]).to_owned();
+            }),
+            Breakage::of_answer("a stale accumulator", |h, _, before| breakage::stale(h, before)),
+            Breakage::of_answer("a NaN", |h, _, _| {
+                let middle = h.nrows() / 2;
+                h[[middle, middle]] = f64::NAN;
+            }),
+            Breakage::of_answer("a result off by a thousandth", |h, _, _| breakage::inaccurate(h)),
+        ]
     }
 }
 
+/// The samples as they arrive.
 fn parts(x: &Array2<f32>, count: usize) -> Vec<ArrayView2<'_, f32>> {
     x.axis_chunks_iter(Axis(0), x.nrows().div_ceil(count)).collect()
 }
 
-fn reference(x: &Array2<f32>, count: usize) -> Result<Hessian> {
-    let mut hessian = Hessian::new(x.ncols());
-    for part in parts(x, count) {
+fn exact(parts: &[ArrayView2<'_, f32>]) -> Result<Exact> {
+    let mut hessian = Exact::new(parts.first().map_or(0, ArrayView2::ncols));
+    for part in parts {
         hessian.add(part.mapv(f64::from).view())?;
     }
     Ok(hessian)
-}
-
-/// The definition, symmetry, and accumulators that are merged.
-pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
-    let problem = case.samples()?;
-    let x = problem.data(case.seed);
-    let check = against(Number::F64);
-    let mean = reference(&x, problem.count)?.mean();
-    let n = problem.columns;
-    let mut definition = Array2::<f64>::zeros((n, n));
-    for sample in x.outer_iter() {
-        for (i, &a) in sample.iter().enumerate() {
-            for (j, &b) in sample.iter().enumerate() {
-                definition[[i, j]] += f64::from(a) * f64::from(b) / problem.rows as f64;
-            }
-        }
-    }
-    let mut merged = Hessian::new(n);
-    for part in parts(&x, problem.count) {
-        merged.merge(&reference(&part.to_owned(), 1)?)?;
-    }
-    let terms = 2 * problem.rows + 2;
-    Ok(vec![
-        check.nmse(terms, "definition", &definition, &mean)?,
-        check.nmse(terms, "merged", &merged.mean(), &mean)?,
-        check.nmse(terms, "transpose", mean.t(), &mean)?,
-        check.value(
-            Measure::Exact,
-            0,
-            "samples that were not counted",
-            (problem.rows.abs_diff(merged.samples())) as f64,
-        )?,
-    ])
-}
-
-pub(super) fn prepare(case: &Case) -> Result<Prepared> {
-    let problem = case.samples()?;
-    let x = problem.data(case.seed);
-    let expected = reference(&x, problem.count)?.mean();
-    Ok(Box::new(move |subject: &dyn Subject| {
-        let check = against(subject.number());
-        let (found, same) = repeated(check, "H", || subject.hessian(&parts(&x, problem.count)))?;
-        let flat = |h: &Array2<f64>| -> Vec<f64> { h.iter().copied().collect() };
-        let asymmetric = found.iter().zip(found.t()).filter(|(a, b)| a != b).count();
-        let mut comparisons = vec![
-            same,
-            check.value(
-                Measure::Exact,
-                0,
-                "elements unlike their transpose",
-                asymmetric as f64,
-            )?,
-        ];
-        // The mean divides by the number of samples, which rounds: exact are the sums.
-        if problem.values.is_exact() && problem.rows.is_power_of_two() {
-            comparisons.push(check.exact("elements of H", &flat(&found), &flat(&expected))?);
-        } else {
-            let terms = terms(problem.rows, subject.number());
-            comparisons.push(check.nmse(terms, "H", &found, &expected)?);
-        }
-        Ok(Findings {
-            comparisons,
-            excess: None,
-        })
-    }))
 }

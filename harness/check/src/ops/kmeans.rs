@@ -1,41 +1,184 @@
+use aqlm_optimized::cpu::quantizer;
 use aqlm_reference::{self as reference, KMeansSettings};
-use aqlm_vocabulary::{Purpose, stream};
+use aqlm_vocabulary::{AqlmError, Purpose, stream};
 use ndarray::{Array2, Axis};
+use proptest::strategy::BoxedStrategy;
 
-use super::{Prepared, nearest};
-use crate::cases::{Case, Operation};
-use crate::compare::{Against, Findings, repeated};
+use super::{Cost, Listed as _, Op, nearest};
+use crate::breakage::Breakage;
+use crate::cases::{Case, Kind, Problem, strategy};
+use crate::compare::{Against, Findings};
+use crate::keep::{Operands, Tensors};
 use crate::limits::{Measure, Number};
-use crate::subject::{Clusters, Subject};
+use crate::subject::Subject;
 use crate::{Comparison, largest};
 use aqlm_formats::Result;
 
 /// Lloyd iterations at most.
 const ITERATIONS: usize = 25;
 
-fn against(number: Number) -> Against {
-    Against {
-        operation: Operation::Kmeans,
-        number,
+/// Lloyd's iterations from given centroids.
+pub(crate) struct Kmeans;
+
+/// Points and starting centroids.
+#[derive(Debug, Clone)]
+pub(crate) struct Points {
+    points: Array2<f32>,
+    start: Array2<f32>,
+}
+
+impl Operands for Points {
+    fn add_to(&self, tensors: &mut Tensors) {
+        tensors.array("points", &self.points);
+        tensors.array("start", &self.start);
     }
 }
 
-/// Points and starting centroids.
-fn data(case: &Case) -> Result<(Array2<f32>, Array2<f32>)> {
-    let problem = case.samples()?;
-    let points = problem.data(case.seed);
-    let mut rng = stream(case.seed, 0, None, Purpose::Initialization);
-    let start = reference::starting_points(points.mapv(f64::from).view(), problem.count, &mut rng);
-    Ok((points, start.mapv(|x| x as f32)))
+/// Clusters of points.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Clusters {
+    /// [k, coordinates]
+    centroids: Array2<f64>,
+    /// `[points]`
+    assignments: Vec<usize>,
+    /// mean squared distance
+    inertia: f64,
 }
 
-fn run(points: &Array2<f32>, start: &Array2<f32>, iterations: usize) -> Clusters {
-    let settings = KMeansSettings::new(iterations);
-    let found = reference::kmeans(points.mapv(f64::from).view(), start.mapv(f64::from), &settings);
-    Clusters {
-        centroids: found.centroids,
-        assignments: found.assignments,
-        inertia: found.inertia,
+impl Op for Kmeans {
+    type Data = Points;
+    /// at the start, after one step, at the end
+    type Answer = [Clusters; 3];
+    type Expected = Clusters;
+
+    const KIND: Kind = Kind::Samples;
+    const CORNERS: &'static [&'static str] = &[
+        "400x8-k16-outliers-s1",
+        // fewer points than clusters
+        "5x8-k32-outliers-s2",
+        "300x3-k10-dyadic-s3",
+        "200x8-k16-repeated-s4",
+        "50x4-k4-equalrows-s5",
+        "1x1-k1-dyadic-s6",
+    ];
+
+    fn strategy() -> BoxedStrategy<Problem> {
+        strategy::samples(400, 16, 32)
+    }
+
+    fn data(case: &Case) -> Result<Points> {
+        let problem = case.samples()?;
+        let points = problem.data(case.seed);
+        let mut rng = stream(case.seed, 0, None, Purpose::Initialization);
+        let start = reference::starting_points(points.mapv(f64::from).view(), problem.count, &mut rng);
+        Ok(Points {
+            points,
+            start: start.mapv(|x| x as f32),
+        })
+    }
+
+    fn run(subject: &Subject, data: &Points) -> Result<[Clusters; 3]> {
+        Ok([
+            clusters(subject, data, 0)?,
+            clusters(subject, data, 1)?,
+            clusters(subject, data, ITERATIONS)?,
+        ])
+    }
+
+    /// Every step on the reference's path, and an objective that never rises.
+    fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
+        let data = Self::data(case)?;
+        let found = Self::run(&Subject::Reference, &data)?;
+        let mut comparisons = on_its_path(check, &data.points, &found)?;
+        let inertias = (0..8)
+            .map(|iterations| Ok(clusters(&Subject::Reference, &data, iterations)?.inertia))
+            .collect::<Result<Vec<f64>>>()?;
+        let rise = largest(
+            inertias
+                .windows(2)
+                .map(|pair| (pair[1] - pair[0]) / (pair[0] + f64::MIN_POSITIVE)),
+        );
+        comparisons.push(check.value(Measure::Loss, "steps that rise", rise)?);
+        Ok(comparisons)
+    }
+
+    fn expected(data: &Points) -> Result<Clusters> {
+        clusters(&Subject::Reference, data, ITERATIONS)
+    }
+
+    fn compare(
+        check: Against,
+        _subject: &Subject,
+        data: &Points,
+        expected: &Clusters,
+        answer: &[Clusters; 3],
+    ) -> Result<Findings> {
+        let points = &data.points;
+        let size = points.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / points.nrows() as f64;
+        let floor = check.floor(size)?;
+        let excess = ((answer[2].inertia + floor) / (expected.inertia + floor)).ln();
+        Ok(Findings {
+            comparisons: on_its_path(check, points, answer)?,
+            excess: Some(excess),
+        })
+    }
+
+    /// The points once, and the distances of one iteration.
+    fn cost(data: &Points) -> Cost {
+        let (rows, columns) = data.points.dim();
+        Cost {
+            bytes: data.points.len() * size_of::<f32>(),
+            products: vec![[rows, columns, data.start.nrows()]],
+        }
+    }
+
+    fn breakages() -> Vec<Breakage<Points, [Clusters; 3]>> {
+        vec![
+            Breakage::of_answer("a last point that is never assigned", |found, data, _| {
+                let last = data.points.nrows() - 1;
+                for clusters in found {
+                    clusters.assignments[last] = clusters.centroids.nrows();
+                }
+            }),
+            Breakage::of_answer("an inertia that is twice as large", |found, _, _| {
+                found[2].inertia *= 2.0;
+            }),
+        ]
+    }
+}
+
+/// So many iterations on a machine.
+fn clusters(subject: &Subject, data: &Points, iterations: usize) -> Result<Clusters> {
+    let (points, start) = (&data.points, &data.start);
+    match subject {
+        Subject::Reference => {
+            let settings = KMeansSettings::new(iterations);
+            let points = points.mapv(f64::from);
+            let found = reference::kmeans(points.view(), start.mapv(f64::from), &settings);
+            Ok(Clusters {
+                centroids: found.centroids,
+                assignments: found.assignments,
+                inertia: found.inertia,
+            })
+        }
+        Subject::Cpu(_) => {
+            let (flat, len): (Vec<f32>, usize) = (points.iter().copied().collect(), points.ncols());
+            let found = quantizer::kmeans(&flat, len, start.iter().copied().collect(), iterations);
+            let count = found.centroids.len();
+            let shaped = Array2::from_shape_vec(start.dim(), found.centroids);
+            Ok(Clusters {
+                centroids: shaped
+                    .map_err(|_| AqlmError::Shape {
+                        what: "centroids".into(),
+                        expected: start.shape().to_vec(),
+                        found: vec![count],
+                    })?
+                    .mapv(f64::from),
+                assignments: found.assignments.iter().map(|&k| k as usize).collect(),
+                inertia: found.inertia,
+            })
+        }
+        Subject::Cuda(_) => subject.lacks(Kmeans::OPERATION),
     }
 }
 
@@ -93,68 +236,24 @@ fn means(points: &Array2<f32>, before: &Clusters) -> Array2<f64> {
 /// inertia that follows, and never a higher one than at the start.
 fn on_its_path(check: Against, points: &Array2<f32>, steps: &[Clusters; 3]) -> Result<Vec<Comparison>> {
     let [start, one, end] = steps;
-    let choice = nearest::terms(points.ncols(), 1);
     let mut comparisons = Vec::new();
     for (what, found) in [
         ("at the start", start),
         ("after one step", one),
         ("at the end", end),
     ] {
-        comparisons.push(check.value(Measure::Choice, choice, what, worst_choice(points, found))?);
+        comparisons.push(check.value(Measure::Choice, what, worst_choice(points, found))?);
     }
     if comparisons.iter().any(|comparison| !comparison.holds()) {
         return Ok(comparisons);
     }
-    let terms = points.nrows() + 2;
-    comparisons.push(check.nmse(
-        terms,
-        "means of the first step",
-        &one.centroids,
-        &means(points, start),
-    )?);
+    comparisons.push(check.nmse("means of the first step", &one.centroids, &means(points, start))?);
     // An inertia of zero is what as many clusters as points come to; the points' own size stands for it then.
     let floor = points.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / points.nrows() as f64;
-    let squared = |a: f64, b: f64| ((a - b) / (b + f64::from(f32::EPSILON) * floor)).powi(2);
+    let squared = |a: f64, b: f64| ((a - b) / (b + Number::F32.epsilon() * floor)).powi(2);
     let reported = squared(end.inertia, inertia(points, end));
-    comparisons.push(check.value(Measure::Nmse, terms, "inertia as reported", reported)?);
+    comparisons.push(check.value(Measure::Nmse, "inertia as reported", reported)?);
     let rise = (end.inertia - start.inertia) / (start.inertia + floor);
-    comparisons.push(check.value(Measure::Loss, terms, "inertia above the start's", rise.max(0.0))?);
+    comparisons.push(check.value(Measure::Loss, "inertia above the start's", rise.max(0.0))?);
     Ok(comparisons)
-}
-
-/// Every step on the reference's path, and an objective that never rises.
-pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
-    let (points, start) = data(case)?;
-    let check = against(Number::F64);
-    let run = |iterations| run(&points, &start, iterations);
-    let mut comparisons = on_its_path(check, &points, &[run(0), run(1), run(ITERATIONS)])?;
-    let inertias: Vec<f64> = (0..8).map(|iterations| run(iterations).inertia).collect();
-    let rise = largest(
-        inertias
-            .windows(2)
-            .map(|pair| (pair[1] - pair[0]) / (pair[0] + f64::MIN_POSITIVE)),
-    );
-    comparisons.push(check.value(Measure::Loss, points.nrows() + 2, "steps that rise", rise)?);
-    Ok(comparisons)
-}
-
-pub(super) fn prepare(case: &Case) -> Result<Prepared> {
-    let (points, start) = data(case)?;
-    let expected = run(&points, &start, ITERATIONS);
-    let size = points.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / points.nrows() as f64;
-    Ok(Box::new(move |subject: &dyn Subject| {
-        let check = against(subject.number());
-        let (end, same) = repeated(check, "clusters", || subject.kmeans(&points, &start, ITERATIONS))?;
-        let first = subject.kmeans(&points, &start, 0)?;
-        let one = subject.kmeans(&points, &start, 1)?;
-        // below this, a difference is rounding
-        let floor = (points.ncols() as f64 * check.number.epsilon()).powi(2) * size;
-        let excess = ((end.inertia + floor) / (expected.inertia + floor)).ln();
-        let mut comparisons = on_its_path(check, &points, &[first, one, end])?;
-        comparisons.push(same);
-        Ok(Findings {
-            comparisons,
-            excess: Some(excess),
-        })
-    }))
 }

@@ -1,19 +1,96 @@
+use aqlm_engine::alternate::alternate;
+use aqlm_engine::backends::CpuLayers;
+use aqlm_engine::ops::LayerOps as _;
 use aqlm_reference::{dead_inputs, layer_quantize};
 use aqlm_vocabulary::{LayerReport, QuantizedMatrix};
+use proptest::strategy::BoxedStrategy;
 
-use super::Prepared;
 use super::layer::{Layer, malformed};
-use crate::cases::{Case, Operation};
-use crate::compare::{Against, Findings, repeated};
-use crate::limits::{Measure, Number};
+use super::{Cost, Listed as _, Op};
+use crate::breakage::{self, Breakage};
+use crate::cases::{Case, Field, Kind, Problem, strategy};
+use crate::compare::{Against, Findings};
+use crate::limits::Measure;
 use crate::subject::Subject;
 use crate::{Comparison, largest};
 use aqlm_formats::Result;
 
-fn against(number: Number) -> Against {
-    Against {
-        operation: Operation::LayerQuantize,
-        number,
+/// What the id says behind the values.
+const FIELDS: &[Field] = &[Field::Inputs, Field::Beam, Field::Update, Field::Start];
+
+/// The alternation for one layer.
+pub(crate) struct LayerQuantize;
+
+impl Op for LayerQuantize {
+    type Data = Layer;
+    type Answer = (QuantizedMatrix, LayerReport);
+    type Expected = QuantizedMatrix;
+
+    const KIND: Kind = Kind::Layer(FIELDS);
+    const CORNERS: &'static [&'static str] = &[
+        "2x5g8-96x64-outliers-correlated-b1-closed-residual-s1",
+        "2x5g8-96x64-outliers-correlated-b3-closed-em-s2",
+        "1x6g8-96x64-outliers-correlated-b2-gradients-em-s3",
+        "2x4g4o2-64x48-outliers-correlated-b1-adam-residual-s4",
+        "2x3g8-40x40-zerorows-dead-b2-closed-em-s5",
+        "1x1g4-1x4-dyadic-white-b1-closed-residual-s6",
+    ];
+
+    fn strategy() -> BoxedStrategy<Problem> {
+        strategy::layer(FIELDS)
+    }
+
+    fn data(case: &Case) -> Result<Layer> {
+        Layer::new(case)
+    }
+
+    fn run(subject: &Subject, layer: &Layer) -> Result<(QuantizedMatrix, LayerReport)> {
+        let (data, settings, key) = (&layer.data, layer.settings(), layer.key);
+        let (hessian, observe) = (&data.hessian, &mut |_| ());
+        match subject {
+            Subject::Reference => Ok(layer_quantize(&layer.weight, hessian, &settings, key, observe)?),
+            Subject::Cpu(_) => {
+                let problem = CpuLayers.problem(&data.weight, hessian, &settings)?;
+                alternate(&CpuLayers, &problem, &settings, key, observe)
+            }
+            Subject::Cuda(_) => subject.lacks(Self::OPERATION),
+        }
+    }
+
+    fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
+        let layer = Layer::new(case)?;
+        let (found, report) = Self::run(&Subject::Reference, &layer)?;
+        on_its_path(check, &layer, &found, &report)
+    }
+
+    fn expected(layer: &Layer) -> Result<QuantizedMatrix> {
+        Ok(Self::run(&Subject::Reference, layer)?.0)
+    }
+
+    fn compare(
+        check: Against,
+        _subject: &Subject,
+        layer: &Layer,
+        expected: &QuantizedMatrix,
+        (found, report): &(QuantizedMatrix, LayerReport),
+    ) -> Result<Findings> {
+        let comparisons = on_its_path(check, layer, found, report)?;
+        layer.findings(check, comparisons, found, expected)
+    }
+
+    fn cost(layer: &Layer) -> Cost {
+        layer.cost()
+    }
+
+    fn breakages() -> Vec<Breakage<Layer, (QuantizedMatrix, LayerReport)>> {
+        vec![
+            Breakage::of_answer("the scale of the next output group", |found, _, _| {
+                breakage::next_scales(&mut found.0);
+            }),
+            Breakage::of_answer("codes of the next input group", |found, _, _| {
+                breakage::next_groups(&mut found.0);
+            }),
+        ]
     }
 }
 
@@ -26,65 +103,27 @@ fn on_its_path(
 ) -> Result<Vec<Comparison>> {
     let mut comparisons = vec![check.value(
         Measure::Exact,
-        0,
         "shapes and codes",
         malformed(found, &layer.data.matrix),
     )?];
     if !comparisons[0].holds() {
         return Ok(comparisons);
     }
-    let inputs = layer.weight.ncols();
-    let codebooks = found.scheme().num_codebooks;
     let whole: f64 = (layer.weight.dot(&layer.data.hessian) * &layer.weight).sum();
     let reached = layer.loss(found) / whole;
     // A relative error in every term of the loss, as a share of the loss's magnitude rather than of the loss,
     // which is a small difference of large numbers.
     let scale = layer.magnitude(found) / whole;
     let difference = ((report.relative_error - reached) / scale).powi(2);
-    let terms = 2 * inputs + codebooks;
-    comparisons.push(check.value(Measure::Nmse, terms, "loss as reported", difference)?);
+    comparisons.push(check.value(Measure::Nmse, "loss as reported", difference)?);
     let losses = std::iter::once(report.initial_error).chain(report.trace.iter().copied());
     let losses: Vec<f64> = losses.collect();
     let rise = largest(losses.windows(2).map(|pair| (pair[1] - pair[0]).max(0.0) / scale));
     let last = losses.last().copied().unwrap_or(f64::NAN);
     let mismatch = f64::from(u8::from(last.to_bits() != report.relative_error.to_bits()));
     let dead = report.dead_inputs.abs_diff(dead_inputs(&layer.data.hessian));
-    comparisons.push(check.value(
-        Measure::Loss,
-        8 * (2 * inputs + codebooks + 8),
-        "rounds that rise",
-        rise,
-    )?);
-    comparisons.push(check.value(Measure::Exact, 0, "the last round is the result", mismatch)?);
-    comparisons.push(check.value(Measure::Exact, 0, "dead inputs", dead as f64)?);
+    comparisons.push(check.value(Measure::Loss, "rounds that rise", rise)?);
+    comparisons.push(check.value(Measure::Exact, "the last round is the result", mismatch)?);
+    comparisons.push(check.value(Measure::Exact, "dead inputs", dead as f64)?);
     Ok(comparisons)
-}
-
-pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
-    let problem = case.layer()?;
-    let layer = Layer::new(problem.data(case.seed));
-    let (settings, key) = (problem.settings(), problem.key(case.seed));
-    let hessian = &layer.data.hessian;
-    let (found, report) = layer_quantize(&layer.weight, hessian, &settings, key, &mut |_| ())?;
-    on_its_path(against(Number::F64), &layer, &found, &report)
-}
-
-pub(super) fn prepare(case: &Case) -> Result<Prepared> {
-    let problem = case.layer()?;
-    let layer = Layer::new(problem.data(case.seed));
-    let (settings, key) = (problem.settings(), problem.key(case.seed));
-    let (expected, _) = layer_quantize(&layer.weight, &layer.data.hessian, &settings, key, &mut |_| ())?;
-    Ok(Box::new(move |subject: &dyn Subject| {
-        let check = against(subject.number());
-        let ((found, report), same) = repeated(check, "matrix and report", || {
-            subject.layer_quantize(&layer.data.weight, &layer.data.hessian, &settings, key)
-        })?;
-        let mut comparisons = on_its_path(check, &layer, &found, &report)?;
-        comparisons.push(same);
-        let excess = comparisons
-            .iter()
-            .all(Comparison::holds)
-            .then(|| layer.excess(check, &found, &expected));
-        Ok(Findings { comparisons, excess })
-    }))
 }

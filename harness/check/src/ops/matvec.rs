@@ -1,89 +1,113 @@
-use super::Prepared;
-use super::product::{Products, by_definition};
+use aqlm_reference::decode;
+use proptest::strategy::BoxedStrategy;
+
+use super::product::{self, Product, Products, by_definition};
+use super::{Cost, Listed as _, Op};
 use crate::Comparison;
-use crate::cases::{Case, Operation};
-use crate::compare::{Against, Findings, bits, repeated};
-use crate::limits::Number;
+use crate::breakage::Breakage;
+use crate::cases::{Case, Kind, Problem, product as cases, strategy};
+use crate::compare::{Against, Bits, Findings};
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
-fn against(number: Number) -> Against {
-    Against {
-        operation: Operation::Matvec,
-        number,
+/// Decode fused with a product with one x, for each row of x.
+pub(crate) struct Matvec;
+
+impl Op for Matvec {
+    type Data = Product;
+    type Answer = Bits;
+    type Expected = Products;
+
+    const KIND: Kind = Kind::Product;
+    const CORNERS: &'static [&'static str] = cases::CORNERS;
+
+    fn strategy() -> BoxedStrategy<Problem> {
+        strategy::product(3)
     }
-}
 
-/// Roundings behind one element: the products along a row, the codewords in each, the scaling, the sums of
-/// blocks.
-fn terms(products: &Products) -> usize {
-    products.data.matrix.in_features() + products.data.matrix.scheme().num_codebooks + 4
-}
-
-/// The product with the decoded weight is the sum over the definition, from the last input to the first.
-pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
-    let products = Products::new(case.product()?.data(case.seed));
-    let weight = by_definition(&products.data.matrix);
-    let check = against(Number::F64);
-    let mut comparisons = Vec::new();
-    for (x, expected) in products.data.x.outer_iter().zip(&products.rows) {
-        let y: Vec<f64> = weight
-            .outer_iter()
-            .map(|row| row.iter().zip(x).rev().map(|(w, &x)| w * f64::from(x)).sum())
-            .collect();
-        comparisons.extend(check.elements(2 * terms(&products), "definition", &y, expected, |_| 0.0)?);
+    fn data(case: &Case) -> Result<Product> {
+        product::data(case)
     }
-    Ok(comparisons)
-}
 
-pub(super) fn prepare(case: &Case) -> Result<Prepared> {
-    let problem = case.product()?;
-    let products = Products::new(problem.data(case.seed));
-    let exact = problem.values.is_exact();
-    Ok(Box::new(move |subject: &dyn Subject| {
-        let check = against(subject.number());
-        let matrix = &products.data.matrix;
-        let mut comparisons = Vec::new();
-        for (row, (x, expected)) in products.data.x.outer_iter().zip(&products.rows).enumerate() {
-            let x = x.to_vec();
-            let (y, same) = repeated(check, "bytes of y", || {
-                let mut y = vec![f32::NAN; matrix.out_features()];
-                subject.matvec(matrix, &x, &mut y)?;
-                Ok(bits(&y))
-            })?;
-            let y: Vec<f64> = y
-                .into_iter()
-                .map(|bits| f64::from(f32::from_bits(bits)))
-                .collect();
-            comparisons.push(same);
-            // Tables of one byte cannot hold the exact tier's sums.
-            let coarse = subject.table_bytes(Operation::Matvec, 1) == Some(1);
-            if subject.number().is_half() && exact {
-                let rounded: Vec<f64> = expected
-                    .values
-                    .iter()
-                    .map(|&y| subject.number().nearest(y))
-                    .collect();
-                comparisons.push(check.exact("elements of y", &y, &rounded)?);
-            } else if subject.number().is_half() {
-                let scheme = matrix.scheme();
-                let chain = match subject.number() {
-                    Number::Bf16 => scheme.num_codebooks + 3,
-                    _ => scheme.num_codebooks * scheme.in_group_size / 2,
-                };
-                comparisons.push(products.half_comparison(check, chain, row..row + 1, &y)?);
-            } else if exact && !coarse {
-                comparisons.push(check.exact("elements of y", &y, &expected.values)?);
-            } else {
-                let bound = products.table_error(subject, Operation::Matvec, row)?;
-                let scale = |i: usize| matrix.scales()[i / matrix.scheme().out_group_size].abs();
-                comparisons
-                    .extend(check.elements(terms(&products), "y", &y, expected, |i| bound * scale(i))?);
+    fn ways(machine: &Subject, data: &Product) -> Vec<Subject> {
+        product::ways(machine, Self::OPERATION, &data.problem)
+    }
+
+    fn run(subject: &Subject, data: &Product) -> Result<Bits> {
+        let (matrix, x) = (&data.data.matrix, &data.data.x);
+        let mut results = Vec::with_capacity(x.nrows() * matrix.out_features());
+        match subject {
+            Subject::Reference => {
+                let weight = decode(matrix);
+                for x in x.outer_iter() {
+                    results.extend(weight.dot(&x.mapv(f64::from)));
+                }
+            }
+            Subject::Cpu(cpu) => {
+                let packed = product::packed(cpu, matrix)?;
+                for x in x.outer_iter() {
+                    let mut y = vec![f32::NAN; matrix.out_features()];
+                    packed.matvec(&x.to_vec(), &mut y)?;
+                    results.extend(y.into_iter().map(f64::from));
+                }
+            }
+            Subject::Cuda(cuda) => {
+                for x in x.outer_iter() {
+                    let x = x.to_owned().insert_axis(ndarray::Axis(0));
+                    results.extend(product::on_gpu(cuda, matrix, Some(&x))?.0);
+                }
             }
         }
-        Ok(Findings {
-            comparisons,
-            excess: None,
-        })
-    }))
+        Ok(Bits(results))
+    }
+
+    /// The product with the decoded weight is the sum over the definition, from the last input to the first.
+    fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
+        let data = product::data(case)?;
+        let weight = by_definition(&data.data.matrix);
+        let mut comparisons = Vec::new();
+        for (x, expected) in data.data.x.outer_iter().zip(&Products::new(&data.data).rows) {
+            let y: Vec<f64> = weight
+                .outer_iter()
+                .map(|row| row.iter().zip(x).rev().map(|(w, &x)| w * f64::from(x)).sum())
+                .collect();
+            comparisons.extend(check.elements("definition", &y, expected, |_| 0.0)?);
+        }
+        Ok(comparisons)
+    }
+
+    fn expected(data: &Product) -> Result<Products> {
+        Ok(Products::new(&data.data))
+    }
+
+    fn compare(
+        check: Against,
+        subject: &Subject,
+        data: &Product,
+        expected: &Products,
+        answer: &Bits,
+    ) -> Result<Findings> {
+        let tables = product::tables(check, subject, &data.data.matrix, 1)?;
+        let tables = tables.as_ref().map(|(bytes, packed)| (*bytes, packed));
+        let out = data.problem.out_features();
+        let mut comparisons = Vec::new();
+        for row in 0..data.problem.batch {
+            let y = answer.0.get(row * out..(row + 1) * out).unwrap_or(&[]);
+            let mut of_row = expected.compare(check, data, tables, row..row + 1, y)?;
+            let worst = of_row.iter_mut().flat_map(|comparison| &mut comparison.worst);
+            worst.for_each(|worst| worst.index[0] += row);
+            comparisons.extend(of_row);
+        }
+        Ok(comparisons.into())
+    }
+
+    fn cost(data: &Product) -> Cost {
+        product::cost(data)
+    }
+
+    fn breakages() -> Vec<Breakage<Product, Bits>> {
+        let mut breakages = product::breakages();
+        breakages.push(product::dropped_inputs());
+        breakages
+    }
 }

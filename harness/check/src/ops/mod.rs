@@ -1,5 +1,6 @@
-//! One file an operation: the properties that the reference must have, and the comparison of a backend with
-//! it.
+//! One file an operation: everything that the check, the benches and the tests know of it.
+//!
+//! To add one: the file, and its two lines below.
 
 #![allow(
     clippy::needless_pass_by_value,
@@ -17,71 +18,178 @@ mod hessian;
 mod kmeans;
 mod layer;
 mod layer_quantize;
+mod llama;
 mod matmul;
 mod matvec;
 mod model_forward;
+mod model_tune;
 mod nearest;
 mod perplexity;
 mod product;
 mod residual_init;
+mod work;
+
+use proptest::strategy::BoxedStrategy;
+use serde::{Serialize, Serializer};
 
 use super::Comparison;
-use super::compare::Findings;
+use super::breakage::Breakage;
+use super::compare::{Against, Findings};
+use super::keep::Operands;
+use super::limits::Number;
 use super::subject::Subject;
-use crate::cases::{Case, Operation};
+use crate::cases::{Case, Kind, Problem, words};
 use aqlm_formats::Result;
 
-/// A case with its expected answer: compares one subject with it.
-pub(super) type Prepared = Box<dyn Fn(&dyn Subject) -> Result<Findings>>;
+pub use product::{ProductCheck, matrix_bytes};
+pub use work::Work;
+pub(crate) use work::{Checked, Prepared};
 
-/// How an operation is checked.
-pub(super) struct Check {
-    /// which
-    pub(super) operation: Operation,
-    /// what must hold for the reference itself
-    pub(super) properties: fn(&Case) -> Result<Vec<Comparison>>,
-    /// the reference's answer, to compare subjects with
-    pub(super) prepare: fn(&Case) -> Result<Prepared>,
-}
+/// The list: the operation's name here, its file and word, and what it does.
+macro_rules! operations {
+    ($($(#[$doc:meta])+ $name:ident: $word:ident,)+) => {
+        words! {
+            /// The operations of the project: one id each, in tests, benches, command line and documentation
+            /// alike.
+            Operation, "operation" {
+                $($(#[$doc])+ $name = stringify!($word),)+
+            }
+        }
 
-macro_rules! checks {
-    ($($operation:ident: $module:ident,)+) => {
-        /// Every operation's check, in the order in which they run.
-        pub(super) const CHECKS: &[Check] = &[
-            $(Check {
-                operation: Operation::$operation,
-                properties: $module::properties,
-                prepare: $module::prepare,
-            },)+
-        ];
+        impl Operation {
+            /// How it is checked.
+            pub(crate) fn checked(self) -> &'static dyn Checked {
+                match self {
+                    $(Self::$name => &$word::$name,)+
+                }
+            }
+        }
+
+        $(impl Listed for $word::$name {
+            const OPERATION: Operation = Operation::$name;
+        })+
     };
 }
 
-checks! {
+// Drawn cases depend on the place in this list, so new operations go to its end.
+operations! {
+    /// codes, codebooks and scales to the dense weight
     Decode: decode,
+    /// decode fused with a product with one x
     Matvec: matvec,
+    /// the same for several rows of x
     Matmul: matmul,
+    /// mean of x xT over samples
     Hessian: hessian,
+    /// Lloyd's iterations from given centroids
     Kmeans: kmeans,
+    /// first codes and codebooks by residual k-means
     ResidualInit: residual_init,
+    /// the same, refined under the H-metric
     EmInit: em_init,
+    /// codes for fixed codebooks
     BeamSearch: beam_search,
+    /// codebooks and scales for fixed codes
     CodebookUpdate: codebook_update,
+    /// the alternation for one layer
     LayerQuantize: layer_quantize,
+    /// a transformer block over sequences
     BlockForward: block_forward,
+    /// its gradients
     BlockBackward: block_backward,
+    /// codebooks, scales and norms tuned on a block's outputs
     BlockFinetune: block_finetune,
+    /// tokens to logits
     ModelForward: model_forward,
+    /// tokens to losses
     Perplexity: perplexity,
+    /// losses, gradients of all parameters, and steps of Adam of a whole model
+    ModelTune: model_tune,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl Serialize for Operation {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.word())
+    }
+}
 
-    #[test]
-    fn every_operation_has_a_check() {
-        let checked: Vec<Operation> = CHECKS.iter().map(|check| check.operation).collect();
-        assert_eq!(checked, Operation::ALL);
+/// Which operation a file is about; the list says so.
+pub(crate) trait Listed {
+    const OPERATION: Operation;
+}
+
+/// An operation: which cases it has, how each machine computes one, and when an answer is right.
+pub(crate) trait Op: Listed + Sync {
+    /// What a case is computed from.
+    type Data: Operands + Clone + Send + Sync;
+    /// What a machine answers. Equal answers are the same bytes.
+    type Answer: PartialEq + Clone + Send + 'static;
+    /// What answers are compared with, made from the reference's.
+    type Expected;
+
+    /// Which kind of case it has.
+    const KIND: Kind;
+    /// Ids, without the operation, of cases that are always checked.
+    const CORNERS: &'static [&'static str];
+
+    /// Problems to draw.
+    fn strategy() -> BoxedStrategy<Problem>;
+
+    /// The data that a case stands for.
+    fn data(case: &Case) -> Result<Self::Data>;
+
+    /// Every way in which a machine computes the case.
+    fn ways(machine: &Subject, _data: &Self::Data) -> Vec<Subject> {
+        vec![machine.clone()]
+    }
+
+    /// The machine's answer.
+    fn run(subject: &Subject, data: &Self::Data) -> Result<Self::Answer>;
+
+    /// What must hold for the reference whatever the numbers.
+    fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>>;
+
+    /// What answers are compared with.
+    fn expected(data: &Self::Data) -> Result<Self::Expected>;
+
+    /// One answer against it.
+    fn compare(
+        check: Against,
+        subject: &Subject,
+        data: &Self::Data,
+        expected: &Self::Expected,
+        answer: &Self::Answer,
+    ) -> Result<Findings>;
+
+    /// What the operation costs at least.
+    fn cost(data: &Self::Data) -> Cost;
+
+    /// How implementations go wrong, which the check must notice.
+    fn breakages() -> Vec<Breakage<Self::Data, Self::Answer>>;
+}
+
+/// What an operation costs at least, for a roofline.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cost {
+    /// bytes that have to move: inputs read once and results written once, in f32, codes at their own width
+    pub bytes: usize,
+    /// dense products of the same shapes, [rows, inputs, outputs] each
+    pub products: Vec<[usize; 3]>,
+}
+
+impl Cost {
+    /// Multiplications and additions of the products.
+    pub fn operations(&self) -> usize {
+        let of = |[rows, inputs, outputs]: &[usize; 3]| 2 * rows * inputs * outputs;
+        self.products.iter().map(of).sum()
+    }
+}
+
+/// A comparer for a case of `T` and the reference's arithmetic.
+pub(crate) fn against<T: Op>(number: Number, case: &Case) -> Against {
+    Against {
+        operation: T::OPERATION,
+        number,
+        sizes: case.sizes(),
     }
 }

@@ -1,37 +1,121 @@
+use aqlm_engine::ops::ModelOps;
+use aqlm_optimized::cuda::CudaError;
+use aqlm_optimized::cuda::llama::Model;
 use aqlm_reference::llama::{KvCacheLayer, Rotary, block_decode_step, embed, logits, model_forward};
+use aqlm_vocabulary::AqlmError;
 use ndarray::{Array2, Axis};
+use proptest::strategy::BoxedStrategy;
 
-use super::Prepared;
+use super::llama::{self, Llama};
+use super::{Cost, Op};
 use crate::Comparison;
-use crate::cases::{BLOCKS, Case, LlamaCase, LlamaData, Operation};
-use crate::compare::{Against, Findings, repeated};
-use crate::limits::Number;
+use crate::breakage::{self, Breakage};
+use crate::cases::{Case, Kind, LlamaData, Problem, llama as cases, strategy};
+use crate::compare::{Against, Findings};
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
-fn against(number: Number) -> Against {
-    Against {
-        operation: Operation::ModelForward,
-        number,
+/// Tokens to logits: of all sequences, [tokens, vocabulary] each, and of the first one token by token.
+pub(crate) struct ModelForward;
+
+impl Op for ModelForward {
+    type Data = Llama;
+    type Answer = Logits;
+    type Expected = Logits;
+
+    const KIND: Kind = Kind::Llama;
+    const CORNERS: &'static [&'static str] = cases::CORNERS;
+
+    fn strategy() -> BoxedStrategy<Problem> {
+        strategy::llama(70)
+    }
+
+    fn data(case: &Case) -> Result<Llama> {
+        Llama::new(case)
+    }
+
+    fn ways(machine: &Subject, _data: &Llama) -> Vec<Subject> {
+        llama::rungs(machine)
+    }
+
+    fn run(subject: &Subject, case: &Llama) -> Result<Logits> {
+        let data = &case.data;
+        match subject {
+            Subject::Reference => Ok(Logits {
+                whole: whole(data)?,
+                steps: steps(data)?,
+            }),
+            Subject::Cpu(_) => on_host(&case.on_cpu()?, data),
+            Subject::Cuda(cuda) => {
+                let mut model = case.on_gpu(cuda).map_err(AqlmError::from)?;
+                let whole = data
+                    .tokens
+                    .iter()
+                    .map(|tokens| Ok(on_gpu(&mut model, tokens, false).map_err(AqlmError::from)?))
+                    .collect::<Result<Vec<_>>>()?;
+                let steps = on_gpu(&mut model, &data.tokens[0], true).map_err(AqlmError::from)?;
+                Ok(Logits { whole, steps })
+            }
+        }
+    }
+
+    /// Token by token with caches is the same as all at once.
+    fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
+        let Logits { whole, steps } = Self::run(&Subject::Reference, &Llama::new(case)?)?;
+        Ok(vec![check.nmse("token by token", &steps, &whole[0])?])
+    }
+
+    fn expected(case: &Llama) -> Result<Logits> {
+        Self::run(&Subject::Reference, case)
+    }
+
+    fn compare(
+        check: Against,
+        _subject: &Subject,
+        case: &Llama,
+        expected: &Logits,
+        found: &Logits,
+    ) -> Result<Findings> {
+        let first = &expected.whole[0];
+        let shape = [case.problem.sequences, first.nrows(), first.ncols()];
+        let logits = check.nmse(
+            "logits",
+            found.whole.iter().flatten(),
+            expected.whole.iter().flatten(),
+        )?;
+        let steps = check.nmse("logits token by token", &found.steps, first)?;
+        Ok(vec![logits.shaped(&shape), steps.shaped(&shape[1..])].into())
+    }
+
+    fn cost(case: &Llama) -> Cost {
+        case.cost()
+    }
+
+    fn breakages() -> Vec<Breakage<Llama, Logits>> {
+        vec![
+            Breakage::of_answer("a NaN", |found, _, _| found.whole[0][[0, 0]] = f64::NAN),
+            Breakage::of_answer("a stale cache", |found, _, _| {
+                let first = found.steps.row(0).to_owned();
+                let last = found.steps.nrows() - 1;
+                found.steps.row_mut(last).assign(&first);
+            }),
+            Breakage::of_answer("a result off by a hundredth", |found, _, _| {
+                breakage::inaccurate(&mut found.whole[0]);
+                breakage::inaccurate(&mut found.whole[0]);
+            }),
+        ]
     }
 }
 
-/// Sums along the longest path: all blocks, the last norm and the head.
-pub(super) fn terms(problem: &LlamaCase) -> usize {
-    BLOCKS * problem.terms() + 2 * problem.hidden
+/// Logits of all sequences, and those of the first one computed token by token.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Logits {
+    whole: Vec<Array2<f64>>,
+    steps: Array2<f64>,
 }
 
-/// What n counts in the limit of a backend of this arithmetic.
-pub(super) fn terms_in(number: Number, problem: &LlamaCase) -> usize {
-    match number {
-        // the embedding, the last norm's weight and result, and the head
-        Number::F16 | Number::Bf16 => BLOCKS * problem.roundings() + 4,
-        Number::F32 | Number::F64 => terms(problem),
-    }
-}
-
-/// Logits of all sequences.
-pub(super) fn reference(data: &LlamaData) -> Result<Vec<Array2<f64>>> {
+/// By the reference.
+pub(super) fn whole(data: &LlamaData) -> Result<Vec<Array2<f64>>> {
     let model = data.model();
     data.tokens
         .iter()
@@ -39,16 +123,13 @@ pub(super) fn reference(data: &LlamaData) -> Result<Vec<Array2<f64>>> {
         .collect()
 }
 
-/// Token by token with caches is the same as all at once.
-pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
-    let problem = case.llama()?;
-    let data = problem.data(case.seed);
-    let model = data.model();
-    let whole = reference(&data)?.swap_remove(0);
-    let rotary = Rotary::new(data.config.attention(), problem.tokens);
-    let mut caches = vec![KvCacheLayer::new(data.config.attention(), problem.tokens); BLOCKS];
-    let mut steps = Array2::zeros(whole.dim());
-    let embedded = embed(model.embedding.view(), &data.tokens[0])?;
+/// By the reference, the first sequence through caches.
+fn steps(data: &LlamaData) -> Result<Array2<f64>> {
+    let (model, tokens) = (data.model(), &data.tokens[0]);
+    let rotary = Rotary::new(data.config.attention(), tokens.len());
+    let mut caches = vec![KvCacheLayer::new(data.config.attention(), tokens.len()); model.blocks.len()];
+    let mut steps = Array2::zeros((tokens.len(), data.lm_head.nrows()));
+    let embedded = embed(model.embedding.view(), tokens)?;
     for (position, (x, mut row)) in embedded.outer_iter().zip(steps.outer_iter_mut()).enumerate() {
         let mut x = x.to_owned();
         for (block, cache) in model.blocks.iter().zip(&mut caches) {
@@ -65,29 +146,44 @@ pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
             .row(0),
         );
     }
-    Ok(vec![against(Number::F64).nmse(
-        2 * terms(&problem),
-        "token by token",
-        &steps,
-        &whole,
-    )?])
+    Ok(steps)
 }
 
-pub(super) fn prepare(case: &Case) -> Result<Prepared> {
-    let problem = case.llama()?;
-    let data = problem.data(case.seed);
-    let expected = reference(&data)?;
-    Ok(Box::new(move |subject: &dyn Subject| {
-        let check = against(subject.number());
-        let ((whole, steps), same) = repeated(check, "logits", || subject.model_forward(&data))?;
-        let terms = terms_in(subject.number(), &problem);
-        Ok(Findings {
-            comparisons: vec![
-                same,
-                check.nmse(terms, "logits", whole.iter().flatten(), expected.iter().flatten())?,
-                check.nmse(terms, "logits token by token", &steps, &expected[0])?,
-            ],
-            excess: None,
-        })
+/// All sequences, and the first one again, token by token through the cache.
+fn on_host(machine: &impl ModelOps, data: &LlamaData) -> Result<Logits> {
+    let mut model = machine.model(data, &mut |_| ())?;
+    let whole = data
+        .tokens
+        .iter()
+        .map(|tokens| model.logits(tokens))
+        .collect::<Result<Vec<_>>>()?;
+    let mut steps = Array2::zeros((data.tokens[0].len(), data.lm_head.nrows()));
+    let mut session = model.session()?;
+    for (&token, mut row) in data.tokens[0].iter().zip(steps.outer_iter_mut()) {
+        row.assign(&session.next(token)?);
+    }
+    Ok(Logits { whole, steps })
+}
+
+/// The logits of a sequence, [tokens, vocab]; NaN where there is none.
+fn on_gpu(
+    model: &mut Model<'_>,
+    tokens: &[u32],
+    one_by_one: bool,
+) -> std::result::Result<Array2<f64>, CudaError> {
+    model.reset();
+    let vocab = model.arch().vocab_size;
+    let mut logits = Vec::with_capacity(tokens.len() * vocab);
+    if one_by_one {
+        for &token in tokens {
+            logits.extend(model.step(token)?);
+        }
+    } else {
+        logits = model.forward(tokens)?;
+    }
+    Ok(Array2::from_shape_fn((tokens.len(), vocab), |(t, token)| {
+        logits
+            .get(t * vocab + token)
+            .map_or(f64::NAN, |&logit| f64::from(logit))
     }))
 }

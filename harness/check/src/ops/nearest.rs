@@ -22,8 +22,3 @@ pub(super) fn excess(point: ArrayView1<'_, f64>, centroids: ArrayView2<'_, f64>,
         above / (4.0 * largest)
     }
 }
-
-/// The number that [`excess`] may be in terms of roundings: see the table of limits.
-pub(super) fn terms(coordinates: usize, codebooks: usize) -> usize {
-    8 * (coordinates + 2 * codebooks + 4)
-}

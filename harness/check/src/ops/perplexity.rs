@@ -1,76 +1,128 @@
+use aqlm_engine::backends::cuda::losses;
+use aqlm_engine::evaluate::streamed;
 use aqlm_reference::llama::token_losses;
+use aqlm_vocabulary::AqlmError;
 use ndarray::{Array1, Array2, s};
+use proptest::strategy::BoxedStrategy;
 
-use super::Prepared;
-use super::model_forward::{reference, terms_in};
+use super::llama::{self, Llama};
+use super::model_forward::whole;
+use super::{Cost, Op};
 use crate::Comparison;
-use crate::cases::{Case, LlamaData, Operation, VOCABULARY};
-use crate::compare::{Against, Findings, repeated};
-use crate::limits::Number;
+use crate::breakage::{self, Breakage};
+use crate::cases::{Case, Kind, Problem, VOCABULARY, llama as cases, strategy};
+use crate::compare::{Against, Findings};
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
-fn against(number: Number) -> Against {
-    Against {
-        operation: Operation::Perplexity,
-        number,
+/// Tokens to the loss of each next one, [tokens - 1] a sequence.
+pub(crate) struct Perplexity;
+
+impl Op for Perplexity {
+    type Data = Llama;
+    type Answer = Vec<Array1<f64>>;
+    type Expected = Vec<Array1<f64>>;
+
+    const KIND: Kind = Kind::Llama;
+    const CORNERS: &'static [&'static str] = cases::CORNERS;
+
+    fn strategy() -> BoxedStrategy<Problem> {
+        strategy::llama(70)
     }
-}
 
-fn losses(data: &LlamaData) -> Result<Vec<Array1<f64>>> {
-    let last = data.x.dim().1 - 1;
-    reference(data)?
-        .iter()
-        .zip(&data.tokens)
-        .map(|(logits, tokens)| Ok(token_losses(logits.slice(s![..last, ..]), &tokens[1..])?))
-        .collect()
-}
+    fn data(case: &Case) -> Result<Llama> {
+        Llama::new(case)
+    }
 
-/// A loss is -ln of the softmax; equal logits make it ln of the vocabulary; a constant added to all changes
-/// nothing.
-pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
-    let problem = case.llama()?;
-    let data = problem.data(case.seed);
-    let check = against(Number::F64);
-    let logits = reference(&data)?.swap_remove(0);
-    let last = problem.tokens - 1;
-    let (logits, targets) = (logits.slice(s![..last, ..]), &data.tokens[0][1..]);
-    let found = token_losses(logits, targets)?;
-    let definition: Array1<f64> = logits
-        .outer_iter()
-        .zip(targets)
-        .map(|(row, &target)| {
-            let sum: f64 = row.iter().rev().map(|l| l.exp()).sum();
-            -(row[target as usize].exp() / sum).ln()
-        })
-        .collect();
-    let shifted = token_losses((&logits + 100.0).view(), targets)?;
-    let equal = token_losses(Array2::from_elem((last, VOCABULARY), 3.0).view(), targets)?;
-    let uniform = Array1::from_elem(last, (VOCABULARY as f64).ln());
-    // a constant of 100 takes seven bits of a logit of unit size
-    let terms = 2 * VOCABULARY + 128;
-    Ok(vec![
-        check.nmse(terms, "definition", &found, &definition)?,
-        check.nmse(terms, "a constant added to all logits", &shifted, &found)?,
-        check.nmse(terms, "equal logits", &equal, &uniform)?,
-    ])
-}
+    fn ways(machine: &Subject, _data: &Llama) -> Vec<Subject> {
+        llama::rungs(machine)
+    }
 
-pub(super) fn prepare(case: &Case) -> Result<Prepared> {
-    let problem = case.llama()?;
-    let data = problem.data(case.seed);
-    let expected = losses(&data)?;
-    Ok(Box::new(move |subject: &dyn Subject| {
-        let check = against(subject.number());
-        let (found, same) = repeated(check, "losses", || subject.perplexity(&data))?;
-        // in every arithmetic the sum over the vocabulary is of f32 at least
-        let terms = terms_in(subject.number(), &problem) + VOCABULARY;
-        Ok(Findings {
-            comparisons: vec![
-                same,
-                check.nmse(terms, "losses", found.iter().flatten(), expected.iter().flatten())?,
-            ],
-            excess: None,
-        })
-    }))
+    fn run(subject: &Subject, case: &Llama) -> Result<Vec<Array1<f64>>> {
+        let data = &case.data;
+        match subject {
+            Subject::Reference => whole(data)?
+                .iter()
+                .zip(&data.tokens)
+                .map(|(logits, tokens)| {
+                    let predicting = logits.slice(s![..tokens.len() - 1, ..]);
+                    Ok(token_losses(predicting, &tokens[1..])?)
+                })
+                .collect(),
+            Subject::Cpu(_) => {
+                let sequences = case.sequences();
+                Ok(streamed(&case.on_cpu()?, data, &sequences, false, &mut |_| ())?.losses)
+            }
+            Subject::Cuda(cuda) => {
+                let mut model = case.on_gpu(cuda).map_err(AqlmError::from)?;
+                let of = |tokens: &Vec<u32>| {
+                    model.reset();
+                    let logits = model.forward(tokens).map_err(AqlmError::from)?;
+                    losses(&logits, data.config.vocab_size, tokens)
+                };
+                data.tokens.iter().map(of).collect()
+            }
+        }
+    }
+
+    /// A loss is -ln of the softmax; equal logits make it ln of the vocabulary; a constant added to all
+    /// changes nothing.
+    fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
+        let Llama { problem, data, .. } = Llama::new(case)?;
+        let logits = whole(&data)?.swap_remove(0);
+        let last = problem.tokens - 1;
+        let (logits, targets) = (logits.slice(s![..last, ..]), &data.tokens[0][1..]);
+        let found = token_losses(logits, targets)?;
+        let definition: Array1<f64> = logits
+            .outer_iter()
+            .zip(targets)
+            .map(|(row, &target)| {
+                let sum: f64 = row.iter().rev().map(|l| l.exp()).sum();
+                -(row[target as usize].exp() / sum).ln()
+            })
+            .collect();
+        let shifted = token_losses((&logits + 100.0).view(), targets)?;
+        let equal = token_losses(Array2::from_elem((last, VOCABULARY), 3.0).view(), targets)?;
+        let uniform = Array1::from_elem(last, (VOCABULARY as f64).ln());
+        Ok(vec![
+            check.nmse("definition", &found, &definition)?,
+            check.nmse("a constant added to all logits", &shifted, &found)?,
+            check.nmse("equal logits", &equal, &uniform)?,
+        ])
+    }
+
+    fn expected(case: &Llama) -> Result<Vec<Array1<f64>>> {
+        Self::run(&Subject::Reference, case)
+    }
+
+    fn compare(
+        check: Against,
+        _subject: &Subject,
+        case: &Llama,
+        expected: &Vec<Array1<f64>>,
+        found: &Vec<Array1<f64>>,
+    ) -> Result<Findings> {
+        let losses = check.nmse("losses", found.iter().flatten(), expected.iter().flatten())?;
+        let shape = [case.problem.sequences, case.problem.tokens - 1];
+        Ok(vec![losses.shaped(&shape)].into())
+    }
+
+    fn cost(case: &Llama) -> Cost {
+        case.cost()
+    }
+
+    fn breakages() -> Vec<Breakage<Llama, Vec<Array1<f64>>>> {
+        vec![
+            Breakage::of_answer("a NaN", |found, _, _| found[0][0] = f64::NAN),
+            Breakage::of_answer("a loss off by a thousandth", |found, _, _| {
+                breakage::inaccurate(found.iter_mut().flatten());
+            }),
+            Breakage::of_answer("losses of another sequence", |found, _, before| {
+                breakage::stale(
+                    found.iter_mut().flatten(),
+                    before.map(|before| before.iter().flatten()),
+                );
+            }),
+        ]
+    }
 }

@@ -1,34 +1,187 @@
-//! What decode, matvec and matmul share: exact results and the magnitudes that roundings are relative to.
+//! What decode, matvec and matmul share: exact results, the magnitudes that roundings are relative to, and
+//! how each machine computes them.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
+use aqlm_optimized::cpu::{CodebookPrecision, Form, PackedMatrix, Plan, TablePrecision};
+use aqlm_optimized::cuda::pack::pack;
+use aqlm_optimized::cuda::{Activation, Activations, CudaError, DeviceMatrix};
 use aqlm_reference::decode;
-use aqlm_vocabulary::QuantizedMatrix;
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Scheme};
+use half::{bf16, f16};
 use ndarray::{Array2, ArrayView1, Axis};
+use rayon::prelude::*;
 
-use crate::Comparison;
-use crate::cases::{Operation, ProductData};
-use crate::compare::{Against, Expected};
+use super::{Cost, Op, against};
+use crate::breakage::{self, Breakage};
+use crate::cases::{Case, Operation, ProductCase, ProductData};
+use crate::compare::{Against, Bits, Expected};
+use crate::keep::{Operands, Tensors};
 use crate::limits::{self, Measure};
-use crate::subject::Subject;
+use crate::subject::{Cpu, Cuda, Subject};
+use crate::{CaseRow, Comparison};
 use aqlm_formats::{Error, Result};
 
-/// The reference's results for one product case.
+/// A product case and its data.
 #[derive(Debug, Clone)]
-pub(super) struct Products {
+pub(crate) struct Product {
+    pub(super) problem: ProductCase,
     pub(super) data: ProductData,
-    /// the weight, row by row
-    pub(super) weight: Expected,
+}
+
+impl Operands for Product {
+    fn add_to(&self, tensors: &mut Tensors) {
+        tensors.matrix("", &self.data.matrix);
+        tensors.array("x", &self.data.x);
+    }
+}
+
+/// The data of a case.
+pub(super) fn data(case: &Case) -> Result<Product> {
+    let problem = case.product()?;
+    Ok(Product {
+        problem,
+        data: problem.data(case.seed),
+    })
+}
+
+/// The exact weight, row by row.
+pub(super) fn weight(matrix: &QuantizedMatrix) -> Expected {
+    Expected {
+        values: decode(matrix).iter().copied().collect(),
+        magnitudes: decode(&absolute(matrix)).iter().copied().collect(),
+    }
+}
+
+/// Every form, storage and way with several rows that the CPU has for a product, and every kernel of a GPU.
+pub(super) fn ways(machine: &Subject, operation: Operation, problem: &ProductCase) -> Vec<Subject> {
+    match machine {
+        Subject::Reference => vec![machine.clone()],
+        Subject::Cpu(cpu) => {
+            let mut forms = vec![
+                (Form::Direct, CodebookPrecision::F32),
+                (Form::Direct, CodebookPrecision::F16),
+            ];
+            if problem.scheme.nbits <= 8 {
+                use TablePrecision::{F32, I8, I16, I24};
+                forms.extend([F32, I24, I16, I8].map(|table| (Form::Table(table), CodebookPrecision::Auto)));
+            }
+            let batches: &[usize] = if operation == Operation::Matmul {
+                &[0, 4096]
+            } else {
+                &[0]
+            };
+            let plan = |(form, codebooks), largest_matvec_batch| Plan {
+                level: cpu.level,
+                form,
+                codebooks,
+                largest_matvec_batch,
+            };
+            let all = forms
+                .into_iter()
+                .flat_map(|form| batches.iter().map(move |&batch| plan(form, batch)));
+            all.map(|plan| {
+                Subject::Cpu(Cpu {
+                    plan: Some(plan),
+                    ..cpu.clone()
+                })
+            })
+            .collect()
+        }
+        Subject::Cuda(cuda) => {
+            let kernels = || aqlm_kernels::kernels().iter();
+            let of = |activations, kernel: &'static str| {
+                Subject::Cuda(Cuda {
+                    kernel,
+                    activations,
+                    ..cuda.clone()
+                })
+            };
+            let own = kernels().filter(|kernel| kernel.op == operation.word());
+            let f16 = own.clone().map(|kernel| of(Activations::F16, &kernel.id));
+            let bf16 = own.filter(|kernel| kernel.bf16);
+            f16.chain(bf16.map(|kernel| of(Activations::Bf16, &kernel.id)))
+                .collect()
+        }
+    }
+}
+
+/// The matrix as the CPU keeps it.
+pub(super) fn packed(cpu: &Cpu, matrix: &QuantizedMatrix) -> Result<PackedMatrix> {
+    let (out, inputs) = (matrix.out_features(), matrix.in_features());
+    let chosen = || Plan::choose_at(cpu.level, matrix.scheme(), out, inputs);
+    let plan = cpu.plan.unwrap_or_else(chosen);
+    Ok(PackedMatrix::new(matrix, &plan)?)
+}
+
+/// The output of a kernel, row-major; NaN where it wrote nothing.
+pub(super) fn on_gpu(cuda: &Cuda, matrix: &QuantizedMatrix, x: Option<&Array2<f32>>) -> Result<Bits> {
+    match cuda.activations {
+        Activations::F16 => {
+            let batch = x.map_or(1, Array2::nrows);
+            let x = x.map(|x| exactly_f16(x.iter())).transpose()?;
+            let y = run_kernel(cuda, matrix, x.as_deref(), batch)?;
+            Ok(y.into_iter().map(f16::to_f32).collect())
+        }
+        Activations::Bf16 => {
+            let batch = x.map_or(1, Array2::nrows);
+            // The limits allow for the rounding of x.
+            let x: Option<Vec<bf16>> = x.map(|x| x.iter().map(|&x| bf16::from_f32(x)).collect());
+            let y = run_kernel(cuda, matrix, x.as_deref(), batch)?;
+            Ok(y.into_iter().map(bf16::to_f32).collect())
+        }
+    }
+}
+
+fn run_kernel<T: Activation>(
+    cuda: &Cuda,
+    matrix: &QuantizedMatrix,
+    x: Option<&[T]>,
+    batch: usize,
+) -> Result<Vec<T>> {
+    let device = &*cuda.device;
+    let run = || -> std::result::Result<Vec<T>, CudaError> {
+        let packed = pack(cuda.kernel, matrix, device.target(), batch)?.with_activations(cuda.activations)?;
+        let matrix = DeviceMatrix::new(device, &packed)?;
+        let x = x.map(|x| device.upload(x)).transpose()?;
+        let mut result = device.upload(&vec![T::NAN; packed.y_len()])?;
+        matrix.start(device, x.as_ref(), &mut result, false)?;
+        device.download(&result)
+    };
+    run().map_err(|error| match error {
+        CudaError::Aqlm(error) => error.into(),
+        other => Error::argument(cuda.kernel, "a result", other.to_string()),
+    })
+}
+
+/// x in f16, where that loses nothing.
+fn exactly_f16<'a>(x: impl Iterator<Item = &'a f32>) -> Result<Vec<f16>> {
+    x.map(|&x| {
+        let narrow = f16::from_f32(x);
+        if narrow.to_f32() == x {
+            Ok(narrow)
+        } else {
+            Err(AqlmError::Unsupported("x has numbers that f16 does not hold".into()).into())
+        }
+    })
+    .collect()
+}
+
+/// Products row by row, as the reference gives them.
+#[derive(Debug, Clone)]
+pub(crate) struct Products {
+    /// the sums of magnitudes behind the weight, row by row
+    magnitudes: Vec<f64>,
     /// x W^T, one for each row of x
     pub(super) rows: Vec<Expected>,
 }
 
 impl Products {
-    pub(super) fn new(data: ProductData) -> Self {
+    pub(super) fn new(data: &ProductData) -> Self {
         let (weight, magnitudes) = (decode(&data.matrix), decode(&absolute(&data.matrix)));
         let x = data.x.mapv(f64::from);
-        let (values, sizes) = (x.dot(&weight.t()), x.mapv(f64::abs).dot(&magnitudes.t()));
+        let (values, sizes) = (product(&x, &weight), product(&x.mapv(f64::abs), &magnitudes));
         let rows = values
             .outer_iter()
             .zip(sizes.outer_iter())
@@ -38,82 +191,127 @@ impl Products {
             })
             .collect();
         Self {
-            weight: Expected {
-                values: weight.iter().copied().collect(),
-                magnitudes: magnitudes.iter().copied().collect(),
-            },
+            magnitudes: magnitudes.iter().copied().collect(),
             rows,
-            data,
         }
     }
 
-    /// All rows of x W^T one after another.
-    pub(super) fn whole(&self) -> Expected {
-        let all = |part: fn(&Expected) -> &Vec<f64>| self.rows.iter().flat_map(part).copied().collect();
+    /// Some rows of x W^T one after another.
+    pub(super) fn whole(&self, rows: Range<usize>) -> Expected {
+        let rows = &self.rows[rows];
+        let all = |part: fn(&Expected) -> &Vec<f64>| rows.iter().flat_map(part).copied().collect();
         Expected {
             values: all(|row| &row.values),
             magnitudes: all(|row| &row.magnitudes),
         }
     }
 
+    /// Some rows of the answer, [rows, outputs], against the exact ones. `tables` are the packed matrix and
+    /// the bytes of an entry where these rows went through tables in fixed point.
+    pub(super) fn compare(
+        &self,
+        check: Against,
+        data: &Product,
+        tables: Option<(u32, &PackedMatrix)>,
+        rows: Range<usize>,
+        found: &[f64],
+    ) -> Result<Vec<Comparison>> {
+        let matrix = &data.data.matrix;
+        let out = matrix.out_features();
+        let expected = self.whole(rows.clone());
+        let shape = [rows.len(), out];
+        let exact = data.problem.values.is_exact();
+        // Tables of one byte cannot hold the exact tier's sums.
+        let coarse = tables.is_some_and(|(bytes, _)| bytes == 1);
+        if check.number.is_half() && exact {
+            let rounded: Vec<f64> = expected.values.iter().map(|&y| check.number.nearest(y)).collect();
+            return Ok(vec![
+                check.exact("elements of y", found, &rounded)?.shaped(&shape),
+            ]);
+        }
+        if check.number.is_half() {
+            return Ok(vec![
+                self.half_comparison(check, &data.data, rows, found)?
+                    .shaped(&shape),
+            ]);
+        }
+        if exact && !coarse {
+            let comparison = check.exact("elements of y", found, &expected.values)?;
+            return Ok(vec![comparison.shaped(&shape)]);
+        }
+        let bounds = rows
+            .map(|row| table_error(&data.data, tables, row))
+            .collect::<Result<Vec<_>>>()?;
+        let extra =
+            |i: usize| bounds[i / out] * matrix.scales()[i % out / matrix.scheme().out_group_size].abs();
+        let comparisons = check.elements("y", found, &expected, extra)?;
+        Ok(comparisons.into_iter().map(|one| one.shaped(&shape)).collect())
+    }
+
     /// NMSE of `found`, results in a type of 16 bits, against the exact ones, with a limit that follows from
-    /// where each was rounded: `chain` times inside each group of each row, and once at the end. `found` has
-    /// one result for each row of x in `rows` and each output.
+    /// where each was rounded: as often as the table of limits says inside each group of each row, and once
+    /// at the end. `found` has one result for each row of x in `rows` and each output.
     ///
     /// A partial sum inside a group is at most the group's magnitude, sum(|w x|). Rows with the same codes
     /// make the same errors there but for their scales, whatever x, so that theirs count as one.
     ///
     /// # Errors
     /// `Argument` when the table of limits has no row for it.
-    pub(super) fn half_comparison(
+    fn half_comparison(
         &self,
         check: Against,
-        chain: usize,
+        data: &ProductData,
         rows: Range<usize>,
         found: &[f64],
     ) -> Result<Comparison> {
-        let matrix = &self.data.matrix;
-        let scheme = matrix.scheme();
-        let groups = matrix.groups().1;
-        let one = limits::row(check.operation, check.number, Measure::Nmse)?
-            .rule
-            .limit(check.number, 1);
+        let matrix = &data.matrix;
+        let (scheme, groups, inputs) = (matrix.scheme(), matrix.groups().1, matrix.in_features());
+        let row = limits::row(check.operation, check.number, Measure::Nmse, "y")?;
+        let chain = (row.terms)(&check.sizes);
+        let one = row.rule.limit(check.number, 1);
         let denormal = check.number.denormal_rounding().powi(2);
+        let outputs = matrix.out_features();
+        // The variance of one element's error, whatever its rounding: outputs on all threads, in their order.
+        let variance_of = |row: usize, x: &[f64], output: usize| -> f64 {
+            let weights = &self.magnitudes[output * inputs..][..inputs];
+            let magnitudes: f64 = weights
+                .chunks_exact(scheme.in_group_size)
+                .zip(x.chunks_exact(scheme.in_group_size))
+                .map(|(w, x)| w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>().powi(2))
+                .sum();
+            let y = self.rows[row].values[output];
+            let scale = matrix.scales()[output / scheme.out_group_size].powi(2);
+            let roundings = (chain * groups) as f64 * scale + 1.0;
+            one * (y * y + chain as f64 * magnitudes) + denormal * roundings
+        };
         // By codes of the row and its place in the output group: the variance of all errors that are equal.
         let mut variances: HashMap<(Vec<u16>, usize), f64> = HashMap::new();
         let (mut squares, mut norm) = (0.0, 0.0);
-        let outputs = matrix.out_features();
-        for (index, row) in rows.clone().enumerate() {
-            let x = self.data.x.row(row);
-            for output in 0..outputs {
-                let (group_row, inner) = (output / scheme.out_group_size, output % scheme.out_group_size);
-                let magnitudes: f64 = (0..groups)
-                    .map(|group| {
-                        let first = group * scheme.in_group_size;
-                        let size: f64 = (first..first + scheme.in_group_size)
-                            .map(|i| {
-                                self.weight.magnitudes[output * matrix.in_features() + i]
-                                    * f64::from(x[i]).abs()
-                            })
-                            .sum();
-                        size * size
-                    })
-                    .sum();
-                let y = self.rows[row].values[output];
-                let scale = matrix.scales()[group_row].powi(2);
-                let roundings = (chain * groups) as f64 * scale + 1.0;
-                let variance = one * (y * y + chain as f64 * magnitudes) + denormal * roundings;
-                let codes = matrix
-                    .codes()
-                    .index_axis(Axis(0), group_row)
-                    .iter()
-                    .copied()
-                    .collect();
-                *variances.entry((codes, inner)).or_default() += variance;
-                let error = found.get(index * outputs + output).copied().unwrap_or(f64::NAN) - y;
-                squares += error * error;
-                norm += y * y;
-            }
+        let x: Vec<Vec<f64>> = rows
+            .clone()
+            .map(|row| data.x.row(row).iter().map(|&x| f64::from(x).abs()).collect())
+            .collect();
+        let sums: Vec<(f64, f64, f64)> = (0..outputs)
+            .into_par_iter()
+            .map(|output| {
+                let mut sums = (0.0, 0.0, 0.0);
+                for (index, row) in rows.clone().enumerate() {
+                    let y = self.rows[row].values[output];
+                    let error = found.get(index * outputs + output).copied().unwrap_or(f64::NAN) - y;
+                    sums.0 += variance_of(row, &x[index], output);
+                    sums.1 += error * error;
+                    sums.2 += y * y;
+                }
+                sums
+            })
+            .collect();
+        for (output, (variance, error, size)) in sums.into_iter().enumerate() {
+            let (group_row, inner) = (output / scheme.out_group_size, output % scheme.out_group_size);
+            let codes = matrix.codes().index_axis(Axis(0), group_row);
+            let codes = codes.iter().copied().collect();
+            *variances.entry((codes, inner)).or_default() += variance;
+            squares += error;
+            norm += size;
         }
         if found.len() != rows.len() * outputs || norm == 0.0 {
             squares = f64::NAN;
@@ -121,41 +319,44 @@ impl Products {
         // In one order, so that the last digits of the limit are the same each time.
         let mut variances: Vec<f64> = variances.into_values().collect();
         variances.sort_by(f64::total_cmp);
-        Ok(Comparison::new(
-            format!("{}: y", Measure::Nmse),
-            squares / norm,
-            limits::chance(&variances) / norm,
-        ))
+        let limit = limits::chance(&variances);
+        let comparison = Comparison::new(format!("{}: y", Measure::Nmse), squares / norm, limit / norm);
+        Ok(comparison.with_worst(found, &self.whole(rows).values, |_, error| error * error / limit))
     }
+}
 
-    /// How far fixed-point tables may move W x before its scale, for one row of x: what the subject says,
-    /// once it is within what a table of so many bytes can come to.
-    ///
-    /// # Errors
-    /// `Argument` when the subject allows itself more than that.
-    pub(super) fn table_error(&self, subject: &dyn Subject, operation: Operation, row: usize) -> Result<f64> {
-        let Some(bytes) = subject.table_bytes(operation, self.data.x.nrows()) else {
-            return Ok(0.0);
-        };
-        let x = self.data.x.row(row);
-        let declared = subject.table_error(&self.data.matrix, &x.to_vec())?;
-        let scheme = self.data.matrix.scheme();
-        let lookups = (self.data.matrix.groups().1 * scheme.num_codebooks) as f64;
-        // Entries up to L in steps of a power of two, so that L takes all bits but one: the step is below L
-        // 2^(2 - bits), twice that when L is just above a power of two, and a look-up is off by half of it.
-        // No step is below 2^-120. f32 rounds L and the sum.
-        let largest = largest_entry(&self.data.matrix, x);
-        let lookup = largest * 2f64.powi(2 - 8 * bytes as i32) + 2f64.powi(-120);
-        let most = lookups * lookup * (1.0 + (lookups + 8.0) * f64::from(f32::EPSILON));
-        if declared <= most {
-            Ok(declared)
-        } else {
-            Err(Error::argument(
-                &format!("the error that {} allows its tables", subject.variant()),
-                &format!("at most {most:e}"),
-                format!("{declared:e}"),
-            ))
-        }
+/// x W^T. Blocks of output rows go to different threads; no sum is split.
+fn product(x: &Array2<f64>, weight: &Array2<f64>) -> Array2<f64> {
+    let mut transposed = Array2::zeros((weight.nrows(), x.nrows()));
+    transposed
+        .axis_chunks_iter_mut(Axis(0), 64)
+        .into_par_iter()
+        .zip(weight.axis_chunks_iter(Axis(0), 64).into_par_iter())
+        .for_each(|(mut y, weight)| y.assign(&weight.dot(&x.t())));
+    transposed.reversed_axes()
+}
+
+/// How far fixed-point tables may move W x before its scale, for one row of x: what the matrix says, once it
+/// is within what a table of so many bytes can come to.
+///
+/// # Errors
+/// `Argument` when the matrix allows itself more than that.
+fn table_error(data: &ProductData, tables: Option<(u32, &PackedMatrix)>, row: usize) -> Result<f64> {
+    let Some((bytes, packed)) = tables else {
+        return Ok(0.0);
+    };
+    let x = data.x.row(row);
+    let declared = f64::from(packed.table_error_bound(&x.to_vec())?);
+    let lookups = (data.matrix.groups().1 * data.matrix.scheme().num_codebooks) as f64;
+    let most = limits::fixed_point(bytes, lookups, largest_entry(&data.matrix, x));
+    if declared <= most {
+        Ok(declared)
+    } else {
+        Err(Error::argument(
+            "the error that a matrix allows its tables",
+            &format!("at most {most:e}"),
+            format!("{declared:e}"),
+        ))
     }
 }
 
@@ -170,6 +371,20 @@ fn largest_entry(matrix: &QuantizedMatrix, x: ArrayView1<'_, f32>) -> f64 {
         }
     }
     largest
+}
+
+/// The tables of fixed-point entries that a product with so many rows of x goes through.
+pub(super) fn tables(
+    check: Against,
+    subject: &Subject,
+    matrix: &QuantizedMatrix,
+    batch: usize,
+) -> Result<Option<(u32, PackedMatrix)>> {
+    let Subject::Cpu(cpu) = subject else {
+        return Ok(None);
+    };
+    let bytes = cpu.table_bytes(check.operation, batch);
+    bytes.map(|bytes| Ok((bytes, packed(cpu, matrix)?))).transpose()
 }
 
 /// The matrix with all signs dropped: it decodes to the sums of magnitudes.
@@ -197,36 +412,192 @@ pub(super) fn by_definition(matrix: &QuantizedMatrix) -> Array2<f64> {
     })
 }
 
+/// How all three go wrong.
+pub(super) fn breakages() -> Vec<Breakage<Product, Bits>> {
+    vec![
+        Breakage::of_data("the scale of the next output group", |broken| {
+            breakage::next_scales(&mut broken.data.matrix);
+        }),
+        Breakage::of_data("codes of the next input group", |broken| {
+            breakage::next_groups(&mut broken.data.matrix);
+        }),
+        Breakage::of_data("transposed codebooks", |broken| {
+            breakage::transposed_codebooks(&mut broken.data.matrix);
+        }),
+        Breakage::of_answer("a last tile that is never written", |y, _, _| {
+            breakage::unwritten(&mut y.0);
+        }),
+        Breakage::of_answer("a stale accumulator", |y, _, before| {
+            breakage::stale(&mut y.0, before.map(|before| &before.0));
+        }),
+        Breakage::of_answer("a NaN", |y, _, _| breakage::nan(&mut y.0)),
+        Breakage::of_answer("a result off by a thousandth", |y, _, _| {
+            breakage::inaccurate(&mut y.0);
+        }),
+    ]
+}
+
+/// How products with x go wrong besides.
+pub(super) fn dropped_inputs() -> Breakage<Product, Bits> {
+    Breakage::of_data("the last inputs left out of the sums", |broken| {
+        let columns = broken.data.x.ncols();
+        let kept = columns - columns.min(8);
+        broken.data.x.slice_mut(ndarray::s![.., kept..]).fill(0.0);
+    })
+}
+
+/// Fewest bytes of a matrix of (output groups, input groups): codes at their own width, codebooks and scales
+/// in 16 bits.
+pub fn matrix_bytes(scheme: Scheme, (out_groups, in_groups): (usize, usize)) -> usize {
+    let codes = (out_groups * in_groups * scheme.num_codebooks * scheme.nbits as usize).div_ceil(8);
+    let codebooks = scheme.num_codebooks * scheme.codebook_size() * scheme.group_len() * 2;
+    codes + codebooks + 2 * out_groups
+}
+
+/// The matrix and rows of x and y, in 16 bits.
+pub(super) fn cost(data: &Product) -> Cost {
+    let problem = &data.problem;
+    let (out, inputs) = (problem.out_features(), problem.in_features());
+    Cost {
+        bytes: matrix_bytes(problem.scheme, (problem.out_groups, problem.in_groups))
+            + 2 * problem.batch * (out + inputs),
+        products: vec![[problem.batch, inputs, out]],
+    }
+}
+
+/// A case of decode, matvec or matmul for kernels that somebody else launches: its data, and results against
+/// the reference's.
+pub struct ProductCheck {
+    case: Case,
+    data: Product,
+    expected: ProductsOrWeight,
+}
+
+enum ProductsOrWeight {
+    Products(Products),
+    Weight(Expected),
+}
+
+impl ProductCheck {
+    /// Draws the data and computes the reference's results.
+    ///
+    /// # Errors
+    /// `Argument` for a case of another operation.
+    pub fn new(case: &Case) -> Result<Self> {
+        let data = data(case)?;
+        let expected = if case.operation == Operation::Decode {
+            ProductsOrWeight::Weight(weight(&data.data.matrix))
+        } else {
+            ProductsOrWeight::Products(Products::new(&data.data))
+        };
+        Ok(Self {
+            case: *case,
+            data,
+            expected,
+        })
+    }
+
+    /// The case.
+    pub fn case(&self) -> &Case {
+        &self.case
+    }
+
+    /// The matrix and x.
+    pub fn data(&self) -> &ProductData {
+        &self.data.data
+    }
+
+    /// What it costs at least.
+    pub fn cost(&self) -> Cost {
+        match self.expected {
+            ProductsOrWeight::Weight(_) => super::decode::Decode::cost(&self.data),
+            ProductsOrWeight::Products(_) => cost(&self.data),
+        }
+    }
+
+    /// Numbers of the result.
+    pub fn len(&self) -> usize {
+        match &self.expected {
+            ProductsOrWeight::Weight(weight) => weight.values.len(),
+            ProductsOrWeight::Products(products) => products.rows.len() * self.data.problem.out_features(),
+        }
+    }
+
+    /// Whether there is no result.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The row of results that a machine gave for the same input twice, row-major.
+    ///
+    /// # Errors
+    /// `Argument` when the table of limits has no row for the machine's arithmetic.
+    pub fn compare(&self, subject: &Subject, found: &[f64], again: &[f64]) -> Result<CaseRow> {
+        let operation = self.case.operation;
+        let check = match operation {
+            Operation::Decode => against::<super::decode::Decode>(subject.number(), &self.case),
+            Operation::Matvec => against::<super::matvec::Matvec>(subject.number(), &self.case),
+            _ => against::<super::matmul::Matmul>(subject.number(), &self.case),
+        };
+        let mut comparisons = match &self.expected {
+            ProductsOrWeight::Weight(weight) => {
+                super::decode::compare_weight(check, &self.data, weight, found)?
+            }
+            ProductsOrWeight::Products(products) => {
+                let batch = self.data.problem.batch;
+                let tables = tables(check, subject, &self.data.data.matrix, batch)?;
+                let tables = tables.as_ref().map(|(bytes, packed)| (*bytes, packed));
+                products.compare(check, &self.data, tables, 0..batch, found)?
+            }
+        };
+        let different = found
+            .iter()
+            .zip(again)
+            .filter(|(a, b)| a.to_bits() != b.to_bits())
+            .count();
+        let different = if found.len() == again.len() {
+            different as f64
+        } else {
+            f64::NAN
+        };
+        comparisons.push(check.value(Measure::Repeat, "answers that differ", different)?);
+        let (operation, case) = (operation.word(), self.case.to_string());
+        Ok(CaseRow::compared(
+            operation,
+            &case,
+            subject.backend(),
+            comparisons,
+        ))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cases::{ProductCase, Values};
+    use crate::cases::Values;
     use crate::limits::Number;
 
-    fn products(values: Values) -> Products {
-        let case = ProductCase {
-            scheme: "2x6g8".parse().unwrap(),
-            out_groups: 24,
-            in_groups: 32,
-            batch: 2,
-            values,
-        };
-        Products::new(case.data(7))
+    fn products(values: Values) -> (Case, Product, Products) {
+        let case: Case = format!("matmul-2x6g8-24x256-b2-{values}-s7").parse().unwrap();
+        let data = data(&case).unwrap();
+        let products = Products::new(&data.data);
+        (case, data, products)
     }
 
-    fn compared(products: &Products, number: Number, change: impl Fn(usize, f64) -> f64) -> Comparison {
-        let check = Against {
-            operation: Operation::Matmul,
-            number,
-        };
+    fn compared(
+        (case, data, products): &(Case, Product, Products),
+        number: Number,
+        change: impl Fn(usize, f64) -> f64,
+    ) -> Comparison {
+        let check = against::<super::super::matmul::Matmul>(number, case);
         let found: Vec<f64> = products
-            .whole()
+            .whole(0..2)
             .values
             .iter()
             .enumerate()
             .map(|(i, y)| number.nearest(change(i, *y)))
             .collect();
-        products.half_comparison(check, 3, 0..2, &found).unwrap()
+        products.half_comparison(check, &data.data, 0..2, &found).unwrap()
     }
 
     #[test]
@@ -235,28 +606,24 @@ mod tests {
             let products = products(Values::Outliers);
             assert!(compared(&products, number, |_, y| y).holds());
             assert!(!compared(&products, number, |_, y| y * 1.1).holds());
-            let largest = products
-                .whole()
-                .values
-                .iter()
-                .fold(0.0_f64, |most, y| most.max(y.abs()));
+            let whole = products.2.whole(0..2);
+            let largest = whole.values.iter().fold(0.0_f64, |most, y| most.max(y.abs()));
             for wrong in [0.0, f64::NAN] {
                 let change = |_, y: f64| if y.abs() == largest { wrong } else { y };
                 assert!(!compared(&products, number, change).holds());
             }
-            let short = &products.whole().values[1..];
-            let check = Against {
-                operation: Operation::Matmul,
-                number,
-            };
-            assert!(!products.half_comparison(check, 3, 0..2, short).unwrap().holds());
+            let check = against::<super::super::matmul::Matmul>(number, &products.0);
+            let short = products
+                .2
+                .half_comparison(check, &products.1.data, 0..2, &whole.values[1..]);
+            assert!(!short.unwrap().holds());
         }
     }
 
     #[test]
     fn equal_rows_may_all_be_off_by_what_one_may() {
         let (equal, different) = (products(Values::EqualRows), products(Values::Outliers));
-        let limit = |products: &Products| compared(products, Number::F16, |_, y| y).limit;
+        let limit = |products: &(Case, Product, Products)| compared(products, Number::F16, |_, y| y).limit;
         assert!(limit(&equal) > 5.0 * limit(&different));
     }
 }

@@ -1,20 +1,108 @@
+use aqlm_optimized::cpu::quantizer;
 use aqlm_reference::{decode, residual_init};
 use aqlm_vocabulary::QuantizedMatrix;
 use ndarray::{Array1, Array2, s};
+use proptest::strategy::BoxedStrategy;
 
 use super::layer::{Layer, malformed};
-use super::{Prepared, nearest};
-use crate::cases::{Case, Operation};
-use crate::compare::{Against, Findings, repeated};
-use crate::limits::{Measure, Number};
+use super::{Cost, Listed as _, Op, nearest};
+use crate::breakage::{self, Breakage};
+use crate::cases::{Case, Kind, Problem, strategy};
+use crate::compare::{Against, Findings};
+use crate::limits::Measure;
 use crate::subject::Subject;
 use crate::{Comparison, largest};
 use aqlm_formats::Result;
 
-fn against(number: Number) -> Against {
-    Against {
-        operation: Operation::ResidualInit,
-        number,
+/// First codes and codebooks by residual k-means.
+pub(crate) struct ResidualInit;
+
+impl Op for ResidualInit {
+    type Data = Layer;
+    type Answer = QuantizedMatrix;
+    type Expected = QuantizedMatrix;
+
+    const KIND: Kind = Kind::Layer(&[]);
+    const CORNERS: &'static [&'static str] = &[
+        "2x5g8-96x64-outliers-s1",
+        "1x6g4-64x48-zerorows-s2",
+        "2x4g4o2-64x32-equalrows-s3",
+        "1x1g4-1x4-dyadic-s4",
+    ];
+
+    fn strategy() -> BoxedStrategy<Problem> {
+        strategy::layer(&[])
+    }
+
+    fn data(case: &Case) -> Result<Layer> {
+        Layer::new(case)
+    }
+
+    fn run(subject: &Subject, layer: &Layer) -> Result<QuantizedMatrix> {
+        let (settings, key) = (layer.settings(), layer.key);
+        match subject {
+            Subject::Reference => Ok(residual_init(&layer.weight, &settings, key)?),
+            Subject::Cpu(_) => Ok(quantizer::residual_init(&layer.data.weight, &settings, key)?),
+            Subject::Cuda(_) => subject.lacks(Self::OPERATION),
+        }
+    }
+
+    /// Codes are nearest, scales are norms, and every further codebook lowers the error.
+    fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
+        let layer = Layer::new(case)?;
+        let (settings, key) = (layer.settings(), layer.key);
+        let found = residual_init(&layer.weight, &settings, key)?;
+        let mut comparisons = on_its_path(check, &layer, &found)?;
+        let mut errors = vec![error(
+            &layer.weight,
+            &found
+                .clone()
+                .with_codebooks(ndarray::Array4::zeros(found.codebooks().dim()))?,
+        )];
+        for codebooks in 1..=settings.scheme.num_codebooks {
+            let mut fewer = settings.clone();
+            fewer.scheme.num_codebooks = codebooks;
+            errors.push(error(&layer.weight, &residual_init(&layer.weight, &fewer, key)?));
+        }
+        let rise = largest(errors.windows(2).map(|pair| (pair[1] - pair[0]) / errors[0]));
+        let what = "error that a codebook adds";
+        comparisons.push(check.value(Measure::Choice, what, rise.max(0.0))?);
+        Ok(comparisons)
+    }
+
+    fn expected(layer: &Layer) -> Result<QuantizedMatrix> {
+        Self::run(&Subject::Reference, layer)
+    }
+
+    fn compare(
+        check: Against,
+        _subject: &Subject,
+        layer: &Layer,
+        expected: &QuantizedMatrix,
+        found: &QuantizedMatrix,
+    ) -> Result<Findings> {
+        let comparisons = on_its_path(check, layer, found)?;
+        let floor = check.floor(layer.weight.iter().map(|w| w * w).sum())?;
+        let error = |matrix| error(&layer.weight, matrix) + floor;
+        Ok(Findings {
+            comparisons,
+            excess: Some((error(found) / error(expected)).ln()),
+        })
+    }
+
+    fn cost(layer: &Layer) -> Cost {
+        layer.cost()
+    }
+
+    fn breakages() -> Vec<Breakage<Layer, QuantizedMatrix>> {
+        vec![
+            Breakage::of_answer("the scale of the next output group", |found, _, _| {
+                breakage::next_scales(found);
+            }),
+            Breakage::of_answer("codes of the next input group", |found, _, _| {
+                breakage::next_groups(found);
+            }),
+        ]
     }
 }
 
@@ -56,79 +144,18 @@ fn worst_choice(weight: &Array2<f64>, matrix: &QuantizedMatrix) -> f64 {
 }
 
 fn on_its_path(check: Against, layer: &Layer, found: &QuantizedMatrix) -> Result<Vec<Comparison>> {
-    let scheme = found.scheme();
-    let weights = scheme.out_group_size * layer.weight.ncols();
-    let terms = nearest::terms(scheme.group_len(), scheme.num_codebooks);
-    Ok(vec![
-        check.value(
-            Measure::Exact,
-            0,
-            "shapes and codes",
-            malformed(found, &layer.data.matrix),
-        )?,
-        check.nmse(
-            weights + 2,
-            "scales",
-            found.scales(),
-            &(norms(&layer.weight, scheme.out_group_size) + 1e-9),
-        )?,
-        check.value(
-            Measure::Choice,
-            terms,
-            "codes",
-            worst_choice(&layer.weight, found),
-        )?,
-    ])
-}
-
-/// Codes are nearest, scales are norms, and every further codebook lowers the error.
-pub(super) fn properties(case: &Case) -> Result<Vec<Comparison>> {
-    let problem = case.layer()?;
-    let layer = Layer::new(problem.data(case.seed));
-    let check = against(Number::F64);
-    let (settings, key) = (problem.settings(), problem.key(case.seed));
-    let found = residual_init(&layer.weight, &settings, key)?;
-    let mut comparisons = on_its_path(check, &layer, &found)?;
-    let mut errors = vec![error(
-        &layer.weight,
-        &found
-            .clone()
-            .with_codebooks(ndarray::Array4::zeros(found.codebooks().dim()))?,
-    )];
-    for codebooks in 1..=problem.scheme.num_codebooks {
-        let mut fewer = settings.clone();
-        fewer.scheme.num_codebooks = codebooks;
-        errors.push(error(&layer.weight, &residual_init(&layer.weight, &fewer, key)?));
+    let scales = norms(&layer.weight, found.scheme().out_group_size) + 1e-9;
+    let shape = check.value(
+        Measure::Exact,
+        "shapes and codes",
+        malformed(found, &layer.data.matrix),
+    )?;
+    if !shape.holds() {
+        return Ok(vec![shape]);
     }
-    let rise = largest(errors.windows(2).map(|pair| (pair[1] - pair[0]) / errors[0]));
-    let terms = nearest::terms(problem.scheme.group_len(), problem.scheme.num_codebooks);
-    comparisons.push(check.value(
-        Measure::Choice,
-        terms,
-        "error that a codebook adds",
-        rise.max(0.0),
-    )?);
-    Ok(comparisons)
-}
-
-pub(super) fn prepare(case: &Case) -> Result<Prepared> {
-    let problem = case.layer()?;
-    let layer = Layer::new(problem.data(case.seed));
-    let (settings, key) = (problem.settings(), problem.key(case.seed));
-    let expected = residual_init(&layer.weight, &settings, key)?;
-    let size: f64 = layer.weight.iter().map(|w| w * w).sum();
-    Ok(Box::new(move |subject: &dyn Subject| {
-        let check = against(subject.number());
-        let (found, same) = repeated(check, "matrix", || {
-            subject.residual_init(&layer.data.weight, &settings, key)
-        })?;
-        let mut comparisons = on_its_path(check, &layer, &found)?;
-        comparisons.push(same);
-        let floor = (problem.scheme.group_len() as f64 * check.number.epsilon()).powi(2) * size;
-        let error = |matrix| error(&layer.weight, matrix) + floor;
-        Ok(Findings {
-            comparisons,
-            excess: Some((error(&found) / error(&expected)).ln()),
-        })
-    }))
+    Ok(vec![
+        shape,
+        check.nmse("scales", found.scales(), &scales)?,
+        check.value(Measure::Choice, "codes", worst_choice(&layer.weight, found))?,
+    ])
 }

@@ -2,7 +2,7 @@ use aqlm_vocabulary::{
     AdamDecay, AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, StreamKey, Tuned,
 };
 
-use super::epochs::{Course, Keeper, Plan, Step, train};
+use super::epochs::{Course, Keeper, Plan, Taken, train};
 use super::objective::SquaredError;
 use crate::ops::{Ranks, TrainOps};
 use aqlm_formats::Result;
@@ -124,7 +124,7 @@ impl<M: TrainOps, R: Ranks> Keeper<SquaredError<'_, M, R>> for InMemory<'_, M::B
         &mut self,
         _course: &Course,
         _objective: &mut SquaredError<'_, M, R>,
-        step: &Step<'_>,
+        step: &Taken<'_>,
     ) -> Result<()> {
         (self.observe)(FinetuneEvent::Step {
             epoch: step.epoch,

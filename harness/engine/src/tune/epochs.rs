@@ -55,7 +55,7 @@ pub(super) struct Course {
 }
 
 /// A step that was taken.
-pub(super) struct Step<'a> {
+pub(super) struct Taken<'a> {
     /// epoch, from 1
     pub(super) epoch: usize,
     /// step within the epoch, from 1
@@ -89,7 +89,7 @@ pub(super) trait Keeper<O> {
     fn begun(&mut self, course: &Course, objective: &mut O) -> Result<()>;
 
     /// A step was taken.
-    fn stepped(&mut self, course: &Course, objective: &mut O, step: &Step<'_>) -> Result<()>;
+    fn stepped(&mut self, course: &Course, objective: &mut O, step: &Taken<'_>) -> Result<()>;
 
     /// An epoch is done, and its end `judged`; `better` than the best before.
     fn epoch_done(
@@ -169,7 +169,7 @@ pub(super) fn train<O: Objective, K: Keeper<O>>(
             objective.step(lr);
             course.step = step + 1;
             course.epoch_total += total;
-            let step = Step {
+            let step = Taken {
                 epoch,
                 step: step + 1,
                 steps,

@@ -7,10 +7,7 @@ use crate::ops::{PartSums, Ranks, TrainOps, joined};
 use aqlm_formats::Result;
 
 /// What is being trained, and the loss that it is trained on, over sequences known by their numbers.
-#[expect(
-    clippy::missing_errors_doc,
-    reason = "what the machine refuses, for all methods"
-)]
+/// Methods fail with what the machine refuses.
 pub(super) trait Objective {
     /// What a mean loss is the mean over, in these sequences.
     fn count(&self, sequences: &[usize]) -> f64;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::EndToEndSettings;
-use super::epochs::{Broken, Course, Keeper, Plan, Step, train};
+use super::epochs::{Broken, Course, Keeper, Plan, Taken, train};
 use super::objective::NextTokens;
 use super::teacher::Teacher;
 use crate::RunFolder;
@@ -130,7 +130,8 @@ pub struct Tuning {
 /// What the backend refuses, unreadable weights, a run folder that can't be read or written.
 #[expect(
     clippy::too_many_arguments,
-    reason = "each is a different thing, and a struct would only rename them"
+    clippy::missing_panics_doc,
+    reason = "each is a different thing, and a struct would only rename them; nothing makes it panic"
 )]
 pub fn end_to_end<M: TrainOps>(
     machine: &M,
@@ -290,7 +291,7 @@ impl<M: TrainOps, R: Ranks> Keeper<NextTokens<'_, M, R>> for InFolder<'_> {
         &mut self,
         course: &Course,
         objective: &mut NextTokens<'_, M, R>,
-        step: &Step<'_>,
+        step: &Taken<'_>,
     ) -> Result<()> {
         let tokens = step.batch.len() * self.seqlen;
         let now = self.now(course);

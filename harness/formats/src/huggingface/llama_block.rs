@@ -32,7 +32,7 @@ pub(super) fn plain(
     let heads = fields.size("num_attention_heads")?;
     let kv_heads = fields.optional_size("num_key_value_heads")?;
     let kv_heads = kv_heads.or(defaults.kv_heads).unwrap_or(heads);
-    if heads % kv_heads != 0 {
+    if !heads.is_multiple_of(kv_heads) {
         return Err(fields.wrong(
             "num_key_value_heads",
             format!("a divisor of num_attention_heads = {heads}"),
@@ -76,7 +76,7 @@ fn head_dim(fields: &Fields<'_>, hidden_size: usize, heads: usize) -> Result<usi
             ));
         }
     };
-    if head_dim % 2 != 0 {
+    if !head_dim.is_multiple_of(2) {
         return Err(Error::Field {
             path: fields.path.into(),
             field: "head_dim".into(),

@@ -1,6 +1,6 @@
 //! Named arrays of numbers in safetensors files: the only reader and the only writer of them here.
 //!
-//! [`SafetensorFiles`] opens a file by its header and reads one tensor at a time; [`write`] makes a file of
+//! [`SafetensorFiles`] opens a file by its header and reads one tensor at a time; [`write()`] makes a file of
 //! [`NewTensor`]s, durably, and returns its checksum. Beneath both is the `safetensors` crate's [`Dtype`]; the
 //! header's check is this module's own, because its errors name the file and the tensor.
 

@@ -65,7 +65,7 @@ pub fn block_forward(block: &Block, rotary: &Rotary, x: ArrayView3<'_, f32>) -> 
     let mut y = zeroed_sequences(x.dim());
     for part in parts(&vec![x.dim().1; x.dim().0]) {
         let rows = ndarray::s![part, .., ..];
-        let (result, _) = block_forward_traced(block, rotary, x.slice(rows.clone()));
+        let (result, _) = block_forward_traced(block, rotary, x.slice(rows));
         y.slice_mut(rows).assign(&result);
     }
     y

@@ -17,11 +17,11 @@ const LOGITS: usize = 1 << 25;
 /// The RMSNorm before the head, and the head.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Head {
-    norm_spec: NormSpec,
-    /// `[hidden]`
-    norm: Array1<f32>,
+    norm: NormSpec,
+    /// of the norm, `[hidden]`
+    weight: Array1<f32>,
     /// [vocab, hidden]
-    lm_head: RowStore,
+    output: RowStore,
 }
 
 impl Head {
@@ -29,18 +29,18 @@ impl Head {
     ///
     /// # Errors
     /// `Shape` when the two do not fit.
-    pub fn new(norm_spec: NormSpec, norm: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Self> {
-        if norm.len() != lm_head.ncols() {
+    pub fn new(norm: NormSpec, weight: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Self> {
+        if weight.len() != lm_head.ncols() {
             return Err(AqlmError::Shape {
                 what: "final norm".into(),
                 expected: vec![lm_head.ncols()],
-                found: vec![norm.len()],
+                found: vec![weight.len()],
             });
         }
         Ok(Self {
-            norm_spec,
-            norm: norm.as_standard_layout().into_owned(),
-            lm_head: RowStore::new(lm_head),
+            norm,
+            weight: weight.as_standard_layout().into_owned(),
+            output: RowStore::new(lm_head),
         })
     }
 
@@ -49,13 +49,13 @@ impl Head {
     /// # Panics
     /// When the rows have another width than the head.
     pub fn logits(&self, x: ArrayView2<'_, f32>) -> Array2<f32> {
-        self.logits_by(x, &self.lm_head.widened())
+        self.logits_by(x, &self.output.widened())
     }
 
     /// [`Head::logits`] by an lm_head that is in f32 already.
     fn logits_by(&self, x: ArrayView2<'_, f32>, lm_head: &[f32]) -> Array2<f32> {
         let normed = self.normed(x);
-        let lm_head = ArrayView2::from_shape(self.lm_head.dim(), lm_head)
+        let lm_head = ArrayView2::from_shape(self.output.dim(), lm_head)
             .expect("as many values as the store was made of");
         linear(normed.view(), lm_head, Par::rayon(0))
     }
@@ -65,7 +65,7 @@ impl Head {
     /// # Panics
     /// When the rows have another width than the head.
     pub fn normed(&self, x: ArrayView2<'_, f32>) -> Array2<f32> {
-        rms_norm(x, &self.norm, self.norm_spec.epsilon)
+        rms_norm(x, &self.weight, self.norm.epsilon)
     }
 
     /// Logits of one position: `[hidden]` to `[vocab]`.
@@ -78,10 +78,10 @@ impl Head {
         rms_norm_row(
             &mut normed,
             elements(&x),
-            elements(&self.norm),
-            self.norm_spec.epsilon,
+            elements(&self.weight),
+            self.norm.epsilon,
         );
-        Array1::from(self.lm_head.times(&normed))
+        Array1::from(self.output.times(&normed))
     }
 
     /// Negative log-likelihoods in nats of each next token of each sequence, [tokens - 1] each, for hidden
@@ -103,8 +103,8 @@ impl Head {
                 found: vec![sequences.len()],
             });
         }
-        let (vocab, _) = self.lm_head.dim();
-        let lm_head = self.lm_head.widened();
+        let (vocab, _) = self.output.dim();
+        let lm_head = self.output.widened();
         let rows_at_once = (LOGITS / vocab.max(1)).max(1);
         let mut result = Vec::with_capacity(count);
         for (x, sequence) in hidden.outer_iter().zip(sequences) {

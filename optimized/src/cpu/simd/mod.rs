@@ -1,13 +1,15 @@
-//! Which vector instructions are used: found when the program runs, and overridable.
+//! Which vector instructions are used: found when the program runs, unless a pool of threads has its own
+//! level.
 
 pub(crate) mod vector;
 
+use std::cell::Cell;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use aqlm_vocabulary::{AqlmError, Result};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use vector::Vector;
 
@@ -27,8 +29,10 @@ pub enum SimdLevel {
     Avx512,
 }
 
-/// 0: nothing forced; else 1 + the level.
-static FORCED: AtomicU8 = AtomicU8::new(0);
+thread_local! {
+    /// The level of this thread's pool, if it has one ([`SimdLevel::pool`]).
+    static OF_POOL: Cell<Option<SimdLevel>> = const { Cell::new(None) };
+}
 
 impl SimdLevel {
     /// Every level, whether this machine has it or not.
@@ -52,30 +56,26 @@ impl SimdLevel {
             .collect()
     }
 
-    /// The level that new plans use: the forced one, else the fastest available, found once.
+    /// The level that kernels and new plans of this thread use: that of its pool, else the fastest available,
+    /// found once.
     pub fn current() -> Self {
         static BEST: OnceLock<SimdLevel> = OnceLock::new();
-        match FORCED.load(Ordering::Relaxed) {
-            0 => *BEST.get_or_init(|| Self::available().pop().unwrap_or(Self::Portable)),
-            forced => Self::ALL[usize::from(forced - 1)],
-        }
+        let best = || *BEST.get_or_init(|| Self::available().pop().unwrap_or(Self::Portable));
+        OF_POOL.get().unwrap_or_else(best)
     }
 
-    /// Makes every later plan of this process use `level` (`None`: the fastest again). Matrices that are
+    /// Threads that compute with this level: whatever is installed in the pool does. Matrices that are
     /// already packed keep theirs.
     ///
     /// # Errors
-    /// `Unsupported` when this machine does not have it.
-    pub fn force(level: Option<Self>) -> Result<()> {
-        let value = match level {
-            None => 0,
-            Some(level) => {
-                level.require()?;
-                1 + level as u8
-            }
-        };
-        FORCED.store(value, Ordering::Relaxed);
-        Ok(())
+    /// `Unsupported` when this machine does not have the level or no more threads.
+    pub fn pool(self, threads: usize) -> Result<ThreadPool> {
+        self.require()?;
+        ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .start_handler(move |_| OF_POOL.set(Some(self)))
+            .build()
+            .map_err(|error| AqlmError::Unsupported(format!("{threads} more threads: {error}")))
     }
 
     /// # Errors

@@ -1,9 +1,7 @@
 use aqlm_vocabulary::{BlockSpec, BlockWeights, Input};
-use cudarc::driver::CudaSlice;
 use half::f16;
 
-use super::super::error::During;
-use super::super::{Device, Result};
+use super::super::{Buffer, Device, Result};
 use super::group::{Group, Layout};
 use super::narrowed;
 use super::plan::padded_head;
@@ -11,8 +9,8 @@ use super::plan::padded_head;
 /// One block's weights and its cache.
 pub(super) struct Block {
     pub(super) spec: BlockSpec,
-    pub(super) input_norm: CudaSlice<f16>,
-    pub(super) post_norm: CudaSlice<f16>,
+    pub(super) input_norm: Buffer<f16>,
+    pub(super) post_norm: Buffer<f16>,
     /// queries, keys, values
     pub(super) qkv: Group,
     pub(super) output: Group,
@@ -20,8 +18,8 @@ pub(super) struct Block {
     pub(super) gate_up: Group,
     pub(super) down: Group,
     /// [kv_heads, positions, padded head]
-    pub(super) keys: CudaSlice<f16>,
-    pub(super) values: CudaSlice<f16>,
+    pub(super) keys: Buffer<f16>,
+    pub(super) values: Buffer<f16>,
 }
 
 impl Block {
@@ -41,7 +39,11 @@ impl Block {
                 .collect();
             Group::new(device, &linears, layout)
         };
-        let norm = |values: &ndarray::Array1<f32>| device.upload(&narrowed(&values.to_vec(), "a norm")?);
+        let norm = |values: &ndarray::Array1<f32>| -> Result<_> {
+            Ok(device
+                .upload(&narrowed(&values.to_vec(), "a norm")?)?
+                .named("a norm"))
+        };
         let cached = spec.attention.kv_heads * positions * padded_head(spec.attention.head_dim);
         Ok(Self {
             spec: spec.clone(),
@@ -51,24 +53,23 @@ impl Block {
             output: group(Input::Attended)?,
             gate_up: group(Input::Mlp)?,
             down: group(Input::Activated)?,
-            keys: device.zeros(cached)?,
-            values: device.zeros(cached)?,
+            keys: device.zeros(cached)?.named("keys"),
+            values: device.zeros(cached)?.named("values"),
         })
     }
 
     /// The same block in memory of its own.
     pub(super) fn duplicate(&self) -> Result<Self> {
-        let copy = |buffer: &CudaSlice<f16>| buffer.try_clone().during("copying a block");
         Ok(Self {
             spec: self.spec.clone(),
-            input_norm: copy(&self.input_norm)?,
-            post_norm: copy(&self.post_norm)?,
+            input_norm: self.input_norm.try_clone()?,
+            post_norm: self.post_norm.try_clone()?,
             qkv: self.qkv.duplicate()?,
             output: self.output.duplicate()?,
             gate_up: self.gate_up.duplicate()?,
             down: self.down.duplicate()?,
-            keys: copy(&self.keys)?,
-            values: copy(&self.values)?,
+            keys: self.keys.try_clone()?,
+            values: self.values.try_clone()?,
         })
     }
 }

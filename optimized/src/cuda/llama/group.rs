@@ -1,13 +1,12 @@
 use std::sync::Arc;
 
 use aqlm_vocabulary::{AqlmError, Linear, LinearWeight, QuantizedMatrix};
-use cudarc::driver::{CudaSlice, DevicePtrMut};
+use cudarc::driver::DevicePtrMut;
 use half::f16;
 
-use super::super::dispatch::dispatched;
-use super::super::error::During;
-use super::super::pack::{Op, Packed, launch_configs, pack, pack_joined, with_config};
-use super::super::{Blas, CudaError, Device, DeviceMatrix, Result};
+use super::super::dispatch::{join_resident, pack_resident};
+use super::super::pack::Op;
+use super::super::{Blas, Buffer, Device, DeviceMatrix, Result};
 use super::model::Rung;
 use super::{address, further, narrowed, plan, run};
 
@@ -22,7 +21,7 @@ pub(super) struct Layout {
 
 enum Weight {
     /// [out_features, in_features]
-    Dense(CudaSlice<f16>),
+    Dense(Buffer<f16>),
     Quantized(Box<Layouts>),
 }
 
@@ -48,7 +47,7 @@ pub(super) struct Group {
     /// numbers in it, padding included
     width: usize,
     /// `[out_features]` each, zeros for layers without; `None` when no layer has one
-    biases: Option<Vec<CudaSlice<f32>>>,
+    biases: Option<Vec<Buffer<f32>>>,
 }
 
 impl Group {
@@ -64,8 +63,13 @@ impl Group {
             })
             .collect();
         let joinable = linears.len() > 1 && matrices.len() == linears.len() && layout.rung >= Rung::Joined;
-        let joined = match joinable.then(|| join(device, &matrices)).flatten() {
-            Some((packed, offsets)) => Some((DeviceMatrix::new(device, &packed)?, offsets)),
+        let joined = if joinable {
+            join_resident(&matrices, device.compute(), device.target())?
+        } else {
+            None
+        };
+        let joined = match joined {
+            Some(joined) => Some((DeviceMatrix::new(device, &joined.packed)?, joined.offsets)),
             None => None,
         };
         let layers = linears
@@ -90,10 +94,10 @@ impl Group {
             |matrix| matrix.shape().0,
         );
         let biases = if linears.iter().any(|linear| linear.bias.is_some()) {
-            let upload = |linear: &&Linear| {
+            let upload = |linear: &&Linear| -> Result<_> {
                 let zeros = vec![0.0; linear.weight.shape().0];
                 let values = linear.bias.as_ref().map_or(zeros, |bias| bias.to_vec());
-                device.stream().clone_htod(&values).during("uploading a bias")
+                Ok(device.upload(&values)?.named("a bias"))
             };
             Some(linears.iter().map(upload).collect::<Result<Vec<_>>>()?)
         } else {
@@ -113,7 +117,7 @@ impl Group {
         let copy = |matrix: &Option<DeviceMatrix>| matrix.as_ref().map(DeviceMatrix::duplicate).transpose();
         let layer = |layer: &Layer| {
             let weight = match &layer.weight {
-                Weight::Dense(weight) => Weight::Dense(weight.try_clone().during("copying a weight")?),
+                Weight::Dense(weight) => Weight::Dense(weight.try_clone()?),
                 Weight::Quantized(layouts) => Weight::Quantized(Box::new(Layouts {
                     step: copy(&layouts.step)?,
                     prompt: copy(&layouts.prompt)?,
@@ -121,7 +125,6 @@ impl Group {
             };
             Ok(Layer { weight, ..*layer })
         };
-        let bias = |bias: &CudaSlice<f32>| bias.try_clone().during("copying a bias");
         Ok(Self {
             layers: self.layers.iter().map(layer).collect::<Result<_>>()?,
             joined: copy(&self.joined)?,
@@ -130,7 +133,7 @@ impl Group {
             biases: self
                 .biases
                 .as_ref()
-                .map(|biases| biases.iter().map(bias).collect::<Result<_>>())
+                .map(|biases| biases.iter().map(Buffer::try_clone).collect::<Result<_>>())
                 .transpose()?,
         })
     }
@@ -146,7 +149,7 @@ impl Group {
     }
 
     /// Layer `index`'s bias, when any layer has one.
-    pub(super) fn bias(&self, index: usize) -> Option<&CudaSlice<f32>> {
+    pub(super) fn bias(&self, index: usize) -> Option<&Buffer<f32>> {
         self.biases.as_ref().map(|biases| &biases[index])
     }
 
@@ -179,8 +182,8 @@ impl Group {
     pub(super) fn step(
         &self,
         device: &Device,
-        x: &CudaSlice<f16>,
-        y: &mut CudaSlice<f16>,
+        x: &Buffer<f16>,
+        y: &mut Buffer<f16>,
         overlap: bool,
     ) -> Result<()> {
         if let Some(joined) = &self.joined {
@@ -204,8 +207,8 @@ impl Group {
         index: usize,
         device: &Device,
         blas: Option<&Arc<Blas>>,
-        x: &CudaSlice<f16>,
-        y: &mut CudaSlice<f16>,
+        x: &Buffer<f16>,
+        y: &mut Buffer<f16>,
         rows: usize,
     ) -> Result<()> {
         let layer = &self.layers[index];
@@ -229,9 +232,9 @@ impl Group {
 fn dense(
     device: &Device,
     blas: Option<&Arc<Blas>>,
-    weight: &CudaSlice<f16>,
-    x: &CudaSlice<f16>,
-    y: &mut CudaSlice<f16>,
+    weight: &Buffer<f16>,
+    x: &Buffer<f16>,
+    y: &mut Buffer<f16>,
     [out_features, in_features, rows]: [usize; 3],
 ) -> Result<()> {
     if let Some(blas) = blas {
@@ -252,28 +255,20 @@ impl Layer {
         let weight = match &linear.weight {
             LinearWeight::Dense(weight) => {
                 let values: Vec<f32> = weight.iter().copied().collect();
-                Weight::Dense(device.upload(&narrowed(&values, "a weight")?)?)
+                Weight::Dense(
+                    device
+                        .upload(&narrowed(&values, "a weight")?)?
+                        .named("a dense weight"),
+                )
             }
             LinearWeight::Quantized(matrix) => {
-                let load = |packed: Packed| DeviceMatrix::new(device, &packed);
-                let step = alone.then(|| {
-                    load(pack_for(
-                        device,
-                        Op::Matvec,
-                        matrix,
-                        1,
-                        layout.rung == Rung::Plain,
-                    )?)
-                });
-                let prompt = (layout.prompt_rows > 0).then(|| {
-                    load(pack_for(
-                        device,
-                        Op::Matmul,
-                        matrix,
-                        layout.prompt_rows,
-                        layout.rung == Rung::Plain,
-                    )?)
-                });
+                let plain = layout.rung == Rung::Plain;
+                let load = |op, rows| {
+                    let packed = pack_resident(op, matrix, rows, device.compute(), device.target(), plain)?;
+                    DeviceMatrix::new(device, &packed)
+                };
+                let step = alone.then(|| load(Op::Matvec, 1));
+                let prompt = (layout.prompt_rows > 0).then(|| load(Op::Matmul, layout.prompt_rows));
                 Weight::Quantized(Box::new(Layouts {
                     step: step.transpose()?,
                     prompt: prompt.transpose()?,
@@ -289,8 +284,8 @@ impl Layer {
     fn step(
         &self,
         device: &Device,
-        x: &CudaSlice<f16>,
-        y: &mut CudaSlice<f16>,
+        x: &Buffer<f16>,
+        y: &mut Buffer<f16>,
         offset: usize,
         overlap: bool,
     ) -> Result<()> {
@@ -317,98 +312,12 @@ impl Layer {
     }
 }
 
-/// Rows of two matrices of groups of 16 from which they go one by one if the kernel that is chosen for each
-/// of them cannot join them. On an H100 22,016 rows of 4,096 columns of 1x16g16 take k4 30.9 us joined and k7
-/// two times 11.7; with groups of 8 two launches of k7 gain nothing (1x16g8) or lose (1x15g8).
-const FEWEST_ROWS_APART: usize = 16_384;
-
-/// The matrices laid out for one launch, and where each starts in y; `None` where no kernel can.
-fn join(device: &Device, matrices: &[&QuantizedMatrix]) -> Option<(Packed, Vec<usize>)> {
-    let scheme = matrices[0].scheme();
-    let (major, minor) = device.compute();
-    let shape = [matrices[0].out_features(), matrices[0].in_features()];
-    let chosen = dispatched(Op::Matvec, scheme, shape, 1, device.compute(), device.target())?.kernel;
-    let joining = aqlm_kernels::kernels()
-        .iter()
-        .filter(|kernel| {
-            kernel.op == Op::Matvec.name()
-                && kernel.joins.is_some()
-                && kernel.runs_on((major * 10 + minor) as u32)
-        })
-        .map(|kernel| kernel.id.as_str());
-    // Two launches of a faster kernel beat one joined launch of another where there is enough for it to be
-    // faster at (docs/decoding.md).
-    let rows: usize = matrices.iter().map(|matrix| matrix.out_features()).sum();
-    let joins = aqlm_kernels::kernel(chosen).is_ok_and(|kernel| kernel.joins.is_some());
-    if !joins && matrices.len() == 2 && scheme.in_group_size == 16 && rows >= FEWEST_ROWS_APART {
-        return None;
-    }
-    std::iter::once(chosen)
-        .chain(joining)
-        .find_map(|id| pack_joined(id, matrices, device.target()).ok())
-        .map(|joined| (joined.packed, joined.offsets))
-}
-
-/// `matrix` for the kernel that the table of measurements chooses; where that cannot hold it, for the first
-/// of the ladder that can.
-fn pack_for(
-    device: &Device,
-    op: Op,
-    matrix: &QuantizedMatrix,
-    rows: usize,
-    plain: bool,
-) -> std::result::Result<Packed, CudaError> {
-    let target = device.target();
-    let naive = if op == Op::Matvec {
-        "matvec/k1_naive"
-    } else {
-        "matmul/k1_naive"
-    };
-    let shape = [matrix.out_features(), matrix.in_features()];
-    let chosen = (!plain)
-        .then(|| dispatched(op, matrix.scheme(), shape, rows, device.compute(), target))
-        .flatten()
-        .filter(|chosen| chosen.kernel.starts_with(op.name()));
-    let mut candidates = Vec::new();
-    if let Some(chosen) = chosen {
-        candidates.push((chosen.kernel, chosen.config));
-        // k7 wants all its blocks at once, which very tall matrices or small devices do not allow.
-        let (major, minor) = device.compute();
-        let sliced = "matvec/k4_sliced_codebook";
-        if op == Op::Matvec
-            && aqlm_kernels::kernel(sliced).is_ok_and(|kernel| kernel.runs_on((major * 10 + minor) as u32))
-        {
-            candidates.push((sliced, None));
-        }
-    } else if op == Op::Matmul && !plain {
-        // The table decodes to memory first, which a model has no room for.
-        let id = "matmul/k2_fused_tensor";
-        let [out_features, in_features] = shape;
-        let configs = launch_configs(id, matrix.scheme(), out_features, in_features, rows, target);
-        candidates.push((id, configs.first().copied()));
-    }
-    candidates.push((naive, None));
-    let mut refusal = AqlmError::Unsupported(format!("no {} kernel", op.name()));
-    for (id, config) in candidates {
-        match pack(id, matrix, target, rows) {
-            Ok(packed) => {
-                return Ok(match config {
-                    Some(config) => with_config(&packed, matrix.scheme(), target, config),
-                    None => packed,
-                });
-            }
-            Err(error) => refusal = error,
-        }
-    }
-    Err(refusal.into())
-}
-
 /// The address of layer `index`'s part of the output of one row.
 pub(super) fn part(
     device: &Device,
     group: &Group,
     index: usize,
-    y: &CudaSlice<f16>,
+    y: &Buffer<f16>,
 ) -> cudarc::driver::sys::CUdeviceptr {
     further(address(device, y), group.offset(index))
 }

@@ -16,16 +16,16 @@ pub use model::{Builder, Model, Options, Rung};
 pub use step::Stage;
 
 use aqlm_vocabulary::AqlmError;
-use cudarc::driver::{CudaSlice, DevicePtr, sys};
+use cudarc::driver::{DevicePtr, sys};
 use half::f16;
 use rayon::prelude::*;
 
 use self::plan::Plan;
 use super::launch::{self, Shape};
-use super::{Device, Result};
+use super::{Buffer, Device, Result};
 
 /// Where a buffer starts.
-fn address<T>(device: &Device, buffer: &CudaSlice<T>) -> sys::CUdeviceptr {
+fn address<T>(device: &Device, buffer: &Buffer<T>) -> sys::CUdeviceptr {
     // The guard records a use for cudarc's own ordering of streams, which is switched off.
     buffer.device_ptr(device.stream()).0
 }
@@ -54,7 +54,7 @@ fn run(device: &Device, plan: &Plan, pointers: &[sys::CUdeviceptr], overlap: boo
         launch::start(
             device,
             device.stream(),
-            &function,
+            (plan.kernel, &function),
             shape,
             &mut pointers.to_vec(),
             &mut plan.integers.clone(),

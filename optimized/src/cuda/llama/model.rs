@@ -1,11 +1,11 @@
 use std::sync::Arc;
 
 use aqlm_vocabulary::{AqlmError, ArchSpec, BlockWeights};
-use cudarc::driver::{CudaGraph, CudaSlice, sys};
+use cudarc::driver::{CudaGraph, sys};
 use half::f16;
 
 use super::super::error::During;
-use super::super::{Blas, CudaError, Device, Result};
+use super::super::{Blas, Buffer, CudaError, Device, Result};
 use super::block::Block;
 use super::group::Layout;
 use super::narrowed;
@@ -155,21 +155,19 @@ impl<'d> Builder<'d> {
         let head = head.map(|head| fits(device.upload(head))).transpose()?;
         let norm = device.upload(&narrowed(norm, "the final norm")?)?;
         let rotary = Rotary::new(arch.attention(), self.options.positions);
-        let upload = |table: &[f32]| {
-            device
-                .stream()
-                .clone_htod(table)
-                .during("uploading rotary tables")
-        };
         let (cosines, sines) = rotary.tables();
-        let (cosines, sines) = (upload(cosines)?, upload(sines)?);
+        let cosines = device.upload(cosines)?.named("cosines");
+        let sines = device.upload(sines)?.named("sines");
         let buffers = Buffers::new(device, arch, &self.blocks, self.options.positions)?;
         let prompt = (self.layout.prompt_rows > 0)
             .then(|| Prompt::new(device, arch, self.layout.prompt_rows))
             .transpose();
         let prompt = in_memory(device, "the buffers of a prompt", prompt)?;
-        // Without the library dense products of prompts take the kernel for single rows.
-        let blas = prompt.as_ref().and_then(|_| Blas::new(device).ok()).map(Arc::new);
+        let blas = match prompt.as_ref().map(|_| Blas::new(device)) {
+            // Without the library dense products of prompts take the kernel for single rows.
+            None | Some(Err(CudaError::Absent(_))) => None,
+            Some(blas) => Some(Arc::new(blas?)),
+        };
         Ok(Model {
             device,
             arch: self.arch,
@@ -196,7 +194,7 @@ fn in_memory<T>(device: &Device, what: &str, result: Result<T>) -> Result<T> {
         Err(CudaError::Driver { error, .. }) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
             Err(CudaError::Memory {
                 what: what.to_owned(),
-                free: device.free_bytes().unwrap_or(0),
+                free: device.free_bytes()?,
             })
         }
         other => other,
@@ -209,14 +207,14 @@ pub struct Model<'d> {
     pub(super) arch: ArchSpec,
     pub(super) options: Options,
     /// [vocab, hidden]
-    pub(super) embedding: CudaSlice<f16>,
+    pub(super) embedding: Buffer<f16>,
     pub(super) blocks: Vec<Block>,
-    pub(super) norm: CudaSlice<f16>,
+    pub(super) norm: Buffer<f16>,
     /// [vocab, hidden]; `None` where it is the embedding
-    pub(super) head: Option<CudaSlice<f16>>,
+    pub(super) head: Option<Buffer<f16>>,
     /// [positions, head / 2]
-    pub(super) cosines: CudaSlice<f32>,
-    pub(super) sines: CudaSlice<f32>,
+    pub(super) cosines: Buffer<f32>,
+    pub(super) sines: Buffer<f32>,
     pub(super) buffers: Buffers,
     pub(super) prompt: Option<Prompt>,
     pub(super) blas: Option<Arc<Blas>>,

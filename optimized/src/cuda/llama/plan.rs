@@ -1,12 +1,13 @@
 //! How the kernels of a Llama-family token, besides its products, are launched: plain numbers, so that tests
 //! can run them on the CPU.
 
+use aqlm_kernels::defines::attention_step::k1_split_context::{TOTALS, WARPS as STEP_WARPS};
 use aqlm_vocabulary::AttentionSpec;
 
 /// A launch of a kernel that takes pointers and then integers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// id in the manifest of `aqlm-kernels`
+    /// the kernel's id
     pub kernel: &'static str,
     /// compile-time constants
     pub defines: Vec<(&'static str, usize)>,
@@ -113,8 +114,6 @@ pub fn attention(spec: &AttentionSpec, rows: usize, first: usize, capacity: usiz
     }
 }
 
-/// Warps of a block of [`attention_step`].
-const STEP_WARPS: usize = 8;
 /// The most query heads that a block of it holds in registers, and the most blocks of a cluster.
 const MOST_QUERIES: usize = 4;
 const MOST_SPLITS: usize = 8;
@@ -122,6 +121,9 @@ const MOST_SPLITS: usize = 8;
 /// A new token's attention with its rotation and the write to the cache, for a device of `multiprocessors`;
 /// the context is split only where clusters exist. Pointers: keys, values, cosines, sines, the biases of q, k
 /// and v, state, q, k, v, out.
+///
+/// # Panics
+/// Never: 1 divides every number of heads.
 pub fn attention_step(
     spec: &AttentionSpec,
     capacity: usize,
@@ -133,7 +135,7 @@ pub fn attention_step(
     let queries = (1..=MOST_QUERIES)
         .rev()
         .find(|&queries| group.is_multiple_of(queries))
-        .unwrap_or(1);
+        .expect("1 divides every group");
     let parts = group / queries;
     let blocks = spec.kv_heads * parts;
     let mut splits = 1;
@@ -142,7 +144,7 @@ pub fn attention_step(
         splits *= 2;
     }
     let padded = padded_head(spec.head_dim);
-    let record = padded + 2;
+    let record = padded + TOTALS;
     Plan {
         defines: vec![
             ("AQLM_HEAD", spec.head_dim),

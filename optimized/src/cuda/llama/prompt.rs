@@ -1,9 +1,8 @@
 use aqlm_vocabulary::{AqlmError, ArchSpec, BlockSpec, NormSpec};
-use cudarc::driver::CudaSlice;
 use half::f16;
 
 use super::super::error::During;
-use super::super::{Device, Result};
+use super::super::{Buffer, CudaError, Device, Result};
 use super::block::Block;
 use super::group::Group;
 use super::model::Model;
@@ -13,43 +12,41 @@ use super::{address, further, plan, run};
 /// and not used.
 pub(super) struct Prompt {
     rows: usize,
-    tokens: CudaSlice<u32>,
-    hidden: CudaSlice<f32>,
-    normed: CudaSlice<f16>,
-    q: CudaSlice<f16>,
-    k: CudaSlice<f16>,
-    v: CudaSlice<f16>,
-    attended: CudaSlice<f16>,
-    delta: CudaSlice<f16>,
-    gate: CudaSlice<f16>,
-    up: CudaSlice<f16>,
-    activated: CudaSlice<f16>,
-    logits: CudaSlice<f32>,
+    tokens: Buffer<u32>,
+    hidden: Buffer<f32>,
+    normed: Buffer<f16>,
+    q: Buffer<f16>,
+    k: Buffer<f16>,
+    v: Buffer<f16>,
+    attended: Buffer<f16>,
+    delta: Buffer<f16>,
+    gate: Buffer<f16>,
+    up: Buffer<f16>,
+    activated: Buffer<f16>,
+    logits: Buffer<f32>,
 }
 
 impl Prompt {
     pub(super) fn new(device: &Device, arch: &ArchSpec, rows: usize) -> Result<Self> {
-        let stream = device.stream();
-        let f16s = |width: usize| device.zeros(rows * width);
-        let f32s = |width: usize| stream.alloc_zeros::<f32>(rows * width).during("allocating");
+        let f16s = |width: usize, name| Ok::<_, CudaError>(device.zeros(rows * width)?.named(name));
         let widest = |width: fn(&BlockSpec) -> usize| arch.blocks.iter().map(width).max().unwrap_or(0);
         let queries = widest(|block| block.attention.query_width());
         let keys = widest(|block| block.attention.key_width());
         let inner = widest(BlockSpec::intermediate_size);
         Ok(Self {
             rows,
-            tokens: stream.alloc_zeros(rows).during("allocating")?,
-            hidden: f32s(arch.hidden_size)?,
-            normed: f16s(arch.hidden_size)?,
-            q: f16s(queries)?,
-            k: f16s(keys)?,
-            v: f16s(keys)?,
-            attended: f16s(queries)?,
-            delta: f16s(arch.hidden_size)?,
-            gate: f16s(inner)?,
-            up: f16s(inner)?,
-            activated: f16s(inner)?,
-            logits: f32s(arch.vocab_size)?,
+            tokens: device.zeros(rows)?.named("tokens"),
+            hidden: device.zeros(rows * arch.hidden_size)?.named("hidden"),
+            normed: f16s(arch.hidden_size, "normed")?,
+            q: f16s(queries, "q")?,
+            k: f16s(keys, "k")?,
+            v: f16s(keys, "v")?,
+            attended: f16s(queries, "attended")?,
+            delta: f16s(arch.hidden_size, "delta")?,
+            gate: f16s(inner, "gate")?,
+            up: f16s(inner, "up")?,
+            activated: f16s(inner, "activated")?,
+            logits: device.zeros(rows * arch.vocab_size)?.named("logits"),
         })
     }
 }
@@ -170,12 +167,7 @@ impl Model<'_> {
             self.block_of_chunk(p, block, None, count)?;
             // The norm adds the block's last output to the residual stream; what it normalises is not used.
             self.add_norm(p, self.arch.final_norm, &self.norm, Some(&block.down), count)?;
-            let out = p.hidden.slice(..x.len());
-            y.extend(
-                stream
-                    .clone_dtoh(&out)
-                    .during("copying hidden states to the host")?,
-            );
+            y.extend(self.device.download(&p.hidden.slice(..x.len()))?);
             self.position += count;
         }
         Ok(y)
@@ -276,7 +268,7 @@ impl Model<'_> {
         &self,
         p: &Prompt,
         norm: NormSpec,
-        weight: &CudaSlice<f16>,
+        weight: &Buffer<f16>,
         before: Option<&Group>,
         count: usize,
     ) -> Result<()> {
@@ -320,10 +312,6 @@ impl Model<'_> {
                 run(device, &plan::dense(vocab, width, rows, true), &pointers, false)?;
             }
         }
-        let logits = p.logits.slice(..rows * vocab);
-        device
-            .stream()
-            .clone_dtoh(&logits)
-            .during("copying logits to the host")
+        device.download(&p.logits.slice(..rows * vocab))
     }
 }

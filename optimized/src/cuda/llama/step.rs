@@ -1,10 +1,11 @@
 use aqlm_vocabulary::{ArchSpec, NormSpec};
-use cudarc::driver::{CudaGraph, CudaSlice, sys};
+use cudarc::driver::{CudaGraph, sys};
 use half::f16;
 
+use super::super::dispatch::has_clusters;
 use super::super::error::During;
 use super::super::timing::{Timing, capture, time_graph};
-use super::super::{Device, Result};
+use super::super::{Buffer, Device, Result};
 use super::block::Block;
 use super::group::{Group, part};
 use super::model::{Model, Rung};
@@ -53,41 +54,41 @@ impl Stage {
 
 /// What one token needs on the device.
 pub(super) struct Buffers {
-    hidden: CudaSlice<f32>,
-    normed: CudaSlice<f16>,
-    qkv: CudaSlice<f16>,
-    attended: CudaSlice<f16>,
+    hidden: Buffer<f32>,
+    normed: Buffer<f16>,
+    qkv: Buffer<f16>,
+    attended: Buffer<f16>,
     /// of the output layer, then of down
-    delta: CudaSlice<f16>,
-    gate_up: CudaSlice<f16>,
-    activated: CudaSlice<f16>,
-    pub(super) logits: CudaSlice<f32>,
+    delta: Buffer<f16>,
+    gate_up: Buffer<f16>,
+    activated: Buffer<f16>,
+    pub(super) logits: Buffer<f32>,
     /// position, token, by how much the position grows, and padding
-    state: CudaSlice<u32>,
+    state: Buffer<u32>,
     /// the token chosen at each position
-    chosen: CudaSlice<u32>,
+    chosen: Buffer<u32>,
 }
 
 impl Buffers {
     pub(super) fn new(device: &Device, arch: &ArchSpec, blocks: &[Block], positions: usize) -> Result<Self> {
-        let stream = device.stream();
-        let widest = |width: fn(&Block) -> usize| {
-            let width = blocks.iter().map(width).max();
-            device.zeros(width.unwrap_or(0).max(1))
-        };
-        let words = |count: usize| stream.alloc_zeros::<u32>(count).during("allocating");
-        let floats = |count: usize| stream.alloc_zeros::<f32>(count).during("allocating");
+        let widest = |width: fn(&Block) -> usize| blocks.iter().map(width).fold(1, usize::max);
         Ok(Self {
-            hidden: floats(arch.hidden_size)?,
-            normed: device.zeros(arch.hidden_size)?,
-            qkv: widest(|block| block.qkv.width())?,
-            attended: widest(|block| block.spec.attention.query_width())?,
-            delta: device.zeros(arch.hidden_size)?,
-            gate_up: widest(|block| block.gate_up.width())?,
-            activated: widest(|block| block.spec.intermediate_size())?,
-            logits: floats(arch.vocab_size)?,
-            state: words(4)?,
-            chosen: words(positions + 1)?,
+            hidden: device.zeros(arch.hidden_size)?.named("hidden"),
+            normed: device.zeros(arch.hidden_size)?.named("normed"),
+            qkv: device.zeros(widest(|block| block.qkv.width()))?.named("qkv"),
+            attended: device
+                .zeros(widest(|block| block.spec.attention.query_width()))?
+                .named("attended"),
+            delta: device.zeros(arch.hidden_size)?.named("delta"),
+            gate_up: device
+                .zeros(widest(|block| block.gate_up.width()))?
+                .named("gate_up"),
+            activated: device
+                .zeros(widest(|block| block.spec.intermediate_size()))?
+                .named("activated"),
+            logits: device.zeros(arch.vocab_size)?.named("logits"),
+            state: device.zeros(4)?.named("state"),
+            chosen: device.zeros(positions + 1)?.named("chosen"),
         })
     }
 }
@@ -126,12 +127,9 @@ impl Model<'_> {
         self.accept(&[token])?;
         self.prepare_scoring(token)?;
         self.set_state(token, true)?;
-        launch(self.scoring.as_ref())?;
+        launch(self.device, self.scoring.as_ref())?;
         self.position += 1;
-        let stream = self.device.stream();
-        stream
-            .clone_dtoh(&self.buffers.logits)
-            .during("copying logits to the host")
+        self.device.download(&self.buffers.logits)
     }
 
     /// Feeds one token, and then up to `count - 1` more, each the likeliest after the one before; all are
@@ -145,7 +143,7 @@ impl Model<'_> {
         self.set_state(token, true)?;
         for _ in 0..count {
             self.accept(&[token])?;
-            launch(self.greedy.as_ref())?;
+            launch(self.device, self.greedy.as_ref())?;
             let here = self.buffers.chosen.slice(self.position..=self.position);
             let mut chosen = [0];
             let stream = self.device.stream();
@@ -248,8 +246,8 @@ impl Model<'_> {
             ..
         } = self;
         let (device, overlap) = (*device, options.rung >= Rung::Overlapped);
-        let at16 = |buffer: &CudaSlice<f16>| address(device, buffer);
-        let at32 = |buffer: &CudaSlice<f32>| address(device, buffer);
+        let at16 = |buffer: &Buffer<f16>| address(device, buffer);
+        let at32 = |buffer: &Buffer<f32>| address(device, buffer);
         let hidden = at32(&b.hidden);
         let state = address(device, &b.state);
         let token = state + size_of::<u32>() as sys::CUdeviceptr;
@@ -267,7 +265,7 @@ impl Model<'_> {
         // The layer whose output is still to be added to the residual stream.
         let mut before: Option<&Group> = None;
         let (delta, normed) = (at16(&b.delta), at16(&b.normed));
-        let add_norm = |norm: NormSpec, weight: &CudaSlice<f16>, before: Option<&Group>| {
+        let add_norm = |norm: NormSpec, weight: &Buffer<f16>, before: Option<&Group>| {
             if !stages(Stage::Norm) {
                 return Ok(());
             }
@@ -293,7 +291,7 @@ impl Model<'_> {
                     options.positions,
                     block.qkv.has_bias(),
                     device.target().multiprocessors as usize,
-                    device.compute().0 >= 9 && options.rung >= Rung::Dispatched,
+                    has_clusters(device.compute()) && options.rung >= Rung::Dispatched,
                 );
                 let pointers = [
                     at16(&block.keys),
@@ -353,6 +351,7 @@ impl Model<'_> {
     }
 }
 
-fn launch(graph: Option<&CudaGraph>) -> Result<()> {
+fn launch(device: &Device, graph: Option<&CudaGraph>) -> Result<()> {
+    device.note_start("a token's graph");
     graph.map_or(Ok(()), |graph| graph.launch().during("replaying a graph"))
 }

@@ -27,7 +27,7 @@ pub struct Joined {
 pub fn pack_joined(id: &str, matrices: &[&QuantizedMatrix], target: &Target) -> Result<Joined> {
     let refuse = |reason: &str| Err(AqlmError::Unsupported(format!("joining for {id}: {reason}")));
     let kernel = known(id)?;
-    let Some(codebook) = kernel.joins else {
+    let Some(codebook) = kernel.joins.as_deref() else {
         return refuse("the kernel does not join");
     };
     let argument = |expected: &str, found| Err(AqlmError::argument("matrices to join", expected, found));
@@ -84,8 +84,9 @@ pub fn pack_joined(id: &str, matrices: &[&QuantizedMatrix], target: &Target) -> 
         return refuse("the packer dealt out rows in another way");
     }
 
-    let bytes = packed.buffers[codebook].len();
-    packed.buffers[codebook] = matrices
+    let joined = packed.operand_mut(codebook)?;
+    let bytes = joined.len();
+    *joined = matrices
         .iter()
         .flat_map(|matrix| {
             let mut codebook = codebook_bytes(matrix);
@@ -118,7 +119,7 @@ pub fn pack_joined(id: &str, matrices: &[&QuantizedMatrix], target: &Target) -> 
 /// The fewest rows, a multiple of `step`, with which the matrices' slabs all run at once; where that cannot
 /// be, one slab each.
 fn rows_of_slab(rows: &[usize], step: usize, at_once: usize) -> usize {
-    let longest = rows.iter().copied().max().unwrap_or(1).next_multiple_of(step);
+    let longest = rows.iter().copied().fold(1, usize::max).next_multiple_of(step);
     let even = rows
         .iter()
         .sum::<usize>()

@@ -3,21 +3,24 @@
 //! The file format stays as it is; at load, codes are re-ordered into the order in which a kernel's lanes use
 //! them and packed to B bits (or to 24 bits with their position, where that makes a kernel faster). All of
 //! this is plain code without a device, so that tests can run kernels on the CPU.
+//!
+//! A packer stands in a file of its kernel's name. What packer and kernel must agree on is written in the
+//! kernel's source and read from there (`aqlm_kernels::defines`).
 
-mod hot;
+// All packers have one signature, those too that refuse nothing.
+#![allow(clippy::unnecessary_wraps)]
+
+mod decode;
+mod items;
 mod joined;
-mod lane_inputs;
-mod lookup;
-mod plain;
-mod shared;
-mod sliced;
-mod tables;
+mod matmul;
+mod matvec;
+mod naive;
 mod tiles;
-mod warpgroup;
 
 pub use joined::{Joined, pack_joined};
-pub use tiles::TileConfig;
-pub use warpgroup::WarpgroupConfig;
+pub use matmul::k2_fused_tensor::TileConfig;
+pub use matmul::k3_warpgroup::WarpgroupConfig;
 
 use std::fmt;
 
@@ -83,7 +86,7 @@ pub enum Op {
 }
 
 impl Op {
-    /// What the manifest and a kernel's entry call it.
+    /// What the folder of its kernels and their entries are called.
     pub fn name(self) -> &'static str {
         match self {
             Self::Matvec => "matvec",
@@ -102,21 +105,82 @@ impl Op {
     }
 }
 
+/// How the operands of one kernel are laid out and its launch is planned.
+struct Packer {
+    /// its id
+    kernel: &'static str,
+    /// lays a matrix out for the kernel, and for so many rows of x
+    pack: fn(&'static str, &QuantizedMatrix, &Target, usize) -> Result<Packed>,
+    /// divisions of the work of a shape (out_features, in_features) and so many rows of x that the target can
+    /// run, the one expected to be fastest first; none where there is no choice
+    configs: fn(Scheme, [usize; 2], usize, &Target) -> Vec<LaunchConfig>,
+}
+
+impl Packer {
+    const fn new(
+        kernel: &'static str,
+        pack: fn(&'static str, &QuantizedMatrix, &Target, usize) -> Result<Packed>,
+    ) -> Self {
+        let configs = |_, _, _, _: &Target| Vec::new();
+        Self {
+            kernel,
+            pack,
+            configs,
+        }
+    }
+
+    fn of(kernel: &str) -> Option<&'static Self> {
+        PACKERS.iter().find(|packer| packer.kernel == kernel)
+    }
+}
+
+/// The packer of every kernel that reads a quantized matrix.
+static PACKERS: [Packer; 13] = [
+    Packer::new("matvec/k1_naive", naive::pack),
+    Packer::new("matvec/k2_shared_codebook", matvec::k2_shared_codebook::pack),
+    Packer::new("matvec/k3_lookup_table", matvec::k3_lookup_table::pack),
+    Packer::new("matvec/k4_sliced_codebook", matvec::k4_sliced_codebook::pack),
+    Packer::new("matvec/k5_staged_codes", matvec::k5_staged_codes::pack),
+    Packer::new("matvec/k6_product_tables", matvec::k6_product_tables::pack),
+    Packer::new("matvec/k7_lane_inputs", matvec::k7_lane_inputs::pack),
+    Packer::new("matmul/k1_naive", naive::pack),
+    Packer {
+        configs: matmul::k2_fused_tensor::launch_configs,
+        ..Packer::new("matmul/k2_fused_tensor", matmul::k2_fused_tensor::pack)
+    },
+    Packer {
+        configs: matmul::k3_warpgroup::launch_configs,
+        ..Packer::new("matmul/k3_warpgroup", matmul::k3_warpgroup::pack)
+    },
+    Packer::new("matmul/k4_hot_codewords", matmul::k4_hot_codewords::pack),
+    Packer::new("decode/k1_naive", naive::pack),
+    Packer::new("decode/k2_tiles", decode::k2_tiles::pack),
+];
+
 /// The constant that makes x and y bf16.
 const BF16: (&str, usize) = ("AQLM_BF16", 1);
 
+/// What a kernel reads or writes beside x and y.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operand {
+    /// as the kernel's source names it
+    pub name: &'static str,
+    /// a multiple of 16
+    pub bytes: Vec<u8>,
+}
+
 /// One matrix, ready to upload, and how to launch the kernel on it.
 ///
-/// A kernel's arguments are the buffers in order, then x (not for decode), y, out_features, in_features, the
+/// A kernel's arguments are the operands in order, then x (not for decode), y, out_features, in_features, the
 /// rows of x (matmul only), then `sizes`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packed {
-    /// id in the manifest of `aqlm-kernels`
+    /// its id
     pub kernel: &'static str,
     /// compile-time constants
     pub defines: Vec<(&'static str, usize)>,
-    /// codes first, then whatever the kernel's head says; all multiples of 16 bytes
-    pub buffers: Vec<Vec<u8>>,
+    /// what the kernel's head says, in the order of its entry's pointers
+    pub operands: Vec<Operand>,
     /// the kernel's own integer arguments
     pub sizes: Vec<i32>,
     /// blocks
@@ -140,6 +204,38 @@ pub struct Packed {
 }
 
 impl Packed {
+    /// A launch still to be planned: one block, no operands.
+    fn unplanned(kernel: &'static str, matrix: &QuantizedMatrix, batch: usize) -> Self {
+        Self {
+            kernel,
+            defines: vec![],
+            operands: vec![],
+            sizes: vec![],
+            grid: [1, 1],
+            block: 32,
+            cluster: 1,
+            shared_bytes: 0,
+            out_features: matrix.out_features(),
+            in_features: matrix.in_features(),
+            batch,
+            rows: matrix.out_features(),
+            activations: Activations::F16,
+        }
+    }
+
+    /// The bytes of an operand.
+    ///
+    /// # Errors
+    /// `Unsupported` when it has none of that name.
+    fn operand_mut(&mut self, name: &str) -> Result<&mut Vec<u8>> {
+        let kernel = self.kernel;
+        self.operands
+            .iter_mut()
+            .find(|operand| operand.name == name)
+            .map(|operand| &mut operand.bytes)
+            .ok_or_else(|| AqlmError::Unsupported(format!("{kernel}: its packer lays out no operand {name}")))
+    }
+
     /// What the kernel computes.
     pub fn op(&self) -> Op {
         Op::of(self.kernel)
@@ -189,8 +285,8 @@ impl Packed {
         }
         self.activations = activations;
         self.defines.push(BF16);
-        if let Some(at) = kernel.typed_codebooks {
-            for pair in self.buffers[at].chunks_exact_mut(2) {
+        if let Some(name) = &kernel.typed_codebooks {
+            for pair in self.operand_mut(name)?.chunks_exact_mut(2) {
                 let value = f16::from_le_bytes([pair[0], pair[1]]);
                 pair.copy_from_slice(&bf16::from_f32(value.to_f32()).to_le_bytes());
             }
@@ -200,15 +296,15 @@ impl Packed {
 
     /// Bytes that the matrix takes on the device.
     pub fn bytes(&self) -> usize {
-        self.buffers.iter().map(Vec::len).sum()
+        self.operands.iter().map(|operand| operand.bytes.len()).sum()
     }
 
     /// How to launch, without what to launch on.
-    pub(crate) fn without_buffers(&self) -> Self {
+    pub(crate) fn without_operands(&self) -> Self {
         Self {
             kernel: self.kernel,
             defines: self.defines.clone(),
-            buffers: vec![],
+            operands: vec![],
             sizes: self.sizes.clone(),
             ..*self
         }
@@ -238,22 +334,8 @@ pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target, batch: usize) -
             kernel.batch[0], kernel.batch[1]
         )));
     }
-    let packed = match kernel.id.as_str() {
-        "matvec/k1_naive" => plain::pack("matvec/k1_naive", matrix, batch),
-        "matmul/k1_naive" => plain::pack("matmul/k1_naive", matrix, batch),
-        "decode/k1_naive" => plain::pack("decode/k1_naive", matrix, batch),
-        "matmul/k2_fused_tensor" => tiles::pack_matmul(matrix, target, batch)?,
-        "matmul/k3_warpgroup" => warpgroup::pack(matrix, target, batch)?,
-        "matmul/k4_hot_codewords" => hot::pack(matrix, target, batch)?,
-        "decode/k2_tiles" => tiles::pack_decode(matrix, target),
-        "matvec/k2_shared_codebook" => shared::pack(matrix, target)?,
-        "matvec/k3_lookup_table" => lookup::pack(matrix, target),
-        "matvec/k4_sliced_codebook" => sliced::pack(matrix, target),
-        "matvec/k5_staged_codes" => lookup::pack_staged(matrix, target)?,
-        "matvec/k6_product_tables" => tables::pack(matrix, target)?,
-        "matvec/k7_lane_inputs" => lane_inputs::pack(matrix, target)?,
-        other => return Err(AqlmError::Internal(format!("no packer for {other}"))),
-    };
+    let packer = Packer::of(id).ok_or_else(|| AqlmError::Unsupported(format!("no packer for {id}")))?;
+    let packed = (packer.pack)(packer.kernel, matrix, target, batch)?;
     if packed.shared_bytes > target.shared_bytes {
         return Err(AqlmError::Unsupported(format!(
             "{id} needs {} bytes of shared memory for {scheme} at {} inputs, {} are there",
@@ -305,25 +387,17 @@ pub fn launch_configs(
     batch: usize,
     target: &Target,
 ) -> Vec<LaunchConfig> {
-    match id {
-        "matmul/k2_fused_tensor" => tiles::configs(scheme, out_features, in_features, batch, target)
-            .into_iter()
-            .map(LaunchConfig::Tiles)
-            .collect(),
-        "matmul/k3_warpgroup" => warpgroup::configs(scheme, out_features, in_features, batch, target)
-            .into_iter()
-            .map(LaunchConfig::Warpgroups)
-            .collect(),
-        _ => Vec::new(),
-    }
+    Packer::of(id).map_or_else(Vec::new, |packer| {
+        (packer.configs)(scheme, [out_features, in_features], batch, target)
+    })
 }
 
 /// `packed`, of a matrix of `scheme`, launched in another configuration of its kernel.
 pub fn with_config(packed: &Packed, scheme: Scheme, target: &Target, config: LaunchConfig) -> Packed {
     let mut packed = packed.clone();
     match config {
-        LaunchConfig::Tiles(config) => tiles::plan(&mut packed, scheme, target, config),
-        LaunchConfig::Warpgroups(config) => warpgroup::plan(&mut packed, scheme, target, config),
+        LaunchConfig::Tiles(config) => matmul::k2_fused_tensor::plan(&mut packed, scheme, target, config),
+        LaunchConfig::Warpgroups(config) => matmul::k3_warpgroup::plan(&mut packed, scheme, target, config),
     }
     if packed.activations == Activations::Bf16 {
         packed.defines.push(BF16);
@@ -342,6 +416,10 @@ fn bytes_of_u32(values: &[u32]) -> Vec<u8> {
 fn padded(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes.resize(bytes.len().next_multiple_of(16).max(16), 0);
     bytes
+}
+
+fn operand(name: &'static str, bytes: Vec<u8>) -> Operand {
+    Operand { name, bytes }
 }
 
 /// Codebooks [M, 2^B, out_group, in_group] as f16.
@@ -368,4 +446,60 @@ fn scale_bytes(matrix: &QuantizedMatrix) -> Vec<u8> {
 fn even_warps(tasks: usize, most: usize) -> usize {
     let rounds = tasks.div_ceil(most).max(1);
     tasks.div_ceil(rounds).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use aqlm_kernels::kernels;
+    use ndarray::{Array1, Array3, Array4};
+
+    use super::*;
+
+    #[test]
+    fn every_kernel_of_a_quantized_matrix_has_a_packer() {
+        let packed = kernels().iter().filter(|kernel| kernel.codebooks != [0, 0]);
+        let mut ids: Vec<&str> = packed.map(|kernel| kernel.id.as_str()).collect();
+        let mut packers: Vec<&str> = PACKERS.iter().map(|packer| packer.kernel).collect();
+        ids.sort_unstable();
+        packers.sort_unstable();
+        assert_eq!(ids, packers);
+    }
+
+    #[test]
+    fn packers_lay_out_what_the_entry_takes() {
+        for scheme in ["2x8g8", "1x13g8", "1x16g16"] {
+            let scheme: Scheme = scheme.parse().unwrap();
+            let matrix = QuantizedMatrix::new(
+                scheme,
+                Array3::zeros((32, 16, scheme.num_codebooks)),
+                Array4::zeros((
+                    scheme.num_codebooks,
+                    scheme.codebook_size(),
+                    1,
+                    scheme.in_group_size,
+                )),
+                Array1::ones(32),
+            )
+            .unwrap();
+            for kernel in kernels().iter().filter(|kernel| Packer::of(&kernel.id).is_some()) {
+                let Ok(packed) = pack(&kernel.id, &matrix, &Target::h100(), 1) else {
+                    continue;
+                };
+                let mut names: Vec<&str> = packed.operands.iter().map(|operand| operand.name).collect();
+                if packed.op() != Op::Decode {
+                    names.push("x");
+                }
+                names.push("y");
+                assert_eq!(names, kernel.operands, "{}", kernel.id);
+                assert!(
+                    packed
+                        .operands
+                        .iter()
+                        .all(|operand| operand.bytes.len().is_multiple_of(16)),
+                    "{}",
+                    kernel.id
+                );
+            }
+        }
+    }
 }

@@ -1,21 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::Outcome;
-
-/// An element that is off.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Worst {
-    /// row of x, or of the weight for a decode
-    pub row: usize,
-    /// column of the output
-    pub column: usize,
-    /// the reference's value
-    #[serde(deserialize_with = "super::null_is_nan")]
-    pub expected: f64,
-    /// the kernel's; NaN where nothing was written
-    #[serde(deserialize_with = "super::null_is_nan")]
-    pub found: f64,
-}
+use super::{Outcome, Worst};
 
 /// Microseconds a call.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,40 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// An element that is off.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Worst {
+    /// its place, counted from zero along every axis
+    pub index: Vec<usize>,
+    /// the reference's value
+    #[serde(deserialize_with = "super::null_is_nan")]
+    pub expected: f64,
+    /// what was found; NaN where nothing was written
+    #[serde(deserialize_with = "super::null_is_nan")]
+    pub found: f64,
+    /// what the difference alone comes to, as a share of the limit
+    #[serde(deserialize_with = "super::null_is_nan")]
+    pub share: f64,
+}
+
+impl fmt::Display for Worst {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            index,
+            expected,
+            found,
+            share,
+        } = self;
+        write!(
+            f,
+            "{index:?}: expected {expected:.9e}, found {found:.9e}, {share:.3e} of the limit"
+        )
+    }
+}
+
+/// Elements kept of a comparison that does not hold.
+const SHOWN: usize = 10;
+
 /// One compared quantity of one case.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
@@ -38,6 +73,9 @@ pub struct Comparison {
     /// largest allowed
     #[serde(deserialize_with = "super::null_is_nan")]
     pub limit: f64,
+    /// where it does not hold, the elements that are furthest off
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub worst: Vec<Worst>,
 }
 
 impl Comparison {
@@ -47,7 +85,54 @@ impl Comparison {
             what: what.into(),
             value,
             limit,
+            worst: Vec::new(),
         }
+    }
+
+    /// The same with the elements that are furthest off, if it does not hold; `share` is what an error at a
+    /// place comes to alone, as a share of the limit. NaN comes first.
+    #[must_use]
+    pub fn with_worst(mut self, found: &[f64], expected: &[f64], share: impl Fn(usize, f64) -> f64) -> Self {
+        if self.holds() {
+            return self;
+        }
+        let of = |i: usize| {
+            let share = share(i, (found[i] - expected[i]).abs());
+            if share.is_nan() { f64::INFINITY } else { share }
+        };
+        let shares: Vec<f64> = (0..found.len().min(expected.len())).map(of).collect();
+        let mut order: Vec<usize> = (0..shares.len()).collect();
+        order.sort_by(|&a, &b| shares[b].total_cmp(&shares[a]).then(a.cmp(&b)));
+        let furthest = order.into_iter().take(SHOWN).filter(|&i| shares[i] > 0.0);
+        self.worst = furthest
+            .map(|i| Worst {
+                index: vec![i],
+                expected: expected[i],
+                found: found[i],
+                share: shares[i],
+            })
+            .collect();
+        self
+    }
+
+    /// The same with its elements' places in an array of this shape.
+    #[must_use]
+    pub fn shaped(mut self, shape: &[usize]) -> Self {
+        for worst in &mut self.worst {
+            let mut flat: usize = worst.index.iter().sum();
+            let mut index: Vec<usize> = shape
+                .iter()
+                .rev()
+                .map(|&side| {
+                    let at = flat % side.max(1);
+                    flat /= side.max(1);
+                    at
+                })
+                .collect();
+            index.reverse();
+            worst.index = index;
+        }
+        self
     }
 
     /// Whether the value is within its limit; NaN never is.
@@ -84,6 +169,9 @@ pub struct CaseRow {
     pub comparisons: Vec<Comparison>,
     /// why it failed, is unsupported or was waived
     pub reason: Option<String>,
+    /// where the operands of a failure lie
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<PathBuf>,
 }
 
 impl CaseRow {
@@ -110,6 +198,7 @@ impl CaseRow {
             outcome,
             comparisons,
             reason,
+            kept: None,
         }
     }
 
@@ -122,7 +211,17 @@ impl CaseRow {
             outcome,
             comparisons: Vec::new(),
             reason: Some(reason.into()),
+            kept: None,
         }
+    }
+
+    /// The elements furthest off, of the first comparison that does not hold and has any.
+    pub fn worst_elements(&self) -> &[Worst] {
+        let broken = |comparison: &&Comparison| !comparison.holds() && !comparison.worst.is_empty();
+        self.comparisons
+            .iter()
+            .find(broken)
+            .map_or(&[], |comparison| &comparison.worst)
     }
 
     /// The comparison nearest to (or farthest over) its limit.
@@ -264,6 +363,20 @@ mod tests {
             CaseRow::compared("op", "case", "b", vec![good]).outcome,
             Outcome::Pass
         );
+    }
+
+    #[test]
+    fn the_elements_furthest_off_are_kept_in_their_places_where_a_comparison_fails() {
+        let (expected, found) = ([1.0, 2.0, 3.0, 4.0], [1.0, 2.5, f64::NAN, 5.0]);
+        let share = |_, error: f64| 2.0 * error;
+        let failed = Comparison::new("x", 2.0, 1.0).with_worst(&found, &expected, share);
+        let failed = failed.shaped(&[2, 2]);
+        let places: Vec<&[usize]> = failed.worst.iter().map(|worst| &worst.index[..]).collect();
+        assert_eq!(places, [[1, 0], [1, 1], [0, 1]]);
+        assert_eq!((failed.worst[1].found, failed.worst[1].share), (5.0, 2.0));
+        assert!(failed.worst[0].found.is_nan() && failed.worst[0].share.is_infinite());
+        let held = Comparison::new("x", 0.5, 1.0).with_worst(&found, &expected, share);
+        assert!(held.worst.is_empty());
     }
 
     #[test]

@@ -23,8 +23,8 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-pub use bench::{BenchCase, BenchReport, KernelRow, Times, Worst};
-pub use check::{CaseRow, CheckReport, Comparison, CrossReport, Outcome, Summary};
+pub use bench::{BenchCase, BenchReport, KernelRow, Times};
+pub use check::{CaseRow, CheckReport, Comparison, CrossReport, Outcome, Summary, Worst};
 pub use decode::{DecodeReport, StageRow};
 pub use demo::DemoRecord;
 pub use eval::EvalRecord;

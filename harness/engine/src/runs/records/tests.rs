@@ -141,10 +141,10 @@ fn bench() -> BenchReport {
     timed.registers = Some((40, 0));
     let mut failed = KernelRow::new("mine.cu", None).ended(Outcome::Fail, &"wrong");
     failed.worst.push(Worst {
-        row: 1,
-        column: 2,
+        index: vec![1, 2],
         expected: NUMBERS[1],
         found: -1.0,
+        share: NUMBERS[2],
     });
     BenchReport {
         op: "matvec".into(),

@@ -1,5 +1,5 @@
 //! One file a model family. A family whose block is a Llama block is a file here and its place in
-//! [`FAMILIES`].
+//! `FAMILIES`.
 
 mod llama;
 mod mistral;

@@ -1,0 +1,129 @@
+//! What the operations on blocks and models share.
+
+use aqlm_engine::backends::CpuBackend;
+use aqlm_engine::backends::cuda::table;
+use aqlm_engine::ops::Weights;
+use aqlm_optimized::cuda::CudaError;
+use aqlm_optimized::cuda::llama::{Builder, Model, Options, Rung};
+use aqlm_reference::llama::{Block, Rotary};
+use aqlm_vocabulary::{ArchSpec, BlockWeights, StreamKey};
+use ndarray::{Array1, Array2};
+
+use super::Cost;
+use crate::cases::{Case, LlamaCase, LlamaData};
+use crate::keep::{Operands, Tensors};
+use crate::subject::{Cuda, Subject};
+use aqlm_formats::Result;
+
+/// A small Llama.
+#[derive(Debug, Clone)]
+pub(crate) struct Llama {
+    pub(super) problem: LlamaCase,
+    pub(super) data: LlamaData,
+    /// the random streams of the operation itself
+    pub(super) key: StreamKey,
+}
+
+impl Operands for Llama {
+    fn add_to(&self, tensors: &mut Tensors) {
+        tensors.llama(&self.data);
+    }
+}
+
+impl Llama {
+    pub(super) fn new(case: &Case) -> Result<Self> {
+        let problem = case.llama()?;
+        Ok(Self {
+            problem,
+            data: problem.data(case.seed),
+            key: problem.key(case.seed),
+        })
+    }
+
+    /// The first block and its tables, as the reference has them.
+    pub(super) fn exact(&self) -> (Block, Rotary) {
+        let rotary = Rotary::new(self.data.config.attention(), self.problem.tokens);
+        (self.data.block(0), rotary)
+    }
+
+    /// Hidden states, their gradients and a block's weights, and its linear layers over all tokens.
+    pub(super) fn cost(&self) -> Cost {
+        let spec = &self.data.config.blocks[0];
+        let rows = self.problem.sequences * self.problem.tokens;
+        let product = |(out, inputs)| [rows, inputs, out];
+        Cost {
+            bytes: (2 * self.data.x.len() + spec.parameters()) * size_of::<f32>(),
+            products: spec.layers().map(|layer| product(spec.shape(layer))).collect(),
+        }
+    }
+
+    /// The CPU's backend for it.
+    pub(super) fn on_cpu(&self) -> Result<CpuBackend> {
+        CpuBackend::new(&self.data.config, self.problem.tokens)
+    }
+
+    pub(super) fn sequences(&self) -> Vec<&[u32]> {
+        self.data.tokens.iter().map(Vec::as_slice).collect()
+    }
+
+    /// The whole model on a GPU.
+    pub(super) fn on_gpu<'d>(&self, cuda: &'d Cuda) -> std::result::Result<Model<'d>, CudaError> {
+        let rung = RUNGS.iter().find(|(name, _)| *name == cuda.kernel);
+        let options = Options {
+            positions: self.problem.tokens,
+            prompts: true,
+            rung: rung.map_or(Rung::Plain, |&(_, rung)| rung),
+        };
+        let data = &self.data;
+        let mut builder = Builder::new(&cuda.device, &data.config, options)?;
+        for block in &data.blocks {
+            builder.push(block)?;
+        }
+        builder.finish(
+            &table(&data.embedding, "the embedding")?,
+            &data.norm.to_vec(),
+            Some(&table(&data.lm_head, "lm_head")?),
+        )
+    }
+}
+
+impl Weights for LlamaData {
+    fn config(&self) -> &ArchSpec {
+        &self.config
+    }
+
+    fn embedding(&self) -> Result<Array2<f32>> {
+        Ok(self.embedding.clone())
+    }
+
+    fn block(&self, index: usize) -> Result<BlockWeights> {
+        Ok(self.blocks[index].clone())
+    }
+
+    fn final_norm(&self) -> Result<Array1<f32>> {
+        Ok(self.norm.clone())
+    }
+
+    fn lm_head(&self) -> Result<Array2<f32>> {
+        Ok(self.lm_head.clone())
+    }
+}
+
+/// The ways in which a GPU computes a model.
+const RUNGS: [(&str, Rung); 2] = [("plain", Rung::Plain), ("joined", Rung::Joined)];
+
+/// Each of them on a GPU.
+pub(super) fn rungs(machine: &Subject) -> Vec<Subject> {
+    match machine {
+        Subject::Cuda(cuda) => RUNGS
+            .iter()
+            .map(|&(kernel, _)| {
+                Subject::Cuda(Cuda {
+                    kernel,
+                    ..cuda.clone()
+                })
+            })
+            .collect(),
+        other => vec![other.clone()],
+    }
+}

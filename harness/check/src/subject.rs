@@ -1,0 +1,227 @@
+//! The machines that cases are run on. The caller hands them in; an operation says in how many ways each of
+//! them computes a case, and calls the machine's function in its `run`.
+
+use std::sync::Arc;
+
+use aqlm_engine::backends::BackendKind;
+use aqlm_optimized::cpu::{Form, Plan, SimdLevel, TablePrecision};
+use aqlm_optimized::cuda::{Activations, Device};
+use aqlm_vocabulary::AqlmError;
+use rayon::ThreadPool;
+
+use crate::cases::Operation;
+use crate::limits::Number;
+use aqlm_formats::Result;
+
+/// A machine, and where it has several ways of computing a case, one of them.
+#[derive(Clone)]
+pub enum Subject {
+    /// the definitions in f64: what the others are compared with
+    Reference,
+    /// this processor
+    Cpu(Cpu),
+    /// a GPU
+    Cuda(Cuda),
+}
+
+/// This processor at one SIMD level, in f32.
+#[derive(Debug, Clone)]
+pub struct Cpu {
+    /// instructions
+    pub level: SimdLevel,
+    /// threads that use them
+    pub pools: Arc<Pools>,
+    /// form and storage of products; `None` for an operation that has no choice of them
+    pub plan: Option<Plan>,
+}
+
+/// A GPU and one of its ways.
+#[derive(Clone)]
+pub struct Cuda {
+    /// the device
+    pub device: Arc<Device>,
+    /// a kernel's id, or the name of a way in which a model computes a token; empty for neither
+    pub kernel: &'static str,
+    /// the format of x and y
+    pub activations: Activations,
+    /// threads that launch its kernels
+    pub pools: Arc<Pools>,
+}
+
+impl Subject {
+    /// The backend's name.
+    pub fn backend(&self) -> &'static str {
+        match self {
+            Self::Reference => "reference",
+            Self::Cpu(_) => "cpu",
+            Self::Cuda(_) => "cuda",
+        }
+    }
+
+    /// Which of its ways: instructions, form, storage.
+    pub fn variant(&self) -> String {
+        match self {
+            Self::Reference => "f64".to_owned(),
+            Self::Cpu(cpu) => cpu.variant(),
+            Self::Cuda(cuda) => match cuda.activations {
+                Activations::F16 => cuda.kernel.to_owned(),
+                Activations::Bf16 => format!("{} bf16", cuda.kernel),
+            },
+        }
+    }
+
+    /// The arithmetic, which decides the limits.
+    pub fn number(&self) -> Number {
+        match self {
+            Self::Reference => Number::F64,
+            Self::Cpu(_) => Number::F32,
+            Self::Cuda(cuda) => match cuda.activations {
+                Activations::F16 => Number::F16,
+                Activations::Bf16 => Number::Bf16,
+            },
+        }
+    }
+
+    /// The threads that its answers are computed on.
+    pub(crate) fn pools(&self) -> Result<Arc<Pools>> {
+        match self {
+            Self::Cpu(cpu) => Ok(Arc::clone(&cpu.pools)),
+            Self::Cuda(cuda) => Ok(Arc::clone(&cuda.pools)),
+            Self::Reference => Ok(Arc::new(Pools::at(SimdLevel::current())?)),
+        }
+    }
+
+    /// The answer to what the machine does not do.
+    ///
+    /// # Errors
+    /// Always: `Unsupported`.
+    pub(crate) fn lacks<T>(&self, operation: Operation) -> Result<T> {
+        Err(AqlmError::Unsupported(format!("{} has no {operation} yet", self.backend())).into())
+    }
+}
+
+/// Pools of one thread, of two, and of as many as the caller has, all at one SIMD level: answers must not
+/// depend on how many there are.
+#[derive(Debug)]
+pub struct Pools {
+    pub(crate) one: ThreadPool,
+    pub(crate) two: ThreadPool,
+    pub(crate) all: ThreadPool,
+}
+
+impl Pools {
+    /// At this level.
+    ///
+    /// # Errors
+    /// `Unsupported` when this processor does not have it.
+    pub fn at(level: SimdLevel) -> Result<Self> {
+        Ok(Self {
+            one: level.pool(1)?,
+            two: level.pool(2)?,
+            all: level.pool(rayon::current_num_threads())?,
+        })
+    }
+}
+
+impl Cpu {
+    /// This processor at a level.
+    ///
+    /// # Errors
+    /// As [`Pools::at`].
+    pub fn at(level: SimdLevel) -> Result<Self> {
+        Ok(Self {
+            level,
+            pools: Arc::new(Pools::at(level)?),
+            plan: None,
+        })
+    }
+
+    /// Every SIMD level of this processor.
+    ///
+    /// # Errors
+    /// As [`Pools::at`].
+    pub fn all() -> Result<Vec<Subject>> {
+        let levels = SimdLevel::available().into_iter();
+        levels.map(|level| Ok(Subject::Cpu(Self::at(level)?))).collect()
+    }
+
+    fn variant(&self) -> String {
+        let Some(plan) = self.plan else {
+            return self.level.to_string();
+        };
+        let form = match plan.form {
+            Form::Direct => format!("direct {:?}", plan.codebooks),
+            Form::Table(precision) => format!("table {precision:?}"),
+        };
+        let rows = if plan.largest_matvec_batch > 0 {
+            " row by row"
+        } else {
+            ""
+        };
+        format!("{} {form}{rows}", self.level)
+    }
+
+    /// Bytes of an entry of fixed-point tables, where a product with so many rows of x goes through such.
+    pub(crate) fn table_bytes(&self, operation: Operation, batch: usize) -> Option<u32> {
+        let plan = self.plan?;
+        let used = match operation {
+            Operation::Matvec => true,
+            Operation::Matmul => batch <= plan.largest_matvec_batch,
+            _ => false,
+        };
+        match plan.form {
+            Form::Table(TablePrecision::I24) if used => Some(3),
+            Form::Table(TablePrecision::I16) if used => Some(2),
+            Form::Table(TablePrecision::I8) if used => Some(1),
+            _ => None,
+        }
+    }
+}
+
+impl Cuda {
+    /// The first GPU.
+    ///
+    /// # Errors
+    /// What is missing, in words.
+    pub fn first() -> std::result::Result<Subject, String> {
+        let device = Device::open_guarded(0, None).map_err(|error| error.to_string())?;
+        let cuda = Self::on(Arc::new(device), Activations::F16).map_err(|error| error.to_string())?;
+        Ok(Subject::Cuda(cuda))
+    }
+
+    /// An opened GPU, with x and y in this format.
+    ///
+    /// # Errors
+    /// As [`Pools::at`].
+    pub fn on(device: Arc<Device>, activations: Activations) -> Result<Self> {
+        Ok(Self {
+            device,
+            kernel: "",
+            activations,
+            pools: Arc::new(Pools::at(SimdLevel::current())?),
+        })
+    }
+}
+
+/// The machines of one backend, or why there are none here: its cases are waived then.
+#[derive(Clone)]
+pub struct Machines {
+    /// the backend's name
+    pub backend: &'static str,
+    /// one row of the check is all of these together
+    pub subjects: std::result::Result<Vec<Subject>, String>,
+}
+
+impl Machines {
+    /// What a backend is on this machine.
+    pub fn of(backend: BackendKind) -> Self {
+        Self {
+            backend: backend.name(),
+            subjects: match backend {
+                BackendKind::Reference => Ok(vec![Subject::Reference]),
+                BackendKind::Cpu => Cpu::all().map_err(|error| error.to_string()),
+                BackendKind::Cuda => Cuda::first().map(|cuda| vec![cuda]),
+            },
+        }
+    }
+}

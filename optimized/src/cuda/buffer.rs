@@ -1,0 +1,289 @@
+//! Device memory, with guard bytes around it on a device that was opened for checks.
+//!
+//! A kernel that writes outside a buffer spoils the neighbour's guard bytes instead of its numbers, and the
+//! next copy to the host says whose they were.
+
+use std::collections::BTreeMap;
+use std::ops::{Bound, RangeBounds};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::{
+    CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice,
+    SyncOnDrop, result, sys,
+};
+
+use super::error::During;
+use super::{CudaError, Result};
+
+/// Guard bytes before a buffer, and as many after it: a multiple of what kernels want buffers aligned to.
+const GUARD_BYTES: usize = 1024;
+/// What they hold.
+const PATTERN: u8 = 0xa5;
+
+/// Numbers in device memory.
+pub struct Buffer<T> {
+    /// Removed before the memory is freed, for fields are dropped in this order.
+    guarded: Option<Guarded>,
+    whole: CudaSlice<T>,
+    /// where the buffer's own elements begin: after the guard bytes, if there are any
+    first: usize,
+    len: usize,
+}
+
+impl<T: DeviceRepr> Buffer<T> {
+    /// Memory for `len` numbers, with guard bytes if `guards` are kept.
+    ///
+    /// # Errors
+    /// `Driver`, for example when memory runs out.
+    ///
+    /// # Safety
+    /// The numbers must be written before they are read.
+    pub(super) unsafe fn new(
+        stream: &Arc<CudaStream>,
+        guards: Option<&Arc<Guards>>,
+        len: usize,
+    ) -> Result<Self> {
+        let first = guards.map_or(0, |_| GUARD_BYTES / size_of::<T>());
+        // SAFETY: the caller's promise; guard bytes are written here.
+        let whole = unsafe { stream.alloc(len + 2 * first) }.during("allocating")?;
+        let mut buffer = Self {
+            guarded: None,
+            whole,
+            first,
+            len,
+        };
+        if let Some(guards) = guards {
+            let start = buffer.device_ptr(stream).0;
+            let sides = [
+                start - GUARD_BYTES as sys::CUdeviceptr,
+                start + (len * size_of::<T>()) as sys::CUdeviceptr,
+            ];
+            sides.iter().try_for_each(|&side| fill(stream, side))?;
+            buffer.guarded = Some(Guarded::new(guards, sides));
+        }
+        Ok(buffer)
+    }
+
+    /// The same numbers in memory of their own.
+    ///
+    /// # Errors
+    /// `Driver`, for example when memory runs out.
+    pub fn try_clone(&self) -> Result<Self> {
+        let stream = self.whole.stream();
+        let guards = self.guarded.as_ref().map(|guarded| &guarded.guards);
+        // SAFETY: the copy writes all numbers.
+        let mut copy = unsafe { Self::new(stream, guards, self.len) }?;
+        stream
+            .memcpy_dtod(self, &mut copy)
+            .during("copying on the device")?;
+        if let Some(guarded) = &self.guarded {
+            copy = copy.named(&guarded.name());
+        }
+        Ok(copy)
+    }
+}
+
+impl<T> Buffer<T> {
+    /// What an error calls it when a kernel writes outside.
+    #[must_use]
+    pub fn named(self, name: &str) -> Self {
+        if let Some(guarded) = &self.guarded {
+            guarded.rename(name);
+        }
+        self
+    }
+
+    /// How many numbers it holds.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Some of its numbers.
+    ///
+    /// # Panics
+    /// When it does not have them.
+    pub fn slice(&self, bounds: impl RangeBounds<usize>) -> CudaView<'_, T> {
+        let (from, to) = self.range(bounds);
+        self.whole.slice(from..to)
+    }
+
+    /// The same to write to.
+    ///
+    /// # Panics
+    /// When it does not have them.
+    pub fn slice_mut(&mut self, bounds: impl RangeBounds<usize>) -> CudaViewMut<'_, T> {
+        let (from, to) = self.range(bounds);
+        self.whole.slice_mut(from..to)
+    }
+
+    /// Places in the whole memory.
+    fn range(&self, bounds: impl RangeBounds<usize>) -> (usize, usize) {
+        let from = match bounds.start_bound() {
+            Bound::Included(&at) => at,
+            Bound::Excluded(&at) => at + 1,
+            Bound::Unbounded => 0,
+        };
+        let to = match bounds.end_bound() {
+            Bound::Included(&at) => at + 1,
+            Bound::Excluded(&at) => at,
+            Bound::Unbounded => self.len,
+        };
+        assert!(
+            from <= to && to <= self.len,
+            "{from}..{to} of {} numbers",
+            self.len
+        );
+        (self.first + from, self.first + to)
+    }
+
+    /// Bytes ahead of its own.
+    fn skipped(&self) -> sys::CUdeviceptr {
+        (self.first * size_of::<T>()) as sys::CUdeviceptr
+    }
+}
+
+impl<T> DeviceSlice<T> for Buffer<T> {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn stream(&self) -> &Arc<CudaStream> {
+        self.whole.stream()
+    }
+}
+
+impl<T> DevicePtr<T> for Buffer<T> {
+    fn device_ptr<'a>(&'a self, stream: &'a CudaStream) -> (sys::CUdeviceptr, SyncOnDrop<'a>) {
+        let (start, used) = self.whole.device_ptr(stream);
+        (start + self.skipped(), used)
+    }
+}
+
+impl<T> DevicePtrMut<T> for Buffer<T> {
+    fn device_ptr_mut<'a>(&'a mut self, stream: &'a CudaStream) -> (sys::CUdeviceptr, SyncOnDrop<'a>) {
+        let skipped = self.skipped();
+        let (start, used) = self.whole.device_ptr_mut(stream);
+        (start + skipped, used)
+    }
+}
+
+/// The guard bytes of all buffers of a device that are alive.
+#[derive(Default)]
+pub(super) struct Guards {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    alive: BTreeMap<u64, Entry>,
+    /// kernels started since the guard bytes were last seen whole
+    started: Vec<String>,
+}
+
+struct Entry {
+    name: String,
+    /// where the guard bytes before and after begin
+    sides: [sys::CUdeviceptr; 2],
+}
+
+impl Guards {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a kernel, for a message.
+    pub(super) fn started(&self, kernel: &str) {
+        let mut state = self.state();
+        if state.started.last().is_none_or(|last| last != kernel) {
+            state.started.push(kernel.to_owned());
+        }
+    }
+
+    /// Waits for the stream and looks at all guard bytes. Those that were written to are made whole again, so
+    /// that each mistake is told once.
+    ///
+    /// # Errors
+    /// `Outside` with the first buffer whose guard bytes have changed; `Driver`.
+    pub(super) fn verify(&self, stream: &Arc<CudaStream>) -> Result<()> {
+        let mut state = self.state();
+        let mut outside = None;
+        for entry in state.alive.values() {
+            for (side, at) in ["before", "after"].into_iter().zip(entry.sides) {
+                let mut bytes = [0_u8; GUARD_BYTES];
+                // SAFETY: a buffer removes its entry before its memory is freed, so this is alive.
+                unsafe { result::memcpy_dtoh_async(&mut bytes, at, stream.cu_stream()) }
+                    .and_then(|()| stream.synchronize())
+                    .during("reading guard bytes")?;
+                if bytes == [PATTERN; GUARD_BYTES] {
+                    continue;
+                }
+                fill(stream, at)?;
+                outside = outside.or_else(|| Some((entry.name.clone(), side)));
+            }
+        }
+        let started = std::mem::take(&mut state.started);
+        match outside {
+            None => Ok(()),
+            Some((buffer, side)) => Err(CudaError::Outside {
+                buffer,
+                side,
+                started: started.join(", "),
+            }),
+        }
+    }
+}
+
+/// Writes a side's guard bytes.
+fn fill(stream: &Arc<CudaStream>, at: sys::CUdeviceptr) -> Result<()> {
+    // SAFETY: `at` is a side of a buffer, which has room for the guard bytes.
+    unsafe { result::memset_d8_async(at, PATTERN, GUARD_BYTES, stream.cu_stream()) }
+        .during("writing guard bytes")
+}
+
+/// A buffer's entry among the guards; removed when the buffer is dropped.
+struct Guarded {
+    guards: Arc<Guards>,
+    id: u64,
+}
+
+impl Guarded {
+    fn new(guards: &Arc<Guards>, sides: [sys::CUdeviceptr; 2]) -> Self {
+        let mut state = guards.state();
+        let id = state.next;
+        state.next += 1;
+        let name = "a buffer without a name".to_owned();
+        state.alive.insert(id, Entry { name, sides });
+        drop(state);
+        Self {
+            guards: Arc::clone(guards),
+            id,
+        }
+    }
+
+    fn name(&self) -> String {
+        let state = self.guards.state();
+        state
+            .alive
+            .get(&self.id)
+            .map(|entry| entry.name.clone())
+            .expect("it is removed when dropped")
+    }
+
+    fn rename(&self, name: &str) {
+        if let Some(entry) = self.guards.state().alive.get_mut(&self.id) {
+            name.clone_into(&mut entry.name);
+        }
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        self.guards.state().alive.remove(&self.id);
+    }
+}

@@ -1,0 +1,164 @@
+use aqlm_kernels::defines::matvec::k7_lane_inputs::{CHUNK_BYTES, COUNTERS, HEAD, PADDING_ROWS, RING, WARPS};
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
+use half::f16;
+use rayon::prelude::*;
+
+use super::super::items::ITEM_BITS;
+use super::super::{Packed, Target, bytes_of_u16, bytes_of_u32, codebook_bytes, operand, scale_bytes};
+use deal::{Arranger, Warp};
+
+mod deal;
+mod schedule;
+
+/// Words of a chunk: four items of each lane.
+const CHUNK_WORDS: usize = CHUNK_BYTES / 4;
+/// Bits of a rounded product, and of the sums of a row.
+const PRODUCT_BITS: u32 = 22;
+const SUM_BITS: u32 = 31;
+
+/// How blocks divide the matrix.
+struct Plan {
+    slice_bits: usize,
+    slices: usize,
+    slabs: usize,
+    /// rows of a slab
+    rows: usize,
+    /// lists that an input group's items are dealt to
+    pieces: usize,
+    /// tasks of a warp, without the last, which is of what is left over
+    rounds: usize,
+}
+
+impl Plan {
+    fn new(matrix: &QuantizedMatrix, target: &Target) -> Result<Self> {
+        let scheme = matrix.scheme();
+        let (out_groups, in_groups) = matrix.groups();
+        let slice_bits = if scheme.in_group_size == 8 { 12 } else { 11 };
+        let slices = scheme.codebook_size() >> slice_bits;
+        // Blocks wait for each other.
+        let at_once = target.multiprocessors as usize / slices;
+        if at_once == 0 {
+            return Err(AqlmError::Unsupported(format!(
+                "k7 needs {slices} multiprocessors for {scheme}, {} are there",
+                target.multiprocessors
+            )));
+        }
+        // A block scales the rows that it owns one a thread, and adds them up four at a time.
+        let step = slices * 4;
+        let rows = out_groups.div_ceil(at_once).next_multiple_of(step);
+        let most = ((1 << (ITEM_BITS - slice_bits)) - PADDING_ROWS).min(slices * WARPS * 32) / step * step;
+        if rows > most {
+            return Err(AqlmError::Unsupported(format!(
+                "k7 does at most {} rows of {scheme} here, not {out_groups}",
+                most * at_once
+            )));
+        }
+        if at_once > COUNTERS {
+            return Err(AqlmError::Unsupported(format!(
+                "k7 has counters for {COUNTERS} slabs, not {at_once}"
+            )));
+        }
+        // As many pieces as keep all lanes of all rounds busy, and few rounds.
+        let tasks = in_groups.div_ceil(32);
+        let fewest = tasks.div_ceil(WARPS);
+        let (mut rounds, mut pieces, mut best) = (fewest, 1, 0.0);
+        for tried in fewest..fewest + 4 {
+            let fitting = tried * WARPS / tasks;
+            let filled = (fitting * tasks) as f64 / (tried * WARPS) as f64;
+            if filled > best + 0.05 {
+                (rounds, pieces, best) = (tried, fitting, filled);
+            }
+        }
+        Ok(Self {
+            slice_bits,
+            slices,
+            slabs: out_groups.div_ceil(rows),
+            rows,
+            pieces,
+            rounds,
+        })
+    }
+}
+
+/// k7: codes sorted by slice of the codebook and input group, each with its row.
+pub(in super::super::super) fn pack(
+    kernel: &'static str,
+    matrix: &QuantizedMatrix,
+    target: &Target,
+    _: usize,
+) -> Result<Packed> {
+    let scheme = matrix.scheme();
+    let g = scheme.in_group_size;
+    let (out_groups, in_groups) = matrix.groups();
+    let plan = Plan::new(matrix, target)?;
+
+    // [slab][slice][group], items
+    let lists: Vec<Vec<u32>> = (0..plan.slabs)
+        .into_par_iter()
+        .flat_map_iter(|slab| {
+            let mut lists = vec![Vec::new(); plan.slices * in_groups];
+            let first = slab * plan.rows;
+            for row in first..out_groups.min(first + plan.rows) {
+                for group in 0..in_groups {
+                    let code = usize::from(matrix.codes()[[row, group, 0]]);
+                    let local = code & ((1 << plan.slice_bits) - 1);
+                    lists[(code >> plan.slice_bits) * in_groups + group]
+                        .push((local | (row - first) << plan.slice_bits) as u32);
+                }
+            }
+            lists
+        })
+        .collect();
+    let blocks: Vec<Vec<Warp>> = lists
+        .par_chunks(in_groups)
+        .map(|lists| Arranger { plan: &plan, g }.arrange(lists))
+        .collect();
+
+    let warps = || blocks.iter().flatten();
+    let (mut items, mut spans, mut groups) = (Vec::new(), Vec::new(), Vec::new());
+    for warp in warps() {
+        let head = warp.words.len().min(HEAD * CHUNK_WORDS);
+        items.extend_from_slice(&warp.words[..head]);
+        items.resize(items.len() + HEAD * CHUNK_WORDS - head, 0);
+    }
+    for warp in warps() {
+        let words = warp.words.len() / 32;
+        spans.extend([(items.len() / 32) as u32, words as u32]);
+        spans.extend(&warp.steps);
+        groups.extend_from_slice(&warp.groups);
+        items.extend(warp.words.iter().skip(HEAD * CHUNK_WORDS));
+    }
+    let largest = matrix
+        .codebooks()
+        .iter()
+        .fold(0.0_f64, |most, c| most.max(c.abs()));
+    let product_bits = PRODUCT_BITS.min(SUM_BITS - (in_groups + 1).next_power_of_two().trailing_zeros());
+
+    Ok(Packed {
+        defines: vec![("AQLM_G", g), ("AQLM_SLICE_BITS", plan.slice_bits)],
+        operands: vec![
+            operand("items", bytes_of_u32(&items)),
+            operand("spans", bytes_of_u32(&spans)),
+            operand("groups", bytes_of_u16(groups.into_iter())),
+            operand("codebook", codebook_bytes(matrix)),
+            operand(
+                "scratch",
+                vec![0; (COUNTERS + plan.slabs * plan.slices * plan.rows) * 4],
+            ),
+            operand("scales", scale_bytes(matrix)),
+        ],
+        sizes: vec![
+            plan.rows as i32,
+            (plan.rounds + 1) as i32,
+            i32::from(f16::from_f64(largest).to_bits()),
+            product_bits as i32,
+        ],
+        grid: [plan.slices as u32, plan.slabs as u32],
+        block: (WARPS * 32) as u32,
+        shared_bytes: ((2 * g) << plan.slice_bits)
+            + WARPS * RING * CHUNK_BYTES
+            + matrix.in_features() * 2
+            + (plan.rows + PADDING_ROWS + WARPS) * 4,
+        ..Packed::unplanned(kernel, matrix, 1)
+    })
+}

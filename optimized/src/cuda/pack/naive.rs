@@ -1,0 +1,45 @@
+use aqlm_vocabulary::{QuantizedMatrix, Result};
+
+use super::{Op, Packed, Target, bytes_of_u16, codebook_bytes, operand, scale_bytes};
+
+/// Rows that a block of matvec and matmul does, a warp each.
+const ROWS: usize = 8;
+/// Columns that a block of decode does, a thread each.
+const COLUMNS: usize = 256;
+
+/// k1 of every operation: codes as they are, 16 bits each.
+pub(super) fn pack(
+    kernel: &'static str,
+    matrix: &QuantizedMatrix,
+    _: &Target,
+    batch: usize,
+) -> Result<Packed> {
+    let scheme = matrix.scheme();
+    let (out_features, in_features) = (matrix.out_features(), matrix.in_features());
+    let row_blocks = out_features.div_ceil(ROWS) as u32;
+    let grid = match Op::of(kernel) {
+        Op::Matvec => [row_blocks, 1],
+        // The kernels stride over what is above a grid's largest second axis.
+        Op::Matmul => [row_blocks, batch.min(65_535) as u32],
+        Op::Decode => [
+            in_features.div_ceil(COLUMNS) as u32,
+            out_features.min(65_535) as u32,
+        ],
+    };
+    Ok(Packed {
+        defines: vec![
+            ("AQLM_M", scheme.num_codebooks),
+            ("AQLM_B", scheme.nbits as usize),
+            ("AQLM_G", scheme.in_group_size),
+            ("AQLM_OUT_G", scheme.out_group_size),
+        ],
+        operands: vec![
+            operand("codes", bytes_of_u16(matrix.codes().iter().copied())),
+            operand("codebooks", codebook_bytes(matrix)),
+            operand("scales", scale_bytes(matrix)),
+        ],
+        grid,
+        block: 256,
+        ..Packed::unplanned(kernel, matrix, batch)
+    })
+}
