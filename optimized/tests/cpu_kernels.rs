@@ -73,8 +73,8 @@ fn scheme(text: &str) -> Scheme {
     text.parse().unwrap()
 }
 
-/// A matrix and x of small multiples of powers of two, every third row negative: every sum is exact in f32, in
-/// any order.
+/// A matrix and x of small multiples of powers of two, every third row negative: every sum is exact in f32,
+/// in any order.
 fn dyadic(
     scheme: Scheme,
     out_groups: usize,

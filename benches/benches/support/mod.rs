@@ -1,6 +1,6 @@
-//! A bench of one operation on the check's own cases (docs/checking.md): every SIMD level of the CPU backend is
-//! checked against the reference first, then both are timed, beside dense products in f32 of the same shapes
-//! through the library.
+//! A bench of one operation on the check's own cases (docs/checking.md): every SIMD level of the CPU backend
+//! is checked against the reference first, then both are timed, beside dense products in f32 of the same
+//! shapes through the library.
 
 use aqlm_benches::print_roofline;
 use aqlm_check::cases::Case;

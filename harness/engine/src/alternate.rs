@@ -13,15 +13,15 @@ use aqlm_formats::Result;
 /// ordered input groups) until a round gains less than `relative_tolerance` of the loss or `max_rounds` are
 /// done.
 ///
-/// Every loss that is reported or passed to `observe`, and the choice of which round to keep, is under H as it
-/// is, without damping. A last round that did not improve that loss is taken back.
+/// Every loss that is reported or passed to `observe`, and the choice of which round to keep, is under H as
+/// it is, without damping. A last round that did not improve that loss is taken back.
 ///
 /// Random numbers are those of `key` alone: one stream for the starting points, one for all sweeps.
 ///
 /// # Errors
-/// `NotDivisible` when the scheme does not fit the layer, `Degenerate` when a codebook has more codewords than
-/// the layer has groups (unless `settings.allow_degenerate`), `Argument` for a beam of 0; what the machine's
-/// steps fail with.
+/// `NotDivisible` when the scheme does not fit the layer, `Degenerate` when a codebook has more codewords
+/// than the layer has groups (unless `settings.allow_degenerate`), `Argument` for a beam of 0; what the
+/// machine's steps fail with.
 pub fn alternate<O: LayerOps>(
     ops: &O,
     problem: &O::Problem,

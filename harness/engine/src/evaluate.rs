@@ -11,7 +11,7 @@ use crate::backends::OnMachine;
 use crate::ops::{BlockOps, ModelOps, TrainOps, Weights};
 use aqlm_formats::{Error, Result};
 
-/// Perplexity over non-overlapping windows, as the GPTQ line of papers measures it (paper.md 2.5).
+/// Perplexity over non-overlapping windows, as the GPTQ line of papers measures it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Perplexity {
     /// exp(mean_nll)

@@ -2,7 +2,7 @@ use aqlm_vocabulary::{FinetuneSettings, Initialization, LayerSettings, Scheme, U
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// Settings that belong together (paper.md 2.2 says where the paper and the official code differ).
+/// Settings that belong together (docs/quantizer.md says where the paper and the official code differ).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Preset {

@@ -55,7 +55,7 @@ pub enum PipelineEvent<'a> {
 /// Quantizes every block of a model into `folder` and leaves the finished blocks there; the caller writes the
 /// checkpoint from them.
 ///
-/// Block by block (design.md 8): inputs come from the already quantized prefix, targets are the unquantized
+/// Block by block: inputs come from the already quantized prefix, targets are the unquantized
 /// block's outputs on those same inputs. Each finished block is rounded to the checkpoint's precision, stored
 /// and read back before it feeds the next one, so that a resumed run sees exactly what an uninterrupted one
 /// saw.

@@ -1,6 +1,6 @@
 //! The alternation over the machines: with the reference's steps it is the reference's own, bit for bit; with
-//! those of the CPU it reaches the reference's loss. Searches are compared by the loss that they reach, as the
-//! reference evaluates it: ties break either way.
+//! those of the CPU it reaches the reference's loss. Searches are compared by the loss that they reach, as
+//! the reference evaluates it: ties break either way.
 
 mod support;
 

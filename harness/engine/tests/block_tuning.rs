@@ -1,5 +1,5 @@
-//! Block fine-tuning over the machines: with the reference's gradients and steps it is the reference's own, bit
-//! for bit; with those of the CPU it stays near.
+//! Block fine-tuning over the machines: with the reference's gradients and steps it is the reference's own,
+//! bit for bit; with those of the CPU it stays near.
 
 mod support;
 

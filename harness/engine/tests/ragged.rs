@@ -1,5 +1,5 @@
-//! Sequences of different length: losses are those of each sequence alone, on every machine and whichever way a
-//! model is evaluated.
+//! Sequences of different length: losses are those of each sequence alone, on every machine and whichever way
+//! a model is evaluated.
 
 use aqlm_engine::backends::{BackendKind, CpuBackend};
 use aqlm_engine::evaluate::{Evaluation, resident, streamed};
@@ -39,8 +39,8 @@ fn losses(machine: &dyn ModelOps, model: &Model, same_bits: bool) -> Vec<Array1<
     together
 }
 
-/// Losses of a few nats, computed in f32 or f16: within a hundredth, which a window that was taken for another
-/// is far from.
+/// Losses of a few nats, computed in f32 or f16: within a hundredth, which a window that was taken for
+/// another is far from.
 fn assert_near(ours: &Array1<f64>, theirs: &Array1<f64>) {
     assert_eq!(ours.len(), theirs.len());
     for (ours, theirs) in ours.iter().zip(theirs) {

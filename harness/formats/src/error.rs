@@ -353,6 +353,16 @@ impl From<AqlmError> for Error {
     fn from(error: AqlmError) -> Self {
         match error {
             AqlmError::Device(reason) => Self::Device { reason },
+            AqlmError::Argument {
+                what,
+                expected,
+                found,
+            } => Self::Argument {
+                what,
+                expected,
+                found,
+            },
+            AqlmError::Internal(what) => Self::Internal(what),
             other => Self::Aqlm(other),
         }
     }

@@ -1,7 +1,7 @@
 //! What people have, in and out: Hugging Face folders, safetensors, GGUF files, tokenizers and texts.
 //!
-//! [`model::Model`] stands before all formats of models. It is opened without reading weights, says what it is,
-//! and then gives weights block by block:
+//! [`model::Model`] stands before all formats of models. It is opened without reading weights, says what it
+//! is, and then gives weights block by block:
 //!
 //! ```
 //! use aqlm_formats::model::Model;
@@ -31,8 +31,9 @@
 //! | [`durable`] | files that are either whole or absent |
 //! | [`hostile`] | the readers as functions of bytes, for fuzzers |
 //!
-//! Every function that can fail returns [`Error`], which names the file and the field or tensor, says what was
-//! expected and what was found. `examples/open_model.rs` opens a model, lists its layers and reads a weight.
+//! Every function that can fail returns [`Error`], which names the file and the field or tensor, says what
+//! was expected and what was found. `examples/open_model.rs` opens a model, lists its layers and reads a
+//! weight.
 
 pub mod durable;
 pub mod error;

@@ -52,8 +52,8 @@ pub enum Parameter {
 }
 
 impl Parameter {
-    /// The parameters that `tuned` selects of a model, block by block. `quantized` are the quantized layers of
-    /// each block. If `tied`, head and embedding are one array, [`Parameter::Embedding`].
+    /// The parameters that `tuned` selects of a model, block by block. `quantized` are the quantized layers
+    /// of each block. If `tied`, head and embedding are one array, [`Parameter::Embedding`].
     pub fn selected(quantized: &[Vec<LayerId>], tied: bool, tuned: Tuned) -> Vec<Self> {
         let mut parameters = Vec::new();
         for (block, layers) in quantized.iter().enumerate() {

@@ -113,8 +113,8 @@ fn flatten(prefix: &str, value: &Value, fields: &mut Vec<(String, String)>) {
     }
 }
 
-/// The folder of a run (design.md 6): `run.json`, `metrics.jsonl`, `journal.jsonl`, what the journal names,
-/// and the final model.
+/// The folder of a run (docs/resume.md): `run.json`, `metrics.jsonl`, `journal.jsonl`, what the journal
+/// names, and the final model.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,

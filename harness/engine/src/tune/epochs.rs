@@ -102,9 +102,9 @@ pub(super) trait Keeper<O> {
     ) -> Result<()>;
 }
 
-/// Trains: epochs of minibatches in an order that the key decides anew for each, a judgement after each, until
-/// the plan's epochs are done or `patience` of them in a row did not improve on the best. A loss that is not
-/// finite ends it, too. Goes on from `resumed` as if there had been no interruption.
+/// Trains: epochs of minibatches in an order that the key decides anew for each, a judgement after each,
+/// until the plan's epochs are done or `patience` of them in a row did not improve on the best. A loss that
+/// is not finite ends it, too. Goes on from `resumed` as if there had been no interruption.
 ///
 /// # Errors
 /// Those of objective and keeper.

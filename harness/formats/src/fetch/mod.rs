@@ -97,9 +97,9 @@ pub fn known_names() -> impl Iterator<Item = &'static str> {
 /// already there is left alone.
 ///
 /// # Errors
-/// `Kind` for a name that is neither; `Argument` for an environment variable that is no text; `Fetch` with one line a source when none has it; `Digest` when a file
-/// is not the one it should be; `Exists` when the folder holds something else; `Io`; the errors of
-/// [`Model::open`].
+/// `Kind` for a name that is neither; `Argument` for an environment variable that is no text; `Fetch` with
+/// one line a source when none has it; `Digest` when a file is not the one it should be; `Exists` when the
+/// folder holds something else; `Io`; the errors of [`Model::open`].
 pub fn fetch(name: &str, to: Option<&Path>, observe: &mut dyn FnMut(FetchEvent<'_>)) -> Result<Fetched> {
     fetch_through(name, to, &Hub::from_env()?, observe)
 }

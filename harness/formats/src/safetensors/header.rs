@@ -30,7 +30,8 @@ pub(super) struct Header {
     pub(super) entries: BTreeMap<String, Entry>,
 }
 
-/// Reads and checks a header: the tensors' bytes must tile the rest of the file, which has `length` bytes in all.
+/// Reads and checks a header: the tensors' bytes must tile the rest of the file, which has `length` bytes in
+/// all.
 pub(super) fn read_header(path: &Path, reader: &mut impl Read, length: u64) -> Result<Header> {
     let truncated = |what: &str, expected: u64| Error::Truncated {
         path: path.into(),

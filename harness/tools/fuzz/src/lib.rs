@@ -1,7 +1,8 @@
 //! What every fuzz target calls.
 //!
 //! ```text
-//! cargo +nightly fuzz run gguf harness/tools/fuzz/corpus/gguf harness/tools/fuzz/seeds/gguf -- -runs=1000000 -max_len=4096 -malloc_limit_mb=64
+//! cargo +nightly fuzz run gguf harness/tools/fuzz/corpus/gguf harness/tools/fuzz/seeds/gguf \
+//!     -- -runs=1000000 -max_len=4096 -malloc_limit_mb=64
 //! ```
 
 use std::sync::OnceLock;

@@ -93,8 +93,8 @@ impl BlockTuner {
         Ok(losses)
     }
 
-    /// Adds `scale` times the gradients of [`BlockTuner::losses`] and returns those. Each of the parts that go
-    /// through the block together adds one number to each sum.
+    /// Adds `scale` times the gradients of [`BlockTuner::losses`] and returns those. Each of the parts that
+    /// go through the block together adds one number to each sum.
     ///
     /// # Errors
     /// As [`BlockTuner::losses`]; gradients added before an error stay.

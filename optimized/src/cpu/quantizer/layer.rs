@@ -10,8 +10,8 @@ use super::trial::Trial;
 
 /// A layer to be quantized, and the steps of the alternation on it (paper algorithm 1, lines 4 to 12).
 ///
-/// Every step optimises under H with `settings.damping` x mean(diag H) on its diagonal; [`LayerProblem::loss`]
-/// is under H as it is.
+/// Every step optimises under H with `settings.damping` x mean(diag H) on its diagonal;
+/// [`LayerProblem::loss`] is under H as it is.
 #[derive(Debug)]
 pub struct LayerProblem {
     /// under the damped H

@@ -54,8 +54,8 @@ impl<'d> Builder<'d> {
     /// Nothing is on the device yet.
     ///
     /// # Errors
-    /// `Aqlm` with `Unsupported` for a model that is no plain Llama or has heads wider than 256, with `Argument`
-    /// without positions.
+    /// `Aqlm` with `Unsupported` for a model that is no plain Llama or has heads wider than 256, with
+    /// `Argument` without positions.
     pub fn new(device: &'d Device, arch: &ArchSpec, options: Options) -> Result<Self> {
         arch.require_plain()?;
         let head_dim = arch.attention().head_dim;

@@ -128,8 +128,8 @@ fn by_use(matrix: &QuantizedMatrix) -> Result<QuantizedMatrix> {
     )
 }
 
-/// Which codewords a block keeps, at most `room`, ascending. Codewords numbered below `room` are kept whenever
-/// the block uses them: their number is their place. The other places go to those that it uses most.
+/// Which codewords a block keeps, at most `room`, ascending. Codewords numbered below `room` are kept
+/// whenever the block uses them: their number is their place. The other places go to those that it uses most.
 fn keep(uses: &[u32], room: usize) -> Vec<u16> {
     let used = |codes: std::ops::Range<usize>| -> Vec<u16> {
         codes
