@@ -19,6 +19,7 @@ mod schemata;
 mod test_binaries;
 mod tree;
 mod trial;
+mod verdict;
 mod viability;
 mod workers;
 
@@ -35,7 +36,7 @@ use rand::SeedableRng as _;
 use rand::seq::SliceRandom as _;
 
 use crate::list::Mutant;
-use crate::report::{Outcome, Verdict};
+use crate::verdict::{Outcome, Verdict};
 
 #[derive(Parser)]
 #[command(about = "Run the mutants that cargo-mutants lists, from one build")]

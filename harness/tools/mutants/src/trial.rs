@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 
 use crate::coverage::{Coverage, Test};
 use crate::list::Mutant;
-use crate::report::{Outcome, Verdict};
+use crate::verdict::{Outcome, Verdict};
 
 /// KiB of address space that a test may have; a mutant that asks for more fails.
 const MEMORY: u64 = 16 << 20;
