@@ -17,6 +17,7 @@ mod list;
 mod report;
 mod schemata;
 mod test_binaries;
+mod test_run;
 mod tree;
 mod trial;
 mod verdict;
