@@ -8,6 +8,7 @@ mod cross;
 mod keep;
 pub mod ledger;
 pub mod limits;
+mod operation;
 mod ops;
 mod peer_checkpoints;
 mod peer_models;

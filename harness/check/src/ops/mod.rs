@@ -1,6 +1,6 @@
 //! One file an operation: everything that the check, the benches and the tests know of it.
 //!
-//! To add one: the file, and its two lines below.
+//! To add one: the file, its line below, and its place in the list of `operation.rs`.
 
 #![allow(
     clippy::needless_pass_by_value,
@@ -30,7 +30,6 @@ mod residual_init;
 mod work;
 
 use proptest::strategy::BoxedStrategy;
-use serde::{Serialize, Serializer};
 
 use super::Comparison;
 use super::breakage::Breakage;
@@ -38,24 +37,16 @@ use super::compare::{Against, Findings};
 use super::keep::Operands;
 use super::limits::Number;
 use super::subject::Subject;
-use crate::cases::{Case, Kind, Problem, words};
+use crate::cases::{Case, Kind, Problem};
+use crate::operation::{Operation, operations};
 use aqlm_formats::Result;
 
 pub use product::{ProductCheck, matrix_bytes};
 pub use work::Work;
 pub(crate) use work::{Checked, Prepared};
 
-/// The list: the operation's name here, its file and word, and what it does.
-macro_rules! operations {
+macro_rules! checked {
     ($($(#[$doc:meta])+ $name:ident: $word:ident,)+) => {
-        words! {
-            /// The operations of the project: one id each, in tests, benches, command line and documentation
-            /// alike.
-            Operation, "operation" {
-                $($(#[$doc])+ $name = stringify!($word),)+
-            }
-        }
-
         impl Operation {
             /// How it is checked.
             pub(crate) fn checked(self) -> &'static dyn Checked {
@@ -70,48 +61,7 @@ macro_rules! operations {
         })+
     };
 }
-
-// Drawn cases depend on the place in this list, so new operations go to its end.
-operations! {
-    /// codes, codebooks and scales to the dense weight
-    Decode: decode,
-    /// decode fused with a product with one x
-    Matvec: matvec,
-    /// the same for several rows of x
-    Matmul: matmul,
-    /// mean of x xT over samples
-    Hessian: hessian,
-    /// Lloyd's iterations from given centroids
-    Kmeans: kmeans,
-    /// first codes and codebooks by residual k-means
-    ResidualInit: residual_init,
-    /// the same, refined under the H-metric
-    EmInit: em_init,
-    /// codes for fixed codebooks
-    BeamSearch: beam_search,
-    /// codebooks and scales for fixed codes
-    CodebookUpdate: codebook_update,
-    /// the alternation for one layer
-    LayerQuantize: layer_quantize,
-    /// a transformer block over sequences
-    BlockForward: block_forward,
-    /// its gradients
-    BlockBackward: block_backward,
-    /// codebooks, scales and norms tuned on a block's outputs
-    BlockFinetune: block_finetune,
-    /// tokens to logits
-    ModelForward: model_forward,
-    /// tokens to losses
-    Perplexity: perplexity,
-    /// losses, gradients of all parameters, and steps of Adam of a whole model
-    ModelTune: model_tune,
-}
-
-impl Serialize for Operation {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.word())
-    }
-}
+operations!(checked);
 
 /// Which operation a file is about; the list says so.
 pub(crate) trait Listed {

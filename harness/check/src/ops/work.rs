@@ -4,12 +4,13 @@ use std::sync::PoisonError;
 
 use proptest::strategy::BoxedStrategy;
 
-use super::{Cost, Op, Operation, against};
+use super::{Cost, Op, against};
 use crate::Comparison;
 use crate::cases::{Case, Kind, Problem};
 use crate::compare::{Findings, repeated};
 use crate::keep::{Operands as _, Tensors};
 use crate::limits::Number;
+use crate::operation::Operation;
 use crate::subject::Subject;
 use aqlm_formats::{Error, Result};
 
