@@ -4,7 +4,7 @@ use aqlm_vocabulary::AqlmError;
 
 use super::limits::{self, Measure, Number, Sizes};
 use super::{Comparison, largest, nmse};
-use crate::cases::Operation;
+use crate::operation::Operation;
 use crate::subject::Pools;
 use aqlm_formats::{Error, Result};
 

@@ -8,11 +8,14 @@ mod cross;
 mod keep;
 pub mod ledger;
 pub mod limits;
+mod operation;
 mod ops;
 mod peer_checkpoints;
 mod peer_models;
 mod peer_ops;
 mod subject;
+mod vector_file;
+mod vector_options;
 mod vectors;
 mod whole_model;
 
@@ -23,7 +26,8 @@ pub use compare::{Against, Findings};
 pub use cross::{CrossOptions, check_broken, cross_check, simplest_failure};
 pub use ops::{Cost, ProductCheck, Work, matrix_bytes};
 pub use subject::{Cpu, Cuda, Machines, Pools, Subject};
-pub use vectors::{VectorOptions, check_vectors};
+pub use vector_options::VectorOptions;
+pub use vectors::check_vectors;
 
 /// |a - b| / |b| in the Euclidean norm; the absolute |a| when b is zero.
 pub(crate) fn relative_difference<'a>(

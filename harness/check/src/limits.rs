@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use aqlm_vocabulary::Scheme;
 
-use crate::cases::Operation;
+use crate::operation::Operation;
 use aqlm_formats::{Error, Result};
 
 /// The arithmetic of a result.

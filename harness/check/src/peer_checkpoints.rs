@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
-use super::vectors::{VectorFile, VectorOptions};
+use super::vector_file::VectorFile;
+use super::vector_options::VectorOptions;
 use super::{CaseRow, Comparison, Outcome, nmse, whole_model};
 use aqlm_engine::backends::BackendKind;
 use aqlm_formats::Result;

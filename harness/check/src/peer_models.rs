@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 
-use super::vectors::{VectorFile, VectorOptions};
+use super::vector_file::VectorFile;
+use super::vector_options::VectorOptions;
 use super::{CaseRow, Comparison, Outcome, largest, whole_model};
 use aqlm_formats::Result;
 use aqlm_formats::model::Model;

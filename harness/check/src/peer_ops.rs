@@ -10,7 +10,8 @@ use aqlm_vocabulary::{
 use ndarray::{Array1, Array2, Array3, Array4, Ix1, Ix2, Ix3, Ix4, s};
 use serde_json::Value;
 
-use super::vectors::{VectorFile, VectorOptions};
+use super::vector_file::VectorFile;
+use super::vector_options::VectorOptions;
 use super::{CaseRow, Comparison, Outcome, largest, relative_difference};
 use aqlm_formats::{Error, Result};
 

@@ -9,8 +9,8 @@ use aqlm_optimized::cuda::{Activations, Device};
 use aqlm_vocabulary::AqlmError;
 use rayon::ThreadPool;
 
-use crate::cases::Operation;
 use crate::limits::Number;
+use crate::operation::Operation;
 use aqlm_formats::Result;
 
 /// A machine, and where it has several ways of computing a case, one of them.

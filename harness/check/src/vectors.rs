@@ -1,32 +1,8 @@
 use std::path::{Path, PathBuf};
 
-use ndarray::ArrayD;
-
+use super::vector_options::VectorOptions;
 use super::{CaseRow, CheckReport, peer_checkpoints, peer_models, peer_ops};
-use aqlm_engine::backends::BackendKind;
-use aqlm_formats::safetensors::SafetensorFiles;
-use aqlm_formats::tensors::TensorSource;
 use aqlm_formats::{Error, Result};
-
-/// What `aqlm check --vectors` is asked to do.
-#[derive(Debug, Clone)]
-pub struct VectorOptions {
-    /// backend that runs whole models
-    pub backend: BackendKind,
-    /// only cases of this operation
-    pub op: Option<String>,
-    /// only the case of this name
-    pub case: Option<String>,
-    /// model folders or files for the `models` layout, or folders that hold several
-    pub models: Vec<PathBuf>,
-}
-
-impl VectorOptions {
-    pub(super) fn wants(&self, op: &str, case: &str) -> bool {
-        self.op.as_deref().is_none_or(|wanted| wanted == op)
-            && self.case.as_deref().is_none_or(|wanted| wanted == case)
-    }
-}
 
 /// Compares with vectors that peers computed. Three layouts are recognised by what the folder holds:
 /// `index.json` (operations), sub-folders with `expected.safetensors` (AQLM checkpoints; or one such folder
@@ -77,56 +53,4 @@ pub fn check_vectors(
         }
     };
     Ok(CheckReport::new(rows))
-}
-
-/// A file of expected values.
-pub(super) struct VectorFile {
-    path: PathBuf,
-    tensors: SafetensorFiles,
-}
-
-impl VectorFile {
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        Ok(Self {
-            path: path.to_path_buf(),
-            tensors: SafetensorFiles::open_file(path)?,
-        })
-    }
-
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.tensors.info(name).is_some()
-    }
-
-    /// A tensor of any numeric type, as f64: exact for f32 and 32-bit integers.
-    pub(super) fn array(&self, name: &str) -> Result<ArrayD<f64>> {
-        self.array_n(name)
-    }
-
-    /// A tensor whose shape has `D`'s axes.
-    pub(super) fn array_n<D: ndarray::Dimension>(&self, name: &str) -> Result<ndarray::Array<f64, D>> {
-        self.tensors.read_as_f64(name)
-    }
-
-    /// Token ids of shape [sequences, tokens] (one axis counts as one sequence).
-    pub(super) fn sequences(&self, name: &str) -> Result<Vec<Vec<u32>>> {
-        let ids = self.array(name)?;
-        // a scalar is one sequence of one token
-        let width = ids.shape().last().copied().unwrap_or(1).max(1);
-        let ids: Vec<u32> = ids
-            .iter()
-            .map(|&id| {
-                if id >= 0.0 && id <= f64::from(u32::MAX) {
-                    Ok(id as u32)
-                } else {
-                    Err(Error::Field {
-                        path: self.path.clone(),
-                        field: name.to_owned(),
-                        expected: "token ids".into(),
-                        found: id.to_string(),
-                    })
-                }
-            })
-            .collect::<Result<_>>()?;
-        Ok(ids.chunks(width).map(<[u32]>::to_vec).collect())
-    }
 }

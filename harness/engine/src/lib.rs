@@ -2,10 +2,12 @@
 //! end, evaluating it, letting it write, and the run folders that make all of that resumable.
 
 pub mod alternate;
+mod backend_kind;
 pub mod backends;
 pub mod evaluate;
 pub mod generate;
 pub mod hostile;
+mod memory;
 pub mod ops;
 mod preflight;
 mod presets;

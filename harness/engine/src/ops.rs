@@ -18,7 +18,8 @@ use aqlm_vocabulary::{
 };
 use ndarray::{Array1, Array2};
 
-use crate::backends::{BackendKind, Memory};
+use crate::backend_kind::BackendKind;
+use crate::memory::Memory;
 use aqlm_formats::Result;
 use aqlm_formats::model::Model;
 

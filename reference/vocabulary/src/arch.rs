@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{AqlmError, BlockWeights, Result, Rope};
+use crate::{AqlmError, BlockWeights, LayerId, Result, Rope};
 
 /// A whole model as data: everything about its shape that changes its arithmetic.
 ///
@@ -167,17 +167,6 @@ impl BlockSpec {
             )?;
         }
         Ok(())
-    }
-}
-
-/// A linear layer's index in [`BlockSpec::linears`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct LayerId(pub u16);
-
-impl LayerId {
-    /// As an index.
-    pub const fn index(self) -> usize {
-        self.0 as usize
     }
 }
 

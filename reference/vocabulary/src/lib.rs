@@ -5,6 +5,7 @@
 mod adam;
 mod arch;
 mod error;
+mod layer_id;
 pub mod llama;
 mod model_tuning;
 mod quantized;
@@ -16,10 +17,10 @@ mod weights;
 
 pub use adam::{AdamDecay, AdamSettings};
 pub use arch::{
-    Activation, ArchSpec, AttentionSpec, BlockNorms, BlockSpec, GatedMlp, Input, LayerId, LinearSpec,
-    NormSpec,
+    Activation, ArchSpec, AttentionSpec, BlockNorms, BlockSpec, GatedMlp, Input, LinearSpec, NormSpec,
 };
 pub use error::{AqlmError, Result};
+pub use layer_id::LayerId;
 pub use model_tuning::{Objective, Parameter, ParameterState, Target, TopTokens, Tuned, TuningState};
 pub use quantized::QuantizedMatrix;
 pub use random::{Purpose, Stream, StreamKey, sample_distinct, shuffle, stream, sweep_order};

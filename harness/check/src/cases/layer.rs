@@ -6,8 +6,8 @@ use aqlm_vocabulary::{
 use ndarray::{Array2, Axis};
 use rand::RngExt;
 
-use super::Kind;
 use super::id::Fields;
+use super::kind::{Field, Kind};
 use super::product::{groups, random_matrix};
 use super::values::{Values, normal, with_outliers};
 use super::words;
@@ -100,19 +100,6 @@ pub struct LayerData {
     pub hessian: Array2<f64>,
     /// codes, codebooks and scales to start from
     pub matrix: QuantizedMatrix,
-}
-
-/// A field that only some operations use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Field {
-    /// what the Hessian is like
-    Inputs,
-    /// hypotheses kept
-    Beam,
-    /// how codebooks are updated
-    Update,
-    /// first codes
-    Start,
 }
 
 impl LayerCase {

@@ -6,6 +6,7 @@
 //! outliers among the numbers, and the random stream of seed 17. Printing and parsing are inverse.
 
 mod id;
+mod kind;
 mod layer;
 pub(crate) mod llama;
 pub(crate) mod product;
@@ -17,33 +18,21 @@ mod words;
 use std::fmt;
 use std::str::FromStr;
 
-pub use layer::{Field, Inputs, LayerCase, LayerData, Starting, Updating};
+pub use kind::{Field, Kind};
+pub use layer::{Inputs, LayerCase, LayerData, Starting, Updating};
 pub use llama::{BLOCKS, Biases, LlamaCase, LlamaData, Positions, QUANTIZED, VOCABULARY};
 pub use product::{ProductCase, ProductData};
 pub use samples::SamplesCase;
 pub use values::Values;
 pub(crate) use words::words;
 
-pub use crate::ops::Operation;
+pub use crate::operation::Operation;
 
 use proptest::prelude::*;
 
 use crate::limits::Sizes;
 use aqlm_formats::{Error, Result};
 use id::Fields;
-
-/// Which kind of case an operation has: what its id says, and what is drawn from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// a quantized matrix and rows of x
-    Product,
-    /// rows of numbers
-    Samples,
-    /// a weight, a Hessian and a quantized matrix; the id has these fields behind the values
-    Layer(&'static [Field]),
-    /// a small Llama
-    Llama,
-}
 
 /// What a case is about; which kind an operation has never varies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

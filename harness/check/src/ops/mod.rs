@@ -1,6 +1,6 @@
 //! One file an operation: everything that the check, the benches and the tests know of it.
 //!
-//! To add one: the file, and its two lines below.
+//! To add one: the file, its line below, and its place in the list of `operation.rs`.
 
 #![allow(
     clippy::needless_pass_by_value,
@@ -11,7 +11,9 @@ mod beam_search;
 mod block_backward;
 mod block_finetune;
 mod block_forward;
+mod checked;
 mod codebook_update;
+mod cost;
 mod decode;
 mod em_init;
 mod hessian;
@@ -24,38 +26,24 @@ mod matvec;
 mod model_forward;
 mod model_tune;
 mod nearest;
+mod op;
 mod perplexity;
 mod product;
+mod product_check;
 mod residual_init;
 mod work;
 
-use proptest::strategy::BoxedStrategy;
-use serde::{Serialize, Serializer};
+use crate::operation::{Operation, operations};
 
-use super::Comparison;
-use super::breakage::Breakage;
-use super::compare::{Against, Findings};
-use super::keep::Operands;
-use super::limits::Number;
-use super::subject::Subject;
-use crate::cases::{Case, Kind, Problem, words};
-use aqlm_formats::Result;
-
-pub use product::{ProductCheck, matrix_bytes};
+pub(crate) use checked::{Checked, Prepared};
+pub use cost::Cost;
+pub(crate) use op::{Listed, Op, against};
+pub use product::matrix_bytes;
+pub use product_check::ProductCheck;
 pub use work::Work;
-pub(crate) use work::{Checked, Prepared};
 
-/// The list: the operation's name here, its file and word, and what it does.
-macro_rules! operations {
+macro_rules! checked {
     ($($(#[$doc:meta])+ $name:ident: $word:ident,)+) => {
-        words! {
-            /// The operations of the project: one id each, in tests, benches, command line and documentation
-            /// alike.
-            Operation, "operation" {
-                $($(#[$doc])+ $name = stringify!($word),)+
-            }
-        }
-
         impl Operation {
             /// How it is checked.
             pub(crate) fn checked(self) -> &'static dyn Checked {
@@ -70,126 +58,4 @@ macro_rules! operations {
         })+
     };
 }
-
-// Drawn cases depend on the place in this list, so new operations go to its end.
-operations! {
-    /// codes, codebooks and scales to the dense weight
-    Decode: decode,
-    /// decode fused with a product with one x
-    Matvec: matvec,
-    /// the same for several rows of x
-    Matmul: matmul,
-    /// mean of x xT over samples
-    Hessian: hessian,
-    /// Lloyd's iterations from given centroids
-    Kmeans: kmeans,
-    /// first codes and codebooks by residual k-means
-    ResidualInit: residual_init,
-    /// the same, refined under the H-metric
-    EmInit: em_init,
-    /// codes for fixed codebooks
-    BeamSearch: beam_search,
-    /// codebooks and scales for fixed codes
-    CodebookUpdate: codebook_update,
-    /// the alternation for one layer
-    LayerQuantize: layer_quantize,
-    /// a transformer block over sequences
-    BlockForward: block_forward,
-    /// its gradients
-    BlockBackward: block_backward,
-    /// codebooks, scales and norms tuned on a block's outputs
-    BlockFinetune: block_finetune,
-    /// tokens to logits
-    ModelForward: model_forward,
-    /// tokens to losses
-    Perplexity: perplexity,
-    /// losses, gradients of all parameters, and steps of Adam of a whole model
-    ModelTune: model_tune,
-}
-
-impl Serialize for Operation {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.word())
-    }
-}
-
-/// Which operation a file is about; the list says so.
-pub(crate) trait Listed {
-    const OPERATION: Operation;
-}
-
-/// An operation: which cases it has, how each machine computes one, and when an answer is right.
-pub(crate) trait Op: Listed + Sync {
-    /// What a case is computed from.
-    type Data: Operands + Clone + Send + Sync;
-    /// What a machine answers. Equal answers are the same bytes.
-    type Answer: PartialEq + Clone + Send + 'static;
-    /// What answers are compared with, made from the reference's.
-    type Expected;
-
-    /// Which kind of case it has.
-    const KIND: Kind;
-    /// Ids, without the operation, of cases that are always checked.
-    const CORNERS: &'static [&'static str];
-
-    /// Problems to draw.
-    fn strategy() -> BoxedStrategy<Problem>;
-
-    /// The data that a case stands for.
-    fn data(case: &Case) -> Result<Self::Data>;
-
-    /// Every way in which a machine computes the case.
-    fn ways(machine: &Subject, _data: &Self::Data) -> Vec<Subject> {
-        vec![machine.clone()]
-    }
-
-    /// The machine's answer.
-    fn run(subject: &Subject, data: &Self::Data) -> Result<Self::Answer>;
-
-    /// What must hold for the reference whatever the numbers.
-    fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>>;
-
-    /// What answers are compared with.
-    fn expected(data: &Self::Data) -> Result<Self::Expected>;
-
-    /// One answer against it.
-    fn compare(
-        check: Against,
-        subject: &Subject,
-        data: &Self::Data,
-        expected: &Self::Expected,
-        answer: &Self::Answer,
-    ) -> Result<Findings>;
-
-    /// What the operation costs at least.
-    fn cost(data: &Self::Data) -> Cost;
-
-    /// How implementations go wrong, which the check must notice.
-    fn breakages() -> Vec<Breakage<Self::Data, Self::Answer>>;
-}
-
-/// What an operation costs at least, for a roofline.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Cost {
-    /// bytes that have to move: inputs read once and results written once, in f32, codes at their own width
-    pub bytes: usize,
-    /// dense products of the same shapes, [rows, inputs, outputs] each
-    pub products: Vec<[usize; 3]>,
-}
-
-impl Cost {
-    /// Multiplications and additions of the products.
-    pub fn operations(&self) -> usize {
-        let of = |[rows, inputs, outputs]: &[usize; 3]| 2 * rows * inputs * outputs;
-        self.products.iter().map(of).sum()
-    }
-}
-
-/// A comparer for a case of `T` and the reference's arithmetic.
-pub(crate) fn against<T: Op>(number: Number, case: &Case) -> Against {
-    Against {
-        operation: T::OPERATION,
-        number,
-        sizes: case.sizes(),
-    }
-}
+operations!(checked);

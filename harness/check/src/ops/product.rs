@@ -13,14 +13,14 @@ use half::{bf16, f16};
 use ndarray::{Array2, ArrayView1, Axis};
 use rayon::prelude::*;
 
-use super::{Cost, Op, against};
+use super::Cost;
+use crate::Comparison;
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Operation, ProductCase, ProductData};
 use crate::compare::{Against, Bits, Expected};
 use crate::keep::{Operands, Tensors};
 use crate::limits::{self, Measure};
 use crate::subject::{Cpu, Cuda, Subject};
-use crate::{CaseRow, Comparison};
 use aqlm_formats::{Error, Result};
 
 /// A product case and its data.
@@ -465,114 +465,9 @@ pub(super) fn cost(data: &Product) -> Cost {
     }
 }
 
-/// A case of decode, matvec or matmul for kernels that somebody else launches: its data, and results against
-/// the reference's.
-pub struct ProductCheck {
-    case: Case,
-    data: Product,
-    expected: ProductsOrWeight,
-}
-
-enum ProductsOrWeight {
-    Products(Products),
-    Weight(Expected),
-}
-
-impl ProductCheck {
-    /// Draws the data and computes the reference's results.
-    ///
-    /// # Errors
-    /// `Argument` for a case of another operation.
-    pub fn new(case: &Case) -> Result<Self> {
-        let data = data(case)?;
-        let expected = if case.operation == Operation::Decode {
-            ProductsOrWeight::Weight(weight(&data.data.matrix))
-        } else {
-            ProductsOrWeight::Products(Products::new(&data.data))
-        };
-        Ok(Self {
-            case: *case,
-            data,
-            expected,
-        })
-    }
-
-    /// The case.
-    pub fn case(&self) -> &Case {
-        &self.case
-    }
-
-    /// The matrix and x.
-    pub fn data(&self) -> &ProductData {
-        &self.data.data
-    }
-
-    /// What it costs at least.
-    pub fn cost(&self) -> Cost {
-        match self.expected {
-            ProductsOrWeight::Weight(_) => super::decode::Decode::cost(&self.data),
-            ProductsOrWeight::Products(_) => cost(&self.data),
-        }
-    }
-
-    /// Numbers of the result.
-    pub fn len(&self) -> usize {
-        match &self.expected {
-            ProductsOrWeight::Weight(weight) => weight.values.len(),
-            ProductsOrWeight::Products(products) => products.rows.len() * self.data.problem.out_features(),
-        }
-    }
-
-    /// Whether there is no result.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The row of results that a machine gave for the same input twice, row-major.
-    ///
-    /// # Errors
-    /// `Argument` when the table of limits has no row for the machine's arithmetic.
-    pub fn compare(&self, subject: &Subject, found: &[f64], again: &[f64]) -> Result<CaseRow> {
-        let operation = self.case.operation;
-        let check = match operation {
-            Operation::Decode => against::<super::decode::Decode>(subject.number(), &self.case),
-            Operation::Matvec => against::<super::matvec::Matvec>(subject.number(), &self.case),
-            _ => against::<super::matmul::Matmul>(subject.number(), &self.case),
-        };
-        let mut comparisons = match &self.expected {
-            ProductsOrWeight::Weight(weight) => {
-                super::decode::compare_weight(check, &self.data, weight, found)?
-            }
-            ProductsOrWeight::Products(products) => {
-                let batch = self.data.problem.batch;
-                let tables = tables(check, subject, &self.data.data.matrix, batch)?;
-                let tables = tables.as_ref().map(|(bytes, packed)| (*bytes, packed));
-                products.compare(check, &self.data, tables, 0..batch, found)?
-            }
-        };
-        let different = found
-            .iter()
-            .zip(again)
-            .filter(|(a, b)| a.to_bits() != b.to_bits())
-            .count();
-        let different = if found.len() == again.len() {
-            different as f64
-        } else {
-            f64::NAN
-        };
-        comparisons.push(check.value(Measure::Repeat, "answers that differ", different)?);
-        let (operation, case) = (operation.word(), self.case.to_string());
-        Ok(CaseRow::compared(
-            operation,
-            &case,
-            subject.backend(),
-            comparisons,
-        ))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::against;
     use super::*;
     use crate::cases::Values;
     use crate::limits::Number;

@@ -3,36 +3,21 @@
 mod cpu;
 pub mod cuda;
 mod hidden_states;
-mod memory;
 mod reference;
 mod resident;
 
-use std::fmt;
-
 use aqlm_vocabulary::{AqlmError, ArchSpec};
-use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
 
 pub use cpu::{CpuBackend, CpuLayers};
 pub use cuda::CudaBackend;
 pub use hidden_states::HiddenStates;
-pub use memory::Memory;
 pub use reference::{ReferenceBackend, ReferenceLayers};
+
+pub use crate::backend_kind::BackendKind;
+pub use crate::memory::Memory;
 
 use crate::ops::{ModelOps, TrainOps};
 use aqlm_formats::{Error, Result};
-
-/// The machines that can run operations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum BackendKind {
-    /// f64 on ndarray: slow, readable, the ground truth
-    Reference,
-    /// f32 on all cores, with the vector instructions at hand
-    Cpu,
-    /// the first NVIDIA GPU: products in f16, the rest in f32
-    Cuda,
-}
 
 /// A job that asks a machine for the operations of quantizing and training.
 pub trait OnMachine {
@@ -47,18 +32,6 @@ pub trait OnMachine {
 }
 
 impl BackendKind {
-    /// All, in the order in which they are checked.
-    pub const ALL: [Self; 3] = [Self::Reference, Self::Cpu, Self::Cuda];
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Reference => "reference",
-            Self::Cpu => "cpu",
-            Self::Cuda => "cuda",
-        }
-    }
-
     /// Says before any work whether [`BackendKind::run`] has a machine.
     ///
     /// # Errors
@@ -94,12 +67,6 @@ impl BackendKind {
             Self::Cpu => Box::new(CpuBackend::new(config, positions)?),
             Self::Cuda => Box::new(CudaBackend::new(positions)?),
         })
-    }
-}
-
-impl fmt::Display for BackendKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
 

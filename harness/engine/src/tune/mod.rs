@@ -3,14 +3,18 @@
 
 mod block;
 mod epochs;
+mod event;
 mod objective;
 mod preflight;
+mod report;
 mod settings;
 mod teacher;
 mod top_tokens;
 mod train;
 
 pub use block::tune_block;
+pub use event::EndToEndEvent;
 pub use preflight::{Difference, check_student, check_teacher, differences};
+pub use report::EndToEndReport;
 pub use settings::{EndToEndSettings, Schedule, TeacherUse};
-pub use train::{Divergence, EndToEndEvent, EndToEndReport, EndToEndRun, Tuning, end_to_end, publish_tuned};
+pub use train::{Divergence, EndToEndRun, Tuning, end_to_end, publish_tuned};

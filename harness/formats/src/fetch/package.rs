@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::Known;
+use super::known::Known;
 
 /// Commands that may be pip, best first.
 const PIPS: [&[&str]; 4] = [

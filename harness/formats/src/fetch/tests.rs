@@ -3,6 +3,7 @@
 mod server;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Write;
 use std::net::TcpListener;
 

@@ -12,17 +12,8 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::test_binaries::TestBinary;
-use crate::trial::{self, End};
+use crate::test_run::{self, End, Test};
 use crate::workers;
-
-/// One test.
-pub(crate) struct Test {
-    pub program: PathBuf,
-    pub folder: PathBuf,
-    pub binary: String,
-    pub name: String,
-    pub took: Duration,
-}
 
 /// The tests, the quickest first, and those that reach each mutant.
 pub(crate) struct Coverage {
@@ -158,9 +149,9 @@ fn tests(binaries: &[TestBinary]) -> Result<Vec<Test>> {
 fn alone(test: &Test) -> Result<(Duration, Vec<u32>)> {
     let scratch = tempfile::tempdir().context("a folder for tests")?;
     let list = scratch.path().join("reached");
-    let mut command = trial::command(test, "reached", &scratch);
+    let mut command = test_run::command(test, "reached", &scratch);
     command.env("MUTANTS_REACHED", &list);
-    let (end, took) = trial::end(command, LIMIT)?;
+    let (end, took) = test_run::end(command, LIMIT)?;
     if !matches!(end, End::Passed) {
         bail!("{} {} fails without a mutant", test.binary, test.name);
     }

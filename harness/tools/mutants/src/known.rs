@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
-use crate::report::Verdict;
+use crate::verdict::Verdict;
 
 /// A survivor and its reason. Named by the text of its line, so that it is still found when lines move.
 #[derive(Debug, Deserialize)]

@@ -17,8 +17,10 @@ mod list;
 mod report;
 mod schemata;
 mod test_binaries;
+mod test_run;
 mod tree;
 mod trial;
+mod verdict;
 mod viability;
 mod workers;
 
@@ -35,7 +37,7 @@ use rand::SeedableRng as _;
 use rand::seq::SliceRandom as _;
 
 use crate::list::Mutant;
-use crate::report::{Outcome, Verdict};
+use crate::verdict::{Outcome, Verdict};
 
 #[derive(Parser)]
 #[command(about = "Run the mutants that cargo-mutants lists, from one build")]

@@ -8,9 +8,9 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::list::Mutant;
-use crate::report::{Outcome, Verdict};
 use crate::schemata::{self, Instrumented};
 use crate::tree;
+use crate::verdict::{Outcome, Verdict};
 
 /// What became of the mutants, by number.
 pub(crate) struct Instrumentation {

@@ -174,7 +174,7 @@ mod x86 {
     #[allow(clippy::wildcard_imports)]
     use std::arch::x86_64::*;
 
-    use super::Vector;
+    use crate::cpu::simd::vector::Vector;
 
     /// Eight lanes of AVX2, FMA and F16C.
     #[derive(Clone, Copy)]
@@ -375,7 +375,7 @@ mod arm {
     #[allow(clippy::wildcard_imports)]
     use std::arch::aarch64::*;
 
-    use super::Vector;
+    use crate::cpu::simd::vector::Vector;
 
     /// Eight lanes in two registers of NEON, which every 64-bit ARM has.
     #[derive(Clone, Copy)]

@@ -7,7 +7,7 @@ use half::f16;
 use super::super::dispatch::{join_resident, pack_resident};
 use super::super::pack::Op;
 use super::super::{Blas, Buffer, Device, DeviceMatrix, Result};
-use super::model::Rung;
+use super::rung::Rung;
 use super::{address, further, narrowed, plan, run};
 
 /// How layers are laid out.

@@ -6,13 +6,16 @@
 //! read the same input share a launch where that kernel can.
 
 mod block;
+mod buffers;
 mod group;
 mod model;
 pub mod plan;
 mod prompt;
+mod rung;
 mod step;
 
-pub use model::{Builder, Model, Options, Rung};
+pub use model::{Builder, Model, Options};
+pub use rung::Rung;
 pub use step::Stage;
 
 use aqlm_vocabulary::AqlmError;

@@ -7,27 +7,14 @@ use half::f16;
 use super::super::error::During;
 use super::super::{Blas, Buffer, CudaError, Device, Result};
 use super::block::Block;
+use super::buffers::{Buffers, Prompt};
 use super::group::Layout;
 use super::narrowed;
-use super::prompt::Prompt;
-use super::step::Buffers;
+use super::rung::Rung;
 use crate::cpu::llama::{Rotary, check_tokens};
 
 /// The most rows of a chunk of a prompt: what the fused matmul kernels are measured best for.
 const CHUNK: usize = 128;
-
-/// How one token is computed: each rung of the ladder adds something to the one before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Rung {
-    /// the first kernel of every operation's ladder, one launch after the other
-    Plain,
-    /// the kernels that the table of measurements chooses, and the context split over clusters
-    Dispatched,
-    /// kernels set themselves up while the one before them ends
-    Overlapped,
-    /// layers that read the same input share a launch
-    Joined,
-}
 
 /// What a model is made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

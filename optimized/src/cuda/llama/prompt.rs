@@ -1,55 +1,13 @@
-use aqlm_vocabulary::{AqlmError, ArchSpec, BlockSpec, NormSpec};
+use aqlm_vocabulary::{AqlmError, NormSpec};
 use half::f16;
 
 use super::super::error::During;
-use super::super::{Buffer, CudaError, Device, Result};
+use super::super::{Buffer, Result};
 use super::block::Block;
+use super::buffers::Prompt;
 use super::group::Group;
 use super::model::Model;
 use super::{address, further, plan, run};
-
-/// What a chunk of a prompt needs on the device; each [rows, ...]. Rows past the prompt's end are computed
-/// and not used.
-pub(super) struct Prompt {
-    rows: usize,
-    tokens: Buffer<u32>,
-    hidden: Buffer<f32>,
-    normed: Buffer<f16>,
-    q: Buffer<f16>,
-    k: Buffer<f16>,
-    v: Buffer<f16>,
-    attended: Buffer<f16>,
-    delta: Buffer<f16>,
-    gate: Buffer<f16>,
-    up: Buffer<f16>,
-    activated: Buffer<f16>,
-    logits: Buffer<f32>,
-}
-
-impl Prompt {
-    pub(super) fn new(device: &Device, arch: &ArchSpec, rows: usize) -> Result<Self> {
-        let f16s = |width: usize, name| Ok::<_, CudaError>(device.zeros(rows * width)?.named(name));
-        let widest = |width: fn(&BlockSpec) -> usize| arch.blocks.iter().map(width).max().unwrap_or(0);
-        let queries = widest(|block| block.attention.query_width());
-        let keys = widest(|block| block.attention.key_width());
-        let inner = widest(BlockSpec::intermediate_size);
-        Ok(Self {
-            rows,
-            tokens: device.zeros(rows)?.named("tokens"),
-            hidden: device.zeros(rows * arch.hidden_size)?.named("hidden"),
-            normed: f16s(arch.hidden_size, "normed")?,
-            q: f16s(queries, "q")?,
-            k: f16s(keys, "k")?,
-            v: f16s(keys, "v")?,
-            attended: f16s(queries, "attended")?,
-            delta: f16s(arch.hidden_size, "delta")?,
-            gate: f16s(inner, "gate")?,
-            up: f16s(inner, "up")?,
-            activated: f16s(inner, "activated")?,
-            logits: device.zeros(rows * arch.vocab_size)?.named("logits"),
-        })
-    }
-}
 
 /// Which logits of a prompt are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

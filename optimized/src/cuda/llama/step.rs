@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{ArchSpec, NormSpec};
+use aqlm_vocabulary::NormSpec;
 use cudarc::driver::{CudaGraph, sys};
 use half::f16;
 
@@ -8,7 +8,8 @@ use super::super::timing::{Timing, capture, time_graph};
 use super::super::{Buffer, Device, Result};
 use super::block::Block;
 use super::group::{Group, part};
-use super::model::{Model, Rung};
+use super::model::Model;
+use super::rung::Rung;
 use super::{address, plan, run};
 
 /// What one token consists of, in order; those from `Norm` to `Down` once a block.
@@ -50,47 +51,6 @@ impl Stage {
         Self::Head,
         Self::Argmax,
     ];
-}
-
-/// What one token needs on the device.
-pub(super) struct Buffers {
-    hidden: Buffer<f32>,
-    normed: Buffer<f16>,
-    qkv: Buffer<f16>,
-    attended: Buffer<f16>,
-    /// of the output layer, then of down
-    delta: Buffer<f16>,
-    gate_up: Buffer<f16>,
-    activated: Buffer<f16>,
-    pub(super) logits: Buffer<f32>,
-    /// position, token, by how much the position grows, and padding
-    state: Buffer<u32>,
-    /// the token chosen at each position
-    chosen: Buffer<u32>,
-}
-
-impl Buffers {
-    pub(super) fn new(device: &Device, arch: &ArchSpec, blocks: &[Block], positions: usize) -> Result<Self> {
-        let widest = |width: fn(&Block) -> usize| blocks.iter().map(width).fold(1, usize::max);
-        Ok(Self {
-            hidden: device.zeros(arch.hidden_size)?.named("hidden"),
-            normed: device.zeros(arch.hidden_size)?.named("normed"),
-            qkv: device.zeros(widest(|block| block.qkv.width()))?.named("qkv"),
-            attended: device
-                .zeros(widest(|block| block.spec.attention.query_width()))?
-                .named("attended"),
-            delta: device.zeros(arch.hidden_size)?.named("delta"),
-            gate_up: device
-                .zeros(widest(|block| block.gate_up.width()))?
-                .named("gate_up"),
-            activated: device
-                .zeros(widest(|block| block.spec.intermediate_size()))?
-                .named("activated"),
-            logits: device.zeros(arch.vocab_size)?.named("logits"),
-            state: device.zeros(4)?.named("state"),
-            chosen: device.zeros(positions + 1)?.named("chosen"),
-        })
-    }
 }
 
 impl Model<'_> {

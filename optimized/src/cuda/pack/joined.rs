@@ -7,7 +7,8 @@
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 use ndarray::{Array1, Array3, Axis, ShapeError, concatenate, s};
 
-use super::{Packed, Target, codebook_bytes, known, pack};
+use super::operand::codebook_bytes;
+use super::{Packed, Target, known, pack};
 
 /// Matrices laid out as one.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 use aqlm_vocabulary::{QuantizedMatrix, Result};
 
-use super::{Op, Packed, Target, bytes_of_u16, codebook_bytes, operand, scale_bytes};
+use super::operand::{bytes_of_u16, codebook_bytes, operand, scale_bytes};
+use super::{Op, Packed, Target};
 
 /// Rows that a block of matvec and matmul does, a warp each.
 const ROWS: usize = 8;

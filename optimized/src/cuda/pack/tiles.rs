@@ -4,7 +4,8 @@ use aqlm_kernels::defines::tiles::{STEPS, TILE_ROWS};
 use aqlm_vocabulary::{QuantizedMatrix, Scheme};
 use rayon::prelude::*;
 
-use super::{Operand, Target, bytes_of_u32, codebook_bytes, operand, scale_bytes};
+use super::operand::{bytes_of_u32, codebook_bytes, operand, scale_bytes};
+use super::{Operand, Target};
 
 /// Input groups of a unit.
 pub(super) const UNIT_GROUPS: usize = 4 * STEPS;

@@ -2,7 +2,7 @@ use aqlm_vocabulary::ArchSpec;
 
 use super::super::fields::Fields;
 use super::super::llama_block::{Defaults, layer_types, plain};
-use super::Family;
+use super::family::Family;
 use crate::Result;
 
 /// Llama 1, 2, 3 and the many models that share their code.

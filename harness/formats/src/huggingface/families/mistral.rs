@@ -2,7 +2,7 @@ use aqlm_vocabulary::ArchSpec;
 
 use super::super::fields::Fields;
 use super::super::llama_block::{Defaults, layer_types, plain, window};
-use super::Family;
+use super::family::Family;
 use crate::Result;
 
 /// Llama with an optional sliding window.

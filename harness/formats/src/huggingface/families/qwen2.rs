@@ -2,7 +2,7 @@ use aqlm_vocabulary::{ArchSpec, Input};
 
 use super::super::fields::Fields;
 use super::super::llama_block::{Defaults, layer_types, plain, window};
-use super::Family;
+use super::family::Family;
 use crate::Result;
 
 /// Llama with biases on q, k and v, and an optional sliding window.

@@ -1,7 +1,7 @@
 use faer::Accum;
 use ndarray::{Array2, ArrayViewMut2, ArrayViewMut3, s};
 
-use super::{Sweep, add_image};
+use super::sweep::Sweep;
 use crate::cpu::product::product_on_this_thread;
 use crate::cpu::quantizer::codewords::subtract_rows;
 use crate::cpu::row_major::elements_mut;
@@ -101,6 +101,19 @@ pub(super) fn descend(
                 sweep.hessian.slice(s![columns, rest]),
                 -1.0,
             );
+        }
+    }
+}
+
+/// to += factor c B for each row of c, given and returned as [go gi], for a symmetric B of [gi, gi].
+fn add_image(to: &mut [f32], factor: f32, codeword: &[f32], block: &[f32], gi: usize) {
+    for (to, c) in to.chunks_exact_mut(gi).zip(codeword.chunks_exact(gi)) {
+        for (to, row) in to.iter_mut().zip(block.chunks_exact(gi)) {
+            let mut sum = 0.0;
+            for (c, h) in c.iter().zip(row) {
+                sum += c * h;
+            }
+            *to += factor * sum;
         }
     }
 }

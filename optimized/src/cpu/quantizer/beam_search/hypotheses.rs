@@ -1,7 +1,7 @@
 use faer::Accum;
 use ndarray::{Array2, ArrayViewMut2, ArrayViewMut3, s};
 
-use super::Sweep;
+use super::sweep::Sweep;
 use crate::cpu::product::product_on_this_thread;
 use crate::cpu::quantizer::codewords::{Codewords, score_by};
 use crate::cpu::row_major::{elements, elements_mut};

@@ -11,43 +11,19 @@
 
 mod descent;
 mod hypotheses;
+mod sweep;
 
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 use ndarray::{Array2, Array3, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
+use self::sweep::{Sweep, Visit, visits_per_block};
 use super::codewords::Codewords;
 use super::problem::Problem;
 use super::trial::Trial;
-use crate::cpu::row_major::elements;
-
-/// Columns of G that a block of input groups spans: its part of H, 64 KiB, stays in the second-level cache,
-/// and the product behind it has enough terms to be efficient.
-const BLOCK_COLUMNS: usize = 128;
 
 /// Output groups of one task. Fixed, because where a product is cut may change its last bits.
 const OUT_GROUPS: usize = 64;
-
-/// One visit of an input group: the codebooks in the order in which they are searched.
-struct Visit {
-    group: usize,
-    codebooks: Vec<usize>,
-}
-
-/// What all output groups share during a sweep.
-struct Sweep<'a> {
-    matrix: &'a QuantizedMatrix,
-    codewords: &'a [Codewords],
-    visits: Vec<Visit>,
-    /// <c H_jj, c> for every visit and codebook, [visits][M][padded 2^B]
-    forms: Vec<Vec<Vec<f32>>>,
-    /// H with rows and columns in the order of the visits, the groups without a visit last
-    hessian: Array2<f32>,
-    /// for every visit the part of H that links its columns with those of its block up to and including its
-    /// own: [visits of the block so far][gi, gi]; empty for coordinate descent, which does not read it
-    near: Vec<Vec<f32>>,
-    beam: usize,
-}
 
 /// One sweep of beam search from the current codes of `matrix`; the result has their shape.
 ///
@@ -244,11 +220,6 @@ fn sweep(
     codes
 }
 
-/// Input groups of gi columns that make a block.
-fn visits_per_block(gi: usize) -> usize {
-    (BLOCK_COLUMNS / gi).max(1)
-}
-
 /// Rows and columns in another order.
 fn permuted(matrix: &Array2<f32>, order: &[usize]) -> Array2<f32> {
     let mut result = Array2::zeros((order.len(), order.len()));
@@ -273,51 +244,4 @@ fn permute_columns(
                 *to = from[column];
             }
         });
-}
-
-impl Sweep<'_> {
-    /// (go, gi).
-    fn group_size(&self) -> (usize, usize) {
-        (
-            self.matrix.scheme().out_group_size,
-            self.matrix.scheme().in_group_size,
-        )
-    }
-
-    /// The visits in blocks of consecutive ones.
-    fn blocks(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
-        let (_, gi) = self.group_size();
-        let per_block = visits_per_block(gi);
-        let count = self.visits.len();
-        (0..count)
-            .step_by(per_block)
-            .map(move |start| start..count.min(start + per_block))
-    }
-
-    /// H from element (`row`, `column`) on; rows follow each other at a distance of its number of columns.
-    fn rows_from(&self, row: usize, column: usize) -> &[f32] {
-        let whole = elements(&self.hessian);
-        &whole[row * self.hessian.ncols() + column..]
-    }
-
-    /// H_jj of a visit, [gi, gi].
-    fn own_block(&self, visit: usize, block: &mut Vec<f32>) {
-        let (_, gi) = self.group_size();
-        let at = visit * gi..(visit + 1) * gi;
-        block.clear();
-        block.extend(self.hessian.slice(ndarray::s![at.clone(), at]));
-    }
-}
-
-/// to += factor c B for each row of c, given and returned as [go gi], for a symmetric B of [gi, gi].
-fn add_image(to: &mut [f32], factor: f32, codeword: &[f32], block: &[f32], gi: usize) {
-    for (to, c) in to.chunks_exact_mut(gi).zip(codeword.chunks_exact(gi)) {
-        for (to, row) in to.iter_mut().zip(block.chunks_exact(gi)) {
-            let mut sum = 0.0;
-            for (c, h) in c.iter().zip(row) {
-                sum += c * h;
-            }
-            *to += factor * sum;
-        }
-    }
 }

@@ -1,10 +1,9 @@
 use aqlm_vocabulary::{AdamSettings, QuantizedMatrix, Result};
 use ndarray::Array2;
 
-use super::Places;
 use crate::cpu::adam::Moments;
 use crate::cpu::quantizer::decode::decode;
-use crate::cpu::quantizer::places::quantized_gradients;
+use crate::cpu::quantizer::places::{Places, quantized_gradients};
 use crate::cpu::quantizer::problem::{Problem, inner};
 
 /// `steps` steps of full-batch Adam on codebooks and scales for fixed codes, from a fresh state (paper

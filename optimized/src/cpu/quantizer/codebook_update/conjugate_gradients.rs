@@ -2,9 +2,9 @@ use aqlm_vocabulary::Result;
 use ndarray::Array2;
 use rayon::prelude::*;
 
-use super::Places;
 use super::preconditioner::Preconditioner;
 use crate::cpu::quantizer::decode::decode_rows;
+use crate::cpu::quantizer::places::Places;
 use crate::cpu::quantizer::problem::{Problem, inner};
 use crate::cpu::quantizer::trial::Trial;
 use crate::cpu::row_major::{elements, elements_mut};

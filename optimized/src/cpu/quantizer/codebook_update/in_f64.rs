@@ -1,9 +1,9 @@
 use aqlm_vocabulary::{QuantizedMatrix, Result};
 use ndarray::Array2;
 
-use super::Places;
 use super::conjugate_gradients::dot;
 use super::preconditioner::Preconditioner;
+use crate::cpu::quantizer::places::Places;
 use crate::cpu::quantizer::problem::Problem;
 use crate::cpu::quantizer::trial::Trial;
 

@@ -2,7 +2,7 @@ use aqlm_vocabulary::{QuantizedMatrix, Result};
 use ndarray::Array2;
 use rayon::prelude::*;
 
-use super::Places;
+use crate::cpu::quantizer::places::Places;
 use crate::cpu::quantizer::small_solve::SmallCholesky;
 use crate::cpu::row_major::elements;
 

@@ -5,7 +5,7 @@ use aqlm_kernels::defines::tiles::{STEPS, SUM_PADDING, TILE_ROWS};
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 
 use super::super::tiles::{Form, WARP};
-use super::super::{LaunchConfig, Packed, Target};
+use super::super::{Packed, Target};
 
 const KERNEL: &str = "matmul/k2_fused_tensor";
 
@@ -120,10 +120,9 @@ impl Form {
 }
 
 /// Configurations of matmul k2 that the target can run, the one expected to be fastest first.
-fn configs(
+pub(in super::super) fn configs(
     scheme: Scheme,
-    out_features: usize,
-    in_features: usize,
+    [out_features, in_features]: [usize; 2],
     batch: usize,
     target: &Target,
 ) -> Vec<TileConfig> {
@@ -159,17 +158,6 @@ fn configs(
     configs.into_iter().map(|(_, config)| config).collect()
 }
 
-/// The same for the table of packers.
-pub(in super::super) fn launch_configs(
-    scheme: Scheme,
-    [out_features, in_features]: [usize; 2],
-    batch: usize,
-    target: &Target,
-) -> Vec<LaunchConfig> {
-    let configs = configs(scheme, out_features, in_features, batch, target);
-    configs.into_iter().map(LaunchConfig::Tiles).collect()
-}
-
 /// matmul k2 in the configuration that is expected to be fastest.
 pub(in super::super) fn pack(
     kernel: &'static str,
@@ -177,8 +165,8 @@ pub(in super::super) fn pack(
     target: &Target,
     batch: usize,
 ) -> Result<Packed> {
-    let (out_features, in_features) = (matrix.out_features(), matrix.in_features());
-    let configs = configs(matrix.scheme(), out_features, in_features, batch, target);
+    let shape = [matrix.out_features(), matrix.in_features()];
+    let configs = configs(matrix.scheme(), shape, batch, target);
     let config = configs.first().ok_or_else(|| {
         AqlmError::Unsupported(format!("no configuration of matmul k2 fits {}", matrix.scheme()))
     })?;

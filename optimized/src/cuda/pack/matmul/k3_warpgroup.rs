@@ -4,7 +4,7 @@ use aqlm_kernels::defines::matmul::k3_warpgroup::{PAIR_PADDING, ROW_PADDING};
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 
 use super::super::tiles::{Form, UNIT_GROUPS};
-use super::super::{LaunchConfig, Packed, Target};
+use super::super::{Packed, Target};
 
 const KERNEL: &str = "matmul/k3_warpgroup";
 /// Shared memory that a block's part of the codebook may take, so that stages of x fit beside it.
@@ -155,10 +155,9 @@ impl WarpgroupConfig {
 }
 
 /// Configurations of matmul k3 that the target can run, the one expected to be fastest first.
-fn configs(
+pub(in super::super) fn configs(
     scheme: Scheme,
-    out_features: usize,
-    in_features: usize,
+    [out_features, in_features]: [usize; 2],
     batch: usize,
     target: &Target,
 ) -> Vec<WarpgroupConfig> {
@@ -202,17 +201,6 @@ fn configs(
     configs.into_iter().map(|(_, config)| config).collect()
 }
 
-/// The same for the table of packers.
-pub(in super::super) fn launch_configs(
-    scheme: Scheme,
-    [out_features, in_features]: [usize; 2],
-    batch: usize,
-    target: &Target,
-) -> Vec<LaunchConfig> {
-    let configs = configs(scheme, out_features, in_features, batch, target);
-    configs.into_iter().map(LaunchConfig::Warpgroups).collect()
-}
-
 /// matmul k3 in the configuration that is expected to be fastest, on the same operands as matmul k2.
 pub(in super::super) fn pack(
     kernel: &'static str,
@@ -220,8 +208,8 @@ pub(in super::super) fn pack(
     target: &Target,
     batch: usize,
 ) -> Result<Packed> {
-    let (out_features, in_features) = (matrix.out_features(), matrix.in_features());
-    let configs = configs(matrix.scheme(), out_features, in_features, batch, target);
+    let shape = [matrix.out_features(), matrix.in_features()];
+    let configs = configs(matrix.scheme(), shape, batch, target);
     let config = configs.first().ok_or_else(|| {
         AqlmError::Unsupported(format!("no configuration of matmul k3 fits {}", matrix.scheme()))
     })?;
@@ -297,7 +285,7 @@ mod tests {
                 "2x64 by 128 rows, 1 slices",
             ),
         ] {
-            let configs = configs(scheme.parse().unwrap(), 11008, 4096, batch, &target);
+            let configs = configs(scheme.parse().unwrap(), [11008, 4096], batch, &target);
             let rank = |name: &str| {
                 configs
                     .iter()

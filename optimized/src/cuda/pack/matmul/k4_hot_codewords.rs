@@ -4,8 +4,9 @@ use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 use ndarray::Axis;
 use rayon::prelude::*;
 
+use super::super::operand::{bytes_of_u16, codebook_bytes, operand, scale_bytes};
 use super::super::tiles::Form;
-use super::super::{Packed, Target, bytes_of_u16, codebook_bytes, operand, scale_bytes};
+use super::super::{Packed, Target};
 use super::k2_fused_tensor::TileConfig;
 
 /// Warps and threads of a block.

@@ -1,7 +1,9 @@
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 use rayon::prelude::*;
 
-use super::super::{Packed, Target, bytes_of_u32, codebook_bytes, even_warps, operand, scale_bytes};
+use super::super::operand::{bytes_of_u32, codebook_bytes, operand, scale_bytes};
+use super::super::warps::even_warps;
+use super::super::{Packed, Target};
 use aqlm_kernels::defines::matvec::k2_shared_codebook::{MOST_THREADS, ROWS};
 
 /// 16-byte loads of a lane in a unit beyond which the kernel would run out of registers.

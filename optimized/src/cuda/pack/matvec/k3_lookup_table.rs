@@ -2,7 +2,8 @@ use aqlm_kernels::defines::matvec::k3_lookup_table::{SLOTS, TABLE_ALIGNMENT, THR
 use aqlm_vocabulary::{QuantizedMatrix, Result};
 use rayon::prelude::*;
 
-use super::super::{Packed, Target, codebook_bytes, operand, padded, scale_bytes};
+use super::super::operand::{codebook_bytes, operand, padded, scale_bytes};
+use super::super::{Packed, Target};
 
 /// Bytes of the tables that a block holds at once.
 pub(super) const TABLE_BYTES: usize = SLOTS * 256 * 32 * 4;

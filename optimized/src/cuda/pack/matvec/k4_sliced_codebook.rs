@@ -3,9 +3,9 @@ use aqlm_vocabulary::{QuantizedMatrix, Result};
 use rayon::prelude::*;
 
 use super::super::items::{ITEM_BITS, append_chunk};
-use super::super::{
-    Packed, Target, bytes_of_u16, bytes_of_u32, codebook_bytes, even_warps, operand, scale_bytes,
-};
+use super::super::operand::{bytes_of_u16, bytes_of_u32, codebook_bytes, operand, scale_bytes};
+use super::super::warps::even_warps;
+use super::super::{Packed, Target};
 use source::SLICE_BYTES;
 
 /// The items of one (slab, rank, pass).

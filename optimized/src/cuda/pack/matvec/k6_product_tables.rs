@@ -4,7 +4,8 @@ use half::f16;
 use rayon::prelude::*;
 use source::{CODES, OFFSET_BITS, SET, TEAM_WARPS, TEAMS};
 
-use super::super::{Packed, Target, bytes_of_u32, codebook_bytes, operand, scale_bytes};
+use super::super::operand::{bytes_of_u32, codebook_bytes, operand, scale_bytes};
+use super::super::{Packed, Target};
 
 const TABLES_BYTES: usize = TEAMS * CODES * SET * 4;
 /// Shared memory of a set of x, whatever the size of a group.

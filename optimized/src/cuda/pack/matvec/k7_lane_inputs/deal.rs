@@ -1,6 +1,6 @@
 //! Deals the items of a block to its warps, so that all have equal work.
 
-use super::Plan;
+use super::plan::Plan;
 use crate::cuda::pack::items::append_chunk;
 use aqlm_kernels::defines::matvec::k7_lane_inputs::{CHUNK_BYTES, WARPS};
 

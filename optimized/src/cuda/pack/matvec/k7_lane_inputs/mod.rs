@@ -1,13 +1,15 @@
 use aqlm_kernels::defines::matvec::k7_lane_inputs::{CHUNK_BYTES, COUNTERS, HEAD, PADDING_ROWS, RING, WARPS};
-use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
+use aqlm_vocabulary::{QuantizedMatrix, Result};
 use half::f16;
 use rayon::prelude::*;
 
-use super::super::items::ITEM_BITS;
-use super::super::{Packed, Target, bytes_of_u16, bytes_of_u32, codebook_bytes, operand, scale_bytes};
+use super::super::operand::{bytes_of_u16, bytes_of_u32, codebook_bytes, operand, scale_bytes};
+use super::super::{Packed, Target};
 use deal::{Arranger, Warp};
+use plan::Plan;
 
 mod deal;
+mod plan;
 mod schedule;
 
 /// Words of a chunk: four items of each lane.
@@ -15,70 +17,6 @@ const CHUNK_WORDS: usize = CHUNK_BYTES / 4;
 /// Bits of a rounded product, and of the sums of a row.
 const PRODUCT_BITS: u32 = 22;
 const SUM_BITS: u32 = 31;
-
-/// How blocks divide the matrix.
-struct Plan {
-    slice_bits: usize,
-    slices: usize,
-    slabs: usize,
-    /// rows of a slab
-    rows: usize,
-    /// lists that an input group's items are dealt to
-    pieces: usize,
-    /// tasks of a warp, without the last, which is of what is left over
-    rounds: usize,
-}
-
-impl Plan {
-    fn new(matrix: &QuantizedMatrix, target: &Target) -> Result<Self> {
-        let scheme = matrix.scheme();
-        let (out_groups, in_groups) = matrix.groups();
-        let slice_bits = if scheme.in_group_size == 8 { 12 } else { 11 };
-        let slices = scheme.codebook_size() >> slice_bits;
-        // Blocks wait for each other.
-        let at_once = target.multiprocessors as usize / slices;
-        if at_once == 0 {
-            return Err(AqlmError::Unsupported(format!(
-                "k7 needs {slices} multiprocessors for {scheme}, {} are there",
-                target.multiprocessors
-            )));
-        }
-        // A block scales the rows that it owns one a thread, and adds them up four at a time.
-        let step = slices * 4;
-        let rows = out_groups.div_ceil(at_once).next_multiple_of(step);
-        let most = ((1 << (ITEM_BITS - slice_bits)) - PADDING_ROWS).min(slices * WARPS * 32) / step * step;
-        if rows > most {
-            return Err(AqlmError::Unsupported(format!(
-                "k7 does at most {} rows of {scheme} here, not {out_groups}",
-                most * at_once
-            )));
-        }
-        if at_once > COUNTERS {
-            return Err(AqlmError::Unsupported(format!(
-                "k7 has counters for {COUNTERS} slabs, not {at_once}"
-            )));
-        }
-        // As many pieces as keep all lanes of all rounds busy, and few rounds.
-        let tasks = in_groups.div_ceil(32);
-        let fewest = tasks.div_ceil(WARPS);
-        let (mut rounds, mut pieces, mut best) = (fewest, 1, 0.0);
-        for tried in fewest..fewest + 4 {
-            let fitting = tried * WARPS / tasks;
-            let filled = (fitting * tasks) as f64 / (tried * WARPS) as f64;
-            if filled > best + 0.05 {
-                (rounds, pieces, best) = (tried, fitting, filled);
-            }
-        }
-        Ok(Self {
-            slice_bits,
-            slices,
-            slabs: out_groups.div_ceil(rows),
-            rows,
-            pieces,
-            rounds,
-        })
-    }
-}
 
 /// k7: codes sorted by slice of the codebook and input group, each with its row.
 pub(in super::super::super) fn pack(

@@ -1,0 +1,66 @@
+//! The operations: their names and words. What the check knows of each is in its file in `ops/`.
+
+use serde::{Serialize, Serializer};
+
+use crate::cases::words;
+
+/// The list, given to a macro: the operation's name, its file and word, and what it does.
+// Drawn cases depend on the place in this list, so new operations go to its end.
+macro_rules! operations {
+    ($macro:ident) => {
+        $macro! {
+            /// codes, codebooks and scales to the dense weight
+            Decode: decode,
+            /// decode fused with a product with one x
+            Matvec: matvec,
+            /// the same for several rows of x
+            Matmul: matmul,
+            /// mean of x xT over samples
+            Hessian: hessian,
+            /// Lloyd's iterations from given centroids
+            Kmeans: kmeans,
+            /// first codes and codebooks by residual k-means
+            ResidualInit: residual_init,
+            /// the same, refined under the H-metric
+            EmInit: em_init,
+            /// codes for fixed codebooks
+            BeamSearch: beam_search,
+            /// codebooks and scales for fixed codes
+            CodebookUpdate: codebook_update,
+            /// the alternation for one layer
+            LayerQuantize: layer_quantize,
+            /// a transformer block over sequences
+            BlockForward: block_forward,
+            /// its gradients
+            BlockBackward: block_backward,
+            /// codebooks, scales and norms tuned on a block's outputs
+            BlockFinetune: block_finetune,
+            /// tokens to logits
+            ModelForward: model_forward,
+            /// tokens to losses
+            Perplexity: perplexity,
+            /// losses, gradients of all parameters, and steps of Adam of a whole model
+            ModelTune: model_tune,
+        }
+    };
+}
+pub(crate) use operations;
+
+macro_rules! names {
+    ($($(#[$doc:meta])+ $name:ident: $word:ident,)+) => {
+        words! {
+            /// The operations of the project: one id each, in tests, benches, command line and documentation
+            /// alike.
+            Operation, "operation" {
+                $($(#[$doc])+ $name = stringify!($word),)+
+            }
+        }
+    };
+}
+operations!(names);
+
+impl Serialize for Operation {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.word())
+    }
+}

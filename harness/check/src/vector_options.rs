@@ -1,0 +1,23 @@
+use std::path::PathBuf;
+
+use aqlm_engine::backends::BackendKind;
+
+/// What `aqlm check --vectors` is asked to do.
+#[derive(Debug, Clone)]
+pub struct VectorOptions {
+    /// backend that runs whole models
+    pub backend: BackendKind,
+    /// only cases of this operation
+    pub op: Option<String>,
+    /// only the case of this name
+    pub case: Option<String>,
+    /// model folders or files for the `models` layout, or folders that hold several
+    pub models: Vec<PathBuf>,
+}
+
+impl VectorOptions {
+    pub(super) fn wants(&self, op: &str, case: &str) -> bool {
+        self.op.as_deref().is_none_or(|wanted| wanted == op)
+            && self.case.as_deref().is_none_or(|wanted| wanted == case)
+    }
+}

@@ -1,0 +1,42 @@
+/// What happens, as it happens. Losses are means over positions, in nats.
+#[derive(Debug, Clone, PartialEq)]
+pub enum EndToEndEvent {
+    /// what the teacher says of another sequence is stored
+    TeacherStored {
+        /// sequences stored
+        done: usize,
+        /// of how many
+        sequences: usize,
+    },
+    /// an earlier attempt is continued
+    Resumed {
+        /// epochs finished
+        epoch: usize,
+        /// steps taken in the epoch after them
+        step: usize,
+    },
+    /// a state file in the run folder is not as it was written; the one before it is tried
+    StateDamaged(String),
+    /// a step was taken
+    Step {
+        /// epoch, from 1
+        epoch: usize,
+        /// step within the epoch, from 1
+        step: usize,
+        /// steps in each epoch
+        steps: usize,
+        /// tokens in the step
+        tokens: usize,
+        /// mean loss on its sequences before it
+        loss: f64,
+    },
+    /// the model was judged, before the first epoch (0) or after one
+    Judged {
+        /// epoch, from 1
+        epoch: usize,
+        /// mean of the training losses before each step; `None` before the first
+        train_loss: Option<f64>,
+        /// mean loss on the validation sequences (the training ones where there are none)
+        loss: f64,
+    },
+}

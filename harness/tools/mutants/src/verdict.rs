@@ -1,0 +1,75 @@
+//! How a mutant ended.
+
+use serde::{Deserialize, Serialize};
+
+use crate::list::Mutant;
+
+/// How a mutant ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Outcome {
+    /// a test failed
+    Killed,
+    /// a test did not end
+    Timeout,
+    /// no test failed
+    Survived,
+    /// no test gets there
+    Unreached,
+    /// does not compile
+    Unviable,
+    /// can't be switched at run time
+    Fixed,
+}
+
+impl Outcome {
+    /// Whether no test told it from the original.
+    pub(crate) fn is_alive(self) -> bool {
+        matches!(self, Self::Survived | Self::Unreached)
+    }
+}
+
+/// What became of one mutant.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Verdict {
+    /// cargo-mutants' name: place and change.
+    pub name: String,
+    pub file: String,
+    pub function: String,
+    /// The line that it begins on, without surrounding blanks.
+    pub line: String,
+    /// The change without its place and function.
+    pub change: String,
+    pub outcome: Outcome,
+    /// The test that failed.
+    #[serde(default)]
+    pub by: String,
+    /// Tests run, and tests left when the budget was spent.
+    #[serde(default)]
+    pub tests: usize,
+    #[serde(default)]
+    pub left: usize,
+    #[serde(default)]
+    pub seconds: f64,
+}
+
+impl Verdict {
+    /// A verdict before any test has run.
+    pub(crate) fn new(mutant: &Mutant, outcome: Outcome) -> Self {
+        let function = mutant.function.as_ref().map_or("", |f| f.function_name.as_str());
+        let change = mutant.name.splitn(4, ':').nth(3).unwrap_or_default().trim();
+        let change = change.strip_suffix(&format!(" in {function}")).unwrap_or(change);
+        Self {
+            name: mutant.name.clone(),
+            file: mutant.file.clone(),
+            function: function.to_owned(),
+            line: mutant.text.clone(),
+            change: change.to_owned(),
+            outcome,
+            by: String::new(),
+            tests: 0,
+            left: 0,
+            seconds: 0.0,
+        }
+    }
+}

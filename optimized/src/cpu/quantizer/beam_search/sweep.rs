@@ -1,0 +1,69 @@
+use aqlm_vocabulary::QuantizedMatrix;
+use ndarray::Array2;
+
+use crate::cpu::quantizer::codewords::Codewords;
+use crate::cpu::row_major::elements;
+
+/// Columns of G that a block of input groups spans: its part of H, 64 KiB, stays in the second-level cache,
+/// and the product behind it has enough terms to be efficient.
+const BLOCK_COLUMNS: usize = 128;
+
+/// One visit of an input group: the codebooks in the order in which they are searched.
+pub(super) struct Visit {
+    pub(super) group: usize,
+    pub(super) codebooks: Vec<usize>,
+}
+
+/// What all output groups share during a sweep.
+pub(super) struct Sweep<'a> {
+    pub(super) matrix: &'a QuantizedMatrix,
+    pub(super) codewords: &'a [Codewords],
+    pub(super) visits: Vec<Visit>,
+    /// <c H_jj, c> for every visit and codebook, [visits][M][padded 2^B]
+    pub(super) forms: Vec<Vec<Vec<f32>>>,
+    /// H with rows and columns in the order of the visits, the groups without a visit last
+    pub(super) hessian: Array2<f32>,
+    /// for every visit the part of H that links its columns with those of its block up to and including its
+    /// own: [visits of the block so far][gi, gi]; empty for coordinate descent, which does not read it
+    pub(super) near: Vec<Vec<f32>>,
+    pub(super) beam: usize,
+}
+
+impl Sweep<'_> {
+    /// (go, gi).
+    pub(super) fn group_size(&self) -> (usize, usize) {
+        (
+            self.matrix.scheme().out_group_size,
+            self.matrix.scheme().in_group_size,
+        )
+    }
+
+    /// The visits in blocks of consecutive ones.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
+        let (_, gi) = self.group_size();
+        let per_block = visits_per_block(gi);
+        let count = self.visits.len();
+        (0..count)
+            .step_by(per_block)
+            .map(move |start| start..count.min(start + per_block))
+    }
+
+    /// H from element (`row`, `column`) on; rows follow each other at a distance of its number of columns.
+    pub(super) fn rows_from(&self, row: usize, column: usize) -> &[f32] {
+        let whole = elements(&self.hessian);
+        &whole[row * self.hessian.ncols() + column..]
+    }
+
+    /// H_jj of a visit, [gi, gi].
+    pub(super) fn own_block(&self, visit: usize, block: &mut Vec<f32>) {
+        let (_, gi) = self.group_size();
+        let at = visit * gi..(visit + 1) * gi;
+        block.clear();
+        block.extend(self.hessian.slice(ndarray::s![at.clone(), at]));
+    }
+}
+
+/// Input groups of gi columns that make a block.
+pub(super) fn visits_per_block(gi: usize) -> usize {
+    (BLOCK_COLUMNS / gi).max(1)
+}
