@@ -13,6 +13,30 @@ pub enum Objective {
     CrossEntropy,
 }
 
+impl Objective {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::KullbackLeibler, Self::CrossEntropy];
+
+    /// Its name on a command line, and what it is in a few words.
+    pub fn named(self) -> (&'static str, &'static str) {
+        match self {
+            Self::KullbackLeibler => ("kl", "divergence from the teacher's next-token distributions"),
+            Self::CrossEntropy => (
+                "cross-entropy",
+                "negative log-likelihood of the text; needs no teacher",
+            ),
+        }
+    }
+
+    /// Whether it compares with a teacher.
+    pub fn needs_teacher(self) -> bool {
+        match self {
+            Self::KullbackLeibler => true,
+            Self::CrossEntropy => false,
+        }
+    }
+}
+
 /// Which parameters are trained. Codes, biases and dense layers never are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use aqlm_vocabulary::{Objective, Tuned};
 use clap::ValueEnum;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use crate::commands::finetune::{Teaching, default_seqlen};
 use crate::commands::{self, Job, NamedModel, Output};
@@ -47,13 +48,18 @@ pub(super) struct Args {
     resume: bool,
 }
 
-/// What is minimised.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum LossName {
-    /// divergence from the teacher's next-token distributions
-    Kl,
-    /// negative log-likelihood of the text; needs no teacher
-    CrossEntropy,
+/// What can be minimised, by its names.
+fn objectives() -> impl TypedValueParser<Value = Objective> {
+    let values = Objective::ALL.map(|objective| {
+        let (name, about) = objective.named();
+        PossibleValue::new(name).help(about)
+    });
+    PossibleValuesParser::new(values).map(|name| {
+        Objective::ALL
+            .into_iter()
+            .find(|objective| objective.named().0 == name)
+            .expect("the parser takes these names alone")
+    })
 }
 
 /// What can be trained.
@@ -87,8 +93,8 @@ struct SettingsArgs {
     #[arg(long, value_enum, default_value = "project")]
     preset: Preset,
     /// What is minimised
-    #[arg(long, value_enum, default_value = "kl")]
-    loss: LossName,
+    #[arg(long, default_value = "kl", value_parser = objectives())]
+    loss: Objective,
     /// What is trained, separated by commas [default: codebooks,scales,norms]
     #[arg(long, value_enum, value_delimiter = ',')]
     tune: Vec<TunedName>,
@@ -151,10 +157,7 @@ impl SettingsArgs {
             None => stream.windows(seqlen)?.len(),
         };
         let mut settings = EndToEndSettings::preset(self.preset, seqlen, sequences);
-        settings.objective = match self.loss {
-            LossName::Kl => Objective::KullbackLeibler,
-            LossName::CrossEntropy => Objective::CrossEntropy,
-        };
+        settings.objective = self.loss;
         if !self.tune.is_empty() {
             settings.tuned = tuned(&self.tune);
         }
@@ -226,7 +229,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     let tokenizer = model.tokenizer()?;
     let text = TokenStream::load(&args.calib, &tokenizer)?;
     let settings = args.settings.resolve(&model, &text)?;
-    let needs_teacher = settings.objective == Objective::KullbackLeibler;
+    let needs_teacher = settings.objective.needs_teacher();
     if args.teacher.is_none() && needs_teacher {
         return Err(Error::argument(
             "--teacher",

@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use aqlm_vocabulary::{Objective, Target, TopTokens};
+use aqlm_vocabulary::{Target, TopTokens};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
@@ -69,13 +69,10 @@ impl<M: BlockOps> Teacher<M> {
         run: &Path,
         observe: &mut dyn FnMut(EndToEndEvent),
     ) -> Result<Self> {
-        let model = match (settings.objective, teacher) {
-            (Objective::CrossEntropy, _) => return Ok(Self::Text),
-            (Objective::KullbackLeibler, Some(model)) => model,
-            (Objective::KullbackLeibler, None) => {
-                return Err(Error::argument("teacher", "the dense model", "nothing"));
-            }
-        };
+        if !settings.objective.needs_teacher() {
+            return Ok(Self::Text);
+        }
+        let model = teacher.ok_or_else(|| Error::argument("teacher", "the dense model", "nothing"))?;
         let lm_head = model.lm_head()?;
         let top = match settings.teacher {
             TeacherUse::OnTheFly => {
