@@ -1,5 +1,5 @@
-//! A CUDA kernel of one's own in a program of one's own: compiled at run time, launched on a quantized matrix,
-//! and compared with the shipped kernel.
+//! A CUDA kernel of one's own in a program of one's own: compiled at run time, launched on a quantized
+//! matrix, and compared with the shipped kernel.
 //!
 //! ```text
 //! cargo run --release -p aqlm-optimized --example own_kernel [-- MY.cu]

@@ -1,7 +1,8 @@
-//! Who may import whom inside a crate: no circle among files, and no import against the order of docs/architecture.md.
+//! Who may import whom inside a crate: no circle among files, and no import against the order of
+//! docs/architecture.md.
 //!
-//! An import of a name is followed through re-exports to the file that defines it, so a module's list of `pub use`
-//! ties nothing. Unit tests (`#[cfg(test)]`) are left out: a test may reach upwards.
+//! An import of a name is followed through re-exports to the file that defines it, so a module's list of `pub
+//! use` ties nothing. Unit tests (`#[cfg(test)]`) are left out: a test may reach upwards.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -188,7 +189,8 @@ impl Crate {
         self.modules.insert(path, module);
     }
 
-    /// The module whose file defines what `path`, written in `module`, means; `None` for what is not of this crate.
+    /// The module whose file defines what `path`, written in `module`, means; `None` for what is not of this
+    /// crate.
     fn definer(&self, module: &ModulePath, path: &[String], fuel: usize) -> Option<ModulePath> {
         let fuel = fuel.checked_sub(1)?;
         let (mut at, rest) = match path.first()?.as_str() {
@@ -302,8 +304,8 @@ fn stated_orders() -> BTreeMap<String, Vec<String>> {
         .collect()
 }
 
-/// Imports that run from a module to one above it in its crate's order, as `from -> to`. A module stands where the
-/// longest of its paths that the order names does.
+/// Imports that run from a module to one above it in its crate's order, as `from -> to`. A module stands
+/// where the longest of its paths that the order names does.
 fn upward(imports: &BTreeSet<(ModulePath, ModulePath)>, order: &[String]) -> Vec<String> {
     let place = |module: &ModulePath| {
         (1..=module.len())
