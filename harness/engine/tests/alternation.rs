@@ -325,6 +325,11 @@ fn bad_layers_are_refused_and_odd_ones_survive() {
         &mut |_| (),
     ) {
         Err(Error::Aqlm(error)) => Err(error),
+        Err(Error::Argument {
+            what,
+            expected,
+            found,
+        }) => Err(AqlmError::argument(what, expected, found)),
         other => Ok(other.unwrap()),
     };
     let mut bad = p.weight.clone();

@@ -242,6 +242,11 @@ fn fine_tuning_refuses_what_it_cannot_do() {
         assert_eq!(block.to_weights(), case.weights, "the block is as it was");
         match outcome {
             Err(Error::Aqlm(error)) => Err(error),
+            Err(Error::Argument {
+                what,
+                expected,
+                found,
+            }) => Err(AqlmError::argument(what, expected, found)),
             other => Ok(other.unwrap()),
         }
     };
