@@ -1,15 +1,14 @@
-// What every kernel of this folder shares: plain integer types, f16 arithmetic, streaming loads, clusters.
+// Shared by every kernel: plain integer types, f16 arithmetic, streaming loads, clusters.
 //
-// No header of CUDA is included, so NVRTC needs no include path. With AQLM_ON_CPU the same kernels are
-// compiled by a C++ compiler against shim/shim.h, which supplies these functions for a simulated thread
-// block.
+// No CUDA header is included, so NVRTC needs no include path. With AQLM_ON_CPU a C++ compiler compiles the
+// same kernels against shim/shim.h, which supplies these functions for a simulated thread block.
 #pragma once
 
 typedef unsigned short u16;
 typedef unsigned int u32;
 
-// With AQLM_BF16 x and y are bf16 instead of f16; so are the codebooks of kernels whose head says so. Scales
-// and all other codebooks stay f16.
+// With AQLM_BF16, x and y are bf16 instead of f16, and so are the codebooks of kernels whose head says so.
+// Scales and all other codebooks stay f16.
 #ifndef AQLM_BF16
 #define AQLM_BF16 0
 #endif
@@ -18,8 +17,7 @@ typedef unsigned int u32;
 
 #define WARP_MASK 0xffffffffu
 
-// A vector of eight f16, or any 16 bytes, that the kernel reads once: past L1, so that it evicts nothing
-// there.
+// Loads eight f16, or any 16 bytes, that the kernel reads only once. Bypasses L1, so it evicts nothing there.
 __device__ __forceinline__ uint4 load_once(const uint4* from) {
     uint4 v;
     asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -27,7 +25,7 @@ __device__ __forceinline__ uint4 load_once(const uint4* from) {
     return v;
 }
 
-// The same for something that is read again and again: through L1.
+// Loads 16 bytes that are read repeatedly: through L1, evicted last.
 __device__ __forceinline__ uint4 load_often(const uint4* from) {
     uint4 v;
     asm volatile("ld.global.nc.L1::evict_last.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -36,7 +34,7 @@ __device__ __forceinline__ uint4 load_often(const uint4* from) {
 }
 
 // Two predicated loads without a branch. Lanes with `near` read a vector from shared memory, lanes with `far`
-// from global memory through L1; the others keep theirs.
+// from global memory through L1. All other lanes keep their value.
 __device__ __forceinline__ void load_near(uint4& v, const void* from, bool near) {
     const u32 at = static_cast<u32>(__cvta_generic_to_shared(from));
     asm volatile("{\n.reg .pred near;\nsetp.ne.u32 near, %5, 0;\n@near ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
@@ -61,7 +59,7 @@ __device__ __forceinline__ u32 load_once(const u32* from) {
     return v;
 }
 
-// Something that other blocks have changed while this kernel runs: past L1.
+// Loads a value that other blocks change while this kernel runs: bypasses L1.
 __device__ __forceinline__ int load_fresh(const int* from) {
     int v;
     asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
@@ -80,10 +78,11 @@ __device__ __forceinline__ uint4 load_fresh(const uint4* from) {
     return v;
 }
 
-// Barrier over `blocks` blocks of a launch, all of which must run at once: what they wrote to global memory
-// before, all see after it (by load_fresh). Exactly one of them is `first`. `arrived` starts as zero; a
-// meeting flips its top bit and leaves the rest zero, so that it serves every launch. `before` is what thread
-// 0 read there (load_fresh) at any time after wait_for_previous_kernel().
+// Barrier over `blocks` blocks of a launch, all of which must be resident at once. What they wrote to global
+// memory before the barrier is visible to all of them after it, through load_fresh. Exactly one block is
+// `first`. `arrived` starts as zero. Each use flips its top bit and leaves the other bits zero, so the
+// counter serves every launch. `before` is the value of `arrived` that thread 0 read with load_fresh at any
+// time after wait_for_previous_kernel().
 __device__ __forceinline__ void meet_blocks(u32* arrived, u32 blocks, bool first, u32 before) {
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -131,22 +130,22 @@ __device__ __forceinline__ u16 f16_of_f32(float f) {
     return h;
 }
 
-// Rounds to nearest, ties to even. A bf16 is the upper half of the f32 that it stands for.
+// Rounds to nearest, ties to even. A bf16 is the upper half of the f32 with the same value.
 __device__ __forceinline__ u16 bf16_of_f32(float f) {
     u16 h;
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(f));
     return h;
 }
 
-// Two bf16 sums, each rounded once: a 1 + b, for 8.0 has no addition.
+// Two bf16 sums, each rounded once. Computed as a * 1 + b, because sm_80 has no bf16 addition.
 __device__ __forceinline__ u32 add_bf16x2(u32 a, u32 b) {
     u32 d;
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(0x3f803f80u), "r"(b));
     return d;
 }
 
-// The address of shared memory as its instructions take it, and a load from there with an offset that costs
-// no instruction.
+// An address in shared memory in the form that PTX instructions take, and a load from such an address plus a
+// constant offset, which costs no instruction.
 __device__ __forceinline__ u32 shared_address(const void* shared) { return static_cast<u32>(__cvta_generic_to_shared(shared)); }
 
 template <u32 OFFSET>
@@ -156,23 +155,24 @@ __device__ __forceinline__ float load_shared_f32(u32 address) {
     return f;
 }
 
-// The compiler moves no memory access across this: it bounds how many loads are in flight, hence registers.
+// Stops the compiler from moving memory accesses across this point. That bounds the loads in flight, hence
+// the registers.
 __device__ __forceinline__ void keep_order() { asm volatile("" ::: "memory"); }
 
-// Starts a copy of 16 bytes from global to shared memory that takes no registers; complete_copies() ends all
-// of this thread's.
+// Starts an asynchronous copy of 16 bytes from global to shared memory, which takes no registers.
+// complete_copies() waits for all copies of this thread.
 __device__ __forceinline__ void start_copy16(void* shared_to, const void* global_from) {
     u32 to = static_cast<u32>(__cvta_generic_to_shared(shared_to));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global_from) : "memory");
 }
 
-// The same, but where `valid` is false nothing is read and 16 zero bytes are written.
+// start_copy16, but where `valid` is false nothing is read and 16 zero bytes are written.
 __device__ __forceinline__ void start_copy16_or_zero(void* shared_to, const void* global_from, bool valid) {
     u32 to = static_cast<u32>(__cvta_generic_to_shared(shared_to));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global_from), "r"(valid ? 16 : 0) : "memory");
 }
 
-// Ends a group of copies; copies_in_flight<N>() waits until at most the last N groups of this thread are
+// Closes a group of copies. copies_in_flight<N>() waits until at most the last N groups of this thread are
 // unfinished.
 __device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
@@ -181,15 +181,15 @@ __device__ __forceinline__ void copies_in_flight() {
     asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
 }
 
-// Barrier number `id` (1 to 15) of the `threads` threads that use it; a multiple of 32.
+// Barrier number `id` (1 to 15) over the `threads` threads that use it, a multiple of 32.
 __device__ __forceinline__ void team_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
 __device__ __forceinline__ void complete_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// d += a b over a warp: a [16 x 8], b [8 x 8], d [16 x 8] in the fragments of mma.m16n8k8. Lane = 4 g + t
-// holds a(g, t), a(g + 8, t), a(g, t + 4), a(g + 8, t + 4); b(t, g), b(t + 4, g); d(g, 2 t), d(g, 2 t + 1),
-// d(g + 8, 2 t), d(g + 8, 2 t + 1). The operands must be exact in tf32 (10 bits of mantissa), as every f16
-// is: then products are exact and sums are f32's.
+// d += a b over a warp: a [16 x 8], b [8 x 8], d [16 x 8] in the fragments of mma.m16n8k8. Lane 4 g + t holds
+// a(g, t), a(g + 8, t), a(g, t + 4), a(g + 8, t + 4); b(t, g), b(t + 4, g); d(g, 2 t), d(g, 2 t + 1), d(g +
+// 8, 2 t), d(g + 8, 2 t + 1). The operands must be exact in tf32 (10 bits of mantissa), as every f16 is.
+// Products are then exact and sums are f32.
 __device__ __forceinline__ void multiply_16x8x8(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -203,27 +203,27 @@ __device__ __forceinline__ void multiply_16x8x8(float (&d)[4], const float (&a)[
 #define X_TYPE "f16"
 #endif
 
-// The same for [16 x 16] times [16 x 8], both in x's format, in the fragments of mma.m16n8k16, two neighbours
-// along k a word. Lane = 4 g + t holds a(g, 2 t), a(g + 8, 2 t), a(g, 2 t + 8), a(g + 8, 2 t + 8); b(2 t, g),
-// b(2 t + 8, g), each with the neighbour after it; d as above.
+// The same for [16 x 16] times [16 x 8], both in x's format, in the fragments of mma.m16n8k16. A word holds
+// two neighbours along k. Lane 4 g + t holds a(g, 2 t), a(g + 8, 2 t), a(g, 2 t + 8), a(g + 8, 2 t + 8); b(2
+// t, g), b(2 t + 8, g), each with the neighbour after it; d as above.
 __device__ __forceinline__ void multiply_16x8x16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32." X_TYPE "." X_TYPE ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// Asks for the cache line at `at` to be brought to L2; returns at once.
+// Prefetches the cache line at `at` into L2.
 __device__ __forceinline__ void prefetch_line(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 
-// Programmatic dependent launch: lets the next kernel of the stream start its own set-up as soon as a
-// multiprocessor has room.
+// Programmatic dependent launch: lets the stream's next kernel start its set-up as soon as a multiprocessor
+// has room.
 __device__ __forceinline__ void allow_next_kernel() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-// Until this returns, only weights may be read and nothing may be written to global memory. Without dependent
+// Until this returns, the kernel may read only weights and must not write to global memory. Without dependent
 // launch it returns at once.
 __device__ __forceinline__ void wait_for_previous_kernel() {
 #if __CUDA_ARCH__ >= 900
@@ -232,13 +232,13 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 }
 
 #if __CUDA_ARCH__ >= 900
-// Barrier over all threads of the cluster in two halves. Memory written before the arrival is visible to the
-// cluster after the wait.
+// Barrier over all threads of the cluster, split into arrival and wait. Memory written before the arrival is
+// visible to the cluster after the wait.
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
-// Writes a float to where `here` points, but in the shared memory of the cluster's block `rank`, which must
-// have started.
+// Writes a float at the offset of `here` in the shared memory of the cluster's block `rank`, which must have
+// started.
 __device__ __forceinline__ void cluster_write(float* here, u32 rank, float value) {
     u32 local = static_cast<u32>(__cvta_generic_to_shared(here));
     u32 remote;
@@ -246,8 +246,8 @@ __device__ __forceinline__ void cluster_write(float* here, u32 rank, float value
     asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote), "f"(value) : "memory");
 }
 
-// Reads 16 bytes at the place of `here`, but in the shared memory of the cluster's block `rank`. A barrier of
-// the cluster must lie between the write and this, and another between this and that block's end.
+// Reads 16 bytes at the offset of `here` in the shared memory of the cluster's block `rank`. A cluster
+// barrier must lie between the write and this read, and another between this read and the end of that block.
 __device__ __forceinline__ uint4 cluster_read(u32 here, u32 rank) {
     uint4 v;
     u32 remote;
@@ -258,21 +258,21 @@ __device__ __forceinline__ uint4 cluster_read(u32 here, u32 rank) {
 #endif
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-// Matrix products of a warpgroup (four warps, the first divisible by four), which run beside the threads' own
-// instructions.
+// Matrix products of a warpgroup (four warps, the first divisible by four), which run asynchronously beside
+// the threads' own instructions.
 
-// A matrix in shared memory as these products take their second operand: rows of 16 bytes (eight values along
-// k), eight rows one after the other; the next eight values along k are `next_k` bytes further, the next
-// eight rows `next_rows`. All multiples of 16.
+// A matrix in shared memory as the second operand of these products. Eight rows of 16 bytes (eight values
+// along k) lie one after the other. The next eight values along k are `next_k` bytes further, the next eight
+// rows `next_rows` bytes. All are multiples of 16.
 typedef unsigned long long Tile;
 __device__ __forceinline__ Tile tile_at(const void* shared, u32 next_k, u32 next_rows) {
     const u32 address = static_cast<u32>(__cvta_generic_to_shared(shared));
     return static_cast<Tile>(address >> 4 & 0x3fff) | static_cast<Tile>(next_k >> 4) << 16 | static_cast<Tile>(next_rows >> 4) << 32;
 }
 
-// Before the first product, and again after registers that products use were written by other instructions.
+// Required before the first product, and again after other instructions wrote registers that products use.
 __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-// Ends a group of products; products_in_flight<N>() waits until at most the last N groups are unfinished.
+// Closes a group of products. products_in_flight<N>() waits until at most the last N groups are unfinished.
 // Until then neither their operands nor their sums may be touched.
 __device__ __forceinline__ void close_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int GROUPS>
@@ -282,9 +282,9 @@ __device__ __forceinline__ void products_in_flight() {
 // Makes this thread's stores to shared memory visible to products that start after the next barrier.
 __device__ __forceinline__ void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// Starts d += a b: a [64 x 16] in registers, warp w of the group holding rows 16 w to 16 w + 15 as in
-// multiply_16x8x16; b [16 x N] in shared memory, both in x's format; d [64 x N], lane 4 g + t holding for
-// each eight columns (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
+// Starts d += a b, with a and b in x's format. a [64 x 16] is in registers: warp w of the group holds rows 16
+// w to 16 w + 15 as in multiply_16x8x16. b [16 x N] is in shared memory. d [64 x N]: for each eight columns,
+// lane 4 g + t holds (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
 #define SUMS_8 "%0,%1,%2,%3,%4,%5,%6,%7"
 #define OPERANDS_8(d) "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
 #define SUMS_16 SUMS_8 \
@@ -359,8 +359,8 @@ __device__ __forceinline__ u32 add_x2(u32 a, u32 b) { return add_f16x2(a, b); }
 __device__ __forceinline__ float low_f32(u32 pair) { return f32_of_f16(static_cast<u16>(pair & 0xffffu)); }
 __device__ __forceinline__ float high_f32(u32 pair) { return f32_of_f16(static_cast<u16>(pair >> 16)); }
 
-// A group's sum on the way: of f16 products as two sums in f16, which is fastest; of f16 by bf16, which no
-// instruction multiplies, in f32.
+// The running sum of a group. Products in f16 are summed as two f16 sums, which is fastest. No instruction
+// multiplies f16 by bf16, so those are summed in f32.
 #if AQLM_BF16
 typedef float GroupSum;
 __device__ __forceinline__ void add_pair_product(GroupSum& sum, u32 weights, u32 inputs) {
@@ -382,8 +382,8 @@ __device__ __forceinline__ void add_products(GroupSum& sum, const uint4& weights
     add_pair_product(sum, weights.w, inputs.w);
 }
 
-// Which of up to three matrices that share a launch a slab of rows belongs to, by the first slabs of the
-// second and the third.
+// Up to three matrices share a launch. Returns the matrix that a slab of rows belongs to, given the first
+// slabs of the second and the third matrix.
 __device__ __forceinline__ u32 part_of(u32 slab, int second, int third) {
     return (slab >= static_cast<u32>(second) ? 1u : 0u) + (slab >= static_cast<u32>(third) ? 1u : 0u);
 }

@@ -1,4 +1,5 @@
-//! beam_search: one sweep for codes; the reference, every SIMD level and dense products of the same shape.
+//! beam_search: one sweep for codes, with the reference, every SIMD level and dense products of the same
+//! shape.
 //!
 //! `cargo bench -p aqlm-benches --bench beam_search`
 

@@ -1,5 +1,5 @@
-//! block_backward: forward and backward of a block of SmolLM2-135M's shape over 512 tokens; the reference,
-//! every SIMD level and dense products of the same shape.
+//! block_backward: forward and backward of a block of SmolLM2-135M's shape over 512 tokens, with the
+//! reference, every SIMD level and dense products of the same shape.
 //!
 //! `cargo bench -p aqlm-benches --bench block_backward`
 

@@ -1,5 +1,5 @@
-//! block_finetune: three epochs of a small block; the reference, every SIMD level and dense products of the
-//! same shape.
+//! block_finetune: three epochs of a small block, with the reference, every SIMD level and dense products of
+//! the same shape.
 //!
 //! `cargo bench -p aqlm-benches --bench block_finetune`
 

@@ -1,5 +1,5 @@
-//! codebook_update: codebooks and scales for fixed codes; the reference, every SIMD level and dense products
-//! of the same shape.
+//! codebook_update: codebooks and scales for fixed codes, with the reference, every SIMD level and dense
+//! products of the same shape.
 //!
 //! `cargo bench -p aqlm-benches --bench codebook_update`
 

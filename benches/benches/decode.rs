@@ -1,4 +1,5 @@
-//! Codes to a dense f32 weight: reference and every SIMD level, beside a fill of the same array.
+//! Decodes codes to a dense f32 weight, with the reference and every SIMD level, beside a fill of the same
+//! array.
 //!
 //! `cargo bench -p aqlm-benches --bench decode [-- FILTER]`
 
@@ -22,7 +23,7 @@ fn bench(criterion: &mut Criterion) -> Result<()> {
         print_roofline("the decoded weight", bytes);
         group.throughput(Throughput::Bytes(bytes as u64));
         for (name, plan) in plans(scheme, out_features, in_features) {
-            // The precision of look-up tables plays no part in decoding.
+            // The precision of look-up tables does not affect decoding.
             if name.contains("table") && !name.ends_with("f32") {
                 continue;
             }

@@ -1,5 +1,5 @@
-//! em_init: first codes and codebooks by EM under the H-metric; the reference, every SIMD level and dense
-//! products of the same shape.
+//! em_init: initial codes and codebooks by EM under the H-metric, with the reference, every SIMD level and
+//! dense products of the same shape.
 //!
 //! `cargo bench -p aqlm-benches --bench em_init`
 

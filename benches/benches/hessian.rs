@@ -1,5 +1,5 @@
-//! hessian: the mean of x xT over samples; the reference, every SIMD level and dense products of the same
-//! shape.
+//! hessian: the mean of x xT over samples, with the reference, every SIMD level and dense products of the
+//! same shape.
 //!
 //! `cargo bench -p aqlm-benches --bench hessian`
 

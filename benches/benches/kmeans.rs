@@ -1,4 +1,5 @@
-//! kmeans: 25 of Lloyd's iterations; the reference, every SIMD level and dense products of the same shape.
+//! kmeans: 25 of Lloyd's iterations, with the reference, every SIMD level and dense products of the same
+//! shape.
 //!
 //! `cargo bench -p aqlm-benches --bench kmeans`
 

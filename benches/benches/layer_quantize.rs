@@ -1,4 +1,4 @@
-//! layer_quantize: a whole layer; the reference, every SIMD level and dense products of the same shape.
+//! layer_quantize: a whole layer, with the reference, every SIMD level and dense products of the same shape.
 //!
 //! `cargo bench -p aqlm-benches --bench layer_quantize`
 

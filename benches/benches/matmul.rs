@@ -1,5 +1,5 @@
-//! A batch of inputs times a quantized weight: one decode for the whole batch against one fused product each,
-//! beside dense f32.
+//! A batch of inputs times a quantized weight: one decode for the whole batch, compared with one fused
+//! product a row, beside dense f32.
 //!
 //! `cargo bench -p aqlm-benches --bench matmul [-- FILTER]`
 

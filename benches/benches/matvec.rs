@@ -1,4 +1,5 @@
-//! One input times a quantized weight: reference, every SIMD level and form, and dense f32 of the same shape.
+//! One input times a quantized weight, with the reference, every SIMD level and form, and dense f32 of the
+//! same shape.
 //!
 //! `cargo bench -p aqlm-benches --bench matvec [-- FILTER]`
 

@@ -1,7 +1,7 @@
-//! model_forward: two blocks of SmolLM2-135M's shape, whole and token by token; the reference, every SIMD
-//! level and dense products of the same shape.
+//! model_forward: two blocks of SmolLM2-135M's shape, whole and token by token, with the reference, every
+//! SIMD level and dense products of the same shape.
 //!
-//! The CPU backend also computes the first sequence token by token, the reference does not.
+//! The CPU backend also computes the first sequence token by token; the reference does not.
 //!
 //! `cargo bench -p aqlm-benches --bench model_forward`
 

@@ -1,5 +1,5 @@
-//! perplexity: token losses of two blocks of SmolLM2-135M's shape over 512 tokens; the reference, every SIMD
-//! level and dense products of the same shape.
+//! perplexity: token losses of two blocks of SmolLM2-135M's shape over 512 tokens, with the reference, every
+//! SIMD level and dense products of the same shape.
 //!
 //! `cargo bench -p aqlm-benches --bench perplexity`
 

@@ -1,5 +1,5 @@
-//! residual_init: first codes and codebooks by residual k-means; the reference, every SIMD level and dense
-//! products of the same shape.
+//! residual_init: initial codes and codebooks by residual k-means, with the reference, every SIMD level and
+//! dense products of the same shape.
 //!
 //! `cargo bench -p aqlm-benches --bench residual_init`
 

@@ -1,7 +1,7 @@
 use aqlm_check::cases::{ProductCase, Values};
 use aqlm_vocabulary::{QuantizedMatrix, Result, Scheme};
 
-/// (out_features, in_features) that benches run at: Llama 2 7B's attention, its MLP and the way back.
+/// (out_features, in_features) of the benches: Llama 2 7B's attention, and its MLP up and down.
 pub const SHAPES: [(usize, usize); 3] = [(4096, 4096), (11008, 4096), (4096, 11008)];
 
 /// A matrix of random codes and an input to multiply it with.

@@ -5,18 +5,18 @@ use std::time::{Duration, Instant};
 pub struct Times {
     /// of the fastest call
     pub min: f64,
-    /// of the call in the middle
+    /// of the median call
     pub median: f64,
-    /// the same of processor time, all threads of this process together: what stays meaningful when other
-    /// work takes the cores away in between; zero where the system does not tell (only Linux does)
+    /// least processor time of a call, over all threads of this process: the meaningful figure if other work
+    /// takes cores away; zero where the system does not report it (only Linux does)
     pub cpu_min: f64,
-    /// processor time of the call in the middle
+    /// median processor time of a call
     pub cpu_median: f64,
-    /// calls
+    /// number of calls
     pub calls: usize,
 }
 
-/// Calls `f` for about `budget` (at least three times, after one call that is not counted).
+/// Calls `f` for about `budget`, at least three times, after one call that is not counted.
 pub fn time(budget: Duration, mut f: impl FnMut()) -> Times {
     f();
     let (mut wall, mut cpu) = (Vec::new(), Vec::new());
@@ -38,7 +38,7 @@ pub fn time(budget: Duration, mut f: impl FnMut()) -> Times {
     }
 }
 
-/// Nanoseconds that every thread has run, from the kernel's scheduler statistics.
+/// Total running time of all threads in seconds, from the kernel's scheduler statistics.
 fn cpu_seconds() -> f64 {
     let Ok(threads) = std::fs::read_dir("/proc/self/task") else {
         return 0.0;

@@ -1,4 +1,4 @@
-//! What the benches share: matrices to measure with, dense products of the same shape, and the machine's
+//! Shared by the benches: matrices to measure with, dense products of the same shape, and the machine's
 //! roofline.
 
 mod case;

@@ -1,11 +1,11 @@
 use aqlm_optimized::cpu::{CodebookPrecision, Form, Plan, SimdLevel, TablePrecision};
 use aqlm_vocabulary::Scheme;
 
-/// What a plan is called in a bench's output.
+/// The name of a plan in a bench's output.
 pub type PlanName = String;
 
-/// Every form of a product that this machine has for a scheme, level after level, the chosen plan of each
-/// level first.
+/// Every form of a product that this machine supports for a scheme, level by level, with the chosen plan of
+/// each level first.
 pub fn plans(scheme: Scheme, out_features: usize, in_features: usize) -> Vec<(PlanName, Plan)> {
     SimdLevel::available()
         .into_iter()

@@ -3,8 +3,8 @@ use std::time::Duration;
 
 use crate::roofline::copy_bandwidth;
 
-/// Prints what the machine's memory allows at best for an operation: `bytes` over the bandwidth of a copy,
-/// measured once per process.
+/// Prints the memory bound of an operation: `bytes` over the bandwidth of a copy, which is measured once per
+/// process.
 pub fn print_roofline(what: &str, bytes: usize) {
     static BANDWIDTH: OnceLock<f64> = OnceLock::new();
     let bandwidth = BANDWIDTH.get_or_init(|| copy_bandwidth(Duration::from_secs(1)).0);

@@ -4,12 +4,12 @@ use rayon::prelude::*;
 
 use crate::clock::{Times, time};
 
-/// Bytes of the copied array: far beyond any private cache. A shared third-level cache may still hold it, as
-/// it may hold the weights that are compared with this figure.
+/// Bytes of the copied array: far beyond any private cache. A shared L3 cache may still hold it, but then may
+/// also hold the weights that are compared with this figure.
 const BYTES: usize = 256 << 20;
 
-/// Seconds to copy one byte (read and write count as two), all threads of the current rayon pool together,
-/// and bytes per second at the fastest and the middle repetition.
+/// Bytes per second of a copy by all threads of the current rayon pool, at the fastest and at the median
+/// repetition. Read and write count separately.
 pub fn copy_bandwidth(budget: Duration) -> (f64, f64) {
     let source = vec![1.0f32; BYTES / size_of::<f32>()];
     let mut target = vec![0.0f32; source.len()];

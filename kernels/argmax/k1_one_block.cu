@@ -1,10 +1,10 @@
 #include "../common.cuh"
-// argmax k1: the likeliest token, and the state of generation moved on to it.
+// argmax k1: finds the likeliest token and advances the generation state to it.
 //
-// Parallel over: one block; each thread takes four logits of every 4 blockDim, then the best of all threads
-//   is found in halves. The lowest index wins ties. logits [count] f32; chosen [.] u32, by position; state
-//   {position, token, advance} u32: the token becomes the one chosen and the position grows by `advance`, 1
-//   in generation and 0 where one context is to be measured again and again.
+// Parallel over: one block. Each thread takes four logits of every 4 blockDim, then a tree reduction finds
+//   the best over all threads. The lowest index wins ties. logits [count] f32; chosen [.] u32, by position;
+//   state {position, token, advance} u32. The token becomes the chosen one and the position grows by
+//   `advance`: 1 in generation, 0 where one context is measured repeatedly.
 // Cost: 128 KB for 32,000 tokens through one multiprocessor: one trip to L2 for all of them, and ten
 //   barriers; H100: 6 us alone in a graph.
 // Limits: count at least 1, blockDim a power of two.
@@ -57,7 +57,7 @@ extern "C" __global__ void argmax(const float* logits, u32* chosen, u32* state, 
         }
     }
     if (threadIdx.x == 0) {
-        // Nothing but NaN is above nothing: then the first.
+        // If no logit is above -infinity: the first token.
         const u32 token = places[0] < count ? places[0] : 0;
         const u32 position = state[0];
         chosen[position] = token;

@@ -1,11 +1,10 @@
 #include "../common.cuh"
-// attention k1: the queries of a prompt over the cache, nothing clever.
+// attention k1: the queries of a prompt over the cache, no optimization.
 //
-// Parallel over: a warp a (row, query head); its lanes share out the head's numbers, and keys come one after
-//   the other with the maximum and the sum of the softmax kept up to date. q [rows, heads, head] f16,
-//   rotated; keys, values [kv_heads, capacity, padded] f16, the rows' own positions included; out [rows,
-//   heads, head] f16. Row r is at position first + r and sees the positions up to its own, or with window > 0
-//   the last `window` of them.
+// Parallel over: a warp a (row, query head). Its lanes share out the head's elements. Keys come one after the
+//   other, with a running maximum and sum of the softmax. q [rows, heads, head] f16, rotated; keys, values
+//   [kv_heads, capacity, padded] f16, the rows' own positions included; out [rows, heads, head] f16. Row r is
+//   at position first + r. It sees the positions up to its own, or with window > 0 the last `window` of them.
 // Arithmetic: f32; scores, softmax and sums are never rounded to f16.
 // Cost: every query reads its keys and values through L1 and L2, 4 x head bytes a (query, key), and waits for
 //   a shuffle reduction a key.

@@ -1,23 +1,22 @@
 #include "../common.cuh"
-// attention_step k1: one new token attends to the cache; its rotation and the write of its key and value are
-// part of the kernel.
+// attention_step k1: one new token attends to the cache. The kernel also rotates the token's query and key,
+// and writes its key and value to the cache.
 //
-// Parallel over: a block a (kv head, part of its query heads, part of the context); the AQLM_SPLITS blocks of
+// Parallel over: a block a (kv head, part of its query heads, part of the context). The AQLM_SPLITS blocks of
 //   a cluster share out the context and send their sums to the first of them (distributed shared memory),
-//   which merges them in rank order. Inside a block, AQLM_LANES lanes hold a key, 8 numbers each, so that a
-//   warp reads 32 / AQLM_LANES keys with one load of 16 bytes a lane; AHEAD keys and values a lane are in
-//   flight.
-// Why so: a context of 512 is 2 x 512 x 256 B = 262 KB a head of 128, 8.4 MB for 32 heads: 3.5 us at the rate
-//   of a copy, which needs all multiprocessors and all loads in flight at once. Keys and values of earlier
-//   positions are fetched before the kernel ahead has ended: earlier replays of the graph wrote them. All
-//   query heads of a group use a key while it is in registers.
+//   which merges them in rank order. Inside a block, AQLM_LANES lanes hold a key, 8 elements each, so a warp
+//   reads 32 / AQLM_LANES keys with one load of 16 bytes a lane. AHEAD keys and values a lane are in flight.
+// Why this division: a context of 512 is 2 x 512 x 256 B = 262 KB a head of 128, 8.4 MB for 32 heads: 3.5 us
+//   at the rate of a copy. That rate needs all multiprocessors and all loads in flight at once. Keys and
+//   values of earlier positions are fetched before the previous kernel has ended, because earlier replays of
+//   the graph wrote them. All query heads of a group use a key while it is in registers.
 // keys, values [kv_heads, capacity, padded] f16; cosines, sines [positions, head / 2] f32; biases f32 (with
 //   AQLM_BIAS); state {position, ...};
 // q [heads, head], k, v [kv_heads, head] f16, before rotation; out [heads, head] f16.
-// H100, 32 heads of 128 over 512 positions: 6.1 us (4 blocks a cluster), 7.8 with 8 (docs/decoding.md says
-//   what the time is made of).
-// Arithmetic: f32; the newest key and value are rounded to f16 as the cache has them. Splits depend on the
-//   position alone, so that the same position gives the same bytes.
+// H100, 32 heads of 128 over 512 positions: 6.1 us (4 blocks a cluster), 7.8 with 8 (docs/decoding.md breaks
+//   down the time).
+// Arithmetic: f32; the newest key and value are rounded to f16 as in the cache. Splits depend on the position
+//   alone, so the same position gives the same bytes.
 // Limits: head at most 256; AQLM_SPLITS above 1 needs sm_90.
 // Compile-time: AQLM_HEAD, AQLM_LANES (a power of two, at least head / 8), AQLM_QUERIES (query heads of a
 //   block), AQLM_SPLITS, AQLM_BIAS.
@@ -30,9 +29,9 @@
 #define AHEAD (AQLM_QUERIES <= 2 ? 4 : 2)
 #define NOTHING -1e30f
 #define TOTALS 2  // a query head's maximum and its total
-#define RECORD (PADDED + TOTALS)  // its sums, then those
+#define RECORD (PADDED + TOTALS)  // sums, then maximum and total
 
-// The softmax of one query head over the keys seen so far, for the eight numbers of this lane.
+// The running softmax of one query head over the keys seen so far, for this lane's eight elements.
 struct Running {
     float most, total, sum[8];
 };
@@ -42,7 +41,8 @@ __device__ __forceinline__ void unpack(float (&to)[8], const uint4& from) {
     to[4] = low_f32(from.z), to[5] = high_f32(from.z), to[6] = low_f32(from.w), to[7] = high_f32(from.w);
 }
 
-// Takes N keys and values in; those that are not `valid` count nothing. All lanes of the warp take part.
+// Adds N keys and values to the running softmax; those that are not `valid` contribute nothing. All lanes of
+// the warp must call this.
 template <int N>
 __device__ __forceinline__ void take(Running (&running)[AQLM_QUERIES], const float (&query)[AQLM_QUERIES][8], const uint4 (&keys)[N],
                                      const uint4 (&values)[N], const bool (&valid)[N]) {
@@ -89,8 +89,9 @@ __device__ __forceinline__ void take(Running (&running)[AQLM_QUERIES], const flo
     }
 }
 
-// Number i of `count` records of one query head merged, `apart` floats from one record to the next: its sum
-// relative to their common maximum, which `most` becomes; `total` becomes the softmax's.
+// Merges element i of `count` records of one query head; `apart` is the stride between records in floats.
+// Returns the sum relative to their common maximum. Sets `most` to that maximum and `total` to the softmax's
+// total.
 __device__ __forceinline__ float merge(const float* records, int count, int apart, int i, float& most, float& total) {
     most = NOTHING;
     for (int r = 0; r < count; ++r) most = fmaxf(most, records[r * apart + PADDED]);
@@ -104,7 +105,7 @@ __device__ __forceinline__ float merge(const float* records, int count, int apar
     return sum;
 }
 
-// Number i of a head after adding its bias and turning it by the angle of its pair.
+// Element i of a head after adding its bias and rotating it by the angle of its pair.
 __device__ __forceinline__ float rotated(const u16* head, const float* bias, float cosine, float sine, int i) {
     const int pair = i < HALF ? i + HALF : i - HALF;
     float a = f32_of_f16(head[i]), b = f32_of_f16(head[pair]);
@@ -154,8 +155,8 @@ attention_step(u16* keys, u16* values, const float* cosines, const float* sines,
         key[n] = valid[n] && holds ? load_once(reinterpret_cast<const uint4*>(own_keys + at)) : zero;
         value[n] = valid[n] && holds ? load_once(reinterpret_cast<const uint4*>(own_values + at)) : zero;
     }
-    // A thread mostly needs one angle: where the block's threads are a multiple of the head's numbers, only
-    // this one.
+    // A thread mostly needs one angle. It is the only one where the number of threads is a multiple of the
+    // head's elements.
     const float* cosine_row = cosines + static_cast<size_t>(position) * HALF;
     const float* sine_row = sines + static_cast<size_t>(position) * HALF;
     const int usual = threadIdx.x % PADDED;
@@ -173,7 +174,8 @@ attention_step(u16* keys, u16* values, const float* cosines, const float* sines,
             queries[i] = 0.0f;
         }
     }
-    // The last block has the newest position; one of the blocks that share a kv head writes it to the cache.
+    // The last block has the newest position. Only one of the blocks that share a kv head writes it to the
+    // cache.
     if (rank == AQLM_SPLITS - 1) {
         u16* to = reinterpret_cast<u16*>(newest);
         const size_t at = static_cast<size_t>(position) * PADDED;
@@ -210,7 +212,7 @@ attention_step(u16* keys, u16* values, const float* cosines, const float* sines,
             running[h].sum[i] = 0.0f;
         }
     }
-    // The bound is the warp's, not the lane's: all lanes take part in the shuffles.
+    // The bound is the warp's, not the lane's, because all lanes take part in the shuffles.
     for (int base = begin + warp * GROUPS; base < end; base += AHEAD * WARPS * GROUPS) {
         uint4 now_key[AHEAD], now_value[AHEAD];
         bool now_valid[AHEAD];
@@ -236,7 +238,7 @@ attention_step(u16* keys, u16* values, const float* cosines, const float* sines,
         take<1>(running, query, new_key, new_value, counts);
     }
 
-    // Over the groups of a warp; the first group writes the warp's record.
+    // Reduces over the groups of a warp; the first group writes the warp's record.
 #pragma unroll
     for (int h = 0; h < AQLM_QUERIES; ++h) {
         Running& mine = running[h];

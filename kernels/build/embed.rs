@@ -1,4 +1,4 @@
-//! Compiles every variant of embedded.json by nvcc into the crate, for machines that have the driver only.
+//! Compiles every variant of embedded.json with nvcc into the crate, for machines that have only the driver.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::folder::kernel::Kernel;
 use crate::folder::out_folder;
 
-/// Machine code for these generations (8.0's also runs on 8.6 and 8.9), and intermediate code for what is
-/// newer.
+/// Machine code for these generations (code for 8.0 also runs on 8.6 and 8.9), and intermediate code for
+/// newer ones.
 const FROM_80: &[&str] = &[
     "arch=compute_80,code=sm_80",
     "arch=compute_90,code=sm_90",
@@ -28,7 +28,7 @@ struct Variant {
     generations: &'static [&'static str],
 }
 
-/// Compiles all of them and writes the list that the crate includes.
+/// Compiles all variants and writes the list that the crate includes.
 pub(crate) fn embed(kernels: &[Kernel]) -> Result<(), String> {
     println!("cargo::rerun-if-changed=embedded.json");
     for name in ["AQLM_NVCC", "CUDA_HOME", "CUDA_PATH", "PATH"] {
@@ -82,7 +82,7 @@ pub(crate) fn embed(kernels: &[Kernel]) -> Result<(), String> {
     std::fs::write(out.join("embedded.rs"), list).map_err(|error| format!("writing embedded.rs: {error}"))
 }
 
-/// The first that answers of `AQLM_NVCC`, the toolkit's folder, the path.
+/// The first nvcc that runs: `AQLM_NVCC`, the toolkit's folder, the path.
 fn nvcc() -> Result<PathBuf, String> {
     let variable = |name: &str| {
         std::env::var_os(name)
@@ -126,7 +126,7 @@ fn variants(kernels: &[Kernel]) -> Result<Vec<Variant>, String> {
             other => return Err(format!("{id}: architectures {other:?}")),
         };
         for defines in all {
-            // A context is split over the blocks of a cluster, which 9.0 brought.
+            // Splitting a context needs clusters, which exist from 9.0 on.
             let split = defines
                 .split(' ')
                 .any(|define| define.starts_with("AQLM_SPLITS=") && define != "AQLM_SPLITS=1");

@@ -12,7 +12,7 @@ use kernel::Kernel;
 #[path = "../src/kernel.rs"]
 pub(crate) mod kernel;
 
-/// What lies here, in the order in which it is listed: by operation, then by number.
+/// The contents of this folder in listing order: by operation, then by number.
 pub(crate) struct Found {
     pub(crate) kernels: Vec<Kernel>,
     /// as JSON
@@ -21,10 +21,10 @@ pub(crate) struct Found {
     sources: Vec<(String, String)>,
 }
 
-/// Sources that a user copies, which are not in the ladders.
+/// Folder of sources for users to copy, which belong to no ladder.
 const EXAMPLES: &str = "examples";
 
-/// Reads all of it.
+/// Reads the whole folder.
 pub(crate) fn find() -> Result<Found, String> {
     let mut found = Found {
         kernels: vec![],
@@ -42,7 +42,7 @@ pub(crate) fn find() -> Result<Found, String> {
     Ok(found)
 }
 
-/// Adds the ladder that lies in `folder`, if one does.
+/// Adds the ladder in `folder`, if there is one.
 fn find_op(folder: &Path, found: &mut Found) -> Result<(), String> {
     let op = file_name(folder);
     let files = sorted(folder)?;
@@ -87,7 +87,7 @@ fn find_op(folder: &Path, found: &mut Found) -> Result<(), String> {
     Ok(())
 }
 
-/// What `kN_name.json` says, with what the source's place and its entry say.
+/// The contents of `kN_name.json`, completed by the source's path and its entry.
 fn description(op: &str, file: &str, source: &Path, text: &str) -> Result<Value, String> {
     let path = source.with_extension("json");
     let json = std::fs::read_to_string(&path)
@@ -111,7 +111,7 @@ fn description(op: &str, file: &str, source: &Path, text: &str) -> Result<Value,
     Ok(Value::Object(fields))
 }
 
-/// Writes what the crate includes: sources, descriptions, and the integers that sources define.
+/// Writes the files that the crate includes: sources, descriptions, and the integers that sources define.
 pub(crate) fn write(found: &Found) -> Result<(), String> {
     let out = out_folder()?;
     let root = std::env::current_dir().map_err(|error| format!("this folder: {error}"))?;
@@ -124,7 +124,8 @@ pub(crate) fn write(found: &Found) -> Result<(), String> {
             .to_str()
             .ok_or_else(|| format!("{file}: expected a path in UTF-8"))?;
         let _ = writeln!(sources, "    ({file:?}, include_str!({path:?})),");
-        // A header's are beside the operations', a kernel's inside its operation's.
+        // Integers of a header go beside the operations' modules, those of a kernel inside its operation's
+        // module.
         let (op, name) = match file.trim_end_matches(".cu").split_once('/') {
             Some(parts) => parts,
             None => ("", file.trim_end_matches(".cuh")),
@@ -162,7 +163,7 @@ pub(crate) fn write(found: &Found) -> Result<(), String> {
     Ok(())
 }
 
-/// Where build products go.
+/// The folder for build products.
 pub(crate) fn out_folder() -> Result<PathBuf, String> {
     std::env::var_os("OUT_DIR")
         .map(PathBuf::from)

@@ -12,14 +12,14 @@ fn main() {
         if std::env::var_os("CARGO_FEATURE_EMBED_KERNELS").is_some() {
             embed::embed(&found.kernels).map_err(|reason| format!("feature embed-kernels: {reason}"))?;
         } else {
-            // A new folder is a new operation. With the feature only known folders are watched: compiling
-            // all kernels takes minutes.
+            // A new folder is a new operation. With the feature, only known folders are watched, because
+            // compiling all kernels takes minutes.
             println!("cargo::rerun-if-changed=.");
         }
         Ok(())
     });
     if let Err(reason) = done {
-        // Not a warning: a kernel that is left out would be missed much later.
+        // An error, not a warning: a kernel left out silently would be noticed much later.
         println!("cargo::error={reason}");
     }
 }

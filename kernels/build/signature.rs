@@ -1,6 +1,6 @@
-//! What a kernel's source says that the host must know: the names of its operands and its plain integers.
+//! The facts that the host needs from a kernel's source: the names of its operands and its plain integers.
 
-/// Names of the pointers that the entry takes, in order.
+/// Names of the entry's pointers, in order.
 pub(crate) fn pointers(source: &str, entry: &str) -> Result<Vec<String>, String> {
     let parameters = source
         .split_once("extern \"C\" __global__")
@@ -23,7 +23,7 @@ pub(crate) fn pointers(source: &str, entry: &str) -> Result<Vec<String>, String>
         .collect())
 }
 
-/// Names and values of what the source defines as an integer and nothing else, outside every condition.
+/// Names and values of the source's `#define`s that are plain integers outside every condition.
 pub(crate) fn integers(source: &str) -> Vec<(String, u64)> {
     let mut depth = 0_usize;
     let mut found = Vec::new();

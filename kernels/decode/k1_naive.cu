@@ -1,5 +1,5 @@
 #include "../common.cuh"
-// decode k1: every scheme, nothing clever.
+// decode k1: every scheme, no optimization.
 //
 // Parallel over: one thread an element of the dense weight, neighbours along the row.
 // codes [out_groups, in_groups, M] u16; codebooks [M, 2^B, out_group, in_group] f16; scales [out_groups] f16;

@@ -1,17 +1,17 @@
 #include "../common.cuh"
 #include "../tiles.cuh"
-// decode k2: codes in the order of matmul k2, so that one copy of a matrix on the device serves both.
+// decode k2: codes in the layout of matmul k2, so that one copy of a matrix on the device serves both.
 //
 // Parallel over: a warp takes one tile of 8 rows and one unit of 16 input groups at a time; lane 4 g + t has
 //   row g, input group t of four.
-// Why faster than k1: a code is B <= 8 ? 1 : 2 bytes and read once instead of once an element, codewords come
-//   out of shared memory (conflict free with AQLM_REPLICAS 8) or L1 as 16-byte vectors, and 16 bytes of the
-//   weight are written at once, 64 neighbouring bytes a row.
+// Why faster than k1: a code takes 1 byte (B <= 8) or 2 and is read once, not once an element. Codewords are
+//   read as 16-byte vectors from shared memory (conflict free with AQLM_REPLICAS 8) or L1. The weight is
+//   written 16 bytes at a time, 64 neighbouring bytes a row.
 // Bound: writing 2 bytes a weight. Predicted, 4096 -> 11008, 2x8g8: 101 MB at 2.4 TB/s 42 us; into a buffer
 //   that stays in L2 about 20 us.
 // Arithmetic: f32 sums, scaled, rounded once. With bf16 codebooks are bf16.
-// Limits: out_group 1; G 8 or 16; M <= 8; sm_80. y is [tiles' rows, in] from row 8 first_tile of the matrix
-//   on.
+// Limits: out_group 1; G 8 or 16; M <= 8; sm_80. y is [tiles' rows, in], starting at row 8 first_tile of the
+//   matrix.
 // Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_REPLICAS.
 
 __device__ __forceinline__ void add_pair(float (&sum)[8], int at, u32 pair) {

@@ -1,11 +1,11 @@
 #include "../common.cuh"
-// dense k1: y = W x for a weight in f16: the head, and the layers of a model that is not quantized.
+// dense k1: y = W x for a weight in f16: the head, and the layers of an unquantized model.
 //
 // Parallel over: a warp an output row, eight loads of 16 bytes a lane in flight; a block row an input row.
 // weight [out, in] f16; x [rows, in] f16; y [rows, out] f32 (AQLM_WIDE 1) or f16.
 // Arithmetic: products and sums in f32 in a fixed order.
-// Bound: reading the weight, once an input row (rows are for few; larger batches go through cuBLAS). The
-//   first loads start before the kernel ahead has ended. H100, 32000 x 4096: 94.9 us, 2.8 TB/s.
+// Bound: reading the weight once an input row, so for few rows only; larger batches go through cuBLAS. The
+//   first loads start before the previous kernel has ended. H100, 32000 x 4096: 94.9 us, 2.8 TB/s.
 // Limits: in_features a multiple of AQLM_VECTOR (8 or 1).
 // Compile-time: AQLM_VECTOR, AQLM_WIDE.
 

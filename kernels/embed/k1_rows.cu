@@ -1,11 +1,11 @@
 #include "../common.cuh"
-// embed k1: rows of the embedding table into the residual stream.
+// embed k1: copies rows of the embedding table into the residual stream.
 //
-// Parallel over: one thread a number; a block row a token.
+// Parallel over: one thread an element; a block row a token.
 // table [vocabulary, width] f16; tokens [rows] u32, each below the vocabulary's size (the host checks them);
 //   hidden [rows, width] f32.
-// Cost: one row of the table a token, 8 KB at width 4096; bound by the launch and two dependent loads; H100:
-//   4 us alone in a graph, most of it the graph's start.
+// Cost: one row of the table a token, 8 KB at width 4096; bound by the launch and two dependent loads. H100:
+//   4 us alone in a graph, mostly the start of the graph.
 // Limits: none.
 
 extern "C" __global__ void embed(const u16* table, const u32* tokens, float* hidden, int width) {

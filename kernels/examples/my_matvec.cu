@@ -1,30 +1,30 @@
-// A matvec kernel of your own: copy this file, change it, and race it, no rebuild needed:
+// Template for your own matvec kernel. Copy this file, change it and benchmark it; no rebuild is needed:
 //
 //     aqlm bench --op matvec --scheme 2x8g8 --shape 11008x4096 --kernel my_matvec.cu
 //
-// The bench compiles it at run time, checks it against the reference (a wrong one is refused and its worst
-// elements are shown), and times it beside the shipped kernels, FP16 through cuBLAS and the roofline.
+// The bench compiles it at run time, checks it against the reference, and times it beside the shipped
+// kernels, FP16 through cuBLAS and the roofline. A wrong kernel is refused and its worst elements are shown.
 //
-// The line below says how it is launched. `like` is the shipped kernel whose operands, constants and launch
-// it takes; block (threads), rows_per_block (the grid covers all rows) and shared (bytes of dynamic shared
-// memory) change that launch.
+// The `aqlm:` line below describes the launch. `like` names the shipped kernel whose operands, constants and
+// launch this kernel takes. These keys change that launch: block (threads), rows_per_block (the grid covers
+// all rows) and shared (bytes of dynamic shared memory).
 // aqlm: like=matvec/k1_naive block=128 rows_per_block=4
 //
 // like=matvec/k1_naive means, all row-major: codes [out_groups, in_groups, M] u16, codebooks [M, 2^B,
 // out_group, G] f16, scales [out_groups] f16, x [in_features] f16, y [out_features] f16 and the constants
 // AQLM_M, AQLM_B, AQLM_G (input group size), AQLM_OUT_G. The entry is named after the operation and has C
 // linkage. matmul/k1_naive is the same with x [batch, in_features], y [batch, out_features] and `int batch`
-// as a last argument; decode/k1_naive has no x and writes y [out_features, in_features]. The include is
-// optional (u16, u32, f16 arithmetic, loads past L1, warp sums); the bench pastes it in wherever this file
-// lies.
+// as a last argument. decode/k1_naive has no x and writes y [out_features, in_features]. The include is
+// optional. It supplies u16, u32, f16 arithmetic, loads past L1 and warp sums, and the bench pastes it in
+// wherever this file lies.
 #include "../common.cuh"
 
 #if AQLM_OUT_G != 1 || AQLM_G % 8 != 0
 #error "this example reads whole codewords as 16-byte vectors: out_group 1, groups of a multiple of 8"
 #endif
 
-// One warp a row, lanes stride over its input groups; a codeword and its part of x are 16-byte loads, where
-// k1 reads 2 bytes at a time.
+// One warp a row; lanes stride over its input groups. A codeword and its part of x are read as 16-byte loads,
+// where k1 reads 2 bytes at a time.
 extern "C" __global__ void matvec(const u16* codes, const uint4* codebooks, const u16* scales, const uint4* x, u16* y, int out_features,
                                   int in_features) {
     const int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -1,5 +1,5 @@
 #include "../common.cuh"
-// matmul k1: every scheme and every batch, nothing clever. The answer where no faster kernel applies.
+// matmul k1: every scheme and every batch, no optimization. The fallback where no faster kernel applies.
 //
 // Parallel over: one warp an output row and input row; lanes stride over the row's input groups.
 // codes [out_groups, in_groups, M] u16; codebooks [M, 2^B, out_group, in_group] f16; scales [out_groups] f16;

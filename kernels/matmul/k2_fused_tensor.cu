@@ -1,34 +1,34 @@
 #include "../common.cuh"
 #include "../tiles.cuh"
-// matmul k2: codewords go from the codebook straight into the fragments of a tensor-core product; nothing
-// decoded is ever stored.
+// matmul k2: codewords go from the codebook straight into the fragments of a tensor-core product; no decoded
+// weight is ever stored.
 //
 // Parallel over: a block has AQLM_ROW_WARPS * AQLM_TILES tiles of 8 output rows and AQLM_BATCH_TILES tiles of
-//   16 input rows. Its warps are AQLM_SLICES teams, team s taking every AQLM_SLICES-th unit of the input
-//   features; the teams' sums are added in order at the end. The warps of a team share a stage of x and have
-//   AQLM_TILES tiles of rows each. Batches above 16 AQLM_BATCH_TILES take further blocks along y.
-// Why it should be fast: the sum over input features may take its terms in any order, so index k of a product
-//   is dealt out such that lane (g, t) needs exactly the codeword of row g and input group t: one 16-byte
-//   read of the codebook is the B operand of two products, with no shuffle and no dense tile between. x is
+//   16 input rows. Its warps form AQLM_SLICES teams. Team s takes every AQLM_SLICES-th unit of the input
+//   features, and the teams' sums are added in order at the end. The warps of a team share a stage of x and
+//   have AQLM_TILES tiles of rows each. Batches above 16 AQLM_BATCH_TILES take further blocks along y.
+// Why it should be fast: the sum over input features may take its terms in any order. So index k of a product
+//   is assigned such that lane (g, t) needs exactly the codeword of row g and input group t. One 16-byte read
+//   of the codebook is then the B operand of two products, with no shuffle and no dense tile between. x is
 //   stored in shared memory in the same order, so its fragments are 16-byte reads too.
 // With AQLM_REPLICAS 8 each lane modulo 8 has its own copy of the codebook in its own banks; 1 keeps it in
 //   shared memory once; 0 leaves it in global memory, read through L1 and L2.
-// Arithmetic: codewords of several codebooks are added in f16, or with bf16, of which codebooks then are, in
-//   bf16 (M - 1 roundings), products are exact, sums f32.
+// Arithmetic: codewords of several codebooks are added in f16 (M - 1 roundings). With bf16 the codebooks are
+//   bf16 and the additions too. Products are exact, sums f32.
 // Predicted, 4096 -> 11008: 16 rows 2x8g8, codewords 180 MB of shared memory at 128 B a clock on 132
-//   multiprocessors 5.6 us, codes 4.7 us beside it, launch, codebook copies and the last sums 3 us: 10 us.
-//   1x16g8: 5.6 M codewords of a 32-byte sector each, 180 MB out of L2 at 5.5 TB/s: 33 us, less what L1
-//   holds. 128 rows: 5.6 M products of 2048 at about 1.7 clocks a multiprocessor 19 us, fragments of x and
-//   codewords 20 us of shared memory beside it, 115 of 132 multiprocessors: 28 us.
+//   multiprocessors 5.6 us, overlapping 4.7 us of codes, then launch, codebook copies and the last sums 3 us:
+//   10 us. 1x16g8: 5.6 M codewords of a 32-byte sector each, 180 MB out of L2 at 5.5 TB/s: 33 us, less what
+//   L1 holds. 128 rows: 5.6 M products of 2048 at about 1.7 clocks a multiprocessor 19 us, overlapping 20 us
+//   of shared memory for fragments of x and codewords, 115 of 132 multiprocessors: 28 us.
 // Limits: out_group 1; G 8 or 16; M <= 8; sm_80.
-// codes: [tile of 8 rows][unit][part][lane] of PART words: a unit is 4 steps, a step 4 input groups; lane 4 g
+// codes: [tile of 8 rows][unit][part][lane] of PART words. A unit is 4 steps, a step 4 input groups. Lane 4 g
 //   + t has row g, input group t. A lane's bits run over (step, codebook), 8 bits a code for B <= 8, else 16.
 // Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_REPLICAS, AQLM_ROW_WARPS, AQLM_TILES, AQLM_SLICES,
 //   AQLM_BATCH_TILES.
 
 #define UNIT_VECTORS (STEPS * 4 * VECTORS)           // 16-byte vectors of x in a row of a unit
 #define ROW_PADDING 64
-#define ROW_BYTES (UNIT_VECTORS * 16 + ROW_PADDING)  // 64 modulo 128, so that two rows of eight lanes meet no bank twice
+#define ROW_BYTES (UNIT_VECTORS * 16 + ROW_PADDING)  // 64 modulo 128, so that eight lanes over two rows have no bank conflict
 #define BATCH (AQLM_BATCH_TILES * 16)
 #define STAGE_BYTES (BATCH * ROW_BYTES)
 #define TEAM (AQLM_ROW_WARPS * 32)
@@ -36,7 +36,7 @@
 #define SUM_STRIDE (BLOCK_ROWS + (BLOCK_ROWS / 8 % 2 == 0 ? SUM_PADDING : 0))
 #define CODEBOOK_BYTES (AQLM_REPLICAS * (AQLM_M << AQLM_B) * AQLM_G * 2)
 
-// A lane's words of a unit.
+// Loads a lane's words of a unit.
 __device__ __forceinline__ void load_codes(u32 (&words)[WORDS], const u32* from, int lane) {
 #pragma unroll
     for (int part = 0; part < WORDS / PART; ++part) {
@@ -53,7 +53,8 @@ __device__ __forceinline__ void load_codes(u32 (&words)[WORDS], const u32* from,
     }
 }
 
-// The same for all tiles of a warp. Tiles past the last row repeat the last; their sums are not written.
+// Loads the words of all tiles of a warp. Tiles past the last row repeat the last; their sums are not
+// written.
 __device__ __forceinline__ void load_tiles(u32 (&words)[AQLM_TILES][WORDS], const u32* codes, int first, int tiles, int unit, int units, int lane) {
 #pragma unroll
     for (int i = 0; i < AQLM_TILES; ++i) {
@@ -62,7 +63,7 @@ __device__ __forceinline__ void load_tiles(u32 (&words)[AQLM_TILES][WORDS], cons
     }
 }
 
-// Makes what the threads of a team have written or read known to all of them.
+// Barrier of a team that also orders its memory accesses.
 __device__ __forceinline__ void meet_team(int slice) {
 #if AQLM_ROW_WARPS == 1
     __syncwarp();
@@ -71,7 +72,7 @@ __device__ __forceinline__ void meet_team(int slice) {
 #endif
 }
 
-// Eight weights, before scaling, of one row: vector v of the sum of the codewords of a step.
+// Eight weights of one row, before scaling: vector v of the sum of the codewords of a step.
 __device__ __forceinline__ uint4 codeword(const u32 (&words)[WORDS], int step, int v, const unsigned char* codebook, int lane) {
     uint4 sum = {0, 0, 0, 0};
 #pragma unroll

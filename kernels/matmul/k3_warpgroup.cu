@@ -4,28 +4,28 @@
 // shared memory as their second operand.
 //
 // Parallel over: a block has AQLM_WARPGROUPS * 64 output rows, AQLM_BATCH rows of x and every AQLM_SLICES-th
-//   unit of the input features; the blocks of a row block's slices are neighbours in a cluster of
-//   AQLM_CLUSTER and add their sums in order of the slices at the end, each for its share of the rows of x.
-//   Larger batches take further blocks along y.
-// Why faster than k2: the weight is the first operand, which may come from registers, so lane (g, t) of a
+//   unit of the input features. The blocks of a row block's slices are neighbours in a cluster of
+//   AQLM_CLUSTER. At the end each adds the sums in order of the slices for its share of the rows of x. Larger
+//   batches take further blocks along y.
+// Why faster than k2: the weight is the first operand, which may come from registers. So lane (g, t) of a
 //   warp needs exactly the codewords of rows g and g + 8 at input group t (the sum over input features may
-//   take its terms in any order). x is read by the tensor cores from shared memory, once for 64 output rows
-//   and with no instruction, where k2's warps each load fragments of it; and the products run beside the
-//   look-ups of the next ones, so that latency no longer adds up. Splitting the input features over blocks
-//   makes work for all multiprocessors. AQLM_REPLICAS as in k2. With AQLM_SPREAD > 0 the codebook is spread
-//   over the shared memories of the cluster and AQLM_SPREAD eighths of the look-ups go there, the others to
-//   L2: a gather from L2 moves a sector for each half of it that is used, and L2 is what bounds k2 then.
-// Arithmetic: codewords of several codebooks are added in f16, or with bf16, of which codebooks then are, in
-//   bf16 (M - 1 roundings), products are exact, sums f32.
+//   take its terms in any order). Tensor cores read x from shared memory, once for 64 output rows and with no
+//   instruction, where k2's warps each load fragments of x. The products overlap the look-ups of the next
+//   ones, so their latencies no longer add up. Splitting the input features over blocks makes work for all
+//   multiprocessors. AQLM_REPLICAS as in k2. With AQLM_SPREAD > 0 the codebook is spread over the shared
+//   memories of the cluster. AQLM_SPREAD eighths of the look-ups go there, the others to L2. The reason: a
+//   gather from L2 moves a sector even if only half of it is used, and L2 then bounds k2.
+// Arithmetic: codewords of several codebooks are added in f16 (M - 1 roundings). With bf16 the codebooks are
+//   bf16 and the additions too. Products are exact, sums f32.
 // Predicted, 4096 -> 11008, 3 warpgroups, 2 slices, 116 blocks: 2x8g8, 128 rows: products 24,600 clocks of
 //   the tensor cores, shared memory 28,600 (codewords 12,300, x read by products 12,300 and written 4,000),
 //   so 16 us, then launch, codebooks and last sums 5 us: 21 us. 16 rows: shared memory 14,500 clocks or 32
-//   chunks of 250 clocks of latency, 8 us and 3 us more: 11 us. 1x16g8, 16 rows, from L2 alone as k2 (43 us);
-//   with half of the look-ups in the cluster 22 us of L2 and as many of the cluster's network at the 3 TB/s
-//   that others measured of it: 27 us.
-// Measured (docs/kernels.md): 1x16g8 does best with all look-ups from L2, 57.7 us at 128 rows; the cluster's
-//   network gives 0.9 TB/s. 2,048 rows, 2x8g8, 256 rows of x and 2 warpgroups: 201 us of products at 1.7 GHz,
-//   five and a fifth rounds of blocks that take six: 235 us.
+//   chunks of 250 clocks of latency, 8 us and 3 us more: 11 us. 1x16g8, 16 rows, from L2 alone as k2 (43 us).
+//   With half of the look-ups in the cluster: 22 us of L2, and 22 us of the cluster's network at the 3 TB/s
+//   that others measured: 27 us.
+// Measured (docs/kernels.md): 1x16g8 is fastest with all look-ups from L2, 57.7 us at 128 rows; the cluster's
+//   network gives 0.9 TB/s. 2,048 rows, 2x8g8, 256 rows of x and 2 warpgroups: 201 us of products at 1.7 GHz.
+//   The blocks make 5.2 rounds, which take the time of six: 235 us.
 // Limits: out_group 1; G 8 or 16; M <= 8; sm_90a only. AQLM_SPREAD: M = 1. AQLM_BATCH 16, 32, 64, 128 or 256.
 // codes: as k2.
 // Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_REPLICAS, AQLM_WARPGROUPS, AQLM_SLICES, AQLM_CLUSTER,
@@ -49,7 +49,7 @@
 #define CODEBOOK_BYTES (AQLM_REPLICAS * (AQLM_M << AQLM_B) * AQLM_G * 2)
 #endif
 
-// A lane's words of a unit.
+// Loads a lane's words of a unit.
 __device__ __forceinline__ void load_codes(u32 (&words)[WORDS], const u32* from, int lane) {
 #pragma unroll
     for (int part = 0; part < WORDS / PART; ++part) {
@@ -66,7 +66,7 @@ __device__ __forceinline__ void load_codes(u32 (&words)[WORDS], const u32* from,
     }
 }
 
-// Eight weights, before scaling, of one row: vector v of the sum of the codewords of a step. `place` counts
+// Eight weights of one row, before scaling: vector v of the sum of the codewords of a step. `place` numbers
 // look-ups at compile time.
 __device__ __forceinline__ uint4 codeword(const u32 (&words)[WORDS], int step, int v, int place, const unsigned char* codebook,
                                           const uint4* codebooks, int lane) {
@@ -100,7 +100,7 @@ __device__ __forceinline__ uint4 codeword(const u32 (&words)[WORDS], int step, i
     return sum;
 }
 
-// The first operands of a chunk's two pairs of products.
+// Looks up the first operands of a chunk's two pairs of products.
 __device__ __forceinline__ void look_up(uint4 (&upper)[2], uint4 (&lower)[2], const u32 (&words)[2][WORDS], int chunk,
                                         const unsigned char* codebook, const uint4* codebooks, int lane) {
 #pragma unroll
@@ -111,7 +111,7 @@ __device__ __forceinline__ void look_up(uint4 (&upper)[2], uint4 (&lower)[2], co
     }
 }
 
-// This thread's vectors of a chunk of x: vector `load` is input group t of row n of a pair.
+// Loads this thread's vectors of a chunk of x: vector `load` is input group t of row n of a pair.
 __device__ __forceinline__ void load_inputs(uint4 (&inputs)[LOADS], const u16* x, int unit, int chunk, int first, int batch, int in_features) {
 #pragma unroll
     for (int load = 0; load < LOADS; ++load) {
@@ -124,8 +124,8 @@ __device__ __forceinline__ void load_inputs(uint4 (&inputs)[LOADS], const u16* x
     }
 }
 
-// Word w of input group t goes to index 2 t, 2 t + 1 of vector w, which is where lane (g, t) has the same
-// elements of its codeword.
+// Word w of input group t goes to index 2 t, 2 t + 1 of vector w, where lane (g, t) has the same elements of
+// its codeword.
 __device__ __forceinline__ void store_inputs(unsigned char* stage, const uint4 (&inputs)[LOADS]) {
 #pragma unroll
     for (int load = 0; load < LOADS; ++load) {
@@ -150,8 +150,8 @@ matmul(const u32* codes, const uint4* codebooks, const u16* scales, const u16* x
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     const int slice = blockIdx.x % AQLM_SLICES, row_block = blockIdx.x / AQLM_SLICES, rank = blockIdx.x % AQLM_CLUSTER;
     const int tiles = (out_features + 7) / 8, first_input = blockIdx.y * AQLM_BATCH;
-    // Blocks past the last row are there to complete a cluster. Tiles past the last row repeat the last;
-    // their sums are not written.
+    // Blocks past the last row only complete a cluster. Tiles past the last row repeat the last; their sums
+    // are not written.
     const int my_units = row_block * BLOCK_ROWS < out_features ? units : 0;
     const u32* from[2];
 #pragma unroll
@@ -212,10 +212,10 @@ matmul(const u32* codes, const uint4* codebooks, const u16* scales, const u16* x
                 multiply_64xNx16(sum, u.z, l.z, u.w, l.w, tile_at(stage + 2 * VECTOR_BYTES, VECTOR_BYTES, 128));
             }
             close_products();
-            // Beside the products: x and codewords of the next chunk. After the last chunk they are stale and
+            // During the products: x and codewords of the next chunk. After the last chunk they are stale and
             // unused.
             store_inputs(stages + after * STAGE_BYTES, inputs);
-            // Before anything else is asked for: this waits for all loads on their way, too.
+            // Must precede every new load, because it also waits for all loads in flight.
             publish_to_products();
             if (chunk + 2 < CHUNKS) {
                 load_inputs(inputs, x, unit, chunk + 2, first_input, batch, in_features);
@@ -237,7 +237,7 @@ matmul(const u32* codes, const uint4* codebooks, const u16* scales, const u16* x
     }
 
     cluster_arrive();
-    cluster_wait();  // no block of the cluster needs codebooks or stages any more
+    cluster_wait();  // no block of the cluster still reads codebooks or stages
     float* received = reinterpret_cast<float*>(shared);  // [slice][row of x in this block's share][output row]
 #pragma unroll
     for (int i = 0; i < AQLM_BATCH / 2; ++i) {

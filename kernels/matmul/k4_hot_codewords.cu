@@ -1,27 +1,27 @@
 #include "../common.cuh"
 #include "../tiles.cuh"
-// matmul k4: k2 for a large codebook, of which each block keeps those codewords in shared memory that its own
-// rows use most.
+// matmul k4: k2 for a large codebook. Each block keeps in shared memory the codewords that its own rows use
+// most.
 //
 // Parallel over: as k2, for up to AQLM_BATCH_TILES * 16 rows of x.
 // Why it should be fast: k2 is bound by L2, which looks up one tag a clock in each of 80 slices, one for each
 //   codeword. A block's 45,056 codes (88 rows, 512 input groups) of 2^16 codewords name only about 32,600
-//   different ones: 9,900 that occur at least twice stand for half of the codes. The packer numbers codewords
-//   by how often the matrix uses them, lists for each block AQLM_HOT codewords that are worth keeping (all
-//   those below AQLM_HOT that it uses, then the most frequent others), and writes the place in that list for
-//   the code: a code below AQLM_HOT is such a place, any other the codeword's number. So codes keep 16 bits.
-//   The list is in the codebook's order, so that the block fetches it in few cache lines. Real codes are less
-//   even than random ones and gain more. x is read by each warp as its fragments, straight from L2, for
-//   shared memory has better use.
+//   different ones. The 9,900 that occur at least twice account for half of the codes. The packer numbers
+//   codewords by how often the matrix uses them. For each block it lists AQLM_HOT codewords worth keeping:
+//   all those below AQLM_HOT that the block uses, then the most frequent others. Then it replaces the code of
+//   a listed codeword by its slot in the list. A code below AQLM_HOT is such a slot, any other code is the
+//   codeword's number, so codes keep 16 bits. The list is in the codebook's order, so that the block fetches
+//   it in few cache lines. Real codes are less uniform than random ones and gain more. Each warp reads x as
+//   its fragments, straight from L2, because codewords make better use of shared memory.
 // Arithmetic: products are exact, sums f32. With bf16 the codebook is bf16.
-// Predicted, 4096 -> 11008, 16 rows, 1x16g8, 126 blocks, 14,500 codewords of each block kept: lookups of L2 a
-//   block: 6,900 lines of kept codewords, 18,000 of others (k2: 45,056), that is 39,000 clocks of L2 (k2:
-//   71,000), and x and codes 12,000 as in k2: 51,000 clocks at 1.74 GHz, 29 us; k2 47.4.
-// Measured (docs/kernels.md): 36.4 us, 32.0 overlapped; lines hold fewer kept codewords than was thought.
+// Predicted, 4096 -> 11008, 16 rows, 1x16g8, 126 blocks, 14,500 codewords of each block kept: L2 look-ups a
+//   block are 6,900 lines of kept codewords and 18,000 of others (k2: 45,056), that is 39,000 clocks of L2
+//   (k2: 71,000), and x and codes 12,000 as in k2: 51,000 clocks at 1.74 GHz, 29 us; k2 47.4.
+// Measured (docs/kernels.md): 36.4 us, 32.0 overlapped; lines hold fewer kept codewords than predicted.
 // Limits: M 1; out_group 1; B 14 to 16; G 8 or 16; sm_80.
 // codes: [tile of 8 rows][unit][lane] of two words, as k2, numbered as above.
-// hot: [block][round][thread][4] of 16 bits, the last round filled up: vector (4 round + j) threads + thread
-//   of those kept is one of that codeword. codebook: [2^B] in the order of use.
+// hot: [block][round][thread][4] of 16 bits, the last round padded. Entry j is the codeword that kept vector
+//   (4 round + j) threads + thread belongs to. codebook: [2^B] in the order of use.
 // Compile-time: AQLM_B, AQLM_G, AQLM_HOT, AQLM_ROW_WARPS, AQLM_TILES, AQLM_SLICES, AQLM_BATCH_TILES.
 
 #define TURNS (STEPS * VECTORS)           // of a unit, each of one vector: even
@@ -34,8 +34,9 @@
 #define BLOCK_ROWS (AQLM_ROW_WARPS * AQLM_TILES * 8)
 #define SUM_STRIDE (BLOCK_ROWS + (BLOCK_ROWS / 8 % 2 == 0 ? SUM_PADDING : 0))
 
-// Fetches the codewords that this block keeps. Through registers, as neighbouring lanes' loads from one line
-// are one request of L2 then, which asynchronous copies are not; all numbers first, many vectors in flight.
+// Fetches the codewords that this block keeps, through registers: loads of neighbouring lanes from one cache
+// line are then one L2 request, unlike asynchronous copies. All numbers are loaded first, so that many
+// vectors are in flight.
 __device__ __forceinline__ void keep_codewords(unsigned char* shared, const uint4* codebook, const uint2* numbers) {
     const int thread = static_cast<int>(threadIdx.x);
     const u32 v = threadIdx.x % VECTORS;
@@ -66,8 +67,8 @@ __device__ __forceinline__ void keep_codewords(unsigned char* shared, const uint
     }
 }
 
-// A lane's codes of a unit, of all tiles of a warp. Tiles past the last row repeat the last; their sums are
-// not written.
+// Loads a lane's codes of a unit, for all tiles of a warp. Tiles past the last row repeat the last; their
+// sums are not written.
 __device__ __forceinline__ void load_tiles(uint2 (&words)[AQLM_TILES], const uint2* codes, int first, int tiles, int unit, int units, int lane) {
 #pragma unroll
     for (int i = 0; i < AQLM_TILES; ++i) {
@@ -86,15 +87,15 @@ __device__ __forceinline__ void look_up(uint4 (&word)[AQLM_TILES], const uint2 (
         const u32 pair = step < 2 ? words[i].x : words[i].y;
         vector[i] = (step % 2 == 0 ? pair & 0xffffu : pair >> 16) * VECTORS + v;
     }
-    // First all that is near: a load from far must not overtake one from near into the same register, and
-    // would wait for it.
+    // All near loads first: a far load must not overtake a near load into the same register, and would wait
+    // for it.
 #pragma unroll
     for (int i = 0; i < AQLM_TILES; ++i) load_near(word[i], kept + vector[i] * 16, vector[i] < KEPT_VECTORS);
 #pragma unroll
     for (int i = 0; i < AQLM_TILES; ++i) load_far(word[i], codebook + vector[i], vector[i] >= KEPT_VECTORS);
 }
 
-// This lane's elements of x for a turn: rows g and g + 8 of each tile of 16, eight neighbours along k.
+// Loads this lane's elements of x for a turn: rows g and g + 8 of each tile of 16, eight neighbours along k.
 __device__ __forceinline__ void load_inputs(uint4 (&upper)[AQLM_BATCH_TILES], uint4 (&lower)[AQLM_BATCH_TILES], const u16* x, int unit, int turn,
                                             int row, int t, int batch, int in_features) {
     const int column = ((unit * STEPS + turn / VECTORS) * 4 + t) * AQLM_G + turn % VECTORS * 8;

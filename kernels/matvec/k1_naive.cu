@@ -1,5 +1,5 @@
 #include "../common.cuh"
-// matvec k1: every scheme, nothing clever. The starting point of the ladder and the answer where no faster
+// matvec k1: every scheme, no optimization. The first rung of the ladder, and the fallback where no faster
 // kernel applies.
 //
 // Parallel over: one warp a row; lanes stride over the row's input groups.

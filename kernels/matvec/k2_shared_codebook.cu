@@ -1,18 +1,20 @@
 #include "../common.cuh"
 // matvec k2: all codebooks and x in shared memory, codes bit-packed.
 //
-// Parallel over: one warp for four rows at a time, whole rows, no split sums; lane = input group modulo 32.
-// Why faster than k1: a codeword is one 16-byte read of shared memory instead of a gather through L1/L2, x is
-//   read once for four rows, and the codes are B bits each, in the order of use, loaded 16 bytes a lane.
-// Bound: shared memory. A warp's 32 random 16-byte reads take 4 passes without bank conflicts; with
-//   AQLM_REPLICAS 8 each lane modulo 8 has its own copy of the codebook in its own banks and conflicts
-//   vanish, with 1 they cost about 2.8 times as much.
+// Parallel over: one warp for four whole rows at a time, so no sum is split between warps; lane = input group
+//   modulo 32.
+// Why faster than k1: a codeword is one 16-byte read of shared memory instead of a gather through L1/L2. x is
+//   read once for four rows. Codes take B bits each and are stored in the order of use, loaded 16 bytes a
+//   lane.
+// Bound: shared memory. A warp's 32 random 16-byte reads take 4 passes without bank conflicts. With
+//   AQLM_REPLICAS 8 each lane modulo 8 has its own copy of the codebook in its own banks, so there are no
+//   conflicts. With AQLM_REPLICAS 1 conflicts make the reads about 2.8 times as expensive.
 // Arithmetic: f16 products and sums inside a group (at most M G / 2 terms), f32 across groups; with bf16 f32
 //   throughout.
 // Limits: out_group 1; G 8 or 16; AQLM_REPLICAS M 2^B G 2 bytes + x within the block's shared memory; 4 M B
 //   AQLM_UNIT a multiple of 128.
-// codes: [task][unit][word of unit / 4][lane] of 16 bytes: a task is 4 rows, a unit AQLM_UNIT steps of 32
-//   input groups, and a lane's bits run over (step, row, codebook), low bits first.
+// codes: [task][unit][word of unit / 4][lane] of 16 bytes. A task is 4 rows, a unit AQLM_UNIT steps of 32
+//   input groups. A lane's bits run over (step, row, codebook), low bits first.
 // Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_REPLICAS, AQLM_UNIT.
 
 #define ROWS 4             // of a task
@@ -47,7 +49,7 @@ matvec(const uint4* codes, const uint4* codebooks, const u16* scales, const uint
     }
     complete_copies();
     __syncthreads();
-    // Tasks are dealt out block by block, so that no multiprocessor has more than one task above another.
+    // Tasks are dealt block by block, so that no two multiprocessors differ by more than one task.
     for (int task = blockIdx.x + gridDim.x * warp; task < tasks; task += gridDim.x * warps) {
         const uint4* stream = codes + static_cast<size_t>(task) * units * UNIT_LOADS * 32 + lane;
         float sum[ROWS] = {0.0f, 0.0f, 0.0f, 0.0f};

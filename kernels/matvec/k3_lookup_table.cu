@@ -1,36 +1,38 @@
 #include "../common.cuh"
-// matvec k3: products of x with every codeword first, then one 4-byte look-up a code. For B = 8.
+// matvec k3: first computes the products of x with every codeword, then does one 4-byte look-up a code. For B
+// = 8.
 //
-// Parallel over: a cluster of blocks shares a slab of rows, each block takes some input groups of it; inside
-//   a block, warps take four rows at a time and lane = input group modulo 32. Each block sends its partial
-//   row sums to the block that owns the row (distributed shared memory), which adds them in rank order.
-// Why faster than k2: a slot is 32 input groups of one codebook; its table [256 codes][32 lanes] holds
-//   <x_group, codeword> in f32, and lane l only ever reads bank l. So 32 codes cost one conflict-free pass of
-//   shared memory (k2: 4 at best), and three instructions: a byte permute that builds the address out of code
+// Parallel over: a cluster of blocks shares a slab of rows, and each block takes some of its input groups.
+//   Inside a block, warps take four rows at a time; lane = input group modulo 32. Each block sends its
+//   partial row sums to the block that owns the row (distributed shared memory), which adds them in rank
+//   order.
+// Why faster than k2: a slot is 32 input groups of one codebook. Its table [256 codes][32 lanes] holds
+//   <x_group, codeword> in f32, and lane l reads only bank l. So 32 codes cost one conflict-free pass of
+//   shared memory (k2: at least 4) and three instructions: a byte permute that builds the address from code
 //   byte and lane, the load, the addition. Codes then stream at the speed of memory.
-// Building a table is a small matrix product, done by the tensor cores in tf32, in which every f16 is exact.
+// Building a table is a small matrix product. Tensor cores do it in tf32, in which every f16 is exact.
 // Arithmetic: exact products of f16 or bf16, sums in f32.
 // Limits: B 8, out_group 1, G 8 or 16, sm_90 (clusters), 1024 threads.
-// codes: [row slab][rank][round][four rows][lane] of 16 bytes; word = row of the four, byte = slot of the
-//   round (four of them).
-// Slots are numbered over (input groups / 32, codebook); slot of (round, rank, byte) = (round * ranks + rank)
-//   * 4 + byte.
+// codes: [row slab][rank][round][four rows][lane] of 16 bytes. The word is the row among the four, the byte
+//   is the slot among the round's four.
+// Slots are numbered over (input groups / 32, codebook). The slot of (round, rank, byte) is (round * ranks +
+//   rank) * 4 + byte.
 // rows_per_block is a multiple of 4 ranks, so that four rows have one owner.
-// With AQLM_PARTS, slabs of up to three matrices share the launch: codebooks has theirs one after the other,
-//   and slabs `second` and `third` are the first of the second and the third matrix.
+// With AQLM_PARTS, slabs of up to three matrices share the launch. codebooks holds the matrices' codebooks
+//   one after the other. `second` and `third` are the first slabs of the second and the third matrix.
 // Compile-time: AQLM_M, AQLM_G, AQLM_PARTS.
 
 #define THREADS 1024
 #define SLOTS 4   // of a round, whose tables a block holds at once
 #define TABLE_ALIGNMENT 65536  // look_up() builds addresses byte by byte
-// 16-byte loads of codes in flight a lane; more of them delay x and the codewords, which are waited for first
+// 16-byte loads of codes in flight a lane. More would delay x and the codewords, which are needed first.
 #define DEPTH 2
 #define TILES 2   // (slot, 16 codes) tiles of table that a warp builds: 4 slots * 16 tiles / 32 warps
 #define STEPS (AQLM_G / 8)
 
-// The four codes of a word looked up in the four slots. An address is table + code * 256 + slot * 128 + lane
-// * 4: with the table at a multiple of 65536, byte 1 of the address is the code and the other bytes are those
-// of `place`, so that one permute makes it.
+// Looks up the four codes of a word in the four slots. An address is table + code * 256 + slot * 128 + lane *
+// 4. With the table at a multiple of 65536, byte 1 of the address is the code and the other bytes are those
+// of `place`, so one permute builds it.
 __device__ __forceinline__ float look_up(u32 codes, u32 place) {
     const float s0 = load_shared_f32<0>(__byte_perm(codes, place, 0x7604));
     const float s1 = load_shared_f32<128>(__byte_perm(codes, place, 0x7614));
@@ -56,8 +58,8 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
     const u32 rank = blockIdx.x, ranks = gridDim.x;
     float* partial = reinterpret_cast<float*>(shared);                     // [rows_per_block], this block's sums
     float* received = partial + rows_per_block;                            // [ranks][rows_owned], sums sent to this block
-    // [pair of slots][256 codes][slot of the pair][32 lanes] f32, where addresses of shared memory are
-    // multiples of 65536 (see look_up)
+    // [pair of slots][256 codes][slot of the pair][32 lanes] f32, where shared-memory addresses are multiples
+    // of 65536 (see look_up)
     const u32 table_address = (shared_address(shared) + rows_per_block * 8 + (TABLE_ALIGNMENT - 1)) & ~(TABLE_ALIGNMENT - 1u);
     unsigned char* table = shared + (table_address - shared_address(shared));
     const u32 fours = rows_per_block / 4, rows_owned = rows_per_block / ranks;
@@ -67,15 +69,15 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
     codebooks += part_of(blockIdx.y, second, third) * (AQLM_M * 256 * AQLM_G / 2);
 #endif
 
-    // The scale of the row that this thread finishes first is wanted only at the end: fetched as far as L2,
-    // it takes no register.
+    // Prefetches into L2 the scale of the first row that this thread finishes. The scale is needed only at
+    // the end, and until then it takes no register.
     const u32 first_owned = blockIdx.y * rows_per_block + rank * rows_owned;
     if (threadIdx.x < rows_owned && first_owned + threadIdx.x < static_cast<u32>(out_features)) prefetch_line(scales + first_owned + threadIdx.x);
 
     allow_next_kernel();
     cluster_arrive();  // waited for before the first write to another block, which must have started by then
     for (int round = 0; round < rounds; ++round) {
-        // Codewords first: behind a queue of codes they would be waited for longest.
+        // Codewords first: queued behind codes, they would arrive last.
         const u32 first_slot = (round * ranks + rank) * SLOTS;
         u32 word[TILES][STEPS][2];
 #pragma unroll
@@ -102,8 +104,8 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
         for (u32 i = 0; i < TILES; ++i) {
             const u32 tile = warp + i * warps, slot = tile >> 4;
             const u32 group = (first_slot + slot) / AQLM_M * 32;
-            // Column c of product n is input group 8 (c / 2) + 2 n + c % 2: then the results of a lane lie
-            // side by side.
+            // Column c of product n is input group 8 (c / 2) + 2 n + c % 2, so the results of a lane are
+            // adjacent.
             u32 input[4][STEPS];
 #pragma unroll
             for (u32 n = 0; n < 4; ++n) {
@@ -111,8 +113,8 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
 #pragma unroll
                 for (u32 s = 0; s < STEPS; ++s) input[n][s] = column < static_cast<u32>(in_features) ? x[column / 2 + s * 4] : 0;
             }
-            // The sum over a group may take its terms in any order: index k of the product is element 2 k for
-            // k < 4 and 2 k - 7 above, so that the two elements of a lane are neighbours in memory.
+            // The terms of a group's sum may come in any order. Index k of the product is element 2 k for k <
+            // 4 and 2 k - 7 above, so that the two elements of a lane are neighbours in memory.
             float product[4][4];  // [n][fragment]
 #pragma unroll
             for (u32 n = 0; n < 4; ++n) {
@@ -125,9 +127,9 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
                     multiply_16x8x8(product[n], left, right);
                 }
             }
-            // A lane has codes g and g + 8 at input groups 8 t to 8 t + 7, 32 bytes a code. Eight lanes store
-            // at once, two g: even g store their first half first and odd g their second, or the two would
-            // meet in the same banks.
+            // A lane has codes g and g + 8 at input groups 8 t to 8 t + 7, 32 bytes a code. Eight lanes, with
+            // two values of g, store at once. To avoid bank conflicts, even g store their first half first
+            // and odd g their second.
             const bool odd = g & 1;
             unsigned char* row = table + (slot >> 1) * 65536 + (slot & 1) * 128 + ((tile & 15) * 16 + g) * 256 + t * 32;
 #pragma unroll

@@ -1,32 +1,31 @@
 #include "../common.cuh"
 // matvec k4: one large codebook, cut into slices that fit shared memory. For M = 1, B = 13 to 16.
 //
-// Parallel over: a cluster of blocks shares a slab of rows and each block holds slices of the codebook; lane
-//   = row. A block handles only the codes of its slice, which were sorted out at load, each with its input
-//   group beside it (an item). Each block sends its partial row sums to the block that owns the row
-//   (distributed shared memory), which adds them in rank order.
-// Why faster than k1: a 1 MiB codebook lives in L2, and each gather of 16 bytes moves a sector of 32: L2
-//   bandwidth then bounds the kernel at about 0.7 of FP16's speed. Here every codeword is read from shared
-//   memory.
+// Parallel over: a cluster of blocks shares a slab of rows, and each block holds slices of the codebook; lane
+//   = row. A block handles only the codes of its slices. They are sorted out at load; a code with its input
+//   group is an item. Each block sends its partial row sums to the block that owns the row (distributed
+//   shared memory), which adds them in rank order.
+// Why faster than k1: a 1 MiB codebook lives in L2, and each gather of 16 bytes moves a sector of 32. L2
+//   bandwidth then bounds k1 at about 0.7 of FP16's speed. Here every codeword is read from shared memory.
 // Bytes: 24 bits an item instead of 16, some padding, and one slice of codebook a block.
-// Bank conflicts: x is stored once for each lane modulo 8, so reads of x never conflict; the items of a row
-//   may come in any order, so the packer orders them so that the eight lanes of a pass want codewords in
-//   eight different bank groups (nearly always).
+// Bank conflicts: x is stored once for each lane modulo 8, so reads of x never conflict. The items of a row
+//   may come in any order. The packer orders them so that the eight lanes of a pass read codewords from eight
+//   different bank groups (nearly always).
 // Arithmetic: f16 products and sums inside a group (G / 2 terms), f32 across groups; with bf16 f32
 //   throughout.
 // Limits: M 1, out_group 1, G 8 or 16, sm_90.
 // items: chunks of CHUNK items for 32 lanes, 24 bits each: [chunk][3][lane] of 8 bytes (CHUNK 8) or 4 (CHUNK
-//   4). An item: code within slice (SLICE_BITS), then position in the window, 24 bits. A pass is one (slice,
-//   window of WINDOW input groups); position WINDOW holds zeros, for padding.
+//   4). An item is the code within its slice (SLICE_BITS), then the position in the window, 24 bits in all. A
+//   pass is one (slice, window of WINDOW input groups). Position WINDOW holds zeros, for padding.
 // tasks: [slab][rank][pass][task] {first chunk, chunks}: a task is 32 rows of the slab;
 // rows: [slab][rank][pass][task][lane] u16, row of slab.
-// With AQLM_PARTS, slabs of up to three matrices share the launch: codebook has theirs one after the other,
-//   and slabs `second` and `third` are the first of the second and the third matrix.
+// With AQLM_PARTS, slabs of up to three matrices share the launch. codebook holds the matrices' codebooks one
+//   after the other. `second` and `third` are the first slabs of the second and the third matrix.
 // Compile-time: AQLM_B, AQLM_G, AQLM_PARTS.
 
 #define VECTORS (AQLM_G / 8)
-// Items of a lane that are loaded together. Lists of groups of 16 are short, so that the last chunk's padding
-// costs more than wider loads gain.
+// Items of a lane that are loaded together. Lists are short for groups of 16, so the padding of the last
+// chunk costs more than wider loads gain.
 #define CHUNK_G8 8
 #define CHUNK_G16 4
 #define MOST_THREADS_G8 736
@@ -56,9 +55,9 @@ __device__ __forceinline__ float item_product(const unsigned char* slice, const 
     const uint4 input = *reinterpret_cast<const uint4*>(inputs + ((item >> 6) & 0x1ff80u));
     add_products(pair, word, input);
 #else
-    // `slice` and `inputs` already point at the half that this lane reads first: lanes 0-3 and 4-7 start at
-    // different halves, because two codewords of 32 bytes in different places mod 128 still share banks half
-    // by half.
+    // `slice` and `inputs` already point at the half that this lane reads first. Lanes 0-3 and 4-7 start at
+    // different halves, because two 32-byte codewords at different offsets mod 128 can still share banks in
+    // one half.
     const u32 code = (item & 0xfffu) << 5, place = (item >> 4) & 0x1ff00u;
     const u32 flip = (threadIdx.x & 4) << 2;
 #pragma unroll
@@ -71,10 +70,10 @@ __device__ __forceinline__ float item_product(const unsigned char* slice, const 
     return group_total(pair);
 }
 
-// Four items of 24 bits out of three words.
+// Four items of 24 bits from three words.
 __device__ __forceinline__ float four_products(const unsigned char* slice, const unsigned char* inputs, u32 w0, u32 w1, u32 w2) {
 #if AQLM_BF16
-    // One after the other: sums in f32 take twice the registers.
+    // One at a time: sums in f32 take twice the registers.
     float sum = item_product(slice, inputs, w0);
     keep_order();
     sum += item_product(slice, inputs, __byte_perm(w0, w1, 0x7543));
@@ -124,8 +123,8 @@ matvec(const Load* items, const uint2* tasks, const u16* rows, const uint4* code
             for (u32 i = threadIdx.x; i < SLICE_BYTES / 16; i += blockDim.x) start_copy16(slice + i * 16, from + i);
         }
         if (pass == 0) wait_for_previous_kernel();
-        // A vector is read once and stored eight times; threads start at different copies, so that stores
-        // meet in no bank.
+        // A vector is read once and stored eight times. Threads start at different copies to avoid bank
+        // conflicts among the stores.
         for (u32 i = threadIdx.x; i < (WINDOW + 1) * VECTORS; i += blockDim.x) {
             const u32 position = i / VECTORS, group = window * WINDOW + position, vector = i % VECTORS;
             uint4 value = {0, 0, 0, 0};
@@ -143,7 +142,7 @@ matvec(const Load* items, const uint2* tasks, const u16* rows, const uint4* code
             const uint2 span = tasks[first_task + task];
             const u32 row = rows[(first_task + task) * 32 + lane];
             const Load* from = items + static_cast<size_t>(span.x) * 96 + lane;
-            // Two chunks in flight: `next` is wanted now, `later` after it.
+            // Two chunks in flight: `next` is used first, then `later`.
             Load next[3], later[3];
 #pragma unroll
             for (u32 i = 0; i < 3; ++i) {
@@ -178,7 +177,8 @@ matvec(const Load* items, const uint2* tasks, const u16* rows, const uint4* code
                 partial[row] = sum;
             }
         }
-        // Warps without a task still owe the barrier that the others passed before their first item.
+        // Warps without a task must still arrive at the barrier that the others passed before their first
+        // item.
         if (warp >= block_tasks) {
             complete_copies();
             __syncthreads();

@@ -1,24 +1,25 @@
 #include "../common.cuh"
-// matvec k5: k3's tables, with the codes on their way to shared memory while tables are built, and sums sent
-// where they belong at once. B = 8. Slower than k3, and kept for why: the copies pass through the shared
-// memory that already bounds the look-ups.
+// matvec k5: k3's tables, with codes copied to shared memory while tables are built, and sums sent directly
+// to the owning block. B = 8. Slower than k3. It is kept to record the reason: the copies pass through the
+// shared memory that already bounds the look-ups.
 //
-// Parallel over: as k3. A cluster of blocks shares a slab of rows, a block takes some input groups of it, a
+// Parallel over: as k3. A cluster of blocks shares a slab of rows, a block takes some of its input groups, a
 //   warp four rows at a time, a lane the input group modulo 32.
 // Why it should be faster than k3: k3 holds two loads of codes a lane in registers, 32 KiB of a block's 90,
-//   and memory idles while tables are built; more registers there are not. Copies to shared memory take none:
-//   AQLM_DEPTH of them a lane are in flight, each lane reading back what it copied itself, so that no barrier
-//   is needed. They start when x and the codewords have come, which would queue behind them. A warp's four
-//   sums go straight to the block that owns the rows instead of through shared memory and a barrier.
+//   and has no registers for more. So memory idles while tables are built. Copies to shared memory take no
+//   registers: AQLM_DEPTH of them a lane are in flight. Each lane reads back only what it copied itself, so
+//   no barrier is needed. The copies start after x and the codewords have arrived, which would otherwise
+//   queue behind them. A warp's four sums go straight to the block that owns the rows instead of through
+//   shared memory and a barrier.
 // Predicted, 4096 -> 11008, 2x8g8, at 1.98 GHz: launch 1,800 clocks, codewords and x 1,200, codes 11.3 MB at
-//   3 TB/s 7,400 beside tables (2,000) and look-ups (4,600 of shared memory), exchange 1,200: 11,600 clocks,
-//   5.9 us; with what adds up all the same 7. 1x8g8: 1,800 + 1,200 + 1,700 + 2,000 + 1,200: 7,900 clocks, 4.0
-//   us, and 4.8.
+//   3 TB/s 7,400 (overlapping tables, 2,000, and look-ups, 4,600 of shared memory), exchange 1,200: 11,600
+//   clocks, 5.9 us; with imperfect overlap 7. 1x8g8: 1,800 + 1,200 + 1,700 + 2,000 + 1,200: 7,900 clocks, 4.0
+//   us, and 4.8 with imperfect overlap.
 // Measured: 9.6 and 7.0 us (k3: 8.7 and 6.6).
 // Arithmetic: exact products of f16 or bf16, sums in f32.
 // Limits: B 8, out_group 1, G 8 or 16, sm_90 (clusters), 1024 threads.
 // codes: as k3.
-// Compile-time: AQLM_M, AQLM_G, AQLM_DEPTH copies a lane, of which AQLM_BEFORE lie ahead of the table and the
+// Compile-time: AQLM_M, AQLM_G, AQLM_DEPTH copies a lane, AQLM_BEFORE of them ahead of the table and the
 //   others behind it.
 
 #define THREADS 1024
@@ -30,9 +31,9 @@
 #define WARPS 32u
 #define COPY_BYTES (WARPS * 512)   // of a block's lanes
 
-// The four codes of a word looked up in the four slots. An address is table + code * 256 + slot * 128 + lane
-// * 4: with the table at a multiple of 65536, byte 1 of the address is the code and the other bytes are those
-// of `place`, so that one permute makes it.
+// Looks up the four codes of a word in the four slots. An address is table + code * 256 + slot * 128 + lane *
+// 4. With the table at a multiple of 65536, byte 1 of the address is the code and the other bytes are those
+// of `place`, so one permute builds it.
 __device__ __forceinline__ float look_up(u32 codes, u32 place) {
     const float s0 = load_shared_f32<0>(__byte_perm(codes, place, 0x7604));
     const float s1 = load_shared_f32<128>(__byte_perm(codes, place, 0x7614));
@@ -54,15 +55,15 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
     float* received = reinterpret_cast<float*>(shared);                    // [ranks][rows_owned], sums sent to this block
     float* partial = received + rows_per_block;                            // [rows_per_block], sums of earlier rounds
     unsigned char* copies = shared + rows_per_block * 8;                   // [copy][warp][lane] 16 bytes, AQLM_BEFORE of them
-    // [pair of slots][256 codes][slot of the pair][32 lanes] f32, where addresses of shared memory are
-    // multiples of 65536 (see look_up)
+    // [pair of slots][256 codes][slot of the pair][32 lanes] f32, where shared-memory addresses are multiples
+    // of 65536 (see look_up)
     const u32 table_address = (shared_address(copies) + AQLM_BEFORE * COPY_BYTES + (TABLE_ALIGNMENT - 1)) & ~(TABLE_ALIGNMENT - 1u);
     unsigned char* table = shared + (table_address - shared_address(shared));
     copies += threadIdx.x * 16;
     unsigned char* later_copies = table + TABLE_BYTES + threadIdx.x * 16;
     const u32 fours = rows_per_block / 4, rows_owned = rows_per_block / ranks;
-    // Which block owns four rows: exact, for the quotient is at least 1 / (2 fours owned) away from a whole
-    // number.
+    // Finds the owner of four rows by multiplication. The result is exact: the quotient is at least 1 / (2
+    // fours owned) away from a whole number.
     const float per_owner = 1.0f / static_cast<float>(rows_owned / 4);
     const uint4* stream = codes + (static_cast<size_t>(blockIdx.y) * ranks + rank) * rounds * fours * 32 + lane;
 
@@ -90,8 +91,8 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
         } else {
             __syncthreads();  // the last round's look-ups are done
         }
-        // Column c of product n is input group 8 (c / 2) + 2 n + c % 2: then the results of a lane lie side
-        // by side.
+        // Column c of product n is input group 8 (c / 2) + 2 n + c % 2, so the results of a lane are
+        // adjacent.
         u32 input[TILES][4][STEPS];
 #pragma unroll
         for (u32 i = 0; i < TILES; ++i) {
@@ -106,8 +107,8 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
 #pragma unroll
         for (u32 i = 0; i < TILES; ++i) {
             const u32 tile = warp + i * WARPS, slot = tile >> 4;
-            // The sum over a group may take its terms in any order: index k of the product is element 2 k for
-            // k < 4 and 2 k - 7 above, so that the two elements of a lane are neighbours in memory.
+            // The terms of a group's sum may come in any order. Index k of the product is element 2 k for k <
+            // 4 and 2 k - 7 above, so that the two elements of a lane are neighbours in memory.
             float product[4][4];  // [n][fragment]
 #pragma unroll
             for (u32 n = 0; n < 4; ++n) {
@@ -120,9 +121,9 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
                     multiply_16x8x8(product[n], left, right);
                 }
             }
-            // A lane has codes g and g + 8 at input groups 8 t to 8 t + 7, 32 bytes a code. Eight lanes store
-            // at once, two g: even g store their first half first and odd g their second, or the two would
-            // meet in the same banks.
+            // A lane has codes g and g + 8 at input groups 8 t to 8 t + 7, 32 bytes a code. Eight lanes, with
+            // two values of g, store at once. To avoid bank conflicts, even g store their first half first
+            // and odd g their second.
             const bool odd = g & 1;
             unsigned char* row = table + (slot >> 1) * 65536 + (slot & 1) * 128 + ((tile & 15) * 16 + g) * 256 + t * 32;
 #pragma unroll
@@ -133,7 +134,7 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
                 *reinterpret_cast<float4*>(row + k * 1024 + (odd ? 0 : 16)) = odd ? low : high;
             }
             if (i == 0 && round == 0) {
-                // By now this warp's codewords and x are here.
+                // By now this warp's codewords and x have arrived.
 #pragma unroll
                 for (u32 d = 0; d < AQLM_DEPTH; ++d) {
                     unsigned char* to = d < AQLM_BEFORE ? copies + d * COPY_BYTES : later_copies + (d - AQLM_BEFORE) * COPY_BYTES;
@@ -157,7 +158,7 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
                 const uint4 now = *reinterpret_cast<const uint4*>(copy);
                 const float s0 = look_up(now.x, place), s1 = look_up(now.y, place);
                 const float s2 = look_up(now.z, place), s3 = look_up(now.w, place);
-                // The place is free: for this round's codes, or the next one's.
+                // The slot is free for this round's later codes, or the next round's.
                 if (four + WARPS * AQLM_DEPTH < fours) {
                     start_copy16(copy, stream + (four + WARPS * AQLM_DEPTH) * 32);
                 } else if (!last && warp + d * WARPS < fours) {

@@ -1,34 +1,34 @@
 #include "../common.cuh"
-// matvec k6: products of x with every codeword, also of a large codebook: tables by the tensor cores, one
-// 4-byte look-up a code. M = 1, B = 13 to 16. Slower than k4, and kept for why: 128 blocks have sums for
-// every row, and L2 adds only 128 of them a clock.
+// matvec k6: tables of the products of x with every codeword of a large codebook, built by tensor cores, then
+// one 4-byte look-up a code. M = 1, B = 13 to 16. Slower than k4. It is kept to record the reason: 128 blocks
+// have sums for every row, and L2 adds only 128 of them a clock.
 //
 // Parallel over: a block has 1024 codewords and some sets of 32 input groups, for all rows of a slab. Its
 //   four teams of eight warps have 256 codewords each. For one set after the other a team builds a table of
-//   <x_group, codeword>, [256 codewords][32 groups], and looks up the codes that fall into it: the packer has
-//   sorted out which those are (items). Teams meet nowhere in the loop, so that one builds while another
+//   <x_group, codeword>, [256 codewords][32 groups], and looks up the codes that fall into it. The packer has
+//   sorted those codes out (items). The loop has no barrier between teams, so one team builds while another
 //   looks up.
-// Why it should be faster than k4: k4 reads 2 G bytes of codeword and as many of x out of shared memory for a
-//   code. 2^B codewords times all groups are only some six times as many products as a matrix of 11008 rows
-//   wants of groups of 16, and the tensor cores make them for nothing: writing a product costs 4 bytes of
-//   shared memory, looking it up 4 and adding it to its row 4 to 8.
-// Which rows a block's items belong to has no order, so sums are integers: a product is rounded to a multiple
-//   of a power of two, q, that follows from |x|_1 and the largest codeword such that no sum reaches 2^31.
-//   Integers may be added in any order, by atomics in shared memory and then in L2: the result is the same.
-//   The last block of a slab scales what has come together and sets it to zero for the next launch.
+// Why it should be faster than k4: for each code, k4 reads 2 G bytes of codeword and 2 G bytes of x from
+//   shared memory. With 11008 rows and groups of 16, 2^B codewords times all groups are only about six times
+//   the products that are needed, and tensor cores compute them at no cost. Writing a product costs 4 bytes
+//   of shared memory, looking it up 4, and adding it to its row 4 to 8.
+// The items of a block come in no order of rows, so sums are integers. A product is rounded to a multiple of
+//   a power of two, q, derived from |x|_1 and the largest codeword such that no sum reaches 2^31. Integers
+//   may be added in any order with the same result: by atomics in shared memory, then in L2. The last block
+//   of a slab scales the sums and resets them to zero for the next launch.
 // Bytes: 32 bits an item instead of 16, some padding.
 // Predicted, 4096 -> 11008, 1x16g16, 128 blocks at 1.98 GHz: launch 1,800 clocks; x, its norm, codewords
 //   1,400; tables 5,100 passes of shared memory (4,100 written, 1,000 of x read), look-ups 700 and sums 1,400
-//   to 2,000, that is 8,000; 5.6 MB of sums into L2, 80 slices, 2,200 to 4,400; ticket and last sums 2,500:
-//   16,000 to 18,000 clocks, 8 to 9 us.
-// Measured: 21.9 us (k4: 19.3); the sums took 11,000 clocks and the ticket's last block 8,100, and items,
+//   to 2,000, together 8,000; 5.6 MB of sums into L2, 80 slices, 2,200 to 4,400; ticket and last sums 2,500.
+//   Total: 16,000 to 18,000 clocks, 8 to 9 us.
+// Measured: 21.9 us (k4: 19.3). The sums took 11,000 clocks, the ticket's last block 8,100, and the items,
 //   14.8 MB, 13,600.
 // Arithmetic: exact products of f16, group sums in f32, rounded to q <= largest codeword |x|_1 2^-29, then
 //   exact.
-// Limits: M 1, out_group 1, G 8 or 16; rows of a slab in shared memory; one launch of a matrix at a time, for
-//   the sums live beside it; sm_80.
-// items: [chunk][warp of team][lane] of two; an item is offset in the table / 4, 13 bits, and row of the slab
-//   above; all bits set: none.
+// Limits: M 1, out_group 1, G 8 or 16; rows of a slab in shared memory; one launch of a matrix at a time,
+//   because the matrix's sums are stored beside it; sm_80.
+// items: [chunk][warp of team][lane] of two. An item is the offset in the table / 4 in 13 bits, and above
+//   them the row of the slab. All bits set: no item.
 // spans: [slab][block][set][team] {first chunk, chunks}.
 // sums: [slab][row] zeros, finished: [slab] zeros.
 // Compile-time: AQLM_B, AQLM_G.
@@ -40,8 +40,8 @@
 #define TABLE_BYTES (CODES * SET * 4)     // of a team
 #define PAIRS (AQLM_G / 2)                // words of a codeword
 #define DEPTH 3                           // chunks of items in flight
-#define NONE 0xffffffffu                  // an item that is none
-#define OFFSET_BITS 13                    // of an item: where in the table its product is
+#define NONE 0xffffffffu                  // no item
+#define OFFSET_BITS 13                    // of an item: the offset of its product in the table
 
 // Adds the products of two items, in multiples of q, to their rows.
 __device__ __forceinline__ void add_items(uint2 item, const unsigned char* table, int* totals, float per_q) {
@@ -70,7 +70,7 @@ matvec(const uint2* items, const uint2* spans, const u32* codebook, int* sums, u
     u32* ticket = reinterpret_cast<u32*>(norms + 32);
     allow_next_kernel();
 
-    // This warp's 32 codewords, as the first operands of two products.
+    // This warp's 32 codewords, as first operands of two products.
     const u32 first_code = blockIdx.x / set_blocks * (TEAMS * CODES) + warp * 32;
     u32 word[2][4];
 #pragma unroll
@@ -84,14 +84,14 @@ matvec(const uint2* items, const uint2* spans, const u32* codebook, int* sums, u
     for (u32 i = threadIdx.x; i < rows; i += blockDim.x) totals[i] = 0;
     wait_for_previous_kernel();
 
-    // |x|_1, in the same order and so to the same bits in every block.
+    // |x|_1, summed in the same order in every block, so the bits are the same.
     float norm = 0.0f;
     for (u32 i = threadIdx.x; i < static_cast<u32>(in_features) / 2; i += blockDim.x) {
         const u32 pair = x[i];
         norm += fabsf(low_f32(pair)) + fabsf(high_f32(pair));
     }
-    // Input group 8 (g / 2) + 2 n + g % 2 of a set is column g of product n: then the results of a lane lie
-    // side by side.
+    // Input group 8 (g / 2) + 2 n + g % 2 of a set is column g of product n, so the results of a lane are
+    // adjacent.
     for (u32 i = threadIdx.x; i < static_cast<u32>(sets) * 128; i += blockDim.x) {
         const u32 column = i & 31, n = i >> 5 & 3, of = column >> 2, k = column & 3;
         const u32 at = ((first_set + (i >> 7)) * SET + 8 * (of >> 1) + 2 * n + (of & 1)) * PAIRS + k;
@@ -109,8 +109,8 @@ matvec(const uint2* items, const uint2* spans, const u32* codebook, int* sums, u
     norm = 0.0f;
 #pragma unroll
     for (u32 i = 0; i < 32; ++i) norm += norms[i];
-    // No sum exceeds |x|_1 times the largest codeword, which is below 2^(exponent + 1); the 2^-10 that
-    // roundings of the norm may add is below that too.
+    // No sum exceeds |x|_1 times the largest codeword, which is below 2^(exponent + 1), even with the 2^-10
+    // that rounding of the norm may add.
     const float bound = norm * 1.0009765625f * f32_of_f16(static_cast<u16>(largest));
     const int exponent = static_cast<int>(__float_as_uint(bound) >> 23) - 127;
     const int shift = exponent < -90 ? 119 : 29 - exponent;
@@ -124,7 +124,7 @@ matvec(const uint2* items, const uint2* spans, const u32* codebook, int* sums, u
         uint2 ahead[DEPTH];
 #pragma unroll
         for (u32 i = 0; i < 2; ++i) {
-            // Read anew for each half: both at once do not fit into 64 registers.
+            // Reread for each half: both halves together do not fit into 64 registers.
             keep_order();
             uint2 input[4];
 #pragma unroll
@@ -143,9 +143,9 @@ matvec(const uint2* items, const uint2* spans, const u32* codebook, int* sums, u
                 for (u32 k = 0; k < 4; ++k) product[n][k] = 0.0f;
                 multiply_16x8x16(product[n], word[i][0], word[i][1], word[i][2], word[i][3], input[n].x, input[n].y);
             }
-            // A lane has codewords g and g + 8 at input groups 8 t to 8 t + 7. Eight lanes store at once, two
-            // g: even g store their first half first and odd g their second, or the two would meet in the
-            // same banks.
+            // A lane has codewords g and g + 8 at input groups 8 t to 8 t + 7. Eight lanes, with two values
+            // of g, store at once. To avoid bank conflicts, even g store their first half first and odd g
+            // their second.
             const bool odd = g & 1;
             unsigned char* row = table + (team_warp * 32 + i * 16 + g) * 128 + t * 32;
 #pragma unroll
@@ -170,7 +170,7 @@ matvec(const uint2* items, const uint2* spans, const u32* codebook, int* sums, u
     }
 
     __syncthreads();
-    // Blocks begin at different rows, or all would queue for the same part of L2.
+    // Blocks begin at different rows. Otherwise all would queue for the same part of L2.
     int* slab_sums = sums + static_cast<size_t>(slab) * rows;
     const u32 turn = blockIdx.x * 1024 % rows;
     for (u32 i = threadIdx.x; i < rows; i += blockDim.x) {
@@ -184,7 +184,7 @@ matvec(const uint2* items, const uint2* spans, const u32* codebook, int* sums, u
     if (*ticket + 1 < gridDim.x) return;
     __threadfence();
     if (threadIdx.x == 0) finished[slab] = 0;
-    // An infinite x, or one that is no number, makes all results so.
+    // If x holds an infinity or NaN, all results are NaN.
     const float q = per_q < 1e-18f ? __uint_as_float(0x7fc00000) : 1.0f / per_q;
     for (u32 i = threadIdx.x; i < rows; i += blockDim.x) {
         const u32 row = slab * rows + i;

@@ -1,53 +1,53 @@
 #include "../common.cuh"
-// matvec k7: one large codebook, sliced finely; a lane keeps its input group of x in registers and meets the
-// codes of that group. M = 1, B = 13 to 16.
+// matvec k7: one large codebook, sliced finely. A lane keeps its input group of x in registers and processes
+// the codes of that group. M = 1, B = 13 to 16.
 //
-// Parallel over: a block has a slice of the codebook in shared memory and a slab of rows; of those rows'
-//   codes it handles the ones that fall into its slice. lane = input group, in any order of rows: the packer
-//   has sorted codes by slice and group, each with its row (an item).
-// Why it should be faster than k4: there lane = row, so that each item reads a codeword and x from shared
-//   memory, 4 G bytes; here x is read once a lane, 2 G bytes and 4 for the sum. k4's slices of 128 KiB are 17
-//   MB out of L2 before the first item; these are half. Blocks meet in global memory instead of a cluster's,
-//   so that 128 multiprocessors work instead of 112 or 120. Tables of products (k6) would write six products
-//   for each that is wanted.
-// Which rows a lane's items belong to has no order, so sums are integers: a group's product is rounded to a
-//   multiple of a power of two, q, that follows from the largest |x_group|_1 and the largest codeword such
-//   that no sum reaches 2^31. Adding 1.5 2^23 to product / q rounds it and leaves it in the low bits; what
-//   that adds to the upper ones is the same for every row, in_groups times, and taken off at the end.
-//   Integers are added by atomics in shared memory, in any order with the same result; each block writes its
-//   sums of the slab, a barrier of the slab's blocks follows, and each adds up its share of the rows. Those
-//   sums lie in memory that all matrices share: of each matrix's own, 150 MB of matrices would write 3 MB
-//   back a launch.
+// Parallel over: a block has a slice of the codebook in shared memory and a slab of rows, and handles those
+//   codes of the rows that fall into its slice. lane = input group, in any order of rows. The packer has
+//   sorted codes by slice and group, each with its row (an item).
+// Why it should be faster than k4: in k4 lane = row, so each item reads a codeword and x from shared memory,
+//   4 G bytes. Here x is read once a lane, and an item costs 2 G bytes and 4 for the sum. With k4's slices of
+//   128 KiB, 17 MB come from L2 before the first item; slices here are half as large. Blocks synchronize
+//   through global memory instead of within a cluster, so 128 multiprocessors work instead of 112 or 120.
+//   Tables of products (k6) would write six products for each that is needed.
+// The items of a lane come in no order of rows, so sums are integers. A group's product is rounded to a
+//   multiple of a power of two, q, derived from the largest |x_group|_1 and the largest codeword such that no
+//   sum reaches 2^31. Adding 1.5 2^23 to product / q rounds it and leaves it in the low bits. The upper bits
+//   of 1.5 2^23 enter each row's sum in_groups times and are subtracted at the end. Integers are added by
+//   atomics in shared memory, in any order with the same result. Each block then writes its sums of the slab,
+//   a barrier of the slab's blocks follows, and each block adds up its share of the rows. All matrices share
+//   the memory of those sums. Were it separate for each matrix, 150 MB of matrices would write 3 MB back a
+//   launch.
 // Bytes: 24 bits an item instead of 16 (8.5 MB), some padding, sums of slices x rows x 4 bytes (1.4 MB)
 //   written and read in L2.
-// Order of requests: what is asked for first arrives first, so all but a warp's first items are asked for
-//   after x has come.
-// Bank conflicts: the packer orders a lane's items so that the lanes served together want codewords in
-//   different bank groups and rows in different banks.
+// Order of loads: what is requested first arrives first, so all but a warp's first items are requested after
+//   x has arrived.
+// Bank conflicts: the packer orders a lane's items so that the lanes served together read codewords from
+//   different bank groups and add to rows in different banks.
 // Predicted, 4096 -> 11008, 1x16g16, 128 blocks of 22,000 items at 1.98 GHz: launch 1,800 clocks; codewords
 //   and x 1,800; items 700 steps of a warp, each 8 passes of shared memory for codewords, 2 to 4 for sums:
-//   7,000 to 8,400 (meanwhile 8.5 MB of items: 6,000 at a copy's rate); writing sums 800, barrier 1,400,
-//   reading and adding 1,600: 14,400 to 15,800 clocks, 7.3 to 8 us.
+//   7,000 to 8,400 (overlapping 8.5 MB of items, 6,000 at the rate of a copy); writing sums 800, barrier
+//   1,400, reading and adding 1,600. Total: 14,400 to 15,800 clocks, 7.3 to 8 us.
 // Measured: 12.9 us, 11.8 overlapped (k4: 19.2, 19.1). Clocks: codewords and x 5,200 to 5,600; items 10,500,
 //   14 a step; writing sums 600, barrier 3,800, reading and adding 2,100.
 // Arithmetic: f16 products and sums inside a group (G / 2 terms; with bf16 f32), rounded to q <= 2^-19 of the
-//   largest product that could be (in_groups up to 2,047), then exact.
-// Limits: M 1, out_group 1, G 8 or 16; every block waits for all others of its slab, so all must run at once:
-//   no more blocks than multiprocessors, and one launch at a time with the same scratch. allow_next_kernel()
-//   is safe: the next kernel's blocks start when all of this one's run.
-// items: chunks of four items for 32 lanes, 24 bits each: [chunk][3][lane] u32; an item: code within slice,
-//   then row of slab. Padding adds to rows after the slab's.
-// The first HEAD chunks of each warp come first, [slab][slice][warp][HEAD], so that they can be asked for
+//   largest possible product (in_groups up to 2,047), then exact.
+// Limits: M 1, out_group 1, G 8 or 16. Every block waits for all others of its slab, so all must be resident
+//   at once: no more blocks than multiprocessors, and one launch at a time with the same scratch.
+//   allow_next_kernel() is safe: the next kernel's blocks start only when all blocks of this one run.
+// items: chunks of four items for 32 lanes, 24 bits each: [chunk][3][lane] u32. An item is the code within
+//   its slice, then the row of the slab. Padding adds to rows after the slab's.
+// The first HEAD chunks of each warp come first, [slab][slice][warp][HEAD], so that they can be requested
 //   before anything else is known.
-// spans: [slab][slice][warp] {where the rest is and how much it is with the head, in 32 words; items of a
-//   lane in each round}.
+// spans: [slab][slice][warp] {offset of the rest and length including the head, both in units of 32 words;
+//   items of a lane in each round}.
 // groups: [slab][slice][warp][round][lane] u16.
 // codebook: [2^B] codewords.
 // scratch: [COUNTERS] counters of slabs, zeros; [slab][owner][slice][rows owned] sums.
 // Compile-time: AQLM_G, AQLM_SLICE_BITS.
 
 #define WARPS 24
-#define HEAD 6   // chunks of a warp that lie in a known place
+#define HEAD 6   // chunks of a warp at a known offset
 #define RING 8   // chunks of a warp in shared memory
 #define CHUNK_BYTES 384
 #define COUNTERS 256
@@ -66,8 +66,8 @@ __device__ __forceinline__ u32 item_product(u32 item, const unsigned char* slice
 #if AQLM_G == 8
     add_products(sum, *reinterpret_cast<const uint4*>(slice + code), input[0]);
 #else
-    // Lanes 0-3 and 4-7 read different halves first: two codewords of 32 bytes in different places mod 128
-    // still share banks half by half.
+    // Lanes 0-3 and 4-7 read different halves first: two 32-byte codewords at different offsets mod 128 can
+    // still share banks in one half.
     const u32 flip = (threadIdx.x & 4) << 2;
     add_products(sum, *reinterpret_cast<const uint4*>(slice + (code | flip)), input[0]);
     add_products(sum, *reinterpret_cast<const uint4*>(slice + (code | (16 ^ flip))), input[1]);
@@ -109,8 +109,8 @@ matvec(const unsigned char* items, const u32* spans, const u16* groups, const ui
     wait_for_previous_kernel();
 
     const u32 before = threadIdx.x == 0 ? load_fresh(scratch + slab) : 0;
-    // x, and the largest |x_group|_1, the same bits in every block. What was asked for first arrives first:
-    // codewords and x before items.
+    // x, and the largest |x_group|_1 with the same bits in every block. What was requested first arrives
+    // first: codewords and x before items.
     uint4 vector[AQLM_G / 8];
 #pragma unroll
     for (u32 v = 0; v < AQLM_G / 8; ++v) vector[v] = threadIdx.x < in_groups ? x[threadIdx.x * (AQLM_G / 8) + v] : uint4{0, 0, 0, 0};
@@ -129,7 +129,7 @@ matvec(const unsigned char* items, const u32* spans, const u16* groups, const ui
             for (u32 k = 0; k < 4; ++k) own += fabsf(low_x(words[k])) + fabsf(high_x(words[k]));
             if (i + WARPS * 32 < in_groups) vector[v] = x[(i + WARPS * 32) * (AQLM_G / 8) + v];
         }
-        // Not fmaxf, which would lose what is no number.
+        // Not fmaxf, which would drop a NaN.
         norm = own > norm || own != own ? own : norm;
     }
 #pragma unroll
@@ -138,7 +138,7 @@ matvec(const unsigned char* items, const u32* spans, const u16* groups, const ui
         norm = other > norm || other != other ? other : norm;
     }
     if (lane == 0) norms[warp] = norm;
-    // The rest of the items, as far as there is room.
+    // The rest of the items, as many as the ring holds.
     const unsigned char* tail = items + static_cast<size_t>(first) * 128 + lane * 16;  // what follows the head, less the head
     const u32 ends = words * 8 > lane ? (words * 8 - lane + 23) / 24 : 0, chunks = (words + 2) / 3;  // this lane's vectors, the warp's chunks
 #pragma unroll
@@ -159,13 +159,13 @@ matvec(const unsigned char* items, const u32* spans, const u16* groups, const ui
         const float other = __shfl_xor_sync(WARP_MASK, norm, mask);
         norm = other > norm || other != other ? other : norm;
     }
-    // A product stays below 2^(exponent + 1): 1.01 allows for the roundings inside a group, -14 for those of
-    // numbers below f16's normal ones.
+    // A product stays below 2^(exponent + 1). The factor 1.01 allows for rounding inside a group, -14 for
+    // rounding of f16 subnormals.
     const float bound = norm * 1.01f * f32_of_f16(static_cast<u16>(largest));
     const int least = AQLM_BF16 ? -90 : -14;
     int exponent = static_cast<int>(__float_as_uint(bound) >> 23) - 127;
     if (exponent < least) exponent = least;
-    // Where a group's sum might leave f16's range, x is multiplied by a power of two first.
+    // Where a group's sum might overflow f16, x is first multiplied by a power of two.
     const int lowered = AQLM_BF16 || exponent <= 14 ? 0 : exponent - 14;
     const int shift = product_bits - 1 - (exponent - lowered);
     const float per_q = __uint_as_float(static_cast<u32>(127 + shift) << 23);
@@ -237,7 +237,7 @@ matvec(const unsigned char* items, const u32* spans, const u16* groups, const ui
     if (part < parts) {
         const uint4* from = slab_sums + slice * slices * quads + quad;
         uint4 total = {0, 0, 0, 0};
-        // Two at once; what lies beyond the last is read again and not added.
+        // Two at once. Past the last slice, the load is repeated and not added.
         for (u32 of = part; of < slices; of += 2 * parts) {
             const bool two = of + parts < slices;
             const uint4 a = load_fresh(from + of * quads), b = load_fresh(from + (two ? of + parts : of) * quads);
@@ -247,7 +247,7 @@ matvec(const unsigned char* items, const u32* spans, const u16* groups, const ui
         partial[threadIdx.x] = total;
     }
     __syncthreads();
-    // An infinite x, or one that is no number, makes all results so.
+    // If x holds an infinity or NaN, all results are NaN.
     const float q = bound < 3e38f ? __uint_as_float(static_cast<u32>(127 - shift) << 23) : __uint_as_float(0x7fc00000);
     const float raised = __uint_as_float(static_cast<u32>(127 + lowered) << 23);
     if (own_row) {

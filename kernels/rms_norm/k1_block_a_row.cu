@@ -1,14 +1,14 @@
 #include "../common.cuh"
 // rms_norm k1: adds a layer's output to the residual stream and normalises it, in one pass.
 //
-// Parallel over: a block a row; each thread holds its numbers in registers between the sum of squares and the
-//   scaling, so that the row is read once. The norm's weight is fetched before the kernel ahead has ended.
-// hidden [rows, width] f32, read and written; delta [rows, width] f16, what the layer before gave (with
+// Parallel over: a block a row. Each thread holds its elements in registers between the sum of squares and
+//   the scaling, so the row is read once. The norm's weight is fetched before the previous kernel has ended.
+// hidden [rows, width] f32, read and written; delta [rows, width] f16, the previous layer's output (with
 //   AQLM_DELTA); bias [width] f32, that layer's bias (with AQLM_BIAS); weight [width] f16; normed [rows,
 //   width] f16 = weight * hidden / sqrt(mean(hidden^2) + eps).
 // Arithmetic: f32, the sum of squares in a fixed order (lane, warp, then warps in order).
-// Cost at width 4096: 16 KB read, 24 KB moved in all: a launch and three trips to L2 in a row bound it, not
-//   bytes. H100: 1.55 us a launch, overlapped with its neighbours (docs/decoding.md).
+// Cost at width 4096: 16 KB read, 24 KB moved in all. The bound is a launch and three dependent trips to L2,
+//   not bytes. H100: 1.55 us a launch, overlapped with its neighbours (docs/decoding.md).
 // Limits: AQLM_WIDTH a multiple of AQLM_VECTOR (4 or 1).
 // Compile-time: AQLM_WIDTH, AQLM_VECTOR, AQLM_THREADS (a multiple of 32), AQLM_DELTA, AQLM_BIAS.
 

@@ -1,6 +1,6 @@
 #include "../common.cuh"
-// rope k1: rotates queries in place, and writes rotated keys and values into the cache. For prompts; a single
-// new token does this inside attention_step.
+// rope k1: rotates queries in place, and writes rotated keys and the values into the cache. For prompts;
+// attention_step does this for a single new token.
 //
 // Parallel over: a block a (row, head), a thread a pair. Heads are numbered queries, then keys, then values.
 // q [rows, heads, head] f16, read and written; k, v [rows, kv_heads, head] f16; biases f32 of one row each

@@ -1,6 +1,6 @@
-// Plays thread blocks and clusters on the CPU, so that a kernel's indexing is tested where there is no GPU.
+// Simulates thread blocks and clusters on the CPU, so that a kernel's indexing is tested without a GPU.
 //
-// Every thread of a cluster is a fiber (ucontext); barriers and shuffles yield until all their threads have
+// Every thread of a cluster is a fiber (ucontext). Barriers and shuffles yield until all their threads have
 // arrived. f16 arithmetic is done in double and rounded once. Not modelled: races, memory ordering, speed,
 // inline PTX (common.cuh keeps it behind the functions defined here).
 #pragma once
@@ -82,7 +82,7 @@ inline unsigned char* dynamic_shared() {
     return reinterpret_cast<unsigned char*>((address + 127) / 128 * 128);
 }
 
-// As on a device, a little of shared memory lies before the block's own.
+// As on a device, the system's part of shared memory lies before the block's own.
 inline uint32_t shared_address(const void* shared) {
     return 1024 + static_cast<uint32_t>(static_cast<const unsigned char*>(shared) - dynamic_shared());
 }
@@ -103,7 +103,7 @@ inline void __syncwarp() { wait_at(current->block->warps[current->thread.x / 32]
 inline void __syncthreads() { wait_at(current->block->barrier); }
 inline void cluster_barrier() { wait_at(cluster_wide); }
 
-// Kernels whose blocks meet are played with the whole grid as one cluster; each block meets others once.
+// For kernels whose blocks meet, the whole grid runs as one cluster; each block meets the others once.
 inline void meet_blocks(uint32_t*, uint32_t, bool, uint32_t) { cluster_barrier(); }
 
 inline void cluster_arrive() {}
@@ -183,7 +183,7 @@ inline double wide(uint16_t h) {
     return h & 0x8000 ? -value : value;
 }
 
-// To nearest, ties to even: the quotient by the last place's weight is rounded by nearbyint.
+// To nearest, ties to even: nearbyint rounds the quotient by the weight of the last place.
 inline uint16_t narrow(double value) {
     const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
     const double size = std::fabs(value);
@@ -194,7 +194,7 @@ inline uint16_t narrow(double value) {
     std::frexp(size, &exponent);
     const int place = exponent - 11 < -24 ? -24 : exponent - 11;
     const double rounded = std::nearbyint(std::ldexp(size, -place));
-    // Subnormals and zero count places; normals carry into the exponent by plain addition.
+    // A subnormal or zero is its count of last places; a normal carries into the exponent by plain addition.
     return sign | static_cast<uint16_t>(place == -24 ? rounded : (place + 24) * 1024 + rounded);
 }
 
@@ -216,7 +216,7 @@ inline uint16_t bf16_of_f32(float f) {
 #ifndef AQLM_BF16
 #define AQLM_BF16 0
 #endif
-// A number in the format of x.
+// A number in the format of x, as a double.
 inline double wide_x(uint16_t h) { return AQLM_BF16 ? f32_of_bf16(h) : wide(h); }
 
 inline uint32_t add_bf16x2(uint32_t a, uint32_t b) {
@@ -307,7 +307,7 @@ inline void multiply_16x8x16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a
     wait_at(block.warps[id / 32]);
 }
 
-// A matrix of shared memory as products of a warpgroup take it (common.cuh).
+// A matrix in shared memory as products of a warpgroup take it (common.cuh).
 struct Tile {
     const unsigned char* at;
     uint32_t next_k, next_rows;
@@ -320,7 +320,7 @@ inline void close_products() {}
 template <int GROUPS> void products_in_flight() {}
 inline void publish_to_products() {}
 
-// d += a b over a warpgroup, at once.
+// d += a b over a warpgroup, computed at once.
 template <size_t SUMS>
 void multiply_64xNx16(float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Tile b) {
     Block& block = *current->block;
@@ -341,7 +341,7 @@ void multiply_64xNx16(float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, u
     wait_at(block.warpgroups[id / 128]);
 }
 
-// What the host gives a kernel: pointers to buffers, then integers.
+// A kernel's arguments: pointers to buffers, then integers.
 struct Arguments {
     std::vector<void*> pointers;
     std::vector<int> integers;
@@ -367,7 +367,7 @@ static void enter() {
     yield();
 }
 
-// Runs a whole grid, cluster after cluster; a cluster may be the grid.
+// Runs a whole grid, cluster after cluster; the grid may be one cluster.
 inline void run_grid(Place grid, Place block, uint32_t cluster, size_t shared_bytes, void (*kernel)(), const Arguments& with) {
     grid_size = grid;
     block_size = block;
@@ -428,7 +428,7 @@ struct Guarded {
         std::memset(memory + GUARD_BYTES + length, GUARD_PATTERN, GUARD_BYTES);
     }
     unsigned char* begin() const { return memory + GUARD_BYTES; }
-    // "before", "after", or nothing if all guard bytes are whole.
+    // "before", "after", or nothing if all guard bytes are intact.
     const char* broken() const {
         for (size_t i = 0; i < GUARD_BYTES; ++i) {
             if (memory[i] != GUARD_PATTERN) return "before";
@@ -438,10 +438,10 @@ struct Guarded {
     }
 };
 
-// Reads a launch from a file of little-endian u64 words and bytes, runs it, writes the output buffer to
-// another file. Ends with 5 if guard bytes have changed, and says on standard error on which side of which
-// buffer. File: grid x, grid y, block, cluster, shared bytes, pointers, integers, index of the output; byte
-// lengths; integers; contents.
+// Reads a launch from a file of little-endian u64 words and bytes, runs it, and writes the output buffer to
+// another file. Exits with status 5 if guard bytes have changed, and names the buffer and the side on
+// standard error. File: grid x, grid y, block, cluster, shared bytes, pointers, integers, index of the
+// output; byte lengths; integers; contents.
 inline int run_file(const char* in, const char* out, void (*kernel)()) {
     FILE* file = std::fopen(in, "rb");
     if (!file) return 2;

@@ -1,6 +1,6 @@
 //! Kernels that nvcc compiled into the program (feature `embed-kernels`), for machines without NVRTC.
 
-/// Kernel id, constants, and an image with machine code for several architectures.
+/// Kernel id, constants, and an image that holds machine code for several architectures.
 type Embedded = (&'static str, &'static str, &'static [u8]);
 
 #[cfg(feature = "embed-kernels")]
@@ -8,7 +8,7 @@ static EMBEDDED: &[Embedded] = include!(concat!(env!("OUT_DIR"), "/embedded.rs")
 #[cfg(not(feature = "embed-kernels"))]
 static EMBEDDED: &[Embedded] = &[];
 
-/// Constants as embedded.json writes them: in alphabetical order, whatever order a packer has them in.
+/// Constants in the form of embedded.json: in alphabetical order, regardless of the packer's order.
 pub fn constants(defines: &[(&str, usize)]) -> String {
     let mut words: Vec<String> = defines
         .iter()
@@ -27,7 +27,7 @@ pub fn embedded(id: &str, defines: &[(&str, usize)]) -> Option<&'static [u8]> {
         .map(|(_, _, image)| *image)
 }
 
-/// Whether the program holds any.
+/// Whether the program contains any embedded kernel.
 pub fn has_embedded() -> bool {
     !EMBEDDED.is_empty()
 }

@@ -1,17 +1,17 @@
 //! The CUDA sources of the project, embedded, each with a description of what it can do.
 //!
-//! One folder per operation, in it a ladder from `k1_naive.cu` upward; a number is never reused. The head of
-//! each file says what the kernel parallelises over, why it should be faster than the one before, the layout
-//! of its operands and its limits. `kN_name.json` beside it says what it can do ([`Kernel`]). The build
-//! script walks the folders, so that a kernel dropped into one is found. `docs/kernels.md` has the
-//! measurements.
+//! Each operation has a folder with a ladder of kernels from `k1_naive.cu` upward. A number is never reused.
+//! The head of each file says what the kernel parallelises over, why it should be faster than the previous
+//! one, the layout of its operands, and its limits. `kN_name.json` beside it says what it can do
+//! ([`Kernel`]). The build script walks the folders, so a kernel is found once its file is there.
+//! `docs/kernels.md` has the measurements.
 
 mod embedded;
 mod kernel;
 mod table;
 
-/// The integers that sources define, by operation and kernel: what a kernel and the packer of its operands
-/// must agree on is written in the kernel alone.
+/// The integers that sources define, by operation and kernel. Constants that a kernel and its packer must
+/// agree on are written in the kernel alone.
 pub mod defines {
     include!(concat!(env!("OUT_DIR"), "/defines.rs"));
 }
@@ -26,24 +26,24 @@ pub use embedded::{constants, embedded, has_embedded};
 pub use kernel::{Kernel, Local};
 pub use table::{Choice, MEASURED_SHAPE, Resident, Table, table};
 
-/// Why a kernel's source cannot be had.
+/// Why a kernel's source is unavailable.
 #[derive(Debug, Error)]
 pub enum SourceError {
     /// There is no kernel of that name.
     #[error("no kernel `{0}`; known: {1}")]
     Unknown(String, String),
-    /// An overriding folder was given and a file of it cannot be read.
+    /// A file of the overriding folder cannot be read.
     #[error("{}: {error}", path.display())]
     Read {
         /// the file
         path: PathBuf,
-        /// what the system said
+        /// the system's error
         error: std::io::Error,
     },
 }
 
 impl Kernel {
-    /// The source with the project's own includes pasted in, ready for a compiler that sees no files.
+    /// The source with the project's own includes pasted in, ready for a compiler without access to files.
     ///
     /// `folder` overrides the embedded sources.
     ///
@@ -55,7 +55,7 @@ impl Kernel {
     }
 }
 
-/// A user's own source with the project's headers pasted in where the text includes them, from whatever
+/// A user's own source. The project's headers are pasted in where the text includes them, from whatever
 /// folder.
 ///
 /// # Errors
@@ -84,8 +84,8 @@ fn all_files() -> String {
     paths.join(", ")
 }
 
-/// Puts headers in the place of the lines that include them, with line markers so that compiler errors name
-/// the right file and line.
+/// Replaces the lines that include headers by the headers' text. Line markers make compiler errors name the
+/// right file and line.
 fn expand(text: &str, name: &str, folder: Option<&Path>) -> Result<String, SourceError> {
     let mut out = String::new();
     for (number, line) in text.lines().enumerate() {
@@ -105,7 +105,7 @@ fn expand(text: &str, name: &str, folder: Option<&Path>) -> Result<String, Sourc
     Ok(out)
 }
 
-/// The project's header that a line includes, wherever its author says that it lies; a comment may follow.
+/// The project's header that a line includes, whatever folder the line gives; a comment may follow.
 fn included(line: &str) -> Option<&'static str> {
     let (_, quoted) = line
         .trim_start()
@@ -121,7 +121,7 @@ fn included(line: &str) -> Option<&'static str> {
         .find(|path| *path == name)
 }
 
-/// Every kernel, by operation and then number.
+/// All kernels, by operation and then number.
 ///
 /// # Panics
 /// Never: the build script has read the same descriptions.
@@ -133,7 +133,7 @@ pub fn kernels() -> &'static [Kernel] {
     })
 }
 
-/// The kernel of that id.
+/// The kernel with this id.
 ///
 /// # Errors
 /// `Unknown` with the known ids.
@@ -161,7 +161,7 @@ mod tests {
         }
     }
 
-    /// Against the build script's walk, by another road: whatever file has an entry is a kernel.
+    /// Cross-checks the build script's walk: every file that has an entry is a kernel.
     #[test]
     fn every_entry_on_disk_is_found_and_listed_by_number() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -1,5 +1,5 @@
-//! `dispatch.json`: what was measured to be fastest, and what resident models take where they cannot have
-//! that. `optimized/src/cuda/dispatch.rs` chooses by it.
+//! `dispatch.json`: the fastest kernels as measured, and what resident models take where those are
+//! unavailable. `optimized/src/cuda/dispatch.rs` chooses by it.
 
 use std::sync::OnceLock;
 
@@ -8,8 +8,8 @@ use serde::Deserialize;
 /// Shape (out_features, in_features) of the weight on which the table's configurations were measured.
 pub const MEASURED_SHAPE: [usize; 2] = [11008, 4096];
 
-/// A row of the first list: which kernel to launch for a case. Rows are tried in order; the first whose
-/// kernel can do the case wins.
+/// A row of the first list: the kernel to launch for a case. Rows are tried in order. The first row whose
+/// kernel can handle the case wins.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Choice {
@@ -23,29 +23,29 @@ pub struct Choice {
     pub scheme: Option<String>,
     /// rows of x, both inclusive
     pub batch: [usize; 2],
-    /// its id. A kernel that decodes, for a matmul, stands for decoding and then multiplying by
-    /// the vendor's library
+    /// the kernel's id. For a matmul, a kernel that decodes means: decode, then multiply by the vendor's
+    /// library
     pub kernel: String,
     /// how the fastest launch on [`MEASURED_SHAPE`] divides its work, as `aqlm bench` prints it
     #[serde(default)]
     pub config: Option<String>,
-    /// what it took there at the last batch of the range that was measured, microseconds; absent when the row
-    /// was not measured
+    /// its time there in microseconds, at the last measured batch of the range; absent when the row was not
+    /// measured
     #[serde(default)]
     pub us: Option<f64>,
 }
 
-/// A row of the second list: a kernel that a layer of a resident model takes where it cannot have the
-/// fastest.
+/// A row of the second list: the kernel for a layer of a resident model that cannot have the fastest.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Resident {
     /// the operation
     pub op: String,
-    /// takes the place of this kernel; after the fastest, which did not hold the matrix, when absent
+    /// the kernel that this one replaces. When absent, this one is tried after the fastest, which did not
+    /// hold the matrix
     #[serde(default)]
     pub instead_of: Option<String>,
-    /// its id
+    /// the kernel's id
     pub kernel: String,
     /// the reason, for readers
     pub why: String,
@@ -57,7 +57,7 @@ pub struct Resident {
 pub struct Table {
     /// in the order in which rows are tried
     pub fastest: Vec<Choice>,
-    /// the same
+    /// in the order in which rows are tried
     pub resident: Vec<Resident>,
 }
 
@@ -94,7 +94,7 @@ mod tests {
                 choice.compute.is_none_or(|compute| kernel.runs_on(compute)),
                 "{choice:?}"
             );
-            // A time is of one scheme on one architecture.
+            // A time belongs to one scheme on one architecture.
             assert_eq!(choice.us.is_some(), choice.compute.is_some(), "{choice:?}");
             assert_eq!(choice.us.is_some(), choice.scheme.is_some(), "{choice:?}");
         }

@@ -1,9 +1,9 @@
 #include "../common.cuh"
 // swiglu k1: gate * sigmoid(gate) * up.
 //
-// Parallel over: a thread a number, a block row a row. gate, up [rows, stride] f16 with a stride each, of
-//   which `width` numbers count;
-// biases [width] f32 (with AQLM_BIAS); out [rows, width] f16.
+// Parallel over: a thread an element, a block row a row. gate, up [rows, stride] f16, each with its own
+//   stride, of which the first `width` elements are used; biases [width] f32 (with AQLM_BIAS); out [rows,
+//   width] f16.
 // Arithmetic: f32, rounded once.
 // Cost at width 11008: 66 KB, all in L2: bound by the launch. H100: 0.97 us, overlapped.
 // Limits: none.

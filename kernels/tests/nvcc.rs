@@ -1,6 +1,6 @@
-//! Every kernel compiles with nvcc for every architecture that its description lets it run on, in the
-//! configurations that measurements prefer, and keeps no more of a thread in local memory than that allows.
-//! Needs nvcc but no GPU; without nvcc (`AQLM_NVCC`, or `nvcc` on the path) the test says so and is waived.
+//! Every kernel compiles with nvcc for every architecture that its description allows, in the configurations
+//! that measurements prefer, and uses no more local memory a thread than the description allows. Needs nvcc
+//! but no GPU. Without nvcc (`AQLM_NVCC`, or `nvcc` on the path) the test says so and is waived.
 
 use std::path::Path;
 use std::process::Command;
@@ -62,7 +62,7 @@ const CASES: &[(&str, &str)] = &[
         "matmul/k1_naive",
         "-DAQLM_M=2 -DAQLM_B=8 -DAQLM_G=8 -DAQLM_OUT_G=1",
     ),
-    // In the configurations that the H100's measurements prefer, for 16, 32, 64 and 128 rows of x.
+    // The configurations that the H100 measurements prefer, for 16, 32, 64 and 128 rows of x.
     (
         "matmul/k2_fused_tensor",
         "-DAQLM_M=2 -DAQLM_B=8 -DAQLM_G=8 -DAQLM_REPLICAS=8 -DAQLM_ROW_WARPS=1 -DAQLM_TILES=11 -DAQLM_SLICES=8 -DAQLM_BATCH_TILES=1",
@@ -174,7 +174,7 @@ const CASES: &[(&str, &str)] = &[
 ];
 
 /// Machine code for these; the name with an a has wgmma. The last stands for all newer ones: intermediate
-/// code of 9.0 that the driver finishes.
+/// code of 9.0, which the driver compiles.
 const ARCHITECTURES: &[(u32, &str)] = &[
     (80, "arch=compute_80,code=sm_80"),
     (86, "arch=compute_86,code=sm_86"),
@@ -196,9 +196,9 @@ fn jobs() -> Vec<Job> {
     for (id, defines) in CASES {
         let kernel = aqlm_kernels::kernel(id).unwrap();
         for (compute, architecture) in ARCHITECTURES {
-            // What runs on 9.0 only is there for the instructions of 9.0a.
+            // A kernel limited to 9.0 needs instructions of 9.0a.
             let plain = kernel.max_compute == Some(90) && !architecture.contains("90a");
-            // Contexts are split over the blocks of a cluster, which 9.0 brought.
+            // Splitting a context needs clusters, which exist from 9.0 on.
             let cluster = defines.contains("-DAQLM_SPLITS=8") && *compute < 90;
             if !kernel.runs_on(*compute) || plain || cluster {
                 continue;
@@ -211,7 +211,8 @@ fn jobs() -> Vec<Job> {
                 });
             };
             push((*defines).to_owned());
-            // The format of x makes no difference between architectures of a generation.
+            // bf16 is compiled once a generation: the format of x makes no difference between its
+            // architectures.
             if kernel.bf16 && (*compute == 80 || architecture.contains("90a")) {
                 push(format!("{defines} -DAQLM_BF16=1"));
             }
@@ -220,7 +221,7 @@ fn jobs() -> Vec<Job> {
     jobs
 }
 
-/// What is wrong with one compilation.
+/// The problem with one compilation, if any.
 fn complaint(nvcc: &str, job: &Job, output: &Path) -> Option<String> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(&job.kernel.file);
     let compiled = Command::new(nvcc)

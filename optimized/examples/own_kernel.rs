@@ -1,5 +1,5 @@
-//! A CUDA kernel of one's own in a program of one's own: compiled at run time, launched on a quantized
-//! matrix, and compared with the shipped kernel.
+//! A user's own CUDA kernel in a user's own program: compiled at run time, launched on a quantized matrix,
+//! and compared with the shipped kernel.
 //!
 //! ```text
 //! cargo run --release -p aqlm-optimized --example own_kernel [-- MY.cu]
@@ -20,7 +20,7 @@ use ndarray::{Array1, Array3, Array4};
 /// The shipped kernel whose operands and constants the file takes.
 const LIKE: &str = "matvec/k1_naive";
 
-/// Output rows that a block of the example does.
+/// Output rows of a block of the example.
 const ROWS_PER_BLOCK: usize = 4;
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -1,5 +1,5 @@
-//! The operations of `aqlm-reference`, fast. Uses the reference's vocabulary and none of its algorithms, so
-//! that an agreement of the two means something.
+//! Fast implementations of the operations of `aqlm-reference`. They share the reference's vocabulary but none
+//! of its algorithms, so that an agreement of the two is evidence.
 
 pub mod cpu;
 pub mod cuda;

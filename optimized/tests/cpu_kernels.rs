@@ -1,5 +1,5 @@
-//! What the CPU kernels promise beyond right results, at every SIMD level that this machine has: refusals,
-//! ranges, threads and numbers that are not finite. Results are compared by `aqlm check` and
+//! Promises of the CPU kernels beyond right results, at every SIMD level of this machine: refusals, ranges,
+//! threads and numbers that are not finite. Results are compared by `aqlm check` and
 //! harness/aqlm/tests/cross_check.rs.
 
 use aqlm_check::cases::{ProductCase, Values};
@@ -7,7 +7,7 @@ use aqlm_optimized::cpu::{CodebookPrecision, Form, PackedMatrix, Plan, SimdLevel
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Scheme};
 use ndarray::{Array1, Array2, Array3, Array4};
 
-/// The check's own product of these groups, [batch, in_features] of x.
+/// The check's own product with these groups; x is [batch, in_features].
 fn product(
     scheme: Scheme,
     [out_groups, in_groups]: [usize; 2],
@@ -73,7 +73,7 @@ fn scheme(text: &str) -> Scheme {
     text.parse().unwrap()
 }
 
-/// A matrix and x of small multiples of powers of two, every third row negative: every sum is exact in f32,
+/// A matrix and x of small multiples of powers of two, every third row negative. Every sum is exact in f32,
 /// in any order.
 fn dyadic(
     scheme: Scheme,
@@ -134,7 +134,7 @@ fn exact_sums_come_out_exactly_in_every_form() {
 
 #[test]
 fn codebooks_are_kept_in_f16_only_where_that_saves_much_and_loses_nothing() {
-    // 32 KiB of f32 are 2^13 values: 1x10g8. "Large" begins beyond.
+    // 32 KiB of f32 are 2^13 values: 1x10g8. "Large" begins above that.
     for (text, rounded, in_f16) in [
         ("1x10g8", true, false),
         ("1x11g8", true, true),
@@ -188,7 +188,8 @@ fn codebooks_are_kept_in_f16_only_where_that_saves_much_and_loses_nothing() {
     let packed = |form| PackedMatrix::new(&matrix, &plan(form)).unwrap();
     assert_eq!(packed(Form::Direct).largest_scale(), 7.5);
     assert_eq!(packed(Form::Direct).bytes(), 70 * 3 * 2 + 2 * 32 * 8 * 4 + 70 * 4);
-    // two tiles of 64 rows; tables of 2^5 codewords are padded to the 64 that a permutation takes
+    // two tiles of 64 rows; tables of 2^5 codewords are padded to 64 entries, the least that a permutation
+    // takes
     let tiled = packed(Form::Table(TablePrecision::F32)).bytes();
     assert_eq!(tiled, 128 * 3 * 2 + 2 * 8 * 64 * 4 + 70 * 4);
 }
@@ -242,8 +243,8 @@ fn coarser_tables_are_coarser() {
             y
         });
         let off = |y: &[f32]| -> f32 { y.iter().zip(&exact).map(|(a, b)| (a - b).powi(2)).sum() };
-        // steps of 2^-23, 2^-15 and 2^-7 of the largest entry: squared errors a factor of 2^16 apart, less
-        // the roundings of f32
+        // steps of 2^-23, 2^-15 and 2^-7 of the largest entry: squared errors a factor of 2^16 apart, apart
+        // from the rounding of f32
         assert!(
             off(&coarse) > 1e3 * off(&middle),
             "{level}: {} {}",
@@ -375,7 +376,7 @@ fn what_does_not_fit_is_refused() {
         ));
         assert!(matches!(level.pool(1), Err(AqlmError::Unsupported(_))));
     }
-    // What the kernels rely on cannot be said of a matrix that does not fit.
+    // A matrix that breaks the invariants of the kernels cannot be built.
     let mut codes = matrix.codes().clone();
     codes[[3, 2, 1]] = 512;
     assert!(matches!(

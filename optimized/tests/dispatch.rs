@@ -1,5 +1,6 @@
-//! What is launched for many cases is what it was: a change of the table, of a rule or of a packer shows in
-//! dispatch.txt, a line for each scheme, question and group of devices. `INSTA_UPDATE=always` writes it anew.
+//! Snapshot of the launches for many cases: any effect of a change of the table, of a rule or of a packer
+//! shows in dispatch.txt. It has a line for each scheme, question and group of devices. `INSTA_UPDATE=always`
+//! rewrites it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,8 +12,8 @@ use aqlm_optimized::cuda::pack::{Op, Target};
 use aqlm_vocabulary::{QuantizedMatrix, Scheme};
 use ndarray::{Array1, Array3, Array4};
 
-/// Compute capability, multiprocessors, shared memory of a block, and clusters of 2, 4, 8 and 16 blocks that
-/// run at once.
+/// Compute capability, multiprocessors, shared memory of a block, and how many clusters of 2, 4, 8 and 16
+/// blocks run at once.
 type Facts = ((i32, i32), u32, usize, [u32; 4]);
 
 const DEVICES: [Facts; 5] = [
@@ -29,19 +30,19 @@ const SCHEMES: [&str; 20] = [
     "1x15g8", "1x16g8", "1x16g16", "8x8g8", "2x8g16", "1x10g8", "2x6g16", "9x8g8", "16x2g8", "2x5g4o2",
 ];
 
-/// Those that layers and groups are packed for, which takes a while: one of each kernel's.
+/// The schemes for which layers and groups are packed, one for each kernel because packing is slow.
 const PACKED: [&str; 6] = ["2x8g8", "1x12g8", "1x13g8", "1x16g8", "1x16g16", "2x5g4o2"];
 
-/// On both sides of every limit of a row of the table.
+/// Batches on both sides of every limit in the table's rows.
 const BATCHES: [usize; 16] = [
     1, 2, 16, 17, 32, 33, 64, 65, 128, 129, 256, 257, 1023, 1024, 2048, 100_000,
 ];
 
-/// Rows and columns of layers that resident models have, the second too tall for some kernels.
+/// Rows and columns of layers of resident models; the second layer is too tall for some kernels.
 const LAYERS: [(usize, usize); 2] = [(1024, 512), (40_000, 128)];
 
-/// Rows of layers that read the same input: q, k and v, without and with fewer heads of keys; gate and up,
-/// the last two on both sides of the limit from which they go apart.
+/// Rows of layers that read the same input: q, k and v, without and with fewer key heads; gate and up. The
+/// last two are on both sides of the limit above which layers get separate launches.
 const GROUPS: [&[usize]; 5] = [
     &[512, 512, 512],
     &[1024, 128, 128],
@@ -65,7 +66,7 @@ fn matrix(scheme: Scheme, out_features: usize, in_features: usize) -> QuantizedM
     .unwrap()
 }
 
-/// What the table chooses, and how it divides its work.
+/// The table's choice, and how it divides its work.
 fn fastest(op: Op, scheme: Scheme, batch: usize, compute: (i32, i32), target: &Target) -> String {
     let Some(found) = dispatched(op, scheme, MEASURED_SHAPE, batch, compute, target) else {
         return "none".into();
@@ -91,7 +92,7 @@ fn by_batch(op: Op, scheme: Scheme, compute: (i32, i32), target: &Target) -> Str
     ranges.collect::<Vec<_>>().join("; ")
 }
 
-/// What a layer of a resident model takes, for one row and for chunks of a prompt.
+/// The kernels of a resident model's layer, for one row and for chunks of a prompt.
 fn of_layer(matrix: &QuantizedMatrix, compute: (i32, i32), target: &Target) -> String {
     let mut questions = vec![(Op::Matvec, 1, false), (Op::Matvec, 1, true)];
     if matrix.out_features() == LAYERS[0].0 {
@@ -126,7 +127,7 @@ fn choices() -> String {
         let layers = LAYERS.map(|(rows, columns)| matrix(scheme, rows, columns));
         let groups =
             GROUPS.map(|rows| -> Vec<_> { rows.iter().map(|&rows| matrix(scheme, rows, 256)).collect() });
-        // Devices that give the same answer.
+        // Devices, grouped by their answer.
         let mut answers: BTreeMap<(usize, String, String), Vec<String>> = BTreeMap::new();
         for (compute, multiprocessors, shared_bytes, [two, four, eight, sixteen]) in DEVICES {
             let target = Target {

@@ -1,7 +1,7 @@
-//! The list of kernels that a build with `embed-kernels` compiles (kernels/embedded.json) is what the packers
-//! ask for: every kernel that the table of measurements prefers, for every scheme with a fast path, for
-//! matmul the configurations that are expected to be fastest at each batch, and what whole models of some
-//! shapes need besides. `INSTA_UPDATE=always` writes it anew.
+//! kernels/embedded.json, the list of kernels that a build with `embed-kernels` compiles, must equal what the
+//! packers request: every kernel that the table of measurements prefers, for every scheme with a fast path;
+//! for matmul the configurations expected to be fastest at each batch; and what whole models of some shapes
+//! also need. `INSTA_UPDATE=always` rewrites it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -17,8 +17,8 @@ const SCHEMES: &[&str] = &[
     "1x8g8", "2x8g8", "3x8g8", "4x8g8", "1x12g8", "2x12g8", "1x15g8", "1x16g8", "1x16g16",
 ];
 
-/// Models whose other kernels are there, by width, width inside SwiGLU, query heads, key heads and width of a
-/// head: Llama 2 of 7, 13 and 70 billion, Llama 3 of 8 and Mistral of 7, SmolLM2 of 135 million,
+/// Models whose other kernels are included, by width, width inside SwiGLU, query heads, key heads and width
+/// of a head: Llama 2 of 7, 13 and 70 billion, Llama 3 of 8 and Mistral of 7, SmolLM2 of 135 million,
 /// tiny-stories-4m.
 const MODELS: &[[usize; 5]] = &[
     [4096, 11008, 32, 32, 128],
@@ -29,11 +29,11 @@ const MODELS: &[[usize; 5]] = &[
     [256, 704, 8, 8, 32],
 ];
 
-/// Rows where constants do not follow from them.
+/// Number of rows where the constants do not depend on it.
 const FEW_ROWS: usize = 64;
 
-/// A matrix with nothing in it: constants follow from the scheme, and for some kernels from whether x fits
-/// beside the codebooks.
+/// A matrix of zeros: constants follow from the scheme, and for some kernels from whether x fits beside the
+/// codebooks.
 fn empty(scheme: Scheme, out_features: usize, in_features: usize) -> QuantizedMatrix {
     let (out_groups, in_groups) = scheme.groups(out_features, in_features).unwrap();
     let shape = (
@@ -52,7 +52,7 @@ fn empty(scheme: Scheme, out_features: usize, in_features: usize) -> QuantizedMa
 }
 
 fn wanted() -> BTreeMap<String, BTreeSet<String>> {
-    // On the device that was measured 15 clusters of 8 fit.
+    // On the measured device 15 clusters of 8 fit.
     let hopper = Target {
         clusters: [132, 66, 32, 15, 0],
         ..Target::h100()
@@ -113,7 +113,7 @@ fn wanted() -> BTreeMap<String, BTreeSet<String>> {
                 for op in [Op::Matvec, Op::Decode] {
                     let found = dispatched(op, scheme, [out_features, width], 1, compute, target).unwrap();
                     let naive = format!("{}/k1_naive", op.name());
-                    // What whole models fall back on where a matrix has more blocks than run at once.
+                    // Fallbacks of whole models for matrices that need more blocks than run at once.
                     let others = resident(op, scheme, [out_features, width], 1, compute, target);
                     let others = others
                         .into_iter()
@@ -131,7 +131,7 @@ fn wanted() -> BTreeMap<String, BTreeSet<String>> {
                 }
             }
             let matrix = empty(scheme, FEW_ROWS, in_features);
-            // Queries, keys and values in one launch, gate and up in another.
+            // Queries, keys and values share a launch; gate and up share another.
             for parts in [2, 3] {
                 for kernel in aqlm_kernels::kernels()
                     .iter()
@@ -148,7 +148,7 @@ fn wanted() -> BTreeMap<String, BTreeSet<String>> {
                 "matmul/k1_naive",
                 &pack("matmul/k1_naive", &matrix, target, 1).unwrap().defines,
             );
-            // Blocks of this kernel fit the matrix, so that its constants follow from the rows.
+            // The blocks of this kernel adapt to the matrix, so its constants follow from the rows.
             let id = "matmul/k4_hot_codewords";
             for batch in [16, 32] {
                 let found = dispatched(Op::Matmul, scheme, MEASURED_SHAPE, batch, compute, target).unwrap();

@@ -1,5 +1,5 @@
-//! A kernel that writes outside a buffer of a device with guard bytes is an error that names the buffer.
-//! Needs a GPU; the same kernels on the CPU are in kernels_on_cpu.rs.
+//! On a device with guard bytes, a kernel that writes outside a buffer causes an error that names the buffer.
+//! Needs a GPU. kernels_on_cpu.rs has the same kernels on the CPU.
 
 use aqlm_optimized::cuda::pack::pack;
 use aqlm_optimized::cuda::{CudaError, Device, DeviceMatrix};
@@ -69,7 +69,7 @@ fn a_write_outside_a_buffer_is_an_error_that_names_it() {
             expected,
             "{wrong}"
         );
-        // Told once.
+        // The error is reported once.
         assert!(device.download(&y).is_ok());
     }
 }

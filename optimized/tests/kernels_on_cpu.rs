@@ -1,4 +1,4 @@
-//! Every kernel of the ladders, run on the CPU by `kernels/shim/shim.h`: packer and kernel must agree with
+//! Runs every kernel of the ladders on the CPU by `kernels/shim/shim.h`. Packer and kernel must agree with
 //! the definition of a quantized matrix, at shapes that leave remainders everywhere. Inputs are on a dyadic
 //! grid on which every sum is exact, so results must be equal.
 
@@ -16,8 +16,8 @@ use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use shim::Launch;
 
-/// A multiple of 1/8 of at most 1 in size: products are multiples of 1/64 of at most 1, so that sums of 32 of
-/// them are exact in f16 (2^11 steps) and of any length that occurs in f32.
+/// A multiple of 1/8 of at most 1 in size. Products are multiples of 1/64 of at most 1, so sums of 32 of them
+/// are exact in f16 (2^11 steps), and sums of every length here are exact in f32.
 fn grid_value(rng: &mut impl Rng) -> f64 {
     f64::from(rng.random_range(-8..=8)) / 8.0
 }
@@ -60,7 +60,7 @@ fn narrowed(value: f64, format: Activations) -> u16 {
     }
 }
 
-/// What the operation should give, in f64, rounded once.
+/// The operation's expected result, computed in f64 and rounded once.
 fn expected(op: Op, matrix: &QuantizedMatrix, x: &[f64], format: Activations) -> Vec<u16> {
     let scale = |row: usize| matrix.scales()[row / matrix.scheme().out_group_size];
     let (rows, columns) = (matrix.out_features(), matrix.in_features());
@@ -89,14 +89,14 @@ fn expected(op: Op, matrix: &QuantizedMatrix, x: &[f64], format: Activations) ->
         .collect()
 }
 
-/// `None` when there is no C++ compiler.
+/// `None` if there is no C++ compiler.
 fn run_on_cpu(packed: &Packed, x: &[u16], name: &str) -> Option<Vec<u16>> {
     let source = aqlm_kernels::kernel(packed.kernel).unwrap().source(None).unwrap();
     let found = run_source_on_cpu(packed, &source, x, name)?;
     Some(found.unwrap_or_else(|outside| panic!("{}: a write {outside}", packed.kernel)))
 }
 
-/// The same with another source; the error says outside which buffer it wrote.
+/// [`run_on_cpu`] with another source; the error names the buffer outside which the kernel wrote.
 fn run_source_on_cpu(
     packed: &Packed,
     source: &str,
@@ -120,7 +120,7 @@ fn run_source_on_cpu(
         integers: &packed.integers(),
         grid: packed.grid,
         block: packed.block,
-        // Blocks that meet are played at once.
+        // Blocks that wait for each other run as one cluster.
         cluster: if aqlm_kernels::kernel(packed.kernel).unwrap().meets {
             packed.grid[0] * packed.grid[1]
         } else {
@@ -137,7 +137,7 @@ fn run_source_on_cpu(
     }))
 }
 
-/// A device small enough to play: few blocks, clusters of two at most.
+/// A device small enough to simulate: few blocks, clusters of two at most.
 fn small_target() -> Target {
     Target {
         multiprocessors: 3,
@@ -201,8 +201,8 @@ fn check_on(
 
 #[test]
 fn k7_lane_inputs() {
-    // One slab and two; groups that leave lanes and warps empty; several rounds; more chunks than those in
-    // flight.
+    // One slab and two; groups that leave lanes and warps empty; several rounds; more chunks than are in
+    // flight at once.
     for (scheme, rows, inputs) in [
         ("1x13g16", 37, 272),
         ("1x13g8", 70, 4424),
@@ -237,7 +237,7 @@ fn check_packed(packed: &Packed, matrix: &QuantizedMatrix, x: &[f64]) {
         .iter()
         .zip(&found)
         .enumerate()
-        // Zero has two signs.
+        // +0 and -0 are equal.
         .filter(|(_, (a, b))| a != b && (**a | **b) & 0x7fff != 0)
         .take(10)
         .collect();
@@ -342,7 +342,7 @@ fn matrices_that_cannot_be_joined_are_refused() {
 
 #[test]
 fn k5_staged_codes() {
-    // As for k3, then enough rows that a lane's copies are used more than once, in one round and in several.
+    // As for k3, then enough rows that a lane's copies are reused, in one round and in several.
     check("matvec/k5_staged_codes", "2x8g8", 26, 264);
     check("matvec/k5_staged_codes", "1x8g8", 45, 2056);
     check("matvec/k5_staged_codes", "2x8g16", 7, 1040);
@@ -353,7 +353,7 @@ fn k5_staged_codes() {
 
 #[test]
 fn k6_product_tables() {
-    // Sets that end inside a block's, groups that end inside a set, chunks beyond those in flight.
+    // Sets that end inside a block's, groups that end inside a set, more chunks than are in flight at once.
     check("matvec/k6_product_tables", "1x13g8", 37, 264);
     check("matvec/k6_product_tables", "1x13g16", 35, 1552);
     check("matvec/k6_product_tables", "1x13g8", 2048, 264);
@@ -370,7 +370,7 @@ fn matmul_k2_fused_tensor() {
     let kernel = "matmul/k2_fused_tensor";
     // Codebooks in shared memory eight times, once, and in global memory; codes of one and two bytes, in
     // words of each width; input features that end inside a unit and inside a step; a last tile of fewer than
-    // eight rows; batches that end inside a tile, and several blocks of them.
+    // eight rows; batches that end inside a tile, and batches of several blocks.
     check_batch(kernel, "2x8g8", 45, 264, 5, None);
     check_batch(kernel, "1x8g16", 90, 1040, 17, None);
     check_batch(kernel, "3x6g8", 61, 520, 40, None);
@@ -394,8 +394,8 @@ fn matmul_k2_fused_tensor() {
 #[test]
 fn matmul_k4_hot_codewords() {
     let kernel = "matmul/k4_hot_codewords";
-    // Input features that end inside a step, several units a warp, a last block and tile that are not full,
-    // codewords kept in whole and in part, two blocks of rows of x, two warps beside each other.
+    // Input features that end inside a step, several units a warp, a partial last block and tile, all or part
+    // of the codewords kept, two blocks of rows of x, two warps side by side.
     check_batch(kernel, "1x14g8", 45, 264, 5, None);
     check_batch(kernel, "1x16g8", 1061, 2056, 16, None);
     check_batch(kernel, "1x16g16", 90, 4112, 17, None);
@@ -450,7 +450,7 @@ fn decode_kernels() {
     check("decode/k2_tiles", "2x12g8", 29, 136);
 }
 
-/// Kernels that write one number outside a buffer, whatever else they do right.
+/// Kernels that are correct except that they write one number outside a buffer.
 #[test]
 fn a_write_outside_a_buffer_is_caught_and_named() {
     let scheme: Scheme = "2x8g8".parse().unwrap();

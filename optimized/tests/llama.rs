@@ -21,7 +21,8 @@ use support::{
 const TOKENS: usize = 70;
 const SEQUENCES: usize = 3;
 
-/// Lengths of the sums behind one output: both norms, the products of attention and MLP, scores and softmax.
+/// Total length of the sums behind one output: both norms, the products of attention and MLP, scores and
+/// softmax.
 fn terms(spec: &BlockSpec) -> usize {
     4 * spec.hidden_size()
         + spec.intermediate_size()
@@ -142,7 +143,7 @@ fn blocks_and_all_their_gradients_are_the_references() {
                 forward,
             );
         }
-        // back through the same sums, and then over all rows
+        // the same sums backward, and then sums over all rows
         let backward = limit(2 * terms(&config) + SEQUENCES * TOKENS);
         assert_close(
             &format!("{name}: grad x"),
@@ -200,7 +201,7 @@ fn a_block_does_not_depend_on_threads_or_on_other_sequences() {
     let block = Block::from_weights(&config, &weights).unwrap();
     assert_eq!(block_forward(&block, &rotary, x.view()), alone.0);
 
-    // 350 rows: more than any task of a row-wise kernel takes
+    // 350 rows: more than one task of any row-wise kernel
     let many = ndarray::concatenate![Axis(0), x, x.slice(ndarray::s![..2, .., ..])];
     let together = block_forward(&block, &rotary, many.view());
     for (x, y) in many.outer_iter().zip(together.outer_iter()) {
@@ -246,7 +247,7 @@ fn cached_decoding_is_the_forward_pass() {
             rows.extend(block_decode_step(&block, &rotary, &mut cache, row, t).unwrap());
         }
         let expected: Vec<f64> = widened(y.index_axis(Axis(0), 0)).collect();
-        // two f32 computations, each within the limit of the exact one
+        // two f32 computations, each within the limit around the exact one
         assert_close(&name, widened(&rows), &expected, 4.0 * limit(terms(&config)));
         let row = x.slice(ndarray::s![0, 0, ..]);
         let again = block_decode_step(&block, &rotary, &mut cache, row, 3);

@@ -1,4 +1,4 @@
-//! The kernels of a Llama-family token besides its products, run on the CPU by `kernels/shim/shim.h` and
+//! The kernels of a Llama-family token other than its products, run on the CPU by `kernels/shim/shim.h` and
 //! compared with the reference.
 
 #[path = "support/shim.rs"]
@@ -31,7 +31,7 @@ fn run(plan: &Plan, buffers: &[Vec<u8>], output: usize, name: &str) -> Option<Ve
     Some(found.unwrap_or_else(|outside| panic!("{}: a write {outside}", plan.kernel)))
 }
 
-/// Numbers that f16 holds, so that what is compared is the kernel's own rounding.
+/// Numbers that f16 represents exactly, so that only the kernel's own rounding is compared.
 fn random(rng: &mut ChaCha8Rng, rows: usize, columns: usize) -> Array2<f64> {
     Array2::from_shape_simple_fn((rows, columns), || {
         let value: f64 = rng.sample(StandardNormal);
@@ -67,13 +67,13 @@ fn from_f32s(bytes: &[u8]) -> Vec<f64> {
         .collect()
 }
 
-/// What has not been written is NaN in f16 and in f32.
+/// Unwritten memory reads as NaN in f16 and in f32.
 fn poison(bytes: usize) -> Vec<u8> {
     vec![0xff; bytes]
 }
 
-/// Squared error over squares at most that of `roundings` roundings to f16, half a place each; arithmetic in
-/// f32 is 2^13 times finer.
+/// Checks that squared error over squares is at most that of `roundings` roundings to f16, half a unit in the
+/// last place each. Arithmetic in f32 is 2^13 times finer.
 fn close<'a>(found: &[f64], expected: impl IntoIterator<Item = &'a f64>, roundings: usize, what: &str) {
     let expected: Vec<f64> = expected.into_iter().copied().collect();
     assert_eq!(found.len(), expected.len(), "{what}");
@@ -104,7 +104,7 @@ fn config(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>)
     block.attention
 }
 
-/// Cosines and sines [positions, head / 2], as the kernels take them.
+/// Cosines and sines [positions, head / 2], in the kernels' format.
 fn tables(spec: &AttentionSpec, positions: usize) -> [Vec<u8>; 2] {
     let half = spec.head_dim / 2;
     let theta = spec.rotary.as_ref().unwrap().theta;
@@ -119,7 +119,7 @@ fn tables(spec: &AttentionSpec, positions: usize) -> [Vec<u8>; 2] {
     })
 }
 
-/// Keys or values [positions, kv_heads x head] as the cache has them: [kv_heads, capacity, padded].
+/// Keys or values [positions, kv_heads x head] in the cache's layout: [kv_heads, capacity, padded].
 fn cached(spec: &AttentionSpec, rows: &ArrayView2<'_, f64>, capacity: usize) -> Vec<f64> {
     let (head, padded) = (spec.head_dim, padded_head(spec.head_dim));
     let mut cache = vec![0.0; spec.kv_heads * capacity * padded];
@@ -150,7 +150,7 @@ fn embeddings() {
 #[test]
 fn norms() {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
-    // Vectors and single numbers; several numbers a thread; with and without a layer's output and its bias.
+    // Vector and scalar loads; several elements a thread; with and without a layer's output and its bias.
     for (width, rows, delta, bias) in [
         (4100, 2, true, true),
         (36, 3, true, false),
@@ -218,7 +218,7 @@ fn swiglus() {
 #[test]
 fn dense_products() {
     let mut rng = ChaCha8Rng::seed_from_u64(4);
-    // Vectors (with a remainder past the loads in flight) and single numbers, into f32 and f16.
+    // Vector loads (with a remainder past the loads in flight) and scalar loads, into f32 and f16.
     for (out_features, in_features, rows, wide) in
         [(19, 2200, 2, true), (9, 37, 3, false), (8, 264, 1, false)]
     {
@@ -243,7 +243,7 @@ fn dense_products() {
 fn the_likeliest_token() {
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let mut logits = random(&mut rng, 1, 3000);
-    // The first of equals, whichever thread sees it.
+    // The first of equals, whichever thread reads it.
     for at in [2999, 1700, 1701, 1025 + 1024] {
         logits[[0, at]] = 9.0;
     }
@@ -258,7 +258,7 @@ fn the_likeliest_token() {
         return;
     };
     assert_eq!(state, words(&[7, 1700, 1, 0]));
-    // Nothing but NaN, or minus infinity: a token all the same.
+    // Even with only NaN, or only minus infinity, the result is a token.
     for value in [f64::NAN, f64::NEG_INFINITY] {
         let buffers = [f32s(&vec![value; 3000]), words(&[77; 9]), words(&[0, 1, 0, 0])];
         let Some(state) = run(&plan, &buffers, 2, "argmax-nan") else {
@@ -270,7 +270,7 @@ fn the_likeliest_token() {
 
 /// Queries, keys and values of a text.
 struct Projected {
-    /// as their layers leave them
+    /// outputs of their layers
     all: [Array2<f64>; 3],
     biases: [Array2<f64>; 3],
     /// with their biases, queries and keys rotated from position 0 on
@@ -300,8 +300,8 @@ fn projected(
     Projected { all, biases, rotated }
 }
 
-/// A prompt through rope and attention, in two chunks, against the reference's attention on rotated queries
-/// and keys.
+/// A prompt through rope and attention, in two chunks, compared with the reference's attention on rotated
+/// queries and keys.
 #[test]
 fn prompts() {
     let mut rng = ChaCha8Rng::seed_from_u64(6);
@@ -370,7 +370,8 @@ fn prompts() {
             return;
         };
         let expected = attention(&config, q.slice(s![first.., ..]), k.view(), v.view(), first);
-        // Queries, keys, values and the result are rounded once; scores of a few units amplify the first two.
+        // Queries, keys, values and the result are rounded once. Scores of a few units amplify the rounding
+        // of the first two.
         close(&from_f16s(&found), &expected, 8, "attention");
     }
 }

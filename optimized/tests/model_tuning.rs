@@ -35,7 +35,7 @@ const DECAY: AdamDecay = AdamDecay {
     eps: 1e-8,
 };
 
-/// Lengths of the sums from a token to its loss: those of a block for every block, and the head's.
+/// Total length of the sums from a token to its loss: those of a block for every block, and the head's.
 fn terms(arch: &ArchSpec, tokens: usize) -> usize {
     let spec = &arch.blocks[0];
     let block = 4 * arch.hidden_size
@@ -80,7 +80,7 @@ impl Case {
     }
 }
 
-/// Quantized and dense layers, grouped heads, a window in one of two blocks, biases, outliers; one model with
+/// Quantized and dense layers, grouped heads, a window in one of two blocks, biases, outliers; one model has
 /// a tied head.
 fn cases() -> Vec<Case> {
     [(4, 4, None, false), (4, 2, Some(9), true)]
@@ -152,8 +152,8 @@ fn expected(case: &Case, tuned: Tuned) -> reference::ModelTuner {
     reference::ModelTuner::new(&case.arch, &case.weights, tuned, DECAY).unwrap()
 }
 
-/// The reference's gradients, added up, in the same order: its first moments after one step from zero are a
-/// tenth.
+/// The reference's summed gradients, in the same order. With beta1 0, its first moments after one step from
+/// zero are the gradients.
 fn expected_gradients(case: &Case, targets: &[Target<'_>], scale: f64) -> (Vec<f64>, Vec<Vec<f64>>) {
     let decay = AdamDecay { beta1: 0.0, ..DECAY };
     let mut tuner = reference::ModelTuner::new(&case.arch, &case.weights, ALL, decay).unwrap();
@@ -187,7 +187,7 @@ fn losses_and_all_gradients_of_every_objective_are_the_references() {
                 found,
                 "{name}"
             );
-            // back through the same sums, and then over all rows
+            // the same sums backward, and then sums over all rows
             let backward = limit(2 * terms(&case.arch, TOKENS) + SEQUENCES * TOKENS);
             let parameters: Vec<Parameter> = tuner.gradients().map(|(parameter, _)| parameter).collect();
             assert_eq!(parameters.len(), gradients.len());
@@ -214,9 +214,8 @@ fn training_follows_the_reference() {
             let expected = exact
                 .accumulate(&case.sequences(), targets, scale, &mut |_, _, _| ())
                 .unwrap();
-            // Adam divides by the root of the second moment, so a parameter whose gradients are at the level
-            // of rounding goes its own way, by at most lr a step; what it does to the loss is of second
-            // order.
+            // Adam divides by the root of the second moment. So a parameter whose gradients are at the level
+            // of rounding deviates by up to lr a step, but its effect on the loss is of second order.
             let limit = limit(terms(&case.arch, TOKENS) * 2 * steps);
             assert_close(&case.name, ours, &expected, limit);
             let total: f64 = expected.iter().sum();
@@ -306,7 +305,7 @@ fn a_state_goes_on_exactly() {
     };
     let mut other = ours(&case, norms, Activations::Keep);
     assert!(matches!(other.restore(&state), Err(AqlmError::Shape { .. })));
-    // norms are of one length, so only their names tell them apart
+    // all norms have the same length, so only their names distinguish them
     let mut swapped = other.state();
     swapped.parameters.swap(0, 1);
     assert!(matches!(other.restore(&swapped), Err(AqlmError::Shape { .. })));
@@ -439,7 +438,7 @@ fn activations_are_kept_up_to_a_gigabyte() {
         Activations::fitting(&with_layers(65), 4096),
         Activations::Recompute
     );
-    // shorter sequences go through the model together, as many as make 4096 rows
+    // shorter sequences go through the model together, as many as fit into 4096 rows
     assert_eq!(
         Activations::fitting(&with_layers(65), 1024),
         Activations::Recompute
@@ -458,7 +457,7 @@ fn objectives_agree_with_the_reference_and_with_each_other() {
         let (losses, slope) = reference::kl_divergence(wide(&logits).view(), wide(&teacher).view()).unwrap();
         let mut gradient = logits.clone();
         let ours = kl_divergence(&mut gradient, teacher.view(), 1.0).unwrap();
-        // a vocabulary of one leaves nothing to compare
+        // with a vocabulary of one the divergence is zero
         if vocab > 1 {
             assert_close("divergence", [ours], &[losses.sum()], limit(vocab));
             assert_close("its gradient", widened(&gradient), &slope, limit(vocab));
@@ -474,7 +473,7 @@ fn objectives_agree_with_the_reference_and_with_each_other() {
             assert_close("its gradient", widened(&gradient), &slope, limit(vocab));
         }
 
-        // A teacher that is certain makes the divergence the cross-entropy.
+        // If the teacher is certain, the divergence is the cross-entropy.
         let certain = TopTokens {
             tokens: Array2::from_shape_fn((rows, 1), |(t, _)| targets[t]),
             log_probabilities: Array2::zeros((rows, 1)),
@@ -491,7 +490,7 @@ fn objectives_agree_with_the_reference_and_with_each_other() {
             assert_close("both gradients", widened(&same), &gradient, limit(vocab));
         }
 
-        // Half of the tokens listed, the other half one outcome.
+        // Half of the tokens are listed, the other half are one outcome.
         let listed = vocab.div_ceil(2);
         let p = 1.0 / (listed + 1) as f32;
         let top = TopTokens {
@@ -506,21 +505,21 @@ fn objectives_agree_with_the_reference_and_with_each_other() {
         if vocab > 1 {
             assert_close("its gradient", widened(&gradient), &(0.25 * slope), limit(vocab));
         } else {
-            // nothing is left for the rest, and the one token has all of q
+            // no token is left for the rest, and the only token has all of q
             assert_eq!((gradient[[0, 0]], slope[[0, 0]]), (0.0, 0.0));
         }
     }
 }
 
-/// Plain rotation.
+/// Rotation without scaling.
 const ROTARY: Rope = Rope {
     theta: 1000.0,
     scaling: RopeScaling::None,
 };
 
-/// A model on which every number is exact in f32 in any order: blocks that add nothing because one factor of
-/// each branch is zero, two tokens a sequence so that attention averages over one or two, and logits that are
-/// all equal.
+/// A model on which every number is exact in f32 in any order. Its blocks add nothing, because one factor of
+/// each branch is zero. Each sequence has two tokens, so attention averages over one or two. All logits are
+/// equal.
 fn exact_model() -> (ArchSpec, ModelWeights, Vec<Vec<u32>>) {
     let mut rng = random(90);
     let spec = BlockSpec::llama(LlamaBlock {
@@ -547,8 +546,9 @@ fn exact_model() -> (ArchSpec, ModelWeights, Vec<Vec<u32>>) {
         });
         QuantizedMatrix::new(scheme, codes, codebooks, scales).unwrap()
     };
-    // No queries and keys, so attention is uniform; then V or O, and the gate. A layer is zero by its scales
-    // in the first block, which then have gradients, and by its codebooks in the second, where those have.
+    // Queries and keys are zero, so attention is uniform. V or O, and the gate, are zero too. In the first
+    // block the zeros are scales, which then have gradients; in the second they are codebooks, which then
+    // have gradients.
     let mut block = |zeros: &[LayerId], by_scales: bool| BlockWeights {
         input_layernorm: Array1::ones(32),
         post_attention_layernorm: Array1::ones(32),
@@ -565,8 +565,8 @@ fn exact_model() -> (ArchSpec, ModelWeights, Vec<Vec<u32>>) {
     };
     let zeros = |branch| [QUERY, KEY, GATE, branch];
     let blocks = vec![block(&zeros(VALUE), true), block(&zeros(OUTPUT), false)];
-    // Hidden states live in the first eight places, with mean square one; the head tells tokens apart in the
-    // others.
+    // Hidden states use the first eight elements, with mean square one. The head distinguishes tokens by the
+    // other elements.
     let embedding = Array2::from_shape_fn((64, 32), |(token, i)| match i {
         0..8 if (token >> (i % 6)) % 2 == 0 => 2.0,
         0..8 => -2.0,

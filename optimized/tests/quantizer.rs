@@ -1,5 +1,5 @@
-//! The f32 quantizer against the reference in f64. Searches are compared by the loss that they reach, as the
-//! reference evaluates it: ties break either way.
+//! The f32 quantizer against the reference in f64. Searches are compared by the reference's value of the loss
+//! that they reach, because either may break ties differently.
 
 mod support;
 
@@ -14,7 +14,7 @@ use aqlm_vocabulary::{
 use ndarray::{Array2, s};
 use support::{assert_close, limit, normal, quantized, random, widened, with_outliers};
 
-/// By how much the loss that a search reaches may be above the reference's.
+/// How far the loss of a search may be above the reference's.
 const SEARCH: f64 = aqlm_check::limits::SAME_LOSS;
 
 const KEY: StreamKey = StreamKey {
@@ -23,8 +23,7 @@ const KEY: StreamKey = StreamKey {
     layer: None,
 };
 
-/// A layer whose inputs are correlated and of very different sizes, and a quantized matrix that is no good
-/// fit.
+/// A layer whose inputs are correlated and of very different sizes, and a quantized matrix that fits badly.
 struct Problem {
     weight: Array2<f32>,
     hessian: Array2<f64>,
@@ -126,7 +125,7 @@ fn decoding_is_the_references() {
     ] {
         let matrix = quantized(&mut random(2), scheme, out, inputs);
         let ours = decode(&matrix);
-        // M codewords, rounded when they are read, and a scale
+        // the sum of M codewords, which are rounded when read, and the product with a scale
         let limit = limit(matrix.scheme().num_codebooks + 2);
         assert_close(scheme, widened(&ours), &reference::decode(&matrix), limit);
     }
@@ -177,8 +176,8 @@ fn kmeans_reaches_the_references_inertia() {
 
 #[test]
 fn kmeans_ends_when_centroids_stand_still() {
-    // Centroids that move by less than the absolute tolerance of 1e-8 count as standing still, at every tenth
-    // iteration.
+    // Centroids that move by less than the absolute tolerance of 1e-8 count as converged, tested at every
+    // tenth iteration.
     let points = with_outliers(&mut random(5), (3000, 4));
     let flat = |size: f32| -> Vec<f32> { points.iter().map(|x| size * x).collect() };
     let run = |size, iterations| {
@@ -204,7 +203,7 @@ fn initialisations_reach_the_references_loss() {
         assert!(p.loss(&ours) <= p.loss(&exact) * (1.0 + SEARCH), "{scheme}");
         let scales: Vec<f64> = ours.scales().to_vec();
         assert_close("scales", scales, exact.scales(), limit(1));
-        // and where inputs are independent, the first of each group dead
+        // and with independent inputs, the first of each group dead
         let group = p.matrix.scheme().in_group_size;
         let mut independent = Array2::from_diag(&p.hessian.diag());
         for i in (0..inputs).step_by(group) {
@@ -280,11 +279,12 @@ fn beam_search_reaches_the_references_loss_and_never_raises_it() {
 
 #[test]
 fn beam_search_is_exact_where_arithmetic_is() {
-    // Dyadic weights, codebooks and Hessian: every score is exact in f32, so both make the same choices.
+    // Dyadic weights, codebooks and Hessian: every score is exact in f32, so both searches make the same
+    // choices.
     let grid = |rng: &mut _, rows, cols| -> Array2<f32> {
         normal(rng, (rows, cols)).mapv(|x: f32| (x * 2.0).round().clamp(-4.0, 4.0) / 4.0)
     };
-    // the second has more output groups than one task takes
+    // the second has more output groups than one task
     for (scheme, out) in [("2x3g4", 9), ("2x3g4o2", 150)] {
         let mut rng = random(8);
         let weight = grid(&mut rng, out, 16);
@@ -296,7 +296,7 @@ fn beam_search_is_exact_where_arithmetic_is() {
         let x = grid(&mut rng, 32, 16).mapv(f64::from);
         let hessian = x.t().dot(&x) / 32.0;
         let order = sweep_order(&mut KEY.stream(Purpose::Sweep), 4, 2);
-        // a sweep that leaves every second group as it is
+        // a sweep that leaves every second group unchanged
         let part: Vec<_> = order.iter().copied().filter(|(j, _)| j % 2 == 1).collect();
         let exact_weight = weight.mapv(f64::from);
         for (order, beam) in [(&order, 1), (&part, 1), (&order, 4)] {
@@ -309,7 +309,7 @@ fn beam_search_is_exact_where_arithmetic_is() {
             if beam == 1 {
                 assert_eq!(ours, exact);
             }
-            // with several hypotheses of equal loss, which of them go on is open
+            // among several hypotheses of equal loss, either may survive
             assert!(loss(ours) <= loss(exact) * (1.0 + SEARCH));
         }
         for beyond in [(4, 0), (0, 2)] {
@@ -361,7 +361,7 @@ fn adam_follows_the_reference() {
         let (ours, losses) = adam(&p.weight, &p.hessian, &p.matrix, &settings, 20).unwrap();
         let (exact, exact_losses) =
             reference::adam(&p.weight.mapv(f64::from), &p.hessian, &p.matrix, &settings, 20).unwrap();
-        // sums over inputs, outputs of a codeword, and the steps behind each other
+        // sums over inputs and outputs of a codeword, chained over the steps
         let limit = limit(20 * (32 + 32));
         assert_close("losses", losses, &exact_losses, limit);
         assert_close(

@@ -1,6 +1,6 @@
-//! A bench of one operation on the check's own cases (docs/checking.md): every SIMD level of the CPU backend
-//! is checked against the reference first, then both are timed, beside dense products in f32 of the same
-//! shapes through the library.
+//! Benches one operation on the check's own cases (docs/checking.md). Every SIMD level of the CPU backend is
+//! first checked against the reference. Then both are timed, beside dense f32 products of the same shapes by
+//! faer.
 
 use aqlm_benches::print_roofline;
 use aqlm_check::cases::Case;
@@ -14,7 +14,7 @@ use ndarray::Array2;
 use std::hint::black_box;
 use std::time::Duration;
 
-/// Refuses cases that do not pass, then times them.
+/// Times cases, and exits if one fails its check.
 pub(crate) fn bench(criterion: &mut Criterion, ids: &[&str]) {
     for id in ids {
         if let Err(error) = bench_case(criterion, id) {

@@ -1,5 +1,5 @@
-//! Times matvec once for every plan that is asked for and prints one JSON line a plan: what benches/peers
-//! compares with other libraries.
+//! Times matvec for every requested plan and prints one JSON line a plan, which benches/peers compares with
+//! other libraries.
 //!
 //! `matvec_times SCHEME OUTxIN [SECONDS [LEVEL]]`
 
@@ -63,7 +63,7 @@ fn run(arguments: &[String]) -> Result<(), String> {
             let weight = dense.get_or_insert_with(|| packed.decode());
             check(&packed, weight, &case.x, &mut y)?;
             let times = time(budget, || {
-                // Lengths are right: `check` has just used the same ones.
+                // The lengths are right, because `check` has just used them.
                 let _ = packed.matvec(&case.x, &mut y);
                 std::hint::black_box(&mut y);
             });
@@ -98,8 +98,8 @@ fn run(arguments: &[String]) -> Result<(), String> {
     Ok(())
 }
 
-/// Nothing is timed that was not checked: y against the decoded weight times x in f64, within the roundings
-/// of a sum of that length in f32 and what fixed-point tables add.
+/// Every result is checked before it is timed: y against the decoded weight times x in f64. The limit is the
+/// rounding of a sum of that length in f32, plus the error of fixed-point tables.
 fn check(
     packed: &PackedMatrix,
     weight: &ndarray::Array2<f32>,
@@ -120,7 +120,7 @@ fn check(
         }
         let roundings = (x.len() + scheme.num_codebooks + 5) as f64;
         let tables = tables * f64::from(largest_scale);
-        // Codewords may cancel in the weight; their own magnitudes are at most a few times larger.
+        // Codewords may cancel in the weight, but their own magnitudes are at most a few times larger.
         let limit = tables + roundings * f64::from(f32::EPSILON) * (size + tables);
         let error = (f64::from(*found) - expected).abs();
         if error.is_nan() || error > limit {

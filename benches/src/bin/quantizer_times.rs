@@ -1,5 +1,5 @@
-//! Quantizes one layer with the CPU backend and, unless told otherwise, with the reference from the same
-//! seed, and prints how long the stages took and which loss was reached.
+//! Quantizes one layer with the CPU backend and, unless disabled, with the reference from the same seed.
+//! Prints the time of each stage and the loss reached.
 //!
 //! `cargo run --release -p aqlm-benches --bin quantizer_times -- [SCHEME] [OUT] [IN] [BEAM] [cpu-only]`
 
@@ -56,7 +56,7 @@ fn main() -> Result<()> {
         rayon::current_num_threads()
     );
 
-    // Once for the caches, the clock and the pages.
+    // Warm-up for caches, clock and pages.
     let warm = LayerSettings {
         max_rounds: 1,
         kmeans_iterations: 2,
@@ -101,8 +101,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// A weight of normal numbers, one in a thousand ten times as large, and the Hessian of inputs that are
-/// correlated and whose sizes span a factor of a hundred.
+/// A weight of normal numbers, one in a thousand ten times as large, and the Hessian of correlated inputs
+/// whose sizes span a factor of a hundred.
 fn layer(out: usize, inputs: usize) -> (Array2<f32>, Array2<f64>) {
     let mut rng = stream(0, 0, None, Purpose::TestData);
     // the sum of four uniform numbers is normal enough here

@@ -19,10 +19,10 @@ impl Moments {
         }
     }
 
-    /// The state after `steps` steps without amsgrad that left these moments.
+    /// The state after `steps` steps without amsgrad that ended with these moments.
     pub(crate) fn resumed(steps: u32, first: &[f64], second: &[f64]) -> Self {
         Self {
-            // past this many steps a decay's power is 0, and more of them change nothing
+            // past this many steps a decay's power is 0, and more steps change nothing
             steps: i32::try_from(steps).unwrap_or(i32::MAX),
             moments: first
                 .iter()
@@ -40,7 +40,7 @@ impl Moments {
             .unzip()
     }
 
-    /// One step: moves the parameters against their gradient, both in the same order in every call.
+    /// One step: moves the parameters against their gradient. Every call must give both in the same order.
     pub(crate) fn step<'a>(
         &mut self,
         adam: &AdamSettings,
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn epsilon_is_added_to_the_root_of_the_second_moment() {
-        // The first step: both moments, corrected, are the gradient and its square.
+        // After the first step the corrected moments are the gradient and its square.
         for (gradient, eps) in [(0.5, 0.25), (-1e-8, 1e-8), (0.0, 1e-8)] {
             for amsgrad in [false, true] {
                 let adam = AdamSettings {

@@ -1,4 +1,4 @@
-//! Buffers that start on a cache line, so that a vector of 32 or 64 bytes never lies on two lines.
+//! Buffers that start on a cache line, so that no vector of 32 or 64 bytes straddles two lines.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -36,7 +36,7 @@ impl<T: Pod> Aligned<T> {
         }
     }
 
-    /// The first `len` elements with whatever they hold. The buffer grows if it is shorter.
+    /// The first `len` elements, with unspecified contents. Grows the buffer if it is shorter.
     pub(crate) fn resized(&mut self, len: usize) -> &mut [T] {
         if self.lines.len() * size_of::<Line>() < len * size_of::<T>() {
             *self = Self::zeroed(len);

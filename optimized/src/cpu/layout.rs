@@ -1,4 +1,4 @@
-//! A quantized matrix laid out in memory for the kernels of one plan. Files are laid out otherwise
+//! A quantized matrix laid out in memory for the kernels of one plan. The file layout is different
 //! (docs/formats.md).
 
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
@@ -6,21 +6,21 @@ use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 use super::aligned::Aligned;
 use super::plan::{CodebookPrecision, Form, Plan};
 
-/// Lanes that a codeword is padded to: every vector type's width divides it or is a multiple of it.
+/// Codewords are padded to a multiple of this. Every vector type's width divides it or is a multiple of it.
 const CODEWORD_LANES: usize = 8;
 
-/// Output groups whose codes lie together in the tiled layout: as many bytes as one AVX-512 register has.
+/// Output groups whose codes are adjacent in the tiled layout: one AVX-512 register of bytes.
 pub(crate) const TILE: usize = 64;
 
-/// Look-ups whose tables share a scale and stay in the first-level cache together: 16 tables of 256 f32 are
-/// 16 KiB, and 16 times 255 is far from overflowing a 16-bit sum.
+/// Look-ups whose tables share a scale and stay in the L1 cache together. 16 tables of 256 f32 are 16 KiB,
+/// and 16 times 255 is far from overflowing a 16-bit sum.
 const LOOKUPS_PER_BLOCK: usize = 16;
 
-/// From this size on, codebooks no longer share the first-level cache (32 to 48 KiB) with x and codes.
+/// From this size on, codebooks no longer fit the L1 cache (32 to 48 KiB) together with x and codes.
 const LARGE_CODEBOOKS: usize = 32 << 10;
 
-/// A [`QuantizedMatrix`] ready to compute with: codes re-laid out once, codebooks padded and in f32 or f16,
-/// scales in f32. It keeps the [`Plan`] it was made for.
+/// A [`QuantizedMatrix`] ready for computation: codes in their new order, codebooks padded and in f32 or f16,
+/// scales in f32. It keeps the [`Plan`] that it was made for.
 #[derive(Debug, Clone)]
 pub struct PackedMatrix {
     pub(crate) scheme: Scheme,
@@ -47,10 +47,10 @@ pub(crate) enum Codes {
     Tiles(TiledCodes),
 }
 
-/// Codes as look-up kernels read them: first blocks of input groups, then tiles of 64 output groups, then the
-/// (input group, codebook) pairs of the block, then 64 bytes. Byte 4 i + c of the 64 belongs to output group
-/// 16 c + i of the tile, so that the four bytes of 32-bit lane i are spread over four vectors by shifts
-/// alone. Rows past the last have code 0.
+/// Codes in the order in which look-up kernels read them: first blocks of input groups, then tiles of 64
+/// output groups, then the (input group, codebook) pairs of the block, then 64 bytes. Byte 4 i + c of the 64
+/// belongs to output group 16 c + i of the tile. Shifts alone then spread the four bytes of 32-bit lane i
+/// over four vectors. Rows past the last have code 0.
 #[derive(Debug, Clone)]
 pub(crate) struct TiledCodes {
     pub(crate) bytes: Aligned<u8>,
@@ -100,8 +100,8 @@ impl PackedMatrix {
     /// Lays a matrix out for `plan`.
     ///
     /// # Errors
-    /// `Unsupported` when the machine lacks the plan's SIMD level or tables are asked of codes over 8 bits;
-    /// `NotFinite` for a scale or codebook entry beyond the range of its storage.
+    /// `Unsupported` when the machine lacks the plan's SIMD level, or the plan wants tables for codes over 8
+    /// bits; `NotFinite` for a scale or codebook entry beyond the range of its storage.
     pub fn new(matrix: &QuantizedMatrix, plan: &Plan) -> Result<Self> {
         plan.level.require()?;
         let scheme = matrix.scheme();
@@ -147,7 +147,7 @@ impl PackedMatrix {
         })
     }
 
-    /// Lays a matrix out for the measured choice, [`Plan::choose`].
+    /// Lays a matrix out for the plan that [`Plan::choose`] prefers by measurements.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -161,7 +161,7 @@ impl PackedMatrix {
         self.scheme
     }
 
-    /// What it was laid out for.
+    /// The plan of this layout.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
@@ -176,14 +176,14 @@ impl PackedMatrix {
         self.in_groups * self.scheme.in_group_size
     }
 
-    /// The largest |scale|: what turns [`Self::table_error_bound`] into a bound on every output.
+    /// The largest |scale|, which turns [`Self::table_error_bound`] into a bound on every output.
     pub fn largest_scale(&self) -> f32 {
         self.scales
             .iter()
             .fold(0.0, |largest, scale| largest.max(scale.abs()))
     }
 
-    /// Bytes that a product with one x reads: codes, codebooks and scales as they lie in memory.
+    /// Bytes that a product with one x reads: codes, codebooks and scales in their layout in memory.
     pub fn bytes(&self) -> usize {
         let codes = match &self.codes {
             Codes::Rows8(codes) => codes.as_slice().len(),

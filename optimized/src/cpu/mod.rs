@@ -1,7 +1,7 @@
-//! The CPU backend: f32 arithmetic on f16 or f32 storage, rayon over rows, SIMD chosen when the program runs.
+//! The CPU backend: f32 arithmetic on f16 or f32 storage, rayon over rows, SIMD chosen at run time.
 //!
-//! A [`PackedMatrix`] is a quantized matrix laid out for one [`Plan`]; it decodes itself and multiplies. Sums
-//! have an order that depends on the shape, the plan and nothing else: not on threads, nor on the machine.
+//! A [`PackedMatrix`] is a quantized matrix laid out for one [`Plan`]; it decodes and multiplies. The order
+//! of sums depends only on shape and plan, not on threads or machine.
 
 #![allow(
     clippy::inline_always,

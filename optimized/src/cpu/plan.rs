@@ -1,4 +1,4 @@
-//! How a quantized matrix is to be computed with: instructions, form and storage.
+//! How to compute with a quantized matrix: instructions, form and storage.
 
 use aqlm_vocabulary::Scheme;
 
@@ -7,19 +7,19 @@ use super::simd::SimdLevel;
 /// How x times a quantized weight is evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Form {
-    /// Codewords are loaded, added up and multiplied with x: M loads of a codeword per group.
+    /// Codewords are loaded, added and multiplied with x: M loads of a codeword per group.
     Direct,
-    /// x is multiplied with whole codebooks once per input group, then every code is a look-up: the paper's
-    /// CPU kernel (section 4.4, "lookup tables"). B up to 8.
+    /// Once per input group, x is multiplied with whole codebooks; then every code is a look-up. This is the
+    /// paper's CPU kernel (section 4.4, "lookup tables"). B up to 8.
     Table(TablePrecision),
 }
 
 /// Entries of look-up tables.
 ///
 /// The fixed-point ones share one scale (a power of two) among the tables of a few neighbouring input groups
-/// and are added up as integers, so their only error is the rounding of an entry, at most half a step:
-/// 2^-(bits-1) of the largest entry of those tables, or twice that when the power of two falls badly.
-/// [`super::PackedMatrix::table_error_bound`] says what it comes to for a given x.
+/// and are added as integers. So their only error is the rounding of an entry, at most half a step:
+/// 2^-(bits-1) of the largest entry of those tables, or twice that for an unlucky power of two.
+/// [`super::PackedMatrix::table_error_bound`] gives the bound for a given x.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TablePrecision {
     /// f32
@@ -47,15 +47,15 @@ impl TablePrecision {
 /// Storage of codewords in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CodebookPrecision {
-    /// f16 when that halves a working set that falls out of the cache otherwise and loses nothing, else f32
+    /// f16 if that is lossless and halves a working set that would not fit the cache, else f32
     Auto,
     /// 4 bytes a value
     F32,
-    /// 2 bytes a value, widened on the fly; rounds values that are not f16 already
+    /// 2 bytes a value, widened on the fly; rounds values that f16 cannot represent
     F16,
 }
 
-/// Everything that decides how a [`super::PackedMatrix`] is laid out and computed with.
+/// All choices that determine the layout and the computation of a [`super::PackedMatrix`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Plan {
     /// instructions
@@ -64,22 +64,21 @@ pub struct Plan {
     pub form: Form,
     /// storage of codewords
     pub codebooks: CodebookPrecision,
-    /// largest batch that takes one product per row of x; for larger ones, weights are decoded once for the
-    /// whole batch
+    /// largest batch computed as one product per row of x; larger batches decode the weights once
     pub largest_matvec_batch: usize,
 }
 
 impl Plan {
-    /// The measured choice for a scheme and a weight of [out_features, in_features] with the current SIMD
-    /// level. The measurements are in docs/cpu.md.
+    /// The choice by measurements for a scheme and a weight of [out_features, in_features] at the current
+    /// SIMD level. The measurements are in docs/cpu.md.
     pub fn choose(scheme: Scheme, out_features: usize, in_features: usize) -> Self {
         Self::choose_at(SimdLevel::current(), scheme, out_features, in_features)
     }
 
-    /// The same at a given level.
+    /// [`Plan::choose`] at a given level.
     pub fn choose_at(level: SimdLevel, scheme: Scheme, out_features: usize, _in_features: usize) -> Self {
         let out_groups = out_features / scheme.out_group_size;
-        // A table costs 2^B products of G numbers and saves one such product in each row, so it needs rows to
+        // A table costs 2^B products of G numbers and saves one such product in each row, so only enough rows
         // pay for it.
         let rows_per_entry = out_groups / scheme.codebook_size();
         let form = TABLES_PAY
@@ -95,10 +94,10 @@ impl Plan {
     }
 }
 
-/// Where look-up tables beat the direct form: level, output groups per codeword from which building them
-/// pays, and the entries to use. All other levels use the direct form: there a look-up is one load per code,
-/// and the direct form needs no more loads than that. Measured on loaded cores (docs/cpu.md). A [`Plan`] made
-/// by hand overrides it.
+/// Where look-up tables beat the direct form: level, the output groups per codeword from which building
+/// tables pays, and the entries to use. All other levels use the direct form: a look-up there is one load per
+/// code, and the direct form needs no more loads. Measured on loaded cores (docs/cpu.md). A [`Plan`] made by
+/// hand overrides this.
 const TABLES_PAY: [(SimdLevel, usize, TablePrecision); 2] = [
     (SimdLevel::Avx512, 5, TablePrecision::I24),
     (SimdLevel::Portable, 2, TablePrecision::F32),

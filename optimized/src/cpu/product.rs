@@ -1,24 +1,24 @@
-//! Dense f32 products: faer's GEMM behind ndarray views, with the same bytes for any number of threads.
+//! Dense f32 products: faer's GEMM behind ndarray views. The bytes are the same for any number of threads.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
-/// Pieces of the output's longer side that are computed independently. Boundaries depend on the shape only,
-/// so that neither the number of threads nor their timing can change a sum; enough pieces for the threads
-/// that a desktop has, few enough that packing the shared operand once per piece stays small.
+/// Pieces of the output's longer side that are computed independently. Their boundaries depend only on the
+/// shape, so neither the number of threads nor their timing can change a sum. There are enough pieces for the
+/// threads of a desktop, and few enough that packing the shared operand once per piece stays cheap.
 const PIECES: usize = 16;
 
-/// The shortest piece worth a task of its own: a few register tiles of faer's kernel.
+/// Minimum length of a piece that is worth its own task: a few register tiles of faer's kernel.
 const SHORTEST_PIECE: usize = 64;
 
-/// `c = alpha a b`, or `c += alpha a b` with [`Accum::Add`], for views of any strides: a is [m, k], b is [k,
-/// n], c is [m, n]. [`Par::Seq`] stays on this thread; `Par::rayon(_)` uses the current rayon pool. Both give
-/// the same bytes.
+/// `c = alpha a b`, or `c += alpha a b` with [`Accum::Add`], for views with any strides: a is [m, k], b is
+/// [k, n], c is [m, n]. [`Par::Seq`] stays on this thread; `Par::rayon(_)` uses the current rayon pool. Both
+/// give the same bytes.
 ///
 /// # Panics
-/// When the shapes do not fit together: a mistake of the caller, never of its data.
+/// When the shapes do not fit together, which is a bug of the caller and never caused by data.
 pub fn product_into(
     mut c: ArrayViewMut2<'_, f32>,
     accumulate: Accum,
@@ -33,11 +33,11 @@ pub fn product_into(
         (a.nrows(), b.nrows(), b.ncols()),
         "operands of a product"
     );
-    // SAFETY: `c` is initialised, whatever `accumulate` says.
+    // SAFETY: `c` is initialised, so either value of `accumulate` is valid.
     unsafe { in_pieces(c.view_mut(), accumulate, a, b, alpha, par) };
 }
 
-/// The work of [`product_into`].
+/// The body of [`product_into`].
 ///
 /// # Safety
 /// T is f32, or `MaybeUninit<f32>` if `accumulate` is [`Accum::Replace`]; shapes fit together.
@@ -77,8 +77,8 @@ unsafe fn in_pieces<T: Send + Sync>(
     }
 }
 
-/// [`product_into`] in one piece on this thread, for operands that are one task's own already. Its bytes may
-/// differ from those of [`product_into`], but depend on the shapes alone.
+/// [`product_into`] in one piece on this thread, for operands that belong to one task. Its bytes may differ
+/// from those of [`product_into`], but depend on the shapes alone.
 ///
 /// # Panics
 /// When the shapes do not fit together.
@@ -106,8 +106,8 @@ pub(crate) fn product_on_this_thread(
 pub fn product(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, par: Par) -> Array2<f32> {
     assert_eq!(a.ncols(), b.nrows(), "operands of a product");
     let mut c = Array2::uninit((a.nrows(), b.ncols()));
-    // SAFETY: shapes fit; the product writes every element, zeros where there is nothing to add up, and reads
-    // none. So all of `c` is initialised afterwards.
+    // SAFETY: shapes fit. The product reads no element of `c` and writes every one, with zeros where there
+    // are no terms. So all of `c` is initialised afterwards.
     unsafe {
         in_pieces(c.view_mut(), Accum::Replace, a, b, 1.0, par);
         c.assume_init()
@@ -122,8 +122,7 @@ pub fn linear(x: ArrayView2<'_, f32>, weight: ArrayView2<'_, f32>, par: Par) -> 
     product(x, weight.reversed_axes(), par)
 }
 
-/// What a linear layer passes back to its input: `dx = dy W`, dy [samples, out], W [out, in] -> [samples,
-/// in].
+/// The gradient of a linear layer's input: `dx = dy W`, dy [samples, out], W [out, in] -> [samples, in].
 ///
 /// # Panics
 /// When the shapes do not fit together.
@@ -149,9 +148,9 @@ pub fn add_linear_weight_gradient(
     product_into(gradient, Accum::Add, output_gradient.reversed_axes(), x, 1.0, par);
 }
 
-/// Leaves the vector registers as code without AVX expects them. faer's kernels return with the upper halves
-/// in use, and until something clears them every mixture of SSE and AVX code on that thread is slow (`exp` by
-/// a factor of 14).
+/// Restores the vector registers to the state that code without AVX expects. faer's kernels return with the
+/// upper halves in use. Until they are cleared, every mixture of SSE and AVX code on that thread is slow
+/// (`exp` by a factor of 14).
 pub(crate) fn clear_upper_registers() {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx") {
@@ -162,7 +161,7 @@ pub(crate) fn clear_upper_registers() {
 
 fn view<'a>(a: &'a ArrayView2<'_, f32>) -> MatRef<'a, f32> {
     let [row, column] = [a.strides()[0], a.strides()[1]];
-    // SAFETY: pointer, shape and strides (in elements) are those of a live view that outlives the result.
+    // SAFETY: pointer, shape and strides (in elements) come from a live view that outlives the result.
     unsafe { MatRef::from_raw_parts(a.as_ptr(), a.nrows(), a.ncols(), row, column) }
 }
 
@@ -170,8 +169,8 @@ fn view<'a>(a: &'a ArrayView2<'_, f32>) -> MatRef<'a, f32> {
 fn view_mut<'a, T>(a: &'a mut ArrayViewMut2<'_, T>) -> MatMut<'a, f32> {
     let (rows, columns) = a.dim();
     let [row, column] = [a.strides()[0], a.strides()[1]];
-    // SAFETY: as in `view`, and the exclusive borrow of a mutable view makes it the only one.
-    // `MaybeUninit<f32>` has the layout of f32, and faer sees the elements through the pointer alone.
+    // SAFETY: as in `view`, and the exclusive borrow of a mutable view rules out aliases. `MaybeUninit<f32>`
+    // has the layout of f32, and faer accesses the elements only through the pointer.
     unsafe { MatMut::from_raw_parts_mut(a.as_mut_ptr().cast::<f32>(), rows, columns, row, column) }
 }
 
@@ -216,7 +215,7 @@ mod tests {
 
     #[test]
     fn the_number_of_threads_changes_nothing() {
-        // Irrational-looking entries, so that another order of summation would show.
+        // Irrational-looking entries reveal a different order of summation.
         let x = Array::from_shape_fn((301, 513), |(i, j)| ((i * 513 + j) as f32 * 0.7).sin());
         let w = Array::from_shape_fn((1030, 513), |(i, j)| ((i * 513 + j) as f32 * 0.3).cos());
         let alone = linear(x.view(), w.view(), Par::Seq);
@@ -244,7 +243,7 @@ mod tests {
             linear(x.slice(s![..0, ..]), dyadic(4, 20, 0).view(), Par::Seq).dim(),
             (0, 4)
         );
-        // Nothing to add up: memory that nobody has written must not show.
+        // Without terms to add, uninitialised memory must not show.
         for par in [Par::Seq, Par::rayon(0)] {
             assert_eq!(
                 product(Array2::zeros((70, 0)).view(), Array2::zeros((0, 30)).view(), par),

@@ -1,7 +1,7 @@
 //! Arrays as slices.
 //!
-//! Every array that this backend makes is in standard (row-major) layout, so it has a slice. An array that a
-//! caller made may lie otherwise; it is laid out anew first, by `as_standard_layout` or by [`relaid`].
+//! Every array that this backend makes is in standard (row-major) layout, so it has a slice. A caller's array
+//! may have another layout; `as_standard_layout` or [`relaid`] copies it first.
 
 use ndarray::{Array, ArrayBase, Data, DataMut, Dimension};
 
@@ -16,7 +16,7 @@ pub(crate) fn elements<S: Data, D: Dimension>(array: &ArrayBase<S, D>) -> &[S::E
         .expect("standard layout: made so by this backend")
 }
 
-/// [`elements`], to change.
+/// [`elements`], mutable.
 ///
 /// # Panics
 /// As [`elements`].
@@ -27,7 +27,7 @@ pub(crate) fn elements_mut<S: DataMut, D: Dimension>(array: &mut ArrayBase<S, D>
         .expect("standard layout: made so by this backend")
 }
 
-/// The elements of a caller's array, which is laid out anew if it has to be.
+/// The elements of a caller's array, copied to standard layout if necessary.
 pub(crate) fn relaid<T: Clone, D: Dimension>(array: &mut Array<T, D>) -> &mut [T] {
     if !array.is_standard_layout() {
         *array = array.as_standard_layout().into_owned();

@@ -1,14 +1,13 @@
-//! Loops that the compiler vectorises, compiled once for each instruction set and chosen when the program
-//! runs.
+//! Loops that the compiler vectorises, compiled once for each instruction set and chosen at run time.
 //!
-//! Sums keep [`LANES`] partial sums whatever the width of a register, and are closed in one order: results
-//! differ between instruction sets only by whether a multiplication and an addition round once or twice.
+//! Sums keep [`LANES`] partial sums for every register width and combine them in one order. So results differ
+//! between instruction sets only by whether a multiplication and an addition round once or twice.
 
-/// Partial sums of every reduction.
+/// Number of partial sums of every reduction.
 pub(crate) const LANES: usize = 16;
 
-/// Defines a function that calls `$body::<FUSED>` as compiled for the best instruction set at hand. `$body`
-/// is to be `#[inline(always)]` and generic over whether fused multiply-adds are cheap.
+/// Defines a function that calls `$body::<FUSED>`, compiled for the best available instruction set. `$body`
+/// must be `#[inline(always)]` and generic over whether fused multiply-adds are cheap.
 macro_rules! vectorized {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
         $(#[$meta])*
@@ -24,7 +23,7 @@ macro_rules! vectorized {
                     $body::<true>($($arg),*)
                 }
                 match $crate::cpu::SimdLevel::current() {
-                    // SAFETY: the level is one that this processor has, and has more features than these.
+                    // SAFETY: the processor has this level, which includes these features.
                     $crate::cpu::SimdLevel::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::cpu::SimdLevel::Avx2 => return unsafe { avx2($($arg),*) },
@@ -59,11 +58,10 @@ pub(crate) fn close(lanes: [f32; LANES]) -> f32 {
 
 /// e^x to about two units in the last place; 0 below -87.3 (where f32's normal numbers end), e^88 above 88.
 ///
-/// x = n ln 2 + r, and e^r on [-ln 2 / 2, ln 2 / 2] by its Taylor series to r^7, whose remainder is below
-/// 2^-27.
+/// x = n ln 2 + r. e^r on [-ln 2 / 2, ln 2 / 2] is its Taylor series to r^7, whose remainder is below 2^-27.
 #[inline(always)]
 pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
-    // ln 2 in two parts, the first with zeros at its end, so that n times it is exact
+    // ln 2 in two parts. The first ends with zeros, so that n times it is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     // adding and subtracting 1.5 x 2^23 rounds to an integer
@@ -78,7 +76,7 @@ pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
     for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = multiply_add::<FUSED>(p, r, coefficient);
     }
-    // the last bits of the sum hold n, which becomes an exponent
+    // the low bits of the sum hold n, which becomes an exponent
     let power = f32::from_bits(rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23);
     if x < LOWEST { 0.0 } else { p * power }
 }
@@ -126,7 +124,7 @@ vectorized! {
 
 #[inline(always)]
 fn squared_distance_body<const FUSED: bool>(a: &[f32], b: &[f32]) -> f64 {
-    // Differences are exact enough in f32; squares of a hundred thousand of them are added up in f64.
+    // Differences are exact enough in f32. Their squares, up to a hundred thousand, are summed in f64.
     let mut lanes = [0.0f64; LANES];
     let (whole_a, rest_a) = a.as_chunks::<LANES>();
     let (whole_b, rest_b) = b.as_chunks::<LANES>();

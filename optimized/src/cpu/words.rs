@@ -1,4 +1,4 @@
-//! The stored forms of codes and codewords, so that kernels are written once for all of them.
+//! The stored forms of codes and codewords, so that each kernel is written once for all of them.
 
 use super::simd::vector::Vector;
 
@@ -48,7 +48,7 @@ impl Value for u16 {
     }
 }
 
-/// Where codewords of all codebooks lie: [M, 2^B, out_group, padded_group].
+/// The layout of the codewords of all codebooks: [M, 2^B, out_group, padded_group].
 #[derive(Clone, Copy)]
 pub(crate) struct CodewordView<'a, W> {
     pub(crate) values: &'a [W],
@@ -62,11 +62,11 @@ pub(crate) struct CodewordView<'a, W> {
 
 impl<W: Value> CodewordView<'_, W> {
     /// The sum over codebooks of LANES consecutive values, `at` values into each codeword. `M` and `LEN` are
-    /// the number of codebooks and the codeword's length where they are known at compile time, else 0.
+    /// the number of codebooks and the codeword's length if known at compile time, else 0.
     ///
     /// # Safety
     /// `codes` points at one valid code per codebook, `at + LANES <= codeword_len`, and V's instructions are
-    /// there.
+    /// available.
     #[inline(always)]
     pub(crate) unsafe fn sum<V: Vector, C: Code, const M: usize, const LEN: usize>(
         &self,

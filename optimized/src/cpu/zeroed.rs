@@ -4,8 +4,8 @@ use rayon::prelude::*;
 /// Values that one task writes: a few pages.
 const LEN: usize = 1 << 15;
 
-/// Zeros written by all threads. The activations of a block are many times larger than a cache, and one
-/// thread that clears them while the others wait takes as long as a product.
+/// Zeros written by all threads. The activations of a block are many times larger than a cache. If one thread
+/// cleared them while the others wait, that would take as long as a product.
 fn zeros(len: usize) -> Vec<f32> {
     (0..len).into_par_iter().with_min_len(LEN).map(|_| 0.0).collect()
 }

@@ -15,10 +15,10 @@ pub enum Activations {
 pub trait Activation: DeviceRepr + ValidAsZeroBits + Copy + PartialEq + Send + Sync + 'static {
     /// Which format it is.
     const FORMAT: Activations;
-    /// Not a number, with which outputs are poisoned before they are checked.
+    /// NaN, which poisons outputs before they are checked.
     const NAN: Self;
 
-    /// Its bytes, so that NaN equals itself.
+    /// Its bytes, for comparisons in which NaN equals itself.
     fn bits(self) -> u16;
 }
 

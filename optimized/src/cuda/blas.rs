@@ -7,20 +7,21 @@ use half::f16;
 use super::error::check_lengths;
 use super::{Activation, Activations, Buffer, CudaError, Device, Result};
 
-/// Dense products in f16 or bf16 with f32 sums through cuBLAS: what quantized kernels are measured against,
-/// and the second half of a matmul that decodes.
+/// Dense products in f16 or bf16 with f32 sums through cuBLAS: the baseline for quantized kernels, and the
+/// second half of a matmul that decodes.
 pub struct Blas {
     handle: CudaBlas,
     stream: Arc<CudaStream>,
 }
 
 impl Blas {
-    /// Opens the library for the device's stream.
+    /// Loads the library for the device's stream.
     ///
     /// # Errors
-    /// `Absent` when cuBLAS is not there or cannot start.
+    /// `Absent` when cuBLAS is missing or cannot start.
     pub fn new(device: &Device) -> Result<Self> {
-        // SAFETY: this only tries to open the library. Without the check cudarc panics where it is missing.
+        // SAFETY: this only tries to load the library. Without this check cudarc panics if the library is
+        // missing.
         if !unsafe { sys::is_culib_present() } {
             return Err(CudaError::Absent("the library libcublas.so is not there".into()));
         }
@@ -50,7 +51,7 @@ impl Blas {
         unsafe { self.start_unchecked(weight, x, y, [out_features, in_features, batch], out_features) }
     }
 
-    /// The same with f32 results: logits, whose differences are the probabilities of a text.
+    /// [`Blas::start`] with f32 results, for logits, whose differences determine the probabilities of a text.
     ///
     /// # Errors
     /// `Length` when a buffer does not fit the shape, `Library`.
@@ -82,7 +83,8 @@ impl Blas {
         }
     }
 
-    /// The same for buffers whose lengths the caller has checked; rows of y are `y_stride` apart.
+    /// [`Blas::start`] for buffers whose lengths the caller has checked; `y_stride` is the stride of rows of
+    /// y.
     ///
     /// # Safety
     /// Every element that the shape implies must lie within its buffer.
@@ -99,7 +101,7 @@ impl Blas {
             Activations::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
         };
         let stream = &self.stream;
-        // SAFETY: lengths are passed on to the caller.
+        // SAFETY: the caller guarantees the lengths.
         unsafe {
             self.product(
                 [
@@ -114,7 +116,7 @@ impl Blas {
         }
     }
 
-    /// Y = X W^T of device addresses of W, x and y; `formats` are those of W and x, and of y.
+    /// Y = X W^T on device addresses of W, x and y; `formats` are those of W and x, and of y.
     ///
     /// # Safety
     /// Every element that the shape implies must lie within its buffer.
@@ -126,9 +128,9 @@ impl Blas {
         y_stride: usize,
     ) -> Result<()> {
         let (one, zero) = (1.0_f32, 0.0_f32);
-        // cuBLAS counts columns first: its Y^T [out, batch] = W [out, in] X^T. SAFETY: lengths are passed on
-        // to the caller; handle and factors (f32, as the compute type wants) outlive the call, and the
-        // buffers' memory is freed in stream order.
+        // cuBLAS is column-major: its Y^T [out, batch] = W [out, in] X^T. SAFETY: the caller guarantees the
+        // lengths. Handle and factors (f32, as the compute type requires) outlive the call, and the buffers'
+        // memory is freed in stream order.
         unsafe {
             result::gemm_ex(
                 *self.handle.handle(),

@@ -1,7 +1,7 @@
-//! Device memory, with guard bytes around it on a device that was opened for checks.
+//! Device memory, with guard bytes around each buffer on a device opened for checks.
 //!
-//! A kernel that writes outside a buffer spoils the neighbour's guard bytes instead of its numbers, and the
-//! next copy to the host says whose they were.
+//! A kernel that writes outside a buffer then corrupts guard bytes instead of the neighbour's numbers, and
+//! the next copy to the host names the buffer.
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, RangeBounds};
@@ -15,17 +15,17 @@ use cudarc::driver::{
 use super::error::During;
 use super::{CudaError, Result};
 
-/// Guard bytes before a buffer, and as many after it: a multiple of what kernels want buffers aligned to.
+/// Guard bytes on each side of a buffer: a multiple of the alignment that kernels need.
 const GUARD_BYTES: usize = 1024;
-/// What they hold.
+/// The value of every guard byte.
 const PATTERN: u8 = 0xa5;
 
 /// Numbers in device memory.
 pub struct Buffer<T> {
-    /// Removed before the memory is freed, for fields are dropped in this order.
+    /// Must come first: fields are dropped in order, and the entry is removed before the memory is freed.
     guarded: Option<Guarded>,
     whole: CudaSlice<T>,
-    /// where the buffer's own elements begin: after the guard bytes, if there are any
+    /// where the buffer's own elements begin: after the guard bytes, if any
     first: usize,
     len: usize,
 }
@@ -64,7 +64,7 @@ impl<T: DeviceRepr> Buffer<T> {
         Ok(buffer)
     }
 
-    /// The same numbers in memory of their own.
+    /// A copy of the numbers in memory of its own.
     ///
     /// # Errors
     /// `Driver`, for example when memory runs out.
@@ -84,7 +84,7 @@ impl<T: DeviceRepr> Buffer<T> {
 }
 
 impl<T> Buffer<T> {
-    /// What an error calls it when a kernel writes outside.
+    /// The name that an error gives the buffer when a kernel writes outside.
     #[must_use]
     pub fn named(self, name: &str) -> Self {
         if let Some(guarded) = &self.guarded {
@@ -106,22 +106,22 @@ impl<T> Buffer<T> {
     /// Some of its numbers.
     ///
     /// # Panics
-    /// When it does not have them.
+    /// When the range lies outside the buffer.
     pub fn slice(&self, bounds: impl RangeBounds<usize>) -> CudaView<'_, T> {
         let (from, to) = self.range(bounds);
         self.whole.slice(from..to)
     }
 
-    /// The same to write to.
+    /// A mutable [`Buffer::slice`].
     ///
     /// # Panics
-    /// When it does not have them.
+    /// When the range lies outside the buffer.
     pub fn slice_mut(&mut self, bounds: impl RangeBounds<usize>) -> CudaViewMut<'_, T> {
         let (from, to) = self.range(bounds);
         self.whole.slice_mut(from..to)
     }
 
-    /// Places in the whole memory.
+    /// Bounds as offsets in the whole allocation.
     fn range(&self, bounds: impl RangeBounds<usize>) -> (usize, usize) {
         let from = match bounds.start_bound() {
             Bound::Included(&at) => at,
@@ -141,7 +141,7 @@ impl<T> Buffer<T> {
         (self.first + from, self.first + to)
     }
 
-    /// Bytes ahead of its own.
+    /// Bytes of the allocation before the buffer's own.
     fn skipped(&self) -> sys::CUdeviceptr {
         (self.first * size_of::<T>()) as sys::CUdeviceptr
     }
@@ -172,7 +172,7 @@ impl<T> DevicePtrMut<T> for Buffer<T> {
     }
 }
 
-/// The guard bytes of all buffers of a device that are alive.
+/// The guard bytes of all live buffers of a device.
 #[derive(Default)]
 pub(super) struct Guards {
     state: Mutex<State>,
@@ -182,13 +182,13 @@ pub(super) struct Guards {
 struct State {
     next: u64,
     alive: BTreeMap<u64, Entry>,
-    /// kernels started since the guard bytes were last seen whole
+    /// kernels started since the guard bytes were last found intact
     started: Vec<String>,
 }
 
 struct Entry {
     name: String,
-    /// where the guard bytes before and after begin
+    /// where the guard bytes on each side begin
     sides: [sys::CUdeviceptr; 2],
 }
 
@@ -197,7 +197,7 @@ impl Guards {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a kernel, for a message.
+    /// Records a kernel for error messages.
     pub(super) fn started(&self, kernel: &str) {
         let mut state = self.state();
         if state.started.last().is_none_or(|last| last != kernel) {
@@ -205,8 +205,8 @@ impl Guards {
         }
     }
 
-    /// Waits for the stream and looks at all guard bytes. Those that were written to are made whole again, so
-    /// that each mistake is told once.
+    /// Waits for the stream and checks all guard bytes. Restores those that were overwritten, so that each
+    /// mistake is reported once.
     ///
     /// # Errors
     /// `Outside` with the first buffer whose guard bytes have changed; `Driver`.
@@ -216,7 +216,8 @@ impl Guards {
         for entry in state.alive.values() {
             for (side, at) in ["before", "after"].into_iter().zip(entry.sides) {
                 let mut bytes = [0_u8; GUARD_BYTES];
-                // SAFETY: a buffer removes its entry before its memory is freed, so this is alive.
+                // SAFETY: a buffer removes its entry before its memory is freed, so the memory is still
+                // allocated.
                 unsafe { result::memcpy_dtoh_async(&mut bytes, at, stream.cu_stream()) }
                     .and_then(|()| stream.synchronize())
                     .during("reading guard bytes")?;
@@ -241,7 +242,7 @@ impl Guards {
 
 /// Writes a side's guard bytes.
 fn fill(stream: &Arc<CudaStream>, at: sys::CUdeviceptr) -> Result<()> {
-    // SAFETY: `at` is a side of a buffer, which has room for the guard bytes.
+    // SAFETY: `at` is a side of a buffer, which has room for GUARD_BYTES.
     unsafe { result::memset_d8_async(at, PATTERN, GUARD_BYTES, stream.cu_stream()) }
         .during("writing guard bytes")
 }

@@ -6,16 +6,15 @@ use super::error::{During, check_lengths};
 use super::pack::Packed;
 use super::{Activation, Blas, Buffer, Device, DeviceMatrix, Result};
 
-/// Matmul for large batches: a chunk of the weight's rows is decoded into a buffer, cuBLAS multiplies it, and
-/// the next chunk is decoded on a second stream, as far as the product leaves room.
+/// Matmul for large batches: decodes a chunk of the weight's rows into a buffer and multiplies it with
+/// cuBLAS. The next chunk is decoded on a second stream, as far as the product leaves room.
 ///
-/// Where the batch is large enough that the product is bound by arithmetic, decoding costs little beside it,
-/// and the library's product is the fastest there is. A product's blocks fill multiprocessors to the last
-/// register, so that nothing runs beside it on the same one: decoding and product take turns rather than
-/// overlap.
+/// For large batches the product is bound by arithmetic. Decoding then costs little in comparison, and cuBLAS
+/// has the fastest product. The blocks of a product use all registers of a multiprocessor, so nothing else
+/// runs on it at the same time: decoding and product alternate rather than overlap.
 pub struct DecodedMatmul<T: Activation> {
     chunks: Vec<Chunk>,
-    /// decoded chunks, used in turn
+    /// decoded chunks, used in rotation
     buffers: Vec<Buffer<T>>,
     blas: Arc<Blas>,
     side: Arc<CudaStream>,
@@ -29,7 +28,7 @@ struct Chunk {
 }
 
 impl<T: Activation> DecodedMatmul<T> {
-    /// `matrix` is on the device for decode k2, `packed` its launch; `chunk_rows` rows, rounded up to a
+    /// `matrix` is on the device for decode k2 and `packed` is its launch. `chunk_rows` rows, rounded up to a
     /// multiple of 8, are decoded at a time.
     ///
     /// # Errors
@@ -74,7 +73,7 @@ impl<T: Activation> DecodedMatmul<T> {
         })
     }
 
-    /// Bytes on the device beside the matrix: the decoded chunks.
+    /// Bytes of device memory for the decoded chunks, without the matrix.
     pub fn buffer_bytes(&self) -> usize {
         self.buffers.iter().map(|buffer| buffer.len() * 2).sum()
     }
@@ -90,12 +89,12 @@ impl<T: Activation> DecodedMatmul<T> {
             ("y", batch * out_features, y.len()),
         ])?;
         let main = device.stream();
-        // The side stream starts after everything before this call: the buffers may be in use there.
+        // The side stream starts after everything before this call, which may still use the buffers.
         let mut multiplied = vec![main.record_event(None).during("recording an event")?];
         for (index, chunk) in self.chunks.iter().enumerate() {
             let turn = index % self.buffers.len();
-            // The buffer's last product must be over; before the first of each buffer, what came before this
-            // call.
+            // Waits for the last product that used the buffer, or, for the first use of each buffer, for
+            // everything before this call.
             let free = &multiplied[(index + 1).saturating_sub(self.buffers.len())];
             self.side.wait(free).during("waiting for an event")?;
             let buffer = &mut self.buffers[turn];
@@ -106,8 +105,8 @@ impl<T: Activation> DecodedMatmul<T> {
             let decoded = self.side.record_event(None).during("recording an event")?;
             main.wait(&decoded).during("waiting for an event")?;
             let mut target = y.slice_mut(chunk.first_row..);
-            // SAFETY: the chunk's rows are decoded into `view`, x has been checked, and rows of y are
-            // `out_features` apart, the last element being (batch - 1) * out_features + first_row + rows - 1.
+            // SAFETY: the chunk's rows are decoded into `view`, and x has been checked. Rows of y are
+            // `out_features` apart, so the last element is (batch - 1) * out_features + first_row + rows - 1.
             unsafe {
                 self.blas.start_unchecked(
                     &view,

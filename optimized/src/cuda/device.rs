@@ -28,25 +28,25 @@ pub struct Device {
     target: Target,
     machine: Machine,
     kernel_folder: Option<PathBuf>,
-    /// whether NVRTC is there; without it only embedded kernels run
+    /// whether NVRTC is available; without it only embedded kernels run
     compiler: bool,
     /// where compiled kernels are kept
     cache: Option<PathBuf>,
     functions: Mutex<HashMap<FunctionKey, CudaFunction>>,
     scratch: Mutex<Option<Arc<Buffer<u8>>>>,
-    /// of buffers, on a device that was opened for checks
+    /// of all buffers, on a device opened for checks
     guards: Option<Arc<Guards>>,
 }
 
 impl Device {
-    /// Opens GPU number `ordinal`. Kernels come from `kernel_folder` if one is given, else from the program,
-    /// where they are compiled at run time, or without NVRTC were compiled when it was built (feature
-    /// `embed-kernels`).
+    /// Opens GPU number `ordinal`. Kernels come from `kernel_folder` if one is given, else from the program.
+    /// Those in the program are compiled at run time. Without NVRTC, only kernels compiled at build time run
+    /// (feature `embed-kernels`).
     ///
     /// # Errors
     /// `Absent` when the driver, NVRTC or the device is missing (never a panic), `Driver` when it refuses.
     pub fn open(ordinal: usize, kernel_folder: Option<&Path>) -> Result<Self> {
-        // SAFETY: these only try to open the libraries. Without the check cudarc panics where one is missing.
+        // SAFETY: these only try to load the libraries. Without the checks cudarc panics if one is missing.
         let (driver, compiler) = unsafe { (sys::is_culib_present(), nvrtc::sys::is_culib_present()) };
         if !driver {
             return Err(CudaError::Absent(
@@ -65,8 +65,8 @@ impl Device {
         }
         let context = CudaContext::new(ordinal)
             .map_err(|error| CudaError::Absent(format!("device {ordinal}: {error}")))?;
-        // SAFETY: everything of this module runs on one stream, so no event is needed to order uses of a
-        // buffer.
+        // SAFETY: everything in this module runs on one stream, so uses of a buffer need no events to order
+        // them.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().during("creating a stream")?;
         let compute = context
@@ -105,9 +105,9 @@ impl Device {
         Ok(device)
     }
 
-    /// The same with guard bytes before and after every buffer, so that a kernel's write outside its buffers
-    /// is an error of the next [`Device::download`]. For checks: each download then waits for copies of all
-    /// guard bytes.
+    /// [`Device::open`] with guard bytes before and after every buffer. A kernel's write outside its buffers
+    /// is then an error of the next [`Device::download`]. For checks: each download then waits for copies of
+    /// all guard bytes.
     ///
     /// # Errors
     /// As [`Device::open`].
@@ -119,14 +119,14 @@ impl Device {
         })
     }
 
-    /// How many clusters of each size run at once: graphics processing clusters differ in how many
-    /// multiprocessors work, so it is asked.
+    /// How many clusters of each size run at once. The driver is asked, because graphics processing clusters
+    /// differ in their number of working multiprocessors.
     fn count_clusters(&self) -> Result<[u32; 5]> {
         let probe = "extern \"C\" __global__ void probe(float* p) { extern __shared__ float s[]; p[0] = s[threadIdx.x]; }";
         let function = if self.compiler {
             self.compile_text("cluster probe", probe, "probe", &[])?
         } else {
-            // Any kernel that leaves 512 threads their registers will do.
+            // Any kernel whose registers fit 512 threads will do.
             self.function("matvec/k3_lookup_table", &[("AQLM_M", 2), ("AQLM_G", 8)], 0)?
         };
         let bytes = self.target.shared_bytes as u32;
@@ -177,7 +177,7 @@ impl Device {
         self.compute
     }
 
-    /// What packers must know of it.
+    /// The facts that packers need about the device.
     pub fn target(&self) -> &Target {
         &self.target
     }
@@ -187,7 +187,7 @@ impl Device {
         &self.stream
     }
 
-    /// Copies numbers to the device.
+    /// Copies host values to the device.
     ///
     /// # Errors
     /// `Driver`, for example when memory runs out.
@@ -200,11 +200,11 @@ impl Device {
         Ok(buffer)
     }
 
-    /// Copies a buffer, or a part of one, back after everything that was started before.
+    /// Copies a buffer, or a part of one, to the host after all work started before.
     ///
     /// # Errors
-    /// `Driver`, also when a kernel that was started before has failed; `Outside` when one wrote outside a
-    /// buffer of a device with guard bytes.
+    /// `Driver`, also when a kernel started before has failed; `Outside` when one wrote outside a buffer of a
+    /// device with guard bytes.
     pub fn download<T: DeviceRepr>(&self, buffer: &impl DevicePtr<T>) -> Result<Vec<T>> {
         let values = self.stream.clone_dtoh(buffer).during("copying from the device")?;
         if let Some(guards) = &self.guards {
@@ -224,16 +224,15 @@ impl Device {
         Ok(buffer)
     }
 
-    /// Notes that a kernel was started, for what is said of a write outside a buffer.
+    /// Records the start of a kernel, for messages about writes outside a buffer.
     pub(super) fn note_start(&self, kernel: &str) {
         if let Some(guards) = &self.guards {
             guards.started(kernel);
         }
     }
 
-    /// At least `bytes` of memory that was zero at first, which launches of this device's stream use one
-    /// after the other: it stays in the cache, where memory of each matrix's own would be written back to
-    /// make room.
+    /// At least `bytes` of memory, zero at first, which all launches on this device's stream share in turn. A
+    /// buffer in common use stays in L2. Separate buffers for each matrix would be evicted and written back.
     ///
     /// # Errors
     /// `Driver`, for example when memory runs out.
@@ -242,13 +241,13 @@ impl Device {
         if let Some(there) = scratch.as_ref().filter(|there| there.len() >= bytes) {
             return Ok(Arc::clone(there));
         }
-        // Matrices that have the smaller one keep it.
+        // Matrices that hold the smaller one keep it.
         let larger = Arc::new(self.zeros(bytes)?.named("the scratch that matrices share"));
         *scratch = Some(Arc::clone(&larger));
         Ok(larger)
     }
 
-    /// Bytes of device memory that are free.
+    /// Bytes of free device memory.
     ///
     /// # Errors
     /// `Driver`.
@@ -296,7 +295,7 @@ impl Device {
         Ok(function)
     }
 
-    /// The same for a source of the user's own, compiled anew at each call.
+    /// [`Device::function`] for a source of the user's own, compiled anew at each call.
     ///
     /// # Errors
     /// As [`Device::function`].
@@ -328,7 +327,7 @@ impl Device {
         let image = image::image(name, source, defines, self.machine, self.cache.as_deref())?;
         let module = match self.context.load_module(Ptx::from_binary(image.bytes)) {
             Ok(module) => module,
-            // An image of the cache that this driver does not take is worth one fresh compilation.
+            // If the driver refuses a cached image, compile it once more.
             Err(_) if image.found.is_some() => {
                 let fresh = image::image(name, source, defines, self.machine, None)?;
                 self.context
@@ -361,7 +360,7 @@ pub(crate) fn cluster_attribute(size: u32) -> sys::CUlaunchAttribute {
     }
 }
 
-/// Clusters of more than eight blocks must be asked for: not every device of an architecture can place them.
+/// Clusters of more than eight blocks need a permission: not every device of an architecture can place them.
 pub(crate) fn allow_large_clusters(function: &CudaFunction) -> Result<()> {
     let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
     function
@@ -370,8 +369,8 @@ pub(crate) fn allow_large_clusters(function: &CudaFunction) -> Result<()> {
 }
 
 fn allow_shared(function: &CudaFunction, bytes: usize) -> Result<()> {
-    // 48 KiB need no permission. A function serves matrices of several shapes: what one was granted, another
-    // must not take back.
+    // 48 KiB need no permission. A function serves matrices of several shapes, so a smaller request must not
+    // revoke what a larger one was granted.
     let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     let granted = || {
         function
@@ -392,7 +391,7 @@ mod tests {
 
     #[test]
     fn a_missing_device_is_an_error_and_not_a_panic() {
-        // No machine has this many; without any device or driver the answer is the same.
+        // No machine has this many GPUs. Without any device or driver the answer is the same.
         match Device::open(10_000, None) {
             Err(CudaError::Absent(reason)) => assert!(!reason.is_empty()),
             Err(other) => panic!("{other}"),

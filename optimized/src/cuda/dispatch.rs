@@ -1,26 +1,25 @@
-//! Which kernel to launch for a case. All choices are made here, by the table of measurements that
-//! `aqlm-kernels` holds (`kernels/dispatch.json`).
+//! Which kernel to launch for a case. All choices are made here, from the table of measurements in
+//! `aqlm-kernels` (`kernels/dispatch.json`).
 
 use aqlm_kernels::{Choice, Kernel, MEASURED_SHAPE, table};
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 
 use super::pack::{Joined, LaunchConfig, Op, Packed, Target, launch_configs, pack, pack_joined, with_config};
 
-/// What the table says of a case.
+/// The table's choice for a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dispatched {
     /// the kernel's id
     pub kernel: &'static str,
-    /// how it divides its work: measured on the table's own shape, else the one expected to be fastest;
-    /// `None` without a choice
+    /// how it divides its work: as measured on the table's own shape, else the division expected to be
+    /// fastest; `None` if the kernel has no choice
     pub config: Option<LaunchConfig>,
-    /// for a matmul that decodes first: rows of the weight that are decoded at a time
-    /// ([`super::DecodedMatmul`])
+    /// for a matmul that decodes first: rows of the weight decoded at a time ([`super::DecodedMatmul`])
     pub decoded_rows: Option<usize>,
 }
 
 /// The kernel for `batch` rows of x (1 for matvec and decode) on a device of `compute` (major, minor); `None`
-/// where none can do it.
+/// if no kernel can handle the case.
 pub fn dispatched(
     op: Op,
     scheme: Scheme,
@@ -49,7 +48,7 @@ pub fn dispatched(
     })
 }
 
-/// Whether a row of the table is of this case, and its kernel can do it.
+/// Whether a row of the table matches this case, and its kernel can handle it.
 fn is_for(choice: &Choice, op: Op, scheme: Scheme, batch: usize, compute: (i32, i32)) -> bool {
     choice.op == op.name()
         && choice
@@ -64,7 +63,7 @@ fn is_for(choice: &Choice, op: Op, scheme: Scheme, batch: usize, compute: (i32, 
         && runs_on(known(&choice.kernel), compute)
 }
 
-/// A kernel that the table names.
+/// A kernel named by the table.
 fn known(id: &str) -> &'static Kernel {
     aqlm_kernels::kernel(id).expect("the tests of aqlm-kernels look every kernel of the table up")
 }
@@ -82,12 +81,12 @@ fn runs_on(kernel: &Kernel, (major, minor): (i32, i32)) -> bool {
     u32::try_from(major * 10 + minor).is_ok_and(|compute| kernel.runs_on(compute))
 }
 
-/// Whether blocks can form clusters, over which the attention of a new token splits its context.
+/// Whether blocks can form clusters. The attention of a new token splits its context over them.
 pub fn has_clusters(compute: (i32, i32)) -> bool {
     compute.0 >= 9
 }
 
-/// The first kernel of an operation's ladder, which does every scheme.
+/// The first kernel of an operation's ladder, which handles every scheme.
 fn first_of_ladder(op: Op) -> &'static str {
     aqlm_kernels::kernels()
         .iter()
@@ -99,8 +98,9 @@ fn first_of_ladder(op: Op) -> &'static str {
 /// Kernels for a layer of a resident model, in the order in which they are tried, with the launch
 /// configuration of those that have a choice.
 ///
-/// The fastest comes first. Where it decodes, which a model has no room for, or where it cannot hold the
-/// matrix, the table's second list goes on, and the first of the ladder ends it.
+/// The fastest comes first. If it decodes, for which a model has no room, a row of the table's second list
+/// replaces it. The other rows of that list follow, for matrices that the fastest cannot hold, and the first
+/// kernel of the ladder comes last.
 pub fn resident(
     op: Op,
     scheme: Scheme,
@@ -129,11 +129,11 @@ pub fn resident(
     tried
 }
 
-/// `matrix` for the first kernel of [`resident`] that can hold it, or with `plain` for the first of the
-/// ladder.
+/// `matrix` packed for the first kernel of [`resident`] that can hold it, or with `plain` for the first of
+/// the ladder.
 ///
 /// # Errors
-/// `Unsupported` with the last refusal, where no kernel can do it.
+/// `Unsupported` with the last refusal, when no kernel can hold it.
 pub fn pack_resident(
     op: Op,
     matrix: &QuantizedMatrix,
@@ -164,18 +164,18 @@ pub fn pack_resident(
     Err(refusal)
 }
 
-/// Rows of two matrices of groups of 16 from which they go one by one if the kernel that is fastest for each
-/// of them cannot join them. On an H100 22,016 rows of 4,096 columns of 1x16g16 take k4 30.9 us joined and k7
-/// two times 11.7 (docs/decoding.md). With groups of 8 two launches of k7 gain nothing (1x16g8) or lose
-/// (1x15g8).
+/// From this many rows on, two matrices with groups of 16 get separate launches if the kernel that is fastest
+/// for each cannot join them. On an H100, 22,016 rows of 4,096 columns of 1x16g16 take 30.9 us with k4
+/// joined, and two times 11.7 us with k7 (docs/decoding.md). With groups of 8, two launches of k7 gain
+/// nothing (1x16g8) or lose (1x15g8).
 const FEWEST_ROWS_APART: usize = 16_384;
 
-/// Matrices that read the same x laid out for one launch of the first kernel that can join them: the fastest
-/// for each, then the ladder's. `None` where none can, or where separate launches of the fastest beat a
-/// joined one.
+/// Matrices that read the same x, laid out for one launch of the first kernel that can join them: the fastest
+/// for each, then the ladder's. `None` if no kernel can join them, or if separate launches of the fastest
+/// beat a joined one.
 ///
 /// # Errors
-/// What a packer refuses for another reason than that its kernel cannot join these matrices.
+/// A packer's refusal for another reason than that its kernel cannot join these matrices.
 pub fn join_resident(
     matrices: &[&QuantizedMatrix],
     compute: (i32, i32),
@@ -222,7 +222,7 @@ mod tests {
                 "matmul" => Op::Matmul,
                 _ => Op::Decode,
             };
-            // On the device that was measured 15 clusters of 8 fit.
+            // On the measured device 15 clusters of 8 fit.
             let target = Target {
                 clusters: [132, 66, 32, 15, 0],
                 ..Target::h100()

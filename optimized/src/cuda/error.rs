@@ -4,26 +4,27 @@ use thiserror::Error;
 
 use super::Activations;
 
-/// Why something could not be done on a GPU.
+/// Why a GPU operation failed.
 #[derive(Debug, Error)]
 pub enum CudaError {
-    /// There is nothing to run on; the reason says what is missing. Checks report this as `waived`.
+    /// There is no device or library to run on; the reason says what is missing. Checks report this as
+    /// `waived`.
     #[error("no CUDA device: {0}")]
     Absent(String),
     /// The CUDA driver refused a call.
     #[error("CUDA driver, {during}: {error}")]
     Driver {
-        /// what was being done
+        /// the operation
         during: &'static str,
-        /// the driver's answer
+        /// the driver's error
         error: DriverError,
     },
     /// Device memory is too small.
     #[error("device memory: {what} does not fit, {free} bytes are free")]
     Memory {
-        /// what was to be put there
+        /// the data that did not fit
         what: String,
-        /// bytes that were free then
+        /// bytes that were free
         free: usize,
     },
     /// A kernel wrote outside a buffer of a device that keeps guard bytes.
@@ -31,22 +32,22 @@ pub enum CudaError {
         "a write outside a buffer: guard bytes {side} {buffer} changed; started since they were whole: {started}"
     )]
     Outside {
-        /// whose guard bytes were written to
+        /// the buffer whose guard bytes were overwritten
         buffer: String,
-        /// `before` or `after` it
+        /// the side: `before` or `after`
         side: &'static str,
-        /// kernels, one of which did it
+        /// the kernels started since the last check, one of which is at fault
         started: String,
     },
-    /// A library of the CUDA toolkit refused a call.
+    /// A CUDA toolkit library refused a call.
     #[error("{library}: {error}")]
     Library {
         /// which library
         library: &'static str,
-        /// its answer
+        /// the library's error
         error: String,
     },
-    /// A timed run gave another result than the checked one.
+    /// A timed run gave a different result from the checked one.
     #[error("an output of a timed run differs from the checked one")]
     Changed,
     /// A kernel does not compile.
@@ -57,7 +58,7 @@ pub enum CudaError {
         /// the compiler's messages, with file and line
         log: String,
     },
-    /// A buffer has another length than the matrix implies.
+    /// A buffer's length does not match the matrix.
     #[error("{what}: expected {expected} elements, found {found}")]
     Length {
         /// which buffer
@@ -67,18 +68,18 @@ pub enum CudaError {
         /// elements given
         found: usize,
     },
-    /// x and y are in another format than the matrix was packed for.
+    /// The format of x and y differs from the one that the matrix was packed for.
     #[error("expected x and y in {expected:?}, found {found:?}")]
     Format {
-        /// what the matrix was packed for
+        /// format that the matrix was packed for
         expected: Activations,
-        /// what was given
+        /// format that was given
         found: Activations,
     },
     /// A kernel's source cannot be read.
     #[error(transparent)]
     Source(#[from] aqlm_kernels::SourceError),
-    /// The kernel cannot do this matrix.
+    /// The kernel cannot handle this matrix.
     #[error(transparent)]
     Aqlm(#[from] AqlmError),
 }
@@ -95,7 +96,7 @@ impl From<CudaError> for AqlmError {
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, CudaError>;
 
-/// Compares the lengths of buffers, (which, expected, found) each.
+/// Checks the lengths of buffers, each as (which, expected, found).
 ///
 /// # Errors
 /// `Length` for the first that differs.
@@ -110,7 +111,7 @@ pub(crate) fn check_lengths(lengths: &[(&'static str, usize, usize)]) -> Result<
     }
 }
 
-/// Names what was being done when the driver failed.
+/// Adds the name of the operation to a driver error.
 pub(crate) trait During<T> {
     fn during(self, what: &'static str) -> Result<T>;
 }

@@ -1,7 +1,7 @@
-//! From a kernel's source to an image that the driver loads, by NVRTC, kept on disk.
+//! Compiles a kernel's source with NVRTC to an image that the driver loads, and caches the image on disk.
 //!
-//! An image is found again by the hash of everything that it depends on: source, options, architecture,
-//! versions of compiler and driver.
+//! The cache key is a hash of everything that the image depends on: source, options, architecture, versions
+//! of compiler and driver.
 
 use std::ffi::CString;
 use std::fmt::Write as _;
@@ -14,11 +14,11 @@ use sha2::{Digest, Sha256};
 
 use super::{CudaError, Result};
 
-/// Changes when the meaning of a cached file does.
+/// Must change when the meaning of a cached file does.
 const FORMAT: u32 = 1;
 const DIGEST_BYTES: usize = 32;
 
-/// What to compile for.
+/// The target of a compilation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Machine {
     /// compute capability
@@ -30,16 +30,16 @@ pub(super) struct Machine {
 /// A compiled kernel.
 pub(super) struct Image {
     pub(super) bytes: Vec<u8>,
-    /// where it was found; `None` when it was compiled just now
+    /// where it was found; `None` if it was just compiled
     pub(super) found: Option<PathBuf>,
 }
 
-/// The image of `source`, from `cache` or compiled and put there. A cache that cannot be read or written
-/// costs time and nothing else.
+/// The image of `source`, from `cache`, or compiled and stored there. A cache that cannot be read or written
+/// costs only time.
 ///
 /// # Errors
-/// `Compile` with the compiler's messages; they name `name`, or the files that the source's line markers
-/// name, with their lines.
+/// `Compile` with the compiler's messages. They name `name`, or the files given by the source's line markers,
+/// with line numbers.
 pub(super) fn image(
     name: &str,
     source: &str,
@@ -61,7 +61,7 @@ pub(super) fn image(
     }
     let bytes = compile(name, source, &options, architecture.starts_with("sm_"))?;
     if let Some(file) = &file {
-        // Without a cache the next start compiles again; that is all.
+        // A failed write only means that the next start compiles again.
         let _ = write(file, &bytes);
     }
     Ok(Image { bytes, found: None })
@@ -80,16 +80,16 @@ pub(super) fn cache_folder() -> Option<PathBuf> {
     Some(base.join("aqlm/kernels"))
 }
 
-/// Machine code for the device where the compiler knows it, else the newest intermediate code that it has,
-/// which the driver finishes.
+/// Machine code for the device if the compiler supports it, else the newest intermediate code that the
+/// compiler supports, which the driver compiles.
 fn architecture((major, minor): (i32, i32)) -> Result<String> {
     let mut count = 0;
-    // SAFETY: the library is there (Device::open has looked) and `count` is a valid place.
+    // SAFETY: the library is loaded (Device::open has checked) and `count` is a valid place.
     unsafe { nvrtc::nvrtcGetNumSupportedArchs(&raw mut count) }
         .result()
         .map_err(refused)?;
     let mut known = vec![0_i32; count.max(0) as usize];
-    // SAFETY: `known` has as many places as the call before said.
+    // SAFETY: `known` has the length that the previous call returned.
     unsafe { nvrtc::nvrtcGetSupportedArchs(known.as_mut_ptr()) }
         .result()
         .map_err(refused)?;
@@ -101,7 +101,7 @@ fn architecture((major, minor): (i32, i32)) -> Result<String> {
 
 fn choose_architecture(compute: i32, known: &[i32]) -> Option<String> {
     if known.contains(&compute) {
-        // Instructions that only this architecture has (wgmma) need the name with an a.
+        // Instructions that only this architecture has (wgmma) require the name with an a.
         let suffix = if compute == 90 { "a" } else { "" };
         return Some(format!("sm_{compute}{suffix}"));
     }
@@ -135,7 +135,7 @@ fn key(source: &str, options: &[String], driver: i32, compiler: (i32, i32)) -> S
     })
 }
 
-/// A cached image whose digest is right.
+/// A cached image, if its digest is right.
 fn read(file: &Path) -> Option<Vec<u8>> {
     let mut bytes = std::fs::read(file).ok()?;
     let body = bytes.get(DIGEST_BYTES..)?;
@@ -146,7 +146,7 @@ fn read(file: &Path) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Writes under another name first, so that nobody reads half an image.
+/// Writes under another name and renames, so that nobody reads a partial image.
 fn write(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = file.parent().ok_or_else(|| std::io::Error::other("no folder"))?;
     std::fs::create_dir_all(folder)?;
@@ -193,14 +193,14 @@ fn compile(name: &str, source: &str, options: &[String], machine_code: bool) -> 
         .result()
         .map_err(refused)?;
     let mut image = vec![0_u8; size];
-    // SAFETY: `image` has as many bytes as the call before said.
+    // SAFETY: `image` has the length that the previous call returned.
     unsafe { nvrtc::nvrtcGetCUBIN(program.0, image.as_mut_ptr().cast()) }
         .result()
         .map_err(refused)?;
     Ok(image)
 }
 
-/// Destroys the compiler's program at the end of its life.
+/// Destroys the compiler's program when dropped.
 struct Program(nvrtc::nvrtcProgram);
 
 impl Drop for Program {

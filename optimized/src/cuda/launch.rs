@@ -1,4 +1,4 @@
-//! Starting a kernel: pointers first, then integers, with what recent architectures can add to a launch.
+//! Launches a kernel: pointers first, then integers, with the launch attributes of recent architectures.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -22,15 +22,15 @@ pub(super) struct Shape {
     pub(super) shared_bytes: usize,
 }
 
-/// Starts `function`, which is that of `kernel`. `overlap` lets it set itself up while the stream's kernel
-/// before it still runs (programmatic dependent launch, from compute capability 9.0).
+/// Launches `function`, the compiled `kernel`. `overlap` lets it run its set-up while the stream's previous
+/// kernel still runs (programmatic dependent launch, from compute capability 9.0).
 ///
 /// # Errors
 /// `Driver`.
 ///
 /// # Safety
-/// The kernel must take exactly these pointers and integers, every pointer must point to as much memory as
-/// the kernel touches in this shape, and that memory must not be freed but in the stream's order.
+/// The kernel must take exactly these pointers and integers. Every pointer must point to as much memory as
+/// the kernel touches in this shape. That memory may be freed only in stream order.
 pub(super) unsafe fn start(
     device: &Device,
     stream: &Arc<CudaStream>,
@@ -77,8 +77,7 @@ pub(super) unsafe fn start(
         attrs: attributes.as_mut_ptr(),
         numAttrs: attributes.len() as u32,
     };
-    // SAFETY: `config` and `arguments` point to values that outlive the call; the rest is the caller's
-    // promise.
+    // SAFETY: `config` and `arguments` point to values that outlive the call; the caller guarantees the rest.
     unsafe {
         sys::cuLaunchKernelEx(
             &raw const config,

@@ -15,7 +15,7 @@ pub struct DeviceMatrix {
     packed: Packed,
     function: CudaFunction,
     buffers: Arc<Vec<Buffer<u8>>>,
-    /// what it shares with other matrices, and where that is among the operands
+    /// the operand shared with other matrices, and its position among the operands
     scratch: Option<(usize, Arc<Buffer<u8>>)>,
 }
 
@@ -29,9 +29,9 @@ impl DeviceMatrix {
         Self::with_function(device, packed, function)
     }
 
-    /// The same with a kernel of the user's own in place of the one that `packed` names: `source` is compiled
-    /// with `packed`'s constants and must define an entry of the operation's name that takes the same
-    /// arguments. `name` is what compiler messages call it.
+    /// [`DeviceMatrix::new`] with a user's own kernel in place of the one that `packed` names. `source` is
+    /// compiled with `packed`'s constants. It must define an entry with the operation's name that takes the
+    /// same arguments. Compiler messages refer to it as `name`.
     ///
     /// # Errors
     /// As [`DeviceMatrix::new`].
@@ -71,7 +71,7 @@ impl DeviceMatrix {
         };
         let own = packed.operands.iter().filter(|operand| !shared(operand));
         let buffers = own.map(upload).collect::<Result<Vec<_>>>()?;
-        // The sizes stay, the host's copy of the contents does not.
+        // Keep the sizes, drop the host's copy of the contents.
         let packed = packed.without_operands();
         Ok(Self {
             packed,
@@ -86,12 +86,12 @@ impl DeviceMatrix {
         (self.packed.out_features, self.packed.in_features)
     }
 
-    /// Bytes on the device, without what it shares with others.
+    /// Bytes on the device, without memory shared with other matrices.
     pub fn bytes(&self) -> usize {
         self.buffers.iter().map(Buffer::len).sum()
     }
 
-    /// Registers a thread takes and bytes of local memory (spills) it has.
+    /// Registers and bytes of local memory (spills) a thread.
     ///
     /// # Errors
     /// `Driver`.
@@ -103,7 +103,7 @@ impl DeviceMatrix {
         ))
     }
 
-    /// The same matrix for another launch of the same layout: nothing is uploaded again.
+    /// The same matrix for another launch of the same layout, without a second upload.
     ///
     /// # Errors
     /// As [`Device::function`].
@@ -120,14 +120,14 @@ impl DeviceMatrix {
         })
     }
 
-    /// Starts the operation on the device's stream: y = W x or, of several rows, Y = X W^T, or y = W where
-    /// the kernel decodes. x `[batch, in_features]` (`None` to decode) and y `[batch, out_features]`
-    /// (`[out_features, in_features]` to decode) in the format that the matrix was packed for. Returns before
-    /// it is done.
+    /// Starts the operation on the device's stream: y = W x or, for several rows, Y = X W^T, or y = W if the
+    /// kernel decodes. x `[batch, in_features]` (`None` to decode) and y `[batch, out_features]`
+    /// (`[out_features, in_features]` to decode) are in the format that the matrix was packed for. Returns
+    /// before the operation has ended.
     ///
-    /// `overlap` lets the kernel set itself up while the stream's kernel before it still runs (programmatic
-    /// dependent launch, from compute capability 9.0): it then waits for that kernel before it reads x or
-    /// writes y, but not before it reads the matrix.
+    /// `overlap` lets the kernel run its set-up while the stream's previous kernel still runs (programmatic
+    /// dependent launch, from compute capability 9.0). The kernel waits for the previous one before it reads
+    /// x or writes y, but not before it reads the matrix.
     ///
     /// # Errors
     /// `Format`, `Length` when x or y does not fit the matrix, `Driver`.
@@ -141,7 +141,7 @@ impl DeviceMatrix {
         self.start_on(device, device.stream(), x, y, overlap)
     }
 
-    /// The same on another stream of the device; the caller orders it with what uses the buffers.
+    /// The same on another stream of the device. The caller must order it with other uses of the buffers.
     pub(crate) fn start_on<T: Activation, Y: DevicePtrMut<T>>(
         &self,
         device: &Device,
@@ -160,7 +160,7 @@ impl DeviceMatrix {
             ("x", self.packed.x_len(), x.map_or(0, Buffer::len)),
             ("y", self.packed.y_len(), y.len()),
         ])?;
-        // The guards record uses for cudarc's own ordering of streams, which is switched off.
+        // The guards record uses for cudarc's own ordering of streams, which is disabled.
         let mut pointers: Vec<sys::CUdeviceptr> = self
             .buffers
             .iter()
@@ -177,8 +177,8 @@ impl DeviceMatrix {
             cluster: self.packed.cluster,
             shared_bytes: self.packed.shared_bytes,
         };
-        // SAFETY: the packer made buffers, sizes and launch shape for this kernel's signature; x and y have
-        // the lengths that the matrix implies, and all of them outlive the launch because their memory is
+        // SAFETY: the packer made buffers, sizes and launch shape for this kernel's signature, and x and y
+        // have the lengths that the matrix implies. All of them outlive the launch because their memory is
         // freed in stream order.
         unsafe {
             launch::start(
@@ -193,7 +193,7 @@ impl DeviceMatrix {
         }
     }
 
-    /// The same matrix in memory of its own.
+    /// A copy of the matrix in memory of its own.
     ///
     /// # Errors
     /// `Driver`, for example when memory runs out.

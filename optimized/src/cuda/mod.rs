@@ -1,5 +1,5 @@
-//! The operations on an NVIDIA GPU, through cudarc. Libraries are loaded when a device is opened, so the same
-//! program runs without one.
+//! The operations on an NVIDIA GPU, through cudarc. CUDA libraries are loaded when a device is opened, so the
+//! same program runs without them.
 
 mod activation;
 mod blas;

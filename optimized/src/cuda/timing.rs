@@ -10,16 +10,16 @@ use super::{CudaError, Device, Result};
 /// Order statistics of a repeated measurement, microseconds a call.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Timing {
-    /// half of the replays were faster
+    /// median
     pub median: f64,
-    /// a tenth was
+    /// 10 % quantile
     pub p10: f64,
-    /// nine tenths were
+    /// 90 % quantile
     pub p90: f64,
 }
 
 impl Timing {
-    /// Of a list of samples; `None` when it is empty.
+    /// Quantiles of a list of samples; `None` when it is empty.
     pub fn of(mut samples: Vec<f64>) -> Option<Self> {
         samples.sort_by(f64::total_cmp);
         let last = samples.len().checked_sub(1)?;
@@ -32,11 +32,11 @@ impl Timing {
     }
 }
 
-/// Records `calls` calls of `launch` (which gets the call's number) into a graph and times `replays` replays
-/// of it.
+/// Records `calls` calls of `launch` (which receives the call's number) into a graph and times `replays`
+/// replays of the graph.
 ///
-/// The graph removes the host from the measurement; what remains is what a decoder that captures its token in
-/// a graph pays. Callers rotate over more data than the L2 cache holds.
+/// The graph removes host overhead from the measurement, as in a decoder that captures its token in a graph.
+/// Callers rotate over more data than the L2 cache holds.
 ///
 /// # Errors
 /// Those of `launch`, and `Driver`.
@@ -49,8 +49,8 @@ pub fn time_graph(
     time_rested_graph(device, calls, replays, Duration::ZERO, launch)
 }
 
-/// The same with a pause before each replay. Long products one after the other reach the power that the
-/// device may take, and then run at a lower clock than one of them does alone.
+/// [`time_graph`] with a pause before each replay. Long products in a row reach the device's power limit,
+/// which lowers the clock below that of a single product.
 ///
 /// # Errors
 /// As [`time_graph`].
@@ -89,7 +89,7 @@ pub fn time_rested_graph(
     Timing::of(samples).ok_or_else(|| CudaError::Absent("no replay was timed".into()))
 }
 
-/// Bytes per second of a copy on the device, read and written bytes together.
+/// Bytes per second of a copy on the device, counting both reads and writes.
 ///
 /// # Errors
 /// `Driver`.
@@ -118,7 +118,7 @@ pub(super) fn capture(
         .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
         .during("starting a graph capture")?;
     let recorded = (0..calls).try_for_each(launch);
-    // The capture must be ended even when a launch failed, or the stream stays unusable.
+    // The capture must be ended even if a launch failed. Otherwise the stream stays unusable.
     let graph = stream
         .end_capture(sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH)
         .during("ending a graph capture");

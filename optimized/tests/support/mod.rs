@@ -1,4 +1,4 @@
-//! Problems and comparisons that the checks against the reference share.
+//! Problems and comparisons shared by the tests against the reference.
 
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
@@ -40,12 +40,12 @@ pub(crate) fn with_outliers<D: Dimension>(
     x
 }
 
-/// The check's limit of NMSE for f32 sums whose lengths along the longest chain add up to `terms`.
+/// The check's NMSE limit for f32 sums whose lengths along the longest chain total `terms`.
 pub(crate) fn limit(terms: usize) -> f64 {
     Rule::Squares.limit(Number::F32, terms)
 }
 
-/// Demands that `ours` is within NMSE `limit` of `expected`, which must not be zero.
+/// Asserts that `ours` is within NMSE `limit` of `expected`, which must not be zero.
 #[track_caller]
 pub(crate) fn assert_close<'a>(
     what: &str,
@@ -72,7 +72,7 @@ pub(crate) fn widened<'a>(values: impl IntoIterator<Item = &'a f32>) -> impl Ite
     values.into_iter().map(|&x| f64::from(x))
 }
 
-/// Runs `f` on a pool of its own.
+/// Runs `f` on its own pool of threads.
 pub(crate) fn with_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
@@ -81,7 +81,7 @@ pub(crate) fn with_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send
         .install(f)
 }
 
-/// A small block whose sizes are no multiples of anything.
+/// A small block whose sizes are not multiples of tile or vector sizes.
 pub(crate) fn config(
     heads: usize,
     kv_heads: usize,
@@ -141,7 +141,7 @@ pub(crate) fn quantized(rng: &mut Stream, scheme: &str, out: usize, inputs: usiz
     QuantizedMatrix::new(scheme, codes, codebooks, scales).unwrap()
 }
 
-/// The weight as the reference decodes it.
+/// The weight as decoded by the reference.
 pub(crate) fn dense(matrix: &QuantizedMatrix) -> Array2<f64> {
     aqlm_reference::decode(matrix)
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-/// How the program ends when guard bytes have changed.
+/// Exit status of the program when guard bytes have changed.
 const OUTSIDE: i32 = 5;
 
 /// One launch: pointers to `buffers`, then `integers`.
@@ -17,8 +17,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) shared_bytes: usize,
 }
 
-/// What buffer `output` holds afterwards, or outside which buffer the kernel wrote; `None` when there is no
-/// C++ compiler. `source` is that of the kernel, or a changed one. `name` keeps concurrent tests apart.
+/// The contents of buffer `output` after the launch, or the buffer outside which the kernel wrote; `None` if
+/// there is no C++ compiler. `source` is the kernel's, or a modified one. `name` separates concurrent tests.
 pub(crate) fn run(
     launch: &Launch<'_>,
     source: &str,

@@ -13,7 +13,7 @@ use super::simd::vector::Vector;
 use super::simd::{Kernel, SimdLevel, Width, run};
 use super::words::{Code, CodewordView, Value};
 
-/// Output groups that one task decodes: a whole tile, so that tiled codes are transposed once.
+/// Output groups of one task: a whole tile, so that tiled codes are transposed only once.
 const TASK: usize = TILE;
 
 impl PackedMatrix {
@@ -35,8 +35,8 @@ impl PackedMatrix {
         weight
     }
 
-    /// Rows of the weight that belong to some output groups, on this thread: `target` is
-    /// [groups x out_group_size, in_features], overwritten.
+    /// Decodes some output groups on this thread into `target`, [groups x out_group_size, in_features], which
+    /// is overwritten.
     ///
     /// # Errors
     /// `Shape` when `target` has another length or the groups end past the last.
@@ -151,7 +151,7 @@ fn decode<C: Code, W: Value>(level: SimdLevel, rows: DecodeRows<'_, C, W>) {
         Width::Eight
     };
     let plain = d.codewords.codeword_len == 8 && d.in_group == 8;
-    // SAFETY: lengths were just checked; codes were when the matrix was packed, and so was the level.
+    // SAFETY: lengths were just checked. Codes and level were checked when the matrix was packed.
     unsafe {
         match (d.codewords.codebooks, plain) {
             (1, true) => run(level, width, Unrolled::<_, _, 1, 8>(rows)),
@@ -180,7 +180,7 @@ impl<C: Code, W: Value, const M: usize, const LEN: usize> Kernel for Unrolled<'_
         let mut lanes = [0.0; 16];
         for (row, target) in d.target.chunks_exact_mut(in_features).enumerate() {
             let (group, a) = (row / d.out_group, row % d.out_group);
-            // SAFETY: `decode` checked the lengths that codes and target stay within.
+            // SAFETY: `decode` checked the lengths that bound codes and target.
             unsafe {
                 let scale = V::splat(d.scales[group]);
                 let mut codes = d.codes.as_ptr().add(group * row_codes);

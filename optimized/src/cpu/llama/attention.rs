@@ -10,15 +10,16 @@ use crate::cpu::row_major::{elements, elements_mut};
 use crate::cpu::vectorize::{LANES, close, dot, exp, vectorized};
 use crate::cpu::zeroed::zeroed;
 
-/// Queries that share one product with the keys. Causality makes half of all scores useless; cutting the
-/// queries lets the products skip most of that half, and keeps a task's scores in the second-level cache.
+/// Queries that share one product with the keys. Causality wastes half of all scores. Cutting the queries
+/// into spans lets the products skip most of that half, and keeps a task's scores in the L2 cache.
 const QUERY_ROWS: usize = 64;
 
 /// Causal attention within each sequence, [rows, heads x head_dim], for q of that shape and k, v of [rows,
-/// kv_heads x head_dim], rows being those of sequences of `tokens` rows one after another.
+/// kv_heads x head_dim]. The rows hold sequences of `tokens` rows one after another.
 ///
 /// Query head h reads key and value head h / (heads / kv_heads). Position i attends to positions max(0, i -
-/// window + 1) to i: softmax over them of <q_i, k_j> / sqrt(head_dim), then the average of v_j under it.
+/// window + 1) to i: their weights are the softmax of <q_i, k_j> / sqrt(head_dim), and the result is the
+/// average of v_j with these weights.
 pub(super) fn attention(
     spec: &AttentionSpec,
     q: ArrayView2<'_, f32>,
@@ -59,11 +60,11 @@ pub(super) fn attention(
     out
 }
 
-/// Gradients of [`attention`] with respect to q, k and v, given the one with respect to its result.
+/// Gradients of [`attention`] with respect to q, k and v, given the gradient of its result.
 ///
 /// With P the probabilities of one head, S its scaled scores and G the result's gradient: grad V = P^T G;
-/// grad P = G V^T; grad S = P (grad P - rowsum(P grad P)); grad Q = grad S K / sqrt(head_dim);
-/// grad K = grad S^T Q / sqrt(head_dim). P is computed again: keeping it would take tokens^2 numbers a head.
+/// grad P = G V^T; grad S = P (grad P - rowsum(P grad P)); grad Q = grad S K / sqrt(head_dim); grad K = grad
+/// S^T Q / sqrt(head_dim). P is recomputed, because keeping it would take tokens^2 numbers a head.
 pub(super) fn attention_backward(
     spec: &AttentionSpec,
     q: ArrayView2<'_, f32>,
@@ -126,7 +127,7 @@ pub(super) fn attention_backward(
     gradients
 }
 
-/// What the scores are multiplied by before the softmax.
+/// The factor of the scores before the softmax.
 pub(super) fn scale(spec: &AttentionSpec) -> f32 {
     (1.0 / (spec.head_dim as f64).sqrt()) as f32
 }
@@ -150,7 +151,7 @@ fn tiles(x: ArrayView2<'_, f32>, tokens: usize, width: usize) -> Vec<ArrayView2<
         .collect()
 }
 
-/// [`tiles`] to write to.
+/// [`tiles`], mutable.
 fn tiles_mut(x: ArrayViewMut2<'_, f32>, tokens: usize, width: usize) -> Vec<ArrayViewMut2<'_, f32>> {
     let mut result = Vec::new();
     let mut rest = x;
@@ -166,7 +167,7 @@ fn tiles_mut(x: ArrayViewMut2<'_, f32>, tokens: usize, width: usize) -> Vec<Arra
     result
 }
 
-/// Consecutive queries and all the keys that any of them sees.
+/// Consecutive queries and all keys that any of them attends to.
 struct Span {
     queries: Range<usize>,
     keys: Range<usize>,
@@ -183,8 +184,8 @@ fn spans(tokens: usize, window: Option<usize>) -> impl Iterator<Item = Span> {
     })
 }
 
-/// The attention probabilities of one head, [queries, keys], zero where a query does not look. Row t of q is
-/// at position `at` + t, row j of the keys at position `seen` + j.
+/// The attention probabilities of one head, [queries, keys], zero where a query does not attend. Row t of q
+/// is at position `at` + t, row j of the keys at position `seen` + j.
 fn probabilities(
     spec: &AttentionSpec,
     mut p: ArrayViewMut2<'_, f32>,
@@ -237,6 +238,6 @@ fn softmax_body<const FUSED: bool>(scores: &mut [f32]) {
 }
 
 vectorized! {
-    /// Softmax in place; the largest score is taken out first, so no exponential is above 1.
+    /// Softmax in place. Subtracts the largest score first, so that no exponential is above 1.
     pub(super) fn softmax(scores: &mut [f32]) = softmax_body
 }

@@ -10,7 +10,7 @@ use super::swiglu::swiglu_backward;
 use super::{Block, BlockTrace, Rotary};
 use crate::cpu::product::{add_linear_weight_gradient, linear_input_gradient, product_into};
 
-/// Which gradients are to be computed; those that nobody reads cost up to two thirds of a backward pass.
+/// Which gradients to compute. Unused gradients can cost up to two thirds of a backward pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
     /// with respect to the block's input
@@ -24,7 +24,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Everything of a block.
+    /// All gradients of a block.
     pub fn all(spec: &BlockSpec) -> Self {
         Self {
             x: true,
@@ -35,23 +35,22 @@ impl Wanted {
     }
 }
 
-/// The gradients of a loss with respect to the parameters of a block, summed over the sequences that were
-/// added.
+/// The gradients of a loss with respect to the parameters of a block, summed over the sequences added.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockGradients {
-    /// with respect to the (decoded) weights, [out_features, in_features], in the order of the
-    /// spec; `None` where not wanted
+    /// with respect to the (decoded) weights, [out_features, in_features], in the order of the spec; `None`
+    /// if not wanted
     pub weights: Vec<Option<Array2<f32>>>,
-    /// with respect to the biases, `[out_features]`, where wanted and the layer has one
+    /// with respect to the biases, `[out_features]`, if wanted and the layer has one
     pub biases: Vec<Option<Array1<f64>>>,
-    /// with respect to the first norm's weight, `[hidden]`; zero where not wanted
+    /// with respect to the first norm's weight, `[hidden]`; zero if not wanted
     pub input_layernorm: Array1<f64>,
-    /// with respect to the second norm's weight, `[hidden]`; zero where not wanted
+    /// with respect to the second norm's weight, `[hidden]`; zero if not wanted
     pub post_attention_layernorm: Array1<f64>,
 }
 
 impl BlockGradients {
-    /// Nothing added yet.
+    /// Zero gradients, before the first sequence.
     pub fn zeros(block: &Block, wanted: &Wanted) -> Self {
         let weight =
             |layer: LayerId| wanted.weights[layer.index()].then(|| Array2::zeros(block.weight(layer).dim()));
@@ -68,12 +67,11 @@ impl BlockGradients {
     }
 }
 
-/// Adds the gradients of [`block_forward`](super::block_forward) to `sum`, given the one with respect to its
-/// result, [sequences, tokens, hidden], and the trace of the same pass; returns the one with respect to its
-/// input if wanted.
+/// Adds the gradients of [`block_forward`](super::block_forward) to `sum`, given the gradient of its result,
+/// [sequences, tokens, hidden], and the trace of the same pass. Returns the gradient of its input if wanted.
 ///
 /// # Panics
-/// When the arguments do not belong to one pass.
+/// When the arguments come from different passes.
 pub fn block_backward(
     block: &Block,
     rotary: &Rotary,

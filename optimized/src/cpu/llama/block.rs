@@ -8,7 +8,7 @@ use ndarray::{Array1, Array2, ArrayViewMut1, ArrayViewMut4};
 use crate::cpu::PackedMatrix;
 use crate::cpu::quantizer::{decode, decode_into};
 
-/// The weight of a linear layer as this backend keeps it.
+/// The weight of a linear layer in this backend's form.
 #[derive(Debug, Clone)]
 #[expect(
     clippy::large_enum_variant,
@@ -21,8 +21,8 @@ pub enum Weight {
     Quantized(QuantizedLayer),
 }
 
-/// A quantized weight; its dense form, for products with many rows, and its packed form, for those with one,
-/// are made when they are first asked for.
+/// A quantized weight. Its dense form, for products with many rows, and its packed form, for products with
+/// one row, are made on first use.
 #[derive(Debug, Clone)]
 pub struct QuantizedLayer {
     /// private, so that no decoded form outlives its codebooks
@@ -32,7 +32,7 @@ pub struct QuantizedLayer {
 }
 
 impl QuantizedLayer {
-    /// Not decoded yet.
+    /// A layer that is not decoded yet.
     pub fn new(matrix: QuantizedMatrix) -> Self {
         Self {
             matrix,
@@ -46,12 +46,12 @@ impl QuantizedLayer {
         &self.matrix
     }
 
-    /// What they decode to, [out_features, in_features].
+    /// The decoded weight, [out_features, in_features].
     pub fn decoded(&self) -> &Array2<f32> {
         self.decoded.get_or_init(|| decode(&self.matrix))
     }
 
-    /// Laid out for products with one row, by the measured choice for its scheme.
+    /// The layout for products with one row, by the measured choice for its scheme.
     ///
     /// # Errors
     /// `NotFinite` when a codebook entry or scale is beyond the range of its storage.
@@ -63,13 +63,13 @@ impl QuantizedLayer {
         Ok(self.packed.get_or_init(|| packed))
     }
 
-    /// Forgets the decoded and the packed form; they are made again when they are asked for.
+    /// Drops the decoded and the packed form; the next use makes them again.
     pub(super) fn release(&mut self) {
         self.decoded = OnceLock::new();
         self.packed = OnceLock::new();
     }
 
-    /// Changes codebooks and scales, and decodes again into the same memory.
+    /// Changes codebooks and scales, and decodes again in place.
     pub(super) fn tune(&mut self, change: impl FnOnce(ArrayViewMut4<'_, f64>, ArrayViewMut1<'_, f64>)) {
         self.matrix.tune(change);
         self.packed = OnceLock::new();
@@ -89,7 +89,7 @@ pub struct Layer {
     pub bias: Option<Array1<f32>>,
 }
 
-/// A transformer block, resident: what [`BlockWeights`] become when they are computed with.
+/// A resident transformer block, the form of [`BlockWeights`] for computation.
 #[derive(Debug, Clone)]
 pub struct Block {
     /// what it computes
@@ -106,7 +106,8 @@ impl Block {
     /// The resident form of stored weights.
     ///
     /// # Errors
-    /// `Unsupported` when the spec is not that of a plain block; `Shape` when the weights are of another.
+    /// `Unsupported` when the spec is not that of a plain block; `Shape` when the weights do not match the
+    /// spec.
     pub fn from_weights(spec: &BlockSpec, weights: &BlockWeights) -> Result<Self> {
         spec.require_plain()?;
         spec.check_weights(weights)?;
@@ -129,7 +130,7 @@ impl Block {
         })
     }
 
-    /// The form that travels and is stored.
+    /// The form for transfer and storage.
     pub fn to_weights(&self) -> BlockWeights {
         let stored = |layer: &Layer| {
             let weight = match &layer.weight {
@@ -158,7 +159,7 @@ impl Block {
         &self.layers[layer.index()]
     }
 
-    /// One layer's weight as products use it, [out_features, in_features]; decoded here the first time.
+    /// One layer's weight in the form for products, [out_features, in_features]; the first call decodes it.
     pub fn weight(&self, layer: LayerId) -> &Array2<f32> {
         match &self.layer(layer).weight {
             Weight::Dense(weight) => weight,
@@ -174,7 +175,7 @@ impl Block {
         }
     }
 
-    /// Forgets the decoded and the packed forms of all quantized layers.
+    /// Drops the decoded and the packed forms of all quantized layers.
     pub(super) fn release(&mut self) {
         for layer in &mut self.layers {
             if let Weight::Quantized(quantized) = &mut layer.weight {
@@ -183,7 +184,7 @@ impl Block {
         }
     }
 
-    /// [`Block::quantized`], to change.
+    /// [`Block::quantized`], mutable.
     pub(super) fn quantized_mut(&mut self, layer: LayerId) -> Option<&mut QuantizedLayer> {
         match &mut self.layers[layer.index()].weight {
             Weight::Quantized(quantized) => Some(quantized),
@@ -191,10 +192,10 @@ impl Block {
         }
     }
 
-    /// Replaces one layer's weight by a quantized one; the bias stays.
+    /// Replaces one layer's weight by a quantized one and keeps the bias.
     ///
     /// # Errors
-    /// `Shape` when the new weight has another shape than the old one.
+    /// `Shape` when the new weight's shape differs from the old one's.
     pub fn set_layer(&mut self, layer: LayerId, matrix: QuantizedMatrix) -> Result<()> {
         let expected = match &self.layer(layer).weight {
             Weight::Dense(weight) => weight.dim(),

@@ -8,11 +8,11 @@ use super::{Block, BlockGradients, Rotary, Sequences, Wanted, block_backward, bl
 use crate::cpu::row_major::elements;
 use crate::cpu::vectorize::squared_distance;
 
-/// A block whose codebooks, scales and norms are being trained on the outputs that it should have; codes,
-/// biases and dense layers stay (paper section 3.4, algorithm 1 lines 15 to 22).
+/// A block whose codebooks, scales and norms are trained to reproduce target outputs. Codes, biases and dense
+/// layers stay fixed (paper section 3.4, algorithm 1 lines 15 to 22).
 ///
-/// Gradients are added up by [`BlockTuner::accumulate`] until [`BlockTuner::step`] uses them. Activations and
-/// their gradients are f32; parameters, the sums of their gradients, moments and losses are f64.
+/// [`BlockTuner::accumulate`] sums gradients until [`BlockTuner::step`] uses them. Activations and their
+/// gradients are f32; parameters, the sums of their gradients, moments and losses are f64.
 #[derive(Debug, Clone)]
 pub struct BlockTuner {
     block: Block,
@@ -21,7 +21,7 @@ pub struct BlockTuner {
 }
 
 impl BlockTuner {
-    /// Before the first step; of `tuned`, what a block has.
+    /// The state before the first step. Of `tuned`, only the parameters that a block has are trained.
     pub fn new(block: &Block, tuned: Tuned, decay: AdamDecay) -> Self {
         let tuned = Tuned {
             embedding: false,
@@ -38,7 +38,7 @@ impl BlockTuner {
         parameters.retain(|&parameter| parameter != Parameter::FinalNorm);
         let blocks = std::slice::from_ref(block);
         Self {
-            // Every parameter left is of the block.
+            // The remaining parameters all belong to the block.
             trained: Trained::new(parameters, blocks, |_| Vec::new(), tuned, decay),
             block: block.clone(),
             wanted: Wanted {
@@ -54,12 +54,12 @@ impl BlockTuner {
         }
     }
 
-    /// Whether there is nothing to train.
+    /// Whether nothing is selected for training.
     pub fn is_idle(&self) -> bool {
         self.trained.parameters.is_empty()
     }
 
-    /// The block as it is now.
+    /// The block in its current state.
     pub fn block(&self) -> &Block {
         &self.block
     }
@@ -67,8 +67,8 @@ impl BlockTuner {
     /// The squared error of each of these sequences, summed over its output elements.
     ///
     /// # Errors
-    /// `Shape` when inputs and targets do not match each other, the block or the rotary tables; what reading
-    /// them fails with.
+    /// `Shape` when inputs and targets do not match each other, the block or the rotary tables; errors of
+    /// reading the sequences.
     pub fn losses<S: Sequences>(
         &self,
         rotary: &Rotary,
@@ -93,8 +93,8 @@ impl BlockTuner {
         Ok(losses)
     }
 
-    /// Adds `scale` times the gradients of [`BlockTuner::losses`] and returns those. Each of the parts that
-    /// go through the block together adds one number to each sum.
+    /// Adds `scale` times the gradients of [`BlockTuner::losses`] and returns those losses. Sequences go
+    /// through the block in parts, and each part adds one number to each sum.
     ///
     /// # Errors
     /// As [`BlockTuner::losses`]; gradients added before an error stay.
@@ -145,28 +145,27 @@ impl BlockTuner {
         Ok(losses)
     }
 
-    /// Takes the sums of the gradients out, one parameter after the other, and begins them anew.
+    /// Takes out the sums of the gradients, one parameter after the other, and restarts them at zero.
     pub fn take_gradients(&mut self) -> Vec<f64> {
         self.trained.take_gradients()
     }
 
-    /// Adds sums that [`BlockTuner::take_gradients`] took out of another tuner of the same block.
+    /// Adds sums taken by [`BlockTuner::take_gradients`] from another tuner of the same block.
     ///
     /// # Errors
-    /// `Shape` when there are not so many; then nothing was added.
+    /// `Shape` when their number differs; then nothing was added.
     pub fn add_gradients(&mut self, sums: &[f64]) -> Result<()> {
         self.trained.add_gradients(sums)
     }
 
-    /// One step of Adam with this learning rate along the gradients added up so far, which are then
-    /// forgotten.
+    /// One step of Adam with this learning rate along the gradients summed so far, which are then reset.
     pub fn step(&mut self, lr: f64) {
         self.trained.step(lr);
         self.trained.write_back(std::slice::from_mut(&mut self.block));
     }
 }
 
-/// The lengths of these sequences, when inputs, targets and rotary tables fit each other.
+/// The lengths of these sequences, if inputs, targets and rotary tables match.
 fn check<S: Sequences>(
     hidden_size: usize,
     rotary: &Rotary,

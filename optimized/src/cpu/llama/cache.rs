@@ -10,10 +10,10 @@ use super::{Block, Rotary, Weight};
 use crate::cpu::row_major::elements;
 use crate::cpu::vectorize::dot;
 
-/// Output features of one task of a dense product with one row.
+/// Output features that one task of a dense product with one row computes.
 const OUTPUTS: usize = 128;
 
-/// Keys and values of one block for the positions that were computed already.
+/// Keys and values of one block for the positions computed so far.
 #[derive(Debug, Clone, Default)]
 pub struct KvCacheLayer {
     /// after rotation, [positions, kv_heads x head_dim]
@@ -23,18 +23,18 @@ pub struct KvCacheLayer {
 }
 
 impl KvCacheLayer {
-    /// Without any position; it grows as it is used.
+    /// An empty cache; it grows with use.
     pub fn new() -> Self {
         Self::default()
     }
 }
 
-/// [`block_forward`](super::block_forward) for one more position: its input row of `[hidden]` to its output
-/// row.
+/// [`block_forward`](super::block_forward) for one more position, from its input row of `[hidden]` to its
+/// output row.
 ///
 /// # Errors
-/// `Argument` unless the cache holds exactly the positions before `position` and the rotary tables reach
-/// it; `NotFinite` when a quantized layer is beyond the range of its storage.
+/// `Argument` unless the cache holds exactly the positions before `position` and the rotary tables cover it;
+/// `NotFinite` when a quantized layer is beyond the range of its storage.
 ///
 /// # Panics
 /// When the shapes of block and row do not fit together.

@@ -9,11 +9,11 @@ use crate::cpu::row_major::relaid;
 /// Rows of one task.
 const ROWS: usize = 16;
 
-/// Sum over rows of the negative log-likelihood in nats of each row's target, in f64; the logits, [rows,
-/// vocab], become `scale` times the gradient of that sum: softmax minus the target's indicator.
+/// Sum over rows of the negative log-likelihood in nats of each row's target, in f64. Replaces the logits,
+/// [rows, vocab], by `scale` times the gradient of that sum: softmax minus the target's indicator.
 ///
 /// # Errors
-/// `Shape` unless there is one target for each row, `TokenOutOfRange` when a target has no logit.
+/// `Shape` unless there is one target for each row, `TokenOutOfRange` when a target exceeds the vocabulary.
 pub fn cross_entropy(logits: &mut Array2<f32>, targets: &[u32], scale: f64) -> Result<f64> {
     let (rows, vocab) = logits.dim();
     if targets.len() != rows {

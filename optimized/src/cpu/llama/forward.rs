@@ -12,8 +12,8 @@ use super::{Block, Rotary};
 use crate::cpu::product::{linear, product_into};
 use crate::cpu::zeroed::{zeroed, zeroed_sequences};
 
-/// The values inside a block that its backward pass and the Hessians of its layers need: [rows, features], a
-/// row for each token of each sequence.
+/// The intermediate values of a block that its backward pass and the Hessians of its layers need: [rows,
+/// features], with a row for each token of each sequence.
 #[derive(Debug, Clone)]
 pub struct BlockTrace {
     /// rows of one sequence
@@ -28,7 +28,7 @@ pub struct BlockTrace {
     pub(super) k: Array2<f32>,
     /// values
     pub(super) v: Array2<f32>,
-    /// what attention gathered
+    /// result of attention before its output layer
     pub(super) attended: Array2<f32>,
     /// x plus the output of attention
     pub(super) middle: Array2<f32>,
@@ -43,7 +43,7 @@ pub struct BlockTrace {
 }
 
 impl BlockTrace {
-    /// What a linear layer was given that reads this, [rows, in_features]: the samples of its Hessian.
+    /// The input of the linear layers that read `read`, [rows, in_features]: the samples of their Hessian.
     pub fn input(&self, read: Input) -> ArrayView2<'_, f32> {
         match read {
             Input::Attention => self.normed.view(),
@@ -54,7 +54,7 @@ impl BlockTrace {
     }
 }
 
-/// A Llama block over sequences, [sequences, tokens, hidden] to the same: m = x + O attention(Q n(x), K n(x),
+/// A Llama block over sequences, [sequences, tokens, hidden] to the same. m = x + O attention(Q n(x), K n(x),
 /// V n(x)), y = m + Down swiglu(Gate n'(m), Up n'(m)), with n and n' the two RMSNorms and queries and keys
 /// rotated (Touvron et al. 2023, section 2.2).
 ///
@@ -71,10 +71,10 @@ pub fn block_forward(block: &Block, rotary: &Rotary, x: ArrayView3<'_, f32>) -> 
     y
 }
 
-/// Most bytes of activations that exist at a time while `sequences` sequences of `tokens` tokens go through a
-/// block and back, part by part. Counted are a part's inputs and targets, its [`BlockTrace`], the gradients
-/// of whichever half of the block takes more, and for each thread 64 rows of attention's scores and their
-/// gradients. The hidden states kept of all sequences are not.
+/// Peak bytes of activations while `sequences` sequences of `tokens` tokens go through a block and back, part
+/// by part. This counts a part's inputs and targets, its [`BlockTrace`], the gradients of the larger half of
+/// the block, and for each thread 64 rows of attention's scores and their gradients. It does not count the
+/// hidden states kept for all sequences.
 pub fn working_bytes(arch: &ArchSpec, sequences: usize, tokens: usize) -> usize {
     let rows = sequences.min(sequences_at_once(tokens)) * tokens;
     let hidden = arch.hidden_size;
@@ -89,15 +89,15 @@ pub fn working_bytes(arch: &ArchSpec, sequences: usize, tokens: usize) -> usize 
     (rows * widest + scores) * size_of::<f32>()
 }
 
-/// Numbers that a [`BlockTrace`] keeps of each token.
+/// Numbers that a [`BlockTrace`] keeps for each token.
 pub(super) fn trace_width(spec: &BlockSpec) -> usize {
     let (queries, keys) = (spec.attention.query_width(), spec.attention.key_width());
     4 * spec.hidden_size() + 2 * queries + 2 * keys + 3 * spec.intermediate_size()
 }
 
-/// [`block_forward`] of all sequences at once, with everything that
-/// [`block_backward`](super::block_backward) and Hessians need. Memory is some twenty times that of x.
-///
+/// [`block_forward`] of all sequences at once. Also returns everything that
+/// [`block_backward`](super::block_backward) and Hessians need, which takes some twenty times the memory of
+/// x.
 /// # Panics
 /// As [`block_forward`].
 pub fn block_forward_traced(

@@ -11,7 +11,7 @@ use crate::cpu::row_major::elements;
 use crate::cpu::vectorize::{squared_distance, sum_of_exponentials};
 use crate::cpu::zeroed::zeroed_sequences;
 
-/// Logits that one pass holds at a time when only losses are wanted.
+/// Maximum number of logits that one pass holds when only losses are wanted.
 const LOGITS: usize = 1 << 25;
 
 /// The RMSNorm before the head, and the head.
@@ -25,10 +25,10 @@ pub struct Head {
 }
 
 impl Head {
-    /// Of the norm, its weight, `[hidden]`, and lm_head, [vocab, hidden].
+    /// From the norm, its weight, `[hidden]`, and lm_head, [vocab, hidden].
     ///
     /// # Errors
-    /// `Shape` when the two do not fit.
+    /// `Shape` when weight and lm_head do not match.
     pub fn new(norm: NormSpec, weight: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Self> {
         if weight.len() != lm_head.ncols() {
             return Err(AqlmError::Shape {
@@ -47,12 +47,12 @@ impl Head {
     /// Logits of hidden states: [rows, hidden] to [rows, vocab].
     ///
     /// # Panics
-    /// When the rows have another width than the head.
+    /// When the width of the rows differs from the head's.
     pub fn logits(&self, x: ArrayView2<'_, f32>) -> Array2<f32> {
         self.logits_by(x, &self.output.widened())
     }
 
-    /// [`Head::logits`] by an lm_head that is in f32 already.
+    /// [`Head::logits`] with an lm_head already in f32.
     fn logits_by(&self, x: ArrayView2<'_, f32>, lm_head: &[f32]) -> Array2<f32> {
         let normed = self.normed(x);
         let lm_head = ArrayView2::from_shape(self.output.dim(), lm_head)
@@ -60,10 +60,10 @@ impl Head {
         linear(normed.view(), lm_head, Par::rayon(0))
     }
 
-    /// What the output layer is given: hidden states behind the norm, [rows, hidden].
+    /// The input of the output layer: hidden states after the norm, [rows, hidden].
     ///
     /// # Panics
-    /// When the rows have another width than the head.
+    /// When the width of the rows differs from the head's.
     pub fn normed(&self, x: ArrayView2<'_, f32>) -> Array2<f32> {
         rms_norm(x, &self.weight, self.norm.epsilon)
     }
@@ -71,7 +71,7 @@ impl Head {
     /// Logits of one position: `[hidden]` to `[vocab]`.
     ///
     /// # Panics
-    /// When the row has another width than the head.
+    /// When the width of the row differs from the head's.
     pub fn logits_of_row(&self, x: ArrayView1<'_, f32>) -> Array1<f32> {
         let x = x.as_standard_layout();
         let mut normed = vec![0.0; x.len()];
@@ -85,11 +85,12 @@ impl Head {
     }
 
     /// Negative log-likelihoods in nats of each next token of each sequence, [tokens - 1] each, for hidden
-    /// states [sequences, tokens, hidden]: ln(sum_i e^l_i) - l_target, exponentials in f32 and their sum in
-    /// f64.
+    /// states [sequences, tokens, hidden]: ln(sum_i e^l_i) - l_target, with exponentials in f32 and their sum
+    /// in f64.
     ///
     /// # Errors
-    /// `Shape` when sequences and hidden states do not fit, `TokenOutOfRange` when a target has no logit.
+    /// `Shape` when sequences and hidden states do not match, `TokenOutOfRange` when a target exceeds the
+    /// vocabulary.
     pub fn token_losses(
         &self,
         hidden: ArrayView3<'_, f32>,
@@ -132,11 +133,11 @@ impl Head {
     }
 }
 
-/// Negative log-likelihoods in nats of `targets` by logits [targets, vocab]: what [`Head::token_losses`]
-/// computes, where the logits come from elsewhere.
+/// Negative log-likelihoods in nats of `targets` under logits [targets, vocab]: the computation of
+/// [`Head::token_losses`] for logits from elsewhere.
 ///
 /// # Errors
-/// `Shape` when there is not one target a row, `TokenOutOfRange` when one has no logit.
+/// `Shape` unless there is one target a row, `TokenOutOfRange` when a target exceeds the vocabulary.
 pub fn token_losses(logits: ArrayView2<'_, f32>, targets: &[u32]) -> Result<Array1<f64>> {
     if logits.nrows() != targets.len() {
         return Err(AqlmError::Shape {
@@ -149,7 +150,7 @@ pub fn token_losses(logits: ArrayView2<'_, f32>, targets: &[u32]) -> Result<Arra
     Ok(Array1::from(losses_of(logits, targets)))
 }
 
-/// One loss a row; every target has a logit.
+/// One loss a row; every target must be within the vocabulary.
 fn losses_of(logits: ArrayView2<'_, f32>, targets: &[u32]) -> Vec<f64> {
     logits
         .outer_iter()
@@ -159,7 +160,7 @@ fn losses_of(logits: ArrayView2<'_, f32>, targets: &[u32]) -> Vec<f64> {
         .collect()
 }
 
-/// ln(sum_i e^l_i) - l_target, the largest logit taken out of the sum first.
+/// ln(sum_i e^l_i) - l_target, computed relative to the largest logit.
 fn token_loss(logits: ArrayView1<'_, f32>, target: u32) -> f64 {
     let largest = logits.fold(f32::NEG_INFINITY, |most, &logit| most.max(logit));
     let logits_in_order = logits.as_standard_layout();
@@ -167,8 +168,8 @@ fn token_loss(logits: ArrayView1<'_, f32>, target: u32) -> f64 {
     sum.ln() + (f64::from(largest) - f64::from(logits[target as usize]))
 }
 
-/// The embeddings of sequences of equal length, [sequences, tokens, hidden], for an embedding of [vocab,
-/// hidden].
+/// Looks up the embeddings of sequences of equal length, [sequences, tokens, hidden], in an embedding of
+/// [vocab, hidden].
 ///
 /// # Errors
 /// `TokenOutOfRange` when a token has no embedding, `Shape` when the sequences differ in length.
@@ -206,7 +207,7 @@ pub(crate) fn check_tokens(tokens: &[u32], vocab_size: usize) -> Result<()> {
 /// Mean over all elements of (a - b)^2, and of b^2, in f64.
 ///
 /// # Errors
-/// `Shape` when the two differ in shape, and what reading them fails with.
+/// `Shape` when the two shapes differ; errors of reading the sequences.
 pub fn mean_squares<S: Sequences>(a: &S, b: &S) -> std::result::Result<(f64, f64), S::Error> {
     let (lengths, width) = (b.lengths(), b.width());
     let shape = |lengths: &[usize], width| vec![lengths.len(), lengths.iter().sum(), width];
@@ -228,7 +229,7 @@ pub fn mean_squares<S: Sequences>(a: &S, b: &S) -> std::result::Result<(f64, f64
             .zip(b.outer_iter())
             .map(|(a, b)| squares(a, b))
             .collect();
-        // sequence by sequence, whatever a part is
+        // sequence by sequence, so that the division into parts does not matter
         for sum in sums {
             difference += sum.0;
             norm += sum.1;

@@ -11,11 +11,11 @@ use crate::cpu::vectorize::{LANES, exp, vectorized};
 const ROWS: usize = 16;
 
 /// Sum over rows of the Kullback-Leibler divergence in nats of the student's next-token distribution from the
-/// teacher's, sum_i p_i (ln p_i - ln q_i), in f64; the student's logits, [rows, vocab], become `scale` times
-/// the gradient of that sum: q - p (paper appendix A).
+/// teacher's, sum_i p_i (ln p_i - ln q_i), in f64. Replaces the student's logits, [rows, vocab], by `scale`
+/// times the gradient of that sum: q - p (paper appendix A).
 ///
 /// # Errors
-/// `Shape` when the two differ in shape.
+/// `Shape` when the two shapes differ.
 pub fn kl_divergence(logits: &mut Array2<f32>, teacher: ArrayView2<'_, f32>, scale: f64) -> Result<f64> {
     if logits.dim() != teacher.dim() {
         return Err(AqlmError::Shape {
@@ -73,9 +73,9 @@ fn row_body<const FUSED: bool>(
 }
 
 vectorized! {
-    /// The divergence of one row times the sum of the teacher's exponentials; the student's logits become the
-    /// gradient. `largest` and `factors` are the student's and the teacher's: e^(l - largest) factor is a
-    /// probability times scale.
+    /// The divergence of one row times the sum of the teacher's exponentials. Replaces the student's logits
+    /// by the gradient. `largest` and `factors` hold the student's value, then the teacher's: e^(l - largest)
+    /// factor is a probability times scale.
     fn divergence_and_gradient(
         student: &mut [f32],
         teacher: &[f32],
@@ -85,13 +85,14 @@ vectorized! {
     ) -> f64 = row_body
 }
 
-/// [`kl_divergence`] from a teacher of whom only the likeliest tokens are known: the others are one outcome
-/// of probability r, set against the student's probability of them all, u. Sum over listed i of p_i (ln p_i -
-/// ln q_i), plus r (ln r - ln u); the gradient is q_i - p_i for listed tokens and q_j - r q_j / u for the
-/// others.
+/// [`kl_divergence`] from a teacher of which only the likeliest tokens are known. All other tokens form one
+/// outcome of probability r, compared with the student's total probability of them, u. The loss is the sum
+/// over listed i of p_i (ln p_i - ln q_i), plus r (ln r - ln u). The gradient is q_i - p_i for listed tokens
+/// and q_j - r q_j / u for the others.
 ///
 /// # Errors
-/// `Shape` when the teacher has another number of rows, `TokenOutOfRange` when a listed token has no logit.
+/// `Shape` when the teacher's number of rows differs, `TokenOutOfRange` when a listed token exceeds the
+/// vocabulary.
 pub fn top_kl_divergence(logits: &mut Array2<f32>, teacher: &TopTokens, scale: f64) -> Result<f64> {
     let (rows, vocab) = logits.dim();
     let listed = teacher.tokens.ncols();
@@ -128,7 +129,7 @@ pub fn top_kl_divergence(logits: &mut Array2<f32>, teacher: &TopTokens, scale: f
     Ok(sums.iter().sum())
 }
 
-/// Loss of one row, which becomes the gradient.
+/// Loss of one row, which the gradient replaces.
 fn top_row(row: &mut [f32], tokens: &[u32], log_p: &[f64], rest: f64, scale: f64) -> f64 {
     let softmax = Softmax::of(row);
     let log_q: Vec<f64> = tokens
@@ -136,7 +137,7 @@ fn top_row(row: &mut [f32], tokens: &[u32], log_p: &[f64], rest: f64, scale: f64
         .map(|&token| softmax.log_probability(row[token as usize]))
         .collect();
     softmax.exponentials(row);
-    // Taken from the others themselves: one minus the listed would lose a small remainder.
+    // Summed over the other tokens directly: one minus the listed would cancel a small remainder.
     let mut others = softmax.sum;
     if rest > 0.0 {
         let kept: Vec<f32> = tokens.iter().map(|&token| row[token as usize]).collect();

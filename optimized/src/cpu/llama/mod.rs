@@ -1,9 +1,9 @@
 //! The Llama block forward and backward in f32, the whole model around the blocks, the fine-tuning of both,
 //! and decoding with a cache.
 //!
-//! Activations of several sequences of equal length are [sequences, tokens, features]; inside they are
-//! matrices of one row a token, so that products see many rows. Work is split by rows, heads and sequences
-//! into pieces that depend on the shapes alone: no result depends on the number of threads.
+//! Activations of several sequences of equal length are [sequences, tokens, features]. Internally they are
+//! matrices with one row a token, so that products have many rows. Work is split by rows, heads and sequences
+//! into pieces that depend only on the shapes, so no result depends on the number of threads.
 
 mod attention;
 mod backward;

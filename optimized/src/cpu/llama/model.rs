@@ -14,7 +14,7 @@ pub struct Model {
     pub norm: Array1<f32>,
     /// its arithmetic
     pub norm_spec: NormSpec,
-    /// [vocab, hidden], standard layout; `None` where it is the embedding
+    /// [vocab, hidden], standard layout; `None` if the embedding serves as the head
     pub lm_head: Option<Array2<f32>>,
 }
 
@@ -22,7 +22,8 @@ impl Model {
     /// The resident form of stored weights.
     ///
     /// # Errors
-    /// `Unsupported` when the model is no plain Llama; `Shape` when the weights are not of this shape.
+    /// `Unsupported` when the model is not a plain Llama; `Shape` when the weights do not match the
+    /// architecture.
     pub fn from_weights(arch: &ArchSpec, weights: &ModelWeights) -> Result<Self> {
         arch.require_plain()?;
         let expect = |what: &str, expected: &[usize], found: &[usize]| {
@@ -58,7 +59,7 @@ impl Model {
         })
     }
 
-    /// The form that travels and is stored.
+    /// The form for transfer and storage.
     pub fn to_weights(&self) -> ModelWeights {
         ModelWeights {
             embedding: self.embedding.clone(),

@@ -11,17 +11,17 @@ use super::{
 };
 use crate::cpu::product::{add_linear_weight_gradient, linear, linear_input_gradient};
 
-/// Inner activations of all blocks are kept between the forward and the backward pass while they take no more
-/// than this many bytes.
+/// Inner activations of all blocks are kept between the forward and the backward pass if they take at most
+/// this many bytes.
 const KEPT_BYTES: usize = 1 << 30;
 
-/// What becomes of a block's inner activations between the forward and the backward pass. The results are the
-/// same.
+/// Whether a block's inner activations are kept between the forward and the backward pass. The results are
+/// the same either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activations {
     /// kept, some twenty times the hidden states of every block
     Keep,
-    /// computed again, one block's at a time: memory is that of one block and the inputs of all
+    /// recomputed, one block at a time: memory holds one block's and the inputs of all blocks
     Recompute,
 }
 
@@ -37,7 +37,7 @@ impl Activations {
         }
     }
 
-    /// Bytes of what lies between the forward and the backward pass of `rows` tokens.
+    /// Bytes held between the forward and the backward pass of `rows` tokens.
     fn of_all_blocks(self, arch: &ArchSpec, rows: usize) -> usize {
         let row = match self {
             Self::Keep => arch.blocks.iter().map(trace_width).sum(),
@@ -46,9 +46,9 @@ impl Activations {
         row * rows * size_of::<f32>()
     }
 
-    /// Bytes of activations at most while gradients of `sequences` sequences of `tokens` tokens are computed:
-    /// those between the passes, those inside one block ([`working_bytes`]), what the teacher says of the
-    /// sequences, and of one sequence at a time the logits, the teacher's, and what becomes of them.
+    /// Peak bytes of activations while gradients of `sequences` sequences of `tokens` tokens are computed:
+    /// those held between the passes, those inside one block ([`working_bytes`]), the teacher's data for the
+    /// sequences, and for one sequence at a time its logits, the teacher's logits, and their gradients.
     pub fn bytes(self, arch: &ArchSpec, sequences: usize, tokens: usize) -> usize {
         let rows = sequences.min(sequences_at_once(tokens)) * tokens;
         let said = sequences * tokens * arch.hidden_size;
@@ -59,7 +59,8 @@ impl Activations {
     }
 }
 
-/// A gradient as [`model_backward`] finds it, from the head down; parts of one are to be added up.
+/// A gradient or a part of one, in the order in which [`model_backward`] finds them, from the head down.
+/// Parts of one gradient must be added.
 #[derive(Debug)]
 pub enum Gradient<'a> {
     /// with respect to the decoded weight of a block's quantized layer, [out_features, in_features]
@@ -68,21 +69,21 @@ pub enum Gradient<'a> {
     BlockNorms(usize, [&'a Array1<f64>; 2]),
     /// with respect to the norm before the head, `[hidden]`
     FinalNorm(&'a Array1<f64>),
-    /// with respect to the output layer, [vocab, hidden]; not through tied embeddings
+    /// with respect to the output layer, [vocab, hidden]; excludes the contribution through tied embeddings
     Head(&'a Array2<f32>),
-    /// with respect to the embeddings of these sequences, [sequences, tokens, hidden]; not through a tied
-    /// head
+    /// with respect to the embeddings of these sequences, [sequences, tokens, hidden]; excludes the
+    /// contribution through a tied head
     Embedded(&'a [&'a [u32]], ArrayView3<'a, f32>),
 }
 
 /// Losses of a model on sequences of equal length, each summed over its positions, in f64.
 ///
-/// Decoded weights are dropped behind each block, so that the model takes the memory of its codes and of one
-/// block.
+/// Decoded weights are dropped after each block, so the model takes only the memory of its codes and of one
+/// decoded block.
 ///
 /// # Errors
-/// `TokenOutOfRange` when a token has no embedding or no logit; `Shape` when sequences differ in length,
-/// exceed the rotary tables, or a target does not fit its sequence.
+/// `TokenOutOfRange` when a token exceeds the embedding or the vocabulary; `Shape` when sequences differ in
+/// length, exceed the rotary tables, or a target does not match its sequence.
 pub fn model_losses(
     model: &mut Model,
     rotary: &Rotary,
@@ -108,12 +109,12 @@ pub fn model_losses(
     Ok(losses)
 }
 
-/// [`model_losses`], and `scale` times the gradients of their sum with respect to what `tuned` selects,
-/// handed to `sink` (paper appendix A). Sequences go through the model a few at a time, each few giving a
-/// part of every gradient.
+/// [`model_losses`], and `scale` times the gradients of their sum with respect to the parameters that `tuned`
+/// selects, passed to `sink` (paper appendix A). Sequences go through the model a few at a time, and each
+/// such batch yields a part of every gradient.
 ///
 /// # Errors
-/// As [`model_losses`]; parts handed over before an error stay with the sink.
+/// As [`model_losses`]; parts passed to the sink before an error stay there.
 #[expect(
     clippy::too_many_arguments,
     reason = "a model, its data, and what is wanted of them"
@@ -188,14 +189,14 @@ pub fn model_backward(
     Ok(losses)
 }
 
-/// What is kept of a block between the forward and the backward pass.
+/// The data kept for a block between the forward and the backward pass.
 enum Kept {
     Trace(Box<BlockTrace>),
     Input(Array3<f32>),
 }
 
-/// Losses of these sequences, pushed to `losses`, and `scale` times the gradient of their sum with respect to
-/// the last block's outputs `x`, whose place it takes.
+/// Pushes the losses of these sequences to `losses`. Replaces the last block's outputs `x` by `scale` times
+/// the gradient of the sum of losses.
 #[expect(clippy::too_many_arguments, reason = "the state of the loop above")]
 fn head_backward(
     model: &Model,
@@ -241,7 +242,7 @@ fn head_backward(
     Ok(x)
 }
 
-/// The loss of one sequence; its logits become `scale` times the gradient.
+/// The loss of one sequence; `scale` times the gradient replaces its logits.
 fn loss_and_gradient(
     logits: &mut Array2<f32>,
     tokens: &[u32],
@@ -273,7 +274,7 @@ fn teacher_logits(states: ArrayView2<'_, f32>, head: ArrayView2<'_, f32>) -> Arr
     linear(states, head, Par::rayon(0))
 }
 
-/// The length of all sequences, when they and their targets are in order.
+/// The length of all sequences, if they and their targets are valid.
 fn check(rotary: &Rotary, sequences: &[&[u32]], targets: &[Target<'_>]) -> Result<usize> {
     let shape = |what: &str, expected: usize, found: usize| {
         if expected == found {
@@ -296,7 +297,7 @@ fn check(rotary: &Rotary, sequences: &[&[u32]], targets: &[Target<'_>]) -> Resul
 }
 
 /// The first part of a model whose output on these sequences is not finite, by its name in the checkpoint: a
-/// layer, a norm, or the head. `None` when all are finite.
+/// layer, a norm, or the head. `None` if all are finite.
 ///
 /// # Errors
 /// As [`model_losses`].
@@ -320,7 +321,7 @@ pub(super) fn first_not_finite(
             let (attention, mlp) = (&spec.attention, &spec.mlp);
             let name = |layer| spec.linear(layer).name.as_str();
             let [first_norm, second_norm] = spec.norms.before.each_ref().map(String::as_str);
-            // in the order in which they are computed
+            // in the order of computation
             let parts = [
                 (first_norm, trace.normed.view()),
                 (name(attention.query), trace.q.view()),

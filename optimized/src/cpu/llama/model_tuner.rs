@@ -7,12 +7,11 @@ use super::model_backward::{Gradient, first_not_finite, model_backward, model_lo
 use super::trained::{Trained, narrow, widened};
 use super::{Activations, Model, Rotary};
 
-/// A model whose codebooks, scales, norms, embedding and head are being trained, codes fixed (paper appendix
-/// A).
+/// A model whose codebooks, scales, norms, embedding and head are trained for fixed codes (paper appendix A).
 ///
-/// Gradients are added up by [`ModelTuner::accumulate`] until [`ModelTuner::step`] uses them, so that a step
-/// may see more sequences than fit in memory, or sums from several machines. Activations and their gradients
-/// are f32; losses, parameters, the sums of their gradients, and moments are f64.
+/// [`ModelTuner::accumulate`] sums gradients until [`ModelTuner::step`] uses them. A step may thus use more
+/// sequences than fit in memory, or sums from several machines. Activations and their gradients are f32;
+/// losses, parameters, the sums of their gradients, and moments are f64.
 #[derive(Debug, Clone)]
 pub struct ModelTuner {
     arch: ArchSpec,
@@ -24,7 +23,7 @@ pub struct ModelTuner {
 }
 
 impl ModelTuner {
-    /// Before the first step, for sequences of at most `positions` tokens.
+    /// The state before the first step, for sequences of at most `positions` tokens.
     ///
     /// # Errors
     /// `Argument` when `tuned` selects nothing of this model; those of [`Model::from_weights`].
@@ -43,7 +42,7 @@ impl ModelTuner {
         let tied = model.lm_head.is_none();
         let mut tuned = tuned;
         if tied {
-            // one array, reached from both ends
+            // if tied, embedding and head are one array
             tuned.embedding |= tuned.head;
             tuned.head = tuned.embedding;
         }
@@ -72,7 +71,7 @@ impl ModelTuner {
         })
     }
 
-    /// The model as it is now.
+    /// The model in its current state.
     pub fn model(&self) -> &Model {
         &self.model
     }
@@ -85,9 +84,9 @@ impl ModelTuner {
         model_losses(&mut self.model, &self.rotary, sequences, targets)
     }
 
-    /// Adds `scale` times the gradients of [`ModelTuner::losses`] and returns those. `observe` is given every
-    /// gradient with respect to a decoded weight, [out_features, in_features], in parts to be added up: what
-    /// methods that change codes, or weigh Hessians by gradients, start from.
+    /// Adds `scale` times the gradients of [`ModelTuner::losses`] and returns those losses. `observe`
+    /// receives every gradient with respect to a decoded weight, [out_features, in_features], in parts to be
+    /// added. Methods that change codes or weight Hessians by gradients start from these.
     ///
     /// # Errors
     /// As [`model_backward`](super::model_backward); gradients added before an error stay.
@@ -100,7 +99,7 @@ impl ModelTuner {
     ) -> Result<Vec<f64>> {
         let trained = &mut self.trained;
         let tied = self.model.lm_head.is_none();
-        // Of a tied head, until the gradient with respect to the embeddings of the same sequences joins it.
+        // The gradient of a tied head, until the gradient of the embeddings of the same sequences is added.
         let mut of_head: Option<Vec<f64>> = None;
         let mut sink = |model: &Model, gradient: Gradient<'_>| match gradient {
             Gradient::Weight(block, id, weight) => {
@@ -141,7 +140,7 @@ impl ModelTuner {
         )
     }
 
-    /// The gradients added up so far, in the order of [`Parameter::selected`].
+    /// The gradients summed so far, in the order of [`Parameter::selected`].
     pub fn gradients(&self) -> impl Iterator<Item = (Parameter, &[f64])> {
         self.trained
             .parameters
@@ -149,27 +148,26 @@ impl ModelTuner {
             .map(|trained| (trained.parameter, trained.gradient.as_slice()))
     }
 
-    /// Takes the sums of the gradients out, one parameter after the other, and begins them anew.
+    /// Takes out the sums of the gradients, one parameter after the other, and restarts them at zero.
     pub fn take_gradients(&mut self) -> Vec<f64> {
         self.trained.take_gradients()
     }
 
-    /// Adds sums that [`ModelTuner::take_gradients`] took out of another tuner of the same model.
+    /// Adds sums taken by [`ModelTuner::take_gradients`] from another tuner of the same model.
     ///
     /// # Errors
-    /// `Shape` when there are not so many; then nothing was added.
+    /// `Shape` when their number differs; then nothing was added.
     pub fn add_gradients(&mut self, sums: &[f64]) -> Result<()> {
         self.trained.add_gradients(sums)
     }
 
-    /// One step of Adam with this learning rate along the gradients added up so far, which are then
-    /// forgotten.
+    /// One step of Adam with this learning rate along the gradients summed so far, which are then reset.
     pub fn step(&mut self, lr: f64) {
         self.trained.step(lr);
         self.write_back();
     }
 
-    /// Puts the parameters' values into the model.
+    /// Writes the parameters' values into the model.
     fn write_back(&mut self) {
         let model = &mut self.model;
         self.trained.write_back(&mut model.blocks);
@@ -182,21 +180,21 @@ impl ModelTuner {
                         narrow(lm_head.iter_mut(), &trained.values);
                     }
                 }
-                // of a block
+                // belongs to a block
                 _ => {}
             }
         }
     }
 
-    /// Everything that training goes on from, apart from gradients not used yet.
+    /// The whole state from which training can resume, except gradients not used yet.
     pub fn state(&self) -> TuningState {
         self.trained.state(&self.arch)
     }
 
-    /// Goes on from a state of the same model and selection; gradients not used yet are forgotten.
+    /// Resumes from a state of the same model and selection, and discards gradients not used yet.
     ///
     /// # Errors
-    /// `Shape` when the state is of something else. Nothing is changed then.
+    /// `Shape` when the state belongs to another model or selection. Nothing is changed then.
     pub fn restore(&mut self, state: &TuningState) -> Result<()> {
         self.trained.restore(&self.arch, state)?;
         self.write_back();
@@ -204,7 +202,7 @@ impl ModelTuner {
     }
 
     /// The name in the checkpoint of the first trained parameter that is not finite, or else of the first
-    /// layer whose output on these sequences is not.
+    /// layer whose output on these sequences is not finite.
     ///
     /// # Errors
     /// As [`model_losses`](super::model_losses).
@@ -216,7 +214,7 @@ impl ModelTuner {
     }
 }
 
-/// The values of a parameter that is of no block, row-major.
+/// The values of a parameter that belongs to no block, row-major.
 fn outer_values(model: &Model, parameter: Parameter) -> Vec<f64> {
     match parameter {
         Parameter::Embedding => widened(model.embedding.iter()),

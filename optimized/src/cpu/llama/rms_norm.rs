@@ -5,7 +5,7 @@ use crate::cpu::row_major::{elements, elements_mut};
 use crate::cpu::vectorize::{LANES, close, dot, multiply_add, vectorized};
 use crate::cpu::zeroed::zeroed;
 
-/// Rows of one task; also the rows whose weight gradients are summed before they join the others.
+/// Rows of one task; also the rows whose weight gradients are summed before they are added to the total.
 const ROWS: usize = 64;
 
 /// RMSNorm of each row: y = w x / sqrt(mean(x^2) + eps), x and y [rows, hidden] (Zhang and Sennrich 2019).
@@ -31,8 +31,8 @@ pub(super) fn rms_norm_row(y: &mut [f32], x: &[f32], weight: &[f32], eps: f64) {
     }
 }
 
-/// Gradients with respect to x, [rows, hidden], which are added to `grad_x`, and to the weight, `[hidden]`,
-/// given the one with respect to the result.
+/// Gradients given the gradient of the result. Adds the one with respect to x, [rows, hidden], to `grad_x`,
+/// and returns the one with respect to the weight, `[hidden]`.
 ///
 /// With r the reciprocal root and u = w grad_y: grad_x = r u - x r^3 <u, x> / hidden, and grad_w is the sum
 /// over rows of grad_y r x, here in f64.

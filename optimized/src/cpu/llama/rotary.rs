@@ -13,8 +13,8 @@ const ROWS: usize = 256;
 /// Rotary position embedding in the rotate-half convention of Hugging Face checkpoints: element i of a head
 /// is paired with element i + head_dim/2 (Su et al. 2021).
 ///
-/// Frequencies and angles are rounded to f32, as they were when models were trained and as everybody
-/// evaluates them: exact angles move the token losses of a real model at position 1,000 by more than 1e-4.
+/// Frequencies and angles are rounded to f32, as in training and in other implementations. Exact angles move
+/// the token losses of a real model at position 1,000 by more than 1e-4.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rotary {
     /// [positions, head_dim / 2]
@@ -23,7 +23,7 @@ pub struct Rotary {
     sin: Array2<f32>,
 }
 
-/// Which way to rotate.
+/// Direction of rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
     /// as the model does
@@ -33,8 +33,8 @@ pub(super) enum Turn {
 }
 
 impl Rotary {
-    /// The tables for positions 0 to `positions` (exclusive), with the model's frequencies; without a rotary
-    /// embedding, those that rotate nothing.
+    /// The tables for positions 0 to `positions` (exclusive), with the model's frequencies. Without a rotary
+    /// embedding, the identity rotation.
     pub fn new(spec: &AttentionSpec, positions: usize) -> Self {
         let half = spec.head_dim / 2;
         let radians = spec.rotary.as_ref().map_or_else(
@@ -109,8 +109,8 @@ vectorized! {
     fn rotate_heads(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) = rotate_body
 }
 
-/// The angle by which pair i turns from one position to the next: theta^(-2i / head_dim), and then what the
-/// model's long-context variant makes of it.
+/// The angle by which pair i turns from one position to the next: theta^(-2i / head_dim), adjusted by the
+/// model's long-context variant.
 fn radians_per_position(rope: &Rope, i: usize, head_dim: usize) -> f64 {
     let plain = rope.theta.powf(-((2 * i) as f64) / head_dim as f64);
     match rope.scaling {

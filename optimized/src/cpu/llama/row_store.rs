@@ -15,8 +15,8 @@ const ROWS: usize = 256;
 /// Rows that share a load of the vector.
 const TOGETHER: usize = 4;
 
-/// A matrix for products with one vector at a time. Such a product takes as long as reading the matrix, so it
-/// is kept in f16 where that loses nothing, as for any checkpoint in f16.
+/// A matrix for products with one vector at a time. Such a product is bound by reading the matrix, so the
+/// matrix is kept in f16 if that is lossless, as for any checkpoint in f16.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct RowStore {
     values: Values,
@@ -32,7 +32,7 @@ enum Values {
 }
 
 impl RowStore {
-    /// Of [rows, columns].
+    /// From [rows, columns].
     pub(super) fn new(matrix: &Array2<f32>) -> Self {
         let matrix = matrix.as_standard_layout();
         let wide = elements(&matrix);
@@ -56,7 +56,7 @@ impl RowStore {
         self.dim
     }
 
-    /// All of it in f32.
+    /// The whole matrix in f32.
     pub(super) fn widened(&self) -> std::borrow::Cow<'_, [f32]> {
         match &self.values {
             Values::F32(values) => values.into(),
@@ -71,10 +71,10 @@ impl RowStore {
         }
     }
 
-    /// The product with a vector, `[columns]` to `[rows]`: the same bytes whatever it is stored in.
+    /// The product with a vector, `[columns]` to `[rows]`. The bytes are the same for either storage.
     ///
     /// # Panics
-    /// When the vector is of another length.
+    /// When the length of the vector differs.
     pub(super) fn times(&self, x: &[f32]) -> Vec<f32> {
         let (rows, columns) = self.dim;
         assert_eq!(x.len(), columns, "length of a vector");
@@ -94,8 +94,8 @@ impl RowStore {
                 y.par_chunks_mut(ROWS)
                     .zip(bits.par_chunks(len))
                     .for_each(|(y, rows)| {
-                        // SAFETY: the current level is available, and there are `columns` values for each of
-                        // y.
+                        // SAFETY: the current level is available, and there are `columns` values for each
+                        // element of y.
                         unsafe { run(SimdLevel::current(), Width::Sixteen, Products { rows, x, y }) }
                     });
             }
@@ -104,7 +104,7 @@ impl RowStore {
     }
 }
 
-/// Products of rows in f16 with x, as [`dot`] forms them.
+/// Products of f16 rows with x, in the order of [`dot`].
 struct Products<'a> {
     /// [y.len(), x.len()], bits of f16
     rows: &'a [u16],
@@ -121,7 +121,7 @@ impl Kernel for Products<'_> {
         let columns = self.x.len();
         let whole = self.y.len() / TOGETHER * TOGETHER;
         for row in (0..whole).step_by(TOGETHER) {
-            // SAFETY: the caller's promise; these rows exist.
+            // SAFETY: the caller guarantees the instructions; these rows exist.
             let sums = unsafe { products::<V, TOGETHER>(&self.rows[row * columns..], self.x) };
             self.y[row..row + TOGETHER].copy_from_slice(&sums);
         }

@@ -3,11 +3,11 @@ use std::ops::Range;
 use aqlm_vocabulary::AqlmError;
 use ndarray::{Array3, ArrayView3, Axis, CowArray, Ix3, s};
 
-/// Rows that go through a block together: enough to keep products efficient, few enough that their inner
-/// activations (some twenty times the hidden state) stay out of the way of everything else in memory.
+/// Rows that go through a block together: enough for efficient products, few enough that their inner
+/// activations (some twenty times the hidden state) leave memory for everything else.
 const ROWS: usize = 4096;
 
-/// Hidden states of sequences, in memory or on a disk.
+/// Hidden states of sequences, in memory or on disk.
 pub trait Sequences {
     /// Error of reading them, or of computing with them.
     type Error: From<AqlmError>;
@@ -15,7 +15,7 @@ pub trait Sequences {
     /// Tokens of each sequence.
     fn lengths(&self) -> Vec<usize>;
 
-    /// Numbers of a hidden state.
+    /// Width of a hidden state.
     fn width(&self) -> usize;
 
     /// Reads the sequences `indices`, which have the same length, in that order: [indices, tokens, hidden].
@@ -44,7 +44,7 @@ impl Sequences for ArrayView3<'_, f32> {
     }
 }
 
-/// The sequences `indices` of a resident array: a view where they follow each other, else a copy.
+/// The sequences `indices` of a resident array: a view if they are consecutive, else a copy.
 pub fn selected<'a>(all: ArrayView3<'a, f32>, indices: &[usize]) -> CowArray<'a, f32, Ix3> {
     if indices.windows(2).all(|pair| pair[1] == pair[0] + 1) {
         let first = indices.first().copied().unwrap_or(0);
@@ -54,13 +54,13 @@ pub fn selected<'a>(all: ArrayView3<'a, f32>, indices: &[usize]) -> CowArray<'a,
     copy.into()
 }
 
-/// Sequences of `tokens` tokens that go through a block together.
+/// Number of sequences of `tokens` tokens that go through a block together.
 pub(super) fn sequences_at_once(tokens: usize) -> usize {
     (ROWS / tokens.max(1)).max(1)
 }
 
-/// Sequences of these lengths in parts that go through a block together: such as follow each other and are
-/// equally long, up to some 4096 tokens.
+/// Divides sequences of these lengths into parts that go through a block together: consecutive sequences of
+/// equal length, up to some 4096 tokens.
 pub fn parts(lengths: &[usize]) -> Vec<Range<usize>> {
     let mut parts: Vec<Range<usize>> = Vec::new();
     for (index, &tokens) in lengths.iter().enumerate() {

@@ -10,7 +10,7 @@ pub(super) struct Softmax {
 }
 
 impl Softmax {
-    /// Of a row; NaN anywhere in it makes the sum NaN.
+    /// From a row; a NaN anywhere makes the sum NaN.
     pub(super) fn of(logits: &[f32]) -> Self {
         let largest = logits
             .iter()

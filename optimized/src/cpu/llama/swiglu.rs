@@ -19,8 +19,8 @@ pub(super) fn swiglu(gate: ArrayView2<'_, f32>, up: ArrayView2<'_, f32>) -> Arra
     y
 }
 
-/// Gradients of [`swiglu`], given the one with respect to its result: that of up replaces `grad_y`, that of
-/// gate is returned. d silu/dg = s (1 + g (1 - s)) with s the sigmoid of g.
+/// Gradients of [`swiglu`], given the gradient of its result. The gradient of up replaces `grad_y`, the
+/// gradient of gate is returned. d silu/dg = s (1 + g (1 - s)) with s the sigmoid of g.
 pub(super) fn swiglu_backward(
     gate: ArrayView2<'_, f32>,
     up: ArrayView2<'_, f32>,

@@ -8,7 +8,7 @@ use super::{Block, QuantizedLayer};
 use crate::cpu::adam::Moments;
 use crate::cpu::quantizer::{Places, quantized_gradients};
 
-/// Why a layer whose codebooks or scales are trained is quantized.
+/// Why training codebooks or scales implies a quantized layer.
 const QUANTIZED_ONLY: &str = "codebooks and scales are selected of quantized layers only";
 
 /// The parameters that are trained, the sums of their gradients and Adam's moments, all in f64.
@@ -18,7 +18,7 @@ pub(super) struct Trained {
     steps: u32,
     /// in the order of [`Parameter::selected`], which is sorted by block
     pub(super) parameters: Vec<TrainedParameter>,
-    /// of each block's quantized layers, where they are trained
+    /// of each block's quantized layers whose codebooks or scales are trained
     places: Vec<Vec<Option<Places>>>,
 }
 
@@ -31,8 +31,8 @@ pub(super) struct TrainedParameter {
 }
 
 impl Trained {
-    /// These parameters, before the first step, of a model with these blocks; `outer` gives those that are of
-    /// no block.
+    /// These parameters, before the first step, of a model with these blocks. `outer` supplies those that
+    /// belong to no block.
     pub(super) fn new(
         parameters: Vec<Parameter>,
         blocks: &[Block],
@@ -67,7 +67,7 @@ impl Trained {
         }
     }
 
-    /// Adds to the gradient of a parameter, if that is trained.
+    /// Adds to the gradient of a parameter, if that parameter is trained.
     pub(super) fn add(&mut self, parameter: Parameter, part: impl Iterator<Item = f64>) {
         let mut parameters = self.parameters.iter_mut();
         if let Some(trained) = parameters.find(|trained| trained.parameter == parameter) {
@@ -77,7 +77,7 @@ impl Trained {
         }
     }
 
-    /// Adds to the gradients of codebooks and scales, given the one with respect to the decoded weight,
+    /// Adds to the gradients of codebooks and scales, given the gradient of the decoded weight,
     /// [out_features, in_features].
     pub(super) fn add_weight(
         &mut self,
@@ -102,7 +102,7 @@ impl Trained {
         );
     }
 
-    /// Takes the sums of the gradients out, one parameter after the other, and begins them anew.
+    /// Takes out the sums of the gradients, one parameter after the other, and restarts them at zero.
     pub(super) fn take_gradients(&mut self) -> Vec<f64> {
         let mut taken = Vec::new();
         for trained in &mut self.parameters {
@@ -112,10 +112,10 @@ impl Trained {
         taken
     }
 
-    /// Adds sums that [`Trained::take_gradients`] took out of another tuner of the same parameters.
+    /// Adds sums taken by [`Trained::take_gradients`] from another tuner of the same parameters.
     ///
     /// # Errors
-    /// `Shape` when there are not so many; then nothing was added.
+    /// `Shape` when their number differs; then nothing was added.
     pub(super) fn add_gradients(&mut self, sums: &[f64]) -> Result<()> {
         let expected: usize = self.parameters.iter().map(|trained| trained.values.len()).sum();
         if sums.len() != expected {
@@ -134,7 +134,7 @@ impl Trained {
         Ok(())
     }
 
-    /// One step of Adam along the gradients added up so far, which are then forgotten.
+    /// One step of Adam along the gradients summed so far, which are then reset.
     pub(super) fn step(&mut self, lr: f64) {
         self.steps = self.steps.saturating_add(1);
         let adam = self.decay.at(lr);
@@ -146,9 +146,9 @@ impl Trained {
         });
     }
 
-    /// Puts the values of the blocks' parameters into the blocks.
+    /// Writes the values of the blocks' parameters into the blocks.
     pub(super) fn write_back(&self, blocks: &mut [Block]) {
-        // Codebooks and scales of a layer follow each other and are decoded together.
+        // Codebooks and scales of a layer are adjacent and are decoded together.
         let of_layer = |parameter| match parameter {
             Parameter::Codebooks(block, kind) | Parameter::Scales(block, kind) => Some((block, kind)),
             _ => None,
@@ -177,13 +177,13 @@ impl Trained {
                 Parameter::PostAttentionNorm(block) => {
                     narrow(blocks[block].post_attention_layernorm.iter_mut(), &part[0].values);
                 }
-                // of no block
+                // belongs to no block
                 _ => {}
             }
         }
     }
 
-    /// Everything that training goes on from, apart from gradients not used yet.
+    /// The whole state from which training can resume, except gradients not used yet.
     pub(super) fn state(&self, arch: &ArchSpec) -> TuningState {
         let of_parameter = |trained: &TrainedParameter| {
             let (first, second) = trained.moments.first_and_second();
@@ -201,10 +201,10 @@ impl Trained {
         }
     }
 
-    /// Goes on from a state of the same parameters; gradients not used yet are forgotten.
+    /// Resumes from a state of the same parameters, and discards gradients not used yet.
     ///
     /// # Errors
-    /// `Shape` when the state is of something else. Nothing is changed then.
+    /// `Shape` when the state belongs to other parameters. Nothing is changed then.
     pub(super) fn restore(&mut self, arch: &ArchSpec, state: &TuningState) -> Result<()> {
         let shape = |what: String, expected: usize, found: usize| AqlmError::Shape {
             what,
@@ -241,22 +241,22 @@ impl Trained {
     }
 }
 
-/// Replaces numbers.
+/// Replaces all values.
 fn fill<'a>(to: impl Iterator<Item = &'a mut f64>, values: &[f64]) {
     to.zip(values).for_each(|(to, &value)| *to = value);
 }
 
-/// Replaces numbers by others rounded to f32.
+/// Replaces all values by others rounded to f32.
 pub(super) fn narrow<'a>(to: impl Iterator<Item = &'a mut f32>, values: &[f64]) {
     to.zip(values).for_each(|(to, &value)| *to = value as f32);
 }
 
-/// Numbers of f32 in f64.
+/// f32 values as f64.
 pub(super) fn widened<'a>(values: impl Iterator<Item = &'a f32>) -> Vec<f64> {
     values.map(|&value| f64::from(value)).collect()
 }
 
-/// A parameter's values, row-major; `None` when it is of no block.
+/// A parameter's values, row-major; `None` if it belongs to no block.
 fn values_of_block(blocks: &[Block], parameter: Parameter) -> Option<Vec<f64>> {
     let matrix = |block: usize, kind| blocks[block].quantized(kind).expect(QUANTIZED_ONLY).matrix();
     match parameter {

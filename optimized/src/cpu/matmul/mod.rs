@@ -1,4 +1,4 @@
-//! matmul: Y = X W^T for a batch, every weight decoded once.
+//! matmul: Y = X W^T for a batch. Every weight is decoded only once.
 
 use aqlm_vocabulary::{AqlmError, Result};
 use faer::{Accum, Par};
@@ -9,8 +9,8 @@ use super::layout::{PackedMatrix, TILE};
 use super::product::product_into;
 use super::row_major::elements_mut;
 
-/// Decoded rows that are multiplied at a time, in bytes: half of a second-level cache of 2 MiB, so that a
-/// tile is read back from there.
+/// Bytes of decoded rows that are multiplied at a time: half of a 2 MiB L2 cache, so that a tile is still
+/// there when it is read back.
 const TILE_BYTES: usize = 1 << 20;
 
 impl PackedMatrix {
@@ -25,7 +25,7 @@ impl PackedMatrix {
         Ok(y)
     }
 
-    /// The same into `y` [batch, out_features], overwritten.
+    /// [`Self::matmul`] into `y` [batch, out_features], which is overwritten.
     ///
     /// # Errors
     /// `Shape` when X or Y has another shape.
@@ -59,7 +59,7 @@ impl PackedMatrix {
         if y.is_empty() {
             return Ok(());
         }
-        // Whole tiles of codes where they fit, so that tiled codes are transposed once.
+        // Whole tiles of codes if they fit, so that tiled codes are transposed only once.
         let fitting = TILE_BYTES / (columns * out_group * size_of::<f32>()).max(1);
         let groups = if fitting >= TILE {
             fitting / TILE * TILE

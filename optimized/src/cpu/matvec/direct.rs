@@ -1,7 +1,8 @@
 //! The direct form: codewords as vectors.
 //!
-//! Per group M loads of a codeword, M - 1 additions and one multiply-add with x. Four rows go together so
-//! that a load of x serves four groups and four independent sums hide the latency of the multiply-add.
+//! Each group takes M loads of a codeword, M - 1 additions and one multiply-add with x. Four rows are
+//! computed together: a load of x then serves four groups, and four independent sums hide the latency of the
+//! multiply-add.
 
 use crate::cpu::simd::vector::Vector;
 use crate::cpu::simd::{Kernel, SimdLevel, Width, prefetch, run};
@@ -40,9 +41,9 @@ pub(super) fn matvec<C: Code, W: Value>(level: SimdLevel, direct: Direct<'_, C, 
     } else {
         Width::Eight
     };
-    // A compile-time length turns a code into an address by a shift; a compile-time M unrolls the sum.
+    // A compile-time length makes a code's address a shift; a compile-time M unrolls the sum.
     let plain = d.codewords.codeword_len == 8;
-    // SAFETY: lengths were just checked; codes were when the matrix was packed, and so was the level.
+    // SAFETY: lengths were just checked. Codes and level were checked when the matrix was packed.
     unsafe {
         match (d.codewords.codebooks, plain) {
             (1, true) => run(level, width, Unrolled::<_, _, 1, 8>(direct)),
@@ -71,7 +72,7 @@ impl<C: Code, W: Value, const M: usize, const LEN: usize> Kernel for Unrolled<'_
         let block_codes = ROWS * d.in_groups * d.codewords.codebooks;
         for a in 0..out_group {
             for row in (0..whole).step_by(ROWS) {
-                // The next rows' codes: each row is a stream of its own, too short for the hardware's
+                // Prefetches the next rows' codes: each row is its own stream, too short for the hardware
                 // prefetcher.
                 let next = (row / ROWS + 1) * block_codes;
                 prefetch(d.codes.get(next..next + block_codes).unwrap_or_default());
@@ -90,10 +91,10 @@ impl<C: Code, W: Value, const M: usize, const LEN: usize> Kernel for Unrolled<'_
     }
 }
 
-/// Row `a` of output groups `row..row + R`, unscaled, times x. The order of a row's sum doesn't depend on R.
+/// Row `a` of output groups `row..row + R`, unscaled, times x. The order of a row's sum does not depend on R.
 ///
 /// # Safety
-/// The rows exist, and V's instructions are there.
+/// The rows exist, and V's instructions are available.
 #[inline(always)]
 unsafe fn dots<V: Vector, C: Code, W: Value, const M: usize, const LEN: usize, const R: usize>(
     d: &Direct<'_, C, W>,
@@ -104,7 +105,7 @@ unsafe fn dots<V: Vector, C: Code, W: Value, const M: usize, const LEN: usize, c
     let padded = if LEN == 0 { d.padded_group } else { LEN };
     let row_codes = d.in_groups * codebooks;
     let first = if LEN == 0 { a * padded } else { 0 };
-    // SAFETY: `matvec` checked the lengths that all of these stay within.
+    // SAFETY: `matvec` checked the lengths that bound all of these.
     unsafe {
         let mut sums = [V::splat(0.0); R];
         let mut codes: [*const C; R] = std::array::from_fn(|r| d.codes.as_ptr().add((row + r) * row_codes));

@@ -1,4 +1,4 @@
-//! Look-ups in tables in fixed point: by AVX-512 VBMI 64 at a time, and a portable equivalent.
+//! Look-ups in fixed-point tables: 64 at a time by AVX-512 VBMI, and a portable equivalent.
 
 use super::fixed_tables::{FixedTables, bias, common_step};
 use crate::cpu::layout::TILE;
@@ -40,7 +40,7 @@ pub(super) fn round(
     step
 }
 
-/// Adds one block's share to `sums` ([tiles, 64]); `codes` are the block's, [tiles, look-ups, 64].
+/// Adds one block's contribution to `sums` ([tiles, 64]); `codes` are the block's, [tiles, look-ups, 64].
 pub(super) fn look_up(
     level: SimdLevel,
     table_len: usize,
@@ -55,8 +55,8 @@ pub(super) fn look_up(
     assert_eq!(sums.len() % TILE, 0);
     #[cfg(target_arch = "x86_64")]
     if level == SimdLevel::Avx512 {
-        // SAFETY: lengths were just checked; the level, and that codes are below 2^B, when the matrix was
-        // packed.
+        // SAFETY: lengths were just checked. The level and the range of codes (below 2^B) were checked when
+        // the matrix was packed.
         return unsafe { super::permute::look_up(table_len, planes, tables, codes, sums) };
     }
     let _ = level;

@@ -1,8 +1,8 @@
 //! Look-up tables in fixed point.
 //!
 //! An entry t of a block's tables is stored as the unsigned integer round(t / step) + bias of P bytes, one
-//! byte in each of P planes. `step` is a power of two, shared by the block, so that values which are exact
-//! multiples of it stay exact. Sums over the block are integers: exact, in any order.
+//! byte in each of P planes. `step` is a power of two, shared by the block, so that exact multiples of `step`
+//! stay exact. Sums over the block are integers: exact, in any order.
 
 /// The tables of one block in fixed point.
 pub(super) struct FixedTables<'a> {
@@ -12,14 +12,14 @@ pub(super) struct FixedTables<'a> {
     pub(super) step: f32,
 }
 
-/// Half the range of an entry of `planes` bytes: what is added to make it unsigned.
+/// Half the range of an entry of `planes` bytes, the bias that makes entries unsigned.
 pub(super) fn bias(planes: usize) -> i32 {
     1 << (8 * planes - 1)
 }
 
 /// The smallest power of two that keeps round(t / step) within the signed range for |t| <= `largest`.
 ///
-/// NaN when `largest` is not finite, so that the product becomes NaN rather than a wrong number; never below
+/// NaN when `largest` is not finite, so that the product becomes NaN rather than a wrong number. Never below
 /// 2^-120, where a quotient could overflow.
 fn step(largest: f32, planes: usize) -> f32 {
     if !largest.is_finite() {
@@ -39,7 +39,7 @@ fn step(largest: f32, planes: usize) -> f32 {
 /// [`step`] for the largest magnitude in `tables`; NaN when one of them is not finite.
 #[inline(always)]
 pub(super) fn common_step(tables: &[f32], planes: usize) -> f32 {
-    // NaN must not get lost: `f32::max` ignores it, an integer maximum of the bits does not.
+    // NaN must survive: `f32::max` drops it, an integer maximum of the bits keeps it.
     let largest = tables
         .iter()
         .fold(0, |largest, t| largest.max(t.to_bits() & 0x7fff_ffff));

@@ -20,11 +20,11 @@ use super::layout::{Codebooks, Codes, PackedMatrix, TILE, TiledCodes};
 use super::plan::Form;
 use super::words::{Code, CodewordView, Value};
 
-/// Tasks per thread: enough that a thread that is interrupted does not hold up the others for long, few
+/// Tasks per thread. There are enough that an interrupted thread does not delay the others for long, and few
 /// enough that every task's pass over x or the tables stays cheap.
 const TASKS_PER_THREAD: usize = 4;
 
-/// The shortest task in output groups of the direct form.
+/// Minimum output groups of a task of the direct form.
 const SHORTEST_TASK: usize = 64;
 
 impl PackedMatrix {
@@ -48,8 +48,8 @@ impl PackedMatrix {
         Ok(())
     }
 
-    /// How far fixed-point tables may move an element of `W x`, before its scale: |y_o - exact| is at most
-    /// this times |scale_o|, plus the rounding of f32 sums. Zero for the forms without fixed-point tables.
+    /// How far fixed-point tables may move an element of `W x`, before its scale. |y_o - exact| is at most
+    /// this times |scale_o|, plus the rounding of f32 sums. Zero for forms without fixed-point tables.
     ///
     /// # Errors
     /// `Shape` when x has another length.
@@ -61,7 +61,7 @@ impl PackedMatrix {
         let Some(planes) = precision.planes() else {
             return Ok(0.0);
         };
-        // Each look-up is off by half a step at most.
+        // The error of a look-up is at most half a step.
         let bound = |a| {
             let mut tables = Tables::default();
             self.tables_of_x(tiles, planes, a, x, &mut tables);
@@ -128,7 +128,7 @@ impl PackedMatrix {
     fn tables(&self, tiles: &TiledCodes, x: &[f32], y: &mut [f32]) {
         let out_group = self.scheme.out_group_size;
         let planes = match self.plan.form {
-            // tables in f32 have none
+            // f32 tables have no planes
             Form::Table(precision) => precision.planes().unwrap_or(0),
             Form::Direct => unreachable!("codes are in tiles for tables only"),
         };
@@ -159,7 +159,7 @@ impl PackedMatrix {
         tiles.groups_per_block.min(self.in_groups - first) * self.scheme.num_codebooks
     }
 
-    /// The tables of all input groups for row `a` of the output groups; in f32 for 0 planes.
+    /// The tables of all input groups for row `a` of the output groups; in f32 if `planes` is 0.
     fn tables_of_x(&self, tiles: &TiledCodes, planes: usize, a: usize, x: &[f32], tables: &mut Tables) {
         let (group, codebooks) = (self.scheme.in_group_size, self.scheme.num_codebooks);
         let entries = self.in_groups * codebooks * tiles.table_len;
@@ -262,8 +262,7 @@ struct Tables {
 }
 
 thread_local! {
-    /// The last tables of this thread, kept because a fresh allocation of their size costs more than filling
-    /// them.
+    /// The last tables of this thread, kept because allocating them costs more than filling them.
     static SCRATCH: Cell<Tables> = Cell::default();
 }
 
@@ -275,7 +274,7 @@ fn put_back_scratch(tables: Tables) {
     SCRATCH.set(tables);
 }
 
-/// Output groups (or tiles) per task. Only speed depends on it: every output element is computed in one task.
+/// Output groups (or tiles) per task. It affects only speed, because one task computes each output element.
 fn task_len(rows: usize, shortest: usize) -> usize {
     rows.div_ceil(TASKS_PER_THREAD * rayon::current_num_threads())
         .max(shortest)

@@ -1,9 +1,9 @@
 //! Look-ups in byte planes by AVX-512 VBMI's `vpermb`: 64 rows at a time, no memory access per code.
 //!
-//! A table plane of 256 bytes is four registers; a code's low six bits select inside each, its high two bits
-//! (as masks) among the four. Bytes are added into 16-bit sums of even and odd byte positions. Per 64
-//! look-ups and plane: four `vpermb` (the only unit that does them starts one per cycle) and four cheap
-//! operations.
+//! A table plane of 256 bytes is four registers. A code's low six bits select within each register, its high
+//! two bits (as masks) select among the four. Bytes are added into 16-bit sums of even and odd byte
+//! positions. 64 look-ups in a plane take four `vpermb` (which only one unit executes, one per cycle) and
+//! four cheap operations.
 
 #[allow(clippy::wildcard_imports)]
 use std::arch::x86_64::*;
@@ -11,15 +11,15 @@ use std::arch::x86_64::*;
 use super::fixed_tables::{FixedTables, bias, common_step};
 use crate::cpu::layout::TILE;
 
-/// Bytes of codes that are asked for ahead of their use: some 64 cache lines, about the latency of memory.
+/// Prefetch distance in bytes of codes: 64 cache lines, about the latency of memory.
 const PREFETCH: usize = 4096;
 
-/// Rounds f32 tables to byte planes, 16 entries at a time; returns the step. The same bytes as the portable
-/// form.
+/// Rounds f32 tables to byte planes, 16 entries at a time, and returns the step. Gives the same bytes as the
+/// portable form.
 ///
 /// # Safety
-/// The machine has `SimdLevel::Avx512`; `table_len` is a multiple of 16 that divides the tables, and `target`
-/// is [look-ups, planes, table_len].
+/// The machine has `SimdLevel::Avx512`, `table_len` is a multiple of 16 that divides the tables' length, and
+/// `target` is [look-ups, planes, table_len].
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 pub(super) unsafe fn round(tables: &[f32], table_len: usize, planes: usize, target: &mut [u8]) -> f32 {
     let step = common_step(tables, planes);
@@ -32,10 +32,10 @@ pub(super) unsafe fn round(tables: &[f32], table_len: usize, planes: usize, targ
     let tables = tables.chunks_exact(table_len);
     for (table, target) in tables.zip(target.chunks_exact_mut(table_len * planes)) {
         for k in (0..table_len).step_by(16) {
-            // SAFETY: 16 entries of the table, and 16 bytes of each of its planes, by contract.
+            // SAFETY: the contract covers 16 entries of the table, and 16 bytes of each of its planes.
             unsafe {
                 let entries = _mm512_mul_ps(_mm512_loadu_ps(table.as_ptr().add(k)), inverse);
-                // To the nearest, ties to even: the mode that Rust code always runs in.
+                // To nearest, ties to even: Rust code always runs in this mode.
                 let mut integers = _mm512_add_epi32(_mm512_cvtps_epi32(entries), bias);
                 for plane in 0..planes {
                     let bytes = _mm512_cvtepi32_epi8(integers);
@@ -48,7 +48,7 @@ pub(super) unsafe fn round(tables: &[f32], table_len: usize, planes: usize, targ
     step
 }
 
-/// Adds one block's share to `sums`.
+/// Adds one block's contribution to `sums`.
 ///
 /// # Safety
 /// The machine has `SimdLevel::Avx512`; `tables.planes` is [look-ups, planes, table_len] with table_len 64,
@@ -95,16 +95,16 @@ unsafe fn look_up_in<const P: usize, const R: usize>(
         let mut odd = [_mm512_setzero_si512(); P];
         let mut table = tables.planes.as_ptr();
         for _ in 0..lookups {
-            // The codes are read once, in order, and faster than the hardware's own prefetcher runs ahead of
-            // them.
+            // The codes are read once, in order, and faster than the hardware prefetcher can follow.
             _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(PREFETCH).cast());
-            // SAFETY: inside `codes`, by contract.
+            // SAFETY: the contract keeps this inside `codes`.
             let index = unsafe { _mm512_loadu_si512(codes.cast()) };
-            // Bits 7 and 6 of each code as masks: which register of four (or bit 6: of two).
+            // Bits 7 and 6 of each code as masks that select the register among four (or bit 6 alone, among
+            // two).
             let bit7 = _mm512_movepi8_mask(index);
             let bit6 = _mm512_movepi8_mask(_mm512_add_epi8(index, index));
             for p in 0..P {
-                // SAFETY: inside `tables.planes`, by contract.
+                // SAFETY: the contract keeps this inside `tables.planes`.
                 let register = |r: usize| unsafe { _mm512_loadu_si512(table.add((p * R + r) * TILE).cast()) };
                 let mut bytes = _mm512_permutexvar_epi8(index, register(0));
                 if R >= 2 {

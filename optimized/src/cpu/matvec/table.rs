@@ -1,7 +1,7 @@
 //! Look-up tables in f32: x times all codewords once per input group, then a look-up per code.
 //!
-//! A block of 16 tables (16 KiB at B = 8) stays in the first-level cache while the codes of many rows stream
-//! past. Rows are lanes: sums stay in registers, and no sum runs across lanes.
+//! A block of 16 tables (16 KiB at B = 8) stays in the L1 cache while the codes of many rows stream past.
+//! Rows are lanes: sums stay in registers, and no sum runs across lanes.
 
 use crate::cpu::layout::{TILE, TiledCodes};
 use crate::cpu::simd::vector::Vector;
@@ -10,8 +10,8 @@ use crate::cpu::simd::{Kernel, SimdLevel, Width, run};
 /// Vectors that cover a tile with the narrowest type.
 const VECTORS: usize = TILE / 8;
 
-/// Tables of the input groups of one block, [groups, M, table length]: entry k is x . (row `a` of codeword
-/// k).
+/// Builds the tables of one block's input groups, [groups, M, table length]: entry k is x . (row `a` of
+/// codeword k).
 pub(super) struct BuildTables<'a> {
     pub(super) tiles: &'a TiledCodes,
     pub(super) in_group: usize,
@@ -37,7 +37,7 @@ pub(super) fn build(level: SimdLevel, build: BuildTables<'_>) {
         build.tiles.transposed.as_slice().len(),
         build.codebooks * build.out_group * build.in_group * build.tiles.table_len
     );
-    // SAFETY: lengths were just checked, the level when the matrix was packed; table lengths are multiples of
+    // SAFETY: lengths were just checked, the level when the matrix was packed. Table lengths are multiples of
     // 64.
     unsafe { run(level, Width::Sixteen, build) }
 }
@@ -52,7 +52,7 @@ impl Kernel for BuildTables<'_> {
         let mut target = self.tables.as_mut_ptr();
         for x in self.x.chunks_exact(self.in_group) {
             for m in 0..self.codebooks {
-                // SAFETY: `build` checked the lengths that source and target stay within.
+                // SAFETY: `build` checked the lengths that bound source and target.
                 unsafe {
                     let codebook = self.tiles.transposed.as_slice().as_ptr();
                     let source = codebook.add((m * self.out_group + self.a) * codebook_len);
@@ -81,7 +81,7 @@ struct LookUp<'a> {
     sums: &'a mut [f32],
 }
 
-/// Adds one block's share to `sums` ([tiles, 64]); `codes` are the block's, [tiles, look-ups, 64].
+/// Adds one block's contribution to `sums` ([tiles, 64]); `codes` are the block's, [tiles, look-ups, 64].
 pub(super) fn look_up(level: SimdLevel, table_len: usize, tables: &[f32], codes: &[u8], sums: &mut [f32]) {
     let lookups = tables.len() / table_len;
     assert_eq!(tables.len() % table_len, 0);
@@ -93,7 +93,8 @@ pub(super) fn look_up(level: SimdLevel, table_len: usize, tables: &[f32], codes:
         codes,
         sums,
     };
-    // SAFETY: lengths were just checked; the level, and that codes are below 2^B, when the matrix was packed.
+    // SAFETY: lengths were just checked. The level and the range of codes (below 2^B) were checked when the
+    // matrix was packed.
     unsafe { run(level, Width::Sixteen, kernel) }
 }
 
@@ -106,7 +107,7 @@ impl Kernel for LookUp<'_> {
         let lookups = self.tables.len() / self.table_len;
         let mut codes = self.codes.as_ptr();
         for sums in self.sums.chunks_exact_mut(TILE) {
-            // SAFETY: `look_up` checked the lengths that all of these stay within.
+            // SAFETY: `look_up` checked the lengths that bound all of these.
             unsafe {
                 let mut local = [V::splat(0.0); VECTORS];
                 for l in 0..lookups {

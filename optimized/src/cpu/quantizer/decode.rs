@@ -16,10 +16,10 @@ pub fn decode(matrix: &QuantizedMatrix) -> Array2<f32> {
     weight
 }
 
-/// [`decode`] into an array of the right shape in standard layout, whose contents do not matter.
+/// [`decode`] into an array of the right shape in standard layout, which is overwritten.
 ///
 /// # Panics
-/// When the array has another shape or layout.
+/// When the array's shape or layout differs.
 pub(crate) fn decode_into(matrix: &QuantizedMatrix, weight: &mut Array2<f32>) {
     assert_eq!(
         weight.dim(),
@@ -101,7 +101,8 @@ fn decode_group(
     }
 }
 
-/// The same for groups of eight inputs and one output, by far the most frequent: sizes known to the compiler.
+/// [`decode_group`] for groups of eight inputs and one output, by far the most frequent: sizes known to the
+/// compiler.
 fn decode_by_eight(
     row: &mut [f32],
     num_codebooks: usize,

@@ -8,8 +8,9 @@ use super::problem::check_hessian;
 use super::residual_init::{Fit, initialize};
 use super::small_solve::SmallCholesky;
 
-/// Output-aware EM initialisation: residual k-means, each codebook refined under the metric that the layer's
-/// outputs give to its groups before the next codebook sees the residual.
+/// Output-aware EM initialisation: residual k-means in which each codebook is refined before the next
+/// codebook fits the residual. The metric of the refinement is the one that the layer's outputs induce on the
+/// groups.
 ///
 /// With x the residual of a group over its scale, the objective of one codebook is sum over groups (o, j) of
 /// s_o^2 <(x - c) H_jj, x - c>. Each of `rounds` rounds reassigns every group to its nearest codeword in that
@@ -31,7 +32,7 @@ pub fn em_init(
     em_init_of_blocks(weight, &blocks, settings, rounds, key)
 }
 
-/// [`em_init`] under the blocks H_jj, all that it reads of H.
+/// [`em_init`] given the blocks H_jj, the only part of H that it reads.
 pub(super) fn em_init_of_blocks(
     weight: &Array2<f32>,
     blocks: &[Vec<f64>],
@@ -63,8 +64,8 @@ pub(super) fn diagonal_blocks(hessian: &Array2<f64>, gi: usize) -> Vec<Vec<f64>>
         .collect()
 }
 
-/// E-step: the nearest codeword of each group in the metric H_jj; the current one unless another is strictly
-/// nearer.
+/// E-step: the nearest codeword of each group in the metric H_jj. A group keeps its codeword unless another
+/// is strictly nearer.
 fn assign(fit: &mut Fit, groups: &[f32], blocks: &[Vec<f64>], gi: usize) {
     let len = groups.len() / fit.codes.len();
     let in_groups = blocks.len();
@@ -111,7 +112,7 @@ fn assign(fit: &mut Fit, groups: &[f32], blocks: &[Vec<f64>], gi: usize) {
     }
 }
 
-/// M-step: every codeword to the minimum of its own groups' objective. Codewords that no group uses stay.
+/// M-step: moves every codeword to the minimum of its groups' objective. Unused codewords stay.
 fn solve_codewords(
     fit: &mut Fit,
     groups: &[f32],
@@ -126,7 +127,7 @@ fn solve_codewords(
     fit.codebook.par_chunks_mut(len).enumerate().try_for_each_init(
         || (vec![0.0f64; in_groups], vec![0.0f64; in_groups * len]),
         |(weights, errors), (k, codeword)| {
-            // sums of s^2 and of s^2 (x - c) for each input group; H_jj enters once a group
+            // sums of s^2 and of s^2 (x - c) for each input group, so that H_jj is used once a group
             weights.fill(0.0);
             errors.fill(0.0);
             for (o, j) in places.of_codeword(0, k) {
@@ -141,7 +142,7 @@ fn solve_codewords(
             if (0..gi).all(|i| metric[i * (gi + 1)] == 0.0) {
                 return Ok(());
             }
-            // Solved for the change, so that a metric made definite by a jitter still gives a step downhill.
+            // Solved for the change, so that even a metric made definite by a jitter gives a downhill step.
             let factor = SmallCholesky::new(&metric, gi, "metric of a codeword")?;
             for (row, change) in codeword.chunks_exact_mut(gi).zip(change.chunks_exact_mut(gi)) {
                 factor.solve(change);

@@ -5,17 +5,17 @@ use rayon::prelude::*;
 
 use crate::cpu::product::product_on_this_thread;
 
-/// Samples whose outer products are summed in f32 before the sum joins the others in f64: a sum of this many
-/// products of f32 has a relative error of at most 2^10 x 2^-24 where nothing cancels (the diagonal), and
-/// typically 2^5 x 2^-24.
+/// Samples whose outer products are summed in f32 before the sum is added in f64. A sum of this many products
+/// of f32 has a relative error of at most 2^10 x 2^-24 without cancellation (the diagonal), and typically 2^5
+/// x 2^-24.
 const SAMPLES: usize = 1024;
 
-/// Side of the tiles that tasks own; only those on and below the diagonal are computed.
+/// Side of the tiles that tasks own. Only tiles on and below the diagonal are computed.
 const TILE: usize = 192;
 
-/// H of a layer: the mean of x xT over the samples that reached it, [in_features, in_features], in f64.
+/// H of a layer: the mean of x xT over the layer's input samples, [in_features, in_features], in f64.
 ///
-/// Every call of [`Hessian::add`] adds one number to each element of the sum, so that sums over parts of the
+/// Every call of [`Hessian::add`] adds one number to each element of the sum. So sums over parts of the
 /// samples, made elsewhere and added in the order of the parts, have the same bits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hessian {
@@ -36,7 +36,8 @@ impl Hessian {
     /// Adds inputs, [samples, in_features].
     ///
     /// # Errors
-    /// `Shape` for another number of columns, `NotFinite` for NaN or infinite inputs; then nothing was added.
+    /// `Shape` when the number of columns differs, `NotFinite` for NaN or infinite inputs; then nothing was
+    /// added.
     pub fn add(&mut self, x: ArrayView2<'_, f32>) -> Result<()> {
         if x.ncols() != self.sum.ncols() {
             return Err(AqlmError::Shape {
@@ -85,7 +86,7 @@ impl Hessian {
         Ok(())
     }
 
-    /// Takes the sum out, element by element and the number of samples behind them, and begins anew.
+    /// Takes out the sum, its elements followed by its number of samples, and restarts at zero.
     pub fn take(&mut self) -> Vec<f64> {
         let samples = std::mem::take(&mut self.samples) as f64;
         let zeros = Array2::zeros(self.sum.dim());
@@ -93,10 +94,10 @@ impl Hessian {
         sum.into_iter().chain([samples]).collect()
     }
 
-    /// Adds a sum that [`Hessian::take`] took out of another.
+    /// Adds a sum taken by [`Hessian::take`] from another.
     ///
     /// # Errors
-    /// `Shape` when it is of another number of inputs; then nothing was added.
+    /// `Shape` when its number of inputs differs; then nothing was added.
     pub fn add_sum(&mut self, sum: &[f64]) -> Result<()> {
         let (samples, sum) = match sum.split_last() {
             Some((samples, sum)) if sum.len() == self.sum.len() => (*samples, sum),
@@ -115,7 +116,7 @@ impl Hessian {
         Ok(())
     }
 
-    /// Samples seen.
+    /// Number of samples added.
     pub fn samples(&self) -> usize {
         self.samples
     }
@@ -124,7 +125,7 @@ impl Hessian {
     pub fn mean(&self) -> Array2<f64> {
         let count = self.samples.max(1) as f64;
         Array2::from_shape_fn(self.sum.dim(), |(r, c)| {
-            // Within a tile on the diagonal both halves exist; the lower one is taken for both.
+            // A tile on the diagonal contains both halves; the lower one is used for both.
             self.sum[[r.max(c), r.min(c)]] / count
         })
     }

@@ -8,19 +8,19 @@ use super::problem::{Problem, check_hessian, inner};
 use super::residual_init::residual_init;
 use super::trial::Trial;
 
-/// A layer to be quantized, and the steps of the alternation on it (paper algorithm 1, lines 4 to 12).
+/// A layer to be quantized, and the steps of its alternation (paper algorithm 1, lines 4 to 12).
 ///
-/// Every step optimises under H with `settings.damping` x mean(diag H) on its diagonal;
-/// [`LayerProblem::loss`] is under H as it is.
+/// Every step optimises under H with `settings.damping` x mean(diag H) added to its diagonal.
+/// [`LayerProblem::loss`] uses H without damping.
 #[derive(Debug)]
 pub struct LayerProblem {
     /// under the damped H
     problem: Problem,
-    /// H_jj of every input group, damped: what the initialisation reads
+    /// damped H_jj of every input group, for the initialisation
     blocks: Vec<Vec<f64>>,
-    /// what the damping adds to the diagonal
+    /// the damping's addition to the diagonal
     ridge: f64,
-    /// tr(W H W^T) under H as it is
+    /// tr(W H W^T) under H without damping
     norm: f64,
     dead_inputs: usize,
 }
@@ -30,14 +30,14 @@ impl LayerProblem {
     ///
     /// # Errors
     /// `Shape`, `NotFinite` (naming weight or H), `NotPositiveDefinite` when H has a negative diagonal entry,
-    /// `Argument` for a damping that is no finite number >= 0.
+    /// `Argument` for a damping that is not a finite number >= 0.
     pub fn new(weight: &Array2<f32>, hessian: &Array2<f64>, settings: &LayerSettings) -> Result<Self> {
         validate(weight, hessian, settings.damping)?;
         let ridge = settings.damping * hessian.diag().sum() / hessian.nrows().max(1) as f64;
         let mut damped = hessian.as_standard_layout().into_owned();
         damped.diag_mut().mapv_inplace(|x| x + ridge);
         let problem = Problem::new(weight, &damped)?;
-        // What the damping adds is known.
+        // The contribution of the damping is known and is subtracted.
         let norm = problem.norm() - ridge * inner(&problem.weight, &problem.weight);
         Ok(Self {
             problem,
@@ -53,12 +53,12 @@ impl LayerProblem {
         self.problem.weight.dim()
     }
 
-    /// Inputs that the calibration data never excite: zeros on the diagonal of H.
+    /// Number of inputs that the calibration data never excite: zeros on the diagonal of H.
     pub fn dead_inputs(&self) -> usize {
         self.dead_inputs
     }
 
-    /// First codes and codebooks, with the random numbers of `key`.
+    /// Initial codes and codebooks, with the random numbers of `key`.
     ///
     /// # Errors
     /// `NotDivisible`; `NotPositiveDefinite` when H is indefinite.
@@ -71,16 +71,16 @@ impl LayerProblem {
         Ok(Trial::new(&self.problem, first))
     }
 
-    /// A quantized matrix for this layer, wherever it comes from.
+    /// A trial of a quantized matrix from any source.
     ///
     /// # Errors
-    /// `Shape` when it is of another shape.
+    /// `Shape` when its shape differs from the layer's.
     pub fn trial(&self, matrix: QuantizedMatrix) -> Result<Trial> {
         self.problem.check(&matrix)?;
         Ok(Trial::new(&self.problem, matrix))
     }
 
-    /// The trial with codebooks and scales updated for its codes, as far as an alternation gains from it.
+    /// The trial with codebooks and scales updated for its codes, only as far as the alternation benefits.
     ///
     /// # Errors
     /// `NotPositiveDefinite` when H is indefinite, `NotFinite` when Adam's parameters overflow.
@@ -88,10 +88,10 @@ impl LayerProblem {
         update_trial(&self.problem, trial, update, Stop::ALTERNATION)
     }
 
-    /// The trial with the codes that one sweep of beam search over `order` ends with.
+    /// The trial with the codes found by one sweep of beam search over `order`.
     ///
     /// # Errors
-    /// `Argument` for a beam of 0 or an order that points outside the matrix.
+    /// `Argument` for a beam of 0 or an order with positions outside the matrix.
     pub fn search(&self, trial: Trial, order: &[(usize, usize)], beam: usize) -> Result<Trial> {
         Ok(Trial::new(
             &self.problem,
@@ -99,14 +99,15 @@ impl LayerProblem {
         ))
     }
 
-    /// The relative layer error, tr((W-Q) H (W-Q)^T) / tr(W H W^T) under H as it is; 0 when both are zero.
+    /// The relative layer error, tr((W-Q) H (W-Q)^T) / tr(W H W^T) under H without damping; 0 when both are
+    /// zero.
     pub fn loss(&self, trial: &Trial) -> f64 {
         let error = (trial.loss - self.ridge * inner(&trial.error, &trial.error)).max(0.0);
         if error == 0.0 { 0.0 } else { error / self.norm }
     }
 }
 
-/// Refuses a weight and an H that no layer has.
+/// Refuses a weight and an H that cannot belong to a layer.
 fn validate(weight: &Array2<f32>, hessian: &Array2<f64>, damping: f64) -> Result<()> {
     check_hessian(hessian, weight.ncols())?;
     let not_finite = |what: &str, (row, column): (usize, usize), value: f64| AqlmError::NotFinite {

@@ -1,6 +1,6 @@
-//! Quantizing a layer: f32 where the work is, f64 where something is decided.
+//! Quantizes a layer: f32 for the bulk of the work, f64 for decisions.
 //!
-//! Work is cut into pieces that depend on the shapes alone, and their sums are added in order: no byte of a
+//! Work is cut into pieces that depend only on the shapes, and their sums are added in order, so no byte of a
 //! result depends on the number of threads.
 
 mod beam_search;

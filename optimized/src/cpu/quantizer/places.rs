@@ -8,10 +8,11 @@ use crate::cpu::vectorize::dot;
 /// Codewords of one task.
 const CODEWORDS: usize = 16;
 
-/// Where each codeword is used: for every codebook, its groups (out group x in_groups + in group) sorted by
-/// code.
+/// The places where each codeword is used: for every codebook, its groups (out group x in_groups + in group)
+/// sorted by code.
 ///
-/// Sums over the groups of a codeword then have one owner and one order, whatever the number of threads.
+/// Each sum over the groups of a codeword then belongs to one task and has one order, for any number of
+/// threads.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
     in_groups: usize,
@@ -24,7 +25,7 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// Of `codes` in the order [out_groups, in_groups, M].
+    /// From `codes` in the order [out_groups, in_groups, M].
     pub(crate) fn new(codes: &[u16], in_groups: usize, num_codebooks: usize, states: usize) -> Self {
         let sorted: Vec<(Vec<u32>, Vec<u32>)> = (0..num_codebooks)
             .into_par_iter()
@@ -61,7 +62,7 @@ impl Places {
         }
     }
 
-    /// Of a matrix.
+    /// From the codes of a matrix.
     pub(crate) fn of(matrix: &QuantizedMatrix) -> Self {
         let scheme = matrix.scheme();
         Self::new(
@@ -72,7 +73,7 @@ impl Places {
         )
     }
 
-    /// The (out group, in group)s that use codeword `k` of codebook `m`, in their order.
+    /// The (out group, in group)s that use codeword `k` of codebook `m`, in ascending order.
     pub(crate) fn of_codeword(&self, m: usize, k: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
         let range = self.starts[m][k] as usize..self.starts[m][k + 1] as usize;
         self.groups[m][range]
@@ -125,8 +126,8 @@ impl Places {
     }
 }
 
-/// Gradients with respect to codebooks and scales, given the one with respect to the decoded weight,
-/// [out_features, in_features]; `decoded` is that weight and `places` are those of the matrix's codes.
+/// Gradients with respect to codebooks and scales, given the gradient of the decoded weight, [out_features,
+/// in_features]. `decoded` is that weight, and `places` are those of the matrix's codes.
 ///
 /// With G the gradient: grad C_m[k] is the sum of s_o G(o, j) over the groups that use it, and grad s_o the
 /// sum over j of <G(o, j), sum_m C_m[code(o, j, m)]> (paper section 3.4).
@@ -159,7 +160,7 @@ pub(crate) fn quantized_gradients(
     (codebooks, Array1::from(of_scales))
 }
 
-/// <G, sum of codewords> of one output group, from the codebooks themselves: a scale of zero has erased the
+/// <G, sum of codewords> of one output group. Computed from the codebooks, because a scale of zero erases the
 /// decoded weight.
 fn unscaled_inner(matrix: &QuantizedMatrix, o: usize, gradient: &[f32]) -> f64 {
     let gi = matrix.scheme().in_group_size;

@@ -11,19 +11,19 @@ use crate::cpu::vectorize::dot_in_f64;
 /// Rows whose losses one task adds up.
 const ROWS: usize = 16;
 
-/// Codebooks are updated in f64 where a product with H takes at most this many multiply-adds. That is half a
-/// millisecond of one core, a quarter of what the smallest layers of real models take (tiny-stories-4m:
-/// 2^24).
+/// Codebooks are updated in f64 if a product with H takes at most this many multiply-adds. That is half a
+/// millisecond of one core, and a quarter of the count for the smallest layers of real models
+/// (tiny-stories-4m: 2^24).
 const WIDE: usize = 1 << 22;
 
-/// One layer's weight and the metric that its error is measured in, in f32.
+/// One layer's weight and the metric of its error, in f32.
 #[derive(Debug, Clone)]
 pub(crate) struct Problem {
     /// [out_features, in_features], standard layout
     pub(crate) weight: Array2<f32>,
     /// H, [in_features, in_features], standard layout
     pub(crate) hessian: Array2<f32>,
-    /// H in f64, kept where a product with it costs next to nothing ([`WIDE`])
+    /// H in f64, kept only if a product with it is cheap ([`WIDE`])
     pub(crate) wide: Option<Array2<f64>>,
     /// W H, [out_features, in_features], standard layout
     pub(crate) weight_image: Array2<f32>,
@@ -31,7 +31,7 @@ pub(crate) struct Problem {
 
 impl Problem {
     /// # Errors
-    /// `Shape` when H is not square of the weight's inputs.
+    /// `Shape` when H is not square in the weight's inputs.
     pub(crate) fn new(weight: &Array2<f32>, hessian: &Array2<f64>) -> Result<Self> {
         check_hessian(hessian, weight.ncols())?;
         let weight = weight.as_standard_layout().into_owned();
@@ -48,7 +48,7 @@ impl Problem {
     }
 
     /// # Errors
-    /// `Shape` when the matrix is of another shape than the weight.
+    /// `Shape` when the matrix's shape differs from the weight's.
     pub(crate) fn check(&self, matrix: &QuantizedMatrix) -> Result<()> {
         let found = (matrix.out_features(), matrix.in_features());
         if found == self.weight.dim() {

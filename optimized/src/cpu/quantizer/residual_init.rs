@@ -5,13 +5,15 @@ use rayon::prelude::*;
 use super::kmeans::{kmeans, starting_points};
 use crate::cpu::row_major::elements;
 
-/// Added to every scale, so that a row of zeros divides to zeros (the official engine's value).
+/// Added to every scale, so that dividing a row of zeros by its scale gives zeros (the official engine's
+/// value).
 const TINY_SCALE: f64 = 1e-9;
 
-/// The first codes and codebooks of a layer by residual k-means: k-means on the groups of the normalised
-/// weight, subtract, and again for each of the M codebooks (paper section 3.1, algorithm 1 line 4).
+/// Initial codes and codebooks of a layer by residual k-means: k-means on the groups of the normalised
+/// weight, subtraction of the result, and the same again for each of the M codebooks (paper section 3.1,
+/// algorithm 1 line 4).
 ///
-/// A scale is the L2 norm of its output group's rows (paper section 3.2). H plays no part in it.
+/// A scale is the L2 norm of its output group's rows (paper section 3.2). H is not used.
 ///
 /// # Errors
 /// `NotDivisible` when the weight [out_features, in_features] cannot be cut into the scheme's groups.
@@ -31,8 +33,8 @@ pub(super) struct Fit {
     pub(super) codes: Vec<u32>,
 }
 
-/// Residual k-means with `refine(fit, residual groups [out_groups x in_groups, go gi], scales)` after each
-/// codebook, before it is subtracted.
+/// Residual k-means that calls `refine(fit, residual groups [out_groups x in_groups, go gi], scales)` after
+/// each codebook, before the codebook is subtracted.
 pub(super) fn initialize(
     weight: &Array2<f32>,
     settings: &LayerSettings,

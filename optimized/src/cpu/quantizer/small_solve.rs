@@ -1,4 +1,4 @@
-//! Systems of a few unknowns, in f64: one for each codeword, or one for the codebooks of a small problem.
+//! Small linear systems in f64: one for each codeword, or one for the codebooks of a small problem.
 
 use aqlm_vocabulary::{AqlmError, Result};
 
@@ -11,12 +11,12 @@ pub(super) struct SmallCholesky {
 }
 
 impl SmallCholesky {
-    /// Factors A + jitter I, A being [order, order] in standard layout. The jitter is zero if that works,
-    /// else starts at the rounding error of the factorisation itself (order x epsilon x the largest diagonal
-    /// entry) and grows a hundredfold from try to try.
+    /// Factors A + jitter I, with A [order, order] in standard layout. The jitter is zero if that works.
+    /// Otherwise it starts at the rounding error of the factorisation (order x epsilon x the largest diagonal
+    /// entry) and grows a hundredfold with each attempt.
     ///
     /// # Errors
-    /// `NotPositiveDefinite` when a thousandth of the largest diagonal entry does not help: then A is
+    /// `NotPositiveDefinite` when a jitter of a thousandth of the largest diagonal entry fails: then A is
     /// indefinite, or has NaN.
     pub(super) fn new(a: &[f64], order: usize, what: &str) -> Result<Self> {
         let largest = (0..order).fold(0.0f64, |top, i| top.max(a[i * (order + 1)].abs()));
@@ -54,8 +54,8 @@ impl SmallCholesky {
     }
 }
 
-/// Overwrites the lower triangle by the factor; the error is the failing pivot. A pivot must be above the
-/// rounding error of what was subtracted from it.
+/// Overwrites the lower triangle by the factor. Fails with the index of the bad pivot: a pivot must be above
+/// the rounding error of the terms subtracted from it.
 fn factor_in_place(a: &mut [f64], order: usize) -> std::result::Result<(), usize> {
     for i in 0..order {
         for j in 0..=i {
@@ -75,7 +75,7 @@ fn factor_in_place(a: &mut [f64], order: usize) -> std::result::Result<(), usize
     Ok(())
 }
 
-/// Eight partial sums, which the compiler vectorises, and one of the remaining terms. Up to eight terms are
+/// Eight partial sums, which the compiler vectorises, plus one of the remaining terms. Up to eight terms are
 /// added in order.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     let ((whole_a, rest_a), (whole_b, rest_b)) = (a.as_chunks::<8>(), b.as_chunks::<8>());

@@ -8,8 +8,8 @@ use crate::cpu::vectorize::dot_in_f64;
 
 /// A quantized matrix, its error, the error's image under H, and the loss.
 ///
-/// A step that moves the error along a direction moves the image along the direction's image, which saves a
-/// product with H. All other steps compute error, image and loss anew.
+/// A step along a direction moves the error by the direction and the image by the direction's image, which
+/// saves a product with H. All other steps recompute error, image and loss.
 #[derive(Debug, Clone)]
 pub struct Trial {
     pub(crate) matrix: QuantizedMatrix,
@@ -27,7 +27,7 @@ impl Trial {
         &self.matrix
     }
 
-    /// Decodes and multiplies.
+    /// Computes error, image and loss from the matrix.
     pub(crate) fn new(problem: &Problem, matrix: QuantizedMatrix) -> Self {
         let error = problem.error(&matrix);
         let image = problem.image(&error);
@@ -51,8 +51,8 @@ impl Trial {
     }
 
     /// Moves every scale to the minimum of its output group's loss, a parabola: with Q the group's part, a
-    /// factor of <Q, W>_H / <Q, Q>_H. Scales that do not matter (<Q, Q>_H = 0) and those whose loss would not
-    /// fall stay.
+    /// factor of <Q, W>_H / <Q, Q>_H. A scale stays if it does not affect the loss (<Q, Q>_H = 0) or its loss
+    /// would not fall.
     pub(crate) fn rescale(&mut self, problem: &Problem) {
         let go = self.matrix.scheme().out_group_size;
         let band = go * self.error.ncols();
@@ -80,7 +80,7 @@ impl Trial {
                                 *value *= narrow;
                             }
                         }
-                        // Q and its image become W - factor Q and (W - factor Q) H.
+                        // Replaces Q and its image by W - factor Q and (W - factor Q) H.
                         for (values, of_weight) in
                             [(&mut *decoded, weight), (&mut *decoded_image, weight_image)]
                         {

@@ -1,5 +1,4 @@
-//! Which vector instructions are used: found when the program runs, unless a pool of threads has its own
-//! level.
+//! The vector instructions to use: detected at run time, unless a thread pool has its own level.
 
 pub(crate) mod vector;
 
@@ -15,11 +14,11 @@ use vector::Vector;
 
 /// A set of vector instructions that kernels are written for.
 ///
-/// Within one level, results are the same bytes on every machine; between levels, sums differ in their last
+/// Within one level, results have the same bytes on every machine. Between levels, sums differ in their last
 /// bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SimdLevel {
-    /// plain Rust; whatever the compiler's baseline allows
+    /// plain Rust, with what the compiler's baseline allows
     Portable,
     /// 64-bit ARM
     Neon,
@@ -35,10 +34,10 @@ thread_local! {
 }
 
 impl SimdLevel {
-    /// Every level, whether this machine has it or not.
+    /// Every level, whether or not this machine has it.
     pub const ALL: [Self; 4] = [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512];
 
-    /// Whether this machine can run it.
+    /// Whether this machine supports it.
     pub fn is_available(self) -> bool {
         match self {
             Self::Portable => true,
@@ -48,7 +47,7 @@ impl SimdLevel {
         }
     }
 
-    /// The levels that this machine can run, slowest first.
+    /// The levels that this machine supports, slowest first.
     pub fn available() -> Vec<Self> {
         Self::ALL
             .into_iter()
@@ -56,19 +55,19 @@ impl SimdLevel {
             .collect()
     }
 
-    /// The level that kernels and new plans of this thread use: that of its pool, else the fastest available,
-    /// found once.
+    /// The level for kernels and new plans of this thread: that of its pool, else the fastest available,
+    /// detected once.
     pub fn current() -> Self {
         static BEST: OnceLock<SimdLevel> = OnceLock::new();
         let best = || *BEST.get_or_init(|| Self::available().pop().unwrap_or(Self::Portable));
         OF_POOL.get().unwrap_or_else(best)
     }
 
-    /// Threads that compute with this level: whatever is installed in the pool does. Matrices that are
-    /// already packed keep theirs.
+    /// A thread pool that computes with this level: everything installed in the pool does. Matrices that are
+    /// already packed keep their level.
     ///
     /// # Errors
-    /// `Unsupported` when this machine does not have the level or no more threads.
+    /// `Unsupported` when this machine lacks the level or allows no more threads.
     pub fn pool(self, threads: usize) -> Result<ThreadPool> {
         self.require()?;
         ThreadPoolBuilder::new()
@@ -79,7 +78,7 @@ impl SimdLevel {
     }
 
     /// # Errors
-    /// `Unsupported` when this machine does not have it.
+    /// `Unsupported` when this machine lacks the level.
     pub(crate) fn require(self) -> Result<()> {
         if self.is_available() {
             Ok(())
@@ -143,7 +142,7 @@ fn has_avx512() -> bool {
     false
 }
 
-/// Asks for the cache lines of `slice`, where the processor can be asked.
+/// Prefetches the cache lines of `slice` on processors that support it.
 #[inline(always)]
 pub(crate) fn prefetch<T>(slice: &[T]) {
     #[cfg(target_arch = "x86_64")]
@@ -164,20 +163,20 @@ pub(crate) trait Kernel {
     /// What it returns.
     type Output;
 
-    /// Runs with vectors of type `V`. Implementations must be `#[inline(always)]`, or their bodies are
+    /// Runs with vectors of type `V`. Implementations must be `#[inline(always)]`. Otherwise their bodies are
     /// compiled without the instructions that `V` needs.
     ///
     /// # Safety
-    /// Inside a function that has the instructions of `V`; and whatever the kernel itself demands.
+    /// The caller has the instructions of `V` enabled, and the kernel's own contract holds.
     unsafe fn run<V: Vector>(self) -> Self::Output;
 }
 
-/// Widest vector that a kernel's data allow.
+/// Widest vector that a kernel's data lengths allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Width {
     /// at most 8 lanes: lengths are multiples of 8
     Eight,
-    /// 16 lanes where the level has them: lengths are multiples of 16
+    /// 16 lanes if the level has them: lengths are multiples of 16
     Sixteen,
 }
 
@@ -190,13 +189,13 @@ pub(crate) unsafe fn run<K: Kernel>(level: SimdLevel, width: Width, kernel: K) -
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn avx2<K: Kernel>(kernel: K) -> K::Output {
-        // SAFETY: this function has AVX2, FMA and F16C; the rest is the caller's promise.
+        // SAFETY: this function has AVX2, FMA and F16C; the caller guarantees the rest.
         unsafe { kernel.run::<vector::Avx2>() }
     }
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
     unsafe fn avx512<K: Kernel>(kernel: K, width: Width) -> K::Output {
-        // SAFETY: this function has all of AVX-512's parts used here; the rest is the caller's promise.
+        // SAFETY: this function has all parts of AVX-512 used here; the caller guarantees the rest.
         unsafe {
             match width {
                 Width::Eight => kernel.run::<vector::Avx2>(),

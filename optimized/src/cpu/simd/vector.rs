@@ -5,7 +5,7 @@ use crate::cpu::vectorize::multiply_add;
 /// A vector of f32 lanes.
 ///
 /// # Safety
-/// Every method may only be called where the implementing type's instructions are available; pointers must be
+/// Methods may only be called where the implementing type's instructions are available. Pointers must be
 /// valid for [`Vector::LANES`] elements (f32, or f16 as u16) and need no alignment.
 pub(crate) unsafe trait Vector: Copy {
     /// Lanes: 8 or 16.
@@ -18,7 +18,7 @@ pub(crate) unsafe trait Vector: Copy {
     unsafe fn load(source: *const f32) -> Self;
     /// Consecutive f16, widened.
     unsafe fn load_f16(source: *const u16) -> Self;
-    /// To consecutive f32.
+    /// Stores to consecutive f32.
     unsafe fn store(self, target: *mut f32);
     /// Lane by lane.
     unsafe fn add(self, other: Self) -> Self;
@@ -28,13 +28,13 @@ pub(crate) unsafe trait Vector: Copy {
     unsafe fn mul_add(self, factor: Self, term: Self) -> Self;
     /// The sum over lanes, in a fixed order.
     unsafe fn sum(self) -> f32;
-    /// The least of all lanes; lanes are not NaN.
+    /// The minimum over lanes; no lane may be NaN.
     unsafe fn least(self) -> f32;
-    /// `yes` in the lanes where `self < bound`, `no` in the others (so in those of NaN).
+    /// `yes` in the lanes where `self < bound`, `no` in the others, including those with NaN.
     unsafe fn pick_below(self, bound: Self, yes: Self, no: Self) -> Self;
     /// `yes` in the lanes where `self == other`, `no` in the others.
     unsafe fn pick_equal(self, other: Self, yes: Self, no: Self) -> Self;
-    /// One bit for each lane, the first lane's lowest: whether `self < bound`.
+    /// One bit for each lane, the first lane lowest: whether `self < bound`.
     unsafe fn below(self, bound: Self) -> u32;
     /// `table[codes[4 lane + byte]]` for every lane; `byte` is 0 to 3.
     unsafe fn look_up(table: *const f32, codes: *const u8, byte: usize) -> Self;
@@ -50,7 +50,7 @@ pub(crate) fn multiply_add_by<V: Vector>(a: f32, b: f32, c: f32) -> f32 {
     }
 }
 
-/// 0, 1, 2, … for as many lanes as any vector has.
+/// 0, 1, 2, …: a number for each lane of the widest vector.
 pub(crate) const LANE_NUMBERS: [f32; 16] = [
     0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0,
 ];
@@ -79,8 +79,8 @@ unsafe impl Vector for Portable {
     unsafe fn load_f16(source: *const u16) -> Self {
         // SAFETY: valid for 8 elements by the trait's contract.
         let bits = unsafe { source.cast::<[u16; 8]>().read_unaligned() };
-        // Exponent and mantissa into place, then times 2^112 for the difference in bias: exact for every
-        // finite f16, subnormal ones included, and nothing that a compiler could not vectorise. Packed
+        // Shifts exponent and mantissa into place, then multiplies by 2^112 for the difference in bias. This
+        // is exact for every finite f16, subnormal ones included, and a compiler can vectorise it. Packed
         // codebooks are finite.
         Self(bits.map(|bits| {
             let magnitude =
@@ -113,7 +113,7 @@ unsafe impl Vector for Portable {
 
     #[inline(always)]
     unsafe fn mul_add(mut self, factor: Self, term: Self) -> Self {
-        // Two roundings on purpose: `f32::mul_add` is a library call where the baseline has no FMA.
+        // Two roundings on purpose: `f32::mul_add` is a library call if the baseline has no FMA.
         for ((a, b), c) in self.0.iter_mut().zip(factor.0).zip(term.0) {
             *a = *a * b + c;
         }
@@ -399,7 +399,7 @@ mod arm {
 
         #[inline(always)]
         unsafe fn load_f16(source: *const u16) -> Self {
-            // The f16 intrinsics are not stable; widening by integer operations is exact for every f16,
+            // The f16 intrinsics are not stable. Widening by integer operations is exact for every f16,
             // subnormal ones included: shift exponent and mantissa into place, then scale by 2^112 to move
             // the bias.
             unsafe {
@@ -522,7 +522,7 @@ mod tests {
         }
     }
 
-    /// What the comparing operations say about 16 pairs.
+    /// The results of the comparing operations on 16 pairs.
     struct Compare([f32; 16], [f32; 16]);
 
     impl Kernel for Compare {
@@ -562,7 +562,7 @@ mod tests {
         );
         for level in SimdLevel::available() {
             for width in [Width::Eight, Width::Sixteen] {
-                // SAFETY: the level is available, and Compare asks for nothing else.
+                // SAFETY: the level is available, and Compare has no other requirement.
                 assert_eq!(unsafe { run(level, width, Compare(a, b)) }, expected, "{level}");
             }
         }
@@ -578,7 +578,7 @@ mod tests {
                 }
                 let expected = bits.map(|bits| half::f16::from_bits(bits).to_f32().to_bits());
                 for width in [Width::Eight, Width::Sixteen] {
-                    // SAFETY: the level is available, and Widen asks for nothing else.
+                    // SAFETY: the level is available, and Widen has no other requirement.
                     let wide = unsafe { run(level, width, Widen(bits)) };
                     assert_eq!(wide.map(f32::to_bits), expected, "{level} {start:#x}");
                 }

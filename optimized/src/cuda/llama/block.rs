@@ -58,7 +58,7 @@ impl Block {
         })
     }
 
-    /// The same block in memory of its own.
+    /// A copy of the block in memory of its own.
     pub(super) fn duplicate(&self) -> Result<Self> {
         Ok(Self {
             spec: self.spec.clone(),

@@ -1,4 +1,4 @@
-//! Memory of the device that every token and every chunk of a prompt uses anew.
+//! Device memory that every token and every chunk of a prompt reuses.
 
 use aqlm_vocabulary::{ArchSpec, BlockSpec};
 use half::f16;
@@ -6,18 +6,18 @@ use half::f16;
 use super::super::{Buffer, CudaError, Device, Result};
 use super::block::Block;
 
-/// What one token needs on the device.
+/// Buffers of one token.
 pub(super) struct Buffers {
     pub(super) hidden: Buffer<f32>,
     pub(super) normed: Buffer<f16>,
     pub(super) qkv: Buffer<f16>,
     pub(super) attended: Buffer<f16>,
-    /// of the output layer, then of down
+    /// output of the output layer, then of down
     pub(super) delta: Buffer<f16>,
     pub(super) gate_up: Buffer<f16>,
     pub(super) activated: Buffer<f16>,
     pub(super) logits: Buffer<f32>,
-    /// position, token, by how much the position grows, and padding
+    /// position, token, increment of the position, and padding
     pub(super) state: Buffer<u32>,
     /// the token chosen at each position
     pub(super) chosen: Buffer<u32>,
@@ -47,8 +47,7 @@ impl Buffers {
     }
 }
 
-/// What a chunk of a prompt needs on the device; each [rows, ...]. Rows past the prompt's end are computed
-/// and not used.
+/// Buffers of a chunk of a prompt; each [rows, ...]. Rows past the prompt's end are computed but not used.
 pub(super) struct Prompt {
     pub(super) rows: usize,
     pub(super) tokens: Buffer<u32>,

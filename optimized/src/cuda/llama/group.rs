@@ -13,7 +13,7 @@ use super::{address, further, narrowed, plan, run};
 /// How layers are laid out.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layout {
-    /// rows of a chunk of a prompt; 0 where prompts go token by token
+    /// rows of a chunk of a prompt; 0 if prompts are processed token by token
     pub(super) prompt_rows: usize,
     /// how one row is computed
     pub(super) rung: Rung,
@@ -25,9 +25,9 @@ enum Weight {
     Quantized(Box<Layouts>),
 }
 
-/// A quantized matrix as each of its uses wants it.
+/// A quantized matrix in the layout of each of its uses.
 struct Layouts {
-    /// for one row; `None` where the group's are joined
+    /// for one row; `None` if the group's matrices are joined
     step: Option<DeviceMatrix>,
     /// for a chunk of a prompt
     prompt: Option<DeviceMatrix>,
@@ -44,7 +44,7 @@ pub(super) struct Group {
     joined: Option<DeviceMatrix>,
     /// where each layer starts in the output of one row
     offsets: Vec<usize>,
-    /// numbers in it, padding included
+    /// elements of one row's output, padding included
     width: usize,
     /// `[out_features]` each, zeros for layers without; `None` when no layer has one
     biases: Option<Vec<Buffer<f32>>>,
@@ -52,8 +52,8 @@ pub(super) struct Group {
 
 impl Group {
     /// # Errors
-    /// `Aqlm` with `NotFinite` for numbers beyond f16, `Driver` when memory runs out, and what kernels cannot
-    /// do.
+    /// `Aqlm` with `NotFinite` for numbers beyond f16, `Driver` when memory runs out, and the kernels'
+    /// refusals.
     pub(super) fn new(device: &Device, linears: &[&Linear], layout: Layout) -> Result<Self> {
         let matrices: Vec<&QuantizedMatrix> = linears
             .iter()
@@ -112,7 +112,7 @@ impl Group {
         })
     }
 
-    /// The same layers in memory of their own.
+    /// A copy of the layers in memory of its own.
     pub(super) fn duplicate(&self) -> Result<Self> {
         let copy = |matrix: &Option<DeviceMatrix>| matrix.as_ref().map(DeviceMatrix::duplicate).transpose();
         let layer = |layer: &Layer| {
@@ -138,17 +138,17 @@ impl Group {
         })
     }
 
-    /// Numbers in the output of one row.
+    /// Elements of one row's output.
     pub(super) fn width(&self) -> usize {
         self.width
     }
 
-    /// Where layer `index` starts in it.
+    /// The offset of layer `index` in one row's output.
     pub(super) fn offset(&self, index: usize) -> usize {
         self.offsets[index]
     }
 
-    /// Layer `index`'s bias, when any layer has one.
+    /// Layer `index`'s bias, if any layer has one.
     pub(super) fn bias(&self, index: usize) -> Option<&Buffer<f32>> {
         self.biases.as_ref().map(|biases| &biases[index])
     }
@@ -158,7 +158,7 @@ impl Group {
         self.biases.is_some()
     }
 
-    /// Launches that one row takes.
+    /// Number of launches for one row.
     pub(super) fn launches(&self) -> usize {
         if self.joined.is_some() {
             1
@@ -167,7 +167,7 @@ impl Group {
         }
     }
 
-    /// Bytes that one row reads.
+    /// Bytes read for one row.
     pub(super) fn step_bytes(&self) -> usize {
         let of_layer = |layer: &Layer| match &layer.weight {
             Weight::Dense(weight) => weight.len() * 2,
@@ -228,7 +228,7 @@ impl Group {
     }
 }
 
-/// Y = X W^T in f16 through cuBLAS, or without it by the kernel for single rows.
+/// Y = X W^T in f16 through cuBLAS, or without cuBLAS by the kernel for single rows.
 fn dense(
     device: &Device,
     blas: Option<&Arc<Blas>>,
@@ -312,7 +312,7 @@ impl Layer {
     }
 }
 
-/// The address of layer `index`'s part of the output of one row.
+/// The address of layer `index`'s part of one row's output.
 pub(super) fn part(
     device: &Device,
     group: &Group,

@@ -1,9 +1,9 @@
-//! A whole Llama-family model on the device: prompts in chunks, then a token at a time, each a replay of one
-//! CUDA graph.
+//! A whole Llama-family model on the device: first prompts in chunks, then a token at a time, each token a
+//! replay of one CUDA graph.
 //!
-//! The residual stream is f32; what goes into and comes out of products is f16, and keys and values are
-//! cached in f16. Weights are in the layout of the kernel that the table of measurements chooses; layers that
-//! read the same input share a launch where that kernel can.
+//! The residual stream is f32. Inputs and outputs of products are f16, and keys and values are cached in f16.
+//! Weights are in the layout of the kernel that the table of measurements chooses. Layers that read the same
+//! input share a launch if that kernel allows it.
 
 mod block;
 mod buffers;
@@ -27,13 +27,13 @@ use self::plan::Plan;
 use super::launch::{self, Shape};
 use super::{Buffer, Device, Result};
 
-/// Where a buffer starts.
+/// The address of a buffer's first element.
 fn address<T>(device: &Device, buffer: &Buffer<T>) -> sys::CUdeviceptr {
-    // The guard records a use for cudarc's own ordering of streams, which is switched off.
+    // The guard records a use for cudarc's own ordering of streams, which is disabled.
     buffer.device_ptr(device.stream()).0
 }
 
-/// The address `count` f16 further.
+/// The address `count` f16 elements further on.
 fn further(from: sys::CUdeviceptr, count: usize) -> sys::CUdeviceptr {
     from + (count * size_of::<f16>()) as sys::CUdeviceptr
 }
@@ -50,8 +50,8 @@ fn run(device: &Device, plan: &Plan, pointers: &[sys::CUdeviceptr], overlap: boo
         cluster: plan.cluster,
         shared_bytes: plan.shared_bytes,
     };
-    // SAFETY: `plan` has the kernel's integers and shape; callers in this module pass the pointers in the
-    // order that the plan's function names, to buffers that were sized from the same configuration and live
+    // SAFETY: `plan` has the kernel's integers and shape. Callers in this module pass the pointers in the
+    // order that the plan's function documents. The buffers were sized from the same configuration and live
     // as long as the model.
     unsafe {
         launch::start(
@@ -66,7 +66,7 @@ fn run(device: &Device, plan: &Plan, pointers: &[sys::CUdeviceptr], overlap: boo
     }
 }
 
-/// f32 numbers in f16.
+/// f32 numbers narrowed to f16.
 ///
 /// # Errors
 /// `NotFinite` when one is beyond f16's range.

@@ -13,16 +13,16 @@ use super::narrowed;
 use super::rung::Rung;
 use crate::cpu::llama::{Rotary, check_tokens};
 
-/// The most rows of a chunk of a prompt: what the fused matmul kernels are measured best for.
+/// Maximum rows of a prompt chunk: the batch for which the fused matmul kernels measured best.
 const CHUNK: usize = 128;
 
-/// What a model is made for.
+/// The use that a model is built for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// positions that the cache holds
     pub positions: usize,
-    /// whether prompts go in chunks of many rows, for which quantized layers are held in a second layout;
-    /// else token by token
+    /// whether prompts are processed in chunks of many rows, for which quantized layers are held in a second
+    /// layout; otherwise token by token
     pub prompts: bool,
     /// how a token is computed
     pub rung: Rung,
@@ -38,11 +38,11 @@ pub struct Builder<'d> {
 }
 
 impl<'d> Builder<'d> {
-    /// Nothing is on the device yet.
+    /// Starts with nothing on the device.
     ///
     /// # Errors
-    /// `Aqlm` with `Unsupported` for a model that is no plain Llama or has heads wider than 256, with
-    /// `Argument` without positions.
+    /// `Aqlm` with `Unsupported` for a model that is not a plain Llama or has heads wider than 256, with
+    /// `Argument` for zero positions.
     pub fn new(device: &'d Device, arch: &ArchSpec, options: Options) -> Result<Self> {
         arch.require_plain()?;
         let head_dim = arch.attention().head_dim;
@@ -77,8 +77,8 @@ impl<'d> Builder<'d> {
     /// Adds the next block.
     ///
     /// # Errors
-    /// `Memory` when it does not fit, `Aqlm` with `Shape` for a block too many or of another shape than the
-    /// model's, `Aqlm` for numbers beyond f16, `Compile`, `Driver`.
+    /// `Memory` when the block does not fit, `Aqlm` with `Shape` for one block too many or a shape that
+    /// differs from the model's, `Aqlm` for numbers beyond f16, `Compile`, `Driver`.
     pub fn push(&mut self, weights: &BlockWeights) -> Result<()> {
         let Some(spec) = self.arch.blocks.get(self.blocks.len()) else {
             return Err(AqlmError::Shape {
@@ -94,8 +94,8 @@ impl<'d> Builder<'d> {
         Ok(())
     }
 
-    /// Adds the last block once more, in memory of its own: a model of a given size whose speed is to be
-    /// measured.
+    /// Adds a copy of the last block, in memory of its own, to build a model of a given size for speed
+    /// measurements.
     ///
     /// # Errors
     /// `Memory` when it does not fit, `Driver`.
@@ -107,18 +107,18 @@ impl<'d> Builder<'d> {
         Ok(())
     }
 
-    /// Says which block did not fit.
+    /// Adds the number of the block to a memory error.
     fn placed<T>(&self, result: Result<T>) -> Result<T> {
         let what = format!("block {} of {}", self.blocks.len() + 1, self.arch.blocks.len());
         in_memory(self.device, &what, result)
     }
 
-    /// Adds embedding [vocab, hidden], final norm `[hidden]` and head [vocab, hidden], which is the embedding
-    /// where `None`.
+    /// Adds embedding [vocab, hidden], final norm `[hidden]` and head [vocab, hidden]. With `None` the
+    /// embedding serves as the head.
     ///
     /// # Errors
-    /// `Aqlm` with `Shape` when the number of blocks or a table's size is not the configuration's, `Memory`,
-    /// `Driver`.
+    /// `Aqlm` with `Shape` when the number of blocks or a table's size differs from the configuration,
+    /// `Memory`, `Driver`.
     pub fn finish(self, embedding: &[f16], norm: &[f32], head: Option<&[f16]>) -> Result<Model<'d>> {
         let (device, arch) = (self.device, &self.arch);
         let table = [arch.vocab_size * arch.hidden_size];
@@ -151,7 +151,7 @@ impl<'d> Builder<'d> {
             .transpose();
         let prompt = in_memory(device, "the buffers of a prompt", prompt)?;
         let blas = match prompt.as_ref().map(|_| Blas::new(device)) {
-            // Without the library dense products of prompts take the kernel for single rows.
+            // Without cuBLAS the dense products of prompts use the kernel for single rows.
             None | Some(Err(CudaError::Absent(_))) => None,
             Some(blas) => Some(Arc::new(blas?)),
         };
@@ -175,7 +175,7 @@ impl<'d> Builder<'d> {
     }
 }
 
-/// Turns the driver's refusal of memory into one that says what did not fit.
+/// Turns the driver's out-of-memory error into one that names what did not fit.
 fn in_memory<T>(device: &Device, what: &str, result: Result<T>) -> Result<T> {
     match result {
         Err(CudaError::Driver { error, .. }) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
@@ -188,7 +188,7 @@ fn in_memory<T>(device: &Device, what: &str, result: Result<T>) -> Result<T> {
     }
 }
 
-/// A model resident on the device, and the text that it has read so far.
+/// A model resident on the device, and the text read so far.
 pub struct Model<'d> {
     pub(super) device: &'d Device,
     pub(super) arch: ArchSpec,
@@ -197,7 +197,7 @@ pub struct Model<'d> {
     pub(super) embedding: Buffer<f16>,
     pub(super) blocks: Vec<Block>,
     pub(super) norm: Buffer<f16>,
-    /// [vocab, hidden]; `None` where it is the embedding
+    /// [vocab, hidden]; `None` if the embedding serves as the head
     pub(super) head: Option<Buffer<f16>>,
     /// [positions, head / 2]
     pub(super) cosines: Buffer<f32>,
@@ -209,7 +209,7 @@ pub struct Model<'d> {
     pub(super) greedy: Option<CudaGraph>,
     /// one token up to its logits
     pub(super) scoring: Option<CudaGraph>,
-    /// of the next token
+    /// position of the next token
     pub(super) position: usize,
 }
 
@@ -229,7 +229,7 @@ impl Model<'_> {
         self.position = 0;
     }
 
-    /// Checks tokens and that there is room for them.
+    /// Checks the tokens, and that the cache has room for them.
     pub(super) fn accept(&self, tokens: &[u32]) -> Result<()> {
         check_tokens(tokens, self.arch.vocab_size)?;
         if self.position + tokens.len() > self.options.positions {
@@ -243,8 +243,8 @@ impl Model<'_> {
         Ok(())
     }
 
-    /// Fills every block's cache with these numbers, repeated, as if a text had been read up to `position`:
-    /// for measurements.
+    /// For measurements: fills every block's cache with these numbers, repeated, as if a text had been read
+    /// up to `position`.
     ///
     /// # Errors
     /// `Aqlm` with `Argument` when the cache ends before `position` or the pattern is empty, `Driver`.

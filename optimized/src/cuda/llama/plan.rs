@@ -1,5 +1,5 @@
-//! How the kernels of a Llama-family token, besides its products, are launched: plain numbers, so that tests
-//! can run them on the CPU.
+//! Launch plans for the kernels of a Llama-family token other than its products. They are plain numbers, so
+//! tests can run them on the CPU.
 
 use aqlm_kernels::defines::attention_step::k1_split_context::{TOTALS, WARPS as STEP_WARPS};
 use aqlm_vocabulary::AttentionSpec;
@@ -11,7 +11,7 @@ pub struct Plan {
     pub kernel: &'static str,
     /// compile-time constants
     pub defines: Vec<(&'static str, usize)>,
-    /// what follows the pointers
+    /// the integer arguments after the pointers
     pub integers: Vec<i32>,
     /// blocks
     pub grid: [u32; 2],
@@ -50,8 +50,8 @@ pub fn embed(width: usize, rows: usize) -> Plan {
     }
 }
 
-/// The residual stream plus a layer's output, normalised. Pointers: weight, bias, delta, hidden, normed; bias
-/// and delta are not touched unless asked for.
+/// The residual stream plus a layer's output, normalised. Pointers: weight, bias, delta, hidden, normed. Bias
+/// and delta are read only if requested.
 pub fn rms_norm(width: usize, rows: usize, eps: f64, delta: bool, bias: bool) -> Plan {
     let vector = if width.is_multiple_of(4) { 4 } else { 1 };
     let threads = (width / vector).next_multiple_of(32).clamp(32, 1024);
@@ -69,8 +69,8 @@ pub fn rms_norm(width: usize, rows: usize, eps: f64, delta: bool, bias: bool) ->
     }
 }
 
-/// Rotation of a prompt's `rows` from position `first` on, into a cache of `capacity` positions. Pointers:
-/// cosines, sines, the biases of q, k and v, then q, k, v, keys, values.
+/// Rotation of a prompt's `rows` rows from position `first` on, into a cache of `capacity` positions.
+/// Pointers: cosines, sines, the biases of q, k and v, then q, k, v, keys, values.
 pub fn rope(spec: &AttentionSpec, rows: usize, first: usize, capacity: usize, bias: bool) -> Plan {
     let (heads, kv_heads, head) = (spec.heads, spec.kv_heads, spec.head_dim);
     Plan {
@@ -114,13 +114,13 @@ pub fn attention(spec: &AttentionSpec, rows: usize, first: usize, capacity: usiz
     }
 }
 
-/// The most query heads that a block of it holds in registers, and the most blocks of a cluster.
+/// Maximum query heads that a block holds in registers, and maximum blocks of a cluster.
 const MOST_QUERIES: usize = 4;
 const MOST_SPLITS: usize = 8;
 
-/// A new token's attention with its rotation and the write to the cache, for a device of `multiprocessors`;
-/// the context is split only where clusters exist. Pointers: keys, values, cosines, sines, the biases of q, k
-/// and v, state, q, k, v, out.
+/// A new token's attention with its rotation and the write to the cache, for a device with this many
+/// `multiprocessors`. The context is split only if the device has clusters. Pointers: keys, values, cosines,
+/// sines, the biases of q, k and v, state, q, k, v, out.
 ///
 /// # Panics
 /// Never: 1 divides every number of heads.
@@ -139,7 +139,7 @@ pub fn attention_step(
     let parts = group / queries;
     let blocks = spec.kv_heads * parts;
     let mut splits = 1;
-    // A block for each multiprocessor, or nearly: more parts cost more in merging than they gain.
+    // Blocks for at least 90 % of the multiprocessors. More parts cost more in merging than they gain.
     while clusters && splits < MOST_SPLITS && blocks * splits * 10 < multiprocessors * 9 {
         splits *= 2;
     }
@@ -166,7 +166,7 @@ pub fn attention_step(
     }
 }
 
-/// SwiGLU. Pointers: the biases of gate and up, gate, up, out. Rows of gate and up are `strides` apart.
+/// SwiGLU. Pointers: the biases of gate and up, gate, up, out. `strides` are those of rows of gate and up.
 pub fn swiglu(width: usize, rows: usize, strides: [usize; 2], bias: bool) -> Plan {
     Plan {
         defines: vec![("AQLM_BIAS", usize::from(bias))],
@@ -175,7 +175,7 @@ pub fn swiglu(width: usize, rows: usize, strides: [usize; 2], bias: bool) -> Pla
     }
 }
 
-/// y = W x for a weight of f16, into f32 (`wide`) or f16. Pointers: weight, x, y.
+/// y = W x for an f16 weight, into f32 (`wide`) or f16. Pointers: weight, x, y.
 pub fn dense(out_features: usize, in_features: usize, rows: usize, wide: bool) -> Plan {
     const WARPS: usize = 8;
     let vector = if in_features.is_multiple_of(8) { 8 } else { 1 };

@@ -9,7 +9,7 @@ use super::group::Group;
 use super::model::Model;
 use super::{address, further, plan, run};
 
-/// Which logits of a prompt are wanted.
+/// Which logits of a prompt to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
     All,
@@ -17,7 +17,7 @@ enum Wanted {
 }
 
 impl Model<'_> {
-    /// Reads tokens from the present position on and returns the logits of all of them, [tokens, vocab].
+    /// Reads tokens from the current position on and returns the logits of all of them, [tokens, vocab].
     ///
     /// # Errors
     /// `Aqlm` for a token without an embedding or a full cache, `Driver`, `Library`.
@@ -25,7 +25,7 @@ impl Model<'_> {
         self.read(tokens, Wanted::All)
     }
 
-    /// The same, but returns the logits of the last token alone, `[vocab]`.
+    /// [`Model::forward`], but returns only the last token's logits, `[vocab]`.
     ///
     /// # Errors
     /// As [`Model::forward`]; `Aqlm` with `Shape` when there is no token.
@@ -43,7 +43,7 @@ impl Model<'_> {
 
     fn read(&mut self, tokens: &[u32], wanted: Wanted) -> Result<Vec<f32>> {
         self.accept(tokens)?;
-        // Taken out for the while, so that the model's other parts can be used beside it.
+        // Taken out temporarily, so that the model's other parts can be borrowed beside it.
         if let Some(mut prompt) = self.prompt.take() {
             let logits = self.read_in_chunks(&mut prompt, tokens, wanted);
             self.prompt = Some(prompt);
@@ -80,11 +80,11 @@ impl Model<'_> {
         Ok(logits)
     }
 
-    /// One block on given hidden states from position 0 on: x [tokens, hidden] to the block's output. The
-    /// text read so far is forgotten.
+    /// Runs one block on given hidden states from position 0 on: from x [tokens, hidden] to the block's
+    /// output. Discards the text read so far.
     ///
     /// # Errors
-    /// `Aqlm` with `Shape` when x is no whole number of rows or there is no such block, `Argument` when
+    /// `Aqlm` with `Shape` when x is not a whole number of rows or there is no such block, `Argument` when
     /// the cache is shorter or the model is for single tokens; `Driver`, `Library`.
     pub fn block_forward(&mut self, block: usize, x: &[f32]) -> Result<Vec<f32>> {
         let width = self.arch.hidden_size;
@@ -123,7 +123,7 @@ impl Model<'_> {
                 .during("copying hidden states to the device")?;
             let block = &self.blocks[block];
             self.block_of_chunk(p, block, None, count)?;
-            // The norm adds the block's last output to the residual stream; what it normalises is not used.
+            // The norm adds the block's last output to the residual stream. Its normalised output is unused.
             self.add_norm(p, self.arch.final_norm, &self.norm, Some(&block.down), count)?;
             y.extend(self.device.download(&p.hidden.slice(..x.len()))?);
             self.position += count;
@@ -142,7 +142,7 @@ impl Model<'_> {
             address(device, &p.tokens),
             address(device, &p.hidden),
         ];
-        // All rows of the chunk: those past the end read whatever tokens were there before.
+        // All rows of the chunk: rows past the end hold whatever tokens were left there.
         run(
             device,
             &plan::embed(self.arch.hidden_size, p.rows),
@@ -151,8 +151,8 @@ impl Model<'_> {
         )
     }
 
-    /// The block without the addition of its last output to the residual stream, which the next norm does;
-    /// `before` is the layer whose output is waiting for the block's first norm to add it.
+    /// Runs the block but leaves the addition of its last output to the residual stream to the next norm.
+    /// `before` is the layer whose output the block's first norm must still add.
     fn block_of_chunk(
         &self,
         p: &mut Prompt,
@@ -167,7 +167,7 @@ impl Model<'_> {
         block.qkv.prompt(0, device, blas, &p.normed, &mut p.q, rows)?;
         block.qkv.prompt(1, device, blas, &p.normed, &mut p.k, rows)?;
         block.qkv.prompt(2, device, blas, &p.normed, &mut p.v, rows)?;
-        // Where there is no bias the kernels touch none: any address will do.
+        // Without a bias the kernels read none, so any address will do.
         let none = address(device, &p.hidden);
         let bias = |group: &Group, index| group.bias(index).map_or(none, |bias| address(device, bias));
         let pointers = [
@@ -221,7 +221,7 @@ impl Model<'_> {
             .prompt(0, device, blas, &p.activated, &mut p.delta, rows)
     }
 
-    /// Adds the output of the layer before to the residual stream and normalises it.
+    /// Adds the previous layer's output to the residual stream and normalises the sum.
     fn add_norm(
         &self,
         p: &Prompt,

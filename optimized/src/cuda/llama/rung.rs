@@ -5,7 +5,7 @@ pub enum Rung {
     Plain,
     /// the kernels that the table of measurements chooses, and the context split over clusters
     Dispatched,
-    /// kernels set themselves up while the one before them ends
+    /// a kernel runs its set-up while the previous one ends
     Overlapped,
     /// layers that read the same input share a launch
     Joined,

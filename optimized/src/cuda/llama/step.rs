@@ -12,7 +12,7 @@ use super::model::Model;
 use super::rung::Rung;
 use super::{address, plan, run};
 
-/// What one token consists of, in order; those from `Norm` to `Down` once a block.
+/// The stages of one token, in order; those from `Norm` to `Down` run once a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// the token's row of the embedding
@@ -38,7 +38,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// All, in order.
+    /// All stages, in order.
     pub const ALL: [Self; 10] = [
         Self::Embed,
         Self::Norm,
@@ -54,12 +54,12 @@ impl Stage {
 }
 
 impl Model<'_> {
-    /// Compiles what a token needs and records its graphs, which the first tokens do otherwise.
+    /// Compiles the kernels of a token and records its graphs. Otherwise the first tokens do this.
     ///
     /// # Errors
     /// As [`Model::step`].
     pub fn prepare(&mut self) -> Result<()> {
-        // The token and its row of the cache are of no matter: nothing has been read at this position.
+        // The token and its cache row do not matter: nothing has been read at this position.
         self.accept(&[0])?;
         self.prepare_greedy(0)?;
         self.prepare_scoring(0)
@@ -92,8 +92,8 @@ impl Model<'_> {
         self.device.download(&self.buffers.logits)
     }
 
-    /// Feeds one token, and then up to `count - 1` more, each the likeliest after the one before; all are
-    /// chosen on the device. `each` gets every choice and says whether to go on.
+    /// Feeds one token, and then up to `count - 1` more, each the likeliest after the previous one. All are
+    /// chosen on the device. `each` receives every choice and returns whether to continue.
     ///
     /// # Errors
     /// As [`Model::step`].
@@ -119,8 +119,7 @@ impl Model<'_> {
         Ok(())
     }
 
-    /// Times one token, or some stages of it, at the present position again and again: the position does not
-    /// move.
+    /// Times one token, or some of its stages, repeatedly at the current position, which does not move.
     ///
     /// # Errors
     /// As [`Model::step`].
@@ -133,8 +132,8 @@ impl Model<'_> {
         time_graph(device, 1, replays, |_| self.record(stages))
     }
 
-    /// How often a stage is launched for one token, and how many bytes it reads: weights, and of the cache
-    /// what `position` sees.
+    /// The launches of a stage for one token, and the bytes that it reads: weights, and the part of the cache
+    /// that `position` sees.
     pub fn work(&self, stage: Stage, position: usize) -> (usize, usize) {
         let all = |of: &dyn Fn(&Block) -> (usize, usize)| {
             self.blocks
@@ -177,8 +176,8 @@ impl Model<'_> {
             .during("copying a token to the device")
     }
 
-    /// The stages of one token as a graph. They also run once, at the present position: kernels cannot be
-    /// compiled during a capture.
+    /// The stages of one token as a graph. They also run once, at the current position, because kernels
+    /// cannot be compiled during a capture.
     fn captured(&mut self, token: u32, stages: &dyn Fn(Stage) -> bool) -> Result<CudaGraph> {
         self.set_state(token, false)?;
         self.record(stages)?;
@@ -222,7 +221,7 @@ impl Model<'_> {
                 overlap,
             )?;
         }
-        // The layer whose output is still to be added to the residual stream.
+        // The layer whose output must still be added to the residual stream.
         let mut before: Option<&Group> = None;
         let (delta, normed) = (at16(&b.delta), at16(&b.normed));
         let add_norm = |norm: NormSpec, weight: &Buffer<f16>, before: Option<&Group>| {

@@ -1,6 +1,6 @@
-//! Items of large codebooks, sorted by slice: 24 bits each, which kernels take apart by byte permutes.
+//! Items of large codebooks, sorted by slice: 24 bits each, which kernels unpack by byte permutes.
 
-/// Bits of an item: a code within its slice, and what it is met by.
+/// Bits of an item: a code within its slice, and its row or its position in the window.
 pub(super) const ITEM_BITS: usize = 24;
 
 /// The items of one chunk, [step][lane], as three loads a lane: [3][lane] of 8 bytes for eight steps, of 4

@@ -1,8 +1,8 @@
 //! Several matrices that read the same x in one launch: queries, keys and values, or gate and up.
 //!
-//! A launch costs a tail and a start, and kernels that prepare something for x (tables, a slice of the
-//! codebook) do it once a launch. Rows of the matrices follow one another; each matrix starts with a slab of
-//! its own, so that a block needs one codebook.
+//! Each launch costs a start and a tail, and kernels that prepare something for x (tables, a slice of the
+//! codebook) do so once a launch. Rows of the matrices follow one another. Each matrix starts with a slab of
+//! its own, so that a block needs only one codebook.
 
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 use ndarray::{Array1, Array3, Axis, ShapeError, concatenate, s};
@@ -13,18 +13,18 @@ use super::{Packed, Target, known, pack};
 /// Matrices laid out as one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Joined {
-    /// y has the rows of all, and padding between them
+    /// y has the rows of all matrices, and padding between them
     pub packed: Packed,
     /// where each matrix starts in y
     pub offsets: Vec<usize>,
 }
 
-/// Lays out two or three matrices of one scheme and one number of columns for one launch of the matvec kernel
-/// `id`.
+/// Lays out two or three matrices of one scheme, with the same number of columns, for one launch of the
+/// matvec kernel `id`.
 ///
 /// # Errors
-/// `Argument` for an unknown kernel and for matrices that differ; `Unsupported` when the kernel does not
-/// join, and for what [`pack`] refuses.
+/// `Argument` for an unknown kernel or for matrices that differ; `Unsupported` when the kernel does not join,
+/// or when [`pack`] refuses.
 pub fn pack_joined(id: &str, matrices: &[&QuantizedMatrix], target: &Target) -> Result<Joined> {
     let refuse = |reason: &str| Err(AqlmError::Unsupported(format!("joining for {id}: {reason}")));
     let kernel = known(id)?;
@@ -41,7 +41,7 @@ pub fn pack_joined(id: &str, matrices: &[&QuantizedMatrix], target: &Target) -> 
     {
         return argument("one scheme and one number of columns", "several".into());
     }
-    // A matrix of one row tells the step in which rows of a slab are counted, and the size of a cluster.
+    // Packing a matrix of one row reveals the step of a slab's rows and the size of a cluster.
     let one_row = QuantizedMatrix::new(
         first.scheme(),
         first.codes().slice(s![..1, .., ..]).to_owned(),
@@ -59,7 +59,7 @@ pub fn pack_joined(id: &str, matrices: &[&QuantizedMatrix], target: &Target) -> 
     let slabs: Vec<usize> = rows.iter().map(|rows| rows.div_ceil(per_slab)).collect();
     let all_slabs: usize = slabs.iter().sum();
 
-    // The packer deals rows to as many clusters as it is told there are: one a slab.
+    // The packer deals rows to as many clusters as the target has. Make that one a slab.
     let mut exact = target.clone();
     exact.clusters[cluster.trailing_zeros() as usize] = all_slabs as u32;
     let parts: Vec<QuantizedMatrix> = matrices
@@ -117,8 +117,8 @@ pub fn pack_joined(id: &str, matrices: &[&QuantizedMatrix], target: &Target) -> 
     })
 }
 
-/// The fewest rows, a multiple of `step`, with which the matrices' slabs all run at once; where that cannot
-/// be, one slab each.
+/// The fewest rows, a multiple of `step`, with which the slabs of all matrices run at once. If that is
+/// impossible, each matrix gets one slab.
 fn rows_of_slab(rows: &[usize], step: usize, at_once: usize) -> usize {
     let longest = rows.iter().copied().fold(1, usize::max).next_multiple_of(step);
     let even = rows
@@ -132,8 +132,8 @@ fn rows_of_slab(rows: &[usize], step: usize, at_once: usize) -> usize {
         .unwrap_or(longest)
 }
 
-/// The matrix with rows of scale 0 after its own. Their codes run over the whole codebook, so that no slice
-/// of it gets more than its share.
+/// The matrix, padded with rows of scale 0. The codes of the padding run over the whole codebook, so that no
+/// slice of the codebook gets more than its share.
 fn with_rows(matrix: &QuantizedMatrix, rows: usize) -> Result<QuantizedMatrix> {
     let (own, in_groups) = matrix.groups();
     let (m, size) = (matrix.scheme().num_codebooks, matrix.scheme().codebook_size());
@@ -141,7 +141,7 @@ fn with_rows(matrix: &QuantizedMatrix, rows: usize) -> Result<QuantizedMatrix> {
         if row < own {
             matrix.codes()[[row, group, codebook]]
         } else {
-            // An odd multiple of the golden section of 2^16 visits all codes evenly.
+            // An odd multiplier near 2^16 over the golden ratio visits all codes evenly.
             ((row + group).wrapping_mul(40503) % size) as u16
         }
     });
@@ -158,7 +158,7 @@ mod tests {
         // Llama-2-7B on 15 clusters of 8: five slabs for each of q, k, v; seven for gate and for up.
         assert_eq!(rows_of_slab(&[4096; 3], 32, 15), 832);
         assert_eq!(rows_of_slab(&[11008; 2], 32, 15), 1600);
-        // 70B's q, k, v.
+        // Llama-2-70B's q, k, v.
         let size = rows_of_slab(&[8192, 1024, 1024], 32, 15);
         assert!(8192_usize.div_ceil(size) + 2 * 1024_usize.div_ceil(size) <= 15);
         assert_eq!(rows_of_slab(&[100, 60], 32, 1), 128);

@@ -1,13 +1,13 @@
 //! From a quantized matrix to the bytes that a kernel reads.
 //!
-//! The file format stays as it is; at load, codes are re-ordered into the order in which a kernel's lanes use
-//! them and packed to B bits (or to 24 bits with their position, where that makes a kernel faster). All of
-//! this is plain code without a device, so that tests can run kernels on the CPU.
+//! The file format stays as it is. At load, codes are re-ordered into the order in which a kernel's lanes use
+//! them and packed to B bits, or to 24 bits with their position where that makes a kernel faster. All of this
+//! is plain code without a device, so that tests can run kernels on the CPU.
 //!
-//! A packer stands in a file of its kernel's name. What packer and kernel must agree on is written in the
-//! kernel's source and read from there (`aqlm_kernels::defines`).
+//! Each packer is in the file named after its kernel. Constants that packer and kernel must agree on are
+//! written in the kernel's source and read from there (`aqlm_kernels::defines`).
 
-// All packers have one signature, those too that refuse nothing.
+// All packers have the same signature, including those that refuse nothing.
 #![allow(clippy::unnecessary_wraps)]
 
 mod decode;
@@ -38,14 +38,14 @@ use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 use self::packed::BF16;
 use super::Activations;
 
-/// How the operands of one kernel are laid out and its launch is planned.
+/// Lays out the operands of one kernel and plans its launch.
 struct Packer {
     /// its id
     kernel: &'static str,
-    /// lays a matrix out for the kernel, and for so many rows of x
+    /// lays a matrix out for the kernel and for this many rows of x
     pack: fn(&'static str, &QuantizedMatrix, &Target, usize) -> Result<Packed>,
-    /// divisions of the work of a shape (out_features, in_features) and so many rows of x that the target can
-    /// run, the one expected to be fastest first; none where there is no choice
+    /// ways to divide the work of a shape (out_features, in_features) and a number of rows of x that the
+    /// target can run, the fastest expected first; empty if there is no choice
     configs: fn(Scheme, [usize; 2], usize, &Target) -> Vec<LaunchConfig>,
 }
 
@@ -100,8 +100,8 @@ static PACKERS: [Packer; 13] = [
 /// decode).
 ///
 /// # Errors
-/// `Argument` when there is no such kernel, `Unsupported` with the reason when it cannot do this matrix on
-/// this target.
+/// `Argument` when there is no such kernel, `Unsupported` with the reason when the kernel cannot handle this
+/// matrix on this target.
 pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target, batch: usize) -> Result<Packed> {
     let kernel = known(id)?;
     let scheme = matrix.scheme();
@@ -130,7 +130,7 @@ pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target, batch: usize) -
     Ok(packed)
 }
 
-/// The kernel of this id.
+/// The kernel with this id.
 ///
 /// # Errors
 /// `Argument` when there is none.
@@ -144,7 +144,7 @@ fn known(id: &str) -> Result<&'static aqlm_kernels::Kernel> {
     })
 }
 
-/// How a kernel divides its work, where there is a choice.
+/// How a kernel divides its work, if it has a choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LaunchConfig {
     /// of matmul k2
@@ -162,8 +162,8 @@ impl fmt::Display for LaunchConfig {
     }
 }
 
-/// The configurations in which `target` can run kernel `id`, the one expected to be fastest first; empty for
-/// kernels that have no choice.
+/// The configurations in which `target` can run kernel `id`, the fastest expected first; empty for kernels
+/// that have no choice.
 pub fn launch_configs(
     id: &str,
     scheme: Scheme,
@@ -177,7 +177,7 @@ pub fn launch_configs(
     })
 }
 
-/// `packed`, of a matrix of `scheme`, launched in another configuration of its kernel.
+/// `packed`, from a matrix of `scheme`, launched in another configuration of its kernel.
 pub fn with_config(packed: &Packed, scheme: Scheme, target: &Target, config: LaunchConfig) -> Packed {
     let mut packed = packed.clone();
     match config {

@@ -3,12 +3,12 @@ use aqlm_vocabulary::{QuantizedMatrix, Result};
 use super::operand::{bytes_of_u16, codebook_bytes, operand, scale_bytes};
 use super::{Op, Packed, Target};
 
-/// Rows that a block of matvec and matmul does, a warp each.
+/// Rows of a block of matvec and matmul, a warp each.
 const ROWS: usize = 8;
-/// Columns that a block of decode does, a thread each.
+/// Columns of a block of decode, a thread each.
 const COLUMNS: usize = 256;
 
-/// k1 of every operation: codes as they are, 16 bits each.
+/// k1 of every operation: codes unchanged, 16 bits each.
 pub(super) fn pack(
     kernel: &'static str,
     matrix: &QuantizedMatrix,
@@ -20,7 +20,7 @@ pub(super) fn pack(
     let row_blocks = out_features.div_ceil(ROWS) as u32;
     let grid = match Op::of(kernel) {
         Op::Matvec => [row_blocks, 1],
-        // The kernels stride over what is above a grid's largest second axis.
+        // The kernels stride over rows beyond the maximum of a grid's second axis.
         Op::Matmul => [row_blocks, batch.min(65_535) as u32],
         Op::Decode => [
             in_features.div_ceil(COLUMNS) as u32,

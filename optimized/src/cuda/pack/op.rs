@@ -10,7 +10,7 @@ pub enum Op {
 }
 
 impl Op {
-    /// What the folder of its kernels and their entries are called.
+    /// The name of its kernels' folder and of their entries.
     pub fn name(self) -> &'static str {
         match self {
             Self::Matvec => "matvec",
@@ -19,7 +19,7 @@ impl Op {
         }
     }
 
-    /// Of a kernel's id, which starts with its operation.
+    /// The operation of a kernel's id, which starts with it.
     pub(super) fn of(kernel: &str) -> Self {
         match kernel.split('/').next() {
             Some("matmul") => Self::Matmul,

@@ -1,12 +1,12 @@
 use aqlm_vocabulary::QuantizedMatrix;
 use half::f16;
 
-/// What a kernel reads or writes beside x and y.
+/// A kernel's operand other than x and y.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operand {
-    /// as the kernel's source names it
+    /// its name in the kernel's source
     pub name: &'static str,
-    /// a multiple of 16
+    /// its contents; the length is a multiple of 16
     pub bytes: Vec<u8>,
 }
 

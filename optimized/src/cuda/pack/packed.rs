@@ -8,7 +8,7 @@ use crate::cuda::Activations;
 /// The constant that makes x and y bf16.
 pub(super) const BF16: (&str, usize) = ("AQLM_BF16", 1);
 
-/// One matrix, ready to upload, and how to launch the kernel on it.
+/// One matrix, ready to upload, and the plan of its launch.
 ///
 /// A kernel's arguments are the operands in order, then x (not for decode), y, out_features, in_features, the
 /// rows of x (matmul only), then `sizes`.
@@ -18,7 +18,7 @@ pub struct Packed {
     pub kernel: &'static str,
     /// compile-time constants
     pub defines: Vec<(&'static str, usize)>,
-    /// what the kernel's head says, in the order of its entry's pointers
+    /// the operands that the kernel's head describes, in the order of its entry's pointers
     pub operands: Vec<Operand>,
     /// the kernel's own integer arguments
     pub sizes: Vec<i32>,
@@ -36,14 +36,14 @@ pub struct Packed {
     pub in_features: usize,
     /// rows of x
     pub batch: usize,
-    /// rows of the matrix that are computed: all, but for a decode of some
+    /// rows of the matrix to compute: all, except for a decode of some rows
     pub rows: usize,
     /// the format of x and y
     pub activations: Activations,
 }
 
 impl Packed {
-    /// A launch still to be planned: one block, no operands.
+    /// A launch not yet planned: one block, no operands.
     pub(super) fn unplanned(kernel: &'static str, matrix: &QuantizedMatrix, batch: usize) -> Self {
         Self {
             kernel,
@@ -65,7 +65,7 @@ impl Packed {
     /// The bytes of an operand.
     ///
     /// # Errors
-    /// `Unsupported` when it has none of that name.
+    /// `Unsupported` when there is no operand with that name.
     pub(super) fn operand_mut(&mut self, name: &str) -> Result<&mut Vec<u8>> {
         let kernel = self.kernel;
         self.operands
@@ -80,7 +80,7 @@ impl Packed {
         Op::of(self.kernel)
     }
 
-    /// Numbers in x.
+    /// Elements of x.
     pub fn x_len(&self) -> usize {
         match self.op() {
             Op::Decode => 0,
@@ -88,7 +88,7 @@ impl Packed {
         }
     }
 
-    /// Numbers in y.
+    /// Elements of y.
     pub fn y_len(&self) -> usize {
         match self.op() {
             Op::Decode => self.rows * self.in_features,
@@ -96,7 +96,7 @@ impl Packed {
         }
     }
 
-    /// The integers that follow the pointers.
+    /// The integer arguments after the pointers.
     pub fn integers(&self) -> Vec<i32> {
         let mut integers = vec![self.out_features as i32, self.in_features as i32];
         if self.op() == Op::Matmul {
@@ -106,13 +106,13 @@ impl Packed {
         integers
     }
 
-    /// The same matrix and launch for x and y in another format than f16, which packers make it for.
+    /// The same matrix and launch for x and y in another format than f16, the packers' default.
     ///
-    /// Tensor cores multiply numbers of one format, so that kernels which feed codewords to them as they are
-    /// get codebooks in that of x, rounded to nearest; all others keep f16's and are exact.
+    /// Tensor cores multiply numbers of one format. Kernels that feed codewords to them unchanged get
+    /// codebooks in the format of x, rounded to nearest. All other kernels keep f16 codebooks and are exact.
     ///
     /// # Errors
-    /// `Unsupported` where the kernel knows f16 only.
+    /// `Unsupported` when the kernel supports only f16.
     pub fn with_activations(mut self, activations: Activations) -> Result<Self> {
         if self.activations == activations {
             return Ok(self);
@@ -133,12 +133,12 @@ impl Packed {
         Ok(self)
     }
 
-    /// Bytes that the matrix takes on the device.
+    /// Bytes of the matrix on the device.
     pub fn bytes(&self) -> usize {
         self.operands.iter().map(|operand| operand.bytes.len()).sum()
     }
 
-    /// How to launch, without what to launch on.
+    /// The plan of the launch, without its operands.
     pub(crate) fn without_operands(&self) -> Self {
         Self {
             kernel: self.kernel,

@@ -1,14 +1,14 @@
-/// What a packer must know of the device.
+/// The facts that a packer needs about the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// streaming multiprocessors
     pub multiprocessors: u32,
-    /// shared memory that one block may ask for, bytes
+    /// shared memory that one block can request, bytes
     pub shared_bytes: usize,
-    /// how many clusters of 1, 2, 4, 8, 16 blocks run at once when a block fills a multiprocessor; 0 where
-    /// none does
+    /// how many clusters of 1, 2, 4, 8, 16 blocks run at once when a block fills a multiprocessor; 0 if a
+    /// size cannot run
     pub clusters: [u32; 5],
-    /// whether only kernels run that were compiled into the program
+    /// whether only kernels compiled into the program can run
     pub embedded_only: bool,
 }
 

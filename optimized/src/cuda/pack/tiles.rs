@@ -1,4 +1,4 @@
-//! Codes in tiles: what matmul k2, k3 and k4 and decode k2 share (kernels/tiles.cuh).
+//! Codes in tiles: the layout shared by matmul k2, k3 and k4 and decode k2 (kernels/tiles.cuh).
 
 use aqlm_kernels::defines::tiles::{STEPS, TILE_ROWS};
 use aqlm_vocabulary::{QuantizedMatrix, Scheme};
@@ -9,11 +9,11 @@ use super::{Operand, Target};
 
 /// Input groups of a unit.
 pub(super) const UNIT_GROUPS: usize = 4 * STEPS;
-/// Shared memory that copies of the codebooks may take, so that stages of x fit beside them.
+/// Shared memory for copies of the codebooks, at most, so that stages of x fit beside them.
 const CODEBOOK_LIMIT: usize = 131_072;
 pub(super) const WARP: usize = 32;
 
-/// Facts about a scheme that codes in tiles depend on.
+/// Properties of a scheme that determine the layout of codes in tiles.
 pub(super) struct Form {
     pub(super) m: usize,
     /// bits a code takes
@@ -93,7 +93,7 @@ impl Form {
         bytes_of_u32(&words)
     }
 
-    /// What matmul k2, k3 and decode k2 read.
+    /// The operands of matmul k2, k3 and decode k2.
     pub(super) fn operands(&self, matrix: &QuantizedMatrix) -> Vec<Operand> {
         vec![
             operand("codes", self.codes(matrix)),

@@ -7,7 +7,7 @@ use crate::cpu::quantizer::codewords::subtract_rows;
 use crate::cpu::row_major::elements_mut;
 
 /// Coordinate descent: the best code at each position in turn, for the output groups of one task. `gradient`
-/// is their rows of G, its columns in the order of the visits.
+/// holds the task's rows of G, with columns in the order of the visits.
 pub(super) fn descend(
     sweep: &Sweep<'_>,
     mut codes: ArrayViewMut3<'_, u16>,
@@ -19,13 +19,13 @@ pub(super) fn descend(
     let weights: Vec<f32> = scales.iter().map(|s| s * s).collect();
     let mut own = Vec::new();
     let mut found = Vec::new();
-    // U of every output group, -2 s U, and what Q grows by in this input group
+    // U of every output group, -2 s U, and the growth of Q in this input group
     let mut local = vec![0.0; scales.len() * len];
     let mut vectors = local.clone();
     let mut growth = local.clone();
     for block in sweep.blocks() {
         let columns = block.start * gi..block.end * gi;
-        // what Q grows by in this block
+        // the growth of Q in this block
         let mut change = Array2::<f32>::zeros((gradient.nrows(), columns.len()));
         let mut changed = false;
         for visit in block.clone() {
@@ -105,7 +105,7 @@ pub(super) fn descend(
     }
 }
 
-/// to += factor c B for each row of c, given and returned as [go gi], for a symmetric B of [gi, gi].
+/// to += factor c B for each row of c, both [go gi], for a symmetric B of [gi, gi].
 fn add_image(to: &mut [f32], factor: f32, codeword: &[f32], block: &[f32], gi: usize) {
     for (to, c) in to.chunks_exact_mut(gi).zip(codeword.chunks_exact(gi)) {
         for (to, row) in to.iter_mut().zip(block.chunks_exact(gi)) {

@@ -11,7 +11,7 @@ use crate::cpu::simd::{Kernel, SimdLevel, Width, run};
 /// One of the best codings of an output group so far.
 #[derive(Debug, Clone, Copy)]
 struct Hypothesis {
-    /// loss minus the loss of the codes at the start
+    /// loss minus the loss of the initial codes
     loss: f64,
     /// index of its ancestor among the hypotheses at the start of this visit
     parent: usize,
@@ -20,7 +20,7 @@ struct Hypothesis {
 /// A way to extend a hypothesis.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
-    /// loss minus the loss of the best hypothesis before
+    /// loss minus the loss of the previous best hypothesis
     value: f32,
     parent: usize,
     code: usize,
@@ -30,21 +30,21 @@ struct Candidate {
 type Step = (u16, u16);
 
 /// Buffers of a search over one output group, reused at every position. Arrays of [beam, ...] come in pairs:
-/// the survivors of a step are gathered from one into the other.
+/// each step gathers its survivors from one into the other.
 struct Scratch {
-    /// what Q has grown by in the block, [beam][go x columns]
+    /// growth of Q in the block, [beam][go x columns]
     change: [Vec<f32>; 2],
-    /// whether it has grown at all in each visit of the block, [beam][visits]
+    /// whether Q has grown in each visit of the block, [beam][visits]
     grown: [Vec<bool>; 2],
-    /// U of the present input group, [beam][go gi]
+    /// U of the current input group, [beam][go gi]
     local: [Vec<f32>; 2],
-    /// what Q has grown by in the present input group, [beam][go gi]
+    /// growth of Q in the current input group, [beam][go gi]
     growth: [Vec<f32>; 2],
     /// the old and the new codeword times H_jj, and -2 s U
     image: Vec<f32>,
     new_image: Vec<f32>,
     vector: Vec<f32>,
-    /// index of each one's ancestor among the hypotheses at the start of the block
+    /// index of each hypothesis's ancestor at the start of the block
     roots: [Vec<usize>; 2],
     parents: Vec<Hypothesis>,
     candidates: Vec<Candidate>,
@@ -68,8 +68,8 @@ impl Scratch {
     }
 }
 
-/// Beam search for the output groups of one task. `gradient` is their rows of G, its columns in the order of
-/// the visits.
+/// Beam search for the output groups of one task. `gradient` holds the task's rows of G, with columns in the
+/// order of the visits.
 pub(super) fn search(
     sweep: &Sweep<'_>,
     mut codes: ArrayViewMut3<'_, u16>,
@@ -120,7 +120,7 @@ pub(super) fn search(
                 history: &mut history[start..start + per_block * beam],
                 scratch: &mut scratch,
             };
-            // SAFETY: the current level is available; lengths are checked where slices are taken.
+            // SAFETY: the current level is available. Slicing checks the lengths.
             unsafe { run(SimdLevel::current(), Width::Sixteen, search) };
             for (h, &root) in scratch.roots[0].iter().enumerate().take(hypotheses.len()) {
                 let to = rows.start + h * go..rows.start + (h + 1) * go;
@@ -155,7 +155,7 @@ pub(super) fn search(
     }
 }
 
-/// Writes the codes of the first, best hypothesis.
+/// Writes the codes of the first hypothesis, which is the best.
 fn trace_back(sweep: &Sweep<'_>, history: &[Step], mut codes: ArrayViewMut2<'_, u16>) {
     let positions: Vec<(usize, usize)> = sweep
         .visits
@@ -170,7 +170,7 @@ fn trace_back(sweep: &Sweep<'_>, history: &[Step], mut codes: ArrayViewMut2<'_, 
     }
 }
 
-/// The search of one output group through a block of visits. Leaves the new hypotheses in `hypotheses`, their
+/// Searches one output group through a block of visits. Leaves the new hypotheses in `hypotheses`, their
 /// growth within the block in `scratch.change[0]`, and their ancestors at the start of the block in
 /// `scratch.roots[0]`.
 struct BlockSearch<'a> {
@@ -194,7 +194,7 @@ impl Kernel for BlockSearch<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(mut self) {
-        // SAFETY: the caller's promise, passed on.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             if self.sweep.group_size() == (1, 8) {
                 self.visits::<V, 8>();
@@ -205,9 +205,10 @@ impl Kernel for BlockSearch<'_> {
     }
 }
 
-// Loops instead of iterators with closures throughout: a closure would not have the instructions of V.
+// Loops throughout instead of iterators with closures, because a closure would be compiled without V's
+// instructions.
 impl BlockSearch<'_> {
-    /// `LEN` is the length of a group if it is known at compile time (groups of one output), else 0.
+    /// `LEN` is the length of a group if known at compile time (groups of one output), else 0.
     #[inline(always)]
     unsafe fn visits<V: Vector, const LEN: usize>(&mut self) {
         let sweep = self.sweep;
@@ -247,7 +248,7 @@ impl BlockSearch<'_> {
             for c in 0..sweep.visits[self.block.start + visit].codebooks.len() {
                 let m = sweep.visits[self.block.start + visit].codebooks[c];
                 let old = usize::from(self.codes[[group, m]]);
-                // SAFETY: the caller's promise, passed on.
+                // SAFETY: guaranteed by the caller.
                 unsafe { self.extend::<V>(visit, m, old, own, (go, gi), position) };
                 position += 1;
             }
@@ -299,7 +300,7 @@ impl BlockSearch<'_> {
         }
     }
 
-    /// Expands every hypothesis by all codes at one position and keeps the best.
+    /// Expands every hypothesis by all codes at one position and keeps the best results.
     #[inline(always)]
     unsafe fn extend<V: Vector>(
         &mut self,
@@ -319,8 +320,8 @@ impl BlockSearch<'_> {
         let reference = self.hypotheses[0].loss;
         let candidates = &mut scratch.candidates;
         candidates.clear();
-        // First the old code for every parent: its loss is exactly the parent's, and is a threshold that few
-        // other candidates pass.
+        // First the old code for every parent. Its loss is exactly the parent's, which sets a threshold that
+        // few other candidates pass.
         for (parent, hypothesis) in self.hypotheses.iter().enumerate() {
             let candidate = Candidate {
                 value: (hypothesis.loss - reference) as f32,
@@ -416,13 +417,13 @@ struct Expansion<'a> {
     weight: f32,
     /// added to a score to make the candidate's value
     base: f32,
-    /// the old code, which is a candidate already
+    /// the old code, already a candidate
     old: usize,
     parent: usize,
 }
 
 impl Expansion<'_> {
-    /// Puts the codes that are good enough among the candidates.
+    /// Adds the codes below the threshold to the candidates.
     #[inline(always)]
     unsafe fn collect<V: Vector>(&self, candidates: &mut Vec<Candidate>, beam: usize) {
         let padded = self.forms.len();
@@ -449,8 +450,8 @@ impl Expansion<'_> {
         candidates: &mut Vec<Candidate>,
         beam: usize,
     ) {
-        // SAFETY: columns holds len x padded values and forms padded ones, padded being a multiple of the
-        // lanes.
+        // SAFETY: columns holds len x padded values and forms padded values, where padded is a multiple of
+        // the lanes.
         unsafe {
             let weight = V::splat(self.weight);
             let mut coordinates = [weight; 8];
@@ -495,7 +496,7 @@ impl Expansion<'_> {
     }
 }
 
-/// The value that a candidate has to stay below.
+/// The threshold that a candidate's value must be below.
 #[inline(always)]
 fn threshold(candidates: &[Candidate], beam: usize) -> f32 {
     if candidates.len() < beam {
@@ -505,7 +506,7 @@ fn threshold(candidates: &[Candidate], beam: usize) -> f32 {
     }
 }
 
-/// Puts a candidate in its place among the best, behind equals; drops the worst beyond `beam`.
+/// Inserts a candidate among the best, behind equals, and drops the worst beyond `beam`.
 #[inline(always)]
 fn insert(candidates: &mut Vec<Candidate>, beam: usize, candidate: Candidate) {
     let mut place = candidates.len();

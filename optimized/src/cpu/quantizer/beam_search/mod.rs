@@ -4,10 +4,10 @@
 //! loss of an output group with scale s by -2 s <G_j, c - c_old> + s^2 <(c - c_old) H_jj, c - c_old>. With
 //! U = G_j + s c_old H_jj, this is s^2 <c H_jj, c> - 2 s <U, c> and a constant.
 //!
-//! A sweep visits every input group once, so G is needed only to the right of the groups that are done. The
-//! groups are put in the order of the sweep first; then, as GPTQ does, a block of consecutive groups is
-//! searched with only its own columns of G kept up to date, and one matrix product brings all later columns
-//! up to date behind it.
+//! A sweep visits every input group once, so G is needed only to the right of the finished groups. The groups
+//! are first put in the order of the sweep. Then, as in GPTQ, a block of consecutive groups is searched while
+//! only the block's own columns of G are updated. After the block, one matrix product updates all later
+//! columns.
 
 mod descent;
 mod hypotheses;
@@ -22,20 +22,19 @@ use super::codewords::Codewords;
 use super::problem::Problem;
 use super::trial::Trial;
 
-/// Output groups of one task. Fixed, because where a product is cut may change its last bits.
+/// Output groups of one task. Fixed, because the division of a product may change its last bits.
 const OUT_GROUPS: usize = 64;
 
 /// One sweep of beam search from the current codes of `matrix`; the result has their shape.
-///
-/// Per output group, starting from its current codes: for each (input group, codebook) of `order` every
-/// hypothesis is expanded by all 2^B codes and the `beam` best distinct ones are kept. Positions that are not
-/// in `order` keep their codes. `beam` 1 is coordinate descent (iterated conditional modes). An order that
-/// comes back to a group it has left is searched in several sweeps, each from the best codes of the one
-/// before.
+/// For each output group, starting from its current codes: at each (input group, codebook) of `order` every
+/// hypothesis is expanded by all 2^B codes and the `beam` best distinct ones are kept. Positions outside
+/// `order` keep their codes. `beam` 1 is coordinate descent (iterated conditional modes). An order that
+/// returns to a group after leaving it is searched in several sweeps, each starting from the best codes of
+/// the previous one.
 ///
 /// # Errors
-/// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit;
-/// `Argument` for a beam of 0 or an order that points outside the matrix.
+/// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not match;
+/// `Argument` for a beam of 0 or an order with positions outside the matrix.
 pub fn beam_search(
     weight: &Array2<f32>,
     hessian: &Array2<f64>,
@@ -52,7 +51,7 @@ pub fn beam_search(
     )
 }
 
-/// [`beam_search`] of a trial: its matrix with the codes found.
+/// [`beam_search`] on a trial: its matrix with the codes found.
 pub(crate) fn search(
     problem: &Problem,
     trial: Trial,
@@ -94,7 +93,7 @@ pub(crate) fn search(
     Ok(matrix)
 }
 
-/// Cuts an order into visits, and those into sweeps that see no group twice.
+/// Divides an order into visits, and the visits into sweeps that see no group twice.
 fn sweeps(order: &[(usize, usize)], in_groups: usize) -> Vec<Vec<Visit>> {
     let mut sweeps = Vec::new();
     let mut visits: Vec<Visit> = Vec::new();
@@ -105,7 +104,7 @@ fn sweeps(order: &[(usize, usize)], in_groups: usize) -> Vec<Vec<Visit>> {
             sweeps.push(std::mem::take(&mut visits));
             seen.fill(false);
         }
-        // A codebook that comes twice in one visit is a visit of its own, too.
+        // A repeated codebook starts a new visit, too.
         let mut codebooks: Vec<usize> = Vec::new();
         for &(_, m) in positions {
             if codebooks.contains(&m) {
@@ -192,7 +191,7 @@ fn sweep(
         beam,
     };
 
-    // In standard layout, which the searches rely on.
+    // In standard layout, as the searches require.
     let mut gradient = Array2::zeros(image.dim());
     permute_columns(gradient.view_mut(), &image, None, &columns);
     drop(image);
@@ -220,14 +219,14 @@ fn sweep(
     codes
 }
 
-/// Rows and columns in another order.
+/// The matrix with rows and columns permuted.
 fn permuted(matrix: &Array2<f32>, order: &[usize]) -> Array2<f32> {
     let mut result = Array2::zeros((order.len(), order.len()));
     permute_columns(result.view_mut(), matrix, Some(order), order);
     result
 }
 
-/// Writes the rows of `from`, in the order of `rows` or in their own, with their columns in the order of
+/// Writes the rows of `from`, in the order of `rows` or unchanged, with their columns in the order of
 /// `columns`.
 fn permute_columns(
     mut to: ArrayViewMut2<'_, f32>,

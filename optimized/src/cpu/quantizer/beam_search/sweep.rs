@@ -4,8 +4,8 @@ use ndarray::Array2;
 use crate::cpu::quantizer::codewords::Codewords;
 use crate::cpu::row_major::elements;
 
-/// Columns of G that a block of input groups spans: its part of H, 64 KiB, stays in the second-level cache,
-/// and the product behind it has enough terms to be efficient.
+/// Columns of G in a block of input groups. The block's part of H, 64 KiB, stays in the L2 cache, and the
+/// product after the block has enough terms to be efficient.
 const BLOCK_COLUMNS: usize = 128;
 
 /// One visit of an input group: the codebooks in the order in which they are searched.
@@ -14,17 +14,17 @@ pub(super) struct Visit {
     pub(super) codebooks: Vec<usize>,
 }
 
-/// What all output groups share during a sweep.
+/// Data that all output groups share during a sweep.
 pub(super) struct Sweep<'a> {
     pub(super) matrix: &'a QuantizedMatrix,
     pub(super) codewords: &'a [Codewords],
     pub(super) visits: Vec<Visit>,
     /// <c H_jj, c> for every visit and codebook, [visits][M][padded 2^B]
     pub(super) forms: Vec<Vec<Vec<f32>>>,
-    /// H with rows and columns in the order of the visits, the groups without a visit last
+    /// H with rows and columns in the order of the visits; unvisited groups come last
     pub(super) hessian: Array2<f32>,
-    /// for every visit the part of H that links its columns with those of its block up to and including its
-    /// own: [visits of the block so far][gi, gi]; empty for coordinate descent, which does not read it
+    /// for every visit the part of H between its columns and those of its block up to and including its own:
+    /// [visits of the block so far][gi, gi]; empty for coordinate descent, which does not read it
     pub(super) near: Vec<Vec<f32>>,
     pub(super) beam: usize,
 }
@@ -48,7 +48,7 @@ impl Sweep<'_> {
             .map(move |start| start..count.min(start + per_block))
     }
 
-    /// H from element (`row`, `column`) on; rows follow each other at a distance of its number of columns.
+    /// H from element (`row`, `column`) on, with H's number of columns as the stride of rows.
     pub(super) fn rows_from(&self, row: usize, column: usize) -> &[f32] {
         let whole = elements(&self.hessian);
         &whole[row * self.hessian.ncols() + column..]
@@ -63,7 +63,7 @@ impl Sweep<'_> {
     }
 }
 
-/// Input groups of gi columns that make a block.
+/// Number of input groups of gi columns in a block.
 pub(super) fn visits_per_block(gi: usize) -> usize {
     (BLOCK_COLUMNS / gi).max(1)
 }

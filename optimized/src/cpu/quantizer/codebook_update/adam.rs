@@ -9,11 +9,11 @@ use crate::cpu::quantizer::problem::{Problem, inner};
 /// `steps` steps of full-batch Adam on codebooks and scales for fixed codes, from a fresh state (paper
 /// section 3.3).
 ///
-/// The loss is the layer error over out_features, as the official engine's. Returns the matrix after the last
-/// step, and the loss before each step, `[steps]`.
+/// The loss is the layer error over out_features, as in the official engine. Returns the matrix after the
+/// last step, and the loss before each step, `[steps]`.
 ///
 /// # Errors
-/// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit,
+/// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not match,
 /// `NotFinite` when the parameters overflow.
 pub fn adam(
     weight: &Array2<f32>,
@@ -27,7 +27,7 @@ pub fn adam(
     descend(&problem, matrix, &Places::of(matrix), settings, steps)
 }
 
-/// [`adam`] of a problem whose shapes are known to fit.
+/// [`adam`] on a problem whose shapes are already checked.
 pub(super) fn descend(
     problem: &Problem,
     matrix: &QuantizedMatrix,

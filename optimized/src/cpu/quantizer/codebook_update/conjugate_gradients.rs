@@ -9,8 +9,8 @@ use crate::cpu::quantizer::problem::{Problem, inner};
 use crate::cpu::quantizer::trial::Trial;
 use crate::cpu::row_major::{elements, elements_mut};
 
-/// When conjugate gradients stop early: once two steps in a row together gain less than a share of the loss
-/// plus a share of the gain since the start. Two steps, because gains are uneven where H is badly
+/// Stopping rule of conjugate gradients: stop once two consecutive steps together gain less than a share of
+/// the loss plus a share of the gain since the start. Two steps, because gains are uneven if H is badly
 /// conditioned.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::cpu::quantizer) struct Stop {
@@ -21,13 +21,13 @@ pub(in crate::cpu::quantizer) struct Stop {
 }
 
 impl Stop {
-    /// At the minimum: what is left to gain is too little to matter to later steps.
+    /// At the minimum: the remaining gain is too small to matter to later steps.
     pub(in crate::cpu::quantizer) const MINIMUM: Self = Self {
         of_loss: 1e-5,
         of_gain: 0.0,
     };
-    /// Before the minimum: an alternation gains more by searching codes again, and the next round goes on
-    /// from better codes.
+    /// Before the minimum: an alternation gains more by searching codes again, and the next round starts from
+    /// better codes.
     pub(in crate::cpu::quantizer) const ALTERNATION: Self = Self {
         of_loss: 1e-5,
         of_gain: 0.01,
@@ -38,10 +38,10 @@ impl Stop {
 /// forming its normal matrix: at most `steps` steps of conjugate gradients from the current codebooks.
 ///
 /// A step decodes a direction, multiplies it by H in f32 and scatters the result back to the codewords in
-/// f64: 2 out_features in_features^2 operations whatever the size of the codebooks, which is less than
-/// forming the normal matrix takes, let alone factoring it. The preconditioner is the block of the normal
-/// matrix that each codeword has with itself; vectors and inner products are f64. Codewords that no group
-/// uses keep their values. A descent that ends above where it began, by rounding, is taken back.
+/// f64. That is 2 out_features in_features^2 operations for any size of the codebooks, less than forming the
+/// normal matrix takes, let alone factoring it. The preconditioner is each codeword's own block of the normal
+/// matrix. Vectors and inner products are f64. Unused codewords keep their values. If rounding makes a
+/// descent end above its start, the descent is undone.
 ///
 /// # Errors
 /// `NotPositiveDefinite` when H is indefinite.
@@ -80,7 +80,8 @@ pub(super) fn descend(
         );
         let image = problem.image(&dense);
         let curvature = inner(&image, &dense);
-        // The step length slope / curvature lowers the loss by slope^2 / curvature. Also false for NaN.
+        // The step length slope / curvature lowers the loss by slope^2 / curvature. The comparison is also
+        // false for NaN.
         let gain = slope * slope / curvature;
         let downhill = curvature > 0.0 && gain > 0.0;
         if !downhill {
@@ -94,7 +95,7 @@ pub(super) fn descend(
             break;
         }
         last_gain = gain;
-        // Scattered anew from the error's image, so that rounding errors do not add up in it.
+        // Recomputed from the error's image, so that rounding errors do not accumulate.
         residual = places.scatter(&trial.image, &scales, go, gi);
         preconditioned = preconditioner.apply(&residual);
         let next_slope = dot(&residual, &preconditioned);

@@ -7,16 +7,16 @@ use crate::cpu::quantizer::places::Places;
 use crate::cpu::quantizer::problem::Problem;
 use crate::cpu::quantizer::trial::Trial;
 
-/// Unknowns whose whole normal matrix is factored: at most 0.36 G multiply-adds.
+/// Maximum number of unknowns whose whole normal matrix is factored: at most 0.36 G multiply-adds.
 const FACTORED: usize = 1024;
 
-/// Updates codebooks and scales in turns, `rounds` times, as
-/// [`conjugate_gradients`](super::conjugate_gradients) and `Trial::rescale` do, but with every number in f64.
-/// For problems so small that H was kept in f64 ([`Problem::wide`]).
+/// Updates codebooks and scales alternately, `rounds` times, as
+/// [`conjugate_gradients`](super::conjugate_gradients) and `Trial::rescale` do, but entirely in f64. For
+/// problems so small that H was kept in f64 ([`Problem::wide`]).
 ///
-/// Where H has a small rank, or nearly so, such problems can be fitted all but exactly. The loss then falls
-/// by more digits than f32 has, and rounding would decide the result. Steps go on until they gain nothing
-/// that f64 resolves: they cost next to nothing.
+/// If H has exactly or nearly a small rank, such problems can be fitted almost exactly. The loss then falls
+/// by more digits than f32 has, and rounding would decide the result. Steps continue until f64 resolves no
+/// gain, which costs almost nothing.
 ///
 /// # Errors
 /// `NotPositiveDefinite` when H is indefinite.
@@ -37,7 +37,7 @@ pub(super) fn descend(
             state.rescale(&mut matrix, problem);
         }
     }
-    // The state has gathered the roundings of all steps, so the loss is computed anew from the matrix.
+    // The state has accumulated the roundings of all steps, so the loss is recomputed from the matrix.
     let after = State::new(problem, hessian, &matrix).loss();
     Ok(if after < before {
         Trial::new(problem, matrix)
@@ -97,7 +97,7 @@ impl<'a> State<'a> {
             let error = &self.error - &dense * step;
             let image = &self.image - image * step;
             let reached = (&image * &error).sum();
-            // Also false for NaN. In the null space of H, slopes and curvatures are rounding errors alone.
+            // Also false for NaN. In the null space of H, slopes and curvatures are pure rounding errors.
             if curvature > resolution(&dense, self.hessian) && reached < loss {
                 loss = reached;
                 (self.error, self.image) = (error, image);
@@ -128,8 +128,8 @@ impl<'a> State<'a> {
     }
 
     /// Moves every scale to the minimum of its output group's loss. With Q the group's part, that is a factor
-    /// of <Q, W>_H / <Q, Q>_H, or, with W = E + Q, of 1 + <Q, E>_H / <Q, Q>_H. Scales that do not matter
-    /// stay.
+    /// of <Q, W>_H / <Q, Q>_H, or, with W = E + Q, of 1 + <Q, E>_H / <Q, Q>_H. Scales that do not affect the
+    /// loss stay.
     fn rescale(&mut self, matrix: &mut QuantizedMatrix, problem: &Problem) {
         let go = matrix.scheme().out_group_size;
         matrix.tune(|_, mut scales| {
@@ -152,13 +152,13 @@ impl<'a> State<'a> {
 }
 
 /// The rounding error of tr(D H DT): epsilon in each element of H, whose largest eigenvalue is at most its
-/// trace. For D in the null space of H, nothing else is left of tr(D H DT).
+/// trace. For D in the null space of H, tr(D H DT) is nothing but this error.
 fn resolution(dense: &Array2<f64>, hessian: &Array2<f64>) -> f64 {
     let square: f64 = dense.iter().map(|x| x * x).sum();
     4.0 * f64::EPSILON * square * hessian.diag().sum()
 }
 
-/// What `codebooks` [M, 2^B, go, gi] decode to with the matrix's codes and scales.
+/// `codebooks` [M, 2^B, go, gi] decoded with the matrix's codes and scales.
 fn decode(matrix: &QuantizedMatrix, codebooks: &[f64]) -> Array2<f64> {
     let (go, gi) = (matrix.scheme().out_group_size, matrix.scheme().in_group_size);
     let states = matrix.scheme().codebook_size();

@@ -1,4 +1,4 @@
-//! Codebooks and scales for fixed codes (paper section 3.3), by least squares or by Adam.
+//! Updates codebooks and scales for fixed codes (paper section 3.3), by least squares or by Adam.
 
 mod adam;
 mod conjugate_gradients;
@@ -15,12 +15,12 @@ use super::places::Places;
 use super::problem::Problem;
 use super::trial::Trial;
 
-/// The codebooks and scales that `settings` lead to, starting from those of `matrix`; its codes stay.
+/// Updates codebooks and scales by `settings`, starting from those of `matrix`; the codes stay.
 ///
-/// The layer error of the result is never above that of `matrix`: a step that would raise it is not taken.
+/// The layer error of the result is never above that of `matrix`: a step that would raise it is rejected.
 ///
 /// # Errors
-/// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit,
+/// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not match,
 /// `NotPositiveDefinite` when H is indefinite, `NotFinite` when Adam's parameters overflow.
 pub fn update(
     weight: &Array2<f32>,
@@ -34,7 +34,7 @@ pub fn update(
     Ok(update_trial(&problem, trial, settings, Stop::MINIMUM)?.matrix)
 }
 
-/// [`update`] of a trial.
+/// [`update`] on a trial.
 pub(super) fn update_trial(
     problem: &Problem,
     mut trial: Trial,
@@ -50,7 +50,7 @@ pub(super) fn update_trial(
         } => {
             let scheme = trial.matrix.scheme();
             let unknowns = scheme.num_codebooks * scheme.codebook_size() * scheme.in_group_size;
-            // The reference factors the normal matrix of problems this small: steps here go on to the
+            // The reference factors the normal matrix of problems this small, so steps here go on to the
             // minimum.
             let steps = if unknowns > max_unknowns {
                 cg_steps

@@ -6,18 +6,18 @@ use crate::cpu::quantizer::places::Places;
 use crate::cpu::quantizer::small_solve::SmallCholesky;
 use crate::cpu::row_major::elements;
 
-/// An approximate inverse of the codebooks' normal matrix, of M 2^B gi unknowns a side.
+/// An approximate inverse of the codebooks' normal matrix, which has M 2^B gi unknowns a side.
 pub(super) enum Preconditioner {
-    /// the factored block that each codeword has with itself; `None` for codewords without weight
+    /// each codeword's own diagonal block, factored; `None` for codewords without weight
     OwnBlocks {
         factors: Vec<Option<SmallCholesky>>,
         /// in_group_size
         gi: usize,
     },
-    /// all of it, factored with a unit diagonal
+    /// the whole matrix, factored with a unit diagonal
     Whole {
         factor: SmallCholesky,
-        /// the diagonal to the power of -1/2, zero where nothing has weight
+        /// the diagonal to the power of -1/2, zero for unknowns without weight
         scaling: Vec<f64>,
         /// (out_group_size, in_group_size)
         group: (usize, usize),
@@ -25,7 +25,7 @@ pub(super) enum Preconditioner {
 }
 
 impl Preconditioner {
-    /// From the blocks of a codeword with itself: the sum of s_o^2 H_jj over its places.
+    /// From each codeword's own block: the sum of s_o^2 H_jj over its places.
     ///
     /// # Errors
     /// `NotPositiveDefinite` when H is indefinite.
@@ -67,9 +67,9 @@ impl Preconditioner {
     }
 
     /// From the whole normal matrix: for codewords (m, k) and (m', k') the sum over output groups o of s_o^2
-    /// times the sum of H_jj' over all j that use the one and j' that use the other in o. It is singular for
-    /// M > 1, since a vector moved from one codebook to another changes nothing, so that its factor holds a
-    /// jitter: a good start for conjugate gradients, and no more.
+    /// times the sum of H_jj' over all j that use (m, k) and j' that use (m', k') in o. The matrix is
+    /// singular for M > 1, because moving a vector from one codebook to another changes nothing. So its
+    /// factor includes a jitter, which makes it only a good start for conjugate gradients.
     ///
     /// # Errors
     /// `NotPositiveDefinite` when H is indefinite.
@@ -109,7 +109,7 @@ impl Preconditioner {
             }
         }
         // Far above the rounding of the sums and of the factorisation, so that no pivot of a singular
-        // direction or of an unknown without weight is rounding alone. Far below what f32 could resolve.
+        // direction or of an unknown without weight is pure rounding. Far below what f32 could resolve.
         let jitter = 64.0 * unknowns as f64 * f64::EPSILON;
         for i in 0..unknowns {
             normal[i * (unknowns + 1)] += jitter;

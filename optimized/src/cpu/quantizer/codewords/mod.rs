@@ -1,4 +1,4 @@
-//! One codebook laid out so that sixteen codewords are scored at a time, and the searches over it.
+//! One codebook laid out so that sixteen codewords are scored at a time, and searches over it.
 //!
 //! Every choice of a code in the quantizer is the least of  w f_k + <v, c_k>  over the codewords c_k of a
 //! codebook. In k-means, f_k = <c_k, c_k>, v = -2 x and w = 1. Under the metric of an input group,
@@ -24,7 +24,7 @@ pub(crate) struct Codewords {
 }
 
 impl Codewords {
-    /// Of codewords [states, len].
+    /// From codewords [states, len].
     pub(crate) fn new(rows: Vec<f32>, len: usize) -> Self {
         let states = rows.len() / len;
         let padded = states.next_multiple_of(LANES);
@@ -42,7 +42,7 @@ impl Codewords {
         }
     }
 
-    /// Number of forms that a search takes: the codewords, padded.
+    /// Length of the forms for a search: the number of codewords, padded.
     pub(crate) fn padded(&self) -> usize {
         self.columns.len() / self.len
     }
@@ -53,13 +53,13 @@ impl Codewords {
     }
 
     /// <c B, c> summed over the rows of each codeword of [go, gi], for a symmetric B of [gi, gi] in standard
-    /// layout; padded with infinities, which no search chooses.
+    /// layout. The padding is infinity, which no search chooses.
     pub(crate) fn forms(&self, block: &[f32], gi: usize, forms: &mut [f32]) {
         quadratic_forms(&self.columns, self.padded(), block, gi, forms);
         forms[self.states..].fill(f32::INFINITY);
     }
 
-    /// [`Codewords::forms`] of the identity: squared lengths.
+    /// [`Codewords::forms`] for the identity: squared lengths.
     pub(crate) fn squares(&self) -> Vec<f32> {
         let mut squares = vec![f32::INFINITY; self.padded()];
         for (square, codeword) in squares.iter_mut().zip(self.rows.chunks_exact(self.len)) {
@@ -68,12 +68,12 @@ impl Codewords {
         squares
     }
 
-    /// For each vector of `vectors`, [n, len], with its weight, the codeword of least score.
+    /// For each vector of `vectors`, [n, len], and its weight, the codeword with the least score.
     pub(crate) fn nearest(&self, forms: &[f32], vectors: &[f32], weights: &[f32], found: &mut Vec<Nearest>) {
         nearest::search::<false>(&self.columns, self.len, forms, vectors, weights, found);
     }
 
-    /// [`Codewords::nearest`] with the scores of the runners-up.
+    /// [`Codewords::nearest`], also with the scores of the runners-up.
     pub(crate) fn nearest_two(
         &self,
         forms: &[f32],
@@ -89,7 +89,7 @@ impl Codewords {
         &self.columns
     }
 
-    /// The score of one codeword, to the last bit what the searches see.
+    /// The score of one codeword, bit for bit as in the searches.
     pub(crate) fn score(&self, k: usize, forms: &[f32], vector: &[f32], weight: f32) -> f32 {
         let score = Score {
             codeword: self.row(k),
@@ -97,7 +97,7 @@ impl Codewords {
             vector,
             weight,
         };
-        // SAFETY: the current level is available, and Score asks for nothing else.
+        // SAFETY: the current level is available, and Score has no other requirement.
         unsafe { run(SimdLevel::current(), Width::Sixteen, score) }
     }
 }
@@ -144,7 +144,7 @@ fn lanes(values: &[f32], at: usize) -> [f32; LANES] {
     lanes
 }
 
-/// The score of one codeword, to the last bit what a search with vectors of V sees.
+/// The score of one codeword, bit for bit as in a search with vectors of V.
 #[inline(always)]
 pub(crate) fn score_by<V: Vector>(codeword: &[f32], form: f32, vector: &[f32], weight: f32) -> f32 {
     let mut score = weight * form;
@@ -154,7 +154,7 @@ pub(crate) fn score_by<V: Vector>(codeword: &[f32], form: f32, vector: &[f32], w
     score
 }
 
-/// [`score_by`] the vectors at hand.
+/// [`score_by`] with the vectors of the current level.
 struct Score<'a> {
     codeword: &'a [f32],
     form: f32,
@@ -194,7 +194,7 @@ fn subtract_rows_body<const FUSED: bool>(target: &mut [f32], factors: &[f32], ro
 }
 
 vectorized! {
-    /// target -= sum over i of factors[i] rows[i], rows being `stride` apart.
+    /// target -= sum over i of factors[i] rows[i], with rows `stride` apart.
     pub(crate) fn subtract_rows(target: &mut [f32], factors: &[f32], rows: &[f32], stride: usize)
         = subtract_rows_body
 }
@@ -245,7 +245,7 @@ mod tests {
                     second: sorted.get(1).map_or(f32::INFINITY, |other| other.0),
                     code: sorted[0].1 as u32,
                 };
-                // A padded codeword of weight zero or less would be 0 x infinity or worse.
+                // A weight of zero or less times the infinity of a padded codeword would break the search.
                 if weights[r] > 0.0 {
                     assert_eq!(found[r], expected, "{states} codewords of {len}");
                     assert_eq!((alone[r].score, alone[r].code), (expected.score, expected.code));

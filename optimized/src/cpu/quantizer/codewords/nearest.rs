@@ -1,35 +1,36 @@
-//! The search for each vector's least score, with all codewords of a register compared at once.
+//! The search for each vector's least score, which compares all codewords of a register at once.
 
 use crate::cpu::simd::vector::{LANE_NUMBERS, Vector};
 use crate::cpu::simd::{Kernel, SimdLevel, Width, run};
 
-/// Codewords that all vectors of a call see before the next ones are loaded: of group length 8, half of a
-/// first-level data cache.
+/// Codewords that all vectors of a call process before the next ones are loaded: for group length 8, half of
+/// an L1 data cache.
 const TILE: usize = 512;
 
-/// Vectors that share each load of a codeword: four independent chains of multiply-adds keep both units busy.
+/// Vectors that share each load of a codeword: four independent chains of multiply-adds keep both FMA units
+/// busy.
 const ROWS: usize = 4;
 
-/// The codeword of least score for one vector.
+/// The codeword with the least score for one vector.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Nearest {
     /// its score
     pub(crate) score: f32,
-    /// the least score of the other codewords; only where it was asked for
+    /// the least score of the other codewords; only if requested
     pub(crate) second: f32,
-    /// the lowest of those with that score
+    /// the lowest code with that score
     pub(crate) code: u32,
 }
 
 impl Nearest {
-    /// Before any codeword was seen.
+    /// The state before any codeword.
     const NONE: Self = Self {
         score: f32::INFINITY,
         second: f32::INFINITY,
         code: 0,
     };
 
-    /// Takes in what was found among higher codewords.
+    /// Merges the result for higher codewords.
     fn join(&mut self, other: Self) {
         if other.score < self.score {
             self.second = self.score.min(other.second);
@@ -67,7 +68,7 @@ pub(super) fn search<const SECOND: bool>(
         weights,
         found,
     };
-    // SAFETY: the current level is available; the lengths that the kernel relies on were just compared.
+    // SAFETY: the current level is available, and the lengths that the kernel relies on were just compared.
     unsafe { run(SimdLevel::current(), Width::Sixteen, search) }
 }
 
@@ -86,7 +87,7 @@ impl<const SECOND: bool> Kernel for Search<'_, SECOND> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        // SAFETY: the caller's promise, passed on.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             if self.len == 8 {
                 self.tiles::<V, 8>();
@@ -98,7 +99,7 @@ impl<const SECOND: bool> Kernel for Search<'_, SECOND> {
 }
 
 impl<const SECOND: bool> Search<'_, SECOND> {
-    /// `LEN` is the length of a codeword where the compiler is to know it, else 0.
+    /// `LEN` is the length of a codeword if known at compile time, else 0.
     #[inline(always)]
     unsafe fn tiles<V: Vector, const LEN: usize>(self) {
         let len = if LEN == 0 { self.len } else { LEN };
@@ -128,11 +129,11 @@ impl<const SECOND: bool> Search<'_, SECOND> {
         start: usize,
         end: usize,
     ) -> [Nearest; N] {
-        // SAFETY: columns holds len x padded values and forms padded, padded being a multiple of the lanes;
-        // vectors and weights hold rows row..row + N.
+        // SAFETY: columns holds len x padded values and forms padded values, where padded is a multiple of
+        // the lanes. vectors and weights hold rows row..row + N.
         unsafe {
             let vectors = self.vectors.as_ptr().add(row * len);
-            // Loops instead of closures: a closure would not have V's instructions.
+            // Loops instead of closures, because a closure would be compiled without V's instructions.
             let none = V::splat(f32::INFINITY);
             let mut weights = [none; N];
             for r in 0..N {
@@ -167,7 +168,7 @@ impl<const SECOND: bool> Search<'_, SECOND> {
             let mut found = [Nearest::NONE; N];
             for r in 0..N {
                 let score = best[r].least();
-                // Of the lanes that hold it, the one of the lowest codeword.
+                // Among the lanes with that score, the lowest codeword.
                 let code = best[r].pick_equal(V::splat(score), at[r], none).least();
                 found[r].score = score;
                 found[r].code = code as u32;

@@ -1,10 +1,10 @@
-//! Lloyd's assignments without looking at every centroid for every point (Hamerly, SDM 2010).
+//! Lloyd's assignments without comparing every point to every centroid (Hamerly, SDM 2010).
 //!
 //! Each point keeps an upper bound on the distance to its own centroid and a lower bound on the distance to
-//! all others. When centroids move, the first grows by what the own one moved and the second shrinks by what
-//! any other moved at most; a full search is needed only where the two meet. Assignments are to the last
-//! point those of full searches: the bounds are kept apart by more than the rounding of the scores that a
-//! full search would compare.
+//! all others. When centroids move, the upper bound grows by the own centroid's move, and the lower bound
+//! shrinks by the largest move of any other. A full search is needed only if the two bounds meet. Every
+//! assignment equals that of a full search, because the bounds are kept apart by more than the rounding of
+//! the scores that a full search would compare.
 
 use rayon::prelude::*;
 
@@ -18,11 +18,11 @@ const POINTS: usize = 1024;
 struct Bounds {
     /// at least the distance to the own centroid
     upper: f32,
-    /// at most the distance to any other
+    /// at most the distance to any other centroid
     lower: f32,
 }
 
-/// A point that changed sides.
+/// A point that changed its cluster.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Change {
     pub(super) point: u32,
@@ -43,7 +43,7 @@ pub(super) struct Assignments<'a> {
 struct Drift {
     /// `[k]`
     own: Vec<f64>,
-    /// the centroid that moved furthest, how far, and how far any other did
+    /// the centroid that moved furthest, its move, and the largest move of any other
     furthest: (usize, f64, f64),
 }
 
@@ -72,7 +72,7 @@ impl Drift {
         Self { own, furthest }
     }
 
-    /// The most that a centroid other than `k` has moved.
+    /// The largest move of a centroid other than `k`.
     fn of_others(&self, k: usize) -> f64 {
         if k == self.furthest.0 {
             self.furthest.2
@@ -82,33 +82,33 @@ impl Drift {
     }
 }
 
-/// A number of f32 at least as large as x >= 0.
+/// An f32 at least as large as x >= 0.
 fn above(x: f64) -> f32 {
     (x * (1.0 + 2.0 * f64::from(f32::EPSILON))) as f32
 }
 
-/// A number of f32 at most as large as x, and not negative.
+/// An f32 at most as large as x, and not negative.
 fn under(x: f64) -> f32 {
     (x.max(0.0) * (1.0 - 2.0 * f64::from(f32::EPSILON))) as f32
 }
 
-/// What comparing two scores |c|^2 - 2 <x, c> in f32 may get wrong by rounding, given |c| and |x| at most:
-/// each is a sum of `len` + 1 terms, no larger than (|c| + |x|)^2 together, with at most two roundings a
-/// term; |c|^2 itself has as many.
+/// Bound on the rounding error of comparing two scores |c|^2 - 2 <x, c> in f32, given bounds on |c| and |x|.
+/// Each score is a sum of `len` + 1 terms that together are at most (|c| + |x|)^2, with at most two roundings
+/// a term; |c|^2 itself has as many.
 fn resolution(len: usize, centroid: f64, point: f64) -> f64 {
     let roundings = 4.0 * (len + 2) as f64;
     2.0 * roundings * f64::from(f32::EPSILON) * (centroid + point).powi(2)
 }
 
 impl<'a> Assignments<'a> {
-    /// By a full search for every point.
+    /// Assigns every point by a full search.
     pub(super) fn new(points: &'a [f32], len: usize, centroids: &[f32]) -> Self {
         let n = points.len() / len;
         let mut assignments = Self {
             points,
             len,
             nearest: vec![0; n],
-            // Bounds that say nothing: every point is searched.
+            // Trivial bounds: every point is searched.
             bounds: vec![
                 Bounds {
                     upper: f32::INFINITY,
@@ -121,8 +121,8 @@ impl<'a> Assignments<'a> {
         assignments
     }
 
-    /// Brings the assignments up to date after centroids [k, len] moved; returns the points that changed
-    /// sides, in their order. Ties go to the lower index.
+    /// Updates the assignments after centroids [k, len] moved, and returns the points that changed their
+    /// cluster, in order. Ties go to the lower index.
     pub(super) fn follow(&mut self, from: &[f32], to: &[f32]) -> Vec<Change> {
         let len = self.len;
         let drift = Drift::new(from, to, len);
@@ -175,13 +175,13 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// Whether a search could not find another centroid than the present one.
+    /// Whether a search could only find the current centroid again.
     fn settled(&self, upper: f64, lower: f64) -> bool {
         // |x| <= |c| + |x - c|
         (lower - upper) * (lower + upper) > resolution(self.len, self.longest, self.longest + upper)
     }
 
-    /// Of the points from `first` on.
+    /// Updates the points from `first` on.
     fn follow(
         &self,
         first: usize,
@@ -240,7 +240,7 @@ impl Task<'_> {
     }
 }
 
-/// |x - c|, in partial sums that do not wait for one another.
+/// |x - c|, with independent partial sums.
 fn distance(x: &[f32], c: &[f32]) -> f64 {
     let ((whole_x, rest_x), (whole_c, rest_c)) = (x.as_chunks::<8>(), c.as_chunks::<8>());
     let mut lanes = [0.0; 8];

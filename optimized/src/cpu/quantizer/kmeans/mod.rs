@@ -10,7 +10,7 @@ use sums::Sums;
 /// Points whose squared distances one task adds up.
 const POINTS: usize = 1024;
 
-/// Convergence is tested every so many iterations, as in the official engine.
+/// Iterations between convergence tests, as in the official engine.
 const CHECK_EVERY: usize = 10;
 /// Centroids have converged when each coordinate moved by at most `ATOL + RTOL |coordinate|`.
 const ATOL: f64 = 1e-8;
@@ -31,8 +31,8 @@ pub struct KMeans {
 /// Lloyd's k-means on `points` [n, len] from the centroids `init` [k, len].
 ///
 /// A cluster that loses all its points keeps its centroid. After the last iteration points are assigned once
-/// more, so that assignments and inertia belong to the centroids that are returned. Iterations that would
-/// repeat the one before, because no point has changed sides, are left out.
+/// more, so that assignments and inertia match the returned centroids. Iterations in which no point changes
+/// its cluster would only repeat, and are skipped.
 pub fn kmeans(points: &[f32], len: usize, init: Vec<f32>, max_iterations: usize) -> KMeans {
     let mut centroids = init;
     let mut assignments = Assignments::new(points, len, &centroids);
@@ -58,7 +58,7 @@ pub fn kmeans(points: &[f32], len: usize, init: Vec<f32>, max_iterations: usize)
     }
 }
 
-/// `k` distinct points to start from; when there are fewer points, they are taken in turns.
+/// `k` distinct points to start from; with fewer points, points repeat in turn.
 pub fn starting_points(points: &[f32], len: usize, k: usize, rng: &mut Stream) -> Vec<f32> {
     let sample = sample_distinct(rng, points.len() / len, k);
     sample

@@ -2,18 +2,18 @@ use rayon::prelude::*;
 
 use super::bounds::Change;
 
-/// Numbers that all partial sums of one pass may take together.
+/// Limit on the numbers in all partial sums of one pass together.
 const PARTIAL_SUMS: usize = 1 << 22;
 
-/// Partial sums of one pass at most.
+/// Maximum number of partial sums of one pass.
 const PARTS: usize = 32;
 
-/// One in so many points may change sides before all sums are formed anew.
+/// If more than one in this many points change their cluster, all sums are recomputed.
 const SHARE: usize = 8;
 
-/// The sum of each cluster's points in f64, kept up to date as points change sides: after the first dozen
-/// iterations few do. Points are moved in their order, so that no byte depends on the number of threads; what
-/// the moves add to the rounding is far below that of a centroid to f32.
+/// The sum of each cluster's points in f64, updated as points change their cluster: after the first dozen
+/// iterations few do. Points are moved in their order, so no byte depends on the number of threads. The
+/// rounding of the moves is far below that of a centroid to f32.
 pub(super) struct Sums {
     len: usize,
     /// [k, len]
@@ -23,7 +23,7 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    /// Of points [n, len], each in one of `states` clusters.
+    /// From points [n, len], each in one of `states` clusters.
     pub(super) fn new(points: &[f32], len: usize, nearest: &[u32], states: usize) -> Self {
         let parts = (PARTIAL_SUMS / (states * len)).clamp(1, PARTS);
         let part = nearest.len().div_ceil(parts).max(1);
@@ -58,7 +58,7 @@ impl Sums {
         all
     }
 
-    /// After points changed sides; `nearest` says where to.
+    /// Updates the sums after points changed their cluster; `nearest` holds the new clusters.
     pub(super) fn follow(&mut self, points: &[f32], nearest: &[u32], changes: &[Change]) {
         if changes.len() * SHARE > nearest.len() {
             *self = Self::new(points, self.len, nearest, self.counts.len());
@@ -77,7 +77,7 @@ impl Sums {
         }
     }
 
-    /// The mean of each cluster's points; the old centroid, of [k, len], where there are none.
+    /// The mean of each cluster's points; for an empty cluster, the old centroid from [k, len].
     pub(super) fn means(&self, old: &[f32]) -> Vec<f32> {
         let mut means = old.to_vec();
         for (k, mean) in means.chunks_exact_mut(self.len).enumerate() {
@@ -102,7 +102,7 @@ mod tests {
         let mut nearest: Vec<u32> = (0..n as u32).map(|i| i % 6).collect();
         let mut sums = Sums::new(&points, len, &nearest, states);
         let old = vec![9.0; states * len];
-        // the last cluster is empty at first, the first one at the end
+        // the last cluster is empty at first, the first cluster at the end
         for round in 0..20 {
             let changes: Vec<Change> = (0..n)
                 .filter(|i| i % 20 == round || (round == 19 && nearest[*i] == 0))

@@ -33,7 +33,7 @@ pub(in super::super) fn pack(
 }
 
 impl Packed {
-    /// This launch of decode k2, for some rows only: from `first_row` (a multiple of 8) on.
+    /// This launch of decode k2, restricted to `rows` rows from `first_row` (a multiple of 8) on.
     pub(crate) fn for_rows(&self, first_row: usize, rows: usize) -> Self {
         let tiles = rows.div_ceil(TILE_ROWS);
         let mut packed = self.without_operands();

@@ -12,11 +12,11 @@ const KERNEL: &str = "matmul/k2_fused_tensor";
 /// How matmul k2 divides its work: see the kernel's head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TileConfig {
-    /// warps of a team, beside each other along the output rows
+    /// warps of a team, side by side along the output rows
     pub row_warps: usize,
     /// tiles of 8 output rows a warp
     pub tiles: usize,
-    /// teams, which share out the input features
+    /// teams, among which the input features are divided
     pub slices: usize,
     /// tiles of 16 rows of x a block
     pub batch_tiles: usize,
@@ -28,7 +28,7 @@ impl TileConfig {
         self.row_warps * self.tiles
     }
 
-    /// Shared memory of a block's last sums, one for each team: rows an odd multiple of 8 apart.
+    /// Shared memory of a block's last sums, one set for each team; the row stride is an odd multiple of 8.
     pub(in super::super) fn sum_bytes(&self) -> usize {
         let tiles = self.block_tiles();
         let stride = tiles * TILE_ROWS + if tiles.is_multiple_of(2) { SUM_PADDING } else { 0 };
@@ -52,7 +52,7 @@ impl fmt::Display for TileConfig {
 }
 
 impl Form {
-    /// The same and those of matmul k2's configuration.
+    /// The scheme's constants and those of matmul k2's configuration.
     fn all_defines(&self, scheme: Scheme, config: TileConfig) -> Vec<(&'static str, usize)> {
         let mut defines = self.defines(scheme);
         defines.extend([
@@ -73,8 +73,8 @@ impl Form {
         self.replicas * self.codebook_bytes + stages.max(config.sum_bytes())
     }
 
-    /// Whether the kernel's accumulators, codes in flight and fragments fit the registers of so many threads.
-    /// The last term is what the compiler needs beside them (read off its reports).
+    /// Whether the kernel's accumulators, codes in flight and fragments fit the registers of this many
+    /// threads. The last term is the compiler's overhead (taken from its reports).
     fn fits_registers(&self, config: TileConfig) -> bool {
         let threads = config.row_warps * config.slices * WARP;
         let sums = config.batch_tiles * config.tiles * 4;
@@ -83,12 +83,12 @@ impl Form {
         } else {
             8 + 4 * config.tiles
         };
-        // Codewords on their way from L2.
+        // Codewords in flight from L2.
         let far = if self.replicas == 0 { 30 } else { 0 };
         sums + 2 * config.tiles * self.words + fragments + far + 36 <= (65_536 / threads).min(255)
     }
 
-    /// Clocks that a configuration should take, by what its blocks read of shared memory and multiply.
+    /// Predicted clocks of a configuration, from its blocks' reads of shared memory and products.
     fn clocks(&self, config: TileConfig, batch: usize, target: &Target) -> f64 {
         let TileConfig {
             row_warps,
@@ -98,8 +98,8 @@ impl Form {
         } = config;
         let blocks = self.tiles.div_ceil(row_warps * tiles) * batch.div_ceil(16 * batch_tiles);
         let waves = blocks.div_ceil(target.multiprocessors as usize);
-        // A codeword of a warp: four passes of shared memory without bank conflicts, 2.8 times that with one
-        // copy; from L2, 32 sectors.
+        // Cost of a codeword of a warp: four passes of shared memory without bank conflicts, 2.8 times that
+        // with one copy; from L2, 32 sectors.
         let codeword = match self.replicas {
             0 => 25.0,
             1 => 11.0,
@@ -119,7 +119,7 @@ impl Form {
     }
 }
 
-/// Configurations of matmul k2 that the target can run, the one expected to be fastest first.
+/// Configurations of matmul k2 that the target can run, the fastest expected first.
 pub(in super::super) fn configs(
     scheme: Scheme,
     [out_features, in_features]: [usize; 2],
@@ -158,7 +158,7 @@ pub(in super::super) fn configs(
     configs.into_iter().map(|(_, config)| config).collect()
 }
 
-/// matmul k2 in the configuration that is expected to be fastest.
+/// matmul k2 in the configuration expected to be fastest.
 pub(in super::super) fn pack(
     kernel: &'static str,
     matrix: &QuantizedMatrix,

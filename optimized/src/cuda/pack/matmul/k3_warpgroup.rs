@@ -7,9 +7,9 @@ use super::super::tiles::{Form, UNIT_GROUPS};
 use super::super::{Packed, Target};
 
 const KERNEL: &str = "matmul/k3_warpgroup";
-/// Shared memory that a block's part of the codebook may take, so that stages of x fit beside it.
+/// Shared memory for a block's part of the codebook, at most, so that stages of x fit beside it.
 const PIECE_LIMIT: usize = 131_072;
-/// Eighths of the look-ups that go to the cluster's shared memory rather than to L2.
+/// Candidate shares of look-ups in the cluster's shared memory rather than in L2, in eighths.
 const SPREADS: [usize; 5] = [4, 5, 6, 8, 2];
 
 /// How matmul k3 divides its work: see the kernel's head.
@@ -24,7 +24,7 @@ pub struct WarpgroupConfig {
     /// rows of x of a block
     pub batch: usize,
     /// eighths of the look-ups that go to the cluster's shared memory; 0 when the codebook is not spread over
-    /// it
+    /// the cluster
     pub spread: usize,
 }
 
@@ -71,12 +71,12 @@ impl WarpgroupConfig {
         (codebook + 2 * stage).max(sums)
     }
 
-    /// Registers of a thread: sums, operands of two chunks, codes in flight, x in flight, and what the
-    /// compiler needs beside them (read off its reports). With three or four codebooks, 128 rows and three
-    /// warpgroups it keeps 24 bytes of a thread elsewhere, and is yet the fastest.
+    /// Registers of a thread: sums, operands of two chunks, codes in flight, x in flight, and the compiler's
+    /// overhead (taken from its reports). With three or four codebooks, 128 rows and three warpgroups the
+    /// compiler spills 24 bytes a thread, and that is still the fastest.
     fn registers(&self, form: &Form) -> usize {
         let inputs = (self.batch * 8).div_ceil(self.threads()) * 4;
-        // One byte a code and one codebook: nothing to shift, nothing to add.
+        // One byte a code and one codebook: no shifts, no additions.
         let beside = if form.words == 1 { 28 } else { 40 };
         self.batch / 2 + 32 + 4 * form.words + inputs + beside
     }
@@ -97,7 +97,7 @@ impl WarpgroupConfig {
         self.registers(form) <= (65_536 / self.threads() / 8 * 8).min(255)
     }
 
-    /// Blocks that a multiprocessor holds at once.
+    /// Blocks resident on a multiprocessor at once.
     fn resident(&self, form: &Form, target: &Target) -> usize {
         let registers = self.registers(form).next_multiple_of(8) * self.threads();
         (65_536 / registers)
@@ -105,10 +105,10 @@ impl WarpgroupConfig {
             .max(1)
     }
 
-    /// Clocks that it should take. The terms are what a multiprocessor does; the factors are fitted to 158
-    /// measurements on an H100 (mean deviation 7 %, the fastest of a case's configurations found in 28 of 30
-    /// cases). The terms add up: with so few warps nothing hides behind anything else, and the tensor cores'
-    /// own time fits as nothing beside x being written and read for them.
+    /// Predicted clocks. The terms are a multiprocessor's work. The factors are fitted to 158 measurements on
+    /// an H100 (mean deviation 7 %; the fastest of a case's configurations found in 28 of 30 cases). The
+    /// terms add up, because so few warps hide no latency. The tensor cores' own time fits as zero beside
+    /// writing and reading x for them.
     fn clocks(&self, form: &Form, out_features: usize, batch: usize, target: &Target) -> f64 {
         let blocks = self.blocks(out_features) * batch.div_ceil(self.batch);
         let multiprocessors = if self.spread > 0 {
@@ -125,8 +125,8 @@ impl WarpgroupConfig {
         let rows = self.block_rows() as f64;
         let codewords = units * UNIT_GROUPS as f64 * rows * form.m as f64;
         let vectors = codewords * form.vectors as f64 * resident;
-        // Passes of shared memory that eight lanes' 16-byte loads take beyond one, by copies of the
-        // codebooks.
+        // Extra passes of shared memory beyond the first for eight lanes' 16-byte loads, by the number of
+        // copies of the codebooks.
         let conflicts = match form.replicas {
             0 => 0.0,
             1 => 2.8,
@@ -138,8 +138,8 @@ impl WarpgroupConfig {
         let inputs = chunks * self.batch as f64 * resident;
         let near = self.spread as f64 / 8.0;
         let far = if form.replicas > 0 { 0.0 } else { 1.0 - near };
-        // A sector for each codeword, and a sector a clock from each of 80 slices of L2 that all
-        // multiprocessors share.
+        // One sector for each codeword. All multiprocessors share 80 slices of L2, each of which gives a
+        // sector a clock.
         let sectors = codewords * far * blocks.min(at_once) as f64 / 74.0;
         let network = vectors * near;
         let sums = self.batch as f64 * rows * resident / 8.0;
@@ -154,7 +154,7 @@ impl WarpgroupConfig {
     }
 }
 
-/// Configurations of matmul k3 that the target can run, the one expected to be fastest first.
+/// Configurations of matmul k3 that the target can run, the fastest expected first.
 pub(in super::super) fn configs(
     scheme: Scheme,
     [out_features, in_features]: [usize; 2],
@@ -201,7 +201,7 @@ pub(in super::super) fn configs(
     configs.into_iter().map(|(_, config)| config).collect()
 }
 
-/// matmul k3 in the configuration that is expected to be fastest, on the same operands as matmul k2.
+/// matmul k3 in the configuration expected to be fastest, on the same operands as matmul k2.
 pub(in super::super) fn pack(
     kernel: &'static str,
     matrix: &QuantizedMatrix,
@@ -240,7 +240,7 @@ pub(in super::super) fn plan(packed: &mut Packed, scheme: Scheme, target: &Targe
 mod tests {
     use super::*;
 
-    /// Times on an H100 (docs/kernels.md): for each pair the first was faster.
+    /// H100 measurements (docs/kernels.md): the first of each pair was faster.
     #[test]
     fn the_ranking_agrees_with_what_was_measured() {
         let target = Target {

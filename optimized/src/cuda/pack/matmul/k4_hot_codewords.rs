@@ -12,13 +12,13 @@ use super::k2_fused_tensor::TileConfig;
 /// Warps and threads of a block.
 const WARPS: usize = 8;
 const THREADS: usize = WARPS * 32;
-/// Tiles of a warp at most, by tiles of rows of x: more do not fit its registers.
+/// Maximum tiles of a warp, by tiles of rows of x: more do not fit its registers.
 const MOST_TILES: [usize; 2] = [11, 6];
-/// Tiles whose codewords cost L2 as much as those that a block keeps.
+/// Fetching the codewords that a block keeps costs L2 as much as this many tiles.
 const KEEPING: usize = 5;
 
-/// All divisions of the work that fit a warp's registers, the one that should end first by what blocks fetch
-/// from L2 first.
+/// All divisions of the work that fit a warp's registers, ordered by expected time from what blocks fetch
+/// from L2.
 fn configs(tiles: usize, batch: usize, target: &Target) -> Vec<TileConfig> {
     let batch_tiles = batch.div_ceil(16).min(MOST_TILES.len());
     let mut all: Vec<TileConfig> = [1, 2]
@@ -51,7 +51,7 @@ fn defines(scheme: Scheme, config: TileConfig, kept: usize) -> Vec<(&'static str
     ]
 }
 
-/// matmul k4: codes numbered for the codewords that each block keeps.
+/// matmul k4: codes renumbered for the codewords that each block keeps.
 pub(in super::super) fn pack(
     kernel: &'static str,
     matrix: &QuantizedMatrix,
@@ -83,7 +83,7 @@ pub(in super::super) fn pack(
                 place[usize::from(number)] = index as u16;
             }
             codes.mapv_inplace(|number| place[usize::from(number)]);
-            // Places that are not needed repeat the last, which costs no further cache line.
+            // Unused places repeat the last codeword, which costs no further cache line.
             let last = *keeps.last().expect("a block has codes");
             keeps.resize(kept, last);
             keeps
@@ -108,7 +108,7 @@ pub(in super::super) fn pack(
     })
 }
 
-/// The same matrix with its codewords numbered by how often it uses them.
+/// The same matrix with its codewords renumbered by how often it uses them.
 fn by_use(matrix: &QuantizedMatrix) -> Result<QuantizedMatrix> {
     let size = matrix.scheme().codebook_size();
     let mut uses = vec![0_u32; size];
@@ -129,8 +129,9 @@ fn by_use(matrix: &QuantizedMatrix) -> Result<QuantizedMatrix> {
     )
 }
 
-/// Which codewords a block keeps, at most `room`, ascending. Codewords numbered below `room` are kept
-/// whenever the block uses them: their number is their place. The other places go to those that it uses most.
+/// The codewords that a block keeps, at most `room`, ascending. Codewords numbered below `room` are always
+/// kept if the block uses them: their number is their slot. The other slots go to the codewords that the
+/// block uses most.
 fn keep(uses: &[u32], room: usize) -> Vec<u16> {
     let used = |codes: std::ops::Range<usize>| -> Vec<u16> {
         codes
@@ -148,8 +149,8 @@ fn keep(uses: &[u32], room: usize) -> Vec<u16> {
     kept
 }
 
-/// The numbers of the kept codewords, once for each of a codeword's vectors, in the order in which threads
-/// load them; the last round filled up.
+/// The numbers of the kept codewords, repeated for each of a codeword's vectors, in the order in which
+/// threads load them; the last round is padded.
 fn by_thread(kept: &[u16], vectors: usize) -> impl Iterator<Item = u16> {
     let round = THREADS * NUMBERS;
     (0..(kept.len() * vectors).next_multiple_of(round)).map(move |index| {
@@ -165,7 +166,7 @@ mod tests {
 
     #[test]
     fn what_numbers_below_the_room_mean_is_kept_and_then_the_most_used() {
-        // Codes 0 and 2 are below 4 and used; of those above, 9 and 6 are used most.
+        // Codes 0 and 2 are below 4 and used; of those from 4 on, 9 and 6 are used most.
         let uses = [1, 0, 1, 0, 2, 1, 5, 1, 2, 7];
         assert_eq!(keep(&uses, 4), [0, 2, 6, 9]);
         assert_eq!(keep(&uses, 10), [0, 2, 4, 5, 6, 7, 8, 9]);

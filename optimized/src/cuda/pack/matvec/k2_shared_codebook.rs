@@ -6,10 +6,10 @@ use super::super::warps::even_warps;
 use super::super::{Packed, Target};
 use aqlm_kernels::defines::matvec::k2_shared_codebook::{MOST_THREADS, ROWS};
 
-/// 16-byte loads of a lane in a unit beyond which the kernel would run out of registers.
+/// 16-byte loads of a lane in a unit, at most: with more, the kernel runs out of registers.
 const MOST_UNIT_LOADS: usize = 4;
 
-/// k2: bit-packed codes, a task of four rows after the other.
+/// k2: bit-packed codes, in tasks of four rows.
 pub(in super::super) fn pack(
     kernel: &'static str,
     matrix: &QuantizedMatrix,

@@ -7,7 +7,7 @@ use super::super::{Packed, Target};
 
 /// Bytes of the tables that a block holds at once.
 pub(super) const TABLE_BYTES: usize = SLOTS * 256 * 32 * 4;
-/// Shared memory that the system keeps at the start of a block's addresses (CUDA programming guide, 1 KiB
+/// Shared memory that the system reserves at the start of a block's addresses (CUDA programming guide, 1 KiB
 /// from compute capability 8.0).
 pub(super) const SYSTEM_BYTES: usize = 1024;
 
@@ -15,7 +15,7 @@ pub(super) const SYSTEM_BYTES: usize = 1024;
 pub(super) struct Form {
     /// blocks of a cluster, which share out the input groups
     ranks: usize,
-    /// times that a block fills its tables
+    /// how often a block fills its tables
     rounds: usize,
     /// rows of a cluster, a multiple of 4 ranks
     pub(super) rows: usize,
@@ -69,7 +69,7 @@ impl Form {
         padded(codes)
     }
 
-    /// The launch, with so much shared memory.
+    /// The launch, with this much shared memory.
     pub(super) fn packed(
         &self,
         kernel: &'static str,
@@ -93,7 +93,7 @@ impl Form {
         }
     }
 
-    /// Where a block's table starts: past the sums of its rows, twice, and what the system keeps.
+    /// Offset of a block's table: after two arrays of its rows' sums and the system's reserve.
     pub(super) fn table_at(&self) -> usize {
         (self.rows * 8 + SYSTEM_BYTES).next_multiple_of(TABLE_ALIGNMENT)
     }

@@ -14,7 +14,7 @@ struct Part {
     words: Vec<u32>,
     /// (first chunk within this part, chunks) of each task
     tasks: Vec<[u32; 2]>,
-    /// row within the slab, of each lane of each task
+    /// row within the slab, for each lane of each task
     rows: Vec<u16>,
 }
 
@@ -28,7 +28,8 @@ pub(in super::super) fn pack(
     let scheme = matrix.scheme();
     let g = scheme.in_group_size;
     let (out_groups, in_groups) = matrix.groups();
-    // What the kernel defines for groups of 8 and of 16; lanes whose 16-byte reads are served together.
+    // Constants of the kernel for groups of 8 and of 16; `phase` is the number of lanes whose 16-byte reads
+    // are served together.
     let (slice_bits, chunk, most_threads, phase) = if g == 8 {
         (
             source::SLICE_BITS_G8,
@@ -46,8 +47,8 @@ pub(in super::super) fn pack(
     };
     let window = source::WINDOW_INPUTS / g;
     let slices = (scheme.codebook_size() >> slice_bits).max(1);
-    // Not every device of an architecture can place sixteen; fewer ranks then hold several slices, one after
-    // the other.
+    // Not every device of an architecture can place clusters of sixteen. With fewer ranks, each holds several
+    // slices in turn.
     let ranks = target.cluster_up_to(slices);
     let slices_per_block = slices / ranks;
     let windows = in_groups.div_ceil(window);
@@ -117,9 +118,9 @@ pub(in super::super) fn pack(
 
 /// Deals rows to lanes and orders each lane's items.
 ///
-/// Rows of similar length share a warp, so that little is padded. The `phase` lanes whose 16-byte reads the
-/// hardware serves together should want codewords from different bank groups, that is, of different code
-/// modulo `phase`.
+/// Rows of similar length share a warp, which keeps padding small. The hardware serves the 16-byte reads of
+/// `phase` lanes together. Those lanes should read codewords from different bank groups, that is, with
+/// different codes modulo `phase`.
 fn arrange(lists: &[Vec<u32>], slice_bits: u32, window: usize, phase: usize, chunk: usize) -> Part {
     let mut order: Vec<usize> = (0..lists.len()).collect();
     order.sort_by_key(|&row| std::cmp::Reverse(lists[row].len()));
@@ -160,7 +161,7 @@ fn arrange(lists: &[Vec<u32>], slice_bits: u32, window: usize, phase: usize, chu
     part
 }
 
-/// One lane's items by the bank group that their codeword lies in.
+/// One lane's items by the bank group of their codeword.
 struct Queue {
     /// items, grouped by class
     items: Vec<u32>,
@@ -195,8 +196,8 @@ impl Queue {
         }
     }
 
-    /// An item of the fullest class that is not in `taken`; of the fullest class at all when every class left
-    /// is taken: a bank conflict costs one pass, an idle lane costs a step.
+    /// An item of the fullest class that is not in `taken`. If every remaining class is taken, an item of the
+    /// fullest class: a bank conflict costs one pass, an idle lane costs a step.
     fn take(&mut self, taken: u32) -> Option<(usize, u32)> {
         let fullest = |skip: u32| {
             let mut best = None;

@@ -6,10 +6,10 @@ use super::k3_lookup_table::{Form, SYSTEM_BYTES, TABLE_BYTES};
 
 /// Warps of a block.
 const WARPS: usize = THREADS / 32;
-/// Bytes of one copy of codes by all lanes of a block.
+/// Bytes of one copy of codes by all lanes of a block together.
 const COPY_BYTES: usize = WARPS * 32 * 16;
 
-/// k5: k3's layout, and copies of codes in the shared memory that is left ahead of the table and behind it.
+/// k5: k3's layout. Copies of codes use the shared memory that is free before and after the table.
 pub(in super::super) fn pack(
     kernel: &'static str,
     matrix: &QuantizedMatrix,

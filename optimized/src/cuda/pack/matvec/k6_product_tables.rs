@@ -8,9 +8,9 @@ use super::super::operand::{bytes_of_u32, codebook_bytes, operand, scale_bytes};
 use super::super::{Packed, Target};
 
 const TABLES_BYTES: usize = TEAMS * CODES * SET * 4;
-/// Shared memory of a set of x, whatever the size of a group.
+/// Bytes of shared memory for a set of x, the same for every group size.
 const SET_BYTES: usize = SET * 32;
-/// Norms and the ticket at the end of shared memory.
+/// Bytes for norms and the ticket at the end of shared memory.
 const REST_BYTES: usize = 144;
 /// Items of a chunk: two of each lane of a team.
 const CHUNK: usize = TEAM_WARPS * 32 * 2;
@@ -29,7 +29,7 @@ pub(in super::super) fn pack(
     let block_codes = TEAMS * CODES;
     let slices = scheme.codebook_size() / block_codes;
     let all_sets = in_groups.div_ceil(SET);
-    // As many blocks as run at once share out the sets.
+    // As many blocks as can run at once share out the sets.
     let set_blocks = (target.multiprocessors as usize / slices).clamp(1, all_sets);
     let sets = all_sets.div_ceil(set_blocks);
     let set_blocks = all_sets.div_ceil(sets);
@@ -111,9 +111,9 @@ pub(in super::super) fn pack(
 
 /// Chunks of items, [chunk][warp][lane][two].
 ///
-/// The items that a warp's lanes handle at once should lie in different banks of the table (lane = bank) and
-/// belong to rows that lie in different banks of the sums. What cannot be placed so takes any place that is
-/// free: a conflict costs one pass, padding costs a step of a warp.
+/// The items that a warp's lanes handle at once should lie in different banks of the table (lane = bank), and
+/// their rows in different banks of the sums. An item that cannot be placed that way takes any free place: a
+/// conflict costs one pass, padding costs a step of a warp.
 fn arrange(items: &[u32]) -> Vec<u32> {
     let steps = items.len().div_ceil(CHUNK) * (CHUNK / 32);
     let mut banks = vec![Vec::new(); 32];
@@ -124,7 +124,7 @@ fn arrange(items: &[u32]) -> Vec<u32> {
     for (number, step) in placed.chunks_exact_mut(32).enumerate() {
         let mut taken = 0_u32;
         for turn in 0..32 {
-            // No bank is always served last.
+            // Rotates the order, so that no bank is always served last.
             let bank = (turn + number) % 32;
             let bit = |item: u32| 1_u32 << (item >> OFFSET_BITS & 31);
             if let Some(at) = banks[bank].iter().position(|&item| taken & bit(item) == 0) {
@@ -141,7 +141,7 @@ fn arrange(items: &[u32]) -> Vec<u32> {
             None => break,
         }
     }
-    // A step is one of a lane's two items: [chunk][warp][two][lane] becomes [chunk][warp][lane][two].
+    // A step is one of a lane's two items. This turns [chunk][warp][two][lane] into [chunk][warp][lane][two].
     let mut words = vec![NONE; placed.len()];
     for (index, item) in placed.into_iter().enumerate() {
         let (pair, which, lane) = (index / 64, index / 32 % 2, index % 32);

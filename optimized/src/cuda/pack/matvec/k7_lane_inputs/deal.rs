@@ -1,4 +1,4 @@
-//! Deals the items of a block to its warps, so that all have equal work.
+//! Deals the items of a block to its warps so that all have equal work.
 
 use super::plan::Plan;
 use crate::cuda::pack::items::append_chunk;
@@ -7,7 +7,7 @@ use aqlm_kernels::defines::matvec::k7_lane_inputs::{CHUNK_BYTES, WARPS};
 /// Items of a lane in a chunk.
 pub(super) const CHUNK: usize = CHUNK_BYTES / 96;
 
-/// What one warp of a block does.
+/// The work of one warp of a block.
 #[derive(Default)]
 pub(super) struct Warp {
     /// chunks of items
@@ -24,12 +24,12 @@ struct Share {
     items: Vec<u32>,
 }
 
-/// Items that a warp handles in a round, before they are in order.
+/// Items that a warp handles in a round, before they are ordered.
 pub(super) struct Task {
     groups: Vec<u16>,
-    /// of each lane
+    /// items of each lane
     pub(super) lists: Vec<Vec<u32>>,
-    /// items for each bank that rows lie in
+    /// number of items in each bank of rows
     pub(super) banks: [u32; 32],
 }
 
@@ -45,7 +45,7 @@ pub(super) struct Arranger<'a> {
 }
 
 impl Arranger<'_> {
-    /// Bank groups that codewords lie in, as lanes see them that are served together.
+    /// Number of bank groups of codewords among lanes that are served together.
     pub(super) fn classes(&self) -> usize {
         if self.g == 8 { 8 } else { 4 }
     }
@@ -58,10 +58,10 @@ impl Arranger<'_> {
         item as usize >> self.plan.slice_bits & 31
     }
 
-    /// Deals the items of a block, given for each input group, to its warps and puts them in order.
+    /// Deals the items of a block, given for each input group, to its warps and orders them.
     ///
-    /// Groups have more or fewer items, and a warp takes as long as its longest list: lists are cut off at a
-    /// length, and what is beyond it is dealt to all lanes in a last round.
+    /// Groups differ in their number of items, and a warp takes as long as its longest list. So lists are cut
+    /// off at a length, and a last round deals the remaining items to all lanes.
     pub(super) fn arrange(&self, lists: &[Vec<u32>]) -> Vec<Warp> {
         let (most, most_left) = self.cuts(lists);
         let (mut shares, mut rest) = (Vec::new(), Vec::new());
@@ -95,7 +95,7 @@ impl Arranger<'_> {
                 .extend((0..32).map(|lane| task.groups.get(lane).copied().unwrap_or(0)));
         }
         for warp in &mut warps {
-            // Items are done two at a time: two words hold the first two of a chunk.
+            // Items are processed two at a time. Two words hold the first two of a chunk.
             if warp.steps.last().is_some_and(|&steps| matches!(steps % 4, 1 | 2)) {
                 warp.words.truncate(warp.words.len() - 32);
             }
@@ -105,8 +105,8 @@ impl Arranger<'_> {
         warps
     }
 
-    /// The longest list of a lane, in all rounds but the last and in the last, for which a warp has the
-    /// fewest steps.
+    /// The longest list of a lane, in all rounds but the last and in the last, that gives a warp the fewest
+    /// steps.
     fn cuts(&self, lists: &[Vec<u32>]) -> (usize, usize) {
         let lanes = WARPS * 32;
         let longest = lists.iter().map(Vec::len).max().unwrap_or(0);
@@ -118,7 +118,7 @@ impl Arranger<'_> {
                 .map(|list| list.len().saturating_sub(most * self.plan.pieces))
                 .collect();
             let fits = |cut: usize| left.iter().map(|left| left.div_ceil(cut)).sum::<usize>() <= lanes;
-            // Two items are done at once.
+            // Two items are processed at once.
             let fewest = left.iter().sum::<usize>().div_ceil(lanes).next_multiple_of(2);
             let Some(cut) = (fewest.max(2)..=longest + 1).step_by(2).find(|&cut| fits(cut)) else {
                 continue;
@@ -127,7 +127,7 @@ impl Arranger<'_> {
             if steps < best.2 {
                 best = (most, cut, steps);
             }
-            // Shorter lists only leave more over.
+            // Shorter lists only leave more items over.
             if fewest > best.2 {
                 break;
             }
@@ -147,8 +147,8 @@ impl Arranger<'_> {
             .collect()
     }
 
-    /// Puts up to 32 shares in an order in which those that are served together want every class of codewords
-    /// about equally often.
+    /// Orders up to 32 shares so that those that are served together use every class of codewords about
+    /// equally often.
     fn seat(&self, shares: &mut [Share]) {
         let classes = self.classes();
         let mut wants: Vec<[i32; 8]> = shares
@@ -167,13 +167,13 @@ impl Arranger<'_> {
                 sums[seat / classes][class] += wants[class];
             }
         }
-        // Swaps that even out the squares; each makes their sum smaller, so that this ends.
+        // Swaps to even out the squares. Each swap makes their sum smaller, so the loop ends.
         loop {
             let mut swapped = false;
             for a in 0..shares.len() {
                 for b in (a / classes + 1) * classes..shares.len() {
                     let (table_a, table_b) = (a / classes, b / classes);
-                    // What b wants more than a moves from b's table to a's.
+                    // How much more often b uses each class than a: the change of a's table.
                     let more: [i32; 8] = std::array::from_fn(|class| wants[b][class] - wants[a][class]);
                     let change: i32 = (0..classes)
                         .map(|class| {
@@ -197,8 +197,8 @@ impl Arranger<'_> {
         }
     }
 
-    /// Deals each of up to 32 shares to `pieces` tasks: evenly, and so that neither the codewords of lanes
-    /// that are served together crowd in a bank group nor a task's rows in a bank.
+    /// Deals each of up to 32 shares to `pieces` tasks evenly. Keeps the codewords of lanes that are served
+    /// together from crowding in a bank group, and a task's rows from crowding in a bank.
     fn deal(&self, shares: &[Share], pieces: usize) -> Vec<Task> {
         let mut tasks: Vec<Task> = (0..pieces)
             .map(|_| Task {
@@ -331,7 +331,7 @@ mod tests {
             }
             all += 1;
         }
-        // Eight and one if there were no conflict.
+        // Without any conflict these would be eight and one.
         assert!(
             passes < 9 * all && sums < 2 * all,
             "{all} steps, {passes} and {sums} passes"

@@ -13,7 +13,7 @@ pub(super) struct Plan {
     pub(super) rows: usize,
     /// lists that an input group's items are dealt to
     pub(super) pieces: usize,
-    /// tasks of a warp, without the last, which is of what is left over
+    /// tasks of a warp, not counting the last, which holds the leftovers
     pub(super) rounds: usize,
 }
 
@@ -23,7 +23,7 @@ impl Plan {
         let (out_groups, in_groups) = matrix.groups();
         let slice_bits = if scheme.in_group_size == 8 { 12 } else { 11 };
         let slices = scheme.codebook_size() >> slice_bits;
-        // Blocks wait for each other.
+        // Blocks wait for each other, so all must run at once.
         let at_once = target.multiprocessors as usize / slices;
         if at_once == 0 {
             return Err(AqlmError::Unsupported(format!(
@@ -31,7 +31,7 @@ impl Plan {
                 target.multiprocessors
             )));
         }
-        // A block scales the rows that it owns one a thread, and adds them up four at a time.
+        // A block scales its own rows one a thread, and adds them up four at a time.
         let step = slices * 4;
         let rows = out_groups.div_ceil(at_once).next_multiple_of(step);
         let most = ((1 << (ITEM_BITS - slice_bits)) - PADDING_ROWS).min(slices * WARPS * 32) / step * step;
@@ -46,7 +46,7 @@ impl Plan {
                 "k7 has counters for {COUNTERS} slabs, not {at_once}"
             )));
         }
-        // As many pieces as keep all lanes of all rounds busy, and few rounds.
+        // The number of pieces keeps the lanes of all rounds busy, in few rounds.
         let tasks = in_groups.div_ceil(32);
         let fewest = tasks.div_ceil(WARPS);
         let (mut rounds, mut pieces, mut best) = (fewest, 1, 0.0);

@@ -1,14 +1,14 @@
-//! Puts a task's items in an order in which few lanes meet in a bank.
+//! Orders a task's items so that few lanes conflict in a bank.
 
 use aqlm_kernels::defines::matvec::k7_lane_inputs::PADDING_ROWS;
 
 use super::deal::{Arranger, CHUNK, Task};
 
 impl Arranger<'_> {
-    /// The items of a task as [step][lane], a multiple of a chunk of steps.
+    /// The items of a task as [step][lane], padded to a multiple of a chunk of steps.
     ///
-    /// In each step the lanes that are served together should want codewords of different bank groups, and
-    /// all lanes rows of different banks. A lane that has items to spare waits where that cannot be; the
+    /// In each step, lanes that are served together should read codewords from different bank groups, and all
+    /// lanes should add to rows in different banks. Where that is impossible, a lane with slack waits and the
     /// others take a conflict.
     pub(super) fn schedule(&self, task: &Task) -> Vec<u32> {
         let (classes, steps) = (self.classes(), task.steps());
@@ -48,7 +48,7 @@ impl Arranger<'_> {
             }
             placed.extend(row);
         }
-        // Steps that fill up a chunk are done where two of the four are.
+        // The steps that fill up a chunk run when two of its four steps do.
         let idle: Vec<u32> = (0..32_usize)
             .map(|lane| ((lane % classes) | ((self.plan.rows + lane) << self.plan.slice_bits)) as u32)
             .collect();
@@ -58,7 +58,7 @@ impl Arranger<'_> {
         placed
     }
 
-    /// An item that counts for no row, in a bank and a bank group that are free if any is.
+    /// An item that adds to no real row, in a free bank and bank group if there is any.
     fn padding(&self, used_banks: &mut u32, used_classes: &mut u32) -> u32 {
         let bank = (used_banks.trailing_ones() as usize).min(31);
         let class = (used_classes.trailing_ones() as usize).min(self.classes() - 1);
@@ -70,8 +70,8 @@ impl Arranger<'_> {
         (class | row << self.plan.slice_bits) as u32
     }
 
-    /// A class of codewords for each lane, all different among lanes that are served together wherever that
-    /// can be. A lane that need not take one does without then.
+    /// A class of codewords for each lane, different among lanes that are served together wherever possible.
+    /// Where it is not possible, a lane that is not urgent gets none.
     fn match_classes(&self, left: &[Vec<Vec<u32>>], counts: &[usize], urgent: &[bool]) -> Vec<Option<usize>> {
         let classes = self.classes();
         let mut wanted = vec![None; 32];
@@ -107,7 +107,7 @@ impl Arranger<'_> {
         wanted
     }
 
-    /// An item of the wanted class for each lane, (class, place), in different banks wherever that can be.
+    /// An item of the chosen class for each lane, (class, place), in different banks wherever possible.
     fn match_banks(
         &self,
         left: &[Vec<Vec<u32>>],
@@ -124,7 +124,7 @@ impl Arranger<'_> {
                 edges
             })
             .collect();
-        // Those with least choice first.
+        // Lanes with the fewest choices first.
         let mut order: Vec<usize> = (0..32).collect();
         order.sort_by_key(|&lane| edges[lane].len());
         let mut owners = vec![None; 32];
@@ -160,8 +160,8 @@ impl Arranger<'_> {
     }
 }
 
-/// Finds `left` a partner among its `edges`, moving others to partners of their own where need be. `seen`
-/// holds the partners already asked.
+/// Finds a partner for `left` among its `edges`, and moves others to other partners if necessary (augmenting
+/// path). `seen` holds the partners already tried.
 fn augment(left: usize, edges: &[Vec<usize>], owners: &mut [Option<usize>], seen: &mut u32) -> bool {
     for &right in &edges[left] {
         if *seen & 1 << right != 0 {
