@@ -2,7 +2,7 @@
 //!
 //! A model is evaluated in one of two ways. *Streamed*: all windows pass through one block before the next
 //! block is loaded, so memory holds one block and the hidden states. *Resident*: the whole model stays on the
-//! machine and windows pass through it one by one. The caller chooses.
+//! machine and windows pass through it. The caller chooses.
 
 use ndarray::{Array1, Array2};
 use serde::Serialize;

@@ -128,8 +128,8 @@ impl Cholesky {
     }
 
     /// Factors a matrix that may be singular. The jitter starts at the rounding error of the factorisation,
-    /// so that no pivot is noise. Solutions then move only a bounded distance along the null space. Repeat `x
-    /// += factor.solve(b - A x)` to approach a minimiser of xT A x - 2 xT b; each step is a descent.
+    /// so that no pivot is noise. Solutions then move only a bounded distance along the null space. To
+    /// approach a minimiser of xT A x - 2 xT b, repeat `x += factor.solve(b - A x)`; each step is a descent.
     ///
     /// # Errors
     /// As [`Cholesky::new`]; also for a matrix of zeros.

@@ -5,9 +5,12 @@ use aqlm_formats::{Error, Result};
 
 /// A user-defined kernel: a CUDA source with an entry named after the operation, and its launch parameters.
 ///
-/// The parameters are in a line of the file such as `// aqlm: like=matvec/k1_naive block=256 rows_per_block=8
-/// shared=0`. `like` names a shipped kernel whose operands, compile-time constants and launch are used
-/// (default: k1_naive of the operation). The other settings change that launch.
+/// A comment line in the file states the parameters, for example
+///
+/// `// aqlm: like=matvec/k1_naive block=256 rows_per_block=8 shared=0`
+///
+/// `like` names a shipped kernel whose operands, compile-time constants and launch are used (default:
+/// k1_naive of the operation). The other settings change that launch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct UserKernel {
     pub(super) path: PathBuf,
