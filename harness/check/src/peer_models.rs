@@ -81,7 +81,7 @@ fn simplified(name: &str) -> String {
         .collect()
 }
 
-/// Whether the file names of a model and a vector file have a common beginning: `stories260K-hf` and
+/// Whether the name of a model's file begins with that of a vector file, or the reverse: `stories260K-hf` and
 /// `stories260K`, `smollm2-135m` and `smollm2-135m-wikitext2`.
 fn names_match(model: &Path, name: &str) -> bool {
     let model = simplified(&model.file_stem().unwrap_or_default().to_string_lossy());
