@@ -2,14 +2,14 @@ use aqlm_vocabulary::AdamSettings;
 use ndarray::{Array, ArrayViewMut, Dimension};
 
 /// Adam (Kingma and Ba 2015, algorithm 1) for one array of parameters, with PyTorch's details: epsilon is
-/// added to the root of the corrected second moment, and amsgrad keeps the largest second moment from before
+/// added to the root of the bias-corrected second moment, and amsgrad keeps the largest second moment before
 /// that correction.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Moments {
     steps: i32,
     first: Vec<f64>,
     second: Vec<f64>,
-    /// the second moment that divides: with amsgrad the largest so far
+    /// the second moment used as divisor; with amsgrad the largest so far
     divisor: Vec<f64>,
 }
 
@@ -24,10 +24,10 @@ impl Moments {
         }
     }
 
-    /// The state after `steps` steps without amsgrad that left these moments.
+    /// The state after `steps` steps without amsgrad, with these moments.
     pub(crate) fn resumed(steps: u32, first: Vec<f64>, second: Vec<f64>) -> Self {
         Self {
-            // past this many steps a decay's power is 0, and more of them change nothing
+            // beyond this many steps a decay's power is 0, so more steps change nothing
             steps: i32::try_from(steps).unwrap_or(i32::MAX),
             divisor: second.clone(),
             first,
@@ -88,7 +88,7 @@ mod tests {
         amsgrad: false,
     };
 
-    /// Positions after each of the gradients, from zero.
+    /// Positions after each gradient, starting at zero.
     fn path(adam: AdamSettings, gradients: &[f64]) -> Vec<f64> {
         let mut parameter: Array1<f64> = arr1(&[0.0]);
         let mut moments = Moments::new(1);
@@ -99,7 +99,7 @@ mod tests {
         gradients.iter().map(step).collect()
     }
 
-    /// A few roundings a step, on positions below one.
+    /// Equality up to a few roundings per step, for positions below one.
     fn close(a: f64, b: f64) -> bool {
         (a - b).abs() <= 16.0 * f64::EPSILON
     }
@@ -110,7 +110,7 @@ mod tests {
             assert!(close(path(ADAM, &[gradient])[0], -0.1));
             assert!(close(path(ADAM, &[-gradient])[0], 0.1));
         }
-        // epsilon counts beside the gradient itself, not beside its uncorrected share
+        // epsilon is compared with the gradient itself, not with its uncorrected share
         let adam = AdamSettings { eps: 3.0, ..ADAM };
         assert!(close(path(adam, &[1.0])[0], -0.1 / 4.0));
     }

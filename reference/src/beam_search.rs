@@ -1,16 +1,17 @@
 //! Codes for fixed codebooks and scales (paper section 3.2, algorithm 1 line 9).
 //!
-//! Let dW = W - Q and G = dW H. Replacing the codeword c_old of codebook m in input group j by c, the loss of
-//! an output group with scale s changes by
+//! Let dW = W - Q and G = dW H. Replacing the codeword c_old of codebook m in input group j by c changes the
+//! loss of an output group with scale s by
 //!
 //!   -2 s <G_j, c - c_old> + s^2 <(c - c_old) H_jj, c - c_old>
 //!
-//! With U = G_j + s c_old H_jj, which is G_j with the old codeword taken out, this is a constant plus
+//! Let U = G_j + s c_old H_jj, which is G_j without the old codeword's contribution. Then the change is a
+//! constant plus
 //!
 //!   s^2 <c H_jj, c> - 2 s <U, c>.
 //!
-//! The quadratic forms <c H_jj, c> are the same for every output group, and the rest is one product of a
-//! group of 2^B codewords with a vector. Output groups do not interact at all.
+//! The quadratic forms <c H_jj, c> are the same for every output group. The rest is one product of a group of
+//! 2^B codewords with a vector. Output groups do not interact.
 
 use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, ArrayView3, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
@@ -21,11 +22,11 @@ use crate::least::{least, slice_of};
 use crate::linalg::product;
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 
-/// Output groups that one task of the beam-1 search handles together, so that scoring them is a matrix
-/// product.
+/// Number of output groups that one task of the beam-1 search handles together, so that scoring them is a
+/// matrix product.
 const OUT_GROUP_BLOCK: usize = 64;
 
-/// What all output groups share during a search.
+/// Data shared by all output groups during a search.
 struct Shared<'a> {
     hessian: &'a Array2<f64>,
     matrix: &'a QuantizedMatrix,
@@ -35,16 +36,17 @@ struct Shared<'a> {
     quadratic: Array3<f64>,
 }
 
-/// One sweep of beam search from the current codes of `matrix`; the result has their shape.
+/// One sweep of beam search from the current codes of `matrix`; the result has the same shape.
 ///
-/// Per output group, starting from its current codes: for each (input group, codebook) of `order` every
-/// hypothesis is expanded by all 2^B codes and the `beam` best distinct ones are kept. A hypothesis is among
-/// its own expansions, so the loss never rises (beyond the rounding of f64), whatever the order; positions
-/// that are not in `order` keep their codes. `beam` 1 is coordinate descent (iterated conditional modes).
+/// For each output group, the search starts from its current codes. For each (input group, codebook) of
+/// `order`, every hypothesis is expanded by all 2^B codes and the `beam` best distinct ones are kept. A
+/// hypothesis is among its own expansions, so the loss never rises (beyond the rounding of f64) in any order.
+/// Positions absent from `order` keep their codes. `beam` 1 is coordinate descent (iterated conditional
+/// modes).
 ///
 /// # Errors
 /// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit;
-/// `Argument` for a beam of 0 or an order that points outside the matrix.
+/// `Argument` for a beam of 0 or an order with a position outside the matrix.
 pub fn beam_search(
     weight: &Array2<f64>,
     hessian: &Array2<f64>,
@@ -125,7 +127,7 @@ fn quadratic_forms(
     forms
 }
 
-/// <c B, c> summed over the rows of c, given as [go gi].
+/// <c B, c> summed over the rows of c, stored as [go gi].
 fn quadratic_form(codeword: ArrayView1<'_, f64>, block: ArrayView2<'_, f64>) -> f64 {
     let gi = block.nrows();
     let mut form = 0.0;
@@ -135,7 +137,7 @@ fn quadratic_form(codeword: ArrayView1<'_, f64>, block: ArrayView2<'_, f64>) -> 
     form
 }
 
-/// c B for each row of c, given and returned as [go gi].
+/// c B for each row of c; argument and result are stored as [go gi].
 fn times_block(codeword: ArrayView1<'_, f64>, block: ArrayView2<'_, f64>) -> Array1<f64> {
     let gi = block.nrows();
     let mut result = Array1::zeros(codeword.len());
@@ -150,7 +152,7 @@ fn times_block(codeword: ArrayView1<'_, f64>, block: ArrayView2<'_, f64>) -> Arr
     result
 }
 
-/// Beam 1: the best code at each position in turn, many output groups at once.
+/// Beam 1: chooses the best code at each position in turn, for many output groups at once.
 fn coordinate_descent(
     shared: &Shared<'_>,
     codes: &mut Array3<u16>,
@@ -164,15 +166,15 @@ fn coordinate_descent(
         .zip(gradient.axis_chunks_iter_mut(Axis(0), OUT_GROUP_BLOCK * go))
         .zip(shared.matrix.scales().axis_chunks_iter(Axis(0), OUT_GROUP_BLOCK))
         .for_each(|((mut codes, mut gradient), scales)| {
-            // Positions of one input group in a row need only their own columns of G between them.
+            // Between consecutive positions of one input group, only that group's columns of G are needed.
             for positions in order.chunk_by(|a, b| a.0 == b.0) {
                 descend_in_group(shared, &mut codes, &mut gradient, scales, positions);
             }
         });
 }
 
-/// Coordinate descent over `positions`, all of one input group, for a block of output groups; G is brought up
-/// to date once at the end.
+/// Coordinate descent over `positions`, all of one input group, for a block of output groups. G is updated
+/// once, at the end.
 fn descend_in_group(
     shared: &Shared<'_>,
     codes: &mut ndarray::ArrayViewMut3<'_, u16>,
@@ -190,7 +192,7 @@ fn descend_in_group(
     let mut local = Array2::from_shape_fn((scales.len(), go * gi), |(o, i)| {
         gradient[[o * go + i / gi, j * gi + i % gi]]
     });
-    // what Q grows by in this input group
+    // change of Q in this input group
     let mut change = Array2::<f64>::zeros(local.raw_dim());
     for &(_, m) in positions {
         let codebook = shared.codebooks[m];
@@ -227,18 +229,18 @@ fn descend_in_group(
     *gradient -= &product(change.view(), shared.hessian.slice(s![columns, ..]));
 }
 
-/// One way to code an output group.
+/// One candidate coding of an output group.
 #[derive(Clone)]
 struct Hypothesis {
     /// [in_groups, M]
     codes: Array2<u16>,
     /// G = dW H of its rows, [go, in_features]
     gradient: Array2<f64>,
-    /// loss minus the loss of the codes at the start
+    /// loss minus the loss of the initial codes
     loss: f64,
 }
 
-/// The best hypothesis for one output group after a sweep that keeps `beam` of them.
+/// The best hypothesis for one output group after a sweep that keeps `beam` hypotheses.
 fn search_one(
     shared: &Shared<'_>,
     start: Hypothesis,
@@ -258,7 +260,7 @@ fn search_one(
         let forms = shared.quadratic.slice(s![j, m, ..]);
         merge_equal_elsewhere(&mut hypotheses, (j, m));
 
-        // (loss, whether it changes the code, parent, code): the order that breaks ties
+        // (loss, whether it changes the code, parent, code); this order breaks ties
         let mut candidates: Vec<(f64, bool, usize, usize)> =
             Vec::with_capacity(hypotheses.len() * codebook.nrows());
         let mut local = Array2::zeros((hypotheses.len(), go * gi));
@@ -275,7 +277,7 @@ fn search_one(
             let score = |k: usize| scale * (scale * forms[k] - 2.0 * products[[p, k]]);
             let base = parent.loss - score(old);
             candidates.extend((0..codebook.nrows()).map(|k| {
-                // exactly the parent's loss where nothing changes
+                // exactly the parent's loss if the code does not change
                 let loss = if k == old { parent.loss } else { base + score(k) };
                 (loss, k != old, p, k)
             }));
@@ -313,9 +315,10 @@ fn search_one(
     hypotheses.swap_remove(0)
 }
 
-/// Keeps one of the hypotheses that differ at most at `position`: their expansions there are the same.
+/// Keeps one of the hypotheses that differ at most at `position`, because their expansions there are the
+/// same.
 ///
-/// Only an order that visits a position twice brings such hypotheses about.
+/// Such hypotheses arise only when an order visits a position twice.
 fn merge_equal_elsewhere(hypotheses: &mut Vec<Hypothesis>, position: (usize, usize)) {
     let mut kept: Vec<Hypothesis> = Vec::with_capacity(hypotheses.len());
     for hypothesis in hypotheses.drain(..) {
@@ -386,7 +389,7 @@ mod tests {
             let p = problem(seed, scheme, 70, 4);
             let order = order_of(&p, seed);
             let fast = beam_search(&p.weight, &p.hessian, &p.matrix, &order, 1).unwrap();
-            // the direct statement: try every code, evaluate the whole loss, keep the best
+            // direct computation: try every code, evaluate the full loss, keep the best
             let o = seed as usize % 70;
             let mut codes = p.matrix.codes().clone();
             for &(j, m) in &order {
@@ -413,7 +416,7 @@ mod tests {
 
     #[test]
     fn repeated_positions_leave_distinct_hypotheses() {
-        // Two positions visited twice over with a full beam: all 16 combinations are alive, each once.
+        // Two positions, each visited twice, with a full beam: all 16 combinations are alive, each once.
         let p = problem(9, "1x2g4", 1, 2);
         let order = [(0, 0), (1, 0), (0, 0), (1, 0)];
         let mrf = Mrf::new(&p.weight, &p.hessian, &p.matrix, 0).unwrap();
@@ -466,8 +469,8 @@ mod tests {
             })
             .collect();
         merge_equal_elsewhere(&mut hypotheses, here);
-        // the first of those that are the same everywhere else; (2, 1) was neither 0 nor 1, or one of them is
-        // merged, too
+        // The first hypothesis of each set that agrees everywhere else. If the original code at (2, 1) is 0
+        // or 1, one of the hypotheses with these codes is merged, too.
         let mut expected: Vec<usize> = Vec::new();
         for (i, codes) in all.iter().enumerate() {
             let same = |&k: &usize| {

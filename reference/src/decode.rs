@@ -3,13 +3,13 @@ use rayon::prelude::*;
 
 use aqlm_vocabulary::QuantizedMatrix;
 
-/// The dense weight [out_features, in_features] that codes, codebooks and scales stand for (paper section
-/// 3.1): element (o go + a, j gi + b) is `scales[o] * sum_m codebooks[m, codes[o, j, m], a, b]`.
+/// The dense weight [out_features, in_features] encoded by codes, codebooks and scales (paper section 3.1):
+/// element (o go + a, j gi + b) is `scales[o] * sum_m codebooks[m, codes[o, j, m], a, b]`.
 pub fn decode(matrix: &QuantizedMatrix) -> Array2<f64> {
     decode_scaled(matrix, matrix.codebooks().view())
 }
 
-/// The same with `codebooks` in place of the matrix's own.
+/// [`decode()`] with `codebooks` instead of the matrix's own.
 pub(crate) fn decode_scaled(matrix: &QuantizedMatrix, codebooks: ArrayView4<'_, f64>) -> Array2<f64> {
     let mut weight = decode_unscaled(matrix, codebooks);
     let rows = matrix.scheme().out_group_size;

@@ -8,20 +8,21 @@ use crate::occurrences::Occurrences;
 use crate::residual_init::{Fit, initialize};
 use aqlm_vocabulary::{LayerSettings, QuantizedMatrix, Result, StreamKey};
 
-/// Output-aware EM initialisation: residual k-means, each codebook refined under the metric that the layer's
-/// outputs give to its groups before the next codebook sees the residual.
+/// Output-aware EM initialisation: residual k-means in which each codebook, before it is subtracted, is
+/// refined under the metric that H gives to each group.
 ///
-/// With x the residual of a group over its scale, the objective of one codebook is the layer error without
-/// the blocks of H that couple input groups:
+/// With x the residual of a group divided by its scale, the objective of one codebook is the layer error
+/// without the blocks of H that couple input groups:
 ///
 ///   sum over groups (o, j) of s_o^2 <(x - c) H_jj, x - c>
 ///
 /// Each of `rounds` rounds reassigns every group to its nearest codeword in that metric (E-step) and then
-/// moves every codeword to its exact optimum (M-step): 2^B independent systems of in_group_size unknowns,
+/// moves every codeword to its exact optimum (M-step). The M-step solves 2^B independent systems of
+/// in_group_size unknowns,
 ///
 ///   (sum of s_o^2 H_jj) c = sum of s_o^2 H_jj x,
 ///
-/// where the original takes 100 steps of Adam. Neither step can raise the objective. Rows of a group that
+/// where the original takes 100 steps of Adam. Neither step can raise the objective. The rows of a group that
 /// spans several outputs share the metric, so they are several right-hand sides of one system.
 ///
 /// # Errors
@@ -44,8 +45,8 @@ pub fn em_init(
     })
 }
 
-/// E-step: the nearest codeword of each group in the metric H_jj; the current one unless another is strictly
-/// nearer. Groups are [out_groups x in_groups, go gi], input groups fastest.
+/// E-step: the nearest codeword of each group in the metric H_jj. The current codeword stays unless another
+/// is strictly nearer. Groups are [out_groups x in_groups, go gi], input groups fastest.
 fn assign(fit: &mut Fit, groups: ArrayView2<'_, f64>, hessian: &Array2<f64>, gi: usize) {
     let in_groups = hessian.nrows() / gi;
     let codebook = &fit.codebook;
@@ -75,7 +76,8 @@ fn assign(fit: &mut Fit, groups: ArrayView2<'_, f64>, hessian: &Array2<f64>, gi:
     }
 }
 
-/// M-step: every codeword to the minimum of its own groups' objective. Codewords that no group uses stay.
+/// M-step: moves every codeword to the minimum of its own groups' objective. Codewords that no group uses
+/// stay.
 fn solve_codewords(
     fit: &mut Fit,
     groups: ArrayView2<'_, f64>,
@@ -97,7 +99,7 @@ fn solve_codewords(
             if metric.diag().iter().all(|&x| x == 0.0) {
                 return Ok(());
             }
-            // Solved for the change, so that a metric made definite by a jitter still gives a step downhill.
+            // Solved for the change, so that a metric made definite by a jitter still gives a descent step.
             let rows = codeword.len() / gi;
             let mut gradient = Array2::zeros((gi, rows));
             for &(o, j) in occurrences.of(k) {
@@ -179,8 +181,8 @@ mod tests {
             let gi = p.matrix.scheme().in_group_size;
             initialize(&p.weight, &settings(scheme), KEY, |fit, groups, scales| {
                 let start = objective(fit, groups, &p.hessian, scales, gi);
-                // A sum of 96 quadratic forms; a choice between codewords cancels terms of the size of the
-                // start.
+                // The objective is a sum of 96 quadratic forms. A choice between codewords subtracts terms of
+                // the size of the initial objective.
                 let slack = 96.0 * 16.0 * f64::EPSILON * start;
                 let mut last = start;
                 for _ in 0..4 {
@@ -204,7 +206,8 @@ mod tests {
                 let best = objective(fit, groups, &p.hessian, scales, 4);
                 for k in 0..4 {
                     for i in 0..8 {
-                        // Along one coordinate the objective is a parabola whose least point must be here.
+                        // Along one coordinate the objective is a parabola whose minimum must be at this
+                        // point.
                         let mut at = |step: f64| {
                             fit.codebook[[k, i]] += step;
                             let value = objective(fit, groups, &p.hessian, scales, 4);

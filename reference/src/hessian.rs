@@ -5,8 +5,8 @@ use aqlm_vocabulary::{AqlmError, Result};
 
 /// H of a layer: the mean of x xT over the samples that reached it, [in_features, in_features] in f64.
 ///
-/// Everything the calibration data say about a layer's loss is in H (paper section 3.2: <A, B>_H = <A H,
-/// B>_F).
+/// H contains everything that the calibration data determine about a layer's loss (paper section 3.2: <A,
+/// B>_H = <A H, B>_F).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hessian {
     sum: Array2<f64>,
@@ -14,7 +14,7 @@ pub struct Hessian {
 }
 
 impl Hessian {
-    /// No samples yet.
+    /// An accumulator without samples.
     pub fn new(in_features: usize) -> Self {
         Self {
             sum: Array2::zeros((in_features, in_features)),
@@ -25,7 +25,8 @@ impl Hessian {
     /// Adds inputs, [samples, in_features].
     ///
     /// # Errors
-    /// `Shape` for another number of columns, `NotFinite` for NaN or infinite inputs; then nothing was added.
+    /// `Shape` for another number of columns, `NotFinite` for NaN or infinite inputs; after an error nothing
+    /// has been added.
     pub fn add(&mut self, x: ArrayView2<'_, f64>) -> Result<()> {
         if x.ncols() != self.sum.ncols() {
             return Err(AqlmError::Shape {
@@ -40,10 +41,10 @@ impl Hessian {
         Ok(())
     }
 
-    /// Adds the samples that another accumulator has seen.
+    /// Adds the samples of another accumulator.
     ///
     /// # Errors
-    /// `Shape` when it is for another number of inputs.
+    /// `Shape` when the other accumulator has another number of inputs.
     pub fn merge(&mut self, other: &Self) -> Result<()> {
         if other.sum.dim() != self.sum.dim() {
             return Err(AqlmError::Shape {
@@ -57,7 +58,7 @@ impl Hessian {
         Ok(())
     }
 
-    /// Takes the sum out, element by element and the number of samples behind them, and begins anew.
+    /// Takes the sum (its elements, then the number of samples) and resets it to zero.
     pub fn take(&mut self) -> Vec<f64> {
         let samples = std::mem::take(&mut self.samples) as f64;
         let zeros = Array2::zeros(self.sum.dim());
@@ -65,10 +66,10 @@ impl Hessian {
         sum.into_iter().chain([samples]).collect()
     }
 
-    /// Adds a sum that [`Hessian::take`] took out of another.
+    /// Adds a sum that [`Hessian::take`] returned from another accumulator.
     ///
     /// # Errors
-    /// `Shape` when it is of another number of inputs; then nothing was added.
+    /// `Shape` when the sum has another number of inputs; then nothing has been added.
     pub fn add_sum(&mut self, sum: &[f64]) -> Result<()> {
         match sum.split_last() {
             Some((samples, sum)) if sum.len() == self.sum.len() => {
@@ -84,7 +85,7 @@ impl Hessian {
         }
     }
 
-    /// Samples seen.
+    /// Number of samples.
     pub fn samples(&self) -> usize {
         self.samples
     }
@@ -94,13 +95,13 @@ impl Hessian {
         &self.sum / self.samples.max(1) as f64
     }
 
-    /// How many inputs were zero in every sample.
+    /// Number of inputs that were zero in every sample.
     pub fn dead_inputs(&self) -> usize {
         dead_inputs(&self.sum)
     }
 }
 
-/// How many diagonal entries of H are zero: inputs that the calibration data never excite.
+/// Number of zero diagonal entries of H: inputs that are zero in all calibration data.
 pub fn dead_inputs(hessian: &Array2<f64>) -> usize {
     hessian.diag().iter().filter(|&&x| x == 0.0).count()
 }

@@ -5,12 +5,12 @@ use crate::least::{least, slice_of};
 use crate::linalg::product;
 use aqlm_vocabulary::{Stream, sample_distinct};
 
-/// When Lloyd's iterations stop.
+/// Stopping rule of Lloyd's iterations.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct KMeansSettings {
-    /// iterations at most
+    /// maximum number of iterations
     pub max_iterations: usize,
-    /// every how many iterations convergence is tested
+    /// number of iterations between tests of convergence
     pub check_every: usize,
     /// centroids have converged when each coordinate moved by at most `atol + rtol |coordinate|`
     pub rtol: f64,
@@ -44,7 +44,7 @@ pub struct KMeans {
 /// Lloyd's k-means on `points` [n, d] from the centroids `init` [k, d].
 ///
 /// A cluster that loses all its points keeps its centroid. After the last iteration points are assigned once
-/// more, so that assignments and inertia belong to the centroids that are returned.
+/// more, so that assignments and inertia belong to the returned centroids.
 ///
 /// # Panics
 /// When points and centroids have different dimensions.
@@ -70,10 +70,10 @@ pub fn kmeans(points: ArrayView2<'_, f64>, init: Array2<f64>, settings: &KMeansS
     }
 }
 
-/// `k` distinct points to start from; when there are fewer points, they are taken in turns.
+/// `k` distinct starting points. When there are fewer than `k` points, they are repeated in turn.
 ///
 /// # Panics
-/// When there are no points at all.
+/// When there are no points.
 pub fn starting_points(points: ArrayView2<'_, f64>, k: usize, rng: &mut Stream) -> Array2<f64> {
     let sample = sample_distinct(rng, points.nrows(), k);
     let rows: Vec<usize> = sample.iter().copied().cycle().take(k).collect();
@@ -82,7 +82,7 @@ pub fn starting_points(points: ArrayView2<'_, f64>, k: usize, rng: &mut Stream) 
 
 /// Each point's nearest centroid, and the sum of the squared distances.
 fn nearest(points: ArrayView2<'_, f64>, centroids: &Array2<f64>) -> (Vec<usize>, f64) {
-    // |x - c|^2 = |x|^2 - 2 x.c + |c|^2, and |x|^2 does not matter for the choice.
+    // |x - c|^2 = |x|^2 - 2 x.c + |c|^2; |x|^2 does not affect the choice.
     let norms: Array1<f64> = centroids.outer_iter().map(|c| c.dot(&c)).collect();
     let blocks: Vec<(Vec<usize>, f64)> = points
         .axis_chunks_iter(Axis(0), 256)
@@ -113,7 +113,7 @@ fn nearest(points: ArrayView2<'_, f64>, centroids: &Array2<f64>) -> (Vec<usize>,
     )
 }
 
-/// The mean of each cluster's points; the old centroid where there are none.
+/// The mean of each cluster's points; the old centroid for an empty cluster.
 fn means(points: ArrayView2<'_, f64>, assignments: &[usize], old: &Array2<f64>) -> Array2<f64> {
     let mut sums = Array2::zeros(old.raw_dim());
     let mut counts = vec![0usize; old.nrows()];
@@ -161,7 +161,7 @@ mod tests {
                 let distances: Vec<f64> =
                     result.centroids.outer_iter().map(|c| (&point - &c).mapv(|v| v * v).sum()).collect();
                 let least = distances.iter().copied().fold(f64::INFINITY, f64::min);
-                // the choice is made on |c|^2 - 2 x.c, which cancels numbers of size up to about 100
+                // the choice compares |c|^2 - 2 x.c, in which numbers of size up to about 100 cancel
                 prop_assert!(distances[chosen] <= least + 100.0 * 16.0 * f64::EPSILON);
                 total += distances[chosen];
             }
@@ -200,12 +200,13 @@ mod tests {
             kmeans(points.view(), start, &KMeansSettings::new(iterations))
         };
         let every = KMeansSettings::new(1).check_every;
-        // Moves below the absolute tolerance count as none, and are looked for once in so many iterations.
+        // Moves below the absolute tolerance count as convergence, which is tested only every `check_every`
+        // iterations.
         let (large, tiny) = (1.0, 1e-12);
         assert!(run(large, 2 * every).inertia < run(large, every).inertia);
         assert!(run(tiny, every).inertia < run(tiny, every - 1).inertia);
         assert_eq!(run(tiny, 5 * every).centroids, run(tiny, every).centroids);
-        // Moves below the relative tolerance of a large coordinate, too.
+        // So do moves below the relative tolerance of a large coordinate.
         let shifted = |iterations| {
             let points = gaussian(3, 500, 3) * 1e-4 + 1e4;
             let start = starting_points(

@@ -6,7 +6,7 @@ use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 /// The layer error of each output row: (w - q) H (w - q)T, `[out_features]`.
 ///
 /// # Panics
-/// When the shapes of weights and H do not fit, as ndarray does.
+/// When the shapes of weights and H do not fit; ndarray panics.
 pub fn row_errors(weight: &Array2<f64>, quantized: &Array2<f64>, hessian: &Array2<f64>) -> Array1<f64> {
     let difference = weight - quantized;
     (product(difference.view(), hessian.view()) * &difference).sum_axis(Axis(1))
@@ -32,7 +32,7 @@ pub fn relative_layer_error(weight: &Array2<f64>, quantized: &Array2<f64>, hessi
 }
 
 /// # Errors
-/// `Shape` when the weight is not the one that the matrix stands for, or H has another side than its inputs.
+/// `Shape` when the weight's shape is not the matrix's, or H's side is not its number of inputs.
 pub(crate) fn check_shapes(
     weight: &Array2<f64>,
     hessian: &Array2<f64>,

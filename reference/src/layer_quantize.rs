@@ -13,20 +13,20 @@ use aqlm_vocabulary::{
 };
 
 /// Quantizes one layer: initialisation, then rounds of (codebook update, one beam-search sweep over randomly
-/// ordered input groups) until a round gains less than `relative_tolerance` of the loss or `max_rounds` are
-/// done (paper algorithm 1, lines 4 to 12).
+/// ordered input groups). Rounds end when one gains less than `relative_tolerance` of the loss, or after
+/// `max_rounds` (paper algorithm 1, lines 4 to 12).
 ///
-/// The weight is [out_features, in_features], H [in_features, in_features] and symmetric. Everything is
-/// optimised under H with `settings.damping` x mean(diag H) on its diagonal, so that weights of dead inputs
-/// have a preference; every loss that is reported or passed to `observe`, and the choice of which round to
-/// keep, is under H as it is. A last round that did not improve that loss is taken back.
+/// The weight is [out_features, in_features], H [in_features, in_features] and symmetric. All steps optimise
+/// under H with `settings.damping` x mean(diag H) on its diagonal, so that weights of dead inputs have a
+/// preference. All losses, both the ones reported or passed to `observe` and the ones that decide which round
+/// to keep, are under H without damping. If the last round did not improve that loss, it is undone.
 ///
-/// Random numbers are those of `key` alone: one stream for the starting points, one for all sweeps.
+/// All random numbers come from `key`: one stream for the starting points, one for all sweeps.
 ///
 /// # Errors
-/// `Shape`, `NotDivisible`, `NotFinite` (naming weight or H), `Degenerate` when a codebook has more codewords
-/// than the layer has groups (unless `settings.allow_degenerate`), `NotPositiveDefinite` when H has a
-/// negative diagonal entry or turns out indefinite, `Argument` for a beam of 0 or a damping that is no
+/// `Shape`, `NotDivisible`, `NotFinite` (naming weight or H). `Degenerate` when a codebook has more codewords
+/// than the layer has groups (unless `settings.allow_degenerate`). `NotPositiveDefinite` when H has a
+/// negative diagonal entry or turns out indefinite. `Argument` for a beam of 0 or a damping that is not a
 /// finite number >= 0.
 pub fn layer_quantize(
     weight: &Array2<f64>,
@@ -85,7 +85,7 @@ pub fn layer_quantize(
     Ok((best, report))
 }
 
-/// Refuses what cannot be quantized; returns (out_groups, in_groups).
+/// Rejects inputs that cannot be quantized; returns (out_groups, in_groups).
 fn validate(weight: &Array2<f64>, hessian: &Array2<f64>, settings: &LayerSettings) -> Result<(usize, usize)> {
     let scheme = settings.scheme;
     let (out_groups, in_groups) = scheme.groups(weight.nrows(), weight.ncols())?;
@@ -104,11 +104,11 @@ fn validate(weight: &Array2<f64>, hessian: &Array2<f64>, settings: &LayerSetting
     Ok((out_groups, in_groups))
 }
 
-/// Refuses a weight, an H and a damping that no layer can be quantized with.
+/// Rejects a weight, an H or a damping with which no layer can be quantized.
 ///
 /// # Errors
 /// `Shape`, `NotFinite` (naming weight or H), `NotPositiveDefinite` when H has a negative diagonal entry,
-/// `Argument` for a damping that is no finite number >= 0.
+/// `Argument` for a damping that is not a finite number >= 0.
 pub fn check_layer(weight: &Array2<f64>, hessian: &Array2<f64>, damping: f64) -> Result<()> {
     check_hessian(hessian, weight.ncols())?;
     check_finite("weight", weight.view())?;
@@ -171,7 +171,7 @@ mod tests {
             prop_assert!(report.trace.is_sorted_by(|a, b| a >= b));
             prop_assert!(report.relative_error < report.initial_error);
             prop_assert_eq!(report.trace.last(), Some(&report.relative_error));
-            // bit for bit the same again
+            // the same again, bit for bit
             prop_assert_eq!(quantize(&p, &settings), (matrix, report));
         }
     }
@@ -323,7 +323,7 @@ mod tests {
         for (tolerance, rounds) in [(1.01 * gains[0], 1), (0.99 * gains[0], 2), (1.01 * gains[1], 2)] {
             assert_eq!(trace(&p.weight, tolerance).1, all[..rounds], "{tolerance}");
         }
-        // nothing is gained where nothing is lost
+        // no gain is possible from a loss of zero
         assert_eq!(trace(&Array2::zeros(p.weight.dim()), 0.0), (0.0, vec![0.0]));
     }
 

@@ -3,16 +3,16 @@ use ndarray::ArrayViewMut1;
 /// A row of scores as a slice.
 ///
 /// # Panics
-/// When its elements do not lie one after the other, as those of a row of a product do.
+/// When its elements are not contiguous. Those of a row of a product are.
 pub(crate) fn slice_of<'a>(scores: &'a ArrayViewMut1<'_, f64>) -> &'a [f64] {
     scores.as_slice().expect("a row of a product")
 }
 
-/// The least of `scores` and its index, the lowest of equals; `None` when there are none below infinity. NaN
-/// loses.
+/// The minimum of `scores` and its index, the lowest among equals. `None` when no score is below infinity.
+/// NaN never wins.
 ///
-/// Every search of this crate ends in this loop, so it keeps several minima side by side for the compiler to
-/// make vector instructions of.
+/// Every search of this crate ends in this loop. It keeps several minima side by side, so that the compiler
+/// can vectorize it.
 pub(crate) fn least(scores: &[f64]) -> Option<(usize, f64)> {
     const LANES: usize = 8;
     let smaller = |a: f64, b: f64| if b < a { b } else { a };

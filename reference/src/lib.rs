@@ -1,8 +1,8 @@
-//! AQLM, slow and readable: every idea of the paper in f64 on ndarray, one file an idea.
+//! AQLM, slow and readable: every idea of the paper in f64 on ndarray, one file per idea.
 //!
-//! Read it in this order: `aqlm_vocabulary` (scheme, codes, codebooks, scales), [`decode()`], [`Hessian`],
+//! Reading order: `aqlm_vocabulary` (scheme, codes, codebooks, scales), [`decode()`], [`Hessian`],
 //! [`layer_error()`], [`kmeans()`], [`residual_init()`], [`em_init()`], [`Mrf`], [`beam_search()`],
-//! [`update()`], [`layer_quantize()`]; then the model that the layers belong to, [`llama`].
+//! [`update()`], [`layer_quantize()`]; then [`llama`], the model that contains the layers.
 
 #![allow(
     clippy::needless_pass_by_value,

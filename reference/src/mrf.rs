@@ -5,14 +5,14 @@ use ndarray::{Array2, ArrayView2};
 use crate::layer_error::check_shapes;
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 
-/// Most code combinations that [`exhaustive_search`] visits.
+/// Maximum number of code combinations that [`exhaustive_search`] visits.
 pub const MAX_COMBINATIONS: u64 = 1 << 20;
 
 /// The choice of one output group's codes as a fully connected Markov random field (paper section 3.2,
 /// equations 5 to 7).
 ///
-/// Its variables are the pairs (input group j, codebook m), numbered j M + m, each with 2^B states. Energy
-/// plus `constant` is the layer error of the group's rows, for any codes.
+/// Its variables are the pairs (input group j, codebook m), numbered j M + m, each with 2^B states. For any
+/// codes, energy plus `constant` is the layer error of the group's rows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mrf {
     /// [in_groups x M, 2^B]: -2 <W, c>_H + <c, c>_H for the scaled codeword c alone
@@ -25,8 +25,8 @@ pub struct Mrf {
 }
 
 impl Mrf {
-    /// The field of output group `out_group`, for the codebooks and scales of `matrix`; its codes are not
-    /// used.
+    /// The field of output group `out_group`, for the codebooks and scales of `matrix`. The codes of `matrix`
+    /// are not used.
     ///
     /// # Errors
     /// `Shape` when weight, H and matrix do not fit.
@@ -92,10 +92,11 @@ impl Mrf {
     }
 }
 
-/// The codes [in_groups, M] of least energy, by trying all, and that energy: the oracle of the search.
+/// The codes [in_groups, M] of minimum energy, found by trying all, and that energy: the oracle for the
+/// search.
 ///
 /// # Errors
-/// `Unsupported` beyond [`MAX_COMBINATIONS`] combinations.
+/// `Unsupported` for more than [`MAX_COMBINATIONS`] combinations.
 pub fn exhaustive_search(mrf: &Mrf) -> Result<(Array2<u16>, f64)> {
     let (variables, states) = mrf.unary.dim();
     let combinations = (states as u64)

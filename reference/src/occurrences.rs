@@ -3,14 +3,14 @@ use rayon::prelude::*;
 
 use aqlm_vocabulary::QuantizedMatrix;
 
-/// Where each codeword of one codebook is used, in the order of the groups: the transpose of the codes.
+/// For each codeword of one codebook, the groups that use it, in order: the transpose of the codes.
 pub(crate) struct Occurrences {
     starts: Vec<usize>,
     places: Vec<(usize, usize)>,
 }
 
 impl Occurrences {
-    /// For the codes [out_groups, in_groups] of one codebook of `states` codewords.
+    /// From the codes [out_groups, in_groups] of one codebook of `states` codewords.
     pub(crate) fn new(codes: ArrayView2<'_, u16>, states: usize) -> Self {
         let mut starts = vec![0; states + 1];
         for &code in codes {
@@ -39,13 +39,13 @@ impl Occurrences {
             .collect()
     }
 
-    /// The (output group, input group)s that use codeword `k`.
+    /// The pairs (output group, input group) that use codeword `k`.
     pub(crate) fn of(&self, k: usize) -> &[(usize, usize)] {
         &self.places[self.starts[k]..self.starts[k + 1]]
     }
 
-    /// The metric of the loss as a function of codeword `k` alone: the sum of s_o^2 H_jj over its places (o,
-    /// j), [gi, gi]. Zero when it is not used.
+    /// The metric of the loss as a function of codeword `k` alone: the sum of s_o^2 H_jj over the groups (o,
+    /// j) that use it, [gi, gi]. Zero for an unused codeword.
     pub(crate) fn metric(
         &self,
         k: usize,
@@ -66,8 +66,8 @@ impl Occurrences {
     }
 }
 
-/// The adjoint of decoding: for D of [out_features, in_features], the sum of s_o D_(o, j) over the places (o,
-/// j) of each codeword, shaped like the codebooks.
+/// The adjoint of decoding: for D of shape [out_features, in_features], the sum of s_o D_(o, j) over the
+/// groups (o, j) that use each codeword, in the shape of the codebooks.
 pub(crate) fn scatter(
     dense: &Array2<f64>,
     matrix: &QuantizedMatrix,

@@ -7,7 +7,7 @@ use rand_distr::{Distribution, StandardNormal};
 
 use aqlm_vocabulary::{Initialization, LayerSettings, QuantizedMatrix, Scheme, Stream, Update};
 
-/// proptest with `cases` cases, the same ones in every run.
+/// proptest with `cases` cases, identical in every run.
 pub(crate) fn config(cases: u32) -> Config {
     Config {
         cases,
@@ -17,7 +17,7 @@ pub(crate) fn config(cases: u32) -> Config {
     }
 }
 
-/// [rows, cols] of standard normal numbers.
+/// An array [rows, cols] of standard normal numbers.
 pub(crate) fn gaussian(seed: u64, rows: usize, cols: usize) -> Array2<f64> {
     let mut rng = Stream::seed_from_u64(seed);
     Array2::from_shape_simple_fn((rows, cols), || StandardNormal.sample(&mut rng))
@@ -71,7 +71,7 @@ pub(crate) fn problem(seed: u64, scheme: &str, out_groups: usize, in_groups: usi
 }
 
 impl Problem {
-    /// tr(R |H| RT) with R = |W| + |Q|: the size of the terms that a loss sums up.
+    /// tr(R |H| RT) with R = |W| + |Q|: the sum of the magnitudes of a loss's terms.
     fn magnitude(&self) -> f64 {
         let rows = self.weight.mapv(f64::abs) + crate::decode(&self.absolute()).mapv(f64::abs);
         (rows.dot(&self.hessian.mapv(f64::abs)) * &rows).sum()
@@ -83,14 +83,14 @@ impl Problem {
     }
 }
 
-/// Rounding error of a loss of this problem in any order of summation: epsilon x the terms added up one after
-/// another (inputs twice, codebooks) x the sum of their absolute values.
+/// Rounding error of a loss of this problem in any order of summation: epsilon x the number of terms along a
+/// sum (inputs twice, codebooks) x the sum of their absolute values.
 pub(crate) fn rounding(p: &Problem) -> f64 {
     let terms = 2 * p.weight.ncols() + p.matrix.scheme().num_codebooks + 4;
     terms as f64 * f64::EPSILON * p.magnitude()
 }
 
-/// Settings for a scheme, everything else ordinary.
+/// Default settings for a scheme.
 pub(crate) fn settings(scheme: &str) -> LayerSettings {
     LayerSettings {
         scheme: scheme.parse().unwrap(),

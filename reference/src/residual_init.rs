@@ -3,13 +3,13 @@ use ndarray::{Array1, Array2, Array3, Array4, ArrayView2, Axis};
 use crate::kmeans::{KMeansSettings, kmeans, starting_points};
 use aqlm_vocabulary::{LayerSettings, Purpose, QuantizedMatrix, Result, Scheme, StreamKey};
 
-/// Added to every scale, so that a row of zeros divides to zeros (the official engine's value).
+/// Added to every scale, so that a row of zeros stays zero after the division (the official engine's value).
 const TINY_SCALE: f64 = 1e-9;
 
 /// The first codes and codebooks of a layer by residual k-means: k-means on the groups of the normalised
-/// weight, subtract, and again for each of the M codebooks (paper section 3.1, algorithm 1 line 4).
+/// weight, subtract, and repeat for each of the M codebooks (paper section 3.1, algorithm 1 line 4).
 ///
-/// A scale is the L2 norm of its output group's rows (paper section 3.2). H plays no part in it.
+/// A scale is the L2 norm of its output group's rows (paper section 3.2). H is not used.
 ///
 /// # Errors
 /// `NotDivisible` when the weight [out_features, in_features] cannot be cut into the scheme's groups.
@@ -28,7 +28,8 @@ pub(crate) struct Fit {
     pub(crate) codes: Vec<usize>,
 }
 
-/// Residual k-means with `refine(fit, residual groups, scales)` after each codebook, before it is subtracted.
+/// Residual k-means that calls `refine(fit, residual groups, scales)` for each codebook before subtracting
+/// it.
 pub(crate) fn initialize(
     weight: &Array2<f64>,
     settings: &LayerSettings,
@@ -75,8 +76,8 @@ pub(crate) fn initialize(
     QuantizedMatrix::new(scheme, codes, codebooks, scales)
 }
 
-/// The weight over its scales as vectors of out_group x in_group values: [out_groups x in_groups, go gi],
-/// input groups fastest.
+/// The weight divided by its scales, as vectors of out_group x in_group values: [out_groups x in_groups, go
+/// gi], input groups fastest.
 fn groups_of(weight: &Array2<f64>, scales: &Array1<f64>, scheme: Scheme) -> Array2<f64> {
     let (go, gi) = (scheme.out_group_size, scheme.in_group_size);
     let in_groups = weight.ncols() / gi;

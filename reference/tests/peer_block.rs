@@ -1,7 +1,7 @@
-//! The Llama block and its gradients against PyTorch's autograd.
+//! The Llama block and its gradients compared with PyTorch's autograd.
 //!
-//! `tests/vectors` holds cases in f64 throughout (generate.py makes them); the `llama_block` cases of the
-//! peer's vectors beside the repository are transformers as it is.
+//! `tests/vectors` holds cases computed in f64 throughout (by generate.py). The `llama_block` cases of the
+//! peer's vectors beside the repository come from unmodified transformers.
 
 use std::path::{Path, PathBuf};
 
@@ -13,28 +13,28 @@ use ndarray::{Array, Array1, Array2, Array3, ArrayD, Axis, Dimension, Ix1, Ix2, 
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-/// Distances allowed, relative to the norm of the peer's array.
+/// Allowed distances, relative to the norm of the peer's array.
 #[derive(Clone, Copy)]
 struct Limits {
     /// with the peer's rotary tables
     same_tables: f64,
-    /// with our own
+    /// with this project's tables
     own_tables: f64,
 }
 
-/// Of a peer that computes in f64: sums of tens of terms, some ten layers of them, forward and backward,
-/// leave a millionfold reserve. Its rotary tables are f32's.
+/// For a peer that computes in f64. Sums of tens of terms, in about ten layers forward and backward, stay far
+/// below these limits (a reserve of a million). The peer's rotary tables are in f32.
 const F64_THROUGHOUT: Limits = Limits {
     same_tables: 1e-9,
     own_tables: F32_INSIDE,
 };
 
-/// Of transformers as it is: its arrays may be f64, but LlamaRMSNorm, the eager softmax and the rotary tables
-/// cast to f32 inside, forward and backward. These are 10 to 20 roundings of f32's epsilon (1.2e-7) on the
-/// way of every number, those of scores and angles multiplied by their size, up to about 10.
+/// For unmodified transformers. Its arrays may be f64, but LlamaRMSNorm, the eager softmax and the rotary
+/// tables cast to f32 inside, forward and backward. Every number passes through 10 to 20 roundings of f32's
+/// epsilon (1.2e-7). Those of scores and angles are multiplied by their size, up to about 10.
 const F32_INSIDE: f64 = 1e-5;
 
-/// `shared/peer/ops` beside the repository, or under AQLM_SHARED.
+/// `shared/peer/ops` beside the repository, or in AQLM_SHARED.
 fn peer_ops() -> PathBuf {
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
     std::env::var_os("AQLM_SHARED")
@@ -68,7 +68,7 @@ impl Case<'_> {
             .unwrap_or_else(|| panic!("{} lacks {tensor}", self.name))
     }
 
-    /// Asserts that ours is within `limit` of the peer's array, relative to the norm of the peer's.
+    /// Asserts that our array is within `limit` of the peer's, relative to the norm of the peer's.
     fn compare<D: Dimension>(&self, tensor: &str, ours: &Array<f64, D>, limit: f64) {
         let theirs: Array<f64, D> = self.get(tensor);
         assert_eq!(ours.shape(), theirs.shape(), "{}: {tensor}", self.name);
@@ -199,8 +199,7 @@ fn run(case: &Case, block: &Block, own_tables: bool, limits: Limits) {
     }
 }
 
-/// Runs every `llama_block` case of a folder, and says how many there were; `None` when there is no
-/// index.json.
+/// Runs every `llama_block` case of a folder and returns their number; `None` without an index.json.
 fn run_all(folder: &Path, limits: Limits) -> Option<usize> {
     let index = std::fs::read_to_string(folder.join("index.json")).ok()?;
     let index: Vec<Value> = serde_json::from_str(&index).unwrap();

@@ -6,8 +6,8 @@ mod commands;
 
 use std::process::ExitCode;
 
-/// A block's activations come and go by the hundred megabytes; an allocator that hands every one of them back
-/// to the system spends an eighth of the time on page faults.
+/// A block repeatedly allocates and frees hundreds of megabytes of activations. An allocator that returns all
+/// of them to the system spends an eighth of the time on page faults.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

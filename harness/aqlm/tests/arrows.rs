@@ -1,14 +1,14 @@
 //! The arrows of the architecture (docs/architecture.md): which crate may use which.
 //!
 //! `optimized` is checked against `reference`, so the two must be independent implementations. Both see the
-//! vocabulary, in which nothing computes, and neither sees the other. Cargo refuses a path along a dependency
-//! that is not declared; this test refuses the declaration.
+//! vocabulary, which computes nothing, and neither sees the other. Cargo rejects a path to an undeclared
+//! dependency; this test rejects the declaration.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A crate, the workspace crates that its library may depend on, and those that its tests may use besides.
+/// A crate, the workspace crates that its library may depend on, and those that its tests may also use.
 type Arrows = (&'static str, &'static [&'static str], &'static [&'static str]);
 
 /// From the bottom to the top: a crate depends only on crates above it in this table.
@@ -75,7 +75,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// Dependencies that `ALLOWED` does not have, as `A -> B`, out of the document that `cargo metadata` prints.
+/// Dependencies that are not in `ALLOWED`, as `A -> B`, from the output of `cargo metadata`.
 fn forbidden_dependencies(metadata: &serde_json::Value) -> Vec<String> {
     let allowed: BTreeMap<_, _> = ALLOWED
         .into_iter()

@@ -1,6 +1,6 @@
-//! Does the check catch mistakes? Every operation lists how its implementations go wrong
-//! (harness/check/src/ops), and the check must refuse a machine that does so, by comparison. A rule for ties
-//! that differs from ours is no mistake, and must pass.
+//! Tests that the check catches mistakes. Every operation lists mistakes in implementations
+//! (harness/check/src/ops), and the check must reject, by comparison, a machine with any of them. A different
+//! rule for ties is no mistake and must pass.
 
 use aqlm_check::cases::{Case, Operation, corners};
 use aqlm_check::{CaseRow, Machines, Outcome, check_broken};
@@ -8,7 +8,7 @@ use aqlm_engine::backends::BackendKind;
 use aqlm_formats::safetensors::SafetensorFiles;
 use ndarray::{Ix1, Ix2, Ix3, Ix4};
 
-/// The plainest way of the CPU.
+/// The CPU's plainest way of computing.
 fn machine() -> Machines {
     let mut machines = Machines::of(BackendKind::Cpu);
     if let Ok(subjects) = &mut machines.subjects {
@@ -32,7 +32,7 @@ fn failures(rows: &[CaseRow]) -> usize {
     rows.iter().filter(|row| row.outcome == Outcome::Fail).count()
 }
 
-/// Every breakage of some operations; with none, everything passes.
+/// Checks every breakage of some operations, and that without a breakage everything passes.
 fn caught(operations: &[Operation]) {
     for &operation in operations {
         assert_eq!(failures(&rows(operation, None)), 0, "{operation}");
@@ -43,7 +43,7 @@ fn caught(operations: &[Operation]) {
             let failed = failures(&rows);
             println!("{operation}, {breakage}: {failed} of {} cases fail", rows.len());
             if refused {
-                // One case could be luck.
+                // A single failing case could be chance.
                 assert!(
                     failed >= 2,
                     "{operation}, {breakage}: caught by {failed} of {}",
@@ -91,7 +91,7 @@ fn broken_models_are_refused() {
     ]);
 }
 
-/// What the operations' own lists must have at least.
+/// The minimum contents of the operations' lists.
 #[test]
 fn the_kinds_of_mistakes_that_kernels_make_are_tried() {
     let has = |operation: Operation, word: &str| {
@@ -169,7 +169,7 @@ fn a_failure_shows_its_worst_elements_and_keeps_its_operands() {
     assert_eq!(tensors.read::<f64, Ix1>("scales").unwrap(), matrix.scales());
     assert_eq!(tensors.read::<f32, Ix2>("x").unwrap(), data.x);
 
-    // What passes keeps nothing.
+    // A passing check saves nothing.
     let other = tempfile::tempdir().unwrap();
     let rows = check_broken(&[case], &machine(), None, Some(other.path())).unwrap();
     assert_eq!((rows[0].outcome, &rows[0].kept), (Outcome::Pass, &None));

@@ -1,15 +1,15 @@
-//! Who may import whom inside a crate: no circle among files, and no import against the order of
-//! docs/architecture.md.
+//! Imports inside a crate: no cycle among files, and no import against the order in docs/architecture.md.
 //!
-//! An import of a name is followed through re-exports to the file that defines it, so a module's list of `pub
-//! use` ties nothing. Unit tests (`#[cfg(test)]`) are left out: a test may reach upwards.
+//! An import of a name is followed through re-exports to the file that defines the name. A module's list of
+//! `pub use` therefore creates no edge. Unit tests (`#[cfg(test)]`) are ignored, because a test may import
+//! from above.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use syn::visit::Visit;
 
-/// The crates that are checked, by folder; the first module of each path is the crate's own.
+/// The checked crates, by folder; the first module of each path is the crate's own.
 const CRATES: [(&str, &str); 9] = [
     ("aqlm-vocabulary", "reference/vocabulary/src/lib.rs"),
     ("aqlm-kernels", "kernels/src/lib.rs"),
@@ -22,15 +22,15 @@ const CRATES: [(&str, &str); 9] = [
     ("aqlm-mutants", "harness/tools/mutants/src/main.rs"),
 ];
 
-/// A module's path from the root of its crate: empty for the root itself.
+/// A module's path from its crate's root; empty for the root itself.
 type ModulePath = Vec<String>;
 
-/// What one file says: the names it defines, its re-exports, and the paths that it uses.
+/// Contents of one file: the names that it defines, its re-exports, and the paths that it uses.
 #[derive(Default)]
 struct Module {
     children: BTreeSet<String>,
     defined: BTreeSet<String>,
-    /// name here -> path as written; `*` re-exports are under the name `*`
+    /// name here -> path as written; `*` re-exports have the name `*`
     reexports: Vec<(String, ModulePath)>,
     uses: Vec<ModulePath>,
 }
@@ -131,7 +131,7 @@ impl<'ast> Visit<'ast> for Reader<'_> {
         }
     }
 
-    /// `pub(in super::super)` names a module and uses nothing of it.
+    /// `pub(in super::super)` names a module but uses nothing from it.
     fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
@@ -189,8 +189,7 @@ impl Crate {
         self.modules.insert(path, module);
     }
 
-    /// The module whose file defines what `path`, written in `module`, means; `None` for what is not of this
-    /// crate.
+    /// The module whose file defines `path`, as written in `module`; `None` for paths outside this crate.
     fn definer(&self, module: &ModulePath, path: &[String], fuel: usize) -> Option<ModulePath> {
         let fuel = fuel.checked_sub(1)?;
         let (mut at, rest) = match path.first()?.as_str() {
@@ -284,7 +283,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// The orders that docs/architecture.md states: for a crate, its modules from the bottom to the top.
+/// The orders stated in docs/architecture.md: for each crate, its modules from the bottom to the top.
 fn stated_orders() -> BTreeMap<String, Vec<String>> {
     let text = std::fs::read_to_string(root().join("docs/architecture.md")).expect("docs/architecture.md");
     let block = text
@@ -304,8 +303,8 @@ fn stated_orders() -> BTreeMap<String, Vec<String>> {
         .collect()
 }
 
-/// Imports that run from a module to one above it in its crate's order, as `from -> to`. A module stands
-/// where the longest of its paths that the order names does.
+/// Imports from a module of one above it in its crate's order, as `from -> to`. A module's position is that
+/// of the longest of its path prefixes named in the order.
 fn upward(imports: &BTreeSet<(ModulePath, ModulePath)>, order: &[String]) -> Vec<String> {
     let place = |module: &ModulePath| {
         (1..=module.len())

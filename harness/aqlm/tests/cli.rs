@@ -1,4 +1,4 @@
-//! The `aqlm` program as its users meet it: what it prints, what it refuses, and with which exit code.
+//! The `aqlm` program from a user's perspective: its output, the inputs that it rejects, and its exit codes.
 
 mod support;
 
@@ -47,7 +47,7 @@ fn eval_prints_the_promised_fields() {
     assert_eq!(document["tokens"], 3 * 63);
     let mean = document["mean_nll"].as_f64().unwrap();
     assert!((document["perplexity"].as_f64().unwrap() - mean.exp()).abs() < 1e-9 * mean.exp());
-    // The model has learned something: a uniform guess over 2048 tokens would be at 7.6 nats.
+    // The model has learned something: a uniform guess over 2048 tokens would give 7.6 nats.
     assert!(mean > 0.5 && mean < 4.0, "{mean}");
     for field in ["model", "data"] {
         assert!(document[field].is_string());
@@ -96,18 +96,18 @@ fn a_quantized_model_evaluates_inspects_and_resumes_to_the_same_bytes() {
     ]));
     assert!(measured["perplexity"].as_f64().unwrap().is_finite());
 
-    // The same command again is refused; with --resume it finds everything done and changes nothing.
+    // Repeating the same command is rejected. With --resume, it finds everything done and changes nothing.
     let before = model_bytes(&whole);
     assert_eq!(quantize(&text, &whole, &[]).status.code(), Some(2));
     assert_eq!(quantize(&text, &whole, &["--resume"]).status.code(), Some(0));
     assert_eq!(model_bytes(&whole), before);
 
-    // Another seed is another run.
+    // Another seed makes another run.
     let other = quantize(&text, &whole, &["--resume", "--seed", "9"]);
     assert_eq!(other.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&other.stderr).contains("settings.seed"));
 
-    // As after a kill behind block 1, in the middle of writing the journal's third line.
+    // The state after a kill that follows block 1, while the journal's third line was being written.
     let cut = folder.path().join("cut");
     std::fs::create_dir_all(cut.join("blocks")).unwrap();
     std::fs::copy(whole.join("run.json"), cut.join("run.json")).unwrap();
@@ -130,7 +130,7 @@ fn a_quantized_model_evaluates_inspects_and_resumes_to_the_same_bytes() {
     );
     assert_eq!(model_bytes(&cut), before);
 
-    // A flipped bit in a finished block is found by its checksum, named, and the block is done again.
+    // The checksum reveals a flipped bit in a finished block. The block is named and quantized again.
     let damaged = cut.join("blocks/block_0001.safetensors");
     let mut bytes = std::fs::read(&damaged).unwrap();
     let middle = bytes.len() / 2;
@@ -260,8 +260,7 @@ fn help_names_every_command() {
     }
 }
 
-/// On a machine with a GPU both backends write and measure alike; on one without, the command says what is
-/// missing.
+/// With a GPU, both backends generate and measure alike. Without one, the command says what is missing.
 #[test]
 fn the_gpu_writes_and_measures_or_says_what_is_missing() {
     let folder = tempfile::tempdir().unwrap();
@@ -306,7 +305,7 @@ fn the_gpu_writes_and_measures_or_says_what_is_missing() {
         return;
     }
     let perplexity = |output: &Output| json(output)["perplexity"].as_f64().unwrap();
-    // A loss of some 2 nats with f16's rounding in every logit.
+    // A loss of about 2 nats, with f16's rounding in every logit.
     let share = perplexity(&found) / perplexity(&eval("cpu"));
     assert!((share - 1.0).abs() < 1e-2, "{share}");
     let texts = ["cpu", "cuda"].map(|backend| json(&write(backend))["text"].clone());

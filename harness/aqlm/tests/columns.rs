@@ -1,13 +1,13 @@
-//! Comments and documents are at most 110 columns wide: rustfmt wraps code and no comments.
+//! Comments and documents are at most 110 columns wide; rustfmt wraps code but not comments.
 //!
-//! Tables and code inside a document are left alone, and so is a line that is one long word, such as a link.
+//! Tables and code inside a document are exempt, as is a line that consists of one long word, such as a link.
 
 use std::path::{Path, PathBuf};
 
-/// Characters in a line at most; the same number stands in rustfmt.toml.
+/// Maximum number of characters per line, equal to the number in rustfmt.toml.
 const COLUMNS: usize = 110;
 
-/// The lines of a source that are comments alone and too wide, from 1.
+/// Line numbers, from 1, of a source's comment-only lines that are too wide.
 fn wide_comments(source: &str) -> Vec<usize> {
     let is_comment = |line: &str| {
         let text = line.trim_start();
@@ -19,7 +19,7 @@ fn wide_comments(source: &str) -> Vec<usize> {
         .collect()
 }
 
-/// The lines of a Markdown document that are prose and too wide, from 1.
+/// Line numbers, from 1, of a Markdown document's prose lines that are too wide.
 fn wide_prose(document: &str) -> Vec<usize> {
     let mut is_code = false;
     let mut found = Vec::new();
@@ -41,7 +41,7 @@ fn numbered(text: &str) -> impl Iterator<Item = (usize, &str)> {
     (1..).zip(text.lines())
 }
 
-/// Files that people write, by their ending.
+/// Hand-written files, by extension.
 fn files(folder: &Path, out: &mut Vec<PathBuf>) {
     const SKIPPED: [&str; 6] = ["target", ".git", ".carry", "runs", "models", "tiny-stories-4m"];
     const ENDINGS: [&str; 5] = ["rs", "cu", "cuh", "h", "md"];

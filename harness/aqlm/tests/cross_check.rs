@@ -1,5 +1,4 @@
-//! The cross-check itself, as `aqlm check` runs it: fewer drawn cases, all operations, all backends that are
-//! here.
+//! The cross-check as run by `aqlm check`: fewer drawn cases, all operations, all backends of this machine.
 
 use aqlm_check::cases::{Case, Operation};
 use aqlm_check::{CrossOptions, Machines, Outcome, cross_check};
@@ -42,7 +41,7 @@ fn every_backend_agrees_with_the_reference_over_all_operations() {
     );
     for line in &report.summary {
         assert_eq!(line.cases, line.pass + line.fail + line.unsupported + line.waived);
-        // The reference and the CPU are always there.
+        // The reference and the CPU are always present.
         if line.backend != "cuda" {
             assert_eq!(line.pass, line.cases, "{} on {}", line.op, line.backend);
         }
@@ -133,7 +132,7 @@ fn products_of_every_group_shape() {
     }
 }
 
-/// Around the tile of 64 rows, the four rows of the direct form and the block of 16 look-ups.
+/// Sizes around the tile of 64 rows, the four rows of the direct form and the block of 16 look-ups.
 #[test]
 fn products_with_ragged_edges() {
     for out in [1, 3, 4, 5, 63, 64, 65, 129] {

@@ -1,4 +1,4 @@
-//! What a run does when it is killed, when the disk is full or broken, and when it is not alone.
+//! A run that is killed, whose disk is full or broken, or whose folder another process uses.
 //!
 //! `AQLM_KILLS=50 cargo test --release --test faults -- --nocapture killed` is the long experiment of
 //! docs/checking.md.
@@ -13,10 +13,10 @@ use aqlm_vocabulary::{Purpose, stream};
 use rand::RngExt;
 use support::{MODEL, QUICK, first_documents, message, model_bytes};
 
-/// Kills in an ordinary test run.
+/// Number of kills in an ordinary test run.
 const KILLS: usize = 4;
 
-/// Longest wait for another process.
+/// Maximum wait for another process.
 const PATIENCE: Duration = Duration::from_mins(5);
 
 struct Run {
@@ -70,7 +70,7 @@ impl Run {
     }
 }
 
-/// Files that are being written have names that start with `.writing-`.
+/// Names of unfinished files, which start with `.writing-`.
 fn leftovers(folder: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return Vec::new();
@@ -110,7 +110,7 @@ fn a_killed_run_resumes_to_the_same_bytes() {
         assert!(same, "kill {kill} after {moment:?}");
         std::fs::remove_dir_all(&out).unwrap();
     }
-    // Kills that all come too late would prove nothing.
+    // If every kill came too late, the test would prove nothing.
     assert!(unfinished > 0, "no run was killed before its end");
 }
 
@@ -167,20 +167,20 @@ fn a_second_run_into_the_same_folder_is_refused() {
         "{}",
         message(&second)
     );
-    // The first one is none the worse for it.
+    // The first run is unaffected.
     assert!(first.wait().unwrap().success());
     assert!(out.join("model.safetensors").is_file());
 }
 
-/// A limit on the size of files stands for a full disk: writing stops in the middle of a block.
+/// A limit on file size simulates a full disk: writing stops in the middle of a block.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_leaves_a_run_that_can_be_resumed() {
     let run = Run::new();
     let expected = run.model(&run.out("whole"));
     let out = run.out("full");
-    // Without its signal, exceeding the limit is an error of the write, as a full disk is. Blocks are larger
-    // than 100 kB.
+    // Without its signal, exceeding the limit is a write error, as on a full disk. Blocks are larger than 100
+    // kB.
     let output = Command::new("bash")
         .args([
             "-c",
@@ -205,7 +205,7 @@ fn a_full_disk_leaves_a_run_that_can_be_resumed() {
     assert_eq!(run.model(&out), expected);
 }
 
-/// A place where nobody can write, root included.
+/// A folder in which nobody can write, root included.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_read_only_place_is_refused_by_name() {

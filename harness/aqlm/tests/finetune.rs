@@ -1,4 +1,5 @@
-//! `aqlm finetune`, and `aqlm quantize --finetune end-to-end`: what they print, keep, continue and refuse.
+//! `aqlm finetune`, and `aqlm quantize --finetune end-to-end`: output, saved state, resuming, and rejected
+//! inputs.
 
 mod support;
 
@@ -8,7 +9,7 @@ use std::process::Output;
 use serde_json::Value;
 use support::{MODEL, QUICK, aqlm, golden, json, message, model_bytes, refused, short_text};
 
-/// Quantizes coarsely and quickly, blocks not tuned.
+/// Quantizes coarsely and quickly, without tuning blocks.
 fn student(folder: &Path, text: &Path) -> PathBuf {
     let out = folder.join("student");
     let mut arguments = vec![
@@ -43,7 +44,7 @@ fn succeed(arguments: &[&str]) -> Output {
     output
 }
 
-/// Two epochs of eight sequences of 32 tokens, unless `extra` says otherwise.
+/// Two epochs of eight sequences of 32 tokens, unless `extra` overrides them.
 fn arguments<'a>(student: &'a Path, text: &'a Path, out: &'a Path, extra: &[&'a str]) -> Vec<&'a str> {
     let mut arguments = vec![
         "finetune",
@@ -112,7 +113,7 @@ fn a_tuned_model_is_better_and_an_interrupted_run_ends_in_the_same_bytes() {
     );
     let bytes = model_bytes(&out);
     assert_ne!(bytes, model_bytes(&student));
-    // codes stay: both checkpoints have the same bits per parameter and the same scheme
+    // codes stay fixed: both checkpoints have the same bits per parameter and the same scheme
     let inspect = |model: &Path| json(&succeed(&["inspect", path(model), "--json"]))["layers"].clone();
     assert_eq!(inspect(&out), inspect(&student));
 
@@ -125,7 +126,7 @@ fn a_tuned_model_is_better_and_an_interrupted_run_ends_in_the_same_bytes() {
     other.extend(["--lr", "0.5"]);
     refused(&other, &["settings.lr", "0.5"]);
 
-    // As after a kill in the middle of writing the journal's last line.
+    // The state after a kill while the journal's last line was being written.
     let journal = out.join("journal.jsonl");
     let cut = |lines_kept: usize| {
         let text = std::fs::read_to_string(&journal).unwrap();
@@ -147,7 +148,7 @@ fn a_tuned_model_is_better_and_an_interrupted_run_ends_in_the_same_bytes() {
     );
     assert_eq!(model_bytes(&out), bytes);
 
-    // A flipped bit in the last state is found by its checksum; the state before it serves.
+    // The checksum reveals a flipped bit in the last state, and the state before it is used.
     let last = std::fs::read_to_string(&journal).unwrap();
     let last: Value = serde_json::from_str(last.lines().last().unwrap()).unwrap();
     let state = out.join("states").join(last["state"]["file"].as_str().unwrap());
@@ -159,7 +160,8 @@ fn a_tuned_model_is_better_and_an_interrupted_run_ends_in_the_same_bytes() {
     assert!(message(&output).contains(path(&state)), "{}", message(&output));
     assert_eq!(model_bytes(&out), bytes);
 
-    // The result is a model to tune on, whose norms are now other than the teacher's: said, not refused.
+    // The result can be tuned again, although its norms now differ from the teacher's: reported, not
+    // rejected.
     let again = folder.path().join("again");
     let output = succeed(&arguments(
         &out,
@@ -190,8 +192,8 @@ fn every_way_to_use_the_teacher_says_the_same() {
         (number(&document, "loss_before"), number(&document, "loss_after"))
     };
     let cached = after("cached", &[]);
-    // f32 states of f32 arithmetic, or a list of f32 logarithms: some 512 terms of a sum, each off by an
-    // epsilon, and a training that magnifies that by little
+    // f32 states from f32 arithmetic, or a list of f32 logarithms: a sum of about 512 terms, each with an
+    // error of an epsilon, and training amplifies this only slightly
     let close = |a: f64, b: f64| (a - b).abs() <= 1e4 * f64::from(f32::EPSILON) * b;
     for (name, extra) in [
         ("on the fly", ["--teacher-logits", "on-the-fly"]),
@@ -203,7 +205,7 @@ fn every_way_to_use_the_teacher_says_the_same() {
             "{name}: {other:?}, {cached:?}"
         );
     }
-    // the reference's backend, from the same student
+    // the reference backend, from the same student
     let out = folder.path().join("reference");
     let document = json(&succeed(&arguments(
         &student,
@@ -247,13 +249,13 @@ fn a_loss_that_is_not_a_number_stops_the_run_and_names_the_place() {
         ],
     );
     assert!(!out.join("config.json").exists() && !out.join("model.safetensors").exists());
-    // the start is still the last good state, and going on from it comes to the same end
+    // the initial state is still the last good one, and continuing from it gives the same result
     let mut resumed = diverging.clone();
     resumed.push("--resume");
     refused(&resumed, &["epoch 1, step 2"]);
 }
 
-/// The embedded model as a folder, to be changed.
+/// The embedded model as a folder that the test can modify.
 fn dense_folder(folder: &Path, name: &str) -> PathBuf {
     let to = folder.join(name);
     std::fs::create_dir(&to).unwrap();
@@ -288,8 +290,7 @@ fn bad_input_is_refused_before_anything_is_written() {
     refuse(&["--top-k", "2049"], &["--top-k", "1 to 2048"]);
     refuse(&["--top-k", "4", "--teacher-logits", "on-the-fly"], &["--top-k"]);
 
-    // A teacher of another shape, one of another vocabulary, one that is quantized, none at all; a dense
-    // student.
+    // Teachers with another shape, with another vocabulary, and quantized; no teacher; a dense student.
     let shape = dense_folder(folder.path(), "shape");
     change_json(&shape.join("config.json"), |config| {
         config["num_hidden_layers"] = 3.into();
@@ -349,7 +350,7 @@ fn bad_input_is_refused_before_anything_is_written() {
     quantize(&["--finetune-tune", "head"], &["--finetune-tune"]);
 }
 
-/// Grouped-query attention, a tied head, and checkpoints that the official engine wrote.
+/// Grouped-query attention, a tied head, and checkpoints written by the official engine.
 #[test]
 fn checkpoints_of_the_official_engine_are_tuned() {
     let shared = std::env::var_os("AQLM_SHARED").map_or_else(
@@ -378,7 +379,7 @@ fn checkpoints_of_the_official_engine_are_tuned() {
             number(&document, "loss_after") < number(&document, "loss_before"),
             "{scheme}: {document}"
         );
-        // what was written opens, and is what was judged, up to f16
+        // the written checkpoint opens, and equals the judged state up to f16
         let again = folder.path().join("again");
         (arguments[1], arguments[7]) = (path(&out), path(&again));
         let rounded = number(&json(&succeed(&arguments)), "loss_before");

@@ -1,5 +1,5 @@
-//! Damaged and malicious files: every reader sees thousands of mutations of small valid ones. It may refuse
-//! them, but must not panic, hang, or take more memory than the file justifies.
+//! Damaged and malicious files: every reader gets thousands of mutations of small valid files. A reader may
+//! reject them, but must not panic, hang, or use more memory than the file's size justifies.
 //!
 //! `AQLM_FUZZ_RUNS=1000000 cargo test --release --test hostile_files -- --nocapture` is the long run of
 //! docs/checking.md; the same targets under libFuzzer are in `harness/tools/fuzz/`.
@@ -17,27 +17,27 @@ use rand::RngExt;
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// The counter is the whole process's, so one target runs at a time.
+/// The allocation counter is process-wide, so only one target runs at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Executions of each target in an ordinary test run.
+/// Number of executions of each target in an ordinary test run.
 const RUNS: usize = 3000;
 
-/// Bytes of memory for each byte of file: parsed JSON keeps a value of 72 bytes and a map entry for as little
-/// as two bytes of text, maps are up to half empty, and errors quote the file.
+/// Allowed bytes of memory per byte of file. Parsed JSON keeps a value of 72 bytes and a map entry for as
+/// little as two bytes of text, maps are up to half empty, and errors quote the file.
 const BYTES_PER_BYTE: usize = 256;
 
-/// Bytes whatever the file: buffers, the tokenizer's compiled expressions and tables of bytes.
+/// Allowed bytes for any file: buffers, the tokenizer's compiled expressions and byte tables.
 const BYTES_ALWAYS: usize = 8 << 20;
 
-/// Files are not grown beyond this by mutation.
+/// Maximum size to which mutations grow a file.
 const LONGEST: usize = 1 << 12;
 
 fn runs() -> usize {
     std::env::var("AQLM_FUZZ_RUNS").map_or(RUNS, |runs| runs.parse().expect("AQLM_FUZZ_RUNS is a number"))
 }
 
-/// One small damage.
+/// Applies one small mutation.
 fn mutate(rng: &mut Stream, bytes: &mut Vec<u8>, target: &Target, corpus: &[Vec<u8>]) {
     let at = |rng: &mut Stream, len: usize| rng.random_range(0..=len as u64) as usize;
     let place = at(rng, bytes.len());
@@ -83,7 +83,7 @@ fn mutate(rng: &mut Stream, bytes: &mut Vec<u8>, target: &Target, corpus: &[Vec<
             bytes.splice(place..end, number[..width].iter().copied());
         }
         7 => {
-            // the digits there become another number
+            // replaces the digits at this position with another number
             let start = bytes[..place]
                 .iter()
                 .rposition(|b| !b.is_ascii_digit())
@@ -123,7 +123,7 @@ fn attack(name: &str) {
         .chain([&JOURNAL])
         .find(|target| target.name == name)
         .expect("a target of this name");
-    // Files are written: in memory, where there is a place for that.
+    // Files are written to memory if the machine has such a folder.
     let memory = std::path::Path::new("/dev/shm");
     let folder = if memory.is_dir() {
         tempfile::tempdir_in(memory)
@@ -166,7 +166,7 @@ fn attack(name: &str) {
             ));
             break;
         }
-        // Damage builds on damage now and then, so that deeper places are reached.
+        // Occasionally a mutated file joins the corpus, so that mutations accumulate and reach deeper code.
         if run % 50 == 0 && corpus.len() < 200 {
             corpus.push(bytes);
         }
@@ -212,7 +212,7 @@ fn journals() {
 
 #[test]
 fn a_reader_that_panics_or_takes_too_much_is_found() {
-    // What the tests above would see: the counter counts, and panics are caught.
+    // Tests the tests above: the counter counts, and panics are caught.
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let before = MEMORY.current_usage();
     MEMORY.reset_peak_usage();

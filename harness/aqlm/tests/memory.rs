@@ -1,4 +1,4 @@
-//! `--memory`: the same bytes with any bound, and no more memory than it says.
+//! `--memory`: the same bytes with any bound, and no more memory than the bound.
 
 mod support;
 
@@ -27,7 +27,7 @@ fn quantize(text: &Path, out: &Path, extra: &[&str]) -> Output {
     aqlm(&arguments)
 }
 
-/// The least bound that a command takes: the one that its refusal of a byte names.
+/// The smallest bound that a command accepts, as named in its error for a bound of one byte.
 fn least(refusal: &Output) -> String {
     let text = message(refusal);
     assert_eq!(refusal.status.code(), Some(2), "{text}");
@@ -59,7 +59,7 @@ fn quantizing_gives_the_same_bytes_with_any_bound() {
         assert!(left.is_empty(), "left behind: {left:?}");
     }
 
-    // Another bound is no other run.
+    // A different bound does not make a different run.
     let cut = folder.path().join("cut");
     std::fs::create_dir_all(cut.join("blocks")).unwrap();
     for file in ["run.json", "blocks/block_0000.safetensors"] {
@@ -133,7 +133,7 @@ fn what_is_no_bound_is_refused() {
     assert!(!Path::new(out).exists(), "a refused run left a folder");
 }
 
-/// A limit on the size of files stands for a full disk.
+/// A limit on file size simulates a full disk.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_disk_too_full_for_hidden_states_is_named() {
@@ -163,15 +163,15 @@ fn a_disk_too_full_for_hidden_states_is_named() {
     );
 }
 
-/// Bytes that do not belong to activations: the block with its gradients and moments many times over, and
-/// each thread's buffers inside products.
+/// Bytes that are not activations: many times the block with its gradients and moments, and each thread's
+/// buffers inside products.
 fn beside(data: &LlamaData) -> usize {
     let parameters = data.config.blocks[0].parameters();
     16 * parameters * size_of::<f64>() + rayon::current_num_threads() * (4 << 20)
 }
 
-/// A block's part of a run: what it is fine-tuned on, its Hessians, its outputs. Returns these and the most
-/// memory that it took.
+/// A block's part of a run: its fine-tuning data, its Hessians, its outputs. Returns these and the peak
+/// memory.
 fn block(data: &LlamaData, backend: &CpuBackend, sequences: &[&[u32]]) -> (HiddenStates, f64, usize) {
     MEMORY.reset_peak_usage();
     let before = MEMORY.current_usage();
@@ -236,7 +236,7 @@ fn activations_take_no_more_memory_than_they_may() {
     let states = sequences.len() * tokens * data.config.hidden_size * size_of::<f32>();
 
     let free = CpuBackend::new(&data.config, tokens).unwrap();
-    // What threads and products keep once they were used is nobody's activations.
+    // Memory that threads and products keep after first use does not count as activations.
     drop(block(&data, &free, &sequences[..64]));
     let (outputs, error, unbounded) = block(&data, &free, &sequences);
     assert!(

@@ -1,4 +1,4 @@
-//! Every vector that peers computed, when `../shared` lies beside the repository; waived otherwise.
+//! Checks every vector computed by peers, if `../shared` exists beside the repository; waived otherwise.
 
 use std::path::{Path, PathBuf};
 

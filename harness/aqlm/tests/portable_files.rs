@@ -1,14 +1,14 @@
-//! The repository names no machine: no absolute path of somebody's disk, no package registry's host.
+//! The repository names no machine: no absolute path of a particular disk, no package registry's host.
 //!
-//! Both creep in by pasting and work only where they were pasted from.
+//! Both come from pasting and work only on the machine of origin.
 
 use std::path::{Path, PathBuf};
 
-/// Folders of one machine: a path that starts with one of them means nothing elsewhere.
+/// Folders specific to one machine: a path that starts with one of them is meaningless elsewhere.
 const FOLDERS: [&str; 5] = ["home", "root", "work", "farm", "Users"];
 
-/// Registries by name and domain, apart so that this file doesn't name them itself. The Hub is not among
-/// them: models come from there by design.
+/// Registries by name and domain, split so that this file itself does not contain them. The Hub is not among
+/// them, because models come from there by design.
 const REGISTRIES: [(&str, &str); 5] = [
     ("pypi", "org"),
     ("pythonhosted", "org"),
@@ -17,7 +17,7 @@ const REGISTRIES: [(&str, &str); 5] = [
     ("debian", "org"),
 ];
 
-/// Why a line is not portable, or nothing.
+/// Why a line is not portable; `None` if it is.
 fn complaint(line: &str) -> Option<String> {
     for (name, domain) in REGISTRIES {
         let host = format!("{name}.{domain}");
@@ -40,9 +40,9 @@ fn complaint(line: &str) -> Option<String> {
     None
 }
 
-/// The text files that people write, under a folder.
+/// Hand-written text files under a folder.
 fn text_files(folder: &Path, out: &mut Vec<PathBuf>) {
-    // Built, fetched and generated things, and data whose words are not ours.
+    // Built, fetched and generated files, and third-party data.
     const SKIPPED: [&str; 6] = [
         "target",
         "runs",
@@ -51,7 +51,7 @@ fn text_files(folder: &Path, out: &mut Vec<PathBuf>) {
         "tiny-stories-4m",
         "__pycache__",
     ];
-    // Cargo itself writes its registry's address into Cargo.lock, so `.lock` is not in this list.
+    // Cargo itself writes its registry's address to Cargo.lock, so `.lock` is not in this list.
     const ENDINGS: [&str; 14] = [
         "rs", "toml", "md", "py", "sh", "txt", "cu", "cuh", "h", "cpp", "json", "snap", "yml", "html",
     ];

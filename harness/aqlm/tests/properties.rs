@@ -1,4 +1,4 @@
-//! What must hold whatever the numbers: over cases drawn by proptest, which shrinks a failing one to a
+//! Properties that hold for any numbers, over cases drawn by proptest, which shrinks a failing case to a
 //! readable id.
 
 use aqlm_check::cases::{Case, Operation, Problem, cases};
@@ -13,7 +13,7 @@ use ndarray::{Array2, Axis};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 
-/// The same cases in every run.
+/// Draws the same cases in every run.
 fn config(cases: u32) -> Config {
     Config {
         cases,
@@ -23,7 +23,7 @@ fn config(cases: u32) -> Config {
     }
 }
 
-/// The reference's own properties (harness/check/src/ops) over drawn cases of an operation.
+/// Checks the reference's own properties (harness/check/src/ops) over drawn cases of an operation.
 fn hold(operation: Operation, count: u32) {
     let property = |case: Case| {
         let options = CrossOptions::of_case(case, vec![Machines::of(BackendKind::Reference)]);
@@ -97,10 +97,10 @@ fn gradients_of_models_are_differences() {
     hold(Operation::ModelTune, 12);
 }
 
-/// Wider beams are not better on every problem, only on average. For each width, 300 problems: the mean of
-/// ln(loss at width k + 1) - ln(loss at width k) is above zero by 4.5 standard errors with probability 3.4e-6
-/// if it is not above zero in truth (normal distribution; 300 terms are many). Over the three pairs the error
-/// rate is 1.0e-5.
+/// Wider beams are better on average, not on every problem. Each width is tested on 300 problems. If the true
+/// mean of ln(loss at width k + 1) - ln(loss at width k) is not above zero, the measured mean exceeds zero by
+/// 4.5 standard errors with probability 3.4e-6 (normal distribution, which 300 terms justify). Over the three
+/// pairs, the error rate is 1.0e-5.
 #[test]
 fn a_wider_beam_is_not_worse_on_average() {
     const PROBLEMS: u64 = 300;
@@ -137,7 +137,7 @@ fn a_wider_beam_is_not_worse_on_average() {
         );
         means.push(mean);
     }
-    // And it does help: the test would not notice a beam that is ignored.
+    // The beam must also help; otherwise the test would not notice that it is ignored.
     assert!(means[0] < 0.0, "{means:?}");
 }
 
@@ -164,7 +164,7 @@ proptest! {
         prop_assert_eq!(decode(&renamed), decode(&matrix));
     }
 
-    /// Output groups have nothing to do with one another, input groups only through sums.
+    /// Output groups are independent of one another; input groups interact only through sums.
     #[test]
     fn permuting_groups_permutes_the_weight(case in cases(Operation::Decode)) {
         let matrix = case.product().unwrap().data(case.seed).matrix;
@@ -181,7 +181,7 @@ proptest! {
         prop_assert_eq!(decode(&moved), expected);
     }
 
-    /// Rows are searched alone: permuting them permutes their codes, where every score is exact.
+    /// Rows are searched independently: permuting them permutes their codes, if every score is exact.
     #[test]
     fn permuting_rows_permutes_the_codes_of_a_search(seed in 0u64..500, rows in 2usize..20, beam in 1usize..4) {
         let id = format!("beam_search-2x3g4-{rows}x16-dyadic-white-b{beam}-s{seed}");
@@ -199,7 +199,7 @@ proptest! {
         prop_assert_eq!(found, search(&weight, &data.matrix).select(Axis(0), &by));
     }
 
-    /// A block that is stored and read is the same block, and the same block is the same bytes.
+    /// A block that is stored and read back is the same block, and the same block gives the same bytes.
     #[test]
     fn saving_and_loading_is_the_identity(case in cases(Operation::BlockForward)) {
         let Problem::Llama(problem) = case.problem else { unreachable!() };
@@ -220,7 +220,7 @@ proptest! {
         prop_assert_eq!(std::fs::read(&first).unwrap(), std::fs::read(&second).unwrap());
     }
 
-    /// The formula for bits counts the bytes on disk, where codes fill theirs: 8 and 16 bits.
+    /// The formula for bits equals the bytes on disk if codes fill their type: 8 and 16 bits.
     #[test]
     fn the_bits_formula_counts_the_bytes_on_disk(codebooks in 1usize..4, wide: bool, rows in 1usize..6) {
         let nbits = if wide { 16 } else { 8 };

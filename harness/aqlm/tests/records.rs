@@ -1,4 +1,4 @@
-//! What commands print with `--json` and leave in run folders, read back with the public types.
+//! Records that commands print with `--json` and write to run folders, read back with the public types.
 
 mod support;
 
@@ -10,7 +10,7 @@ use aqlm_engine::runs::records::{self, Outcome};
 use aqlm_vocabulary::Scheme;
 use support::{MODEL, QUICK, aqlm, message, short_text};
 
-/// The record that a command printed; written again it is what was printed, to the last byte.
+/// The record that a command printed; writing it again gives the printed text, byte for byte.
 fn record_of(output: &Output) -> Record {
     let record = records::parse(Path::new("standard output"), &output.stdout)
         .unwrap_or_else(|error| panic!("{error}\n{}", message(output)));
@@ -29,7 +29,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("a path of this test")
 }
 
-/// The record in a run folder, which is the one that was printed.
+/// The record in a run folder, which must equal the printed one.
 fn kept(folder: &Path, printed: &Record) -> Vec<u8> {
     let path = folder.join(records::FILE);
     assert_eq!(records::read(&path).unwrap(), *printed);
@@ -130,7 +130,7 @@ fn models_are_measured_and_described_in_records() {
     };
     assert_eq!((inspected.model.as_str(), inspected.layers.len()), (MODEL, 28));
 
-    // a model that is there needs no network
+    // an existing model needs no network
     let there = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../golden")
         .join(MODEL);

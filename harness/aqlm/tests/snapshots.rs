@@ -1,5 +1,5 @@
-//! What users see, and what a small quantization comes to, kept under golden/snapshots. `cargo insta test`
-//! runs these and `cargo insta review` shows what changed; integers, hashes and words are exact,
+//! User-visible output, and the results of a small quantization, kept under golden/snapshots. `cargo insta
+//! test` runs these tests and `cargo insta review` shows changes. Integers, hashes and words are exact;
 //! floating-point numbers have a stated number of digits.
 
 mod support;
@@ -19,7 +19,7 @@ fn document(arguments: &[&str]) -> Value {
     support::json(&output)
 }
 
-/// Every floating-point number to `digits` significant digits.
+/// Rounds every floating-point number to `digits` significant digits.
 fn rounded(value: Value, digits: usize) -> Value {
     match value {
         Value::Number(number) if number.is_f64() => {
@@ -46,7 +46,7 @@ macro_rules! snapshot {
     };
 }
 
-/// One help text a command; a new command is one line here.
+/// One help text per command; a new command is one line here.
 #[test]
 fn help_texts() {
     for command in [
@@ -65,7 +65,7 @@ fn inspect_of_the_embedded_model() {
     snapshot! { insta::assert_json_snapshot!("inspect", document) }
 }
 
-/// Which cases run, and how each ends; measured differences belong to a machine.
+/// Which cases run, and the outcome of each. Measured differences depend on the machine and are left out.
 #[test]
 fn check_of_the_reference() {
     let arguments = [
@@ -91,7 +91,7 @@ fn check_of_the_reference() {
     snapshot! { insta::assert_json_snapshot!("check", document) }
 }
 
-/// A whole quantization: which codes (by hash), how large the losses are and what they cost in perplexity.
+/// A whole quantization: the codes (by hash), the losses, and the resulting perplexity.
 #[test]
 fn a_small_quantization() {
     let folder = tempfile::tempdir().unwrap();
@@ -148,12 +148,13 @@ fn a_small_quantization() {
         "relative_layer_errors": losses,
         "perplexity": perplexity["perplexity"],
     });
-    // Fine-tuning adds up thousands of rounded steps: four digits are the same on every machine, fifteen are
+    // Fine-tuning adds up thousands of rounded steps. Four digits are equal on every machine, fifteen are
     // not.
     snapshot! { insta::assert_json_snapshot!("quantization", rounded(document, 4)) }
 }
 
-/// The name of a variant. Without a wildcard, so that a new one has to be added, and to the list below.
+/// The name of a variant. The match has no wildcard, so that a new variant must be added here and to the list
+/// below.
 fn variant(error: &Error) -> &'static str {
     match error {
         Error::Io { .. } => "Io",

@@ -1,22 +1,22 @@
-//! How implementations go wrong. An operation lists its breakages; the check must refuse a machine that has
-//! one (harness/aqlm/tests/broken_kernels.rs).
+//! Deliberate mistakes in implementations. An operation lists its breakages, and the check must reject a
+//! machine with any of them (harness/aqlm/tests/broken_kernels.rs).
 
 use aqlm_vocabulary::QuantizedMatrix;
 use ndarray::{Array3, Axis};
 
-/// One way of being wrong: the machine computes from other data, or its answer is changed.
+/// One mistake: the machine computes from changed data, or its answer is changed.
 pub(crate) struct Breakage<D, A> {
     pub(crate) name: &'static str,
-    /// what is computed from instead of the data
+    /// changes the data that the machine computes from
     pub(crate) data: fn(&mut D),
-    /// what becomes of the answer; the data are the true ones, the last argument is the answer before
+    /// changes the answer; the data are the true ones, the last argument is the previous answer
     pub(crate) answer: fn(&mut A, &D, Option<&A>),
-    /// whether the check must refuse it: another rule for ties is no mistake
+    /// whether the check must reject it; a different rule for ties, for example, is no mistake
     pub(crate) refused: bool,
 }
 
 impl<D, A> Breakage<D, A> {
-    /// Computes from data that `change` has changed.
+    /// Computes from data modified by `change`.
     pub(crate) fn of_data(name: &'static str, change: fn(&mut D)) -> Self {
         Self {
             name,
@@ -26,7 +26,7 @@ impl<D, A> Breakage<D, A> {
         }
     }
 
-    /// Answers what `change` makes of the right answer.
+    /// Returns the right answer modified by `change`.
     pub(crate) fn of_answer(name: &'static str, change: fn(&mut A, &D, Option<&A>)) -> Self {
         Self {
             name,
@@ -36,7 +36,7 @@ impl<D, A> Breakage<D, A> {
         }
     }
 
-    /// The same, but as good an answer as the right one.
+    /// The same breakage, marked as equally correct.
     pub(crate) fn allowed(self) -> Self {
         Self {
             refused: false,
@@ -45,7 +45,7 @@ impl<D, A> Breakage<D, A> {
     }
 }
 
-/// Every output group gets the scale of the next.
+/// Every output group gets the scale of the next group.
 pub(crate) fn next_scales(matrix: &mut QuantizedMatrix) {
     let count = matrix.scales().len();
     let moved: Vec<f64> = (0..count).map(|o| matrix.scales()[(o + 1) % count]).collect();
@@ -98,7 +98,7 @@ pub(crate) fn unwritten(results: &mut [f64]) {
     results[written..].fill(f64::NAN);
 }
 
-/// Results are added to those of the call before.
+/// Results are added to those of the previous call.
 pub(crate) fn stale<'a>(
     results: impl IntoIterator<Item = &'a mut f64>,
     before: Option<impl IntoIterator<Item = &'a f64>>,

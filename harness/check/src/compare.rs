@@ -1,4 +1,4 @@
-//! Comparisons that the operations share. All keep NaN from passing, and none passes on nothing.
+//! Comparisons shared by the operations. None passes with NaN or with nothing to compare.
 
 use aqlm_vocabulary::AqlmError;
 
@@ -8,12 +8,12 @@ use crate::operation::Operation;
 use crate::subject::Pools;
 use aqlm_formats::{Error, Result};
 
-/// What one subject's answer to one case came to.
+/// Result of comparing one subject's answer to one case.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Findings {
-    /// everything compared
+    /// all comparisons
     pub comparisons: Vec<Comparison>,
-    /// ln(loss / the reference's loss), where searches are compared over many cases
+    /// ln(loss / the reference's loss), if searches are compared over many cases
     pub excess: Option<f64>,
 }
 
@@ -29,34 +29,34 @@ impl From<Vec<Comparison>> for Findings {
 /// A comparer for one operation, arithmetic and case.
 #[derive(Debug, Clone, Copy)]
 pub struct Against {
-    /// which operation
+    /// the operation
     pub operation: Operation,
-    /// the arithmetic of what is compared
+    /// the arithmetic of the compared answer
     pub number: Number,
-    /// what the terms of limits are counted from
+    /// sizes from which limits count their terms
     pub sizes: Sizes,
 }
 
 impl Against {
-    /// The row of the table of limits for a measure of `what`, and the limit that it comes to.
+    /// The limit from the table for a measure of `what`.
     ///
     /// # Errors
-    /// `Argument` when the table has none.
+    /// `Argument` when the table has no row for it.
     pub(crate) fn limit(self, measure: Measure, what: &str) -> Result<f64> {
         let row = limits::row(self.operation, self.number, measure, what)?;
         Ok(row.rule.limit(self.number, (row.terms)(&self.sizes)))
     }
 
-    /// `value` of a measure against its limit.
+    /// Compares a measure's `value` with its limit.
     ///
     /// # Errors
-    /// As all comparisons: `Argument` when the table of limits has no row for it.
+    /// Like all comparisons: `Argument` when the table of limits has no row for it.
     pub fn value(self, measure: Measure, what: &str, value: f64) -> Result<Comparison> {
         let limit = self.limit(measure, what)?;
         Ok(Comparison::new(format!("{measure}: {what}"), value, limit))
     }
 
-    /// NMSE of `found` against `expected`; NaN, which never holds, when their numbers differ or `expected` is
+    /// NMSE of `found` against `expected`. NaN, which never holds, when their lengths differ or `expected` is
     /// zero.
     ///
     /// # Errors
@@ -79,7 +79,7 @@ impl Against {
         Ok(comparison.with_worst(&found, &expected, |_, error| error * error / allowed))
     }
 
-    /// How many elements differ.
+    /// Number of elements that differ.
     ///
     /// # Errors
     /// As [`Against::value`].
@@ -100,9 +100,9 @@ impl Against {
         ))
     }
 
-    /// The worst element's error as a share of its magnitude, and the NMSE. Beyond the roundings of its
-    /// magnitude an element may be off by its own `extra`, which is known exactly, and by the rounding of
-    /// denormal numbers.
+    /// The worst element's error as a share of its magnitude, and the NMSE. Beyond the roundings relative to
+    /// its magnitude, an element may also differ by its own `extra`, which is known exactly, and by the
+    /// rounding of denormal numbers.
     pub(crate) fn elements(
         self,
         what: &str,
@@ -145,23 +145,24 @@ impl Against {
         ])
     }
 
-    /// Squares of errors of an epsilon in every number, of which `size` is the sum of squared magnitudes:
-    /// below this, losses are not told apart.
+    /// Squared error from errors of one epsilon in every number, where `size` is the sum of squared
+    /// magnitudes. Losses below this floor are treated as equal.
     pub(crate) fn floor(self, size: f64) -> Result<f64> {
         Ok(self.limit(Measure::Floor, "loss")? * size)
     }
 }
 
-/// What a product is compared to.
+/// Exact results of a product, and the scale of their roundings.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Expected {
     /// the exact results
     pub(super) values: Vec<f64>,
-    /// the sums of magnitudes behind each, which roundings are relative to
+    /// the sum of magnitudes behind each value; roundings are relative to it
     pub(super) magnitudes: Vec<f64>,
 }
 
-/// Runs `f` on one thread and twice on two: its answer, and how many of the other two differ from it.
+/// Runs `f` once on one thread and twice on two threads. Returns the first answer and how many of the others
+/// differ.
 pub(super) fn repeated<T: PartialEq + Send>(
     against: Against,
     pools: &Pools,
@@ -174,7 +175,7 @@ pub(super) fn repeated<T: PartialEq + Send>(
     Ok((first, comparison))
 }
 
-/// Numbers that are equal when their bytes are, so that NaN equals itself.
+/// Numbers compared by their bytes, so that NaN equals itself.
 #[derive(Debug, Clone)]
 pub(crate) struct Bits(pub(crate) Vec<f64>);
 
@@ -191,16 +192,16 @@ impl FromIterator<f32> for Bits {
     }
 }
 
-/// Whether an error says that the backend does not do this.
+/// Whether an error means that the backend does not implement the operation.
 pub(super) fn is_unsupported(error: &Error) -> bool {
     matches!(error, Error::Aqlm(AqlmError::Unsupported(_)))
 }
 
-/// The mean of excesses over the reference against its standard error, one comparison for all cases of an
+/// The mean excess over the reference, compared with its standard error: one comparison for all cases of an
 /// operation.
 ///
-/// The limit is the share of the reference's loss that any two optima may differ by, plus the standard errors
-/// of the table.
+/// The limit is the share of the reference's loss by which any two optima may differ, plus the number of
+/// standard errors from the table.
 pub(super) fn pooled(against: Against, excesses: &[f64]) -> Result<Option<Comparison>> {
     let n = excesses.len() as f64;
     if excesses.len() < FEWEST_POOLED {
@@ -217,7 +218,7 @@ pub(super) fn pooled(against: Against, excesses: &[f64]) -> Result<Option<Compar
     Ok(Some(Comparison::new(what, mean, limit)))
 }
 
-/// Fewer cases than these say nothing about a mean.
+/// Fewer cases than this do not determine a mean.
 const FEWEST_POOLED: usize = 12;
 
 #[cfg(test)]

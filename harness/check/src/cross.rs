@@ -1,5 +1,4 @@
-//! `aqlm check` without vectors: every backend against the reference, and the reference against what must
-//! hold for it.
+//! `aqlm check` without vectors: every backend against the reference, and properties of the reference itself.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -16,25 +15,25 @@ use super::{CaseRow, CheckReport, Comparison, CrossReport, Outcome, Summary};
 use crate::cases::{Case, Operation, cases, corners};
 use aqlm_formats::{Error, Result};
 
-/// What `aqlm check` is asked to do.
+/// Options of `aqlm check`.
 #[derive(Clone)]
 pub struct CrossOptions {
-    /// what to check, a row of the result each
+    /// the machines to check, one row of the result each
     pub machines: Vec<Machines>,
     /// only this operation
     pub operation: Option<Operation>,
     /// only this case
     pub case: Option<Case>,
-    /// drawn cases of each operation, besides the corners that are always checked
+    /// number of drawn cases per operation, in addition to the corners
     pub cases: usize,
     /// seed of the drawn cases
     pub seed: u64,
-    /// a folder for the operands of failing cases; `None` keeps none
+    /// folder for the operands of failing cases; `None` keeps none
     pub keep: Option<PathBuf>,
 }
 
 impl CrossOptions {
-    /// One case on some machines.
+    /// Checks one case on the given machines.
     pub fn of_case(case: Case, machines: Vec<Machines>) -> Self {
         Self {
             machines,
@@ -59,7 +58,7 @@ impl CrossOptions {
         }
     }
 
-    /// How many cases will be tried, each on every backend.
+    /// Number of cases that will be tried, each on every backend.
     ///
     /// # Errors
     /// As [`cross_check`].
@@ -71,10 +70,10 @@ impl CrossOptions {
     }
 }
 
-/// Runs the check; `progress` hears of every case.
+/// Runs the check; `progress` is called for every case.
 ///
 /// # Errors
-/// `Argument` when a case is of another operation than the one asked for.
+/// `Argument` when the requested case belongs to another operation than the requested one.
 pub fn cross_check(options: &CrossOptions, progress: &mut dyn FnMut(&CaseRow)) -> Result<CrossReport> {
     if let (Some(operation), Some(case)) = (options.operation, options.case)
         && operation != case.operation
@@ -108,11 +107,12 @@ pub fn cross_check(options: &CrossOptions, progress: &mut dyn FnMut(&CaseRow)) -
     })
 }
 
-/// Checks cases of one operation on machines that have one of its breakages ([`Operation::breakages`]), or
-/// none: what tests of the check itself use. Operands of failures go to `keep`. The last row, where there is
-/// one, is that of all cases together.
+/// For tests of the check itself: checks cases of one operation on machines with one of its breakages
+/// ([`Operation::breakages`]), or with none. Operands of failures are saved in `keep`. The last row, if
+/// present, covers all cases together.
 ///
 /// # Errors
+/// `Argument` without cases.
 /// `Argument` without cases.
 pub fn check_broken(
     cases: &[Case],
@@ -143,7 +143,7 @@ fn all_cases(operation: Operation, count: usize, seed: u64) -> Result<Vec<Case>>
     Ok(all)
 }
 
-/// A runner whose draws depend on the operation and the seed alone.
+/// A runner whose draws depend only on the operation and the seed.
 fn runner(operation: Operation, seed: u64) -> TestRunner {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -160,7 +160,7 @@ fn draw<T: ValueTree<Value = Case>>(
     }
 }
 
-/// How cases are checked.
+/// Parameters of a check.
 struct Checking<'a> {
     machines: &'a Machines,
     broken: Option<&'a str>,
@@ -169,7 +169,7 @@ struct Checking<'a> {
 }
 
 impl Checking<'_> {
-    /// All cases of one operation, and the comparison of all of them together.
+    /// A row per case of one operation, and the comparison over all cases together.
     fn rows(&self, operation: Operation, cases: &[Case]) -> Vec<CaseRow> {
         let mut excesses = Vec::new();
         let row = |case| {
@@ -184,8 +184,7 @@ impl Checking<'_> {
             sizes: Sizes::NONE,
         };
         let (operation, backend) = (operation.word(), self.machines.backend);
-        // Every case says what it is on its own; all of them together say whether losses are worse on
-        // average.
+        // Each case is judged by itself. All cases together show whether losses are worse on average.
         match pooled(together, &excesses) {
             Ok(None) => {}
             Ok(Some(comparison)) => {
@@ -206,7 +205,7 @@ impl Checking<'_> {
             Err(reason) => return CaseRow::without(operation, &id, backend, Outcome::Waived, reason),
         };
         if matches!(subjects[..], [Subject::Reference]) && self.broken.is_none() {
-            // Nothing is above the reference, so it is not compared but must have its properties.
+            // No subject stands above the reference, so its properties are checked instead of a comparison.
             return match caught(|| case.operation.checked().properties(case)) {
                 Ok(comparisons) => CaseRow::compared(operation, &id, backend, comparisons),
                 Err(error) => CaseRow::without(operation, &id, backend, Outcome::Fail, error.to_string()),
@@ -226,14 +225,15 @@ impl Checking<'_> {
             }
             Err(error) => answers.failures.push(format!("reference: {error}")),
         }
-        // The ways of one backend mostly agree: their mean is one answer, not several independent ones.
+        // The ways of one backend mostly agree, so their mean counts as one answer, not as several
+        // independent ones.
         if !answers.excesses.is_empty() {
             excesses.push(answers.excesses.iter().sum::<f64>() / answers.excesses.len() as f64);
         }
         answers.row(case, backend)
     }
 
-    /// The row of a failure with where its operands lie, or why they could not be kept.
+    /// Adds to the row of a failure where its operands are saved, or why they could not be saved.
     fn kept(&self, case: &Case, mut row: CaseRow) -> CaseRow {
         let (Some(folder), Outcome::Fail) = (self.keep, row.outcome) else {
             return row;
@@ -254,7 +254,7 @@ impl Checking<'_> {
     }
 }
 
-/// What all ways of one backend answered to one case.
+/// Answers of all ways of one backend to one case.
 #[derive(Default)]
 struct Answers {
     comparisons: Vec<Comparison>,
@@ -297,7 +297,7 @@ impl Answers {
     }
 }
 
-/// A panic becomes an error: one broken kernel must not end the check of all others.
+/// Turns a panic into an error: one broken kernel must not end the check of all others.
 fn caught<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
         let message = panic
@@ -340,11 +340,11 @@ fn summarize(operation: Operation, backend: &str, rows: &[CaseRow]) -> Summary {
     }
 }
 
-/// The simplest case that still fails on a backend, starting from one that does: shrunk as proptest shrinks,
-/// in at most `steps` steps.
+/// The simplest case that still fails on a backend, shrunk by proptest from a failing case in at most `steps`
+/// steps.
 ///
 /// # Errors
-/// `Argument` when the strategy of the operation yields nothing.
+/// `Argument` when the operation's strategy yields nothing.
 pub fn simplest_failure(
     machines: &Machines,
     options: &CrossOptions,
@@ -362,7 +362,7 @@ pub fn simplest_failure(
         let rows = checking.rows(operation, &[*case]);
         rows.iter().any(|row| row.outcome == Outcome::Fail)
     };
-    // The tree that the case was drawn from; corners have none and stay as they are.
+    // The value tree from which the case was drawn. Corners have none and are not shrunk.
     let mut runner = runner(operation, options.seed);
     let strategy = cases(operation);
     for _ in 0..options.cases {

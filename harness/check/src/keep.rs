@@ -1,4 +1,4 @@
-//! Operands of failing cases, kept as safetensors for whoever looks for the mistake.
+//! Saves the operands of failing cases as safetensors, for debugging.
 
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ impl Tensors {
         self.array(&format!("{name}scales"), matrix.scales());
     }
 
-    /// A layer's weight, Hessian and start.
+    /// A layer's weight, Hessian and starting matrix.
     pub(crate) fn layer(&mut self, data: &LayerData) {
         self.array("weight", &data.weight);
         self.array("hessian", &data.hessian);
@@ -70,10 +70,10 @@ impl Tensors {
         }
     }
 
-    /// Writes all of them to `folder/CASE-ID/operands.safetensors`; returns the folder of the case.
+    /// Writes all arrays to `folder/CASE-ID/operands.safetensors`; returns the folder of the case.
     ///
     /// # Errors
-    /// `Io` when that cannot be written.
+    /// `Io` when the file can't be written.
     pub(crate) fn keep(self, folder: &Path, case: &str) -> Result<PathBuf> {
         let folder = folder.join(case);
         std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "create"))?;
@@ -82,7 +82,7 @@ impl Tensors {
     }
 }
 
-/// What a case is computed from, to be kept.
+/// Data of a case that can be saved.
 pub(crate) trait Operands {
     /// Adds every array.
     fn add_to(&self, tensors: &mut Tensors);

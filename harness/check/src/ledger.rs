@@ -1,5 +1,5 @@
-//! Cases that are known to fail, each with its reason. Their rows are waived while they fail; one that passes
-//! fails the check, so that no entry outlives its mistake.
+//! Cases that are known to fail, each with its reason. Their rows are waived while they fail. A known failure
+//! that passes fails the check, so that no entry outlives its mistake.
 
 use crate::cases::Case;
 use crate::{CaseRow, Outcome};
@@ -7,16 +7,16 @@ use crate::{CaseRow, Outcome};
 /// A known failure.
 #[derive(Debug, Clone, Copy)]
 pub struct Known {
-    /// whether it is about this case on the backend of this name
+    /// whether the entry applies to this case on the backend of this name
     pub is: fn(&Case, &str) -> bool,
-    /// what is wrong, and where that is said in full
+    /// what is wrong, and where the full description is
     pub reason: &'static str,
 }
 
 /// The known failures of this version.
 pub const KNOWN: &[Known] = &[];
 
-/// The row of a case after what the ledger says of it.
+/// The row of a case after applying the ledger.
 pub fn judged(ledger: &[Known], case: &Case, row: CaseRow) -> CaseRow {
     let Some(known) = ledger.iter().find(|known| (known.is)(case, &row.backend)) else {
         return row;
@@ -70,7 +70,7 @@ mod tests {
         let passing = row(listed, "cpu", 0.5);
         assert_eq!(passing.outcome, Outcome::Fail);
         assert!(passing.reason.unwrap().contains("remove me"));
-        // Other cases and backends are as they were.
+        // Other cases and backends are unaffected.
         assert_eq!(row(other, "cpu", 2.0).outcome, Outcome::Fail);
         assert_eq!(row(other, "cpu", 0.5).outcome, Outcome::Pass);
         assert_eq!(row(listed, "cuda", 2.0).outcome, Outcome::Fail);

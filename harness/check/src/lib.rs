@@ -1,5 +1,5 @@
-//! `aqlm check`: results compared with peers' and with one another, four outcomes, one line to replay a
-//! failure (docs/checking.md).
+//! `aqlm check`: compares results with those of peers and of other backends, with four outcomes and a
+//! one-line replay of each failure (docs/checking.md).
 
 mod breakage;
 pub mod cases;
@@ -51,7 +51,7 @@ pub(crate) fn nmse<'a>(
     difference / norm
 }
 
-/// The largest of some differences; NaN when one of them is, which `f64::max` would pass over.
+/// The largest of some differences; NaN if any of them is NaN, which `f64::max` would ignore.
 pub(crate) fn largest(values: impl IntoIterator<Item = f64>) -> f64 {
     values.into_iter().fold(
         0.0,

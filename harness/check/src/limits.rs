@@ -1,6 +1,6 @@
-//! Every limit of the cross-check, in one table: what is compared, in which type it was computed, how much it
-//! may differ, and why. No operation holds a tolerance of its own, and `aqlm bench`, the criterion benches
-//! and the tests of `optimized` compare by the same table and rules.
+//! Every limit of the cross-check in one table: the measure, the type of the computation, the allowed
+//! difference, and the reason. No operation has a tolerance of its own. `aqlm bench`, the criterion benches
+//! and the tests of `optimized` use the same table and rules.
 
 use std::fmt;
 
@@ -27,7 +27,7 @@ pub enum Number {
 }
 
 impl Number {
-    /// Distance from 1 to the next number.
+    /// Distance from 1 to the next larger number.
     pub fn epsilon(self) -> f64 {
         match self {
             Self::F64 => f64::EPSILON,
@@ -37,7 +37,7 @@ impl Number {
         }
     }
 
-    /// The nearest number of the type; halfway, the even one.
+    /// The nearest number of the type; ties go to the even one.
     pub fn nearest(self, value: f64) -> f64 {
         match self {
             Self::F64 => value,
@@ -47,12 +47,12 @@ impl Number {
         }
     }
 
-    /// Whether results are in a type of 16 bits.
+    /// Whether results are in a 16-bit type.
     pub fn is_half(self) -> bool {
         matches!(self, Self::F16 | Self::Bf16)
     }
 
-    /// Half the distance between denormal numbers: what rounding one of them may lose.
+    /// Half the spacing of denormal numbers: the largest error of rounding to one.
     pub fn denormal_rounding(self) -> f64 {
         match self {
             Self::F64 => 0.0,
@@ -63,24 +63,24 @@ impl Number {
     }
 }
 
-/// How a limit follows from the number of `terms` and the epsilon of the type.
+/// How a limit follows from the number of `terms` and the type's epsilon.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rule {
-    /// nothing may differ
+    /// no difference allowed
     Exact,
-    /// terms x epsilon / 2, as a share of the sum of magnitudes: Higham's gamma_n to first order, for every
-    /// element
+    /// for every element, terms x epsilon / 2 as a share of the sum of magnitudes: Higham's gamma_n to first
+    /// order
     Roundings,
-    /// (terms x epsilon)^2 as a share of the squares (NMSE): as if every term were rounded twice, always to
-    /// one side
+    /// (terms x epsilon)^2 as a share of the squares (NMSE): as if every term were rounded twice, always in
+    /// the same direction
     Squares,
     /// (epsilon / 2)^2 (y^2 + terms x groups' squared magnitudes), summed over rows, with the deviation of
-    /// [`chance`], as a share of the squares (NMSE): roundings of different terms are independent, so that
-    /// their squares add up, but those of equal rows are equal
+    /// [`chance`], as a share of the squares (NMSE). Roundings of different terms are independent, so their
+    /// squares add up. Roundings of equal rows are equal.
     Independent,
-    /// a share of the reference's loss that a requirement fixes
+    /// a share of the reference's loss, fixed by a requirement
     Required(f64),
-    /// standard errors of a mean
+    /// a number of standard errors of a mean
     StandardErrors(f64),
     /// central differences with the step cbrt(epsilon): terms x epsilon^(2/3)
     Differences,
@@ -94,7 +94,7 @@ impl Rule {
             Self::Exact => 0.0,
             Self::Roundings => terms * epsilon / 2.0,
             Self::Squares => (terms * epsilon).powi(2),
-            // of one unit of squared magnitude
+            // for one unit of squared magnitude
             Self::Independent => terms * epsilon * epsilon / 4.0,
             Self::Required(share) | Self::StandardErrors(share) => share,
             Self::Differences => terms * epsilon.powf(2.0 / 3.0),
@@ -116,27 +116,28 @@ impl fmt::Display for Rule {
     }
 }
 
-/// What is compared. The same word means the same measure for every operation.
+/// Measures. The same word means the same measure for every operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Measure {
-    /// elements that differ, on inputs whose sums are exact
+    /// number of elements that differ, on inputs whose sums are exact
     Exact,
-    /// elements that differ between two runs, or between 1 and 2 threads
+    /// number of elements that differ between two runs, or between 1 and 2 threads
     Repeat,
     /// the worst element's error as a share of its sum of magnitudes
     Element,
     /// sum of squared errors over sum of squares
     Nmse,
-    /// by how much a choice is worse than the best there, as a share of the magnitudes it was made from
+    /// how much worse a choice is than the best one at the same point, as a share of the magnitudes behind
+    /// the choice
     Choice,
-    /// by how much a loss is above the one it must not exceed, as a share of it
+    /// how far a loss is above its upper bound, as a share of the bound
     Loss,
     /// mean over cases of ln(loss / the reference's loss)
     Pooled,
     /// a gradient against central differences
     Gradient,
-    /// a squared error below which losses are not told apart, as a share of the squared magnitudes
+    /// a squared error below which losses are treated as equal, as a share of the squared magnitudes
     Floor,
 }
 
@@ -156,7 +157,7 @@ impl fmt::Display for Measure {
     }
 }
 
-/// What the terms of a limit are counted from; zero where an operation has no such thing.
+/// Sizes from which a limit counts its terms; zero for sizes that an operation does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sizes {
     /// inputs of a layer, or numbers of a sample or point
@@ -167,13 +168,13 @@ pub struct Sizes {
     pub in_group: usize,
     /// outputs of a codeword
     pub out_group: usize,
-    /// input groups times codebooks: what a search visits
+    /// input groups times codebooks: positions that a search visits
     pub positions: usize,
     /// samples, points, or tokens of all sequences
     pub rows: usize,
-    /// the sums along the longest path through a block (`LlamaCase::terms`)
+    /// total length of the sums along the longest path through a block (`LlamaCase::terms`)
     pub path: usize,
-    /// values rounded to f16 on the way through a block (`LlamaCase::roundings`)
+    /// values rounded to f16 along the path through a block (`LlamaCase::roundings`)
     pub roundings: usize,
     /// width of the residual stream
     pub hidden: usize,
@@ -181,12 +182,12 @@ pub struct Sizes {
     pub blocks: usize,
     /// tokens of the vocabulary
     pub vocabulary: usize,
-    /// steps of training
+    /// training steps
     pub steps: usize,
 }
 
 impl Sizes {
-    /// Where nothing is counted.
+    /// All sizes zero.
     pub const NONE: Self = Self {
         inputs: 0,
         codebooks: 0,
@@ -202,7 +203,7 @@ impl Sizes {
         steps: 0,
     };
 
-    /// Of a matrix with so many inputs.
+    /// Sizes of a matrix with this many inputs.
     pub fn of_matrix(scheme: Scheme, inputs: usize) -> Self {
         Self {
             inputs,
@@ -217,27 +218,28 @@ impl Sizes {
 /// One row of the table.
 #[derive(Debug, Clone, Copy)]
 pub struct Limit {
-    /// the operations it is for
+    /// the operations to which it applies
     pub operations: &'static [Operation],
-    /// the quantities it is for; empty for any
+    /// the quantities to which it applies; empty for any
     pub of: &'static [&'static str],
-    /// the arithmetic it is for; `None` for any
+    /// the arithmetic to which it applies; `None` for any
     pub number: Option<Number>,
-    /// what is compared
+    /// the measure
     pub measure: Measure,
-    /// how it is computed
+    /// rule that computes the limit
     pub rule: Rule,
-    /// what n counts, in words
+    /// meaning of n, in words
     pub n: &'static str,
-    /// the same as a number
+    /// n as a number
     pub terms: fn(&Sizes) -> usize,
-    /// why it is right
+    /// why the limit is right
     pub reason: &'static str,
 }
 
 use Operation as Op;
 
-/// The share of the reference's loss that another's may be above it: what the CPU backend was asked for.
+/// How far a backend's loss may be above the reference's, as a share of it: the requirement for the CPU
+/// backend.
 pub const SAME_LOSS: f64 = 1e-3;
 
 const SEARCHES: &[Op] = &[
@@ -248,10 +250,10 @@ const SEARCHES: &[Op] = &[
     Op::LayerQuantize,
 ];
 
-/// Samples of a Hessian that are summed in f32 before the sum is kept in f64.
+/// Number of samples of a Hessian that are summed in f32 before the sum is added in f64.
 const NARROW_SAMPLES: usize = 1024;
 
-/// Two distances between a point and centroids, or codewords of some codebooks.
+/// Terms of two distances, between a point and centroids or codewords of `codebooks` codebooks.
 fn two_distances(coordinates: usize, codebooks: usize) -> usize {
     8 * (coordinates + 2 * codebooks + 4)
 }
@@ -261,18 +263,18 @@ fn score(s: &Sizes) -> usize {
     2 * s.inputs + s.positions + s.codebooks + 8
 }
 
-/// The sums along the longest path through a model: all blocks, the last norm and the head.
+/// Total length of the sums along the longest path through a model: all blocks, the last norm and the head.
 fn model(s: &Sizes) -> usize {
     s.blocks * s.path + 2 * s.hidden
 }
 
-/// Values rounded to f16 on the way through a model: in its blocks, the embedding, the last norm's weight and
-/// result, and the head.
+/// Values rounded to f16 along the path through a model: in its blocks, the embedding, the last norm's weight
+/// and result, and the head.
 fn model_roundings(s: &Sizes) -> usize {
     s.blocks * s.roundings + 4
 }
 
-/// A row for all quantities of any arithmetic; the others change what they need.
+/// Default row for all quantities in any arithmetic; table rows override fields of it.
 const ROW: Limit = Limit {
     operations: Op::ALL,
     of: &[],
@@ -284,7 +286,7 @@ const ROW: Limit = Limit {
     reason: "",
 };
 
-/// The table. The first row that fits counts.
+/// The table. The first matching row applies.
 pub const LIMITS: &[Limit] = &[
     Limit {
         reason: "inputs are multiples of 1/8 or so: every product and sum has a place in the significand, in any order",
@@ -723,28 +725,29 @@ pub const LIMITS: &[Limit] = &[
     },
 ];
 
-/// Steps of Adam that `model_tune` takes.
+/// Number of Adam steps in `model_tune`.
 pub const TUNED_STEPS: usize = 3;
 
-/// How far a sum of `lookups` entries of fixed-point tables of so many bytes may be off, where the largest
-/// entry is `largest`.
+/// Largest error of a sum of `lookups` entries of fixed-point tables of `bytes` bytes per entry, where the
+/// largest entry is `largest`.
 ///
-/// Entries up to L are in steps of a power of two, so that L takes all bits but one. The step is at most L
-/// times 2^(2 - bits), or twice that when L is just above a power of two, and a look-up is off by half of it.
+/// The entries use steps of a power of two, chosen so that the largest entry L uses all bits but one. The
+/// step is at most L times 2^(2 - bits), or twice that when L is just above a power of two. A look-up is
+/// wrong by at most half a step. No step is below 2^-120. f32 rounds L and the sum.
 /// No step is below 2^-120. f32 rounds L and the sum.
 pub(crate) fn fixed_point(bytes: u32, lookups: f64, largest: f64) -> f64 {
     let lookup = largest * 2f64.powi(2 - 8 * bytes as i32) + 2f64.powi(-120);
     lookups * lookup * (1.0 + (lookups + 8.0) * Number::F32.epsilon())
 }
 
-/// What a sum of squared rounding errors stays below but once in 10^6: `variances` has one entry for each
-/// group of errors that are independent of the others, the sum of their variances.
+/// The 1 - 10^-6 quantile (upper bound) of a sum of squared rounding errors. `variances` has one entry for
+/// each group of errors that is independent of all other groups: the sum of the group's variances.
 ///
-/// Sums of independent roundings have tails no heavier than a normal number's of that variance (Hoeffding),
-/// and for squares of those the sum is above v1 + 2 sqrt(t v2) + 2 t vmax with a probability of at most
-/// exp(-t), where v1 and v2 are the sums of variances and of their squares (Laurent and Massart 2000, lemma
-/// 1; Hsu, Kakade and Zhang 2012). Of many rows of like size it is little more than the sum; of a single row,
-/// or of equal rows, whose errors are equal, some 36 times as much.
+/// Sums of independent roundings have tails no heavier than a normal distribution of the same variance
+/// (Hoeffding). For squares of such sums, the total exceeds v1 + 2 sqrt(t v2) + 2 t vmax with a probability
+/// of at most exp(-t), where v1 is the sum of variances and v2 the sum of their squares (Laurent and Massart
+/// 2000, lemma 1; Hsu, Kakade and Zhang 2012). For many rows of similar size the bound is little more than
+/// v1. For a single row, or for equal rows, whose errors are equal, the bound is about 36 times v1.
 pub fn chance(variances: &[f64]) -> f64 {
     let t = 1e6_f64.ln();
     let total: f64 = variances.iter().sum();
@@ -756,7 +759,7 @@ pub fn chance(variances: &[f64]) -> f64 {
 /// The row for an operation, a type, a measure and a quantity.
 ///
 /// # Errors
-/// `Argument` when the table has none: a mistake in the check, which then fails.
+/// `Argument` when the table has no such row. That is a mistake in the check, which then fails.
 pub fn row(operation: Operation, number: Number, measure: Measure, what: &str) -> Result<&'static Limit> {
     LIMITS
         .iter()
@@ -799,12 +802,12 @@ mod tests {
                     limit.measure,
                     limit.n
                 );
-                // in the type that the row is for
+                // in the type to which the row applies
                 let own = limit.number.unwrap_or(Number::F32);
                 let (terms, most) = match limit.measure {
-                    // the worst element of 8 codebooks, all of whose roundings have one sign
+                    // the worst element with 8 codebooks, whose roundings all have one sign
                     Measure::Element if own.is_half() => (10, 4e-2),
-                    // only roundings inside a group count: 8 codebooks of groups of 16 make 64
+                    // only roundings inside a group count: 8 codebooks with groups of 16 have 64
                     _ if own.is_half() => (100, 1e-2),
                     _ => (4000, 1e-2),
                 };
@@ -817,7 +820,7 @@ mod tests {
     #[test]
     fn chance_leaves_many_rows_little_and_equal_rows_much() {
         assert!(chance(&[1.0; 1_000]) < 1.3 * 1_000.0);
-        // The same total in one group.
+        // The same total variance in one group.
         assert!(chance(&[1_000.0]) > 30.0 * 1_000.0);
         assert!(chance(&[2.0, 3.0]) < chance(&[5.0]));
     }

@@ -1,11 +1,12 @@
-//! The operations: their names and words. What the check knows of each is in its file in `ops/`.
+//! The operations: their names and words. Everything else that the check knows of an operation is in its file
+//! in `ops/`.
 
 use serde::{Serialize, Serializer};
 
 use crate::cases::words;
 
-/// The list, given to a macro: the operation's name, its file and word, and what it does.
-// Drawn cases depend on the place in this list, so new operations go to its end.
+/// The list of operations, passed to a macro: name, file and word, description.
+// Drawn cases depend on an operation's position in this list, so new operations go to the end.
 macro_rules! operations {
     ($macro:ident) => {
         $macro! {

@@ -7,10 +7,10 @@ use aqlm_engine::backends::BackendKind;
 use aqlm_formats::Result;
 use aqlm_formats::model::Model;
 
-/// The peer multiplies f16 codebooks and scales in f32 and stores logits of f32.
+/// The peer multiplies f16 codebooks and scales in f32 and stores f32 logits.
 const LOGITS_NMSE: f64 = 1e-6;
 
-/// AQLM checkpoints in the Hugging Face layout against the logits that transformers + aqlm computes from
+/// Compares AQLM checkpoints in the Hugging Face layout with the logits that transformers + aqlm compute from
 /// them.
 pub(super) fn check(
     folders: &[PathBuf],
@@ -39,7 +39,8 @@ pub(super) fn check(
             vec![comparison],
         );
         let row = if row.outcome == Outcome::Fail && peer_is_racy(&model) {
-            // Another backend must still agree with the reference, or the fault would hide its own.
+            // Another backend must still agree with the reference. Otherwise the peer's fault would hide the
+            // backend's own.
             let own_fault = options.backend != BackendKind::Reference && {
                 let reference = whole_model::run(BackendKind::Reference, &model, &ids, true)?;
                 let pairs = (found.logits.iter().flatten(), reference.logits.iter().flatten());
@@ -55,9 +56,9 @@ pub(super) fn check(
     Ok(rows)
 }
 
-/// aqlm 1.1.7 multiplies on the CPU by 8-bit codes in several threads that add into one vector without any
-/// order, so logits that it computed with more than one thread are wrong and differ from run to run
-/// (docs/formats.md, "A trap on the other side"). A disagreement there says nothing about us.
+/// On the CPU, aqlm 1.1.7 multiplies 8-bit codes in several threads that add to one vector without
+/// synchronization. Its logits from more than one thread are therefore wrong and differ from run to run
+/// (docs/formats.md, "A trap on the other side"). A disagreement with them says nothing about this project.
 fn peer_is_racy(model: &Model) -> bool {
     model
         .details()
@@ -65,7 +66,7 @@ fn peer_is_racy(model: &Model) -> bool {
         .is_some_and(|scheme| scheme.nbits == 8)
 }
 
-/// The row counted as waived, the size of its disagreement kept.
+/// Marks the row as waived and keeps the size of its disagreement.
 fn waived(row: CaseRow) -> CaseRow {
     let measured = row.reason.unwrap_or_default();
     CaseRow {

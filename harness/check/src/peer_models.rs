@@ -6,12 +6,12 @@ use super::{CaseRow, Comparison, Outcome, largest, whole_model};
 use aqlm_formats::Result;
 use aqlm_formats::model::Model;
 
-/// transformers computes in f32: its logits carry that much noise and no more.
+/// transformers computes in f32, and its logits carry the corresponding noise.
 const LOGITS_NMSE: f64 = 1e-9;
-/// Nats; the same noise seen through log-softmax.
+/// In nats: the same noise after log-softmax.
 const TOKEN_LOSS: f64 = 1e-4;
 
-/// Whole models against `NAME.safetensors` with input_ids, nll and perhaps logits.
+/// Compares whole models with `NAME.safetensors`, which contains input_ids, nll and optionally logits.
 pub(super) fn check(
     files: &[PathBuf],
     options: &VectorOptions,
@@ -45,7 +45,7 @@ pub(super) fn check(
     Ok(rows)
 }
 
-/// The models themselves: a path may be one, or a folder that holds several.
+/// All models under the given paths. A path is a model or a folder of several models.
 fn model_paths(given: &[PathBuf]) -> Vec<PathBuf> {
     let mut paths = Vec::new();
     for path in given {
@@ -60,7 +60,8 @@ fn model_paths(given: &[PathBuf]) -> Vec<PathBuf> {
                 })
                 .collect();
             inside.sort();
-            // A folder around one GGUF file, as `aqlm fetch` leaves it, goes by the folder's name.
+            // A folder around a single GGUF file, as `aqlm fetch` creates it, is identified by the folder's
+            // name.
             if inside.len() == 1 && inside[0].is_file() {
                 paths.push(path.clone());
             } else {
@@ -80,16 +81,16 @@ fn simplified(name: &str) -> String {
         .collect()
 }
 
-/// Whether a model's file name and the name of a vector file begin alike: `stories260K-hf` and `stories260K`,
-/// `smollm2-135m` and `smollm2-135m-wikitext2`.
+/// Whether the name of a model's file begins with that of a vector file, or the reverse: `stories260K-hf` and
+/// `stories260K`, `smollm2-135m` and `smollm2-135m-wikitext2`.
 fn names_match(model: &Path, name: &str) -> bool {
     let model = simplified(&model.file_stem().unwrap_or_default().to_string_lossy());
     let name = simplified(name);
     !model.is_empty() && (model.starts_with(&name) || name.starts_with(&model))
 }
 
-/// The model whose name fits, or, when no model fits any of the files by name, the first whose vocabulary
-/// does.
+/// The model whose name matches. If no model matches any of the files by name, the first model whose
+/// vocabulary fits.
 fn model_for(name: &str, file: &VectorFile, files: &[PathBuf], models: &[PathBuf]) -> Result<Option<Model>> {
     if let Some(path) = models.iter().find(|path| names_match(path, name)) {
         return Model::open(path).map(Some);

@@ -15,19 +15,19 @@ use super::vector_options::VectorOptions;
 use super::{CaseRow, Comparison, Outcome, largest, relative_difference};
 use aqlm_formats::{Error, Result};
 
-/// The backend that operations are checked on: peers' vectors establish the reference, the reference
-/// establishes the other backends.
+/// The backend on which operations are checked. Peers' vectors validate the reference, and the reference
+/// validates the other backends.
 const BACKEND: &str = "reference";
 
-/// transformers casts to f32 inside RMSNorm and the eager softmax even when the model is f64, so each number
-/// of a block passes through 10 to 20 roundings of 6e-8, those of scores multiplied by the scores' size of up
-/// to about 10. harness/tools/interop/llama_block_f64.py shows both: transformers as it stands reproduces
-/// such vectors to 1e-16, and without the two casts it agrees with us to [`BLOCK_F64`].
+/// transformers casts to f32 inside RMSNorm and the eager softmax even if the model is f64. Each number of a
+/// block therefore passes through 10 to 20 roundings of 6e-8; those of scores are multiplied by the scores'
+/// size of up to about 10. harness/tools/interop/llama_block_f64.py shows both: unmodified transformers
+/// reproduces such vectors to 1e-16, and without the two casts it agrees with this project to [`BLOCK_F64`].
 const BLOCK_F32_INSIDE: f64 = 1e-5;
-/// Vectors whose entry says `"arithmetic": "f64"` were computed without those casts.
+/// For vectors whose entry says `"arithmetic": "f64"`: they were computed without those casts.
 const BLOCK_F64: f64 = 1e-9;
 
-/// Every case of an `index.json`: single operations as the official engine and transformers compute them.
+/// Checks every case of an `index.json`: single operations, computed by the official engine and transformers.
 pub(super) fn check(
     folder: &Path,
     options: &VectorOptions,
@@ -76,7 +76,7 @@ pub(super) fn check(
     Ok(rows)
 }
 
-/// One entry of the index, with errors that name it.
+/// One entry of the index; its errors include its name.
 struct Entry<'a> {
     path: &'a PathBuf,
     number: usize,
@@ -132,7 +132,7 @@ fn quantized(file: &VectorFile, codes: &Array3<f64>, codebooks: Array4<f64>) -> 
 
 fn decode_case(file: &VectorFile) -> Result<Vec<Comparison>> {
     let found = decode(&matrix(file, "codes")?);
-    // f32 in the peer: one rounding a codebook and one for the scale.
+    // The peer computes in f32: one rounding per codebook and one for the scale.
     Ok(vec![Comparison::new(
         "weight, relative",
         relative_difference(&found, &file.array("weight")?),
@@ -248,7 +248,7 @@ fn adam_case(entry: &Entry<'_>, file: &VectorFile) -> Result<Vec<Comparison>> {
 fn closed_form_case(entry: &Entry<'_>, file: &VectorFile) -> Result<Vec<Comparison>> {
     let weight = file.array_n::<Ix2>("weight")?;
     let hessian = file.array_n::<Ix2>("xtx")?;
-    // The peer's answer fixes only the shape: the update starts from zeros.
+    // The peer's answer only gives the shape; the update starts from zeros.
     let zeros = Array4::zeros(file.array_n::<Ix4>("codebooks")?.raw_dim());
     let start = quantized(file, &file.array_n("codes")?, zeros)?;
     let codebooks = closed_form(&weight, &hessian, &start)?;
@@ -275,7 +275,7 @@ fn bits_case(entry: &Entry<'_>) -> Result<Vec<Comparison>> {
     )])
 }
 
-/// The block with the peer's rotation tables (which it computes in f32) and with our own.
+/// Checks the block both with the peer's rotation tables (computed in f32) and with this project's.
 fn llama_block_case(entry: &Entry<'_>, file: &VectorFile) -> Result<Vec<Comparison>> {
     let x = file.array_n::<Ix3>("x")?;
     let (sequences, tokens, hidden_size) = x.dim();

@@ -1,5 +1,5 @@
-//! The machines that cases are run on. The caller hands them in; an operation says in how many ways each of
-//! them computes a case, and calls the machine's function in its `run`.
+//! The machines on which cases run. The caller passes them in. An operation lists the ways in which each
+//! machine computes a case and calls the machine in its `run`.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use crate::limits::Number;
 use crate::operation::Operation;
 use aqlm_formats::Result;
 
-/// A machine, and where it has several ways of computing a case, one of them.
+/// A machine, with one of its ways of computing a case if it has several.
 #[derive(Clone)]
 pub enum Subject {
-    /// the definitions in f64: what the others are compared with
+    /// the definitions in f64; the other machines are compared with it
     Reference,
     /// this processor
     Cpu(Cpu),
@@ -29,22 +29,22 @@ pub enum Subject {
 pub struct Cpu {
     /// instructions
     pub level: SimdLevel,
-    /// threads that use them
+    /// thread pools that use these instructions
     pub pools: Arc<Pools>,
     /// form and storage of products; `None` for an operation that has no choice of them
     pub plan: Option<Plan>,
 }
 
-/// A GPU and one of its ways.
+/// A GPU and one of its ways of computing a case.
 #[derive(Clone)]
 pub struct Cuda {
     /// the device
     pub device: Arc<Device>,
-    /// a kernel's id, or the name of a way in which a model computes a token; empty for neither
+    /// a kernel's id, or the name of a way in which a model computes a token; empty otherwise
     pub kernel: &'static str,
     /// the format of x and y
     pub activations: Activations,
-    /// threads that launch its kernels
+    /// thread pools that launch its kernels
     pub pools: Arc<Pools>,
 }
 
@@ -58,7 +58,7 @@ impl Subject {
         }
     }
 
-    /// Which of its ways: instructions, form, storage.
+    /// The way of computing: instructions, form, storage.
     pub fn variant(&self) -> String {
         match self {
             Self::Reference => "f64".to_owned(),
@@ -82,7 +82,7 @@ impl Subject {
         }
     }
 
-    /// The threads that its answers are computed on.
+    /// The thread pools that compute its answers.
     pub(crate) fn pools(&self) -> Result<Arc<Pools>> {
         match self {
             Self::Cpu(cpu) => Ok(Arc::clone(&cpu.pools)),
@@ -91,17 +91,17 @@ impl Subject {
         }
     }
 
-    /// The answer to what the machine does not do.
+    /// Error for an operation that the machine does not implement.
     ///
     /// # Errors
-    /// Always: `Unsupported`.
+    /// Always `Unsupported`.
     pub(crate) fn lacks<T>(&self, operation: Operation) -> Result<T> {
         Err(AqlmError::Unsupported(format!("{} has no {operation} yet", self.backend())).into())
     }
 }
 
-/// Pools of one thread, of two, and of as many as the caller has, all at one SIMD level: answers must not
-/// depend on how many there are.
+/// Thread pools of one thread, of two, and of as many as the caller has, all at one SIMD level. Answers must
+/// not depend on the number of threads.
 #[derive(Debug)]
 pub struct Pools {
     pub(crate) one: ThreadPool,
@@ -110,10 +110,10 @@ pub struct Pools {
 }
 
 impl Pools {
-    /// At this level.
+    /// Pools at this level.
     ///
     /// # Errors
-    /// `Unsupported` when this processor does not have it.
+    /// `Unsupported` when this processor does not support the level.
     pub fn at(level: SimdLevel) -> Result<Self> {
         Ok(Self {
             one: level.pool(1)?,
@@ -161,7 +161,7 @@ impl Cpu {
         format!("{} {form}{rows}", self.level)
     }
 
-    /// Bytes of an entry of fixed-point tables, where a product with so many rows of x goes through such.
+    /// Bytes per entry of fixed-point tables, if a product with `batch` rows of x uses such tables.
     pub(crate) fn table_bytes(&self, operation: Operation, batch: usize) -> Option<u32> {
         let plan = self.plan?;
         let used = match operation {
@@ -182,7 +182,7 @@ impl Cuda {
     /// The first GPU.
     ///
     /// # Errors
-    /// What is missing, in words.
+    /// A description of what is missing.
     pub fn first() -> std::result::Result<Subject, String> {
         let device = Device::open_guarded(0, None).map_err(|error| error.to_string())?;
         let cuda = Self::on(Arc::new(device), Activations::F16).map_err(|error| error.to_string())?;
@@ -203,17 +203,17 @@ impl Cuda {
     }
 }
 
-/// The machines of one backend, or why there are none here: its cases are waived then.
+/// The machines of one backend, or why this machine has none; its cases are then waived.
 #[derive(Clone)]
 pub struct Machines {
     /// the backend's name
     pub backend: &'static str,
-    /// one row of the check is all of these together
+    /// all subjects together form one row of the check
     pub subjects: std::result::Result<Vec<Subject>, String>,
 }
 
 impl Machines {
-    /// What a backend is on this machine.
+    /// The machines of a backend on this computer.
     pub fn of(backend: BackendKind) -> Self {
         Self {
             backend: backend.name(),

@@ -24,17 +24,17 @@ impl VectorFile {
         self.tensors.info(name).is_some()
     }
 
-    /// A tensor of any numeric type, as f64: exact for f32 and 32-bit integers.
+    /// A tensor of any numeric type as f64, exactly for f32 and 32-bit integers.
     pub(super) fn array(&self, name: &str) -> Result<ArrayD<f64>> {
         self.array_n(name)
     }
 
-    /// A tensor whose shape has `D`'s axes.
+    /// A tensor with as many axes as `D`.
     pub(super) fn array_n<D: ndarray::Dimension>(&self, name: &str) -> Result<ndarray::Array<f64, D>> {
         self.tensors.read_as_f64(name)
     }
 
-    /// Token ids of shape [sequences, tokens] (one axis counts as one sequence).
+    /// Token ids of shape [sequences, tokens]; a tensor with one axis is one sequence.
     pub(super) fn sequences(&self, name: &str) -> Result<Vec<Vec<u32>>> {
         let ids = self.array(name)?;
         // a scalar is one sequence of one token

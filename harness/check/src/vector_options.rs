@@ -2,16 +2,16 @@ use std::path::PathBuf;
 
 use aqlm_engine::backends::BackendKind;
 
-/// What `aqlm check --vectors` is asked to do.
+/// Options of `aqlm check --vectors`.
 #[derive(Debug, Clone)]
 pub struct VectorOptions {
     /// backend that runs whole models
     pub backend: BackendKind,
     /// only cases of this operation
     pub op: Option<String>,
-    /// only the case of this name
+    /// only the case with this name
     pub case: Option<String>,
-    /// model folders or files for the `models` layout, or folders that hold several
+    /// model folders or files for the `models` layout, or folders of several models
     pub models: Vec<PathBuf>,
 }
 

@@ -4,13 +4,12 @@ use super::vector_options::VectorOptions;
 use super::{CaseRow, CheckReport, peer_checkpoints, peer_models, peer_ops};
 use aqlm_formats::{Error, Result};
 
-/// Compares with vectors that peers computed. Three layouts are recognised by what the folder holds:
-/// `index.json` (operations), sub-folders with `expected.safetensors` (AQLM checkpoints; or one such folder
-/// itself), and `NAME.safetensors` with `input_ids` (whole models). A single file of the last kind will do,
-/// too.
+/// Compares with vectors computed by peers. The folder's contents decide between three layouts: `index.json`
+/// (operations); sub-folders with `expected.safetensors` (AQLM checkpoints), or one such folder itself; and
+/// `NAME.safetensors` with `input_ids` (whole models). A single file of the last kind also works.
 ///
 /// # Errors
-/// `Error::Kind` for a folder of none of these kinds, and unreadable files.
+/// `Error::Kind` for a folder of none of these kinds; unreadable files.
 pub fn check_vectors(
     path: &Path,
     options: &VectorOptions,

@@ -6,7 +6,7 @@ use aqlm_engine::evaluate::{Evaluation, Streamed};
 use aqlm_formats::Result;
 use aqlm_formats::model::Model;
 
-/// What a model makes of the token ids of a vector file.
+/// Evaluates a model on the token ids of a vector file.
 pub(super) fn run(
     backend: BackendKind,
     model: &Model,
@@ -24,8 +24,8 @@ pub(super) fn run(
     backend.run(model.config(), tokens, job)
 }
 
-/// The logits of all sequences against those expected. A zip would silently compare the shorter part, so
-/// another number of them is NaN, which never holds.
+/// Compares the logits of all sequences with the expected ones. A zip would silently compare only the shorter
+/// part, so different lengths give NaN, which never holds.
 pub(super) fn compare_logits(found: &Evaluation, expected: &ArrayD<f64>, limit: f64) -> Comparison {
     let count: usize = found.logits.iter().map(ndarray::ArrayBase::len).sum();
     if count != expected.len() {

@@ -4,7 +4,7 @@
 //! cargo run --release -p aqlm-engine --example evaluate -- [MODEL TEXT [reference|cpu|cuda]]
 //! ```
 //!
-//! Without arguments it is the embedded model on two windows of its own evaluation text.
+//! Without arguments, the example evaluates the embedded model on two windows of its own evaluation text.
 
 use std::path::Path;
 

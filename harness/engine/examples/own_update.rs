@@ -1,5 +1,5 @@
-//! A codebook update of one's own in the alternation: every codeword to the mean of the groups that use it,
-//! without a look at H.
+//! A user-defined codebook update in the alternation. Each codeword becomes the mean of the groups that use
+//! it; H is ignored.
 //!
 //! `cargo run --release -p aqlm-engine --example own_update`
 

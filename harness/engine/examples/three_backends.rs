@@ -1,4 +1,4 @@
-//! One matrix quantized with the reference, with the CPU and, where it can be, with a GPU, and compared.
+//! Quantizes one matrix with the reference, the CPU and (if present) a GPU, and compares the results.
 //!
 //! `cargo run --release -p aqlm-engine --example three_backends`
 
@@ -53,7 +53,7 @@ fn main() -> Result<()> {
             }
         };
         let seconds = started.elapsed().as_secs_f64();
-        // In f64, whoever quantized it.
+        // In f64 for every backend.
         let error = relative_layer_error(&layer.weight.mapv(f64::from), &decode(&matrix), &layer.hessian);
         println!("{kind:>9}: relative layer error {error:.6} in {seconds:.2} s");
     }

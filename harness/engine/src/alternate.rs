@@ -13,15 +13,15 @@ use aqlm_formats::Result;
 /// ordered input groups) until a round gains less than `relative_tolerance` of the loss or `max_rounds` are
 /// done.
 ///
-/// Every loss that is reported or passed to `observe`, and the choice of which round to keep, is under H as
-/// it is, without damping. A last round that did not improve that loss is taken back.
+/// All losses, both the ones reported or passed to `observe` and the ones that decide which round to keep,
+/// are under H without damping. If the last round did not improve that loss, it is undone.
 ///
-/// Random numbers are those of `key` alone: one stream for the starting points, one for all sweeps.
+/// All random numbers come from `key`: one stream for the starting points, one for all sweeps.
 ///
 /// # Errors
-/// `NotDivisible` when the scheme does not fit the layer, `Degenerate` when a codebook has more codewords
-/// than the layer has groups (unless `settings.allow_degenerate`), `Argument` for a beam of 0; what the
-/// machine's steps fail with.
+/// `NotDivisible` when the scheme does not fit the layer. `Degenerate` when a codebook has more codewords
+/// than the layer has groups (unless `settings.allow_degenerate`). `Argument` for a beam of 0. Errors of the
+/// machine's steps.
 pub fn alternate<O: LayerOps>(
     ops: &O,
     problem: &O::Problem,
@@ -33,11 +33,11 @@ pub fn alternate<O: LayerOps>(
     alternate_with(ops, problem, settings, key, &mut update, observe)
 }
 
-/// [`alternate`] with a codebook update of one's own in the place of `settings.update`: it is given a trial
-/// and returns another with the same codes, which [`LayerOps::trial`] makes of a matrix.
+/// [`alternate`] with a user-defined codebook update instead of `settings.update`. `update` receives a trial
+/// and returns another with the same codes, built from a matrix by [`LayerOps::trial`].
 ///
 /// # Errors
-/// As [`alternate`]; what `update` fails with.
+/// As [`alternate`], and the errors of `update`.
 pub fn alternate_with<O: LayerOps>(
     ops: &O,
     problem: &O::Problem,
@@ -88,7 +88,8 @@ pub fn alternate_with<O: LayerOps>(
     Ok((best, report))
 }
 
-/// Refuses settings that do not fit a layer of [out_features, in_features]; returns its input groups.
+/// Rejects settings that do not fit a layer of [out_features, in_features]; returns the number of input
+/// groups.
 fn check((out_features, in_features): (usize, usize), settings: &LayerSettings) -> Result<usize> {
     let scheme = settings.scheme;
     let (out_groups, in_groups) = scheme.groups(out_features, in_features)?;

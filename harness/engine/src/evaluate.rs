@@ -1,8 +1,8 @@
 //! Measuring models: token losses, logits, perplexity.
 //!
-//! A model is evaluated in one of two ways. *Streamed*, all windows go through one block after the other, so
-//! that it takes the memory of one block and of the hidden states. *Resident*, the whole model stays on the
-//! machine and windows go through it. The caller says which.
+//! A model is evaluated in one of two ways. *Streamed*: all windows pass through one block before the next
+//! block is loaded, so memory holds one block and the hidden states. *Resident*: the whole model stays on the
+//! machine and windows pass through it. The caller chooses.
 
 use ndarray::{Array1, Array2};
 use serde::Serialize;
@@ -26,12 +26,12 @@ pub struct Perplexity {
     pub ctx: usize,
 }
 
-/// What a model makes of windows.
+/// Losses, and optionally logits, of a model on windows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluation {
-    /// negative log-likelihood in nats of each token after the first, [tokens - 1] a window
+    /// negative log-likelihood in nats of each token after the first, [tokens - 1] per window
     pub losses: Vec<Array1<f64>>,
-    /// [tokens, vocab] a window, where they were asked for
+    /// [tokens, vocab] per window; empty unless requested
     pub logits: Vec<Array2<f64>>,
 }
 
@@ -52,11 +52,11 @@ impl Evaluation {
 
 /// Token losses of a model on windows, and its logits when `with_logits`, streamed.
 ///
-/// `progress` hears of every finished block.
+/// `progress` is called after each block.
 ///
 /// # Errors
-/// `Error::Argument` without windows or with one of fewer than two tokens; unreadable tensors, token ids
-/// beyond the embedding, what the machine refuses.
+/// `Error::Argument` without windows, or for a window of fewer than two tokens. Unreadable tensors, token ids
+/// beyond the embedding, errors of the machine.
 pub fn streamed<M: BlockOps>(
     machine: &M,
     weights: &dyn Weights,
@@ -88,7 +88,7 @@ pub struct Streamed<'a> {
     pub windows: &'a [&'a [u32]],
     /// whether logits are wanted
     pub with_logits: bool,
-    /// hears of every finished block
+    /// called after each block
     pub progress: &'a mut dyn FnMut(usize),
 }
 
@@ -106,7 +106,8 @@ impl OnMachine for Streamed<'_> {
     }
 }
 
-/// The same, resident. `progress` hears of every block that is on the machine.
+/// [`streamed`], but with a resident model. `progress` is called for each block that is loaded onto the
+/// machine.
 ///
 /// # Errors
 /// As [`streamed`]; `Error::Device` when the machine's memory is too small.
@@ -128,7 +129,7 @@ pub fn resident(
     Ok(Evaluation { losses, logits })
 }
 
-/// Refuses windows without a token to predict.
+/// Rejects windows without a token to predict.
 fn check(windows: &[&[u32]]) -> Result<()> {
     let shortest = windows.iter().map(|window| window.len()).min().unwrap_or(0);
     if shortest >= 2 {

@@ -1,4 +1,4 @@
-//! Text that a model writes, token by token.
+//! Text generation, token by token.
 
 use std::time::Instant;
 
@@ -50,7 +50,7 @@ impl Sampling {
         })
     }
 
-    /// Chooses a token; the lowest id wins ties.
+    /// Chooses a token; the lowest id wins a tie.
     pub fn choose(self, logits: &Array1<f64>, rng: &mut Stream) -> u32 {
         let argmax = || (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
         match self {
@@ -62,7 +62,7 @@ impl Sampling {
                     .map(|&logit| ((logit - top) / temperature).exp())
                     .enumerate()
                     .collect();
-                // A stable sort keeps ids in order among equals, so the draw is reproducible.
+                // A stable sort keeps equal weights in order of id, which makes the draw reproducible.
                 weights.sort_by(|a, b| b.1.total_cmp(&a.1));
                 let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
                 let mut kept = 0.0;
@@ -98,11 +98,11 @@ pub struct Generated {
     pub seconds: f64,
 }
 
-/// Continues `prompt` by at most `count` tokens, stopping early at one of `stop`. Every new token is shown to
-/// `each` as it comes.
+/// Continues `prompt` by at most `count` tokens and stops early at a token of `stop`. `each` receives every
+/// new token as it is generated.
 ///
 /// # Errors
-/// `Error::Argument` for an empty prompt or a token beyond the embedding; what the machine refuses.
+/// `Error::Argument` for an empty prompt or a token beyond the embedding; errors of the machine.
 pub fn generate(
     session: &mut dyn Session,
     prompt: &[u32],
@@ -171,7 +171,7 @@ mod tests {
         let mut rng = stream(0, 0, None, Purpose::Generation);
         let probabilities = [0.5, 0.3, 0.15, 0.05];
         let logits = Array1::from_iter(probabilities.iter().map(|p: &f64| p.ln()));
-        // just under 0.5 + 0.3, so that rounding does not decide
+        // just under 0.5 + 0.3, so that rounding does not change the set
         let sampling = Sampling::new(1.0, 0.79).unwrap();
         let draws = 4000;
         let mut counts = [0usize; 4];
@@ -179,7 +179,8 @@ mod tests {
             counts[sampling.choose(&logits, &mut rng) as usize] += 1;
         }
         assert_eq!(counts[2] + counts[3], 0);
-        // Binomial with p = 0.5 / 0.8: five standard deviations, wrong once in two million seeds.
+        // Binomial with p = 0.5 / 0.8. The limit is five standard deviations: a false failure in one of two
+        // million seeds.
         let p = 0.625f64;
         let deviation = (counts[0] as f64 - draws as f64 * p).abs() / (draws as f64 * p * (1.0 - p)).sqrt();
         assert!(deviation < 5.0, "{counts:?}");

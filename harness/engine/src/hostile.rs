@@ -1,5 +1,5 @@
-//! The reader of journals as a function of bytes: what fuzzers call beside those of
-//! [`aqlm_formats::hostile`] (docs/checking.md).
+//! The journal reader as a function of bytes. Fuzzers call it and the readers of [`aqlm_formats::hostile`]
+//! (docs/checking.md).
 
 use aqlm_formats::hostile::Target;
 

@@ -1,5 +1,5 @@
-//! What is done with operations, each policy once: quantizing a model block after block, training it end to
-//! end, evaluating it, letting it write, and the run folders that make all of that resumable.
+//! The policies built on operations, each written once: quantizing a model block by block, training it end to
+//! end, evaluating it and generating text. Run folders make the long ones resumable.
 
 pub mod alternate;
 mod backend_kind;

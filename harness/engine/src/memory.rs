@@ -1,8 +1,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A bound on memory in bytes, as in `512M`: a whole number, with K, M, G or T behind it for 1024 of the unit
-/// before.
+/// A bound on memory in bytes, as in `512M`: a whole number with an optional suffix K, M, G or T. Each suffix
+/// is 1024 times the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory(usize);
 
@@ -30,7 +30,7 @@ impl FromStr for Memory {
             Some('T') => 40,
             Some(_) => return Err(refused()),
         };
-        // `parse` would take a sign.
+        // `parse` would accept a sign.
         if !digits.bytes().all(|digit| digit.is_ascii_digit()) {
             return Err(refused());
         }

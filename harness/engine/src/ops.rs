@@ -1,13 +1,13 @@
-//! What a machine can do: the operations below the policies.
+//! Operations of a machine, on which the policies are built.
 //!
 //! A policy (alternation, tuning, evaluation, generation) is written once over these traits and never sees a
-//! device. What a machine computes with stays where it computes, in the traits' types; what crosses to the
-//! host is visible in the signatures: token ids and parameters on the way in, quantized matrices, losses and
-//! logits on the way out.
+//! device. A machine's data stays on the machine, in the traits' associated types. Signatures show all that
+//! crosses to or from the host: token ids and parameters go in, quantized matrices, losses and logits come
+//! out.
 //!
-//! Methods fail on what does not fit (shapes, token ids), on numbers that are not finite, and when a device
-//! runs out of memory. A machine implements the traits that it has the operations for; which machines have
-//! which, [`BackendKind`] answers, and refuses the others by name.
+//! Methods fail on shapes or token ids that do not fit, on numbers that are not finite, and when a device
+//! runs out of memory. A machine implements only the traits for which it has the operations. [`BackendKind`]
+//! knows which machine implements which traits and rejects the others by name.
 
 use std::ops::Range;
 use std::path::Path;
@@ -29,12 +29,12 @@ use aqlm_formats::model::Model;
 /// Every step optimises under H with `settings.damping` x mean(diag H) on its diagonal.
 #[expect(clippy::missing_errors_doc, reason = "said once, for all methods, above")]
 pub trait LayerOps {
-    /// a layer's weight and the H that its error is measured in
+    /// a layer's weight and the H that weights its error
     type Problem;
-    /// a quantized matrix beside what the next step needs to know of it
+    /// a quantized matrix and the state that the next step needs
     type Trial;
 
-    /// A weight, [out_features, in_features], and its H, [in_features, in_features] and symmetric.
+    /// Takes a weight, [out_features, in_features], and its symmetric H, [in_features, in_features].
     fn problem(
         &self,
         weight: &Array2<f32>,
@@ -45,10 +45,10 @@ pub trait LayerOps {
     /// (out_features, in_features).
     fn shape(&self, problem: &Self::Problem) -> (usize, usize);
 
-    /// Inputs that the calibration data never excite: zeros on the diagonal of H.
+    /// Number of inputs that are zero in all calibration data: zeros on the diagonal of H.
     fn dead_inputs(&self, problem: &Self::Problem) -> usize;
 
-    /// First codes and codebooks, with the random numbers of `key`.
+    /// Initial codes and codebooks, with random numbers from `key`.
     fn initialize(
         &self,
         problem: &Self::Problem,
@@ -56,13 +56,14 @@ pub trait LayerOps {
         key: StreamKey,
     ) -> Result<Self::Trial>;
 
-    /// A quantized matrix that comes from elsewhere, as an update of one's own does.
+    /// A trial from a quantized matrix of other origin, such as a user-defined update.
     fn trial(&self, problem: &Self::Problem, matrix: QuantizedMatrix) -> Result<Self::Trial>;
 
-    /// Codebooks and scales for the trial's codes.
+    /// Updates codebooks and scales; the trial's codes stay fixed.
     fn update(&self, problem: &Self::Problem, trial: Self::Trial, update: &Update) -> Result<Self::Trial>;
 
-    /// The codes that one sweep of beam search over `order`, (input group, codebook), ends with.
+    /// Runs one sweep of beam search over `order`, a list of (input group, codebook), and returns the new
+    /// codes.
     fn search(
         &self,
         problem: &Self::Problem,
@@ -78,18 +79,18 @@ pub trait LayerOps {
     fn matrix(&self, trial: &Self::Trial) -> QuantizedMatrix;
 }
 
-/// Sums over sequences, to which every part of the sequences adds one number an element.
+/// Sums over sequences. Every part of the sequences adds one number per element.
 ///
-/// So sums that are gathered from several devices and added in the order of the parts have the bits of those
-/// that one device adds up itself.
+/// Sums gathered from several devices and added in the order of the parts therefore have the same bits as
+/// sums computed on one device.
 pub trait PartSums {
-    /// Takes the sums out and begins them anew.
+    /// Takes the sums and resets them to zero.
     fn take(&mut self) -> Vec<f64>;
 
-    /// Adds sums that another has taken out.
+    /// Adds sums that another device returned from [`PartSums::take`].
     ///
     /// # Errors
-    /// When they are sums of something else.
+    /// When the other sums belong to other quantities.
     fn add(&mut self, sums: &[f64]) -> Result<()>;
 }
 
@@ -109,16 +110,17 @@ impl PartSums for Vec<f64> {
 
 /// A block and the hidden states that pass through it.
 ///
-/// An instance belongs to one model configuration and one longest sequence. Sequences may differ in length.
+/// An instance is built for one model configuration and a maximum sequence length. Sequences may differ in
+/// length.
 #[expect(clippy::missing_errors_doc, reason = "said once, for all methods, above")]
 pub trait BlockOps {
-    /// what quantizes one of the block's layers
+    /// operations that quantize one of the block's layers
     type Layers: LayerOps;
     /// hidden states of several sequences, [tokens, hidden] each
     type Hidden;
     /// one block's parameters, resident
     type Block;
-    /// the sum over samples that a layer's H is the mean of
+    /// running sum over samples; a layer's H is its mean
     type Hessian: PartSums;
     /// final norm and lm_head, resident
     type Head;
@@ -132,25 +134,25 @@ pub trait BlockOps {
     /// The model shape that this instance was made for.
     fn config(&self) -> &ArchSpec;
 
-    /// What quantizes one of the block's layers.
+    /// The operations that quantize one of the block's layers.
     fn layers(&self) -> &Self::Layers;
 
-    /// Bounds the memory of the activations that it computes from now on, hidden states of `sequences`
-    /// sequences at most: what is beyond the bound lies in a file in the folder `spill`. No result depends on
-    /// it.
+    /// Bounds the memory of activations computed from now on, for hidden states of at most `sequences`
+    /// sequences. Activations beyond the bound are stored in a file in the folder `spill`. The bound changes
+    /// no result.
     fn bound_memory(&mut self, memory: Memory, spill: &Path, sequences: usize) -> Result<()>;
 
     /// Embeds token sequences; `embedding` is [vocab, hidden].
     fn embed(&self, embedding: &Array2<f32>, sequences: &[&[u32]]) -> Result<Self::Hidden>;
 
-    /// Tokens of each sequence.
+    /// Number of tokens of each sequence.
     fn lengths(&self, hidden: &Self::Hidden) -> Vec<usize>;
 
-    /// How sequences of these lengths are cut into parts that follow each other, each of which adds one
-    /// number to each element of a sum. It depends on the lengths alone.
+    /// Divides sequences of these lengths into consecutive parts; each part adds one number to each element
+    /// of a sum. The division depends on the lengths alone.
     fn parts(&self, lengths: &[usize]) -> Vec<Range<usize>>;
 
-    /// Makes the block of this index resident.
+    /// Makes block `index` resident.
     fn load_block(&self, index: usize, weights: &BlockWeights) -> Result<Self::Block>;
 
     /// Copies a block's parameters back to the host, at the machine's own precision.
@@ -162,10 +164,11 @@ pub trait BlockOps {
     /// The block's output for every sequence.
     fn block_forward(&self, block: &Self::Block, hidden: &Self::Hidden) -> Result<Self::Hidden>;
 
-    /// The sum of no samples, for one of the block's layers.
+    /// An empty sum for one of the block's layers.
     fn hessian(&self, block: &Self::Block, layer: LayerId) -> Self::Hessian;
 
-    /// Adds the inputs that `layers` get from the given sequences, whole parts, to one Hessian each.
+    /// Adds the inputs of `layers` on the given sequences to one Hessian per layer. The sequences must be
+    /// whole parts.
     fn add_to_hessians(
         &self,
         block: &Self::Block,
@@ -190,8 +193,7 @@ pub trait BlockOps {
     /// Makes the final norm `[hidden]` and the lm_head [vocab, hidden] resident.
     fn load_head(&self, norm: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Self::Head>;
 
-    /// What the output layer is given for one of the sequences: hidden states behind the final norm, [tokens,
-    /// hidden].
+    /// Input of the output layer for one sequence: hidden states after the final norm, [tokens, hidden].
     fn head_input(&self, head: &Self::Head, hidden: &Self::Hidden, sequence: usize) -> Result<Array2<f32>>;
 
     /// Logits of one of the sequences, [tokens, vocab].
@@ -206,27 +208,27 @@ pub trait BlockOps {
     ) -> Result<Vec<Array1<f64>>>;
 }
 
-/// Gradients and steps: what [`tune_block`](crate::tune_block) and [`end_to_end`](crate::end_to_end) train
-/// with.
+/// Gradients and optimizer steps: the operations under [`tune_block`](crate::tune_block) and
+/// [`end_to_end`](crate::end_to_end).
 ///
-/// A tuner holds what is trained, Adam's moments, and sums of gradients, to which several calls may add
-/// before a step uses them. Codes stay.
+/// A tuner holds the trained parameters, Adam's moments, and sums of gradients. Several calls may add to the
+/// sums before one step uses them. Codes stay fixed.
 #[expect(clippy::missing_errors_doc, reason = "said once, for all methods, above")]
 pub trait TrainOps: BlockOps {
-    /// a block being trained on the outputs that it should have
+    /// a block being trained on target outputs
     type BlockTuner: PartSums;
-    /// a model being trained on the logits that it should have
+    /// a model being trained on target logits
     type ModelTuner: PartSums;
     /// the gradient with respect to one decoded weight, [out_features, in_features]
     type WeightGradient;
 
-    /// A block before its first step.
+    /// A tuner for a block before its first step.
     fn block_tuner(&self, block: &Self::Block, tuned: Tuned, decay: AdamDecay) -> Self::BlockTuner;
 
-    /// Whether nothing of the block is trained.
+    /// Whether the block has no trained parameters.
     fn is_idle(&self, tuner: &Self::BlockTuner) -> bool;
 
-    /// The squared error of each of these sequences' outputs, summed over their elements.
+    /// Squared error of the block's output for each of these sequences, summed over elements.
     fn block_losses(
         &self,
         tuner: &Self::BlockTuner,
@@ -235,7 +237,7 @@ pub trait TrainOps: BlockOps {
         sequences: &[usize],
     ) -> Result<Vec<f64>>;
 
-    /// [`TrainOps::block_losses`], adding `scale` times their gradients to the sums.
+    /// [`TrainOps::block_losses`]; also adds `scale` times the gradients to the sums.
     fn block_accumulate(
         &self,
         tuner: &mut Self::BlockTuner,
@@ -245,18 +247,18 @@ pub trait TrainOps: BlockOps {
         scale: f64,
     ) -> Result<Vec<f64>>;
 
-    /// One step of Adam along the sums of gradients, which are then forgotten.
+    /// One Adam step along the sums of gradients; then resets the sums.
     fn block_step(&self, tuner: &mut Self::BlockTuner, lr: f64);
 
-    /// The block as it is now.
+    /// The block with its current parameters.
     fn tuned_block(&self, tuner: &Self::BlockTuner) -> Self::Block;
 
-    /// Bounds the memory of the activations of training a model in steps of `batch` sequences, and of the
-    /// hidden states of a teacher, which beyond the bound lie in a file in the folder `spill`. No result
-    /// depends on it.
+    /// Bounds the memory of two things: the activations of training a model in steps of `batch` sequences,
+    /// and the hidden states of a teacher. Hidden states beyond the bound are stored in a file in the folder
+    /// `spill`. The bound changes no result.
     fn bound_tuning_memory(&mut self, memory: Memory, spill: &Path, batch: usize) -> Result<()>;
 
-    /// A model before its first step.
+    /// A tuner for a model before its first step.
     fn model_tuner(&self, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay)
     -> Result<Self::ModelTuner>;
 
@@ -268,9 +270,9 @@ pub trait TrainOps: BlockOps {
         targets: &[Target<'_>],
     ) -> Result<Vec<f64>>;
 
-    /// [`TrainOps::model_losses`], adding `scale` times their gradients to the sums. `observe` is given the
-    /// gradients with respect to the decoded weights, in parts to be added up: what methods that change codes
-    /// start from.
+    /// [`TrainOps::model_losses`]; also adds `scale` times the gradients to the sums. `observe` receives the
+    /// gradients with respect to the decoded weights, in parts that add up to the whole. Methods that change
+    /// codes start from these gradients.
     fn model_accumulate(
         &self,
         tuner: &mut Self::ModelTuner,
@@ -280,23 +282,23 @@ pub trait TrainOps: BlockOps {
         observe: &mut dyn FnMut(usize, LayerId, &Self::WeightGradient),
     ) -> Result<Vec<f64>>;
 
-    /// One step of Adam along the sums of gradients, which are then forgotten.
+    /// One Adam step along the sums of gradients; then resets the sums.
     fn model_step(&self, tuner: &mut Self::ModelTuner, lr: f64);
 
-    /// Everything that training goes on from.
+    /// The complete state that training needs to continue.
     fn state(&self, tuner: &Self::ModelTuner) -> TuningState;
 
-    /// Goes on from a state.
+    /// Continues from a state.
     fn restore(&self, tuner: &mut Self::ModelTuner, state: &TuningState) -> Result<()>;
 
-    /// The model's weights as they are now, at the machine's own precision.
+    /// The model's current weights, at the machine's own precision.
     fn weights(&self, tuner: &Self::ModelTuner) -> ModelWeights;
 
-    /// The name of what is not finite first on these sequences: a parameter, or a layer's output.
+    /// Name of the first parameter or layer output that is not finite on these sequences.
     fn first_not_finite(&self, tuner: &mut Self::ModelTuner, sequences: &[&[u32]]) -> Result<Option<String>>;
 }
 
-/// A model's weights, one part at a time: those of a checkpoint, or some in memory.
+/// A model's weights, one part at a time, from a checkpoint or from memory.
 #[expect(clippy::missing_errors_doc, reason = "what reading them fails with")]
 pub trait Weights {
     /// The model's shape.
@@ -311,7 +313,7 @@ pub trait Weights {
     /// The norm before the head, `[hidden]`.
     fn final_norm(&self) -> Result<Array1<f32>>;
 
-    /// The output layer, [vocab, hidden]; with tied embeddings those.
+    /// The output layer, [vocab, hidden]; the embeddings if tied.
     fn lm_head(&self) -> Result<Array2<f32>>;
 }
 
@@ -337,12 +339,12 @@ impl Weights for Model {
     }
 }
 
-/// Whole models, resident. This is no part of the other traits: a machine may have it alone.
+/// Whole resident models. Independent of the other traits: a machine may implement this one alone.
 pub trait ModelOps {
-    /// Makes a model resident, one block after the other; `progress` hears of each.
+    /// Makes a model resident, block by block; `progress` is called after each block.
     ///
     /// # Errors
-    /// Unreadable weights, and what the machine refuses.
+    /// Unreadable weights, and errors of the machine.
     fn model<'m>(
         &'m self,
         weights: &dyn Weights,
@@ -350,42 +352,43 @@ pub trait ModelOps {
     ) -> Result<Box<dyn ResidentModel + 'm>>;
 }
 
-/// A model that is resident.
+/// A resident model.
 #[expect(clippy::missing_errors_doc, reason = "said once, for all methods, above")]
 pub trait ResidentModel {
-    /// Negative log-likelihoods of each next token, [tokens - 1] a sequence; sequences may differ in length.
+    /// Negative log-likelihoods of each next token, [tokens - 1] per sequence; sequences may differ in
+    /// length.
     fn losses(&mut self, sequences: &[&[u32]]) -> Result<Vec<Array1<f64>>>;
 
     /// Logits of a sequence, [tokens, vocab].
     fn logits(&mut self, tokens: &[u32]) -> Result<Array2<f64>>;
 
-    /// A text that the model is to read and write, from its beginning.
+    /// Starts an empty text for the model to read and continue.
     fn session(&mut self) -> Result<Box<dyn Session + '_>>;
 }
 
-/// A text that a model reads token by token; it says what may come next.
+/// A text that a model reads token by token, returning the logits of the next token.
 #[expect(clippy::missing_errors_doc, reason = "said once, for all methods, above")]
 pub trait Session {
-    /// Reads the beginning of the text; the logits `[vocab]` of what follows it.
+    /// Reads the prompt; returns the logits `[vocab]` of the token after it.
     fn prompt(&mut self, tokens: &[u32]) -> Result<Array1<f64>>;
 
-    /// Reads one token more.
+    /// Reads one more token.
     fn next(&mut self, token: u32) -> Result<Array1<f64>>;
 
-    /// Reads `token` and then its own likeliest continuations, `count` tokens in all; `each` gets the
-    /// likeliest token after each of them and says whether to go on. Returns false, having read nothing, if
-    /// this machine has no fused greedy loop.
+    /// Reads `token` and then its own most likely continuations, `count` tokens in all. `each` receives the
+    /// most likely token after each of them and returns whether to continue. Returns false, having read
+    /// nothing, if this machine has no fused greedy loop.
     fn greedy(&mut self, token: u32, count: usize, each: &mut dyn FnMut(u32) -> bool) -> Result<bool>;
 }
 
-/// The processes or devices that a policy runs on. What they sum is gathered part by part and added in the
-/// order of the parts, so that no byte depends on how many they are.
+/// The processes or devices on which a policy runs. Their sums are gathered part by part and added in the
+/// order of the parts, so that no result depends on the number of ranks.
 pub trait Ranks {
-    /// Adds the parts 0 to `parts` to the sums. `add` adds the parts of a range in their order; the sums end
-    /// with every part on every rank.
+    /// Adds the parts 0 to `parts` to the sums. `add` adds a range of parts in order. Afterwards every rank's
+    /// sums include every part.
     ///
     /// # Errors
-    /// Those of `add`, and of the way between ranks.
+    /// Those of `add`, and of the communication between ranks.
     fn sum_in_order<S: PartSums>(
         &self,
         sums: &mut S,
@@ -394,7 +397,7 @@ pub trait Ranks {
     ) -> Result<()>;
 }
 
-/// The sequences of a range of parts, which follow each other.
+/// The sequences of a range of consecutive parts.
 pub(crate) fn joined(parts: &[Range<usize>], range: Range<usize>) -> Range<usize> {
     match &parts[range] {
         [] => 0..0,
@@ -403,7 +406,7 @@ pub(crate) fn joined(parts: &[Range<usize>], range: Range<usize>) -> Range<usize
     }
 }
 
-/// One process on one device: nothing is gathered.
+/// One process on one device, which gathers nothing.
 #[derive(Debug, Clone, Copy)]
 pub struct Alone;
 

@@ -2,11 +2,11 @@ use aqlm_vocabulary::{AqlmError, ArchSpec, LinearSpec, Scheme};
 
 use aqlm_formats::{Error, Result};
 
-/// Refuses, before anything is computed or written, a scheme that does not fit one of the model's layers.
+/// Rejects a scheme that does not fit one of the model's layers, before anything is computed or written.
 ///
 /// # Errors
-/// `Error::Scheme` naming the layer, with group sizes that would fit all layers; `Error::Degenerate` for more
-/// codewords than groups, unless that is allowed.
+/// `Error::Scheme` naming the layer, with group sizes that fit all layers. `Error::Degenerate` for more
+/// codewords than groups, unless `allow_degenerate`.
 pub fn check_scheme(arch: &ArchSpec, scheme: Scheme, allow_degenerate: bool) -> Result<()> {
     let layers = || arch.blocks.iter().flat_map(|block| &block.linears);
     for LinearSpec { name, shape, .. } in layers() {

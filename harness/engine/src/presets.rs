@@ -19,23 +19,24 @@ pub enum Preset {
 pub struct QuantizeSettings {
     /// how one layer is quantized
     pub layer: LayerSettings,
-    /// how a block is tuned afterwards
+    /// how a block is tuned after its layers are quantized
     pub finetune: FinetuneSettings,
     /// tokens in one calibration sequence
     pub seqlen: usize,
     /// calibration sequences, those for validation included
     pub sequences: usize,
-    /// the last this many sequences take no part in Hessians or gradients, and decide when fine-tuning stops
+    /// the last this many sequences contribute to no Hessian and no gradient; they decide when fine-tuning
+    /// stops
     pub validation: usize,
-    /// one pass for the Hessians of each kind of layer, over the block as quantized so far, instead of one
-    /// for all
+    /// whether the Hessians of each kind of layer get their own pass, over the block as quantized so far,
+    /// instead of one pass for all
     pub true_sequential: bool,
     /// seed of every random stream
     pub seed: u64,
 }
 
 impl QuantizeSettings {
-    /// A preset's settings for a scheme.
+    /// Settings of a preset for a scheme.
     pub fn preset(preset: Preset, scheme: Scheme) -> Self {
         let adam = |beta1: f64, amsgrad: bool| Update::Adam {
             lr: 1e-4,
@@ -56,7 +57,7 @@ impl QuantizeSettings {
                 0.003,
                 1e-3,
             ),
-            // The paper leaves the beam width open; the smallest that is a beam at all.
+            // The paper does not state the beam width; 2 is the smallest beam that is more than greedy.
             Preset::Paper => (Initialization::Residual, adam(0.90, false), 2, 0.01, 1e-4),
             Preset::Official => (Initialization::Residual, adam(0.0, true), 1, 0.01, 1e-5),
         };

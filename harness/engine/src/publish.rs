@@ -4,14 +4,14 @@ use crate::RunFolder;
 use aqlm_formats::Result;
 use aqlm_formats::model::{Model, WriteOptions, Written, block_file, write_checkpoint};
 
-/// Writes the checkpoint from a run's finished blocks into `out`: usually the run folder itself, so that the
-/// folder is the model.
+/// Writes a checkpoint from a run's finished blocks into `out`, usually the run folder itself: the folder
+/// then is the model.
 ///
 /// # Errors
-/// A block file that can't be read and a checkpoint that can't be written.
+/// A block file that can't be read, a checkpoint that can't be written.
 pub fn publish(model: &Model, folder: &RunFolder, out: &Path) -> Result<Written> {
     let block = |index: usize| block_file::read(&folder.block_path(index), &model.config().blocks[index]);
-    // A resumed run that was already complete writes the same bytes again.
+    // When a complete run is resumed, this writes the same bytes again.
     write_checkpoint(
         out,
         model,

@@ -13,12 +13,13 @@ use aqlm_formats::durable;
 use aqlm_formats::model::{Model, block_file};
 use aqlm_formats::{Error, Result};
 
-/// What the pipeline tells whoever watches it.
+/// Progress of the pipeline, for an observer.
 #[derive(Debug)]
 pub enum PipelineEvent<'a> {
-    /// a block of an earlier attempt was taken over from the run folder
+    /// a block of an earlier attempt was reused from the run folder
     BlockResumed(&'a BlockReport),
-    /// a block in the run folder does not have the journal's checksum, so it and all after it are done again
+    /// a block in the run folder does not match the journal's checksum; that block and all later ones are
+    /// quantized again
     BlockDamaged {
         /// index of the block
         block: usize,
@@ -36,7 +37,7 @@ pub enum PipelineEvent<'a> {
         block: usize,
         /// which layer, `q_proj` for example
         layer: &'a str,
-        /// what
+        /// the event
         event: LayerEvent,
     },
     /// a layer is done
@@ -45,7 +46,7 @@ pub enum PipelineEvent<'a> {
     Finetune {
         /// index of the block
         block: usize,
-        /// what
+        /// the event
         event: FinetuneEvent,
     },
     /// a block is done, stored and in the journal
@@ -55,15 +56,15 @@ pub enum PipelineEvent<'a> {
 /// Quantizes every block of a model into `folder` and leaves the finished blocks there; the caller writes the
 /// checkpoint from them.
 ///
-/// Block by block: inputs come from the already quantized prefix, targets are the unquantized
-/// block's outputs on those same inputs. Each finished block is rounded to the checkpoint's precision, stored
-/// and read back before it feeds the next one, so that a resumed run sees exactly what an uninterrupted one
-/// saw.
+/// Blocks are quantized in order. A block's inputs come from the already quantized prefix; its targets are
+/// the unquantized block's outputs on the same inputs. Each finished block is rounded to the checkpoint's
+/// precision, stored, and read back before it feeds the next one. A resumed run therefore sees exactly the
+/// same numbers as an uninterrupted one.
 ///
 /// `calibration` holds settings.sequences sequences of settings.seqlen tokens.
 ///
 /// # Errors
-/// What the machine refuses, unreadable tensors of the model, and a run folder that can't be written.
+/// Errors of the machine, unreadable tensors of the model, a run folder that can't be written.
 pub fn quantize<M: TrainOps>(
     machine: &M,
     model: &Model,
@@ -125,10 +126,10 @@ pub fn quantize<M: TrainOps>(
     })
 }
 
-/// H of the inputs of `layers`, over the given sequences only, all from one pass through the block.
+/// H of the inputs of each of `layers`, over the given sequences only, all from one pass through the block.
 ///
 /// # Errors
-/// What the machine refuses.
+/// Errors of the machine.
 pub fn hessians<M: BlockOps>(
     machine: &M,
     block: &M::Block,
@@ -152,11 +153,11 @@ pub fn hessians<M: BlockOps>(
     Ok(hessians.0)
 }
 
-/// The Hessians of several layers, which one pass adds to.
+/// The Hessians of several layers, accumulated in one pass.
 struct Sums<H>(Vec<H>);
 
 impl<H: PartSums> PartSums for Sums<H> {
-    /// Each Hessian's sums behind their number.
+    /// The sums of each Hessian, preceded by their count.
     fn take(&mut self) -> Vec<f64> {
         let with_number = |hessian: &mut H| {
             let sums = hessian.take();
@@ -184,7 +185,7 @@ impl<H: PartSums> PartSums for Sums<H> {
     }
 }
 
-/// Whether a block that the journal says is done is there as it was written; if not, what is wrong with it.
+/// Checks that a block listed in the journal exists unchanged; otherwise returns what is wrong with the file.
 fn check_finished(folder: &RunFolder, entry: &JournalEntry) -> std::result::Result<(), String> {
     let path = folder.block_path(entry.block);
     let found = durable::sha256_of_file(&path).map_err(|error| error.to_string())?;
@@ -218,9 +219,9 @@ fn quantize_block<M: TrainOps>(
     let mut block = machine.load_block(index, &model.block(index)?)?;
     let targets = machine.block_forward(&block, inputs)?;
 
-    // Layers that read the same input share a Hessian. Without --true-sequential one pass over the
-    // unquantized block serves all; with it, each group sees what the groups before it make of the data once
-    // quantized.
+    // Layers with the same input share a Hessian. Without --true-sequential, one pass over the unquantized
+    // block serves all groups. With --true-sequential, each group sees activations of the block in which all
+    // earlier groups are quantized.
     let groups = spec.groups();
     let training = 0..settings.sequences - settings.validation;
     let firsts: Vec<LayerId> = groups.iter().map(|group| group[0]).collect();

@@ -1,6 +1,6 @@
-//! The alternation over the machines: with the reference's steps it is the reference's own, bit for bit; with
-//! those of the CPU it reaches the reference's loss. Searches are compared by the loss that they reach, as
-//! the reference evaluates it: ties break either way.
+//! The alternation over the machines. With the reference's steps it equals the reference's own alternation
+//! bit for bit. With the CPU's steps it reaches the reference's loss. Searches are compared by the loss that
+//! they reach, as evaluated by the reference, because ties may break either way.
 
 mod support;
 
@@ -15,12 +15,12 @@ use aqlm_vocabulary::{
 use ndarray::{Array2, s};
 use support::{limit, normal, random, with_outliers, with_threads};
 
-/// By how much the loss that a search reaches may be above the reference's (issue "The CPU backend").
+/// How far a search's loss may be above the reference's (issue "The CPU backend").
 const SEARCH: f64 = 1e-3;
 
-/// Layers whose losses are compared on average. Where a search ends differs from layer to layer by a few
-/// thousandths, up or down, as soon as one rounding differs; the mean of twelve does so by a third of
-/// [`SEARCH`].
+/// Number of layers whose losses are averaged before comparison. One different rounding changes a search's
+/// final loss by a few thousandths, up or down, differently in each layer. The mean over twelve layers
+/// changes by a third of [`SEARCH`].
 const LAYERS: u64 = 12;
 
 const KEY: StreamKey = StreamKey {
@@ -29,7 +29,7 @@ const KEY: StreamKey = StreamKey {
     layer: None,
 };
 
-/// A layer whose inputs are correlated and of very different sizes.
+/// A layer whose inputs are correlated and differ widely in size.
 struct Problem {
     weight: Array2<f32>,
     hessian: Array2<f64>,
@@ -155,7 +155,7 @@ fn an_update_of_ones_own_takes_the_place_of_the_machines() {
         "the search alone gains"
     );
     let other = with(&mut |trial| {
-        // Codebooks updated by the reference in the alternation of the CPU.
+        // The CPU's alternation with the reference's codebook update.
         let weight = p.weight.mapv(f64::from);
         let matrix = reference::update(&weight, &p.hessian, &CpuLayers.matrix(&trial), &settings.update)?;
         CpuLayers.trial(&problem, matrix)
@@ -163,7 +163,7 @@ fn an_update_of_ones_own_takes_the_place_of_the_machines() {
     let (matrix, report) = other.unwrap();
     let weight = p.weight.mapv(f64::from);
     let exact = reference::relative_layer_error(&weight, &reference::decode(&matrix), &p.hessian);
-    // f32 products of W - Q with H, summed in f64: each has a relative error of a sum of 32 terms
+    // f32 products of W - Q with H, summed in f64; each product has the relative error of a sum of 32 terms
     assert!((report.relative_error - exact).abs() <= limit(2 * 32).sqrt() * exact);
     assert!(report.relative_error < none.1.relative_error, "an update gains");
     let failed = with(&mut |_| Err(AqlmError::Unsupported("no update".into()).into()));
@@ -211,8 +211,8 @@ fn layers_are_quantized_as_well_as_by_the_reference() {
             let reached =
                 reference::relative_layer_error(&exact_weight, &reference::decode(&matrix), &p.hessian);
             ratios.push((reached / expected.relative_error).ln());
-            // f32 products of W - Q with H, summed in f64: each has a relative error of a sum of `inputs`
-            // terms
+            // f32 products of W - Q with H, summed in f64; each product has the relative error of a sum of
+            // `inputs` terms
             assert!((report.relative_error - reached).abs() <= limit(2 * inputs).sqrt() * reached);
             assert!(report.trace.windows(2).all(|pair| pair[1] <= pair[0]));
             assert!(matches!(events[0], LayerEvent::Initialized { loss } if loss == report.initial_error));
@@ -257,7 +257,7 @@ fn a_layers_report_is_of_the_matrix_that_it_comes_with() {
         );
         p.loss(matrix) / nothing
     };
-    // Damping steers the search; what is reported is the error under H as it is.
+    // Damping steers the search, but the reported error is under the undamped H.
     for damping in [0.0, 1e-6, 0.5] {
         let settings = LayerSettings {
             damping,
@@ -280,7 +280,7 @@ fn a_layers_report_is_of_the_matrix_that_it_comes_with() {
         assert!(report.trace[0] <= report.initial_error);
         assert!(report.trace.len() > 1, "{report:?}");
         assert!(matches!(events[0], LayerEvent::Initialized { loss } if loss == report.initial_error));
-        // an update and a search a round, and at most one round that was taken back
+        // an update and a search per round, and at most one round that was undone
         let rounds = (events.len() - 1) / 2;
         assert_eq!(events.len(), 1 + 2 * rounds);
         assert!(rounds == report.trace.len() || rounds == report.trace.len() + 1);
@@ -300,7 +300,7 @@ fn a_layer_is_done_when_a_round_gains_too_little() {
     };
     let (first, all) = trace(&p.weight, 0.0);
     assert!(all.len() > 2, "{all:?}");
-    // what each round gains, relative to what was there
+    // the gain of each round, relative to the loss before the round
     let before = std::iter::once(&first).chain(&all);
     let gains: Vec<f64> = before
         .zip(&all)
@@ -310,7 +310,7 @@ fn a_layer_is_done_when_a_round_gains_too_little() {
     for (tolerance, rounds) in [(1.01 * gains[0], 1), (0.99 * gains[0], 2), (1.01 * gains[1], 2)] {
         assert_eq!(trace(&p.weight, tolerance).1, all[..rounds], "{tolerance}");
     }
-    // nothing is gained where nothing is lost
+    // no gain is possible from a loss of zero
     assert_eq!(trace(&Array2::zeros((24, 32)), 0.0), (0.0, vec![0.0]));
 }
 
@@ -385,13 +385,13 @@ fn bad_layers_are_refused_and_odd_ones_survive() {
             Err(AqlmError::Argument { .. })
         ));
     }
-    // as many groups as codewords are enough, one fewer is not
+    // as many groups as codewords are enough, one fewer is too few
     for (rows, enough) in [(2, true), (1, false)] {
         let weight = p.weight.slice(s![..rows, ..16]).to_owned();
         let hessian = p.hessian.slice(s![..16, ..16]).to_owned();
         assert_eq!(run(&weight, &hessian, &good).is_ok(), enough);
     }
-    // dead inputs, rows of zeros, and a layer that is nothing but zeros
+    // dead inputs, rows of zeros, and a layer of zeros only
     let mut hessian = p.hessian.clone();
     for i in 8..12 {
         hessian.row_mut(i).fill(0.0);

@@ -1,5 +1,5 @@
-//! Block fine-tuning over the machines: with the reference's gradients and steps it is the reference's own,
-//! bit for bit; with those of the CPU it stays near.
+//! Block fine-tuning over the machines. With the reference's gradients and steps it equals the reference's
+//! own fine-tuning bit for bit. With the CPU's it stays close.
 
 mod support;
 
@@ -24,7 +24,8 @@ use support::{
 const TOKENS: usize = 70;
 const SEQUENCES: usize = 3;
 
-/// Lengths of the sums behind one output: both norms, the products of attention and MLP, scores and softmax.
+/// Total length of the sums behind one output: both norms, the products of attention and MLP, scores and
+/// softmax.
 fn terms(spec: &BlockSpec) -> usize {
     4 * spec.hidden_size()
         + spec.intermediate_size()
@@ -84,7 +85,7 @@ const KEY: StreamKey = StreamKey {
     layer: None,
 };
 
-/// Outputs of a block whose layers differ a little.
+/// Outputs of a block whose layers differ slightly from the case's.
 fn targets(case: &Case) -> Array3<f32> {
     let mut other = case.weights.clone();
     let mut rng = random(31);
@@ -158,8 +159,8 @@ fn fine_tuning_follows_the_reference() {
             "{}: nothing was learned",
             case.name
         );
-        // Adam divides by the root of the second moment, so a parameter whose gradients are at the level of
-        // rounding goes its own way, by at most lr a step; what it does to the loss is of second order.
+        // Adam divides by the root of the second moment. A parameter whose gradients are at rounding level
+        // therefore moves arbitrarily, by at most lr per step. The effect on the loss is of second order.
         let steps = SETTINGS.epochs * SEQUENCES.div_ceil(SETTINGS.batch);
         let limit = limit(terms(&case.config) * 2 * steps);
         assert_close(&case.name, [ours.loss_before], &[expected.loss_before], limit);
@@ -176,7 +177,7 @@ fn fine_tuning_says_what_it_does_and_stops_when_nothing_improves() {
     let case = cases().swap_remove(0);
     let machine = CpuBackend::new(&arch(&case.config), TOKENS).unwrap();
     let targets = targets(&case);
-    // Too small to move anything in f32: every epoch ends with the loss of the start.
+    // Too small to change any f32 parameter: every epoch ends with the initial loss.
     let settings = FinetuneSettings {
         lr: 1e-30,
         batch: 1,
@@ -330,8 +331,8 @@ fn over_the_reference_it_is_the_references_own() {
     }
 }
 
-/// Several ranks played one after the other: every part is summed by itself, and the sums are added in the
-/// order of the parts.
+/// Simulates several ranks in one process, one after the other. Every part is summed separately, and the sums
+/// are added in the order of the parts.
 struct Several;
 
 impl Ranks for Several {
@@ -342,7 +343,7 @@ impl Ranks for Several {
         add: &mut dyn FnMut(&mut S, Range<usize>) -> Result<()>,
     ) -> Result<()> {
         let mut gathered = vec![sums.take()];
-        // The last rank is done first.
+        // The last rank runs first.
         for part in (0..parts).rev() {
             add(sums, part..part + 1)?;
             gathered.insert(1, sums.take());
@@ -352,7 +353,7 @@ impl Ranks for Several {
     }
 }
 
-/// Hessians and a tuned block of a machine, by one rank and by several.
+/// Hessians and a tuned block of a machine, computed by one rank and by several.
 fn by_ranks<M>(machine: &M, case: &Case, hidden: &M::Hidden, targets: &M::Hidden)
 where
     M: aqlm_engine::ops::TrainOps,
@@ -404,7 +405,7 @@ where
 #[test]
 fn bytes_do_not_depend_on_the_number_of_ranks() {
     let case = cases().swap_remove(1);
-    // No two that follow each other are equally long, so that each is a part of its own.
+    // Neighbouring lengths differ, so that each sequence is its own part.
     let lengths = [40, 9, 70, 33, 12, 50, 21];
     let tokens: Vec<Vec<u32>> = lengths
         .iter()

@@ -1,5 +1,5 @@
-//! Sequences of different length: losses are those of each sequence alone, on every machine and whichever way
-//! a model is evaluated.
+//! Sequences of different length: on every machine, streamed or resident, the losses are those of each
+//! sequence alone.
 
 use aqlm_engine::backends::{BackendKind, CpuBackend};
 use aqlm_engine::evaluate::{Evaluation, resident, streamed};
@@ -9,7 +9,7 @@ use aqlm_formats::model::Model;
 use aqlm_vocabulary::{Purpose, stream};
 use ndarray::Array1;
 
-/// More than one part of equal sequences, and some that are not.
+/// Several parts; the first consists of two sequences of equal length.
 const LENGTHS: [usize; 6] = [9, 9, 2, 17, 5, 9];
 
 fn windows() -> Vec<Vec<u32>> {
@@ -21,7 +21,7 @@ fn windows() -> Vec<Vec<u32>> {
     (0..LENGTHS.len()).map(window).collect()
 }
 
-/// The losses of windows together, checked to be those of each alone.
+/// The losses of all windows together, checked against the losses of each window alone.
 fn losses(machine: &dyn ModelOps, model: &Model, same_bits: bool) -> Vec<Array1<f64>> {
     let windows = windows();
     let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
@@ -39,8 +39,8 @@ fn losses(machine: &dyn ModelOps, model: &Model, same_bits: bool) -> Vec<Array1<
     together
 }
 
-/// Losses of a few nats, computed in f32 or f16: within a hundredth, which a window that was taken for
-/// another is far from.
+/// Losses of a few nats, computed in f32 or f16, must agree to within a hundredth. A confusion of two windows
+/// is far outside this limit.
 fn assert_near(ours: &Array1<f64>, theirs: &Array1<f64>) {
     assert_eq!(ours.len(), theirs.len());
     for (ours, theirs) in ours.iter().zip(theirs) {
@@ -60,7 +60,7 @@ fn losses_of_windows_of_different_length_are_those_of_each_alone() {
             .zip(&expected)
             .for_each(|(ours, theirs)| assert_near(ours, theirs));
     };
-    // A product may round differently with other rows beside it.
+    // The rounding of a product may depend on the other rows of the batch.
     near(&losses(
         machine(BackendKind::Cpu).unwrap().as_ref(),
         &model,

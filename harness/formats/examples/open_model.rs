@@ -4,7 +4,8 @@
 //! cargo run --example open_model -- MODEL
 //! ```
 //!
-//! MODEL is a Hugging Face folder or a GGUF file; without it, it is the model that is part of the library.
+//! MODEL is a Hugging Face folder or a GGUF file. Without it, the example opens the model embedded in the
+//! library.
 
 use aqlm_formats::Result;
 use aqlm_formats::model::Model;
@@ -17,7 +18,7 @@ fn main() -> Result<()> {
         None => Model::embedded()?,
     };
 
-    // From headers alone.
+    // From headers only.
     let inventory = model.inventory();
     println!(
         "{}: {} parameters in {} bytes",
@@ -35,7 +36,7 @@ fn main() -> Result<()> {
         );
     }
 
-    // Weights are read block by block, when asked for.
+    // Weights are read block by block, on request.
     let block = model.block(0)?;
     match &block.layer(QUERY).weight {
         LinearWeight::Dense(weight) => println!("q_proj of block 0 begins with {}", weight[[0, 0]]),

@@ -1,4 +1,5 @@
-//! Files that are either whole or absent: written under a temporary name, flushed to the disk, renamed.
+//! Atomic writes: a file is written under a temporary name, flushed to the disk, then renamed. It is either
+//! complete or absent.
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
@@ -9,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{Error, Result};
 
-/// Writes a file through `fill` so that a crash or a full disk leaves the old one or none, never a part.
+/// Writes a file through `fill`. A crash or a full disk leaves the old file or none, never a partial one.
 ///
 /// # Errors
 /// `Io` with the file's final name; whatever `fill` returns.
@@ -30,7 +31,7 @@ pub fn write_file(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> std::i
     write().map_err(Error::io(path, "write"))
 }
 
-/// [`write_file`], and the SHA-256 of what was written, in lower-case hexadecimal.
+/// [`write_file`]; returns the SHA-256 of the written bytes in lower-case hexadecimal.
 ///
 /// # Errors
 /// Those of [`write_file`].
@@ -48,7 +49,7 @@ pub(crate) fn write_hashed(
     Ok(hexadecimal(&hasher.finalize()))
 }
 
-/// Passes bytes on and hashes them.
+/// Forwards bytes to a writer and hashes them.
 pub(crate) struct Hashing<'h, W> {
     inner: W,
     hasher: &'h mut Sha256,
@@ -66,7 +67,7 @@ impl<W: Write> Write for Hashing<'_, W> {
     }
 }
 
-/// Writes a file of a [`Workspace`] and waits until it is on the disk; it may be left in part by a crash.
+/// Writes a file of a [`Workspace`] and waits until it is on the disk. A crash may leave a partial file.
 pub(crate) fn write_synced(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
@@ -95,7 +96,7 @@ fn readable_by_all(file: &mut File) -> std::io::Result<()> {
     file.set_permissions(std::fs::Permissions::from_mode(0o644))
 }
 
-/// The folder a path lies in.
+/// The parent folder of a path; `.` for a bare file name.
 pub(crate) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
@@ -103,16 +104,16 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// A working folder inside another that disappears, with its contents, when dropped.
+/// A working folder inside another; dropping it deletes it and its contents.
 #[derive(Debug)]
 pub(crate) struct Workspace {
     path: PathBuf,
-    /// the outer folder, when it was made for this
+    /// the outer folder, if it was created for this workspace
     made: Option<PathBuf>,
 }
 
 impl Workspace {
-    /// Makes `outer` where necessary and an empty `name` in it; what a crash left there is removed.
+    /// Creates `outer` if necessary, and an empty `name` in it. Contents left by a crash are deleted.
     pub(crate) fn new(outer: &Path, name: &str) -> Result<Self> {
         let existed = outer.exists();
         std::fs::create_dir_all(outer).map_err(Error::io(outer, "make folder"))?;
@@ -134,10 +135,10 @@ impl Workspace {
 
 impl Drop for Workspace {
     fn drop(&mut self) {
-        // nothing can be done about a failure here, and the next start removes the rest
+        // a failure cannot be handled here; the next start removes the rest
         let _ = std::fs::remove_dir_all(&self.path);
         if let Some(outer) = &self.made {
-            // removes only an empty folder: one with results stays
+            // removes the outer folder only if empty: a folder with results stays
             let _ = std::fs::remove_dir(outer);
         }
     }

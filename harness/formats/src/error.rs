@@ -1,34 +1,34 @@
-//! What can be wrong: with a file, an argument, a device, or with this project itself.
+//! Errors: of a file, an argument, a device, or of this project itself.
 
 use std::path::{Path, PathBuf};
 
 use aqlm_vocabulary::AqlmError;
 
-/// Result of everything that reads, writes or runs models.
+/// Result type of all functions that read, write or run models.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What is wrong. Each variant of a bad input names the file, the field or tensor, what was expected and what
-/// was found; the command line prints it, with the option that helps, and exits with code 2.
+/// An error. Variants for bad input name the file, the field or tensor, what was expected and what was found.
+/// The command line prints the message, with the option that helps, and exits with code 2.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system refused: a file is absent, unreadable, or the disk is full.
+    /// The operating system refused: for example, a file is absent or unreadable, or the disk is full.
     #[error("{path}: cannot {action}: {source}")]
     Io {
         /// the file or folder
         path: PathBuf,
-        /// what was tried, as a verb: "read", "write"
+        /// the attempted action, as a verb: "read", "write"
         action: &'static str,
         /// the reason given
         source: std::io::Error,
     },
-    /// A path that is no model, no text or no tokenizer of a known kind.
+    /// A path that is not a model, text or tokenizer of a known kind.
     #[error("{path}: expected {expected}, found {found}")]
     Kind {
         /// the file or folder
         path: PathBuf,
-        /// the kinds that are read
+        /// the supported kinds
         expected: String,
-        /// what it looks like
+        /// what the path appears to be
         found: String,
     },
     /// A JSON file, or one line of a .jsonl file, does not parse.
@@ -40,7 +40,7 @@ pub enum Error {
         line: usize,
         /// from 1
         column: usize,
-        /// the parser's words
+        /// the parser's message
         reason: String,
     },
     /// A field of a configuration file or a file's metadata has a value that cannot be right.
@@ -50,12 +50,12 @@ pub enum Error {
         path: PathBuf,
         /// dotted path of the field
         field: String,
-        /// the values allowed
+        /// the allowed values
         expected: String,
-        /// the value there, or "nothing"
+        /// the value found, or "nothing"
         found: String,
     },
-    /// A field is well-formed but asks for arithmetic that this project does not implement.
+    /// A field is well-formed but requires arithmetic that this project does not implement.
     #[error("{path}: field `{field}` is not supported: expected {expected}, found {found}")]
     Unsupported {
         /// the file
@@ -64,7 +64,7 @@ pub enum Error {
         field: String,
         /// what is implemented
         expected: String,
-        /// what the file asks for
+        /// the value in the file
         found: String,
     },
     /// A file ends before its header says it does.
@@ -76,17 +76,17 @@ pub enum Error {
         what: String,
         /// bytes that part needs
         expected: u64,
-        /// bytes there are
+        /// bytes found
         found: u64,
     },
-    /// A safetensors or GGUF header that cannot be read at all.
+    /// A safetensors or GGUF header that cannot be parsed.
     #[error("{path}: header: expected {expected}, found {found}")]
     Header {
         /// the file
         path: PathBuf,
-        /// what the format demands
+        /// what the format requires
         expected: String,
-        /// what is there
+        /// what was found
         found: String,
     },
     /// A tensor's bytes overlap another's, leave a gap, or have the wrong length for its shape.
@@ -94,16 +94,16 @@ pub enum Error {
     Offsets {
         /// the file
         path: PathBuf,
-        /// its name
+        /// the tensor's name
         tensor: String,
-        /// what the format demands
+        /// what the format requires
         expected: String,
         /// first byte, counted from the end of the header
         begin: u64,
         /// one past its last byte
         end: u64,
     },
-    /// A shard that the index names is absent, or a shard that is there is missing from the index.
+    /// A shard in the index is absent, or a shard in the folder is missing from the index.
     #[error("{index}: shard `{shard}`: {reason}")]
     Shard {
         /// the index file
@@ -113,66 +113,66 @@ pub enum Error {
         /// what is wrong
         reason: String,
     },
-    /// A tensor that the configuration asks for is not there.
+    /// A tensor required by the configuration is missing.
     #[error("{path}: expected tensor `{tensor}`, found none of that name")]
     MissingTensor {
         /// the file or folder
         path: PathBuf,
-        /// its name
+        /// the tensor's name
         tensor: String,
     },
-    /// A tensor that the configuration rules out is there, so that one of the two must be wrong.
+    /// A tensor exists that the configuration rules out, so one of the two must be wrong.
     #[error("{path}: tensor `{tensor}`: expected none, {reason}")]
     UnexpectedTensor {
         /// the file
         path: PathBuf,
-        /// its name
+        /// the tensor's name
         tensor: String,
-        /// why there should be none
+        /// why the tensor should not exist
         reason: String,
     },
-    /// A tensor has another shape than the configuration implies.
+    /// A tensor's shape differs from the one implied by the configuration.
     #[error("{path}: tensor `{tensor}`: expected shape {expected:?}, found {found:?}")]
     TensorShape {
         /// the file
         path: PathBuf,
-        /// its name
+        /// the tensor's name
         tensor: String,
         /// the shape implied
         expected: Vec<usize>,
         /// the shape in the file
         found: Vec<usize>,
     },
-    /// A tensor has a type that cannot hold what it is for.
+    /// A tensor has a type that cannot represent its content.
     #[error("{path}: tensor `{tensor}`: expected type {expected}, found {found}")]
     TensorType {
         /// the file
         path: PathBuf,
-        /// its name
+        /// the tensor's name
         tensor: String,
-        /// the types allowed
+        /// the allowed types
         expected: String,
         /// the type in the file
         found: String,
     },
-    /// A weight is NaN or infinite, or becomes so in the type it is to be stored in.
+    /// A weight is NaN or infinite, or would be in the type in which it is to be stored.
     #[error("{path}: tensor `{tensor}`: expected finite numbers, found {value} at element {element}")]
     NotFinite {
         /// the file
         path: PathBuf,
-        /// its name
+        /// the tensor's name
         tensor: String,
         /// flat index, row-major, of the first such element
         element: usize,
         /// NaN or an infinity
         value: f64,
     },
-    /// A code is no B-bit number.
+    /// A code is not a B-bit number.
     #[error("{path}: tensor `{tensor}`: expected codes in {low}..{high}, found {found} at element {element}")]
     CodeOutOfRange {
         /// the file
         path: PathBuf,
-        /// its name
+        /// the tensor's name
         tensor: String,
         /// flat index, row-major, of the first such element
         element: usize,
@@ -180,7 +180,7 @@ pub enum Error {
         low: i64,
         /// one past the largest: 2^(B-1)
         high: i64,
-        /// the code there
+        /// the code found
         found: i64,
     },
     /// A block that the model does not have.
@@ -188,19 +188,19 @@ pub enum Error {
     Block {
         /// the model
         path: PathBuf,
-        /// how many it has
+        /// number of blocks
         blocks: usize,
-        /// the one asked for
+        /// the requested block
         block: usize,
     },
-    /// The tokenizer has ids beyond the rows of the embedding.
+    /// The tokenizer has ids beyond the last row of the embedding.
     #[error(
         "{path}: tokenizer: expected ids below the embedding's {rows} rows, found id {id} (token {token:?})"
     )]
     Vocabulary {
         /// the model
         path: PathBuf,
-        /// rows of the embedding
+        /// number of rows of the embedding
         rows: usize,
         /// the largest id of the tokenizer
         id: u32,
@@ -212,42 +212,42 @@ pub enum Error {
     Tokenizer {
         /// the file
         path: PathBuf,
-        /// the tokenizer library's words
+        /// the tokenizer library's message
         reason: String,
     },
-    /// A line of a data file is not what its format demands.
+    /// A line of a data file violates its format.
     #[error("{path}, line {line}: expected {expected}, found {found}")]
     Line {
         /// the file
         path: PathBuf,
         /// from 1
         line: usize,
-        /// what the format demands
+        /// what the format requires
         expected: String,
-        /// what is there
+        /// what was found
         found: String,
     },
-    /// A text has fewer tokens than were asked for.
+    /// A text has fewer tokens than requested.
     #[error("{path}: expected at least {expected} tokens ({what}), found {found}")]
     TooShort {
         /// the data file
         path: PathBuf,
-        /// what they were needed for, for example "128 sequences of 256"
+        /// the purpose of the tokens, for example "128 sequences of 256"
         what: String,
-        /// tokens needed
+        /// tokens requested
         expected: usize,
-        /// tokens there
+        /// tokens found
         found: usize,
     },
-    /// An output is already there and was not to be replaced.
+    /// An output already exists and may not be replaced.
     #[error("{path}: expected no {what} there, found one")]
     Exists {
         /// the folder
         path: PathBuf,
-        /// what is in the way
+        /// what already exists
         what: String,
     },
-    /// A quantized or dense layer does not fit what it is to be used for.
+    /// A quantized or dense layer does not fit its use.
     #[error("{layer}: {source}")]
     Layer {
         /// which layer, by its path in the checkpoint
@@ -255,15 +255,15 @@ pub enum Error {
         /// what is wrong with it
         source: AqlmError,
     },
-    /// Nothing of that name could be fetched.
+    /// No source has a model of this name.
     #[error("{name}: expected a model from one of its sources, found none:\n{}", .tried.join("\n"))]
     Fetch {
-        /// the name asked for
+        /// the requested name
         name: String,
-        /// one line a source: which, and why not
+        /// one line per source: its name, and why it failed
         tried: Vec<String>,
     },
-    /// A downloaded file is not the one that was meant.
+    /// A downloaded file does not have the published size or digest.
     #[error("{path}: expected {what} {expected}, found {found}")]
     Digest {
         /// the file
@@ -272,7 +272,7 @@ pub enum Error {
         what: &'static str,
         /// the published value
         expected: String,
-        /// the value of what arrived
+        /// the value of the downloaded file
         found: String,
     },
     /// A scheme does not fit a layer of the model.
@@ -283,7 +283,7 @@ pub enum Error {
         /// what is wrong, and what would fit
         reason: String,
     },
-    /// A layer has fewer groups than a codebook has codewords, which was not to be accepted.
+    /// A layer has fewer groups than a codebook has codewords, and degenerate layers are not allowed.
     #[error("{layer} [{out_features}, {in_features}]: {source}")]
     Degenerate {
         /// which layer, by its path in the block
@@ -295,7 +295,7 @@ pub enum Error {
         /// the numbers
         source: AqlmError,
     },
-    /// A folder holds this same run, which was not to be continued.
+    /// A folder already holds this run, and resuming was not requested.
     #[error("{path}: it holds a run of this same command")]
     RunExists {
         /// the folder
@@ -309,7 +309,7 @@ pub enum Error {
         /// why not
         reason: String,
     },
-    /// Training stopped because its loss was not a number any more.
+    /// Training stopped because its loss was no longer finite.
     #[error(
         "epoch {epoch}, step {step}: expected a finite loss, found {loss}; first not finite: {layer}; {kept}"
     )]
@@ -322,29 +322,29 @@ pub enum Error {
         loss: String,
         /// the first parameter or layer that is not finite
         layer: String,
-        /// what is left of the run
+        /// what remains of the run
         kept: String,
     },
-    /// An argument of a caller, or a setting, has a value that cannot be used.
+    /// A caller's argument or a setting has an invalid value.
     #[error("{what}: expected {expected}, found {found}")]
     Argument {
         /// the argument or setting
         what: String,
-        /// the values allowed
+        /// the allowed values
         expected: String,
         /// the value given
         found: String,
     },
-    /// A GPU is there and cannot be used.
+    /// A GPU is present but cannot be used.
     #[error("GPU: {reason}")]
     Device {
-        /// what the driver or a library said
+        /// the message of the driver or a library
         reason: String,
     },
-    /// Something that this project promises itself does not hold: a bug here, whatever the input was.
+    /// An internal invariant does not hold: a bug in this project, whatever the input was.
     #[error("internal error: {0}")]
     Internal(String),
-    /// The quantizer refused.
+    /// An error of the quantizer.
     #[error(transparent)]
     Aqlm(AqlmError),
 }
@@ -369,7 +369,7 @@ impl From<AqlmError> for Error {
 }
 
 impl Error {
-    /// An argument or setting `what` that cannot be used.
+    /// An invalid argument or setting `what`.
     pub fn argument(what: &str, expected: &str, found: impl Into<String>) -> Self {
         Self::Argument {
             what: what.into(),
@@ -384,7 +384,7 @@ impl Error {
         move |source| Self::Io { path, action, source }
     }
 
-    /// For `map_err`: a JSON error with its file; `first_line` is the line that the text starts at, from 1.
+    /// For `map_err`: a JSON error with its file; `first_line` is the line at which the text begins, from 1.
     pub fn json(path: impl AsRef<Path>, first_line: usize) -> impl FnOnce(serde_json::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |error| Self::Json {

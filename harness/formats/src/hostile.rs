@@ -1,6 +1,7 @@
-//! The readers of files from elsewhere, each as one function of bytes: what fuzzers call (docs/checking.md).
+//! The readers of untrusted files as functions of bytes, for fuzzers (docs/checking.md).
 //!
-//! A reader may refuse anything, but must not panic, and must not take more memory than the file justifies.
+//! A reader may reject any input. It must not panic, and must not use more memory than the file's size
+//! justifies.
 
 use std::path::Path;
 
@@ -13,13 +14,13 @@ use crate::tokenizer::Tokenizer;
 /// One reader.
 #[derive(Clone, Copy)]
 pub struct Target {
-    /// its name, and that of its corpus
+    /// the reader's name, which is also its corpus's name
     pub name: &'static str,
-    /// reads the bytes; `folder` is empty, its own, and may be written to
+    /// reads the bytes; `folder` is a private empty folder that the reader may write to
     pub read: fn(&[u8], &Path),
-    /// words of the format, which mutations put in
+    /// words of the format, inserted by mutations
     pub words: &'static [&'static str],
-    /// the least that is valid, or nearly: the files of `harness/tools/fuzz/seeds`
+    /// minimal inputs that are valid or nearly so: the files of `harness/tools/fuzz/seeds`
     pub seeds: &'static [&'static [u8]],
 }
 
@@ -138,7 +139,7 @@ pub const TARGETS: [Target; 5] = [
     },
 ];
 
-/// Reads every tensor that was found: offsets that the header's check let through must be good.
+/// Reads every tensor found; offsets accepted by the header's check must be readable.
 fn read_tensors(files: &SafetensorFiles) {
     for name in files.names() {
         _ = files.read_floats(&name);

@@ -1,7 +1,7 @@
-//! What people have, in and out: Hugging Face folders, safetensors, GGUF files, tokenizers and texts.
+//! Reading and writing of users' files: Hugging Face folders, safetensors, GGUF files, tokenizers and texts.
 //!
-//! [`model::Model`] stands before all formats of models. It is opened without reading weights, says what it
-//! is, and then gives weights block by block:
+//! [`model::Model`] is the common interface of all model formats. Opening one reads no weights but describes
+//! the model; weights are then read block by block:
 //!
 //! ```
 //! use aqlm_formats::model::Model;
@@ -31,9 +31,8 @@
 //! | [`durable`] | files that are either whole or absent |
 //! | [`hostile`] | the readers as functions of bytes, for fuzzers |
 //!
-//! Every function that can fail returns [`Error`], which names the file and the field or tensor, says what
-//! was expected and what was found. `examples/open_model.rs` opens a model, lists its layers and reads a
-//! weight.
+//! Every function that can fail returns [`Error`], which names the file and the field or tensor, what was
+//! expected and what was found. `examples/open_model.rs` opens a model, lists its layers and reads a weight.
 
 pub mod durable;
 pub mod error;

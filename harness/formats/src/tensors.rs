@@ -1,23 +1,23 @@
-//! Tensors under their Hugging Face names, wherever they are stored.
+//! Tensors by their Hugging Face names, independent of their storage.
 
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
-/// What is known of a tensor without reading it.
+/// A tensor's description, known without reading the tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorInfo {
-    /// the type as its format spells it, for example "F16" or "Q4_1"
+    /// the type in the format's own spelling, for example "F16" or "Q4_1"
     pub dtype: String,
     /// row-major
     pub shape: Vec<usize>,
-    /// bytes it takes in the file
+    /// bytes in the file
     pub bytes: u64,
     /// the file it is in
     pub path: PathBuf,
 }
 
-/// Where a model's tensors come from: what every format of weights offers.
+/// A source of a model's tensors; implemented by every weight format.
 pub trait TensorSource: Send + Sync + std::fmt::Debug {
     /// The file or folder, for errors.
     fn path(&self) -> &Path;
@@ -25,19 +25,19 @@ pub trait TensorSource: Send + Sync + std::fmt::Debug {
     /// All names, sorted.
     fn names(&self) -> Vec<String>;
 
-    /// What is known of a tensor, when it is there.
+    /// A tensor's description, if the tensor exists.
     fn info(&self, name: &str) -> Option<TensorInfo>;
 
-    /// A tensor's numbers in f32, row-major. Every one of f16, bf16 and f32 is kept exactly; f64 is rounded.
+    /// A tensor's numbers in f32, row-major. All values of f16, bf16 and f32 are exact; f64 is rounded.
     ///
     /// # Errors
-    /// `MissingTensor`; `TensorType` when it is no tensor of floats; `NotFinite`; `Io`.
+    /// `MissingTensor`; `TensorType` when it is not a tensor of floats; `NotFinite`; `Io`.
     fn read_floats(&self, name: &str) -> Result<Vec<f32>>;
 
     /// A tensor of whole numbers, row-major.
     ///
     /// # Errors
-    /// `MissingTensor`; `TensorType` when it is no tensor of integers; `Io`.
+    /// `MissingTensor`; `TensorType` when it is not a tensor of integers; `Io`.
     fn read_integers(&self, name: &str) -> Result<Vec<i64>>;
 
     /// Checks a tensor's presence and shape without reading it.
@@ -62,7 +62,7 @@ pub trait TensorSource: Send + Sync + std::fmt::Debug {
     }
 }
 
-/// Names the first NaN or infinity.
+/// Rejects NaN and infinities; the error names the first one.
 pub(crate) fn refuse_not_finite(path: &Path, tensor: &str, values: &[f32]) -> Result<()> {
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(()),

@@ -1,4 +1,4 @@
-//! Texts in: .txt, .jsonl and either of them gzipped, as one stream of tokens.
+//! Reads texts (.txt and .jsonl, optionally gzipped) as one stream of tokens.
 
 use std::collections::HashSet;
 use std::io::Read;
@@ -12,7 +12,7 @@ use crate::durable::sha256;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-/// The tokens of a text file, documents one after the other.
+/// The tokens of a text file, document after document.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenStream {
     path: PathBuf,
@@ -29,23 +29,24 @@ enum Format {
 }
 
 impl TokenStream {
-    /// Reads a file; its ending says how.
+    /// Reads a file. Its extension decides how:
     ///
-    /// - `.txt` is one stream, encoded as the tokenizer does by default (so BOS comes first only where it
-    ///   adds one).
-    /// - `.jsonl` has one {"text": ...} a line, each a document: BOS, its tokens, EOS, where the model has
+    /// - `.txt` is one stream, encoded with the tokenizer's defaults (BOS comes first only if the tokenizer
+    ///   adds it).
+    /// - `.jsonl` has one {"text": ...} per line, each a document: BOS, its tokens, EOS, if the model has
     ///   such markers.
-    /// - `.gz` after either is unpacked first.
+    /// - `.gz` after either is decompressed first.
     ///
     /// # Errors
-    /// `Io`; `Kind` for other endings; `Line` and `Json` with the line's number; `TooShort` for a file
+    /// `Io`; `Kind` for other extensions; `Line` and `Json` with the line's number; `TooShort` for a file
     /// without any text.
     pub fn load(path: &Path, tokenizer: &Tokenizer) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
         Self::from_bytes(path, &bytes, tokenizer)
     }
 
-    /// The same for bytes in memory; `name` is used in errors and its ending says what they are.
+    /// [`TokenStream::load`] for bytes in memory; `name` appears in errors and its extension decides the
+    /// format.
     ///
     /// # Errors
     /// Those of [`TokenStream::load`].
@@ -103,7 +104,7 @@ impl TokenStream {
         })
     }
 
-    /// How many of this text's documents, compared by their hashes, are in another text too.
+    /// Number of this text's documents that also occur in another text, compared by their hashes.
     pub fn documents_shared_with(&self, other: &Self) -> usize {
         let theirs: HashSet<&String> = other.digests.iter().collect();
         self.digests
@@ -117,7 +118,7 @@ impl TokenStream {
         &self.tokens
     }
 
-    /// How many documents there are; a .txt file is one.
+    /// Number of documents; a .txt file is one.
     pub fn documents(&self) -> usize {
         self.documents
     }
@@ -127,10 +128,10 @@ impl TokenStream {
         &self.path
     }
 
-    /// Windows of `context` tokens that do not overlap; an incomplete one at the end is left out.
+    /// Windows of `context` tokens that do not overlap; an incomplete last one is dropped.
     ///
     /// # Errors
-    /// `TooShort` when there is not even one; `context` 0 is taken for 1.
+    /// `TooShort` when there is not even one. A `context` of 0 counts as 1.
     pub fn windows(&self, context: usize) -> Result<Vec<&[u32]>> {
         let context = context.max(1);
         self.need(context, || format!("one window of {context}"))?;
@@ -140,7 +141,7 @@ impl TokenStream {
     /// The first `count` x `length` tokens of the stream, cut into `count` sequences of `length` tokens.
     ///
     /// # Errors
-    /// `TooShort` when the text has fewer tokens, naming how many there are. 0 of either is taken for 1.
+    /// `TooShort` when the text has fewer tokens, with their number. 0 for either argument counts as 1.
     pub fn calibration_sequences(&self, length: usize, count: usize) -> Result<Vec<&[u32]>> {
         let (length, count) = (length.max(1), count.max(1));
         self.need(length, || format!("one sequence of {length}"))?;
@@ -164,12 +165,12 @@ impl TokenStream {
     }
 }
 
-/// SHA-256 of a document's text, without the space around it.
+/// SHA-256 of a document's text, without leading and trailing white space.
 fn digest(text: &str) -> String {
     sha256(text.trim().as_bytes())
 }
 
-/// Tokens of all documents in order, and the digest of each. Blank lines are no documents.
+/// Tokens of all documents in order, and the digest of each. Blank lines are not documents.
 fn encode_documents(path: &Path, text: &str, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<String>)> {
     let lines: Vec<(usize, &str)> = text
         .lines()

@@ -1,4 +1,4 @@
-//! Text to tokens and back, with the markers of documents.
+//! Text to tokens and back, including document markers.
 
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
@@ -11,14 +11,14 @@ mod stream;
 
 pub use stream::TextStream;
 
-/// A tokenizer together with what a model's configuration files say about its markers.
+/// A tokenizer, and the markers configured in a model's files.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
     bos: Option<u32>,
     eos: Vec<u32>,
-    /// explicit add_bos_token of tokenizer_config.json; `None` leaves it to the post-processor
+    /// explicit add_bos_token of tokenizer_config.json; `None` leaves the decision to the post-processor
     add_bos: Option<bool>,
     /// explicit add_eos_token
     add_eos: Option<bool>,
@@ -28,23 +28,23 @@ impl Tokenizer {
     /// Reads a tokenizer.json.
     ///
     /// # Errors
-    /// `Io`; `Tokenizer` when the library does not understand the file.
+    /// `Io`; `Tokenizer` when the library cannot parse the file.
     pub fn from_file(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
         Self::from_bytes(path, &bytes)
     }
 
-    /// Parses the bytes of a tokenizer.json; `path` names them in errors.
+    /// Parses the bytes of a tokenizer.json; `path` is their name in errors.
     ///
     /// # Errors
-    /// `Tokenizer` when the library does not understand them.
+    /// `Tokenizer` when the library cannot parse them.
     pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self> {
         let refuse = |reason: String| Error::Tokenizer {
             path: path.into(),
             reason,
         };
-        // The library panics on broken JSON and on some parts of another kind than it expects. Most of that
-        // is refused here, with a better reason; what is left becomes an error all the same.
+        // The library panics on broken JSON and on some parts of an unexpected type. Most of these are
+        // rejected here with a better reason; the remaining panics also become errors.
         let document: Value = serde_json::from_slice(bytes).map_err(|error| refuse(error.to_string()))?;
         for part in [
             "normalizer",
@@ -70,7 +70,7 @@ impl Tokenizer {
         Ok(Self::from_tokenizers(path, inner))
     }
 
-    /// Takes a tokenizer that was built in memory.
+    /// Wraps a tokenizer that was built in memory.
     pub fn from_tokenizers(path: &Path, inner: tokenizers::Tokenizer) -> Self {
         Self {
             inner: of_whole_texts(inner),
@@ -82,7 +82,7 @@ impl Tokenizer {
         }
     }
 
-    /// Sets the markers of documents.
+    /// Sets the document markers.
     #[must_use]
     pub fn with_markers(mut self, bos: Option<u32>, eos: Vec<u32>) -> Self {
         self.bos = bos;
@@ -90,14 +90,14 @@ impl Tokenizer {
         self
     }
 
-    /// Takes the markers from the text of a tokenizer_config.json. A `bos_token` or `eos_token` there
-    /// outranks the ids of config.json, even when it is null (Qwen2 names a BOS id that its tokenizer does
-    /// not have); config.json's EOS ids still stop generation. `add_bos_token` and `add_eos_token` outrank
-    /// the post-processor.
+    /// Takes the markers from the text of a tokenizer_config.json. Its `bos_token` and `eos_token` override
+    /// the ids of config.json, even when null (Qwen2 names a BOS id that its tokenizer does not have).
+    /// config.json's EOS ids still stop generation. `add_bos_token` and `add_eos_token` override the
+    /// post-processor.
     ///
     /// # Errors
-    /// `Json`; `Field` when a token that it names is not in the vocabulary, or when it wants a marker added
-    /// that nothing names.
+    /// `Json`; `Field` when a named token is not in the vocabulary, or when a marker is to be added that is
+    /// not named.
     pub fn with_tokenizer_config(mut self, path: &Path, text: &str) -> Result<Self> {
         let config: Value = serde_json::from_str(text).map_err(Error::json(path, 1))?;
         if let Some(token) = config.get("bos_token") {
@@ -158,11 +158,11 @@ impl Tokenizer {
         }
     }
 
-    /// The tokens of a text. With `add_special` the tokenizer's own default markers are added: those of its
-    /// post-processor, or those that tokenizer_config.json asks for.
+    /// The tokens of a text. With `add_special`, the tokenizer's default markers are added: those of its
+    /// post-processor, or those configured in tokenizer_config.json.
     ///
     /// # Errors
-    /// `Tokenizer` when the text has parts that the vocabulary cannot express.
+    /// `Tokenizer` when the vocabulary cannot express parts of the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let by_processor = add_special && self.add_bos.is_none() && self.add_eos.is_none();
         let encoding = self
@@ -197,7 +197,7 @@ impl Tokenizer {
         })
     }
 
-    /// The text of tokens; markers are left out when `skip_special`.
+    /// The text of tokens; `skip_special` omits markers.
     ///
     /// # Errors
     /// `Tokenizer` when the decoder fails.
@@ -227,13 +227,13 @@ impl Tokenizer {
         &self.eos
     }
 
-    /// Number of tokens, added ones included.
+    /// Number of tokens, including added ones.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// The largest id with its text; `None` for an empty vocabulary. Ids may have holes, so this can exceed
-    /// the size.
+    /// The largest id with its text; `None` for an empty vocabulary. Ids may have gaps, so the largest id can
+    /// exceed the size.
     pub fn largest_id(&self) -> Option<(u32, String)> {
         let vocabulary = self.inner.get_vocab(true);
         vocabulary
@@ -242,7 +242,7 @@ impl Tokenizer {
             .max_by(|a, b| a.0.cmp(&b.0).then_with(|| b.1.cmp(&a.1)))
     }
 
-    /// The text of one token as the vocabulary spells it.
+    /// The text of one token in the vocabulary's spelling.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
@@ -252,7 +252,7 @@ impl Tokenizer {
         &self.path
     }
 
-    /// The text of a tokenizer.json for it.
+    /// The tokenizer as the text of a tokenizer.json.
     ///
     /// # Errors
     /// `Tokenizer` when the library cannot write it.
@@ -260,7 +260,7 @@ impl Tokenizer {
         self.inner.to_string(true).map_err(|error| self.failed(&error))
     }
 
-    /// The contents of a tokenizer_config.json with which transformers gives the same tokens.
+    /// The contents of a tokenizer_config.json with which transformers produces the same tokens.
     pub fn config_json(&self, max_length: usize) -> Value {
         let token = |id: Option<u32>| id.and_then(|id| self.token(id));
         json!({
@@ -275,8 +275,8 @@ impl Tokenizer {
     }
 }
 
-/// The same without the padding and truncation of some training run, which a file may carry: texts here are
-/// never cut nor filled.
+/// Disables padding and truncation, which a file may contain from training. Texts here are never truncated or
+/// padded.
 fn of_whole_texts(mut inner: tokenizers::Tokenizer) -> tokenizers::Tokenizer {
     inner.with_padding(None);
     inner
@@ -285,7 +285,7 @@ fn of_whole_texts(mut inner: tokenizers::Tokenizer) -> tokenizers::Tokenizer {
     inner
 }
 
-/// An optional field that is true or false.
+/// An optional boolean field.
 fn flag(path: &Path, config: &Value, field: &str) -> Result<Option<bool>> {
     match config.get(field) {
         None | Some(Value::Null) => Ok(None),

@@ -13,11 +13,11 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-# aqlm's CPU kernel for 8-bit codes adds into one output vector from all threads without any order
-# (github.com/Vahe1994/AQLM/issues/86): with more than one thread its results are wrong by several percent and
-# differ from run to run. numba reads this when it is imported.
+# In aqlm's CPU kernel for 8-bit codes, all threads add to one output vector without synchronization
+# (github.com/Vahe1994/AQLM/issues/86). With more than one thread its results are wrong by several percent
+# and differ from run to run. numba reads this variable when imported.
 os.environ["NUMBA_NUM_THREADS"] = "1"
-# The checkpoint is a local folder; nothing may be looked up elsewhere.
+# The checkpoint is a local folder; no network access is allowed.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch  # noqa: E402
@@ -84,7 +84,7 @@ def load(folder):
     logger.addHandler(collector)
     transformers.utils.logging.disable_progress_bar()
     try:
-        # `dtype` is the name since transformers 4.56; aqlm's CPU kernels take nothing but f32.
+        # The argument is called `dtype` since transformers 4.56. aqlm's CPU kernels accept only f32.
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             folder, output_loading_info=True, dtype=torch.float32
         )
@@ -161,7 +161,7 @@ def main():
     try:
         dump, shape = open_dump(arguments.logits)
         model, tokenizer, logged, problems = load(arguments.model)
-        # A model with layers missing has no logits worth comparing.
+        # Logits of a model with missing layers are not worth comparing.
         result = {"nmse": None} if problems else compare(model, dump, shape)
         if tokenizer is not None and arguments.data is not None:
             windows, ctx, _ = shape
@@ -172,7 +172,7 @@ def main():
     except (BadInput, OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if result["nmse"] is not None and not result["nmse"] <= arguments.limit:  # so written that NaN fails
+    if result["nmse"] is not None and not result["nmse"] <= arguments.limit:  # written so that NaN fails
         problems.append(f"NMSE {result['nmse']:.3g} is above the limit {arguments.limit:.3g}")
     versions = {name: version(name) for name in ("transformers", "aqlm", "torch")}
     # JSON has no NaN and no infinity; the problem above names them.

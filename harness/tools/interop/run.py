@@ -27,8 +27,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent.parent
 GOLDEN = ROOT / "golden" / "tiny-stories-4m"
-# Checkpoints hold f16: eps^2 = (2^-11)^2 = 2.4e-7 of relative squared error if one side kept codebooks or scales in
-# higher precision, which a few dozen layers may add up to 1e-5; a wrong layer gives 1e-2 and more.
+# Checkpoints hold f16. If one side kept codebooks or scales in higher precision, the relative squared error
+# would be eps^2 = (2^-11)^2 = 2.4e-7 per layer, or up to 1e-5 over a few dozen layers. A wrong layer gives
+# 1e-2 and more.
 LIMIT = 1e-5
 
 
@@ -70,7 +71,7 @@ def environment(name):
         except (OSError, subprocess.CalledProcessError) as error:
             raise CannotRun(f"python -m venv {folder}: {error}") from error
         execute([python, "-m", "pip", "install", "--quiet", "-r", requirements], f"pip install -r {requirements}")
-        # Last, so that an interrupted installation is never taken for a finished one.
+        # Written last, so that an interrupted installation is never mistaken for a finished one.
         stamp.write_text(pins)
     return python
 

@@ -10,8 +10,8 @@ use aqlm_vocabulary::{AdamSettings, QuantizedMatrix, Result};
 /// `steps` steps of full-batch Adam on codebooks and scales for fixed codes, from a fresh state (paper
 /// section 3.3).
 ///
-/// The loss is the layer error over out_features, as the official engine's. Returns the matrix after the last
-/// step, and the loss before each step, `[steps]`.
+/// The loss is the layer error divided by out_features, as in the official engine. Returns the matrix after
+/// the last step, and the loss before each step, `[steps]`.
 ///
 /// # Errors
 /// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit,
@@ -87,7 +87,7 @@ mod tests {
             let slope = loss(&moved[0]) - loss(&moved[1]);
             let change = after.codebooks()[index] - value;
             if slope != 0.0 {
-                // lr g / (|g| + eps) with gradients far above eps
+                // lr g / (|g| + eps), with gradients far above eps
                 assert!(
                     (change + 1e-3 * slope.signum()).abs() <= 1e-3 * 1e-4,
                     "{change} for {slope}"

@@ -7,11 +7,11 @@ use crate::linalg::{Cholesky, product};
 use crate::occurrences::{Occurrences, scatter};
 use aqlm_vocabulary::{QuantizedMatrix, Result};
 
-/// Steps of refinement at most. Each divides the error along an eigenvector of eigenvalue e by 1 + e /
-/// jitter, so only directions that the loss can hardly see need more than one.
+/// Maximum number of refinement steps. Each step divides the error along an eigenvector of eigenvalue e by
+/// 1 + e / jitter, so only directions with almost no effect on the loss need more than one.
 const REFINEMENTS: usize = 20;
 
-/// The codebooks of least layer error for the codes and scales of `matrix`, [M, 2^B, go, gi]: the
+/// The codebooks of minimum layer error for the codes and scales of `matrix`, [M, 2^B, go, gi]: the
 /// least-squares problem that paper section 3.3 leaves to future work.
 ///
 /// Its normal equations A c = b have, for codewords (m, k) and (m', k'), the gi x gi block
@@ -19,12 +19,14 @@ const REFINEMENTS: usize = 20;
 ///   sum over o of s_o^2 times the sum of H_jj' over all j that use (m, k) and j' that use (m', k') in output
 ///   group o.
 ///
-/// A has M 2^B gi unknowns a side; rows of a group that spans several outputs are further right-hand sides.
+/// A has M 2^B gi rows and columns. The rows of a group that spans several outputs are additional right-hand
+/// sides.
 ///
-/// A is always singular for M > 1, since a vector added to all of one codebook and taken from all of another
-/// changes nothing. It is scaled to a unit diagonal, factored with a jitter of the size of its rounding
-/// error, and solved for the change from the current codebooks, with refinement: the result is a minimiser
-/// near the current codebooks, and codewords that no group uses keep their values.
+/// A is always singular for M > 1, because adding a vector to all codewords of one codebook and subtracting
+/// it from all codewords of another changes nothing. A is scaled to a unit diagonal and factored with a
+/// jitter of the size of its rounding error. The solution for the change from the current codebooks is then
+/// refined. The result is a minimiser near the current codebooks, and codewords that no group uses keep their
+/// values.
 ///
 /// # Errors
 /// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit,
@@ -50,7 +52,7 @@ pub fn closed_form(
     }
     let factor = Cholesky::semidefinite(normal.view(), "normal matrix of the codebooks")?;
 
-    // b - A c is what the current error scatters to.
+    // b - A c is the current error scattered to the codewords.
     let error = weight - &decode(matrix);
     let gradient = scatter(&product(error.view(), hessian.view()), matrix, &occurrences);
     let mut residual = unknowns_of(&gradient);
@@ -102,7 +104,7 @@ fn normal_matrix(
                 .collect::<Vec<_>>()
         })
         .collect();
-    // Each codeword's tiles against itself and all before it: half of the symmetric A.
+    // Each codeword's tiles with itself and all codewords before it: half of the symmetric A.
     let rows: Vec<Vec<f64>> = (0..codewords)
         .into_par_iter()
         .map(|codeword| {
@@ -171,7 +173,7 @@ mod tests {
             for i in 0..p.matrix.codebooks().len() {
                 let index = [i / gi / go / states, i / gi / go % states, i / gi % go, i % gi];
                 // The loss is a parabola along a coordinate, so a step of one half is as exact as a small
-                // one, and the loss far from the solution bounds the rounding of the difference.
+                // one. The loss far from the solution bounds the rounding of the difference.
                 let slope = at(index, 0.5) - at(index, -0.5);
                 prop_assert!(slope.abs() <= 2.0 * rounding(&p) + 64.0 * f64::EPSILON * at(index, 0.5), "{slope:e} at {index:?}");
             }
@@ -223,7 +225,7 @@ mod tests {
             p.hessian.row_mut(i).fill(0.0);
             p.hessian.column_mut(i).fill(0.0);
         }
-        // codewords 0 of both codebooks always together
+        // codewords 0 of both codebooks always occur together
         let first = p.matrix.codes().slice(s![.., .., 0]).to_owned();
         let mut codes = p.matrix.codes().clone();
         codes.slice_mut(s![.., .., 1]).assign(&first);

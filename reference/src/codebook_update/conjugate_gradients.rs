@@ -8,14 +8,14 @@ use crate::occurrences::{Occurrences, scatter};
 use crate::{decode, layer_error};
 use aqlm_vocabulary::{QuantizedMatrix, Result};
 
-/// The same least-squares problem as [`closed_form`](super::closed_form) without its normal matrix, for
-/// codebooks that are too large for one: at most `steps` steps of conjugate gradients from the current
-/// codebooks.
+/// Solves the least-squares problem of [`closed_form`](super::closed_form) without forming its normal matrix,
+/// for codebooks for which that matrix would be too large. Takes at most `steps` steps of conjugate gradients
+/// from the current codebooks.
 ///
 /// A step decodes a direction, multiplies it by H and scatters the result back to the codewords: out_features
-/// x in_features^2 multiply-adds whatever the size of the codebooks. The preconditioner is the block of the
-/// normal matrix that each codeword has with itself. Every step lowers the loss, and iterations stop when
-/// steps no longer gain anything that f64 can resolve. Codewords that no group uses keep their values.
+/// x in_features^2 multiply-adds for codebooks of any size. The preconditioner is the diagonal of the normal
+/// matrix in blocks, one per codeword. Every step lowers the loss. Iteration stops when a step's gain is too
+/// small for f64 to resolve. Codewords that no group uses keep their values.
 ///
 /// # Errors
 /// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit,
@@ -62,11 +62,11 @@ pub fn conjugate_gradients(
 }
 
 fn dot(a: &Array4<f64>, b: &Array4<f64>) -> f64 {
-    // Sequential, hence in one order.
+    // Sequential, so that the order of summation is fixed.
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// The inverse of each codeword's own block of the normal matrix, [M x 2^B, gi, gi]; zero for unused
+/// The inverse of each codeword's diagonal block of the normal matrix, [M x 2^B, gi, gi]; zero for unused
 /// codewords.
 fn block_inverses(
     hessian: &Array2<f64>,
@@ -96,7 +96,7 @@ fn precondition(inverses: &Array3<f64>, residual: &Array4<f64>) -> Array4<f64> {
     let (_, states, _, _) = residual.dim();
     for (m, (mut result, residual)) in result.outer_iter_mut().zip(residual.outer_iter()).enumerate() {
         for (k, (mut result, residual)) in result.outer_iter_mut().zip(residual.outer_iter()).enumerate() {
-            // symmetric, so rows may be multiplied from either side
+            // the block is symmetric, so rows may be multiplied from either side
             result.assign(&residual.dot(&inverses.index_axis(Axis(0), m * states + k)));
         }
     }
@@ -121,7 +121,7 @@ mod tests {
         fn they_reach_the_closed_form(seed: u64, scheme in prop::sample::select(vec!["2x2g4", "1x3g4o2", "3x2g2"])) {
             let p = problem(seed, scheme, 8, 4);
             let closed = loss(&p, closed_form(&p.weight, &p.hessian, &p.matrix).unwrap());
-            // In exact arithmetic as many steps as unknowns suffice; rounding costs a few times more.
+            // In exact arithmetic, as many steps as unknowns suffice; rounding requires a few times more.
             let steps = 4 * p.matrix.codebooks().len();
             let cg = loss(&p, conjugate_gradients(&p.weight, &p.hessian, &p.matrix, steps).unwrap());
             prop_assert!((cg - closed).abs() <= rounding(&p), "{cg} against {closed}");

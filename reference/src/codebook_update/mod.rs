@@ -1,8 +1,8 @@
 //! Codebooks and scales for fixed codes (paper section 3.3).
 //!
 //! The loss tr((W - Q) H (W - Q)T) is quadratic in the codebooks. The paper minimises it by Adam and leaves a
-//! dedicated least-squares solver to future work. Here are both. The solver has two forms: one forms the
-//! normal equations, the other does not.
+//! dedicated least-squares solver to future work. This module has both. The solver has two forms: one forms
+//! the normal equations, the other does not.
 
 mod adam;
 mod closed_form;
@@ -20,7 +20,7 @@ use crate::layer_error::check_shapes;
 use crate::{decode, layer_error};
 use aqlm_vocabulary::{AdamSettings, QuantizedMatrix, Result, Update};
 
-/// The codebooks and scales that `settings` lead to, starting from those of `matrix`; its codes stay.
+/// Codebooks and scales updated as `settings` say, starting from those of `matrix`; the codes stay fixed.
 ///
 /// The layer error of the result is never above that of `matrix`: a step that would raise it is not taken.
 ///
@@ -101,7 +101,7 @@ mod tests {
             let p = problem(seed, scheme, 8, 4);
             let closed = Update::ClosedForm { max_unknowns: 4096, cg_steps: 0, scale_rounds };
             let implicit = Update::ClosedForm { max_unknowns: 0, cg_steps: 7, scale_rounds };
-            // A learning rate of 10 makes Adam diverge; the result must be no worse all the same.
+            // A learning rate of 10 makes Adam diverge; even then the result must not be worse.
             let lr = if wild { 10.0 } else { 1e-2 };
             let adam = Update::Adam { lr, beta1: 0.9, beta2: 0.95, amsgrad: false, steps: 20 };
             for settings in [closed, implicit, adam] {
@@ -114,7 +114,7 @@ mod tests {
         #[test]
         fn the_closed_form_is_not_worse_than_adam(seed: u64) {
             let p = problem(seed, "2x3g4", 8, 4);
-            // Adam moves scales too, so the solver gets as many alternations as it takes to be past it.
+            // Adam moves scales too, so the solver gets enough alternations to reach a lower loss.
             let closed = Update::ClosedForm { max_unknowns: 4096, cg_steps: 0, scale_rounds: 4 };
             let adam = Update::Adam { lr: 1e-2, beta1: 0.9, beta2: 0.95, amsgrad: false, steps: 100 };
             let losses = [closed, adam].map(|u| loss(&p, &update(&p.weight, &p.hessian, &p.matrix, &u).unwrap()));
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn the_number_of_unknowns_decides_between_exact_and_iterative() {
-        // 2 codebooks of 8 codewords of 4 numbers a row
+        // 2 codebooks of 8 codewords of 4 numbers per row
         let p = problem(6, "2x3g4", 12, 4);
         let with = |max_unknowns| {
             let settings = Update::ClosedForm {

@@ -5,11 +5,11 @@ use crate::layer_error::check_shapes;
 use crate::linalg::product;
 use aqlm_vocabulary::{QuantizedMatrix, Result};
 
-/// The scales of least layer error for the codes and codebooks of `matrix`, `[out_groups]`.
+/// The scales of minimum layer error for the codes and codebooks of `matrix`, `[out_groups]`.
 ///
-/// With P the sum of an output group's codewords before scaling, its loss is the parabola
-/// <W, W>_H - 2 s <P, W>_H + s^2 <P, P>_H, least at s = <P, W>_H / <P, P>_H. A scale that does not matter
-/// (<P, P>_H = 0) stays.
+/// With P the sum of an output group's codewords before scaling, the group's loss is the parabola <W, W>_H -
+/// 2 s <P, W>_H + s^2 <P, P>_H. Its minimum is at s = <P, W>_H / <P, P>_H. If <P, P>_H = 0, the scale has no
+/// effect and stays.
 ///
 /// # Errors
 /// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit.

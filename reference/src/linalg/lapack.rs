@@ -1,5 +1,5 @@
-//! The same solves by a second library, LAPACK through ndarray-linalg, and the spectra that only it computes
-//! here.
+//! The same solves with a second library, LAPACK through ndarray-linalg, and spectra, which only this module
+//! computes.
 
 use ndarray::{Array1, Array2, ArrayView2};
 use ndarray_linalg::error::LinalgError;
@@ -11,7 +11,8 @@ fn refused(what: &str, expected: &str, error: &LinalgError) -> AqlmError {
     AqlmError::argument(what, expected, format!("one of which LAPACK says: {error}"))
 }
 
-/// X of A X = B for a symmetric positive definite A of [n, n] and B of [n, k], by Cholesky (dpotrf, dpotrs).
+/// X of A X = B for a symmetric positive definite A of shape [n, n] and B of shape [n, k], by Cholesky
+/// (dpotrf, dpotrs).
 ///
 /// # Errors
 /// `Argument` with LAPACK's message when A is not positive definite.
@@ -27,7 +28,7 @@ pub fn solve_spd(a: ArrayView2<'_, f64>, b: ArrayView2<'_, f64>, what: &str) -> 
     Ok(x)
 }
 
-/// Eigenvalues of a symmetric matrix of [n, n], ascending.
+/// Eigenvalues of a symmetric matrix of shape [n, n], ascending.
 ///
 /// # Errors
 /// `Argument` with LAPACK's message when the iteration does not converge.
@@ -39,7 +40,8 @@ pub fn eigenvalues(a: ArrayView2<'_, f64>, what: &str) -> Result<Array1<f64>> {
     Ok(values)
 }
 
-/// Largest eigenvalue over smallest, of a symmetric positive definite matrix; infinite when it is singular.
+/// Largest eigenvalue divided by the smallest, of a symmetric positive definite matrix; infinite when it is
+/// singular.
 ///
 /// # Errors
 /// As [`eigenvalues`].
@@ -67,7 +69,8 @@ mod tests {
             let (a, b) = (spd(seed, 24), gaussian(seed + 100, 24, 3));
             let faer = crate::linalg::solve_spd(a.view(), b.view(), "a").unwrap();
             let lapack = solve_spd(a.view(), b.view(), "a").unwrap();
-            // Forward error of either: n eps times the condition number, relative to the largest entry.
+            // Forward error of either solver: n eps times the condition number, relative to the largest
+            // entry.
             let limit = 24.0 * f64::EPSILON * condition_number(a.view(), "a").unwrap();
             let largest = lapack.iter().fold(0.0, |top: f64, x| top.max(x.abs()));
             assert_relative_eq!(faer, lapack, epsilon = limit * largest, max_relative = 0.0);

@@ -1,8 +1,8 @@
 //! Dense products and positive definite solves, by faer.
 //!
-//! Every result here has a fixed order of summation: products are cut into row blocks of one size whatever
-//! the number of threads, and a factorisation runs on one thread, so that runs on different machines draw the
-//! same codes.
+//! Every result has a fixed order of summation. Products are split into row blocks of one size for any number
+//! of threads, and a factorisation runs on one thread. Runs on different machines therefore choose the same
+//! codes.
 
 #[cfg(feature = "lapack")]
 pub mod lapack;
@@ -18,8 +18,9 @@ use rayon::prelude::*;
 use self::upper_registers::clear_upper_registers;
 use aqlm_vocabulary::{AqlmError, Result};
 
-/// Rows of the result that one task computes. Fixed, because where a product is cut may change its last bits;
-/// each task packs all of B for faer's kernels, which with 64 rows took an eighth of a block's training.
+/// Number of rows of the result that one task computes. Fixed, because the split of a product may change its
+/// last bits. Each task packs all of B for faer's kernels; with 64 rows, packing took an eighth of a block's
+/// training.
 const ROW_BLOCK: usize = 128;
 
 /// Runs `f` on a faer view of the array; arrays that are neither row- nor column-major are copied first.
@@ -69,7 +70,8 @@ pub fn product(a: ArrayView2<'_, f64>, b: ArrayView2<'_, f64>) -> Array2<f64> {
     out
 }
 
-/// The Cholesky factor of a symmetric positive definite matrix, with what had to be added to its diagonal.
+/// The Cholesky factor of a symmetric positive definite matrix, and the jitter that was added to its
+/// diagonal.
 #[derive(Debug, Clone)]
 pub struct Cholesky {
     /// column-major; its lower triangle is the factor
@@ -79,14 +81,15 @@ pub struct Cholesky {
 }
 
 impl Cholesky {
-    /// Factors A + jitter I, jitter being the first that works of `first_jitter`, 100 times that, and so on.
+    /// Factors A + jitter I. The jitter is the first of `first_jitter`, 100 times that, and so on, for which
+    /// the factorisation succeeds.
     ///
-    /// The ladder starts at the rounding error of the factorisation itself, order x epsilon x the largest
-    /// diagonal entry, when `first_jitter` is zero and A does not factor as it is. `what` names A in errors.
+    /// When `first_jitter` is zero and A itself does not factor, the sequence starts at the rounding error of
+    /// the factorisation: order x epsilon x the largest diagonal entry. `what` names A in errors.
     ///
     /// # Errors
-    /// `Shape` when A is not square, `NotPositiveDefinite` when even a jitter of a thousandth of the largest
-    /// diagonal entry does not help (then A is indefinite or has NaN), with the failing pivot.
+    /// `Shape` when A is not square. `NotPositiveDefinite`, with the failing pivot, when even a jitter of a
+    /// thousandth of the largest diagonal entry does not help: then A is indefinite or has NaN.
     pub fn new(a: ArrayView2<'_, f64>, first_jitter: f64, what: &str) -> Result<Self> {
         let order = a.nrows();
         if a.ncols() != order {
@@ -100,7 +103,7 @@ impl Cholesky {
         let rounding = order as f64 * f64::EPSILON * largest;
         let mut jitter = first_jitter;
         loop {
-            // A is symmetric, so its rows serve as the columns that faer wants.
+            // A is symmetric, so its rows serve as the columns that faer expects.
             let mut factor: Vec<f64> = a.iter().copied().collect();
             for i in 0..order {
                 factor[i * (order + 1)] += jitter;
@@ -124,26 +127,26 @@ impl Cholesky {
         }
     }
 
-    /// Factors a matrix that may be singular: the jitter starts at the rounding error of the factorisation,
-    /// so that no pivot is noise. Solutions then move only a bounded way along the null space; repeat `x +=
-    /// factor.solve(b - A x)` to approach a minimiser of xT A x - 2 xT b, each step being a descent.
+    /// Factors a matrix that may be singular. The jitter starts at the rounding error of the factorisation,
+    /// so that no pivot is noise. Solutions then move only a bounded distance along the null space. To
+    /// approach a minimiser of xT A x - 2 xT b, repeat `x += factor.solve(b - A x)`; each step is a descent.
     ///
     /// # Errors
-    /// As [`Cholesky::new`]; a matrix of zeros too is refused.
+    /// As [`Cholesky::new`]; also for a matrix of zeros.
     pub fn semidefinite(a: ArrayView2<'_, f64>, what: &str) -> Result<Self> {
         let largest = a.diag().iter().fold(0.0, |top: f64, x| top.max(x.abs()));
         Self::new(a, a.nrows() as f64 * f64::EPSILON * largest, what)
     }
 
-    /// What was added to the diagonal.
+    /// The jitter that was added to the diagonal.
     pub fn jitter(&self) -> f64 {
         self.jitter
     }
 
-    /// X of (A + jitter I) X = B, for B of [order, n].
+    /// X of (A + jitter I) X = B, for B of shape [order, n].
     ///
     /// # Panics
-    /// When B has another number of rows than A.
+    /// When B and A differ in their number of rows.
     pub fn solve(&self, b: ArrayView2<'_, f64>) -> Array2<f64> {
         let (rows, n) = b.dim();
         assert_eq!(rows, self.order, "rows of a right-hand side");
@@ -160,7 +163,7 @@ impl Cholesky {
     }
 }
 
-/// Overwrites the lower triangle by the factor; the error is the failing pivot.
+/// Overwrites the lower triangle with the factor; the error is the failing pivot.
 fn factor_in_place(matrix: &mut [f64], order: usize) -> std::result::Result<(), usize> {
     if let Some(i) = (0..order).find(|&i| !matrix[i * (order + 1)].is_finite()) {
         return Err(i);
@@ -184,8 +187,8 @@ fn factor_in_place(matrix: &mut [f64], order: usize) -> std::result::Result<(), 
     }
 }
 
-/// X of A X = B for a symmetric positive definite A of [n, n] and B of [n, k]; see [`Cholesky::new`] for a
-/// singular A.
+/// X of A X = B for a symmetric positive definite A of shape [n, n] and B of shape [n, k]; see
+/// [`Cholesky::new`] for a singular A.
 ///
 /// # Errors
 /// As [`Cholesky::new`].

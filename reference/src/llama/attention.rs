@@ -5,19 +5,20 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut1, s};
 use crate::linalg::product;
 use aqlm_vocabulary::AttentionSpec;
 
-/// Queries that share one product with the keys. Causality makes half of all scores useless; cutting the
-/// queries lets the products skip most of that half, and keeps memory at this many rows of scores.
+/// Number of queries that share one product with the keys. Causality makes half of all scores useless.
+/// Splitting the queries lets the products skip most of that half, and limits memory to this many rows of
+/// scores.
 const QUERY_ROWS: usize = 64;
 
 /// Causal attention with grouped queries, [tokens, heads x head_dim].
 ///
-/// q is [tokens, heads x head_dim], its row t at position `first` + t; k and v are [`first` + tokens,
-/// kv_heads x head_dim], a row for each position. Query head h reads key and value head h / (heads /
-/// kv_heads). Position i attends to positions max(0, i - window + 1) to i: softmax over them of <q_i, k_j> /
-/// sqrt(head_dim), then the average of v_j under it.
+/// q is [tokens, heads x head_dim], its row t at position `first` + t. k and v are [`first` + tokens,
+/// kv_heads x head_dim], one row per position. Query head h reads key and value head h / (heads / kv_heads).
+/// Position i attends to positions max(0, i - window + 1) to i: softmax over them of <q_i, k_j> /
+/// sqrt(head_dim), then the average of v_j with these weights.
 ///
 /// # Panics
-/// When the shapes do not fit together as said.
+/// When the shapes do not fit together as described.
 pub fn attention(
     spec: &AttentionSpec,
     q: ArrayView2<f64>,
@@ -43,15 +44,15 @@ pub fn attention(
     out
 }
 
-/// Gradients of [`attention`] over a whole sequence (`first` 0) with respect to q, k and v, given the one
-/// with respect to its result.
+/// Gradients of [`attention`] over a whole sequence (`first` 0) with respect to q, k and v, given the
+/// gradient with respect to its result.
 ///
 /// With P the probabilities of one head, S its scaled scores and G the result's gradient: grad V = P^T G;
-/// grad P = G V^T; grad S = P * (grad P - rowsum(P * grad P)); grad Q = grad S K / sqrt(head_dim);
-/// grad K = grad S^T Q / sqrt(head_dim). P is computed again: keeping it would take tokens^2 numbers a head.
+/// grad P = G V^T; grad S = P * (grad P - rowsum(P * grad P)); grad Q = grad S K / sqrt(head_dim); grad K =
+/// grad S^T Q / sqrt(head_dim). P is recomputed, because storing it would take tokens^2 numbers per head.
 ///
 /// # Panics
-/// When the shapes do not fit together as said.
+/// When the shapes do not fit together as described.
 pub fn attention_backward(
     spec: &AttentionSpec,
     q: ArrayView2<f64>,
@@ -91,19 +92,19 @@ pub fn attention_backward(
     (grad_q, grad_k, grad_v)
 }
 
-/// What the scores are multiplied by before the softmax.
+/// The factor applied to scores before the softmax.
 fn scale(spec: &AttentionSpec) -> f64 {
     1.0 / (spec.head_dim as f64).sqrt()
 }
 
-/// The columns of a query head, and of the key and value head that it reads.
+/// The columns of a query head, and those of its key and value head.
 fn columns(spec: &AttentionSpec, head: usize) -> (Range<usize>, Range<usize>) {
     let shared = head / spec.heads_per_kv_head();
     let of = |head: usize| head * spec.head_dim..(head + 1) * spec.head_dim;
     (of(head), of(shared))
 }
 
-/// Consecutive queries and all the keys that any of them sees.
+/// Consecutive queries and all keys that any of them attends to.
 struct Span {
     /// rows of q
     queries: Range<usize>,
@@ -111,7 +112,7 @@ struct Span {
     keys: Range<usize>,
 }
 
-/// Cuts `tokens` queries, the first of them at position `first`, into spans.
+/// Splits `tokens` queries, the first of them at position `first`, into spans.
 fn spans(tokens: usize, first: usize, window: Option<usize>) -> impl Iterator<Item = Span> {
     (0..tokens).step_by(QUERY_ROWS).map(move |start| {
         let end = tokens.min(start + QUERY_ROWS);
@@ -127,7 +128,7 @@ fn first_seen(position: usize, window: Option<usize>) -> usize {
     window.map_or(0, |window| (position + 1).saturating_sub(window))
 }
 
-/// The attention probabilities of one head, [queries, keys], zero where a query does not look.
+/// The attention probabilities of one head, [queries, keys]; zero for keys that a query does not attend to.
 ///
 /// Row t of q is at position `at` + t, row j of the keys at position `seen` + j.
 fn probabilities(
@@ -148,8 +149,8 @@ fn probabilities(
     scores
 }
 
-/// Softmax of `scale` times the scores, in place; subtracting the largest first keeps the exponentials at
-/// most 1.
+/// Softmax of `scale` times the scores, in place. Subtracting the largest score first keeps the exponentials
+/// at most 1.
 fn softmax(mut scores: ArrayViewMut1<f64>, scale: f64) {
     let largest = scores.fold(f64::NEG_INFINITY, |most, &score| most.max(score));
     scores.mapv_inplace(|score| (scale * (score - largest)).exp());
@@ -189,7 +190,7 @@ mod tests {
 
     #[test]
     fn agrees_with_the_definition() {
-        // 150 tokens are three spans; windows shorter than a span, across spans, and longer than everything
+        // 150 tokens are three spans; windows shorter than a span, across spans, and longer than the sequence
         for (kv_heads, window) in [
             (4, None),
             (2, None),
@@ -214,7 +215,7 @@ mod tests {
                 "{kv_heads} {window:?}"
             );
 
-            // the last queries alone, against all keys
+            // only the last queries, against all keys
             let tail = attention(&spec, q.slice(s![147.., ..]), k.view(), v.view(), 147);
             assert!(
                 (&tail - &expected.slice(s![147.., ..]))

@@ -22,11 +22,11 @@ pub struct BlockGradients {
     pub post_attention_layernorm: Array1<f64>,
 }
 
-/// Every gradient of [`block_forward`](super::block_forward) over one sequence, given the one with respect to
-/// its result, [tokens, hidden], and the trace of the same pass.
+/// Every gradient of [`block_forward`](super::block_forward) over one sequence, given the gradient with
+/// respect to its result, [tokens, hidden], and the trace of the same forward pass.
 ///
 /// # Panics
-/// When the arguments do not belong to one pass.
+/// When the arguments do not come from one forward pass.
 pub fn block_backward(
     block: &Block,
     rotary: &Rotary,
@@ -116,7 +116,7 @@ mod tests {
             let (_, trace) = block_forward_traced(&block, &rotary, x.view());
             let ours = block_backward(&block, &rotary, &trace, direction.view());
 
-            // each of the 60 outputs is itself a sum of up to 12 terms behind two more such layers
+            // each of the 60 outputs is a sum of up to 12 terms after two more such layers
             let terms = 60 * 12;
             let name = |part: &str| format!("{part}, {kv_heads} kv heads, window {window:?}");
             assert_gradient(&name("x"), &ours.x, &x, terms, |x| loss(&block, x));
@@ -168,7 +168,8 @@ mod tests {
                     continue;
                 };
                 // Adding the same vector to every key changes no probability without rotation, and little
-                // with it: still far above the limit, so it is checked like the others.
+                // with rotation. The change is still far above the limit, so this bias is checked like the
+                // others.
                 let bias = layer
                     .bias
                     .as_ref()

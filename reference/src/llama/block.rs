@@ -14,23 +14,23 @@ use aqlm_vocabulary::{
 pub enum ResidentWeight {
     /// [out_features, in_features]
     Dense(Array2<f64>),
-    /// quantized, beside its decoded form
+    /// quantized, with its decoded form
     Quantized {
         /// codes, codebooks and scales
         matrix: QuantizedMatrix,
-        /// what they decode to, [out_features, in_features]
+        /// the decoded matrix, [out_features, in_features]
         decoded: Array2<f64>,
     },
 }
 
 impl ResidentWeight {
-    /// Quantized weight, decoded here.
+    /// A quantized weight, which is decoded here.
     pub fn quantized(matrix: QuantizedMatrix) -> Self {
         let decoded = decode(&matrix);
         Self::Quantized { matrix, decoded }
     }
 
-    /// The weight that products use, [out_features, in_features].
+    /// The weight used in products, [out_features, in_features].
     pub fn decoded(&self) -> &Array2<f64> {
         match self {
             Self::Dense(weight) => weight,
@@ -48,10 +48,10 @@ pub struct ResidentLinear {
     pub bias: Option<Array1<f64>>,
 }
 
-/// A transformer block in f64: what [`BlockWeights`] become when they are computed with.
+/// A transformer block in f64: the resident form of [`BlockWeights`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Block {
-    /// what it computes
+    /// the block's shape and arithmetic
     spec: BlockSpec,
     /// RMSNorm before attention, `[hidden]`
     pub input_layernorm: Array1<f64>,
@@ -62,10 +62,10 @@ pub struct Block {
 }
 
 impl Block {
-    /// A block of parts that are in f64 already, the layers in the order of the spec.
+    /// A block from parts in f64, with the layers in the order of the spec.
     ///
     /// # Errors
-    /// `Unsupported` when the spec is not that of a plain block; `Shape` when the parts are of another.
+    /// `Unsupported` when the spec is not that of a plain block; `Shape` when the parts do not fit the spec.
     pub fn new(
         spec: &BlockSpec,
         input_layernorm: Array1<f64>,
@@ -107,8 +107,8 @@ impl Block {
         )
     }
 
-    /// The form that travels and is stored: norms, biases and dense weights rounded to f32, which loses
-    /// nothing that came from there; quantized layers as they are.
+    /// The form for storage: norms, biases and dense weights rounded to f32, which is exact for values that
+    /// came from f32. Quantized layers are unchanged.
     pub fn to_weights(&self) -> BlockWeights {
         let narrowed = |values: &Array1<f64>| values.mapv(|value| value as f32);
         let stored = |layer: &ResidentLinear| {
@@ -128,7 +128,7 @@ impl Block {
         }
     }
 
-    /// What the block computes.
+    /// The block's shape and arithmetic.
     pub fn spec(&self) -> &BlockSpec {
         &self.spec
     }
@@ -138,7 +138,7 @@ impl Block {
         &self.layers[layer.index()]
     }
 
-    /// One layer's weight as products use it, [out_features, in_features].
+    /// One layer's weight as used in products, [out_features, in_features].
     pub fn weight(&self, layer: LayerId) -> &Array2<f64> {
         self.layer(layer).weight.decoded()
     }

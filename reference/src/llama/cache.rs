@@ -8,7 +8,7 @@ use super::swiglu::swiglu;
 use super::{Block, Rotary};
 use aqlm_vocabulary::{AqlmError, ArchSpec, AttentionSpec, Result};
 
-/// Keys and values of one block for the positions that were computed already.
+/// Keys and values of one block for the positions computed so far.
 #[derive(Debug, Clone)]
 pub struct KvCacheLayer {
     /// after rotation, [capacity, kv_heads x head_dim]
@@ -18,7 +18,7 @@ pub struct KvCacheLayer {
 }
 
 impl KvCacheLayer {
-    /// Room for `capacity` positions.
+    /// An empty cache with room for `capacity` positions.
     pub fn new(spec: &AttentionSpec, capacity: usize) -> Self {
         let shape = (capacity, spec.key_width());
         Self {
@@ -28,7 +28,7 @@ impl KvCacheLayer {
     }
 }
 
-/// Keys and values of a whole model, so that generation computes each position once.
+/// Keys and values of a whole model, so that generation computes each position only once.
 #[derive(Debug, Clone)]
 pub struct KvCache {
     layers: Vec<KvCacheLayer>,
@@ -37,7 +37,7 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Room for `capacity` positions of a model.
+    /// An empty cache with room for `capacity` positions of a model.
     pub fn new(arch: &ArchSpec, capacity: usize) -> Self {
         Self {
             layers: arch
@@ -50,27 +50,27 @@ impl KvCache {
         }
     }
 
-    /// How many positions were computed; the next token is at this position.
+    /// Number of positions computed; also the position of the next token.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether no position was computed yet.
+    /// Whether no position has been computed.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// How many positions there is room for.
+    /// Maximum number of positions.
     pub fn capacity(&self) -> usize {
         self.rotary.positions()
     }
 }
 
-/// [`block_forward`](super::block_forward) for one more position: its input row of `[hidden]` to its output
+/// [`block_forward`](super::block_forward) for one more position: from its input row `[hidden]` to its output
 /// row.
 ///
-/// Positions are computed in order: the cache must hold those before `position`, and holds this one
-/// afterwards.
+/// Positions are computed in order. The cache must hold all positions before `position`, and afterwards also
+/// holds this one.
 ///
 /// # Panics
 /// When the position is beyond the cache's capacity or the rotary tables, or shapes do not fit together.
@@ -100,7 +100,7 @@ pub fn block_decode_step(
     y.index_axis_move(Axis(0), 0)
 }
 
-/// [`model_forward`](super::model_forward) for one more token: the logits of its position, `[vocab]`.
+/// [`model_forward`](super::model_forward) for one more token: returns the logits of its position, `[vocab]`.
 ///
 /// # Errors
 /// `TokenOutOfRange` when the token has no embedding, `Shape` when the cache belongs to a model with another
@@ -146,8 +146,8 @@ mod tests {
             let mut cache = KvCache::new(&model.arch, tokens.len());
             for (&token, expected) in tokens.iter().zip(full.rows()) {
                 let found = decode_step(&model, &mut cache, token).unwrap();
-                // products of other shapes may sum in another order: 2 blocks of 7 layers and a head of sums
-                // of up to 16 terms, so some 1e3 eps, and the 1e-12 above it
+                // Products of other shapes may sum in another order. 2 blocks of 7 layers and a head, with
+                // sums of up to 16 terms, give about 1e3 eps; the limit is the 1e-12.
                 let difference = &found - &expected;
                 let relative = (difference.dot(&difference) / expected.dot(&expected)).sqrt();
                 assert!(relative <= 1e-12, "{kv_heads} {window:?}: {relative:e}");

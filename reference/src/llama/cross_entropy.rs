@@ -8,7 +8,7 @@ use aqlm_vocabulary::{AqlmError, Result};
 /// their sum with respect to the logits, [rows, vocab]: softmax minus the target's indicator.
 ///
 /// # Errors
-/// `Shape` unless there is one target for each row, `TokenOutOfRange` when a target has no logit.
+/// `Shape` unless there is one target per row, `TokenOutOfRange` when a target has no logit.
 pub fn cross_entropy(logits: ArrayView2<f64>, targets: &[u32]) -> Result<(Array1<f64>, Array2<f64>)> {
     if targets.len() != logits.nrows() {
         return Err(AqlmError::Shape {

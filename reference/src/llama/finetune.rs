@@ -10,21 +10,21 @@ use aqlm_vocabulary::{
     Result, StreamKey, Tuned, shuffle,
 };
 
-/// Tunes the codebooks, scales and norms of a block on the outputs that it should have (paper section 3.4,
-/// algorithm 1 lines 15 to 22); codes, biases and dense layers stay.
+/// Tunes the codebooks, scales and norms of a block on target outputs (paper section 3.4, algorithm 1 lines
+/// 15 to 22). Codes, biases and dense layers stay fixed.
 ///
-/// Adam on the mean squared error per output element, minibatches of `settings.batch` sequences in an order
-/// that `key` decides anew each epoch. `inputs` and `targets` are sequences of [tokens, hidden]; the last
-/// `validation` of them are not trained on but judge the state after each epoch. Without any, the training
-/// sequences judge. Tuning stops after `settings.patience` epochs in a row that did not improve on the best
-/// (0 counts as 1), and the block is left in the best state, which may be the one that it came in.
+/// Adam minimises the mean squared error per output element, over minibatches of `settings.batch` sequences.
+/// `key` decides a new order in each epoch. `inputs` and `targets` are sequences of [tokens, hidden]. The
+/// last `validation` of them are not trained on; they judge the state after each epoch. Without any, the
+/// training sequences judge. Tuning stops after `settings.patience` consecutive epochs without a new best
+/// state (0 counts as 1). The block ends in the best state, possibly its initial one.
 ///
-/// Sums over sequences are taken in the order of the minibatch, whatever the number of threads.
+/// Sums over sequences follow the order of the minibatch for any number of threads.
 ///
 /// # Errors
-/// `Shape` when inputs and targets do not match each other, the block or the rotary tables; `Argument`
-/// when no sequence is left to train on or the batch size is 0; `NotFinite` when a loss is NaN or infinite.
-/// The block is in the best state so far after an error, too.
+/// `Shape` when inputs and targets do not match each other, the block or the rotary tables. `Argument` when
+/// no sequence is left to train on or the batch size is 0. `NotFinite` when a loss is NaN or infinite. After
+/// an error, too, the block is in the best state so far.
 #[allow(clippy::too_many_arguments, reason = "a block, its data and how to tune it")]
 pub fn block_finetune(
     block: &mut Block,
@@ -63,7 +63,7 @@ pub fn block_finetune(
         eps: settings.eps,
     };
     let mut tuner = BlockTuner::new(block, tuned, decay);
-    // Output elements of these sequences.
+    // Number of output elements of these sequences.
     let elements = |sequences: &[usize]| sequences.iter().map(|&n| targets[n].len()).sum::<usize>() as f64;
     let judge = |tuner: &BlockTuner| {
         let squares = tuner.losses(rotary, inputs, targets, &judges)?;
@@ -120,7 +120,7 @@ pub fn block_finetune(
     Ok(report)
 }
 
-/// Refuses what [`block_finetune`] says it refuses.
+/// Checks the conditions listed under [`block_finetune`]'s errors.
 fn check(
     hidden_size: usize,
     rotary: &Rotary,
@@ -143,7 +143,7 @@ fn check(
     Ok(())
 }
 
-/// Refuses inputs and targets that do not match each other, the block or the rotary tables.
+/// Rejects inputs and targets that do not match each other, the block or the rotary tables.
 fn check_data(
     hidden_size: usize,
     rotary: &Rotary,
@@ -186,11 +186,10 @@ fn finite(loss: f64, what: &str, epoch: usize) -> Result<f64> {
     }
 }
 
-/// A block whose codebooks, scales and norms are being trained on the outputs that it should have; codes,
-/// biases and dense layers stay.
+/// A block whose codebooks, scales and norms are being trained on target outputs. Codes, biases and dense
+/// layers stay fixed.
 ///
-/// Gradients are added up by [`BlockTuner::accumulate`], sequence after sequence, until [`BlockTuner::step`]
-/// uses them.
+/// [`BlockTuner::accumulate`] adds up gradients, sequence by sequence, until [`BlockTuner::step`] uses them.
 #[derive(Debug, Clone)]
 pub struct BlockTuner {
     block: Block,
@@ -199,7 +198,7 @@ pub struct BlockTuner {
 }
 
 impl BlockTuner {
-    /// Before the first step; of `tuned`, what a block has.
+    /// The tuner before the first step; trains those parameters of `tuned` that a block has.
     pub fn new(block: &Block, tuned: Tuned, decay: AdamDecay) -> Self {
         Self {
             block: block.clone(),
@@ -208,17 +207,17 @@ impl BlockTuner {
         }
     }
 
-    /// Whether there is nothing to train.
+    /// Whether no parameter is trained.
     pub fn is_idle(&self) -> bool {
         self.optimizer.is_idle()
     }
 
-    /// The block as it is now.
+    /// The block with its current parameters.
     pub fn block(&self) -> &Block {
         &self.block
     }
 
-    /// The squared error of each of these sequences, summed over its output elements.
+    /// Squared error of the block's output for each of these sequences, summed over output elements.
     ///
     /// # Errors
     /// `Shape` when inputs and targets do not match each other, the block or the rotary tables.
@@ -237,7 +236,7 @@ impl BlockTuner {
         Ok(squares.collect())
     }
 
-    /// Adds `scale` times the gradients of [`BlockTuner::losses`] and returns those.
+    /// Returns [`BlockTuner::losses`] and adds `scale` times their gradients to the sums.
     ///
     /// # Errors
     /// As [`BlockTuner::losses`].
@@ -259,7 +258,7 @@ impl BlockTuner {
             (sum_of_squares(&error), gradients)
         };
         let mut losses = Vec::with_capacity(sequences.len());
-        // A few sequences for each thread at a time bound the memory; the order of summation is theirs.
+        // A few sequences per thread at a time bound the memory. The sums keep the order of the sequences.
         for wave in sequences.chunks(2 * rayon::current_num_threads()) {
             let (squares, gradients): (Vec<f64>, Vec<BlockGradients>) = wave.par_iter().map(one).unzip();
             losses.extend(squares);
@@ -268,7 +267,7 @@ impl BlockTuner {
         Ok(losses)
     }
 
-    /// Takes the sums of the gradients out, with respect to decoded weights and norms, and begins them anew.
+    /// Takes the sums of the gradients with respect to decoded weights and norms, and resets them to zero.
     pub fn take_gradients(&mut self) -> Vec<f64> {
         let zeros = ParameterGradients::zeros(&self.block);
         let sums = std::mem::replace(&mut self.sums, zeros);
@@ -280,10 +279,10 @@ impl BlockTuner {
         layers.chain(norms).collect()
     }
 
-    /// Adds sums that [`BlockTuner::take_gradients`] took out of another tuner of the same block.
+    /// Adds sums that [`BlockTuner::take_gradients`] returned from another tuner of the same block.
     ///
     /// # Errors
-    /// `Shape` when there are not so many; then nothing was added.
+    /// `Shape` when the number of sums differs; then nothing has been added.
     pub fn add_gradients(&mut self, sums: &[f64]) -> Result<()> {
         let layers = self.sums.layers.iter_mut().flatten();
         let norms = self.sums.input_layernorm.iter_mut();
@@ -304,8 +303,7 @@ impl BlockTuner {
         Ok(())
     }
 
-    /// One step of Adam with this learning rate along the gradients added up so far, which are then
-    /// forgotten.
+    /// One Adam step with this learning rate along the accumulated gradients; then resets them.
     pub fn step(&mut self, lr: f64) {
         let zeros = ParameterGradients::zeros(&self.block);
         let gradients = std::mem::replace(&mut self.sums, zeros);
@@ -335,7 +333,7 @@ impl ParameterGradients {
         }
     }
 
-    /// Adds those of single sequences, one after the other.
+    /// Adds the gradients of single sequences, one after the other.
     fn add(&mut self, parts: &[BlockGradients]) {
         self.layers.par_iter_mut().enumerate().for_each(|(i, sum)| {
             for part in parts {
@@ -349,7 +347,7 @@ impl ParameterGradients {
     }
 }
 
-/// Adam over everything that is trained.
+/// Adam's state for all trained parameters.
 #[derive(Debug, Clone)]
 struct Optimizer {
     decay: AdamDecay,
@@ -357,7 +355,7 @@ struct Optimizer {
     codebooks: Vec<Option<Moments>>,
     /// for each quantized layer, in the order of the spec
     scales: Vec<Option<Moments>>,
-    /// of the first and the second norm
+    /// for the first and the second norm
     norms: Option<(Moments, Moments)>,
 }
 
@@ -379,7 +377,7 @@ impl Optimizer {
         }
     }
 
-    /// Whether there is nothing to train.
+    /// Whether no parameter is trained.
     fn is_idle(&self) -> bool {
         self.norms.is_none() && self.codebooks.iter().chain(&self.scales).all(Option::is_none)
     }
@@ -449,7 +447,7 @@ mod tests {
         norms: true,
     };
 
-    /// A block to tune, and what its outputs should be.
+    /// A block to tune, and its target outputs.
     struct Problem {
         rotary: Rotary,
         block: Block,
@@ -458,8 +456,8 @@ mod tests {
     }
 
     impl Problem {
-        /// A block with three quantized layers whose codebooks, scales and norms were moved from those that
-        /// made the targets, with seven sequences of four to six tokens.
+        /// A block with three quantized layers, and seven sequences of four to six tokens. Its codebooks,
+        /// scales and norms differ from those that produced the targets.
         fn new() -> Self {
             let mut rng = random(8);
             let config = config(2, None);

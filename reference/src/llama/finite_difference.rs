@@ -1,11 +1,11 @@
-//! Numerical gradients that the tests hold the hand-written ones against.
+//! Numerical gradients, against which the tests compare the hand-written ones.
 
 use ndarray::{Array, Dimension};
 
-/// The gradient of `f` at `at` by the four-point stencil
-/// (8 (f(x+h) - f(x-h)) - (f(x+2h) - f(x-2h))) / 12h, for one element after the other.
+/// The gradient of `f` at `at` by the four-point stencil (8 (f(x+h) - f(x-h)) - (f(x+2h) - f(x-2h))) / 12h,
+/// element by element.
 pub(super) fn gradient<D: Dimension>(at: &Array<f64, D>, f: impl Fn(&Array<f64, D>) -> f64) -> Array<f64, D> {
-    // The truncation error is of order h^4 and the rounding error of order eps / h: they balance at
+    // The truncation error is of order h^4 and the rounding error of order eps / h; they balance at
     // eps^(1/5).
     let h = f64::EPSILON.powf(0.2);
     let mut moved = at.clone();
@@ -28,8 +28,8 @@ pub(super) fn gradient<D: Dimension>(at: &Array<f64, D>, f: impl Fn(&Array<f64, 
 /// Asserts that a hand-written gradient agrees with [`gradient`] of a loss that sums `terms` terms of order
 /// one.
 ///
-/// Such a sum is off by up to `terms` eps, which the stencil divides by h = eps^(1/5); its truncation error
-/// is of the same order. So each element may be off by 2 `terms` eps^(4/5).
+/// Such a sum has an error of up to `terms` eps, which the stencil divides by h = eps^(1/5). Its truncation
+/// error is of the same order. Each element may therefore differ by 2 `terms` eps^(4/5).
 pub(super) fn assert_gradient<D: Dimension>(
     what: &str,
     ours: &Array<f64, D>,

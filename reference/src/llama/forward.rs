@@ -7,7 +7,7 @@ use super::swiglu::swiglu;
 use super::{Block, Rotary};
 use aqlm_vocabulary::{Input, LayerId};
 
-/// The values inside a block that its backward pass and the Hessians of its layers need, one row a token.
+/// The values inside a block that its backward pass and the Hessians of its layers need, one row per token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockTrace {
     /// the block's input, [tokens, hidden]
@@ -20,7 +20,7 @@ pub struct BlockTrace {
     pub(super) k: Array2<f64>,
     /// values, [tokens, kv_heads x head_dim]
     pub(super) v: Array2<f64>,
-    /// what attention gathered, [tokens, heads x head_dim]
+    /// attention's weighted averages of values, [tokens, heads x head_dim]
     pub(super) attended: Array2<f64>,
     /// x plus the output of attention, [tokens, hidden]
     pub(super) middle: Array2<f64>,
@@ -35,7 +35,7 @@ pub struct BlockTrace {
 }
 
 impl BlockTrace {
-    /// What a linear layer was given that reads this, [tokens, in_features]: the samples of its Hessian.
+    /// The input of the linear layers that read `read`, [tokens, in_features]: the samples of their Hessian.
     pub fn input(&self, read: Input) -> ArrayView2<'_, f64> {
         match read {
             Input::Attention => self.normed.view(),
@@ -58,7 +58,7 @@ pub fn block_forward(block: &Block, rotary: &Rotary, x: ArrayView2<f64>) -> Arra
     block_forward_traced(block, rotary, x).0
 }
 
-/// [`block_forward`], and everything that [`block_backward`](super::block_backward) needs.
+/// [`block_forward`], also returning everything that [`block_backward`](super::block_backward) needs.
 ///
 /// # Panics
 /// As [`block_forward`].
@@ -95,7 +95,7 @@ pub fn block_forward_traced(block: &Block, rotary: &Rotary, x: ArrayView2<f64>) 
     )
 }
 
-/// Queries, keys and values of normed inputs whose first row is at position `first`.
+/// Queries, keys and values from normed inputs whose first row is at position `first`.
 pub(super) fn rotated_projections(
     block: &Block,
     rotary: &Rotary,
@@ -109,7 +109,7 @@ pub(super) fn rotated_projections(
     (q, k, v)
 }
 
-/// One of the block's linear layers.
+/// Applies one of the block's linear layers.
 pub(super) fn apply(block: &Block, layer: LayerId, x: ArrayView2<f64>) -> Array2<f64> {
     linear(
         x,

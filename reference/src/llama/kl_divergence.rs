@@ -5,11 +5,12 @@ use super::softmax::softmax;
 use aqlm_vocabulary::{AqlmError, Result, TopTokens};
 
 /// Kullback-Leibler divergence in nats of the student's distribution from the teacher's at each row,
-/// `[rows]`: sum_i p_i (ln p_i - ln q_i) with p and q the softmax of teacher and student; and the gradient of
-/// the sum over rows with respect to the student's logits, [rows, vocab]: q - p (paper appendix A).
+/// `[rows]`: sum_i p_i (ln p_i - ln q_i), with p and q the softmax of teacher and student. Also returns the
+/// gradient of the sum over rows with respect to the student's logits, [rows, vocab]: q - p (paper appendix
+/// A).
 ///
 /// # Errors
-/// `Shape` when the two differ in shape.
+/// `Shape` when the shapes of student and teacher differ.
 pub fn kl_divergence(
     logits: ArrayView2<f64>,
     teacher: ArrayView2<f64>,
@@ -31,10 +32,10 @@ pub fn kl_divergence(
     Ok((losses, gradient))
 }
 
-/// [`kl_divergence`] where the teacher's unlisted tokens are one outcome of probability r, set against the
-/// student's probability of all of them, u: sum over listed i of p_i (ln p_i - ln q_i), plus r (ln r - ln u).
-/// Never more than the divergence of the whole distributions (merging outcomes loses information), and equal
-/// to it when all are listed.
+/// [`kl_divergence`] with the teacher's unlisted tokens merged into one outcome of probability r, compared
+/// with the student's total probability u of the same tokens: sum over listed i of p_i (ln p_i - ln q_i),
+/// plus r (ln r - ln u). The result is never above the divergence of the full distributions, because merging
+/// outcomes loses information. It is equal when all tokens are listed.
 ///
 /// The gradient is q_i - p_i for listed tokens and q_j - r q_j / u for the others.
 ///
@@ -71,14 +72,14 @@ pub fn top_kl_divergence(logits: ArrayView2<f64>, teacher: &TopTokens) -> Result
             .map(|i| q[i])
             .sum();
         let rest = f64::from(teacher.rest[t]);
-        // 0 ln 0 = 0, and where the student too leaves nothing there is nothing to compare
+        // 0 ln 0 = 0. If the student's unlisted probability is zero, there is nothing to compare either.
         let rest = if unlisted > 0.0 { rest } else { 0.0 };
         losses[t] = if rest > 0.0 {
             rest * (rest / unlisted).ln()
         } else {
             0.0
         };
-        // one but for the rounding of the list
+        // equal to one up to the rounding of the list
         let total: f64 = rest + listed.iter().flatten().map(|log_p| log_p.exp()).sum::<f64>();
         for (i, log_p) in listed.iter().enumerate() {
             let q = q[i];
@@ -105,7 +106,7 @@ mod tests {
     use crate::llama::finite_difference::assert_gradient;
     use crate::llama::test_data::{normal, random};
 
-    /// The `k` likeliest tokens of every row; f32 as they are stored.
+    /// The `k` most likely tokens of every row, in f32 as stored.
     fn top(logits: &Array2<f64>, k: usize) -> TopTokens {
         let (rows, vocab) = logits.dim();
         let (mut tokens, mut values) = (Array2::zeros((rows, k)), Array2::zeros((rows, k)));
@@ -162,7 +163,7 @@ mod tests {
             (normal(&mut rng, (3, 9)), normal(&mut rng, (3, 9)));
         let (whole, slope) = kl_divergence(student.view(), teacher.view()).unwrap();
         let (listed, listed_slope) = top_kl_divergence(student.view(), &top(&teacher, 9)).unwrap();
-        // the list is in f32: nine terms, each off by an epsilon of numbers below 8
+        // the list is in f32: nine terms, each with an error of an epsilon of numbers below 8
         let limit = 9.0 * 8.0 * f64::from(f32::EPSILON);
         assert!((whole - listed).iter().all(|off| off.abs() <= limit));
         assert!((slope - listed_slope).iter().all(|off| off.abs() <= limit));

@@ -2,7 +2,7 @@ use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 
 use crate::linalg::product;
 
-/// A linear layer: x W^T + b, for x of [tokens, in] and W of [out, in].
+/// A linear layer: x W^T + b, for x of shape [tokens, in] and W of shape [out, in].
 pub fn linear(x: ArrayView2<f64>, weight: ArrayView2<f64>, bias: Option<ArrayView1<f64>>) -> Array2<f64> {
     let mut y = product(x, weight.t());
     if let Some(bias) = bias {
@@ -11,7 +11,7 @@ pub fn linear(x: ArrayView2<f64>, weight: ArrayView2<f64>, bias: Option<ArrayVie
     y
 }
 
-/// Gradients of [`linear`], given the one with respect to its result.
+/// Gradients of [`linear`], given the gradient with respect to its result.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LinearGradients {
     /// grad_y W, [tokens, in]

@@ -1,8 +1,8 @@
-//! The Llama block forward and backward by hand, the whole model around the blocks, and the fine-tuning of
-//! both.
+//! The Llama block with hand-written forward and backward passes, the whole model around the blocks, and the
+//! fine-tuning of both.
 //!
-//! Arrays have one row a token and hold one sequence; sequences are independent and are spread over threads
-//! by the callers that have several. No result depends on the number of threads.
+//! Arrays have one row per token and hold one sequence. Sequences are independent; callers with several
+//! distribute them over threads. No result depends on the number of threads.
 
 mod attention;
 mod backward;

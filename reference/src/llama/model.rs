@@ -8,7 +8,7 @@ use aqlm_vocabulary::{AqlmError, ArchSpec, ModelWeights, NormSpec, Result};
 /// A whole Llama model in f64.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Model {
-    /// the numbers that decide its arithmetic
+    /// the model's shape and arithmetic
     pub arch: ArchSpec,
     /// [vocab, hidden]
     pub embedding: Array2<f64>,
@@ -16,7 +16,7 @@ pub struct Model {
     pub blocks: Vec<Block>,
     /// the RMSNorm before the head, `[hidden]`
     pub norm: Array1<f64>,
-    /// [vocab, hidden]; with tied embeddings the embedding again
+    /// [vocab, hidden]; equal to the embedding if tied
     pub lm_head: Array2<f64>,
 }
 
@@ -24,7 +24,7 @@ impl Model {
     /// The f64 form of stored weights; quantized layers are decoded.
     ///
     /// # Errors
-    /// `Unsupported` when the model is no plain Llama; `Shape` when the weights are not of this shape.
+    /// `Unsupported` when the model is not a plain Llama; `Shape` when the weights do not have its shape.
     pub fn from_weights(arch: &ArchSpec, weights: &ModelWeights) -> Result<Self> {
         arch.require_plain()?;
         if weights.blocks.len() != arch.blocks.len() {
@@ -49,7 +49,7 @@ impl Model {
         })
     }
 
-    /// The form that travels and is stored: dense parameters rounded to f32. A tied head is not repeated.
+    /// The form for storage: dense parameters rounded to f32. A tied head is not repeated.
     pub fn to_weights(&self) -> ModelWeights {
         let narrowed = |values: &Array2<f64>| values.mapv(|value| value as f32);
         ModelWeights {
@@ -79,7 +79,7 @@ pub fn model_forward(model: &Model, tokens: &[u32]) -> Result<Array2<f64>> {
     ))
 }
 
-/// The embeddings of tokens, [tokens, hidden], for an embedding of [vocab, hidden].
+/// The embeddings of tokens, [tokens, hidden], from an embedding of shape [vocab, hidden].
 ///
 /// # Errors
 /// `TokenOutOfRange` when a token has no embedding.
@@ -89,7 +89,7 @@ pub fn embed<T: Copy + Into<f64>>(embedding: ArrayView2<T>, tokens: &[u32]) -> R
     Ok(Array2::from_shape_fn((tokens.len(), embedding.ncols()), element))
 }
 
-/// The final norm and the head: hidden states of [tokens, hidden] to logits of [tokens, vocab].
+/// The final norm and the head: from hidden states [tokens, hidden] to logits [tokens, vocab].
 pub fn logits(
     spec: NormSpec,
     norm: &Array1<f64>,
@@ -100,10 +100,10 @@ pub fn logits(
 }
 
 /// Negative log-likelihood in nats of each target under its row of logits, `[tokens]`: ln(sum_i e^l_i) -
-/// l_target, the largest logit taken out of the sum first.
+/// l_target, with the largest logit factored out of the sum.
 ///
 /// # Errors
-/// `Shape` unless there is one target for each row, `TokenOutOfRange` when a target has no logit.
+/// `Shape` unless there is one target per row, `TokenOutOfRange` when a target has no logit.
 pub fn token_losses(logits: ArrayView2<f64>, targets: &[u32]) -> Result<Array1<f64>> {
     if targets.len() != logits.nrows() {
         return Err(AqlmError::Shape {
@@ -142,8 +142,8 @@ mod tests {
 
     #[test]
     fn losses_are_cross_entropies() {
-        // Equal logits over 4 tokens: ln 4. A certain token: 0. Logits beyond the exponential's range still
-        // work.
+        // Equal logits over 4 tokens give ln 4, a certain token gives 0. Logits beyond the exponential's
+        // range still work.
         let logits = arr2(&[[7.0; 4], [0.0, 900.0, 0.0, -900.0], [0.0, 900.0, 0.0, -900.0]]);
         let losses = token_losses(logits.view(), &[2, 1, 3]).unwrap();
         assert!((losses[0] - 4f64.ln()).abs() <= f64::EPSILON);

@@ -11,13 +11,13 @@ use aqlm_vocabulary::{Result, Target};
 /// The gradient of a loss with respect to every parameter of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelGradients {
-    /// with respect to the embeddings, [vocab, hidden]; not through a tied head
+    /// with respect to the embeddings, [vocab, hidden]; without the contribution of a tied head
     pub embedding: Array2<f64>,
-    /// of every block, first to last, with respect to its decoded weights, biases, norms and input
+    /// for every block, first to last, with respect to its decoded weights, biases, norms and input
     pub blocks: Vec<BlockGradients>,
     /// with respect to the RMSNorm before the head, `[hidden]`
     pub norm: Array1<f64>,
-    /// with respect to the output layer, [vocab, hidden]; not through tied embeddings
+    /// with respect to the output layer, [vocab, hidden]; without the contribution of tied embeddings
     pub lm_head: Array2<f64>,
 }
 
@@ -44,9 +44,9 @@ pub fn model_loss(model: &Model, tokens: &[u32], target: Target<'_>) -> Result<f
 
 /// [`model_loss`] and `scale` times its gradients.
 ///
-/// Only the inputs of the blocks are kept on the way forward; on the way back each block is computed once
-/// more with what its backward pass needs (Chen et al. 2016), so that one block's inner activations exist at
-/// a time.
+/// The forward pass keeps only the inputs of the blocks. The backward pass recomputes each block with the
+/// values that its gradients need (Chen et al. 2016), so that the inner activations of only one block exist
+/// at a time.
 ///
 /// # Errors
 /// As [`model_loss`].
@@ -148,7 +148,7 @@ mod tests {
         let mut model = model(&mut rng, 2, Some(4));
         // logits near unit size, as the limit of the numerical gradients assumes
         model.lm_head /= 12f64.sqrt();
-        // a teacher of another width, as only its logits count
+        // a teacher of another width, because only its logits matter
         let states: Array2<f32> = normal(&mut rng, (5, 3)).mapv(|x| x as f32);
         let head: Array2<f32> = normal(&mut rng, (11, 3)).mapv(|x| x as f32);
         let top = TopTokens {
@@ -172,7 +172,7 @@ mod tests {
             let loss = |model: &Model| scale * model_loss(model, &TOKENS, target).unwrap();
             let (sum, ours) = model_backward(&model, &TOKENS, target, scale).unwrap();
             assert_eq!(scale * sum, loss(&model), "{name}");
-            // 5 losses over 11 logits, each logit a sum of 12 products behind two blocks
+            // 5 losses over 11 logits, each logit a sum of 12 products after two blocks
             let terms = 5 * 11 * 12;
             let name = |part: &str| format!("{name}: {part}");
             assert_gradient(

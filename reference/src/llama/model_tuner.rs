@@ -11,11 +11,11 @@ use aqlm_vocabulary::{
     TuningState,
 };
 
-/// A model whose codebooks, scales, norms, embedding and head are being trained, codes fixed (paper appendix
-/// A).
+/// A model whose codebooks, scales, norms, embedding and head are being trained with fixed codes (paper
+/// appendix A).
 ///
-/// Gradients are added up by [`ModelTuner::accumulate`] until [`ModelTuner::step`] uses them, so that a step
-/// may see more sequences than fit in memory, or sums from several machines.
+/// [`ModelTuner::accumulate`] adds up gradients until [`ModelTuner::step`] uses them. A step may thus cover
+/// more sequences than fit in memory, or sums from several machines.
 #[derive(Debug, Clone)]
 pub struct ModelTuner {
     model: Model,
@@ -32,10 +32,10 @@ struct TunedParameter {
 }
 
 impl ModelTuner {
-    /// Before the first step.
+    /// The tuner before the first step.
     ///
     /// # Errors
-    /// `Argument` when `tuned` selects nothing of this model; those of [`Model::from_weights`].
+    /// `Argument` when `tuned` selects nothing in this model; those of [`Model::from_weights`].
     pub fn new(arch: &ArchSpec, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay) -> Result<Self> {
         let model = Model::from_weights(arch, weights)?;
         let parameters: Vec<TunedParameter> = Parameter::selected(&weights.quantized(), arch.tied, tuned)
@@ -64,7 +64,7 @@ impl ModelTuner {
         })
     }
 
-    /// The model as it is now.
+    /// The model with its current parameters.
     pub fn model(&self) -> &Model {
         &self.model
     }
@@ -81,12 +81,12 @@ impl ModelTuner {
             .collect()
     }
 
-    /// Adds `scale` times the gradients of [`ModelTuner::losses`] and returns those. `observe` is given every
-    /// gradient with respect to a decoded weight, [out_features, in_features]: what methods that change
-    /// codes, or weigh Hessians by gradients, start from.
+    /// Returns [`ModelTuner::losses`] and adds `scale` times their gradients to the sums. `observe` receives
+    /// every gradient with respect to a decoded weight, [out_features, in_features]. Methods that change
+    /// codes, or weight Hessians by gradients, start from these gradients.
     ///
     /// # Errors
-    /// As [`model_backward`]; gradients added before an error stay.
+    /// As [`model_backward`]; gradients added before an error remain.
     pub fn accumulate(
         &mut self,
         sequences: &[&[u32]],
@@ -95,7 +95,7 @@ impl ModelTuner {
         observe: &mut dyn FnMut(usize, LayerId, &Array2<f64>),
     ) -> Result<Vec<f64>> {
         let mut losses = Vec::with_capacity(sequences.len());
-        // A wave of sequences at a time bounds the memory; the order of summation is theirs.
+        // A wave of sequences at a time bounds the memory. The sums keep the order of the sequences.
         let wave = rayon::current_num_threads().max(1);
         for (sequences, targets) in sequences.chunks(wave).zip(targets.chunks(wave)) {
             let parts = sequences
@@ -123,7 +123,7 @@ impl ModelTuner {
         });
     }
 
-    /// Takes the sums of the gradients out, one parameter after the other, and begins them anew.
+    /// Takes the sums of the gradients, parameter by parameter, and resets them to zero.
     pub fn take_gradients(&mut self) -> Vec<f64> {
         let take = |tuned: &mut TunedParameter| {
             let zeros = Array1::zeros(tuned.gradient.len());
@@ -132,10 +132,10 @@ impl ModelTuner {
         self.parameters.iter_mut().flat_map(take).collect()
     }
 
-    /// Adds sums that [`ModelTuner::take_gradients`] took out of another tuner of the same model.
+    /// Adds sums that [`ModelTuner::take_gradients`] returned from another tuner of the same model.
     ///
     /// # Errors
-    /// `Shape` when there are not so many; then nothing was added.
+    /// `Shape` when the number of sums differs; then nothing has been added.
     pub fn add_gradients(&mut self, sums: &[f64]) -> Result<()> {
         let expected: usize = self.parameters.iter().map(|tuned| tuned.gradient.len()).sum();
         if sums.len() != expected {
@@ -150,8 +150,7 @@ impl ModelTuner {
         Ok(())
     }
 
-    /// One step of Adam with this learning rate along the gradients added up so far, which are then
-    /// forgotten.
+    /// One Adam step with this learning rate along the accumulated gradients; then resets them.
     pub fn step(&mut self, lr: f64) {
         self.steps = self.steps.saturating_add(1);
         let adam = self.decay.at(lr);
@@ -163,7 +162,7 @@ impl ModelTuner {
         }
     }
 
-    /// Everything that training goes on from, apart from gradients not used yet.
+    /// The complete state that training needs to continue, except gradients that are not used yet.
     pub fn state(&self) -> TuningState {
         let of_parameter = |tuned: &TunedParameter| {
             let (first, second) = tuned.moments.moments();
@@ -181,10 +180,10 @@ impl ModelTuner {
         }
     }
 
-    /// Goes on from a state of the same model and selection; gradients not used yet are forgotten.
+    /// Continues from a state of the same model and selection; gradients that are not used yet are discarded.
     ///
     /// # Errors
-    /// `Shape` when the state is of something else. Nothing is changed then.
+    /// `Shape` when the state belongs to another model or selection. Then nothing is changed.
     pub fn restore(&mut self, state: &TuningState) -> Result<()> {
         let of_state: Vec<Parameter> = state.parameters.iter().map(|state| state.parameter).collect();
         let here: Vec<Parameter> = self.parameters.iter().map(|tuned| tuned.parameter).collect();
@@ -221,7 +220,7 @@ impl ModelTuner {
 }
 
 impl ModelTuner {
-    /// The name in the checkpoint of the first trained parameter that is not finite, or else of the first
+    /// The checkpoint name of the first trained parameter that is not finite. If all are finite, the first
     /// layer whose output on these sequences is not.
     ///
     /// # Errors
@@ -261,7 +260,7 @@ fn broken<'a>(values: impl IntoIterator<Item = &'a f64>) -> bool {
     values.into_iter().any(|value| !value.is_finite())
 }
 
-/// Why a layer whose codebooks or scales are trained is quantized.
+/// Why a layer with trained codebooks or scales is quantized.
 const QUANTIZED_ONLY: &str = "codebooks and scales are selected of quantized layers only";
 
 /// A parameter's values, row-major.
@@ -278,7 +277,7 @@ fn values(model: &Model, parameter: Parameter) -> Array1<f64> {
     }
 }
 
-/// Replaces a parameter's values; a quantized layer is decoded again, and a tied head follows the embedding.
+/// Replaces a parameter's values, decodes a quantized layer again, and copies the embedding to a tied head.
 fn set_values(model: &mut Model, parameter: Parameter, values: &Array1<f64>) {
     let fill = |to: &mut dyn Iterator<Item = &mut f64>| to.zip(values).for_each(|(to, &value)| *to = value);
     match parameter {
@@ -351,8 +350,8 @@ mod tests {
         for (block, kind) in [(0, VALUE), (0, DOWN), (1, QUERY)] {
             let (out, inputs) = model.arch.blocks[block].shape(kind);
             let mut matrix = quantized(&mut rng, out, inputs);
-            // Weights as large as the dense ones, and scales of order one: numerical gradients assume that a
-            // parameter's own size is the one on which the loss bends.
+            // Weights as large as the dense ones, and scales of order one. Numerical gradients assume that
+            // the loss varies on the scale of a parameter's own size.
             matrix.tune(|mut codebooks, mut scales| {
                 codebooks /= (2.0 * inputs as f64).sqrt();
                 scales *= 2.0;
@@ -372,7 +371,7 @@ mod tests {
 
     fn tuner(model: &Model, tuned: Tuned) -> ModelTuner {
         let mut tuner = ModelTuner::new(&model.arch, &model.to_weights(), tuned, DECAY).unwrap();
-        // undo the rounding to f32
+        // undoes the rounding to f32
         tuner.model = model.clone();
         tuner
     }
@@ -397,7 +396,7 @@ mod tests {
             for tuned in &tuner.parameters {
                 let name = format!("{}, tied {tied}", tuned.parameter.name(&model.arch));
                 let at = values(&model, tuned.parameter);
-                // 12 losses over 11 logits, each a sum of 12 products behind two blocks of weights of 2
+                // 12 losses over 11 logits, each a sum of 12 products after two blocks with weights of 2
                 // codewords
                 assert_gradient(&name, &tuned.gradient, &at, 12 * 11 * 12 * 2, |at| {
                     let mut model = model.clone();

@@ -4,15 +4,16 @@ use crate::decode::decode_unscaled;
 use crate::occurrences::{Occurrences, scatter};
 use aqlm_vocabulary::QuantizedMatrix;
 
-/// Gradients with respect to the codebooks and the scales of a quantized matrix, given the one with respect
-/// to the decoded weight, [out_features, in_features]; the codes are fixed (paper section 3.4).
+/// Gradients with respect to the codebooks and the scales of a quantized matrix with fixed codes, given the
+/// gradient with respect to the decoded weight, [out_features, in_features] (paper section 3.4).
 ///
-/// The weight's group (o, j) is s_o sum_m C_m(code(o, j, m)). With G its gradient, that of codeword k of C_m
-/// is the sum of s_o G(o, j) over the groups whose code m is k, and that of s_o the sum over j of <G(o, j),
-/// sum_m C_m(code(o, j, m))>. Returns ([M, 2^B, out_group, in_group], `[out_groups]`).
+/// The weight's group (o, j) is s_o sum_m C_m(code(o, j, m)). Let G be the weight's gradient. The gradient of
+/// codeword k of C_m is the sum of s_o G(o, j) over the groups whose code m is k. The gradient of s_o is the
+/// sum over j of <G(o, j), sum_m C_m(code(o, j, m))>. Returns ([M, 2^B, out_group, in_group],
+/// `[out_groups]`).
 ///
 /// # Panics
-/// When the gradient's shape is not the matrix's.
+/// When the gradient's shape differs from the matrix's.
 pub fn quantized_gradients(
     matrix: &QuantizedMatrix,
     grad_weight: &Array2<f64>,

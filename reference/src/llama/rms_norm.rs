@@ -13,7 +13,7 @@ pub fn rms_norm(x: ArrayView2<f64>, weight: ArrayView1<f64>, eps: f64) -> Array2
     y
 }
 
-/// Gradients of [`rms_norm`] with respect to x and the weight, given the one with respect to its result.
+/// Gradients of [`rms_norm`] with respect to x and the weight, given the gradient with respect to its result.
 ///
 /// With r the reciprocal root and u = w * grad_y: grad_x = r u - x r^3 <u, x> / hidden, grad_w = sum over
 /// tokens of grad_y r x.
@@ -77,7 +77,7 @@ mod tests {
             normal(&mut rng, 5),
             normal(&mut rng, (3, 5)),
         );
-        // an epsilon of the size of the mean square, so that its share of the gradient shows
+        // an epsilon as large as the mean square, so that its effect on the gradient is visible
         let eps = 0.3;
         let loss = |x: &Array2<f64>, w: &Array1<f64>| inner(&rms_norm(x.view(), w.view(), eps), &direction);
         let (grad_x, grad_w) = rms_norm_backward(x.view(), w.view(), eps, direction.view());

@@ -8,19 +8,19 @@ use aqlm_vocabulary::{AqlmError, AttentionSpec, Result, Rope, RopeScaling};
 /// element i of a head is paired with element i + head_dim/2.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rotary {
-    /// [positions, head_dim], both halves alike
+    /// [positions, head_dim], both halves equal
     cos: Array2<f64>,
-    /// [positions, head_dim], both halves alike
+    /// [positions, head_dim], both halves equal
     sin: Array2<f64>,
 }
 
 impl Rotary {
-    /// The tables for positions 0 to `positions` (exclusive), with the model's frequencies; without a rotary
-    /// embedding, those that rotate nothing.
+    /// The tables for positions 0 to `positions` (exclusive), with the model's frequencies. Without a rotary
+    /// embedding, the tables rotate nothing.
     ///
-    /// Frequencies and angles are rounded to f32, the one place where the reference is less exact than f64:
-    /// that is how they were when models were trained, and how everybody else evaluates them. Exact angles
-    /// differ by 6e-5 at position 1,000, which moves token losses by more than 1e-4.
+    /// Frequencies and angles are rounded to f32: models were trained that way, and all other implementations
+    /// evaluate them that way. This is the only place where the reference is less exact than f64. Exact
+    /// angles differ by 6e-5 at position 1,000, which changes token losses by more than 1e-4.
     pub fn new(spec: &AttentionSpec, positions: usize) -> Self {
         let frequencies = spec.rotary.as_ref().map_or_else(
             || Array1::zeros(spec.head_dim / 2),
@@ -54,7 +54,7 @@ impl Rotary {
         Ok(Self { cos, sin })
     }
 
-    /// How many positions the tables cover.
+    /// Number of positions in the tables.
     pub fn positions(&self) -> usize {
         self.cos.nrows()
     }
@@ -72,7 +72,8 @@ impl Rotary {
         });
     }
 
-    /// The transpose of [`Rotary::rotate`] in place: turns the gradient of its result into that of its input.
+    /// The transpose of [`Rotary::rotate`], in place: converts the gradient of its result to that of its
+    /// input.
     ///
     /// # Panics
     /// When the tables end before the last row's position.
@@ -98,16 +99,17 @@ impl Rotary {
     }
 }
 
-/// Radians a position, one for each pair of a head: theta^(-2i/head_dim), then the model's scaling.
+/// Radians per position, one for each pair of a head: theta^(-2i/head_dim), then the model's scaling.
 fn frequencies(rope: &Rope, head_dim: usize) -> Array1<f64> {
     let plain = |i: usize| rope.theta.powf(-2.0 * i as f64 / head_dim as f64);
     Array1::from_shape_fn(head_dim / 2, |i| scaled(plain(i), &rope.scaling))
 }
 
-/// A frequency after the changes that long-context variants make.
+/// A frequency after the modification for long contexts.
 ///
-/// Llama 3.1's scaling: with r = original context / wavelength, frequencies of r above `high_freq_factor` are
-/// kept, of r below `low_freq_factor` divided by `factor`, and between the two blended linearly in r.
+/// Llama 3.1's scaling uses r = original context / wavelength. Frequencies with r above `high_freq_factor`
+/// are kept, those with r below `low_freq_factor` are divided by `factor`. Between the two, the result is a
+/// blend linear in r.
 fn scaled(frequency: f64, scaling: &RopeScaling) -> f64 {
     match *scaling {
         RopeScaling::None => frequency,
@@ -144,7 +146,7 @@ mod tests {
         original_max_position_embeddings: 8192,
     };
 
-    /// The frequency that turns this many times over the original context of [`LLAMA3`].
+    /// The frequency with this many turns over the original context of [`LLAMA3`].
     fn turning(times: f64) -> f64 {
         times * TAU / 8192.0
     }
@@ -216,7 +218,7 @@ mod tests {
                 "edge {edge}: {below:e} {above:e}"
             );
         }
-        // halfway in turns, half of each
+        // in the middle between the two factors, in turns: half of each
         let half = scaled(turning(2.5), &LLAMA3) / turning(2.5);
         assert!((half - f64::midpoint(1.0, 1.0 / 8.0)).abs() <= 8.0 * f64::EPSILON);
         let frequencies: Vec<f64> = (1..600)
@@ -228,7 +230,7 @@ mod tests {
     #[test]
     fn gradient_matches_finite_differences() {
         let mut rng = random(3);
-        // tables whose halves differ, as no model's do, tell the transpose from the inverse
+        // tables with different halves, which no model has, distinguish the transpose from the inverse
         let tables = Rotary::from_tables(normal(&mut rng, (5, 4)), normal(&mut rng, (5, 4))).unwrap();
         let (x, direction) = (normal(&mut rng, (3, 8)), normal(&mut rng, (3, 8)));
         let mut grad = direction.clone();

@@ -5,7 +5,7 @@ pub fn swiglu(gate: ArrayView2<f64>, up: ArrayView2<f64>) -> Array2<f64> {
     Zip::from(gate).and(up).map_collect(|&g, &u| g * sigmoid(g) * u)
 }
 
-/// Gradients of [`swiglu`] with respect to gate and up, given the one with respect to its result.
+/// Gradients of [`swiglu`] with respect to gate and up, given the gradient with respect to its result.
 ///
 /// d silu/dg = s (1 + g (1 - s)) with s the sigmoid of g.
 pub fn swiglu_backward(
@@ -28,7 +28,7 @@ pub fn swiglu_backward(
     (grad_gate, grad_up)
 }
 
-/// 1 / (1 + e^-g); an overflow of the exponential gives the right limit of zero.
+/// 1 / (1 + e^-g); if the exponential overflows, the result is zero, which is the right limit.
 fn sigmoid(g: f64) -> f64 {
     1.0 / (1.0 + (-g).exp())
 }

@@ -1,4 +1,4 @@
-//! Small random models for the tests of this folder.
+//! Small random models for the tests in this folder.
 
 use ndarray::{Array, Array1, Array2, Array3, Dimension, ShapeBuilder};
 use rand::RngExt;
@@ -49,12 +49,13 @@ pub(super) fn block(rng: &mut Stream, spec: &BlockSpec, bias: bool) -> Block {
     Block::new(spec, norm(rng), norm(rng), layers).unwrap()
 }
 
-/// Sum of the products of two arrays: a linear loss whose gradient with respect to the first is the second.
+/// Sum of the elementwise products of two arrays: a linear loss whose gradient with respect to the first is
+/// the second.
 pub(super) fn inner(a: &Array2<f64>, b: &Array2<f64>) -> f64 {
     (a * b).sum()
 }
 
-/// A random matrix of scheme 2x2g2, in two scales that differ much.
+/// A random matrix of scheme 2x2g2, with scales of two very different sizes.
 pub(super) fn quantized(rng: &mut Stream, out_features: usize, in_features: usize) -> QuantizedMatrix {
     let scheme = Scheme::new(2, 2, 2).unwrap();
     let codes = Array3::from_shape_simple_fn((out_features, in_features / 2, 2), || rng.random_range(0..4));

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-/// What a step of Adam depends on beside the gradient (Kingma and Ba 2015, algorithm 1).
+/// Parameters of an Adam step besides the gradient (Kingma and Ba 2015, algorithm 1).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamSettings {
     /// learning rate
@@ -11,16 +11,16 @@ pub struct AdamSettings {
     pub beta2: f64,
     /// added to the root of the second moment
     pub eps: f64,
-    /// divide by the largest second moment seen instead of the latest
+    /// divide by the largest second moment so far instead of the latest
     pub amsgrad: bool,
 }
 
 impl AdamSettings {
-    /// The epsilon of the paper that introduced Adam, and PyTorch's default.
+    /// The epsilon of the paper that introduced Adam; PyTorch's default.
     pub const USUAL_EPS: f64 = 1e-8;
 }
 
-/// Adam's constants where the learning rate has a schedule.
+/// Adam's constants when the learning rate follows a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct AdamDecay {
     /// decay of the first moment
@@ -32,7 +32,7 @@ pub struct AdamDecay {
 }
 
 impl AdamDecay {
-    /// The settings of a step with this learning rate, without amsgrad.
+    /// The settings of a step with learning rate `lr`, without amsgrad.
     pub fn at(self, lr: f64) -> AdamSettings {
         AdamSettings {
             lr,

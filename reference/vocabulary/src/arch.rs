@@ -4,25 +4,25 @@ use crate::{AqlmError, BlockWeights, LayerId, Result, Rope};
 
 /// A whole model as data: everything about its shape that changes its arithmetic.
 ///
-/// Code of the project reads sizes, names and topology from here and nowhere else. What a model may ask for
-/// is wider than what is computed: see [`ArchSpec::require_plain`].
+/// The project's code reads sizes, names and topology only from here. An `ArchSpec` can describe more models
+/// than the project computes: see [`ArchSpec::require_plain`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ArchSpec {
     /// tokens in the vocabulary
     pub vocab_size: usize,
     /// width of the residual stream
     pub hidden_size: usize,
-    /// longest context the model was trained for
+    /// longest context in the model's training
     pub max_position_embeddings: usize,
-    /// first to last; they may differ
+    /// first to last; blocks may differ
     pub blocks: Vec<BlockSpec>,
-    /// what token embeddings are multiplied by; 1 in a Llama
+    /// factor applied to token embeddings; 1 in a Llama
     pub embedding_scale: f64,
     /// the norm before the head
     pub final_norm: NormSpec,
-    /// logits are cap tanh(logit / cap)
+    /// if set, logits become cap tanh(logit / cap)
     pub logit_cap: Option<f64>,
-    /// whether lm_head is the embedding
+    /// whether lm_head shares the embedding's weights
     pub tied: bool,
 }
 
@@ -32,14 +32,15 @@ impl ArchSpec {
         format!("model.layers.{block}.{}", self.blocks[block].linear(layer).name)
     }
 
-    /// Names of a block's norm weights in a Hugging Face checkpoint: before attention, before the MLP.
+    /// Names of a block's norm weights in a Hugging Face checkpoint: the norm before attention, the norm
+    /// before the MLP.
     pub fn norm_names(&self, block: usize) -> [String; 2] {
         let named = |norm: &String| format!("model.layers.{block}.{norm}.weight");
         self.blocks[block].norms.before.each_ref().map(named)
     }
 
-    /// The attention whose rotary tables serve all blocks, the first's; [`ArchSpec::require_plain`] makes
-    /// sure that they can.
+    /// The first block's attention, whose rotary tables serve all blocks. [`ArchSpec::require_plain`] checks
+    /// that they fit all blocks.
     ///
     /// # Panics
     /// When the model has no blocks.
@@ -80,8 +81,8 @@ impl BlockSpec {
         self.linear(layer).shape
     }
 
-    /// The linear layers by what they read, one Hessian for each group, in the order in which they are
-    /// quantized: a group comes where its first layer does.
+    /// The linear layers grouped by input; each group shares a Hessian. Groups are in quantization order: a
+    /// group's position is that of its first layer.
     pub fn groups(&self) -> Vec<Vec<LayerId>> {
         let mut groups: Vec<Vec<LayerId>> = Vec::new();
         for layer in self.layers() {
@@ -92,7 +93,7 @@ impl BlockSpec {
         groups
     }
 
-    /// The linear layers that read this, in the order in which they are quantized.
+    /// The linear layers with this input, in quantization order.
     pub fn readers(&self, read: Input) -> Vec<LayerId> {
         self.layers()
             .filter(|&layer| self.linear(layer).reads == read)
@@ -109,7 +110,7 @@ impl BlockSpec {
         self.shape(self.mlp.gate).0
     }
 
-    /// Weights of all linear layers together.
+    /// Number of weights in all linear layers.
     pub fn parameters(&self) -> usize {
         self.linears
             .iter()
@@ -117,7 +118,7 @@ impl BlockSpec {
             .sum()
     }
 
-    /// The same block, whose layers that read one of `inputs` have biases.
+    /// The same block, but with biases on the layers whose input is in `inputs`.
     #[must_use]
     pub fn with_biases(mut self, inputs: &[Input]) -> Self {
         for linear in &mut self.linears {
@@ -126,7 +127,7 @@ impl BlockSpec {
         self
     }
 
-    /// Refuses weights of another shape than this block's.
+    /// Rejects weights whose shapes differ from this block's.
     ///
     /// # Errors
     /// `Shape` naming the first array that differs.
@@ -139,8 +140,7 @@ impl BlockSpec {
         self.check_shapes(norms, &layers)
     }
 
-    /// Refuses a block whose norms have other lengths or whose layers other shapes, (out_features,
-    /// in_features) each, than this block's.
+    /// Rejects norm lengths or layer shapes, each (out_features, in_features), that differ from this block's.
     ///
     /// # Errors
     /// `Shape` naming the first array that differs.
@@ -173,23 +173,23 @@ impl BlockSpec {
 /// One linear layer of a block.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinearSpec {
-    /// its path inside the block, as Hugging Face checkpoints name it: `self_attn.q_proj`
+    /// its path inside the block, as in Hugging Face checkpoints: `self_attn.q_proj`
     pub name: String,
     /// (out_features, in_features)
     pub shape: (usize, usize),
-    /// what it reads
+    /// its input
     pub reads: Input,
     /// whether it has a bias
     pub bias: bool,
 }
 
 impl LinearSpec {
-    /// The last part of its name: `q_proj` and so on.
+    /// The last part of its name, for example `q_proj`.
     pub fn short_name(&self) -> &str {
         self.name.rsplit_once('.').map_or(&self.name, |(_, last)| last)
     }
 
-    /// The part of the block that it belongs to: `self_attn` or `mlp`.
+    /// The part of the block to which it belongs: `self_attn` or `mlp`.
     pub fn module(&self) -> &str {
         self.name
             .rsplit_once('.')
@@ -197,15 +197,15 @@ impl LinearSpec {
     }
 }
 
-/// What a linear layer reads. Layers of one block that read the same share a Hessian.
+/// The input of a linear layer. Layers of one block with the same input share a Hessian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Input {
-    /// the block's input behind the norm before attention, [tokens, hidden]
+    /// the block's input after the norm before attention, [tokens, hidden]
     Attention,
-    /// what attention gathered, [tokens, heads x head_dim]
+    /// attention's weighted averages of values, [tokens, heads x head_dim]
     Attended,
-    /// the residual stream behind the norm before the MLP, [tokens, hidden]
+    /// the residual stream after the norm before the MLP, [tokens, hidden]
     Mlp,
     /// the activation of the gate times up, [tokens, intermediate]
     Activated,
@@ -223,11 +223,12 @@ pub struct NormSpec {
 /// The RMSNorms of a block.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BlockNorms {
-    /// the arithmetic of all of them
+    /// the arithmetic of all its norms
     pub norm: NormSpec,
-    /// names inside the block, without `.weight`, of those before attention and before the MLP
+    /// names inside the block, without `.weight`, of the norms before attention and before the MLP
     pub before: [String; 2],
-    /// names of those behind attention and behind the MLP, before the residual stream takes the result
+    /// names of the norms after attention and after the MLP, applied before the result is added to the
+    /// residual stream
     pub after: Option<[String; 2]>,
 }
 
@@ -236,17 +237,17 @@ pub struct BlockNorms {
 pub struct AttentionSpec {
     /// query heads
     pub heads: usize,
-    /// key and value heads; fewer than query heads is grouped-query attention
+    /// key and value heads; fewer than query heads in grouped-query attention
     pub kv_heads: usize,
     /// width of one head
     pub head_dim: usize,
-    /// rotary position embedding; `None` for a block without positions
+    /// rotary position embedding; `None` for a block without position encoding
     pub rotary: Option<Rope>,
-    /// tokens a position attends to, itself included; `None` is all earlier ones
+    /// number of positions that a position attends to, itself included; `None` for all earlier ones
     pub window: Option<usize>,
     /// RMSNorm of each head's queries and keys
     pub query_key_norm: Option<NormSpec>,
-    /// scores are cap tanh(score / cap)
+    /// if set, scores become cap tanh(score / cap)
     pub cap: Option<f64>,
     /// queries, [heads x head_dim, hidden]
     pub query: LayerId,
@@ -259,7 +260,7 @@ pub struct AttentionSpec {
 }
 
 impl AttentionSpec {
-    /// Query heads that share one key and value head.
+    /// Number of query heads that share one key and value head.
     pub fn heads_per_kv_head(&self) -> usize {
         self.heads / self.kv_heads
     }
@@ -278,22 +279,22 @@ impl AttentionSpec {
 /// down(activation(gate x) * up x).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GatedMlp {
-    /// of the gate
+    /// the gate's activation function
     pub activation: Activation,
     /// the gate, [intermediate, hidden]
     pub gate: LayerId,
-    /// what it multiplies, [intermediate, hidden]
+    /// multiplied by the activated gate, [intermediate, hidden]
     pub up: LayerId,
     /// the MLP's output, [hidden, intermediate]
     pub down: LayerId,
 }
 
-/// The function of a gate.
+/// The activation function of a gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
-    /// x / (1 + e^-x): with it the MLP is SwiGLU (Shazeer 2020)
+    /// x / (1 + e^-x); the MLP is then SwiGLU (Shazeer 2020)
     Silu,
-    /// GELU by its approximation with tanh (Hendrycks and Gimpel 2016)
+    /// GELU in its tanh approximation (Hendrycks and Gimpel 2016)
     GeluTanh,
 }

@@ -1,6 +1,6 @@
 use thiserror::Error;
 
-/// What the quantizer can refuse, with the data a caller needs to say which layer or file it was.
+/// Errors of numerical code, with the data that a caller needs to name the layer or file.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum AqlmError {
     /// A scheme's text or numbers are out of range.
@@ -16,9 +16,9 @@ pub enum AqlmError {
     Shape {
         /// which array
         what: String,
-        /// the shape that was needed
+        /// the required shape
         expected: Vec<usize>,
-        /// the shape that was given
+        /// the given shape
         found: Vec<usize>,
     },
     /// A weight matrix cannot be cut into groups of the scheme's size.
@@ -46,7 +46,7 @@ pub enum AqlmError {
     NotFinite {
         /// which array
         what: String,
-        /// where it was found first
+        /// index of the first such value
         index: Vec<usize>,
         /// NaN or an infinity
         value: f64,
@@ -72,33 +72,34 @@ pub enum AqlmError {
         /// index of the failing pivot
         pivot: usize,
     },
-    /// A token has no row in the embedding or no logit.
+    /// A token without a row in the embedding or without a logit.
     #[error("token {token} at position {position} is outside the vocabulary of {vocab_size}")]
     TokenOutOfRange {
         /// the token
         token: u32,
         /// its index in the sequence
         position: usize,
-        /// rows of the embedding
+        /// number of rows of the embedding
         vocab_size: usize,
     },
-    /// A caller's argument, or a setting, has a value that no backend could use.
+    /// A caller's argument or a setting has a value that is invalid for every backend.
     #[error("{what}: expected {expected}, found {found}")]
     Argument {
         /// which argument
         what: String,
-        /// the values allowed
+        /// the allowed values
         expected: String,
-        /// the value given
+        /// the given value
         found: String,
     },
-    /// A device that is there refused, or ran out of something.
+    /// A device is present but reported an error or ran out of a resource.
     #[error("GPU: {0}")]
     Device(String),
-    /// This backend, kernel or processor cannot do what another could; the reason says why.
+    /// This backend, kernel or processor cannot do something that another could; the reason is in the
+    /// message.
     #[error("unsupported: {0}")]
     Unsupported(String),
-    /// Something that this project promises itself does not hold: a bug here, whatever the input was.
+    /// An internal invariant does not hold: a bug in this project, whatever the input was.
     #[error("internal error: {0}")]
     Internal(String),
 }
@@ -118,5 +119,5 @@ impl AqlmError {
     }
 }
 
-/// Result of this project's numerical code.
+/// Result type of this project's numerical code.
 pub type Result<T> = std::result::Result<T, AqlmError>;

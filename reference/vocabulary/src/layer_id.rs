@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 pub struct LayerId(pub u16);
 
 impl LayerId {
-    /// As an index.
+    /// The index as a number.
     pub const fn index(self) -> usize {
         self.0 as usize
     }

@@ -1,6 +1,6 @@
-//! The words that every crate of the project shares: schemes, quantized matrices, model shapes, settings,
-//! errors and random streams. Nothing in here is an algorithm of the paper, so an optimized backend may use
-//! all of it and still be an independent implementation of everything that is checked.
+//! Types shared by every crate of the project: schemes, quantized matrices, model shapes, settings, errors
+//! and random streams. None of them is an algorithm of the paper. An optimized backend may therefore use all
+//! of them and still be an independent implementation of everything that is checked.
 
 mod adam;
 mod arch;

@@ -1,4 +1,4 @@
-//! The plain Llama block: how to make one, and what every backend computes.
+//! The plain Llama block: its construction, and the check that a model has only such blocks.
 
 use crate::{
     Activation, AqlmError, ArchSpec, AttentionSpec, BlockNorms, BlockSpec, GatedMlp, Input, LayerId,
@@ -20,7 +20,7 @@ pub const UP: LayerId = LayerId(5);
 /// The output of its MLP.
 pub const DOWN: LayerId = LayerId(6);
 
-/// What the linear layers of the plain Llama block read, in their order.
+/// Inputs of the plain Llama block's linear layers, in layer order.
 const READS: [Input; 7] = [
     Input::Attention,
     Input::Attention,
@@ -31,7 +31,7 @@ const READS: [Input; 7] = [
     Input::Activated,
 ];
 
-/// The numbers in which plain Llama blocks differ.
+/// The parameters by which plain Llama blocks differ.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LlamaBlock {
     /// width of the residual stream
@@ -48,7 +48,7 @@ pub struct LlamaBlock {
     pub epsilon: f64,
     /// rotary position embedding
     pub rotary: Rope,
-    /// tokens a position attends to, itself included; `None` is all earlier ones
+    /// number of positions that a position attends to, itself included; `None` for all earlier ones
     pub window: Option<usize>,
 }
 
@@ -109,7 +109,7 @@ impl BlockSpec {
 }
 
 impl ArchSpec {
-    /// A model of `count` times the same plain block, with a head of its own.
+    /// A model of `count` copies of one plain block, with an untied head.
     pub fn llama(vocab_size: usize, max_position_embeddings: usize, count: usize, block: BlockSpec) -> Self {
         Self {
             vocab_size,
@@ -123,8 +123,8 @@ impl ArchSpec {
         }
     }
 
-    /// Refuses, before anything is computed, a model with anything else than plain Llama blocks and a plain
-    /// head: what no backend of the project computes. Every backend calls it when it is made.
+    /// Rejects, before anything is computed, a model with anything other than plain Llama blocks and a plain
+    /// head, because no backend of the project computes it. Every backend calls this when it is created.
     ///
     /// # Errors
     /// `Unsupported` naming the feature.
@@ -150,7 +150,7 @@ impl ArchSpec {
 }
 
 impl BlockSpec {
-    /// [`ArchSpec::require_plain`] of one block.
+    /// [`ArchSpec::require_plain`] for one block.
     ///
     /// # Errors
     /// `Unsupported` naming the feature.

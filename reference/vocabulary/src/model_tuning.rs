@@ -3,21 +3,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ArchSpec, LayerId};
 
-/// What the whole model is trained to do (paper appendix A uses the first).
+/// The training objective of a whole model (paper appendix A uses the first).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Objective {
     /// the Kullback-Leibler divergence of the student's next-token distribution from the teacher's
     KullbackLeibler,
-    /// the negative log-likelihood of the text itself; needs no teacher
+    /// the negative log-likelihood of the text itself; requires no teacher
     CrossEntropy,
 }
 
 impl Objective {
-    /// All of them.
+    /// All objectives.
     pub const ALL: [Self; 2] = [Self::KullbackLeibler, Self::CrossEntropy];
 
-    /// Its name on a command line, and what it is in a few words.
+    /// Name on a command line, and a short description.
     pub fn named(self) -> (&'static str, &'static str) {
         match self {
             Self::KullbackLeibler => ("kl", "divergence from the teacher's next-token distributions"),
@@ -28,7 +28,7 @@ impl Objective {
         }
     }
 
-    /// Whether it compares with a teacher.
+    /// Whether the objective requires a teacher.
     pub fn needs_teacher(self) -> bool {
         match self {
             Self::KullbackLeibler => true,
@@ -37,7 +37,7 @@ impl Objective {
     }
 }
 
-/// Which parameters are trained. Codes, biases and dense layers never are.
+/// Selects the trained parameters. Codes, biases and dense layers are never trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(
     clippy::struct_excessive_bools,
@@ -52,11 +52,11 @@ pub struct Tuned {
     pub norms: bool,
     /// token embeddings
     pub embedding: bool,
-    /// the output layer; with tied embeddings the same as `embedding`
+    /// the output layer; the same array as `embedding` if tied
     pub head: bool,
 }
 
-/// One array of parameters that can be trained.
+/// One trainable array of parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Parameter {
     /// codebooks of a quantized layer, [M, 2^B, out_group, in_group]
@@ -71,12 +71,12 @@ pub enum Parameter {
     FinalNorm,
     /// token embeddings, [vocab, hidden]
     Embedding,
-    /// the output layer, [vocab, hidden], where it is not the embedding
+    /// the output layer, [vocab, hidden], if not tied to the embedding
     Head,
 }
 
 impl Parameter {
-    /// The parameters that `tuned` selects of a model, block by block. `quantized` are the quantized layers
+    /// The parameters of a model that `tuned` selects, block by block. `quantized` lists the quantized layers
     /// of each block. If `tied`, head and embedding are one array, [`Parameter::Embedding`].
     pub fn selected(quantized: &[Vec<LayerId>], tied: bool, tuned: Tuned) -> Vec<Self> {
         let mut parameters = Vec::new();
@@ -115,10 +115,10 @@ impl Parameter {
     }
 }
 
-/// One array of parameters on its way through training: what a run needs to go on exactly where it was.
+/// Training state of one array of parameters: all that a run needs to continue exactly.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParameterState {
-    /// which one
+    /// which parameter
     pub parameter: Parameter,
     /// its name in a Hugging Face checkpoint
     pub name: String,
@@ -130,7 +130,7 @@ pub struct ParameterState {
     pub second: Vec<f64>,
 }
 
-/// All trained parameters of a model.
+/// Training state of all trained parameters of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TuningState {
     /// steps taken
@@ -139,36 +139,35 @@ pub struct TuningState {
     pub parameters: Vec<ParameterState>,
 }
 
-/// A distribution over the vocabulary at every position of a sequence, of which only the likeliest tokens are
-/// kept.
+/// The most likely tokens of a distribution over the vocabulary, at every position of a sequence.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TopTokens {
-    /// the likeliest tokens, likeliest first, [positions, k]
+    /// the k most likely tokens, in descending order, [positions, k]
     pub tokens: Array2<u32>,
     /// their log-probabilities, [positions, k]
     pub log_probabilities: Array2<f32>,
-    /// probability of all other tokens together, `[positions]`
+    /// total probability of all other tokens, `[positions]`
     pub rest: Array1<f32>,
 }
 
-/// What the logits of one sequence are to be.
+/// Target of the logits of one sequence.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Target<'a> {
-    /// the sequence's own next tokens; its last position predicts nothing
+    /// the sequence's own next tokens; the last position has no target
     NextTokens,
     /// the softmax of a teacher's logits, states head^T, at every position
     Teacher {
-        /// the teacher's hidden states behind its final norm, [positions, hidden]
+        /// the teacher's hidden states after its final norm, [positions, hidden]
         states: ArrayView2<'a, f32>,
-        /// its output layer, [vocab, hidden]
+        /// the teacher's output layer, [vocab, hidden]
         head: ArrayView2<'a, f32>,
     },
-    /// a teacher's likeliest tokens at every position, and one outcome for all others
+    /// a teacher's most likely tokens at every position, with one outcome for all others
     Top(&'a TopTokens),
 }
 
 impl Target<'_> {
-    /// Positions of a sequence of so many tokens that have a loss.
+    /// Number of positions with a loss in a sequence of this many tokens.
     pub fn positions(&self, tokens: usize) -> usize {
         match self {
             Self::NextTokens => tokens.saturating_sub(1),

@@ -4,12 +4,12 @@ use crate::{AqlmError, Result, Scheme};
 
 /// A weight matrix of [out_features, in_features] as codes, codebooks and scales.
 ///
-/// Element (o*go + a, j*gi + b) of the weight is `scales[o] * sum_m codebooks[m, codes[o, j, m], a, b]` with
-/// go and gi the scheme's output and input group sizes (paper section 3.1).
+/// Element (o*go + a, j*gi + b) of the weight is `scales[o] * sum_m codebooks[m, codes[o, j, m], a, b]`,
+/// where go and gi are the scheme's output and input group sizes (paper section 3.1).
 ///
-/// Its parts were checked when they were put together: their shapes fit, every code is below 2^B, codebooks
-/// and scales are finite, and all three arrays are in standard (row-major) layout. Only
-/// [`QuantizedMatrix::tune`] may leave numbers that are not finite.
+/// Invariants, checked at construction: the parts' shapes fit, every code is below 2^B, codebooks and scales
+/// are finite, and all three arrays are in standard (row-major) layout. Only [`QuantizedMatrix::tune`] may
+/// leave numbers that are not finite.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedMatrix {
     scheme: Scheme,
@@ -19,12 +19,12 @@ pub struct QuantizedMatrix {
 }
 
 impl QuantizedMatrix {
-    /// Puts the parts together after checking that they fit: codes [out_groups, in_groups, M], codebooks [M,
-    /// 2^B, out_group_size, in_group_size], scales `[out_groups]` (stored in files as [out_groups, 1, 1, 1]).
+    /// Checks that the parts fit and builds the matrix: codes [out_groups, in_groups, M], codebooks [M, 2^B,
+    /// out_group_size, in_group_size], scales `[out_groups]` (stored in files as [out_groups, 1, 1, 1]).
     ///
     /// # Errors
-    /// `Shape` when a part has another shape than the scheme and the codes imply, `CodeOutOfRange` for a code
-    /// of 2^B or more, `NotFinite` for a NaN or infinite codebook entry or scale.
+    /// `Shape` when a part's shape differs from the one implied by the scheme and the codes, `CodeOutOfRange`
+    /// for a code of 2^B or more, `NotFinite` for a NaN or infinite codebook entry or scale.
     pub fn new(
         scheme: Scheme,
         codes: Array3<u16>,
@@ -43,7 +43,7 @@ impl QuantizedMatrix {
         Ok(matrix)
     }
 
-    /// How the matrix is cut and coded.
+    /// Group sizes, number of codebooks and bits per code.
     pub fn scheme(&self) -> Scheme {
         self.scheme
     }
@@ -68,10 +68,10 @@ impl QuantizedMatrix {
         (self.codes, self.codebooks, self.scales)
     }
 
-    /// The matrix with other codes.
+    /// The same matrix with other codes.
     ///
     /// # Errors
-    /// `Shape` or `CodeOutOfRange` as [`QuantizedMatrix::new`].
+    /// `Shape` or `CodeOutOfRange`, as [`QuantizedMatrix::new`].
     pub fn with_codes(mut self, codes: Array3<u16>) -> Result<Self> {
         let expected = self.codes.dim();
         check_shape("codes", expected.into(), codes.dim().into())?;
@@ -80,38 +80,38 @@ impl QuantizedMatrix {
         Ok(self)
     }
 
-    /// The matrix with other codebooks.
+    /// The same matrix with other codebooks.
     ///
     /// # Errors
-    /// `Shape` or `NotFinite` as [`QuantizedMatrix::new`].
+    /// `Shape` or `NotFinite`, as [`QuantizedMatrix::new`].
     pub fn with_codebooks(mut self, codebooks: Array4<f64>) -> Result<Self> {
         self.codebooks = row_major(codebooks);
         self.check_codebooks()?;
         Ok(self)
     }
 
-    /// The matrix with other scales.
+    /// The same matrix with other scales.
     ///
     /// # Errors
-    /// `Shape` or `NotFinite` as [`QuantizedMatrix::new`].
+    /// `Shape` or `NotFinite`, as [`QuantizedMatrix::new`].
     pub fn with_scales(mut self, scales: Array1<f64>) -> Result<Self> {
         self.scales = row_major(scales);
         self.check_scales()?;
         Ok(self)
     }
 
-    /// Changes codebooks and scales in place, as a step of training does.
+    /// Changes codebooks and scales in place, as a training step does.
     ///
-    /// Training that diverges ends in numbers that are not finite, and has to report where. So these are
-    /// kept, and [`QuantizedMatrix::check_finite`] finds them.
+    /// Diverging training produces numbers that are not finite and must report where. Such numbers are
+    /// therefore kept here, and [`QuantizedMatrix::check_finite`] finds them.
     pub fn tune<T>(&mut self, change: impl FnOnce(ArrayViewMut4<'_, f64>, ArrayViewMut1<'_, f64>) -> T) -> T {
         change(self.codebooks.view_mut(), self.scales.view_mut())
     }
 
-    /// Looks for numbers that are not finite, which only [`QuantizedMatrix::tune`] can have left.
+    /// Checks for numbers that are not finite; only [`QuantizedMatrix::tune`] can have left any.
     ///
     /// # Errors
-    /// `NotFinite` with the first of them.
+    /// `NotFinite` with the first such number.
     pub fn check_finite(&self) -> Result<()> {
         check_finite("codebooks", &self.codebooks)?;
         check_finite("scales", &self.scales)
@@ -174,7 +174,7 @@ impl QuantizedMatrix {
             .bits_per_parameter(self.out_features(), self.in_features())
     }
 
-    /// The same matrix with codebooks and scales rounded to f16, as a checkpoint stores them.
+    /// The same matrix with codebooks and scales rounded to f16, as in a checkpoint.
     ///
     /// # Errors
     /// `NotFinite` when a value is beyond f16's range.
@@ -186,7 +186,7 @@ impl QuantizedMatrix {
     }
 }
 
-/// The array itself when it is in standard layout, else a copy that is.
+/// The array itself if in standard layout, else a copy in standard layout.
 fn row_major<T: Clone, D: Dimension>(array: Array<T, D>) -> Array<T, D> {
     if array.is_standard_layout() {
         array

@@ -6,17 +6,17 @@ use crate::LayerId;
 /// A random stream of the project.
 pub type Stream = ChaCha8Rng;
 
-/// What a stream is drawn for; its number is part of the stream's key and never changes.
+/// Purpose of a stream. Its number is part of the stream's key and never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Purpose {
-    /// which sequences of the calibration text are used, and which of them validate
+    /// choice of the calibration sequences, and of those that validate
     Calibration = 1,
     /// starting points of k-means
     Initialization = 2,
-    /// the order in which beam search visits groups and codebooks
+    /// order in which beam search visits groups and codebooks
     Sweep = 3,
-    /// the order of sequences in an epoch of fine-tuning
+    /// order of sequences in an epoch of fine-tuning
     Minibatches = 4,
     /// sampling of generated tokens
     Generation = 5,
@@ -24,10 +24,10 @@ pub enum Purpose {
     TestData = 6,
 }
 
-/// The stream of (run seed, block, layer, purpose).
+/// The stream for (run seed, block, layer, purpose).
 ///
-/// The four numbers are the 256-bit key itself, so no two streams collide, and none depends on what was drawn
-/// before: a layer can be redone alone, and threads or resumption change nothing.
+/// The four numbers themselves form the 256-bit key, so no two streams collide, and no stream depends on
+/// earlier draws. A layer can be quantized again alone, and threads or resumption change nothing.
 pub fn stream(seed: u64, block: usize, layer: Option<LayerId>, purpose: Purpose) -> Stream {
     let layer = layer.map_or(0, |layer| u64::from(layer.0) + 1);
     let mut key = [0u8; 32];
@@ -40,25 +40,25 @@ pub fn stream(seed: u64, block: usize, layer: Option<LayerId>, purpose: Purpose)
     ChaCha8Rng::from_seed(key)
 }
 
-/// Whose random numbers: a run's seed, and the block and layer that draw.
+/// The owner of random numbers: a run's seed, and the block and layer that draw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamKey {
     /// the run's seed
     pub seed: u64,
     /// index of the block
     pub block: usize,
-    /// the layer, or `None` for what belongs to the whole block
+    /// the layer, or `None` for draws that concern the whole block
     pub layer: Option<LayerId>,
 }
 
 impl StreamKey {
-    /// This key's stream for one purpose, always from its start.
+    /// This key's stream for one purpose; always begins at the stream's start.
     pub fn stream(self, purpose: Purpose) -> Stream {
         stream(self.seed, self.block, self.layer, purpose)
     }
 }
 
-/// Shuffles in place (Fisher-Yates from the front, so that the first k places of a longer shuffle are a
+/// Shuffles in place (Fisher-Yates from the front, so that the first k items of a longer shuffle are a random
 /// sample).
 pub fn shuffle<T>(rng: &mut Stream, items: &mut [T]) {
     for i in 0..items.len().saturating_sub(1) {
@@ -67,7 +67,7 @@ pub fn shuffle<T>(rng: &mut Stream, items: &mut [T]) {
     }
 }
 
-/// `count` distinct indices below `len`, in the order drawn; all of them, shuffled, when `count >= len`.
+/// `count` distinct indices below `len`, in the order drawn. All indices, shuffled, when `count >= len`.
 pub fn sample_distinct(rng: &mut Stream, len: usize, count: usize) -> Vec<usize> {
     let mut indices: Vec<usize> = (0..len).collect();
     let count = count.min(len);
@@ -110,7 +110,8 @@ mod tests {
 
     #[test]
     fn layers_are_numbered_from_one_in_the_key() {
-        // of the whole block 0, then q, k, v, o, gate, up, down: as in every run that was ever made
+        // 0 for the whole block, then q, k, v, o, gate, up, down. These numbers must never change: earlier
+        // runs depend on them.
         for (layer, number) in [(None, 0u8), (Some(LayerId(0)), 1), (Some(LayerId(6)), 7)] {
             let mut key = [0; 32];
             (key[0], key[8], key[16], key[24]) = (5, 3, number, Purpose::Sweep as u8);

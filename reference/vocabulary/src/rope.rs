@@ -5,27 +5,28 @@ use serde::{Deserialize, Serialize};
 pub struct Rope {
     /// base of the geometric series of wavelengths
     pub theta: f64,
-    /// what long-context variants do to the frequencies
+    /// modification of the frequencies for long contexts
     pub scaling: RopeScaling,
 }
 
-/// Changes to RoPE's frequencies that the project implements.
+/// The modifications of RoPE's frequencies that the project implements.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum RopeScaling {
     /// plain RoPE
     None,
     /// every frequency divided by `factor`
     Linear {
-        /// by how much the context grows
+        /// factor by which the context grows
         factor: f64,
     },
-    /// Llama 3.1's: long wavelengths divided by `factor`, short ones kept, a linear blend between
+    /// Llama 3.1's: frequencies of long wavelengths are divided by `factor`, those of short ones kept, with a
+    /// linear blend between
     Llama3 {
-        /// by how much the context grows
+        /// factor by which the context grows
         factor: f64,
-        /// wavelengths above original context / this are divided
+        /// wavelengths above original context / this factor have their frequency divided
         low_freq_factor: f64,
-        /// wavelengths below original context / this are kept
+        /// wavelengths below original context / this factor keep their frequency
         high_freq_factor: f64,
         /// context length before the extension
         original_max_position_embeddings: usize,

@@ -5,10 +5,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{AqlmError, Result};
 
-/// How a weight matrix is cut and coded: `MxBgG`, or `MxBgGoO` when a group spans several output rows.
+/// Group sizes and code sizes of a quantized weight matrix: `MxBgG`, or `MxBgGoO` when a group spans several
+/// output rows.
 ///
-/// A group of `out_group_size` x `in_group_size` weights is the sum of one codeword out of each of
-/// `num_codebooks` codebooks of `2^nbits` codewords (paper section 3.1), times the scale of its output group.
+/// A group of `out_group_size` x `in_group_size` weights is the scale of its output group times a sum of
+/// codewords: one codeword from each of `num_codebooks` codebooks of `2^nbits` codewords (paper section 3.1).
 ///
 /// ```
 /// use aqlm_vocabulary::Scheme;
@@ -21,7 +22,7 @@ use crate::{AqlmError, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Scheme {
-    /// M, the codebooks that are added up, 1 to 64
+    /// M, the number of codebooks that are summed, 1 to 64
     pub num_codebooks: usize,
     /// B, the bits of one code, 1 to 16
     pub nbits: u32,
@@ -40,7 +41,7 @@ impl Scheme {
         Self::with_out_group(num_codebooks, nbits, in_group_size, 1)
     }
 
-    /// A scheme of any group shape.
+    /// A scheme with any group shape.
     ///
     /// # Errors
     /// `Scheme` unless 1 <= M <= 64, 1 <= B <= 16 and both group sizes are 1 to 1024.
@@ -74,17 +75,17 @@ impl Scheme {
         Ok(scheme)
     }
 
-    /// 2^B, the codewords of one codebook.
+    /// 2^B, the number of codewords in one codebook.
     pub fn codebook_size(&self) -> usize {
         1 << self.nbits
     }
 
-    /// Weights in one group: in_group_size x out_group_size.
+    /// Number of weights in one group: in_group_size x out_group_size.
     pub fn group_len(&self) -> usize {
         self.in_group_size * self.out_group_size
     }
 
-    /// (out_groups, in_groups) of a weight of [out_features, in_features].
+    /// (out_groups, in_groups) of a weight of shape [out_features, in_features].
     ///
     /// # Errors
     /// `NotDivisible` when either side is zero or not a multiple of its group size.
@@ -108,8 +109,8 @@ impl Scheme {
         ))
     }
 
-    /// Bits that codes, codebooks and scales take for a weight of [out_features, in_features]: codes of B
-    /// bits, codebooks and scales of 16 bits.
+    /// Total bits for a weight of shape [out_features, in_features]: codes of B bits, codebooks and scales of
+    /// 16 bits.
     pub fn bits(&self, out_features: usize, in_features: usize) -> f64 {
         let out_groups = out_features as f64 / self.out_group_size as f64;
         let in_groups = in_features as f64 / self.in_group_size as f64;

@@ -2,33 +2,33 @@ use serde::{Deserialize, Serialize};
 
 use crate::{AdamSettings, Scheme};
 
-/// Where the first codes and codebooks of a layer come from.
+/// Method that computes a layer's first codes and codebooks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Initialization {
     /// residual k-means: k-means, subtract, repeat M times (paper section 3.1, algorithm 1 line 4)
     Residual,
-    /// residual k-means, each codebook then refined by output-aware EM: codes and codewords of
-    /// least error under the H of their input group
+    /// residual k-means, then each codebook is refined by output-aware EM: codes and codewords of minimum
+    /// error under the H of their input group
     Em {
         /// rounds of (assignment, exact M-step) per codebook
         rounds: usize,
     },
 }
 
-/// How codebooks are updated for fixed codes.
+/// Method that updates codebooks for fixed codes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Update {
-    /// least squares. The reference solves the normal equations of up to `max_unknowns` unknowns by Cholesky,
-    /// and takes conjugate-gradient steps beyond. The CPU backend takes conjugate-gradient steps always: to
-    /// the minimum up to `max_unknowns` unknowns, at most `cg_steps` beyond
+    /// least squares. Up to `max_unknowns` unknowns, the reference solves the normal equations by Cholesky;
+    /// above that, it takes conjugate-gradient steps. The CPU backend always takes conjugate-gradient steps:
+    /// to the minimum up to `max_unknowns` unknowns, at most `cg_steps` above that
     ClosedForm {
-        /// largest M 2^B g that is solved to the minimum
+        /// largest M 2^B g for which the minimum is computed
         max_unknowns: usize,
-        /// conjugate-gradient steps beyond it
+        /// conjugate-gradient steps above that size
         cg_steps: usize,
-        /// alternations of (codebooks, scales)
+        /// number of alternations between codebooks and scales
         scale_rounds: usize,
     },
     /// Adam on codebooks and scales (paper section 3.3). The paper's betas are (0.90, 0.95), the official
@@ -40,7 +40,7 @@ pub enum Update {
         beta1: f64,
         /// decay of the second moment
         beta2: f64,
-        /// keep the largest second moment seen
+        /// divide by the largest second moment so far
         amsgrad: bool,
         /// full-batch steps per round
         steps: usize,
@@ -51,21 +51,21 @@ pub enum Update {
 /// streams.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerSettings {
-    /// how the weight is coded
+    /// the weight's scheme
     pub scheme: Scheme,
-    /// first codes and codebooks
+    /// how the first codes and codebooks are computed
     pub init: Initialization,
-    /// Lloyd iterations at most
+    /// maximum number of Lloyd iterations
     pub kmeans_iterations: usize,
-    /// how codebooks follow the codes
+    /// how codebooks are updated for fixed codes
     pub update: Update,
-    /// hypotheses kept per row
+    /// number of hypotheses kept per row
     pub beam: usize,
-    /// stop when a round improves the loss by less than this share
+    /// minimum relative improvement of the loss per round; the alternation stops below it
     pub relative_tolerance: f64,
-    /// rounds of (update, beam search) at most
+    /// maximum number of rounds of (update, beam search)
     pub max_rounds: usize,
-    /// added to H's diagonal, as a share of its mean; keeps dead inputs harmless
+    /// added to H's diagonal, as a share of the diagonal's mean; keeps dead inputs harmless
     pub damping: f64,
     /// accept codebooks with more codewords than the layer has groups
     pub allow_degenerate: bool,
@@ -82,7 +82,7 @@ pub struct FinetuneSettings {
     pub beta2: f64,
     /// Adam's epsilon
     pub eps: f64,
-    /// passes over the training sequences at most; 0 switches fine-tuning off
+    /// maximum number of passes over the training sequences; 0 switches fine-tuning off
     pub epochs: usize,
     /// sequences per step
     pub batch: usize,
@@ -97,7 +97,7 @@ pub struct FinetuneSettings {
 }
 
 impl FinetuneSettings {
-    /// Those of each step.
+    /// Adam's settings in each step.
     pub fn adam(&self) -> AdamSettings {
         AdamSettings {
             lr: self.lr,
@@ -109,10 +109,10 @@ impl FinetuneSettings {
     }
 }
 
-/// What happens inside a layer, as it happens.
+/// Progress inside a layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum LayerEvent {
-    /// codes and codebooks have their first values
+    /// codes and codebooks have been initialized
     Initialized {
         /// relative layer error
         loss: f64,
@@ -142,7 +142,7 @@ pub struct LayerReport {
     pub relative_error: f64,
     /// relative layer error after each round, each at most the one before
     pub trace: Vec<f64>,
-    /// inputs that the calibration data never excite (zero diagonal of H)
+    /// number of inputs that are zero in all calibration data (zero diagonal of H)
     pub dead_inputs: usize,
 }
 
@@ -151,7 +151,7 @@ pub struct LayerReport {
 pub struct FinetuneReport {
     /// validation loss before the first step (training loss when there is no validation set)
     pub loss_before: f64,
-    /// the same for the state that was kept
+    /// the same loss for the state that was kept
     pub loss_after: f64,
     /// mean training loss of each epoch
     pub train_losses: Vec<f64>,
@@ -161,7 +161,7 @@ pub struct FinetuneReport {
     pub best_epoch: usize,
 }
 
-/// What happens while a block is tuned, as it happens. Losses are mean squared errors per output element.
+/// Progress of tuning a block. Losses are mean squared errors per output element.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum FinetuneEvent {
     /// a minibatch was used

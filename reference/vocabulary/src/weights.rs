@@ -26,12 +26,12 @@ impl LinearWeight {
 pub struct Linear {
     /// [out_features, in_features]
     pub weight: LinearWeight,
-    /// `[out_features]`; only families with attention_bias have it, and it is never quantized
+    /// `[out_features]`; only families with attention_bias have one, and it is never quantized
     pub bias: Option<Array1<f32>>,
 }
 
-/// One block's parameters as they travel between storage and backends. Each backend makes its own resident
-/// form.
+/// One block's parameters, as exchanged between storage and backends. Each backend converts them to its own
+/// resident form.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockWeights {
     /// RMSNorm before attention, `[hidden]`
@@ -51,7 +51,7 @@ impl BlockWeights {
         &self.layers[layer.index()]
     }
 
-    /// One linear layer, to change.
+    /// One linear layer, mutable.
     ///
     /// # Panics
     /// When the block has no such layer.
@@ -59,7 +59,7 @@ impl BlockWeights {
         &mut self.layers[layer.index()]
     }
 
-    /// The layers that are quantized.
+    /// The quantized layers.
     pub fn quantized(&self) -> Vec<LayerId> {
         (0..)
             .map(LayerId)
@@ -70,7 +70,7 @@ impl BlockWeights {
     }
 }
 
-/// A whole model's parameters as they travel between storage and backends.
+/// A whole model's parameters, as exchanged between storage and backends.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelWeights {
     /// [vocab, hidden]
@@ -79,12 +79,12 @@ pub struct ModelWeights {
     pub blocks: Vec<BlockWeights>,
     /// the RMSNorm before the head, `[hidden]`
     pub norm: Array1<f32>,
-    /// [vocab, hidden]; `None` where it is the embedding
+    /// [vocab, hidden]; `None` if tied to the embedding
     pub lm_head: Option<Array2<f32>>,
 }
 
 impl ModelWeights {
-    /// For every block, the layers that are quantized.
+    /// The quantized layers of each block.
     pub fn quantized(&self) -> Vec<Vec<LayerId>> {
         self.blocks.iter().map(BlockWeights::quantized).collect()
     }

@@ -13,20 +13,20 @@ use aqlm_check::cases::Operation;
 use aqlm_check::{CaseRow, Cpu, Outcome, ProductCheck, Subject};
 use aqlm_formats::{Error, Result};
 
-/// Weight sets are repeated until they take this much, so that no call finds its weights in a cache; also
-/// what a copy moves.
+/// Weight sets are duplicated until they reach this size, so that no call finds its weights in a cache. Also
+/// the size of the timed copy.
 const ROTATE_BYTES: usize = 256 << 20;
-/// What all calls of a kernel may take together, seconds.
+/// Maximum total time of all calls of a kernel, seconds.
 const CALLS_SECONDS: f64 = 3.0;
 const FEWEST_CALLS: usize = 5;
 
 /// Runs the bench on this machine's processor: the measured plan of each SIMD level, on all threads of the
 /// current pool.
 ///
-/// `progress` gets a line before each kernel.
+/// `progress` receives a line before each kernel.
 ///
 /// # Errors
-/// A user's kernel (that is for GPUs), or options that cannot be used, by name.
+/// A user's kernel, because these are for GPUs; invalid options, by name.
 pub(crate) fn bench_cpu(options: &BenchOptions, progress: &mut dyn FnMut(&str)) -> Result<BenchReport> {
     if let Some(path) = &options.user_kernel {
         return Err(Error::argument(
@@ -121,7 +121,7 @@ fn measure(row: KernelRow, options: &BenchOptions, plan: &Plan, tiers: &[Product
         Ok(mut sets) => {
             sets.push(packed);
             row.us = Some(times(options.replays, |call| {
-                // Shapes were checked by the same call above.
+                // The same call checked the shapes above.
                 let _ = black_box(run(options.op, &sets[call % sets.len()], &random.x));
             }));
             row
@@ -145,7 +145,7 @@ fn run(op: Operation, packed: &PackedMatrix, x: &Array2<f32>) -> std::result::Re
     Ok(result.into_raw_vec_and_offset().0)
 }
 
-/// Two results of a matrix against the reference's.
+/// Compares two results of a matrix with the reference's.
 fn check(tier: &ProductCheck, matrix: &QuantizedMatrix, plan: &Plan) -> Result<CaseRow> {
     let packed = PackedMatrix::new(matrix, plan)?;
     let op = tier.case().operation;
@@ -160,7 +160,7 @@ fn check(tier: &ProductCheck, matrix: &QuantizedMatrix, plan: &Plan) -> Result<C
     tier.compare(&subject, &result()?, &result()?)
 }
 
-/// Times calls one by one, `most` of them or as many as fit the time; the first is not counted.
+/// Times single calls: `most` of them, or as many as the time allows. The first call is not counted.
 fn times(most: usize, mut call: impl FnMut(usize)) -> Times {
     call(0);
     let start = Instant::now();
@@ -181,7 +181,7 @@ fn times(most: usize, mut call: impl FnMut(usize)) -> Times {
     }
 }
 
-/// Bytes read and written a second by copying on all threads, past the caches.
+/// Bytes read and written per second by copying on all threads, bypassing the caches.
 fn copy_rate() -> f64 {
     let source = vec![1_u8; ROTATE_BYTES];
     let mut target = vec![0_u8; ROTATE_BYTES];

@@ -18,30 +18,31 @@ use aqlm_check::cases::Operation;
 use aqlm_check::{CaseRow, Cuda, Outcome, ProductCheck, Subject};
 use aqlm_formats::Result;
 
-/// Weight sets are repeated until they take this much: three times the L2 cache of an H100.
+/// Weight sets are duplicated until they reach this size: three times the L2 cache of an H100.
 const ROTATE_BYTES: usize = 150_000_000;
-/// Calls that a graph has at least, so that what starting it costs is spread thin; fewer when they would take
+/// Minimum number of calls in a graph, to amortize the cost of starting the graph. Fewer if that many take
 /// longer than `GRAPH_US`.
 const GRAPH_CALLS: usize = 64;
 const GRAPH_US: f64 = 20_000.0;
-/// The same where the device rests before each: the power limit takes longer than this to bite.
+/// The same limit if the device rests before each replay: the power limit takes longer than this to act.
 const RESTED_GRAPH_US: f64 = 3_000.0;
-/// What all replays of a kernel may take together.
+/// Maximum total time of all replays of a kernel.
 const REPLAYS_US: f64 = 400_000.0;
-/// Rows of the weight that a matmul through cuBLAS decodes at a time, tried in this order: 33 tiles of 128
+/// Numbers of weight rows that a matmul through cuBLAS decodes at a time, in the order tried. 33 tiles of 128
 /// rows make two full rounds of 128 x 256 tiles at 2,048 rows of x on 132 multiprocessors.
 const CHUNK_ROWS: [usize; 6] = [4224, 5632, 2816, 5504, 2112, 1408];
-/// The name under which decoding and then multiplying by cuBLAS is listed.
+/// Name in listings of decoding followed by a cuBLAS product.
 const DECODED: &str = "matmul/decode_cublas";
-/// From this batch on it is tried: below, decoding to memory costs a multiple of the product.
+/// Smallest batch for which that is tried. Below it, decoding to memory takes several times as long as the
+/// product.
 const DECODED_FROM: usize = 64;
 
-/// Runs the bench on the first GPU. Without one the report says so in `waived`.
+/// Runs the bench on the first GPU. Without a GPU, the report gives the reason in `waived`.
 ///
-/// `progress` gets a line before each kernel.
+/// `progress` receives a line before each kernel.
 ///
 /// # Errors
-/// An option or a file of the user's that cannot be used, by name.
+/// An invalid option or user's file, by name.
 pub(crate) fn bench_cuda(options: &BenchOptions, progress: &mut dyn FnMut(&str)) -> Result<BenchReport> {
     let user = options
         .user_kernel
@@ -110,7 +111,7 @@ fn run<T: Element>(
     report: &mut BenchReport,
     progress: &mut dyn FnMut(&str),
 ) -> Result<()> {
-    // The dense product is a comparison, not a condition.
+    // The dense product is only a comparison, so its absence is not an error.
     let blas = Blas::new(device).ok().map(Arc::new);
     for &batch in &options.batches {
         let [exact, random] = tiers(options, batch)?;
@@ -138,11 +139,11 @@ struct Bench<'a, T> {
     format: PhantomData<T>,
 }
 
-/// Something on the device that computes the operation, launched with (x, y, overlap).
+/// A function that computes the operation on the device, launched with (x, y, overlap).
 type Launch<'a, T> =
     Box<dyn FnMut(Option<&Buffer<T>>, &mut Buffer<T>, bool) -> std::result::Result<(), CudaError> + 'a>;
 
-/// The same, launched once with (x, y).
+/// A function that computes the operation once, launched with (x, y).
 type SingleLaunch<'a, T> =
     dyn FnMut(Option<&Buffer<T>>, &mut Buffer<T>) -> std::result::Result<(), CudaError> + 'a;
 
@@ -232,7 +233,7 @@ impl<T: Element> Bench<'_, T> {
         case
     }
 
-    /// A kernel of the ladder, in as many configurations as were asked for.
+    /// A kernel of the ladder, in as many configurations as requested.
     fn shipped(&self, id: &str, batch: usize) -> Vec<KernelRow> {
         let options = self.options;
         let choices = launch_configs(
@@ -282,7 +283,7 @@ impl<T: Element> Bench<'_, T> {
         pack(id, &inputs.data().matrix, self.device.target(), batch)?.with_activations(T::FORMAT)
     }
 
-    /// What the table of measurements chooses.
+    /// The launch that the table of measurements chooses.
     fn table(&self, batch: usize) -> Option<Dispatched> {
         let op = match self.options.op {
             Operation::Matvec => Op::Matvec,
@@ -301,7 +302,7 @@ impl<T: Element> Bench<'_, T> {
         )
     }
 
-    /// The user's kernel, on the operands and with the launch of the one that it is like.
+    /// The user's kernel, with the operands and the launch of the kernel named by `like`.
     fn users(&self, user: &UserKernel, batch: usize) -> KernelRow {
         let name = user.path.display().to_string();
         let row = KernelRow::new(&name, Some(format!("like {}", user.like)));
@@ -384,7 +385,7 @@ impl<T: Element> Bench<'_, T> {
         }
     }
 
-    /// Decode into chunks and multiply those by cuBLAS.
+    /// Decodes chunks of the weight and multiplies each by cuBLAS.
     fn decoded(&self, blas: &Arc<Blas>, batch: usize, chunk_rows: usize) -> KernelRow {
         let mut row = KernelRow::new(DECODED, Some(decoded_config(chunk_rows)));
         let make = |packed: &Packed| {
@@ -442,7 +443,7 @@ impl<T: Element> Bench<'_, T> {
         }
     }
 
-    /// Runs twice on poisoned outputs and compares. Returns the first output.
+    /// Runs twice on poisoned outputs and compares the results. Returns the first output.
     fn check(
         &self,
         inputs: &ProductCheck,
@@ -488,14 +489,14 @@ impl<T: Element> Bench<'_, T> {
         }
     }
 
-    /// How many copies of the weight to rotate over: past L2, within half of the memory that is free.
+    /// Number of copies of the weight to rotate over: more than fit in L2, at most half of the free memory.
     fn sets(&self, bytes: usize, output_bytes: usize) -> std::result::Result<usize, CudaError> {
         let wanted = ROTATE_BYTES.div_ceil(bytes.max(1)).max(2);
         let room = self.device.free_bytes()? / 2 / (bytes + output_bytes).max(1);
         Ok(wanted.min(room).max(1))
     }
 
-    /// Times calls that go round the `launches`, then compares every output with the checked one.
+    /// Times calls that cycle through the `launches`, then compares every output with the checked one.
     fn time(
         &self,
         mut launches: Vec<Launch<'_, T>>,
@@ -531,7 +532,7 @@ impl<T: Element> Bench<'_, T> {
         Duration::from_millis(self.options.rest)
     }
 
-    /// FP16 through cuBLAS on the same shape.
+    /// Times the FP16 product of the same shape through cuBLAS.
     fn dense(&self, batch: usize) -> std::result::Result<Times, CudaError> {
         let blas = self
             .blas
@@ -540,7 +541,7 @@ impl<T: Element> Bench<'_, T> {
         let (out_features, in_features) = (self.options.out_features, self.options.in_features);
         let count = out_features * in_features;
         let sets = self.sets(count * 2, batch * out_features * 2)?;
-        // Values of x in any order: what is multiplied must not be zeros, which draw less power.
+        // The order of x's values does not matter, but they must not be zeros, which draw less power.
         let x = Self::x(&self.random);
         let host: Vec<T> = x.iter().copied().cycle().take(count).collect();
         let weights = (0..sets)
@@ -558,12 +559,12 @@ impl<T: Element> Bench<'_, T> {
     }
 }
 
-/// How the table and listings name so many rows decoded at a time.
+/// Name in the table and listings of decoding `rows` rows at a time.
 fn decoded_config(rows: usize) -> String {
     format!("{rows} rows")
 }
 
-/// `choices`, the table's before the others.
+/// `choices`, with the table's choice first.
 fn table_first<T: PartialEq>(mut choices: Vec<T>, table: Option<T>) -> Vec<T> {
     if let Some(at) = table.and_then(|table| choices.iter().position(|choice| *choice == table)) {
         choices[..=at].rotate_right(1);
@@ -571,7 +572,8 @@ fn table_first<T: PartialEq>(mut choices: Vec<T>, table: Option<T>) -> Vec<T> {
     choices
 }
 
-/// Calls of a graph (whole rounds over the sets where they fit) and replays, for a call of `us`.
+/// Number of calls in a graph (if possible whole rounds over the sets) and of replays, for a call that takes
+/// `us`.
 fn plan_replays(us: f64, sets: usize, options: &BenchOptions) -> (usize, usize) {
     let graph_us = if options.rest > 0 {
         RESTED_GRAPH_US

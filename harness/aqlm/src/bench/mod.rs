@@ -1,7 +1,7 @@
-//! `aqlm bench`: every kernel that claims a case is first checked against the reference, then timed beside a
+//! `aqlm bench`: checks every kernel that supports a case against the reference, then times it next to a
 //! dense product and a roofline.
 //!
-//! Nothing is timed whose result was not compared in the same process.
+//! A result is timed only after it has been compared in the same process.
 
 mod cpu;
 mod cuda;
@@ -36,7 +36,7 @@ pub(crate) enum BenchActivations {
 }
 
 impl BenchActivations {
-    /// As the command line has it.
+    /// The name on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::F16 => "f16",
@@ -45,7 +45,7 @@ impl BenchActivations {
     }
 }
 
-/// What to measure.
+/// Options of the bench.
 #[derive(Debug, Clone)]
 pub(crate) struct BenchOptions {
     /// the operation
@@ -62,24 +62,24 @@ pub(crate) struct BenchOptions {
     pub batches: Vec<usize>,
     /// seed of codes, codebooks and inputs
     pub seed: u64,
-    /// replays of a graph; 0 checks and times nothing
+    /// number of replays of a graph; 0 checks without timing
     pub replays: usize,
-    /// milliseconds that the device rests before each replay, and graphs are short then: what a call takes
-    /// alone, and not what it takes where the power limit lowers the clock
+    /// idle milliseconds before each short replay, so that the power limit does not lower the clock: the time
+    /// is then that of a call alone
     pub rest: u64,
-    /// only kernels whose id contains this
+    /// only kernels whose id contains this text
     pub only: String,
-    /// a folder to take the shipped kernels' sources from
+    /// folder with alternative sources of the shipped kernels
     pub kernel_folder: Option<PathBuf>,
-    /// the user's own kernel
+    /// a user-defined kernel
     pub user_kernel: Option<PathBuf>,
-    /// how many launch configurations to try of kernels that have several
+    /// number of launch configurations to try for kernels with several
     pub configs: usize,
-    /// only those whose description contains this
+    /// only configurations whose description contains this text
     pub config: String,
 }
 
-/// A case before it was tried: of `options`, with x and y in the format `activations`.
+/// An untried case of `options`, with x and y in the format `activations`.
 fn empty_report(options: &BenchOptions, activations: &str, dense: &str) -> BenchReport {
     BenchReport {
         op: options.op.word().to_owned(),
@@ -95,7 +95,7 @@ fn empty_report(options: &BenchOptions, activations: &str, dense: &str) -> Bench
     }
 }
 
-/// A measured time as reports have it.
+/// A measured time in the form of the report.
 fn times(timing: Timing) -> Times {
     Times {
         median: timing.median,
@@ -104,8 +104,7 @@ fn times(timing: Timing) -> Times {
     }
 }
 
-/// One batch of what is measured in both tiers: a case whose sums are exact, where results must be equal, and
-/// a realistic one.
+/// One batch in both tiers: a case with exact sums, in which results must be equal, and a realistic one.
 fn tiers(options: &BenchOptions, batch: usize) -> Result<[ProductCheck; 2]> {
     let BenchOptions {
         op,
@@ -122,7 +121,7 @@ fn tiers(options: &BenchOptions, batch: usize) -> Result<[ProductCheck; 2]> {
     Ok([tier(Values::Dyadic)?, tier(Values::Outliers)?])
 }
 
-/// The row after a comparison with the reference; an error when that is not a pass.
+/// The row after a comparison with the reference. An error unless the comparison passed.
 fn compared(mut row: KernelRow, checked: &CaseRow) -> std::result::Result<KernelRow, Box<KernelRow>> {
     if checked.outcome != Outcome::Pass {
         row.worst = checked.worst_elements().to_vec();

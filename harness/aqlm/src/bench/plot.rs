@@ -8,20 +8,20 @@ const LEFT: f64 = 70.0;
 const TOP: f64 = 40.0;
 const RIGHT: f64 = 600.0;
 const BOTTOM: f64 = 420.0;
-/// Colours that are told apart with common colour blindness (Okabe and Ito's).
+/// Colours that remain distinct with common colour blindness (Okabe and Ito).
 const COLOURS: [&str; 7] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000",
 ];
 
-/// A named line: (rows of x, microseconds), by rows.
+/// A named line: points (rows of x, microseconds), sorted by rows.
 struct Line {
     name: String,
     points: Vec<(f64, f64)>,
     dashed: bool,
 }
 
-/// Time against rows of x on logarithmic axes as SVG: each kernel in its fastest configuration, the dense
-/// product, and the roofline dashed. `None` when nothing was timed.
+/// Plots time against rows of x on logarithmic axes as SVG: each kernel in its fastest configuration, the
+/// dense product, and the roofline dashed. `None` when nothing was timed.
 pub(crate) fn svg(report: &BenchReport) -> Option<String> {
     let lines = lines(report);
     let all = || lines.iter().flat_map(|line| line.points.iter().copied());
@@ -141,7 +141,7 @@ fn lines(report: &BenchReport) -> Vec<Line> {
     lines
 }
 
-/// A logarithmic axis from whole powers of `base` to whole powers.
+/// A logarithmic axis between integer powers of `base`.
 struct Axis {
     first: f64,
     last: f64,
@@ -247,7 +247,7 @@ mod tests {
                 "{values:?}"
             );
         }
-        // Slower is higher up.
+        // Slower is drawn higher.
         let axis = Axis::over([1.0, 100.0].into_iter(), BOTTOM, TOP, 10.0).unwrap();
         assert!(axis.at(100.0) < axis.at(10.0));
     }

@@ -16,7 +16,7 @@ pub(crate) enum LlamaShape {
 }
 
 impl LlamaShape {
-    /// As on the command line.
+    /// The name on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Llama2x7b => "llama-2-7b",
@@ -25,7 +25,7 @@ impl LlamaShape {
         }
     }
 
-    /// The configuration that its checkpoint has (meta-llama/Llama-2-7b-hf and its siblings).
+    /// The configuration in the model's checkpoint (meta-llama/Llama-2-7b-hf and the other sizes).
     pub(crate) fn config(self) -> ArchSpec {
         let (hidden_size, intermediate_size, blocks, heads, kv_heads) = match self {
             Self::Llama2x7b => (4096, 11008, 32, 32, 32),

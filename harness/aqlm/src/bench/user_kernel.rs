@@ -3,20 +3,22 @@ use std::path::{Path, PathBuf};
 use aqlm_check::cases::Operation;
 use aqlm_formats::{Error, Result};
 
-/// A kernel of the user's own: a CUDA source with an entry of the operation's name, and how it wants to be
-/// launched.
+/// A user-defined kernel: a CUDA source with an entry named after the operation, and its launch parameters.
 ///
-/// A line `// aqlm: like=matvec/k1_naive block=256 rows_per_block=8 shared=0` in the file says so. `like`
-/// names a shipped kernel whose operands, compile-time constants and launch it takes (k1_naive of the
-/// operation if it is not given); the others change that launch.
+/// A comment line in the file states the parameters, for example
+///
+/// `// aqlm: like=matvec/k1_naive block=256 rows_per_block=8 shared=0`
+///
+/// `like` names a shipped kernel whose operands, compile-time constants and launch are used (default:
+/// k1_naive of the operation). The other settings change that launch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct UserKernel {
     pub(super) path: PathBuf,
     pub(super) source: String,
     pub(super) like: String,
-    /// threads of a block
+    /// threads per block
     pub(super) block: Option<u32>,
-    /// output rows that a block does: the grid is what covers all of them
+    /// output rows per block; the grid covers all rows
     pub(super) rows_per_block: Option<u32>,
     /// bytes of dynamic shared memory
     pub(super) shared: Option<usize>,
@@ -50,7 +52,7 @@ impl UserKernel {
         Ok(kernel)
     }
 
-    /// Takes one `key=value`; the error says what was expected.
+    /// Applies one `key=value`; the error names what was expected.
     fn set(&mut self, setting: &str, op: Operation) -> std::result::Result<(), String> {
         let (key, value) = setting
             .split_once('=')
@@ -109,7 +111,7 @@ mod tests {
         assert_eq!(read("int a;\n").unwrap().like, "matvec/k1_naive");
     }
 
-    /// Its settings are a line of a comment, which whoever wraps comments may lose.
+    /// The settings are in a comment line, which a tool that wraps comments may break.
     #[test]
     fn the_example_has_its_settings() {
         let kernel = read(include_str!("../../../../kernels/examples/my_matvec.cu")).unwrap();

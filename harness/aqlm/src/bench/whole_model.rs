@@ -21,36 +21,37 @@ use aqlm_engine::backends::BackendKind;
 use aqlm_engine::runs::records::{DecodeReport, StageRow};
 use aqlm_formats::{Error, Result};
 
-/// Tokens that the model of one block is fed when the chosen rung is compared with the plain one.
+/// Number of tokens in the comparison of the chosen rung with the plain one, on a model of one block.
 const COMPARED_TOKENS: usize = 12;
 
-/// What to measure.
+/// Options of the measurement.
 #[derive(Debug, Clone)]
 pub(crate) struct DecodeOptions {
-    /// which model's shapes
+    /// the model whose shapes are used
     pub shape: LlamaShape,
-    /// the scheme of every linear layer of its blocks
+    /// the scheme of every linear layer in its blocks
     pub scheme: Scheme,
-    /// positions that a token attends to, its own included
+    /// number of positions that a token attends to, itself included
     pub context: usize,
-    /// how a token is computed
+    /// the method that computes a token
     pub rung: Rung,
-    /// replays of the token's graph
+    /// number of replays of the token's graph
     pub replays: usize,
     /// seed of codes, codebooks and tables
     pub seed: u64,
-    /// a folder to take the kernels' sources from
+    /// folder with alternative sources of the kernels
     pub kernel_folder: Option<PathBuf>,
 }
 
-/// Builds a model of random weights on the first GPU and times one token. Without a GPU the report says so in
-/// `reason`.
+/// Builds a model with random weights on the first GPU and times one token. Without a GPU, the report gives
+/// the reason in `reason`.
 ///
-/// First, in the same process: `aqlm check` of a small model of the scheme on this device, and one block of
-/// the very shapes in the chosen rung against the plain kernels. When either fails nothing is timed.
+/// Before timing, the same process runs `aqlm check` of a small model with this scheme on this device. It
+/// also compares one block of the full shapes in the chosen rung with the plain kernels. If either fails,
+/// nothing is timed.
 ///
 /// # Errors
-/// `Device` when the device is too small or refuses; what the scheme cannot cut.
+/// `Device` when the device is too small or reports an error; shapes that the scheme does not divide.
 pub(crate) fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&str)) -> Result<DecodeReport> {
     let config = options.shape.config();
     if options.context == 0 || options.context > config.max_position_embeddings {
@@ -86,7 +87,7 @@ pub(crate) fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&st
     report.device = Some(device.name().map_err(AqlmError::from)?);
 
     progress("checking a small model against the reference");
-    // Of the shape of tiny-stories-4m, for which programs without NVRTC hold kernels.
+    // In the shape of tiny-stories-4m, for which builds without NVRTC contain kernels.
     let case = format!(
         "model_forward-256x704-k8-q1-d32-n2-t20-w0-nobias-plain-{}-s{}",
         options.scheme, options.seed
@@ -181,7 +182,7 @@ fn logits(
     Ok(model.forward(&tokens).map_err(AqlmError::from)?)
 }
 
-/// A model all of whose blocks are copies of one, each in memory of its own.
+/// A model whose blocks are all copies of one, each in its own memory.
 fn resident<'d>(
     device: &'d Device,
     config: &ArchSpec,
@@ -230,7 +231,7 @@ fn random_matrix(options: &DecodeOptions, layer: LayerId, rows: usize, columns: 
     let groups = (rows / scheme.out_group_size, columns / scheme.in_group_size, m);
     let codes = Array3::from_shape_simple_fn(groups, || rng.random_range(0..size as u32) as u16);
     let shape = (m, size, scheme.out_group_size, scheme.in_group_size);
-    // Uniform with a variance of 1 / M, so that weights have the variance of their scale squared.
+    // Uniform with a variance of 1 / M, so that the weights' variance is their scale squared.
     let side = (3.0 / m as f64).sqrt();
     let codebooks =
         Array4::from_shape_simple_fn(shape, || f16::from_f64(rng.random_range(-side..side)).to_f64());
@@ -247,7 +248,7 @@ fn random_table(config: &ArchSpec, seed: u64) -> Vec<f16> {
         .collect()
 }
 
-/// Numbers between -1 and 1; `row` tells streams of one seed apart.
+/// Numbers between -1 and 1; `row` selects one of several streams of a seed.
 fn random_values(count: usize, seed: u64, row: usize) -> Vec<f16> {
     let mut rng = stream(seed, row, None, Purpose::TestData);
     (0..count)
@@ -255,7 +256,7 @@ fn random_values(count: usize, seed: u64, row: usize) -> Vec<f16> {
         .collect()
 }
 
-/// Fewest bytes that a token reads.
+/// Minimum bytes that a token reads.
 fn least_bytes(config: &ArchSpec, scheme: Scheme, context: usize) -> Result<usize> {
     let mut bytes = 2 * config.vocab_size * config.hidden_size;
     for block in &config.blocks {

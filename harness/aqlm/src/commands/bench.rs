@@ -9,12 +9,12 @@ use aqlm_engine::backends::BackendKind;
 use aqlm_engine::runs::records::{BenchReport, KernelRow, Outcome};
 use aqlm_formats::{Error, Result, durable};
 
-/// Kernels to check and to time.
+/// The kernels to check and time.
 #[derive(Debug)]
 pub(crate) struct BenchRequest {
     pub(crate) backend: BackendKind,
     pub(crate) options: BenchOptions,
-    /// where to plot the times
+    /// file for a plot of the times
     pub(crate) svg: Option<PathBuf>,
 }
 

@@ -12,10 +12,10 @@ use aqlm_check::{
 };
 use aqlm_formats::Result;
 
-/// How many steps a failing case may take to become simple.
+/// Maximum number of steps to shrink a failing case.
 const SHRINKING_STEPS: usize = 60;
 
-/// Compares every backend with the reference, and the reference with what must hold for it.
+/// Compares every backend with the reference, and checks the properties of the reference.
 pub(crate) fn against_one_another(options: &CrossOptions, output: Output) -> Result<bool> {
     let mut progress = Progress::new(options.planned()? as u64);
     let report = cross_check(options, &mut |row| {
@@ -30,8 +30,8 @@ pub(crate) fn against_one_another(options: &CrossOptions, output: Output) -> Res
     Ok(report.holds())
 }
 
-/// What failed and how to see it again: the elements that are furthest off, where the operands lie, the case,
-/// and a simpler one that fails as well where there is one.
+/// What failed and how to reproduce it: the worst elements, the saved operands, the case, and a simpler
+/// failing case if there is one.
 fn complaint(options: &CrossOptions, row: &CaseRow) -> String {
     let mut text = replays(options, row);
     for worst in row.worst_elements() {
@@ -48,7 +48,7 @@ fn replays(options: &CrossOptions, row: &CaseRow) -> String {
     let reason = row.reason.as_deref().unwrap_or_default();
     let failed = format!("FAIL {op} {backend}: {reason}; replay: aqlm check");
     let Ok(case) = row.case.parse::<Case>() else {
-        // All cases together have no id; their number and seed draw them again.
+        // All cases together have no id; their number and seed reproduce them.
         let CrossOptions { cases, seed, .. } = options;
         return format!("{failed} --op {op} --backend {backend} --cases {cases} --seed {seed}");
     };

@@ -16,17 +16,17 @@ use aqlm_formats::{Error, Result};
 
 const PROMPT: &str = "Once upon a time, there was a little girl named";
 
-/// How to show what the program does.
+/// Options of the demo.
 #[derive(Debug)]
 pub(crate) struct DemoRequest {
-    /// where to keep the quantized model
+    /// folder in which to keep the quantized model
     pub(crate) out: Option<PathBuf>,
-    /// of every random stream
+    /// seed of every random stream
     pub(crate) seed: u64,
     pub(crate) backend: BackendKind,
 }
 
-/// Quantizes the embedded model, measures it before and after, and lets both write.
+/// Quantizes the embedded model, measures it before and after, and generates text with both.
 pub(crate) fn run(request: &DemoRequest, output: Output) -> Result<bool> {
     let started = Instant::now();
     let model = Model::embedded()?;
@@ -118,7 +118,7 @@ pub(crate) fn run(request: &DemoRequest, output: Output) -> Result<bool> {
     Ok(true)
 }
 
-/// 2x6g8 with everything else as measured best within the demo's minutes.
+/// 2x6g8, with the best measured settings that fit into the demo's minutes.
 fn settings(seed: u64) -> Result<QuantizeSettings> {
     let mut settings = QuantizeSettings::preset(Preset::Project, "2x6g8".parse()?);
     settings.seqlen = 256;

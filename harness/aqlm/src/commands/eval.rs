@@ -12,17 +12,17 @@ use aqlm_formats::model::Model;
 use aqlm_formats::safetensors::{self, NewTensor};
 use aqlm_formats::texts::TokenStream;
 
-/// What to evaluate, and on what.
+/// The model and text of an evaluation.
 #[derive(Debug)]
 pub(crate) struct EvalJob {
     pub(crate) model: NamedModel,
     pub(crate) text: TokenStream,
-    /// tokens in a window, at least 2
+    /// tokens per window, at least 2
     pub(crate) ctx: usize,
-    /// only so many windows; all without a number
+    /// maximum number of windows; `None` for all
     pub(crate) windows: Option<usize>,
     pub(crate) backend: BackendKind,
-    /// a safetensors file for token ids and logits
+    /// safetensors file for token ids and logits
     pub(crate) dump_logits: Option<PathBuf>,
 }
 
@@ -71,7 +71,7 @@ fn eval(job: &EvalJob) -> Result<EvalRecord> {
     })
 }
 
-/// Perplexity with a progress bar; logits into a file when one is named.
+/// Measures perplexity with a progress bar; writes logits to a file if one is named.
 pub(super) fn measure(
     model: &Model,
     windows: &[&[u32]],

@@ -14,8 +14,7 @@ pub(crate) fn run(name: &str, to: Option<&Path>, output: Output) -> Result<bool>
     Ok(true)
 }
 
-/// Fetches a model that this program knows by name, or one of the Hub by its id, with progress on standard
-/// error.
+/// Fetches a model by its short name or its Hub id, with progress on standard error.
 fn fetch(name: &str, to: Option<&Path>) -> Result<FetchRecord> {
     let mut bar: Option<(String, Progress, u64)> = None;
     let fetched = fetch::fetch(name, to, &mut |event| match event {

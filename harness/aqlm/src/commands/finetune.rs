@@ -15,20 +15,20 @@ use aqlm_formats::model::Model;
 use aqlm_formats::texts::TokenStream;
 use aqlm_formats::{Error, Result};
 
-/// What a tuned model learns from, and how it is judged.
+/// The teacher of a tuned model, and how it is judged.
 #[derive(Debug)]
 pub(crate) struct Teaching {
     /// the name of the model that is tuned
     pub(crate) student: String,
-    /// the dense model, where the objective needs one
+    /// the dense model, if the objective requires one
     pub(crate) teacher: Option<NamedModel>,
-    /// text to measure perplexity on before and after
+    /// text for measuring perplexity before and after
     pub(crate) evaluation: Option<TokenStream>,
     /// time between two saved states
     pub(crate) save_every: Duration,
 }
 
-/// Tokens in a sequence where nobody says.
+/// Default number of tokens per sequence.
 pub(crate) fn default_seqlen(model: &Model) -> usize {
     model.config().max_position_embeddings.min(1024)
 }
@@ -45,8 +45,8 @@ pub(crate) fn run(job: &Job<'_, EndToEndSettings>, teaching: &Teaching, output: 
     Ok(true)
 }
 
-/// Tunes a quantized model end to end, measures it before and after where a text is given, and leaves the
-/// record in the run folder.
+/// Tunes a quantized model end to end and writes the record to the run folder. With an evaluation text,
+/// measures the model before and after.
 fn finetune(job: &Job<'_, EndToEndSettings>, teaching: &Teaching) -> Result<FinetuneRecord> {
     let differences = match &teaching.teacher {
         Some(teacher) => compared_with(&teacher.model, job)?,
@@ -109,8 +109,8 @@ fn finetune(job: &Job<'_, EndToEndSettings>, teaching: &Teaching) -> Result<Fine
     Ok(record)
 }
 
-/// What of the model differs from its teacher where it should not, after the teacher's shape and vocabulary
-/// were checked.
+/// Checks the teacher's shape and vocabulary, then returns the model's unexpected differences from its
+/// teacher.
 fn compared_with(teacher: &Model, job: &Job<'_, EndToEndSettings>) -> Result<Vec<Difference>> {
     check_teacher(job.model, teacher)?;
     let path = job.text.path();
@@ -128,7 +128,7 @@ fn compared_with(teacher: &Model, job: &Job<'_, EndToEndSettings>) -> Result<Vec
     Ok(differing)
 }
 
-/// How many documents of the training text are in the evaluation text, with a warning when some are.
+/// Number of documents of the training text that also occur in the evaluation text; warns if there are any.
 fn warn_of_shared(training: &TokenStream, evaluation: &TokenStream) -> usize {
     let shared = training.documents_shared_with(evaluation);
     if shared > 0 {
@@ -162,7 +162,7 @@ fn warn_of(differing: &[Difference]) {
     );
 }
 
-/// What a run did, in words.
+/// A summary of a run in words.
 pub(super) fn summary(report: &EndToEndReport) -> String {
     let rest = report.teacher_rest.map_or(String::new(), |rest| {
         format!(
@@ -182,8 +182,8 @@ pub(super) fn summary(report: &EndToEndReport) -> String {
     )
 }
 
-/// Trains in the run folder with progress on standard error, and writes the tuned checkpoint into `out`.
-/// States are saved whenever `save_every` has passed.
+/// Trains in the run folder with progress on standard error, and writes the tuned checkpoint to `out`. Saves
+/// states whenever `save_every` has passed.
 pub(super) fn tune(
     job: &Job<'_, EndToEndSettings>,
     teacher: Option<&Model>,
@@ -225,7 +225,7 @@ pub(super) fn tune(
     }
 }
 
-/// What [`tune`] asks a machine for.
+/// The job that [`tune`] runs on a machine.
 struct Training<'a> {
     job: &'a Job<'a, EndToEndSettings>,
     teacher: Option<&'a Model>,

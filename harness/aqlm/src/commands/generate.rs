@@ -9,21 +9,21 @@ use aqlm_engine::runs::records::GenerateRecord;
 use aqlm_formats::model::Model;
 use aqlm_formats::{Error, Result};
 
-/// A text that a model is to continue.
+/// A prompt, and how to continue it.
 #[derive(Debug)]
 pub(crate) struct Continuation {
     pub(crate) prompt: String,
-    /// new tokens at most
+    /// maximum number of new tokens
     pub(crate) tokens: usize,
     pub(crate) sampling: Sampling,
-    /// of the draws
+    /// seed of the draws
     pub(crate) seed: u64,
-    /// whether the document-start token comes before the prompt even if the tokenizer does not put it there
+    /// whether to put the document-start token before the prompt even if the tokenizer does not
     pub(crate) document_start: bool,
     pub(crate) backend: BackendKind,
 }
 
-/// A text that a model has continued.
+/// A prompt and its continuation.
 #[derive(Debug)]
 pub(super) struct Continued {
     pub(super) generated: Generated,
@@ -39,7 +39,7 @@ pub(crate) fn run(model: &NamedModel, request: &Continuation, output: Output) ->
         if live {
             shown = true;
             print!("{piece}");
-            // A closed pipe ends the show, not the computation.
+            // A closed pipe ends the display, not the computation.
             let _ = std::io::stdout().flush();
         }
     })
@@ -70,7 +70,7 @@ pub(crate) fn run(model: &NamedModel, request: &Continuation, output: Output) ->
     Ok(true)
 }
 
-/// Lets a model continue a text; `each` is shown the prompt and then the text as it grows.
+/// Continues a text with a model; `each` receives the prompt and then the text as it grows.
 pub(super) fn continue_text(
     model: &Model,
     request: &Continuation,
@@ -106,7 +106,7 @@ pub(super) fn continue_text(
         request.sampling,
         &mut rng,
         &mut |token| {
-            // A token that can't be shown now is part of the whole text, where its error is not lost.
+            // A decoding error is ignored here: the whole text is decoded below, and that reports the error.
             each(&pieces.push(token).unwrap_or_default());
         },
     )?;

@@ -13,7 +13,7 @@ pub(crate) fn run(model: &Path, output: Output) -> Result<bool> {
     Ok(true)
 }
 
-/// What a model's files hold, from their headers alone.
+/// The contents of a model's files, from their headers only.
 fn inspect(NamedModel { name, model }: &NamedModel) -> InspectRecord {
     let Inventory {
         tensors,

@@ -5,7 +5,7 @@ use aqlm_formats::Result;
 use aqlm_formats::model::{Model, embedded};
 use aqlm_formats::texts::TokenStream;
 
-/// A model and the name that it was asked for by.
+/// A model, and its name on the command line.
 #[derive(Debug)]
 pub(crate) struct NamedModel {
     pub(crate) name: String,
@@ -13,7 +13,7 @@ pub(crate) struct NamedModel {
 }
 
 impl NamedModel {
-    /// Opens a model folder or file; the embedded model by its name when there is no such path.
+    /// Opens a model folder or file, or the embedded model if the path is its name and does not exist.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let model = if path.as_os_str() == embedded::NAME && !path.exists() {
             Model::embedded()
@@ -27,10 +27,10 @@ impl NamedModel {
     }
 }
 
-/// A run that makes a model of another one: what it works on, with which settings `S`, and where.
+/// A run that makes one model from another: its inputs, its settings `S`, and its folder.
 #[derive(Debug)]
 pub(crate) struct Job<'a, S> {
-    /// the model that it starts from
+    /// the input model
     pub(crate) model: &'a Model,
     /// calibration or training text
     pub(crate) text: &'a TokenStream,
@@ -39,8 +39,8 @@ pub(crate) struct Job<'a, S> {
     pub(crate) backend: BackendKind,
     /// bound on the memory of activations
     pub(crate) memory: Option<Memory>,
-    /// run folder: what the run has done so far, and in the end its record
+    /// run folder: the run's progress, and at the end its record
     pub(crate) folder: PathBuf,
-    /// whether to go on with what the run folder holds
+    /// whether to continue the run in the folder
     pub(crate) resume: bool,
 }

@@ -1,6 +1,6 @@
-//! What the program does, one command a file. A use case is a function of a typed request, never of the
-//! command line's own types, and its answer is a record; commands call one another's use cases. `run` of each
-//! file prints the record and says whether the answer is yes.
+//! The program's commands, one per file. A use case is a function of a typed request, never of the command
+//! line's own types, and returns a record. Commands call one another's use cases. `run` of each file prints
+//! the record and returns whether the result is a success.
 
 pub(crate) mod bench;
 pub(crate) mod check;

@@ -6,9 +6,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use aqlm_engine::{EndToEndEvent, EndToEndSettings, PipelineEvent, QuantizeSettings};
 
-/// Shorter work than this shows nothing where there is no terminal.
+/// Without a terminal, work shorter than this displays no progress.
 const QUIET: Duration = Duration::from_secs(2);
-/// Time between lines where there is no terminal.
+/// Time between progress lines without a terminal.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// A bar on a terminal, plain lines elsewhere; both on standard error.
@@ -20,7 +20,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// `total` is in units of work; what a unit is, only the caller knows.
+    /// `total` is in units of work, which the caller defines.
     pub(super) fn new(total: u64) -> Self {
         let plain = !std::io::stderr().is_terminal();
         let target = if plain {
@@ -42,17 +42,17 @@ impl Progress {
         }
     }
 
-    /// What is being done now; shown on the bar only.
+    /// The current activity; displayed on the bar only.
     pub(super) fn message(&self, message: impl Into<String>) {
         self.bar.set_message(message.into());
     }
 
-    /// Some units are done.
+    /// Adds finished units.
     pub(super) fn advance(&self, units: u64) {
         self.bar.inc(units);
     }
 
-    /// A line that stays: above the bar, or on its own.
+    /// A permanent line: above the bar, or by itself.
     pub(super) fn line(&mut self, line: &str) {
         if self.plain {
             eprintln!("{line}");
@@ -62,7 +62,7 @@ impl Progress {
         self.last_line = Instant::now();
     }
 
-    /// A line now and then where there is no bar to look at.
+    /// A periodic line in place of a bar.
     pub(super) fn heartbeat(&mut self, what: &str) {
         if self.plain && self.started.elapsed() > QUIET && self.last_line.elapsed() > HEARTBEAT {
             eprintln!(
@@ -74,7 +74,7 @@ impl Progress {
         }
     }
 
-    /// ", about 12 s left", once there is something to go by.
+    /// ", about 12 s left", once an estimate is possible.
     fn left(&self) -> String {
         let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
         if done == 0 || total <= done {
@@ -94,7 +94,7 @@ impl Drop for Progress {
     }
 }
 
-/// A duration as people say it.
+/// A duration in human-readable form.
 pub(super) fn seconds(duration: Duration) -> String {
     let whole = duration.as_secs();
     if whole >= 3600 {
@@ -106,14 +106,14 @@ pub(super) fn seconds(duration: Duration) -> String {
     }
 }
 
-/// Progress of a quantization: work is counted in weights, once for their layer and once for fine-tuning.
+/// Progress of a quantization, in weights: each weight counts once for its layer and once for fine-tuning.
 pub(super) struct QuantizeProgress {
     progress: Progress,
     /// weights of each block's linear layers
     blocks: Vec<u64>,
-    /// epochs of fine-tuning at most
+    /// maximum number of fine-tuning epochs
     epochs: usize,
-    /// how much of the current block's fine-tuning the bar has counted, in weights
+    /// number of weights that the bar has counted for the current block's fine-tuning
     tuned: u64,
 }
 
@@ -190,7 +190,7 @@ impl QuantizeProgress {
                     steps,
                     loss,
                 } => {
-                    // Early stopping may leave some of this undone; the end of the block makes up for it.
+                    // Early stopping may leave some units uncounted; the end of the block adds them.
                     let whole = self.blocks[*block];
                     let steps_done = (epoch - 1) * steps + step;
                     let due = whole * steps_done as u64 / (self.epochs * steps).max(1) as u64;
@@ -229,11 +229,11 @@ impl QuantizeProgress {
     }
 }
 
-/// Progress of end-to-end fine-tuning, counted in tokens.
+/// Progress of end-to-end fine-tuning, in tokens.
 pub(super) struct TuningProgress {
     progress: Progress,
     epochs: usize,
-    /// since training began, and the tokens since then
+    /// start of training, and the number of tokens since
     rate: Option<(Instant, u64)>,
 }
 

@@ -15,7 +15,7 @@ use aqlm_engine::{
 use aqlm_formats::Result;
 use aqlm_formats::model::Model;
 
-/// Folders of a run that goes on end to end: the model as it was before, and the run that tunes it.
+/// Subfolders of a run with end-to-end tuning: the model before the tuning, and the run that tunes it.
 const BEFORE: &str = "block-tuned";
 const AFTER: &str = "end-to-end";
 
@@ -43,8 +43,8 @@ pub(crate) fn run(
     Ok(true)
 }
 
-/// Quantizes a model block after block, tunes it end to end where that is asked for, and leaves the record in
-/// the run folder.
+/// Quantizes a model block by block, tunes it end to end if requested, and writes the record to the run
+/// folder.
 pub(super) fn quantize(
     job: &Job<'_, QuantizeSettings>,
     end_to_end: Option<&EndToEndSettings>,
@@ -54,7 +54,7 @@ pub(super) fn quantize(
         let (report, _locked) = quantize_blocks(job, out)?;
         return recorded(job, report, None);
     };
-    // refuses a text that is too short for this step before hours are spent on blocks
+    // rejects a text that is too short for this step before spending hours on blocks
     job.text
         .calibration_sequences(settings.seqlen, settings.sequences)?;
     let block_tuned = out.join(BEFORE);
@@ -66,14 +66,14 @@ pub(super) fn quantize(
         backend: job.backend,
         memory: job.memory,
         folder: out.join(AFTER),
-        // whether this may continue was decided for the whole run
+        // the whole run has already decided whether it may continue
         resume: true,
     };
     let tuned = tune(&whole, Some(job.model), Duration::from_mins(1), out)?;
     recorded(job, report, Some(tuned))
 }
 
-/// Leaves the record of a finished run in its folder.
+/// Writes the record of a finished run to its folder.
 fn recorded(
     job: &Job<'_, QuantizeSettings>,
     report: QuantizeReport,
@@ -86,8 +86,8 @@ fn recorded(
     Ok(record)
 }
 
-/// Quantizes block after block with progress on standard error and writes the checkpoint into `out`.
-/// Returns the run folder too, which stays locked while that lives.
+/// Quantizes block by block with progress on standard error and writes the checkpoint to `out`. Also returns
+/// the run folder, which stays locked as long as that value lives.
 fn quantize_blocks(job: &Job<'_, QuantizeSettings>, out: &Path) -> Result<(QuantizeReport, RunFolder)> {
     let settings = &job.settings;
     let sequences = job
@@ -101,7 +101,7 @@ fn quantize_blocks(job: &Job<'_, QuantizeSettings>, out: &Path) -> Result<(Quant
     job.backend.run(job.model.config(), settings.seqlen, blocks)
 }
 
-/// What [`quantize_blocks`] asks a machine for.
+/// The job that [`quantize_blocks`] runs on a machine.
 struct Blocks<'a> {
     job: &'a Job<'a, QuantizeSettings>,
     sequences: &'a [&'a [u32]],
@@ -137,7 +137,7 @@ impl OnMachine for Blocks<'_> {
     }
 }
 
-/// One row a block: the error of each layer, and what fine-tuning left of the block's.
+/// One row per block: the error of each layer, and the block's error after fine-tuning.
 pub(super) fn summary(blocks: &[BlockReport]) -> String {
     let mut table = Table::new([
         "block", "q", "k", "v", "o", "gate", "up", "down", "output", "seconds",

@@ -1,4 +1,4 @@
-/// Rows of text in aligned columns: the first to the left, the others to the right.
+/// Text in aligned columns: the first column left-aligned, the others right-aligned.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     rows: Vec<Vec<String>>,
@@ -47,7 +47,7 @@ impl Table {
     }
 }
 
-/// Bytes with a unit a person reads.
+/// A number of bytes with a human-readable unit.
 pub(super) fn bytes(count: u64) -> String {
     let count = count as f64;
     if count >= 1e9 {

@@ -1,4 +1,4 @@
-//! What the tests of the program share: starting it, reading its answers, its model and texts.
+//! Shared by the tests of the program: starting it, reading its output, its model and texts.
 
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 pub(crate) const MODEL: &str = "tiny-stories-4m";
 
-/// The quickest quantization there is: one round, few tokens.
+/// Arguments of the quickest possible quantization: one round, few tokens.
 pub(crate) const QUICK: [&str; 14] = [
     "--scheme",
     "1x4g8",
@@ -36,7 +36,7 @@ pub(crate) fn golden(file: &str) -> PathBuf {
 pub(crate) fn aqlm(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_aqlm"))
         .args(arguments)
-        // Help is as wide as the terminal: as wide as none.
+        // Help is as wide as the terminal; without COLUMNS, as wide as without a terminal.
         .env_remove("COLUMNS")
         .output()
         .expect("the program starts")
@@ -52,8 +52,8 @@ pub(crate) fn json(output: &Output) -> Value {
     })
 }
 
-/// Runs a command that must be refused: exit code 2, nothing on standard output, a message with all the given
-/// words.
+/// Runs a command that must be rejected: exit code 2, nothing on standard output, and an error message with
+/// all the given words.
 pub(crate) fn refused(arguments: &[&str], words: &[&str]) {
     let output = aqlm(arguments);
     let message = message(&output);
@@ -85,7 +85,7 @@ pub(crate) fn first_documents(folder: &Path, file: &str, documents: usize) -> Pa
     path
 }
 
-/// What a command said beside its answer.
+/// The messages that a command printed besides its result.
 pub(crate) fn message(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }

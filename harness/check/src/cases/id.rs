@@ -4,10 +4,10 @@ use aqlm_vocabulary::Scheme;
 
 use aqlm_formats::{Error, Result};
 
-/// Rows and columns at most: those of an output layer.
+/// Maximum number of rows or columns: enough for an output layer.
 const LARGEST: u64 = 1 << 20;
 
-/// Reads the fields of a case's id from left to right; they are joined with `-`.
+/// Reads the fields of a case's id from left to right; fields are joined with `-`.
 pub(super) struct Fields<'a> {
     id: &'a str,
     rest: std::str::Split<'a, char>,
@@ -29,7 +29,7 @@ impl<'a> Fields<'a> {
         ))
     }
 
-    /// The next field as it stands; empty behind the last.
+    /// The next field as text; empty after the last.
     pub(super) fn text(&mut self) -> &'a str {
         self.rest.next().unwrap_or_default()
     }
@@ -44,7 +44,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A field such as `b3`: a letter and a number within `range`.
+    /// A field such as `b3`: a letter, then a number within `range`.
     pub(super) fn number(&mut self, letter: char, range: std::ops::RangeInclusive<u64>) -> Result<u64> {
         let text = self.text();
         let number = text.strip_prefix(letter).and_then(canonical);
@@ -85,7 +85,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// A decimal number in the one form that prints as itself: no sign, no leading zeros.
+/// A decimal number in canonical form, so that it prints as itself: no sign, no leading zeros.
 fn canonical(text: &str) -> Option<u64> {
     let number = text.parse::<u64>().ok()?;
     (number.to_string() == text).then_some(number)

@@ -1,11 +1,11 @@
-/// Which kind of case an operation has: what its id says, and what is drawn from it.
+/// The kind of case of an operation: it decides the fields of the id and the data drawn from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// a quantized matrix and rows of x
     Product,
     /// rows of numbers
     Samples,
-    /// a weight, a Hessian and a quantized matrix; the id has these fields behind the values
+    /// a weight, a Hessian and a quantized matrix; in the id these fields follow the values
     Layer(&'static [Field]),
     /// a small Llama
     Llama,
@@ -14,12 +14,12 @@ pub enum Kind {
 /// A field that only some operations use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Field {
-    /// what the Hessian is like
+    /// the kind of Hessian
     Inputs,
-    /// hypotheses kept
+    /// number of hypotheses kept
     Beam,
-    /// how codebooks are updated
+    /// the method of codebook update
     Update,
-    /// first codes
+    /// origin of the first codes
     Start,
 }

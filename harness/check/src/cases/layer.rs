@@ -15,7 +15,7 @@ use crate::limits::Sizes;
 use aqlm_formats::Result;
 
 words! {
-    /// What a case's Hessian is like.
+    /// Kind of Hessian of a case.
     Inputs, "hessian" {
         /// full rank, correlated, variances over three orders of magnitude
         Correlated = "correlated",
@@ -25,13 +25,13 @@ words! {
         Deficient = "deficient",
         /// a condition number of about 1e10
         Ill = "ill",
-        /// every fifth input is never excited
+        /// every fifth input is always zero
         Dead = "dead",
     }
 }
 
 words! {
-    /// How a case updates codebooks.
+    /// Method by which a case updates codebooks.
     Updating, "update" {
         /// the normal equations, factored
         Closed = "closed",
@@ -43,7 +43,7 @@ words! {
 }
 
 words! {
-    /// Where a case's first codes come from.
+    /// Origin of a case's first codes.
     Starting, "initialization" {
         /// residual k-means
         Residual = "residual",
@@ -52,25 +52,25 @@ words! {
     }
 }
 
-/// A weight, a Hessian and a quantized matrix that is no good fit: the cases of the quantizer's operations.
-/// Fields that an operation does not use keep their first value and are not part of its id.
+/// A weight, a Hessian and a quantized matrix that fits badly: the cases of the quantizer's operations.
+/// Fields that an operation does not use keep their first value and are absent from its id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerCase {
-    /// how the weight is coded
+    /// the weight's scheme
     pub scheme: Scheme,
     /// output groups
     pub out_groups: usize,
     /// input groups
     pub in_groups: usize,
-    /// what the weight is like
+    /// kind of weight values
     pub values: Values,
-    /// what its inputs are like
+    /// kind of inputs
     pub inputs: Inputs,
-    /// hypotheses kept
+    /// number of hypotheses kept
     pub beam: usize,
-    /// how codebooks are updated
+    /// method of codebook update
     pub update: Updating,
-    /// first codes
+    /// origin of the first codes
     pub start: Starting,
 }
 
@@ -139,7 +139,7 @@ impl LayerCase {
         Ok(case)
     }
 
-    /// The same case with these fields alone.
+    /// The same case with all other fields reset to their first value.
     pub(super) fn with_only(self, used: &[Field]) -> Self {
         let mut case = Self {
             inputs: PLAIN.inputs,
@@ -169,7 +169,7 @@ impl LayerCase {
         self.in_groups * self.scheme.in_group_size
     }
 
-    /// What the terms of limits are counted from.
+    /// Sizes from which limits count their terms.
     pub fn sizes(&self) -> Sizes {
         Sizes {
             positions: self.in_groups * self.scheme.num_codebooks,
@@ -177,7 +177,7 @@ impl LayerCase {
         }
     }
 
-    /// The random streams of the operation itself.
+    /// The operation's own random streams.
     pub fn key(&self, seed: u64) -> StreamKey {
         StreamKey {
             seed,
@@ -186,7 +186,7 @@ impl LayerCase {
         }
     }
 
-    /// How codebooks are updated.
+    /// Settings of the codebook update.
     pub fn update_settings(&self) -> Update {
         let least_squares = |max_unknowns| Update::ClosedForm {
             max_unknowns,
@@ -206,7 +206,7 @@ impl LayerCase {
         }
     }
 
-    /// Settings of a whole quantization; few rounds, so that many cases fit into a check.
+    /// Settings of a whole quantization, with few rounds so that a check can afford many cases.
     pub fn settings(&self) -> LayerSettings {
         LayerSettings {
             scheme: self.scheme,
@@ -224,7 +224,7 @@ impl LayerCase {
         }
     }
 
-    /// The data that a seed stands for.
+    /// The data for a seed.
     pub fn data(&self, seed: u64) -> LayerData {
         let mut rng = stream(seed, 1, None, Purpose::TestData);
         let weight = self.weight(&mut rng);
@@ -248,7 +248,7 @@ impl LayerCase {
         let mut weight =
             Array2::from_shape_simple_fn((self.out_features(), self.in_features()), || match self.values {
                 Values::Dyadic => (normal(rng) * 2.0).round().clamp(-4.0, 4.0) / 4.0,
-                // every fifth is denormal in f32; the rest keep the loss away from zero
+                // every fifth is denormal in f32; the others keep the loss away from zero
                 Values::Denormal if rng.random_bool(0.2) => 1e-39 * normal(rng),
                 _ => size * with_outliers(rng),
             })
@@ -282,7 +282,7 @@ impl LayerCase {
         let exact = self.values.is_exact();
         let mut x = Array2::from_shape_simple_fn((samples, n), || {
             let x = normal(rng);
-            // halves: their products are quarters, and sums of those are exact
+            // multiples of 1/2: their products are multiples of 1/4, whose sums are exact
             if exact {
                 (2.0 * x).round().clamp(-4.0, 4.0) / 2.0
             } else {
@@ -306,7 +306,7 @@ impl LayerCase {
         }
         let sum = x.t().dot(&x);
         if exact {
-            // a power of two instead of the number of samples: nothing is rounded
+            // divide by a power of two instead of the number of samples, so that nothing is rounded
             sum / (samples as f64).log2().ceil().exp2()
         } else {
             sum / samples as f64

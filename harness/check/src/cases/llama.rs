@@ -46,15 +46,15 @@ pub struct LlamaCase {
     pub hidden: usize,
     /// width inside SwiGLU
     pub intermediate: usize,
-    /// key and value heads
+    /// number of key and value heads
     pub kv_heads: usize,
-    /// query heads for each of them
+    /// query heads per key and value head
     pub heads_per_kv_head: usize,
     /// half the width of a head
     pub half_head: usize,
     /// sequences
     pub sequences: usize,
-    /// tokens of each
+    /// tokens per sequence
     pub tokens: usize,
     /// sliding window; 0 for none
     pub window: usize,
@@ -62,22 +62,22 @@ pub struct LlamaCase {
     pub biases: Biases,
     /// position encoding
     pub positions: Positions,
-    /// scheme of the quantized layers: up_proj and o_proj, whose sides it divides
+    /// scheme of the quantized layers, up_proj and o_proj; must divide their sides
     pub scheme: Scheme,
 }
 
-/// Tokens of the vocabulary of every small Llama.
+/// Vocabulary size of every small Llama.
 pub const VOCABULARY: usize = 50;
 
-/// Blocks of every small Llama.
+/// Number of blocks of every small Llama.
 pub const BLOCKS: usize = 2;
 
 /// A whole small model and token sequences of equal length.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LlamaData {
-    /// its shape
+    /// the model's shape
     pub config: ArchSpec,
-    /// its blocks
+    /// the model's blocks
     pub blocks: Vec<BlockWeights>,
     /// [vocabulary, hidden]
     pub embedding: Array2<f32>,
@@ -94,7 +94,7 @@ pub struct LlamaData {
 }
 
 impl LlamaData {
-    /// The whole model, as the reference computes it.
+    /// The whole model as a reference model.
     pub fn model(&self) -> Model {
         Model {
             arch: self.config.clone(),
@@ -105,10 +105,10 @@ impl LlamaData {
         }
     }
 
-    /// One block, as the reference computes it.
+    /// One block as a reference block.
     ///
     /// # Panics
-    /// When there is no such block.
+    /// When the model has no block `index`.
     pub fn block(&self, index: usize) -> Block {
         Block::from_weights(&self.config.blocks[index], &self.blocks[index])
             .expect("plain blocks, and weights drawn in their shapes")
@@ -137,8 +137,8 @@ impl fmt::Display for LlamaCase {
 
 /// Corners of all operations on blocks and models.
 pub(crate) const CORNERS: &[&str] = &[
-    // longer than a span of queries; a window shorter than the sequence; more heads than keys; single tokens
-    // and heads
+    // sequence longer than a span of queries; window shorter than the sequence; more heads than keys; single
+    // tokens and heads
     "40x72-k4-q1-d12-n3-t70-w0-nobias-plain-2x3g4o2-s1",
     "40x72-k2-q2-d12-n2-t70-w9-bias-linear-2x3g4o2-s2",
     "40x72-k1-q6-d12-n1-t37-w75-nobias-llama3-1x4g4-s3",
@@ -147,7 +147,7 @@ pub(crate) const CORNERS: &[&str] = &[
 ];
 
 impl LlamaCase {
-    /// What the terms of limits are counted from.
+    /// Sizes from which limits count their terms.
     pub fn sizes(&self) -> Sizes {
         Sizes {
             rows: self.sequences * self.tokens,
@@ -161,7 +161,7 @@ impl LlamaCase {
         }
     }
 
-    /// Steps of fine-tuning.
+    /// Number of fine-tuning steps.
     fn steps(&self) -> usize {
         let settings = self.finetune();
         settings.epochs * self.sequences.div_ceil(settings.batch)
@@ -210,7 +210,7 @@ impl LlamaCase {
         ArchSpec::llama(VOCABULARY, 4096, BLOCKS, self.block_spec())
     }
 
-    /// The shape of each of its blocks.
+    /// The shape of each block.
     pub fn block_spec(&self) -> BlockSpec {
         BlockSpec::llama(LlamaBlock {
             hidden_size: self.hidden,
@@ -236,28 +236,29 @@ impl LlamaCase {
         })
     }
 
-    /// Lengths of the sums behind one output of a block: both norms, the products of attention and MLP,
+    /// Total length of the sums behind one output of a block: both norms, the products of attention and MLP,
     /// scores and softmax.
     pub fn terms(&self) -> usize {
         let heads = self.kv_heads * self.heads_per_kv_head * 2 * self.half_head;
         4 * self.hidden + self.intermediate + heads + 2 * self.half_head + 2 * self.tokens
     }
 
-    /// Values that are stored in f16 on the way through a block and at its outputs, where products are in f16
-    /// and sums in f32.
+    /// Number of values that are rounded to f16 along the path through a block, outputs included, when
+    /// products are in f16 and sums in f32.
     ///
     /// Attention: norm weight and result; q or k, its weight and its rotation; value and its weight; the
     /// result; o_proj, its codebook, scale and result. MLP: norm weight and result; gate and up, each with
-    /// its weight or codebook and scale; their product; down and its weight. Kernels that add up a group in
-    /// f16 round once a term of half a group, in o_proj and up_proj. Queries and keys, 5 values each, act
-    /// through scores, whose standard deviation is at most 2 here (biases double the square), and so 4 times.
+    /// its weight or codebook and scale; their product; down and its weight. Kernels that sum a group in f16
+    /// round once per term of half a group, in o_proj and up_proj. The 5 roundings each of queries and keys
+    /// act through scores. Scores have a standard deviation of at most 2 here (biases double the square), so
+    /// these roundings count 4 times.
     pub fn roundings(&self) -> usize {
         let inner = self.scheme.num_codebooks * self.scheme.in_group_size;
         let (attention, scores, mlp) = (12, 2 * 5 * 4, 13);
         attention + scores + mlp + inner
     }
 
-    /// The random streams of the operation itself.
+    /// The operation's own random streams.
     pub fn key(&self, seed: u64) -> StreamKey {
         StreamKey {
             seed,
@@ -266,7 +267,7 @@ impl LlamaCase {
         }
     }
 
-    /// Few steps of fine-tuning.
+    /// Settings of fine-tuning with few steps.
     pub fn finetune(&self) -> FinetuneSettings {
         FinetuneSettings {
             lr: 3e-3,
@@ -282,12 +283,12 @@ impl LlamaCase {
         }
     }
 
-    /// Sequences of fine-tuning that only validate.
+    /// Number of fine-tuning sequences that only validate.
     pub fn validation(&self) -> usize {
         usize::from(self.sequences > 1)
     }
 
-    /// The data that a seed stands for.
+    /// The data for a seed.
     pub fn data(&self, seed: u64) -> LlamaData {
         let config = self.config();
         let mut rng = stream(seed, 2, None, Purpose::TestData);
@@ -335,7 +336,7 @@ impl LlamaCase {
                         );
                         let mut matrix =
                             random_matrix(self.scheme, out_groups, in_groups, Values::Repeated, rng);
-                        // scales of about 0.05 to weights of about 1 / sqrt(inputs)
+                        // scales of about 0.05 become weights of about 1 / sqrt(inputs)
                         matrix.tune(|_, mut scales| scales *= 10.0 / f64::from(root));
                         LinearWeight::Quantized(matrix)
                     } else {

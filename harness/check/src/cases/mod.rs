@@ -1,9 +1,10 @@
-//! Cases: one description for each operation, used alike by properties, `aqlm check` and replay
+//! Cases: one description per operation, shared by property tests, `aqlm check` and replay
 //! (docs/checking.md).
 //!
-//! A case is a few small numbers and words; its id says all of them, and the data follow from the id alone:
-//! `matvec-2x8g8o2-96x72-b3-outliers-s17` is matvec with scheme 2x8g8o2, a weight of [96, 72], 3 rows of x,
-//! outliers among the numbers, and the random stream of seed 17. Printing and parsing are inverse.
+//! A case is a few small numbers and words. Its id contains all of them, and the data follow from the id
+//! alone. For example, `matvec-2x8g8o2-96x72-b3-outliers-s17` is matvec with scheme 2x8g8o2, a weight of [96,
+//! 72], 3 rows of x, outliers among the numbers, and the random stream of seed 17. Printing and parsing are
+//! inverse.
 
 mod id;
 mod kind;
@@ -34,7 +35,7 @@ use crate::limits::Sizes;
 use aqlm_formats::{Error, Result};
 use id::Fields;
 
-/// What a case is about; which kind an operation has never varies.
+/// The problem of a case. Every operation has a fixed kind of problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Problem {
     /// decode, matvec, matmul
@@ -47,18 +48,18 @@ pub enum Problem {
     Llama(LlamaCase),
 }
 
-/// Cases of an operation that are always checked: each is an edge that some implementation has or could have,
-/// and the schemes that have fast paths of their own.
+/// Cases of an operation that are always checked. Each covers an edge case of some implementation, real or
+/// plausible, or a scheme with its own fast path.
 ///
 /// # Errors
-/// `Argument` for an id that does not parse, which this module's tests rule out.
+/// `Argument` for an id that does not parse; this module's tests show that there is none.
 pub fn corners(operation: Operation) -> Result<Vec<Case>> {
     let ids = operation.checked().corners();
     ids.iter().map(|id| format!("{operation}-{id}").parse()).collect()
 }
 
-/// Valid cases of an operation, over all of M 1..=8, B 1..=16, group sizes 4..=64, out_group_size 1..=4, with
-/// ragged edges and single rows and columns. They simplify towards few small groups of dyadic numbers.
+/// Valid cases of an operation: all of M 1..=8, B 1..=16, group sizes 4..=64, out_group_size 1..=4, with
+/// ragged edges and single rows and columns. Cases shrink towards few small groups of dyadic numbers.
 pub fn cases(operation: Operation) -> BoxedStrategy<Case> {
     (operation.checked().strategy(), 0u64..1000)
         .prop_map(move |(problem, seed)| Case {
@@ -74,7 +75,7 @@ pub fn cases(operation: Operation) -> BoxedStrategy<Case> {
 pub struct Case {
     /// which operation
     pub operation: Operation,
-    /// on what
+    /// the problem
     pub problem: Problem,
     /// seed of its random numbers
     pub seed: u64,
@@ -84,7 +85,7 @@ impl Case {
     /// The quantized matrix and x of decode, matvec or matmul.
     ///
     /// # Errors
-    /// `Argument` when the case is of another operation; so for the three below.
+    /// `Argument` when the case belongs to another operation; likewise for the three methods below.
     pub fn product(&self) -> Result<ProductCase> {
         match self.problem {
             Problem::Product(case) => Ok(case),
@@ -92,7 +93,7 @@ impl Case {
         }
     }
 
-    /// The samples of hessian or kmeans.
+    /// The samples of a hessian or kmeans case.
     ///
     /// # Errors
     /// As [`Case::product`].
@@ -103,7 +104,7 @@ impl Case {
         }
     }
 
-    /// The layer of an operation of the quantizer.
+    /// The layer of a quantizer case.
     ///
     /// # Errors
     /// As [`Case::product`].
@@ -114,7 +115,7 @@ impl Case {
         }
     }
 
-    /// The small Llama of an operation on blocks or models.
+    /// The small Llama of a case on blocks or models.
     ///
     /// # Errors
     /// As [`Case::product`].
@@ -125,7 +126,7 @@ impl Case {
         }
     }
 
-    /// What the terms of limits are counted from.
+    /// Sizes from which limits count their terms.
     pub fn sizes(&self) -> Sizes {
         match &self.problem {
             Problem::Product(case) => case.sizes(),
@@ -153,7 +154,7 @@ impl fmt::Display for Case {
     }
 }
 
-/// As its id: what proptest prints is what `aqlm check --case` takes.
+/// Prints the id, so that proptest's output is valid input for `aqlm check --case`.
 impl fmt::Debug for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -242,7 +243,7 @@ mod tests {
 
     #[test]
     fn failing_cases_shrink_to_the_plainest() {
-        // A property that fails for every matvec: what is left is the smallest case that there is.
+        // A property that fails for every matvec must shrink to the smallest case.
         let mut runner = TestRunner::deterministic();
         let mut tree = cases(Operation::Matvec).new_tree(&mut runner).unwrap();
         while tree.simplify() {}

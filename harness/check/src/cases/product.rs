@@ -13,7 +13,7 @@ use aqlm_formats::Result;
 /// A quantized matrix and rows of x: the cases of decode, matvec and matmul.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProductCase {
-    /// how the weight is coded
+    /// the weight's scheme
     pub scheme: Scheme,
     /// output groups
     pub out_groups: usize,
@@ -21,7 +21,7 @@ pub struct ProductCase {
     pub in_groups: usize,
     /// rows of x
     pub batch: usize,
-    /// what the numbers are like
+    /// kind of values
     pub values: Values,
 }
 
@@ -54,16 +54,16 @@ pub(crate) const CORNERS: &[&str] = &[
     "1x15g8-4x40-b1-zerorows-s8",
     "1x12g8-66x40-b2-dyadic-s9",
     "2x12g8-3x40-b6-equalrows-s10",
-    // one element of everything; numbers below the smallest normal one; groups over several rows
+    // a single element of everything; numbers below the smallest normal one; groups over several rows
     "1x1g4-1x4-b1-outliers-s11",
     "2x8g8-64x64-b2-denormal-s12",
     "2x5g20o3-390x40-b1-dyadic-s13",
-    // more decoded rows than matmul's tile of 1 MiB
+    // more decoded rows than fit in matmul's tile of 1 MiB
     "2x6g8-530x512-b5-outliers-s14",
 ];
 
 impl ProductCase {
-    /// What the terms of limits are counted from.
+    /// Sizes from which limits count their terms.
     pub fn sizes(&self) -> Sizes {
         Sizes::of_matrix(self.scheme, self.in_features())
     }
@@ -90,13 +90,13 @@ impl ProductCase {
         })
     }
 
-    /// The data that a seed stands for. The product is never zero: a draw that gives zero is drawn again.
+    /// The data for a seed. A draw whose product is zero is repeated, so the product is never zero.
     pub fn data(&self, seed: u64) -> ProductData {
         let mut draw = 0;
         loop {
             let data = self.draw(&mut stream(seed, draw, None, Purpose::TestData));
             draw += 1;
-            // Dyadic numbers are zero one time in seventeen, so that a few draws are always enough.
+            // One dyadic number in seventeen is zero, so that a few draws always suffice.
             if draw == 64 || has_products(&data) {
                 return data;
             }
@@ -107,7 +107,7 @@ impl ProductCase {
         let matrix = random_matrix(self.scheme, self.out_groups, self.in_groups, self.values, rng);
         let x = Array2::from_shape_simple_fn((self.batch, self.in_features()), || match self.values {
             Values::Dyadic => dyadic(rng) as f32,
-            // times a denormal codeword and scale, a denormal f32
+            // a denormal f32 that is multiplied by a denormal codeword and scale
             Values::Denormal => (rng.random_range(-1.0..1.0f64) * 2f64.powi(-100)) as f32,
             _ => with_outliers(rng) as f32,
         });
@@ -115,7 +115,7 @@ impl ProductCase {
     }
 }
 
-/// Whether any element of x W^T is not zero; found at the first that is not.
+/// Whether x W^T has a nonzero element; stops at the first one.
 fn has_products(data: &ProductData) -> bool {
     let weight = decode(&data.matrix);
     data.x.outer_iter().any(|x| {
@@ -124,7 +124,7 @@ fn has_products(data: &ProductData) -> bool {
     })
 }
 
-/// (out_groups, in_groups) of the next field, a shape that the scheme must divide.
+/// Parses a shape from the next field and returns (out_groups, in_groups); the scheme must divide the shape.
 pub(super) fn groups(fields: &mut Fields<'_>, scheme: Scheme) -> Result<(usize, usize)> {
     let (out, inputs) = fields.shape()?;
     match scheme.groups(out, inputs) {
@@ -133,7 +133,8 @@ pub(super) fn groups(fields: &mut Fields<'_>, scheme: Scheme) -> Result<(usize, 
     }
 }
 
-/// A quantized matrix of the given shape. The first and the last codeword of every codebook are always used.
+/// A quantized matrix of the given shape. Its codes always use the first and the last codeword of every
+/// codebook.
 pub(super) fn random_matrix(
     scheme: Scheme,
     out_groups: usize,

@@ -16,9 +16,9 @@ pub struct SamplesCase {
     pub rows: usize,
     /// inputs or coordinates
     pub columns: usize,
-    /// clusters (kmeans), or parts that the samples arrive in (hessian)
+    /// number of clusters (kmeans), or of parts in which the samples arrive (hessian)
     pub count: usize,
-    /// what the numbers are like
+    /// kind of values
     pub values: Values,
 }
 
@@ -43,7 +43,7 @@ impl SamplesCase {
         })
     }
 
-    /// What the terms of limits are counted from.
+    /// Sizes from which limits count their terms.
     pub fn sizes(&self) -> Sizes {
         Sizes {
             inputs: self.columns,
@@ -57,7 +57,7 @@ impl SamplesCase {
         let mut rng = stream(seed, 0, None, Purpose::TestData);
         let mut x = Array2::from_shape_simple_fn((self.rows, self.columns), || match self.values {
             Values::Dyadic => dyadic(&mut rng) as f32,
-            // every fifth is denormal in f32; the rest keep the sums away from zero
+            // every fifth is denormal in f32; the others keep the sums away from zero
             Values::Denormal if rng.random_bool(0.2) => (with_outliers(&mut rng) * 1e-39) as f32,
             _ => with_outliers(&mut rng) as f32,
         });

@@ -1,4 +1,4 @@
-//! Problems of each kind, drawn; an operation says how large.
+//! Proptest strategies for problems of each kind; the operation passes the size limits.
 
 use aqlm_vocabulary::Scheme;
 use proptest::prelude::*;
@@ -8,8 +8,8 @@ use super::layer::{Inputs, Starting, Updating};
 use super::llama::{Biases, Positions};
 use super::{Field, LayerCase, LlamaCase, Problem, ProductCase, SamplesCase, Values};
 
-/// The scheme of these numbers with as many bits as keep the codebooks below 2^`budget` numbers: all of M, G
-/// and the output group size together with B = 16 would be gigabytes.
+/// A scheme with at most `nbits` bits, reduced until the codebooks have fewer than 2^`budget` numbers. The
+/// largest M, G and output group size with B = 16 would take gigabytes.
 fn scheme(codebooks: usize, nbits: u32, in_group: usize, out_group: usize, budget: u32) -> Scheme {
     let others = (codebooks * in_group * out_group).next_power_of_two().ilog2();
     Scheme {
@@ -31,7 +31,7 @@ pub(crate) fn product(batch: usize) -> BoxedStrategy<Problem> {
             |((codebooks, nbits, in_group, out_group), (out_groups, in_groups, batch), values)| {
                 Problem::Product(ProductCase {
                     scheme: scheme(codebooks, nbits, in_group, out_group, 20),
-                    // as ragged as it comes, but not larger than a check has time for
+                    // ragged as drawn, but small enough for the time of a check
                     out_groups: out_groups.min(16_384 / (in_groups * in_group)).max(1),
                     in_groups,
                     batch,
@@ -42,7 +42,7 @@ pub(crate) fn product(batch: usize) -> BoxedStrategy<Problem> {
         .boxed()
 }
 
-/// At most so many samples or points, of so many numbers, in so many parts or clusters.
+/// At most `rows` samples or points of at most `columns` numbers, in at most `count` parts or clusters.
 pub(crate) fn samples(rows: usize, columns: usize, count: usize) -> BoxedStrategy<Problem> {
     (1..=rows, 1..=columns, 1..=count, select(Values::ALL))
         .prop_map(|(rows, columns, count, values)| {
@@ -56,7 +56,7 @@ pub(crate) fn samples(rows: usize, columns: usize, count: usize) -> BoxedStrateg
         .boxed()
 }
 
-/// Layers, of which only the fields in `used` vary.
+/// Layers in which only the fields in `used` vary.
 pub(crate) fn layer(used: &'static [Field]) -> BoxedStrategy<Problem> {
     (
         (1..=4usize, 1..=6u32, 4..=16usize, 1..=4usize),

@@ -1,5 +1,5 @@
-/// An enum whose variants are single words in ids, on the command line and in reports; printing and parsing
-/// are inverse.
+/// Defines an enum whose variants are single words in ids, on the command line and in reports. Printing and
+/// parsing are inverse.
 macro_rules! words {
     ($(#[$outer:meta])* $name:ident, $what:literal { $($(#[$inner:meta])* $variant:ident = $word:expr,)+ }) => {
         $(#[$outer])*
@@ -9,7 +9,7 @@ macro_rules! words {
         }
 
         impl $name {
-            /// Every one, the plainest first: the order in which failing cases are simplified.
+            /// All variants, plainest first: the order in which failing cases are simplified.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
             /// Its word.

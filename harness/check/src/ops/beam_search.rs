@@ -14,14 +14,14 @@ use crate::subject::Subject;
 use crate::{Comparison, largest};
 use aqlm_formats::Result;
 
-/// Combinations of an output group's codes that an exhaustive search tries; all of them for a few groups take
-/// little time.
+/// Up to this many combinations of an output group's codes are searched exhaustively; the search of a few
+/// groups is then fast.
 const FEW: u64 = 1 << 12;
 
-/// What the id says behind the values.
+/// Fields of the id after the values.
 const FIELDS: &[Field] = &[Field::Inputs, Field::Beam];
 
-/// Codes for fixed codebooks: the matrix with the codes that one sweep ends with.
+/// Codes for fixed codebooks: the matrix with the codes at the end of one sweep.
 pub(crate) struct BeamSearch;
 
 impl Op for BeamSearch {
@@ -31,7 +31,7 @@ impl Op for BeamSearch {
 
     const KIND: Kind = Kind::Layer(FIELDS);
     const CORNERS: &'static [&'static str] = &[
-        // several blocks of lazy updates, more output groups than a task
+        // several blocks of lazy updates; more output groups than a task
         "2x4g4-70x600-outliers-correlated-b1-s1",
         "2x4g4-20x300-outliers-correlated-b3-s2",
         "2x8g8-66x144-outliers-correlated-b1-s3",
@@ -40,7 +40,7 @@ impl Op for BeamSearch {
         "2x3g4-9x16-dyadic-white-b4-s6",
         "2x4g8-30x32-repeated-deficient-b1-s7",
         "2x4g8-30x32-repeated-deficient-b3-s8",
-        // small enough for the exhaustive optimum
+        // small enough to find the optimum exhaustively
         "2x2g4-3x8-outliers-correlated-b16-s9",
         "1x1g4-1x4-dyadic-white-b1-s10",
     ];
@@ -70,7 +70,7 @@ impl Op for BeamSearch {
         let order = layer.order();
         let found = searched(&layer, &order, layer.problem.beam)?;
         let mut comparisons = on_its_path(check, &layer, &order, optimum(&layer)?, &found)?;
-        // The MRF's energy plus its constant is the layer error of the codes.
+        // The MRF's energy plus its constant equals the layer error of the codes.
         let matrix = &layer.data.matrix;
         if matrix.groups().1 * matrix.scheme().num_codebooks * matrix.scheme().codebook_size() <= 512 {
             let mut energy = 0.0;
@@ -124,7 +124,7 @@ impl Op for BeamSearch {
     }
 }
 
-/// The last of equal codewords is taken instead of the first: no mistake.
+/// Takes the last of equal codewords instead of the first: no mistake.
 const OTHER_TIES: &str = "another rule for ties";
 
 fn last_of_equals(found: &mut QuantizedMatrix, before: &QuantizedMatrix) {
@@ -140,13 +140,13 @@ fn last_of_equals(found: &mut QuantizedMatrix, before: &QuantizedMatrix) {
     });
 }
 
-/// The reference's matrix, and the least loss where few enough codes are possible.
+/// The reference's matrix, and the minimum loss over all codes if there are few enough combinations.
 pub(crate) struct Expected {
     matrix: QuantizedMatrix,
     optimum: Option<f64>,
 }
 
-/// The reference's codes in the matrix.
+/// The matrix with the codes that the reference's search finds.
 fn searched(layer: &Layer, order: &[(usize, usize)], beam: usize) -> Result<QuantizedMatrix> {
     let codes = beam_search(
         &layer.weight,
@@ -158,7 +158,7 @@ fn searched(layer: &Layer, order: &[(usize, usize)], beam: usize) -> Result<Quan
     Ok(layer.data.matrix.clone().with_codes(codes)?)
 }
 
-/// The least loss of any codes, where few enough are possible.
+/// The minimum loss over all codes, if there are few enough combinations.
 fn optimum(layer: &Layer) -> Result<Option<f64>> {
     let (matrix, hessian) = (&layer.data.matrix, &layer.data.hessian);
     let variables = matrix.groups().1 * matrix.scheme().num_codebooks;
@@ -174,9 +174,9 @@ fn optimum(layer: &Layer) -> Result<Option<f64>> {
     Ok(Some(sum))
 }
 
-/// Coordinate descent replayed on the path of `found`: the worst code that was chosen, by how much its score
-/// was above the best one there, as a share of the magnitudes of both. Every position of a sweep is visited
-/// once, so the path follows from the result, however ties broke.
+/// Replays coordinate descent on the path of `found`. Returns how far the worst chosen code's score was above
+/// the best score at that position, as a share of the magnitudes of both. A sweep visits every position once,
+/// so the path follows from the result, however ties broke.
 fn worst_choice(layer: &Layer, order: &[(usize, usize)], found: &QuantizedMatrix) -> f64 {
     let (matrix, hessian) = (&layer.data.matrix, &layer.data.hessian);
     let (rows, columns) = (matrix.scheme().out_group_size, matrix.scheme().in_group_size);
@@ -185,7 +185,7 @@ fn worst_choice(layer: &Layer, order: &[(usize, usize)], found: &QuantizedMatrix
     absolute.tune(|mut codebooks, mut scales| {
         scales.mapv_inplace(f64::abs);
         for mut codebook in codebooks.outer_iter_mut() {
-            // any codeword may have been there on the way
+            // any codeword may be the code at this point of the path
             for a in 0..rows {
                 for b in 0..columns {
                     let most = largest(codebook.slice(s![.., a, b]).iter().map(|c| c.abs()));
@@ -242,8 +242,8 @@ fn worst_choice(layer: &Layer, order: &[(usize, usize)], found: &QuantizedMatrix
     worst
 }
 
-/// What every implementation must do: only codes change, the loss never rises and is never under the optimum,
-/// and a beam of one takes the best code at every position.
+/// Requirements on every implementation: only codes change, the loss never rises and is never below the
+/// optimum, and a beam of one takes the best code at every position.
 fn on_its_path(
     check: Against,
     layer: &Layer,
@@ -272,7 +272,7 @@ fn on_its_path(
             ..check
         };
         comparisons.push(losses.value(Measure::Loss, "under the optimum", under)?);
-        // A beam that holds every combination prunes nothing.
+        // A beam wide enough for every combination prunes nothing.
         let variables = order.len() as u32;
         if (beam as u64) >= (before.scheme().codebook_size() as u64).pow(variables.saturating_sub(1)) {
             comparisons.push(layer.not_above(check, "above the optimum", found, (optimum, found))?);

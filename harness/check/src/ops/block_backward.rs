@@ -18,7 +18,7 @@ use crate::limits::Measure;
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
-/// The first block's gradients, those of parameters summed over sequences.
+/// The first block's gradients; those of parameters are summed over sequences.
 pub(crate) struct BlockBackward;
 
 impl Op for BlockBackward {
@@ -45,11 +45,11 @@ impl Op for BlockBackward {
         }
     }
 
-    /// A few parameters of each kind against central differences of the sum of y times a fixed gradient.
+    /// Checks a few parameters of each kind against central differences of sum(y * a fixed gradient).
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
         let case = Llama::new(case)?;
         let (problem, data) = (case.problem, &case.data);
-        // Few tokens are enough for every path.
+        // A few tokens exercise every path.
         let tokens = problem.tokens.min(6);
         let (block, rotary) = case.exact();
         let x = data.x.slice(s![0, ..tokens, ..]).mapv(f64::from);
@@ -66,7 +66,7 @@ impl Op for BlockBackward {
             let step = f64::EPSILON.cbrt();
             let at = |by: f64| {
                 let mut moved = inputs.clone();
-                // What is not there is a mistake of this check, and fails it.
+                // A missing parameter is a mistake of this check; NaN makes it fail.
                 parameter(&mut moved).map_or(f64::NAN, |value| {
                     *value += by;
                     0.0
@@ -130,7 +130,7 @@ impl Op for BlockBackward {
             let what = format!("gradient of {name}");
             comparisons.push(zero_or(check, &what, &ours, theirs.iter())?.shaped(theirs.shape()));
             if let Some(theirs) = &expected.biases[kind.index()] {
-                // Where there is none, no number is compared, which never holds.
+                // A missing gradient becomes an empty one; an empty comparison never holds.
                 let ours = found.biases[kind.index()]
                     .as_ref()
                     .map_or_else(Vec::new, |bias| bias.to_vec());
@@ -183,7 +183,7 @@ pub(crate) struct Gradients {
     norms: [Array1<f64>; 2],
 }
 
-/// By the reference, sequence by sequence.
+/// The reference's gradients, sequence by sequence.
 fn exact(case: &Llama) -> Gradients {
     let data = &case.data;
     let (block, rotary) = case.exact();
@@ -234,7 +234,7 @@ fn on_cpu(case: &Llama) -> Result<Gradients> {
     let (_, trace) = optimized::block_forward_traced(&block, &rotary, data.x.view());
     let mut sum = BlockGradients::zeros(&block, &wanted);
     let x = optimized::block_backward(&block, &rotary, &trace, data.grad_y.view(), &wanted, &mut sum);
-    // Absent where it was wanted: shapes of zero, which no comparison takes for the right ones.
+    // A missing gradient becomes an array of shape zero, which no comparison accepts.
     let wide = |weight: &Option<Array2<f32>>| {
         weight
             .as_ref()
@@ -248,7 +248,7 @@ fn on_cpu(case: &Llama) -> Result<Gradients> {
     })
 }
 
-/// Everything that a block's output depends on, in f64, for one short sequence.
+/// All inputs of a block's output, in f64, for one short sequence.
 #[derive(Clone)]
 struct Inputs {
     spec: BlockSpec,
@@ -290,8 +290,8 @@ impl Inputs {
     }
 }
 
-/// NMSE, except that a gradient which is zero by the mathematics must be so: queries and keys of a window of
-/// one token have no influence, for softmax over one score is one.
+/// NMSE, except that a gradient which is mathematically zero must be exactly zero. With a window of one
+/// token, queries and keys have no influence, because softmax over one score is one.
 fn zero_or<'a>(
     check: Against,
     what: &str,

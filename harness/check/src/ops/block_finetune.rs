@@ -17,7 +17,7 @@ use crate::subject::Subject;
 use crate::{Comparison, largest};
 use aqlm_formats::Result;
 
-/// The first block tuned towards outputs of another.
+/// The first block, tuned towards another block's outputs.
 pub(crate) struct BlockFinetune;
 
 impl Op for BlockFinetune {
@@ -81,8 +81,8 @@ impl Op for BlockFinetune {
         }
     }
 
-    /// The kept state is never worse than the first, and the gradients of codebooks and scales are those of
-    /// the decoded weight.
+    /// The kept state is never worse than the initial one. Gradients of codebooks and scales agree with those
+    /// of the decoded weight.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
         let case = Self::data(case)?;
         let (_, report) = Self::run(&Subject::Reference, &case)?;
@@ -102,9 +102,9 @@ impl Op for BlockFinetune {
         Ok(Self::run(&Subject::Reference, case)?.1)
     }
 
-    /// Adam divides by the root of the second moment, so a parameter whose gradients are at the level of
-    /// rounding goes its own way, by at most lr a step; what it does to the loss is of second order. So
-    /// losses are compared, and not parameters.
+    /// Compares losses and not parameters. Adam divides by the root of the second moment, so a parameter
+    /// whose gradients are at rounding level moves arbitrarily, by at most lr per step. The effect on the
+    /// loss is of second order.
     fn compare(
         check: Against,
         _subject: &Subject,
@@ -114,8 +114,8 @@ impl Op for BlockFinetune {
     ) -> Result<Findings> {
         let targets = &case.targets;
         let size = targets.iter().map(|&y| f64::from(y).powi(2)).sum::<f64>() / targets.len() as f64;
-        // A loss is the squared distance to the targets, so two of them differ in their roots by no more than
-        // the outputs do, whose errors are shares of the outputs' size and not of the distance.
+        // A loss is the squared distance to the targets. The roots of two losses therefore differ by no more
+        // than the outputs do. Errors of the outputs are relative to the outputs' size, not to the distance.
         let roots = |losses: &[f64]| -> Vec<f64> { losses.iter().map(|loss| loss.sqrt()).collect() };
         let distance = |what: &str, ours: &[f64], theirs: &[f64]| {
             let difference = nmse_of_roots(&roots(ours), &roots(theirs), size);
@@ -151,7 +151,7 @@ impl Op for BlockFinetune {
     }
 }
 
-/// A small Llama, and what its first block is tuned towards.
+/// A small Llama, and the targets of its first block.
 #[derive(Debug, Clone)]
 pub(crate) struct Tuning {
     llama: Llama,
@@ -165,7 +165,7 @@ impl Operands for Tuning {
     }
 }
 
-/// Outputs of the block with other codebooks: what tuning goes after.
+/// Tuning targets: outputs of the block with other codebooks.
 fn targets(data: &LlamaData) -> Array3<f32> {
     let mut other = data.clone();
     for kind in QUANTIZED {
@@ -183,8 +183,8 @@ fn targets(data: &LlamaData) -> Array3<f32> {
     y
 }
 
-/// The loss sum(W times a fixed pattern) is linear in each codeword and each scale, so that central
-/// differences have no error but rounding.
+/// Compares gradients with central differences of the loss sum(W times a fixed pattern). The loss is linear
+/// in each codeword and each scale, so central differences have only rounding errors.
 fn gradients(check: Against, layer: &str, matrix: &QuantizedMatrix) -> Result<Comparison> {
     let shape = (matrix.out_features(), matrix.in_features());
     let pattern = Array2::from_shape_fn(shape, |(r, c)| ((3 * r + 7 * c) % 11) as f64 - 4.0);
@@ -221,8 +221,8 @@ fn gradients(check: Against, layer: &str, matrix: &QuantizedMatrix) -> Result<Co
     )
 }
 
-/// The largest squared difference of two lists of roots of losses, as a share of the targets' mean square;
-/// NaN when their lengths differ. Two empty lists agree.
+/// The largest squared difference between two lists of roots of losses, as a share of the targets' mean
+/// square. NaN when their lengths differ. Two empty lists agree.
 fn nmse_of_roots(found: &[f64], expected: &[f64], size: f64) -> f64 {
     if found.len() != expected.len() {
         return f64::NAN;

@@ -69,7 +69,8 @@ impl Op for BlockForward {
         }
     }
 
-    /// A position sees no later one, and token by token with a cache is the same as all at once.
+    /// A position does not depend on later ones. Processing token by token with a cache gives the same result
+    /// as all tokens at once.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
         let case = Llama::new(case)?;
         let (data, tokens) = (&case.data, case.problem.tokens);

@@ -20,7 +20,7 @@ pub(crate) trait Checked: Sync {
     fn strategy(&self) -> BoxedStrategy<Problem>;
     fn properties(&self, case: &Case) -> Result<Vec<Comparison>>;
     fn prepare(&self, case: &Case) -> Result<Box<dyn Prepared>>;
-    /// Names of its breakages, and whether the check must refuse each.
+    /// Names of the operation's breakages, and whether the check must reject each.
     fn breakages(&self) -> Vec<(&'static str, bool)>;
 }
 
@@ -58,19 +58,19 @@ impl<T: Op + 'static> Checked for T {
     }
 }
 
-/// A case of some operation with its data, and once it was asked for, the reference's answer.
+/// A case of some operation with its data and, once requested, the reference's answer.
 pub(crate) trait Prepared {
-    /// Every way in which a machine computes it.
+    /// Every way in which a machine computes the case.
     fn ways(&self, machine: &Subject) -> Vec<Subject>;
 
-    /// Whether the reference has an answer.
+    /// Computes the reference's answer, or returns its error.
     fn expect(&self) -> Result<()>;
 
-    /// A machine's answer, computed three times, against the reference's; with the name of a breakage, of a
-    /// machine that has it.
+    /// Compares a machine's answer, computed three times, with the reference's. With `broken`, the machine
+    /// has the breakage of that name.
     fn findings(&self, subject: &Subject, broken: Option<&str>) -> Result<Findings>;
 
-    /// Computes it once.
+    /// Computes the case once.
     fn run(&self, subject: &Subject) -> Result<()>;
 
     fn cost(&self) -> Cost;

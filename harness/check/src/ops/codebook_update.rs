@@ -14,7 +14,7 @@ use crate::limits::Measure;
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
-/// What the id says behind the values.
+/// Fields of the id after the values.
 const FIELDS: &[Field] = &[Field::Inputs, Field::Update];
 
 /// Codebooks and scales for fixed codes.
@@ -35,8 +35,8 @@ impl Op for CodebookUpdate {
         "2x4g4-64x48-repeated-dead-gradients-s6",
         "2x3g8-20x48-zerorows-ill-closed-s7",
         "1x1g4-1x4-dyadic-white-closed-s8",
-        // fits that f32 cannot follow: a rank-deficient H that rounding makes indefinite, many digits below
-        // the start, ill-conditioned, all but exact at the first step
+        // fits that f32 cannot follow: a rank-deficient H that rounding makes indefinite, a loss many digits
+        // below the initial one, ill-conditioned, almost exact after the first step
         "2x5g11-27x11-outliers-deficient-closed-s887",
         "4x4g4o3-15x32-denormal-correlated-closed-s240",
         "2x5g16-30x64-zerorows-ill-closed-s836",
@@ -65,7 +65,8 @@ impl Op for CodebookUpdate {
         }
     }
 
-    /// The least-squares optimum: no step along its gradient lowers the loss, and Adam never gets below it.
+    /// The least-squares optimum: no step along its gradient lowers the loss, and Adam's loss is never below
+    /// it.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
         let layer = Layer::new(case)?;
         let matrix = &layer.data.matrix;
@@ -74,7 +75,7 @@ impl Op for CodebookUpdate {
         let start = (layer.loss(matrix), matrix);
         let mut comparisons = vec![layer.not_above(check, "above the start's", &updated, start)?];
 
-        // The optimum for these scales, against any other way there.
+        // Compares the optimum for these scales with other updates at the same scales.
         let best = matrix
             .clone()
             .with_codebooks(closed_form(weight, hessian, matrix)?)?;
@@ -92,7 +93,7 @@ impl Op for CodebookUpdate {
             let bound = (layer.loss(other), other);
             comparisons.push(layer.not_above(check, what, &best, bound)?);
         }
-        // Zero gradient: half of the way towards any other point is no better.
+        // The gradient is zero: a half step towards any other point does not lower the loss.
         let toward = |t: f64, other: &QuantizedMatrix| {
             best.clone()
                 .with_codebooks(best.codebooks() * (1.0 - t) + other.codebooks() * t)
@@ -105,7 +106,7 @@ impl Op for CodebookUpdate {
             let bound = (layer.loss(&other), &other);
             comparisons.push(layer.not_above(check, "above a point on the way", &best, bound)?);
         }
-        // The update alternates with scales, so it ends below the optimum of the first scales.
+        // The update alternates with scales, so its final loss is below the optimum for the initial scales.
         if layer.problem.update == Updating::Closed {
             comparisons.push(layer.not_above(
                 check,
@@ -133,7 +134,7 @@ impl Op for CodebookUpdate {
         let shape = malformed(found, start) + changed;
         let mut comparisons = vec![check.value(Measure::Exact, "shapes and codes", shape)?];
         if comparisons.iter().all(Comparison::holds) {
-            // Errors of an epsilon in each number of the optimum's matrix.
+            // Errors of one epsilon in each number of the optimum's matrix.
             let floor = check.floor(layer.magnitude(&expected.matrix))?;
             let loss = layer.loss(found);
             for (what, bound) in [
@@ -170,14 +171,14 @@ impl Op for CodebookUpdate {
     }
 }
 
-/// A loss to compare with, and the matrix that has it.
+/// An upper bound of a loss, and the matrix with that loss.
 pub(crate) struct Bound {
     loss: f64,
     matrix: QuantizedMatrix,
 }
 
-/// By how much a loss is above another, as a share of it. Below `floor`, which is what errors of one epsilon
-/// in every number come to, losses are not told apart.
+/// How far a loss is above another, as a share of it. Losses below `floor`, the effect of errors of one
+/// epsilon in every number, are treated as equal.
 fn above(found: f64, bound: f64, floor: f64) -> f64 {
     let above = found - bound - floor;
     if above <= 0.0 {
@@ -187,11 +188,11 @@ fn above(found: f64, bound: f64, floor: f64) -> f64 {
     }
 }
 
-/// The reference's loss that others are compared to: of the codebooks alone, whose least squares have one
-/// value. Where alternating with scales leads from there is open, but it must not lead upwards.
+/// The reference's loss that others must not exceed: that of updating the codebooks alone, whose
+/// least-squares optimum is unique. Alternation with scales may end at any lower loss, but must not raise it.
 ///
-/// Conjugate gradients converge more slowly the more is rounded, and neither type has converged when its
-/// steps are used up, so that theirs is the loss after half of the steps.
+/// Rounding slows the convergence of conjugate gradients, and they have not converged after their steps in
+/// either type. Their bound is therefore the loss after half of the steps.
 fn bound(layer: &Layer) -> Result<Bound> {
     let settings = match layer.problem.update_settings() {
         Update::ClosedForm {
@@ -212,8 +213,8 @@ fn bound(layer: &Layer) -> Result<Bound> {
     })
 }
 
-/// Adam on the codebooks alone cannot be had, but its codebooks with the first scales can: still no better
-/// than the best.
+/// Adam cannot run on the codebooks alone. Its codebooks with the initial scales are still no better than the
+/// optimum.
 fn adam_run(layer: &Layer, steps: usize) -> Result<QuantizedMatrix> {
     let settings = AdamSettings {
         lr: 1e-2,

@@ -1,7 +1,7 @@
-/// What an operation costs at least, for a roofline.
+/// Minimum cost of an operation, for a roofline.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Cost {
-    /// bytes that have to move: inputs read once and results written once, in f32, codes at their own width
+    /// bytes that must move: inputs read once and results written once, in f32, with codes at their own width
     pub bytes: usize,
     /// dense products of the same shapes, [rows, inputs, outputs] each
     pub products: Vec<[usize; 3]>,

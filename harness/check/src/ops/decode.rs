@@ -10,7 +10,7 @@ use crate::compare::{Against, Bits, Expected, Findings};
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
-/// Codes, codebooks and scales to the dense weight.
+/// Decodes codes, codebooks and scales to the dense weight.
 pub(crate) struct Decode;
 
 impl Op for Decode {
@@ -46,7 +46,7 @@ impl Op for Decode {
         }
     }
 
-    /// The definition, and linearity in codebooks and scales.
+    /// Checks the definition, and linearity in codebooks and scales.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
         let data = product::data(case)?;
         let matrix = &data.data.matrix;
@@ -54,7 +54,7 @@ impl Op for Decode {
         let flat = |weight: ndarray::Array2<f64>| -> Vec<f64> { weight.iter().copied().collect() };
         let definition = flat(by_definition(matrix));
         let mut comparisons = check.elements("definition", &definition, &weight, |_| 0.0)?;
-        // Codebooks and scales each times a number that rounds: the weight times both.
+        // Multiplying codebooks and scales by two factors, with rounding, multiplies the weight by both.
         let mut scaled = matrix.clone();
         scaled.tune(|mut codebooks, mut scales| {
             codebooks *= 1.1;
@@ -93,7 +93,7 @@ impl Op for Decode {
     }
 }
 
-/// A weight, row-major, against the exact one.
+/// Compares a row-major weight with the exact one.
 pub(super) fn compare_weight(
     check: Against,
     data: &Product,

@@ -17,7 +17,7 @@ use aqlm_formats::Result;
 /// Rounds of assignment and exact M-step.
 const ROUNDS: usize = 3;
 
-/// What the id says behind the values.
+/// Fields of the id after the values.
 const FIELDS: &[Field] = &[Field::Inputs];
 
 /// First codes and codebooks, refined under the H-metric.
@@ -63,12 +63,12 @@ impl Op for EmInit {
         };
         Ok(Initialized {
             matrix: of(ROUNDS)?,
-            // what EM lowers, for a single codebook
+            // EM lowers its objective for a single codebook only; compared from this start
             start: (settings.scheme.num_codebooks == 1).then(|| of(0)).transpose()?,
         })
     }
 
-    /// More rounds never raise the objective of a single codebook, and no rounds are residual k-means.
+    /// More rounds never raise the objective of a single codebook. Zero rounds equal residual k-means.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
         let layer = Layer::new(case)?;
         let mut settings = layer.settings();
@@ -144,14 +144,14 @@ impl Op for EmInit {
     }
 }
 
-/// The matrix; for a single codebook also the one before any round.
+/// The matrix; for a single codebook also the matrix before the first round.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Initialized {
     matrix: QuantizedMatrix,
     start: Option<QuantizedMatrix>,
 }
 
-/// By how much a matrix's objective is above another's, as a share of the magnitudes.
+/// How far a matrix's objective is above another's, as a share of the magnitudes.
 fn rise(layer: &Layer, before: &QuantizedMatrix, after: &QuantizedMatrix) -> f64 {
     let rise = objective(layer, after) - objective(layer, before);
     if rise <= 0.0 {
@@ -161,8 +161,8 @@ fn rise(layer: &Layer, before: &QuantizedMatrix, after: &QuantizedMatrix) -> f64
     }
 }
 
-/// Each group's error in its own metric, s^2 (x - c) H_jj (x - c): what EM lowers. It leaves out what groups
-/// have to do with one another.
+/// The objective that EM lowers: each group's error in its own metric, s^2 (x - c) H_jj (x - c). It ignores
+/// correlations between groups.
 fn objective(layer: &Layer, matrix: &QuantizedMatrix) -> f64 {
     let columns = matrix.scheme().in_group_size;
     let difference = &layer.weight - &aqlm_reference::decode(matrix);

@@ -16,7 +16,7 @@ use aqlm_formats::Result;
 /// The mean of x xT over samples.
 pub(crate) struct Hessian;
 
-/// Samples, and how they arrive.
+/// Samples, and the parts in which they arrive.
 #[derive(Debug, Clone)]
 pub(crate) struct Samples {
     problem: SamplesCase,
@@ -37,7 +37,7 @@ impl Op for Hessian {
     const KIND: Kind = Kind::Samples;
     const CORNERS: &'static [&'static str] = &[
         "1x3-k1-dyadic-s1",
-        // more samples than are summed in f32, more inputs than a tile of 192
+        // more samples than one f32 sum takes, more inputs than a tile of 192
         "2500x33-k2-outliers-s2",
         "300x400-k3-dyadic-s3",
         "70x40-k4-denormal-s4",
@@ -69,7 +69,7 @@ impl Op for Hessian {
         }
     }
 
-    /// The definition, symmetry, and accumulators that are merged.
+    /// Checks the definition, symmetry, and merging of accumulators.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
         let data = Self::data(case)?;
         let (problem, x) = (data.problem, &data.x);
@@ -111,7 +111,7 @@ impl Op for Hessian {
         let asymmetric = found.iter().zip(found.t()).filter(|(a, b)| a != b).count();
         let what = "elements unlike their transpose";
         let transpose = check.value(Measure::Exact, what, asymmetric as f64)?;
-        // The mean divides by the number of samples, which rounds: exact are the sums.
+        // The mean divides by the number of samples, which rounds. Only the sums are exact.
         let values = if data.problem.values.is_exact() && data.problem.rows.is_power_of_two() {
             check.exact("elements of H", &flat(found), &flat(expected))?
         } else {
@@ -120,7 +120,7 @@ impl Op for Hessian {
         Ok(vec![transpose, values.shaped(expected.shape())].into())
     }
 
-    /// The samples once, and their product with themselves.
+    /// The samples, read once, and their product with themselves.
     fn cost(data: &Samples) -> Cost {
         let (rows, columns) = data.x.dim();
         Cost {
@@ -145,7 +145,7 @@ impl Op for Hessian {
     }
 }
 
-/// The samples as they arrive.
+/// The samples in the parts in which they arrive.
 fn parts(x: &Array2<f32>, count: usize) -> Vec<ArrayView2<'_, f32>> {
     x.axis_chunks_iter(Axis(0), x.nrows().div_ceil(count)).collect()
 }

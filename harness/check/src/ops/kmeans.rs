@@ -14,7 +14,7 @@ use crate::subject::Subject;
 use crate::{Comparison, largest};
 use aqlm_formats::Result;
 
-/// Lloyd iterations at most.
+/// Maximum number of Lloyd iterations.
 const ITERATIONS: usize = 25;
 
 /// Lloyd's iterations from given centroids.
@@ -47,7 +47,7 @@ pub(crate) struct Clusters {
 
 impl Op for Kmeans {
     type Data = Points;
-    /// at the start, after one step, at the end
+    /// after no iteration, after one, at the end
     type Answer = [Clusters; 3];
     type Expected = Clusters;
 
@@ -85,7 +85,7 @@ impl Op for Kmeans {
         ])
     }
 
-    /// Every step on the reference's path, and an objective that never rises.
+    /// Checks every step on the reference's path, and that the objective never rises.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
         let data = Self::data(case)?;
         let found = Self::run(&Subject::Reference, &data)?;
@@ -123,7 +123,7 @@ impl Op for Kmeans {
         })
     }
 
-    /// The points once, and the distances of one iteration.
+    /// The points, read once, and the distances of one iteration.
     fn cost(data: &Points) -> Cost {
         let (rows, columns) = data.points.dim();
         Cost {
@@ -147,7 +147,7 @@ impl Op for Kmeans {
     }
 }
 
-/// So many iterations on a machine.
+/// Runs `iterations` iterations on a machine.
 fn clusters(subject: &Subject, data: &Points, iterations: usize) -> Result<Clusters> {
     let (points, start) = (&data.points, &data.start);
     match subject {
@@ -182,7 +182,7 @@ fn clusters(subject: &Subject, data: &Points, iterations: usize) -> Result<Clust
     }
 }
 
-/// The worst choice of a nearest centroid.
+/// How far the worst choice of a centroid is from the nearest one.
 fn worst_choice(points: &Array2<f32>, found: &Clusters) -> f64 {
     if found.assignments.len() != points.nrows() {
         return f64::NAN;
@@ -197,7 +197,7 @@ fn worst_choice(points: &Array2<f32>, found: &Clusters) -> f64 {
     )
 }
 
-/// The mean squared distance to the centroids that were chosen.
+/// The mean squared distance to the chosen centroids.
 fn inertia(points: &Array2<f32>, found: &Clusters) -> f64 {
     let distances = points
         .outer_iter()
@@ -213,7 +213,7 @@ fn inertia(points: &Array2<f32>, found: &Clusters) -> f64 {
     distances.sum::<f64>() / points.nrows() as f64
 }
 
-/// The mean of every cluster of `assignments`; where there is none, the centroid before.
+/// The mean of every cluster of `assignments`; an empty cluster keeps its previous centroid.
 fn means(points: &Array2<f32>, before: &Clusters) -> Array2<f64> {
     let mut sums = Array2::<f64>::zeros(before.centroids.dim());
     let mut counts = vec![0usize; before.centroids.nrows()];
@@ -232,8 +232,8 @@ fn means(points: &Array2<f32>, before: &Clusters) -> Array2<f64> {
     sums
 }
 
-/// What every implementation must do on its own path: nearest centroids, their means one step later, the
-/// inertia that follows, and never a higher one than at the start.
+/// Requirements on every implementation along its own path: the chosen centroids are nearest, the next
+/// centroids are their means, and the inertia agrees with both and is never above the initial one.
 fn on_its_path(check: Against, points: &Array2<f32>, steps: &[Clusters; 3]) -> Result<Vec<Comparison>> {
     let [start, one, end] = steps;
     let mut comparisons = Vec::new();
@@ -248,7 +248,7 @@ fn on_its_path(check: Against, points: &Array2<f32>, steps: &[Clusters; 3]) -> R
         return Ok(comparisons);
     }
     comparisons.push(check.nmse("means of the first step", &one.centroids, &means(points, start))?);
-    // An inertia of zero is what as many clusters as points come to; the points' own size stands for it then.
+    // With as many clusters as points the inertia is zero; then the points' own size replaces it.
     let floor = points.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / points.nrows() as f64;
     let squared = |a: f64, b: f64| ((a - b) / (b + Number::F32.epsilon() * floor)).powi(2);
     let reported = squared(end.inertia, inertia(points, end));

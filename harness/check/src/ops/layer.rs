@@ -1,5 +1,5 @@
-//! What the quantizer's operations share: losses as the reference evaluates them in f64, and what rounding
-//! makes of them.
+//! Shared by the quantizer's operations: losses, evaluated by the reference in f64, and limits for their
+//! rounding.
 
 use aqlm_reference::{decode, layer_error};
 use aqlm_vocabulary::{LayerSettings, Purpose, QuantizedMatrix, StreamKey, sweep_order};
@@ -13,13 +13,13 @@ use crate::keep::{Operands, Tensors};
 use crate::limits::Measure;
 use aqlm_formats::Result;
 
-/// A layer, its weight widened.
+/// A layer with its weight in f64.
 #[derive(Debug, Clone)]
 pub(crate) struct Layer {
     pub(super) problem: LayerCase,
     pub(super) data: LayerData,
     pub(super) weight: Array2<f64>,
-    /// the random streams of the operation itself
+    /// the operation's own random streams
     pub(super) key: StreamKey,
 }
 
@@ -45,14 +45,14 @@ impl Layer {
         self.problem.settings()
     }
 
-    /// The order in which a search visits (input group, codebook).
+    /// The order in which a search visits pairs (input group, codebook).
     pub(super) fn order(&self) -> Vec<(usize, usize)> {
         let matrix = &self.data.matrix;
         let mut rng = self.key.stream(Purpose::Sweep);
         sweep_order(&mut rng, matrix.groups().1, matrix.scheme().num_codebooks)
     }
 
-    /// The weight and H; the product of both.
+    /// The weight and H, and the product of both.
     pub(super) fn cost(&self) -> Cost {
         let (out, inputs) = self.weight.dim();
         Cost {
@@ -66,8 +66,8 @@ impl Layer {
         layer_error(&self.weight, &decode(matrix), &self.data.hessian)
     }
 
-    /// tr(R |H| RT) with R = |W| + |Q|: the size of what a loss is the sum of, which its rounding is relative
-    /// to.
+    /// tr(R |H| RT) with R = |W| + |Q|: the sum of magnitudes of a loss's terms; roundings of a loss are
+    /// relative to it.
     pub(super) fn magnitude(&self, matrix: &QuantizedMatrix) -> f64 {
         let mut absolute = matrix.clone();
         absolute.tune(|mut codebooks, mut scales| {
@@ -78,8 +78,8 @@ impl Layer {
         (rows.dot(&self.data.hessian.mapv(f64::abs)) * &rows).sum()
     }
 
-    /// ln of the ratio of two losses, both raised by what an error of one epsilon in every number comes to,
-    /// so that optima of (nearly) zero are not compared by their rounding.
+    /// ln of the ratio of two losses. Both are raised by the effect of an error of one epsilon in every
+    /// number, so that rounding does not decide between optima of (nearly) zero.
     pub(super) fn excess(
         &self,
         check: Against,
@@ -90,7 +90,7 @@ impl Layer {
         Ok(((self.loss(found) + floor) / (self.loss(expected) + floor)).ln())
     }
 
-    /// Comparisons of a search, and where they hold, how far its loss is above the reference's.
+    /// The comparisons of a search and, if they hold, how far its loss is above the reference's.
     pub(super) fn findings(
         &self,
         check: Against,
@@ -106,7 +106,7 @@ impl Layer {
         Ok(Findings { comparisons, excess })
     }
 
-    /// A loss that must not be above another: by how much it is, as a share of the magnitudes of both.
+    /// Compares a loss with its upper bound: the excess as a share of the magnitudes of both.
     pub(super) fn not_above(
         &self,
         check: Against,
@@ -116,13 +116,14 @@ impl Layer {
     ) -> Result<Comparison> {
         let magnitude = self.magnitude(found).max(self.magnitude(bound.1));
         let above = self.loss(found) - bound.0;
-        // written so that NaN stays
+        // written so that NaN stays NaN
         let share = if above <= 0.0 { 0.0 } else { above / magnitude };
         check.value(Measure::Loss, what, share)
     }
 }
 
-/// NaN unless a matrix has the scheme, shapes, and codes in range and finite numbers that it must have.
+/// NaN if a matrix differs from `like` in scheme or shapes, has codes out of range, or numbers that are not
+/// finite.
 pub(super) fn malformed(matrix: &QuantizedMatrix, like: &QuantizedMatrix) -> f64 {
     let rebuilt = QuantizedMatrix::new(
         matrix.scheme(),

@@ -15,7 +15,7 @@ use crate::subject::Subject;
 use crate::{Comparison, largest};
 use aqlm_formats::Result;
 
-/// What the id says behind the values.
+/// Fields of the id after the values.
 const FIELDS: &[Field] = &[Field::Inputs, Field::Beam, Field::Update, Field::Start];
 
 /// The alternation for one layer.
@@ -94,7 +94,8 @@ impl Op for LayerQuantize {
     }
 }
 
-/// What every alternation must do: report the loss that it reached, never let it rise, count dead inputs.
+/// Requirements on every alternation: it reports the loss that it reached, never raises it, and counts dead
+/// inputs.
 fn on_its_path(
     check: Against,
     layer: &Layer,
@@ -111,8 +112,8 @@ fn on_its_path(
     }
     let whole: f64 = (layer.weight.dot(&layer.data.hessian) * &layer.weight).sum();
     let reached = layer.loss(found) / whole;
-    // A relative error in every term of the loss, as a share of the loss's magnitude rather than of the loss,
-    // which is a small difference of large numbers.
+    // A relative error in every term of the loss, as a share of the loss's magnitude. The loss itself is a
+    // small difference of large numbers, so a share of the loss would be too strict.
     let scale = layer.magnitude(found) / whole;
     let difference = ((report.relative_error - reached) / scale).powi(2);
     comparisons.push(check.value(Measure::Nmse, "loss as reported", difference)?);

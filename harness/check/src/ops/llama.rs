@@ -1,4 +1,4 @@
-//! What the operations on blocks and models share.
+//! Shared by the operations on blocks and models.
 
 use aqlm_engine::backends::CpuBackend;
 use aqlm_engine::backends::cuda::table;
@@ -20,7 +20,7 @@ use aqlm_formats::Result;
 pub(crate) struct Llama {
     pub(super) problem: LlamaCase,
     pub(super) data: LlamaData,
-    /// the random streams of the operation itself
+    /// the operation's own random streams
     pub(super) key: StreamKey,
 }
 
@@ -40,7 +40,7 @@ impl Llama {
         })
     }
 
-    /// The first block and its tables, as the reference has them.
+    /// The first block and its rotary tables, as reference types.
     pub(super) fn exact(&self) -> (Block, Rotary) {
         let rotary = Rotary::new(self.data.config.attention(), self.problem.tokens);
         (self.data.block(0), rotary)
@@ -57,7 +57,7 @@ impl Llama {
         }
     }
 
-    /// The CPU's backend for it.
+    /// A CPU backend for this model.
     pub(super) fn on_cpu(&self) -> Result<CpuBackend> {
         CpuBackend::new(&self.data.config, self.problem.tokens)
     }
@@ -112,7 +112,7 @@ impl Weights for LlamaData {
 /// The ways in which a GPU computes a model.
 const RUNGS: [(&str, Rung); 2] = [("plain", Rung::Plain), ("joined", Rung::Joined)];
 
-/// Each of them on a GPU.
+/// Each of these ways on a GPU.
 pub(super) fn rungs(machine: &Subject) -> Vec<Subject> {
     match machine {
         Subject::Cuda(cuda) => RUNGS

@@ -51,8 +51,7 @@ impl Op for Matmul {
         }
     }
 
-    /// The reference's product of matrices is the one that the expected results come from, computed by
-    /// another library.
+    /// Compares the reference's matrix product with another library's, from which the expected results come.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
         let data = product::data(case)?;
         let y = Self::run(&Subject::Reference, &data)?;

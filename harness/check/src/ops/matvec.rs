@@ -61,7 +61,8 @@ impl Op for Matvec {
         Ok(Bits(results))
     }
 
-    /// The product with the decoded weight is the sum over the definition, from the last input to the first.
+    /// The product with the decoded weight equals the sum by the definition, added from the last input to the
+    /// first.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
         let data = product::data(case)?;
         let weight = by_definition(&data.data.matrix);

@@ -1,6 +1,6 @@
-//! One file an operation: everything that the check, the benches and the tests know of it.
+//! One file per operation, with everything that the check, the benches and the tests know of it.
 //!
-//! To add one: the file, its line below, and its place in the list of `operation.rs`.
+//! To add an operation: its file, its line below, and its entry in the list of `operation.rs`.
 
 #![allow(
     clippy::needless_pass_by_value,
@@ -45,7 +45,7 @@ pub use work::Work;
 macro_rules! checked {
     ($($(#[$doc:meta])+ $name:ident: $word:ident,)+) => {
         impl Operation {
-            /// How it is checked.
+            /// The operation's checker.
             pub(crate) fn checked(self) -> &'static dyn Checked {
                 match self {
                     $(Self::$name => &$word::$name,)+

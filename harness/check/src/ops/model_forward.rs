@@ -15,7 +15,8 @@ use crate::compare::{Against, Findings};
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
-/// Tokens to logits: of all sequences, [tokens, vocabulary] each, and of the first one token by token.
+/// Tokens to logits, [tokens, vocabulary] per sequence; also those of the first sequence computed token by
+/// token.
 pub(crate) struct ModelForward;
 
 impl Op for ModelForward {
@@ -59,7 +60,7 @@ impl Op for ModelForward {
         }
     }
 
-    /// Token by token with caches is the same as all at once.
+    /// Token by token with caches gives the same logits as all tokens at once.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
         let Logits { whole, steps } = Self::run(&Subject::Reference, &Llama::new(case)?)?;
         Ok(vec![check.nmse("token by token", &steps, &whole[0])?])
@@ -114,7 +115,7 @@ pub(crate) struct Logits {
     steps: Array2<f64>,
 }
 
-/// By the reference.
+/// Logits of all sequences by the reference.
 pub(super) fn whole(data: &LlamaData) -> Result<Vec<Array2<f64>>> {
     let model = data.model();
     data.tokens
@@ -123,7 +124,7 @@ pub(super) fn whole(data: &LlamaData) -> Result<Vec<Array2<f64>>> {
         .collect()
 }
 
-/// By the reference, the first sequence through caches.
+/// Logits of the first sequence by the reference, token by token with caches.
 fn steps(data: &LlamaData) -> Result<Array2<f64>> {
     let (model, tokens) = (data.model(), &data.tokens[0]);
     let rotary = Rotary::new(data.config.attention(), tokens.len());
@@ -149,7 +150,7 @@ fn steps(data: &LlamaData) -> Result<Array2<f64>> {
     Ok(steps)
 }
 
-/// All sequences, and the first one again, token by token through the cache.
+/// Logits of all sequences, and of the first one again, token by token with the cache.
 fn on_host(machine: &impl ModelOps, data: &LlamaData) -> Result<Logits> {
     let mut model = machine.model(data, &mut |_| ())?;
     let whole = data
@@ -165,7 +166,7 @@ fn on_host(machine: &impl ModelOps, data: &LlamaData) -> Result<Logits> {
     Ok(Logits { whole, steps })
 }
 
-/// The logits of a sequence, [tokens, vocab]; NaN where there is none.
+/// The logits of a sequence, [tokens, vocab]; NaN where the machine wrote none.
 fn on_gpu(
     model: &mut Model<'_>,
     tokens: &[u32],

@@ -32,7 +32,7 @@ const DECAY: AdamDecay = AdamDecay {
 /// Learning rate of every step.
 const LR: f64 = 1e-2;
 
-/// Losses, gradients of all parameters, and steps of Adam of a whole model.
+/// Losses, gradients of all parameters, and Adam steps of a whole model.
 pub(crate) struct ModelTune;
 
 impl Op for ModelTune {
@@ -55,7 +55,7 @@ impl Op for ModelTune {
         let (config, weights) = (&case.data.config, weights(case));
         match subject {
             Subject::Reference => {
-                // With no first moments before, Adam's after a step that goes nowhere are the gradients.
+                // With beta1 = 0 the first moments after a step with learning rate zero are the gradients.
                 let decay = AdamDecay { beta1: 0.0, ..DECAY };
                 let mut tuner = reference::ModelTuner::new(config, &weights, ALL, decay)?;
                 tuner.accumulate(&case.sequences(), &targets(case), scale(case), &mut |_, _, _| ())?;
@@ -104,7 +104,7 @@ impl Op for ModelTune {
         }
     }
 
-    /// A few numbers of every parameter against central differences of the loss.
+    /// Checks a few numbers of every parameter against central differences of the loss.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
         let case = Llama::new(case)?;
         let trained = Self::run(&Subject::Reference, &case)?;
@@ -123,7 +123,7 @@ impl Op for ModelTune {
                     tuner.restore(&moved)?;
                     Ok(tuner.losses(&sequences, &targets)?.iter().sum::<f64>() * scale(&case))
                 };
-                // Of fourth order, for where a gradient is largest so is the curvature.
+                // Differences of fourth order, because curvature is largest where a gradient is largest.
                 let near = loss(step)? - loss(-step)?;
                 let far = loss(2.0 * step)? - loss(-2.0 * step)?;
                 let slope = (8.0 * near - far) / (12.0 * step);
@@ -143,7 +143,7 @@ impl Op for ModelTune {
         Self::run(&Subject::Reference, case)
     }
 
-    /// Parameters behind the steps are not compared: see block_finetune.
+    /// Parameters after the steps are not compared, for the reason in block_finetune.
     fn compare(
         check: Against,
         _subject: &Subject,
@@ -194,16 +194,16 @@ impl Op for ModelTune {
     }
 }
 
-/// What training starts and goes on with.
+/// Gradients and losses of a training.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Trained {
-    /// at the start, row-major
+    /// gradients at the start, row-major
     gradients: Vec<(Parameter, Vec<f64>)>,
-    /// before every step and behind the last, [steps + 1, sequences]
+    /// losses before every step and after the last, [steps + 1, sequences]
     losses: Array2<f64>,
 }
 
-/// The losses of `accumulate`, which is given the steps that are to be taken before.
+/// The losses from `accumulate`, whose argument is the number of steps to take first.
 fn trained(accumulate: &mut dyn FnMut(usize) -> Result<Vec<f64>>) -> Result<Array2<f64>> {
     let mut losses = Array2::zeros((0, 0));
     for step in 0..=TUNED_STEPS {
@@ -229,7 +229,7 @@ fn targets(case: &Llama) -> Vec<Target<'static>> {
     vec![Target::NextTokens; case.problem.sequences]
 }
 
-/// Makes the loss a mean over tokens.
+/// The factor that makes the loss a mean over tokens.
 fn scale(case: &Llama) -> f64 {
     1.0 / (case.problem.sequences * case.problem.tokens) as f64
 }

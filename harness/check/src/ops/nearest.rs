@@ -1,10 +1,10 @@
-//! Whether choices among points are the best there, up to rounding: what every assignment must be, however
-//! ties break.
+//! Whether choices among points are the nearest ones, up to rounding: a requirement on every assignment,
+//! however ties break.
 
 use ndarray::{ArrayView1, ArrayView2};
 
-/// By how much the point's distance to `centroids[chosen]` is above the least, as a share of the magnitudes
-/// that distances are computed from; NaN for a choice that is none.
+/// How far the point's distance to `centroids[chosen]` is above the minimum, as a share of the magnitudes
+/// from which distances are computed. NaN for an index that is out of range.
 pub(super) fn excess(point: ArrayView1<'_, f64>, centroids: ArrayView2<'_, f64>, chosen: usize) -> f64 {
     let distance = |centroid: ArrayView1<'_, f64>| -> f64 {
         point.iter().zip(centroid).map(|(p, c)| (p - c).powi(2)).sum()

@@ -11,29 +11,29 @@ use crate::operation::Operation;
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
-/// Which operation a file is about; the list says so.
+/// The operation of a file, taken from the list.
 pub(crate) trait Listed {
     const OPERATION: Operation;
 }
 
-/// An operation: which cases it has, how each machine computes one, and when an answer is right.
+/// An operation: its cases, how each machine computes one, and when an answer is right.
 pub(crate) trait Op: Listed + Sync {
-    /// What a case is computed from.
+    /// the inputs of a case
     type Data: Operands + Clone + Send + Sync;
-    /// What a machine answers. Equal answers are the same bytes.
+    /// a machine's answer; equal answers have the same bytes
     type Answer: PartialEq + Clone + Send + 'static;
-    /// What answers are compared with, made from the reference's.
+    /// the expected result, computed by the reference
     type Expected;
 
-    /// Which kind of case it has.
+    /// The operation's kind of case.
     const KIND: Kind;
     /// Ids, without the operation, of cases that are always checked.
     const CORNERS: &'static [&'static str];
 
-    /// Problems to draw.
+    /// Strategy from which problems are drawn.
     fn strategy() -> BoxedStrategy<Problem>;
 
-    /// The data that a case stands for.
+    /// The data of a case.
     fn data(case: &Case) -> Result<Self::Data>;
 
     /// Every way in which a machine computes the case.
@@ -44,13 +44,13 @@ pub(crate) trait Op: Listed + Sync {
     /// The machine's answer.
     fn run(subject: &Subject, data: &Self::Data) -> Result<Self::Answer>;
 
-    /// What must hold for the reference whatever the numbers.
+    /// Properties of the reference that must hold for any numbers.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>>;
 
-    /// What answers are compared with.
+    /// Computes the expected result.
     fn expected(data: &Self::Data) -> Result<Self::Expected>;
 
-    /// One answer against it.
+    /// Compares one answer with the expected result.
     fn compare(
         check: Against,
         subject: &Subject,
@@ -59,10 +59,10 @@ pub(crate) trait Op: Listed + Sync {
         answer: &Self::Answer,
     ) -> Result<Findings>;
 
-    /// What the operation costs at least.
+    /// Minimum cost of the operation.
     fn cost(data: &Self::Data) -> Cost;
 
-    /// How implementations go wrong, which the check must notice.
+    /// Mistakes in implementations that the check must notice.
     fn breakages() -> Vec<Breakage<Self::Data, Self::Answer>>;
 }
 

@@ -15,7 +15,7 @@ use crate::compare::{Against, Findings};
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
-/// Tokens to the loss of each next one, [tokens - 1] a sequence.
+/// Tokens to the loss of each next token, [tokens - 1] per sequence.
 pub(crate) struct Perplexity;
 
 impl Op for Perplexity {
@@ -65,7 +65,7 @@ impl Op for Perplexity {
         }
     }
 
-    /// A loss is -ln of the softmax; equal logits make it ln of the vocabulary; a constant added to all
+    /// A loss is -ln of the softmax. Equal logits give ln(vocabulary size). A constant added to all logits
     /// changes nothing.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
         let Llama { problem, data, .. } = Llama::new(case)?;

@@ -1,5 +1,5 @@
-//! What decode, matvec and matmul share: exact results, the magnitudes that roundings are relative to, and
-//! how each machine computes them.
+//! Shared by decode, matvec and matmul: exact results, the magnitudes to which roundings are relative, and
+//! the ways in which each machine computes them.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -54,7 +54,7 @@ pub(super) fn weight(matrix: &QuantizedMatrix) -> Expected {
     }
 }
 
-/// Every form, storage and way with several rows that the CPU has for a product, and every kernel of a GPU.
+/// Every form, storage and multi-row method that the CPU has for a product, and every kernel of a GPU.
 pub(super) fn ways(machine: &Subject, operation: Operation, problem: &ProductCase) -> Vec<Subject> {
     match machine {
         Subject::Reference => vec![machine.clone()],
@@ -107,7 +107,7 @@ pub(super) fn ways(machine: &Subject, operation: Operation, problem: &ProductCas
     }
 }
 
-/// The matrix as the CPU keeps it.
+/// The matrix as packed for the CPU.
 pub(super) fn packed(cpu: &Cpu, matrix: &QuantizedMatrix) -> Result<PackedMatrix> {
     let (out, inputs) = (matrix.out_features(), matrix.in_features());
     let chosen = || Plan::choose_at(cpu.level, matrix.scheme(), out, inputs);
@@ -115,7 +115,7 @@ pub(super) fn packed(cpu: &Cpu, matrix: &QuantizedMatrix) -> Result<PackedMatrix
     Ok(PackedMatrix::new(matrix, &plan)?)
 }
 
-/// The output of a kernel, row-major; NaN where it wrote nothing.
+/// The output of a kernel, row-major; NaN where the kernel wrote nothing.
 pub(super) fn on_gpu(cuda: &Cuda, matrix: &QuantizedMatrix, x: Option<&Array2<f32>>) -> Result<Bits> {
     match cuda.activations {
         Activations::F16 => {
@@ -126,7 +126,7 @@ pub(super) fn on_gpu(cuda: &Cuda, matrix: &QuantizedMatrix, x: Option<&Array2<f3
         }
         Activations::Bf16 => {
             let batch = x.map_or(1, Array2::nrows);
-            // The limits allow for the rounding of x.
+            // The limits include the rounding of x.
             let x: Option<Vec<bf16>> = x.map(|x| x.iter().map(|&x| bf16::from_f32(x)).collect());
             let y = run_kernel(cuda, matrix, x.as_deref(), batch)?;
             Ok(y.into_iter().map(bf16::to_f32).collect())
@@ -155,7 +155,7 @@ fn run_kernel<T: Activation>(
     })
 }
 
-/// x in f16, where that loses nothing.
+/// x in f16; an error if the conversion is not exact.
 fn exactly_f16<'a>(x: impl Iterator<Item = &'a f32>) -> Result<Vec<f16>> {
     x.map(|&x| {
         let narrow = f16::from_f32(x);
@@ -168,10 +168,10 @@ fn exactly_f16<'a>(x: impl Iterator<Item = &'a f32>) -> Result<Vec<f16>> {
     .collect()
 }
 
-/// Products row by row, as the reference gives them.
+/// The reference's products, row by row.
 #[derive(Debug, Clone)]
 pub(crate) struct Products {
-    /// the sums of magnitudes behind the weight, row by row
+    /// the sum of magnitudes behind each weight, row by row
     magnitudes: Vec<f64>,
     /// x W^T, one for each row of x
     pub(super) rows: Vec<Expected>,
@@ -196,7 +196,7 @@ impl Products {
         }
     }
 
-    /// Some rows of x W^T one after another.
+    /// Some rows of x W^T, concatenated.
     pub(super) fn whole(&self, rows: Range<usize>) -> Expected {
         let rows = &self.rows[rows];
         let all = |part: fn(&Expected) -> &Vec<f64>| rows.iter().flat_map(part).copied().collect();
@@ -206,8 +206,8 @@ impl Products {
         }
     }
 
-    /// Some rows of the answer, [rows, outputs], against the exact ones. `tables` are the packed matrix and
-    /// the bytes of an entry where these rows went through tables in fixed point.
+    /// Compares some rows of the answer, [rows, outputs], with the exact ones. `tables` is the size of a
+    /// table entry in bytes and the packed matrix, if these rows used fixed-point tables.
     pub(super) fn compare(
         &self,
         check: Against,
@@ -221,7 +221,7 @@ impl Products {
         let expected = self.whole(rows.clone());
         let shape = [rows.len(), out];
         let exact = data.problem.values.is_exact();
-        // Tables of one byte cannot hold the exact tier's sums.
+        // Tables with entries of one byte cannot represent the exact tier's sums.
         let coarse = tables.is_some_and(|(bytes, _)| bytes == 1);
         if check.number.is_half() && exact {
             let rounded: Vec<f64> = expected.values.iter().map(|&y| check.number.nearest(y)).collect();
@@ -248,15 +248,15 @@ impl Products {
         Ok(comparisons.into_iter().map(|one| one.shaped(&shape)).collect())
     }
 
-    /// NMSE of `found`, results in a type of 16 bits, against the exact ones, with a limit that follows from
-    /// where each was rounded: as often as the table of limits says inside each group of each row, and once
-    /// at the end. `found` has one result for each row of x in `rows` and each output.
+    /// NMSE of `found`, results in a 16-bit type, against the exact ones. The limit follows from where each
+    /// result was rounded: inside each group of each row as often as the table of limits says, and once at
+    /// the end. `found` has one result for each row of x in `rows` and each output.
     ///
     /// A partial sum inside a group is at most the group's magnitude, sum(|w x|). Rows with the same codes
-    /// make the same errors there but for their scales, whatever x, so that theirs count as one.
+    /// have the same errors there up to their scales, whatever x, so their errors count as one.
     ///
     /// # Errors
-    /// `Argument` when the table of limits has no row for it.
+    /// `Argument` when the table of limits has no row for this comparison.
     fn half_comparison(
         &self,
         check: Against,
@@ -271,7 +271,7 @@ impl Products {
         let one = row.rule.limit(check.number, 1);
         let denormal = check.number.denormal_rounding().powi(2);
         let outputs = matrix.out_features();
-        // The variance of one element's error, whatever its rounding: outputs on all threads, in their order.
+        // The variance of one element's error. Outputs run in parallel; their results are collected in order.
         let variance_of = |row: usize, x: &[f64], output: usize| -> f64 {
             let weights = &self.magnitudes[output * inputs..][..inputs];
             let magnitudes: f64 = weights
@@ -284,7 +284,8 @@ impl Products {
             let roundings = (chain * groups) as f64 * scale + 1.0;
             one * (y * y + chain as f64 * magnitudes) + denormal * roundings
         };
-        // By codes of the row and its place in the output group: the variance of all errors that are equal.
+        // Keyed by the row's codes and its index in the output group: the total variance of errors that are
+        // equal.
         let mut variances: HashMap<(Vec<u16>, usize), f64> = HashMap::new();
         let (mut squares, mut norm) = (0.0, 0.0);
         let x: Vec<Vec<f64>> = rows
@@ -316,7 +317,7 @@ impl Products {
         if found.len() != rows.len() * outputs || norm == 0.0 {
             squares = f64::NAN;
         }
-        // In one order, so that the last digits of the limit are the same each time.
+        // Sorted, so that the last digits of the limit are reproducible.
         let mut variances: Vec<f64> = variances.into_values().collect();
         variances.sort_by(f64::total_cmp);
         let limit = limits::chance(&variances);
@@ -325,7 +326,7 @@ impl Products {
     }
 }
 
-/// x W^T. Blocks of output rows go to different threads; no sum is split.
+/// x W^T. Blocks of output rows run on different threads; no sum is split.
 fn product(x: &Array2<f64>, weight: &Array2<f64>) -> Array2<f64> {
     let mut transposed = Array2::zeros((weight.nrows(), x.nrows()));
     transposed
@@ -336,11 +337,11 @@ fn product(x: &Array2<f64>, weight: &Array2<f64>) -> Array2<f64> {
     transposed.reversed_axes()
 }
 
-/// How far fixed-point tables may move W x before its scale, for one row of x: what the matrix says, once it
-/// is within what a table of so many bytes can come to.
+/// How far fixed-point tables may shift W x before its scale, for one row of x. This is the matrix's own
+/// bound, after checking it against the largest error possible with entries of this many bytes.
 ///
 /// # Errors
-/// `Argument` when the matrix allows itself more than that.
+/// `Argument` when the matrix's own bound is larger.
 fn table_error(data: &ProductData, tables: Option<(u32, &PackedMatrix)>, row: usize) -> Result<f64> {
     let Some((bytes, packed)) = tables else {
         return Ok(0.0);
@@ -373,7 +374,7 @@ fn largest_entry(matrix: &QuantizedMatrix, x: ArrayView1<'_, f32>) -> f64 {
     largest
 }
 
-/// The tables of fixed-point entries that a product with so many rows of x goes through.
+/// The fixed-point tables that a product with `batch` rows of x uses.
 pub(super) fn tables(
     check: Against,
     subject: &Subject,
@@ -387,7 +388,7 @@ pub(super) fn tables(
     bytes.map(|bytes| Ok((bytes, packed(cpu, matrix)?))).transpose()
 }
 
-/// The matrix with all signs dropped: it decodes to the sums of magnitudes.
+/// The matrix with absolute values of codebooks and scales; it decodes to the sums of magnitudes.
 fn absolute(matrix: &QuantizedMatrix) -> QuantizedMatrix {
     let mut absolute = matrix.clone();
     absolute.tune(|mut codebooks, mut scales| {
@@ -397,8 +398,8 @@ fn absolute(matrix: &QuantizedMatrix) -> QuantizedMatrix {
     absolute
 }
 
-/// The weight by the definition, one element at a time and codebooks in reverse: what the reference's own
-/// decode is checked against.
+/// The weight by the definition, one element at a time with codebooks in reverse order. The reference's own
+/// decode is checked against it.
 pub(super) fn by_definition(matrix: &QuantizedMatrix) -> Array2<f64> {
     let (rows, columns) = (matrix.scheme().out_group_size, matrix.scheme().in_group_size);
     Array2::from_shape_fn((matrix.out_features(), matrix.in_features()), |(r, c)| {
@@ -412,7 +413,7 @@ pub(super) fn by_definition(matrix: &QuantizedMatrix) -> Array2<f64> {
     })
 }
 
-/// How all three go wrong.
+/// Mistakes of all three operations.
 pub(super) fn breakages() -> Vec<Breakage<Product, Bits>> {
     vec![
         Breakage::of_data("the scale of the next output group", |broken| {
@@ -437,7 +438,7 @@ pub(super) fn breakages() -> Vec<Breakage<Product, Bits>> {
     ]
 }
 
-/// How products with x go wrong besides.
+/// An additional mistake of products with x.
 pub(super) fn dropped_inputs() -> Breakage<Product, Bits> {
     Breakage::of_data("the last inputs left out of the sums", |broken| {
         let columns = broken.data.x.ncols();
@@ -446,7 +447,7 @@ pub(super) fn dropped_inputs() -> Breakage<Product, Bits> {
     })
 }
 
-/// Fewest bytes of a matrix of (output groups, input groups): codes at their own width, codebooks and scales
+/// Minimum bytes of a matrix of (output groups, input groups): codes at their own width, codebooks and scales
 /// in 16 bits.
 pub fn matrix_bytes(scheme: Scheme, (out_groups, in_groups): (usize, usize)) -> usize {
     let codes = (out_groups * in_groups * scheme.num_codebooks * scheme.nbits as usize).div_ceil(8);
@@ -454,7 +455,7 @@ pub fn matrix_bytes(scheme: Scheme, (out_groups, in_groups): (usize, usize)) -> 
     codes + codebooks + 2 * out_groups
 }
 
-/// The matrix and rows of x and y, in 16 bits.
+/// The matrix, and rows of x and y in 16 bits.
 pub(super) fn cost(data: &Product) -> Cost {
     let problem = &data.problem;
     let (out, inputs) = (problem.out_features(), problem.in_features());

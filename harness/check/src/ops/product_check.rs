@@ -10,8 +10,8 @@ use crate::limits::Measure;
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
-/// A case of decode, matvec or matmul for kernels that somebody else launches: its data, and results against
-/// the reference's.
+/// A case of decode, matvec or matmul for kernels launched by the caller: provides the data and compares
+/// results with the reference's.
 pub struct ProductCheck {
     case: Case,
     data: Product,
@@ -52,7 +52,7 @@ impl ProductCheck {
         &self.data.data
     }
 
-    /// What it costs at least.
+    /// Minimum cost of the case.
     pub fn cost(&self) -> Cost {
         match self.expected {
             ProductsOrWeight::Weight(_) => Decode::cost(&self.data),
@@ -60,7 +60,7 @@ impl ProductCheck {
         }
     }
 
-    /// Numbers of the result.
+    /// Number of results.
     pub fn len(&self) -> usize {
         match &self.expected {
             ProductsOrWeight::Weight(weight) => weight.values.len(),
@@ -73,7 +73,8 @@ impl ProductCheck {
         self.len() == 0
     }
 
-    /// The row of results that a machine gave for the same input twice, row-major.
+    /// Compares two results, row-major, that a machine computed from the same input, and returns the row of
+    /// the check.
     ///
     /// # Errors
     /// `Argument` when the table of limits has no row for the machine's arithmetic.

@@ -47,7 +47,7 @@ impl Op for ResidualInit {
         }
     }
 
-    /// Codes are nearest, scales are norms, and every further codebook lowers the error.
+    /// Codes are nearest, scales are norms, and every additional codebook lowers the error.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
         let layer = Layer::new(case)?;
         let (settings, key) = (layer.settings(), layer.key);
@@ -106,12 +106,12 @@ impl Op for ResidualInit {
     }
 }
 
-/// |W - Q|^2 in the plain norm, which is what residual k-means knows of.
+/// |W - Q|^2 in the unweighted norm, which residual k-means minimises.
 fn error(weight: &Array2<f64>, matrix: &QuantizedMatrix) -> f64 {
     (weight - &decode(matrix)).iter().map(|x| x * x).sum()
 }
 
-/// The norms of output groups: what scales must be.
+/// The norms of output groups, which the scales must equal.
 pub(super) fn norms(weight: &Array2<f64>, rows: usize) -> Array1<f64> {
     weight
         .axis_chunks_iter(ndarray::Axis(0), rows)
@@ -119,7 +119,7 @@ pub(super) fn norms(weight: &Array2<f64>, rows: usize) -> Array1<f64> {
         .collect()
 }
 
-/// The worst code: each must be the nearest to what the codebooks before it have left of its group.
+/// The worst code. Each code must be the nearest to its group's residual after the earlier codebooks.
 fn worst_choice(weight: &Array2<f64>, matrix: &QuantizedMatrix) -> f64 {
     let (rows, columns) = (matrix.scheme().out_group_size, matrix.scheme().in_group_size);
     let size = (matrix.scheme().codebook_size(), rows * columns);

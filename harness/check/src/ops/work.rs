@@ -4,14 +4,14 @@ use crate::operation::Operation;
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
-/// A case with its data, to be run and timed on any machine.
+/// A case with its data, ready to run and time on any machine.
 pub struct Work(Box<dyn Prepared>);
 
 impl Work {
     /// Draws the data of a case.
     ///
     /// # Errors
-    /// What the case's operation refuses.
+    /// Errors of the case's operation.
     pub fn new(case: &Case) -> Result<Self> {
         Ok(Self(case.operation.checked().prepare(case)?))
     }
@@ -24,19 +24,19 @@ impl Work {
     /// Computes the case once.
     ///
     /// # Errors
-    /// What the machine refuses.
+    /// Errors of the machine.
     pub fn run(&self, subject: &Subject) -> Result<()> {
         self.0.run(subject)
     }
 
-    /// What the case costs at least.
+    /// Minimum cost of the case.
     pub fn cost(&self) -> Cost {
         self.0.cost()
     }
 }
 
 impl Operation {
-    /// Names of its breakages, and whether the check must refuse each.
+    /// Names of the operation's breakages, and whether the check must reject each.
     pub fn breakages(self) -> Vec<(&'static str, bool)> {
         self.checked().breakages()
     }

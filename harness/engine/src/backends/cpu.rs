@@ -20,12 +20,12 @@ use super::{BackendKind, Memory};
 use crate::ops::{BlockOps, LayerOps, PartSums, TrainOps};
 use aqlm_formats::{Error, Result};
 
-/// The optimized CPU code behind the traits: f32 with rayon and SIMD.
+/// Implements the traits with the optimized CPU code: f32 with rayon and SIMD.
 #[derive(Debug)]
 pub struct CpuBackend {
     config: ArchSpec,
     rotary: Rotary,
-    /// for the hidden states that it makes
+    /// memory bound for the hidden states that this backend creates
     bound: Option<Arc<Bound>>,
     activations: Activations,
 }
@@ -34,7 +34,7 @@ impl CpuBackend {
     /// For sequences of at most `positions` tokens.
     ///
     /// # Errors
-    /// `Unsupported` when the model is no plain Llama.
+    /// `Unsupported` when the model is not a plain Llama.
     pub fn new(config: &ArchSpec, positions: usize) -> Result<Self> {
         config.require_plain()?;
         Ok(Self {
@@ -46,7 +46,7 @@ impl CpuBackend {
     }
 
     /// # Errors
-    /// `Shape` when hidden states are of another model, or longer than the rotary tables.
+    /// `Shape` when the hidden states belong to another model, or are longer than the rotary tables.
     fn check(&self, hidden: &HiddenStates) -> Result<()> {
         let longest = hidden.lengths().into_iter().max().unwrap_or(0);
         let expected = [longest.min(self.rotary.positions()), self.config.hidden_size];
@@ -62,13 +62,13 @@ impl CpuBackend {
         .into())
     }
 
-    /// The parts that these sequences go through a block in, as indices.
+    /// The parts in which these sequences pass through a block, as indices.
     fn parts_of(lengths: &[usize]) -> impl Iterator<Item = Vec<usize>> {
         llama::parts(lengths).into_iter().map(Iterator::collect)
     }
 }
 
-/// What is left of a bound behind what is needed in any case.
+/// Bytes of the bound that remain after the unavoidable `needed` bytes.
 fn left(memory: Memory, needed: usize) -> Result<usize> {
     memory.bytes().checked_sub(needed).ok_or_else(|| {
         Error::argument(
@@ -109,7 +109,7 @@ impl PartSums for ModelTuner {
     }
 }
 
-/// The alternation's steps on the CPU.
+/// The steps of the alternation on the CPU.
 #[derive(Debug, Clone, Copy)]
 pub struct CpuLayers;
 
@@ -361,7 +361,7 @@ impl TrainOps for CpuBackend {
         tuner.block().clone()
     }
 
-    /// Activations are kept where they fit and computed again where they do not.
+    /// Activations are kept if they fit in memory, else recomputed.
     fn bound_tuning_memory(&mut self, memory: Memory, spill: &Path, batch: usize) -> Result<()> {
         let positions = self.rotary.positions();
         let bytes = |activations: Activations| activations.bytes(&self.config, batch, positions);
@@ -371,7 +371,8 @@ impl TrainOps for CpuBackend {
         } else {
             Activations::Recompute
         };
-        // The teacher's hidden states, before training begins: inside a block as much as then.
+        // The teacher's hidden states are computed before training begins. That pass needs as much memory
+        // inside a block as training.
         self.bound = Some(Bound::new(least, spill.to_path_buf()));
         Ok(())
     }

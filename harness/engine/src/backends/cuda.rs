@@ -20,7 +20,7 @@ impl CudaBackend {
     /// Opens the device, for texts of at most `positions` tokens.
     ///
     /// # Errors
-    /// `Device` that says what is missing.
+    /// `Device`, with a message that names what is missing.
     pub fn new(positions: usize) -> Result<Self> {
         Ok(Self {
             device: Device::open(0, None).map_err(AqlmError::from)?,
@@ -33,10 +33,11 @@ impl CudaBackend {
     }
 }
 
-/// Puts a model on the device, one block after the other; `progress` hears of each.
+/// Copies a model to the device block by block; `progress` is called after each block.
 ///
 /// # Errors
-/// Unreadable tensors; numbers beyond f16; `Device` when memory is too small, naming what did not fit.
+/// Unreadable tensors; numbers beyond f16; `Device` when device memory is too small, naming the tensor that
+/// did not fit.
 fn load<'d>(
     device: &'d Device,
     weights: &dyn Weights,
@@ -60,7 +61,7 @@ fn load<'d>(
         .map_err(AqlmError::from)?)
 }
 
-/// A table of f32 in f16, row after row.
+/// Converts an f32 table to f16, row by row.
 ///
 /// # Errors
 /// `NotFinite` for a number beyond f16's range.
@@ -99,13 +100,13 @@ impl ResidentModel for llama::Model<'_> {
 
     fn session(&mut self) -> Result<Box<dyn Session + '_>> {
         self.reset();
-        // At position 0, which the prompt overwrites.
+        // Writes position 0, which the prompt overwrites.
         self.prepare().map_err(AqlmError::from)?;
         Ok(Box::new(Text(self)))
     }
 }
 
-/// A text that the model reads from its beginning.
+/// A text that the model reads from its first token.
 struct Text<'s, 'd>(&'s mut llama::Model<'d>);
 
 impl Session for Text<'_, '_> {
@@ -127,10 +128,10 @@ fn widened(logits: &[f32]) -> Array1<f64> {
     logits.iter().map(|&logit| f64::from(logit)).collect()
 }
 
-/// Negative log-likelihoods of each next token by logits [tokens, vocab].
+/// Negative log-likelihood of each next token, from logits [tokens, vocab].
 ///
 /// # Errors
-/// `Shape` when there are not so many logits, `TokenOutOfRange` for a token without one.
+/// `Shape` when the number of logits differs from that, `TokenOutOfRange` for a token id without a logit.
 pub fn losses(logits: &[f32], vocab: usize, tokens: &[u32]) -> Result<Array1<f64>> {
     let predicting = tokens.len().saturating_sub(1);
     let logits = rows(logits, vocab, tokens)?;

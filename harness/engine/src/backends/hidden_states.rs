@@ -11,7 +11,7 @@ use ndarray::{Array3, ArrayView3, CowArray, Ix3};
 
 use aqlm_formats::{Error, Result};
 
-/// How much memory hidden states may take together, and the folder where the rest of them lies.
+/// Bound on the total memory of all hidden states, and the folder for those that exceed the bound.
 #[derive(Debug)]
 pub(super) struct Bound {
     /// bytes
@@ -30,7 +30,7 @@ impl Bound {
         })
     }
 
-    /// Takes memory for as many of the first pieces of so many bytes as there is left for.
+    /// Reserves memory for the longest prefix of pieces (sizes in bytes) that still fits.
     fn take(&self, pieces: impl Iterator<Item = usize>) -> usize {
         let left = self.bytes.saturating_sub(self.taken.load(Ordering::Relaxed));
         let ends = pieces.scan(0, |end, piece| {
@@ -45,15 +45,16 @@ impl Bound {
     }
 }
 
-/// Hidden states of sequences that may differ in length, in f32: the first in memory, those beyond the bound
-/// in a file that has no name in its folder, so that it is gone with the process however that ends.
+/// Hidden states of sequences that may differ in length, in f32. The first sequences are in memory, those
+/// beyond the bound in an unnamed file in the bound's folder. The operating system deletes that file when the
+/// process ends, also after a crash.
 #[derive(Debug)]
 pub struct HiddenStates {
-    /// the row where each sequence ends, and the one after it begins
+    /// the row after the last one of each sequence, where the next sequence begins
     ends: Vec<usize>,
-    /// numbers of a row
+    /// row length
     width: usize,
-    /// sequences in memory
+    /// number of sequences in memory
     kept: usize,
     /// their rows, one after another
     resident: Vec<f32>,
@@ -63,8 +64,8 @@ pub struct HiddenStates {
 }
 
 impl HiddenStates {
-    /// Zeros within the bound, for sequences of these lengths; what the file holds before it is written is
-    /// unspecified.
+    /// Zeros for sequences of these lengths, in memory up to the bound. The contents of the file are
+    /// unspecified until written.
     pub(super) fn new(lengths: &[usize], width: usize, bound: Option<&Arc<Bound>>) -> Result<Self> {
         let kept = bound.map_or(lengths.len(), |bound| {
             bound.take(lengths.iter().map(|tokens| tokens * width * size_of::<f32>()))
@@ -90,17 +91,17 @@ impl HiddenStates {
         Ok(states)
     }
 
-    /// The row where a sequence begins.
+    /// First row of a sequence.
     fn start(&self, sequence: usize) -> usize {
         if sequence == 0 { 0 } else { self.ends[sequence - 1] }
     }
 
-    /// Where a sequence's numbers are in memory.
+    /// Range of a sequence's numbers in `resident`.
     fn place(&self, sequence: usize) -> Range<usize> {
         self.start(sequence) * self.width..self.ends[sequence] * self.width
     }
 
-    /// Writes sequences from `first` on.
+    /// Writes consecutive sequences, beginning at `first`.
     pub(super) fn write(&mut self, first: usize, states: &ArrayView3<'_, f32>) -> Result<()> {
         for (sequence, from) in (first..).zip(states.outer_iter()) {
             let from = from.as_standard_layout();
@@ -116,16 +117,16 @@ impl HiddenStates {
         Ok(())
     }
 
-    /// Where a spilled sequence begins in the file.
+    /// Offset of a spilled sequence in the file, in bytes.
     fn offset(&self, sequence: usize) -> u64 {
         let rows = self.start(sequence) - self.start(self.kept);
         (rows * self.width * size_of::<f32>()) as u64
     }
 
-    /// All of them in memory, where they are of equal length.
+    /// All sequences as one array in memory; they must be of equal length.
     ///
     /// # Errors
-    /// `Io` when spilled ones can't be read, `Shape` when they differ in length.
+    /// `Io` when spilled sequences can't be read, `Shape` when lengths differ.
     pub fn to_array(&self) -> Result<Array3<f32>> {
         let all: Vec<usize> = (0..self.ends.len()).collect();
         Ok(self.read(&all)?.into_owned())
@@ -236,7 +237,7 @@ mod tests {
                 );
             }
             assert!(states.read(&[]).unwrap().is_empty());
-            // The file has no name that a crash could leave behind.
+            // The file has no name, so a crash leaves nothing behind.
             assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         }
     }

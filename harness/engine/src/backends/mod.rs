@@ -1,4 +1,4 @@
-//! The machines: thin adapters from what computes to the traits of [`ops`](crate::ops).
+//! The machines: thin adapters from the crates that compute to the traits of [`ops`](crate::ops).
 
 mod cpu;
 pub mod cuda;
@@ -19,9 +19,9 @@ pub use crate::memory::Memory;
 use crate::ops::{ModelOps, TrainOps};
 use aqlm_formats::{Error, Result};
 
-/// A job that asks a machine for the operations of quantizing and training.
+/// A job that needs a machine with the operations of quantizing and training.
 pub trait OnMachine {
-    /// what comes of it
+    /// the job's result
     type Output;
 
     /// Does the job.
@@ -32,7 +32,7 @@ pub trait OnMachine {
 }
 
 impl BackendKind {
-    /// Says before any work whether [`BackendKind::run`] has a machine.
+    /// Checks before any work that [`BackendKind::run`] has a machine.
     ///
     /// # Errors
     /// `Unsupported` for a GPU.
@@ -43,11 +43,11 @@ impl BackendKind {
         }
     }
 
-    /// Does a job on the machine of this kind, made for a model's shape and sequences of at most `positions`
-    /// tokens.
+    /// Runs a job on the machine of this kind, built for the model's shape and sequences of at most
+    /// `positions` tokens.
     ///
     /// # Errors
-    /// `Unsupported` for a GPU, which does not quantize or train; those of the job.
+    /// `Unsupported` for a GPU, which neither quantizes nor trains; errors of the job.
     pub fn run<J: OnMachine>(self, config: &ArchSpec, positions: usize, job: J) -> Result<J::Output> {
         match self {
             Self::Reference => job.on(ReferenceBackend::new(config, positions)?),
@@ -60,7 +60,7 @@ impl BackendKind {
     /// tokens.
     ///
     /// # Errors
-    /// `Device` that says what a GPU lacks.
+    /// `Device`, with a message that names what the GPU lacks.
     pub fn models(self, config: &ArchSpec, positions: usize) -> Result<Box<dyn ModelOps>> {
         Ok(match self {
             Self::Reference => Box::new(ReferenceBackend::new(config, positions)?),

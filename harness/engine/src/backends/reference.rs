@@ -21,7 +21,7 @@ use super::{BackendKind, Memory};
 use crate::ops::{BlockOps, LayerOps, PartSums, TrainOps};
 use aqlm_formats::{Error, Result};
 
-/// The reference crate behind the traits: everything on the host in f64, sequences in parallel.
+/// Implements the traits with the reference crate: everything on the host in f64, sequences in parallel.
 #[derive(Debug)]
 pub struct ReferenceBackend {
     config: ArchSpec,
@@ -32,7 +32,7 @@ impl ReferenceBackend {
     /// For sequences of at most `positions` tokens.
     ///
     /// # Errors
-    /// `Unsupported` when the model is no plain Llama.
+    /// `Unsupported` when the model is not a plain Llama.
     pub fn new(config: &ArchSpec, positions: usize) -> Result<Self> {
         config.require_plain()?;
         Ok(Self {
@@ -49,7 +49,7 @@ pub struct ReferenceHead {
     lm_head: Array2<f64>,
 }
 
-/// One layer, with H as it is and damped.
+/// One layer with H, undamped and damped.
 #[derive(Debug)]
 pub struct ReferenceProblem {
     weight: Array2<f64>,
@@ -98,7 +98,7 @@ impl PartSums for ModelTuner {
     }
 }
 
-/// The alternation's steps in f64.
+/// The steps of the alternation in f64.
 #[derive(Debug, Clone, Copy)]
 pub struct ReferenceLayers;
 
@@ -256,8 +256,8 @@ impl BlockOps for ReferenceBackend {
         layers: &[LayerId],
         hessians: &mut [Hessian],
     ) -> Result<()> {
-        // One wave of sequences at a time: their traces are what takes memory, and adding them up in order
-        // keeps the sums independent of the number of threads.
+        // One wave of sequences at a time, because their traces dominate memory. Adding traces in order keeps
+        // the sums independent of the number of threads.
         for wave in hidden[sequences].chunks(rayon::current_num_threads().max(1)) {
             let traces: Vec<_> = wave
                 .par_iter()

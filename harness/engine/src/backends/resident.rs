@@ -4,7 +4,7 @@ use ndarray::{Array1, Array2};
 use crate::ops::{BlockOps, ModelOps, ResidentModel, Session, Weights};
 use aqlm_formats::Result;
 
-/// What a machine with [`BlockOps`] needs beside them to write token by token.
+/// The operations beyond [`BlockOps`] that a machine needs to generate token by token.
 pub(super) trait StepOps: BlockOps {
     /// keys and values of one block for the tokens seen so far
     type Cache;
@@ -12,7 +12,7 @@ pub(super) trait StepOps: BlockOps {
     /// An empty cache for one block.
     fn new_cache(&self, block: &Self::Block) -> Self::Cache;
 
-    /// Feeds one token through all blocks: its embedding row in, its logits `[vocab]` out.
+    /// Passes one token through all blocks: takes its embedding row, returns its logits `[vocab]`.
     fn decode_step(
         &self,
         blocks: &[Self::Block],
@@ -23,7 +23,7 @@ pub(super) trait StepOps: BlockOps {
     ) -> Result<Array1<f64>>;
 }
 
-/// All blocks of a model in the memory of the host.
+/// All blocks of a model in host memory.
 struct HostModel<'m, M: StepOps> {
     machine: &'m M,
     embedding: Array2<f32>,

@@ -6,7 +6,7 @@ use super::json_lines::JsonLines;
 use super::records::BlockReport;
 use aqlm_formats::{Error, Result};
 
-/// One finished block: its file's checksum makes it count.
+/// One finished block. It counts only if its file has this checksum.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct JournalEntry {
     pub(crate) block: usize,
@@ -15,14 +15,14 @@ pub(crate) struct JournalEntry {
     pub(crate) report: BlockReport,
 }
 
-/// `journal.jsonl`: one line a finished block, appended and fsynced after the block's file is in place.
+/// `journal.jsonl`: one line per finished block, appended and fsynced after the block's file is in place.
 #[derive(Debug)]
 pub(crate) struct Journal {
     lines: JsonLines<JournalEntry>,
 }
 
 impl Journal {
-    /// Reads what is there.
+    /// Reads the existing entries.
     ///
     /// # Errors
     /// Those of [`JsonLines::open`]; `Error::Field` naming the line when the blocks are not 0, 1, 2, ...
@@ -46,7 +46,7 @@ impl Journal {
         self.lines.records()
     }
 
-    /// Keeps only the first `count` blocks, for a block after them turned out to be damaged.
+    /// Keeps only the first `count` blocks, because the block after them is damaged.
     pub(crate) fn truncate(&mut self, count: usize) -> Result<()> {
         self.lines.truncate(count)
     }

@@ -12,8 +12,8 @@ use aqlm_formats::durable;
 use aqlm_formats::model::Model;
 use aqlm_formats::{Error, Result};
 
-/// What is being run: `run.json`. Two runs are the same, and so one can resume the other, when everything but
-/// the command's wording, the device and the time agrees.
+/// Identity of a run: `run.json`. Two runs are the same if everything agrees except the wording of the
+/// command, the device and the time. Only the same run can be resumed.
 ///
 /// `S` holds the settings of the command.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,14 +32,14 @@ pub struct RunDescription<S> {
     pub calibration_sha256: String,
     /// which backend
     pub backend: BackendKind,
-    /// its device
+    /// the device
     pub device: String,
     /// all settings
     pub settings: S,
 }
 
 impl<S: Serialize + Clone> RunDescription<S> {
-    /// Describes the run that this process is about to make.
+    /// Describes the run that this process is about to start.
     ///
     /// # Errors
     /// `Error::Io` when the model's files can't be read.
@@ -70,10 +70,10 @@ impl<S: Serialize + Clone> RunDescription<S> {
         })
     }
 
-    /// The first field in which another run differs so that resuming would mix two runs, with both values.
+    /// The first field whose difference forbids resuming, with both values.
     ///
     /// # Errors
-    /// `Error::Internal` for settings that are no JSON.
+    /// `Error::Internal` when settings are not valid JSON.
     pub fn difference(&self, other: &Self) -> Result<Option<(String, String, String)>> {
         let fields = |run: &Self| -> Result<Vec<(String, String)>> {
             let mut fields = vec![
@@ -113,8 +113,8 @@ fn flatten(prefix: &str, value: &Value, fields: &mut Vec<(String, String)>) {
     }
 }
 
-/// The folder of a run (docs/resume.md): `run.json`, `metrics.jsonl`, `journal.jsonl`, what the journal
-/// names, and the final model.
+/// The folder of a run (docs/resume.md): `run.json`, `metrics.jsonl`, `journal.jsonl`, the files named in the
+/// journal, and the final model.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
@@ -122,11 +122,11 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Starts a run in a new or empty folder, or goes on in the folder of the same run when `resume` is set.
+    /// Starts a run in a new or empty folder. With `resume`, continues in the folder of the same run.
     ///
     /// # Errors
-    /// `Error::RunExists` when the folder holds this run and `resume` is not set; `Error::RunFolder` when it
-    /// holds something else or another run, or is in use.
+    /// `Error::RunExists` when the folder holds this run and `resume` is not set. `Error::RunFolder` when the
+    /// folder holds something else or another run, or is in use.
     pub fn open<S: Serialize + DeserializeOwned + Clone>(
         path: &Path,
         description: &RunDescription<S>,
@@ -188,12 +188,12 @@ impl RunFolder {
         &self.path
     }
 
-    /// Where a finished block lies, counted from the folder.
+    /// Path of a finished block's file, relative to the folder.
     pub fn block_file(block: usize) -> String {
         format!("blocks/block_{block:04}.safetensors")
     }
 
-    /// Where a finished block lies.
+    /// Path of a finished block's file.
     pub fn block_path(&self, block: usize) -> PathBuf {
         self.path.join(Self::block_file(block))
     }

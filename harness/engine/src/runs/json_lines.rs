@@ -8,7 +8,8 @@ use serde::de::DeserializeOwned;
 use aqlm_formats::durable;
 use aqlm_formats::{Error, Result};
 
-/// A file of one record a line, appended and fsynced, that survives being cut off anywhere.
+/// A file of one record per line, appended and fsynced. A write that is cut off anywhere loses at most its
+/// own record.
 #[derive(Debug)]
 pub(crate) struct JsonLines<T> {
     path: PathBuf,
@@ -16,10 +17,10 @@ pub(crate) struct JsonLines<T> {
 }
 
 impl<T: Serialize + DeserializeOwned> JsonLines<T> {
-    /// Reads what is there. A last line without its newline is a write that was cut off: it is dropped.
+    /// Reads the existing records. A last line without a newline is an interrupted write and is dropped.
     ///
     /// # Errors
-    /// `Error::Field` naming the line when a whole line does not parse as `what`.
+    /// `Error::Field` naming the line when a complete line does not parse as `what`.
     pub(crate) fn open(path: &Path, what: &str) -> Result<Self> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
@@ -60,8 +61,7 @@ impl<T: Serialize + DeserializeOwned> JsonLines<T> {
     }
 
     pub(crate) fn append(&mut self, record: T) -> Result<()> {
-        // A cut-off line may be lying at the end of the file; rewriting the few lines is simpler than
-        // repairing.
+        // The file may end in an incomplete line; rewriting the few lines is simpler than repairing.
         let whole = self.whole();
         let length = match std::fs::metadata(&self.path) {
             Ok(metadata) => metadata.len(),

@@ -3,7 +3,8 @@ use std::path::Path;
 
 use aqlm_formats::{Error, Result};
 
-/// Holds a run folder for one process; the operating system lets go of it however the process ends.
+/// Locks a run folder for one process. The operating system releases the lock when the process ends, also
+/// after a crash.
 #[derive(Debug)]
 pub(super) struct FolderLock {
     _file: File,

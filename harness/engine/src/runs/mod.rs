@@ -1,5 +1,4 @@
-//! The folder of a run: how its parts are recorded, and how a run goes on after an interruption
-//! (docs/resume.md).
+//! Run folders: the files in one, and how a run continues after an interruption (docs/resume.md).
 
 pub(crate) mod block_journal;
 mod folder;
@@ -13,10 +12,10 @@ use std::path::Path;
 
 pub use folder::{RunDescription, RunFolder};
 
-/// How many finished blocks the journal of a run folder records.
+/// Number of finished blocks that the journal of a run folder lists.
 ///
 /// # Errors
-/// `Error::Field` naming the line when a whole line does not parse or the blocks are not 0, 1, 2, ...;
+/// `Error::Field` naming the line when a complete line does not parse or the blocks are not 0, 1, 2, ...;
 /// `Error::Io`.
 pub fn finished_blocks(folder: &Path) -> crate::Result<usize> {
     Ok(block_journal::Journal::open(folder)?.entries().len())

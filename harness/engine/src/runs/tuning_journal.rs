@@ -8,10 +8,11 @@ use super::tuning_state::{read_state, write_state};
 use crate::{EndToEndEvent, EndToEndReport};
 use aqlm_formats::{Error, Result};
 
-/// States kept besides the best one: the present one, and the one before should that be damaged.
+/// Number of states kept besides the best one: the current state, and the previous one in case the current
+/// file is damaged.
 const KEPT: usize = 2;
 
-/// A state file; its checksum makes it count.
+/// A state file. It counts only if it has this checksum.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StateFile {
     pub(crate) file: String,
@@ -25,12 +26,11 @@ pub(crate) struct Checkpoint {
     pub(crate) epoch: usize,
     /// steps taken in the epoch after them
     pub(crate) step: usize,
-    /// their losses, summed over positions
+    /// losses of these steps, summed over positions
     pub(crate) epoch_total: f64,
-    /// the parameters then
+    /// parameters at this point
     pub(crate) state: StateFile,
-    /// the parameters that were best at the end of an epoch; `None` while it is those from before the first
-    /// step
+    /// parameters of the best epoch end; `None` while the initial parameters are the best
     pub(crate) best: Option<StateFile>,
     pub(crate) report: EndToEndReport,
 }
@@ -51,7 +51,8 @@ impl Journal {
         })
     }
 
-    /// The last checkpoint whose files are whole, with its state; later ones are reported and dropped.
+    /// The last checkpoint whose files are intact, with its state. Later checkpoints are reported and
+    /// dropped.
     pub(crate) fn last(
         &mut self,
         like: &TuningState,
@@ -85,7 +86,7 @@ impl Journal {
         Ok(StateFile { file, sha256 })
     }
 
-    /// Records a checkpoint whose files are in place, and removes files that nothing needs any more.
+    /// Records a checkpoint whose files are in place, and deletes files that no checkpoint needs any more.
     pub(crate) fn append(&mut self, checkpoint: Checkpoint) -> Result<()> {
         self.lines.append(checkpoint)?;
         let records = self.lines.records();

@@ -9,7 +9,7 @@ use aqlm_formats::{Error, Result};
 
 const STEPS: &str = "steps";
 
-/// Writes a state exactly and returns the SHA-256 of the file.
+/// Writes a state without loss of precision and returns the SHA-256 of the file.
 pub(super) fn write_state(path: &Path, state: &TuningState) -> Result<String> {
     let mut tensors = vec![NewTensor::new(STEPS, &[1], [state.steps])];
     for part in &state.parameters {
@@ -25,7 +25,7 @@ pub(super) fn write_state(path: &Path, state: &TuningState) -> Result<String> {
     write(path, tensors)
 }
 
-/// Reads the state of a run whose parameters are those of `like`.
+/// Reads a state with the same parameters (names and shapes) as `like`.
 ///
 /// # Errors
 /// Those of [`SafetensorFiles::open_checked`] and [`SafetensorFiles::read`].

@@ -7,18 +7,18 @@ use super::objective::SquaredError;
 use crate::ops::{Ranks, TrainOps};
 use aqlm_formats::Result;
 
-/// Tunes the codebooks, scales and norms of a block on the outputs that it should have (paper section 3.4,
-/// algorithm 1 lines 15 to 22); codes, biases and dense layers stay.
+/// Tunes the codebooks, scales and norms of a block on target outputs (paper section 3.4, algorithm 1 lines
+/// 15 to 22). Codes, biases and dense layers stay fixed.
 ///
-/// Adam on the mean squared error per output element, minibatches of `settings.batch` sequences in an order
-/// that `key` decides anew each epoch. The last `validation` sequences are not trained on but judge the state
-/// after each epoch. Without any, the training sequences judge. Tuning stops after `settings.patience` epochs
-/// in a row that did not improve on the best (0 counts as 1), and the block is left in the best state, which
-/// may be the one that it came in.
+/// Adam minimises the mean squared error per output element, over minibatches of `settings.batch` sequences.
+/// `key` decides a new order in each epoch. The last `validation` sequences are not trained on; they judge
+/// the state after each epoch. Without any, the training sequences judge. Tuning stops after
+/// `settings.patience` consecutive epochs without a new best state (0 counts as 1). The block ends in the
+/// best state, possibly its initial one.
 ///
 /// # Errors
-/// `Argument` when no sequence is left to train on or the batch size is 0; `NotFinite` when a loss is NaN or
-/// infinite; what the machine refuses. The block is in the best state so far after an error, too.
+/// `Argument` when no sequence is left to train on or the batch size is 0. `NotFinite` when a loss is NaN or
+/// infinite. Errors of the machine. After an error, too, the block is in the best state so far.
 #[expect(
     clippy::too_many_arguments,
     reason = "each is a different thing, and a struct would only rename them"

@@ -3,21 +3,21 @@ use aqlm_vocabulary::{Purpose, StreamKey, shuffle};
 use super::objective::Objective;
 use aqlm_formats::Result;
 
-/// How training goes.
+/// Parameters of the training loop.
 pub(super) struct Plan<'a> {
-    /// passes over the training sequences at most
+    /// maximum number of passes over the training sequences
     pub(super) epochs: usize,
     /// sequences in a step
     pub(super) batch: usize,
-    /// epochs without a better loss before it stops; 0 counts as 1
+    /// consecutive epochs without a better loss before training stops; 0 counts as 1
     pub(super) patience: usize,
-    /// sequences, those for validation included
+    /// all sequences, including those for validation
     pub(super) sequences: usize,
     /// the last this many are not trained on; without any, the training sequences judge
     pub(super) validation: usize,
-    /// the learning rate of a step, counted over all epochs from 0, of so many
+    /// learning rate, as a function of the step (from 0, over all epochs) and the total number of steps
     pub(super) lr: &'a dyn Fn(usize, usize) -> f64,
-    /// whose stream decides the order of the sequences
+    /// key of the stream that decides the order of the sequences
     pub(super) key: StreamKey,
 }
 
@@ -33,24 +33,24 @@ impl Plan<'_> {
     }
 }
 
-/// How far training has come. Losses are means over what the objective counts.
+/// State of training so far. Losses are means over the units that the objective counts.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Course {
     /// epochs finished
     pub(super) epoch: usize,
-    /// steps taken in the epoch after them
+    /// steps taken in the current epoch
     pub(super) step: usize,
-    /// their losses, summed
+    /// losses of these steps, summed
     pub(super) epoch_total: f64,
     /// loss on the judging sequences before the first step
     pub(super) loss_before: f64,
-    /// the same for the best state
+    /// the same loss for the best state
     pub(super) loss_after: f64,
     /// training loss of each epoch
     pub(super) train_losses: Vec<f64>,
     /// validation loss after each epoch
     pub(super) validation_losses: Vec<f64>,
-    /// epoch whose end was best; 0 is the state before the first step
+    /// epoch whose end state was best; 0 is the state before the first step
     pub(super) best_epoch: usize,
 }
 
@@ -64,34 +64,35 @@ pub(super) struct Taken<'a> {
     pub(super) steps: usize,
     /// its sequences
     pub(super) batch: &'a [usize],
-    /// mean loss on them before it
+    /// mean loss on these sequences before the step
     pub(super) loss: f64,
     /// the learning rate
     pub(super) lr: f64,
 }
 
-/// A loss that is not finite, which ends training.
+/// A loss that is not finite and therefore ends training.
 pub(super) struct Broken {
     /// epoch, from 1; 0 before the first
     pub(super) epoch: usize,
     /// step within the epoch, from 1
     pub(super) step: usize,
-    /// whether it is the loss of the judging sequences, after the step
+    /// whether this is the loss of the judging sequences, after the step
     pub(super) judged: bool,
     pub(super) loss: f64,
-    /// on these sequences
+    /// the sequences of this loss
     pub(super) sequences: Vec<usize>,
 }
 
-/// Who hears of training and keeps its states.
+/// Observes training and keeps its states.
 pub(super) trait Keeper<O> {
-    /// The state before the first step was judged.
+    /// Called when the state before the first step has been judged.
     fn begun(&mut self, course: &Course, objective: &mut O) -> Result<()>;
 
-    /// A step was taken.
+    /// Called after a step.
     fn stepped(&mut self, course: &Course, objective: &mut O, step: &Taken<'_>) -> Result<()>;
 
-    /// An epoch is done, and its end `judged`; `better` than the best before.
+    /// Called at the end of an epoch. `judged` is the loss of its end state; `better` says whether it is the
+    /// new best.
     fn epoch_done(
         &mut self,
         course: &Course,
@@ -102,12 +103,12 @@ pub(super) trait Keeper<O> {
     ) -> Result<()>;
 }
 
-/// Trains: epochs of minibatches in an order that the key decides anew for each, a judgement after each,
-/// until the plan's epochs are done or `patience` of them in a row did not improve on the best. A loss that
-/// is not finite ends it, too. Goes on from `resumed` as if there had been no interruption.
+/// Trains in epochs of minibatches, in a new order from the key each epoch, and judges the state after each.
+/// Training ends after the plan's epochs, after `patience` consecutive epochs without a new best, or at a
+/// loss that is not finite. With `resumed`, training continues as if never interrupted.
 ///
 /// # Errors
-/// Those of objective and keeper.
+/// Those of the objective and the keeper.
 pub(super) fn train<O: Objective, K: Keeper<O>>(
     objective: &mut O,
     plan: &Plan<'_>,
@@ -153,7 +154,7 @@ pub(super) fn train<O: Objective, K: Keeper<O>>(
     let mut shuffled = 0;
     while course.epoch < plan.epochs && course.epoch - course.best_epoch < plan.patience.max(1) {
         let epoch = course.epoch + 1;
-        // a resumed run draws the orders of the epochs before again
+        // A resumed run draws the orders of earlier epochs again, to advance the stream.
         while shuffled < epoch {
             order = (0..training).collect::<Vec<usize>>();
             shuffle(&mut rng, &mut order);

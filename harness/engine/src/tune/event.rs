@@ -1,7 +1,7 @@
-/// What happens, as it happens. Losses are means over positions, in nats.
+/// Progress of training. Losses are means over positions, in nats.
 #[derive(Debug, Clone, PartialEq)]
 pub enum EndToEndEvent {
-    /// what the teacher says of another sequence is stored
+    /// the teacher's output for another sequence has been stored
     TeacherStored {
         /// sequences stored
         done: usize,
@@ -15,7 +15,7 @@ pub enum EndToEndEvent {
         /// steps taken in the epoch after them
         step: usize,
     },
-    /// a state file in the run folder is not as it was written; the one before it is tried
+    /// a state file in the run folder does not match its checksum; the previous one is tried
     StateDamaged(String),
     /// a step was taken
     Step {
@@ -27,7 +27,7 @@ pub enum EndToEndEvent {
         steps: usize,
         /// tokens in the step
         tokens: usize,
-        /// mean loss on its sequences before it
+        /// mean loss on the step's sequences before the step
         loss: f64,
     },
     /// the model was judged, before the first epoch (0) or after one

@@ -1,5 +1,5 @@
-//! Training with fixed codes: a block on the outputs that it should have (paper section 3.4), and a whole
-//! model end to end against the dense one it was made from (appendix A).
+//! Training with fixed codes: a block on target outputs (paper section 3.4), and a whole model end to end
+//! against its dense original (appendix A).
 
 mod block;
 mod epochs;

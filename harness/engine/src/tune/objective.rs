@@ -6,23 +6,23 @@ use super::teacher::{Said, Teacher};
 use crate::ops::{PartSums, Ranks, TrainOps, joined};
 use aqlm_formats::Result;
 
-/// What is being trained, and the loss that it is trained on, over sequences known by their numbers.
-/// Methods fail with what the machine refuses.
+/// The trained parameters and their loss over sequences, which are identified by index. Methods fail with
+/// errors of the machine.
 pub(super) trait Objective {
-    /// What a mean loss is the mean over, in these sequences.
+    /// Number of units that the mean loss over these sequences is a mean over.
     fn count(&self, sequences: &[usize]) -> f64;
 
-    /// Losses of these sequences, summed.
+    /// Sum of the losses of these sequences.
     fn losses(&mut self, sequences: &[usize]) -> Result<f64>;
 
-    /// [`Objective::losses`], adding the gradients of their mean.
+    /// [`Objective::losses`]; also adds the gradients of the mean loss.
     fn accumulate(&mut self, batch: &[usize]) -> Result<f64>;
 
-    /// One step along the gradients added up so far.
+    /// One step along the accumulated gradients.
     fn step(&mut self, lr: f64);
 }
 
-/// Sums of gradients beside the loss of each sequence.
+/// Sums of gradients and the loss of each sequence.
 struct Sums<'a, T> {
     tuner: &'a mut T,
     losses: Vec<f64>,
@@ -42,8 +42,8 @@ impl<T: PartSums> PartSums for Sums<'_, T> {
     }
 }
 
-/// Adds the gradients of sequences of these lengths part by part; `add` adds those of a range of them and
-/// returns their losses. Returns all losses.
+/// Adds the gradients of sequences of these lengths part by part. `add` adds the gradients of a range of
+/// sequences and returns their losses. Returns all losses.
 fn gather<T: PartSums>(
     ranks: &impl Ranks,
     tuner: &mut T,
@@ -74,7 +74,7 @@ pub(super) struct SquaredError<'a, M: TrainOps, R> {
 }
 
 impl<M: TrainOps, R: Ranks> SquaredError<'_, M, R> {
-    /// Tokens of these sequences.
+    /// Number of tokens of each of these sequences.
     fn lengths(&self, sequences: &[usize]) -> Vec<usize> {
         let lengths = self.machine.lengths(self.targets);
         sequences.iter().map(|&sequence| lengths[sequence]).collect()
@@ -82,7 +82,7 @@ impl<M: TrainOps, R: Ranks> SquaredError<'_, M, R> {
 }
 
 impl<M: TrainOps, R: Ranks> Objective for SquaredError<'_, M, R> {
-    /// Output elements.
+    /// Number of output elements.
     fn count(&self, sequences: &[usize]) -> f64 {
         let tokens: usize = self.lengths(sequences).iter().sum();
         (tokens * self.machine.config().hidden_size) as f64
@@ -119,13 +119,13 @@ impl<M: TrainOps, R: Ranks> Objective for SquaredError<'_, M, R> {
     }
 }
 
-/// A model's loss on next-token distributions: those of a teacher, or the text itself.
+/// A model's loss on next-token distributions, from a teacher or from the text itself.
 pub(super) struct NextTokens<'a, M: TrainOps, R> {
     pub(super) machine: &'a M,
     pub(super) tuner: M::ModelTuner,
     pub(super) teacher: &'a Teacher<M>,
     pub(super) sequences: &'a [&'a [u32]],
-    /// sequences whose targets are in memory together
+    /// maximum number of sequences whose targets are in memory together
     pub(super) batch: usize,
     pub(super) ranks: &'a R,
 }
@@ -138,7 +138,7 @@ impl<'a, M: TrainOps, R> NextTokens<'a, M, R> {
 }
 
 impl<M: TrainOps, R: Ranks> Objective for NextTokens<'_, M, R> {
-    /// Positions with a loss.
+    /// Number of positions with a loss.
     fn count(&self, sequences: &[usize]) -> f64 {
         let of_sequence = |&index: &usize| {
             let tokens = self.sequences[index].len();

@@ -4,10 +4,10 @@ use serde::{Deserialize, Serialize};
 use aqlm_formats::model::Model;
 use aqlm_formats::{Error, Result};
 
-/// Refuses a teacher whose shape or vocabulary is not the student's.
+/// Rejects a teacher whose shape or vocabulary differs from the student's.
 ///
 /// # Errors
-/// `Field` naming the first number of the teacher's configuration that differs; `Kind` for a student without
+/// `Field` naming the first number of the teacher's configuration that differs. `Kind` for a student without
 /// a quantized layer, or a teacher with one.
 pub fn check_teacher(student: &Model, teacher: &Model) -> Result<()> {
     let fields = |arch: &ArchSpec| {
@@ -47,7 +47,7 @@ pub fn check_teacher(student: &Model, teacher: &Model) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a model without quantized layers: there would be no codebooks to train.
+/// Rejects a model without quantized layers, because it has no codebooks to train.
 ///
 /// # Errors
 /// `Kind`.
@@ -62,18 +62,18 @@ pub fn check_student(student: &Model) -> Result<()> {
     })
 }
 
-/// A weight that is not quantized and differs from the teacher's by more than f16 would.
+/// A non-quantized weight that differs from the teacher's by more than rounding to f16 explains.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Difference {
     /// its name in the checkpoint
     pub tensor: String,
-    /// the largest difference of two of its values
+    /// the largest absolute difference between corresponding values
     pub largest: f64,
 }
 
 /// Embeddings, norms, biases, dense layers and head that differ from the teacher's beyond rounding to f16.
-/// Norms do after block fine-tuning; anything else says that the teacher may not be the model that was
-/// quantized.
+/// Norms differ after block fine-tuning. Any other difference suggests that the teacher is not the model that
+/// was quantized.
 ///
 /// # Errors
 /// Unreadable weights.
@@ -84,7 +84,7 @@ pub fn differences(student: &Model, teacher: &Model) -> Result<Vec<Difference>> 
             let mut largest = None;
             for (&a, &b) in a.zip(b) {
                 let off = (f64::from(a) - f64::from(b)).abs();
-                // half a unit in the last place of f16, its subnormal numbers included
+                // half a unit in the last place of f16, subnormal numbers included
                 if off > 2f64.powi(-11) * f64::from(b.abs()) + 2f64.powi(-25) {
                     largest = Some(largest.map_or(off, |largest: f64| largest.max(off)));
                 }

@@ -17,7 +17,7 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    /// The share of the learning rate that step `step` of `steps`, from 0, is taken with.
+    /// Fraction of the initial learning rate for step `step` (from 0) of `steps`.
     pub fn factor(self, step: usize, steps: usize) -> f64 {
         let done = step as f64 / steps.max(1) as f64;
         match self {
@@ -28,17 +28,17 @@ impl Schedule {
     }
 }
 
-/// Where the teacher's distributions come from in each step.
+/// Source of the teacher's distributions in each step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TeacherUse {
-    /// its final hidden states are stored once, [tokens, hidden] a sequence; logits over the whole vocabulary
-    /// are made from them when they are needed
+    /// the teacher's final hidden states are stored once, [tokens, hidden] per sequence; logits over the
+    /// whole vocabulary are computed from them when needed
     States,
-    /// the likeliest tokens of each position, this many, are stored once, with the probability of the others
-    /// together
+    /// this many most likely tokens of each position are stored once, with the total probability of all
+    /// others
     Top(usize),
-    /// it is resident and computes every batch anew; nothing is stored
+    /// the teacher is resident and computes every batch anew; nothing is stored
     OnTheFly,
 }
 
@@ -51,11 +51,11 @@ pub struct EndToEndSettings {
     pub tuned: Tuned,
     /// learning rate of the first step
     pub lr: f64,
-    /// how it falls
+    /// how the learning rate falls
     pub schedule: Schedule,
     /// Adam's other constants
     pub adam: AdamDecay,
-    /// passes over the training sequences at most
+    /// maximum number of passes over the training sequences
     pub epochs: usize,
     /// sequences in a step
     pub batch: usize,
@@ -63,19 +63,20 @@ pub struct EndToEndSettings {
     pub patience: usize,
     /// tokens in a sequence
     pub seqlen: usize,
-    /// sequences, those for validation included
+    /// all sequences, including those for validation
     pub sequences: usize,
-    /// the last this many sequences are not trained on; they decide what is kept and when to stop
+    /// the last this many sequences are not trained on; they decide which state is kept and when to stop
     pub validation: usize,
-    /// where the teacher's distributions come from
+    /// source of the teacher's distributions
     pub teacher: TeacherUse,
     /// seed of every random stream
     pub seed: u64,
 }
 
 impl EndToEndSettings {
-    /// A preset's settings for so many sequences of so many tokens. The paper's are those of its appendix A;
-    /// `official` takes the same, as the official code has replaced that step by one that changes codes too.
+    /// Settings of a preset for this many sequences of this many tokens. Those of `Paper` come from the
+    /// paper's appendix A. `Official` uses the same, because the official code has replaced this step by one
+    /// that changes codes too.
     pub fn preset(preset: Preset, seqlen: usize, sequences: usize) -> Self {
         let (lr, schedule, epochs, batch) = match preset {
             Preset::Project => (5e-4, Schedule::Cosine, 6, 4),

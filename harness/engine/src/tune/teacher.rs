@@ -13,10 +13,10 @@ use aqlm_formats::model::Model;
 use aqlm_formats::safetensors::{NewTensor, SafetensorFiles, write};
 use aqlm_formats::{Error, Result};
 
-/// Hidden states that pass through the teacher together, in numbers: 1 GiB of f32.
+/// Maximum size of the hidden states that pass through the teacher together, in numbers: 1 GiB of f32.
 const TOGETHER: usize = 1 << 28;
 
-/// One stored sequence; its file's checksum makes it count.
+/// One stored sequence. It counts only if its file has this checksum.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct StoredSequence {
     sequence: usize,
@@ -25,11 +25,11 @@ pub(super) struct StoredSequence {
     rest: f64,
 }
 
-/// Where the targets of every sequence come from.
+/// Source of the targets of every sequence.
 pub(super) enum Teacher<M: BlockOps> {
     /// the text itself
     Text,
-    /// files of the run folder, one a sequence
+    /// files in the run folder, one per sequence
     Stored {
         folder: PathBuf,
         sequences: Vec<StoredSequence>,
@@ -46,21 +46,21 @@ pub(super) enum Teacher<M: BlockOps> {
     },
 }
 
-/// What the teacher says of one sequence.
+/// The teacher's output for one sequence.
 pub(super) enum Said {
     /// nothing
     Nothing,
-    /// hidden states behind its final norm, [tokens, hidden]
+    /// hidden states after the teacher's final norm, [tokens, hidden]
     States(Array2<f32>),
-    /// the likeliest tokens
+    /// the most likely tokens
     Top(TopTokens),
 }
 
 impl<M: BlockOps> Teacher<M> {
-    /// Makes the teacher ready: computes and stores what is not stored yet, or loads it.
+    /// Prepares the teacher: computes and stores outputs that are not stored yet, or loads the teacher.
     ///
     /// # Errors
-    /// What the machine refuses, unreadable weights, a run folder that can't be written.
+    /// Errors of the machine, unreadable weights, a run folder that can't be written.
     pub(super) fn prepare(
         machine: &M,
         teacher: Option<&Model>,
@@ -142,7 +142,7 @@ impl<M: BlockOps> Teacher<M> {
         })
     }
 
-    /// Mean probability of the tokens that were not stored; `None` where nothing is left out.
+    /// Mean probability of the tokens that were not stored; `None` if every token is included.
     pub(super) fn rest(&self) -> Option<f64> {
         match self {
             Self::Stored {
@@ -155,7 +155,7 @@ impl<M: BlockOps> Teacher<M> {
         }
     }
 
-    /// What the teacher says of these sequences, which are `indices` of all.
+    /// The teacher's outputs for these sequences; `indices` are their positions among all sequences.
     pub(super) fn says(&self, machine: &M, indices: &[usize], sequences: &[&[u32]]) -> Result<Vec<Said>> {
         match self {
             Self::Text => Ok(indices.iter().map(|_| Said::Nothing).collect()),
@@ -193,7 +193,7 @@ impl<M: BlockOps> Teacher<M> {
         }
     }
 
-    /// The target that follows from what was said.
+    /// The training target for a teacher's output.
     pub(super) fn target<'a>(&'a self, said: &'a Said) -> Target<'a> {
         match (said, self) {
             (Said::States(states), Self::Stored { lm_head, .. } | Self::Resident { lm_head, .. }) => {

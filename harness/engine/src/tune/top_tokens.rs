@@ -2,9 +2,9 @@ use aqlm_vocabulary::TopTokens;
 use ndarray::{Array1, Array2, ArrayView1};
 use rayon::prelude::*;
 
-/// The `k` likeliest tokens at every position of logits [positions, vocab], their log-probabilities, and the
-/// probability of all others together; `k` is at most the vocabulary. Of equal logits the smaller token comes
-/// first.
+/// The `k` most likely tokens at every position of logits [positions, vocab], with their log-probabilities
+/// and the total probability of all other tokens. `k` is at most the vocabulary size. Of equal logits the
+/// smaller token id comes first.
 pub(super) fn top_tokens(logits: &Array2<f64>, k: usize) -> TopTokens {
     let rows: Vec<(Vec<u32>, Vec<f32>, f32)> = logits
         .outer_iter()
@@ -32,7 +32,7 @@ fn top_of_row(logits: &ArrayView1<'_, f64>, k: usize) -> (Vec<u32>, Vec<f32>, f3
         order.select_nth_unstable_by(k, by_logit);
     }
     order[..k].sort_unstable_by(by_logit);
-    // Added up themselves: one minus the listed would lose a small remainder.
+    // Summed directly: one minus the sum of the listed tokens would lose a small remainder to cancellation.
     let rest: f64 = order[k..]
         .iter()
         .map(|&token| (logits[token as usize] - largest).exp())

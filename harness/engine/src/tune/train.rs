@@ -15,16 +15,16 @@ use crate::runs::tuning_journal::{Checkpoint, Journal, StateFile};
 use aqlm_formats::model::{Model, OuterWeights, WriteOptions, Written, write_whole};
 use aqlm_formats::{Error, Result};
 
-/// What `run.json` says of a run of end-to-end fine-tuning besides models, data and backend.
+/// The fields of `run.json` for end-to-end fine-tuning besides models, data and backend.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EndToEndRun {
-    /// SHA-256 of the teacher's weights, where there is one
+    /// SHA-256 of the teacher's weights, if there is a teacher
     pub teacher_sha256: Option<String>,
     /// everything else that decides the result
     pub settings: EndToEndSettings,
 }
 
-/// Where training stopped because numbers were not finite any more.
+/// The step at which training stopped because a number was no longer finite.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Divergence {
     /// epoch, from 1
@@ -33,34 +33,36 @@ pub struct Divergence {
     pub step: usize,
     /// the loss, as text because JSON has no NaN
     pub loss: String,
-    /// the first parameter or layer that is not finite
+    /// the first parameter or layer output that is not finite
     pub layer: String,
 }
 
 /// The outcome of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tuning {
-    /// how it went
+    /// the report
     pub report: EndToEndReport,
     /// the best model, at the backend's precision
     pub weights: ModelWeights,
-    /// `None` when it ran to its end
+    /// `None` when training ran to its end
     pub divergence: Option<Divergence>,
 }
 
-/// Trains what the settings select of a quantized model on the teacher's next-token distributions, or on the
-/// text itself, codes fixed (paper appendix A).
+/// Trains the parameters selected by the settings of a quantized model, on the teacher's next-token
+/// distributions or on the text itself. Codes stay fixed (paper appendix A).
 ///
-/// Adam on the mean loss over the positions of `settings.batch` sequences, in an order that the seed decides
-/// anew each epoch. The last `settings.validation` of `sequences` judge after every epoch (without any, the
-/// training ones do); the best state is kept and training stops after `settings.patience` epochs without a
-/// better one. A state is saved after every epoch and whenever `save_every` has passed, and a run that is
-/// started again goes on from the last whole one to the same bytes.
+/// Adam minimises the mean loss over the positions of `settings.batch` sequences. The seed decides a new
+/// order of sequences in each epoch. The last `settings.validation` of `sequences` judge the state after
+/// every epoch; without any, the training sequences judge. The best state is kept. Training stops after
+/// `settings.patience` epochs without a better one. A state is saved after every epoch and whenever
+/// `save_every` has passed. A restarted run continues from the last intact state and ends with the same bytes
+/// as an uninterrupted run.
 ///
-/// A loss that is not finite ends the training with the best state so far, and is reported, not an error.
+/// A loss that is not finite ends the training with the best state so far. It is reported in the outcome and
+/// is not an error.
 ///
 /// # Errors
-/// What the backend refuses, unreadable weights, a run folder that can't be read or written.
+/// Errors of the backend, unreadable weights, a run folder that can't be read or written.
 #[expect(
     clippy::too_many_arguments,
     clippy::missing_panics_doc,
@@ -96,7 +98,7 @@ pub fn end_to_end<M: TrainOps>(
         lr: &|step, steps| settings.lr * settings.schedule.factor(step, steps),
         key: StreamKey {
             seed: settings.seed,
-            // one past the last block: a stream that no block draws from
+            // one past the last block: no block draws from this stream
             block: student.config().blocks.len(),
             layer: None,
         },
@@ -144,7 +146,7 @@ pub fn end_to_end<M: TrainOps>(
     })
 }
 
-/// What a checkpoint says of the course of training.
+/// The part of a checkpoint about the course of training.
 fn course_of(checkpoint: &Checkpoint) -> Course {
     let report = &checkpoint.report;
     Course {
@@ -159,14 +161,14 @@ fn course_of(checkpoint: &Checkpoint) -> Course {
     }
 }
 
-/// Keeps the states of training in a run folder.
+/// Saves the states of training in a run folder.
 struct InFolder<'a> {
     folder: &'a RunFolder,
     journal: Journal,
-    /// the last checkpoint, with all that happened since but the state; `None` before the first
+    /// the last checkpoint, with everything since except the state; `None` before the first
     now: Option<Checkpoint>,
     teacher_rest: Option<f64>,
-    /// tokens in a sequence
+    /// tokens per sequence
     seqlen: usize,
     save_every: Duration,
     saved: Instant,
@@ -175,7 +177,7 @@ struct InFolder<'a> {
 }
 
 impl InFolder<'_> {
-    /// The checkpoint that is being written, brought up to date.
+    /// The checkpoint about to be written, updated from `course`.
     fn now(&mut self, course: &Course) -> &mut Checkpoint {
         let now = self.now.as_mut().expect("written before the first step, or read");
         now.epoch = course.epoch;
@@ -242,7 +244,8 @@ impl<M: TrainOps, R: Ranks> Keeper<NextTokens<'_, M, R>> for InFolder<'_> {
         });
         if step.step < step.steps && self.saved.elapsed() >= self.save_every {
             let state = objective.machine.state(&objective.tuner);
-            // A parameter that is not finite makes the next loss so: that is where it is reported.
+            // A parameter that is not finite makes the next loss not finite. The divergence is reported
+            // there.
             if is_finite(&state) {
                 let name = format!("state_{}_{}", course.epoch, course.step);
                 let file = self.journal.write(&name, &state)?;
@@ -287,7 +290,7 @@ impl<M: TrainOps, R: Ranks> Keeper<NextTokens<'_, M, R>> for InFolder<'_> {
     }
 }
 
-/// Writes a tuned model, rounded as a checkpoint stores it, in the layout of the model that it comes from.
+/// Writes a tuned model, rounded to checkpoint precision, in the layout of the model that it was tuned from.
 ///
 /// # Errors
 /// A value beyond the range of its type, a checkpoint that can't be written.
@@ -318,7 +321,7 @@ pub fn publish_tuned(student: &Model, weights: ModelWeights, out: &Path) -> Resu
     )
 }
 
-/// Seconds since some moment, earlier attempts included.
+/// Seconds since a start, including earlier attempts.
 struct Clock {
     before: f64,
     started: Instant,

@@ -10,7 +10,7 @@ use ndarray::{Array, Array1, Array3, Dimension, ShapeBuilder};
 use rand::RngExt;
 use rand_distr::StandardNormal;
 
-/// Random numbers of a test.
+/// A test's random stream.
 pub(crate) fn random(seed: u64) -> Stream {
     stream(seed, 0, None, Purpose::TestData)
 }
@@ -23,7 +23,7 @@ pub(crate) fn normal<D: Dimension>(rng: &mut Stream, shape: impl ShapeBuilder<Di
     })
 }
 
-/// [`normal`] with one value in a hundred ten times as large.
+/// [`normal`] with about one value in a hundred ten times as large.
 pub(crate) fn with_outliers<D: Dimension>(
     rng: &mut Stream,
     shape: impl ShapeBuilder<Dim = D>,
@@ -39,15 +39,15 @@ pub(crate) fn with_outliers<D: Dimension>(
     x
 }
 
-/// The limit of NMSE for f32 sums whose lengths along the longest chain add up to `terms`: in the worst case
-/// every term is rounded twice (product and addition) by half a unit and all errors have one sign, which is a
-/// relative error of terms x epsilon. Products in this crate fuse the two or keep several partial sums, so
-/// they do better; the rest is room for what nonlinear functions amplify.
+/// The limit of NMSE for f32 sums whose lengths along the longest chain add up to `terms`. In the worst case
+/// every term is rounded twice (product and addition) by half a unit and all errors have one sign: a relative
+/// error of terms x epsilon. Products in this crate do better, because they fuse the two roundings or keep
+/// several partial sums. The remaining margin is for the amplification by nonlinear functions.
 pub(crate) fn limit(terms: usize) -> f64 {
     (terms as f64 * f64::from(f32::EPSILON)).powi(2)
 }
 
-/// Demands that `ours` is within NMSE `limit` of `expected`, which must not be zero.
+/// Asserts that `ours` is within NMSE `limit` of `expected`, which must not be zero.
 #[track_caller]
 pub(crate) fn assert_close<'a>(
     what: &str,
@@ -74,7 +74,7 @@ pub(crate) fn widened<'a>(values: impl IntoIterator<Item = &'a f32>) -> impl Ite
     values.into_iter().map(|&x| f64::from(x))
 }
 
-/// Runs `f` on a pool of its own.
+/// Runs `f` on its own thread pool.
 pub(crate) fn with_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
@@ -83,7 +83,7 @@ pub(crate) fn with_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send
         .install(f)
 }
 
-/// A small block whose sizes are no multiples of anything.
+/// A small block whose sizes are no multiples of typical tile sizes.
 pub(crate) fn config(
     heads: usize,
     kv_heads: usize,

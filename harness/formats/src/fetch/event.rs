@@ -1,14 +1,14 @@
-/// What is happening, for progress bars.
+/// Progress, for progress bars.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum FetchEvent<'a> {
     /// a source is being tried
     Trying {
-        /// which one, in words
+        /// the source, in words
         source: &'a str,
     },
-    /// a source did not answer, and another may be tried
+    /// a source did not answer; another may be tried
     Failed {
-        /// which one, in words
+        /// the source, in words
         source: &'a str,
         /// why
         reason: &'a str,
@@ -17,16 +17,16 @@ pub enum FetchEvent<'a> {
     Bytes {
         /// its name
         file: &'a str,
-        /// so far
+        /// bytes so far
         done: u64,
-        /// in all
+        /// bytes in total
         total: u64,
     },
-    /// a GGUF file is being made into a Hugging Face folder
+    /// a GGUF file is being converted to a Hugging Face folder
     Converting,
 }
 
-/// Tells of a source that did not answer, and says so in one line for the error.
+/// Reports a source that did not answer, and returns one line about it for the error.
 pub(super) fn report(source: &str, reason: &str, observe: &mut dyn FnMut(FetchEvent<'_>)) -> String {
     observe(FetchEvent::Failed { source, reason });
     format!("{source}: {reason}")

@@ -16,10 +16,10 @@ use crate::huggingface::index::{self, INDEX, SINGLE};
 use crate::model::Model;
 use crate::{Error, Result, durable};
 
-/// Longest wait for the Hub to accept a connection, so that a machine without a network fails fast.
+/// Maximum time for the Hub to accept a connection, so that a machine without a network fails fast.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Files of a model beside its weights, where the repository has them.
+/// Files of a model other than its weights, downloaded if the repository has them.
 const BESIDE_WEIGHTS: [&str; 8] = [
     "generation_config.json",
     "tokenizer.json",
@@ -31,21 +31,22 @@ const BESIDE_WEIGHTS: [&str; 8] = [
     "chat_template.jinja",
 ];
 
-/// How the Hub is reached.
+/// Access to the Hub.
 #[derive(Debug, Clone, Default)]
 pub struct Hub {
     endpoint: Option<String>,
     token: Option<String>,
     offline: bool,
-    /// a proxy connects in our place, so that trying ourselves would prove nothing
+    /// whether a proxy connects on our behalf; a direct connection attempt would then prove nothing
     proxied: bool,
 }
 
 impl Hub {
-    /// As the environment says: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`. An empty variable is none.
+    /// Access as configured by the environment: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`. An empty
+    /// variable counts as unset.
     ///
     /// # Errors
-    /// `Argument` for a variable that is no text.
+    /// `Argument` for a variable that is not valid text.
     pub fn from_env() -> Result<Self> {
         let set = |name: &str| match std::env::var(name) {
             Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
@@ -72,7 +73,7 @@ impl Hub {
         })
     }
 
-    /// A server of one's own.
+    /// Access to another server.
     pub fn at(endpoint: impl Into<String>) -> Self {
         Self {
             endpoint: Some(endpoint.into()),
@@ -80,14 +81,14 @@ impl Hub {
         }
     }
 
-    /// The same with an access token.
+    /// The same server with an access token.
     #[must_use]
     pub fn with_token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(token.into());
         self
     }
 
-    /// No Hub at all: every request fails at once.
+    /// No access: every request fails at once.
     pub fn offline() -> Self {
         Self {
             offline: true,
@@ -115,10 +116,10 @@ impl Hub {
         Ok(repository)
     }
 
-    /// Downloads one file below `waiting` and returns where it is.
+    /// Downloads one file to a folder below `waiting` and returns its path.
     ///
     /// # Errors
-    /// The reason, in words: another source may have the file.
+    /// The reason in words, because another source may have the file.
     pub(super) fn download(
         &self,
         id: &str,
@@ -131,8 +132,8 @@ impl Hub {
         download(&repository, file, observe)
     }
 
-    /// Downloads a model's configuration, tokenizer and safetensors files and puts them into `to`,
-    /// config.json last.
+    /// Downloads a model's configuration, tokenizer and safetensors files and moves them to `to`, config.json
+    /// last.
     pub(super) fn fetch_model(
         &self,
         name: &str,
@@ -145,7 +146,7 @@ impl Hub {
         observe(FetchEvent::Trying { source: &source });
         match self.download_model(id, revision, waiting, observe) {
             Ok(files) => {
-                // the weights are checked by opening the folder, before config.json makes it look complete
+                // opening the folder checks the weights, before config.json makes the model look complete
                 assemble(&files, waiting, to)?;
                 Ok(source)
             }
@@ -194,7 +195,7 @@ impl Hub {
     }
 }
 
-/// File names that an index lists, each once.
+/// File names listed in an index, without duplicates.
 fn shards(index: &Path) -> std::result::Result<Vec<String>, String> {
     let shards = index::shards(index).map_err(|error| error.to_string())?;
     if shards.is_empty() || !shards.keys().all(|name| name.ends_with(".safetensors")) {
@@ -203,8 +204,8 @@ fn shards(index: &Path) -> std::result::Result<Vec<String>, String> {
     Ok(shards.into_keys().collect())
 }
 
-/// Moves files into a folder of `waiting`, opens it as a model, and only then moves them to where they
-/// belong.
+/// Moves files to a folder in `waiting`, opens that folder as a model, and only then moves the files to their
+/// destination.
 fn assemble(files: &[(String, PathBuf)], waiting: &Path, to: &Path) -> Result<()> {
     let model = waiting.join("model");
     std::fs::create_dir_all(&model).map_err(Error::io(&model, "make folder"))?;
@@ -233,7 +234,7 @@ fn download(
         repository.download_with_progress(file, meter)
     });
     let pointer = pointer.map_err(|reason| format!("{file}: {reason}"))?;
-    // hf-hub keeps contents under their etag, which is their SHA-256 for large files, and links to them
+    // hf-hub names contents by their etag, which is their SHA-256 for large files, and links to them
     let path = pointer
         .canonicalize()
         .map_err(|error| format!("{file}: {error}"))?;
@@ -242,7 +243,7 @@ fn download(
     if let Some(etag) = etag.filter(is_digest) {
         let found = durable::sha256_of_file(&path).map_err(|error| error.to_string())?;
         if found != etag.to_ascii_lowercase() {
-            // it must not be taken for a part of the right file next time
+            // otherwise the next attempt would take it for a part of the right file
             let _ = std::fs::remove_file(&path);
             return Err(format!("{file}: expected sha256 {etag}, found {found}"));
         }
@@ -250,7 +251,7 @@ fn download(
     Ok(path)
 }
 
-/// hf-hub panics on some replies that no Hub would send, but another server behind `HF_ENDPOINT` may.
+/// hf-hub panics on some replies that the Hub never sends, but another server behind `HF_ENDPOINT` might.
 fn guarded<T, E: std::fmt::Display>(
     request: impl FnOnce() -> std::result::Result<T, E>,
 ) -> std::result::Result<T, String> {
@@ -260,7 +261,7 @@ fn guarded<T, E: std::fmt::Display>(
     }
 }
 
-/// Whether an interrupted transfer left a part that the next attempt continues.
+/// Whether an interrupted transfer left a partial file that the next attempt can continue.
 pub(super) fn is_resumable(waiting: &Path) -> bool {
     let Ok(entries) = std::fs::read_dir(waiting) else {
         return false;
@@ -273,7 +274,7 @@ pub(super) fn is_resumable(waiting: &Path) -> bool {
     })
 }
 
-/// Tries to reach the host of an address.
+/// Tries to connect to an address's host.
 fn connect(url: &str) -> std::result::Result<(), String> {
     let (scheme, rest) = url.split_once("://").ok_or("HF_ENDPOINT is no address")?;
     let host = rest.find(['/', '?']).map_or(rest, |end| &rest[..end]);
@@ -298,7 +299,7 @@ fn connect(url: &str) -> std::result::Result<(), String> {
     Err(last.map_or_else(|| format!("{host} has no address"), unreachable))
 }
 
-/// Passes hf-hub's progress on.
+/// Forwards hf-hub's progress.
 struct Meter<'a> {
     file: String,
     done: u64,

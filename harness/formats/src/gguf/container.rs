@@ -1,4 +1,4 @@
-//! The GGUF container: metadata and the places of tensors. Nothing of what the metadata mean.
+//! The GGUF container: metadata and tensor locations, without interpreting the metadata.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// First bytes of every GGUF file.
 pub(crate) const MAGIC: &[u8; 4] = b"GGUF";
 
-/// Where a tensor is and what it holds.
+/// A tensor's location, type and shape.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct TensorPlace {
     pub(super) kind: TensorType,
@@ -35,7 +35,7 @@ pub(super) struct Container {
 }
 
 impl Container {
-    /// Reads the header and checks that all tensors lie inside the file without overlapping.
+    /// Reads the header and checks that all tensors lie inside the file and do not overlap.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io(path, "open"))?;
         let length = file.metadata().map_err(Error::io(path, "read"))?.len();

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-/// Types of tensors that are read.
+/// Supported tensor types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(
     non_camel_case_types,
@@ -29,7 +29,7 @@ impl TensorType {
     /// For error messages.
     pub(super) const NAMES: &'static str = "F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K or Q6_K";
 
-    /// The type of a number in the file, or what to call it when it is not read.
+    /// The type with this number in the file, or the name of an unsupported one.
     pub(super) fn from_id(id: u32) -> Result<Self, String> {
         Ok(match id {
             0 => Self::F32,
@@ -73,7 +73,7 @@ impl TensorType {
         })
     }
 
-    /// Numbers that are coded together.
+    /// Numbers per block.
     pub(super) fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
@@ -82,7 +82,7 @@ impl TensorType {
         }
     }
 
-    /// Bytes of such a block.
+    /// Bytes per block.
     pub(super) fn block_bytes(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -127,7 +127,7 @@ fn half(bytes: &[u8]) -> f32 {
     f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
 }
 
-/// All low nibbles, then all high ones.
+/// All low nibbles, then all high nibbles.
 fn nibbles(bytes: &[u8]) -> impl Iterator<Item = u8> {
     let low = bytes.iter().map(|byte| byte & 15);
     low.chain(bytes.iter().map(|byte| byte >> 4))
@@ -148,9 +148,9 @@ fn q4_k(block: &[u8], out: &mut Vec<f32>) {
     }
 }
 
-/// Scale and minimum of one of 8 groups. The first four have 6 bits each in bytes 0..4 and 4..8; of the
-/// others the low nibbles are in bytes 8..12 and the high pairs of bits on top of the bytes of the first
-/// four.
+/// Scale and minimum of one of 8 groups, 6 bits each. Those of the first four groups are in bytes 0..4 and
+/// 4..8. Those of the other four have their low nibbles in bytes 8..12 and their high two bits in the top
+/// bits of the first four groups' bytes.
 fn q4_k_scale(packed: &[u8], group: usize) -> (u8, u8) {
     if group < 4 {
         (packed[group] & 63, packed[group + 4] & 63)
@@ -217,7 +217,7 @@ mod tests {
             prop_assert_eq!(TensorType::Q8_0.decode(&q8_0), expected);
         }
 
-        /// Packs numbers as the format describes it and expects scale and minimum of their group of 32.
+        /// Packs numbers as the format specifies and checks the scale and minimum of each group of 32.
         #[test]
         fn q4_k_blocks(
             quants in prop::collection::vec(0_u8..16, 256), scales in prop::collection::vec((0_u8..64, 0_u8..64), 8),

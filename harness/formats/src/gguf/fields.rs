@@ -4,7 +4,7 @@ use std::path::Path;
 use super::metadata::Metadata;
 use crate::{Error, Result};
 
-/// Metadata with the names that errors need.
+/// Metadata, with the file's path and field names for errors.
 pub(super) struct Fields<'a> {
     pub(super) path: &'a Path,
     pub(super) metadata: &'a BTreeMap<String, Metadata>,
@@ -66,7 +66,8 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| self.wrong(field, "a positive whole number"))
     }
 
-    /// A number. An f32 becomes the decimal that it was rounded from: 1e-5 is stored as 9.99999974737875e-6.
+    /// A number. An f32 is converted to the decimal from which it was rounded: 1e-5 is stored as
+    /// 9.99999974737875e-6.
     pub(super) fn number(&self, field: &str) -> Result<Option<f64>> {
         match self.metadata.get(field) {
             None => Ok(None),

@@ -25,7 +25,7 @@ impl Kind {
         kinds.get(id as usize).copied()
     }
 
-    /// Bytes of one value; `None` for those of varying length.
+    /// Bytes of one value; `None` for types of variable length.
     pub(super) fn size(self) -> Option<u64> {
         match self {
             Self::U8 | Self::I8 | Self::Bool => Some(1),
@@ -37,19 +37,19 @@ impl Kind {
     }
 }
 
-/// A metadata value. Arrays of numbers stay bytes, so that a file cannot make its reader use many times its
-/// own size.
+/// A metadata value. Arrays of numbers stay bytes, so that a file cannot make its reader allocate many times
+/// the file's size.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Metadata {
     Integer(i64),
     Float(f64),
-    /// kept apart from f64, so that the decimal that was meant can be recovered
+    /// separate from f64, so that the original decimal can be recovered
     Single(f32),
     Flag(bool),
     Text(String),
     Texts(Vec<String>),
     Numbers(Numbers),
-    /// arrays of arrays, which nothing here uses
+    /// an array of arrays; unused here
     Nested,
 }
 
@@ -92,7 +92,7 @@ impl Metadata {
     }
 }
 
-/// A number or flag of its kind's length.
+/// A number or flag; `bytes` has the length of its kind.
 pub(super) fn scalar(kind: Kind, bytes: &[u8]) -> Metadata {
     let mut wide = [0; 8];
     let length = bytes.len().min(8);
@@ -100,7 +100,7 @@ pub(super) fn scalar(kind: Kind, bytes: &[u8]) -> Metadata {
     let unsigned = u64::from_le_bytes(wide);
     match kind {
         Kind::U8 | Kind::U16 | Kind::U32 | Kind::I64 => Metadata::Integer(unsigned as i64),
-        // beyond i64 is beyond every size anyway, and must not turn negative
+        // sizes beyond i64 are always too large, and must not become negative
         Kind::U64 => Metadata::Integer(i64::try_from(unsigned).unwrap_or(i64::MAX)),
         Kind::I8 => Metadata::Integer(i64::from(unsigned as u8 as i8)),
         Kind::I16 => Metadata::Integer(i64::from(unsigned as u16 as i16)),

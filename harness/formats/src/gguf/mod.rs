@@ -1,4 +1,4 @@
-//! GGUF files of the llama architecture, presented under the names and conventions of a Hugging Face folder.
+//! GGUF files of the llama architecture, presented with the names and conventions of a Hugging Face folder.
 
 mod config;
 mod container;
@@ -25,14 +25,14 @@ use rope::ROPE_FACTORS;
 use tensors::{GgufTensors, Tensor};
 pub(crate) use tokenizer::GgufTokenizer;
 
-/// Everything that a GGUF file says of a model.
+/// A model's description in a GGUF file.
 pub(crate) struct Gguf {
     pub(crate) config: ModelConfig,
     pub(crate) tensors: GgufTensors,
     pub(crate) tokenizer: GgufTokenizer,
 }
 
-/// Opens a file and understands its metadata.
+/// Opens a file and interprets its metadata.
 ///
 /// # Errors
 /// `Io`, `Truncated`, `Header`, `Offsets` and `TensorType` for a file that cannot be read; `Unsupported` for

@@ -1,4 +1,4 @@
-/// The name that Hugging Face gives a tensor.
+/// The Hugging Face name of a tensor.
 pub(super) fn hugging_face_name(name: &str) -> Option<String> {
     match name {
         "token_embd.weight" => return Some("model.embed_tokens.weight".into()),

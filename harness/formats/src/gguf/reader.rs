@@ -6,13 +6,13 @@ use super::dequantize::TensorType;
 use super::metadata::{Kind, Metadata, Numbers, scalar};
 use crate::{Error, Result};
 
-/// Arrays inside arrays are legal; deeper than this they are an attack on the stack.
+/// Maximum nesting of arrays. Nested arrays are legal, but deeper ones are an attack on the stack.
 const DEEPEST_ARRAY: usize = 4;
 
-/// A tensor's name, type, shape and place.
+/// A tensor's name, type, shape and offset.
 pub(super) type TensorHeader = (String, TensorType, Vec<usize>, u64);
 
-/// Reads forward and knows how much is left, so that no length is believed that the file cannot hold.
+/// Reads forward and tracks how many bytes are left. It rejects any length that the file cannot hold.
 pub(super) struct Reader<'a> {
     pub(super) path: &'a Path,
     pub(super) input: BufReader<&'a File>,
@@ -29,7 +29,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Makes sure that so many more bytes are there.
+    /// Checks that at least `bytes` more bytes are left.
     pub(super) fn need(&self, bytes: u64, what: &str) -> Result<()> {
         if bytes <= self.length - self.position {
             return Ok(());
@@ -102,7 +102,7 @@ impl Reader<'_> {
             let bytes = self.bytes(count.saturating_mul(size), field)?;
             return Ok(Metadata::Numbers(Numbers { kind, bytes }));
         }
-        // a text takes 8 bytes at least, an array 12: too large a count fails here, before anything is stored
+        // a text takes at least 8 bytes, an array 12; an impossible count fails here, before any allocation
         self.need(count.saturating_mul(8), field)?;
         if kind == Kind::Text {
             let mut texts = Vec::new();

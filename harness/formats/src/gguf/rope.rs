@@ -4,10 +4,10 @@ use super::container::Container;
 use super::fields::Fields;
 use crate::{Error, Result};
 
-/// The tensor in which llama.cpp's converter stores what Llama 3 does to RoPE's frequencies.
+/// The tensor in which llama.cpp's converter stores Llama 3's divisors of RoPE's frequencies.
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
-/// What the file does to RoPE's frequencies, in the words of config.json.
+/// The file's RoPE scaling in the format of config.json.
 pub(super) fn rope_scaling(
     container: &Container,
     fields: &Fields<'_>,
@@ -57,21 +57,21 @@ pub(super) fn rope_scaling(
     }
 }
 
-/// Llama 3.1 to 3.3 all use these and differ in the factor alone.
+/// Llama 3.1 to 3.3 all use these values and differ only in the factor.
 const LLAMA3_LOW: f64 = 1.0;
 const LLAMA3_HIGH: f64 = 4.0;
 const LLAMA3_CONTEXT: usize = 8192;
 
-/// The factor for which Llama 3's rule gives these divisors of the frequencies, when there is one.
+/// The factor for which Llama 3's rule gives these divisors of the frequencies, if one exists.
 pub(super) fn llama3_factor(found: &[f32], theta: f64, head_dim: usize) -> Option<f64> {
     if found.len() != head_dim / 2 {
         return None;
     }
     let factor = f64::from(found.iter().copied().fold(1.0, f32::max));
     let context = LLAMA3_CONTEXT as f64;
-    // The converter computes in f32. Rounding the exponent puts a relative error of ln(theta) / 2 epsilons on
-    // the frequency, two more roundings follow; `smooth` carries it by at most high / (high - low), and where
-    // `smooth` is near zero the reciprocal of 1 / factor magnifies it by the factor.
+    // The converter computes in f32. Rounding the exponent gives the frequency a relative error of ln(theta)
+    // / 2 epsilons, and two more roundings follow. `smooth` amplifies the error by at most high / (high -
+    // low). Where `smooth` is near zero, the reciprocal of 1 / factor amplifies it by the factor.
     let frequency_error = (theta.ln().abs() / 2.0 + 2.0) * f64::from(f32::EPSILON);
     let tolerance = frequency_error * LLAMA3_HIGH / (LLAMA3_HIGH - LLAMA3_LOW) * factor;
     let matches = found.iter().enumerate().all(|(pair, &found)| {

@@ -9,14 +9,14 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub(crate) struct GgufTensors {
     pub(super) container: Container,
-    /// Hugging Face name -> where it is
+    /// Hugging Face name -> location
     pub(super) tensors: BTreeMap<String, Tensor>,
 }
 
 #[derive(Debug)]
 pub(super) struct Tensor {
     pub(super) place: TensorPlace,
-    /// heads whose rows the converter interleaved
+    /// number of heads, if the converter interleaved their rows
     pub(super) interleaved_heads: Option<usize>,
 }
 
@@ -66,8 +66,8 @@ impl TensorSource for GgufTensors {
     }
 }
 
-/// Puts rows in the order of RoPE's rotate-half convention: pair j of a head is rows j and j + head_dim / 2,
-/// where the file has them at 2 j and 2 j + 1.
+/// Reorders rows for RoPE's rotate-half convention. Pair j of a head moves from rows 2 j and 2 j + 1 in the
+/// file to rows j and j + head_dim / 2.
 fn half_and_half(values: &[f32], heads: usize, rows: usize) -> Vec<f32> {
     let head_dim = rows / heads;
     let width = values.len() / rows;

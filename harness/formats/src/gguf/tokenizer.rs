@@ -1,4 +1,4 @@
-//! A tokenizer out of GGUF metadata, by way of the tokenizer.json that Hugging Face's library reads.
+//! A tokenizer from GGUF metadata, converted through the tokenizer.json format of Hugging Face's library.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 const BYTE: i64 = 6;
 
-/// The metadata that describe a tokenizer; understood when the tokenizer is asked for.
+/// A tokenizer's metadata, interpreted on request.
 #[derive(Debug)]
 pub(crate) struct GgufTokenizer {
     path: PathBuf,
@@ -39,7 +39,7 @@ impl GgufTokenizer {
     ///
     /// # Errors
     /// `Field` for missing or contradictory metadata, `Unsupported` for other kinds of tokenizers,
-    /// `Tokenizer` when the library refuses the result.
+    /// `Tokenizer` when the library rejects the result.
     pub(crate) fn build(&self) -> Result<Tokenizer> {
         let fields = Fields {
             path: &self.path,
@@ -96,7 +96,7 @@ impl<'a> Vocabulary<'a> {
         Value::Object(ids.map(|(id, token)| (token.clone(), json!(id))).collect())
     }
 
-    /// Tokens that are matched as a whole before anything else.
+    /// Tokens that are matched as a whole before all others.
     fn added(&self) -> Value {
         let kinds = self.types.iter().enumerate();
         let added = kinds.filter(|(_, kind)| matches!(**kind, UNKNOWN | CONTROL | USER_DEFINED));
@@ -153,7 +153,7 @@ fn flag(fields: &Fields<'_>, key: &str, default: bool) -> Result<bool> {
     }
 }
 
-/// Byte-level BPE with a list of merges, as GPT-2 has it.
+/// Byte-level BPE with a list of merges, as in GPT-2.
 fn byte_level(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value> {
     let key = "tokenizer.ggml.merges";
     let merges = texts(fields, key)?.ok_or_else(|| fields.wrong(key, "a list of texts"))?;
@@ -196,7 +196,7 @@ fn byte_level(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value>
         Some("qwen2") => json!({"type": "NFC"}),
         _ => Value::Null,
     };
-    // Llama 3's vocabulary has words that its merges cannot build
+    // Llama 3's vocabulary has words that its merges cannot produce
     let ignore_merges = add_bos;
     Ok(json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": vocabulary.added(),
@@ -212,9 +212,9 @@ fn byte_level(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value>
     }))
 }
 
-/// SentencePiece's BPE: "▁" for spaces, one of them in front, bytes for what has no token. Its merges are not
-/// listed but follow from the scores: of all neighbours, the two whose union has the highest score are joined
-/// first.
+/// SentencePiece's BPE: "▁" replaces spaces, with an extra one in front, and bytes replace characters without
+/// a token. Its merges are not listed but follow from the scores: of all neighbouring pairs, the pair whose
+/// union has the highest score is joined first.
 fn sentence_piece(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value> {
     let key = "tokenizer.ggml.scores";
     let scores = numbers(fields, key, vocabulary.tokens.len())?
@@ -260,8 +260,8 @@ fn sentence_piece(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Va
     }))
 }
 
-/// Every way to make a token out of two, best score first. Ties follow the order that transformers' own
-/// conversion of SentencePiece files has (longer parts first), so that both give the same tokens.
+/// All ways to join two tokens into one, best score first. Ties follow the order of transformers' own
+/// conversion of SentencePiece files (longer parts first), so that both give the same tokens.
 fn merges_of<'a>(vocabulary: &Vocabulary<'a>, scores: &[f64]) -> Vec<(&'a str, &'a str)> {
     let mut merges = Vec::new();
     for (id, token) in vocabulary.tokens.iter().enumerate() {

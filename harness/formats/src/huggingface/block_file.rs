@@ -1,7 +1,7 @@
 //! One finished block as one safetensors file, for the run folder.
 //!
-//! What is read equals what was written, bit for bit, and the same block gives the same bytes: resuming a run
-//! may end in exactly the files of an uninterrupted one.
+//! A block read back equals the block written, bit for bit, and the same block gives the same bytes. A
+//! resumed run can therefore end with exactly the files of an uninterrupted one.
 
 use std::path::Path;
 
@@ -14,8 +14,8 @@ use crate::{Error, Result};
 
 /// Writes a block and returns the SHA-256 of the file, in hexadecimal.
 ///
-/// Codebooks and scales are stored as f16; dense weights, biases and norms in the smallest of f16, bf16 and
-/// f32 that holds them exactly.
+/// Codebooks and scales are stored as f16. Dense weights, biases and norms are stored in the smallest of f16,
+/// bf16 and f32 that represents them exactly.
 ///
 /// # Errors
 /// `Layer` when codebooks or scales are not rounded to f16 yet; `NotFinite`; `Io`.
@@ -73,7 +73,7 @@ pub fn read(path: &Path, spec: &BlockSpec) -> Result<BlockWeights> {
 fn read_layer(path: &Path, tensors: &SafetensorFiles, spec: &LinearSpec) -> Result<Linear> {
     let name = &spec.name;
     let codebooks = format!("{name}.codebooks");
-    // the shape of the codebooks says the scheme
+    // the shape of the codebooks determines the scheme
     let scheme = match tensors.info(&codebooks) {
         None => None,
         Some(info) => Some(scheme_of(&info.shape).map_err(|source| Error::Layer {
@@ -126,7 +126,7 @@ mod tests {
         })
     }
 
-    /// Pseudo-random bits, so that every value of a type turns up sooner or later.
+    /// Pseudo-random bits, so that every value of a type eventually occurs.
     fn bits(seed: u64) -> impl FnMut() -> u64 {
         let mut state = seed | 1;
         move || {
@@ -209,7 +209,7 @@ mod tests {
             prop_assert_eq!(durable::sha256_of_file(&path).unwrap(), checksum.clone());
             let read = read(&path, &spec()).unwrap();
             prop_assert_eq!(&read, &block);
-            // equal as numbers is not enough: -0 must stay -0
+            // numerical equality is not enough: -0 must stay -0
             prop_assert_eq!(write(&path, &spec(), &read).unwrap(), checksum);
         }
     }

@@ -1,4 +1,4 @@
-//! `config.json`. Every field that changes the arithmetic is honoured or refused.
+//! `config.json`. Every field that changes the arithmetic is either implemented or rejected.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::families::Family;
 use super::fields::{Fields, brief};
 use crate::{Error, Result};
 
-/// Types that unquantized weights are stored in.
+/// Types in which unquantized weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StorageType {
     /// IEEE half precision
@@ -50,25 +50,25 @@ impl fmt::Display for StorageType {
     }
 }
 
-/// Everything that is read from a model's configuration.
+/// Everything read from a model's configuration.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
     /// the file it came from
     pub path: PathBuf,
-    /// which family
+    /// the model family
     pub family: &'static Family,
     /// the model as data
     pub arch: ArchSpec,
     /// token that starts a document
     pub bos: Option<u32>,
-    /// tokens that end one; the first is the one that is appended to documents
+    /// tokens that end a document; the first one is appended to documents
     pub eos: Vec<u32>,
-    /// the type that the weights were saved in, where stated
+    /// the type in which the weights were saved, if stated
     pub storage: Option<StorageType>,
-    /// the scheme of the quantized layers, when there are any
+    /// the scheme of the quantized layers, if any
     pub quantization: Option<Scheme>,
-    /// the whole file as read, so that a checkpoint made from the model keeps what this project has no use
-    /// for
+    /// the whole file as read; a checkpoint written from the model thereby keeps fields that this project
+    /// ignores
     pub raw: Map<String, Value>,
 }
 
@@ -82,7 +82,7 @@ impl ModelConfig {
         Self::from_text(path, &text)
     }
 
-    /// Parses the text of a config.json; `path` names it in errors.
+    /// Parses the text of a config.json; `path` is its name in errors.
     ///
     /// # Errors
     /// `Json`, and those of [`ModelConfig::from_json`].
@@ -99,11 +99,11 @@ impl ModelConfig {
         }
     }
 
-    /// Understands a parsed config.json.
+    /// Interprets a parsed config.json.
     ///
     /// # Errors
     /// `Field` for values that are missing, of the wrong type or contradictory; `Unsupported` for values that
-    /// ask for arithmetic the project does not have.
+    /// require arithmetic that this project does not implement.
     pub fn from_json(path: &Path, raw: Map<String, Value>) -> Result<Self> {
         let fields = Fields {
             path,
@@ -136,7 +136,7 @@ fn storage(fields: &Fields<'_>) -> Result<Option<StorageType>> {
             return match name.trim_start_matches("torch.") {
                 "float16" => Ok(Some(StorageType::F16)),
                 "bfloat16" => Ok(Some(StorageType::BF16)),
-                // f64 weights are read into f32, the widest type that leaves here
+                // f64 weights are read as f32, the widest type written here
                 "float32" | "float64" => Ok(Some(StorageType::F32)),
                 "auto" => Ok(None),
                 _ => Err(fields.wrong(key, "float16, bfloat16, float32 or float64")),

@@ -4,10 +4,10 @@ use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 
-/// Sizes above this are refused as damage, so that products of two of them cannot overflow.
+/// Sizes above this are rejected as damage, so that products of two of them cannot overflow.
 const LARGEST_SIZE: usize = 1 << 31;
 
-/// Fields of one JSON object with the names that errors need.
+/// Fields of one JSON object, with the file's path and field names for errors.
 pub(super) struct Fields<'a> {
     pub(super) path: &'a Path,
     pub(super) prefix: &'a str,
@@ -23,7 +23,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The value, where there is one that is not null.
+    /// The value, if present and not null.
     pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
@@ -114,7 +114,7 @@ impl<'a> Fields<'a> {
             Value::Array(list) => list.as_slice(),
             single => std::slice::from_ref(single),
         };
-        // some configurations spell "none" as -1
+        // some configurations write -1 for "none"
         if let [Value::Number(number)] = list
             && number.as_i64() == Some(-1)
         {
@@ -127,7 +127,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// A JSON value for an error message: whole when short, its beginning otherwise.
+/// A JSON value for an error message: complete if short, else its beginning.
 pub(super) fn brief(value: &Value) -> String {
     const LONGEST: usize = 80;
     let text = value.to_string();

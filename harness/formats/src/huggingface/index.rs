@@ -1,4 +1,4 @@
-//! The weights of a model folder: one file, or shards and the index that lists them.
+//! The weights of a model folder: one file, or shards and their index.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -8,10 +8,10 @@ use serde_json::Value;
 use crate::safetensors::SafetensorFiles;
 use crate::{Error, Result};
 
-/// The weights, where they are one file.
+/// File name of unsharded weights.
 pub(crate) const SINGLE: &str = "model.safetensors";
 
-/// Says which shard has which tensor, where there are several.
+/// File name of the index, which maps tensors to shards.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// Name of the shard `number`, from 1.
@@ -54,10 +54,10 @@ pub(crate) fn open_folder(folder: &Path) -> Result<SafetensorFiles> {
     })
 }
 
-/// The shards that an index lists, each with its tensors.
+/// The shards listed in an index, each with its tensors.
 ///
 /// # Errors
-/// `Io`, `Json`; `Field` when it is no list of file names without folders.
+/// `Io`, `Json`; `Field` when it is not a map to file names without folders.
 pub(crate) fn shards(index: &Path) -> Result<BTreeMap<String, Vec<String>>> {
     let text = std::fs::read_to_string(index).map_err(Error::io(index, "read"))?;
     let value: Value = serde_json::from_str(&text).map_err(Error::json(index, 1))?;
@@ -104,7 +104,8 @@ fn is_plain_file_name(name: &str) -> bool {
     !name.is_empty() && name != ".." && name != "." && !name.contains(['/', '\\', '\0'])
 }
 
-/// Shards of the same set (`NAME-00001-of-00003.safetensors`) that lie in the folder but not in the index.
+/// Rejects shards of the same set (`NAME-00001-of-00003.safetensors`) that are in the folder but not in the
+/// index.
 fn refuse_unlisted_shards(folder: &Path, index: &Path, listed: &BTreeSet<&str>) -> Result<()> {
     let set_of = |name: &str| -> Option<(String, String)> {
         let stem = name.strip_suffix(".safetensors")?;
@@ -134,7 +135,7 @@ mod tests {
     use crate::safetensors::{NewTensor, write};
     use crate::tensors::TensorSource;
 
-    /// A folder with one shard of tensors a and b, and an index of this text.
+    /// A folder with one shard of tensors a and b, and an index with this text.
     fn indexed(index: &str) -> (tempfile::TempDir, Result<SafetensorFiles>) {
         let folder = tempfile::tempdir().unwrap();
         let tensors = ["a", "b"].map(|name| NewTensor::new(name, &[2], [0.5_f32, 1.0]));

@@ -1,4 +1,4 @@
-//! One linear layer in and out of named tensors, dense or as codes, codebooks and scales.
+//! Reading and writing one linear layer as named tensors: dense, or codes, codebooks and scales.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::safetensors::{Dtype, NewTensor};
 use crate::tensors::TensorSource;
 use crate::{Error, Result};
 
-/// A source that returned another number of elements than its own header promised.
+/// Error for a source that returned another number of elements than its header promised.
 fn unshaped(tensors: &dyn TensorSource, tensor: &str, error: &ndarray::ShapeError) -> Error {
     Error::Internal(format!(
         "{}: tensor `{tensor}` was read with other elements than its shape says: {error}",
@@ -34,7 +34,7 @@ pub(crate) fn read_vector(tensors: &dyn TensorSource, name: &str, length: usize)
     Ok(Array1::from_vec(tensors.read_floats(name)?))
 }
 
-/// Reads a layer of this (out_features, in_features): quantized when a scheme is given.
+/// Reads a layer of this (out_features, in_features); with a scheme, a quantized one.
 pub(crate) fn read_linear(
     tensors: &dyn TensorSource,
     name: &str,
@@ -88,12 +88,12 @@ pub(crate) fn codebook_shape(scheme: Scheme) -> [usize; 4] {
     ]
 }
 
-/// The type that codes of B bits are stored in.
+/// The type in which codes of B bits are stored.
 pub(crate) fn code_type(nbits: u32) -> Dtype {
     if nbits <= 8 { Dtype::I8 } else { Dtype::I16 }
 }
 
-/// Codes are stored as two's complement of B bits, so that int8 and int16 can hold them.
+/// Reads codes, which are stored as two's complement of B bits so that int8 and int16 can hold them.
 fn read_codes(tensors: &dyn TensorSource, name: &str, nbits: u32) -> Result<Vec<u16>> {
     let half = 1_i64 << (nbits - 1);
     let mask = (1_i64 << nbits) - 1;
@@ -112,7 +112,7 @@ fn read_codes(tensors: &dyn TensorSource, name: &str, nbits: u32) -> Result<Vec<
     Ok(stored.into_iter().map(|code| (code & mask) as u16).collect())
 }
 
-/// The reverse of [`read_codes`]: values of 2^(B-1) and more have 2^B subtracted.
+/// The inverse of [`read_codes`]: 2^B is subtracted from values of 2^(B-1) and above.
 fn code_bytes(codes: &Array3<u16>, nbits: u32) -> Vec<u8> {
     let half = 1_i32 << (nbits - 1);
     let signed = codes.iter().map(|&code| {
@@ -126,8 +126,8 @@ fn code_bytes(codes: &Array3<u16>, nbits: u32) -> Vec<u8> {
     }
 }
 
-/// A layer's tensors. The weight or bias of a dense layer gets the type that `storage` names for it;
-/// codebooks and scales are f16, as the layout has it.
+/// A layer's tensors. `storage` decides the type of a dense layer's weight and bias by name. Codebooks and
+/// scales are f16, as the layout requires.
 pub(super) fn linear_tensors(
     path: &Path,
     name: &str,
@@ -188,7 +188,7 @@ pub(super) fn linear_tensors(
     Ok(tensors)
 }
 
-/// A tensor of floats in the type that `storage` names for it.
+/// A tensor of floats; `storage` decides its type by name.
 pub(super) fn float_tensor(
     path: &Path,
     name: String,
@@ -235,7 +235,7 @@ pub(super) fn float_tensor(
     })
 }
 
-/// f16, refused where rounding leads out of its range.
+/// Converts to f16; rejects values that overflow.
 fn half_bytes(path: &Path, name: &str, values: &mut dyn Iterator<Item = f64>) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(2 * values.size_hint().0);
     for (element, value) in values.enumerate() {
@@ -253,7 +253,7 @@ fn half_bytes(path: &Path, name: &str, values: &mut dyn Iterator<Item = f64>) ->
     Ok(bytes)
 }
 
-/// The smallest type that holds all values exactly, so that nothing is lost and dense f16 models stay small.
+/// The smallest type that represents all values exactly. Nothing is lost, and dense f16 models stay small.
 pub(super) fn exact_storage(values: &[f32]) -> StorageType {
     let exact = |round: fn(f32) -> f32| {
         values
@@ -269,7 +269,7 @@ pub(super) fn exact_storage(values: &[f32]) -> StorageType {
     }
 }
 
-/// Refuses a quantized layer whose codebooks or scales f16 would change.
+/// Rejects a quantized layer whose codebooks or scales would change when rounded to f16.
 pub(super) fn refuse_rounding(name: &str, linear: &Linear) -> Result<()> {
     let LinearWeight::Quantized(matrix) = &linear.weight else {
         return Ok(());

@@ -1,4 +1,4 @@
-//! What all families with the Llama block read from their config.json.
+//! Fields of config.json shared by all families with the Llama block.
 
 use aqlm_vocabulary::llama::LlamaBlock;
 use aqlm_vocabulary::{ArchSpec, BlockSpec, Input};
@@ -8,19 +8,19 @@ use super::fields::{Fields, brief};
 use super::rope::rope;
 use crate::{Error, Result};
 
-/// What transformers assumes of a family where its config.json is silent.
+/// transformers' defaults of a family for fields absent from config.json.
 pub(super) struct Defaults {
-    /// key and value heads; `None` is as many as there are query heads
+    /// number of key and value heads; `None` means as many as query heads
     pub(super) kv_heads: Option<usize>,
     /// longest context
     pub(super) max_position_embeddings: usize,
 }
 
-/// A model of plain blocks with this window. Layers that read one of `biased` have biases in any case.
+/// A model of plain blocks with this window. Layers whose input is in `biased` always have biases.
 ///
 /// # Errors
-/// `Field` for values that are missing, of the wrong type or contradictory; `Unsupported` for values that ask
-/// for other arithmetic.
+/// `Field` for values that are missing, of the wrong type or contradictory; `Unsupported` for values that
+/// require other arithmetic.
 pub(super) fn plain(
     fields: &Fields<'_>,
     defaults: &Defaults,
@@ -87,7 +87,7 @@ fn head_dim(fields: &Fields<'_>, hidden_size: usize, heads: usize) -> Result<usi
     Ok(head_dim)
 }
 
-/// `sliding_window` of the families that have one, where transformers' default is 4096.
+/// `sliding_window` for families with a default of 4096 in transformers.
 pub(super) fn window(fields: &Fields<'_>) -> Result<Option<usize>> {
     if fields.map.contains_key("sliding_window") {
         fields.optional_size("sliding_window")
@@ -96,7 +96,7 @@ pub(super) fn window(fields: &Fields<'_>) -> Result<Option<usize>> {
     }
 }
 
-/// Whether `layer_types` says that all blocks slide, or that none does. A mixture over blocks is refused.
+/// Whether `layer_types` makes all blocks use the window, or none. A mixture is rejected.
 pub(super) fn layer_types(fields: &Fields<'_>) -> Result<Option<bool>> {
     let Some(value) = fields.get("layer_types") else {
         return Ok(None);
@@ -121,7 +121,8 @@ pub(super) fn layer_types(fields: &Fields<'_>) -> Result<Option<bool>> {
     }
 }
 
-/// Fields that would change the arithmetic, each with the only value for which it changes nothing here.
+/// Rejects fields that would change the arithmetic; each is listed with the only value that changes nothing
+/// here.
 fn refuse_unknown_arithmetic(fields: &Fields<'_>) -> Result<()> {
     for key in ["hidden_act", "hidden_activation"] {
         if let Some(activation) = fields.optional_str(key)?

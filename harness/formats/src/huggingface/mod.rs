@@ -1,5 +1,5 @@
-//! Model folders as transformers and the `aqlm` package know them: configuration, names, shards, layers and
-//! writing.
+//! Model folders in the layout of transformers and the `aqlm` package: configuration, names, shards, layers
+//! and writing.
 
 pub mod block_file;
 pub mod config;

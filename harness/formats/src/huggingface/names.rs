@@ -1,4 +1,4 @@
-//! Names of the tensors outside of the blocks; those of a block are in its spec.
+//! Names of the tensors outside the blocks. Names inside a block are in the block's spec.
 
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 pub(crate) const FINAL_NORM: &str = "model.norm.weight";

@@ -4,7 +4,8 @@ use serde_json::Value;
 use super::fields::{Fields, brief};
 use crate::Result;
 
-/// `rope_theta`, `rope_scaling` (transformers 4) and `rope_parameters` (transformers 5, both in one).
+/// Reads `rope_theta` and `rope_scaling` (transformers 4), or `rope_parameters` (transformers 5), which
+/// combines both.
 pub(super) fn rope(fields: &Fields<'_>) -> Result<Rope> {
     let outer_theta = fields.positive("rope_theta")?;
     let mut rope = Rope {
@@ -51,7 +52,7 @@ fn rope_scaling(fields: &Fields<'_>) -> Result<RopeScaling> {
             return Err(fields.wrong("type", format!("the same as rope_type = {new:?}")));
         }
         [Some(kind), _] | [None, Some(kind)] => kind,
-        // transformers 5 writes only rope_theta when nothing is scaled
+        // without scaling, transformers 5 writes only rope_theta
         [None, None] if fields.get("factor").is_none() => "default",
         [None, None] => return Err(fields.wrong("rope_type", "default, linear or llama3")),
     };

@@ -1,4 +1,4 @@
-//! The weights of a checkpoint on their way into one file or several.
+//! Writing a checkpoint's weights to one file or several shards.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, Write};
@@ -11,10 +11,10 @@ use crate::durable::{write_json, write_synced};
 use crate::safetensors::{NewTensor, Slot, write_header};
 use crate::{Error, Result};
 
-/// Weights that an earlier checkpoint may have left: `model.safetensors`, its shards, its index.
+/// Whether a file may be weights of an earlier checkpoint: `model.safetensors`, its shards, its index.
 pub(super) fn is_weights_file(path: &Path) -> bool {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
-        // ours are all plain ASCII
+        // our file names are all ASCII
         return false;
     };
     let shard = name.strip_prefix("model-").is_some_and(|rest| {
@@ -26,7 +26,7 @@ pub(super) fn is_weights_file(path: &Path) -> bool {
     shard || name == SINGLE || name == INDEX
 }
 
-/// Takes tensors in any order and makes shards of them, with no more than one tensor in memory.
+/// Accepts tensors in any order and writes them to shards, with at most one tensor in memory.
 pub(super) struct ShardWriter<'a> {
     folder: &'a Path,
     limit: u64,
@@ -36,7 +36,8 @@ pub(super) struct ShardWriter<'a> {
     bytes: u64,
 }
 
-/// Tensors wait in one temporary file for each width, since wide types come first in a shard (see `layout`).
+/// A shard being written. Each element width has its own temporary file, because wide types come first in a
+/// shard (see `layout`).
 struct OpenShard {
     spools: [(BufWriter<File>, Vec<Slot>); 3],
     bytes: u64,
@@ -80,7 +81,7 @@ impl<'a> ShardWriter<'a> {
         Ok(())
     }
 
-    /// Puts header and spools together.
+    /// Writes the shard: header, then the temporary files.
     fn close(&mut self) -> Result<()> {
         let Some(mut shard) = self.open.take() else {
             return Ok(());
@@ -100,8 +101,8 @@ impl<'a> ShardWriter<'a> {
         })
     }
 
-    /// Gives shards their names and writes the index where there are several. Returns names and bytes of
-    /// tensors.
+    /// Gives shards their final names and writes the index if there are several. Returns names and the bytes
+    /// of all tensors.
     pub(super) fn finish(mut self) -> Result<(Vec<String>, u64)> {
         self.close()?;
         let total = self.finished.len();
@@ -130,14 +131,14 @@ impl<'a> ShardWriter<'a> {
     }
 }
 
-/// Name of a shard while it is not known how many there will be.
+/// Name of a shard while the number of shards is unknown.
 fn shard_file(index: usize) -> String {
     format!("shard-{index}")
 }
 
 impl OpenShard {
     fn new(folder: &Path) -> io::Result<Self> {
-        // files without a name: gone when closed, whatever happens
+        // files without a name, which disappear when closed, also after a crash
         let spool = || -> io::Result<_> { Ok((BufWriter::new(tempfile::tempfile_in(folder)?), Vec::new())) };
         Ok(Self {
             spools: [spool()?, spool()?, spool()?],

@@ -1,4 +1,4 @@
-//! The tokenizer's files of a checkpoint.
+//! A checkpoint's tokenizer files.
 
 use std::io::Write;
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::{Error, Result};
 
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
-/// Files beside the weights that belong to a checkpoint and are copied as they are.
+/// Files other than weights that belong to a checkpoint and are copied unchanged.
 const COPIED: [&str; 9] = [
     "tokenizer.json",
     TOKENIZER_CONFIG,
@@ -22,7 +22,7 @@ const COPIED: [&str; 9] = [
     "generation_config.json",
 ];
 
-/// Copies the tokenizer's files, or makes them where the source is no folder. Returns their names.
+/// Copies the tokenizer files, or generates them if the source is not a folder. Returns their names.
 pub(super) fn tokenizer_files(to: &Path, source: &Model) -> Result<Vec<String>> {
     let mut files = Vec::new();
     if let TokenizerSource::Folder(folder) = source.tokenizer_source() {
@@ -34,8 +34,8 @@ pub(super) fn tokenizer_files(to: &Path, source: &Model) -> Result<Vec<String>> 
                 files.push(name.into());
             }
         }
-        // Without this file transformers guesses by the model's type, one generation of it adding BOS to
-        // every text.
+        // Without this file, transformers guesses from the model's type; one generation of it then adds BOS
+        // to every text.
         let has = |name: &str| files.iter().any(|file| file == name);
         if has("tokenizer.json") && !has(TOKENIZER_CONFIG) {
             let config = source

@@ -1,4 +1,4 @@
-//! Checkpoints in the layout that transformers and the `aqlm` package load.
+//! Writes checkpoints in the layout that transformers and the `aqlm` package load.
 
 use std::fs::File;
 use std::io;
@@ -17,18 +17,19 @@ use crate::durable::{Workspace, write_json};
 use crate::model::{Model, StorageType};
 use crate::{Error, Result};
 
-/// Folder inside the output in which a checkpoint is put together.
+/// Folder inside the output in which a checkpoint is assembled.
 const IN_PROGRESS: &str = ".checkpoint-in-progress";
 
-/// How a checkpoint is written.
+/// Options for writing a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WriteOptions {
-    /// a shard is closed before it would grow beyond this many bytes of tensors; 5 GB as transformers does
+    /// maximum bytes of tensors per shard; a shard is closed before it would exceed them; 5 GB as in
+    /// transformers
     pub shard_bytes: u64,
-    /// type of everything that is not quantized; `None` keeps each tensor's own, f16 for types not written
-    /// here
+    /// type of everything that is not quantized; `None` keeps each tensor's own type, or f16 for types that
+    /// are not written here
     pub storage: Option<StorageType>,
-    /// replace a checkpoint that is already in the folder
+    /// whether to replace an existing checkpoint in the folder
     pub replace: bool,
 }
 
@@ -42,21 +43,21 @@ impl Default for WriteOptions {
     }
 }
 
-/// The weights outside of the blocks.
+/// The weights outside the blocks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OuterWeights {
     /// [vocab, hidden]
     pub embedding: Array2<f32>,
     /// the RMSNorm before the head, `[hidden]`
     pub norm: Array1<f32>,
-    /// [vocab, hidden]; not used where it is the embedding
+    /// [vocab, hidden]; unused when tied to the embedding
     pub lm_head: Option<Array2<f32>>,
 }
 
-/// What was written.
+/// Result of writing a checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Written {
-    /// file names, in the order in which they were put in place
+    /// file names, in the order in which they were moved into place
     pub files: Vec<String>,
     /// bytes of all tensors
     pub bytes: u64,
@@ -64,19 +65,18 @@ pub struct Written {
     pub scheme: Option<Scheme>,
 }
 
-/// Writes a model whose blocks come from `blocks` and whose other weights come from `source`.
+/// Writes a model with blocks from `blocks` and all other weights from `source`.
 ///
-/// One block is in memory at a time. Files appear in `out` under their final names only when all of them are
-/// complete and on the disk, config.json last: a folder without config.json is no checkpoint. `out` may hold
-/// other files (a run folder does). Quantized layers are stored as codes (two's complement of B bits in int8
-/// or int16), codebooks and scales (f16); codebooks and scales that are not on the f16 grid are rounded to
-/// it.
+/// One block is in memory at a time. Files get their final names in `out` only after all of them are complete
+/// and on the disk, config.json last: a folder without config.json is not a checkpoint. `out` may hold other
+/// files, as a run folder does. Quantized layers are stored as codes (two's complement of B bits in int8 or
+/// int16), codebooks and scales (f16). Codebooks and scales that are not exact in f16 are rounded.
 ///
 /// # Errors
-/// `Exists` when there is a checkpoint already and it was not to be replaced, or `out` is the source; `Layer`
-/// when the quantized layers are not all of one scheme, which is all that the layout can say; `NotFinite`
-/// when a value is beyond the range of its type; `Io`, for a full disk too; whatever `blocks` returns. After
-/// an error nothing is left behind.
+/// `Exists` when a checkpoint exists and `options.replace` is not set, or `out` is the source. `Layer` when
+/// the quantized layers do not all have one scheme, because the layout can only express one. `NotFinite` when
+/// a value is beyond the range of its type. `Io`, also for a full disk. Errors of `blocks`. After an error no
+/// file is left behind.
 pub fn write_checkpoint(
     out: &Path,
     source: &Model,
@@ -91,8 +91,8 @@ pub fn write_checkpoint(
     write_whole(out, source, blocks, outer, options)
 }
 
-/// [`write_checkpoint`] with embedding, final norm and head of another origin than `source` too, of its
-/// shapes; without a head that is the source's.
+/// [`write_checkpoint`], with embedding, final norm and head also passed in, in the shapes of `source`.
+/// Without a head, the head of `source` is written.
 ///
 /// # Errors
 /// Those of [`write_checkpoint`].
@@ -161,7 +161,7 @@ pub fn write_whole(
         };
         shards.push(&whole(LM_HEAD, &mut head.iter().copied(), vec![rows, width])?)?;
     }
-    // listed for a tied head too: transformers 4 looks for the parameter's name, 5 for the module's
+    // also listed for a tied head: transformers 4 looks for the parameter's name, 5 for the module's
     plan.skip(LM_HEAD);
     plan.skip("lm_head");
 
@@ -186,7 +186,7 @@ pub fn write_whole(
     })
 }
 
-/// Writes a model with all its layers dense, as the source has them: a GGUF file becomes a Hugging Face
+/// Writes a model with all layers dense, as in the source. This converts a GGUF file to a Hugging Face
 /// folder.
 ///
 /// # Errors
@@ -226,7 +226,7 @@ fn refuse_existing(out: &Path, source: &Model, replace: bool) -> Result<()> {
     Ok(())
 }
 
-/// What config.json says about quantization.
+/// The quantization section of config.json.
 #[derive(Debug, Default)]
 struct Plan {
     scheme: Option<Scheme>,
@@ -276,7 +276,8 @@ impl Plan {
     }
 }
 
-/// Moves finished files to where they belong. A checkpoint that was there stops being one first.
+/// Moves finished files into place. First makes an existing checkpoint incomplete by removing its
+/// config.json.
 fn put_in_place(out: &Path, workspace: &Workspace, files: &[String]) -> Result<()> {
     let remove = |path: PathBuf| match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(&path, "remove")(error)),

@@ -7,7 +7,7 @@ use crate::tensors::TensorInfo;
 use crate::{Error, Result};
 
 impl Model {
-    /// Presence and shape of everything that the accessors will read.
+    /// Checks presence and shape of all tensors that the accessors read.
     pub(super) fn check_tensors(&self) -> Result<()> {
         let config = self.config();
         let vocabulary = [config.vocab_size, config.hidden_size];

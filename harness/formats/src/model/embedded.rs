@@ -1,12 +1,12 @@
-//! tiny-stories-4m, the Llama that is part of the program, with its texts.
+//! tiny-stories-4m, the Llama embedded in the program, with its texts.
 
-/// What [`super::Model::embedded`] calls itself.
+/// Name of [`super::Model::embedded`].
 pub const NAME: &str = "tiny-stories-4m";
 
-/// Generated stories, one {"text": ...} a line, that the model was not trained on.
+/// Generated stories that the model was not trained on, one {"text": ...} per line.
 pub const EVALUATION_TEXT: &[u8] = include_bytes!("../../../../golden/tiny-stories-4m/eval.jsonl");
 
-/// Generated stories, one {"text": ...} a line, to calibrate with.
+/// Generated stories for calibration, one {"text": ...} per line.
 pub const CALIBRATION_TEXT: &[u8] = include_bytes!("../../../../golden/tiny-stories-4m/calibration.jsonl");
 
 /// Its config.json.

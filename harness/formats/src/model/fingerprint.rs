@@ -6,8 +6,8 @@ use crate::Result;
 use crate::durable;
 
 impl Model {
-    /// SHA-256 over the configuration and every tensor's name, shape, type and values: what must be equal for
-    /// a run to be the same run, however the files are named or sharded.
+    /// SHA-256 over the configuration and every tensor's name, shape, type and values. Two runs are the same
+    /// only if it is equal; names and sharding of files do not matter.
     ///
     /// # Errors
     /// Unreadable tensors.

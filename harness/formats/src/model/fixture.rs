@@ -1,4 +1,4 @@
-//! Small model folders for tests: valid ones, to be damaged by the test.
+//! Small valid model folders, which tests damage.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -60,7 +60,7 @@ impl Fixture {
         fixture
     }
 
-    /// The same with every layer quantized; codes count up from the smallest.
+    /// The same model with every layer quantized; codes count up from the smallest.
     pub(crate) fn quantized(scheme: Scheme) -> Self {
         let mut fixture = Self::dense();
         fixture.config["quantization_config"] = json!({
@@ -102,7 +102,7 @@ impl Fixture {
         fixture
     }
 
-    /// A tensor of f16, of values that differ from element to element and from name to name.
+    /// Adds an f16 tensor whose values differ between elements and between names.
     pub(crate) fn put_halves(&mut self, name: &str, shape: &[usize]) {
         let salt = name
             .bytes()
@@ -122,7 +122,7 @@ impl Fixture {
         self.tensors.get_mut(name).unwrap().2[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// Writes the folder and returns it; it lives as long as the fixture.
+    /// Writes the folder and returns its path. The folder exists as long as the fixture.
     pub(crate) fn write(&self) -> PathBuf {
         let tensors = self
             .tensors
@@ -140,7 +140,8 @@ impl Fixture {
     }
 }
 
-/// `../shared` beside the repository, or `AQLM_SHARED`; prints why a test is waived when neither is there.
+/// A file in `../shared` beside the repository, or in `AQLM_SHARED`. If neither exists, prints why a test is
+/// waived.
 pub(crate) fn shared(relative: &str) -> Option<PathBuf> {
     let root = std::env::var_os("AQLM_SHARED").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),

@@ -1,4 +1,4 @@
-//! What `aqlm inspect` prints of a model, from headers alone.
+//! The contents of a model as printed by `aqlm inspect`, from headers only.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ pub struct TensorEntry {
     pub name: String,
     /// its shape, row-major
     pub shape: Vec<usize>,
-    /// its type, as its format spells it
+    /// its type, in the format's own spelling
     pub dtype: String,
     /// bytes in the file
     pub bytes: u64,
@@ -29,9 +29,9 @@ pub struct LayerEntry {
     pub out_features: usize,
     /// columns
     pub in_features: usize,
-    /// how it is quantized, when by AQLM
+    /// the AQLM scheme, if quantized
     pub scheme: Option<Scheme>,
-    /// bits per parameter: by the paper's appendix H for AQLM layers, bytes in the file otherwise
+    /// bits per parameter: by the paper's appendix H for AQLM layers, else from the bytes in the file
     pub bits_per_parameter: f64,
 }
 

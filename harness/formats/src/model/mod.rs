@@ -1,4 +1,4 @@
-//! Models in and out: Hugging Face folders, GGUF files and the embedded model behind one type.
+//! Opens Hugging Face folders, GGUF files and the embedded model as one type.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -32,9 +32,9 @@ pub use crate::huggingface::write::{
 pub use inventory::{Inventory, LayerEntry, TensorEntry};
 pub(crate) use tokenizer::TokenizerSource;
 
-/// A model that is opened but not read: weights are read when asked for, block by block.
+/// A model that is opened but not read; weights are read block by block, on request.
 ///
-/// Opening checks that each tensor the configuration needs is there with the right shape.
+/// Opening checks that every tensor required by the configuration exists with the right shape.
 #[derive(Debug)]
 pub struct Model {
     source: PathBuf,
@@ -47,10 +47,9 @@ impl Model {
     /// Opens a Hugging Face folder or a GGUF file of the llama architecture.
     ///
     /// # Errors
-    /// `Io`; `Kind` for anything else; the errors of [`ModelConfig::read`] and
-    /// a folder's weights; `Truncated`, `Header`, `Offsets`, `Field` and `Unsupported` for GGUF
-    /// files; `MissingTensor`, `TensorShape`, `TensorType`, `UnexpectedTensor` and `Layer` when weights and
-    /// configuration disagree.
+    /// `Io`; `Kind` for anything else; the errors of [`ModelConfig::read`] and of opening a folder's weights;
+    /// `Truncated`, `Header`, `Offsets`, `Field` and `Unsupported` for GGUF files; `MissingTensor`,
+    /// `TensorShape`, `TensorType`, `UnexpectedTensor` and `Layer` when weights and configuration disagree.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let metadata = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
@@ -86,10 +85,10 @@ impl Model {
         )
     }
 
-    /// The model that is part of the program: see [`embedded`].
+    /// The model embedded in the program: see [`embedded`].
     ///
     /// # Errors
-    /// Those of [`Model::open`], should the program have been built with damaged files.
+    /// Those of [`Model::open`], if the program was built with damaged files.
     pub fn embedded() -> Result<Self> {
         let source = PathBuf::from(format!("(embedded) {}", embedded::NAME));
         Self::assemble(
@@ -119,7 +118,7 @@ impl Model {
         Ok(model)
     }
 
-    /// The model as data: what decides the arithmetic.
+    /// The model as data: everything that decides the arithmetic.
     pub fn config(&self) -> &ArchSpec {
         &self.config.arch
     }
@@ -129,12 +128,12 @@ impl Model {
         &self.config
     }
 
-    /// The folder or file that was opened, or the embedded model's name in parentheses.
+    /// The opened folder or file, or the embedded model's name in parentheses.
     pub fn source(&self) -> &Path {
         &self.source
     }
 
-    /// The type that the embedding is stored in; f16 where the file's type is none of those written here.
+    /// The type of the stored embedding; f16 if the file's type is not written here.
     pub fn storage(&self) -> StorageType {
         self.storage_of(EMBEDDING)
     }
@@ -147,14 +146,14 @@ impl Model {
         }
     }
 
-    /// All tensors by name, and what is known of them.
+    /// All tensors by name, with their type, shape and size.
     fn listed(&self) -> BTreeMap<String, TensorInfo> {
         let info = |name: &str| self.tensors.info(name).expect("a name that the source listed");
         let names = self.tensors.names().into_iter();
         names.map(|name| (name.clone(), info(&name))).collect()
     }
 
-    /// Scheme of a linear layer, when it is quantized.
+    /// Scheme of a linear layer; `None` if not quantized.
     fn scheme_of(&self, layer: &str) -> Option<Scheme> {
         self.tensors.info(&format!("{layer}.codes"))?;
         self.config.quantization
@@ -169,7 +168,7 @@ impl Model {
         })
     }
 
-    /// Token embeddings, one row of hidden_size a token.
+    /// Token embeddings, one row of hidden_size per token.
     ///
     /// # Errors
     /// `NotFinite`, `TensorType`, `Io`.
@@ -190,7 +189,7 @@ impl Model {
         read_vector(self.tensors.as_ref(), FINAL_NORM, self.config().hidden_size)
     }
 
-    /// Weight of the output layer, one row of hidden_size a token; the embedding when tied.
+    /// Weight of the output layer, one row of hidden_size per token; the embedding if tied.
     ///
     /// # Errors
     /// `NotFinite`, `TensorType`, `Io`.
@@ -206,7 +205,7 @@ impl Model {
         )
     }
 
-    /// The weights of one block, from 0.
+    /// The weights of one block; blocks are numbered from 0.
     ///
     /// # Errors
     /// `Block` when there is no such block; `NotFinite`, `CodeOutOfRange`, `TensorType`, `Io`.

@@ -5,8 +5,8 @@ use super::{Model, StorageType};
 use crate::{Error, Result};
 
 impl Model {
-    /// A block with every number as a checkpoint of this model stores it: codebooks and scales as f16, norms
-    /// in the type of their own tensors. What is computed from it is what a reader of the checkpoint
+    /// A block with every number rounded as in a checkpoint of this model: codebooks and scales to f16, norms
+    /// to the type of their own tensors. Computing with this block gives what a reader of the checkpoint
     /// computes.
     ///
     /// # Errors
@@ -31,7 +31,7 @@ impl Model {
 }
 
 impl StorageType {
-    /// The values as this type stores them.
+    /// The values rounded to this type.
     fn round(self, values: &Array1<f32>) -> Array1<f32> {
         match self {
             Self::F16 => values.mapv(|value| half::f16::from_f32(value).to_f32()),

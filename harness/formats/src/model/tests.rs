@@ -1,4 +1,4 @@
-//! Folders and files, whole and contradictory.
+//! Valid and contradictory folders and files.
 
 use aqlm_vocabulary::LinearWeight;
 use aqlm_vocabulary::llama::{KEY, OUTPUT, QUERY};

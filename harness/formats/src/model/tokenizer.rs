@@ -5,7 +5,7 @@ use crate::gguf::GgufTokenizer;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-/// Where the tokenizer comes from.
+/// Origin of the tokenizer.
 #[derive(Debug)]
 pub(crate) enum TokenizerSource {
     Folder(PathBuf),
@@ -22,7 +22,7 @@ impl Model {
     ///
     /// # Errors
     /// `Kind` when the folder has no tokenizer.json; `Tokenizer`, `Json` and `Field` when its files are
-    /// wrong; `Vocabulary` when it has ids beyond the embedding.
+    /// invalid; `Vocabulary` when it has ids beyond the embedding.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let (bos, eos) = (self.config.bos, self.config.eos.clone());
         let tokenizer = match &self.tokenizer {

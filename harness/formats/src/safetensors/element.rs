@@ -1,18 +1,18 @@
-//! Types of numbers, and arrays of them on their way to a file.
+//! Number types, and arrays prepared for writing.
 
 use ::safetensors::Dtype;
 use half::{bf16, f16};
 use ndarray::{ArrayBase, Data, Dimension};
 
-/// A number that safetensors files hold.
+/// A number type of safetensors files.
 pub trait Element: Copy {
     /// its type in a file's header
     const DTYPE: Dtype;
 
-    /// Appends its little-endian bytes.
+    /// Appends the number's little-endian bytes.
     fn append(self, bytes: &mut Vec<u8>);
 
-    /// Numbers from their little-endian bytes; what is left behind the last whole number is ignored.
+    /// Numbers from little-endian bytes; an incomplete last number is ignored.
     fn read(bytes: &[u8]) -> Vec<Self>;
 }
 
@@ -39,7 +39,7 @@ elements! {
     i8 => I8, i16 => I16, i32 => I32, i64 => I64,
 }
 
-/// A named array on its way to a file.
+/// A named array prepared for writing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewTensor {
     pub(crate) name: String,
@@ -50,10 +50,10 @@ pub struct NewTensor {
 }
 
 impl NewTensor {
-    /// An array of this shape with these numbers, row-major.
+    /// An array with this shape and these row-major numbers.
     ///
     /// # Panics
-    /// When there are not as many numbers as the shape has places.
+    /// When the number of values does not match the shape.
     pub fn new<T: Element>(
         name: impl Into<String>,
         shape: &[usize],
@@ -78,7 +78,7 @@ impl NewTensor {
         }
     }
 
-    /// The numbers of an array, in its shape.
+    /// An array's numbers, with its shape.
     pub fn of<T: Element, S: Data<Elem = T>, D: Dimension>(
         name: impl Into<String>,
         array: &ArrayBase<S, D>,

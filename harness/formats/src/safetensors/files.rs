@@ -14,7 +14,7 @@ use super::header::{Entry, Header, read_header};
 use crate::tensors::{TensorInfo, TensorSource, refuse_not_finite};
 use crate::{Error, Result, durable};
 
-/// Where a safetensors file's bytes are.
+/// Location of a safetensors file's bytes.
 #[derive(Debug)]
 enum Bytes {
     File(File),
@@ -25,11 +25,12 @@ enum Bytes {
 struct Shard {
     path: PathBuf,
     bytes: Bytes,
-    /// position of the first tensor's first byte
+    /// offset of the first tensor's first byte
     data_start: u64,
 }
 
-/// The tensors of one or several safetensors files, read one at a time: opening reads headers only.
+/// The tensors of one or several safetensors files. Opening reads headers only; tensors are read one at a
+/// time.
 #[derive(Debug)]
 pub struct SafetensorFiles {
     path: PathBuf,
@@ -48,11 +49,11 @@ impl SafetensorFiles {
         Ok(Self::of_one(shard, entries))
     }
 
-    /// One file that must have this SHA-256, in lower-case hexadecimal. It is read into memory, so that what
-    /// is used later is what was checked.
+    /// One file that must have this SHA-256, in lower-case hexadecimal. The file is read into memory, so that
+    /// later reads use exactly the checked bytes.
     ///
     /// # Errors
-    /// Those of [`SafetensorFiles::open_file`]; `Digest` when it is another file.
+    /// Those of [`SafetensorFiles::open_file`]; `Digest` when the SHA-256 differs.
     pub fn open_checked(path: &Path, sha256: &str) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
         let found = durable::sha256(&bytes);
@@ -68,7 +69,7 @@ impl SafetensorFiles {
         }
     }
 
-    /// Bytes that are part of the program; `path` names them in errors.
+    /// Bytes embedded in the program; `path` is their name in errors.
     ///
     /// # Errors
     /// `Truncated`, `Header`, `Offsets`.
@@ -97,7 +98,7 @@ impl SafetensorFiles {
         }
     }
 
-    /// No file yet; `path` is what errors of missing tensors name.
+    /// No files; `path` is the name in errors about missing tensors.
     pub(crate) fn none(path: &Path) -> Self {
         Self {
             path: path.into(),
@@ -106,7 +107,7 @@ impl SafetensorFiles {
         }
     }
 
-    /// One file more, and these tensors of it.
+    /// Adds one file and makes these of its tensors available.
     ///
     /// # Errors
     /// Those of [`SafetensorFiles::open_file`]; `MissingTensor` when the file lacks one.
@@ -131,7 +132,7 @@ impl SafetensorFiles {
         Ok((&self.shards[*shard], entry))
     }
 
-    /// A tensor's bytes as they are in the file, with its type.
+    /// A tensor's raw bytes and type.
     ///
     /// # Errors
     /// `MissingTensor`, `Io`.
@@ -152,10 +153,10 @@ impl SafetensorFiles {
         Ok((entry.dtype, bytes))
     }
 
-    /// An array of exactly this type of numbers and this number of axes.
+    /// An array of exactly this number type and this number of axes.
     ///
     /// # Errors
-    /// `MissingTensor`; `TensorType` for other numbers; `Field` for other axes; `Io`.
+    /// `MissingTensor`; `TensorType` for another number type; `Field` for another number of axes; `Io`.
     pub fn read<T: Element, D: Dimension>(&self, name: &str) -> Result<Array<T, D>> {
         let (dtype, bytes) = self.read_bytes(name)?;
         if dtype != T::DTYPE {
@@ -164,11 +165,12 @@ impl SafetensorFiles {
         self.shaped(name, T::read(&bytes))
     }
 
-    /// An array of numbers of whichever type, of this number of axes. All types become f64 exactly, except
-    /// whole numbers beyond 2^53, which are rounded.
+    /// An array of any number type, with this number of axes. All types convert to f64 exactly, except whole
+    /// numbers beyond 2^53, which are rounded.
     ///
     /// # Errors
-    /// `MissingTensor`; `TensorType` for what are no numbers of 8 to 64 bits; `Field` for other axes; `Io`.
+    /// `MissingTensor`; `TensorType` for types other than numbers of 8 to 64 bits; `Field` for another number
+    /// of axes; `Io`.
     pub fn read_as_f64<D: Dimension>(&self, name: &str) -> Result<Array<f64, D>> {
         fn widened<T: Element>(bytes: &[u8], widen: fn(T) -> f64) -> Vec<f64> {
             T::read(bytes).into_iter().map(widen).collect()
@@ -201,7 +203,7 @@ impl SafetensorFiles {
             expected,
             found: format!("shape {:?}", entry.shape),
         };
-        // an empty tensor may have sides that no memory holds
+        // an empty tensor may have sides too large for memory
         let array = ArrayD::from_shape_vec(entry.shape.as_slice(), values)
             .map_err(|_| wrong("a shape that fits in memory".into()))?;
         array.into_dimensionality().map_err(|_| {

@@ -1,4 +1,4 @@
-//! The header of a safetensors file, read and checked before any tensor is.
+//! The header of a safetensors file, read and checked before any tensor.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -10,10 +10,10 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// The longest header that the safetensors format allows, in bytes.
+/// Maximum length of a header in the safetensors format, in bytes.
 const LONGEST_HEADER: u64 = 100_000_000;
 
-/// What a header says of one tensor.
+/// A tensor's entry in the header.
 #[derive(Debug, Deserialize)]
 pub(super) struct Entry {
     pub(super) dtype: Dtype,
@@ -22,16 +22,16 @@ pub(super) struct Entry {
     pub(super) data_offsets: (u64, u64),
 }
 
-/// A header: what it says of each tensor, by name.
+/// A header: entries by tensor name.
 #[derive(Debug)]
 pub(super) struct Header {
-    /// position of the first tensor's first byte
+    /// offset of the first tensor's first byte
     pub(super) data_start: u64,
     pub(super) entries: BTreeMap<String, Entry>,
 }
 
-/// Reads and checks a header: the tensors' bytes must tile the rest of the file, which has `length` bytes in
-/// all.
+/// Reads and checks a header. The tensors' bytes must tile the rest of the file, whose total size is `length`
+/// bytes.
 pub(super) fn read_header(path: &Path, reader: &mut impl Read, length: u64) -> Result<Header> {
     let truncated = |what: &str, expected: u64| Error::Truncated {
         path: path.into(),

@@ -1,8 +1,8 @@
-//! Named arrays of numbers in safetensors files: the only reader and the only writer of them here.
+//! Named arrays of numbers in safetensors files; all reading and writing of this format is here.
 //!
-//! [`SafetensorFiles`] opens a file by its header and reads one tensor at a time; [`write()`] makes a file of
-//! [`NewTensor`]s, durably, and returns its checksum. Beneath both is the `safetensors` crate's [`Dtype`];
-//! the header's check is this module's own, because its errors name the file and the tensor.
+//! [`SafetensorFiles`] opens a file by its header and reads one tensor at a time. [`write()`] writes a file
+//! of [`NewTensor`]s durably and returns its checksum. Both use the `safetensors` crate's [`Dtype`]. This
+//! module checks headers itself, so that errors name the file and the tensor.
 
 mod element;
 mod files;

@@ -1,7 +1,7 @@
-//! The bytes of a safetensors file: header first, then tensors from wide types to narrow ones.
+//! The bytes of a safetensors file: header, then tensors from wide types to narrow ones.
 //!
-//! The format allows no padding between tensors, and readers view the bytes as numbers in place; putting wide
-//! types first is what keeps every tensor aligned to its own type.
+//! The format allows no padding between tensors, and readers view the bytes as numbers in place. Wide types
+//! first keeps every tensor aligned to its own type.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::NewTensor;
 use crate::{Result, durable};
 
-/// What a header says of one tensor, except where it begins.
+/// A tensor's entry in the header, without its offsets.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Slot {
     pub(crate) name: String,
@@ -38,7 +38,7 @@ pub(crate) fn write_header<'a>(
     slots: impl Iterator<Item = &'a Slot>,
 ) -> io::Result<()> {
     let mut header = Map::new();
-    // transformers refuses files that don't say for which framework they are
+    // transformers rejects files that do not state their framework
     header.insert("__metadata__".into(), json!({"format": "pt"}));
     let mut begin = 0;
     for slot in slots {
@@ -56,8 +56,8 @@ pub(crate) fn write_header<'a>(
     out.write_all(&text)
 }
 
-/// Writes a file, whole or not at all, and returns its SHA-256 in hexadecimal. The same tensors give the same
-/// bytes, in whichever order they come; of two with one name a reader finds one.
+/// Writes a file atomically and returns its SHA-256 in hexadecimal. The same tensors give the same bytes in
+/// any order. If two tensors have the same name, a reader finds only one.
 ///
 /// # Errors
 /// `Io` with the file's name.

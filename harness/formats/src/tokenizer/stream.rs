@@ -1,15 +1,15 @@
 use super::Tokenizer;
 use crate::Result;
 
-/// Text of a growing sequence of tokens, in pieces that never split a character.
+/// Text of a growing sequence of tokens, returned in pieces that never split a character.
 #[derive(Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     ids: Vec<u32>,
-    /// first token decoded: decoders treat the start of a text in their own way, so some context stays in
-    /// front
+    /// first token decoded; decoders treat the start of a text specially, so some context is kept before new
+    /// tokens
     context: usize,
-    /// tokens whose text was handed out
+    /// tokens whose text was returned
     printed: usize,
 }
 
@@ -23,7 +23,7 @@ impl<'a> TextStream<'a> {
         }
     }
 
-    /// Adds a token and returns the text that is certain now; empty while a character is incomplete.
+    /// Adds a token and returns the text that is now final; empty while a character is incomplete.
     ///
     /// # Errors
     /// `Tokenizer` when the decoder fails.
@@ -33,7 +33,7 @@ impl<'a> TextStream<'a> {
             .tokenizer
             .decode(&self.ids[self.context..self.printed], true)?;
         let now = self.tokenizer.decode(&self.ids[self.context..], true)?;
-        // decoders put U+FFFD where the bytes of a character are still incomplete
+        // decoders write U+FFFD while the bytes of a character are incomplete
         if now.ends_with('\u{fffd}') {
             return Ok(String::new());
         }
@@ -45,7 +45,7 @@ impl<'a> TextStream<'a> {
         Ok(piece)
     }
 
-    /// Whatever is left at the end, incomplete characters as U+FFFD.
+    /// The remaining text, with incomplete characters as U+FFFD.
     ///
     /// # Errors
     /// `Tokenizer` when the decoder fails.
@@ -58,9 +58,9 @@ impl<'a> TextStream<'a> {
     }
 }
 
-/// What a longer text adds to a shorter one that was printed. A decoder may change what lies before, as one
-/// that removes the space before a comma does; then it is the text behind what both begin with, because what
-/// is printed cannot be taken back.
+/// The text that `now` adds to the already printed `before`. A decoder may change earlier text, for example
+/// by removing the space before a comma. Printed text cannot be taken back, so the result is then the text
+/// after the common prefix.
 fn added<'a>(before: &str, now: &'a str) -> &'a str {
     let same: usize = before
         .chars()

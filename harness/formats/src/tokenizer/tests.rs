@@ -10,7 +10,7 @@ fn embedded() -> Tokenizer {
 fn markers_come_from_the_models_configuration() {
     let tokenizer = embedded();
     assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), Some(2)));
-    // its tokenizer.json has no post-processor
+    // this tokenizer.json has no post-processor
     assert!(!tokenizer.adds_bos() && !tokenizer.adds_eos());
     assert_eq!(tokenizer.vocab_size(), 2048);
     assert_eq!(tokenizer.largest_id().unwrap().0, 2047);
@@ -73,7 +73,7 @@ fn broken_files_are_refused() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Byte-level BPE loses nothing, and the pieces of a stream add up to the whole.
+    /// Byte-level BPE is lossless, and the pieces of a stream add up to the whole text.
     #[test]
     fn text_round_trips(text in "\\PC{0,40}") {
         let tokenizer = embedded();

@@ -1,4 +1,4 @@
-//! What every fuzz target calls.
+//! The function called by every fuzz target.
 //!
 //! ```text
 //! cargo +nightly fuzz run gguf harness/tools/fuzz/corpus/gguf harness/tools/fuzz/seeds/gguf \
@@ -11,11 +11,11 @@ use aqlm_engine::hostile::JOURNAL;
 use aqlm_formats::hostile::TARGETS;
 use tempfile::TempDir;
 
-/// Reads the bytes as a file of the kind `name`, in a folder that lives as long as the process, in memory
-/// where there is a place for that.
+/// Reads the bytes as a file of the kind `name`. The file is in a folder that lives as long as the process,
+/// in memory if the machine has such a folder.
 ///
 /// # Panics
-/// `name` is no target, or there is no place for a folder.
+/// When `name` is not a target, or the folder cannot be created.
 pub fn read(name: &str, bytes: &[u8]) {
     static FOLDER: OnceLock<TempDir> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {

@@ -1,4 +1,4 @@
-//! Which tests reach which mutants, and how long each test takes.
+//! Which tests reach which mutants, and the time of each test.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -15,24 +15,24 @@ use crate::test_binaries::TestBinary;
 use crate::test_run::{self, End, Test};
 use crate::workers;
 
-/// The tests, the quickest first, and those that reach each mutant.
+/// All tests, quickest first, and the tests that reach each mutant.
 pub(crate) struct Coverage {
     pub tests: Vec<Test>,
     reached: BTreeMap<u32, Vec<usize>>,
 }
 
 impl Coverage {
-    /// Indices of the tests that reach a mutant, the quickest first.
+    /// Indices of the tests that reach a mutant, quickest first.
     pub(crate) fn reaching(&self, id: u32) -> &[usize] {
         self.reached.get(&id).map_or(&[], Vec::as_slice)
     }
 }
 
-/// What one test reaches, as it is kept between runs.
+/// The mutants that one test reaches, as saved between runs.
 #[derive(Serialize, Deserialize)]
 struct Measured {
     program: PathBuf,
-    /// When the program was built, in nanoseconds since 1970: of another build nothing is known.
+    /// When the program was built, in nanoseconds since 1970. Results of another build are not used.
     built: u128,
     name: String,
     seconds: f64,
@@ -47,19 +47,19 @@ fn built(program: &Path) -> Result<u128> {
     Ok(modified.duration_since(std::time::UNIX_EPOCH)?.as_nanos())
 }
 
-/// The longest that a test may take without a mutant.
+/// Maximum time of a test without a mutant.
 const LIMIT: Duration = Duration::from_mins(15);
 
-/// Runs every test alone, without a mutant, but for those whose answer the file `kept` has from an earlier
-/// run.
+/// Runs every test alone, without a mutant. Tests with a result in the file `kept`, from an earlier run, are
+/// not run again.
 ///
 /// # Errors
-/// A test fails: then it could tell nothing about mutants.
+/// When a test fails: it could then say nothing about mutants.
 pub(crate) fn measure(binaries: &[TestBinary], jobs: usize, kept: &Path) -> Result<Coverage> {
     let tests = tests(binaries)?;
     let mut known: BTreeMap<(PathBuf, u128, String), Measured> = BTreeMap::new();
     for line in std::fs::read_to_string(kept).unwrap_or_default().lines() {
-        // a line may be cut where a run was killed
+        // a killed run may have left an incomplete line
         if let Ok(one) = serde_json::from_str::<Measured>(line) {
             known.insert((one.program.clone(), one.built, one.name.clone()), one);
         }
@@ -145,7 +145,7 @@ fn tests(binaries: &[TestBinary]) -> Result<Vec<Test>> {
     Ok(tests)
 }
 
-/// Runs one test: how long it takes, and the mutants that it reaches.
+/// Runs one test; returns its time and the mutants that it reaches.
 fn alone(test: &Test) -> Result<(Duration, Vec<u32>)> {
     let scratch = tempfile::tempdir().context("a folder for tests")?;
     let list = scratch.path().join("reached");

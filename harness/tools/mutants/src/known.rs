@@ -1,4 +1,4 @@
-//! Survivors that are known, with the reason why no test can, or need, tell them from the original.
+//! Known survivors, each with the reason why no test can, or need, distinguish it from the original.
 
 use std::path::Path;
 
@@ -7,17 +7,17 @@ use serde::Deserialize;
 
 use crate::verdict::Verdict;
 
-/// A survivor and its reason. Named by the text of its line, so that it is still found when lines move.
+/// A survivor and its reason. Identified by the text of its line, so that it is still found when lines move.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Known {
     pub file: String,
     pub function: String,
-    /// The line of the source that the mutant begins on, without surrounding blanks.
+    /// The source line on which the mutant begins, trimmed.
     pub line: String,
-    /// What cargo-mutants calls the change: `replace + with -`.
+    /// The change in the words of cargo-mutants: `replace + with -`.
     pub change: String,
-    /// `equivalent`: no result can differ. `speed`: only time or memory differ. `rounding`: results differ by
-    /// rounding only.
+    /// `equivalent`: no result can differ. `speed`: only time or memory differs. `rounding`: results differ
+    /// only by rounding.
     pub kind: String,
     pub reason: String,
 }
@@ -25,14 +25,14 @@ pub(crate) struct Known {
 /// Reads `harness/tools/mutants/known.json`.
 ///
 /// # Errors
-/// It is not there or not such a list.
+/// When the file is missing or is not such a list.
 pub(crate) fn read(root: &Path) -> Result<Vec<Known>> {
     let path = root.join("harness/tools/mutants/known.json");
     let text = std::fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{}", path.display()))
 }
 
-/// The entry for a mutant.
+/// The entry for a mutant, if it is known.
 pub(crate) fn of<'a>(verdict: &Verdict, known: &'a [Known]) -> Option<&'a Known> {
     known.iter().find(|k| {
         k.file == verdict.file

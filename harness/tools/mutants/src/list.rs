@@ -7,21 +7,21 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
-/// A place in a source file: lines and columns from 1, columns in characters.
+/// A position in a source file: lines and columns from 1, columns in characters.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place {
     pub line: usize,
     pub column: usize,
 }
 
-/// From the first character to after the last.
+/// From the first character to one past the last.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub(crate) struct Span {
     pub start: Place,
     pub end: Place,
 }
 
-/// The function that a mutant is in.
+/// The function that contains a mutant.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Function {
     pub function_name: String,
@@ -34,7 +34,7 @@ pub(crate) struct Mutant {
     /// From 1; 0 means no mutant.
     #[serde(skip)]
     pub id: u32,
-    /// The line of the source that it begins on, without surrounding blanks.
+    /// The source line on which it begins, trimmed.
     #[serde(skip)]
     pub text: String,
     pub file: String,
@@ -48,7 +48,7 @@ pub(crate) struct Mutant {
 /// The mutants of the files and folders `wanted`, numbered from 1 in the order of cargo-mutants.
 ///
 /// # Errors
-/// cargo-mutants is not installed, or fails.
+/// When cargo-mutants is not installed, or fails.
 pub(crate) fn mutants(root: &Path, wanted: &[String]) -> Result<Vec<Mutant>> {
     let output = Command::new("cargo")
         .args(["mutants", "--list", "--json", "--dir"])

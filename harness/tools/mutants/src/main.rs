@@ -1,9 +1,9 @@
-//! Runs the mutants that `cargo mutants --list` names, all from one build.
+//! Runs all mutants listed by `cargo mutants --list` from a single build.
 //!
-//! cargo-mutants builds the tree once for each mutant, which for these crates would take days of two cores.
-//! Here a copy of the tree gets all of them at once, each behind a comparison with a number read from the
-//! environment (mutant schemata: Untch, Offutt and Harrold, 1993); the tests are built once, and each mutant
-//! is a run of those tests that reach it, the quickest first, until one fails.
+//! cargo-mutants builds the tree once per mutant, which for these crates would take days on two cores. Here a
+//! copy of the tree contains all mutants at once, each behind a comparison with a number read from the
+//! environment (mutant schemata: Untch, Offutt and Harrold, 1993). The tests are built once. Each mutant is
+//! then a run of the tests that reach it, quickest first, until one fails.
 //!
 //! ```text
 //! cargo run --release -p aqlm-mutants -- --file reference/src/mrf.rs      one file
@@ -125,8 +125,8 @@ fn main() -> Result<()> {
         .iter()
         .map(|m| (m.name.as_str(), m.text.as_str()))
         .collect();
-    // Of a name that the tree no longer has, or has for another line, and of a survivor to be tried again,
-    // nothing is known.
+    // Drops verdicts on requested files if their mutant is no longer in the tree or is now on another line.
+    // Also drops survivors that are to be tried again.
     verdicts.retain(|name, v| {
         let same = lines.get(name.as_str()).is_some_and(|line| *line == v.line);
         let asked = arguments.files.iter().any(|f| v.file.starts_with(f.as_str()));
@@ -139,7 +139,7 @@ fn main() -> Result<()> {
         mutants.truncate(sample);
         mutants.sort_by_key(|m| m.id);
     }
-    // before the tests: a run that goes on from here has the same files, and needs no new build
+    // before the tests: a run that resumes here has the same files and needs no new build
     report::write(&arguments.results, &verdicts)?;
     let coverage = coverage::measure(
         &binaries,
@@ -156,7 +156,7 @@ fn main() -> Result<()> {
     for verdict in &ran {
         verdicts.insert(verdict.name.clone(), verdict.clone());
     }
-    // All that is known of the files asked for, or, of a sample, the sample alone.
+    // All verdicts on the requested files; for a sample, only those of the sample.
     let shown: BTreeMap<_, _> = if arguments.sample.is_some() {
         ran.into_iter().map(|v| (v.name.clone(), v)).collect()
     } else {
@@ -173,7 +173,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// Runs every mutant and appends each verdict to the results as it is found.
+/// Runs every mutant and appends each verdict to the results immediately.
 fn run(arguments: &Arguments, mutants: &[Mutant], coverage: &coverage::Coverage) -> Result<Vec<Verdict>> {
     let out = OpenOptions::new()
         .append(true)

@@ -1,4 +1,4 @@
-//! What became of each mutant, in a file and in a table.
+//! The outcome of each mutant, in a file and in a table.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -22,7 +22,7 @@ pub(crate) fn read(path: &Path) -> Result<BTreeMap<String, Verdict>> {
     Ok(verdicts)
 }
 
-/// Writes all verdicts anew.
+/// Rewrites the file with all verdicts.
 pub(crate) fn write(path: &Path, verdicts: &BTreeMap<String, Verdict>) -> Result<()> {
     let mut file = std::fs::File::create(path).with_context(|| format!("{}", path.display()))?;
     for verdict in verdicts.values() {
@@ -55,7 +55,7 @@ impl Count {
         }
     }
 
-    /// Killed, in percent of those that could be.
+    /// Killed mutants, in percent of those that could be killed.
     fn share(&self) -> f64 {
         let killed = self.killed + self.timeout;
         let all = killed + self.survived + self.unreached;
@@ -67,7 +67,7 @@ impl Count {
     }
 }
 
-/// Killed in percent of the mutants that compile and are not known survivors.
+/// Killed mutants, in percent of those that compile and are not known survivors.
 pub(crate) fn killed_share(verdicts: &BTreeMap<String, Verdict>, known: &[Known]) -> f64 {
     let mut count = Count::default();
     for verdict in verdicts.values() {

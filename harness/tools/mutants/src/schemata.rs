@@ -1,10 +1,11 @@
-//! One source file with all of its mutants in it, each behind a switch.
+//! One source file that contains all of its mutants, each behind a switch.
 //!
 //! `a + b` with the mutants 7 (`a - b`) and 8 (`a * b`) becomes
 //! ```text
 //! (if crate::mutant::none(7, 8) { a + b } else if crate::mutant::is(7) { a - b } else { a * b })
 //! ```
-//! where the first `a` and `b` have their own mutants in them and the others do not, for only one is active.
+//! where the first `a` and `b` contain their own mutants and the others do not, because only one mutant is
+//! active.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -16,32 +17,32 @@ use syn::visit::Visit;
 
 use crate::list::{Mutant, Place, Span};
 
-/// What `src/mutant.rs` of an instrumented crate holds.
+/// Contents of `src/mutant.rs` in an instrumented crate.
 pub(crate) const SWITCH: &str = include_str!("switch.rs.txt");
 
-/// One place with its mutants.
+/// One position with its mutants.
 #[derive(Debug)]
 struct Site {
-    /// Bytes of the source that the site replaces.
+    /// Byte range of the source that the site replaces.
     range: Range<usize>,
     form: Form,
-    /// Numbers of the mutants, and what stands in the place of the original.
+    /// Numbers of the mutants, and the text that replaces the original.
     alternatives: Vec<(u32, String)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Form {
-    /// Statements before a function's first: return something else.
+    /// Statements before a function's first one that return something else.
     Body,
-    /// An arm of a match without a guard, at the end of its pattern: the guard that deletes it.
+    /// A match arm without a guard: at the end of its pattern, the guard that deletes the arm.
     Arm,
-    /// The same where there is a guard.
+    /// A match arm that already has a guard.
     GuardedArm,
-    /// An expression in the place of another.
+    /// An expression that replaces another.
     Expression,
 }
 
-/// Where things came to lie in the instrumented source, in bytes.
+/// Positions in the instrumented source, in bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
     /// A mutant's own text.
@@ -55,13 +56,13 @@ pub(crate) struct Layout {
 pub(crate) struct Instrumented {
     pub text: String,
     pub layout: Layout,
-    /// Mutants that are in the text.
+    /// Mutants that the text contains.
     pub switched: BTreeSet<u32>,
 }
 
-/// Puts `mutants` (of one file) into its source.
+/// Inserts `mutants` (of one file) into its source.
 ///
-/// Mutants in constants, types and patterns have no place where a switch could stand and are left out.
+/// Mutants in constants, types and patterns are omitted, because a switch cannot be placed there.
 pub(crate) fn instrument(source: &str, mutants: &[&Mutant]) -> Result<Instrumented> {
     let file = syn::parse_file(source).context("the source does not parse")?;
     let lines = Lines::new(source);
@@ -80,7 +81,7 @@ pub(crate) fn instrument(source: &str, mutants: &[&Mutant]) -> Result<Instrument
     };
     finder.visit_file(&file);
     let mut sites = finder.sites;
-    // Outer sites before those inside; at one place a body's switch comes first, then what encloses most.
+    // Outer sites before inner ones. At the same position a body's switch comes first, then the longest site.
     sites.sort_by_key(|s| {
         (
             s.range.start,
@@ -102,7 +103,7 @@ pub(crate) fn instrument(source: &str, mutants: &[&Mutant]) -> Result<Instrument
     Ok(out)
 }
 
-/// Writes the bytes `range` of the source with the sites that are in it.
+/// Writes the bytes `range` of the source with the sites inside it.
 fn write(source: &str, sites: &[Site], range: Range<usize>, out: &mut Instrumented) {
     let mut at = range.start;
     let mut rest = sites;
@@ -168,7 +169,7 @@ fn alternative(text: &str, id: u32, out: &mut Instrumented) {
     out.layout.alternatives.push((begin..out.text.len(), id));
 }
 
-/// Bytes at which the lines of a text begin.
+/// Byte offsets of the lines of a text.
 struct Lines<'a> {
     source: &'a str,
     starts: Vec<usize>,
@@ -224,7 +225,7 @@ impl<'a> Finder<'a> {
             .map_or(&[], Vec::as_slice)
     }
 
-    /// The mutants of an expression, each with the text that stands in its place.
+    /// The mutants of an expression, each with the text that replaces it.
     fn expression(&mut self, of: proc_macro2::Span, mutants: &[&Mutant], text: impl Fn(&Mutant) -> String) {
         self.site(self.lines.range(span(of)), Form::Expression, mutants, text);
     }
@@ -245,8 +246,8 @@ impl<'a> Finder<'a> {
         }
     }
 
-    /// The values that are returned in the place of a body. `impl Trait` names one type only, which these are
-    /// not.
+    /// The values returned instead of a body. `impl Trait` stands for a single type, which these values do
+    /// not have.
     fn body(&mut self, block: &syn::Block) {
         let Some(first) = block.stmts.first() else { return };
         let mutants: Vec<_> = self
@@ -327,7 +328,7 @@ impl<'ast> Visit<'ast> for Finder<'_> {
         self.visit_expr(&arm.body);
     }
 
-    // A constant is computed before anything could switch it; patterns and types hold constants only.
+    // A constant is evaluated before a switch could act; patterns and types contain only constants.
     fn visit_item_const(&mut self, _: &'ast syn::ItemConst) {}
     fn visit_impl_item_const(&mut self, _: &'ast syn::ImplItemConst) {}
     fn visit_trait_item_const(&mut self, _: &'ast syn::TraitItemConst) {}

@@ -1,23 +1,23 @@
-//! The tests of the instrumented tree, built.
+//! Builds the tests of the instrumented tree.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-/// One program of tests.
+/// One test program.
 pub(crate) struct TestBinary {
     pub program: PathBuf,
-    /// The folder of its package, where cargo would run it.
+    /// The folder of its package, in which cargo would run it.
     pub folder: PathBuf,
-    /// Package and target, for people.
+    /// Package and target, for display.
     pub name: String,
 }
 
 /// Builds the tests of `packages`.
 ///
 /// # Errors
-/// They do not build.
+/// When they do not build.
 pub(crate) fn build(copy: &Path, packages: &[String]) -> Result<Vec<TestBinary>> {
     let output = Command::new("cargo")
         .current_dir(copy)

@@ -16,7 +16,7 @@ pub(crate) struct Test {
     pub took: Duration,
 }
 
-/// KiB of address space that a test may have; a mutant that asks for more fails.
+/// Maximum address space of a test in KiB; a mutant that allocates more fails.
 const MEMORY: u64 = 16 << 20;
 
 /// How one run of a test ended.
@@ -45,7 +45,7 @@ pub(crate) fn command(test: &Test, mutant: &str, scratch: &tempfile::TempDir) ->
     command
 }
 
-/// Runs a command, at most for `limit`; then it and what it started are killed.
+/// Runs a command for at most `limit`, then kills it and the processes that it started.
 pub(crate) fn end(mut command: Command, limit: Duration) -> Result<(End, Duration)> {
     let begin = Instant::now();
     let mut child = command.spawn().context("a test")?;
@@ -60,7 +60,7 @@ pub(crate) fn end(mut command: Command, limit: Duration) -> Result<(End, Duratio
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
     };
-    // also what a dead test left running
+    // also kills processes that a dead test left running
     let _ = Command::new("kill")
         .args(["-9", "--", &format!("-{}", child.id())])
         .stderr(Stdio::null())

@@ -1,4 +1,4 @@
-//! The copy of the tree that mutants are put into.
+//! The copy of the tree into which mutants are inserted.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,8 @@ pub(crate) fn root() -> Result<PathBuf> {
         .context("the repository")
 }
 
-/// Makes `copy` the same as the files that git knows or would add, but for those `besides`, which it leaves
-/// as they are. A file that is the same already keeps its time, so that a second build has less to do.
+/// Makes `copy` equal to the files that git tracks or would add, except `besides`, which are left unchanged.
+/// A file that is already equal keeps its timestamp, so that a second build has less to do.
 pub(crate) fn copy(root: &Path, copy: &Path, besides: &BTreeSet<String>) -> Result<()> {
     let listed = Command::new("git")
         .arg("-C")
@@ -38,7 +38,7 @@ pub(crate) fn copy(root: &Path, copy: &Path, besides: &BTreeSet<String>) -> Resu
     remove_others(copy, copy, &kept)
 }
 
-/// Removes what an earlier copy left, build outputs aside.
+/// Removes files left by an earlier copy, except build outputs.
 fn remove_others(copy: &Path, folder: &Path, kept: &BTreeSet<String>) -> Result<()> {
     for entry in std::fs::read_dir(folder).with_context(|| format!("{}", folder.display()))? {
         let path = entry?.path();
@@ -58,7 +58,7 @@ fn remove_others(copy: &Path, folder: &Path, kept: &BTreeSet<String>) -> Result<
     Ok(())
 }
 
-/// Writes a file if it holds something else.
+/// Writes a file if its contents differ.
 pub(crate) fn write_changed(path: &Path, bytes: &[u8]) -> Result<()> {
     if std::fs::read(path).is_ok_and(|old| old == bytes) {
         return Ok(());

@@ -1,4 +1,4 @@
-//! One mutant with its tests.
+//! One mutant and its tests.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::list::Mutant;
 use crate::test_run::{End, command, end};
 use crate::verdict::{Outcome, Verdict};
 
-/// Runs the tests that reach a mutant, the quickest first, until one fails or the budget is spent.
+/// Runs the tests that reach a mutant, quickest first, until one fails or the budget is spent.
 pub(crate) fn verdict(mutant: &Mutant, coverage: &Coverage, budget: Duration) -> Result<Verdict> {
     let scratch = tempfile::tempdir().context("a folder for tests")?;
     let reaching = coverage.reaching(mutant.id);

@@ -1,10 +1,10 @@
-//! How a mutant ended.
+//! The outcome of a mutant.
 
 use serde::{Deserialize, Serialize};
 
 use crate::list::Mutant;
 
-/// How a mutant ended.
+/// The outcome of a mutant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Outcome {
@@ -14,7 +14,7 @@ pub(crate) enum Outcome {
     Timeout,
     /// no test failed
     Survived,
-    /// no test gets there
+    /// no test reaches it
     Unreached,
     /// does not compile
     Unviable,
@@ -23,22 +23,22 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    /// Whether no test told it from the original.
+    /// Whether no test distinguished it from the original.
     pub(crate) fn is_alive(self) -> bool {
         matches!(self, Self::Survived | Self::Unreached)
     }
 }
 
-/// What became of one mutant.
+/// The outcome of one mutant, with details.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Verdict {
-    /// cargo-mutants' name: place and change.
+    /// cargo-mutants' name: position and change.
     pub name: String,
     pub file: String,
     pub function: String,
-    /// The line that it begins on, without surrounding blanks.
+    /// The source line on which it begins, trimmed.
     pub line: String,
-    /// The change without its place and function.
+    /// The change without its position and function.
     pub change: String,
     pub outcome: Outcome,
     /// The test that failed.

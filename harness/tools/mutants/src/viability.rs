@@ -1,5 +1,4 @@
-//! Which mutants compile: the instrumented tree is checked, and mutants with errors are taken out until none
-//! is left.
+//! Which mutants compile: checks the instrumented tree and removes mutants with errors until none is left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -12,24 +11,26 @@ use crate::schemata::{self, Instrumented};
 use crate::tree;
 use crate::verdict::{Outcome, Verdict};
 
-/// What became of the mutants, by number.
+/// The outcome of instrumenting, by mutant number.
 pub(crate) struct Instrumentation {
-    /// In the instrumented tree, to be switched on.
+    /// Contained in the instrumented tree and switchable.
     pub switched: BTreeSet<u32>,
-    /// Would not compile.
+    /// Do not compile.
     pub unviable: BTreeSet<u32>,
-    /// Changes of constants, and whatever else can't change while a program runs: for cargo-mutants itself.
+    /// Changes of constants and of anything else that can't change while a program runs. These need
+    /// cargo-mutants itself.
     pub fixed: BTreeSet<u32>,
 }
 
-/// Rounds of checks. Errors of a later stage of the compiler show only without those of an earlier one.
+/// Maximum number of checks. Errors of a later compiler stage appear only once there are none of an earlier
+/// stage.
 const ROUNDS: usize = 40;
 
-/// Puts `mutants` into the `copy` of the tree and takes out what does not compile, beginning with what did
-/// not in an `earlier` run: files that come out the same need no new build.
+/// Inserts `mutants` into the `copy` of the tree and removes those that do not compile, starting with those
+/// that did not compile in an `earlier` run. Files with the same result need no new build.
 ///
 /// # Errors
-/// An error of the compiler lies in no mutant: the tree itself does not compile.
+/// When a compiler error is not in any mutant: the tree itself does not compile.
 pub(crate) fn instrument(
     root: &Path,
     copy: &Path,
@@ -58,7 +59,7 @@ pub(crate) fn instrument(
     let (mut unviable, mut stuck) = (BTreeSet::<u32>::new(), BTreeSet::<u32>::new());
     for mutant in mutants {
         match earlier.get(&mutant.name) {
-            // the name has the place, the line says that it is still the same
+            // the name contains the position; the line confirms that it is the same code
             Some(v) if v.line == mutant.text && v.outcome == Outcome::Unviable => unviable.insert(mutant.id),
             Some(v) if v.line == mutant.text && v.outcome == Outcome::Fixed => stuck.insert(mutant.id),
             _ => false,
@@ -127,7 +128,7 @@ struct CompileError {
     message: String,
 }
 
-/// The errors of `cargo check`, at their first place.
+/// The errors of `cargo check`, at their first position.
 fn check(copy: &Path, packages: &BTreeSet<String>) -> Result<Vec<CompileError>> {
     let output = Command::new("cargo")
         .current_dir(copy)

@@ -1,11 +1,11 @@
-//! Work on several threads.
+//! Runs work on several threads.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Result;
 
-/// Calls `work` with every index below `count`, in order, `jobs` at a time. Each thread ends at its first
-/// error; one of them is returned when all have ended.
+/// Calls `work` with every index below `count`, in order, on `jobs` threads. Each thread ends at its first
+/// error. After all have ended, one of the errors is returned.
 pub(crate) fn for_each_index(
     jobs: usize,
     count: usize,

@@ -2,14 +2,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{Outcome, Worst};
 
-/// Microseconds a call.
+/// Quantiles of microseconds per call.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Times {
-    /// half of the samples were faster
+    /// half of the samples were at most this
     pub median: f64,
-    /// a tenth was
+    /// a tenth of the samples were at most this
     pub p10: f64,
-    /// nine tenths were
+    /// nine tenths of the samples were at most this
     pub p90: f64,
 }
 
@@ -18,30 +18,30 @@ pub struct Times {
 pub struct KernelRow {
     /// the kernel's id, or the user's file
     pub kernel: String,
-    /// how it divides the work, where there is a choice
+    /// how the kernel divides the work, if there is a choice
     pub config: Option<String>,
     /// whether the table of measurements (kernels/dispatch.json) chooses this launch for the case
     pub dispatched: bool,
-    /// how the check ended
+    /// outcome of the check
     pub outcome: Outcome,
-    /// why it is not a pass
+    /// why the outcome is not a pass
     pub reason: Option<String>,
     /// normalised squared error on realistic inputs
     pub nmse: Option<f64>,
-    /// the elements that are furthest off, when the check failed
+    /// the elements with the largest errors, when the check failed
     pub worst: Vec<Worst>,
-    /// time of a call
+    /// time per call
     pub us: Option<Times>,
-    /// median when a call may set itself up while the one before it ends
+    /// median when a call's setup may overlap the end of the previous call
     pub us_overlapped: Option<f64>,
     /// bytes of the matrix as this kernel stores it
     pub bytes: Option<usize>,
-    /// registers of a thread, and bytes of local memory
+    /// registers per thread, and bytes of local memory
     pub registers: Option<(i32, i32)>,
 }
 
 impl KernelRow {
-    /// A kernel that was not tried yet.
+    /// A kernel that has not been tried.
     pub fn new(kernel: &str, config: Option<String>) -> Self {
         Self {
             kernel: kernel.to_owned(),
@@ -58,7 +58,7 @@ impl KernelRow {
         }
     }
 
-    /// The same with how it ended and why.
+    /// The same row with an outcome and its reason.
     #[must_use]
     pub fn ended(mut self, outcome: Outcome, reason: &impl ToString) -> Self {
         self.outcome = outcome;
@@ -72,17 +72,17 @@ impl KernelRow {
 pub struct BenchCase {
     /// rows of x
     pub batch: usize,
-    /// the dense product of the same shape through the library
+    /// the library's dense product of the same shape
     pub dense: Option<Times>,
     /// fewest bytes that must move: codes at their own width, codebooks, scales, x and y
     pub least_bytes: usize,
-    /// those bytes at the rate of a copy, microseconds
+    /// time to move `least_bytes` at the rate of a copy, microseconds
     pub roofline_us: Option<f64>,
     /// the kernels
     pub kernels: Vec<KernelRow>,
 }
 
-/// What `aqlm bench` found.
+/// Result of `aqlm bench`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BenchReport {
     /// the operation
@@ -95,15 +95,15 @@ pub struct BenchReport {
     pub out_features: usize,
     /// columns of the weight
     pub in_features: usize,
-    /// what it ran on; `None` when there was nothing to run on
+    /// the device; `None` when there was none
     pub device: Option<String>,
-    /// bytes a second of a copy, read and written together
+    /// bytes per second of a copy, reads plus writes
     pub copy_bytes_per_second: Option<f64>,
     /// the name of the dense product
     pub dense: String,
     /// one for each batch
     pub cases: Vec<BenchCase>,
-    /// why nothing was tried
+    /// why nothing ran
     pub waived: Option<String>,
 }
 

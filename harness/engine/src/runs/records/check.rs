@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// How a case ended (docs/checking.md).
+/// The outcome of a case (docs/checking.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
@@ -11,9 +11,9 @@ pub enum Outcome {
     Pass,
     /// compared, outside the limit
     Fail,
-    /// the backend does not do this, and says why
+    /// the backend does not implement this, and says why
     Unsupported,
-    /// not tried: what it needs is not here
+    /// not tried: a requirement is missing on this machine
     Waived,
 }
 
@@ -28,18 +28,18 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// An element that is off.
+/// An element with an error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Worst {
-    /// its place, counted from zero along every axis
+    /// index along every axis, from zero
     pub index: Vec<usize>,
     /// the reference's value
     #[serde(deserialize_with = "super::null_is_nan")]
     pub expected: f64,
-    /// what was found; NaN where nothing was written
+    /// the value found; NaN if nothing was written
     #[serde(deserialize_with = "super::null_is_nan")]
     pub found: f64,
-    /// what the difference alone comes to, as a share of the limit
+    /// the measure of this element's error alone, as a share of the limit
     #[serde(deserialize_with = "super::null_is_nan")]
     pub share: f64,
 }
@@ -59,13 +59,13 @@ impl fmt::Display for Worst {
     }
 }
 
-/// Elements kept of a comparison that does not hold.
+/// Number of elements kept of a failed comparison.
 const SHOWN: usize = 10;
 
 /// One compared quantity of one case.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
-    /// which quantity, and in what measure it is compared
+    /// the quantity and the measure by which it is compared
     pub what: String,
     /// measured difference
     #[serde(deserialize_with = "super::null_is_nan")]
@@ -73,13 +73,13 @@ pub struct Comparison {
     /// largest allowed
     #[serde(deserialize_with = "super::null_is_nan")]
     pub limit: f64,
-    /// where it does not hold, the elements that are furthest off
+    /// the elements with the largest errors, if the comparison failed
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub worst: Vec<Worst>,
 }
 
 impl Comparison {
-    /// `value` against `limit`.
+    /// Compares `value` with `limit`.
     pub fn new(what: impl Into<String>, value: f64, limit: f64) -> Self {
         Self {
             what: what.into(),
@@ -89,8 +89,8 @@ impl Comparison {
         }
     }
 
-    /// The same with the elements that are furthest off, if it does not hold; `share` is what an error at a
-    /// place comes to alone, as a share of the limit. NaN comes first.
+    /// Adds the elements with the largest errors if the comparison failed. `share` is the measure of one
+    /// element's error alone, as a share of the limit. NaN sorts first.
     #[must_use]
     pub fn with_worst(mut self, found: &[f64], expected: &[f64], share: impl Fn(usize, f64) -> f64) -> Self {
         if self.holds() {
@@ -115,7 +115,7 @@ impl Comparison {
         self
     }
 
-    /// The same with its elements' places in an array of this shape.
+    /// Converts the elements' flat indices to indices of an array of this shape.
     #[must_use]
     pub fn shaped(mut self, shape: &[usize]) -> Self {
         for worst in &mut self.worst {
@@ -135,12 +135,12 @@ impl Comparison {
         self
     }
 
-    /// Whether the value is within its limit; NaN never is.
+    /// Whether the value is within its limit; false for NaN.
     pub fn holds(&self) -> bool {
         self.value <= self.limit
     }
 
-    /// The value as a share of its limit: above 1 when it does not hold, and so for NaN.
+    /// The value as a share of its limit; above 1 when the comparison failed, NaN included.
     pub fn share(&self) -> f64 {
         if self.value.is_nan() || self.limit.is_nan() {
             f64::INFINITY
@@ -163,13 +163,13 @@ pub struct CaseRow {
     pub case: String,
     /// which backend was checked
     pub backend: String,
-    /// how it ended
+    /// the outcome
     pub outcome: Outcome,
     /// what was compared
     pub comparisons: Vec<Comparison>,
     /// why it failed, is unsupported or was waived
     pub reason: Option<String>,
-    /// where the operands of a failure lie
+    /// path of the saved operands of a failure
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<PathBuf>,
 }
@@ -215,7 +215,7 @@ impl CaseRow {
         }
     }
 
-    /// The elements furthest off, of the first comparison that does not hold and has any.
+    /// The worst elements of the first failed comparison that has any.
     pub fn worst_elements(&self) -> &[Worst] {
         let broken = |comparison: &&Comparison| !comparison.holds() && !comparison.worst.is_empty();
         self.comparisons
@@ -224,7 +224,7 @@ impl CaseRow {
             .map_or(&[], |comparison| &comparison.worst)
     }
 
-    /// The comparison nearest to (or farthest over) its limit.
+    /// The comparison closest to its limit, or furthest over it.
     pub fn worst(&self) -> Option<&Comparison> {
         self.comparisons
             .iter()
@@ -239,7 +239,7 @@ pub struct CheckReport {
     pub pass: usize,
     /// cases outside
     pub fail: usize,
-    /// cases a backend does not do
+    /// cases that a backend does not implement
     pub unsupported: usize,
     /// cases not tried
     pub waived: usize,
@@ -266,7 +266,7 @@ impl CheckReport {
     }
 }
 
-/// One line of the result: an operation on a backend.
+/// One summary line: an operation on a backend.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// which operation
@@ -279,15 +279,15 @@ pub struct Summary {
     pub pass: usize,
     /// cases outside
     pub fail: usize,
-    /// cases the backend does not do
+    /// cases that the backend does not implement
     pub unsupported: usize,
     /// cases not tried
     pub waived: usize,
-    /// of all comparisons the one nearest to its limit, or farthest over it
+    /// the comparison closest to its limit, or furthest over it
     pub worst: Option<Comparison>,
-    /// of all NMSEs the one nearest to its limit
+    /// the NMSE closest to its limit
     pub nmse: Option<Comparison>,
-    /// why cases failed, were unsupported or waived: the first reason
+    /// the first reason why a case failed, was unsupported or was waived
     pub reason: Option<String>,
 }
 
@@ -309,7 +309,7 @@ impl CrossReport {
     }
 }
 
-/// The fields of a [`CrossReport`] as they stand in JSON: read flat, so that errors name the field.
+/// The fields of a [`CrossReport`] as in JSON. Read without `flatten`, so that errors name the field.
 #[derive(Deserialize)]
 struct CrossFields {
     summary: Vec<Summary>,

@@ -5,52 +5,52 @@ use super::{Outcome, Times};
 /// One kind of launch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StageRow {
-    /// which
+    /// the kind
     pub stage: String,
-    /// launches a token
+    /// launches per token
     pub launches: usize,
-    /// median of all of them in a graph of their own, one after the other, microseconds
+    /// median of all launches of this kind, in sequence in their own graph, microseconds
     pub us: f64,
     /// bytes that all of them read
     pub bytes: usize,
-    /// those bytes at the rate of a copy, microseconds
+    /// time to move `bytes` at the rate of a copy, microseconds
     pub roofline_us: f64,
 }
 
-/// What decoding a model of random weights took.
+/// Time of decoding with a model of random weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DecodeReport {
     /// the model whose shapes were used
     pub model: String,
     /// the scheme
     pub scheme: String,
-    /// positions that each token attended to
+    /// positions to which each token attended
     pub context: usize,
-    /// what it ran on; `None` when there was nothing to run on
+    /// the device; `None` when there was none
     pub device: Option<String>,
-    /// whether results were right
+    /// outcome of the comparison
     pub outcome: Outcome,
-    /// why that is not a pass
+    /// why the outcome is not a pass
     pub reason: Option<String>,
-    /// normalised squared error of one block's logits between the chosen rung and the plain one, and its
+    /// normalised squared error of one block's logits between the chosen rung and the plain rung, and its
     /// limit
     pub nmse: Option<[f64; 2]>,
-    /// bytes a second of a copy, read and written together
+    /// bytes per second of a copy, reads plus writes
     pub copy_bytes_per_second: Option<f64>,
     /// fewest bytes that a token reads: codes at their own width, codebooks, scales, norms, cache, head
     pub least_bytes: usize,
-    /// those bytes at the rate of a copy, microseconds
+    /// time to move `least_bytes` at the rate of a copy, microseconds
     pub roofline_us: Option<f64>,
-    /// one token, microseconds
+    /// time per token, microseconds
     pub us: Option<Times>,
-    /// tokens a second by the median
+    /// tokens per second, from the median
     pub tokens_per_second: Option<f64>,
-    /// what the token's time is made of
+    /// parts of the token's time
     pub stages: Vec<StageRow>,
 }
 
 impl DecodeReport {
-    /// Whether something was compared and timed and nothing failed.
+    /// Whether the comparison and the timing ran and nothing failed.
     pub fn holds(&self) -> bool {
         self.outcome == Outcome::Pass
     }

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-/// What `aqlm demo` came to.
+/// Result of `aqlm demo`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DemoRecord {
     /// the scheme of the quantized model
@@ -11,18 +11,18 @@ pub struct DemoRecord {
     /// perplexity of the quantized model
     #[serde(deserialize_with = "super::null_is_nan")]
     pub perplexity_after: f64,
-    /// over all quantized weights: codes, codebooks and scales
+    /// codes, codebooks and scales, over all quantized weights
     pub bits_per_parameter: f64,
     /// bytes of the dense model's tensors
     pub bytes_before: u64,
     /// bytes of the quantized model's tensors
     pub bytes_after: u64,
-    /// the prompt and what the dense model makes of it
+    /// the prompt and the dense model's continuation
     pub text_before: String,
-    /// the prompt and what the quantized model makes of it
+    /// the prompt and the quantized model's continuation
     pub text_after: String,
-    /// seconds of all of this
+    /// total seconds
     pub seconds: f64,
-    /// folder of the quantized model, where it was kept
+    /// folder of the quantized model, if kept
     pub out: Option<String>,
 }

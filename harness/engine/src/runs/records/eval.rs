@@ -17,10 +17,10 @@ pub struct EvalRecord {
     pub windows: usize,
     /// tokens in a window
     pub ctx: usize,
-    /// the model, as it was named
+    /// the model, as named on the command line
     pub model: String,
     /// the text's file
     pub data: String,
-    /// which backend computed
+    /// the backend
     pub backend: BackendKind,
 }

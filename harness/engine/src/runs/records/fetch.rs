@@ -7,6 +7,6 @@ use serde::{Deserialize, Serialize};
 pub struct FetchRecord {
     /// its folder
     pub path: PathBuf,
-    /// where it came from, in words; "already there" when nothing was fetched
+    /// the source in words; "already there" when nothing was fetched
     pub source: String,
 }

@@ -6,19 +6,19 @@ use crate::{Difference, EndToEndReport, EndToEndSettings};
 /// How a quantized model was tuned end to end. Losses are means over positions, in nats.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FinetuneRecord {
-    /// the quantized model, as it was named
+    /// the quantized model, as named on the command line
     pub model: String,
-    /// the dense model, as it was named, where there is one
+    /// the dense model, as named on the command line, if there is one
     pub teacher: Option<String>,
     /// run folder and tuned model
     pub out: String,
-    /// which backend computed
+    /// the backend
     pub backend: BackendKind,
     /// everything else that decides the result
     pub settings: EndToEndSettings,
     /// loss on the validation sequences before the first step (the training ones where there are none)
     pub loss_before: f64,
-    /// the same for the state that was kept
+    /// the same loss for the state that was kept
     pub loss_after: f64,
     /// training loss of each epoch
     pub train_losses: Vec<f64>,
@@ -26,29 +26,29 @@ pub struct FinetuneRecord {
     pub validation_losses: Vec<f64>,
     /// epoch whose end state was kept; 0 is the state before the first step
     pub best_epoch: usize,
-    /// mean probability of the teacher's tokens that were not stored, where only the likeliest were
+    /// mean probability of the teacher's tokens that were not stored, if only the most likely were
     pub teacher_rest: Option<f64>,
     /// steps taken
     pub steps: usize,
-    /// tokens trained on, every epoch counted
+    /// tokens trained on, counted again in every epoch
     pub tokens: u64,
-    /// seconds of training and judging, those of earlier attempts included; not of storing the teacher's
+    /// seconds of training and judging, including earlier attempts, excluding the storing of the teacher's
     /// states
     pub seconds: f64,
-    /// tokens trained on a second
+    /// tokens trained on per second
     pub tokens_per_second: f64,
-    /// non-quantized weights that are not the teacher's
+    /// non-quantized weights that differ from the teacher's
     pub differences: Vec<Difference>,
-    /// documents of the training text that the evaluation text has too
+    /// number of training documents that also occur in the evaluation text
     pub shared_documents: usize,
-    /// perplexity on the evaluation text before, where there is one; `None` also when it is not finite
+    /// perplexity on the evaluation text before tuning; `None` without such a text or if not finite
     pub perplexity_before: Option<f64>,
-    /// the same of the tuned model
+    /// perplexity of the tuned model
     pub perplexity_after: Option<f64>,
 }
 
 impl FinetuneRecord {
-    /// How the training went.
+    /// The part of the record about training.
     pub fn report(&self) -> EndToEndReport {
         EndToEndReport {
             loss_before: self.loss_before,

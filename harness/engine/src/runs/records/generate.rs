@@ -2,23 +2,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::backends::BackendKind;
 
-/// What a model wrote.
+/// Text that a model generated.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GenerateRecord {
-    /// the model, as it was named
+    /// the model, as named on the command line
     pub model: String,
-    /// the text that it continued
+    /// the prompt
     pub prompt: String,
     /// its continuation
     pub text: String,
     /// the continuation's token ids
     pub tokens: Vec<u32>,
-    /// tokens of the prompt, a document-start token included
+    /// tokens of the prompt, including a document-start token
     pub prompt_tokens: usize,
-    /// seconds spent on the continuation, the prompt's not included
+    /// seconds of the continuation, without the prompt
     pub seconds: f64,
-    /// tokens of the continuation a second
+    /// tokens of the continuation per second
     pub tokens_per_second: f64,
-    /// which backend computed
+    /// the backend
     pub backend: BackendKind,
 }

@@ -3,10 +3,10 @@ use serde::{Deserialize, Serialize};
 
 use aqlm_formats::model::{LayerEntry, TensorEntry};
 
-/// What a model's files hold.
+/// Contents of a model's files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InspectRecord {
-    /// the model, as it was named
+    /// the model, as named on the command line
     pub model: String,
     /// its family, for example `llama`
     pub family: String,
@@ -27,7 +27,8 @@ pub struct InspectRecord {
     pub quantized_bits_per_parameter: Option<f64>,
 }
 
-/// The numbers of a model, under the names that they have in a config.json; of blocks those of the first.
+/// The dimensions of a model, under their names in config.json; block dimensions are those of the first
+/// block.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Shape {
     /// tokens in the vocabulary
@@ -48,11 +49,11 @@ pub struct Shape {
     pub rms_norm_eps: f64,
     /// rotary position embedding; `None` without one
     pub rope: Option<Rope>,
-    /// tokens that a position attends to, itself included; `None` is all earlier ones
+    /// number of positions that a position attends to, itself included; `None` for all earlier ones
     pub sliding_window: Option<usize>,
-    /// whether the head is the embedding
+    /// whether the head shares the embedding's weights
     pub tie_word_embeddings: bool,
-    /// longest context that the model was trained for
+    /// longest context of the model's training
     pub max_position_embeddings: usize,
 }
 

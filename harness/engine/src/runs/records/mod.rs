@@ -1,10 +1,10 @@
-//! Records: every result that a command prints with `--json`, as a type that is written to standard output
-//! and to run folders, and read back (docs/formats.md 4).
+//! Records: a type for every result that a command prints with `--json`. A record is written to standard
+//! output and to run folders, and read back (docs/formats.md 4).
 //!
-//! A record is one JSON object. Its field `record` says which command it is of and in which version, as in
-//! `"eval/1"`. The version grows when a field is added, removed or means something else.
+//! A record is one JSON object. Its field `record` names the command and a version, as in `"eval/1"`. The
+//! version grows when a field is added, removed or changes its meaning.
 //!
-//! JSON has no NaN and no infinities. Both are written as `null`; where a number must be there, `null` is
+//! JSON has no NaN and no infinities. Both are written as `null`; a `null` in place of a required number is
 //! read as NaN.
 
 mod bench;
@@ -40,7 +40,7 @@ use aqlm_formats::{Error, Result};
 /// Name of the record in a run folder.
 pub const FILE: &str = "record.json";
 
-/// Declares [`Record`]. A new record is one line here, and a file beside this one.
+/// Declares [`Record`]. A new record is one line here and one file beside this one.
 macro_rules! records {
     ($($(#[$doc:meta])* $variant:ident($fields:ty) = $kind:literal,)*) => {
         /// The record of any command.
@@ -54,14 +54,14 @@ macro_rules! records {
             /// Every record that this version of the program writes and reads.
             pub const KINDS: &[&str] = &[$($kind),*];
 
-            /// What it is, and in which version: the field `record`.
+            /// The field `record`: the record's command and version.
             pub fn kind(&self) -> &'static str {
                 match self {
                     $(Self::$variant(_) => $kind,)*
                 }
             }
 
-            /// A record out of its fields; `None` when there is no such kind.
+            /// A record from its fields; `None` for an unknown kind.
             fn of_kind(
                 kind: &str,
                 fields: Value,
@@ -107,7 +107,7 @@ records! {
 }
 
 impl Record {
-    /// The JSON document, indented, without a newline at its end.
+    /// The JSON document, indented, without a final newline.
     #[expect(clippy::missing_panics_doc, reason = "no record makes it panic")]
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self)
@@ -115,7 +115,7 @@ impl Record {
     }
 }
 
-/// Writes a record, whole or not at all.
+/// Writes a record atomically.
 ///
 /// # Errors
 /// `Error::Io`.
@@ -126,9 +126,9 @@ pub fn write(path: &Path, record: &Record) -> Result<()> {
 /// Reads any record.
 ///
 /// # Errors
-/// `Error::Io`; `Error::Json` with the place when the file is not JSON, as when it is cut off; `Error::Field`
-/// naming the field, what was expected and what was found: for a record of an unknown kind or version the
-/// field `record`.
+/// `Error::Io`. `Error::Json` with the position when the file is not JSON or is truncated. `Error::Field`
+/// with the field, what was expected and what was found; for an unknown kind or version the field is
+/// `record`.
 pub fn read(path: &Path) -> Result<Record> {
     let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
     parse(path, &text)
@@ -172,7 +172,8 @@ pub fn parse(name: &Path, document: &[u8]) -> Result<Record> {
     }
 }
 
-/// What is read instead of a kind that is not: the version that is known of the same record, or all records.
+/// The expectation named in an error for an unknown kind: the known version of the same record, or all
+/// records.
 fn expected_instead_of(kind: &str) -> String {
     let of_command = |kind: &str| kind.split('/').next().map(str::to_owned);
     let known = Record::KINDS
@@ -188,7 +189,7 @@ fn one_of(kinds: &[&str]) -> String {
     format!("one of {}", kinds.join(", "))
 }
 
-/// Reads a number that may be NaN or infinite, and is `null` then.
+/// Reads a number that is `null` if it was NaN or infinite.
 fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }

@@ -14,9 +14,9 @@ pub struct LayerSummary {
     pub seconds: f64,
     /// bits per parameter
     pub bits_per_parameter: f64,
-    /// weights in it
+    /// number of weights
     pub parameters: usize,
-    /// the rest
+    /// the layer's full report
     pub report: LayerReport,
 }
 
@@ -27,7 +27,7 @@ pub struct BlockReport {
     pub block: usize,
     /// its layers
     pub layers: Vec<LayerSummary>,
-    /// how fine-tuning went; `None` when it is switched off
+    /// how fine-tuning went; `None` when switched off
     pub finetune: Option<FinetuneReport>,
     /// squared error of the stored block's outputs over all calibration sequences, relative to the outputs'
     /// squares
@@ -43,13 +43,13 @@ pub struct QuantizeReport {
     pub scheme: Scheme,
     /// over all quantized weights
     pub bits_per_parameter: f64,
-    /// seconds of all blocks, those of an earlier attempt included
+    /// seconds of all blocks, including earlier attempts
     pub seconds: f64,
     /// every block
     pub blocks: Vec<BlockReport>,
 }
 
-/// One quantized layer in short.
+/// Summary of one quantized layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct QuantizedLayer {
     /// full name, as in `model.layers.0.self_attn.q_proj`
@@ -69,17 +69,17 @@ pub struct QuantizeRecord {
     pub scheme: Scheme,
     /// over all quantized weights: codes, codebooks and scales
     pub bits_per_parameter: f64,
-    /// seconds of all blocks, those of an earlier attempt included
+    /// seconds of all blocks, including earlier attempts
     pub seconds: f64,
     /// bytes of the dense model's tensors
     pub bytes_before: u64,
     /// bytes of the quantized model's tensors
     pub bytes_after: u64,
-    /// every layer of every block in short
+    /// a summary of every layer of every block
     pub layers: Vec<QuantizedLayer>,
     /// every block
     pub blocks: Vec<BlockReport>,
-    /// how the end-to-end step went, where it was taken; the model before it is in `block-tuned` inside `out`
+    /// report of the end-to-end step, if taken; the model before that step is in `block-tuned` inside `out`
     pub end_to_end: Option<EndToEndReport>,
     /// run folder and quantized model
     pub out: String,

@@ -5,7 +5,7 @@ use super::*;
 use crate::backends::BackendKind;
 use crate::{Difference, EndToEndReport, EndToEndSettings, Preset};
 
-/// Numbers whose shortest decimal is long, or which are large or tiny.
+/// Numbers that are large, tiny, or have a long shortest decimal.
 const NUMBERS: [f64; 4] = [1.0 / 3.0, 0.1 + 0.2, 6.02214076e23, f64::MIN_POSITIVE];
 
 fn tuned() -> EndToEndReport {
@@ -166,7 +166,7 @@ fn bench() -> BenchReport {
     }
 }
 
-/// One record of each kind, every field and every kind of a field's value somewhere in it.
+/// One record of each kind. Together they contain every field and every kind of field value.
 fn examples() -> Vec<Record> {
     let summary = Summary {
         op: "matvec".into(),
@@ -323,7 +323,7 @@ fn an_unknown_version_or_kind_is_refused_in_words() {
 fn damage_is_named_by_file_and_place() {
     for record in examples() {
         let text = record.to_json();
-        // cut off anywhere
+        // truncated anywhere
         for part in 1..8 {
             let mut cut = part * text.len() / 8;
             while !text.is_char_boundary(cut) {
@@ -332,7 +332,7 @@ fn damage_is_named_by_file_and_place() {
             let refused = refusal(&text[..cut]);
             assert!(refused.starts_with("a.json, line "), "{refused}");
         }
-        // a field gone: an option is nothing then, everything else is refused by its name
+        // A missing optional field reads as `None`; any other missing field is rejected by name.
         let Value::Object(fields) = serde_json::from_str(&text).unwrap() else {
             panic!("no object")
         };

@@ -1,4 +1,4 @@
-//! A small server on this machine that answers like a Hub of one repository.
+//! A small local server that answers like a Hub with one repository.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -7,17 +7,17 @@ use std::sync::{Arc, Mutex};
 
 use crate::durable;
 
-/// What the server answers with.
+/// The server's answers.
 #[derive(Clone, Default)]
 pub(super) struct Site {
     pub(super) files: BTreeMap<String, Vec<u8>>,
-    /// files whose etag is a digest of other contents
+    /// files whose etag is the digest of other contents
     pub(super) mislabelled: Vec<String>,
-    /// stop after this many bytes of a file, the first time
+    /// a file, and the number of bytes after which its first transfer stops
     pub(super) cut: Option<(String, usize)>,
 }
 
-/// A Hub of one repository, `someone/tiny`; returns its address and the requests that it has seen.
+/// Starts a Hub with one repository, `someone/tiny`; returns its address and a log of its requests.
 pub(super) fn serve(site: Site) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -27,7 +27,7 @@ pub(super) fn serve(site: Site) -> (String, Arc<Mutex<Vec<String>>>) {
         for stream in listener.incoming().flatten() {
             let (site, log) = (site.clone(), log.clone());
             std::thread::spawn(move || {
-                // a client that hangs up is no failure of the server
+                // a client that hangs up is not an error of the server
                 _ = answer(stream, &site, &log);
             });
         }
@@ -40,7 +40,7 @@ fn answer(mut stream: TcpStream, site: &Mutex<Site>, log: &Mutex<Vec<String>>) -
     let mut request = String::new();
     reader.read_line(&mut request)?;
     let Some(path) = request.split(' ').nth(1).map(str::to_owned) else {
-        // a client that only tries whether somebody listens
+        // a client that only checked whether something listens
         return Ok(());
     };
     let mut range = None;

@@ -13,7 +13,7 @@ fn weights_that_are_not_finite_are_named() {
 #[test]
 fn a_file_cut_anywhere_is_refused() {
     let bytes = converted().0.bytes();
-    // every cut in the header, a sample of those in the data
+    // every truncation in the header, a sample of those in the data
     for length in (4..1500).chain((1500..bytes.len()).step_by(61)) {
         let (_folder, path) = write(&bytes[..length]);
         let result = Model::open(path);
@@ -38,7 +38,7 @@ fn counts_that_the_file_cannot_hold_are_refused() {
         let mut writer = converted().0;
         writer.metadata.insert(0, ("x".into(), list));
         let mut bytes = writer.bytes();
-        // magic, version, two counts, name, kind of field, kind of elements: then the count
+        // magic, version, two counts, name, type of field, type of elements; the count follows
         let count = 24 + 9 + 4 + 4;
         for lie in [u64::MAX, 1 << 61, 1 << 32, bytes.len() as u64] {
             bytes[count..count + 8].copy_from_slice(&lie.to_le_bytes());

@@ -1,4 +1,4 @@
-//! GGUF files made here from a small model, whole and damaged.
+//! GGUF files generated from a small model, intact and damaged.
 
 mod damage;
 mod model;
@@ -140,7 +140,7 @@ fn write(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
     (folder, path)
 }
 
-/// The converter's order of rows: pair j of a head at rows 2 j and 2 j + 1.
+/// The converter's row order: pair j of a head is rows 2 j and 2 j + 1.
 fn interleave(values: &[f32], heads: usize, rows: usize) -> Vec<f32> {
     let (head_dim, width) = (rows / heads, values.len() / rows);
     let mut out = Vec::new();
@@ -155,7 +155,7 @@ fn interleave(values: &[f32], heads: usize, rows: usize) -> Vec<f32> {
     out
 }
 
-/// The dense fixture as a GGUF file of F32, and the folder it was made from.
+/// The dense fixture as an F32 GGUF file, and the folder from which it was converted.
 fn converted() -> (Writer, Fixture) {
     let fixture = Fixture::dense();
     let model = Model::open(fixture.write()).unwrap();

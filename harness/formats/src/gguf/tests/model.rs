@@ -131,7 +131,7 @@ fn linear_scaling_and_windows_are_honoured() {
     assert_eq!(model.config().attention().window, Some(16));
 }
 
-/// The divisors as the converter computes them, in f32.
+/// The divisors computed in f32, as by the converter.
 fn llama3_divisors(factor: f32, theta: f32, head_dim: usize) -> Vec<f32> {
     (0..head_dim / 2)
         .map(|pair| {
@@ -169,7 +169,7 @@ fn llama3s_frequencies_are_recognised_and_others_refused() {
 fn a_quantized_file_becomes_a_folder() {
     let (mut writer, _) = converted();
     let up = writer.tensor("blk.0.ffn_up.weight");
-    // the same bytes as rows of F16: half as wide, so give twice as many
+    // stored as F16 (type 1): 96 values of two bytes
     up.2 = 1;
     up.3 = (0..96)
         .flat_map(|index| f16::from_f32(index as f32 / 8.0).to_le_bytes())

@@ -22,7 +22,7 @@ pub(super) fn with_tokenizer(writer: &mut Writer) {
     writer.set("tokenizer.ggml.eos_token_id", Put::U32(2));
 }
 
-/// A file of so many tokens and nothing else that matters, with this vocabulary.
+/// A file with this vocabulary and otherwise minimal contents.
 fn tokenizer_of(tokens: Vec<String>, set: impl FnOnce(&mut Writer)) -> Result<Tokenizer> {
     let (mut writer, _) = converted();
     let rows = tokens.len() as u64;
@@ -68,7 +68,7 @@ fn sentence_piece_joins_by_score() {
     let tokenizer = build(true);
     assert_eq!(tokenizer.encode("abc", true).unwrap(), [1, space_a, bc]);
     assert_eq!(tokenizer.encode("bc a", false).unwrap(), [space, bc, space_a]);
-    // é has no token: its two bytes
+    // é has no token, so its two bytes are used
     assert_eq!(tokenizer.encode("é", false).unwrap(), [space, 3 + 0xc3, 3 + 0xa9]);
     assert_eq!(
         tokenizer
@@ -135,7 +135,7 @@ fn splitting_of_words_follows_the_named_kind() {
         assert_eq!(tokenizer.decode(&ids, true).unwrap(), text);
         ids
     };
-    // digits that a kind splits individually give the tokens of the single digits
+    // pre-tokenizers that split digits individually give the tokens of the single digits
     for pre in ["smollm", "qwen2"] {
         let single: Vec<u32> = "2468"
             .chars()
@@ -143,10 +143,11 @@ fn splitting_of_words_follows_the_named_kind() {
             .collect();
         assert_eq!(pieces(pre, "2468"), single, "{pre}");
     }
-    // and Llama 3 adds BOS by itself
+    // Llama 3 adds BOS itself
     assert!(byte_level("llama-bpe").unwrap().adds_bos());
     assert!(!byte_level("qwen2").unwrap().adds_bos());
-    // a newline after punctuation belongs to it for GPT-4's splitting, not for GPT-2's; both keep the text
+    // GPT-4's splitting attaches a newline to the punctuation before it, GPT-2's does not; both preserve the
+    // text
     pieces("llama-bpe", "Well.\n\n1234 isn't  it\r\n");
     pieces("gpt-2", "Well.\n\n1234 isn't  it\r\n");
 }
@@ -170,7 +171,7 @@ fn tokenizers_of_other_kinds_are_refused_by_name() {
     assert!(matches!(result, Err(Error::Field { field, .. }) if field == "tokenizer.ggml.merges"));
 }
 
-/// stories260K's tokenizer came from SentencePiece with scores 0, -1, -2, … after its byte tokens.
+/// stories260K's tokenizer was converted from SentencePiece, with scores 0, -1, -2, … after its byte tokens.
 #[test]
 fn a_real_sentence_piece_vocabulary_gives_its_tokens() {
     let Some(path) = shared("models/stories260K-hf/tokenizer.json") else {
@@ -207,7 +208,7 @@ fn a_real_sentence_piece_vocabulary_gives_its_tokens() {
     }
 }
 
-/// The fetched SmolLM2 (`aqlm fetch smollm2-135m`, or the file that AQLM_SMOLLM2 names).
+/// The fetched SmolLM2 (`aqlm fetch smollm2-135m`, or the file named by AQLM_SMOLLM2).
 fn smollm2() -> Option<PathBuf> {
     let path = std::env::var_os("AQLM_SMOLLM2").map_or_else(
         || {

@@ -5,13 +5,13 @@ use aqlm_vocabulary::ArchSpec;
 use super::super::fields::Fields;
 use crate::Result;
 
-/// A model family: the names by which transformers knows it, and what its config.json means.
+/// A model family: its names in transformers, and how its config.json is interpreted.
 pub struct Family {
     /// `model_type` in config.json
     pub name: &'static str,
-    /// the class that transformers builds for it
+    /// the class that transformers builds for the family
     pub architecture: &'static str,
-    /// the model that a config.json describes, or what of it is refused
+    /// builds the model described by a config.json, or rejects it
     pub(in crate::huggingface) arch: fn(&Fields<'_>) -> Result<ArchSpec>,
 }
 

@@ -1,5 +1,4 @@
-//! One file a model family. A family whose block is a Llama block is a file here and its place in
-//! `FAMILIES`.
+//! One file per model family. To add a family with a Llama block: a file here and an entry in `FAMILIES`.
 
 mod family;
 mod llama;
@@ -18,7 +17,7 @@ impl Family {
     /// The family of a config.json.
     ///
     /// # Errors
-    /// `Field` without a `model_type`, `Unsupported` when it is no family of this list.
+    /// `Field` without a `model_type`, `Unsupported` when this list does not have the family.
     pub(super) fn of(fields: &Fields<'_>) -> Result<&'static Self> {
         let name = fields.required_str("model_type")?;
         let known = FAMILIES.into_iter().find(|family| family.name == name);

@@ -20,7 +20,7 @@ fn arch(fields: &Fields<'_>) -> Result<ArchSpec> {
     plain(fields, &defaults, used_window(fields)?, &[Input::Attention])
 }
 
-/// The window that every block uses, or none.
+/// The sliding window that every block uses, or none.
 fn used_window(fields: &Fields<'_>) -> Result<Option<usize>> {
     let (window, by_type) = (window(fields)?, layer_types(fields)?);
     if !fields.flag("use_sliding_window")?.unwrap_or(false) {
@@ -32,7 +32,7 @@ fn used_window(fields: &Fields<'_>) -> Result<Option<usize>> {
     if let Some(all) = by_type {
         return Ok(window.filter(|_| all));
     }
-    // transformers slides in the blocks from max_window_layers on, and its default is 28
+    // in transformers, blocks from max_window_layers on use the window; the default is 28
     let first = fields.count("max_window_layers")?.unwrap_or(28);
     let blocks = fields.size("num_hidden_layers")?;
     if first >= blocks {

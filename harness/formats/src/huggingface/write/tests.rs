@@ -1,4 +1,4 @@
-//! What is written is read back.
+//! A checkpoint read back equals what was written.
 
 use aqlm_vocabulary::QuantizedMatrix;
 use aqlm_vocabulary::llama::QUERY;
@@ -28,7 +28,7 @@ fn rewrite(source: &Model, out: &Path, options: &WriteOptions) -> Result<Written
 proptest! {
     #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Any scheme that fits, any shard size: what is read equals what was written.
+    /// Any fitting scheme and any shard size: a checkpoint read back equals what was written.
     #[test]
     fn a_quantized_model_round_trips(
         nbits in 1_u32..=16, num in 1_usize..4, out_group in 1_usize..3, shard_bytes in 1_u64..4000
@@ -68,7 +68,7 @@ fn shards_are_listed_and_small() {
         assert!(size < limit + 10_000, "{name} has {size} bytes");
     }
     assert_same(&Model::open(folder.path()).unwrap(), &source);
-    // another write of fewer shards leaves none of the old ones
+    // writing again with fewer shards leaves none of the old ones
     let options = WriteOptions {
         replace: true,
         ..WriteOptions::default()
@@ -110,7 +110,7 @@ fn a_folder_without_tokenizer_config_gets_one_that_keeps_the_tokens() {
     );
 }
 
-/// Readers view a tensor's bytes as numbers in place, and three int8 codes before an f16 would misalign
+/// Readers view a tensor's bytes as numbers in place. Three int8 codes before an f16 tensor would misalign
 /// it.
 #[test]
 fn every_tensor_is_aligned_to_its_type() {
@@ -225,7 +225,7 @@ fn a_checkpoint_is_replaced_only_when_asked() {
         ..WriteOptions::default()
     };
     rewrite(&source, folder.path(), &replace).unwrap();
-    // never over the files that are being read
+    // never overwrites the files that are being read
     assert!(matches!(
         rewrite(&source, source.source(), &replace),
         Err(Error::Exists { .. })
@@ -246,7 +246,7 @@ fn the_same_model_gives_the_same_bytes() {
         )
     });
     assert!(a == b);
-    // and the tokenizer that was generated is the embedded one
+    // the generated tokenizer equals the embedded one
     let written = Model::open(folders[0].path()).unwrap().tokenizer().unwrap();
     let embedded = source.tokenizer().unwrap();
     let text = "Once upon a time, 12 café\n";
