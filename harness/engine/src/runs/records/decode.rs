@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::{Outcome, Times};
+use super::{MemoryRate, Outcome, Times};
 
 /// One kind of launch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
