@@ -146,10 +146,7 @@ fn read_rate(device: &Device, plan: &Plan, from: &Buffer<u32>, sum: u32) -> Resu
             false,
         )
     })?;
-    let found = device
-        .download(&sums)?
-        .into_iter()
-        .fold(0_u32, u32::wrapping_add);
+    let found = device.download(&sums)?.into_iter().fold(0_u32, u32::wrapping_add);
     if found != sum {
         return Err(CudaError::Changed);
     }
