@@ -2,7 +2,6 @@
 //! the definition of a quantized matrix, at shapes that leave remainders everywhere. Inputs are on a dyadic
 //! grid on which every sum is exact, so results must be equal.
 
-#[path = "support/shim.rs"]
 mod shim;
 
 use aqlm_check::cases::{ProductCase, Values};
@@ -146,35 +145,18 @@ fn small_target() -> Target {
     }
 }
 
-fn check(kernel: &str, scheme: &str, out_features: usize, in_features: usize) {
-    check_batch(kernel, scheme, out_features, in_features, 1, None);
-}
+/// A matrix and rows of x: scheme, output features, input features, rows.
+type Shape = (&'static str, usize, usize, usize);
 
-fn check_batch(
-    kernel: &str,
-    scheme: &str,
-    out_features: usize,
-    in_features: usize,
-    batch: usize,
-    config: Option<LaunchConfig>,
-) {
-    check_on(
-        kernel,
-        scheme,
-        out_features,
-        in_features,
-        batch,
-        config,
-        &small_target(),
-    );
+fn check(kernel: &str, shapes: &[Shape]) {
+    for &shape in shapes {
+        check_on(kernel, shape, None, &small_target());
+    }
 }
 
 fn check_on(
     kernel: &str,
-    scheme: &str,
-    out_features: usize,
-    in_features: usize,
-    batch: usize,
+    (scheme, out_features, in_features, batch): Shape,
     config: Option<LaunchConfig>,
     target: &Target,
 ) {
@@ -196,25 +178,6 @@ fn check_on(
             packed = with_config(&packed, scheme, target, config);
         }
         check_packed(&packed, &matrix, &x);
-    }
-}
-
-#[test]
-fn k7_lane_inputs() {
-    // One slab and two; groups that leave lanes and warps empty; several rounds; more chunks than are in
-    // flight at once.
-    for (scheme, rows, inputs) in [
-        ("1x13g16", 37, 272),
-        ("1x13g8", 70, 4424),
-        ("1x13g8", 2048, 264),
-        ("1x14g16", 1100, 784),
-        ("1x13g16", 35, 15_376),
-    ] {
-        let target = Target {
-            multiprocessors: 16,
-            ..small_target()
-        };
-        check_on("matvec/k7_lane_inputs", scheme, rows, inputs, 1, None, &target);
     }
 }
 
@@ -246,40 +209,6 @@ fn check_packed(packed: &Packed, matrix: &QuantizedMatrix, x: &[f64]) {
         "{kernel} {scheme} {out_features}x{in_features}, {batch} rows, {format:?}, {:?}: (element, (expected, found)) {wrong:?}",
         packed.defines
     );
-}
-
-#[test]
-fn k1_naive() {
-    check("matvec/k1_naive", "3x5g4o2", 22, 52);
-    check("matvec/k1_naive", "2x8g8", 13, 264);
-}
-
-#[test]
-fn k2_shared_codebook() {
-    // Codebooks stored once (2x12) and eight times (2x8); a last task of fewer than four rows; input groups
-    // that end inside a unit.
-    check("matvec/k2_shared_codebook", "2x12g8", 21, 776);
-    check("matvec/k2_shared_codebook", "2x8g8", 18, 520);
-    check("matvec/k2_shared_codebook", "1x12g16", 9, 1040);
-    check("matvec/k2_shared_codebook", "3x8g8", 5, 256);
-}
-
-#[test]
-fn k3_lookup_table() {
-    // One rank; several ranks with a padded slot; several rounds; codebooks that straddle a block's slots.
-    check("matvec/k3_lookup_table", "2x8g8", 26, 264);
-    check("matvec/k3_lookup_table", "1x8g8", 45, 2056);
-    check("matvec/k3_lookup_table", "2x8g16", 7, 1040);
-    check("matvec/k3_lookup_table", "3x8g8", 38, 1288);
-}
-
-#[test]
-fn k4_sliced_codebook() {
-    // One and several slices, of which a block holds one or more; two windows of input groups.
-    check("matvec/k4_sliced_codebook", "1x13g8", 37, 264);
-    check("matvec/k4_sliced_codebook", "1x15g8", 70, 4424);
-    check("matvec/k4_sliced_codebook", "1x16g8", 35, 1032);
-    check("matvec/k4_sliced_codebook", "1x16g16", 33, 4112);
 }
 
 /// Matrices of several numbers of rows in one launch: each must get its own codebooks.
@@ -341,78 +270,140 @@ fn matrices_that_cannot_be_joined_are_refused() {
 }
 
 #[test]
+fn naive_kernels() {
+    let shapes = [("3x5g4o2", 22, 52, 1), ("2x8g8", 13, 264, 1)];
+    check("decode/k1_naive", &shapes);
+    check("matvec/k1_naive", &shapes);
+    check("matmul/k1_naive", &[("3x5g4o2", 22, 52, 3)]);
+}
+
+#[test]
+fn decode_k2_tiles() {
+    let shapes = [
+        ("2x8g8", 45, 264, 1),
+        ("1x14g16", 37, 272, 1),
+        ("3x6g8", 61, 520, 1),
+        ("2x12g8", 29, 136, 1),
+    ];
+    check("decode/k2_tiles", &shapes);
+}
+
+#[test]
+fn k2_shared_codebook() {
+    // Codebooks stored once (2x12) and eight times (2x8); a last task of fewer than four rows; input groups
+    // that end inside a unit.
+    let shapes = [
+        ("2x12g8", 21, 776, 1),
+        ("2x8g8", 18, 520, 1),
+        ("1x12g16", 9, 1040, 1),
+        ("3x8g8", 5, 256, 1),
+    ];
+    check("matvec/k2_shared_codebook", &shapes);
+}
+
+/// One rank; several ranks with a padded slot; several rounds; codebooks that straddle a block's slots.
+const TABLES: [Shape; 4] = [
+    ("2x8g8", 26, 264, 1),
+    ("1x8g8", 45, 2056, 1),
+    ("2x8g16", 7, 1040, 1),
+    ("3x8g8", 38, 1288, 1),
+];
+
+#[test]
+fn k3_lookup_table() {
+    check("matvec/k3_lookup_table", &TABLES);
+}
+
+#[test]
+fn k4_sliced_codebook() {
+    // One and several slices, of which a block holds one or more; two windows of input groups.
+    let shapes = [
+        ("1x13g8", 37, 264, 1),
+        ("1x15g8", 70, 4424, 1),
+        ("1x16g8", 35, 1032, 1),
+        ("1x16g16", 33, 4112, 1),
+    ];
+    check("matvec/k4_sliced_codebook", &shapes);
+}
+
+#[test]
 fn k5_staged_codes() {
-    // As for k3, then enough rows that a lane's copies are reused, in one round and in several.
-    check("matvec/k5_staged_codes", "2x8g8", 26, 264);
-    check("matvec/k5_staged_codes", "1x8g8", 45, 2056);
-    check("matvec/k5_staged_codes", "2x8g16", 7, 1040);
-    check("matvec/k5_staged_codes", "3x8g8", 38, 1288);
-    check("matvec/k5_staged_codes", "1x8g8", 2050, 264);
-    check("matvec/k5_staged_codes", "1x8g8", 2050, 2312);
+    check("matvec/k5_staged_codes", &TABLES);
+    // enough rows that a lane's copies are reused, in one round and in several
+    let many = [("1x8g8", 2050, 264, 1), ("1x8g8", 2050, 2312, 1)];
+    check("matvec/k5_staged_codes", &many);
 }
 
 #[test]
 fn k6_product_tables() {
     // Sets that end inside a block's, groups that end inside a set, more chunks than are in flight at once.
-    check("matvec/k6_product_tables", "1x13g8", 37, 264);
-    check("matvec/k6_product_tables", "1x13g16", 35, 1552);
-    check("matvec/k6_product_tables", "1x13g8", 2048, 264);
-    check("matvec/k6_product_tables", "1x14g8", 70, 4424);
+    let shapes = [
+        ("1x13g8", 37, 264, 1),
+        ("1x13g16", 35, 1552, 1),
+        ("1x13g8", 2048, 264, 1),
+        ("1x14g8", 70, 4424, 1),
+    ];
+    check("matvec/k6_product_tables", &shapes);
 }
 
 #[test]
-fn matmul_k1_naive() {
-    check_batch("matmul/k1_naive", "3x5g4o2", 22, 52, 3, None);
+fn k7_lane_inputs() {
+    let target = Target {
+        multiprocessors: 16,
+        ..small_target()
+    };
+    // One slab and two; groups that leave lanes and warps empty; several rounds; more chunks than are in
+    // flight at once.
+    for shape in [
+        ("1x13g16", 37, 272, 1),
+        ("1x13g8", 70, 4424, 1),
+        ("1x13g8", 2048, 264, 1),
+        ("1x14g16", 1100, 784, 1),
+        ("1x13g16", 35, 15_376, 1),
+    ] {
+        check_on("matvec/k7_lane_inputs", shape, None, &target);
+    }
 }
+
+/// Codebooks in shared memory several times; codes of one byte, in words of each width; input features that
+/// end inside a unit and inside a step; a last tile of fewer than eight rows; batches that end inside a tile.
+const PRODUCTS: [Shape; 3] = [
+    ("2x8g8", 45, 264, 5),
+    ("1x8g16", 90, 1040, 17),
+    ("3x6g8", 61, 520, 40),
+];
 
 #[test]
 fn matmul_k2_fused_tensor() {
     let kernel = "matmul/k2_fused_tensor";
-    // Codebooks in shared memory eight times, once, and in global memory; codes of one and two bytes, in
-    // words of each width; input features that end inside a unit and inside a step; a last tile of fewer than
-    // eight rows; batches that end inside a tile, and batches of several blocks.
-    check_batch(kernel, "2x8g8", 45, 264, 5, None);
-    check_batch(kernel, "1x8g16", 90, 1040, 17, None);
-    check_batch(kernel, "3x6g8", 61, 520, 40, None);
-    check_batch(kernel, "4x8g8", 33, 392, 16, None);
-    check_batch(kernel, "1x12g8", 29, 136, 33, None);
-    check_batch(kernel, "2x12g8", 29, 136, 150, None);
-    check_batch(kernel, "1x14g16", 37, 272, 70, None);
+    check(kernel, &PRODUCTS);
+    // Codebooks in shared memory once, and in global memory; codes of two bytes; batches of several blocks.
+    let shapes = [
+        ("4x8g8", 33, 392, 16),
+        ("1x12g8", 29, 136, 33),
+        ("2x12g8", 29, 136, 150),
+        ("1x14g16", 37, 272, 70),
+    ];
+    check(kernel, &shapes);
     // Teams of one warp and of several, tiles past the last row, more slices than units.
     for (row_warps, tiles, slices, batch_tiles) in [(1, 11, 16, 1), (2, 5, 4, 2), (4, 3, 2, 4), (8, 1, 1, 1)]
     {
-        let config = TileConfig {
+        let config = LaunchConfig::Tiles(TileConfig {
             row_warps,
             tiles,
             slices,
             batch_tiles,
-        };
-        check_batch(kernel, "2x8g8", 75, 776, 20, Some(LaunchConfig::Tiles(config)));
+        });
+        check_on(kernel, ("2x8g8", 75, 776, 20), Some(config), &small_target());
     }
-}
-
-#[test]
-fn matmul_k4_hot_codewords() {
-    let kernel = "matmul/k4_hot_codewords";
-    // Input features that end inside a step, several units a warp, a partial last block and tile, all or part
-    // of the codewords kept, two blocks of rows of x, two warps side by side.
-    check_batch(kernel, "1x14g8", 45, 264, 5, None);
-    check_batch(kernel, "1x16g8", 1061, 2056, 16, None);
-    check_batch(kernel, "1x16g16", 90, 4112, 17, None);
-    check_batch(kernel, "1x15g8", 1500, 136, 9, None);
-    check_batch(kernel, "1x16g8", 3000, 392, 3, None);
 }
 
 #[test]
 fn matmul_k3_warpgroup() {
     let kernel = "matmul/k3_warpgroup";
-    // As for k2: codebooks in shared memory several times and once, codes of one and two bytes, remainders
-    // everywhere.
-    check_batch(kernel, "2x8g8", 45, 264, 5, None);
-    check_batch(kernel, "1x8g16", 90, 1040, 17, None);
-    check_batch(kernel, "3x6g8", 61, 520, 40, None);
-    check_batch(kernel, "2x12g8", 29, 136, 70, None);
-    check_batch(kernel, "1x14g16", 37, 272, 20, None);
+    check(kernel, &PRODUCTS);
+    // codebooks in shared memory once, codes of two bytes
+    check(kernel, &[("2x12g8", 29, 136, 70), ("1x14g16", 37, 272, 20)]);
     // Several slices and warpgroups, more slices than units, blocks that only complete a cluster; codebooks
     // spread over a cluster, in whole and in part, and in global memory.
     for (scheme, warpgroups, slices, cluster, batch, spread) in [
@@ -422,32 +413,29 @@ fn matmul_k3_warpgroup() {
         ("1x14g8", 2, 2, 4, 32, 3),
         ("1x15g16", 1, 4, 4, 16, 0),
     ] {
-        let config = WarpgroupConfig {
+        let config = LaunchConfig::Warpgroups(WarpgroupConfig {
             warpgroups,
             slices,
             cluster,
             batch,
             spread,
-        };
-        check_batch(
-            kernel,
-            scheme,
-            75,
-            784,
-            20,
-            Some(LaunchConfig::Warpgroups(config)),
-        );
+        });
+        check_on(kernel, (scheme, 75, 784, 20), Some(config), &small_target());
     }
 }
 
 #[test]
-fn decode_kernels() {
-    check("decode/k1_naive", "3x5g4o2", 22, 52);
-    check("decode/k1_naive", "2x8g8", 13, 264);
-    check("decode/k2_tiles", "2x8g8", 45, 264);
-    check("decode/k2_tiles", "1x14g16", 37, 272);
-    check("decode/k2_tiles", "3x6g8", 61, 520);
-    check("decode/k2_tiles", "2x12g8", 29, 136);
+fn matmul_k4_hot_codewords() {
+    // Input features that end inside a step, several units a warp, a partial last block and tile, all or part
+    // of the codewords kept, two blocks of rows of x, two warps side by side.
+    let shapes = [
+        ("1x14g8", 45, 264, 5),
+        ("1x16g8", 1061, 2056, 16),
+        ("1x16g16", 90, 4112, 17),
+        ("1x15g8", 1500, 136, 9),
+        ("1x16g8", 3000, 392, 3),
+    ];
+    check("matmul/k4_hot_codewords", &shapes);
 }
 
 /// Kernels that are correct except that they write one number outside a buffer.

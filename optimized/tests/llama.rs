@@ -1,75 +1,22 @@
 //! The f32 Llama block, its gradients, fine-tuning, head and cache against the reference in f64.
 
-mod support;
-
+use aqlm_check::assertions::{assert_close, limit, with_threads};
+use aqlm_check::cases::{Case, LlamaData, THREE_BLOCKS, llama};
 use aqlm_optimized::cpu::llama::{
     Block, BlockGradients, Head, KvCacheLayer, Rotary, Wanted, block_backward, block_decode_step,
     block_forward, block_forward_traced, embed, mean_squares, token_losses,
 };
 use aqlm_reference::llama as reference;
-use aqlm_vocabulary::{
-    AqlmError, BlockSpec, BlockWeights, LinearWeight, RopeScaling,
-    llama::{QUERY, UP},
-};
+use aqlm_vocabulary::{AqlmError, llama::QUERY};
 use ndarray::{Array2, Array3, Axis};
-use support::{
-    assert_close, block_weights, config, limit, normal, quantized, random, widened, with_outliers,
-    with_threads,
-};
 
-/// Longer than one span of queries.
 const TOKENS: usize = 70;
 const SEQUENCES: usize = 3;
 
-/// Total length of the sums behind one output: both norms, the products of attention and MLP, scores and
-/// softmax.
-fn terms(spec: &BlockSpec) -> usize {
-    4 * spec.hidden_size()
-        + spec.intermediate_size()
-        + spec.attention.query_width()
-        + spec.attention.head_dim
-        + 2 * TOKENS
-}
-
-struct Case {
-    name: String,
-    config: BlockSpec,
-    weights: BlockWeights,
-    x: Array3<f32>,
-}
-
-fn cases() -> Vec<Case> {
-    let llama3 = RopeScaling::Llama3 {
-        factor: 8.0,
-        low_freq_factor: 2.0,
-        high_freq_factor: 5.0,
-        original_max_position_embeddings: 64,
-    };
-    let variants = [
-        (4, 4, None, false, RopeScaling::None),
-        (4, 2, Some(9), true, RopeScaling::Linear { factor: 4.0 }),
-        (6, 1, Some(TOKENS + 5), false, llama3),
-    ];
-    variants
-        .into_iter()
-        .enumerate()
-        .map(|(i, (heads, kv_heads, window, bias, scaling))| {
-            let mut rng = random(i as u64);
-            let name = format!("{heads} heads, {kv_heads} kv heads, window {window:?}, {scaling:?}");
-            let config = config(heads, kv_heads, window, scaling);
-            let mut weights = block_weights(&mut rng, &config, bias);
-            let (out, inputs) = config.shape(UP);
-            weights.layer_mut(UP).weight =
-                LinearWeight::Quantized(quantized(&mut rng, "2x3g4o2", out, inputs));
-            let x = with_outliers(&mut rng, (SEQUENCES, TOKENS, config.hidden_size()));
-            Case {
-                name,
-                config,
-                weights,
-                x,
-            }
-        })
-        .collect()
+/// The first block and its rotary tables.
+fn block(case: &LlamaData) -> (Block, Rotary) {
+    let block = Block::from_weights(&case.config.blocks[0], &case.blocks[0]).unwrap();
+    (block, Rotary::new(case.config.attention(), TOKENS))
 }
 
 fn sequence(x: &Array3<f32>, i: usize) -> Array2<f64> {
@@ -78,45 +25,34 @@ fn sequence(x: &Array3<f32>, i: usize) -> Array2<f64> {
 
 #[test]
 fn blocks_and_all_their_gradients_are_the_references() {
-    for Case {
-        name,
-        config,
-        weights,
-        x,
-    } in cases()
-    {
-        let block = Block::from_weights(&config, &weights).unwrap();
-        let rotary = Rotary::new(&config.attention, TOKENS);
+    for name in THREE_BLOCKS {
+        let (problem, case) = llama(name).unwrap();
+        let (x, grad_y) = (&case.x, &case.grad_y);
+        let (block, rotary) = block(&case);
+        let spec = block.spec();
         let (y, trace) = block_forward_traced(&block, &rotary, x.view());
-        let grad_y = normal(&mut random(99), x.dim());
-        let mut ours = BlockGradients::zeros(&block, &Wanted::all(&config));
-        let grad_x = block_backward(
-            &block,
-            &rotary,
-            &trace,
-            grad_y.view(),
-            &Wanted::all(&config),
-            &mut ours,
-        );
+        let wanted = Wanted::all(spec);
+        let mut ours = BlockGradients::zeros(&block, &wanted);
+        let grad_x = block_backward(&block, &rotary, &trace, grad_y.view(), &wanted, &mut ours);
 
-        let exact = reference::Block::from_weights(&config, &weights).unwrap();
-        let exact_rotary = reference::Rotary::new(&config.attention, TOKENS);
+        let exact = case.block(0);
+        let exact_rotary = reference::Rotary::new(case.config.attention(), TOKENS);
         let mut sum: Option<reference::BlockGradients> = None;
         let (mut exact_y, mut exact_x) = (Vec::new(), Vec::new());
         let mut inputs: Vec<Vec<f64>> = vec![Vec::new(); 7];
         for i in 0..SEQUENCES {
-            let (y, trace) = reference::block_forward_traced(&exact, &exact_rotary, sequence(&x, i).view());
+            let (y, trace) = reference::block_forward_traced(&exact, &exact_rotary, sequence(x, i).view());
             let gradients =
-                reference::block_backward(&exact, &exact_rotary, &trace, sequence(&grad_y, i).view());
+                reference::block_backward(&exact, &exact_rotary, &trace, sequence(grad_y, i).view());
             exact_y.extend(y);
             exact_x.extend(gradients.x.clone());
-            for kind in config.layers() {
-                inputs[kind.index()].extend(trace.input(config.linear(kind).reads));
+            for kind in spec.layers() {
+                inputs[kind.index()].extend(trace.input(spec.linear(kind).reads));
             }
             sum = Some(match sum {
                 None => gradients,
                 Some(mut sum) => {
-                    for kind in config.layers() {
+                    for kind in spec.layers() {
                         sum.layers[kind.index()] += &gradients.layers[kind.index()];
                         if let (Some(sum), Some(bias)) =
                             (&mut sum.biases[kind.index()], &gradients.biases[kind.index()])
@@ -132,29 +68,29 @@ fn blocks_and_all_their_gradients_are_the_references() {
         }
         let exact = sum.unwrap();
 
-        let forward = limit(terms(&config));
-        assert_close(&format!("{name}: y"), widened(&y), &exact_y, forward);
-        for kind in config.layers() {
+        let forward = limit(problem.terms());
+        assert_close(&format!("{name}: y"), y, &exact_y, forward);
+        for kind in spec.layers() {
             let what = format!("{name}: input of {kind:?}");
             assert_close(
                 &what,
-                widened(trace.input(config.linear(kind).reads)),
+                trace.input(spec.linear(kind).reads).iter().copied(),
                 &inputs[kind.index()],
                 forward,
             );
         }
         // the same sums backward, and then sums over all rows
-        let backward = limit(2 * terms(&config) + SEQUENCES * TOKENS);
-        assert_close(
-            &format!("{name}: grad x"),
-            widened(&grad_x.unwrap()),
-            &exact_x,
-            backward,
-        );
-        for kind in config.layers() {
+        let backward = limit(2 * problem.terms() + SEQUENCES * TOKENS);
+        assert_close(&format!("{name}: grad x"), grad_x.unwrap(), &exact_x, backward);
+        for kind in spec.layers() {
             let what = format!("{name}: grad {kind:?}");
             let weight = ours.weights[kind.index()].as_ref().unwrap();
-            assert_close(&what, widened(weight), &exact.layers[kind.index()], backward);
+            assert_close(
+                &what,
+                weight.iter().copied(),
+                &exact.layers[kind.index()],
+                backward,
+            );
             let (bias, exact) = (&ours.biases[kind.index()], &exact.biases[kind.index()]);
             assert_eq!(bias.is_some(), exact.is_some(), "{what} bias");
             if let (Some(bias), Some(exact)) = (bias, exact) {
@@ -182,27 +118,26 @@ fn blocks_and_all_their_gradients_are_the_references() {
 
 #[test]
 fn a_block_does_not_depend_on_threads_or_on_other_sequences() {
-    let Case {
-        config, weights, x, ..
-    } = cases().swap_remove(1);
-    let rotary = Rotary::new(&config.attention, TOKENS);
+    let (_, case) = llama(THREE_BLOCKS[1]).unwrap();
+    let x = &case.x;
     let run = |threads| {
         with_threads(threads, || {
-            let block = Block::from_weights(&config, &weights).unwrap();
+            let (block, rotary) = block(&case);
+            let wanted = Wanted::all(block.spec());
             let (y, trace) = block_forward_traced(&block, &rotary, x.view());
-            let mut sum = BlockGradients::zeros(&block, &Wanted::all(&config));
-            let grad_x = block_backward(&block, &rotary, &trace, y.view(), &Wanted::all(&config), &mut sum);
+            let mut sum = BlockGradients::zeros(&block, &wanted);
+            let grad_x = block_backward(&block, &rotary, &trace, y.view(), &wanted, &mut sum);
             (y, sum, grad_x)
         })
     };
     let alone = run(1);
     assert_eq!(alone, run(2));
     assert_eq!(alone, run(5));
-    let block = Block::from_weights(&config, &weights).unwrap();
+    let (block, rotary) = block(&case);
     assert_eq!(block_forward(&block, &rotary, x.view()), alone.0);
 
     // 350 rows: more than one task of any row-wise kernel
-    let many = ndarray::concatenate![Axis(0), x, x.slice(ndarray::s![..2, .., ..])];
+    let many = ndarray::concatenate![Axis(0), *x, x.slice(ndarray::s![..2, .., ..])];
     let together = block_forward(&block, &rotary, many.view());
     for (x, y) in many.outer_iter().zip(together.outer_iter()) {
         let one = block_forward(&block, &rotary, x.insert_axis(Axis(0)));
@@ -212,33 +147,30 @@ fn a_block_does_not_depend_on_threads_or_on_other_sequences() {
 
 #[test]
 fn a_layer_is_replaced_by_one_of_its_shape_only() {
-    let case = cases().swap_remove(0);
-    let mut block = Block::from_weights(&case.config, &case.weights).unwrap();
+    let (_, case) = llama(THREE_BLOCKS[0]).unwrap();
+    let (mut block, _) = block(&case);
     let before = block.to_weights();
-    let (out, inputs) = case.config.shape(QUERY);
-    let mut rng = random(12);
-    let wrong = quantized(&mut rng, "1x3g4", out, inputs - 4);
+    let matrix = |shape: &str| {
+        let case: Case = format!("decode-1x3g4-{shape}-b1-outliers-s12").parse().unwrap();
+        case.product().unwrap().data(case.seed).matrix
+    };
+    assert_eq!(block.spec().shape(QUERY), (48, 40));
     assert!(matches!(
-        block.set_layer(QUERY, wrong),
+        block.set_layer(QUERY, matrix("48x36")),
         Err(AqlmError::Shape { .. })
     ));
     assert_eq!(block.to_weights(), before);
-    let right = quantized(&mut rng, "1x3g4", out, inputs);
+    let right = matrix("48x40");
     block.set_layer(QUERY, right.clone()).unwrap();
     assert_eq!(block.quantized(QUERY).unwrap().matrix(), &right);
 }
 
 #[test]
 fn cached_decoding_is_the_forward_pass() {
-    for Case {
-        name,
-        config,
-        weights,
-        x,
-    } in cases()
-    {
-        let block = Block::from_weights(&config, &weights).unwrap();
-        let rotary = Rotary::new(&config.attention, TOKENS);
+    for name in THREE_BLOCKS {
+        let (problem, case) = llama(name).unwrap();
+        let x = &case.x;
+        let (block, rotary) = block(&case);
         let y = block_forward(&block, &rotary, x.view());
         let mut cache = KvCacheLayer::new();
         let mut rows = Vec::new();
@@ -246,9 +178,9 @@ fn cached_decoding_is_the_forward_pass() {
             let row = x.slice(ndarray::s![0, t, ..]);
             rows.extend(block_decode_step(&block, &rotary, &mut cache, row, t).unwrap());
         }
-        let expected: Vec<f64> = widened(y.index_axis(Axis(0), 0)).collect();
+        let expected = y.index_axis(Axis(0), 0).mapv(f64::from);
         // two f32 computations, each within the limit around the exact one
-        assert_close(&name, widened(&rows), &expected, 4.0 * limit(terms(&config)));
+        assert_close(name, rows, &expected, 4.0 * limit(problem.terms()));
         let row = x.slice(ndarray::s![0, 0, ..]);
         let again = block_decode_step(&block, &rotary, &mut cache, row, 3);
         assert!(matches!(again, Err(AqlmError::Argument { .. })), "{name}");
@@ -257,35 +189,38 @@ fn cached_decoding_is_the_forward_pass() {
 
 #[test]
 fn the_head_and_its_losses_are_the_references() {
-    let config = config(4, 4, None, RopeScaling::None);
-    let mut rng = random(4);
-    let (norm, lm_head) = (normal(&mut rng, 40), normal(&mut rng, (50, 40)));
+    let LlamaData {
+        config,
+        norm,
+        lm_head,
+        ..
+    } = llama(THREE_BLOCKS[0]).unwrap().1;
     let tokens: Vec<Vec<u32>> = (0..2u32)
         .map(|i| (0..9).map(|t| (t * 7 + i) % 50).collect())
         .collect();
     let tokens: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
     let hidden = embed(lm_head.view(), &tokens).unwrap();
-    let head = Head::new(config.norms.norm, &norm, &lm_head).unwrap();
+    let head = Head::new(config.final_norm, &norm, &lm_head).unwrap();
     let losses = head.token_losses(hidden.view(), &tokens).unwrap();
     let exact_norm = norm.mapv(f64::from);
     for i in 0..2 {
         let exact_hidden = reference::embed(lm_head.view(), tokens[i]).unwrap();
         let logits = reference::logits(
-            config.norms.norm,
+            config.final_norm,
             &exact_norm,
             lm_head.mapv(f64::from).view(),
             exact_hidden.view(),
         );
         let x = hidden.index_axis(Axis(0), i);
         let ours = head.logits(x);
-        assert_close("logits", widened(&ours), &logits, limit(2 * 40));
+        assert_close("logits", ours.iter().copied(), &logits, limit(2 * 40));
         let row = head.logits_of_row(x.row(3));
-        assert_close("logits of a row", widened(&row), logits.row(3), limit(2 * 40));
+        assert_close("logits of a row", row, logits.row(3), limit(2 * 40));
         let exact = reference::token_losses(logits.slice(ndarray::s![..8, ..]), &tokens[i][1..]).unwrap();
-        assert_close("losses", losses[i].iter().copied(), &exact, limit(2 * 40));
+        assert_close("losses", losses[i].to_vec(), &exact, limit(2 * 40));
         let predicting = ours.slice(ndarray::s![..8, ..]);
         let by_logits = token_losses(predicting, &tokens[i][1..]).unwrap();
-        assert_close("losses", by_logits.iter().copied(), &exact, limit(2 * 40));
+        assert_close("losses", by_logits, &exact, limit(2 * 40));
         assert!(matches!(
             token_losses(predicting, &tokens[i][2..]),
             Err(AqlmError::Shape { .. })

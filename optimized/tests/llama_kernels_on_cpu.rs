@@ -1,7 +1,6 @@
 //! The kernels of a Llama-family token other than its products, run on the CPU by `kernels/shim/shim.h` and
 //! compared with the reference.
 
-#[path = "support/shim.rs"]
 mod shim;
 
 use aqlm_check::limits::{Number, Rule};

@@ -1,21 +1,15 @@
 //! The f32 quantizer against the reference in f64. Searches are compared by the reference's value of the loss
 //! that they reach, because either may break ties differently.
 
-mod support;
-
+use aqlm_check::assertions::{assert_close, limit};
+use aqlm_check::cases::{Case, LayerData, layer};
+use aqlm_check::limits::SAME_LOSS;
 use aqlm_optimized::cpu::quantizer::{
     Hessian, adam, beam_search, decode, em_init, kmeans, residual_init, starting_points, update,
 };
 use aqlm_reference as reference;
-use aqlm_vocabulary::{
-    AdamSettings, AqlmError, Initialization, LayerSettings, Purpose, QuantizedMatrix, StreamKey, Update,
-    sweep_order,
-};
+use aqlm_vocabulary::{AdamSettings, AqlmError, Purpose, StreamKey, sweep_order};
 use ndarray::{Array2, s};
-use support::{assert_close, limit, normal, quantized, random, widened, with_outliers};
-
-/// How far the loss of a search may be above the reference's.
-const SEARCH: f64 = aqlm_check::limits::SAME_LOSS;
 
 const KEY: StreamKey = StreamKey {
     seed: 3,
@@ -23,89 +17,33 @@ const KEY: StreamKey = StreamKey {
     layer: None,
 };
 
-/// A layer whose inputs are correlated and of very different sizes, and a quantized matrix that fits badly.
-struct Problem {
-    weight: Array2<f32>,
-    hessian: Array2<f64>,
-    matrix: QuantizedMatrix,
+/// Rows of numbers with outliers.
+fn samples(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
+    let case: Case = format!("hessian-{rows}x{columns}-k1-outliers-s{seed}")
+        .parse()
+        .unwrap();
+    case.samples().unwrap().data(seed)
 }
-
-fn problem(seed: u64, scheme: &str, out: usize, inputs: usize) -> Problem {
-    let mut rng = random(seed);
-    let weight: Array2<f32> = with_outliers(&mut rng, (out, inputs)) / (inputs as f32).sqrt();
-    let matrix = quantized(&mut rng, scheme, out, inputs);
-    Problem {
-        weight,
-        hessian: correlated(seed, inputs),
-        matrix,
-    }
-}
-
-fn correlated(seed: u64, inputs: usize) -> Array2<f64> {
-    let mut rng = random(seed ^ 0x5eed);
-    let mixing: Array2<f32> = normal(&mut rng, (inputs, inputs)) / (inputs as f32).sqrt();
-    let mut x = normal(&mut rng, (3 * inputs, inputs)).dot(&mixing);
-    for (i, mut column) in x.columns_mut().into_iter().enumerate() {
-        column *= 30f32.powf(-(i as f32) / inputs as f32);
-    }
-    let x = x.mapv(f64::from);
-    x.t().dot(&x) / x.nrows() as f64
-}
-
-impl Problem {
-    fn loss(&self, matrix: &QuantizedMatrix) -> f64 {
-        reference::layer_error(
-            &self.weight.mapv(f64::from),
-            &reference::decode(matrix),
-            &self.hessian,
-        )
-    }
-}
-
-fn settings(scheme: &str, init: Initialization, update: Update) -> LayerSettings {
-    LayerSettings {
-        scheme: scheme.parse().unwrap(),
-        init,
-        kmeans_iterations: 30,
-        update,
-        beam: 2,
-        relative_tolerance: 1e-3,
-        max_rounds: 4,
-        damping: 1e-6,
-        allow_degenerate: false,
-    }
-}
-
-const CLOSED_FORM: Update = Update::ClosedForm {
-    max_unknowns: 8192,
-    cg_steps: 60,
-    scale_rounds: 2,
-};
-const ITERATIVE: Update = Update::ClosedForm {
-    max_unknowns: 0,
-    cg_steps: 60,
-    scale_rounds: 2,
-};
 
 #[test]
 fn hessians_are_the_references() {
-    for (samples, inputs) in [(1, 3), (70, 40), (2500, 33), (300, 400)] {
-        let x = with_outliers(&mut random(1), (samples, inputs));
+    for (rows, inputs) in [(1, 3), (70, 40), (2500, 33), (300, 400)] {
+        let x = samples(rows, inputs, 1);
         let mut ours = Hessian::new(inputs);
-        ours.add(x.slice(s![..samples / 2, ..])).unwrap();
-        ours.add(x.slice(s![samples / 2.., ..])).unwrap();
-        assert_eq!(ours.samples(), samples);
+        ours.add(x.slice(s![..rows / 2, ..])).unwrap();
+        ours.add(x.slice(s![rows / 2.., ..])).unwrap();
+        assert_eq!(ours.samples(), rows);
         let mut exact = reference::Hessian::new(inputs);
         exact.add(x.mapv(f64::from).view()).unwrap();
         let mean = ours.mean();
         assert_eq!(mean, mean.t());
         // products of f32 are summed in f32 over at most 1024 samples
-        assert_close("hessian", mean, &exact.mean(), limit(samples.min(1024)));
+        assert_close("hessian", mean, &exact.mean(), limit(rows.min(1024)));
         let mut bad = x.clone();
-        bad[[samples / 2, 1]] = f32::INFINITY;
+        bad[[rows / 2, 1]] = f32::INFINITY;
         let before = ours.clone();
         assert!(
-            matches!(ours.add(bad.view()), Err(AqlmError::NotFinite { index, .. }) if index == [samples / 2, 1])
+            matches!(ours.add(bad.view()), Err(AqlmError::NotFinite { index, .. }) if index == [rows / 2, 1])
         );
         assert!(matches!(
             ours.add(x.slice(s![.., 1..])),
@@ -117,17 +55,13 @@ fn hessians_are_the_references() {
 
 #[test]
 fn decoding_is_the_references() {
-    for (scheme, out, inputs) in [
-        ("2x8g8", 40, 64),
-        ("1x3g4", 7, 20),
-        ("3x5g6o2", 70, 36),
-        ("8x2g16", 3, 32),
-    ] {
-        let matrix = quantized(&mut random(2), scheme, out, inputs);
+    for id in ["2x8g8-40x64", "1x3g4-7x20", "3x5g6o2-70x36", "8x2g16-3x32"] {
+        let case: Case = format!("decode-{id}-b1-outliers-s2").parse().unwrap();
+        let matrix = case.product().unwrap().data(case.seed).matrix;
         let ours = decode(&matrix);
         // the sum of M codewords, which are rounded when read, and the product with a scale
         let limit = limit(matrix.scheme().num_codebooks + 2);
-        assert_close(scheme, widened(&ours), &reference::decode(&matrix), limit);
+        assert_close(id, ours, &reference::decode(&matrix), limit);
     }
 }
 
@@ -139,7 +73,7 @@ fn kmeans_reaches_the_references_inertia() {
         (40, 2, 64, 10),
         (9000, 8, 256, 25),
     ] {
-        let points = with_outliers(&mut random(n as u64), (n, len));
+        let points = samples(n, len, n as u64);
         let flat: Vec<f32> = points.iter().copied().collect();
         let start = starting_points(&flat, len, k, &mut KEY.stream(Purpose::Initialization));
         let ours = kmeans(&flat, len, start, iterations);
@@ -152,7 +86,7 @@ fn kmeans_reaches_the_references_inertia() {
             &reference::KMeansSettings::new(iterations),
         );
         assert!(
-            ours.inertia <= exact.inertia * (1.0 + SEARCH),
+            ours.inertia <= exact.inertia * (1.0 + SAME_LOSS),
             "{} {}",
             ours.inertia,
             exact.inertia
@@ -178,7 +112,7 @@ fn kmeans_reaches_the_references_inertia() {
 fn kmeans_ends_when_centroids_stand_still() {
     // Centroids that move by less than the absolute tolerance of 1e-8 count as converged, tested at every
     // tenth iteration.
-    let points = with_outliers(&mut random(5), (3000, 4));
+    let points = samples(3000, 4, 5);
     let flat = |size: f32| -> Vec<f32> { points.iter().map(|x| size * x).collect() };
     let run = |size, iterations| {
         let flat = flat(size);
@@ -194,31 +128,28 @@ fn kmeans_ends_when_centroids_stand_still() {
 
 #[test]
 fn initialisations_reach_the_references_loss() {
-    for (scheme, out, inputs) in [("2x5g8", 96, 64), ("1x6g4", 64, 48), ("2x4g4o2", 64, 32)] {
-        let p = problem(11, scheme, out, inputs);
+    for scheme in ["2x5g8-96x64", "1x6g4-64x48", "2x4g4o2-64x32"] {
+        let (settings, p) = layer(&format!(
+            "layer_quantize-{scheme}-outliers-correlated-b2-closed-residual-s11"
+        ))
+        .unwrap();
         let exact_weight = p.weight.mapv(f64::from);
-        let settings = settings(scheme, Initialization::Residual, CLOSED_FORM);
         let ours = residual_init(&p.weight, &settings, KEY).unwrap();
         let exact = reference::residual_init(&exact_weight, &settings, KEY).unwrap();
-        assert!(p.loss(&ours) <= p.loss(&exact) * (1.0 + SEARCH), "{scheme}");
-        let scales: Vec<f64> = ours.scales().to_vec();
-        assert_close("scales", scales, exact.scales(), limit(1));
+        assert!(p.loss(&ours) <= p.loss(&exact) * (1.0 + SAME_LOSS), "{scheme}");
+        assert_close("scales", ours.scales().to_vec(), exact.scales(), limit(1));
         // and with independent inputs, the first of each group dead
         let group = p.matrix.scheme().in_group_size;
         let mut independent = Array2::from_diag(&p.hessian.diag());
-        for i in (0..inputs).step_by(group) {
+        for i in (0..p.weight.ncols()).step_by(group) {
             independent[[i, i]] = 0.0;
         }
         for hessian in [p.hessian.clone(), independent] {
-            let p = Problem {
-                weight: p.weight.clone(),
-                matrix: p.matrix.clone(),
-                hessian,
-            };
+            let p = LayerData { hessian, ..p.clone() };
             let ours = em_init(&p.weight, &p.hessian, &settings, 3, KEY).unwrap();
             let exact = reference::em_init(&exact_weight, &p.hessian, &settings, 3, KEY).unwrap();
             assert!(
-                p.loss(&ours) <= p.loss(&exact) * (1.0 + SEARCH),
+                p.loss(&ours) <= p.loss(&exact) * (1.0 + SAME_LOSS),
                 "{scheme} EM {} {}",
                 p.loss(&ours),
                 p.loss(&exact)
@@ -230,15 +161,17 @@ fn initialisations_reach_the_references_loss() {
 #[test]
 fn beam_search_reaches_the_references_loss_and_never_raises_it() {
     // 600 inputs are several blocks of lazy updates; 70 output groups are more than one task
-    let shapes = [
-        ("2x4g4", 70, 600),
-        ("1x6g8", 20, 64),
-        ("3x3g4o2", 20, 24),
-        ("2x8g8", 66, 144),
-        ("2x3g3", 5, 9),
-    ];
-    for (scheme, out, inputs) in shapes {
-        let p = problem(5, scheme, out, inputs);
+    for scheme in [
+        "2x4g4-70x600",
+        "1x6g8-20x64",
+        "3x3g4o2-20x24",
+        "2x8g8-66x144",
+        "2x3g3-5x9",
+    ] {
+        let (_, p) = layer(&format!(
+            "layer_quantize-{scheme}-outliers-correlated-b1-closed-residual-s5"
+        ))
+        .unwrap();
         let before = p.loss(&p.matrix);
         let (_, in_groups) = p.matrix.groups();
         let codebooks = p.matrix.scheme().num_codebooks;
@@ -251,7 +184,7 @@ fn beam_search_reaches_the_references_loss_and_never_raises_it() {
             let (ours, exact) = (p.loss(&ours), p.loss(&with(exact.unwrap())));
             assert!(exact < before, "{scheme}: the reference found nothing");
             assert!(
-                ours <= exact * (1.0 + SEARCH),
+                ours <= exact * (1.0 + SAME_LOSS),
                 "{scheme}, beam {beam}: {ours}, reference {exact}"
             );
         }
@@ -281,20 +214,14 @@ fn beam_search_reaches_the_references_loss_and_never_raises_it() {
 fn beam_search_is_exact_where_arithmetic_is() {
     // Dyadic weights, codebooks and Hessian: every score is exact in f32, so both searches make the same
     // choices.
-    let grid = |rng: &mut _, rows, cols| -> Array2<f32> {
-        normal(rng, (rows, cols)).mapv(|x: f32| (x * 2.0).round().clamp(-4.0, 4.0) / 4.0)
-    };
     // the second has more output groups than one task
-    for (scheme, out) in [("2x3g4", 9), ("2x3g4o2", 150)] {
-        let mut rng = random(8);
-        let weight = grid(&mut rng, out, 16);
-        let mut matrix = quantized(&mut rng, scheme, out, 16);
-        matrix.tune(|mut codebooks, mut scales| {
-            codebooks.mapv_inplace(|c| (c * 4.0).round() / 4.0);
-            scales.fill(0.5);
-        });
-        let x = grid(&mut rng, 32, 16).mapv(f64::from);
-        let hessian = x.t().dot(&x) / 32.0;
+    for scheme in ["2x3g4-9x16", "2x3g4o2-150x16"] {
+        let id = format!("layer_quantize-{scheme}-dyadic-white-b1-closed-residual-s8");
+        let LayerData {
+            weight,
+            hessian,
+            matrix,
+        } = layer(&id).unwrap().1;
         let order = sweep_order(&mut KEY.stream(Purpose::Sweep), 4, 2);
         // a sweep that leaves every second group unchanged
         let part: Vec<_> = order.iter().copied().filter(|(j, _)| j % 2 == 1).collect();
@@ -310,7 +237,7 @@ fn beam_search_is_exact_where_arithmetic_is() {
                 assert_eq!(ours, exact);
             }
             // among several hypotheses of equal loss, either may survive
-            assert!(loss(ours) <= loss(exact) * (1.0 + SEARCH));
+            assert!(loss(ours) <= loss(exact) * (1.0 + SAME_LOSS));
         }
         for beyond in [(4, 0), (0, 2)] {
             assert!(matches!(
@@ -323,25 +250,22 @@ fn beam_search_is_exact_where_arithmetic_is() {
 
 #[test]
 fn codebook_updates_reach_the_references_loss() {
-    let shapes = [
-        ("2x4g4", 64, 48),
-        ("1x5g8", 96, 64),
-        ("2x3g4o2", 40, 32),
-        ("3x6g8", 100, 64),
-    ];
-    for (scheme, out, inputs) in shapes {
-        let p = problem(17, scheme, out, inputs);
-        let exact_weight = p.weight.mapv(f64::from);
-        let before = p.loss(&p.matrix);
-        for settings in [CLOSED_FORM, ITERATIVE] {
-            let ours = update(&p.weight, &p.hessian, &p.matrix, &settings).unwrap();
+    for scheme in ["2x4g4-64x48", "1x5g8-96x64", "2x3g4o2-40x32", "3x6g8-100x64"] {
+        for by in ["closed", "gradients"] {
+            let (settings, p) = layer(&format!(
+                "layer_quantize-{scheme}-outliers-correlated-b1-{by}-residual-s17"
+            ))
+            .unwrap();
+            let exact_weight = p.weight.mapv(f64::from);
+            let before = p.loss(&p.matrix);
+            let ours = update(&p.weight, &p.hessian, &p.matrix, &settings.update).unwrap();
             assert_eq!(ours.codes(), p.matrix.codes());
-            let exact = reference::update(&exact_weight, &p.hessian, &p.matrix, &settings).unwrap();
+            let exact = reference::update(&exact_weight, &p.hessian, &p.matrix, &settings.update).unwrap();
             let (ours, exact) = (p.loss(&ours), p.loss(&exact));
             assert!(exact < before, "{scheme}: the reference found nothing");
             assert!(
-                ours <= exact * (1.0 + SEARCH),
-                "{scheme} {settings:?}: {ours}, reference {exact}"
+                ours <= exact * (1.0 + SAME_LOSS),
+                "{scheme} {by}: {ours}, reference {exact}"
             );
         }
     }
@@ -350,7 +274,7 @@ fn codebook_updates_reach_the_references_loss() {
 #[test]
 fn adam_follows_the_reference() {
     for amsgrad in [false, true] {
-        let p = problem(23, "2x4g4o2", 32, 32);
+        let (_, p) = layer("layer_quantize-2x4g4o2-32x32-outliers-correlated-b1-adam-residual-s23").unwrap();
         let settings = AdamSettings {
             lr: 1e-3,
             beta1: 0.9,
@@ -376,7 +300,7 @@ fn adam_follows_the_reference() {
 
 #[test]
 fn a_weight_of_another_shape_than_its_matrix_is_refused() {
-    let p = problem(37, "1x3g4", 16, 32);
+    let (_, p) = layer("layer_quantize-1x3g4-16x32-outliers-correlated-b1-closed-residual-s37").unwrap();
     let short = p.weight.slice(s![..8, ..]).to_owned();
     assert!(matches!(
         beam_search(&short, &p.hessian, &p.matrix, &[(0, 0)], 1),

@@ -1,7 +1,7 @@
 use ndarray::{Array2, ArrayView2};
 
 use crate::linalg::product;
-use aqlm_vocabulary::{AqlmError, Result};
+use aqlm_vocabulary::{AqlmError, PartSums, Result};
 
 /// H of a layer: the mean of x xT over the samples that reached it, [in_features, in_features] in f64.
 ///
@@ -58,33 +58,6 @@ impl Hessian {
         Ok(())
     }
 
-    /// Takes the sum (its elements, then the number of samples) and resets it to zero.
-    pub fn take(&mut self) -> Vec<f64> {
-        let samples = std::mem::take(&mut self.samples) as f64;
-        let zeros = Array2::zeros(self.sum.dim());
-        let sum = std::mem::replace(&mut self.sum, zeros);
-        sum.into_iter().chain([samples]).collect()
-    }
-
-    /// Adds a sum that [`Hessian::take`] returned from another accumulator.
-    ///
-    /// # Errors
-    /// `Shape` when the sum has another number of inputs; then nothing has been added.
-    pub fn add_sum(&mut self, sum: &[f64]) -> Result<()> {
-        match sum.split_last() {
-            Some((samples, sum)) if sum.len() == self.sum.len() => {
-                self.sum.iter_mut().zip(sum).for_each(|(to, part)| *to += part);
-                self.samples += *samples as usize;
-                Ok(())
-            }
-            _ => Err(AqlmError::Shape {
-                what: "the sum of a Hessian".into(),
-                expected: vec![self.sum.len() + 1],
-                found: vec![sum.len()],
-            }),
-        }
-    }
-
     /// Number of samples.
     pub fn samples(&self) -> usize {
         self.samples
@@ -98,6 +71,31 @@ impl Hessian {
     /// Number of inputs that were zero in every sample.
     pub fn dead_inputs(&self) -> usize {
         dead_inputs(&self.sum)
+    }
+}
+
+impl PartSums for Hessian {
+    /// The elements, then the number of samples.
+    fn take(&mut self) -> Vec<f64> {
+        let samples = std::mem::take(&mut self.samples) as f64;
+        let zeros = Array2::zeros(self.sum.dim());
+        let sum = std::mem::replace(&mut self.sum, zeros);
+        sum.into_iter().chain([samples]).collect()
+    }
+
+    fn add(&mut self, sum: &[f64]) -> Result<()> {
+        match sum.split_last() {
+            Some((samples, sum)) if sum.len() == self.sum.len() => {
+                self.sum.iter_mut().zip(sum).for_each(|(to, part)| *to += part);
+                self.samples += *samples as usize;
+                Ok(())
+            }
+            _ => Err(AqlmError::Shape {
+                what: "the sum of a Hessian".into(),
+                expected: vec![self.sum.len() + 1],
+                found: vec![sum.len()],
+            }),
+        }
     }
 }
 

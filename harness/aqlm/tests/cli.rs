@@ -5,25 +5,7 @@ mod support;
 use std::path::Path;
 use std::process::Output;
 
-use support::{MODEL, QUICK, aqlm, json, model_bytes, refused, short_text};
-
-/// A quick quantization with one epoch of fine-tuning.
-fn quantize(calibration: &Path, out: &Path, extra: &[&str]) -> Output {
-    let mut arguments = vec![
-        "quantize",
-        MODEL,
-        "--calib",
-        calibration.to_str().unwrap(),
-        "--out",
-        out.to_str().unwrap(),
-        "--finetune-epochs",
-        "1",
-        "--json",
-    ];
-    arguments.extend(QUICK);
-    arguments.extend(extra);
-    aqlm(&arguments)
-}
+use support::{MODEL, aqlm, json, model_bytes, quantization, refused, short_text};
 
 #[test]
 fn eval_prints_the_promised_fields() {
@@ -59,7 +41,7 @@ fn a_quantized_model_evaluates_inspects_and_resumes_to_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let text = short_text(folder.path(), 20);
     let whole = folder.path().join("whole");
-    let output = quantize(&text, &whole, &[]);
+    let output = aqlm(&quantization(&text, &whole, &[]));
     assert_eq!(
         output.status.code(),
         Some(0),
@@ -98,12 +80,15 @@ fn a_quantized_model_evaluates_inspects_and_resumes_to_the_same_bytes() {
 
     // Repeating the same command is rejected. With --resume, it finds everything done and changes nothing.
     let before = model_bytes(&whole);
-    assert_eq!(quantize(&text, &whole, &[]).status.code(), Some(2));
-    assert_eq!(quantize(&text, &whole, &["--resume"]).status.code(), Some(0));
+    assert_eq!(aqlm(&quantization(&text, &whole, &[])).status.code(), Some(2));
+    assert_eq!(
+        aqlm(&quantization(&text, &whole, &["--resume"])).status.code(),
+        Some(0)
+    );
     assert_eq!(model_bytes(&whole), before);
 
     // Another seed makes another run.
-    let other = quantize(&text, &whole, &["--resume", "--seed", "9"]);
+    let other = aqlm(&quantization(&text, &whole, &["--resume", "--seed", "9"]));
     assert_eq!(other.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&other.stderr).contains("settings.seed"));
 
@@ -121,7 +106,7 @@ fn a_quantized_model_evaluates_inspects_and_resumes_to_the_same_bytes() {
         format!("{}\n{}\n{}", lines[0], lines[1], &lines[2][..40]),
     )
     .unwrap();
-    let output = quantize(&text, &cut, &["--resume"]);
+    let output = aqlm(&quantization(&text, &cut, &["--resume"]));
     assert_eq!(
         output.status.code(),
         Some(0),
@@ -136,7 +121,7 @@ fn a_quantized_model_evaluates_inspects_and_resumes_to_the_same_bytes() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&damaged, bytes).unwrap();
-    let output = quantize(&text, &cut, &["--resume"]);
+    let output = aqlm(&quantization(&text, &cut, &["--resume"]));
     assert_eq!(output.status.code(), Some(0));
     assert!(String::from_utf8_lossy(&output.stderr).contains("block_0001.safetensors"));
     assert_eq!(model_bytes(&cut), before);

@@ -13,18 +13,13 @@ use aqlm_optimized::cpu::llama::working_bytes;
 use aqlm_vocabulary::FinetuneSettings;
 use aqlm_vocabulary::llama::{DOWN, QUERY};
 use peak_alloc::PeakAlloc;
-use support::{MODEL, QUICK, aqlm, message, model_bytes, refused, short_text};
+use support::{MODEL, QUICK, aqlm, message, model_bytes, quantization, refused, short_text};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
 fn quantize(text: &Path, out: &Path, extra: &[&str]) -> Output {
-    let paths = [text, out].map(|path| path.to_str().unwrap());
-    let mut arguments = vec!["quantize", MODEL, "--calib", paths[0], "--out", paths[1]];
-    arguments.extend(["--finetune-epochs", "1"]);
-    arguments.extend(QUICK);
-    arguments.extend(extra);
-    aqlm(&arguments)
+    aqlm(&quantization(text, out, extra))
 }
 
 /// The smallest bound that a command accepts, as named in its error for a bound of one byte.

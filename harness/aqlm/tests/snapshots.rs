@@ -11,7 +11,7 @@ use aqlm_formats::durable::sha256;
 use aqlm_formats::model::Model;
 use aqlm_vocabulary::{AqlmError, LinearWeight};
 use serde_json::{Value, json};
-use support::{MODEL, QUICK, aqlm, first_documents, message};
+use support::{MODEL, aqlm, first_documents, message, quantization};
 
 fn document(arguments: &[&str]) -> Value {
     let output = aqlm(arguments);
@@ -98,20 +98,7 @@ fn a_small_quantization() {
     let calibration = first_documents(folder.path(), "calibration.jsonl", 20);
     let evaluation = first_documents(folder.path(), "eval.jsonl", 20);
     let out = folder.path().join("out");
-    let mut arguments = vec![
-        "quantize",
-        MODEL,
-        "--backend",
-        "reference",
-        "--calib",
-        calibration.to_str().unwrap(),
-        "--out",
-        out.to_str().unwrap(),
-        "--finetune-epochs",
-        "1",
-        "--json",
-    ];
-    arguments.extend(QUICK);
+    let arguments = quantization(&calibration, &out, &["--backend", "reference"]);
     let report = document(&arguments);
     let model = Model::open(&out).unwrap();
     let mut codes = Vec::new();

@@ -79,6 +79,16 @@ impl Against {
         Ok(comparison.with_worst(&found, &expected, |_, error| error * error / allowed))
     }
 
+    /// Gradients against numerical slopes, as pairs (gradient, slope): the difference relative to the
+    /// gradients. NaN when all gradients are zero.
+    ///
+    /// # Errors
+    /// As [`Against::value`].
+    pub(crate) fn slopes(self, what: &str, pairs: Vec<(f64, f64)>) -> Result<Comparison> {
+        let (gradients, slopes): (Vec<f64>, Vec<f64>) = pairs.into_iter().unzip();
+        self.value(Measure::Gradient, what, nmse(&slopes, &gradients).sqrt())
+    }
+
     /// Number of elements that differ.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! `aqlm check`: compares results with those of peers and of other backends, with four outcomes and a
 //! one-line replay of each failure (docs/checking.md).
 
+pub mod assertions;
 mod breakage;
 pub mod cases;
 mod compare;

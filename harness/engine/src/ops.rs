@@ -14,8 +14,9 @@ use std::path::Path;
 
 use aqlm_vocabulary::{
     AdamDecay, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelWeights, QuantizedMatrix, StreamKey,
-    Target, Tuned, TuningState, Update,
+    Tuned, Update,
 };
+pub use aqlm_vocabulary::{BlockTraining, ModelTraining, PartSums};
 use ndarray::{Array1, Array2};
 
 use crate::backend_kind::BackendKind;
@@ -79,35 +80,6 @@ pub trait LayerOps {
     fn matrix(&self, trial: &Self::Trial) -> QuantizedMatrix;
 }
 
-/// Sums over sequences. Every part of the sequences adds one number per element.
-///
-/// Sums gathered from several devices and added in the order of the parts therefore have the same bits as
-/// sums computed on one device.
-pub trait PartSums {
-    /// Takes the sums and resets them to zero.
-    fn take(&mut self) -> Vec<f64>;
-
-    /// Adds sums that another device returned from [`PartSums::take`].
-    ///
-    /// # Errors
-    /// When the other sums belong to other quantities.
-    fn add(&mut self, sums: &[f64]) -> Result<()>;
-}
-
-impl PartSums for Vec<f64> {
-    fn take(&mut self) -> Vec<f64> {
-        let zeros = vec![0.0; self.len()];
-        std::mem::replace(self, zeros)
-    }
-
-    fn add(&mut self, sums: &[f64]) -> Result<()> {
-        for (to, part) in self.iter_mut().zip(sums) {
-            *to += part;
-        }
-        Ok(())
-    }
-}
-
 /// A block and the hidden states that pass through it.
 ///
 /// An instance is built for one model configuration and a maximum sequence length. Sequences may differ in
@@ -119,7 +91,7 @@ pub trait BlockOps {
     /// hidden states of several sequences, [tokens, hidden] each
     type Hidden;
     /// one block's parameters, resident
-    type Block;
+    type Block: Clone;
     /// running sum over samples; a layer's H is its mean
     type Hessian: PartSums;
     /// final norm and lm_head, resident
@@ -216,17 +188,12 @@ pub trait BlockOps {
 #[expect(clippy::missing_errors_doc, reason = "said once, for all methods, above")]
 pub trait TrainOps: BlockOps {
     /// a block being trained on target outputs
-    type BlockTuner: PartSums;
+    type BlockTuner: BlockTraining<Block = Self::Block>;
     /// a model being trained on target logits
-    type ModelTuner: PartSums;
-    /// the gradient with respect to one decoded weight, [out_features, in_features]
-    type WeightGradient;
+    type ModelTuner: ModelTraining;
 
     /// A tuner for a block before its first step.
     fn block_tuner(&self, block: &Self::Block, tuned: Tuned, decay: AdamDecay) -> Self::BlockTuner;
-
-    /// Whether the block has no trained parameters.
-    fn is_idle(&self, tuner: &Self::BlockTuner) -> bool;
 
     /// Squared error of the block's output for each of these sequences, summed over elements.
     fn block_losses(
@@ -247,12 +214,6 @@ pub trait TrainOps: BlockOps {
         scale: f64,
     ) -> Result<Vec<f64>>;
 
-    /// One Adam step along the sums of gradients; then resets the sums.
-    fn block_step(&self, tuner: &mut Self::BlockTuner, lr: f64);
-
-    /// The block with its current parameters.
-    fn tuned_block(&self, tuner: &Self::BlockTuner) -> Self::Block;
-
     /// Bounds the memory of two things: the activations of training a model in steps of `batch` sequences,
     /// and the hidden states of a teacher. Hidden states beyond the bound are stored in a file in the folder
     /// `spill`. The bound changes no result.
@@ -261,41 +222,6 @@ pub trait TrainOps: BlockOps {
     /// A tuner for a model before its first step.
     fn model_tuner(&self, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay)
     -> Result<Self::ModelTuner>;
-
-    /// Loss of each sequence, summed over its positions; sequences are of equal length.
-    fn model_losses(
-        &self,
-        tuner: &mut Self::ModelTuner,
-        sequences: &[&[u32]],
-        targets: &[Target<'_>],
-    ) -> Result<Vec<f64>>;
-
-    /// [`TrainOps::model_losses`]; also adds `scale` times the gradients to the sums. `observe` receives the
-    /// gradients with respect to the decoded weights, in parts that add up to the whole. Methods that change
-    /// codes start from these gradients.
-    fn model_accumulate(
-        &self,
-        tuner: &mut Self::ModelTuner,
-        sequences: &[&[u32]],
-        targets: &[Target<'_>],
-        scale: f64,
-        observe: &mut dyn FnMut(usize, LayerId, &Self::WeightGradient),
-    ) -> Result<Vec<f64>>;
-
-    /// One Adam step along the sums of gradients; then resets the sums.
-    fn model_step(&self, tuner: &mut Self::ModelTuner, lr: f64);
-
-    /// The complete state that training needs to continue.
-    fn state(&self, tuner: &Self::ModelTuner) -> TuningState;
-
-    /// Continues from a state.
-    fn restore(&self, tuner: &mut Self::ModelTuner, state: &TuningState) -> Result<()>;
-
-    /// The model's current weights, at the machine's own precision.
-    fn weights(&self, tuner: &Self::ModelTuner) -> ModelWeights;
-
-    /// Name of the first parameter or layer output that is not finite on these sequences.
-    fn first_not_finite(&self, tuner: &mut Self::ModelTuner, sequences: &[&[u32]]) -> Result<Option<String>>;
 }
 
 /// A model's weights, one part at a time, from a checkpoint or from memory.

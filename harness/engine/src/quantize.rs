@@ -166,7 +166,7 @@ impl<H: PartSums> PartSums for Sums<H> {
         self.0.iter_mut().flat_map(with_number).collect()
     }
 
-    fn add(&mut self, sums: &[f64]) -> Result<()> {
+    fn add(&mut self, sums: &[f64]) -> aqlm_vocabulary::Result<()> {
         let mut rest = sums;
         let layers = self.0.len();
         for (done, hessian) in self.0.iter_mut().enumerate() {

@@ -27,14 +27,19 @@ pub fn product_into(
     alpha: f32,
     par: Par,
 ) {
-    let (m, n) = c.dim();
+    assert_fit(c.dim(), a, b);
+    // SAFETY: `c` is initialised, so either value of `accumulate` is valid.
+    unsafe { in_pieces(c.view_mut(), accumulate, a, b, alpha, par) };
+}
+
+/// Panics unless `a b` exists and has this shape.
+fn assert_fit(shape: (usize, usize), a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) {
+    let (m, n) = shape;
     assert_eq!(
         (m, a.ncols(), n),
         (a.nrows(), b.nrows(), b.ncols()),
         "operands of a product"
     );
-    // SAFETY: `c` is initialised, so either value of `accumulate` is valid.
-    unsafe { in_pieces(c.view_mut(), accumulate, a, b, alpha, par) };
 }
 
 /// The body of [`product_into`].
@@ -89,12 +94,7 @@ pub(crate) fn product_on_this_thread(
     b: ArrayView2<'_, f32>,
     alpha: f32,
 ) {
-    let (m, n) = c.dim();
-    assert_eq!(
-        (m, a.ncols(), n),
-        (a.nrows(), b.nrows(), b.ncols()),
-        "operands of a product"
-    );
+    assert_fit(c.dim(), a, b);
     matmul(view_mut(&mut c), accumulate, view(&a), view(&b), alpha, Par::Seq);
     clear_upper_registers();
 }
@@ -104,8 +104,9 @@ pub(crate) fn product_on_this_thread(
 /// # Panics
 /// When the shapes do not fit together.
 pub fn product(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, par: Par) -> Array2<f32> {
-    assert_eq!(a.ncols(), b.nrows(), "operands of a product");
-    let mut c = Array2::uninit((a.nrows(), b.ncols()));
+    let shape = (a.nrows(), b.ncols());
+    assert_fit(shape, a, b);
+    let mut c = Array2::uninit(shape);
     // SAFETY: shapes fit. The product reads no element of `c` and writes every one, with zeros where there
     // are no terms. So all of `c` is initialised afterwards.
     unsafe {

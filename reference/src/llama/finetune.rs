@@ -6,8 +6,8 @@ use super::{
 };
 use crate::adam::Moments;
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerId, Purpose, QuantizedMatrix,
-    Result, StreamKey, Tuned, shuffle,
+    AdamDecay, AqlmError, BlockTraining, FinetuneEvent, FinetuneReport, FinetuneSettings, LayerId, PartSums,
+    Purpose, QuantizedMatrix, Result, StreamKey, Tuned, shuffle,
 };
 
 /// Tunes the codebooks, scales and norms of a block on target outputs (paper section 3.4, algorithm 1 lines
@@ -50,19 +50,7 @@ pub fn block_finetune(
     } else {
         (0..training).collect()
     };
-    let tuned = Tuned {
-        codebooks: settings.codebooks,
-        scales: settings.scales,
-        norms: settings.norms,
-        embedding: false,
-        head: false,
-    };
-    let decay = AdamDecay {
-        beta1: settings.beta1,
-        beta2: settings.beta2,
-        eps: settings.eps,
-    };
-    let mut tuner = BlockTuner::new(block, tuned, decay);
+    let mut tuner = BlockTuner::new(block, settings.into(), settings.decay());
     // Number of output elements of these sequences.
     let elements = |sequences: &[usize]| sequences.iter().map(|&n| targets[n].len()).sum::<usize>() as f64;
     let judge = |tuner: &BlockTuner| {
@@ -189,7 +177,7 @@ fn finite(loss: f64, what: &str, epoch: usize) -> Result<f64> {
 /// A block whose codebooks, scales and norms are being trained on target outputs. Codes, biases and dense
 /// layers stay fixed.
 ///
-/// [`BlockTuner::accumulate`] adds up gradients, sequence by sequence, until [`BlockTuner::step`] uses them.
+/// [`BlockTuner::accumulate`] adds up gradients, sequence by sequence, until [`BlockTraining::step`] uses them.
 #[derive(Debug, Clone)]
 pub struct BlockTuner {
     block: Block,
@@ -205,16 +193,6 @@ impl BlockTuner {
             optimizer: Optimizer::new(block, tuned, decay),
             sums: ParameterGradients::zeros(block),
         }
-    }
-
-    /// Whether no parameter is trained.
-    pub fn is_idle(&self) -> bool {
-        self.optimizer.is_idle()
-    }
-
-    /// The block with its current parameters.
-    pub fn block(&self) -> &Block {
-        &self.block
     }
 
     /// Squared error of the block's output for each of these sequences, summed over output elements.
@@ -266,9 +244,10 @@ impl BlockTuner {
         }
         Ok(losses)
     }
+}
 
-    /// Takes the sums of the gradients with respect to decoded weights and norms, and resets them to zero.
-    pub fn take_gradients(&mut self) -> Vec<f64> {
+impl PartSums for BlockTuner {
+    fn take(&mut self) -> Vec<f64> {
         let zeros = ParameterGradients::zeros(&self.block);
         let sums = std::mem::replace(&mut self.sums, zeros);
         let layers = sums.layers.into_iter().flatten();
@@ -279,11 +258,7 @@ impl BlockTuner {
         layers.chain(norms).collect()
     }
 
-    /// Adds sums that [`BlockTuner::take_gradients`] returned from another tuner of the same block.
-    ///
-    /// # Errors
-    /// `Shape` when the number of sums differs; then nothing has been added.
-    pub fn add_gradients(&mut self, sums: &[f64]) -> Result<()> {
+    fn add(&mut self, sums: &[f64]) -> Result<()> {
         let layers = self.sums.layers.iter_mut().flatten();
         let norms = self.sums.input_layernorm.iter_mut();
         let to: Vec<&mut f64> = layers
@@ -302,9 +277,20 @@ impl BlockTuner {
         }
         Ok(())
     }
+}
 
-    /// One Adam step with this learning rate along the accumulated gradients; then resets them.
-    pub fn step(&mut self, lr: f64) {
+impl BlockTraining for BlockTuner {
+    type Block = Block;
+
+    fn is_idle(&self) -> bool {
+        self.optimizer.is_idle()
+    }
+
+    fn block(&self) -> &Block {
+        &self.block
+    }
+
+    fn step(&mut self, lr: f64) {
         let zeros = ParameterGradients::zeros(&self.block);
         let gradients = std::mem::replace(&mut self.sums, zeros);
         self.optimizer.step(&mut self.block, &gradients, lr);

@@ -7,15 +7,14 @@ use super::{
 };
 use crate::adam::Moments;
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, LayerId, ModelWeights, Parameter, ParameterState, Result, Target, Tuned,
-    TuningState,
+    AdamDecay, AqlmError, ArchSpec, LayerId, ModelTraining, ModelWeights, Parameter, ParameterState,
+    PartSums, Result, Target, Tuned, TuningState,
 };
 
 /// A model whose codebooks, scales, norms, embedding and head are being trained with fixed codes (paper
 /// appendix A).
 ///
-/// [`ModelTuner::accumulate`] adds up gradients until [`ModelTuner::step`] uses them. A step may thus cover
-/// more sequences than fit in memory, or sums from several machines.
+/// See [`ModelTraining`]. Gradients are observed whole, one for each sequence.
 #[derive(Debug, Clone)]
 pub struct ModelTuner {
     model: Model,
@@ -69,11 +68,42 @@ impl ModelTuner {
         &self.model
     }
 
-    /// Loss of each sequence, summed over its positions.
-    ///
-    /// # Errors
-    /// As [`model_loss`].
-    pub fn losses(&self, sequences: &[&[u32]], targets: &[Target<'_>]) -> Result<Vec<f64>> {
+    fn add(&mut self, gradients: &ModelGradients) {
+        let model = &self.model;
+        self.parameters.par_iter_mut().for_each(|tuned| {
+            tuned.gradient += &gradient(model, gradients, tuned.parameter);
+        });
+    }
+}
+
+impl PartSums for ModelTuner {
+    fn take(&mut self) -> Vec<f64> {
+        let take = |tuned: &mut TunedParameter| {
+            let zeros = Array1::zeros(tuned.gradient.len());
+            std::mem::replace(&mut tuned.gradient, zeros)
+        };
+        self.parameters.iter_mut().flat_map(take).collect()
+    }
+
+    fn add(&mut self, sums: &[f64]) -> Result<()> {
+        let expected: usize = self.parameters.iter().map(|tuned| tuned.gradient.len()).sum();
+        if sums.len() != expected {
+            return Err(AqlmError::Shape {
+                what: "sums of gradients".into(),
+                expected: vec![expected],
+                found: vec![sums.len()],
+            });
+        }
+        let gradients = self.parameters.iter_mut().flat_map(|tuned| &mut tuned.gradient);
+        gradients.zip(sums).for_each(|(to, part)| *to += part);
+        Ok(())
+    }
+}
+
+impl ModelTraining for ModelTuner {
+    type WeightGradient = Array2<f64>;
+
+    fn losses(&mut self, sequences: &[&[u32]], targets: &[Target<'_>]) -> Result<Vec<f64>> {
         sequences
             .par_iter()
             .zip(targets)
@@ -81,13 +111,7 @@ impl ModelTuner {
             .collect()
     }
 
-    /// Returns [`ModelTuner::losses`] and adds `scale` times their gradients to the sums. `observe` receives
-    /// every gradient with respect to a decoded weight, [out_features, in_features]. Methods that change
-    /// codes, or weight Hessians by gradients, start from these gradients.
-    ///
-    /// # Errors
-    /// As [`model_backward`]; gradients added before an error remain.
-    pub fn accumulate(
+    fn accumulate(
         &mut self,
         sequences: &[&[u32]],
         targets: &[Target<'_>],
@@ -116,42 +140,7 @@ impl ModelTuner {
         Ok(losses)
     }
 
-    fn add(&mut self, gradients: &ModelGradients) {
-        let model = &self.model;
-        self.parameters.par_iter_mut().for_each(|tuned| {
-            tuned.gradient += &gradient(model, gradients, tuned.parameter);
-        });
-    }
-
-    /// Takes the sums of the gradients, parameter by parameter, and resets them to zero.
-    pub fn take_gradients(&mut self) -> Vec<f64> {
-        let take = |tuned: &mut TunedParameter| {
-            let zeros = Array1::zeros(tuned.gradient.len());
-            std::mem::replace(&mut tuned.gradient, zeros)
-        };
-        self.parameters.iter_mut().flat_map(take).collect()
-    }
-
-    /// Adds sums that [`ModelTuner::take_gradients`] returned from another tuner of the same model.
-    ///
-    /// # Errors
-    /// `Shape` when the number of sums differs; then nothing has been added.
-    pub fn add_gradients(&mut self, sums: &[f64]) -> Result<()> {
-        let expected: usize = self.parameters.iter().map(|tuned| tuned.gradient.len()).sum();
-        if sums.len() != expected {
-            return Err(AqlmError::Shape {
-                what: "sums of gradients".into(),
-                expected: vec![expected],
-                found: vec![sums.len()],
-            });
-        }
-        let gradients = self.parameters.iter_mut().flat_map(|tuned| &mut tuned.gradient);
-        gradients.zip(sums).for_each(|(to, part)| *to += part);
-        Ok(())
-    }
-
-    /// One Adam step with this learning rate along the accumulated gradients; then resets them.
-    pub fn step(&mut self, lr: f64) {
+    fn step(&mut self, lr: f64) {
         self.steps = self.steps.saturating_add(1);
         let adam = self.decay.at(lr);
         for tuned in &mut self.parameters {
@@ -162,8 +151,7 @@ impl ModelTuner {
         }
     }
 
-    /// The complete state that training needs to continue, except gradients that are not used yet.
-    pub fn state(&self) -> TuningState {
+    fn state(&self) -> TuningState {
         let of_parameter = |tuned: &TunedParameter| {
             let (first, second) = tuned.moments.moments();
             ParameterState {
@@ -180,11 +168,7 @@ impl ModelTuner {
         }
     }
 
-    /// Continues from a state of the same model and selection; gradients that are not used yet are discarded.
-    ///
-    /// # Errors
-    /// `Shape` when the state belongs to another model or selection. Then nothing is changed.
-    pub fn restore(&mut self, state: &TuningState) -> Result<()> {
+    fn restore(&mut self, state: &TuningState) -> Result<()> {
         let of_state: Vec<Parameter> = state.parameters.iter().map(|state| state.parameter).collect();
         let here: Vec<Parameter> = self.parameters.iter().map(|tuned| tuned.parameter).collect();
         if of_state != here {
@@ -217,15 +201,12 @@ impl ModelTuner {
         }
         Ok(())
     }
-}
 
-impl ModelTuner {
-    /// The checkpoint name of the first trained parameter that is not finite. If all are finite, the first
-    /// layer whose output on these sequences is not.
-    ///
-    /// # Errors
-    /// `TokenOutOfRange` when a token has no embedding.
-    pub fn first_not_finite(&self, sequences: &[&[u32]]) -> Result<Option<String>> {
+    fn weights(&self) -> ModelWeights {
+        self.model.to_weights()
+    }
+
+    fn first_not_finite(&mut self, sequences: &[&[u32]]) -> Result<Option<String>> {
         let model = &self.model;
         for tuned in &self.parameters {
             if broken(&values(model, tuned.parameter)) {
@@ -329,18 +310,6 @@ mod tests {
     use crate::llama::test_data::{model, quantized, random};
     use aqlm_vocabulary::llama::{DOWN, QUERY, VALUE};
 
-    const ALL: Tuned = Tuned {
-        codebooks: true,
-        scales: true,
-        norms: true,
-        embedding: true,
-        head: true,
-    };
-    const DECAY: AdamDecay = AdamDecay {
-        beta1: 0.9,
-        beta2: 0.95,
-        eps: 1e-8,
-    };
     const SEQUENCES: [&[u32]; 3] = [&[3, 1, 4, 1, 10], &[2, 7, 1, 8, 2], &[0, 5, 5, 9, 6]];
 
     /// Two blocks, three layers quantized.
@@ -370,7 +339,7 @@ mod tests {
     }
 
     fn tuner(model: &Model, tuned: Tuned) -> ModelTuner {
-        let mut tuner = ModelTuner::new(&model.arch, &model.to_weights(), tuned, DECAY).unwrap();
+        let mut tuner = ModelTuner::new(&model.arch, &model.to_weights(), tuned, AdamDecay::PAPER).unwrap();
         // undoes the rounding to f32
         tuner.model = model.clone();
         tuner
@@ -380,7 +349,7 @@ mod tests {
     fn gradients_of_all_parameters_match_finite_differences() {
         for tied in [false, true] {
             let model = student(51, tied);
-            let mut tuner = tuner(&model, ALL);
+            let mut tuner = tuner(&model, Tuned::ALL);
             let targets = [Target::NextTokens; 3];
             let mut seen = 0;
             tuner
@@ -428,7 +397,7 @@ mod tests {
     #[test]
     fn training_learns_and_goes_on_from_a_state_exactly() {
         let model = student(52, false);
-        let mut whole = tuner(&model, ALL);
+        let mut whole = tuner(&model, Tuned::ALL);
         let before: f64 = whole
             .losses(&SEQUENCES, &[Target::NextTokens; 3])
             .unwrap()
@@ -439,7 +408,7 @@ mod tests {
         let after = train(&mut whole, 4);
         assert!(after < 0.7 * before, "{before} to {after}");
 
-        let mut resumed = tuner(&model, ALL);
+        let mut resumed = tuner(&model, Tuned::ALL);
         resumed.restore(&state).unwrap();
         assert_eq!(train(&mut resumed, 4), after);
         assert_eq!(resumed.state(), whole.state());
@@ -449,18 +418,17 @@ mod tests {
     #[test]
     fn only_what_is_selected_moves() {
         let model = student(53, false);
-        let none = Tuned {
-            codebooks: false,
-            scales: false,
-            norms: false,
-            embedding: false,
-            head: false,
-        };
         assert!(matches!(
-            ModelTuner::new(&model.arch, &model.to_weights(), none, DECAY),
+            ModelTuner::new(&model.arch, &model.to_weights(), Tuned::NONE, AdamDecay::PAPER),
             Err(AqlmError::Argument { .. })
         ));
-        let mut norms = tuner(&model, Tuned { norms: true, ..none });
+        let mut norms = tuner(
+            &model,
+            Tuned {
+                norms: true,
+                ..Tuned::NONE
+            },
+        );
         train(&mut norms, 2);
         let moved = norms.model();
         assert_ne!(moved.norm, model.norm);
@@ -474,7 +442,7 @@ mod tests {
                 assert_eq!(moved.layer(kind), block.layer(kind));
             }
         }
-        let mut other = tuner(&model, ALL);
+        let mut other = tuner(&model, Tuned::ALL);
         assert!(matches!(
             other.restore(&norms.state()),
             Err(AqlmError::Shape { .. })

@@ -32,6 +32,13 @@ pub struct AdamDecay {
 }
 
 impl AdamDecay {
+    /// Constants of fine-tuning in the paper (appendix A).
+    pub const PAPER: Self = Self {
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: AdamSettings::USUAL_EPS,
+    };
+
     /// The settings of a step with learning rate `lr`, without amsgrad.
     pub fn at(self, lr: f64) -> AdamSettings {
         AdamSettings {

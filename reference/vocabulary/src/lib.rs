@@ -13,6 +13,7 @@ mod random;
 mod rope;
 mod scheme;
 mod settings;
+mod training;
 mod weights;
 
 pub use adam::{AdamDecay, AdamSettings};
@@ -30,4 +31,5 @@ pub use settings::{
     FinetuneEvent, FinetuneReport, FinetuneSettings, Initialization, LayerEvent, LayerReport, LayerSettings,
     Update,
 };
+pub use training::{BlockTraining, ModelTraining, PartSums};
 pub use weights::{BlockWeights, Linear, LinearWeight, ModelWeights};

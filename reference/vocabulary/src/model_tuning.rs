@@ -1,7 +1,7 @@
 use ndarray::{Array1, Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
 
-use crate::{ArchSpec, LayerId};
+use crate::{ArchSpec, FinetuneSettings, LayerId};
 
 /// The training objective of a whole model (paper appendix A uses the first).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +54,38 @@ pub struct Tuned {
     pub embedding: bool,
     /// the output layer; the same array as `embedding` if tied
     pub head: bool,
+}
+
+impl Tuned {
+    /// Everything.
+    pub const ALL: Self = Self {
+        codebooks: true,
+        scales: true,
+        norms: true,
+        embedding: true,
+        head: true,
+    };
+
+    /// Nothing.
+    pub const NONE: Self = Self {
+        codebooks: false,
+        scales: false,
+        norms: false,
+        embedding: false,
+        head: false,
+    };
+}
+
+impl From<&FinetuneSettings> for Tuned {
+    /// What fine-tuning trains of a block.
+    fn from(settings: &FinetuneSettings) -> Self {
+        Self {
+            codebooks: settings.codebooks,
+            scales: settings.scales,
+            norms: settings.norms,
+            ..Self::NONE
+        }
+    }
 }
 
 /// One trainable array of parameters.

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{AdamSettings, Scheme};
+use crate::{AdamDecay, Scheme};
 
 /// Method that computes a layer's first codes and codebooks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -97,14 +97,12 @@ pub struct FinetuneSettings {
 }
 
 impl FinetuneSettings {
-    /// Adam's settings in each step.
-    pub fn adam(&self) -> AdamSettings {
-        AdamSettings {
-            lr: self.lr,
+    /// Adam's constants in every step.
+    pub fn decay(&self) -> AdamDecay {
+        AdamDecay {
             beta1: self.beta1,
             beta2: self.beta2,
             eps: self.eps,
-            amsgrad: false,
         }
     }
 }

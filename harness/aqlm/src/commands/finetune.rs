@@ -34,20 +34,23 @@ pub(crate) fn default_seqlen(model: &Model) -> usize {
 }
 
 pub(crate) fn run(job: &Job<'_, EndToEndSettings>, teaching: &Teaching, output: Output) -> Result<bool> {
-    let record = finetune(job, teaching)?;
+    let (record, report) = finetune(job, teaching)?;
     output.result(&record, || {
         let perplexities = match (record.perplexity_before, record.perplexity_after) {
             (Some(before), Some(after)) => format!("perplexity {before:.4} -> {after:.4}\n"),
             _ => String::new(),
         };
-        format!("{}{perplexities}{}\n", summary(&record.report()), record.out)
+        format!("{}{perplexities}{}\n", summary(&report), record.out)
     });
     Ok(true)
 }
 
 /// Tunes a quantized model end to end and writes the record to the run folder. With an evaluation text,
 /// measures the model before and after.
-fn finetune(job: &Job<'_, EndToEndSettings>, teaching: &Teaching) -> Result<FinetuneRecord> {
+fn finetune(
+    job: &Job<'_, EndToEndSettings>,
+    teaching: &Teaching,
+) -> Result<(FinetuneRecord, EndToEndReport)> {
     let differences = match &teaching.teacher {
         Some(teacher) => compared_with(&teacher.model, job)?,
         None => Vec::new(),
@@ -73,40 +76,21 @@ fn finetune(job: &Job<'_, EndToEndSettings>, teaching: &Teaching) -> Result<Fine
         teaching.save_every,
         &job.folder,
     )?;
-    let EndToEndReport {
-        loss_before,
-        loss_after,
-        train_losses,
-        validation_losses,
-        best_epoch,
-        teacher_rest,
-        steps,
-        tokens,
-        seconds,
-    } = report;
     let record = FinetuneRecord {
-        model: teaching.student.clone(),
-        teacher: teacher.map(|teacher| teacher.name.clone()),
-        out: job.folder.display().to_string(),
-        backend: job.backend,
-        settings: job.settings.clone(),
-        loss_before,
-        loss_after,
-        train_losses,
-        validation_losses,
-        best_epoch,
-        teacher_rest,
-        steps,
-        tokens,
-        seconds,
-        tokens_per_second: tokens as f64 / seconds,
         differences,
         shared_documents,
         perplexity_before: perplexity(job.model)?,
         perplexity_after: perplexity(&Model::open(&job.folder)?)?,
+        ..FinetuneRecord::new(
+            [teaching.student.clone(), job.folder.display().to_string()],
+            teacher.map(|teacher| teacher.name.clone()),
+            job.backend,
+            job.settings.clone(),
+            report.clone(),
+        )
     };
     records::write(&job.folder.join(records::FILE), &record.clone().into())?;
-    Ok(record)
+    Ok((record, report))
 }
 
 /// Checks the teacher's shape and vocabulary, then returns the model's unexpected differences from its

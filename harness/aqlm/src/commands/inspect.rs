@@ -4,36 +4,13 @@ use super::table::{Table, bytes};
 use super::{NamedModel, Output};
 use aqlm_engine::runs::records::InspectRecord;
 use aqlm_formats::Result;
-use aqlm_formats::model::{Inventory, Model};
+use aqlm_formats::model::Model;
 
 pub(crate) fn run(model: &Path, output: Output) -> Result<bool> {
-    let model = NamedModel::open(model)?;
-    let record = inspect(&model);
-    output.result(&record, || text(&model.model, &record));
+    let NamedModel { name, model } = NamedModel::open(model)?;
+    let record = InspectRecord::new(name, &model);
+    output.result(&record, || text(&model, &record));
     Ok(true)
-}
-
-/// The contents of a model's files, from their headers only.
-fn inspect(NamedModel { name, model }: &NamedModel) -> InspectRecord {
-    let Inventory {
-        tensors,
-        layers,
-        parameters,
-        bytes,
-        quantized_parameters,
-        quantized_bits_per_parameter,
-    } = model.inventory();
-    InspectRecord {
-        model: name.clone(),
-        family: model.details().family.name.to_owned(),
-        config: model.config().into(),
-        tensors,
-        layers,
-        parameters,
-        bytes,
-        quantized_parameters,
-        quantized_bits_per_parameter,
-    }
 }
 
 fn text(model: &Model, record: &InspectRecord) -> String {

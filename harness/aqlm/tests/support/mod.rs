@@ -27,6 +27,16 @@ pub(crate) const QUICK: [&str; 14] = [
     "residual",
 ];
 
+/// Arguments of a quick quantization with one epoch of fine-tuning.
+pub(crate) fn quantization<'a>(calibration: &'a Path, out: &'a Path, extra: &[&'a str]) -> Vec<&'a str> {
+    let paths = [calibration, out].map(|path| path.to_str().unwrap());
+    let mut arguments = vec!["quantize", MODEL, "--calib", paths[0], "--out", paths[1]];
+    arguments.extend(["--finetune-epochs", "1", "--json"]);
+    arguments.extend(QUICK);
+    arguments.extend(extra);
+    arguments
+}
+
 pub(crate) fn golden(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../golden/tiny-stories-4m")

@@ -1,5 +1,6 @@
 use std::fmt;
 
+use aqlm_reference::{decode, layer_error};
 use aqlm_vocabulary::{
     Initialization, LayerSettings, Purpose, QuantizedMatrix, Scheme, Stream, StreamKey, Update, stream,
 };
@@ -100,6 +101,13 @@ pub struct LayerData {
     pub hessian: Array2<f64>,
     /// codes, codebooks and scales to start from
     pub matrix: QuantizedMatrix,
+}
+
+impl LayerData {
+    /// The layer error of a matrix, by the reference.
+    pub fn loss(&self, matrix: &QuantizedMatrix) -> f64 {
+        layer_error(&self.weight.mapv(f64::from), &decode(matrix), &self.hessian)
+    }
 }
 
 impl LayerCase {

@@ -146,6 +146,14 @@ pub(crate) const CORNERS: &[&str] = &[
     "36x22-k2-q1-d8-n4-t5-w1-bias-plain-3x2g4-s5",
 ];
 
+/// Ids of blocks with one, two and six query heads for each key head; windows that are absent, short, and
+/// longer than a sequence; three sequences of 70 tokens, which is longer than one span of queries.
+pub const THREE_BLOCKS: [&str; 3] = [
+    "block_forward-40x72-k4-q1-d12-n3-t70-w0-nobias-plain-2x3g4o2-s1",
+    "block_forward-40x72-k2-q2-d12-n3-t70-w9-bias-linear-2x3g4o2-s2",
+    "block_forward-40x72-k1-q6-d12-n3-t70-w75-nobias-llama3-2x3g4o2-s3",
+];
+
 impl LlamaCase {
     /// Sizes from which limits count their terms.
     pub fn sizes(&self) -> Sizes {

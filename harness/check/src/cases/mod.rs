@@ -21,7 +21,7 @@ use std::str::FromStr;
 
 pub use kind::{Field, Kind};
 pub use layer::{Inputs, LayerCase, LayerData, Starting, Updating};
-pub use llama::{BLOCKS, Biases, LlamaCase, LlamaData, Positions, QUANTIZED, VOCABULARY};
+pub use llama::{BLOCKS, Biases, LlamaCase, LlamaData, Positions, QUANTIZED, THREE_BLOCKS, VOCABULARY};
 pub use product::{ProductCase, ProductData};
 pub use samples::SamplesCase;
 pub use values::Values;
@@ -29,6 +29,7 @@ pub(crate) use words::words;
 
 pub use crate::operation::Operation;
 
+use aqlm_vocabulary::LayerSettings;
 use proptest::prelude::*;
 
 use crate::limits::Sizes;
@@ -68,6 +69,26 @@ pub fn cases(operation: Operation) -> BoxedStrategy<Case> {
             seed,
         })
         .boxed()
+}
+
+/// Settings and data of the quantizer's case with this id.
+///
+/// # Errors
+/// `Argument` for an id that does not parse, or of another kind.
+pub fn layer(id: &str) -> Result<(LayerSettings, LayerData)> {
+    let case: Case = id.parse()?;
+    let layer = case.layer()?;
+    Ok((layer.settings(), layer.data(case.seed)))
+}
+
+/// The small Llama of the case with this id, and its data.
+///
+/// # Errors
+/// As [`layer`].
+pub fn llama(id: &str) -> Result<(LlamaCase, LlamaData)> {
+    let case: Case = id.parse()?;
+    let llama = case.llama()?;
+    Ok((llama, llama.data(case.seed)))
 }
 
 /// One case of one operation.

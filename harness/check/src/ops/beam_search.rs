@@ -5,7 +5,7 @@ use ndarray::{ArrayView1, Axis, s};
 use proptest::strategy::BoxedStrategy;
 
 use super::layer::{Layer, malformed};
-use super::{Cost, Listed as _, Op};
+use super::{CaseData as _, Listed as _, Op};
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Field, Kind, Problem, strategy};
 use crate::compare::{Against, Findings};
@@ -47,10 +47,6 @@ impl Op for BeamSearch {
 
     fn strategy() -> BoxedStrategy<Problem> {
         strategy::layer(FIELDS)
-    }
-
-    fn data(case: &Case) -> Result<Layer> {
-        Layer::new(case)
     }
 
     fn run(subject: &Subject, layer: &Layer) -> Result<QuantizedMatrix> {
@@ -100,10 +96,6 @@ impl Op for BeamSearch {
     ) -> Result<Findings> {
         let comparisons = on_its_path(check, layer, &layer.order(), expected.optimum, found)?;
         layer.findings(check, comparisons, found, &expected.matrix)
-    }
-
-    fn cost(layer: &Layer) -> Cost {
-        layer.cost()
     }
 
     fn breakages() -> Vec<Breakage<Layer, QuantizedMatrix>> {

@@ -9,7 +9,7 @@ use ndarray::{Array1, Array2, Array3, Axis, s};
 use proptest::strategy::BoxedStrategy;
 
 use super::llama::Llama;
-use super::{Cost, Listed as _, Op};
+use super::{CaseData as _, Listed as _, Op};
 use crate::Comparison;
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Kind, Problem, llama as cases, strategy};
@@ -31,10 +31,6 @@ impl Op for BlockBackward {
 
     fn strategy() -> BoxedStrategy<Problem> {
         strategy::llama(70)
-    }
-
-    fn data(case: &Case) -> Result<Llama> {
-        Llama::new(case)
     }
 
     fn run(subject: &Subject, case: &Llama) -> Result<Gradients> {
@@ -61,7 +57,7 @@ impl Op for BlockBackward {
             (block_forward(&inputs.block(), &rotary, inputs.x.view()) * &grad_y).sum()
         };
 
-        let (mut difference, mut size) = (0.0, 0.0);
+        let mut pairs = Vec::new();
         let mut add = |gradient: f64, parameter: &dyn Fn(&mut Inputs) -> Option<&mut f64>| {
             let step = f64::EPSILON.cbrt();
             let at = |by: f64| {
@@ -73,8 +69,7 @@ impl Op for BlockBackward {
                 }) + loss(&moved)
             };
             let slope = (at(step) - at(-step)) / (2.0 * step);
-            difference += (gradient - slope).powi(2);
-            size += gradient * gradient;
+            pairs.push((gradient, slope));
         };
         for t in 0..tokens {
             let i = (7 * t) % problem.hidden;
@@ -98,12 +93,7 @@ impl Op for BlockBackward {
                 });
             }
         }
-        let share = (difference / size).sqrt();
-        Ok(vec![check.value(
-            Measure::Gradient,
-            "central differences",
-            share,
-        )?])
+        Ok(vec![check.slopes("central differences", pairs)?])
     }
 
     fn expected(case: &Llama) -> Result<Gradients> {
@@ -149,10 +139,6 @@ impl Op for BlockBackward {
             comparisons.push(check.nmse(what, &found.norms[which], &expected.norms[which])?);
         }
         Ok(comparisons.into())
-    }
-
-    fn cost(case: &Llama) -> Cost {
-        case.cost()
     }
 
     fn breakages() -> Vec<Breakage<Llama, Gradients>> {

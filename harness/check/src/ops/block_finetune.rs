@@ -7,7 +7,7 @@ use ndarray::{Array2, Array3};
 use proptest::strategy::BoxedStrategy;
 
 use super::llama::Llama;
-use super::{Cost, Listed as _, Op};
+use super::{CaseData, Cost, Listed as _, Op};
 use crate::breakage::Breakage;
 use crate::cases::{Case, Kind, LlamaData, Problem, QUANTIZED, llama as cases, strategy};
 use crate::compare::{Against, Findings};
@@ -30,14 +30,6 @@ impl Op for BlockFinetune {
 
     fn strategy() -> BoxedStrategy<Problem> {
         strategy::llama(12)
-    }
-
-    fn data(case: &Case) -> Result<Tuning> {
-        let llama = Llama::new(case)?;
-        Ok(Tuning {
-            targets: targets(&llama.data),
-            llama,
-        })
     }
 
     fn run(subject: &Subject, case: &Tuning) -> Result<(BlockWeights, FinetuneReport)> {
@@ -84,7 +76,7 @@ impl Op for BlockFinetune {
     /// The kept state is never worse than the initial one. Gradients of codebooks and scales agree with those
     /// of the decoded weight.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
-        let case = Self::data(case)?;
+        let case = Tuning::new(case)?;
         let (_, report) = Self::run(&Subject::Reference, &case)?;
         let rise = (report.loss_after - report.loss_before).max(0.0);
         let mut comparisons = vec![check.value(Measure::Loss, "above the first state's", rise)?];
@@ -134,10 +126,6 @@ impl Op for BlockFinetune {
         Ok(comparisons.into())
     }
 
-    fn cost(case: &Tuning) -> Cost {
-        case.llama.cost()
-    }
-
     fn breakages() -> Vec<Breakage<Tuning, (BlockWeights, FinetuneReport)>> {
         vec![
             Breakage::of_data("targets of the last sequence left out", |broken| {
@@ -162,6 +150,20 @@ impl Operands for Tuning {
     fn add_to(&self, tensors: &mut Tensors) {
         self.llama.add_to(tensors);
         tensors.array("targets", &self.targets);
+    }
+}
+
+impl CaseData for Tuning {
+    fn new(case: &Case) -> Result<Self> {
+        let llama = Llama::new(case)?;
+        Ok(Self {
+            targets: targets(&llama.data),
+            llama,
+        })
+    }
+
+    fn cost(&self) -> Cost {
+        self.llama.cost()
     }
 }
 
@@ -191,11 +193,10 @@ fn gradients(check: Against, layer: &str, matrix: &QuantizedMatrix) -> Result<Co
     let loss = |matrix: &QuantizedMatrix| (decode(matrix) * &pattern).sum();
     let (codebooks, scales) = quantized_gradients(matrix, &pattern);
     let step = f64::EPSILON.cbrt();
-    let (mut difference, mut size) = (0.0, 0.0);
+    let mut pairs = Vec::new();
     let mut add = |gradient: f64, above: QuantizedMatrix, below: QuantizedMatrix| {
         let slope = (loss(&above) - loss(&below)) / (2.0 * step);
-        difference += (gradient - slope).powi(2);
-        size += gradient * gradient;
+        pairs.push((gradient, slope));
     };
     for (at, &gradient) in codebooks.indexed_iter().step_by(3) {
         let moved = |by: f64| {
@@ -213,12 +214,7 @@ fn gradients(check: Against, layer: &str, matrix: &QuantizedMatrix) -> Result<Co
         };
         add(gradient, moved(step), moved(-step));
     }
-    let share = (difference / size).sqrt();
-    check.value(
-        Measure::Gradient,
-        &format!("codebooks and scales of {layer}"),
-        share,
-    )
+    check.slopes(&format!("codebooks and scales of {layer}"), pairs)
 }
 
 /// The largest squared difference between two lists of roots of losses, as a share of the targets' mean

@@ -5,7 +5,7 @@ use ndarray::{Array2, Array3, Axis, s};
 use proptest::strategy::BoxedStrategy;
 
 use super::llama::{self, Llama};
-use super::{Cost, Op};
+use super::{CaseData as _, Op};
 use crate::Comparison;
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Kind, Problem, llama as cases, strategy};
@@ -26,10 +26,6 @@ impl Op for BlockForward {
 
     fn strategy() -> BoxedStrategy<Problem> {
         strategy::llama(70)
-    }
-
-    fn data(case: &Case) -> Result<Llama> {
-        Llama::new(case)
     }
 
     fn ways(machine: &Subject, _data: &Llama) -> Vec<Subject> {
@@ -104,10 +100,6 @@ impl Op for BlockForward {
         y: &Array3<f64>,
     ) -> Result<Findings> {
         Ok(vec![check.nmse("y", y, expected)?.shaped(expected.shape())].into())
-    }
-
-    fn cost(case: &Llama) -> Cost {
-        case.cost()
     }
 
     fn breakages() -> Vec<Breakage<Llama, Array3<f64>>> {

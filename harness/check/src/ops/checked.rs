@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 
 use proptest::strategy::BoxedStrategy;
 
-use super::{Cost, Op, against};
+use super::{CaseData as _, Cost, Op, against};
 use crate::Comparison;
 use crate::cases::{Case, Kind, Problem};
 use crate::compare::{Findings, repeated};
@@ -44,7 +44,7 @@ impl<T: Op + 'static> Checked for T {
     fn prepare(&self, case: &Case) -> Result<Box<dyn Prepared>> {
         Ok(Box::new(Ready::<T> {
             case: *case,
-            data: T::data(case)?,
+            data: T::Data::new(case)?,
             expected: OnceCell::new(),
         }))
     }

@@ -5,7 +5,7 @@ use ndarray::Axis;
 use proptest::strategy::BoxedStrategy;
 
 use super::layer::{Layer, malformed};
-use super::{Cost, Listed as _, Op};
+use super::{CaseData as _, Listed as _, Op};
 use crate::Comparison;
 use crate::breakage::Breakage;
 use crate::cases::{Case, Field, Kind, Problem, Updating, strategy};
@@ -45,10 +45,6 @@ impl Op for CodebookUpdate {
 
     fn strategy() -> BoxedStrategy<Problem> {
         strategy::layer(FIELDS)
-    }
-
-    fn data(case: &Case) -> Result<Layer> {
-        Layer::new(case)
     }
 
     fn run(subject: &Subject, layer: &Layer) -> Result<QuantizedMatrix> {
@@ -145,10 +141,6 @@ impl Op for CodebookUpdate {
             }
         }
         Ok(comparisons.into())
-    }
-
-    fn cost(layer: &Layer) -> Cost {
-        layer.cost()
     }
 
     fn breakages() -> Vec<Breakage<Layer, QuantizedMatrix>> {

@@ -2,7 +2,7 @@ use aqlm_reference::decode;
 use proptest::strategy::BoxedStrategy;
 
 use super::product::{self, Product, by_definition};
-use super::{Cost, Listed as _, Op};
+use super::{CaseData as _, Cost, Op};
 use crate::Comparison;
 use crate::breakage::Breakage;
 use crate::cases::{Case, Kind, Problem, product as cases, strategy};
@@ -25,14 +25,6 @@ impl Op for Decode {
         strategy::product(3)
     }
 
-    fn data(case: &Case) -> Result<Product> {
-        product::data(case)
-    }
-
-    fn ways(machine: &Subject, data: &Product) -> Vec<Subject> {
-        product::ways(machine, Self::OPERATION, &data.problem)
-    }
-
     fn run(subject: &Subject, data: &Product) -> Result<Bits> {
         let matrix = &data.data.matrix;
         match subject {
@@ -48,7 +40,7 @@ impl Op for Decode {
 
     /// Checks the definition, and linearity in codebooks and scales.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
-        let data = product::data(case)?;
+        let data = Product::new(case)?;
         let matrix = &data.data.matrix;
         let weight = product::weight(matrix);
         let flat = |weight: ndarray::Array2<f64>| -> Vec<f64> { weight.iter().copied().collect() };

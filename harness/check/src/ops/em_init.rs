@@ -5,7 +5,7 @@ use proptest::strategy::BoxedStrategy;
 
 use super::layer::{Layer, malformed};
 use super::residual_init::norms;
-use super::{Cost, Listed as _, Op};
+use super::{CaseData as _, Listed as _, Op};
 use crate::Comparison;
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Field, Kind, Problem, strategy};
@@ -39,10 +39,6 @@ impl Op for EmInit {
 
     fn strategy() -> BoxedStrategy<Problem> {
         strategy::layer(FIELDS)
-    }
-
-    fn data(case: &Case) -> Result<Layer> {
-        Layer::new(case)
     }
 
     fn run(subject: &Subject, layer: &Layer) -> Result<Initialized> {
@@ -124,10 +120,6 @@ impl Op for EmInit {
             comparisons,
             excess: Some(excess),
         })
-    }
-
-    fn cost(layer: &Layer) -> Cost {
-        layer.cost()
     }
 
     fn breakages() -> Vec<Breakage<Layer, Initialized>> {

@@ -3,7 +3,7 @@ use aqlm_reference::Hessian as Exact;
 use ndarray::{Array2, ArrayView2, Axis, s};
 use proptest::strategy::BoxedStrategy;
 
-use super::{Cost, Listed as _, Op};
+use super::{CaseData, Cost, Listed as _, Op};
 use crate::Comparison;
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Kind, Problem, SamplesCase, strategy};
@@ -29,6 +29,24 @@ impl Operands for Samples {
     }
 }
 
+impl CaseData for Samples {
+    fn new(case: &Case) -> Result<Self> {
+        let problem = case.samples()?;
+        Ok(Self {
+            problem,
+            x: problem.data(case.seed),
+        })
+    }
+
+    fn cost(&self) -> Cost {
+        let (rows, columns) = self.x.dim();
+        Cost {
+            bytes: self.x.len() * size_of::<f32>(),
+            products: vec![[columns, rows, columns]],
+        }
+    }
+}
+
 impl Op for Hessian {
     type Data = Samples;
     type Answer = Array2<f64>;
@@ -48,14 +66,6 @@ impl Op for Hessian {
         strategy::samples(200, 90, 4)
     }
 
-    fn data(case: &Case) -> Result<Samples> {
-        let problem = case.samples()?;
-        Ok(Samples {
-            problem,
-            x: problem.data(case.seed),
-        })
-    }
-
     fn run(subject: &Subject, data: &Samples) -> Result<Array2<f64>> {
         let parts = parts(&data.x, data.problem.count);
         match subject {
@@ -71,7 +81,7 @@ impl Op for Hessian {
 
     /// Checks the definition, symmetry, and merging of accumulators.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
-        let data = Self::data(case)?;
+        let data = Samples::new(case)?;
         let (problem, x) = (data.problem, &data.x);
         let mean = Self::run(&Subject::Reference, &data)?;
         let n = problem.columns;
@@ -121,14 +131,6 @@ impl Op for Hessian {
     }
 
     /// The samples, read once, and their product with themselves.
-    fn cost(data: &Samples) -> Cost {
-        let (rows, columns) = data.x.dim();
-        Cost {
-            bytes: data.x.len() * size_of::<f32>(),
-            products: vec![[columns, rows, columns]],
-        }
-    }
-
     fn breakages() -> Vec<Breakage<Samples, Array2<f64>>> {
         vec![
             Breakage::of_data("the last half of the samples left out", |broken| {

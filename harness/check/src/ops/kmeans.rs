@@ -4,7 +4,7 @@ use aqlm_vocabulary::{AqlmError, Purpose, stream};
 use ndarray::{Array2, Axis};
 use proptest::strategy::BoxedStrategy;
 
-use super::{Cost, Listed as _, Op, nearest};
+use super::{CaseData, Cost, Listed as _, Op, nearest};
 use crate::breakage::Breakage;
 use crate::cases::{Case, Kind, Problem, strategy};
 use crate::compare::{Against, Findings};
@@ -31,6 +31,27 @@ impl Operands for Points {
     fn add_to(&self, tensors: &mut Tensors) {
         tensors.array("points", &self.points);
         tensors.array("start", &self.start);
+    }
+}
+
+impl CaseData for Points {
+    fn new(case: &Case) -> Result<Self> {
+        let problem = case.samples()?;
+        let points = problem.data(case.seed);
+        let mut rng = stream(case.seed, 0, None, Purpose::Initialization);
+        let start = reference::starting_points(points.mapv(f64::from).view(), problem.count, &mut rng);
+        Ok(Self {
+            points,
+            start: start.mapv(|x| x as f32),
+        })
+    }
+
+    fn cost(&self) -> Cost {
+        let (rows, columns) = self.points.dim();
+        Cost {
+            bytes: self.points.len() * size_of::<f32>(),
+            products: vec![[rows, columns, self.start.nrows()]],
+        }
     }
 }
 
@@ -66,17 +87,6 @@ impl Op for Kmeans {
         strategy::samples(400, 16, 32)
     }
 
-    fn data(case: &Case) -> Result<Points> {
-        let problem = case.samples()?;
-        let points = problem.data(case.seed);
-        let mut rng = stream(case.seed, 0, None, Purpose::Initialization);
-        let start = reference::starting_points(points.mapv(f64::from).view(), problem.count, &mut rng);
-        Ok(Points {
-            points,
-            start: start.mapv(|x| x as f32),
-        })
-    }
-
     fn run(subject: &Subject, data: &Points) -> Result<[Clusters; 3]> {
         Ok([
             clusters(subject, data, 0)?,
@@ -87,7 +97,7 @@ impl Op for Kmeans {
 
     /// Checks every step on the reference's path, and that the objective never rises.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
-        let data = Self::data(case)?;
+        let data = Points::new(case)?;
         let found = Self::run(&Subject::Reference, &data)?;
         let mut comparisons = on_its_path(check, &data.points, &found)?;
         let inertias = (0..8)
@@ -124,14 +134,6 @@ impl Op for Kmeans {
     }
 
     /// The points, read once, and the distances of one iteration.
-    fn cost(data: &Points) -> Cost {
-        let (rows, columns) = data.points.dim();
-        Cost {
-            bytes: data.points.len() * size_of::<f32>(),
-            products: vec![[rows, columns, data.start.nrows()]],
-        }
-    }
-
     fn breakages() -> Vec<Breakage<Points, [Clusters; 3]>> {
         vec![
             Breakage::of_answer("a last point that is never assigned", |found, data, _| {

@@ -5,7 +5,7 @@ use aqlm_reference::{decode, layer_error};
 use aqlm_vocabulary::{LayerSettings, Purpose, QuantizedMatrix, StreamKey, sweep_order};
 use ndarray::Array2;
 
-use super::Cost;
+use super::{CaseData, Cost};
 use crate::Comparison;
 use crate::cases::{Case, LayerCase, LayerData};
 use crate::compare::{Against, Findings};
@@ -29,8 +29,8 @@ impl Operands for Layer {
     }
 }
 
-impl Layer {
-    pub(super) fn new(case: &Case) -> Result<Self> {
+impl CaseData for Layer {
+    fn new(case: &Case) -> Result<Self> {
         let problem = case.layer()?;
         let data = problem.data(case.seed);
         Ok(Self {
@@ -41,6 +41,17 @@ impl Layer {
         })
     }
 
+    /// The weight and H, and the product of both.
+    fn cost(&self) -> Cost {
+        let (out, inputs) = self.weight.dim();
+        Cost {
+            bytes: (out * inputs + inputs * inputs) * size_of::<f32>(),
+            products: vec![[out, inputs, inputs]],
+        }
+    }
+}
+
+impl Layer {
     pub(super) fn settings(&self) -> LayerSettings {
         self.problem.settings()
     }
@@ -50,15 +61,6 @@ impl Layer {
         let matrix = &self.data.matrix;
         let mut rng = self.key.stream(Purpose::Sweep);
         sweep_order(&mut rng, matrix.groups().1, matrix.scheme().num_codebooks)
-    }
-
-    /// The weight and H, and the product of both.
-    pub(super) fn cost(&self) -> Cost {
-        let (out, inputs) = self.weight.dim();
-        Cost {
-            bytes: (out * inputs + inputs * inputs) * size_of::<f32>(),
-            products: vec![[out, inputs, inputs]],
-        }
     }
 
     /// The layer error of a matrix.

@@ -6,7 +6,7 @@ use aqlm_vocabulary::{LayerReport, QuantizedMatrix};
 use proptest::strategy::BoxedStrategy;
 
 use super::layer::{Layer, malformed};
-use super::{Cost, Listed as _, Op};
+use super::{CaseData as _, Listed as _, Op};
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Field, Kind, Problem, strategy};
 use crate::compare::{Against, Findings};
@@ -38,10 +38,6 @@ impl Op for LayerQuantize {
 
     fn strategy() -> BoxedStrategy<Problem> {
         strategy::layer(FIELDS)
-    }
-
-    fn data(case: &Case) -> Result<Layer> {
-        Layer::new(case)
     }
 
     fn run(subject: &Subject, layer: &Layer) -> Result<(QuantizedMatrix, LayerReport)> {
@@ -76,10 +72,6 @@ impl Op for LayerQuantize {
     ) -> Result<Findings> {
         let comparisons = on_its_path(check, layer, found, report)?;
         layer.findings(check, comparisons, found, expected)
-    }
-
-    fn cost(layer: &Layer) -> Cost {
-        layer.cost()
     }
 
     fn breakages() -> Vec<Breakage<Layer, (QuantizedMatrix, LayerReport)>> {

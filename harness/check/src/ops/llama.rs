@@ -9,7 +9,7 @@ use aqlm_reference::llama::{Block, Rotary};
 use aqlm_vocabulary::{ArchSpec, BlockWeights, StreamKey};
 use ndarray::{Array1, Array2};
 
-use super::Cost;
+use super::{CaseData, Cost};
 use crate::cases::{Case, LlamaCase, LlamaData};
 use crate::keep::{Operands, Tensors};
 use crate::subject::{Cuda, Subject};
@@ -30,8 +30,8 @@ impl Operands for Llama {
     }
 }
 
-impl Llama {
-    pub(super) fn new(case: &Case) -> Result<Self> {
+impl CaseData for Llama {
+    fn new(case: &Case) -> Result<Self> {
         let problem = case.llama()?;
         Ok(Self {
             problem,
@@ -40,14 +40,8 @@ impl Llama {
         })
     }
 
-    /// The first block and its rotary tables, as reference types.
-    pub(super) fn exact(&self) -> (Block, Rotary) {
-        let rotary = Rotary::new(self.data.config.attention(), self.problem.tokens);
-        (self.data.block(0), rotary)
-    }
-
     /// Hidden states, their gradients and a block's weights, and its linear layers over all tokens.
-    pub(super) fn cost(&self) -> Cost {
+    fn cost(&self) -> Cost {
         let spec = &self.data.config.blocks[0];
         let rows = self.problem.sequences * self.problem.tokens;
         let product = |(out, inputs)| [rows, inputs, out];
@@ -55,6 +49,14 @@ impl Llama {
             bytes: (2 * self.data.x.len() + spec.parameters()) * size_of::<f32>(),
             products: spec.layers().map(|layer| product(spec.shape(layer))).collect(),
         }
+    }
+}
+
+impl Llama {
+    /// The first block and its rotary tables, as reference types.
+    pub(super) fn exact(&self) -> (Block, Rotary) {
+        let rotary = Rotary::new(self.data.config.attention(), self.problem.tokens);
+        (self.data.block(0), rotary)
     }
 
     /// A CPU backend for this model.

@@ -4,7 +4,7 @@ use ndarray::Array2;
 use proptest::strategy::BoxedStrategy;
 
 use super::product::{self, Product, Products};
-use super::{Cost, Listed as _, Op};
+use super::{CaseData as _, Op};
 use crate::Comparison;
 use crate::breakage::Breakage;
 use crate::cases::{Case, Kind, Problem, product as cases, strategy};
@@ -27,14 +27,6 @@ impl Op for Matmul {
         strategy::product(12)
     }
 
-    fn data(case: &Case) -> Result<Product> {
-        product::data(case)
-    }
-
-    fn ways(machine: &Subject, data: &Product) -> Vec<Subject> {
-        product::ways(machine, Self::OPERATION, &data.problem)
-    }
-
     fn run(subject: &Subject, data: &Product) -> Result<Bits> {
         let (matrix, x) = (&data.data.matrix, &data.data.x);
         match subject {
@@ -53,7 +45,7 @@ impl Op for Matmul {
 
     /// Compares the reference's matrix product with another library's, from which the expected results come.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
-        let data = product::data(case)?;
+        let data = Product::new(case)?;
         let y = Self::run(&Subject::Reference, &data)?;
         let whole = Products::new(&data.data).whole(0..data.problem.batch);
         check.elements("product", &y.0, &whole, |_| 0.0)
@@ -75,10 +67,6 @@ impl Op for Matmul {
         let tables = tables.as_ref().map(|(bytes, packed)| (*bytes, packed));
         let comparisons = expected.compare(check, data, tables, 0..batch, &answer.0)?;
         Ok(comparisons.into())
-    }
-
-    fn cost(data: &Product) -> Cost {
-        product::cost(data)
     }
 
     fn breakages() -> Vec<Breakage<Product, Bits>> {

@@ -2,7 +2,7 @@ use aqlm_reference::decode;
 use proptest::strategy::BoxedStrategy;
 
 use super::product::{self, Product, Products, by_definition};
-use super::{Cost, Listed as _, Op};
+use super::{CaseData as _, Op};
 use crate::Comparison;
 use crate::breakage::Breakage;
 use crate::cases::{Case, Kind, Problem, product as cases, strategy};
@@ -23,14 +23,6 @@ impl Op for Matvec {
 
     fn strategy() -> BoxedStrategy<Problem> {
         strategy::product(3)
-    }
-
-    fn data(case: &Case) -> Result<Product> {
-        product::data(case)
-    }
-
-    fn ways(machine: &Subject, data: &Product) -> Vec<Subject> {
-        product::ways(machine, Self::OPERATION, &data.problem)
     }
 
     fn run(subject: &Subject, data: &Product) -> Result<Bits> {
@@ -64,7 +56,7 @@ impl Op for Matvec {
     /// The product with the decoded weight equals the sum by the definition, added from the last input to the
     /// first.
     fn properties(check: Against, case: &Case) -> Result<Vec<Comparison>> {
-        let data = product::data(case)?;
+        let data = Product::new(case)?;
         let weight = by_definition(&data.data.matrix);
         let mut comparisons = Vec::new();
         for (x, expected) in data.data.x.outer_iter().zip(&Products::new(&data.data).rows) {
@@ -100,10 +92,6 @@ impl Op for Matvec {
             comparisons.extend(of_row);
         }
         Ok(comparisons.into())
-    }
-
-    fn cost(data: &Product) -> Cost {
-        product::cost(data)
     }
 
     fn breakages() -> Vec<Breakage<Product, Bits>> {

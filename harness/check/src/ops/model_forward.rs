@@ -7,7 +7,7 @@ use ndarray::{Array2, Axis};
 use proptest::strategy::BoxedStrategy;
 
 use super::llama::{self, Llama};
-use super::{Cost, Op};
+use super::{CaseData as _, Op};
 use crate::Comparison;
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Kind, LlamaData, Problem, llama as cases, strategy};
@@ -29,10 +29,6 @@ impl Op for ModelForward {
 
     fn strategy() -> BoxedStrategy<Problem> {
         strategy::llama(70)
-    }
-
-    fn data(case: &Case) -> Result<Llama> {
-        Llama::new(case)
     }
 
     fn ways(machine: &Subject, _data: &Llama) -> Vec<Subject> {
@@ -86,10 +82,6 @@ impl Op for ModelForward {
         )?;
         let steps = check.nmse("logits token by token", &found.steps, first)?;
         Ok(vec![logits.shaped(&shape), steps.shaped(&shape[1..])].into())
-    }
-
-    fn cost(case: &Llama) -> Cost {
-        case.cost()
     }
 
     fn breakages() -> Vec<Breakage<Llama, Logits>> {

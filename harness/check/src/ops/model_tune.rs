@@ -1,11 +1,11 @@
 use aqlm_optimized::cpu::llama::{Activations, ModelTuner};
 use aqlm_reference::llama as reference;
-use aqlm_vocabulary::{AdamDecay, ModelWeights, Parameter, Target, Tuned, TuningState};
+use aqlm_vocabulary::{AdamDecay, ModelTraining as _, ModelWeights, Parameter, Target, Tuned, TuningState};
 use ndarray::{Array1, Array2};
 use proptest::strategy::BoxedStrategy;
 
 use super::llama::Llama;
-use super::{Cost, Listed as _, Op};
+use super::{CaseData as _, Listed as _, Op};
 use crate::Comparison;
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Kind, Problem, llama as cases, strategy};
@@ -13,21 +13,6 @@ use crate::compare::{Against, Findings};
 use crate::limits::{Measure, TUNED_STEPS};
 use crate::subject::Subject;
 use aqlm_formats::Result;
-
-/// Everything that can be trained.
-const ALL: Tuned = Tuned {
-    codebooks: true,
-    scales: true,
-    norms: true,
-    embedding: true,
-    head: true,
-};
-
-const DECAY: AdamDecay = AdamDecay {
-    beta1: 0.9,
-    beta2: 0.95,
-    eps: 1e-8,
-};
 
 /// Learning rate of every step.
 const LR: f64 = 1e-2;
@@ -47,23 +32,22 @@ impl Op for ModelTune {
         strategy::llama(24)
     }
 
-    fn data(case: &Case) -> Result<Llama> {
-        Llama::new(case)
-    }
-
     fn run(subject: &Subject, case: &Llama) -> Result<Trained> {
         let (config, weights) = (&case.data.config, weights(case));
         match subject {
             Subject::Reference => {
                 // With beta1 = 0 the first moments after a step with learning rate zero are the gradients.
-                let decay = AdamDecay { beta1: 0.0, ..DECAY };
-                let mut tuner = reference::ModelTuner::new(config, &weights, ALL, decay)?;
+                let decay = AdamDecay {
+                    beta1: 0.0,
+                    ..AdamDecay::PAPER
+                };
+                let mut tuner = reference::ModelTuner::new(config, &weights, Tuned::ALL, decay)?;
                 tuner.accumulate(&case.sequences(), &targets(case), scale(case), &mut |_, _, _| ())?;
                 tuner.step(0.0);
                 let state = tuner.state();
                 let gradients = state.parameters.into_iter();
                 let gradients = gradients.map(|part| (part.parameter, part.first)).collect();
-                let mut tuner = reference::ModelTuner::new(config, &weights, ALL, DECAY)?;
+                let mut tuner = reference::ModelTuner::new(config, &weights, Tuned::ALL, AdamDecay::PAPER)?;
                 let losses =
                     trained(&mut |step| {
                         if step > 0 {
@@ -80,7 +64,14 @@ impl Op for ModelTune {
             }
             Subject::Cpu(_) => {
                 let keep = Activations::Recompute;
-                let mut tuner = ModelTuner::new(config, case.problem.tokens, &weights, ALL, DECAY, keep)?;
+                let mut tuner = ModelTuner::new(
+                    config,
+                    case.problem.tokens,
+                    &weights,
+                    Tuned::ALL,
+                    AdamDecay::PAPER,
+                    keep,
+                )?;
                 let mut gradients = Vec::new();
                 let losses = trained(&mut |step| {
                     if step > 0 {
@@ -109,10 +100,11 @@ impl Op for ModelTune {
         let case = Llama::new(case)?;
         let trained = Self::run(&Subject::Reference, &case)?;
         let (sequences, targets) = (case.sequences(), targets(&case));
-        let mut tuner = reference::ModelTuner::new(&case.data.config, &weights(&case), ALL, DECAY)?;
+        let mut tuner =
+            reference::ModelTuner::new(&case.data.config, &weights(&case), Tuned::ALL, AdamDecay::PAPER)?;
         let start = tuner.state();
         let step = f64::EPSILON.cbrt();
-        let (mut difference, mut size) = (0.0, 0.0);
+        let mut pairs = Vec::new();
         for (at, (_, gradient)) in trained.gradients.iter().enumerate() {
             let largest =
                 (0..gradient.len()).max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs()));
@@ -127,16 +119,10 @@ impl Op for ModelTune {
                 let near = loss(step)? - loss(-step)?;
                 let far = loss(2.0 * step)? - loss(-2.0 * step)?;
                 let slope = (8.0 * near - far) / (12.0 * step);
-                difference += (gradient[i] - slope).powi(2);
-                size += gradient[i] * gradient[i];
+                pairs.push((gradient[i], slope));
             }
         }
-        let share = (difference / size).sqrt();
-        Ok(vec![check.value(
-            Measure::Gradient,
-            "central differences",
-            share,
-        )?])
+        Ok(vec![check.slopes("central differences", pairs)?])
     }
 
     fn expected(case: &Llama) -> Result<Trained> {
@@ -169,10 +155,6 @@ impl Op for ModelTune {
             comparisons.push(check.nmse(&what, ours, theirs)?);
         }
         Ok(comparisons.into())
-    }
-
-    fn cost(case: &Llama) -> Cost {
-        case.cost()
     }
 
     fn breakages() -> Vec<Breakage<Llama, Trained>> {

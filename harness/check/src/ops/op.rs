@@ -16,10 +16,24 @@ pub(crate) trait Listed {
     const OPERATION: Operation;
 }
 
+/// The inputs of a case.
+pub(crate) trait CaseData: Operands + Clone + Send + Sync {
+    /// Draws them.
+    fn new(case: &Case) -> Result<Self>;
+
+    /// Minimum cost of an operation on them.
+    fn cost(&self) -> Cost;
+
+    /// Every way in which a machine computes an operation on them.
+    fn ways(&self, machine: &Subject, _operation: Operation) -> Vec<Subject> {
+        vec![machine.clone()]
+    }
+}
+
 /// An operation: its cases, how each machine computes one, and when an answer is right.
 pub(crate) trait Op: Listed + Sync {
     /// the inputs of a case
-    type Data: Operands + Clone + Send + Sync;
+    type Data: CaseData;
     /// a machine's answer; equal answers have the same bytes
     type Answer: PartialEq + Clone + Send + 'static;
     /// the expected result, computed by the reference
@@ -33,12 +47,9 @@ pub(crate) trait Op: Listed + Sync {
     /// Strategy from which problems are drawn.
     fn strategy() -> BoxedStrategy<Problem>;
 
-    /// The data of a case.
-    fn data(case: &Case) -> Result<Self::Data>;
-
     /// Every way in which a machine computes the case.
-    fn ways(machine: &Subject, _data: &Self::Data) -> Vec<Subject> {
-        vec![machine.clone()]
+    fn ways(machine: &Subject, data: &Self::Data) -> Vec<Subject> {
+        data.ways(machine, Self::OPERATION)
     }
 
     /// The machine's answer.
@@ -60,7 +71,9 @@ pub(crate) trait Op: Listed + Sync {
     ) -> Result<Findings>;
 
     /// Minimum cost of the operation.
-    fn cost(data: &Self::Data) -> Cost;
+    fn cost(data: &Self::Data) -> Cost {
+        data.cost()
+    }
 
     /// Mistakes in implementations that the check must notice.
     fn breakages() -> Vec<Breakage<Self::Data, Self::Answer>>;

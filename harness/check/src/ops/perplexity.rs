@@ -7,7 +7,7 @@ use proptest::strategy::BoxedStrategy;
 
 use super::llama::{self, Llama};
 use super::model_forward::whole;
-use super::{Cost, Op};
+use super::{CaseData as _, Op};
 use crate::Comparison;
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Kind, Problem, VOCABULARY, llama as cases, strategy};
@@ -28,10 +28,6 @@ impl Op for Perplexity {
 
     fn strategy() -> BoxedStrategy<Problem> {
         strategy::llama(70)
-    }
-
-    fn data(case: &Case) -> Result<Llama> {
-        Llama::new(case)
     }
 
     fn ways(machine: &Subject, _data: &Llama) -> Vec<Subject> {
@@ -105,10 +101,6 @@ impl Op for Perplexity {
         let losses = check.nmse("losses", found.iter().flatten(), expected.iter().flatten())?;
         let shape = [case.problem.sequences, case.problem.tokens - 1];
         Ok(vec![losses.shaped(&shape)].into())
-    }
-
-    fn cost(case: &Llama) -> Cost {
-        case.cost()
     }
 
     fn breakages() -> Vec<Breakage<Llama, Vec<Array1<f64>>>> {

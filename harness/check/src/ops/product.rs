@@ -13,7 +13,7 @@ use half::{bf16, f16};
 use ndarray::{Array2, ArrayView1, Axis};
 use rayon::prelude::*;
 
-use super::Cost;
+use super::{CaseData, Cost};
 use crate::Comparison;
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Operation, ProductCase, ProductData};
@@ -37,13 +37,81 @@ impl Operands for Product {
     }
 }
 
-/// The data of a case.
-pub(super) fn data(case: &Case) -> Result<Product> {
-    let problem = case.product()?;
-    Ok(Product {
-        problem,
-        data: problem.data(case.seed),
-    })
+impl CaseData for Product {
+    fn new(case: &Case) -> Result<Self> {
+        let problem = case.product()?;
+        Ok(Self {
+            problem,
+            data: problem.data(case.seed),
+        })
+    }
+
+    /// The matrix, and rows of x and y in 16 bits.
+    fn cost(&self) -> Cost {
+        let problem = &self.problem;
+        let (out, inputs) = (problem.out_features(), problem.in_features());
+        Cost {
+            bytes: matrix_bytes(problem.scheme, (problem.out_groups, problem.in_groups))
+                + 2 * problem.batch * (out + inputs),
+            products: vec![[problem.batch, inputs, out]],
+        }
+    }
+
+    /// Every form, storage and multi-row method that the CPU has for a product, and every kernel of a GPU.
+    fn ways(&self, machine: &Subject, operation: Operation) -> Vec<Subject> {
+        let problem = &self.problem;
+        match machine {
+            Subject::Reference => vec![machine.clone()],
+            Subject::Cpu(cpu) => {
+                let mut forms = vec![
+                    (Form::Direct, CodebookPrecision::F32),
+                    (Form::Direct, CodebookPrecision::F16),
+                ];
+                if problem.scheme.nbits <= 8 {
+                    use TablePrecision::{F32, I8, I16, I24};
+                    forms.extend(
+                        [F32, I24, I16, I8].map(|table| (Form::Table(table), CodebookPrecision::Auto)),
+                    );
+                }
+                let batches: &[usize] = if operation == Operation::Matmul {
+                    &[0, 4096]
+                } else {
+                    &[0]
+                };
+                let plan = |(form, codebooks), largest_matvec_batch| Plan {
+                    level: cpu.level,
+                    form,
+                    codebooks,
+                    largest_matvec_batch,
+                };
+                let all = forms
+                    .into_iter()
+                    .flat_map(|form| batches.iter().map(move |&batch| plan(form, batch)));
+                all.map(|plan| {
+                    Subject::Cpu(Cpu {
+                        plan: Some(plan),
+                        ..cpu.clone()
+                    })
+                })
+                .collect()
+            }
+            Subject::Cuda(cuda) => {
+                let kernels = || aqlm_kernels::kernels().iter();
+                let of = |activations, kernel: &'static str| {
+                    Subject::Cuda(Cuda {
+                        kernel,
+                        activations,
+                        ..cuda.clone()
+                    })
+                };
+                let own = kernels().filter(|kernel| kernel.op == operation.word());
+                let f16 = own.clone().map(|kernel| of(Activations::F16, &kernel.id));
+                let bf16 = own.filter(|kernel| kernel.bf16);
+                f16.chain(bf16.map(|kernel| of(Activations::Bf16, &kernel.id)))
+                    .collect()
+            }
+        }
+    }
 }
 
 /// The exact weight, row by row.
@@ -51,59 +119,6 @@ pub(super) fn weight(matrix: &QuantizedMatrix) -> Expected {
     Expected {
         values: decode(matrix).iter().copied().collect(),
         magnitudes: decode(&absolute(matrix)).iter().copied().collect(),
-    }
-}
-
-/// Every form, storage and multi-row method that the CPU has for a product, and every kernel of a GPU.
-pub(super) fn ways(machine: &Subject, operation: Operation, problem: &ProductCase) -> Vec<Subject> {
-    match machine {
-        Subject::Reference => vec![machine.clone()],
-        Subject::Cpu(cpu) => {
-            let mut forms = vec![
-                (Form::Direct, CodebookPrecision::F32),
-                (Form::Direct, CodebookPrecision::F16),
-            ];
-            if problem.scheme.nbits <= 8 {
-                use TablePrecision::{F32, I8, I16, I24};
-                forms.extend([F32, I24, I16, I8].map(|table| (Form::Table(table), CodebookPrecision::Auto)));
-            }
-            let batches: &[usize] = if operation == Operation::Matmul {
-                &[0, 4096]
-            } else {
-                &[0]
-            };
-            let plan = |(form, codebooks), largest_matvec_batch| Plan {
-                level: cpu.level,
-                form,
-                codebooks,
-                largest_matvec_batch,
-            };
-            let all = forms
-                .into_iter()
-                .flat_map(|form| batches.iter().map(move |&batch| plan(form, batch)));
-            all.map(|plan| {
-                Subject::Cpu(Cpu {
-                    plan: Some(plan),
-                    ..cpu.clone()
-                })
-            })
-            .collect()
-        }
-        Subject::Cuda(cuda) => {
-            let kernels = || aqlm_kernels::kernels().iter();
-            let of = |activations, kernel: &'static str| {
-                Subject::Cuda(Cuda {
-                    kernel,
-                    activations,
-                    ..cuda.clone()
-                })
-            };
-            let own = kernels().filter(|kernel| kernel.op == operation.word());
-            let f16 = own.clone().map(|kernel| of(Activations::F16, &kernel.id));
-            let bf16 = own.filter(|kernel| kernel.bf16);
-            f16.chain(bf16.map(|kernel| of(Activations::Bf16, &kernel.id)))
-                .collect()
-        }
     }
 }
 
@@ -455,17 +470,6 @@ pub fn matrix_bytes(scheme: Scheme, (out_groups, in_groups): (usize, usize)) -> 
     codes + codebooks + 2 * out_groups
 }
 
-/// The matrix, and rows of x and y in 16 bits.
-pub(super) fn cost(data: &Product) -> Cost {
-    let problem = &data.problem;
-    let (out, inputs) = (problem.out_features(), problem.in_features());
-    Cost {
-        bytes: matrix_bytes(problem.scheme, (problem.out_groups, problem.in_groups))
-            + 2 * problem.batch * (out + inputs),
-        products: vec![[problem.batch, inputs, out]],
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::against;
@@ -475,7 +479,7 @@ mod tests {
 
     fn products(values: Values) -> (Case, Product, Products) {
         let case: Case = format!("matmul-2x6g8-24x256-b2-{values}-s7").parse().unwrap();
-        let data = data(&case).unwrap();
+        let data = Product::new(&case).unwrap();
         let products = Products::new(&data.data);
         (case, data, products)
     }

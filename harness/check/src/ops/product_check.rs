@@ -1,8 +1,8 @@
 use super::decode::{Decode, compare_weight};
 use super::matmul::Matmul;
 use super::matvec::Matvec;
-use super::product::{Product, Products, cost, data, tables, weight};
-use super::{Cost, Op as _, against};
+use super::product::{Product, Products, tables, weight};
+use super::{CaseData as _, Cost, Op as _, against};
 use crate::CaseRow;
 use crate::cases::{Case, Operation, ProductData};
 use crate::compare::Expected;
@@ -29,7 +29,7 @@ impl ProductCheck {
     /// # Errors
     /// `Argument` for a case of another operation.
     pub fn new(case: &Case) -> Result<Self> {
-        let data = data(case)?;
+        let data = Product::new(case)?;
         let expected = if case.operation == Operation::Decode {
             ProductsOrWeight::Weight(weight(&data.data.matrix))
         } else {
@@ -56,7 +56,7 @@ impl ProductCheck {
     pub fn cost(&self) -> Cost {
         match self.expected {
             ProductsOrWeight::Weight(_) => Decode::cost(&self.data),
-            ProductsOrWeight::Products(_) => cost(&self.data),
+            ProductsOrWeight::Products(_) => self.data.cost(),
         }
     }
 

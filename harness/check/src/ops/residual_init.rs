@@ -5,7 +5,7 @@ use ndarray::{Array1, Array2, s};
 use proptest::strategy::BoxedStrategy;
 
 use super::layer::{Layer, malformed};
-use super::{Cost, Listed as _, Op, nearest};
+use super::{CaseData as _, Listed as _, Op, nearest};
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Kind, Problem, strategy};
 use crate::compare::{Against, Findings};
@@ -32,10 +32,6 @@ impl Op for ResidualInit {
 
     fn strategy() -> BoxedStrategy<Problem> {
         strategy::layer(&[])
-    }
-
-    fn data(case: &Case) -> Result<Layer> {
-        Layer::new(case)
     }
 
     fn run(subject: &Subject, layer: &Layer) -> Result<QuantizedMatrix> {
@@ -88,10 +84,6 @@ impl Op for ResidualInit {
             comparisons,
             excess: Some((error(found) / error(expected)).ln()),
         })
-    }
-
-    fn cost(layer: &Layer) -> Cost {
-        layer.cost()
     }
 
     fn breakages() -> Vec<Breakage<Layer, QuantizedMatrix>> {

@@ -10,14 +10,14 @@ use aqlm_optimized::cpu::llama::{
 use aqlm_optimized::cpu::quantizer::{Hessian, LayerProblem, Trial};
 use aqlm_vocabulary::{
     AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelWeights, QuantizedMatrix,
-    StreamKey, Target, Tuned, TuningState, Update,
+    StreamKey, Tuned, Update,
 };
 use ndarray::{Array1, Array2, Axis};
 
 use super::hidden_states::{Bound, HiddenStates};
 use super::resident::StepOps;
 use super::{BackendKind, Memory};
-use crate::ops::{BlockOps, LayerOps, PartSums, TrainOps};
+use crate::ops::{BlockOps, LayerOps, TrainOps};
 use aqlm_formats::{Error, Result};
 
 /// Implements the traits with the optimized CPU code: f32 with rayon and SIMD.
@@ -77,36 +77,6 @@ fn left(memory: Memory, needed: usize) -> Result<usize> {
             memory.to_string(),
         )
     })
-}
-
-impl PartSums for Hessian {
-    fn take(&mut self) -> Vec<f64> {
-        Self::take(self)
-    }
-
-    fn add(&mut self, sums: &[f64]) -> Result<()> {
-        Ok(self.add_sum(sums)?)
-    }
-}
-
-impl PartSums for BlockTuner {
-    fn take(&mut self) -> Vec<f64> {
-        self.take_gradients()
-    }
-
-    fn add(&mut self, sums: &[f64]) -> Result<()> {
-        Ok(self.add_gradients(sums)?)
-    }
-}
-
-impl PartSums for ModelTuner {
-    fn take(&mut self) -> Vec<f64> {
-        self.take_gradients()
-    }
-
-    fn add(&mut self, sums: &[f64]) -> Result<()> {
-        Ok(self.add_gradients(sums)?)
-    }
 }
 
 /// The steps of the alternation on the CPU.
@@ -322,14 +292,9 @@ impl BlockOps for CpuBackend {
 impl TrainOps for CpuBackend {
     type BlockTuner = BlockTuner;
     type ModelTuner = ModelTuner;
-    type WeightGradient = Array2<f32>;
 
     fn block_tuner(&self, block: &Block, tuned: Tuned, decay: AdamDecay) -> BlockTuner {
         BlockTuner::new(block, tuned, decay)
-    }
-
-    fn is_idle(&self, tuner: &BlockTuner) -> bool {
-        tuner.is_idle()
     }
 
     fn block_losses(
@@ -351,14 +316,6 @@ impl TrainOps for CpuBackend {
         scale: f64,
     ) -> Result<Vec<f64>> {
         tuner.accumulate(&self.rotary, inputs, targets, sequences, scale)
-    }
-
-    fn block_step(&self, tuner: &mut BlockTuner, lr: f64) {
-        tuner.step(lr);
-    }
-
-    fn tuned_block(&self, tuner: &BlockTuner) -> Block {
-        tuner.block().clone()
     }
 
     /// Activations are kept if they fit in memory, else recomputed.
@@ -386,46 +343,6 @@ impl TrainOps for CpuBackend {
             decay,
             self.activations,
         )?)
-    }
-
-    fn model_losses(
-        &self,
-        tuner: &mut ModelTuner,
-        sequences: &[&[u32]],
-        targets: &[Target<'_>],
-    ) -> Result<Vec<f64>> {
-        Ok(tuner.losses(sequences, targets)?)
-    }
-
-    fn model_accumulate(
-        &self,
-        tuner: &mut ModelTuner,
-        sequences: &[&[u32]],
-        targets: &[Target<'_>],
-        scale: f64,
-        observe: &mut dyn FnMut(usize, LayerId, &Array2<f32>),
-    ) -> Result<Vec<f64>> {
-        Ok(tuner.accumulate(sequences, targets, scale, observe)?)
-    }
-
-    fn model_step(&self, tuner: &mut ModelTuner, lr: f64) {
-        tuner.step(lr);
-    }
-
-    fn state(&self, tuner: &ModelTuner) -> TuningState {
-        tuner.state()
-    }
-
-    fn restore(&self, tuner: &mut ModelTuner, state: &TuningState) -> Result<()> {
-        Ok(tuner.restore(state)?)
-    }
-
-    fn weights(&self, tuner: &ModelTuner) -> ModelWeights {
-        tuner.model().to_weights()
-    }
-
-    fn first_not_finite(&self, tuner: &mut ModelTuner, sequences: &[&[u32]]) -> Result<Option<String>> {
-        Ok(tuner.first_not_finite(sequences)?)
     }
 }
 

@@ -11,14 +11,14 @@ use aqlm_reference::{
 };
 use aqlm_vocabulary::{
     AdamDecay, AqlmError, ArchSpec, BlockWeights, Initialization, LayerId, LayerSettings, ModelWeights,
-    QuantizedMatrix, StreamKey, Target, Tuned, TuningState, Update,
+    QuantizedMatrix, StreamKey, Tuned, Update,
 };
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
 
 use super::resident::StepOps;
 use super::{BackendKind, Memory};
-use crate::ops::{BlockOps, LayerOps, PartSums, TrainOps};
+use crate::ops::{BlockOps, LayerOps, TrainOps};
 use aqlm_formats::{Error, Result};
 
 /// Implements the traits with the reference crate: everything on the host in f64, sequences in parallel.
@@ -65,36 +65,6 @@ impl ReferenceProblem {
             weight,
             hessian,
         })
-    }
-}
-
-impl PartSums for Hessian {
-    fn take(&mut self) -> Vec<f64> {
-        Self::take(self)
-    }
-
-    fn add(&mut self, sums: &[f64]) -> Result<()> {
-        Ok(self.add_sum(sums)?)
-    }
-}
-
-impl PartSums for BlockTuner {
-    fn take(&mut self) -> Vec<f64> {
-        self.take_gradients()
-    }
-
-    fn add(&mut self, sums: &[f64]) -> Result<()> {
-        Ok(self.add_gradients(sums)?)
-    }
-}
-
-impl PartSums for ModelTuner {
-    fn take(&mut self) -> Vec<f64> {
-        self.take_gradients()
-    }
-
-    fn add(&mut self, sums: &[f64]) -> Result<()> {
-        Ok(self.add_gradients(sums)?)
     }
 }
 
@@ -347,14 +317,9 @@ impl BlockOps for ReferenceBackend {
 impl TrainOps for ReferenceBackend {
     type BlockTuner = BlockTuner;
     type ModelTuner = ModelTuner;
-    type WeightGradient = Array2<f64>;
 
     fn block_tuner(&self, block: &Block, tuned: Tuned, decay: AdamDecay) -> BlockTuner {
         BlockTuner::new(block, tuned, decay)
-    }
-
-    fn is_idle(&self, tuner: &BlockTuner) -> bool {
-        tuner.is_idle()
     }
 
     fn block_losses(
@@ -378,60 +343,12 @@ impl TrainOps for ReferenceBackend {
         Ok(tuner.accumulate(&self.rotary, inputs, targets, sequences, scale)?)
     }
 
-    fn block_step(&self, tuner: &mut BlockTuner, lr: f64) {
-        tuner.step(lr);
-    }
-
-    fn tuned_block(&self, tuner: &BlockTuner) -> Block {
-        tuner.block().clone()
-    }
-
     fn bound_tuning_memory(&mut self, memory: Memory, spill: &Path, batch: usize) -> Result<()> {
         self.bound_memory(memory, spill, batch)
     }
 
     fn model_tuner(&self, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay) -> Result<ModelTuner> {
         Ok(ModelTuner::new(&self.config, weights, tuned, decay)?)
-    }
-
-    fn model_losses(
-        &self,
-        tuner: &mut ModelTuner,
-        sequences: &[&[u32]],
-        targets: &[Target<'_>],
-    ) -> Result<Vec<f64>> {
-        Ok(tuner.losses(sequences, targets)?)
-    }
-
-    fn model_accumulate(
-        &self,
-        tuner: &mut ModelTuner,
-        sequences: &[&[u32]],
-        targets: &[Target<'_>],
-        scale: f64,
-        observe: &mut dyn FnMut(usize, LayerId, &Array2<f64>),
-    ) -> Result<Vec<f64>> {
-        Ok(tuner.accumulate(sequences, targets, scale, observe)?)
-    }
-
-    fn model_step(&self, tuner: &mut ModelTuner, lr: f64) {
-        tuner.step(lr);
-    }
-
-    fn state(&self, tuner: &ModelTuner) -> TuningState {
-        tuner.state()
-    }
-
-    fn restore(&self, tuner: &mut ModelTuner, state: &TuningState) -> Result<()> {
-        Ok(tuner.restore(state)?)
-    }
-
-    fn weights(&self, tuner: &ModelTuner) -> ModelWeights {
-        tuner.model().to_weights()
-    }
-
-    fn first_not_finite(&self, tuner: &mut ModelTuner, sequences: &[&[u32]]) -> Result<Option<String>> {
-        Ok(tuner.first_not_finite(sequences)?)
     }
 }
 

@@ -1,10 +1,8 @@
-use aqlm_vocabulary::{
-    AdamDecay, AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, StreamKey, Tuned,
-};
+use aqlm_vocabulary::{AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, StreamKey};
 
 use super::epochs::{Course, Keeper, Plan, Taken, train};
 use super::objective::SquaredError;
-use crate::ops::{Ranks, TrainOps};
+use crate::ops::{BlockTraining as _, Ranks, TrainOps};
 use aqlm_formats::Result;
 
 /// Tunes the codebooks, scales and norms of a block on target outputs (paper section 3.4, algorithm 1 lines
@@ -55,20 +53,8 @@ pub fn tune_block<M: TrainOps>(
     if settings.batch == 0 {
         return Err(AqlmError::argument("batch", "at least 1 sequence", 0).into());
     }
-    let tuned = Tuned {
-        codebooks: settings.codebooks,
-        scales: settings.scales,
-        norms: settings.norms,
-        embedding: false,
-        head: false,
-    };
-    let decay = AdamDecay {
-        beta1: settings.beta1,
-        beta2: settings.beta2,
-        eps: settings.eps,
-    };
-    let tuner = machine.block_tuner(block, tuned, decay);
-    let idle = machine.is_idle(&tuner);
+    let tuner = machine.block_tuner(block, settings.into(), settings.decay());
+    let idle = tuner.is_idle();
     let mut objective = SquaredError {
         machine,
         tuner,
@@ -149,7 +135,7 @@ impl<M: TrainOps, R: Ranks> Keeper<SquaredError<'_, M, R>> for InMemory<'_, M::B
             validation_loss: course.validation_losses.last().copied(),
         });
         if better {
-            *self.block = objective.machine.tuned_block(&objective.tuner);
+            *self.block = objective.tuner.block().clone();
         }
         Ok(())
     }

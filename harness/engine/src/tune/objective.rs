@@ -3,7 +3,7 @@ use std::ops::Range;
 use aqlm_vocabulary::Target;
 
 use super::teacher::{Said, Teacher};
-use crate::ops::{PartSums, Ranks, TrainOps, joined};
+use crate::ops::{BlockTraining as _, ModelTraining as _, PartSums, Ranks, TrainOps, joined};
 use aqlm_formats::Result;
 
 /// The trained parameters and their loss over sequences, which are identified by index. Methods fail with
@@ -35,7 +35,7 @@ impl<T: PartSums> PartSums for Sums<'_, T> {
         sums
     }
 
-    fn add(&mut self, sums: &[f64]) -> Result<()> {
+    fn add(&mut self, sums: &[f64]) -> aqlm_vocabulary::Result<()> {
         let (losses, gradients) = sums.split_at(self.losses.len().min(sums.len()));
         self.losses.add(losses)?;
         self.tuner.add(gradients)
@@ -115,7 +115,7 @@ impl<M: TrainOps, R: Ranks> Objective for SquaredError<'_, M, R> {
     }
 
     fn step(&mut self, lr: f64) {
-        self.machine.block_step(&mut self.tuner, lr);
+        self.tuner.step(lr);
     }
 }
 
@@ -156,7 +156,7 @@ impl<M: TrainOps, R: Ranks> Objective for NextTokens<'_, M, R> {
             let tokens = self.tokens(batch);
             let said = self.teacher.says(self.machine, batch, &tokens)?;
             let targets: Vec<Target<'_>> = said.iter().map(|said: &Said| self.teacher.target(said)).collect();
-            let losses = self.machine.model_losses(&mut self.tuner, &tokens, &targets)?;
+            let losses = self.tuner.losses(&tokens, &targets)?;
             total += losses.iter().sum::<f64>();
         }
         Ok(total)
@@ -169,15 +169,14 @@ impl<M: TrainOps, R: Ranks> Objective for NextTokens<'_, M, R> {
         let targets: Vec<Target<'_>> = said.iter().map(|said: &Said| self.teacher.target(said)).collect();
         let lengths: Vec<usize> = tokens.iter().map(|tokens| tokens.len()).collect();
         let parts = self.machine.parts(&lengths);
-        let machine = self.machine;
         let losses = gather(self.ranks, &mut self.tuner, &lengths, &parts, |tuner, range| {
             let (tokens, targets) = (&tokens[range.clone()], &targets[range]);
-            machine.model_accumulate(tuner, tokens, targets, scale, &mut |_, _, _| ())
+            Ok(tuner.accumulate(tokens, targets, scale, &mut |_, _, _| ())?)
         })?;
         Ok(losses.iter().sum())
     }
 
     fn step(&mut self, lr: f64) {
-        self.machine.model_step(&mut self.tuner, lr);
+        self.tuner.step(lr);
     }
 }

@@ -85,19 +85,13 @@ impl EndToEndSettings {
         Self {
             objective: Objective::KullbackLeibler,
             tuned: Tuned {
-                codebooks: true,
-                scales: true,
-                norms: true,
                 embedding: false,
                 head: false,
+                ..Tuned::ALL
             },
             lr,
             schedule,
-            adam: AdamDecay {
-                beta1: 0.90,
-                beta2: 0.95,
-                eps: 1e-8,
-            },
+            adam: AdamDecay::PAPER,
             epochs,
             batch,
             patience: 3,

@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use aqlm_vocabulary::{ModelWeights, StreamKey, TuningState};
+use aqlm_vocabulary::{ModelTraining as _, ModelWeights, StreamKey, TuningState};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -80,7 +80,7 @@ pub fn end_to_end<M: TrainOps>(
 ) -> Result<Tuning> {
     let teacher = Teacher::prepare(machine, teacher, sequences, settings, folder.path(), observe)?;
     let tuner = machine.model_tuner(&student.weights()?, settings.tuned, settings.adam)?;
-    let untouched = machine.state(&tuner);
+    let untouched = tuner.state();
     let mut objective = NextTokens {
         machine,
         tuner,
@@ -107,7 +107,7 @@ pub fn end_to_end<M: TrainOps>(
     let mut journal = Journal::open(folder.path())?;
     let resumed = journal.last(&untouched, observe)?;
     if let Some((checkpoint, state)) = &resumed {
-        machine.restore(&mut objective.tuner, state)?;
+        objective.tuner.restore(state)?;
         observe(EndToEndEvent::Resumed {
             epoch: checkpoint.epoch,
             step: checkpoint.step,
@@ -138,10 +138,10 @@ pub fn end_to_end<M: TrainOps>(
         .best
         .as_ref()
         .map(|best: &StateFile| journal.read(best, &untouched));
-    machine.restore(&mut objective.tuner, &best.transpose()?.unwrap_or(untouched))?;
+    objective.tuner.restore(&best.transpose()?.unwrap_or(untouched))?;
     Ok(Tuning {
         report: now.report,
-        weights: machine.weights(&objective.tuner),
+        weights: objective.tuner.weights(),
         divergence,
     })
 }
@@ -199,7 +199,7 @@ impl<M: TrainOps, R: Ranks> Keeper<NextTokens<'_, M, R>> for InFolder<'_> {
             train_loss: None,
             loss: course.loss_before,
         });
-        let state = objective.machine.state(&objective.tuner);
+        let state = objective.tuner.state();
         self.now = Some(Checkpoint {
             epoch: 0,
             step: 0,
@@ -243,7 +243,7 @@ impl<M: TrainOps, R: Ranks> Keeper<NextTokens<'_, M, R>> for InFolder<'_> {
             loss: step.loss,
         });
         if step.step < step.steps && self.saved.elapsed() >= self.save_every {
-            let state = objective.machine.state(&objective.tuner);
+            let state = objective.tuner.state();
             // A parameter that is not finite makes the next loss not finite. The divergence is reported
             // there.
             if is_finite(&state) {
@@ -268,7 +268,7 @@ impl<M: TrainOps, R: Ranks> Keeper<NextTokens<'_, M, R>> for InFolder<'_> {
         better: bool,
     ) -> Result<()> {
         let epoch = course.epoch;
-        let state = objective.machine.state(&objective.tuner);
+        let state = objective.tuner.state();
         let file = self.journal.write(&format!("state_{epoch}_0"), &state)?;
         let now = self.now(course);
         if better {
@@ -352,9 +352,7 @@ fn diverged<M: TrainOps, R: Ranks>(
     broken: &Broken,
 ) -> Result<Divergence> {
     let sequences = objective.tokens(&broken.sequences);
-    let layer = objective
-        .machine
-        .first_not_finite(&mut objective.tuner, &sequences)?;
+    let layer = objective.tuner.first_not_finite(&sequences)?;
     Ok(Divergence {
         epoch: broken.epoch,
         step: broken.step,

@@ -42,6 +42,12 @@ fn tiny() -> Site {
     }
 }
 
+/// Name of the first file of weights.
+fn shard(site: &Site) -> String {
+    let mut names = site.files.keys();
+    names.find(|name| name.contains("-of-")).unwrap().clone()
+}
+
 fn fetch_tiny(site: Site, to: &Path) -> Result<Fetched> {
     let (endpoint, _) = serve(site);
     fetch_through("someone/tiny", Some(to), &Hub::at(endpoint), &mut |_| {})
@@ -103,12 +109,7 @@ fn a_model_that_is_there_is_left_alone() {
 fn a_transfer_that_breaks_off_is_continued() {
     let folder = tempfile::tempdir().unwrap();
     let mut site = tiny();
-    let shard = site
-        .files
-        .keys()
-        .find(|name| name.contains("-of-"))
-        .unwrap()
-        .clone();
+    let shard = shard(&site);
     site.cut = Some((shard, 300));
     fetch_tiny(site, folder.path()).unwrap();
     Model::open(folder.path()).unwrap();
@@ -119,12 +120,7 @@ fn contents_that_do_not_match_their_digest_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("tiny");
     let mut site = tiny();
-    let shard = site
-        .files
-        .keys()
-        .find(|name| name.contains("-of-"))
-        .unwrap()
-        .clone();
+    let shard = shard(&site);
     site.mislabelled.push(shard.clone());
     let result = fetch_tiny(site, &to);
     assert!(
@@ -138,12 +134,7 @@ fn a_damaged_model_is_refused_and_nothing_is_left() {
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("tiny");
     let mut site = tiny();
-    let shard = site
-        .files
-        .keys()
-        .find(|name| name.contains("-of-"))
-        .unwrap()
-        .clone();
+    let shard = shard(&site);
     site.files.get_mut(&shard).unwrap().pop();
     assert!(matches!(fetch_tiny(site, &to), Err(Error::Truncated { .. })));
     assert!(!to.exists());

@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{AdamDecay, AqlmError, LayerId, Parameter, Result, Tuned};
+use aqlm_vocabulary::{AdamDecay, AqlmError, BlockTraining, LayerId, Parameter, PartSums, Result, Tuned};
 use ndarray::{Array3, ArrayView3, Zip};
 use rayon::prelude::*;
 
@@ -11,7 +11,7 @@ use crate::cpu::vectorize::squared_distance;
 /// A block whose codebooks, scales and norms are trained to reproduce target outputs. Codes, biases and dense
 /// layers stay fixed (paper section 3.4, algorithm 1 lines 15 to 22).
 ///
-/// [`BlockTuner::accumulate`] sums gradients until [`BlockTuner::step`] uses them. Activations and their
+/// [`BlockTuner::accumulate`] sums gradients until [`BlockTraining::step`] uses them. Activations and their
 /// gradients are f32; parameters, the sums of their gradients, moments and losses are f64.
 #[derive(Debug, Clone)]
 pub struct BlockTuner {
@@ -54,16 +54,6 @@ impl BlockTuner {
         }
     }
 
-    /// Whether nothing is selected for training.
-    pub fn is_idle(&self) -> bool {
-        self.trained.parameters.is_empty()
-    }
-
-    /// The block in its current state.
-    pub fn block(&self) -> &Block {
-        &self.block
-    }
-
     /// The squared error of each of these sequences, summed over its output elements.
     ///
     /// # Errors
@@ -77,13 +67,7 @@ impl BlockTuner {
         sequences: &[usize],
     ) -> std::result::Result<Vec<f64>, S::Error> {
         let mut losses = Vec::with_capacity(sequences.len());
-        for part in parts(&check(
-            self.block.spec().hidden_size(),
-            rotary,
-            inputs,
-            targets,
-            sequences,
-        )?) {
+        for part in parts(&check(&self.block, rotary, inputs, targets, sequences)?) {
             let part = &sequences[part];
             let x = inputs.read(part)?;
             let (y, _) = block_forward_traced(&self.block, rotary, x.view());
@@ -108,13 +92,7 @@ impl BlockTuner {
     ) -> std::result::Result<Vec<f64>, S::Error> {
         let mut losses = Vec::with_capacity(sequences.len());
         let factor = (2.0 * scale) as f32;
-        for part in parts(&check(
-            self.block.spec().hidden_size(),
-            rotary,
-            inputs,
-            targets,
-            sequences,
-        )?) {
+        for part in parts(&check(&self.block, rotary, inputs, targets, sequences)?) {
             let part = &sequences[part];
             let x = inputs.read(part)?;
             let (mut y, trace) = block_forward_traced(&self.block, rotary, x.view());
@@ -144,22 +122,30 @@ impl BlockTuner {
         }
         Ok(losses)
     }
+}
 
-    /// Takes out the sums of the gradients, one parameter after the other, and restarts them at zero.
-    pub fn take_gradients(&mut self) -> Vec<f64> {
+impl PartSums for BlockTuner {
+    fn take(&mut self) -> Vec<f64> {
         self.trained.take_gradients()
     }
 
-    /// Adds sums taken by [`BlockTuner::take_gradients`] from another tuner of the same block.
-    ///
-    /// # Errors
-    /// `Shape` when their number differs; then nothing was added.
-    pub fn add_gradients(&mut self, sums: &[f64]) -> Result<()> {
+    fn add(&mut self, sums: &[f64]) -> Result<()> {
         self.trained.add_gradients(sums)
     }
+}
 
-    /// One step of Adam with this learning rate along the gradients summed so far, which are then reset.
-    pub fn step(&mut self, lr: f64) {
+impl BlockTraining for BlockTuner {
+    type Block = Block;
+
+    fn is_idle(&self) -> bool {
+        self.trained.parameters.is_empty()
+    }
+
+    fn block(&self) -> &Block {
+        &self.block
+    }
+
+    fn step(&mut self, lr: f64) {
         self.trained.step(lr);
         self.trained.write_back(std::slice::from_mut(&mut self.block));
     }
@@ -167,13 +153,14 @@ impl BlockTuner {
 
 /// The lengths of these sequences, if inputs, targets and rotary tables match.
 fn check<S: Sequences>(
-    hidden_size: usize,
+    block: &Block,
     rotary: &Rotary,
     inputs: &S,
     targets: &S,
     sequences: &[usize],
 ) -> Result<Vec<usize>> {
     let (lengths, goals) = (inputs.lengths(), targets.lengths());
+    let hidden_size = block.spec().hidden_size();
     let expected: Vec<usize> = lengths.iter().map(|&n| n.min(rotary.positions())).collect();
     for (what, found, width) in [
         ("fine-tuning inputs", &lengths, inputs.width()),

@@ -9,6 +9,7 @@ use super::{
     BlockGradients, BlockTrace, Model, Rotary, Wanted, block_backward, block_forward_traced, cross_entropy,
     embed, kl_divergence, top_kl_divergence,
 };
+use crate::cpu::matvec::expect_len;
 use crate::cpu::product::{add_linear_weight_gradient, linear, linear_input_gradient};
 
 /// Inner activations of all blocks are kept between the forward and the backward pass if they take at most
@@ -276,22 +277,11 @@ fn teacher_logits(states: ArrayView2<'_, f32>, head: ArrayView2<'_, f32>) -> Arr
 
 /// The length of all sequences, if they and their targets are valid.
 fn check(rotary: &Rotary, sequences: &[&[u32]], targets: &[Target<'_>]) -> Result<usize> {
-    let shape = |what: &str, expected: usize, found: usize| {
-        if expected == found {
-            Ok(())
-        } else {
-            Err(AqlmError::Shape {
-                what: what.into(),
-                expected: vec![expected],
-                found: vec![found],
-            })
-        }
-    };
-    shape("targets", sequences.len(), targets.len())?;
+    expect_len("targets", sequences.len(), targets.len())?;
     let tokens = sequences.first().map_or(0, |sequence| sequence.len());
-    shape("tokens of a sequence", tokens.min(rotary.positions()), tokens)?;
+    expect_len("tokens of a sequence", tokens.min(rotary.positions()), tokens)?;
     for sequence in sequences {
-        shape("tokens of a sequence", tokens, sequence.len())?;
+        expect_len("tokens of a sequence", tokens, sequence.len())?;
     }
     Ok(tokens)
 }

@@ -1,5 +1,6 @@
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, LayerId, ModelWeights, Parameter, Result, Target, Tuned, TuningState,
+    AdamDecay, AqlmError, ArchSpec, LayerId, ModelTraining, ModelWeights, Parameter, PartSums, Result,
+    Target, Tuned, TuningState,
 };
 use ndarray::Array2;
 
@@ -9,9 +10,8 @@ use super::{Activations, Model, Rotary};
 
 /// A model whose codebooks, scales, norms, embedding and head are trained for fixed codes (paper appendix A).
 ///
-/// [`ModelTuner::accumulate`] sums gradients until [`ModelTuner::step`] uses them. A step may thus use more
-/// sequences than fit in memory, or sums from several machines. Activations and their gradients are f32;
-/// losses, parameters, the sums of their gradients, and moments are f64.
+/// See [`ModelTraining`]. Activations and their gradients are f32; losses, parameters, the sums of their
+/// gradients, and moments are f64.
 #[derive(Debug, Clone)]
 pub struct ModelTuner {
     arch: ArchSpec,
@@ -76,21 +76,52 @@ impl ModelTuner {
         &self.model
     }
 
-    /// Loss of each sequence, summed over its positions.
-    ///
-    /// # Errors
-    /// As [`model_losses`](super::model_losses).
-    pub fn losses(&mut self, sequences: &[&[u32]], targets: &[Target<'_>]) -> Result<Vec<f64>> {
+    /// The gradients summed so far, in the order of [`Parameter::selected`].
+    pub fn gradients(&self) -> impl Iterator<Item = (Parameter, &[f64])> {
+        self.trained
+            .parameters
+            .iter()
+            .map(|trained| (trained.parameter, trained.gradient.as_slice()))
+    }
+
+    /// Writes the parameters' values into the model.
+    fn write_back(&mut self) {
+        let model = &mut self.model;
+        self.trained.write_back(&mut model.blocks);
+        for trained in &self.trained.parameters {
+            match trained.parameter {
+                Parameter::FinalNorm => narrow(model.norm.iter_mut(), &trained.values),
+                Parameter::Embedding => narrow(model.embedding.iter_mut(), &trained.values),
+                Parameter::Head => {
+                    if let Some(lm_head) = &mut model.lm_head {
+                        narrow(lm_head.iter_mut(), &trained.values);
+                    }
+                }
+                // belongs to a block
+                _ => {}
+            }
+        }
+    }
+}
+
+impl PartSums for ModelTuner {
+    fn take(&mut self) -> Vec<f64> {
+        self.trained.take_gradients()
+    }
+
+    fn add(&mut self, sums: &[f64]) -> Result<()> {
+        self.trained.add_gradients(sums)
+    }
+}
+
+impl ModelTraining for ModelTuner {
+    type WeightGradient = Array2<f32>;
+
+    fn losses(&mut self, sequences: &[&[u32]], targets: &[Target<'_>]) -> Result<Vec<f64>> {
         model_losses(&mut self.model, &self.rotary, sequences, targets)
     }
 
-    /// Adds `scale` times the gradients of [`ModelTuner::losses`] and returns those losses. `observe`
-    /// receives every gradient with respect to a decoded weight, [out_features, in_features], in parts to be
-    /// added. Methods that change codes or weight Hessians by gradients start from these.
-    ///
-    /// # Errors
-    /// As [`model_backward`](super::model_backward); gradients added before an error stay.
-    pub fn accumulate(
+    fn accumulate(
         &mut self,
         sequences: &[&[u32]],
         targets: &[Target<'_>],
@@ -140,73 +171,26 @@ impl ModelTuner {
         )
     }
 
-    /// The gradients summed so far, in the order of [`Parameter::selected`].
-    pub fn gradients(&self) -> impl Iterator<Item = (Parameter, &[f64])> {
-        self.trained
-            .parameters
-            .iter()
-            .map(|trained| (trained.parameter, trained.gradient.as_slice()))
-    }
-
-    /// Takes out the sums of the gradients, one parameter after the other, and restarts them at zero.
-    pub fn take_gradients(&mut self) -> Vec<f64> {
-        self.trained.take_gradients()
-    }
-
-    /// Adds sums taken by [`ModelTuner::take_gradients`] from another tuner of the same model.
-    ///
-    /// # Errors
-    /// `Shape` when their number differs; then nothing was added.
-    pub fn add_gradients(&mut self, sums: &[f64]) -> Result<()> {
-        self.trained.add_gradients(sums)
-    }
-
-    /// One step of Adam with this learning rate along the gradients summed so far, which are then reset.
-    pub fn step(&mut self, lr: f64) {
+    fn step(&mut self, lr: f64) {
         self.trained.step(lr);
         self.write_back();
     }
 
-    /// Writes the parameters' values into the model.
-    fn write_back(&mut self) {
-        let model = &mut self.model;
-        self.trained.write_back(&mut model.blocks);
-        for trained in &self.trained.parameters {
-            match trained.parameter {
-                Parameter::FinalNorm => narrow(model.norm.iter_mut(), &trained.values),
-                Parameter::Embedding => narrow(model.embedding.iter_mut(), &trained.values),
-                Parameter::Head => {
-                    if let Some(lm_head) = &mut model.lm_head {
-                        narrow(lm_head.iter_mut(), &trained.values);
-                    }
-                }
-                // belongs to a block
-                _ => {}
-            }
-        }
-    }
-
-    /// The whole state from which training can resume, except gradients not used yet.
-    pub fn state(&self) -> TuningState {
+    fn state(&self) -> TuningState {
         self.trained.state(&self.arch)
     }
 
-    /// Resumes from a state of the same model and selection, and discards gradients not used yet.
-    ///
-    /// # Errors
-    /// `Shape` when the state belongs to another model or selection. Nothing is changed then.
-    pub fn restore(&mut self, state: &TuningState) -> Result<()> {
+    fn restore(&mut self, state: &TuningState) -> Result<()> {
         self.trained.restore(&self.arch, state)?;
         self.write_back();
         Ok(())
     }
 
-    /// The name in the checkpoint of the first trained parameter that is not finite, or else of the first
-    /// layer whose output on these sequences is not finite.
-    ///
-    /// # Errors
-    /// As [`model_losses`](super::model_losses).
-    pub fn first_not_finite(&mut self, sequences: &[&[u32]]) -> Result<Option<String>> {
+    fn weights(&self) -> ModelWeights {
+        self.model.to_weights()
+    }
+
+    fn first_not_finite(&mut self, sequences: &[&[u32]]) -> Result<Option<String>> {
         if let Some(parameter) = self.trained.first_not_finite(&self.arch) {
             return Ok(Some(parameter));
         }

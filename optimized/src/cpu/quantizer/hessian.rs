@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{AqlmError, Result};
+use aqlm_vocabulary::{AqlmError, PartSums, Result};
 use faer::Accum;
 use ndarray::{Array2, ArrayView2, Axis, s};
 use rayon::prelude::*;
@@ -86,19 +86,31 @@ impl Hessian {
         Ok(())
     }
 
-    /// Takes out the sum, its elements followed by its number of samples, and restarts at zero.
-    pub fn take(&mut self) -> Vec<f64> {
+    /// Number of samples added.
+    pub fn samples(&self) -> usize {
+        self.samples
+    }
+
+    /// The mean of x xT, symmetric to the last bit; zero before the first sample.
+    pub fn mean(&self) -> Array2<f64> {
+        let count = self.samples.max(1) as f64;
+        Array2::from_shape_fn(self.sum.dim(), |(r, c)| {
+            // A tile on the diagonal contains both halves; the lower one is used for both.
+            self.sum[[r.max(c), r.min(c)]] / count
+        })
+    }
+}
+
+impl PartSums for Hessian {
+    /// The elements, then the number of samples.
+    fn take(&mut self) -> Vec<f64> {
         let samples = std::mem::take(&mut self.samples) as f64;
         let zeros = Array2::zeros(self.sum.dim());
         let sum = std::mem::replace(&mut self.sum, zeros);
         sum.into_iter().chain([samples]).collect()
     }
 
-    /// Adds a sum taken by [`Hessian::take`] from another.
-    ///
-    /// # Errors
-    /// `Shape` when its number of inputs differs; then nothing was added.
-    pub fn add_sum(&mut self, sum: &[f64]) -> Result<()> {
+    fn add(&mut self, sum: &[f64]) -> Result<()> {
         let (samples, sum) = match sum.split_last() {
             Some((samples, sum)) if sum.len() == self.sum.len() => (*samples, sum),
             _ => {
@@ -114,19 +126,5 @@ impl Hessian {
         }
         self.samples += samples as usize;
         Ok(())
-    }
-
-    /// Number of samples added.
-    pub fn samples(&self) -> usize {
-        self.samples
-    }
-
-    /// The mean of x xT, symmetric to the last bit; zero before the first sample.
-    pub fn mean(&self) -> Array2<f64> {
-        let count = self.samples.max(1) as f64;
-        Array2::from_shape_fn(self.sum.dim(), |(r, c)| {
-            // A tile on the diagonal contains both halves; the lower one is used for both.
-            self.sum[[r.max(c), r.min(c)]] / count
-        })
     }
 }

@@ -11,7 +11,9 @@
 #![allow(clippy::unnecessary_wraps)]
 
 mod decode;
+mod fastest;
 mod items;
+mod job;
 mod joined;
 mod matmul;
 mod matvec;
@@ -35,6 +37,7 @@ use std::fmt;
 
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 
+use self::job::Job;
 use self::packed::BF16;
 use super::Activations;
 
@@ -42,18 +45,15 @@ use super::Activations;
 struct Packer {
     /// its id
     kernel: &'static str,
-    /// lays a matrix out for the kernel and for this many rows of x
-    pack: fn(&'static str, &QuantizedMatrix, &Target, usize) -> Result<Packed>,
+    /// lays the job's matrix out for the kernel
+    pack: fn(&Job<'_>) -> Result<Packed>,
     /// ways to divide the work of a shape (out_features, in_features) and a number of rows of x that the
     /// target can run, the fastest expected first; empty if there is no choice
     configs: fn(Scheme, [usize; 2], usize, &Target) -> Vec<LaunchConfig>,
 }
 
 impl Packer {
-    const fn new(
-        kernel: &'static str,
-        pack: fn(&'static str, &QuantizedMatrix, &Target, usize) -> Result<Packed>,
-    ) -> Self {
+    const fn new(kernel: &'static str, pack: fn(&Job<'_>) -> Result<Packed>) -> Self {
         let configs = |_, _, _, _: &Target| Vec::new();
         Self {
             kernel,
@@ -120,7 +120,12 @@ pub fn pack(id: &str, matrix: &QuantizedMatrix, target: &Target, batch: usize) -
         )));
     }
     let packer = Packer::of(id).ok_or_else(|| AqlmError::Unsupported(format!("no packer for {id}")))?;
-    let packed = (packer.pack)(packer.kernel, matrix, target, batch)?;
+    let packed = (packer.pack)(&Job {
+        kernel: packer.kernel,
+        matrix,
+        target,
+        batch,
+    })?;
     if packed.shared_bytes > target.shared_bytes {
         return Err(AqlmError::Unsupported(format!(
             "{id} needs {} bytes of shared memory for {scheme} at {} inputs, {} are there",

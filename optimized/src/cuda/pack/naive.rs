@@ -1,7 +1,8 @@
-use aqlm_vocabulary::{QuantizedMatrix, Result};
+use aqlm_vocabulary::Result;
 
+use super::job::Job;
 use super::operand::{bytes_of_u16, codebook_bytes, operand, scale_bytes};
-use super::{Op, Packed, Target};
+use super::{Op, Packed};
 
 /// Rows of a block of matvec and matmul, a warp each.
 const ROWS: usize = 8;
@@ -9,16 +10,12 @@ const ROWS: usize = 8;
 const COLUMNS: usize = 256;
 
 /// k1 of every operation: codes unchanged, 16 bits each.
-pub(super) fn pack(
-    kernel: &'static str,
-    matrix: &QuantizedMatrix,
-    _: &Target,
-    batch: usize,
-) -> Result<Packed> {
+pub(super) fn pack(job: &Job<'_>) -> Result<Packed> {
+    let &Job { matrix, batch, .. } = job;
     let scheme = matrix.scheme();
     let (out_features, in_features) = (matrix.out_features(), matrix.in_features());
     let row_blocks = out_features.div_ceil(ROWS) as u32;
-    let grid = match Op::of(kernel) {
+    let grid = match Op::of(job.kernel) {
         Op::Matvec => [row_blocks, 1],
         // The kernels stride over rows beyond the maximum of a grid's second axis.
         Op::Matmul => [row_blocks, batch.min(65_535) as u32],
@@ -41,6 +38,6 @@ pub(super) fn pack(
         ],
         grid,
         block: 256,
-        ..Packed::unplanned(kernel, matrix, batch)
+        ..job.unplanned()
     })
 }

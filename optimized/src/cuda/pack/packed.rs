@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
+use aqlm_vocabulary::{AqlmError, Result};
 use half::{bf16, f16};
 
 use super::op::Op;
@@ -43,25 +43,6 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// A launch not yet planned: one block, no operands.
-    pub(super) fn unplanned(kernel: &'static str, matrix: &QuantizedMatrix, batch: usize) -> Self {
-        Self {
-            kernel,
-            defines: vec![],
-            operands: vec![],
-            sizes: vec![],
-            grid: [1, 1],
-            block: 32,
-            cluster: 1,
-            shared_bytes: 0,
-            out_features: matrix.out_features(),
-            in_features: matrix.in_features(),
-            batch,
-            rows: matrix.out_features(),
-            activations: Activations::F16,
-        }
-    }
-
     /// The bytes of an operand.
     ///
     /// # Errors

@@ -48,18 +48,34 @@ pub struct FinetuneRecord {
 }
 
 impl FinetuneRecord {
-    /// The part of the record about training.
-    pub fn report(&self) -> EndToEndReport {
-        EndToEndReport {
-            loss_before: self.loss_before,
-            loss_after: self.loss_after,
-            train_losses: self.train_losses.clone(),
-            validation_losses: self.validation_losses.clone(),
-            best_epoch: self.best_epoch,
-            teacher_rest: self.teacher_rest,
-            steps: self.steps,
-            tokens: self.tokens,
-            seconds: self.seconds,
+    /// A run without a perplexity measured and without anything to warn of.
+    pub fn new(
+        [model, out]: [String; 2],
+        teacher: Option<String>,
+        backend: BackendKind,
+        settings: EndToEndSettings,
+        report: EndToEndReport,
+    ) -> Self {
+        Self {
+            model,
+            teacher,
+            out,
+            backend,
+            settings,
+            loss_before: report.loss_before,
+            loss_after: report.loss_after,
+            train_losses: report.train_losses,
+            validation_losses: report.validation_losses,
+            best_epoch: report.best_epoch,
+            teacher_rest: report.teacher_rest,
+            steps: report.steps,
+            tokens: report.tokens,
+            seconds: report.seconds,
+            tokens_per_second: report.tokens as f64 / report.seconds,
+            differences: Vec::new(),
+            shared_documents: 0,
+            perplexity_before: None,
+            perplexity_after: None,
         }
     }
 }

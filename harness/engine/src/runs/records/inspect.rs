@@ -1,7 +1,7 @@
 use aqlm_vocabulary::{ArchSpec, Rope};
 use serde::{Deserialize, Serialize};
 
-use aqlm_formats::model::{LayerEntry, TensorEntry};
+use aqlm_formats::model::{LayerEntry, Model, TensorEntry};
 
 /// Contents of a model's files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,24 @@ pub struct InspectRecord {
     /// average bits per parameter over the AQLM-quantized layers (codes, codebooks, scales); `None` without
     /// any
     pub quantized_bits_per_parameter: Option<f64>,
+}
+
+impl InspectRecord {
+    /// The contents of `model`, from its files' headers only; `name` is its name on the command line.
+    pub fn new(name: String, model: &Model) -> Self {
+        let inventory = model.inventory();
+        Self {
+            model: name,
+            family: model.details().family.name.to_owned(),
+            config: model.config().into(),
+            tensors: inventory.tensors,
+            layers: inventory.layers,
+            parameters: inventory.parameters,
+            bytes: inventory.bytes,
+            quantized_parameters: inventory.quantized_parameters,
+            quantized_bits_per_parameter: inventory.quantized_bits_per_parameter,
+        }
+    }
 }
 
 /// The dimensions of a model, under their names in config.json; block dimensions are those of the first

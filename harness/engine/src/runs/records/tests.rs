@@ -59,56 +59,27 @@ fn quantize() -> QuantizeRecord {
 }
 
 fn finetune() -> FinetuneRecord {
-    let EndToEndReport {
-        loss_before,
-        loss_after,
-        train_losses,
-        validation_losses,
-        best_epoch,
-        teacher_rest,
-        steps,
-        tokens,
-        seconds,
-    } = tuned();
     FinetuneRecord {
-        model: "tiny".into(),
-        teacher: None,
-        out: "tuned".into(),
-        backend: BackendKind::Reference,
-        settings: EndToEndSettings::preset(Preset::Paper, 64, 32),
-        loss_before,
-        loss_after,
-        train_losses,
-        validation_losses,
-        best_epoch,
-        teacher_rest,
-        steps,
-        tokens,
-        seconds,
-        tokens_per_second: NUMBERS[0],
         differences: vec![Difference {
             tensor: "model.norm.weight".into(),
             largest: NUMBERS[3],
         }],
         shared_documents: 1,
         perplexity_before: Some(NUMBERS[2]),
-        perplexity_after: None,
+        ..FinetuneRecord::new(
+            ["tiny".into(), "tuned".into()],
+            None,
+            BackendKind::Reference,
+            EndToEndSettings::preset(Preset::Paper, 64, 32),
+            tuned(),
+        )
     }
 }
 
 fn inspect() -> InspectRecord {
-    let model = Model::embedded().unwrap();
-    let inventory = model.inventory();
     InspectRecord {
-        model: "a \"quoted\" näme".into(),
-        family: model.details().family.name.into(),
-        config: model.config().into(),
-        tensors: inventory.tensors,
-        layers: inventory.layers,
-        parameters: inventory.parameters,
-        bytes: inventory.bytes,
-        quantized_parameters: inventory.quantized_parameters,
         quantized_bits_per_parameter: Some(NUMBERS[1]),
+        ..InspectRecord::new("a \"quoted\" näme".into(), &Model::embedded().unwrap())
     }
 }
 

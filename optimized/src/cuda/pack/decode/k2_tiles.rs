@@ -1,16 +1,13 @@
 use aqlm_kernels::defines::tiles::TILE_ROWS;
-use aqlm_vocabulary::{QuantizedMatrix, Result};
+use aqlm_vocabulary::Result;
 
+use super::super::Packed;
+use super::super::job::Job;
 use super::super::tiles::Form;
-use super::super::{Packed, Target};
 
 /// decode k2: the same buffers as matmul k2.
-pub(in super::super) fn pack(
-    kernel: &'static str,
-    matrix: &QuantizedMatrix,
-    target: &Target,
-    _: usize,
-) -> Result<Packed> {
+pub(in super::super) fn pack(job: &Job<'_>) -> Result<Packed> {
+    let &Job { matrix, target, .. } = job;
     let form = Form::of(matrix, target);
     let tasks = form.tiles * form.units;
     // Two blocks of 16 warps a multiprocessor where shared memory allows.
@@ -28,7 +25,7 @@ pub(in super::super) fn pack(
         grid: [grid as u32, 1],
         block: 512,
         shared_bytes,
-        ..Packed::unplanned(kernel, matrix, 1)
+        ..job.unplanned()
     })
 }
 

@@ -1,8 +1,10 @@
 use std::fmt;
 
 use aqlm_kernels::defines::matmul::k3_warpgroup::{PAIR_PADDING, ROW_PADDING};
-use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
+use aqlm_vocabulary::{Result, Scheme};
 
+use super::super::fastest::{pack_fastest, ranked};
+use super::super::job::Job;
 use super::super::tiles::{Form, UNIT_GROUPS};
 use super::super::{Packed, Target};
 
@@ -196,31 +198,14 @@ pub(in super::super) fn configs(
             }
         }
     }
-    configs.retain(|(_, config)| target.has(KERNEL, &config.defines(&form, scheme)));
-    configs.sort_by(|a, b| a.0.total_cmp(&b.0));
-    configs.into_iter().map(|(_, config)| config).collect()
+    ranked(configs, |config| {
+        target.has(KERNEL, &config.defines(&form, scheme))
+    })
 }
 
 /// matmul k3 in the configuration expected to be fastest, on the same operands as matmul k2.
-pub(in super::super) fn pack(
-    kernel: &'static str,
-    matrix: &QuantizedMatrix,
-    target: &Target,
-    batch: usize,
-) -> Result<Packed> {
-    let shape = [matrix.out_features(), matrix.in_features()];
-    let configs = configs(matrix.scheme(), shape, batch, target);
-    let config = configs.first().ok_or_else(|| {
-        AqlmError::Unsupported(format!("no configuration of matmul k3 fits {}", matrix.scheme()))
-    })?;
-    let form = Form::of(matrix, target);
-    let mut packed = Packed {
-        operands: form.operands(matrix),
-        sizes: vec![form.units as i32],
-        ..Packed::unplanned(kernel, matrix, batch)
-    };
-    plan(&mut packed, matrix.scheme(), target, *config);
-    Ok(packed)
+pub(in super::super) fn pack(job: &Job<'_>) -> Result<Packed> {
+    pack_fastest(job, configs, plan)
 }
 
 /// Sets `packed`'s launch to `config`.

@@ -4,6 +4,7 @@ use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 use ndarray::Axis;
 use rayon::prelude::*;
 
+use super::super::job::Job;
 use super::super::operand::{bytes_of_u16, codebook_bytes, operand, scale_bytes};
 use super::super::tiles::Form;
 use super::super::{Packed, Target};
@@ -52,19 +53,20 @@ fn defines(scheme: Scheme, config: TileConfig, kept: usize) -> Vec<(&'static str
 }
 
 /// matmul k4: codes renumbered for the codewords that each block keeps.
-pub(in super::super) fn pack(
-    kernel: &'static str,
-    matrix: &QuantizedMatrix,
-    target: &Target,
-    batch: usize,
-) -> Result<Packed> {
+pub(in super::super) fn pack(job: &Job<'_>) -> Result<Packed> {
+    let &Job {
+        matrix,
+        target,
+        batch,
+        ..
+    } = job;
     let scheme = matrix.scheme();
     let form = Form::of(matrix, target);
     let tiles = matrix.out_features().div_ceil(TILE_ROWS);
     let kept = (target.shared_bytes / (16 * form.vectors)).min(scheme.codebook_size());
     let config = configs(tiles, batch, target)
         .into_iter()
-        .find(|&config| target.has(kernel, &defines(scheme, config, kept)))
+        .find(|&config| target.has(job.kernel, &defines(scheme, config, kept)))
         .ok_or_else(|| AqlmError::Unsupported(format!("no configuration of matmul k4 fits {scheme}")))?;
 
     let (mut codes, codebooks, scales) = by_use(matrix)?.into_parts();
@@ -104,7 +106,7 @@ pub(in super::super) fn pack(
         grid: [keeps.len() as u32, batch.div_ceil(16 * config.batch_tiles) as u32],
         block: THREADS as u32,
         shared_bytes: (kept * form.vectors * 16).max(config.sum_bytes()),
-        ..Packed::unplanned(kernel, matrix, batch)
+        ..job.unplanned()
     })
 }
 

@@ -1,21 +1,18 @@
-use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
+use aqlm_vocabulary::{AqlmError, Result};
 use rayon::prelude::*;
 
+use super::super::Packed;
+use super::super::job::Job;
 use super::super::operand::{bytes_of_u32, codebook_bytes, operand, scale_bytes};
 use super::super::warps::even_warps;
-use super::super::{Packed, Target};
 use aqlm_kernels::defines::matvec::k2_shared_codebook::{MOST_THREADS, ROWS};
 
 /// 16-byte loads of a lane in a unit, at most: with more, the kernel runs out of registers.
 const MOST_UNIT_LOADS: usize = 4;
 
 /// k2: bit-packed codes, in tasks of four rows.
-pub(in super::super) fn pack(
-    kernel: &'static str,
-    matrix: &QuantizedMatrix,
-    target: &Target,
-    _: usize,
-) -> Result<Packed> {
+pub(in super::super) fn pack(job: &Job<'_>) -> Result<Packed> {
+    let &Job { matrix, target, .. } = job;
     let scheme = matrix.scheme();
     let (m, b) = (scheme.num_codebooks, scheme.nbits as usize);
     let (out_groups, in_groups) = matrix.groups();
@@ -83,6 +80,6 @@ pub(in super::super) fn pack(
         grid: [grid as u32, 1],
         block: warps as u32 * 32,
         shared_bytes: replicas * word_bytes + input_bytes,
-        ..Packed::unplanned(kernel, matrix, 1)
+        ..job.unplanned()
     })
 }

@@ -2,8 +2,9 @@ use aqlm_kernels::defines::matvec::k3_lookup_table::{SLOTS, TABLE_ALIGNMENT, THR
 use aqlm_vocabulary::{QuantizedMatrix, Result};
 use rayon::prelude::*;
 
+use super::super::Packed;
+use super::super::job::Job;
 use super::super::operand::{codebook_bytes, operand, padded, scale_bytes};
-use super::super::{Packed, Target};
 
 /// Bytes of the tables that a block holds at once.
 pub(super) const TABLE_BYTES: usize = SLOTS * 256 * 32 * 4;
@@ -24,7 +25,7 @@ pub(super) struct Form {
 }
 
 impl Form {
-    pub(super) fn of(matrix: &QuantizedMatrix, target: &Target) -> Self {
+    pub(super) fn of(&Job { matrix, target, .. }: &Job<'_>) -> Self {
         let (out_groups, in_groups) = matrix.groups();
         let slots = in_groups.div_ceil(32) * matrix.scheme().num_codebooks;
         let ranks = target.cluster_up_to(slots.div_ceil(SLOTS).next_power_of_two().min(8));
@@ -70,12 +71,8 @@ impl Form {
     }
 
     /// The launch, with this much shared memory.
-    pub(super) fn packed(
-        &self,
-        kernel: &'static str,
-        matrix: &QuantizedMatrix,
-        shared_bytes: usize,
-    ) -> Packed {
+    pub(super) fn packed(&self, job: &Job<'_>, shared_bytes: usize) -> Packed {
+        let matrix = job.matrix;
         let scheme = matrix.scheme();
         Packed {
             defines: vec![("AQLM_M", scheme.num_codebooks), ("AQLM_G", scheme.in_group_size)],
@@ -89,7 +86,7 @@ impl Form {
             block: THREADS as u32,
             cluster: self.ranks as u32,
             shared_bytes,
-            ..Packed::unplanned(kernel, matrix, 1)
+            ..job.unplanned()
         }
     }
 
@@ -100,13 +97,8 @@ impl Form {
 }
 
 /// k3: tables of products.
-pub(in super::super) fn pack(
-    kernel: &'static str,
-    matrix: &QuantizedMatrix,
-    target: &Target,
-    _: usize,
-) -> Result<Packed> {
-    let form = Form::of(matrix, target);
+pub(in super::super) fn pack(job: &Job<'_>) -> Result<Packed> {
+    let form = Form::of(job);
     let shared_bytes = form.table_at() - SYSTEM_BYTES + TABLE_BYTES;
-    Ok(form.packed(kernel, matrix, shared_bytes))
+    Ok(form.packed(job, shared_bytes))
 }

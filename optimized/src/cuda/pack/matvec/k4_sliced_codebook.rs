@@ -1,11 +1,12 @@
 use aqlm_kernels::defines::matvec::k4_sliced_codebook as source;
-use aqlm_vocabulary::{QuantizedMatrix, Result};
+use aqlm_vocabulary::Result;
 use rayon::prelude::*;
 
+use super::super::Packed;
 use super::super::items::{ITEM_BITS, append_chunk};
+use super::super::job::Job;
 use super::super::operand::{bytes_of_u16, bytes_of_u32, codebook_bytes, operand, scale_bytes};
 use super::super::warps::even_warps;
-use super::super::{Packed, Target};
 use source::SLICE_BYTES;
 
 /// The items of one (slab, rank, pass).
@@ -19,12 +20,8 @@ struct Part {
 }
 
 /// k4: codes sorted by slice of the codebook, each with its input group.
-pub(in super::super) fn pack(
-    kernel: &'static str,
-    matrix: &QuantizedMatrix,
-    target: &Target,
-    _: usize,
-) -> Result<Packed> {
+pub(in super::super) fn pack(job: &Job<'_>) -> Result<Packed> {
+    let &Job { matrix, target, .. } = job;
     let scheme = matrix.scheme();
     let g = scheme.in_group_size;
     let (out_groups, in_groups) = matrix.groups();
@@ -112,7 +109,7 @@ pub(in super::super) fn pack(
         block: warps as u32 * 32,
         cluster: ranks as u32,
         shared_bytes: SLICE_BYTES + (window + 1) * 16 * g + rows * 8,
-        ..Packed::unplanned(kernel, matrix, 1)
+        ..job.unplanned()
     })
 }
 

@@ -1,7 +1,8 @@
 use aqlm_kernels::defines::matvec::k5_staged_codes::THREADS;
-use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
+use aqlm_vocabulary::{AqlmError, Result};
 
-use super::super::{Packed, Target};
+use super::super::Packed;
+use super::super::job::Job;
 use super::k3_lookup_table::{Form, SYSTEM_BYTES, TABLE_BYTES};
 
 /// Warps of a block.
@@ -10,17 +11,12 @@ const WARPS: usize = THREADS / 32;
 const COPY_BYTES: usize = WARPS * 32 * 16;
 
 /// k5: k3's layout. Copies of codes use the shared memory that is free before and after the table.
-pub(in super::super) fn pack(
-    kernel: &'static str,
-    matrix: &QuantizedMatrix,
-    target: &Target,
-    _: usize,
-) -> Result<Packed> {
-    let form = Form::of(matrix, target);
+pub(in super::super) fn pack(job: &Job<'_>) -> Result<Packed> {
+    let form = Form::of(job);
     let table_at = form.table_at();
     let wanted = (form.rows / 4).div_ceil(WARPS);
     let before = ((table_at - SYSTEM_BYTES - form.rows * 8) / COPY_BYTES).min(wanted);
-    let room = (target.shared_bytes + SYSTEM_BYTES).saturating_sub(table_at + TABLE_BYTES);
+    let room = (job.target.shared_bytes + SYSTEM_BYTES).saturating_sub(table_at + TABLE_BYTES);
     let depth = wanted.min(before + room / COPY_BYTES);
     if depth == 0 {
         return Err(AqlmError::Unsupported(format!(
@@ -29,7 +25,7 @@ pub(in super::super) fn pack(
         )));
     }
     let shared_bytes = table_at - SYSTEM_BYTES + TABLE_BYTES + (depth - before) * COPY_BYTES;
-    let mut packed = form.packed(kernel, matrix, shared_bytes);
+    let mut packed = form.packed(job, shared_bytes);
     packed
         .defines
         .extend([("AQLM_DEPTH", depth), ("AQLM_BEFORE", before)]);

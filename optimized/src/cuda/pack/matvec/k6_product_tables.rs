@@ -1,11 +1,12 @@
 use aqlm_kernels::defines::matvec::k6_product_tables as source;
-use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
+use aqlm_vocabulary::{AqlmError, Result};
 use half::f16;
 use rayon::prelude::*;
 use source::{CODES, OFFSET_BITS, SET, TEAM_WARPS, TEAMS};
 
+use super::super::Packed;
+use super::super::job::Job;
 use super::super::operand::{bytes_of_u32, codebook_bytes, operand, scale_bytes};
-use super::super::{Packed, Target};
 
 const TABLES_BYTES: usize = TEAMS * CODES * SET * 4;
 /// Bytes of shared memory for a set of x, the same for every group size.
@@ -18,12 +19,8 @@ const CHUNK: usize = TEAM_WARPS * 32 * 2;
 const NONE: u32 = source::NONE as u32;
 
 /// k6: codes sorted by the table that they fall into, each with its row.
-pub(in super::super) fn pack(
-    kernel: &'static str,
-    matrix: &QuantizedMatrix,
-    target: &Target,
-    _: usize,
-) -> Result<Packed> {
+pub(in super::super) fn pack(job: &Job<'_>) -> Result<Packed> {
+    let &Job { matrix, target, .. } = job;
     let scheme = matrix.scheme();
     let (out_groups, in_groups) = matrix.groups();
     let block_codes = TEAMS * CODES;
@@ -105,7 +102,7 @@ pub(in super::super) fn pack(
         grid: [(slices * set_blocks) as u32, slabs as u32],
         block: (TEAMS * TEAM_WARPS * 32) as u32,
         shared_bytes: TABLES_BYTES + sets * SET_BYTES + rows * 4 + REST_BYTES,
-        ..Packed::unplanned(kernel, matrix, 1)
+        ..job.unplanned()
     })
 }
 

@@ -1,10 +1,11 @@
 use aqlm_kernels::defines::matvec::k7_lane_inputs::{CHUNK_BYTES, COUNTERS, HEAD, PADDING_ROWS, RING, WARPS};
-use aqlm_vocabulary::{QuantizedMatrix, Result};
+use aqlm_vocabulary::Result;
 use half::f16;
 use rayon::prelude::*;
 
+use super::super::Packed;
+use super::super::job::Job;
 use super::super::operand::{bytes_of_u16, bytes_of_u32, codebook_bytes, operand, scale_bytes};
-use super::super::{Packed, Target};
 use deal::{Arranger, Warp};
 use plan::Plan;
 
@@ -19,12 +20,8 @@ const PRODUCT_BITS: u32 = 22;
 const SUM_BITS: u32 = 31;
 
 /// k7: codes sorted by slice of the codebook and input group, each with its row.
-pub(in super::super::super) fn pack(
-    kernel: &'static str,
-    matrix: &QuantizedMatrix,
-    target: &Target,
-    _: usize,
-) -> Result<Packed> {
+pub(in super::super::super) fn pack(job: &Job<'_>) -> Result<Packed> {
+    let &Job { matrix, target, .. } = job;
     let scheme = matrix.scheme();
     let g = scheme.in_group_size;
     let (out_groups, in_groups) = matrix.groups();
@@ -97,6 +94,6 @@ pub(in super::super::super) fn pack(
             + WARPS * RING * CHUNK_BYTES
             + matrix.in_features() * 2
             + (plan.rows + PADDING_ROWS + WARPS) * 4,
-        ..Packed::unplanned(kernel, matrix, 1)
+        ..job.unplanned()
     })
 }

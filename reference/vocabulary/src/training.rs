@@ -1,0 +1,99 @@
+//! What can be done with a block or a model that is being trained, on every machine alike.
+
+use crate::{LayerId, ModelWeights, Result, Target, TuningState};
+
+/// Sums over sequences. Every part of the sequences adds one number per element.
+///
+/// Sums gathered from several devices and added in the order of the parts therefore have the same bits as
+/// sums computed on one device.
+pub trait PartSums {
+    /// Takes the sums and resets them to zero.
+    fn take(&mut self) -> Vec<f64>;
+
+    /// Adds sums that another device returned from [`PartSums::take`].
+    ///
+    /// # Errors
+    /// `Shape` when the other sums belong to other quantities. Then nothing has been added.
+    fn add(&mut self, sums: &[f64]) -> Result<()>;
+}
+
+impl PartSums for Vec<f64> {
+    fn take(&mut self) -> Vec<f64> {
+        let zeros = vec![0.0; self.len()];
+        std::mem::replace(self, zeros)
+    }
+
+    fn add(&mut self, sums: &[f64]) -> Result<()> {
+        for (to, part) in self.iter_mut().zip(sums) {
+            *to += part;
+        }
+        Ok(())
+    }
+}
+
+/// A block that is being trained on target outputs: its parameters, Adam's moments, and sums of gradients.
+pub trait BlockTraining: PartSums {
+    /// the block, resident
+    type Block;
+
+    /// Whether no parameter is trained.
+    fn is_idle(&self) -> bool;
+
+    /// One Adam step with this learning rate along the sums of gradients; then resets the sums.
+    fn step(&mut self, lr: f64);
+
+    /// The block with its current parameters.
+    fn block(&self) -> &Self::Block;
+}
+
+/// A model whose codebooks, scales, norms, embedding and head are being trained with fixed codes (paper
+/// appendix A).
+///
+/// [`ModelTraining::accumulate`] adds up gradients until [`ModelTraining::step`] uses them. A step may thus
+/// cover more sequences than fit in memory, or sums from several machines.
+pub trait ModelTraining: PartSums {
+    /// the gradient with respect to one decoded weight, [out_features, in_features]
+    type WeightGradient;
+
+    /// Loss of each sequence, summed over its positions; sequences are of equal length.
+    ///
+    /// # Errors
+    /// `Shape` when targets do not fit the sequences, `TokenOutOfRange` when a token has no embedding.
+    fn losses(&mut self, sequences: &[&[u32]], targets: &[Target<'_>]) -> Result<Vec<f64>>;
+
+    /// Returns [`ModelTraining::losses`] and adds `scale` times their gradients to the sums. `observe`
+    /// receives the gradients with respect to decoded weights, with block and layer, in parts that add up to
+    /// the whole. Methods that change codes, or weight Hessians by gradients, start from these gradients.
+    ///
+    /// # Errors
+    /// As [`ModelTraining::losses`]; gradients added before an error remain.
+    fn accumulate(
+        &mut self,
+        sequences: &[&[u32]],
+        targets: &[Target<'_>],
+        scale: f64,
+        observe: &mut dyn FnMut(usize, LayerId, &Self::WeightGradient),
+    ) -> Result<Vec<f64>>;
+
+    /// One Adam step with this learning rate along the sums of gradients; then resets the sums.
+    fn step(&mut self, lr: f64);
+
+    /// The complete state that training needs to continue, except gradients that are not used yet.
+    fn state(&self) -> TuningState;
+
+    /// Continues from a state of the same model and selection; gradients that are not used yet are discarded.
+    ///
+    /// # Errors
+    /// `Shape` when the state belongs to another model or selection. Then nothing is changed.
+    fn restore(&mut self, state: &TuningState) -> Result<()>;
+
+    /// The model's current weights, at the machine's own precision.
+    fn weights(&self) -> ModelWeights;
+
+    /// The checkpoint name of the first trained parameter that is not finite. If all are finite, the first
+    /// layer whose output on these sequences is not.
+    ///
+    /// # Errors
+    /// As [`ModelTraining::losses`].
+    fn first_not_finite(&mut self, sequences: &[&[u32]]) -> Result<Option<String>>;
+}
