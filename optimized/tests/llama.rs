@@ -45,10 +45,24 @@ fn cases() -> Vec<Case> {
         high_freq_factor: 5.0,
         original_max_position_embeddings: 64,
     };
+    let dynamic = RopeScaling::Dynamic {
+        factor: 3.0,
+        max_position_embeddings: TOKENS / 2,
+    };
+    let yarn = RopeScaling::Yarn {
+        factor: 4.0,
+        original_max_position_embeddings: 256,
+        beta_fast: 16.0,
+        beta_slow: 1.0,
+        truncate: true,
+        attention_factor: 1.14,
+    };
     let variants = [
         (4, 4, None, false, RopeScaling::None),
         (4, 2, Some(9), true, RopeScaling::Linear { factor: 4.0 }),
         (6, 1, Some(TOKENS + 5), false, llama3),
+        (4, 2, None, false, dynamic),
+        (2, 2, None, false, yarn),
     ];
     variants
         .into_iter()
