@@ -112,12 +112,13 @@ impl Tokenizer {
         self
     }
 
-    /// Takes the markers from a parsed tokenizer_config.json. Its `bos_token` and `eos_token` override the ids of
-    /// config.json; BOS also when null (Qwen2 names a BOS id that its tokenizer does not have). Generation stops
-    /// at `eos_token` only where no other file names a token.
+    /// Takes the markers from a parsed tokenizer_config.json. Its `bos_token` and `eos_token` override the
+    /// ids of config.json; BOS also when null (Qwen2 names a BOS id that its tokenizer does not have).
+    /// Generation stops at `eos_token` only where no other file names a token.
     ///
-    /// Whether a text gets markers is the post-processor's decision, as in transformers 5. `add_bos_token` and
-    /// `add_eos_token` decide in transformers 4 for some classes; a warning says where that gives other ids.
+    /// Whether a text gets markers is the post-processor's decision, as in transformers 5. `add_bos_token`
+    /// and `add_eos_token` decide in transformers 4 for some classes; a warning says where that gives other
+    /// ids.
     ///
     /// # Errors
     /// `Field` when a named token is not in the vocabulary, or when a field has another type.

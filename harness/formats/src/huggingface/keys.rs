@@ -230,8 +230,8 @@ const WITHOUT_EFFECT: [(&str, &str); 104] = [
     ("typical_p", GENERATION),
 ];
 
-/// Keys that are settings of some families. The code of the others does not read them, and they change nothing
-/// there with these values.
+/// Keys that are settings of some families. The code of the others does not read them, and they change
+/// nothing there with these values.
 const OF_FAMILIES: [(&str, Neutral); 6] = [
     ("attention_bias", Neutral::Flag(false)),
     ("mlp_bias", Neutral::Flag(false)),

@@ -81,8 +81,8 @@ pub(super) fn unread(fields: &Fields<'_>) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
-/// Writes the fields with which every release of transformers computes these rotations: releases before 5 read
-/// `rope_theta` and `rope_scaling`, later ones `rope_parameters`.
+/// Writes the fields with which every release of transformers computes these rotations: releases before 5
+/// read `rope_theta` and `rope_scaling`, later ones `rope_parameters`.
 pub(super) fn write(config: &mut Map<String, Value>, rope: &Rope) {
     let scaling = match rope.scaling {
         RopeScaling::None => None,
@@ -267,8 +267,8 @@ fn yarn(whole: &Fields<'_>, fields: &Fields<'_>, longest: usize) -> Result<RopeS
     })
 }
 
-/// The context before the extension. Only transformers 5 reads it outside of the rotary object, and prefers it
-/// there.
+/// The context before the extension. Only transformers 5 reads it outside of the rotary object, and prefers
+/// it there.
 fn original_context(whole: &Fields<'_>, fields: &Fields<'_>) -> Result<Option<usize>> {
     let key = "original_max_position_embeddings";
     let inner = fields.optional_size(key)?;

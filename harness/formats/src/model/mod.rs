@@ -109,8 +109,9 @@ impl Model {
         Ok(model)
     }
 
-    /// What the reader of a result should know about the model's files: fields and tensors that were not read,
-    /// and rules on which releases of transformers disagree. Each text names the file and the field or tensor.
+    /// What the reader of a result should know about the model's files: fields and tensors that were not
+    /// read, and rules on which releases of transformers disagree. Each text names the file and the field or
+    /// tensor.
     pub fn warnings(&self) -> &[String] {
         &self.config.warnings
     }

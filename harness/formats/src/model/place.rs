@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
-/// The folder with the model's config.json. For a model's folder in the cache of the Hub's client, this is the
-/// snapshot that `refs/main` names, or the only one.
+/// The folder with the model's config.json. For a model's folder in the cache of the Hub's client, this is
+/// the snapshot that `refs/main` names, or the only one.
 ///
 /// # Errors
 /// `Kind` for a folder without config.json; `Io`.

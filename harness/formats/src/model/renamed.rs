@@ -17,8 +17,8 @@ struct Renamed {
 }
 
 /// The tensors under the names of a causal model. transformers takes two other namings: all names without
-/// `model.`, as a model without its head is saved; and a tied model with `lm_head.weight` alone, which is then
-/// the embedding, too.
+/// `model.`, as a model without its head is saved; and a tied model with `lm_head.weight` alone, which is
+/// then the embedding, too.
 pub(super) fn under_usual_names(stored: Box<dyn TensorSource>, tied: bool) -> Box<dyn TensorSource> {
     let listed = stored.names();
     let of_model = |name: &String| {
