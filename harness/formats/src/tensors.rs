@@ -40,15 +40,20 @@ pub trait TensorSource: Send + Sync + std::fmt::Debug {
     /// `MissingTensor`; `TensorType` when it is not a tensor of integers; `Io`.
     fn read_integers(&self, name: &str) -> Result<Vec<i64>>;
 
+    /// The error about a tensor that is not there.
+    fn missing(&self, name: &str) -> Error {
+        Error::MissingTensor {
+            path: self.path().into(),
+            tensor: name.into(),
+        }
+    }
+
     /// Checks a tensor's presence and shape without reading it.
     ///
     /// # Errors
-    /// `MissingTensor`, `TensorShape`.
+    /// `MissingTensor`; `Shard` when it is in a shard that is not there; `TensorShape`.
     fn expect(&self, name: &str, shape: &[usize]) -> Result<TensorInfo> {
-        let info = self.info(name).ok_or_else(|| Error::MissingTensor {
-            path: self.path().into(),
-            tensor: name.into(),
-        })?;
+        let info = self.info(name).ok_or_else(|| self.missing(name))?;
         if info.shape == shape {
             Ok(info)
         } else {

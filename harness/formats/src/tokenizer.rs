@@ -3,9 +3,9 @@
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::{Error, Result};
+use crate::{Error, Result, json, stand_in};
 
 mod stream;
 
@@ -17,12 +17,22 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
     bos: Option<u32>,
-    eos: Vec<u32>,
-    /// explicit add_bos_token of tokenizer_config.json; `None` leaves the decision to the post-processor
-    add_bos: Option<bool>,
-    /// explicit add_eos_token
-    add_eos: Option<bool>,
+    eos: Option<u32>,
+    /// tokens at which generation stops
+    stops: Vec<u32>,
+    warnings: Vec<String>,
 }
+
+/// Classes that rebuild the post-processor from `add_bos_token` (true unless stated) and `add_eos_token` in
+/// transformers 4.
+const BY_FLAGS: [&str; 6] = [
+    "LlamaTokenizer",
+    "LlamaTokenizerFast",
+    "CodeLlamaTokenizer",
+    "CodeLlamaTokenizerFast",
+    "GemmaTokenizer",
+    "GemmaTokenizerFast",
+];
 
 impl Tokenizer {
     /// Reads a tokenizer.json.
@@ -37,12 +47,14 @@ impl Tokenizer {
     /// Parses the bytes of a tokenizer.json; `path` is their name in errors.
     ///
     /// # Errors
-    /// `Tokenizer` when the library cannot parse them.
+    /// `Kind` for a git-lfs pointer or a web page; `Tokenizer` when the library cannot parse them.
     pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self> {
         let refuse = |reason: String| Error::Tokenizer {
             path: path.into(),
             reason,
         };
+        stand_in::refuse(path, bytes, "a tokenizer.json")?;
+        let bytes = json::without_mark(bytes);
         // The library panics on broken JSON and on some parts of an unexpected type. Most of these are
         // rejected here with a better reason; the remaining panics also become errors.
         let document: Value = serde_json::from_slice(bytes).map_err(|error| refuse(error.to_string()))?;
@@ -76,55 +88,77 @@ impl Tokenizer {
             inner: of_whole_texts(inner),
             path: path.into(),
             bos: None,
-            eos: Vec::new(),
-            add_bos: None,
-            add_eos: None,
+            eos: None,
+            stops: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 
-    /// Sets the document markers.
+    /// Sets the document markers; the first of `eos` ends a document, and generation stops at each of them.
     #[must_use]
     pub fn with_markers(mut self, bos: Option<u32>, eos: Vec<u32>) -> Self {
         self.bos = bos;
-        self.eos = eos;
+        self.eos = eos.first().copied();
+        self.stops = eos;
         self
     }
 
-    /// Takes the markers from the text of a tokenizer_config.json. Its `bos_token` and `eos_token` override
-    /// the ids of config.json, even when null (Qwen2 names a BOS id that its tokenizer does not have).
-    /// config.json's EOS ids still stop generation. `add_bos_token` and `add_eos_token` override the
-    /// post-processor.
+    /// Sets the tokens at which generation stops; an empty list changes nothing.
+    #[must_use]
+    pub fn with_stops(mut self, stops: Vec<u32>) -> Self {
+        if !stops.is_empty() {
+            self.stops = stops;
+        }
+        self
+    }
+
+    /// Takes the markers from a parsed tokenizer_config.json. Its `bos_token` and `eos_token` override the
+    /// ids of config.json; BOS also when null (Qwen2 names a BOS id that its tokenizer does not have).
+    /// Generation stops at `eos_token` only where no other file names a token.
+    ///
+    /// Whether a text gets markers is the post-processor's decision, as in transformers 5. `add_bos_token`
+    /// and `add_eos_token` decide in transformers 4 for some classes; a warning says where that gives other
+    /// ids.
     ///
     /// # Errors
-    /// `Json`; `Field` when a named token is not in the vocabulary, or when a marker is to be added that is
-    /// not named.
-    pub fn with_tokenizer_config(mut self, path: &Path, text: &str) -> Result<Self> {
-        let config: Value = serde_json::from_str(text).map_err(Error::json(path, 1))?;
+    /// `Field` when a named token is not in the vocabulary, or when a field has another type.
+    pub fn with_tokenizer_config(mut self, path: &Path, config: &Value) -> Result<Self> {
         if let Some(token) = config.get("bos_token") {
             self.bos = self.marker(path, "bos_token", token)?;
         }
         if let Some(token) = config.get("eos_token")
             && let Some(id) = self.marker(path, "eos_token", token)?
         {
-            self.eos.retain(|&other| other != id);
-            self.eos.insert(0, id);
+            self.eos = Some(id);
         }
-        self.add_bos = flag(path, &config, "add_bos_token")?;
-        self.add_eos = flag(path, &config, "add_eos_token")?;
-        for (field, wanted, known) in [
-            ("add_bos_token", self.add_bos, self.bos.is_some()),
-            ("add_eos_token", self.add_eos, !self.eos.is_empty()),
-        ] {
-            if wanted == Some(true) && !known {
-                return Err(Error::Field {
-                    path: path.into(),
-                    field: field.into(),
-                    expected: "false, as no such token is named".into(),
-                    found: "true".into(),
-                });
+        let flags = [
+            ("add_bos_token", true, self.bos, self.adds_bos()),
+            ("add_eos_token", false, self.eos, self.adds_eos()),
+        ];
+        let class = config.get("tokenizer_class").and_then(Value::as_str);
+        for (field, default, marker, added) in flags {
+            let stated = flag(path, config, field)?;
+            let Some(class) = class.filter(|class| BY_FLAGS.contains(class)) else {
+                continue;
+            };
+            let wanted = stated.unwrap_or(default);
+            if marker.is_some() && wanted != added {
+                let adds = if added { "adds it" } else { "does not add it" };
+                self.warnings.push(format!(
+                    "{}: field `{field}` is {wanted} for the class {class}, but the post-processor of \
+                     tokenizer.json {adds}: the post-processor decides, as in transformers 5; transformers 4 \
+                     follows the field",
+                    path.display()
+                ));
             }
         }
         Ok(self)
+    }
+
+    /// What the reader of a result should know about the tokenizer's files: rules on which releases of
+    /// transformers disagree. Each text names the file and the field.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The id of a token given as its text, or as an object with the text in `content`.
@@ -158,42 +192,28 @@ impl Tokenizer {
         }
     }
 
-    /// The tokens of a text. With `add_special`, the tokenizer's default markers are added: those of its
-    /// post-processor, or those configured in tokenizer_config.json.
+    /// The tokens of a text. With `add_special`, the markers of the tokenizer's post-processor are added.
     ///
     /// # Errors
     /// `Tokenizer` when the vocabulary cannot express parts of the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let by_processor = add_special && self.add_bos.is_none() && self.add_eos.is_none();
-        let encoding = self
-            .inner
-            .encode_fast(text, by_processor)
-            .map_err(|error| self.failed(&error))?;
-        let ids = encoding.get_ids();
-        if !add_special || by_processor {
-            return Ok(ids.to_vec());
-        }
-        let bos = self.bos.filter(|_| self.adds_bos());
-        let eos = self.eos().filter(|_| self.adds_eos());
-        Ok(bos.into_iter().chain(ids.iter().copied()).chain(eos).collect())
+        let encoding = self.inner.encode_fast(text, add_special);
+        let encoding = encoding.map_err(|error| self.failed(&error))?;
+        Ok(encoding.get_ids().to_vec())
     }
 
     /// Whether [`Tokenizer::encode`] with `add_special` starts with BOS.
     pub fn adds_bos(&self) -> bool {
-        self.add_bos.unwrap_or_else(|| {
-            let template = self.inner.encode_fast("", true);
-            self.bos.is_some() && template.is_ok_and(|empty| empty.get_ids().first().copied() == self.bos)
-        })
+        let empty = self.inner.encode_fast("", true);
+        self.bos.is_some() && empty.is_ok_and(|empty| empty.get_ids().first().copied() == self.bos)
     }
 
     /// Whether [`Tokenizer::encode`] with `add_special` ends with EOS.
     pub fn adds_eos(&self) -> bool {
-        self.add_eos.unwrap_or_else(|| {
-            let template = self.inner.encode_fast("", true);
-            template.is_ok_and(|empty| {
-                let last = empty.get_ids().last();
-                last.is_some_and(|id| self.eos.contains(id) && Some(*id) != self.bos)
-            })
+        let empty = self.inner.encode_fast("", true);
+        empty.is_ok_and(|empty| {
+            let last = empty.get_ids().last();
+            last.is_some_and(|id| Some(*id) == self.eos && Some(*id) != self.bos)
         })
     }
 
@@ -219,12 +239,16 @@ impl Tokenizer {
 
     /// The token that ends a document.
     pub fn eos(&self) -> Option<u32> {
-        self.eos.first().copied()
+        self.eos
     }
 
     /// All tokens at which generation stops.
     pub fn stops(&self) -> &[u32] {
-        &self.eos
+        if self.stops.is_empty() {
+            self.eos.as_slice()
+        } else {
+            &self.stops
+        }
     }
 
     /// Number of tokens, including added ones.
@@ -263,7 +287,7 @@ impl Tokenizer {
     /// The contents of a tokenizer_config.json with which transformers produces the same tokens.
     pub fn config_json(&self, max_length: usize) -> Value {
         let token = |id: Option<u32>| id.and_then(|id| self.token(id));
-        json!({
+        serde_json::json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": token(self.bos()),
             "eos_token": token(self.eos()),

@@ -16,7 +16,7 @@ pub struct Rotary {
 
 impl Rotary {
     /// The tables for positions 0 to `positions` (exclusive), with the model's frequencies. Without a rotary
-    /// embedding, the tables rotate nothing.
+    /// embedding, the tables rotate nothing. With dynamic scaling, `positions` is the length of the sequence.
     ///
     /// Frequencies and angles are rounded to f32: models were trained that way, and all other implementations
     /// evaluate them that way. This is the only place where the reference is less exact than f64. Exact
@@ -24,14 +24,15 @@ impl Rotary {
     pub fn new(spec: &AttentionSpec, positions: usize) -> Self {
         let frequencies = spec.rotary.as_ref().map_or_else(
             || Array1::zeros(spec.head_dim / 2),
-            |rope| frequencies(rope, spec.head_dim),
+            |rope| frequencies(rope, spec.head_dim, positions),
         );
+        let scale = spec.rotary.as_ref().map_or(1.0, length);
         let half = frequencies.len().max(1);
         let angle = |(position, i): (usize, usize)| f64::from(position as f32 * frequencies[i % half] as f32);
         let angles = Array2::from_shape_fn((positions, spec.head_dim), angle);
         Self {
-            cos: angles.mapv(f64::cos),
-            sin: angles.mapv(f64::sin),
+            cos: angles.mapv(|angle| scale * angle.cos()),
+            sin: angles.mapv(|angle| scale * angle.sin()),
         }
     }
 
@@ -100,19 +101,76 @@ impl Rotary {
 }
 
 /// Radians per position, one for each pair of a head: theta^(-2i/head_dim), then the model's scaling.
-fn frequencies(rope: &Rope, head_dim: usize) -> Array1<f64> {
-    let plain = |i: usize| rope.theta.powf(-2.0 * i as f64 / head_dim as f64);
-    Array1::from_shape_fn(head_dim / 2, |i| scaled(plain(i), &rope.scaling))
+fn frequencies(rope: &Rope, head_dim: usize, positions: usize) -> Array1<f64> {
+    let theta = match rope.scaling {
+        RopeScaling::Dynamic {
+            factor,
+            max_position_embeddings,
+        } => rope.theta * theta_growth(factor, max_position_embeddings, positions, head_dim),
+        _ => rope.theta,
+    };
+    let plain = |i: usize| theta.powf(-2.0 * i as f64 / head_dim as f64);
+    Array1::from_shape_fn(head_dim / 2, |i| match &rope.scaling {
+        RopeScaling::Yarn { .. } => plain(i) * yarn_share(rope, i, head_dim),
+        scaling => scaled(plain(i), scaling),
+    })
 }
 
-/// A frequency after the modification for long contexts.
+/// Length of the vector (cos, sin) in the tables: 1 except with YaRN.
+fn length(rope: &Rope) -> f64 {
+    match rope.scaling {
+        RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+        _ => 1.0,
+    }
+}
+
+/// Dynamic NTK's factor of theta. It is 1 up to the model's context.
+fn theta_growth(factor: f64, context: usize, positions: usize, head_dim: usize) -> f64 {
+    let stretch = positions.max(context) as f64 / context as f64;
+    let dim = head_dim as f64;
+    (factor * stretch - (factor - 1.0)).powf(dim / (dim - 2.0))
+}
+
+/// YaRN's factor of pair i's frequency (Peng et al. 2023, section 3.2): 1 up to the pair that makes
+/// `beta_fast` turns over the original context, 1 / factor from the pair that makes `beta_slow` turns on, and
+/// a blend linear in i between.
+fn yarn_share(rope: &Rope, i: usize, head_dim: usize) -> f64 {
+    let RopeScaling::Yarn {
+        factor,
+        original_max_position_embeddings,
+        beta_fast,
+        beta_slow,
+        truncate,
+        ..
+    } = rope.scaling
+    else {
+        return 1.0;
+    };
+    // the pair, as a real number, that makes this many turns over the original context
+    let pair_of = |turns: f64| {
+        let context = original_max_position_embeddings as f64;
+        head_dim as f64 * (context / (turns * TAU)).ln() / (2.0 * rope.theta.ln())
+    };
+    let (mut first, mut last) = (pair_of(beta_fast), pair_of(beta_slow));
+    if truncate {
+        (first, last) = (first.floor(), last.ceil());
+    }
+    let (first, mut last) = (first.max(0.0), last.min(head_dim as f64 - 1.0));
+    if first == last {
+        last += 0.001;
+    }
+    let divided = ((i as f64 - first) / (last - first)).clamp(0.0, 1.0);
+    divided / factor + (1.0 - divided)
+}
+
+/// A frequency after the modification for long contexts, where that depends on the frequency alone.
 ///
 /// Llama 3.1's scaling uses r = original context / wavelength. Frequencies with r above `high_freq_factor`
 /// are kept, those with r below `low_freq_factor` are divided by `factor`. Between the two, the result is a
 /// blend linear in r.
 fn scaled(frequency: f64, scaling: &RopeScaling) -> f64 {
     match *scaling {
-        RopeScaling::None => frequency,
+        RopeScaling::None | RopeScaling::Dynamic { .. } | RopeScaling::Yarn { .. } => frequency,
         RopeScaling::Linear { factor } => frequency / factor,
         RopeScaling::Llama3 {
             factor,
@@ -225,6 +283,64 @@ mod tests {
             .map(|i| scaled(turning(f64::from(i) / 100.0), &LLAMA3))
             .collect();
         assert!(frequencies.windows(2).all(|pair| pair[0] < pair[1]));
+    }
+
+    fn rope(scaling: RopeScaling) -> Rope {
+        Rope { theta: 1e4, scaling }
+    }
+
+    #[test]
+    fn dynamic_scaling_is_plain_up_to_the_context_and_stretches_the_slowest_pair_beyond() {
+        let dynamic = rope(RopeScaling::Dynamic {
+            factor: 2.0,
+            max_position_embeddings: 128,
+        });
+        let plain = frequencies(&rope(RopeScaling::None), 16, 128);
+        for positions in [1, 127, 128] {
+            assert_eq!(frequencies(&dynamic, 16, positions), plain);
+        }
+        let long = frequencies(&dynamic, 16, 256);
+        assert_eq!(long[0], plain[0]);
+        // theta grows by 3^(16/14), and the last pair's exponent is 14/16: its frequency is divided by 3
+        assert!((long[7] * 3.0 / plain[7] - 1.0).abs() <= 64.0 * f64::EPSILON);
+        assert!((1..7).all(|i| long[i] < plain[i] && long[i] > plain[i] / 3.0));
+    }
+
+    #[test]
+    fn yarn_keeps_fast_pairs_divides_slow_ones_and_scales_the_tables() {
+        let yarn = |truncate| {
+            rope(RopeScaling::Yarn {
+                factor: 4.0,
+                original_max_position_embeddings: 1024,
+                beta_fast: 32.0,
+                beta_slow: 1.0,
+                truncate,
+                attention_factor: 1.25,
+            })
+        };
+        let plain = frequencies(&rope(RopeScaling::None), 64, 10);
+        // 32 turns over 1,024 positions: 1e4^(-2i/64) = 32 TAU / 1024 at i = 5.656; one turn at i = 17.70
+        let share = |truncate, i| frequencies(&yarn(truncate), 64, 10)[i] / plain[i];
+        let near = |a: f64, b: f64| (a - b).abs() <= 8.0 * f64::EPSILON;
+        for (i, divided) in [
+            (0, 0.0),
+            (5, 0.0),
+            (6, 1.0 / 13.0),
+            (17, 12.0 / 13.0),
+            (18, 1.0),
+            (31, 1.0),
+        ] {
+            assert!(near(share(true, i), divided / 4.0 + 1.0 - divided), "pair {i}");
+        }
+        let ends = [32.0, 1.0].map(|turns| 64.0 * (1024.0 / (turns * TAU)).ln() / (2.0 * 1e4_f64.ln()));
+        let divided = (10.0 - ends[0]) / (ends[1] - ends[0]);
+        assert!(near(share(false, 10), divided / 4.0 + 1.0 - divided));
+        let mut spec = config(4, None).attention;
+        spec.rotary = Some(yarn(true));
+        let tables = Rotary::new(&spec, 3);
+        assert!(tables.cos.row(0).iter().all(|&cos| cos == 1.25));
+        let square = |i: [usize; 2]| tables.cos[i].powi(2) + tables.sin[i].powi(2);
+        assert!(near(square([2, 1]), 1.25 * 1.25));
     }
 
     #[test]

@@ -31,4 +31,29 @@ pub enum RopeScaling {
         /// context length before the extension
         original_max_position_embeddings: usize,
     },
+    /// Dynamic NTK: plain RoPE up to the model's context, and a larger theta for longer sequences, so that
+    /// the slowest frequency is divided by about the growth of the sequence. The frequencies of all positions
+    /// depend on the sequence's length.
+    Dynamic {
+        /// how fast theta grows with the sequence
+        factor: f64,
+        /// context up to which RoPE is plain
+        max_position_embeddings: usize,
+    },
+    /// YaRN (Peng et al. 2023): pairs that turn often keep their frequency, pairs that turn rarely have it
+    /// divided by `factor`, with a blend linear in the pair's index between; cosines and sines are scaled
+    Yarn {
+        /// factor by which the context grows
+        factor: f64,
+        /// context length before the extension
+        original_max_position_embeddings: usize,
+        /// turns over the original context above which a pair keeps its frequency
+        beta_fast: f64,
+        /// turns over the original context below which a pair's frequency is divided
+        beta_slow: f64,
+        /// whether the blend's ends are rounded outward to whole pairs
+        truncate: bool,
+        /// factor of cosines and sines, and thereby of both queries and keys
+        attention_factor: f64,
+    },
 }

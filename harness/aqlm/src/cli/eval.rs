@@ -32,7 +32,7 @@ impl Args {
     /// Opens the model and reads the text.
     pub(super) fn job(&self) -> Result<EvalJob> {
         let model = NamedModel::open(&self.model)?;
-        let text = TokenStream::load(&self.data, &model.model.tokenizer()?)?;
+        let text = TokenStream::load(&self.data, &model.tokenizer()?)?;
         let ctx = self
             .ctx
             .unwrap_or_else(|| model.model.config().max_position_embeddings.min(2048));

@@ -224,9 +224,10 @@ pub(super) fn validate(settings: &EndToEndSettings, model: &Model, prefix: &str)
 }
 
 pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
-    let NamedModel { name, model } = NamedModel::open(&args.model)?;
-    check_student(&model)?;
-    let tokenizer = model.tokenizer()?;
+    let named = NamedModel::open(&args.model)?;
+    check_student(&named.model)?;
+    let tokenizer = named.tokenizer()?;
+    let NamedModel { name, model } = named;
     let text = TokenStream::load(&args.calib, &tokenizer)?;
     let settings = args.settings.resolve(&model, &text)?;
     let needs_teacher = settings.objective.needs_teacher();

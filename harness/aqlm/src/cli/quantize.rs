@@ -309,10 +309,19 @@ fn validate(settings: &QuantizeSettings) -> Result<()> {
 }
 
 pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
-    let NamedModel { model, .. } = NamedModel::open(&args.model)?;
+    let named = NamedModel::open(&args.model)?;
+    let tokenizer = named.tokenizer()?;
+    let NamedModel { name, model } = named;
+    let formats = Vec::from_iter(model.quantized_formats()).join(", ");
+    if !formats.is_empty() {
+        eprintln!(
+            "warning: {name} is quantized already ({formats}): errors and sizes are relative to what is left of \
+             the model there"
+        );
+    }
     let settings = args.settings.resolve(args.scheme, &model)?;
     check_scheme(model.config(), args.scheme, settings.layer.allow_degenerate)?;
-    let text = TokenStream::load(&args.calib, &model.tokenizer()?)?;
+    let text = TokenStream::load(&args.calib, &tokenizer)?;
     let end_to_end = if args.settings.finetune == FinetuneName::EndToEnd {
         let preset = args.settings.preset;
         Some(args.end_to_end.resolve(preset, &settings, &text, &model)?)

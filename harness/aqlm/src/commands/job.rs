@@ -4,6 +4,7 @@ use aqlm_engine::backends::{BackendKind, Memory};
 use aqlm_formats::Result;
 use aqlm_formats::model::{Model, embedded};
 use aqlm_formats::texts::TokenStream;
+use aqlm_formats::tokenizer::Tokenizer;
 
 /// A model, and its name on the command line.
 #[derive(Debug)]
@@ -13,17 +14,32 @@ pub(crate) struct NamedModel {
 }
 
 impl NamedModel {
-    /// Opens a model folder or file, or the embedded model if the path is its name and does not exist.
+    /// Opens a model folder or file, or the embedded model if the path is its name and does not exist. Prints
+    /// the model's warnings on standard error.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let model = if path.as_os_str() == embedded::NAME && !path.exists() {
             Model::embedded()
         } else {
             Model::open(path)
         }?;
+        print_warnings(model.warnings());
         Ok(Self {
             name: path.display().to_string(),
             model,
         })
+    }
+
+    /// The model's tokenizer. Prints its warnings on standard error.
+    pub(crate) fn tokenizer(&self) -> Result<Tokenizer> {
+        let tokenizer = self.model.tokenizer()?;
+        print_warnings(tokenizer.warnings());
+        Ok(tokenizer)
+    }
+}
+
+fn print_warnings(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("warning: {warning}");
     }
 }
 

@@ -26,6 +26,10 @@ words! {
         Linear = "linear",
         /// Llama 3.1's blend
         Llama3 = "llama3",
+        /// dynamic NTK, beyond half of the case's tokens
+        Dynamic = "dynamic",
+        /// YaRN
+        Yarn = "yarn",
     }
 }
 
@@ -142,6 +146,8 @@ pub(crate) const CORNERS: &[&str] = &[
     "40x72-k4-q1-d12-n3-t70-w0-nobias-plain-2x3g4o2-s1",
     "40x72-k2-q2-d12-n2-t70-w9-bias-linear-2x3g4o2-s2",
     "40x72-k1-q6-d12-n1-t37-w75-nobias-llama3-1x4g4-s3",
+    "40x72-k2-q2-d12-n2-t70-w0-nobias-dynamic-2x3g4-s6",
+    "40x72-k2-q1-d12-n2-t70-w0-nobias-yarn-2x3g4-s7",
     "4x2-k1-q1-d4-n1-t2-w0-nobias-plain-1x1g4-s4",
     "36x22-k2-q1-d8-n4-t5-w1-bias-plain-3x2g4-s5",
 ];
@@ -237,6 +243,18 @@ impl LlamaCase {
                         low_freq_factor: 1.0,
                         high_freq_factor: 4.0,
                         original_max_position_embeddings: 64,
+                    },
+                    Positions::Dynamic => RopeScaling::Dynamic {
+                        factor: 3.0,
+                        max_position_embeddings: self.tokens.div_ceil(2),
+                    },
+                    Positions::Yarn => RopeScaling::Yarn {
+                        factor: 4.0,
+                        original_max_position_embeddings: 256,
+                        beta_fast: 16.0,
+                        beta_slow: 1.0,
+                        truncate: true,
+                        attention_factor: 1.14,
                     },
                 },
             },

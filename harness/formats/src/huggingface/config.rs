@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 
 use super::families::Family;
 use super::fields::{Fields, brief};
-use crate::{Error, Result};
+use super::{keys, rope};
+use crate::{Error, Result, json};
 
 /// Types in which unquantized weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,24 +71,29 @@ pub struct ModelConfig {
     /// the whole file as read; a checkpoint written from the model thereby keeps fields that this project
     /// ignores
     pub raw: Map<String, Value>,
+    /// what the reader of a result should know: fields that were not read, and rules on which releases of
+    /// transformers disagree; each names the file and the field
+    pub warnings: Vec<String>,
 }
 
 impl ModelConfig {
     /// Reads a config.json.
     ///
     /// # Errors
-    /// `Io`, `Json`, and those of [`ModelConfig::from_json`].
+    /// `Io`, and those of [`ModelConfig::from_text`].
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-        Self::from_text(path, &text)
+        Self::from_value(path, json::read(path)?)
     }
 
     /// Parses the text of a config.json; `path` is its name in errors.
     ///
     /// # Errors
-    /// `Json`, and those of [`ModelConfig::from_json`].
+    /// `Json`; `Kind` for a git-lfs pointer or a web page; those of [`ModelConfig::from_json`].
     pub fn from_text(path: &Path, text: &str) -> Result<Self> {
-        let value: Value = serde_json::from_str(text).map_err(Error::json(path, 1))?;
+        Self::from_value(path, json::parse(path, text.as_bytes())?)
+    }
+
+    fn from_value(path: &Path, value: Value) -> Result<Self> {
         match value {
             Value::Object(map) => Self::from_json(path, map),
             other => Err(Error::Field {
@@ -111,11 +117,14 @@ impl ModelConfig {
             map: &raw,
         };
         let family = Family::of(&fields)?;
+        let mut warnings = keys::check(&fields, family)?;
         let arch = (family.arch)(&fields)?;
         let (bos, eos) = (
             fields.token_ids("bos_token_id")?,
             fields.token_ids("eos_token_id")?,
         );
+        warnings.extend(rope::unread(&fields)?);
+        warnings.extend(other_class(&fields, family)?);
         Ok(Self {
             path: path.into(),
             family,
@@ -125,8 +134,35 @@ impl ModelConfig {
             storage: storage(&fields)?,
             quantization: quantization(&fields)?,
             raw,
+            warnings,
         })
     }
+
+    /// Whether the layers' schemes are in an `aqlm` block, as in AQLM's first months.
+    pub(super) fn is_legacy(&self) -> bool {
+        self.raw.contains_key("aqlm")
+    }
+}
+
+/// A warning when the class that `architectures` names is neither the family's nor its model without a head.
+fn other_class(fields: &Fields<'_>, family: &Family) -> Result<Option<String>> {
+    let Some(value) = fields.get("architectures") else {
+        return Ok(None);
+    };
+    let names: Option<Vec<&str>> = value
+        .as_array()
+        .and_then(|list| list.iter().map(Value::as_str).collect());
+    let names = names.ok_or_else(|| fields.wrong("architectures", "a list of names"))?;
+    let bare = family.architecture.replace("ForCausalLM", "Model");
+    let known = |name: &&str| *name == family.architecture || *name == bare;
+    Ok((!names.iter().all(known)).then(|| {
+        format!(
+            "{}: field `architectures` is {}: the model is read as {}",
+            fields.path.display(),
+            brief(value),
+            family.architecture
+        )
+    }))
 }
 
 fn storage(fields: &Fields<'_>) -> Result<Option<StorageType>> {
@@ -147,22 +183,32 @@ fn storage(fields: &Fields<'_>) -> Result<Option<StorageType>> {
 }
 
 fn quantization(fields: &Fields<'_>) -> Result<Option<Scheme>> {
-    let key = "quantization_config";
-    let Some(value) = fields.get(key) else {
-        return Ok(None);
+    let object = |key: &'static str| match fields.get(key) {
+        None => Ok(None),
+        Some(Value::Object(map)) => Ok(Some(Fields {
+            path: fields.path,
+            prefix: key,
+            map,
+        })),
+        Some(_) => Err(fields.wrong(key, "an object or null")),
     };
-    let Value::Object(map) = value else {
-        return Err(fields.wrong(key, "an object or null"));
-    };
-    let inner = Fields {
-        path: fields.path,
-        prefix: key,
-        map,
+    let legacy = object("aqlm")?.map(|inner| scheme(&inner)).transpose()?;
+    let Some(inner) = object("quantization_config")? else {
+        return Ok(legacy);
     };
     let method = inner.required_str("quant_method")?;
     if method != "aqlm" {
         return Err(inner.unsupported("quant_method", "aqlm", format!("{method:?}")));
     }
+    let scheme = scheme(&inner)?;
+    if legacy.is_some_and(|legacy| legacy != scheme) {
+        return Err(fields.wrong("aqlm", format!("{scheme} as in quantization_config")));
+    }
+    Ok(Some(scheme))
+}
+
+/// The scheme that an object of four numbers describes.
+fn scheme(inner: &Fields<'_>) -> Result<Scheme> {
     // absent numbers have transformers' defaults (AqlmConfig)
     let number = |name: &str, default: usize| Ok::<_, Error>(inner.optional_size(name)?.unwrap_or(default));
     let nbits = number("nbits_per_codebook", 16)?;
@@ -172,15 +218,12 @@ fn quantization(fields: &Fields<'_>) -> Result<Option<Scheme>> {
         number("in_group_size", 8)?,
         number("out_group_size", 1)?,
     );
-    match scheme {
-        Ok(scheme) => Ok(Some(scheme)),
-        Err(error) => Err(Error::Field {
-            path: fields.path.into(),
-            field: key.into(),
-            expected: "a scheme".into(),
-            found: error.to_string(),
-        }),
-    }
+    scheme.map_err(|error| Error::Field {
+        path: inner.path.into(),
+        field: inner.prefix.into(),
+        expected: "a scheme".into(),
+        found: error.to_string(),
+    })
 }
 
 #[cfg(test)]
@@ -347,19 +390,19 @@ mod tests {
 
     #[test]
     fn rope_that_is_not_implemented_is_refused() {
-        for kind in ["dynamic", "yarn", "longrope", "su", "mrope"] {
+        for kind in ["longrope", "su", "mrope", "proportional"] {
             assert_unsupported(
                 &json!({"rope_scaling": {"rope_type": kind, "factor": 2.0}}),
                 "rope_scaling.rope_type",
             );
         }
         assert_unsupported(
-            &json!({"rope_scaling": {"type": "yarn", "factor": 2.0}}),
+            &json!({"rope_scaling": {"type": "longrope", "factor": 2.0}}),
             "rope_scaling.type",
         );
         assert_unsupported(
-            &json!({"rope_scaling": {"type": "linear", "factor": 2.0, "attention_factor": 1.5}}),
-            "rope_scaling.attention_factor",
+            &json!({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}),
+            "rope_parameters.full_attention",
         );
         assert_unsupported(&json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor");
         assert_unsupported(
@@ -434,12 +477,188 @@ mod tests {
             ("logits_scaling", json!(8.0)),
             ("use_qk_norm", json!(true)),
             ("num_local_experts", json!(8)),
+            ("is_causal", json!(false)),
+            ("transformers_weights", json!("other.safetensors")),
+            ("per_layer_config", json!({"0": {"head_dim": 8}})),
+            ("pruned_heads", json!({"0": [1]})),
+            ("text_config", json!({"hidden_size": 8})),
+            ("is_encoder_decoder", json!(true)),
         ] {
             let mut changes = json!({});
             changes[key] = value;
             assert_unsupported(&changes, key);
         }
-        assert!(parse(&json!({"hidden_act": "silu", "use_qk_norm": false, "logits_scaling": 1.0})).is_ok());
+        let neutral = json!({
+            "hidden_act": "swish", "use_qk_norm": false, "logits_scaling": 1.0, "is_causal": true, "pruned_heads": {},
+        });
+        assert_eq!(parse(&neutral).unwrap().warnings, [""; 0]);
+    }
+
+    #[test]
+    fn keys_without_effect_pass_in_silence_and_unknown_ones_are_named() {
+        let quiet = json!({
+            "use_cache": true, "temperature": 0.7, "attention_dropout": 0.1, "_name_or_path": "x", "id2label": {"0": "a"},
+            "architectures": ["LlamaForCausalLM"], "custom": null,
+        });
+        assert_eq!(parse(&quiet).unwrap().warnings, [""; 0]);
+        for (changes, word) in [
+            (json!({"custom": 1}), "`custom`"),
+            (
+                json!({"auto_map": {"AutoModelForCausalLM": "modeling.Own"}}),
+                "`auto_map`",
+            ),
+            (
+                json!({"architectures": ["LlamaForSequenceClassification"]}),
+                "`architectures`",
+            ),
+            (json!({"model_type": "qwen2", "mlp_bias": true}), "`mlp_bias`"),
+            (json!({"use_sliding_window": true}), "`use_sliding_window`"),
+            (
+                json!({"rope_scaling": {"type": "linear", "factor": 2.0, "attention_factor": 1.5}}),
+                "`rope_scaling.attention_factor`",
+            ),
+            (
+                json!({"rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 5e5}}),
+                "`rope_scaling.rope_theta`",
+            ),
+        ] {
+            let warnings = parse(&changes).unwrap().warnings;
+            assert!(
+                warnings.len() == 1 && warnings[0].contains(word),
+                "{changes}: {warnings:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_matter_only_where_they_are_read() {
+        let config = |field: &str| {
+            let text = format!(
+                "{{\"model_type\": \"llama\", \"vocab_size\": 9, \"hidden_size\": 8, \"intermediate_size\": 8, \
+                 \"num_hidden_layers\": 1, \"num_attention_heads\": 2, \"{field}\": Infinity}}"
+            );
+            ModelConfig::from_text(Path::new("config.json"), &text)
+        };
+        assert!(config("initializer_range").is_ok());
+        let result = config("rms_norm_eps");
+        assert!(matches!(result, Err(Error::Field { field, found, .. })
+            if field == "rms_norm_eps" && found.contains("Infinity")));
+    }
+
+    #[test]
+    fn biases_are_those_of_the_familys_code() {
+        for family in ["mistral", "qwen2"] {
+            let changes = json!({"model_type": family, "attention_bias": true, "mlp_bias": true});
+            let config = parse(&changes).unwrap();
+            assert!(!config.arch.blocks[0].linear(OUTPUT).bias && !config.arch.blocks[0].linear(GATE).bias);
+            assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+        }
+    }
+
+    #[test]
+    fn only_an_absent_number_of_key_heads_has_the_familys_default() {
+        let keys = |family: &str, heads: Option<usize>| {
+            let mut config = json!({
+                "model_type": family, "vocab_size": 9, "hidden_size": 64, "intermediate_size": 8, "num_hidden_layers": 1,
+                "num_attention_heads": 32,
+            });
+            if let Some(heads) = heads {
+                config["num_key_value_heads"] = json!(heads);
+            }
+            config
+        };
+        let read = |config: Value| {
+            let config = ModelConfig::from_text(Path::new("config.json"), &config.to_string());
+            config.unwrap().arch.attention().kv_heads
+        };
+        for (family, default) in [("llama", 32), ("mistral", 8), ("qwen2", 32)] {
+            assert_eq!(read(keys(family, None)), default);
+            assert_eq!(read(keys(family, Some(4))), 4);
+            let mut null = keys(family, None);
+            null["num_key_value_heads"] = Value::Null;
+            assert_eq!(read(null), 32, "{family}");
+        }
+    }
+
+    #[test]
+    fn dynamic_and_yarn_have_transformers_defaults() {
+        let scaling = |changes: Value| rotary(&parse(&changes).unwrap()).scaling;
+        assert_eq!(
+            scaling(json!({"rope_scaling": {"type": "dynamic", "factor": 2}, "max_position_embeddings": 77})),
+            RopeScaling::Dynamic {
+                factor: 2.0,
+                max_position_embeddings: 77
+            }
+        );
+        let yarn = |attention_factor| RopeScaling::Yarn {
+            factor: 4.0,
+            original_max_position_embeddings: 2048,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate: true,
+            attention_factor,
+        };
+        let given = |changes: Value| {
+            let mut body = json!({"rope_type": "yarn", "factor": 4.0});
+            for (key, value) in changes.as_object().unwrap() {
+                body[key] = value.clone();
+            }
+            scaling(json!({"rope_parameters": body}))
+        };
+        let derived = 0.1 * 4.0_f64.ln() + 1.0;
+        assert_eq!(given(json!({})), yarn(derived));
+        assert_eq!(
+            given(json!({"beta_fast": 0, "beta_slow": null, "mscale": 1.0})),
+            yarn(derived)
+        );
+        assert_eq!(
+            given(json!({"attention_factor": 1.5, "mscale": 2, "mscale_all_dim": 1})),
+            yarn(1.5)
+        );
+        let ratio = (0.2 * 4.0_f64.ln() + 1.0) / derived;
+        assert_eq!(given(json!({"mscale": 2, "mscale_all_dim": 1})), yarn(ratio));
+        for (field, value) in [
+            ("factor", json!(0.5)),
+            ("beta_fast", json!(0.5)),
+            ("attention_factor", json!(0)),
+        ] {
+            let mut body = json!({"rope_type": "yarn", "factor": 4.0});
+            body[field] = value;
+            assert_field(&json!({"rope_scaling": body}), &format!("rope_scaling.{field}"));
+        }
+        let outside =
+            json!({"original_max_position_embeddings": 512, "rope_scaling": {"type": "yarn", "factor": 4.0}});
+        assert_field(&outside, "rope_scaling.original_max_position_embeddings");
+    }
+
+    #[test]
+    fn what_is_written_reads_back_in_each_spelling() {
+        for body in [
+            json!(null),
+            json!({"rope_type": "linear", "factor": 2.0}),
+            json!({"rope_type": "dynamic", "factor": 2.0}),
+            json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192}),
+            json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "truncate": false}),
+        ] {
+            let rope = rotary(&parse(&json!({"rope_theta": 5e5, "rope_scaling": body})).unwrap());
+            let mut written = Map::new();
+            rope::write(&mut written, &rope);
+            let only = |keys: &[&str]| {
+                let kept = written.iter().filter(|(key, _)| keys.contains(&key.as_str()));
+                let kept: Map<String, Value> =
+                    kept.map(|(key, value)| (key.clone(), value.clone())).collect();
+                rotary(&parse(&Value::Object(kept)).unwrap())
+            };
+            let old = ["rope_theta", "rope_scaling"];
+            for keys in [
+                &old[..],
+                &["rope_parameters"],
+                &["rope_theta", "rope_scaling", "rope_parameters"],
+            ] {
+                assert_eq!(only(keys), rope);
+            }
+        }
     }
 
     #[test]
@@ -484,6 +703,16 @@ mod tests {
         assert_unsupported(
             &json!({"quantization_config": {"quant_method": "gptq"}}),
             "quantization_config.quant_method",
+        );
+        let block = json!({"in_group_size": 16, "num_codebooks": 2, "nbits_per_codebook": 6});
+        let legacy =
+            json!({"model_type": "llama_aqlm", "aqlm": block, "auto_map": {"AutoConfig": "configuration.C"}});
+        let legacy = parse(&legacy).unwrap();
+        assert_eq!(legacy.quantization, Some("2x6g16".parse().unwrap()));
+        assert_eq!((legacy.family.name, legacy.warnings.len()), ("llama", 0));
+        assert_field(
+            &json!({"aqlm": block, "quantization_config": {"quant_method": "aqlm"}}),
+            "aqlm",
         );
         assert_field(
             &json!({"quantization_config": {}}),

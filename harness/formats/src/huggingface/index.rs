@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::safetensors::SafetensorFiles;
-use crate::{Error, Result};
+use crate::{Error, Result, json};
 
 /// File name of unsharded weights.
 pub(crate) const SINGLE: &str = "model.safetensors";
@@ -59,8 +59,7 @@ pub(crate) fn open_folder(folder: &Path) -> Result<SafetensorFiles> {
 /// # Errors
 /// `Io`, `Json`; `Field` when it is not a map to file names without folders.
 pub(crate) fn shards(index: &Path) -> Result<BTreeMap<String, Vec<String>>> {
-    let text = std::fs::read_to_string(index).map_err(Error::io(index, "read"))?;
-    let value: Value = serde_json::from_str(&text).map_err(Error::json(index, 1))?;
+    let value = json::read(index)?;
     let map = value.get("weight_map").and_then(Value::as_object);
     let map = map.ok_or_else(|| Error::Field {
         path: index.into(),
@@ -88,14 +87,12 @@ fn open_index(folder: &Path, index: &Path) -> Result<SafetensorFiles> {
     let mut files = SafetensorFiles::none(folder);
     for (file, tensors) in by_shard {
         let path = folder.join(&file);
-        if !path.is_file() {
-            return Err(Error::Shard {
-                index: index.into(),
-                shard: file,
-                reason: format!("listed, but expected file {} is not there", path.display()),
-            });
+        if path.is_file() {
+            files.add(&path, &tensors)?;
+        } else {
+            // an error only when a tensor of the shard is needed
+            files.add_absent(index, &file, tensors);
         }
-        files.add(&path, &tensors)?;
     }
     Ok(files)
 }
@@ -153,12 +150,17 @@ mod tests {
     }
 
     #[test]
-    fn a_listed_shard_that_is_absent_is_named() {
+    fn a_listed_shard_that_is_absent_is_named_when_its_tensor_is_needed() {
         let index = r#"{"weight_map":{"a":"model-00001-of-00002.safetensors","c":"model-00002-of-00002.safetensors"}}"#;
-        let (_folder, result) = indexed(index);
-        assert!(
-            matches!(result, Err(Error::Shard { shard, .. }) if shard == "model-00002-of-00002.safetensors")
-        );
+        let (_folder, files) = indexed(index);
+        let files = files.unwrap();
+        files.expect("a", &[2]).unwrap();
+        let absent = |result: Result<()>| {
+            matches!(result, Err(Error::Shard { shard, reason, .. })
+                if shard == "model-00002-of-00002.safetensors" && reason.contains("`c`"))
+        };
+        assert!(absent(files.expect("c", &[2]).map(|_| ())));
+        assert!(absent(files.read_floats("c").map(|_| ())));
     }
 
     #[test]

@@ -8,12 +8,14 @@ use super::fields::{Fields, brief};
 use super::rope::rope;
 use crate::{Error, Result};
 
-/// transformers' defaults of a family for fields absent from config.json.
+/// What transformers does for a family with fields absent from config.json, and with flags for biases.
 pub(super) struct Defaults {
     /// number of key and value heads; `None` means as many as query heads
     pub(super) kv_heads: Option<usize>,
     /// longest context
     pub(super) max_position_embeddings: usize,
+    /// whether the family reads `attention_bias` and `mlp_bias`
+    pub(super) bias_flags: bool,
 }
 
 /// A model of plain blocks with this window. Layers whose input is in `biased` always have biases.
@@ -30,35 +32,41 @@ pub(super) fn plain(
     refuse_unknown_arithmetic(fields)?;
     let hidden_size = fields.size("hidden_size")?;
     let heads = fields.size("num_attention_heads")?;
-    let kv_heads = fields.optional_size("num_key_value_heads")?;
-    let kv_heads = kv_heads.or(defaults.kv_heads).unwrap_or(heads);
+    // only an absent key has the family's default; null means as many as query heads
+    let kv_heads = if fields.map.contains_key("num_key_value_heads") {
+        fields.optional_size("num_key_value_heads")?
+    } else {
+        defaults.kv_heads
+    };
+    let kv_heads = kv_heads.unwrap_or(heads);
     if !heads.is_multiple_of(kv_heads) {
         return Err(fields.wrong(
             "num_key_value_heads",
             format!("a divisor of num_attention_heads = {heads}"),
         ));
     }
+    let head_dim = head_dim(fields, hidden_size, heads)?;
+    let longest = fields.optional_size("max_position_embeddings")?;
+    let longest = longest.unwrap_or(defaults.max_position_embeddings);
     let block = BlockSpec::llama(LlamaBlock {
         hidden_size,
         intermediate_size: fields.size("intermediate_size")?,
         heads,
         kv_heads,
-        head_dim: head_dim(fields, hidden_size, heads)?,
+        head_dim,
         epsilon: fields.positive("rms_norm_eps")?.unwrap_or(1e-6),
-        rotary: rope(fields)?,
+        rotary: rope(fields, head_dim, longest)?,
         window,
     });
     let mut block = block.with_biases(biased);
-    if fields.flag("attention_bias")?.unwrap_or(false) {
+    if defaults.bias_flags && fields.flag("attention_bias")?.unwrap_or(false) {
         block = block.with_biases(&[Input::Attention, Input::Attended]);
     }
-    if fields.flag("mlp_bias")?.unwrap_or(false) {
+    if defaults.bias_flags && fields.flag("mlp_bias")?.unwrap_or(false) {
         block = block.with_biases(&[Input::Mlp, Input::Activated]);
     }
     let vocab_size = fields.size("vocab_size")?;
     let blocks = fields.size("num_hidden_layers")?;
-    let longest = fields.optional_size("max_position_embeddings")?;
-    let longest = longest.unwrap_or(defaults.max_position_embeddings);
     Ok(ArchSpec {
         tied: fields.flag("tie_word_embeddings")?.unwrap_or(false),
         ..ArchSpec::llama(vocab_size, longest, blocks, block)
@@ -121,52 +129,21 @@ pub(super) fn layer_types(fields: &Fields<'_>) -> Result<Option<bool>> {
     }
 }
 
-/// Rejects fields that would change the arithmetic; each is listed with the only value that changes nothing
-/// here.
+/// Rejects activations and rotations that are not implemented. [`super::keys`] lists keys that no family here
+/// has.
 fn refuse_unknown_arithmetic(fields: &Fields<'_>) -> Result<()> {
     for key in ["hidden_act", "hidden_activation"] {
+        // two names of one function
         if let Some(activation) = fields.optional_str(key)?
-            && activation != "silu"
+            && !["silu", "swish"].contains(&activation)
         {
             return Err(fields.unsupported(key, "silu", format!("{activation:?}")));
         }
     }
-    let neutral_numbers = [
-        ("partial_rotary_factor", 1.0),
-        ("embedding_multiplier", 1.0),
-        ("attention_multiplier", 1.0),
-        ("residual_multiplier", 1.0),
-        ("logits_scaling", 1.0),
-        ("logit_scale", 1.0),
-    ];
-    for (key, neutral) in neutral_numbers {
-        if let Some(value) = fields.number(key)?
-            && value != neutral
-        {
-            return Err(fields.unsupported(key, &format!("{neutral} or nothing"), value.to_string()));
-        }
-    }
-    let absent = [
-        "attn_logit_softcapping",
-        "final_logit_softcapping",
-        "query_pre_attn_scalar",
-        "clip_qkv",
-        "qk_layernorm",
-        "use_qk_norm",
-        "no_rope_layers",
-        "num_experts",
-        "num_local_experts",
-        "n_routed_experts",
-        "attention_chunk_size",
-        "use_mrope",
-    ];
-    for key in absent {
-        if let Some(value) = fields.get(key)
-            && *value != Value::Bool(false)
-            && value.as_f64() != Some(0.0)
-        {
-            return Err(fields.unsupported(key, "nothing", brief(value)));
-        }
+    if let Some(factor) = fields.number("partial_rotary_factor")?
+        && factor != 1.0
+    {
+        return Err(fields.unsupported("partial_rotary_factor", "1 or nothing", factor.to_string()));
     }
     Ok(())
 }

@@ -5,7 +5,9 @@ pub mod block_file;
 pub mod config;
 pub mod families;
 mod fields;
+mod generation;
 pub(crate) mod index;
+mod keys;
 pub(crate) mod linear;
 mod llama_block;
 pub(crate) mod names;
@@ -13,3 +15,5 @@ mod rope;
 mod shards;
 mod tokenizer_files;
 pub(crate) mod write;
+
+pub(crate) use generation::generation_stops;

@@ -1,12 +1,17 @@
 use aqlm_vocabulary::{Rope, RopeScaling};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, brief};
-use crate::Result;
+use crate::{Result, json};
+
+/// The kinds of scaling that are implemented, for errors.
+const KINDS: &str = "default, linear, dynamic, llama3 or yarn";
 
 /// Reads `rope_theta` and `rope_scaling` (transformers 4), or `rope_parameters` (transformers 5), which
-/// combines both.
-pub(super) fn rope(fields: &Fields<'_>) -> Result<Rope> {
+/// combines both. `longest` is the model's `max_position_embeddings`.
+///
+/// Where both spellings occur, they must agree: transformers 5 would take one, transformers 4 the other.
+pub(super) fn rope(fields: &Fields<'_>, head_dim: usize, longest: usize) -> Result<Rope> {
     let outer_theta = fields.positive("rope_theta")?;
     let mut rope = Rope {
         theta: outer_theta.unwrap_or(10_000.0),
@@ -14,14 +19,8 @@ pub(super) fn rope(fields: &Fields<'_>) -> Result<Rope> {
     };
     let mut seen = None;
     for key in ["rope_parameters", "rope_scaling"] {
-        let Some(value) = fields.get(key) else { continue };
-        let Value::Object(map) = value else {
-            return Err(fields.wrong(key, "an object or null"));
-        };
-        let inner = Fields {
-            path: fields.path,
-            prefix: key,
-            map,
+        let Some(inner) = scaling_object(fields, key)? else {
+            continue;
         };
         if let Some(theta) = inner.positive("rope_theta")? {
             if outer_theta.is_some_and(|outer| outer != theta) {
@@ -32,7 +31,7 @@ pub(super) fn rope(fields: &Fields<'_>) -> Result<Rope> {
             }
             rope.theta = theta;
         }
-        let scaling = rope_scaling(&inner)?;
+        let scaling = rope_scaling(fields, &inner, longest)?;
         if let Some(other) = &seen
             && *other != scaling
         {
@@ -41,44 +40,154 @@ pub(super) fn rope(fields: &Fields<'_>) -> Result<Rope> {
         seen = Some(scaling.clone());
         rope.scaling = scaling;
     }
+    refuse_degenerate(fields, &rope, head_dim)?;
     Ok(rope)
 }
 
-fn rope_scaling(fields: &Fields<'_>) -> Result<RopeScaling> {
-    // "type" is the older spelling; files often carry both
-    let kinds = [fields.optional_str("rope_type")?, fields.optional_str("type")?];
-    let kind = match kinds {
-        [Some(new), Some(old)] if new != old => {
-            return Err(fields.wrong("type", format!("the same as rope_type = {new:?}")));
+/// Fields inside the rotary objects that are not read, as one warning for each object.
+pub(super) fn unread(fields: &Fields<'_>) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    for key in ["rope_parameters", "rope_scaling"] {
+        let Some(inner) = scaling_object(fields, key)? else {
+            continue;
+        };
+        let kind = kind(&inner)?;
+        let known = ["type", "rope_type", "rope_theta", "partial_rotary_factor"];
+        let read = |name: &str| known.contains(&name) || used(kind).contains(&name);
+        let present = inner.map.iter().filter(|(_, value)| !value.is_null());
+        let unread: Vec<String> = present
+            .filter(|(name, _)| !read(name))
+            .map(|(name, _)| format!("`{key}.{name}`"))
+            .collect();
+        if !unread.is_empty() {
+            warnings.push(format!(
+                "{}: fields that rotary embeddings of type {kind} do not have, and that are not read: {}",
+                fields.path.display(),
+                unread.join(", ")
+            ));
         }
-        [Some(kind), _] | [None, Some(kind)] => kind,
-        // without scaling, transformers 5 writes only rope_theta
-        [None, None] if fields.get("factor").is_none() => "default",
-        [None, None] => return Err(fields.wrong("rope_type", "default, linear or llama3")),
+    }
+    if fields.get("rope_theta").is_none()
+        && let Some(inner) = scaling_object(fields, "rope_scaling")?
+        && let Some(theta) = inner.positive("rope_theta")?
+        && theta != 10_000.0
+    {
+        warnings.push(format!(
+            "{}: field `rope_scaling.rope_theta` = {theta} is used as in transformers 5; transformers 4 takes \
+             10000, as `rope_theta` is absent",
+            fields.path.display()
+        ));
+    }
+    Ok(warnings)
+}
+
+/// Writes the fields with which every release of transformers computes these rotations: releases before 5
+/// read `rope_theta` and `rope_scaling`, later ones `rope_parameters`.
+pub(super) fn write(config: &mut Map<String, Value>, rope: &Rope) {
+    let scaling = match rope.scaling {
+        RopeScaling::None => None,
+        RopeScaling::Linear { factor } => Some(json!({"rope_type": "linear", "factor": factor})),
+        RopeScaling::Dynamic { factor, .. } => Some(json!({"rope_type": "dynamic", "factor": factor})),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => Some(json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+        })),
+        RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings,
+            beta_fast,
+            beta_slow,
+            truncate,
+            attention_factor,
+        } => Some(json!({
+            "rope_type": "yarn",
+            "factor": factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+            "beta_fast": beta_fast,
+            "beta_slow": beta_slow,
+            "truncate": truncate,
+            "attention_factor": attention_factor,
+        })),
     };
-    let used: &[&str] = match kind {
-        "default" => &[],
-        "linear" => &["factor"],
+    let mut parameters = scaling.clone().unwrap_or_else(|| json!({"rope_type": "default"}));
+    parameters["rope_theta"] = json!(rope.theta);
+    config.insert("rope_theta".into(), json!(rope.theta));
+    config.insert("rope_scaling".into(), scaling.unwrap_or(Value::Null));
+    config.insert("rope_parameters".into(), parameters);
+}
+
+/// One of the two objects; `None` when it is absent, null or empty.
+fn scaling_object<'a>(fields: &Fields<'a>, key: &'static str) -> Result<Option<Fields<'a>>> {
+    match fields.get(key) {
+        None => Ok(None),
+        Some(Value::Object(map)) if map.is_empty() => Ok(None),
+        Some(Value::Object(map)) => Ok(Some(Fields {
+            path: fields.path,
+            prefix: key,
+            map,
+        })),
+        Some(_) => Err(fields.wrong(key, "an object or null")),
+    }
+}
+
+/// The name of the scaling.
+fn kind<'a>(fields: &Fields<'a>) -> Result<&'a str> {
+    // "type" is the older spelling; files often carry both
+    match [fields.optional_str("rope_type")?, fields.optional_str("type")?] {
+        [Some(new), Some(old)] if new != old => {
+            Err(fields.wrong("type", format!("the same as rope_type = {new:?}")))
+        }
+        [Some(kind), _] | [None, Some(kind)] => Ok(kind),
+        // without scaling, transformers 5 writes only rope_theta
+        [None, None] if fields.get("factor").is_none() => Ok("default"),
+        [None, None] => Err(fields.wrong("rope_type", KINDS)),
+    }
+}
+
+/// Fields that a kind of scaling reads, besides its name and theta.
+fn used(kind: &str) -> &'static [&'static str] {
+    match kind {
+        "linear" | "dynamic" => &["factor"],
         "llama3" => &[
             "factor",
             "low_freq_factor",
             "high_freq_factor",
             "original_max_position_embeddings",
         ],
-        other => {
-            let key = if kinds[0].is_some() { "rope_type" } else { "type" };
-            return Err(fields.unsupported(key, "default, linear or llama3", format!("{other:?}")));
-        }
-    };
+        "yarn" => &[
+            "factor",
+            "original_max_position_embeddings",
+            "beta_fast",
+            "beta_slow",
+            "truncate",
+            "attention_factor",
+            "mscale",
+            "mscale_all_dim",
+        ],
+        _ => &[],
+    }
+}
+
+fn rope_scaling(whole: &Fields<'_>, fields: &Fields<'_>, longest: usize) -> Result<RopeScaling> {
+    let kind = kind(fields)?;
     if let Some(factor) = fields.number("partial_rotary_factor")?
         && factor != 1.0
     {
         return Err(fields.unsupported("partial_rotary_factor", "1 or nothing", factor.to_string()));
     }
     for (key, value) in fields.map {
-        let known = ["type", "rope_type", "rope_theta", "partial_rotary_factor"];
-        if !value.is_null() && !used.contains(&key.as_str()) && !known.contains(&key.as_str()) {
-            return Err(fields.unsupported(key, &format!("no such field for type {kind:?}"), brief(value)));
+        // an object for each type of layer; a number that is not finite is one, too (see `crate::json`)
+        if value.is_object() && value.get(json::FLOAT).is_none() {
+            let expected = "one rotary embedding for all blocks";
+            return Err(fields.unsupported(key, expected, brief(value)));
         }
     }
     match kind {
@@ -86,12 +195,17 @@ fn rope_scaling(fields: &Fields<'_>) -> Result<RopeScaling> {
         "linear" => Ok(RopeScaling::Linear {
             factor: fields.required_positive("factor")?,
         }),
-        _ => {
+        "dynamic" => Ok(RopeScaling::Dynamic {
+            factor: at_least_one(fields, "factor")?,
+            max_position_embeddings: longest,
+        }),
+        "llama3" => {
             let scaling = RopeScaling::Llama3 {
                 factor: fields.required_positive("factor")?,
                 low_freq_factor: fields.required_positive("low_freq_factor")?,
                 high_freq_factor: fields.required_positive("high_freq_factor")?,
-                original_max_position_embeddings: fields.size("original_max_position_embeddings")?,
+                original_max_position_embeddings: original_context(whole, fields)?
+                    .ok_or_else(|| fields.wrong("original_max_position_embeddings", "a whole number"))?,
             };
             // the blend divides by high - low
             if fields.number("high_freq_factor")? <= fields.number("low_freq_factor")? {
@@ -99,5 +213,90 @@ fn rope_scaling(fields: &Fields<'_>) -> Result<RopeScaling> {
             }
             Ok(scaling)
         }
+        "yarn" => yarn(whole, fields, longest),
+        other => {
+            let key = if fields.get("rope_type").is_some() {
+                "rope_type"
+            } else {
+                "type"
+            };
+            Err(fields.unsupported(key, KINDS, format!("{other:?}")))
+        }
+    }
+}
+
+fn yarn(whole: &Fields<'_>, fields: &Fields<'_>, longest: usize) -> Result<RopeScaling> {
+    let factor = at_least_one(fields, "factor")?;
+    let [mscale, mscale_all_dim] = [fields.number("mscale")?, fields.number("mscale_all_dim")?];
+    // transformers takes 0 for absent
+    let or = |value: Option<f64>, default: f64| value.filter(|&value| value != 0.0).unwrap_or(default);
+    let attention_factor = match fields.number("attention_factor")? {
+        Some(given) if given.is_finite() && given > 0.0 => given,
+        Some(_) => return Err(fields.wrong("attention_factor", "a positive number")),
+        None => {
+            let attention = |scale: f64| 0.1 * scale * factor.ln() + 1.0;
+            let derived = match (or(mscale, 0.0), or(mscale_all_dim, 0.0)) {
+                (0.0, _) | (_, 0.0) => attention(1.0),
+                (scale, all) => attention(scale) / attention(all),
+            };
+            if !(derived.is_finite() && derived > 0.0) {
+                return Err(fields.wrong("mscale", "a value with a positive attention factor"));
+            }
+            derived
+        }
+    };
+    let beta = |key: &str, default: f64| {
+        let value = or(fields.number(key)?, default);
+        if value.is_finite() && value > 0.0 {
+            Ok(value)
+        } else {
+            Err(fields.wrong(key, "a positive number"))
+        }
+    };
+    let (beta_fast, beta_slow) = (beta("beta_fast", 32.0)?, beta("beta_slow", 1.0)?);
+    if beta_fast < beta_slow {
+        return Err(fields.wrong("beta_fast", format!("at least beta_slow = {beta_slow}")));
+    }
+    Ok(RopeScaling::Yarn {
+        factor,
+        original_max_position_embeddings: original_context(whole, fields)?.unwrap_or(longest),
+        beta_fast,
+        beta_slow,
+        truncate: fields.flag("truncate")?.unwrap_or(true),
+        attention_factor,
+    })
+}
+
+/// The context before the extension. Only transformers 5 reads it outside of the rotary object, and prefers
+/// it there.
+fn original_context(whole: &Fields<'_>, fields: &Fields<'_>) -> Result<Option<usize>> {
+    let key = "original_max_position_embeddings";
+    let inner = fields.optional_size(key)?;
+    if let Some(outer) = whole.optional_size(key)?
+        && inner != Some(outer)
+    {
+        return Err(fields.wrong(key, format!("{outer}, as outside of this object")));
+    }
+    Ok(inner)
+}
+
+fn at_least_one(fields: &Fields<'_>, key: &str) -> Result<f64> {
+    let value = fields.required_positive(key)?;
+    if value < 1.0 {
+        return Err(fields.wrong(key, "a number of at least 1"));
+    }
+    Ok(value)
+}
+
+/// Rejects rotations whose formula divides by zero.
+fn refuse_degenerate(fields: &Fields<'_>, rope: &Rope, head_dim: usize) -> Result<()> {
+    match rope.scaling {
+        RopeScaling::Dynamic { .. } if head_dim <= 2 => {
+            Err(fields.wrong("head_dim", "at least 4 for dynamic scaling"))
+        }
+        RopeScaling::Yarn { .. } if rope.theta <= 1.0 => {
+            Err(fields.wrong("rope_theta", "a number above 1 for scaling of type yarn"))
+        }
+        _ => Ok(()),
     }
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::linear::{float_tensor, linear_tensors};
 use super::names::{EMBEDDING, FINAL_NORM, LM_HEAD};
+use super::rope;
 use super::shards::{ShardWriter, is_weights_file};
 use super::tokenizer_files::tokenizer_files;
 use crate::durable::{Workspace, write_json};
@@ -257,9 +258,21 @@ impl Plan {
         for key in ["quantization_config", "dtype", "torch_dtype"] {
             config.remove(key);
         }
-        config
-            .entry("architectures")
-            .or_insert_with(|| json!([source.details().family.architecture]));
+        let details = source.details();
+        let class = json!([details.family.architecture]);
+        if details.is_legacy() {
+            // what transformers itself needs to read the model, without the code that came with it
+            config.remove("aqlm");
+            config.remove("auto_map");
+            config.insert("architectures".into(), class);
+        } else {
+            config.entry("architectures").or_insert(class);
+        }
+        config.insert("model_type".into(), json!(details.family.name));
+        config.insert("tie_word_embeddings".into(), json!(details.arch.tied));
+        if let Some(rotary) = &details.arch.attention().rotary {
+            rope::write(&mut config, rotary);
+        }
         config.insert("torch_dtype".into(), json!(storage.name()));
         if let Some(scheme) = self.scheme {
             let quantization = json!({

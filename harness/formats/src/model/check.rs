@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use aqlm_vocabulary::LayerId;
 
 use super::Model;
@@ -6,7 +8,76 @@ use crate::huggingface::names::{EMBEDDING, FINAL_NORM, LM_HEAD};
 use crate::tensors::TensorInfo;
 use crate::{Error, Result};
 
+/// How many names a warning lists.
+const LISTED: usize = 4;
+
 impl Model {
+    /// Decides whether the head is the embedding. A tied model's files may hold a head of their own: as in
+    /// transformers 5, it is used where it differs. transformers 4 uses the embedding.
+    ///
+    /// # Errors
+    /// Those of reading both tensors.
+    pub(super) fn settle_head(&mut self) -> Result<()> {
+        let Some(head) = self.tensors.info(LM_HEAD).filter(|_| self.config.arch.tied) else {
+            return Ok(());
+        };
+        let config = self.config();
+        let embedding = self
+            .tensors
+            .expect(EMBEDDING, &[config.vocab_size, config.hidden_size])?;
+        let same = head.shape == embedding.shape
+            && self.tensors.read_floats(LM_HEAD)? == self.tensors.read_floats(EMBEDDING)?;
+        if !same {
+            self.config.arch.tied = false;
+            self.config.warnings.push(format!(
+                "{}: field `tie_word_embeddings` is true, but tensor `{LM_HEAD}` differs from `{EMBEDDING}`: the \
+                 head is used, as in transformers 5; transformers 4 uses the embedding",
+                self.config.path.display()
+            ));
+        }
+        Ok(())
+    }
+
+    /// A warning when there are tensors that the configuration does not need.
+    pub(super) fn unread_tensors(&self) -> Option<String> {
+        let config = self.config();
+        let mut needed: BTreeSet<String> = [EMBEDDING, FINAL_NORM, LM_HEAD].map(String::from).into();
+        for (block, spec) in config.blocks.iter().enumerate() {
+            needed.extend(config.norm_names(block));
+            for layer in spec.layers() {
+                let name = config.layer_name(block, layer);
+                let parts = ["weight", "bias", "codes", "codebooks", "scales"];
+                needed.extend(parts.map(|part| format!("{name}.{part}")));
+            }
+        }
+        // early releases of transformers stored the frequencies that follow from config.json
+        let buffer = |name: &String| name.ends_with("rotary_emb.inv_freq");
+        let names = self.tensors.names().into_iter();
+        let unread: Vec<String> = names
+            .filter(|name| !needed.contains(name) && !buffer(name))
+            .collect();
+        if unread.is_empty() {
+            return None;
+        }
+        let rest = unread.len().saturating_sub(LISTED);
+        let named: Vec<String> = unread
+            .iter()
+            .take(LISTED)
+            .map(|name| format!("`{name}`"))
+            .collect();
+        let more = if rest > 0 {
+            format!(" and {rest} more")
+        } else {
+            String::new()
+        };
+        Some(format!(
+            "{}: tensors that a {} model of config.json's shape does not have, and that are not read: {}{more}",
+            self.source.display(),
+            self.config.family.name,
+            named.join(", ")
+        ))
+    }
+
     /// Checks presence and shape of all tensors that the accessors read.
     pub(super) fn check_tensors(&self) -> Result<()> {
         let config = self.config();

@@ -54,6 +54,27 @@ pub struct Inventory {
 }
 
 impl Model {
+    /// The formats with fewer bits than 16 in which linear layers are stored, by name: AQLM schemes and types
+    /// of GGUF. Empty for a model that is not quantized.
+    pub fn quantized_formats(&self) -> BTreeSet<String> {
+        let config = self.config();
+        let mut formats = BTreeSet::new();
+        for (block, spec) in config.blocks.iter().enumerate() {
+            for layer in spec.layers() {
+                let name = config.layer_name(block, layer);
+                let stored = self.tensors.info(&format!("{name}.weight"));
+                if let Some(scheme) = self.scheme_of(&name) {
+                    formats.insert(format!("AQLM {scheme}"));
+                } else if let Some(info) = stored
+                    && !["F16", "BF16", "F32", "F64"].contains(&info.dtype.as_str())
+                {
+                    formats.insert(info.dtype);
+                }
+            }
+        }
+        formats
+    }
+
     /// Lists tensors and layers, reading headers only.
     pub fn inventory(&self) -> Inventory {
         let tensors: Vec<TensorEntry> = self

@@ -12,7 +12,7 @@ use crate::huggingface::linear::{read_linear, read_matrix, read_vector};
 use crate::huggingface::names::{EMBEDDING, FINAL_NORM, LM_HEAD};
 use crate::safetensors::SafetensorFiles;
 use crate::tensors::{TensorInfo, TensorSource};
-use crate::{Error, Result, gguf};
+use crate::{Error, Result, gguf, stand_in};
 
 mod check;
 pub mod embedded;
@@ -20,6 +20,8 @@ mod fingerprint;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod inventory;
+mod place;
+mod renamed;
 mod rounding;
 mod tokenizer;
 
@@ -30,6 +32,7 @@ pub use crate::huggingface::write::{
     OuterWeights, WriteOptions, Written, write_checkpoint, write_dense, write_whole,
 };
 pub use inventory::{Inventory, LayerEntry, TensorEntry};
+use renamed::under_usual_names;
 pub(crate) use tokenizer::TokenizerSource;
 
 /// A model that is opened but not read; weights are read block by block, on request.
@@ -44,7 +47,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a Hugging Face folder or a GGUF file of the llama architecture.
+    /// Opens a Hugging Face folder, a model's folder in the cache of the Hub's client, or a GGUF file of the
+    /// llama architecture.
     ///
     /// # Errors
     /// `Io`; `Kind` for anything else; the errors of [`ModelConfig::read`] and of opening a folder's weights;
@@ -54,13 +58,7 @@ impl Model {
         let path = path.as_ref();
         let metadata = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
         if !metadata.is_dir() {
-            if !starts_with(path, gguf::MAGIC)? {
-                return Err(Error::Kind {
-                    path: path.into(),
-                    expected: "a Hugging Face model folder or a GGUF file".into(),
-                    found: "another file".into(),
-                });
-            }
+            refuse_other_files(path)?;
             let gguf = gguf::open(path)?;
             return Self::assemble(
                 path.into(),
@@ -69,20 +67,10 @@ impl Model {
                 TokenizerSource::Gguf(gguf.tokenizer),
             );
         }
-        let config_path = path.join("config.json");
-        if !config_path.is_file() {
-            return Err(Error::Kind {
-                path: path.into(),
-                expected: "a model folder with a config.json".into(),
-                found: "a folder without".into(),
-            });
-        }
-        Self::assemble(
-            path.into(),
-            ModelConfig::read(&config_path)?,
-            Box::new(open_folder(path)?),
-            TokenizerSource::Folder(path.into()),
-        )
+        let folder = place::model_folder(path)?;
+        let config = ModelConfig::read(&folder.join("config.json"))?;
+        let tensors = under_usual_names(Box::new(open_folder(&folder)?), config.arch.tied);
+        Self::assemble(folder.clone(), config, tensors, TokenizerSource::Folder(folder))
     }
 
     /// The model embedded in the program: see [`embedded`].
@@ -108,14 +96,24 @@ impl Model {
         tensors: Box<dyn TensorSource>,
         tokenizer: TokenizerSource,
     ) -> Result<Self> {
-        let model = Self {
+        let mut model = Self {
             source,
             config,
             tensors,
             tokenizer,
         };
+        model.settle_head()?;
         model.check_tensors()?;
+        let unread = model.unread_tensors();
+        model.config.warnings.extend(unread);
         Ok(model)
+    }
+
+    /// What the reader of a result should know about the model's files: fields and tensors that were not
+    /// read, and rules on which releases of transformers disagree. Each text names the file and the field or
+    /// tensor.
+    pub fn warnings(&self) -> &[String] {
+        &self.config.warnings
     }
 
     /// The model as data: everything that decides the arithmetic.
@@ -258,13 +256,30 @@ impl Model {
     }
 }
 
-/// Whether a file begins with these bytes.
-fn starts_with(path: &Path, magic: &[u8]) -> Result<bool> {
+/// Rejects a file that is not GGUF.
+fn refuse_other_files(path: &Path) -> Result<()> {
+    let expected = "a Hugging Face model folder or a GGUF file";
     let mut start = Vec::new();
     std::fs::File::open(path)
-        .and_then(|file| file.take(magic.len() as u64).read_to_end(&mut start))
+        .and_then(|file| file.take(stand_in::START as u64).read_to_end(&mut start))
         .map_err(Error::io(path, "read"))?;
-    Ok(start == magic)
+    if start.starts_with(gguf::MAGIC) {
+        return Ok(());
+    }
+    stand_in::refuse(path, &start, expected)?;
+    let of_folder = path
+        .parent()
+        .is_some_and(|folder| folder.join("config.json").is_file());
+    Err(Error::Kind {
+        path: path.into(),
+        expected: expected.into(),
+        found: if of_folder {
+            "a file inside a model folder: name the folder"
+        } else {
+            "another file"
+        }
+        .into(),
+    })
 }
 
 #[cfg(test)]

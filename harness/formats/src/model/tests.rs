@@ -56,6 +56,134 @@ fn a_tied_head_is_the_embedding() {
     assert_eq!(model.lm_head().unwrap(), model.embedding().unwrap());
 }
 
+/// transformers 5.23.0 keeps a head that differs; 4.57.6 ties.
+#[test]
+fn a_head_that_differs_is_used_although_the_flag_ties_it() {
+    let mut fixture = Fixture::dense();
+    fixture.config["tie_word_embeddings"] = json!(true);
+    let model = Model::open(fixture.write()).unwrap();
+    assert!(!model.config().tied);
+    assert_ne!(model.lm_head().unwrap(), model.embedding().unwrap());
+    assert!(
+        model
+            .warnings()
+            .iter()
+            .any(|warning| warning.contains("tie_word_embeddings"))
+    );
+    let same = fixture.tensors["model.embed_tokens.weight"].clone();
+    fixture.tensors.insert("lm_head.weight".into(), same);
+    fixture.config.as_object_mut().unwrap().remove("custom");
+    let model = Model::open(fixture.write()).unwrap();
+    assert!(model.config().tied && model.warnings().is_empty());
+}
+
+#[test]
+fn names_without_the_prefix_and_a_tied_head_alone_are_understood() {
+    let mut fixture = Fixture::dense();
+    fixture.config["tie_word_embeddings"] = json!(true);
+    fixture.tensors.remove("lm_head.weight");
+    let usual = Model::open(fixture.write()).unwrap();
+    let whole = usual.weights().unwrap();
+    let mut bare = Fixture::dense();
+    bare.config = fixture.config.clone();
+    let stored = fixture.tensors.iter();
+    let shortened = stored.map(|(name, tensor)| (name.replace("model.", ""), tensor.clone()));
+    bare.tensors = shortened.collect();
+    let bare = Model::open(bare.write()).unwrap();
+    assert_eq!(bare.weights().unwrap(), whole);
+    assert_eq!(bare.inventory().tensors, usual.inventory().tensors);
+    let embedding = fixture.tensors.remove("model.embed_tokens.weight").unwrap();
+    fixture.tensors.insert("lm_head.weight".into(), embedding);
+    assert_eq!(Model::open(fixture.write()).unwrap().weights().unwrap(), whole);
+    fixture.config["tie_word_embeddings"] = json!(false);
+    let result = Model::open(fixture.write());
+    assert!(
+        matches!(result, Err(Error::MissingTensor { tensor, .. }) if tensor == "model.embed_tokens.weight")
+    );
+}
+
+#[test]
+fn tensors_that_the_configuration_does_not_need_are_named() {
+    let mut fixture = Fixture::dense();
+    fixture.config.as_object_mut().unwrap().remove("custom");
+    fixture.put_halves("model.layers.0.self_attn.rotary_emb.inv_freq", &[4]);
+    assert!(Model::open(fixture.write()).unwrap().warnings().is_empty());
+    fixture.put_halves("model.layers.0.self_attn.q_norm.weight", &[4]);
+    fixture.config["num_hidden_layers"] = json!(1);
+    let model = Model::open(fixture.write()).unwrap();
+    let [warning] = model.warnings() else {
+        panic!("{:?}", model.warnings())
+    };
+    assert!(
+        warning.contains("q_norm") && warning.contains("model.layers.1") && warning.contains("and 6 more")
+    );
+}
+
+#[test]
+fn formats_of_quantized_layers_are_listed() {
+    let dense = Model::open(Fixture::dense().write()).unwrap();
+    assert!(dense.quantized_formats().is_empty());
+    let fixture = Fixture::quantized("2x3g4".parse().unwrap());
+    let quantized = Model::open(fixture.write()).unwrap();
+    assert_eq!(Vec::from_iter(quantized.quantized_formats()), ["AQLM 2x3g4"]);
+}
+
+#[test]
+fn stand_ins_and_marks_are_recognised_in_every_file() {
+    let fixture = Fixture::dense();
+    let folder = fixture.write();
+    let config = std::fs::read(folder.join("config.json")).unwrap();
+    std::fs::write(
+        folder.join("config.json"),
+        [b"\xef\xbb\xbf", config.as_slice()].concat(),
+    )
+    .unwrap();
+    Model::open(&folder).unwrap();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
+    let pages = ["<!DOCTYPE html>\n<html>", pointer];
+    for (text, file) in pages.into_iter().flat_map(|text| {
+        let files = [
+            "generation_config.json",
+            "tokenizer_config.json",
+            "tokenizer.json",
+            "model.safetensors",
+            "config.json",
+        ];
+        files.map(|file| (text, file))
+    }) {
+        let fixture = Fixture::dense();
+        let folder = fixture.write();
+        std::fs::write(folder.join("tokenizer.json"), embedded::TOKENIZER).unwrap();
+        std::fs::write(folder.join(file), text).unwrap();
+        let result = Model::open(&folder).and_then(|model| model.tokenizer());
+        assert!(
+            matches!(&result, Err(Error::Kind { path, .. }) if path.ends_with(file)),
+            "{file}: {result:?}"
+        );
+        let result = Model::open(folder.join(file));
+        assert!(matches!(&result, Err(Error::Kind { .. })), "{file}: {result:?}");
+    }
+}
+
+#[test]
+fn generation_stops_where_generation_config_says() {
+    let fixture = Fixture::dense();
+    let folder = fixture.write();
+    let ids = |text: &str| {
+        std::fs::write(folder.join("generation_config.json"), text).unwrap();
+        crate::huggingface::generation_stops(&folder)
+    };
+    assert_eq!(
+        ids(r#"{"eos_token_id": [25, 3], "temperature": NaN}"#).unwrap(),
+        [25, 3]
+    );
+    assert_eq!(ids(r#"{"eos_token_id": 25}"#).unwrap(), [25]);
+    assert_eq!(ids(r#"{"eos_token_id": null}"#).unwrap(), [0; 0]);
+    assert!(
+        matches!(ids(r#"{"eos_token_id": "a"}"#), Err(Error::Field { field, .. }) if field == "eos_token_id")
+    );
+}
+
 #[test]
 fn codes_are_read_from_twos_complement() {
     for (scheme, code_bytes) in [("2x3g4", [0xfc_u8, 0xff, 0x03]), ("1x8g4", [0x80, 0xff, 0x7f])] {

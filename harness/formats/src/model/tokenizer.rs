@@ -2,8 +2,9 @@ use std::path::PathBuf;
 
 use super::{Model, embedded};
 use crate::gguf::GgufTokenizer;
+use crate::huggingface::generation_stops;
 use crate::tokenizer::Tokenizer;
-use crate::{Error, Result};
+use crate::{Error, Result, json};
 
 /// Origin of the tokenizer.
 #[derive(Debug)]
@@ -46,11 +47,12 @@ impl Model {
                         .into(),
                     });
                 }
-                let tokenizer = Tokenizer::from_file(&path)?.with_markers(bos, eos);
+                let tokenizer = Tokenizer::from_file(&path)?
+                    .with_markers(bos, eos)
+                    .with_stops(generation_stops(folder)?);
                 let config = folder.join("tokenizer_config.json");
                 if config.is_file() {
-                    let text = std::fs::read_to_string(&config).map_err(Error::io(&config, "read"))?;
-                    tokenizer.with_tokenizer_config(&config, &text)?
+                    tokenizer.with_tokenizer_config(&config, &json::read(&config)?)?
                 } else {
                     tokenizer
                 }

@@ -37,6 +37,17 @@ pub struct SafetensorFiles {
     shards: Vec<Shard>,
     /// name -> (shard, entry)
     tensors: BTreeMap<String, (usize, Entry)>,
+    /// tensors of shards that an index lists and that are not there
+    absent: BTreeMap<String, AbsentShard>,
+}
+
+/// A shard that is not there.
+#[derive(Debug, Clone)]
+struct AbsentShard {
+    /// the index that lists it
+    index: PathBuf,
+    /// its file name
+    shard: String,
 }
 
 impl SafetensorFiles {
@@ -95,6 +106,7 @@ impl SafetensorFiles {
                 .into_iter()
                 .map(|(name, entry)| (name, (0, entry)))
                 .collect(),
+            absent: BTreeMap::new(),
         }
     }
 
@@ -104,6 +116,7 @@ impl SafetensorFiles {
             path: path.into(),
             shards: Vec::new(),
             tensors: BTreeMap::new(),
+            absent: BTreeMap::new(),
         }
     }
 
@@ -124,11 +137,19 @@ impl SafetensorFiles {
         Ok(())
     }
 
+    /// Notes a shard that an index lists and that is not there. An error names it when one of its tensors is
+    /// needed.
+    pub(crate) fn add_absent(&mut self, index: &Path, shard: &str, tensors: Vec<String>) {
+        let absent = AbsentShard {
+            index: index.into(),
+            shard: shard.into(),
+        };
+        self.absent
+            .extend(tensors.into_iter().map(|tensor| (tensor, absent.clone())));
+    }
+
     fn entry(&self, name: &str) -> Result<(&Shard, &Entry)> {
-        let (shard, entry) = self.tensors.get(name).ok_or_else(|| Error::MissingTensor {
-            path: self.path.clone(),
-            tensor: name.into(),
-        })?;
+        let (shard, entry) = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
         Ok((&self.shards[*shard], entry))
     }
 
@@ -244,6 +265,20 @@ impl TensorSource for SafetensorFiles {
             bytes: entry.data_offsets.1 - entry.data_offsets.0,
             path: self.shards[*shard].path.clone(),
         })
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        match self.absent.get(name) {
+            Some(AbsentShard { index, shard }) => Error::Shard {
+                index: index.clone(),
+                shard: shard.clone(),
+                reason: format!("expected the file, which holds tensor `{name}`, found none of that name"),
+            },
+            None => Error::MissingTensor {
+                path: self.path.clone(),
+                tensor: name.into(),
+            },
+        }
     }
 
     fn read_floats(&self, name: &str) -> Result<Vec<f32>> {

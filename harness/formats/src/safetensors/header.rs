@@ -8,7 +8,7 @@ use ::safetensors::Dtype;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{Error, Result};
+use crate::{Error, Result, stand_in};
 
 /// Maximum length of a header in the safetensors format, in bytes.
 const LONGEST_HEADER: u64 = 100_000_000;
@@ -48,6 +48,13 @@ pub(super) fn read_header(path: &Path, reader: &mut impl Read, length: u64) -> R
         .map_err(Error::io(path, "read"))?;
     let header_length = u64::from_le_bytes(header_length);
     if header_length > LONGEST_HEADER {
+        // the first eight bytes of a text are such a length
+        let mut start = header_length.to_le_bytes().to_vec();
+        let rest = reader
+            .take((stand_in::START - start.len()) as u64)
+            .read_to_end(&mut start);
+        rest.map_err(Error::io(path, "read"))?;
+        stand_in::refuse(path, &start, "a safetensors file")?;
         return Err(Error::Header {
             path: path.into(),
             expected: format!("a safetensors header of at most {LONGEST_HEADER} bytes"),

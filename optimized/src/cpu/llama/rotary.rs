@@ -34,19 +34,23 @@ pub(super) enum Turn {
 
 impl Rotary {
     /// The tables for positions 0 to `positions` (exclusive), with the model's frequencies. Without a rotary
-    /// embedding, the identity rotation.
+    /// embedding, the identity rotation. With dynamic scaling, `positions` is the length of the sequence.
     pub fn new(spec: &AttentionSpec, positions: usize) -> Self {
         let half = spec.head_dim / 2;
         let radians = spec.rotary.as_ref().map_or_else(
             || vec![0.0; half],
             |rope| {
-                let radians = |i| radians_per_position(rope, i, spec.head_dim) as f32;
+                let radians = |i| radians_per_position(rope, i, spec.head_dim, positions) as f32;
                 (0..half).map(radians).collect()
             },
         );
+        let scale = match spec.rotary.as_ref().map(|rope| &rope.scaling) {
+            Some(RopeScaling::Yarn { attention_factor, .. }) => *attention_factor,
+            _ => 1.0,
+        };
         let table = |f: fn(f64) -> f64| {
             Array2::from_shape_fn((positions, half), |(position, i)| {
-                f(f64::from(position as f32 * radians[i])) as f32
+                (scale * f(f64::from(position as f32 * radians[i]))) as f32
             })
         };
         Self {
@@ -110,9 +114,10 @@ vectorized! {
 }
 
 /// The angle by which pair i turns from one position to the next: theta^(-2i / head_dim), adjusted by the
-/// model's long-context variant.
-fn radians_per_position(rope: &Rope, i: usize, head_dim: usize) -> f64 {
-    let plain = rope.theta.powf(-((2 * i) as f64) / head_dim as f64);
+/// model's long-context variant. `positions` is the length of the sequence, on which dynamic scaling depends.
+fn radians_per_position(rope: &Rope, i: usize, head_dim: usize, positions: usize) -> f64 {
+    let exponent = -((2 * i) as f64) / head_dim as f64;
+    let plain = rope.theta.powf(exponent);
     match rope.scaling {
         RopeScaling::None => plain,
         RopeScaling::Linear { factor } => plain / factor,
@@ -132,6 +137,37 @@ fn radians_per_position(rope: &Rope, i: usize, head_dim: usize) -> f64 {
                 let smooth = (context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
                 (1.0 - smooth) * plain / factor + smooth * plain
             }
+        }
+        RopeScaling::Dynamic {
+            factor,
+            max_position_embeddings,
+        } => {
+            let growth = (positions as f64 / max_position_embeddings as f64).max(1.0) - 1.0;
+            let power = head_dim as f64 / (head_dim as f64 - 2.0);
+            (rope.theta * (1.0 + factor * growth).powf(power)).powf(exponent)
+        }
+        RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings,
+            beta_fast,
+            beta_slow,
+            truncate,
+            ..
+        } => {
+            // pair j turns context theta^(-2j / head_dim) / TAU times over the original context
+            let pair_turning = |turns: f64| {
+                let wavelength = original_max_position_embeddings as f64 / turns;
+                (wavelength / TAU).log(rope.theta) * head_dim as f64 / 2.0
+            };
+            let (from, to) = if truncate {
+                (pair_turning(beta_fast).floor(), pair_turning(beta_slow).ceil())
+            } else {
+                (pair_turning(beta_fast), pair_turning(beta_slow))
+            };
+            let (from, to) = (from.max(0.0), to.min((head_dim - 1) as f64));
+            let width = if to == from { 0.001 } else { to - from };
+            let interpolated = ((i as f64 - from) / width).clamp(0.0, 1.0);
+            plain * (1.0 - interpolated) + plain / factor * interpolated
         }
     }
 }

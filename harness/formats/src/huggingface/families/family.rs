@@ -11,6 +11,8 @@ pub struct Family {
     pub name: &'static str,
     /// the class that transformers builds for the family
     pub architecture: &'static str,
+    /// keys of config.json that this family reads and others do not
+    pub(in crate::huggingface) reads: &'static [&'static str],
     /// builds the model described by a config.json, or rejects it
     pub(in crate::huggingface) arch: fn(&Fields<'_>) -> Result<ArchSpec>,
 }

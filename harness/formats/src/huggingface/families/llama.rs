@@ -9,6 +9,7 @@ use crate::Result;
 pub(super) const FAMILY: Family = Family {
     name: "llama",
     architecture: "LlamaForCausalLM",
+    reads: &["attention_bias", "mlp_bias", "sliding_window", "layer_types"],
     arch,
 };
 
@@ -23,6 +24,7 @@ fn arch(fields: &Fields<'_>) -> Result<ArchSpec> {
     let defaults = Defaults {
         kv_heads: None,
         max_position_embeddings: 2048,
+        bias_flags: true,
     };
     plain(fields, &defaults, None, &[])
 }

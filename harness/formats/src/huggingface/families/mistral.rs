@@ -9,6 +9,7 @@ use crate::Result;
 pub(super) const FAMILY: Family = Family {
     name: "mistral",
     architecture: "MistralForCausalLM",
+    reads: &["sliding_window", "layer_types"],
     arch,
 };
 
@@ -20,6 +21,7 @@ fn arch(fields: &Fields<'_>) -> Result<ArchSpec> {
     let defaults = Defaults {
         kv_heads: Some(8),
         max_position_embeddings: 131_072,
+        bias_flags: false,
     };
     plain(fields, &defaults, window, &[])
 }

@@ -20,6 +20,8 @@ impl Family {
     /// `Field` without a `model_type`, `Unsupported` when this list does not have the family.
     pub(super) fn of(fields: &Fields<'_>) -> Result<&'static Self> {
         let name = fields.required_str("model_type")?;
+        // checkpoints of AQLM's first months, whose own code added the ending
+        let name = name.strip_suffix("_aqlm").unwrap_or(name);
         let known = FAMILIES.into_iter().find(|family| family.name == name);
         known.ok_or_else(|| {
             let [others @ .., last] = FAMILIES.map(|family| family.name);

@@ -9,6 +9,12 @@ use crate::Result;
 pub(super) const FAMILY: Family = Family {
     name: "qwen2",
     architecture: "Qwen2ForCausalLM",
+    reads: &[
+        "sliding_window",
+        "use_sliding_window",
+        "max_window_layers",
+        "layer_types",
+    ],
     arch,
 };
 
@@ -16,6 +22,7 @@ fn arch(fields: &Fields<'_>) -> Result<ArchSpec> {
     let defaults = Defaults {
         kv_heads: Some(32),
         max_position_embeddings: 32_768,
+        bias_flags: false,
     };
     plain(fields, &defaults, used_window(fields)?, &[Input::Attention])
 }

@@ -183,6 +183,44 @@ fn config_keeps_the_sources_fields_and_says_what_is_quantized() {
     assert_eq!(written.inventory().layers[7].scheme, Some(scheme));
 }
 
+/// transformers 4 reads `rope_theta` and `rope_scaling`, transformers 5 `rope_parameters`; the head is tied
+/// there as it is here.
+#[test]
+fn config_has_every_spelling_that_a_release_reads() {
+    let mut fixture = Fixture::dense();
+    fixture.config["model_type"] = json!("llama_aqlm");
+    fixture.config["aqlm"] = json!({"num_codebooks": 1, "nbits_per_codebook": 3, "in_group_size": 4});
+    fixture.config["auto_map"] = json!({"AutoConfig": "configuration.Own"});
+    fixture.config["tie_word_embeddings"] = json!(true);
+    fixture.config["rope_parameters"] = json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5});
+    let source = Model::open(fixture.write()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(
+        source.source().join("generation_config.json"),
+        "{\"eos_token_id\": [4, 5]}",
+    )
+    .unwrap();
+    rewrite(&source, folder.path(), &WriteOptions::default()).unwrap();
+    let text = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
+    let config: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(config["rope_theta"], json!(5e5));
+    assert_eq!(
+        config["rope_scaling"],
+        json!({"rope_type": "linear", "factor": 2.0})
+    );
+    assert_eq!(
+        config["rope_parameters"],
+        json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5})
+    );
+    assert_eq!(
+        (&config["model_type"], &config["tie_word_embeddings"]),
+        (&json!("llama"), &json!(false))
+    );
+    assert!(config.get("aqlm").is_none() && config.get("auto_map").is_none());
+    assert!(folder.path().join("generation_config.json").is_file());
+    assert_same(&Model::open(folder.path()).unwrap(), &source);
+}
+
 fn quantized(scheme: Scheme, entry: f64) -> LinearWeight {
     let codebooks = Array4::from_elem((1, scheme.codebook_size(), 1, scheme.in_group_size), entry);
     let codes = Array3::zeros((8, 8 / scheme.in_group_size, 1));
