@@ -13,13 +13,17 @@ pub(crate) struct NamedModel {
 }
 
 impl NamedModel {
-    /// Opens a model folder or file, or the embedded model if the path is its name and does not exist.
+    /// Opens a model folder or file, or the embedded model if the path is its name and does not exist. Prints
+    /// the model's warnings.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let model = if path.as_os_str() == embedded::NAME && !path.exists() {
             Model::embedded()
         } else {
             Model::open(path)
         }?;
+        for warning in model.warnings() {
+            eprintln!("warning: {warning}");
+        }
         Ok(Self {
             name: path.display().to_string(),
             model,

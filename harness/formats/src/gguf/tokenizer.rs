@@ -13,6 +13,14 @@ use crate::{Error, Result};
 /// Word splitting of GPT-4 and Llama 3; `{digits}` is how many digits stay together.
 const GPT4_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// GPT-2's splitting of words.
+const GPT2_SPLIT: &str =
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+/// llama.cpp's splitting for `default`, and for files that name none: each expression splits the pieces that
+/// the previous ones left.
+const DEFAULT_SPLITS: [&str; 4] = [r"[\p{P}$+<=>^~|]+", GPT2_SPLIT, r"\p{N}+", "[0-9]{3}"];
+
 /// Types of tokens in `tokenizer.ggml.token_type`.
 const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
@@ -111,7 +119,7 @@ impl<'a> Vocabulary<'a> {
     }
 
     fn token(&self, fields: &Fields<'_>, key: &str) -> Result<Option<(usize, &'a str)>> {
-        let Some(id) = fields.integer(key)? else {
+        let Some(id) = fields.token_id(key)? else {
             return Ok(None);
         };
         let id = usize::try_from(id).unwrap_or(usize::MAX);
@@ -153,6 +161,28 @@ fn flag(fields: &Fields<'_>, key: &str, default: bool) -> Result<bool> {
     }
 }
 
+/// The key that names the splitting of words.
+const PRE: &str = "tokenizer.ggml.pre";
+
+/// The named splitting of words. An empty name is none, as in llama.cpp.
+fn pre<'a>(fields: &Fields<'a>) -> Result<Option<&'a str>> {
+    Ok(fields.optional_text(PRE)?.filter(|name| !name.is_empty()))
+}
+
+/// A warning if the file does not say how its tokenizer splits words.
+pub(super) fn warning(fields: &Fields<'_>) -> Result<Option<String>> {
+    let byte_level = matches!(fields.metadata.get("tokenizer.ggml.model"), Some(Metadata::Text(model)) if model == "gpt2");
+    let unknown = byte_level && pre(fields)?.is_none();
+    Ok(unknown.then(|| {
+        format!(
+            "{}: field `{PRE}`: expected the name of the tokenizer's splitting of words, found nothing; llama.cpp's \
+             default was taken, and BOS is added only if the file says so: tokens may differ from the original \
+             model's",
+            fields.path.display()
+        )
+    }))
+}
+
 /// Byte-level BPE with a list of merges, as in GPT-2.
 fn byte_level(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value> {
     let key = "tokenizer.ggml.merges";
@@ -170,14 +200,16 @@ fn byte_level(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value>
         .collect::<Result<_>>()?;
     let bytes = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
     let sequence = |first: Value, use_regex: bool| json!({"type": "Sequence", "pretokenizers": [first, bytes(use_regex)]});
-    let split = |digits: &str| {
-        let regex = GPT4_SPLIT.replace("{digits}", digits);
-        json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false})
-    };
-    let key = "tokenizer.ggml.pre";
+    let isolate = |regex: &str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
+    let split = |digits: &str| isolate(&GPT4_SPLIT.replace("{digits}", digits));
+    let key = PRE;
     // (splitting of words, BOS first unless the file says otherwise)
-    let (pre_tokenizer, add_bos) = match fields.optional_text(key)?.unwrap_or("default") {
-        "default" | "gpt-2" => (bytes(true), false),
+    let (pre_tokenizer, add_bos) = match pre(fields)?.unwrap_or("default") {
+        "default" => {
+            let splits = DEFAULT_SPLITS.map(isolate).into_iter().chain([bytes(false)]);
+            (json!({"type": "Sequence", "pretokenizers": splits.collect::<Vec<_>>()}), false)
+        }
+        "gpt-2" => (bytes(true), false),
         "smollm" => (
             sequence(json!({"type": "Digits", "individual_digits": true}), true),
             false,

@@ -41,10 +41,12 @@ pub struct Model {
     config: ModelConfig,
     tensors: Box<dyn TensorSource>,
     tokenizer: TokenizerSource,
+    warnings: Vec<String>,
 }
 
 impl Model {
-    /// Opens a Hugging Face folder or a GGUF file of the llama architecture.
+    /// Opens a Hugging Face folder or a GGUF file of the llama architecture. Of a model in several GGUF files,
+    /// any part opens the whole.
     ///
     /// # Errors
     /// `Io`; `Kind` for anything else; the errors of [`ModelConfig::read`] and of opening a folder's weights;
@@ -62,12 +64,16 @@ impl Model {
                 });
             }
             let gguf = gguf::open(path)?;
-            return Self::assemble(
+            let model = Self::assemble(
                 path.into(),
                 gguf.config,
                 Box::new(gguf.tensors),
                 TokenizerSource::Gguf(gguf.tokenizer),
-            );
+            )?;
+            return Ok(Self {
+                warnings: gguf.warnings,
+                ..model
+            });
         }
         let config_path = path.join("config.json");
         if !config_path.is_file() {
@@ -113,6 +119,7 @@ impl Model {
             config,
             tensors,
             tokenizer,
+            warnings: Vec::new(),
         };
         model.check_tensors()?;
         Ok(model)
@@ -131,6 +138,11 @@ impl Model {
     /// The opened folder or file, or the embedded model's name in parentheses.
     pub fn source(&self) -> &Path {
         &self.source
+    }
+
+    /// What the model's files leave open, and what was taken instead: a sentence each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The type of the stored embedding; f16 if the file's type is not written here.
