@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::fields::Fields;
 use super::metadata::Metadata;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, merges, template};
 use crate::{Error, Result};
 
 /// Word splitting of GPT-4 and Llama 3; `{digits}` is how many digits stay together.
@@ -245,8 +245,7 @@ fn byte_level(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value>
 }
 
 /// SentencePiece's BPE: "▁" replaces spaces, with an extra one in front, and bytes replace characters without
-/// a token. Its merges are not listed but follow from the scores: of all neighbouring pairs, the pair whose
-/// union has the highest score is joined first.
+/// a token.
 fn sentence_piece(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value> {
     let key = "tokenizer.ggml.scores";
     let scores = numbers(fields, key, vocabulary.tokens.len())?
@@ -277,6 +276,10 @@ fn sentence_piece(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Va
             .position(|&kind| kind == UNKNOWN)
             .map(|id| vocabulary.tokens[id].as_str()),
     };
+    let tokens: Vec<&str> = vocabulary.tokens.iter().map(String::as_str).collect();
+    let merges = merges(&tokens, &vocabulary.ids, &scores, |id| {
+        !matches!(vocabulary.types[id], UNKNOWN | CONTROL | BYTE)
+    });
     let byte_fallback = (0..=255).all(|byte| vocabulary.ids.contains_key(format!("<0x{byte:02X}>").as_str()));
     Ok(json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": vocabulary.added(),
@@ -287,43 +290,9 @@ fn sentence_piece(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Va
         "model": {
             "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": byte_fallback, "ignore_merges": false,
-            "vocab": vocabulary.json(), "merges": merges_of(vocabulary, &scores),
+            "vocab": vocabulary.json(), "merges": merges,
         },
     }))
-}
-
-/// All ways to join two tokens into one, best score first. Ties follow the order of transformers' own
-/// conversion of SentencePiece files (longer parts first), so that both give the same tokens.
-fn merges_of<'a>(vocabulary: &Vocabulary<'a>, scores: &[f64]) -> Vec<(&'a str, &'a str)> {
-    let mut merges = Vec::new();
-    for (id, token) in vocabulary.tokens.iter().enumerate() {
-        if matches!(vocabulary.types[id], UNKNOWN | CONTROL | BYTE) {
-            continue;
-        }
-        let mut of_token: Vec<_> = token
-            .char_indices()
-            .skip(1)
-            .filter_map(|(cut, _)| {
-                let (left, right) = token.split_at(cut);
-                let key = (*vocabulary.ids.get(left)?, *vocabulary.ids.get(right)?);
-                Some((key, scores[id], left, right))
-            })
-            .collect();
-        of_token.sort_by_key(|(key, ..)| *key);
-        merges.extend(
-            of_token
-                .into_iter()
-                .map(|(_, score, left, right)| (score, left, right)),
-        );
-    }
-    let length = |text: &str| text.chars().count();
-    merges.sort_by(|a, b| {
-        let by_score = b.0.total_cmp(&a.0);
-        by_score
-            .then_with(|| length(b.1).cmp(&length(a.1)))
-            .then_with(|| length(b.2).cmp(&length(a.2)))
-    });
-    merges.into_iter().map(|(_, left, right)| (left, right)).collect()
 }
 
 /// The markers that encoding adds by default.
@@ -333,29 +302,5 @@ fn post_processor(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>, bos_by_defau
     let with_bos = flag(fields, "tokenizer.ggml.add_bos_token", bos_by_default)?;
     let with_eos = flag(fields, "tokenizer.ggml.add_eos_token", false)?;
     let (bos, eos) = (bos.filter(|_| with_bos), eos.filter(|_| with_eos));
-    if bos.is_none() && eos.is_none() {
-        return Ok(Value::Null);
-    }
-    let mut special = serde_json::Map::new();
-    for (id, token) in bos.iter().chain(&eos) {
-        special.insert(
-            (*token).into(),
-            json!({"id": token, "ids": [id], "tokens": [token]}),
-        );
-    }
-    let template = |sequences: &[(&str, u32)]| -> Value {
-        let mut parts = Vec::new();
-        for (sequence, type_id) in sequences {
-            let marker =
-                |(_, token): (usize, &str)| json!({"SpecialToken": {"id": token, "type_id": type_id}});
-            parts.extend(bos.map(marker));
-            parts.push(json!({"Sequence": {"id": sequence, "type_id": type_id}}));
-            parts.extend(eos.map(marker));
-        }
-        Value::Array(parts)
-    };
-    Ok(json!({
-        "type": "TemplateProcessing", "single": template(&[("A", 0)]), "pair": template(&[("A", 0), ("B", 1)]),
-        "special_tokens": special,
-    }))
+    Ok(template(bos, eos))
 }
