@@ -15,7 +15,7 @@ use crate::{Error, Result};
 mod checked_pages;
 mod gzip;
 mod page_headers;
-mod parquet;
+pub(crate) mod parquet;
 
 /// The path that stands for standard input.
 const STANDARD_INPUT: &str = "-";

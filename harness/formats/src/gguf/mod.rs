@@ -94,5 +94,16 @@ pub(crate) fn open(path: &Path) -> Result<Gguf> {
     })
 }
 
+/// Decodes every tensor of a file, whatever its architecture, for fuzzers. Returns how many numbers there are.
+///
+/// # Errors
+/// Those of [`open`] for a file that cannot be read.
+pub(crate) fn decode_all(path: &Path) -> Result<usize> {
+    let container = split::open(path)?;
+    let tensors = container.tensors.values();
+    let counts = tensors.map(|place| Ok(place.kind.decode(&container.read(place)?).len()));
+    counts.sum()
+}
+
 #[cfg(test)]
 mod tests;

@@ -35,7 +35,7 @@ const BATCH: usize = 1024;
 /// # Errors
 /// `Kind` for a file that the library refuses, or that expands too far; `Field` when there is no column `text`
 /// of strings, or a row has none.
-pub(super) fn texts(path: &Path, bytes: &[u8]) -> Result<Vec<String>> {
+pub(crate) fn texts(path: &Path, bytes: &[u8]) -> Result<Vec<String>> {
     // The library has assertions on what a file says.
     let read = catch_unwind(|| read(path, bytes));
     read.unwrap_or_else(|_| Err(refused(path, "one that the library gave up on")))
