@@ -38,7 +38,11 @@ impl TextFormat {
         let ending = |path: &Path| Some(path.extension()?.to_str()?.to_ascii_lowercase());
         let last = ending(name)?;
         let packed = last == "gz";
-        let last = if packed { ending(&name.with_extension(""))? } else { last };
+        let last = if packed {
+            ending(&name.with_extension(""))?
+        } else {
+            last
+        };
         match last.as_str() {
             "txt" | "raw" => Some(Self::Text),
             "jsonl" | "ndjson" | "json" => Some(Self::JsonLines),
@@ -123,9 +127,10 @@ impl TokenStream {
     fn parse(name: &Path, stated: Option<TextFormat>, bytes: &[u8], tokenizer: &Tokenizer) -> Result<Self> {
         let format = TextFormat::of(name).or(stated).ok_or_else(|| Error::Kind {
             path: name.into(),
-            expected: "a name ending in .txt, .raw, .jsonl, .json or .parquet, the first four also with .gz, or \
+            expected:
+                "a name ending in .txt, .raw, .jsonl, .json or .parquet, the first four also with .gz, or \
                        a stated format"
-                .into(),
+                    .into(),
             found: match name.extension() {
                 Some(ending) => format!(".{}", Path::new(ending).display()),
                 None => "no ending".into(),
@@ -141,7 +146,11 @@ impl TokenStream {
         let (tokens, digests, blank) = match format {
             TextFormat::Text => {
                 let text = plain_text(name, bytes)?;
-                (tokenizer.encode(text, true)?, vec![digest(text)], text.trim().is_empty())
+                (
+                    tokenizer.encode(text, true)?,
+                    vec![digest(text)],
+                    text.trim().is_empty(),
+                )
             }
             TextFormat::JsonLines => {
                 let lines: Vec<(usize, &str)> = plain_text(name, bytes)?
@@ -473,8 +482,16 @@ mod tests {
         packed.extend([0; 100]);
         for name in ["a.txt", "a.txt.gz"] {
             let expected = parse("a.txt", "Once upon").unwrap();
-            assert_eq!(parse(name, &packed).unwrap().tokens(), expected.tokens(), "{name}");
-            assert_eq!(parse(name, "Once upon").unwrap().tokens(), expected.tokens(), "{name}");
+            assert_eq!(
+                parse(name, &packed).unwrap().tokens(),
+                expected.tokens(),
+                "{name}"
+            );
+            assert_eq!(
+                parse(name, "Once upon").unwrap().tokens(),
+                expected.tokens(),
+                "{name}"
+            );
         }
     }
 

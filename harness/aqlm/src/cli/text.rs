@@ -39,7 +39,7 @@ impl TextArgs {
             return Err(Error::argument(
                 "--text-format",
                 "a text whose name does not tell its format",
-                format!("{}", paths[0].display()),
+                paths[0].display().to_string(),
             ));
         }
         Ok(())

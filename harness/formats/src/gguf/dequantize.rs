@@ -41,7 +41,8 @@ pub(super) enum TensorType {
 
 impl TensorType {
     /// For error messages.
-    pub(super) const NAMES: &'static str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, or Q2_K to Q6_K or Q8_K";
+    pub(super) const NAMES: &'static str =
+        "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, or Q2_K to Q6_K or Q8_K";
 
     /// The type with this number in the file, or the name of an unsupported one.
     pub(super) fn from_id(id: u32) -> Result<Self, String> {
@@ -200,9 +201,13 @@ fn q3_k(block: &[u8], out: &mut Vec<f32>) {
         let nibble = packed[group % 8] >> (4 * (group / 8)) & 15;
         let scale = nibble | (packed[8 + group % 4] >> (2 * (group / 4)) & 3) << 4;
         let scale = d * (f32::from(scale) - 32.0);
-        let bits = high[16 * (group % 2)..][..16].iter().map(|&byte| byte >> (group / 2) & 1);
+        let bits = high[16 * (group % 2)..][..16]
+            .iter()
+            .map(|&byte| byte >> (group / 2) & 1);
         out.extend(
-            pairs_of_bits(low, group).zip(bits).map(|(low, bit)| scale * (f32::from(low | bit << 2) - 4.0)),
+            pairs_of_bits(low, group)
+                .zip(bits)
+                .map(|(low, bit)| scale * (f32::from(low | bit << 2) - 4.0)),
         );
     }
 }

@@ -36,11 +36,17 @@ const WITHOUT_EFFECT: [(&str, &str); 10] = [
     ("expert_used_count", "there are no experts"),
     ("pooling_type", "of embedding models, after the last block"),
     ("rope.scaling.finetuned", "a remark on the training"),
-    ("rope.scaling.original_context_length", "of YaRN, which is refused"),
+    (
+        "rope.scaling.original_context_length",
+        "of YaRN, which is refused",
+    ),
     ("rope.scaling.yarn_beta_fast", "of YaRN, which is refused"),
     ("rope.scaling.yarn_beta_slow", "of YaRN, which is refused"),
     ("rope.scaling.yarn_log_multiplier", "of YaRN, which is refused"),
-    ("tensor_data_layout", "the order of q and k rows that this architecture always has"),
+    (
+        "tensor_data_layout",
+        "the order of q and k rows that this architecture always has",
+    ),
     ("vocab_size", "the rows of the embedding count"),
 ];
 

@@ -19,10 +19,11 @@ pub(super) fn rope_scaling(
         // the older spelling
         None => fields.number("llama.rope.scale_linear")?,
     };
-    // llama.cpp takes 0 for no scaling
-    let factor = factor.filter(|factor| *factor != 0.0);
     // Both multiply the cosines and sines, whatever the type of scaling.
-    for key in ["llama.rope.scaling.attn_factor", "llama.rope.scaling.yarn_attn_factor"] {
+    for key in [
+        "llama.rope.scaling.attn_factor",
+        "llama.rope.scaling.yarn_attn_factor",
+    ] {
         if let Some(factor) = fields.number(key)?
             && factor != 1.0
         {
@@ -32,7 +33,8 @@ pub(super) fn rope_scaling(
     let kind = fields.optional_text("llama.rope.scaling.type")?;
     let linear = match (kind, factor) {
         (Some("none"), _) | (None, None) => None,
-        (Some("linear") | None, Some(factor)) => (factor != 1.0).then_some(factor),
+        // llama.cpp takes 0 for no scaling
+        (Some("linear") | None, Some(factor)) => (factor != 1.0 && factor != 0.0).then_some(factor),
         (Some("linear"), None) => {
             return Err(fields.wrong("llama.rope.scaling.factor", "a number for linear scaling"));
         }

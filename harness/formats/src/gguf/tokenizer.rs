@@ -14,8 +14,7 @@ use crate::{Error, Result};
 const GPT4_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// GPT-2's splitting of words.
-const GPT2_SPLIT: &str =
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const GPT2_SPLIT: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// llama.cpp's splitting for `default`, and for files that name none: each expression splits the pieces that
 /// the previous ones left.
@@ -171,7 +170,8 @@ fn pre<'a>(fields: &Fields<'a>) -> Result<Option<&'a str>> {
 
 /// A warning if the file does not say how its tokenizer splits words.
 pub(super) fn warning(fields: &Fields<'_>) -> Result<Option<String>> {
-    let byte_level = matches!(fields.metadata.get("tokenizer.ggml.model"), Some(Metadata::Text(model)) if model == "gpt2");
+    let byte_level =
+        matches!(fields.metadata.get("tokenizer.ggml.model"), Some(Metadata::Text(model)) if model == "gpt2");
     let unknown = byte_level && pre(fields)?.is_none();
     Ok(unknown.then(|| {
         format!(
@@ -207,7 +207,10 @@ fn byte_level(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value>
     let (pre_tokenizer, add_bos) = match pre(fields)?.unwrap_or("default") {
         "default" => {
             let splits = DEFAULT_SPLITS.map(isolate).into_iter().chain([bytes(false)]);
-            (json!({"type": "Sequence", "pretokenizers": splits.collect::<Vec<_>>()}), false)
+            (
+                json!({"type": "Sequence", "pretokenizers": splits.collect::<Vec<_>>()}),
+                false,
+            )
         }
         "gpt-2" => (bytes(true), false),
         "smollm" => (

@@ -43,7 +43,11 @@ impl Model {
                     let tokenizer = sentence_piece::from_bytes(&model, &bytes, &beside)?;
                     // the model's configuration outweighs the file's own markers
                     let bos = bos.or(tokenizer.bos());
-                    let eos = if eos.is_empty() { tokenizer.stops().to_vec() } else { eos };
+                    let eos = if eos.is_empty() {
+                        tokenizer.stops().to_vec()
+                    } else {
+                        eos
+                    };
                     tokenizer.with_markers(bos, eos)
                 } else {
                     return Err(Error::Kind {

@@ -42,7 +42,10 @@ impl CheckedPages {
         match page.encoding() {
             Encoding::PLAIN => Ok(()),
             Encoding::PLAIN_DICTIONARY | Encoding::RLE_DICTIONARY if self.dictionary => Ok(()),
-            other => refuse("encoding PLAIN, or RLE_DICTIONARY after a dictionary", &other.to_string()),
+            other => refuse(
+                "encoding PLAIN, or RLE_DICTIONARY after a dictionary",
+                &other.to_string(),
+            ),
         }
     }
 }
@@ -140,7 +143,11 @@ mod tests {
     #[test]
     fn pages_that_claim_too_much_are_refused() {
         let indices = Encoding::RLE_DICTIONARY;
-        assert!(all_read([dictionary(3), data(5, indices), data(5, Encoding::PLAIN)]));
+        assert!(all_read([
+            dictionary(3),
+            data(5, indices),
+            data(5, Encoding::PLAIN)
+        ]));
         assert!(!all_read([dictionary(4)]));
         assert!(!all_read([dictionary(3), dictionary(3)]));
         assert!(!all_read([data(6, Encoding::PLAIN)]));

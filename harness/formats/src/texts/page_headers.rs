@@ -143,11 +143,11 @@ mod tests {
 
     /// A header with a type, both sizes, and a struct with a flag, a text and a list of numbers.
     fn header(unpacked: u8, packed: u8) -> Vec<u8> {
-        let numbers = [2, 5, 3, 200, 1, 9];
+        let numbers = [2, 5, 200, 1];
         [
             &[0x15, 0, 0x15, 2 * unpacked, 0x15, 2 * packed][..],
             &[0x2c, 0x11, 0x18, 2, b'h', b'i', 0x19, 0x35],
-            &numbers[..4],
+            &numbers,
             &[0, 0],
         ]
         .concat()

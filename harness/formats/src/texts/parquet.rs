@@ -60,15 +60,25 @@ fn read(path: &Path, bytes: &[u8]) -> Result<Vec<String>> {
     let budget = EXPANSION_ALWAYS + EXPANSION * bytes.len() as u64;
     let reader = SerializedFileReader::new(Bytes::copy_from_slice(bytes)).map_err(damaged)?;
     let columns = reader.metadata().file_metadata().schema_descr().columns();
-    let column = columns.iter().position(|column| column.path().parts() == [COLUMN]);
+    let column = columns
+        .iter()
+        .position(|column| column.path().parts() == [COLUMN]);
     let Some(column) = column else {
         let names: Vec<String> = columns.iter().map(|column| column.path().string()).collect();
-        return Err(wrong(COLUMN.into(), "a column", format!("columns {}", names.join(", "))));
+        return Err(wrong(
+            COLUMN.into(),
+            "a column",
+            format!("columns {}", names.join(", ")),
+        ));
     };
     let description = &columns[column];
     let (kind, repeated) = (description.physical_type(), description.max_rep_level());
     if kind != Type::BYTE_ARRAY || repeated != 0 || description.max_def_level() > 1 {
-        return Err(wrong(COLUMN.into(), "a column of strings", format!("{kind} values")));
+        return Err(wrong(
+            COLUMN.into(),
+            "a column of strings",
+            format!("{kind} values"),
+        ));
     }
     let optional = description.max_def_level() == 1;
     let mut texts = Vec::new();
@@ -78,7 +88,9 @@ fn read(path: &Path, bytes: &[u8]) -> Result<Vec<String>> {
         let chunk = group.metadata().column(column);
         let start = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
         let end = start.checked_add(chunk.compressed_size());
-        let range = usize::try_from(start).ok().zip(end.and_then(|end| usize::try_from(end).ok()));
+        let range = usize::try_from(start)
+            .ok()
+            .zip(end.and_then(|end| usize::try_from(end).ok()));
         let chunk = range.and_then(|(start, end)| bytes.get(start..end));
         let size = chunk
             .and_then(unpacked_size)
@@ -147,7 +159,9 @@ mod tests {
             let mut group = writer.next_row_group().unwrap();
             let mut ids = group.next_column().unwrap().unwrap();
             let numbers: Vec<i32> = (0..rows.len() as i32).collect();
-            ids.typed::<Int32Type>().write_batch(&numbers, None, None).unwrap();
+            ids.typed::<Int32Type>()
+                .write_batch(&numbers, None, None)
+                .unwrap();
             ids.close().unwrap();
             let mut texts = group.next_column().unwrap().unwrap();
             let values: Vec<ByteArray> = rows.iter().flatten().map(|text| ByteArray::from(*text)).collect();
@@ -202,7 +216,9 @@ mod tests {
         let schema = Arc::new(parse_message_type("message rows { required int32 text; }").unwrap());
         let writer = SerializedFileWriter::new(Vec::new(), schema, Arc::new(WriterProperties::default()));
         let bytes = writer.unwrap().into_inner().unwrap();
-        assert!(matches!(read(&bytes), Err(Error::Field { expected, .. }) if expected == "a column of strings"));
+        assert!(
+            matches!(read(&bytes), Err(Error::Field { expected, .. }) if expected == "a column of strings")
+        );
     }
 
     #[test]
@@ -214,7 +230,9 @@ mod tests {
         let rows = vec![Some(long.as_str()); 1000];
         let bytes = file(WriterProperties::default(), &[&rows]);
         assert!(bytes.len() < 200_000);
-        assert!(matches!(read(&bytes), Err(Error::Kind { found, .. }) if found.contains("texts of more than")));
+        assert!(
+            matches!(read(&bytes), Err(Error::Kind { found, .. }) if found.contains("texts of more than"))
+        );
     }
 
     #[test]

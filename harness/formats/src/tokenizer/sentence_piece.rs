@@ -94,7 +94,9 @@ impl Beside {
         let mut beside = Self::default();
         let path = folder.join("added_tokens.json");
         for (content, id) in object(&path)? {
-            let id = id.as_u64().ok_or_else(|| wrong(&path, &content, "an id", &id.to_string()))?;
+            let id = id
+                .as_u64()
+                .ok_or_else(|| wrong(&path, &content, "an id", &id.to_string()))?;
             beside.added.insert(id, added_token(id, &content, false));
         }
         let path = folder.join("tokenizer_config.json");
@@ -111,8 +113,8 @@ impl Beside {
             let field = format!("{field}.{id}");
             let key: u64 = id.parse().map_err(|_| wrong(&path, &field, "an id", id))?;
             let content = entry.get("content").and_then(Value::as_str);
-            let content =
-                content.ok_or_else(|| wrong(&path, &field, "a token with its `content`", &entry.to_string()))?;
+            let content = content
+                .ok_or_else(|| wrong(&path, &field, "a token with its `content`", &entry.to_string()))?;
             let mut token = added_token(key, content, false);
             for name in ["single_word", "lstrip", "rstrip", "normalized", "special"] {
                 if let Some(flag) = entry.get(name).and_then(Value::as_bool) {
@@ -166,24 +168,47 @@ pub(crate) fn from_bytes(path: &Path, bytes: &[u8], beside: &Beside) -> Result<T
     let normalizer = model.normalizer.unwrap_or_default();
     let pieces = Pieces::new(path, &model.pieces)?;
     for (field, value, expected) in [
-        ("trainer_spec.treat_whitespace_as_suffix", trainer.treat_whitespace_as_suffix, false),
-        ("normalizer_spec.escape_whitespaces", normalizer.escape_whitespaces, true),
+        (
+            "trainer_spec.treat_whitespace_as_suffix",
+            trainer.treat_whitespace_as_suffix,
+            false,
+        ),
+        (
+            "normalizer_spec.escape_whitespaces",
+            normalizer.escape_whitespaces,
+            true,
+        ),
     ] {
         if value.is_some_and(|value| value != expected) {
-            return Err(unsupported(path, field, &expected.to_string(), (!expected).to_string()));
+            return Err(unsupported(
+                path,
+                field,
+                &expected.to_string(),
+                (!expected).to_string(),
+            ));
         }
     }
     let bytes_known = (0..=255).all(|byte| pieces.ids.contains_key(format!("<0x{byte:02X}>").as_str()));
     let byte_fallback = trainer.byte_fallback.unwrap_or(false);
     if byte_fallback && !bytes_known {
-        return Err(wrong(path, "trainer_spec.byte_fallback", "false, or a piece for each byte", "true"));
+        return Err(wrong(
+            path,
+            "trainer_spec.byte_fallback",
+            "false, or a piece for each byte",
+            "true",
+        ));
     }
     let vocabulary = match trainer.model_type.unwrap_or(UNIGRAM) {
         UNIGRAM => pieces.unigram(byte_fallback),
         BPE => pieces.bpe(byte_fallback),
         other => {
             let field = "trainer_spec.model_type";
-            return Err(unsupported(path, field, "1 (Unigram) or 2 (BPE)", other.to_string()));
+            return Err(unsupported(
+                path,
+                field,
+                "1 (Unigram) or 2 (BPE)",
+                other.to_string(),
+            ));
         }
     };
     let prefix = beside.prefix.or(normalizer.add_dummy_prefix).unwrap_or(true);
@@ -253,7 +278,12 @@ impl<'a> Pieces<'a> {
             let token = piece.piece.as_deref().unwrap_or_default();
             if token.is_empty() || all.ids.insert(token, id).is_some() {
                 let field = format!("pieces[{id}].piece");
-                return Err(wrong(path, &field, "a text that no other piece has", &format!("{token:?}")));
+                return Err(wrong(
+                    path,
+                    &field,
+                    "a text that no other piece has",
+                    &format!("{token:?}"),
+                ));
             }
             let score = piece.score.unwrap_or(0.0);
             if !score.is_finite() {
@@ -288,14 +318,20 @@ impl<'a> Pieces<'a> {
         };
         let ids = (0..self.tokens.len()).filter(whole);
         let special = |id: usize| self.kinds[id] != USER_DEFINED;
-        let mut added: Vec<Value> =
-            ids.map(|id| added_token(id as u64, self.tokens[id], special(id))).collect();
+        let mut added: Vec<Value> = ids
+            .map(|id| added_token(id as u64, self.tokens[id], special(id)))
+            .collect();
         let mut next = self.tokens.len() as u64;
         for (id, token) in beside.added.range(next..) {
             let content = token["content"].as_str().unwrap_or_default();
             if *id != next || self.ids.contains_key(content) {
                 let expected = format!("id {next}, and a text that no piece has");
-                return Err(wrong(path, "added tokens", &expected, &format!("{id} for {content:?}")));
+                return Err(wrong(
+                    path,
+                    "added tokens",
+                    &expected,
+                    &format!("{id} for {content:?}"),
+                ));
             }
             added.push(token.clone());
             next += 1;
@@ -348,9 +384,14 @@ impl<'a> Pieces<'a> {
 
 /// What happens to a text before it is cut into pieces.
 fn normalization(path: &Path, normalizer: &Normalizer, prefix: bool) -> Result<Value> {
-    let replace = |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
+    let replace =
+        |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
     let mut steps = Vec::new();
-    if let Some(map) = normalizer.precompiled_charsmap.as_deref().filter(|map| !map.is_empty()) {
+    if let Some(map) = normalizer
+        .precompiled_charsmap
+        .as_deref()
+        .filter(|map| !map.is_empty())
+    {
         let field = "normalizer_spec.precompiled_charsmap";
         let wrong = |found: &str| wrong(path, field, "a table of replacements", found);
         // the library allocates what the first number says

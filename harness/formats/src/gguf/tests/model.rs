@@ -158,7 +158,10 @@ fn numbers_that_are_not_finite_are_refused() {
         for value in [f32::NAN, f32::INFINITY] {
             let (mut writer, _) = converted();
             writer.set(name, Put::F32(value));
-            assert!(matches!(writer.open(), Err(Error::Field { field, .. }) if field == name), "{name}");
+            assert!(
+                matches!(writer.open(), Err(Error::Field { field, .. }) if field == name),
+                "{name}"
+            );
         }
     }
 }

@@ -7,7 +7,11 @@ fn parts(count: usize) -> Vec<Writer> {
     let mut tensors = whole.tensors.into_iter();
     (0..count)
         .map(|number| {
-            let metadata = if number == 0 { whole.metadata.clone() } else { Vec::new() };
+            let metadata = if number == 0 {
+                whole.metadata.clone()
+            } else {
+                Vec::new()
+            };
             let mut part = Writer {
                 version: 3,
                 metadata,
@@ -76,7 +80,10 @@ fn parts_that_disagree_are_refused() {
     for (key, value) in [("split.no", 0), ("split.count", 3)] {
         let mut parts = parts(2);
         parts[1].set(key, Put::U32(value));
-        assert!(matches!(open(&parts), Err(Error::Field { field, .. }) if field == key), "{key}");
+        assert!(
+            matches!(open(&parts), Err(Error::Field { field, .. }) if field == key),
+            "{key}"
+        );
     }
     let mut of_three = parts(3);
     of_three[0].set("split.tensors.count", Put::U32(5));
@@ -84,9 +91,7 @@ fn parts_that_disagree_are_refused() {
     let mut twice = parts(2);
     let tensor = twice[0].tensors[0].clone();
     twice[1].tensors.push(tensor);
-    assert!(
-        matches!(open(&twice), Err(Error::Header { found, .. }) if found.contains("token_embd.weight"))
-    );
+    assert!(matches!(open(&twice), Err(Error::Header { found, .. }) if found.contains("token_embd.weight")));
 }
 
 #[test]
@@ -95,6 +100,9 @@ fn impossible_numbers_of_parts_are_refused() {
         let mut parts = parts(2);
         parts[0].set(key, Put::U32(value));
         let (_folder, path) = parts[0].write();
-        assert!(matches!(Model::open(path), Err(Error::Field { field, .. }) if field == key), "{key}");
+        assert!(
+            matches!(Model::open(path), Err(Error::Field { field, .. }) if field == key),
+            "{key}"
+        );
     }
 }

@@ -32,7 +32,11 @@ fn model(kind: i32, pieces: &[(&str, f32)]) -> Model {
 const FIRST: u32 = 259;
 
 fn open(model: &Model) -> Result<Tokenizer> {
-    from_bytes(Path::new("tokenizer.model"), &model.encode_to_vec(), &Beside::default())
+    from_bytes(
+        Path::new("tokenizer.model"),
+        &model.encode_to_vec(),
+        &Beside::default(),
+    )
 }
 
 fn encode(model: &Model, text: &str) -> Vec<u32> {
@@ -87,6 +91,10 @@ fn unigram_takes_the_best_segmentation() {
         ("aba", -4.75),
         ("bb", -3.5),
         ("ba", -4.25),
+        ("<", -5.0),
+        ("0", -5.0),
+        ("x", -5.0),
+        (">", -5.0),
     ];
     let model = model(UNIGRAM, &pieces);
     for text in ["a", "ab", "abab", "aabba", "babab", "abaabbbaab"] {
@@ -94,9 +102,12 @@ fn unigram_takes_the_best_segmentation() {
         assert_eq!(encode(&model, text), expected, "{text}");
     }
     // the bytes of what has no piece, and no piece for what looks like a byte's
-    assert_eq!(encode(&model, "a\u{e9}b"), [FIRST, FIRST + 1, 3 + 0xc3, 3 + 0xa9, FIRST + 2]);
-    let literal = encode(&model, "<0x41>");
-    assert!(!literal.contains(&(3 + 0x41)), "{literal:?}");
+    assert_eq!(
+        encode(&model, "a\u{e9}b"),
+        [FIRST, FIRST + 1, 3 + 0xc3, 3 + 0xa9, FIRST + 2]
+    );
+    let (less, zero, x, more) = (FIRST + 7, FIRST + 8, FIRST + 9, FIRST + 10);
+    assert_eq!(encode(&model, "<0x00>"), [FIRST, less, zero, x, zero, zero, more]);
 }
 
 #[test]
@@ -112,7 +123,10 @@ fn without_byte_fallback_a_run_of_unknown_characters_is_one_token() {
 fn spaces_follow_the_normalizer() {
     let mut model = model(BPE, &[("▁", -1.0), ("a", -2.0)]);
     let (space, a) = (FIRST, FIRST + 1);
-    assert_eq!(encode(&model, " a  a "), [space, space, a, space, space, a, space]);
+    assert_eq!(
+        encode(&model, " a  a "),
+        [space, space, a, space, space, a, space]
+    );
     model.normalizer.as_mut().unwrap().remove_extra_whitespaces = None;
     assert_eq!(encode(&model, " a  a "), [space, a, space, a]);
     model.normalizer.as_mut().unwrap().add_dummy_prefix = Some(false);
@@ -142,7 +156,11 @@ fn characters_are_replaced_by_the_models_table() {
     let mut model = model(UNIGRAM, &[("▁", -1.0), ("a", -2.0)]);
     model.normalizer.as_mut().unwrap().precompiled_charsmap = Some(charsmap());
     assert_eq!(encode(&model, "Aa"), [FIRST, FIRST + 1, FIRST + 1]);
-    for broken in [vec![1], vec![0; 8], [&u32::MAX.to_le_bytes()[..], &[0; 64]].concat()] {
+    for broken in [
+        vec![1],
+        vec![0; 8],
+        [&u32::MAX.to_le_bytes()[..], &[0; 64]].concat(),
+    ] {
         model.normalizer.as_mut().unwrap().precompiled_charsmap = Some(broken);
         assert!(
             matches!(open(&model), Err(Error::Field { field, .. }) if field.ends_with("precompiled_charsmap"))
@@ -171,7 +189,10 @@ fn what_would_give_other_tokens_is_refused() {
     unsupported(&unused, "pieces[259].type");
     let field = |model: &Model, name: &str| {
         let result = open(model);
-        assert!(matches!(&result, Err(Error::Field { field, .. }) if field.contains(name)), "{result:?}");
+        assert!(
+            matches!(&result, Err(Error::Field { field, .. }) if field.contains(name)),
+            "{result:?}"
+        );
     };
     let mut twice = whole.clone();
     twice.pieces[260].piece = Some("▁".into());
@@ -224,7 +245,10 @@ fn tokens_beside_the_file_follow_its_own() {
     );
     let tokenizer = read().unwrap();
     let (a, user) = (FIRST + 1, FIRST + 2);
-    assert_eq!(tokenizer.encode("a<user>a<pad><end>", false).unwrap(), [a, user, a, 262, 263]);
+    assert_eq!(
+        tokenizer.encode("a<user>a<pad><end>", false).unwrap(),
+        [a, user, a, 262, 263]
+    );
     assert_eq!(tokenizer.decode(&[user, 262, 263], true).unwrap(), "<user><pad>");
     put("added_tokens.json", "{\"<pad>\": 300}");
     assert!(matches!(read(), Err(Error::Field { found, .. }) if found.contains("<end>")));
