@@ -78,15 +78,19 @@ const BPE: i32 = 2;
 /// What files beside tokenizer.model change.
 #[derive(Debug, Default)]
 pub(crate) struct Beside {
-    /// whether a space is put before a text, if it is said
+    /// whether a space is put before a text, if a file says so
     prefix: Option<bool>,
+    /// whether BOS comes first, if a file says so
+    add_bos: Option<bool>,
+    /// whether EOS comes last, if a file says so
+    add_eos: Option<bool>,
     /// more tokens: id to an entry of tokenizer.json's `added_tokens`
     added: BTreeMap<u64, Value>,
 }
 
 impl Beside {
-    /// Reads `add_prefix_space` and `added_tokens_decoder` of tokenizer_config.json, and added_tokens.json,
-    /// where these files exist.
+    /// Reads `add_prefix_space`, `add_bos_token`, `add_eos_token` and `added_tokens_decoder` of
+    /// tokenizer_config.json, and added_tokens.json, where these files exist.
     ///
     /// # Errors
     /// `Io`, `Json`, and `Field` for values of other types.
@@ -101,7 +105,17 @@ impl Beside {
         }
         let path = folder.join("tokenizer_config.json");
         let config = object(&path)?;
-        beside.prefix = config.get("add_prefix_space").and_then(Value::as_bool);
+        for (field, value) in [
+            ("add_prefix_space", &mut beside.prefix),
+            ("add_bos_token", &mut beside.add_bos),
+            ("add_eos_token", &mut beside.add_eos),
+        ] {
+            *value = match config.get(field) {
+                None | Some(Value::Null) => None,
+                Some(Value::Bool(flag)) => Some(*flag),
+                Some(other) => return Err(wrong(&path, field, "true, false or null", &other.to_string())),
+            };
+        }
         let Some(decoder) = config.get("added_tokens_decoder") else {
             return Ok(beside);
         };
@@ -224,7 +238,10 @@ pub(crate) fn from_bytes(path: &Path, bytes: &[u8], beside: &Beside) -> Result<T
         "added_tokens": pieces.added(path, beside)?,
         "normalizer": normalization(path, &normalizer, prefix)?,
         "pre_tokenizer": pieces.words(),
-        "post_processor": template(bos, None),
+        "post_processor": template(
+            bos.filter(|_| beside.add_bos.unwrap_or(true)),
+            eos.filter(|_| beside.add_eos.unwrap_or(false)),
+        ),
         "decoder": decoder(prefix),
         "model": vocabulary,
     });

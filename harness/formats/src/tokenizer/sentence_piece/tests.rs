@@ -250,6 +250,13 @@ fn tokens_beside_the_file_follow_its_own() {
         [a, user, a, 262, 263]
     );
     assert_eq!(tokenizer.decode(&[user, 262, 263], true).unwrap(), "<user><pad>");
+    assert!(tokenizer.adds_bos() && !tokenizer.adds_eos());
+    put(
+        "tokenizer_config.json",
+        "{\"add_bos_token\": false, \"add_eos_token\": true}",
+    );
+    let tokenizer = read().unwrap();
+    assert!(!tokenizer.adds_bos() && tokenizer.adds_eos());
     put("added_tokens.json", "{\"<pad>\": 300}");
-    assert!(matches!(read(), Err(Error::Field { found, .. }) if found.contains("<end>")));
+    assert!(matches!(read(), Err(Error::Field { found, .. }) if found.contains("<pad>")));
 }
