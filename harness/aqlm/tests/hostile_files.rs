@@ -191,6 +191,26 @@ fn gguf_files() {
 }
 
 #[test]
+fn split_gguf_files() {
+    attack("split-gguf");
+}
+
+#[test]
+fn k_quants() {
+    attack("k-quants");
+}
+
+#[test]
+fn sentence_piece_models() {
+    attack("sentence-piece");
+}
+
+#[test]
+fn parquet_files() {
+    attack("parquet");
+}
+
+#[test]
 fn configurations() {
     attack("config");
 }

@@ -5,11 +5,14 @@
 
 use std::path::Path;
 
+use crate::gguf;
 use crate::huggingface::index::open_folder;
 use crate::model::{Model, ModelConfig};
 use crate::safetensors::SafetensorFiles;
 use crate::tensors::TensorSource;
+use crate::texts::parquet;
 use crate::tokenizer::Tokenizer;
+use crate::tokenizer::sentence_piece::{self, Beside};
 
 /// One reader.
 #[derive(Clone, Copy)]
@@ -25,7 +28,7 @@ pub struct Target {
 }
 
 /// The readers of this crate.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 9] = [
     Target {
         name: "safetensors",
         read: |bytes, folder| {
@@ -69,6 +72,82 @@ pub const TARGETS: [Target; 5] = [
             "token_embd.weight",
         ],
         seeds: &[include_bytes!("../../tools/fuzz/seeds/gguf/small.gguf")],
+    },
+    Target {
+        name: "split-gguf",
+        read: |bytes, folder| {
+            // the second part begins where its magic bytes do
+            let second = bytes.windows(4).skip(1).position(|window| window == gguf::MAGIC);
+            let (first, second) = bytes.split_at(second.map_or(bytes.len(), |position| position + 1));
+            let path = folder.join("m-00001-of-00002.gguf");
+            if std::fs::write(&path, first).is_ok()
+                && std::fs::write(folder.join("m-00002-of-00002.gguf"), second).is_ok()
+            {
+                _ = gguf::decode_all(&path);
+                if let Ok(model) = Model::open(&path) {
+                    _ = model.block(0);
+                }
+            }
+        },
+        words: &[
+            "GGUF",
+            "split.no",
+            "split.count",
+            "split.tensors.count",
+            "output.weight",
+        ],
+        seeds: &[include_bytes!("../../tools/fuzz/seeds/split-gguf/two.gguf")],
+    },
+    Target {
+        name: "k-quants",
+        read: |bytes, folder| {
+            let path = folder.join("tensors.gguf");
+            if std::fs::write(&path, bytes).is_ok() {
+                _ = gguf::decode_all(&path);
+            }
+        },
+        words: &[
+            "GGUF",
+            "\n\0\0\0",
+            "\u{b}\0\0\0",
+            "\u{d}\0\0\0",
+            "\u{f}\0\0\0",
+            "\0\u{1}\0\0\0\0\0\0",
+        ],
+        seeds: &[include_bytes!("../../tools/fuzz/seeds/k-quants/types.gguf")],
+    },
+    Target {
+        name: "sentence-piece",
+        read: |bytes, folder| {
+            let path = folder.join("tokenizer.model");
+            if let Ok(tokenizer) = sentence_piece::from_bytes(&path, bytes, &Beside::default()) {
+                match tokenizer.encode("Once  upon a Time \u{e9}\u{1f600} ", true) {
+                    Ok(ids) => _ = tokenizer.decode(&ids, true),
+                    Err(_) => _ = tokenizer.decode(&[], true),
+                }
+            }
+        },
+        words: &[
+            "\u{2581}",
+            "\n\u{5}\n\u{3}",
+            "\u{18}\u{1}",
+            "\u{18}\u{2}",
+            "<unk>",
+            "<0x41>",
+        ],
+        seeds: &[
+            include_bytes!("../../tools/fuzz/seeds/sentence-piece/bpe.model"),
+            include_bytes!("../../tools/fuzz/seeds/sentence-piece/unigram.model"),
+        ],
+    },
+    Target {
+        name: "parquet",
+        read: |bytes, folder| _ = parquet::texts(&folder.join("rows.parquet"), bytes),
+        words: &["PAR1", "text", "\u{15}\0", "\u{1c}", "\u{2c}", "\u{19}"],
+        seeds: &[
+            include_bytes!("../../tools/fuzz/seeds/parquet/snappy.parquet"),
+            include_bytes!("../../tools/fuzz/seeds/parquet/plain.parquet"),
+        ],
     },
     Target {
         name: "config",

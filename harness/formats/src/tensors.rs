@@ -28,6 +28,19 @@ pub trait TensorSource: Send + Sync + std::fmt::Debug {
     /// A tensor's description, if the tensor exists.
     fn info(&self, name: &str) -> Option<TensorInfo>;
 
+    /// The tensor's name as the file spells it, for errors.
+    fn name_in_file(&self, name: &str) -> String {
+        name.into()
+    }
+
+    /// The error for a tensor that does not exist.
+    fn missing(&self, name: &str) -> Error {
+        Error::MissingTensor {
+            path: self.path().into(),
+            tensor: self.name_in_file(name),
+        }
+    }
+
     /// A tensor's numbers in f32, row-major. All values of f16, bf16 and f32 are exact; f64 is rounded.
     ///
     /// # Errors
@@ -59,7 +72,7 @@ pub trait TensorSource: Send + Sync + std::fmt::Debug {
         } else {
             Err(Error::TensorShape {
                 path: info.path,
-                tensor: name.into(),
+                tensor: self.name_in_file(name),
                 expected: shape.to_vec(),
                 found: info.shape,
             })

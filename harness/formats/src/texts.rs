@@ -1,10 +1,10 @@
-//! Reads texts (.txt and .jsonl, optionally gzipped) as one stream of tokens.
+//! Reads texts (.txt, .jsonl and .parquet, the first two optionally gzipped) as one stream of tokens.
 
 use std::collections::HashSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use flate2::read::MultiGzDecoder;
 use rayon::prelude::*;
 use serde_json::Value;
 
@@ -12,83 +12,165 @@ use crate::durable::sha256;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
+mod checked_pages;
+mod gzip;
+mod page_headers;
+pub(crate) mod parquet;
+
+/// The path that stands for standard input.
+const STANDARD_INPUT: &str = "-";
+
+/// How a text file holds its documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TextFormat {
+    /// one stream of UTF-8
+    Text,
+    /// an object with a `text` in every line, each a document
+    JsonLines,
+    /// a column `text`, each row a document
+    Parquet,
+}
+
+impl TextFormat {
+    /// The format that a file's name tells, in letters of either case: .txt or .raw, .jsonl, .ndjson or .json,
+    /// .parquet; .gz after the first two.
+    pub fn of(name: &Path) -> Option<Self> {
+        let ending = |path: &Path| Some(path.extension()?.to_str()?.to_ascii_lowercase());
+        let last = ending(name)?;
+        let packed = last == "gz";
+        let last = if packed {
+            ending(&name.with_extension(""))?
+        } else {
+            last
+        };
+        match last.as_str() {
+            "txt" | "raw" => Some(Self::Text),
+            "jsonl" | "ndjson" | "json" => Some(Self::JsonLines),
+            "parquet" if !packed => Some(Self::Parquet),
+            _ => None,
+        }
+    }
+}
+
 /// The tokens of a text file, document after document.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenStream {
     path: PathBuf,
+    format: TextFormat,
+    /// the bytes, if they cannot be read a second time
+    bytes: Option<Arc<Vec<u8>>>,
     tokens: Vec<u32>,
     documents: usize,
     /// SHA-256 of each document's text
     digests: Vec<String>,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Format {
-    Text,
-    JsonLines,
-}
-
 impl TokenStream {
-    /// Reads a file. Its extension decides how:
+    /// Reads a file, or standard input for the path `-`. The name tells the format ([`TextFormat::of`]), or
+    /// else `stated` does:
     ///
-    /// - `.txt` is one stream, encoded with the tokenizer's defaults (BOS comes first only if the tokenizer
+    /// - A text is one stream, encoded with the tokenizer's defaults (BOS comes first only if the tokenizer
     ///   adds it).
-    /// - `.jsonl` has one {"text": ...} per line, each a document: BOS, its tokens, EOS, if the model has
-    ///   such markers.
-    /// - `.gz` after either is decompressed first.
+    /// - Of JSON lines and parquet, each row is a document: BOS, its tokens, EOS, if the model has such
+    ///   markers.
+    /// - Texts and JSON lines that are gzipped are unpacked first, whatever their name, and a byte order mark
+    ///   is dropped.
     ///
     /// # Errors
-    /// `Io`; `Kind` for other extensions; `Line` and `Json` with the line's number; `TooShort` for a file
-    /// without any text.
-    pub fn load(path: &Path, tokenizer: &Tokenizer) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
-        Self::from_bytes(path, &bytes, tokenizer)
+    /// `Io`; `Kind` when neither the name nor `stated` tells the format, and for damaged parquet files; `Line`
+    /// and `Json` with the line's number; `Field` for a row without a text; `TooShort` for a file without any
+    /// text.
+    pub fn load_as(path: &Path, stated: Option<TextFormat>, tokenizer: &Tokenizer) -> Result<Self> {
+        let piped = path.as_os_str() == STANDARD_INPUT;
+        let bytes = if piped {
+            let mut bytes = Vec::new();
+            let read = std::io::stdin().lock().read_to_end(&mut bytes);
+            read.map_err(Error::io(path, "read"))?;
+            bytes
+        } else {
+            std::fs::read(path).map_err(Error::io(path, "read"))?
+        };
+        let mut stream = Self::parse(path, stated, &bytes, tokenizer)?;
+        if piped || !path.is_file() {
+            stream.bytes = Some(Arc::new(bytes));
+        }
+        Ok(stream)
     }
 
-    /// [`TokenStream::load`] for bytes in memory; `name` appears in errors and its extension decides the
-    /// format.
+    /// [`TokenStream::load_as`] for a file whose name tells the format.
+    ///
+    /// # Errors
+    /// Those of [`TokenStream::load_as`].
+    pub fn load(path: &Path, tokenizer: &Tokenizer) -> Result<Self> {
+        Self::load_as(path, None, tokenizer)
+    }
+
+    /// The same text with another tokenizer.
+    ///
+    /// # Errors
+    /// Those of [`TokenStream::load_as`].
+    pub fn with_tokenizer(&self, tokenizer: &Tokenizer) -> Result<Self> {
+        match &self.bytes {
+            Some(bytes) => Self::parse(&self.path, Some(self.format), bytes, tokenizer),
+            None => Self::load_as(&self.path, Some(self.format), tokenizer),
+        }
+    }
+
+    /// [`TokenStream::load`] for bytes in memory; `name` appears in errors and its ending tells the format.
     ///
     /// # Errors
     /// Those of [`TokenStream::load`].
     pub fn from_bytes(name: &Path, bytes: &[u8], tokenizer: &Tokenizer) -> Result<Self> {
-        let zipped = name.extension().is_some_and(|ending| ending == "gz");
-        let inner = if zipped {
-            name.with_extension("")
-        } else {
-            name.into()
-        };
-        let format = match inner.extension().and_then(|ending| ending.to_str()) {
-            Some("txt") => Format::Text,
-            Some("jsonl") => Format::JsonLines,
-            other => {
-                return Err(Error::Kind {
-                    path: name.into(),
-                    expected: "a file ending in .txt, .jsonl, .txt.gz or .jsonl.gz".into(),
-                    found: other.map_or_else(|| "no ending".into(), |ending| format!(".{ending}")),
-                });
-            }
-        };
-        let mut unpacked = Vec::new();
-        let bytes = if zipped {
-            MultiGzDecoder::new(bytes)
-                .read_to_end(&mut unpacked)
-                .map_err(Error::io(name, "unpack"))?;
+        Self::parse(name, None, bytes, tokenizer)
+    }
+
+    fn parse(name: &Path, stated: Option<TextFormat>, bytes: &[u8], tokenizer: &Tokenizer) -> Result<Self> {
+        let format = TextFormat::of(name).or(stated).ok_or_else(|| Error::Kind {
+            path: name.into(),
+            expected:
+                "a name ending in .txt, .raw, .jsonl, .json or .parquet, the first four also with .gz, or \
+                       a stated format"
+                    .into(),
+            found: match name.extension() {
+                Some(ending) => format!(".{}", Path::new(ending).display()),
+                None => "no ending".into(),
+            },
+        })?;
+        let unpacked;
+        let bytes = if gzip::is_packed(bytes) && format != TextFormat::Parquet {
+            unpacked = gzip::unpack(bytes).map_err(Error::io(name, "unpack"))?;
             &unpacked
         } else {
             bytes
         };
-        let text = std::str::from_utf8(bytes).map_err(|error| Error::Line {
-            path: name.into(),
-            line: bytes[..error.valid_up_to()].split(|&byte| byte == b'\n').count(),
-            expected: "UTF-8 text".into(),
-            found: format!("byte {:#04x}", bytes[error.valid_up_to()]),
-        })?;
-        let (tokens, digests) = match format {
-            Format::Text => (tokenizer.encode(text, true)?, vec![digest(text)]),
-            Format::JsonLines => encode_documents(name, text, tokenizer)?,
+        let (tokens, digests, blank) = match format {
+            TextFormat::Text => {
+                let text = plain_text(name, bytes)?;
+                (
+                    tokenizer.encode(text, true)?,
+                    vec![digest(text)],
+                    text.trim().is_empty(),
+                )
+            }
+            TextFormat::JsonLines => {
+                let lines: Vec<(usize, &str)> = plain_text(name, bytes)?
+                    .lines()
+                    .enumerate()
+                    .filter(|(_, line)| !line.trim().is_empty())
+                    .map(|(index, line)| (index + 1, line))
+                    .collect();
+                let text = |&(number, line): &(usize, &str)| document(name, number, line);
+                let (tokens, digests) = encode_documents(&lines, text, tokenizer)?;
+                (tokens, digests, false)
+            }
+            TextFormat::Parquet => {
+                let rows = parquet::texts(name, bytes)?;
+                let (tokens, digests) = encode_documents(&rows, |row| Ok(row.clone()), tokenizer)?;
+                (tokens, digests, false)
+            }
         };
         let documents = digests.len();
-        if text.trim().is_empty() || documents == 0 {
+        if blank || documents == 0 {
             return Err(Error::TooShort {
                 path: name.into(),
                 what: "any text at all".into(),
@@ -98,6 +180,8 @@ impl TokenStream {
         }
         Ok(Self {
             path: name.into(),
+            format,
+            bytes: None,
             tokens,
             documents,
             digests,
@@ -170,18 +254,35 @@ fn digest(text: &str) -> String {
     sha256(text.trim().as_bytes())
 }
 
-/// Tokens of all documents in order, and the digest of each. Blank lines are not documents.
-fn encode_documents(path: &Path, text: &str, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<String>)> {
-    let lines: Vec<(usize, &str)> = text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-        .map(|(index, line)| (index + 1, line))
-        .collect();
-    let encoded = lines
+/// UTF-8 without the byte order mark that some editors put in front.
+fn plain_text<'a>(name: &Path, bytes: &'a [u8]) -> Result<&'a str> {
+    let wrong = |line: usize, found: String| Error::Line {
+        path: name.into(),
+        line,
+        expected: "UTF-8 text".into(),
+        found,
+    };
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(wrong(1, "the byte order mark of UTF-16".into()));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let before = &bytes[..error.valid_up_to()];
+        let line = before.split(|&byte| byte == b'\n').count();
+        wrong(line, format!("byte {:#04x}", bytes[error.valid_up_to()]))
+    })?;
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
+}
+
+/// Tokens of all documents in order, and the digest of each.
+fn encode_documents<T: Sync>(
+    documents: &[T],
+    text: impl Fn(&T) -> Result<String> + Sync,
+    tokenizer: &Tokenizer,
+) -> Result<(Vec<u32>, Vec<String>)> {
+    let encoded = documents
         .par_iter()
-        .map(|&(number, line)| {
-            let text = document(path, number, line)?;
+        .map(|document| {
+            let text = text(document)?;
             Ok((tokenizer.encode(&text, false)?, digest(&text)))
         })
         .collect::<Result<Vec<_>>>()?;
@@ -194,7 +295,7 @@ fn encode_documents(path: &Path, text: &str, tokenizer: &Tokenizer) -> Result<(V
     Ok((tokens, encoded.into_iter().map(|(_, digest)| digest).collect()))
 }
 
-/// The text of one line of a .jsonl file.
+/// The text of one of the JSON lines.
 fn document(path: &Path, number: usize, line: &str) -> Result<String> {
     let value: Value = serde_json::from_str(line).map_err(Error::json(path, number))?;
     let found = match value {
@@ -333,10 +434,81 @@ mod tests {
     }
 
     #[test]
-    fn other_endings_are_refused() {
-        for name in ["a.csv", "a", "a.gz", "a.parquet"] {
+    fn other_endings_are_refused_unless_the_format_is_stated() {
+        for name in ["a.csv", "a", "a.gz", "a.parquet.gz", "-"] {
             assert!(matches!(parse(name, "text"), Err(Error::Kind { .. })), "{name}");
+            let stated = Some(TextFormat::Text);
+            let stream = TokenStream::parse(Path::new(name), stated, b"text", &tokenizer());
+            assert_eq!(stream.unwrap().tokens(), parse("a.txt", "text").unwrap().tokens());
         }
+    }
+
+    #[test]
+    fn endings_of_the_same_format_are_alike() {
+        let line = "{\"text\": \"Once\"}";
+        for (known, alike) in [
+            ("a.txt", ["a.TXT", "wiki.test.raw", "a.Raw", "a.txt.gz"]),
+            ("a.jsonl", ["a.JSONL", "a.ndjson", "a.json", "a.Json.GZ"]),
+        ] {
+            let expected = parse(known, line).unwrap();
+            for name in alike {
+                assert_eq!(parse(name, line).unwrap().tokens(), expected.tokens(), "{name}");
+            }
+        }
+        // the name outweighs what is stated
+        let stated = Some(TextFormat::JsonLines);
+        let stream = TokenStream::parse(Path::new("a.txt"), stated, line.as_bytes(), &tokenizer());
+        assert_eq!(stream.unwrap().tokens(), parse("a.txt", line).unwrap().tokens());
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_dropped() {
+        for (name, text) in [("a.txt", "Once upon"), ("a.jsonl", "{\"text\": \"Once\"}\n")] {
+            let marked = parse(name, format!("\u{feff}{text}")).unwrap();
+            assert_eq!(marked.tokens(), parse(name, text).unwrap().tokens(), "{name}");
+        }
+        for marked in [b"\xff\xfea\0".as_slice(), b"\xfe\xff\0a"] {
+            assert!(
+                matches!(parse("a.txt", marked), Err(Error::Line { found, .. }) if found.contains("UTF-16"))
+            );
+        }
+    }
+
+    #[test]
+    fn gzip_is_recognised_by_its_bytes() {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(b"Once upon").unwrap();
+        let mut packed = encoder.finish().unwrap();
+        packed.extend([0; 100]);
+        for name in ["a.txt", "a.txt.gz"] {
+            let expected = parse("a.txt", "Once upon").unwrap();
+            assert_eq!(
+                parse(name, &packed).unwrap().tokens(),
+                expected.tokens(),
+                "{name}"
+            );
+            assert_eq!(
+                parse(name, "Once upon").unwrap().tokens(),
+                expected.tokens(),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn another_tokenizer_reads_the_same_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.text");
+        std::fs::write(&path, "Once upon").unwrap();
+        let stream = TokenStream::load_as(&path, Some(TextFormat::Text), &tokenizer()).unwrap();
+        assert_eq!(stream.with_tokenizer(&tokenizer()).unwrap(), stream);
+        // what cannot be read again is kept
+        let kept = TokenStream {
+            path: STANDARD_INPUT.into(),
+            bytes: Some(Arc::new(b"Once upon".to_vec())),
+            ..stream
+        };
+        assert_eq!(kept.with_tokenizer(&tokenizer()).unwrap().tokens(), kept.tokens());
     }
 
     #[test]

@@ -7,9 +7,14 @@ use serde_json::Value;
 
 use crate::{Error, Result, json, stand_in};
 
+mod merges;
+pub(crate) mod sentence_piece;
 mod stream;
+mod template;
 
+pub(crate) use merges::merges;
 pub use stream::TextStream;
+pub(crate) use template::template;
 
 /// A tokenizer, and the markers configured in a model's files.
 #[derive(Debug, Clone)]

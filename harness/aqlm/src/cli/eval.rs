@@ -1,9 +1,9 @@
 use std::path::PathBuf;
 
+use super::text::TextArgs;
 use crate::commands::NamedModel;
 use crate::commands::eval::EvalJob;
 use aqlm_engine::backends::BackendKind;
-use aqlm_formats::texts::TokenStream;
 use aqlm_formats::{Error, Result};
 
 /// Options of `aqlm eval`.
@@ -11,9 +11,12 @@ use aqlm_formats::{Error, Result};
 pub(super) struct Args {
     /// Model folder, GGUF file, or `tiny-stories-4m` for the embedded model
     model: PathBuf,
-    /// Text: .txt, .jsonl ({"text": ...} a line), or .gz of either
+    /// Text: .txt or .raw, .jsonl ({"text": ...} a line), .gz of either, .parquet (column "text"), or - for
+    /// standard input
     #[arg(long)]
     data: PathBuf,
+    #[command(flatten)]
+    text: TextArgs,
     /// Tokens in a window [default: 2048, or the model's longest context when that is shorter]
     #[arg(long)]
     ctx: Option<usize>,
@@ -31,8 +34,9 @@ pub(super) struct Args {
 impl Args {
     /// Opens the model and reads the text.
     pub(super) fn job(&self) -> Result<EvalJob> {
+        self.text.check_needed(&[&self.data])?;
         let model = NamedModel::open(&self.model)?;
-        let text = TokenStream::load(&self.data, &model.tokenizer()?)?;
+        let text = self.text.load(&self.data, &model.tokenizer()?)?;
         let ctx = self
             .ctx
             .unwrap_or_else(|| model.model.config().max_position_embeddings.min(2048));

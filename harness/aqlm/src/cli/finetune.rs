@@ -1,11 +1,12 @@
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aqlm_vocabulary::{Objective, Tuned};
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
+use super::text::TextArgs;
 use crate::commands::finetune::{Teaching, default_seqlen};
 use crate::commands::{self, Job, NamedModel, Output};
 use aqlm_engine::backends::{BackendKind, Memory};
@@ -22,9 +23,12 @@ pub(super) struct Args {
     /// The dense model that it was made from: folder, GGUF file, or `tiny-stories-4m`
     #[arg(long, value_name = "DENSE")]
     teacher: Option<PathBuf>,
-    /// Training text: .txt, .jsonl ({"text": ...} a line), or .gz of either
+    /// Training text: .txt or .raw, .jsonl ({"text": ...} a line), .gz of either, .parquet (column "text"), or
+    /// - for standard input
     #[arg(long, value_name = "DATA")]
     calib: PathBuf,
+    #[command(flatten)]
+    text: TextArgs,
     /// Run folder: becomes the tuned model
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -224,11 +228,16 @@ pub(super) fn validate(settings: &EndToEndSettings, model: &Model, prefix: &str)
 }
 
 pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
+    let texts: Vec<&Path> = std::iter::once(&args.calib)
+        .chain(&args.eval)
+        .map(PathBuf::as_path)
+        .collect();
+    args.text.check_needed(&texts)?;
     let named = NamedModel::open(&args.model)?;
     check_student(&named.model)?;
     let tokenizer = named.tokenizer()?;
     let NamedModel { name, model } = named;
-    let text = TokenStream::load(&args.calib, &tokenizer)?;
+    let text = args.text.load(&args.calib, &tokenizer)?;
     let settings = args.settings.resolve(&model, &text)?;
     let needs_teacher = settings.objective.needs_teacher();
     if args.teacher.is_none() && needs_teacher {
@@ -244,7 +253,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         evaluation: args
             .eval
             .as_ref()
-            .map(|path| TokenStream::load(path, &tokenizer))
+            .map(|path| args.text.load(path, &tokenizer))
             .transpose()?,
         save_every: Duration::from_secs(args.save_every),
     };

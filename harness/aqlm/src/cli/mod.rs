@@ -12,6 +12,7 @@ mod generate;
 mod inspect;
 mod quantize;
 mod refusal;
+mod text;
 
 use std::process::ExitCode;
 

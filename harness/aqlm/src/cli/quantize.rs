@@ -4,6 +4,7 @@ use aqlm_vocabulary::{Initialization, Scheme};
 use clap::ValueEnum;
 
 use super::finetune::{TunedName, tuned, validate as validate_end_to_end};
+use super::text::TextArgs;
 use crate::commands::{self, Job, NamedModel, Output};
 use aqlm_engine::backends::{BackendKind, Memory};
 use aqlm_engine::{EndToEndSettings, Preset, QuantizeSettings, check_scheme};
@@ -19,9 +20,12 @@ pub(super) struct Args {
     /// Scheme MxBgG: M codebooks of 2^B codewords for groups of G weights, for example 2x8g8
     #[arg(long)]
     scheme: Scheme,
-    /// Calibration text: .txt, .jsonl ({"text": ...} a line), or .gz of either
+    /// Calibration text: .txt or .raw, .jsonl ({"text": ...} a line), .gz of either, .parquet (column "text"),
+    /// or - for standard input
     #[arg(long, value_name = "DATA")]
     calib: PathBuf,
+    #[command(flatten)]
+    text: TextArgs,
     /// Run folder: becomes the quantized model
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -309,6 +313,7 @@ fn validate(settings: &QuantizeSettings) -> Result<()> {
 }
 
 pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
+    args.text.check_needed(&[&args.calib])?;
     let named = NamedModel::open(&args.model)?;
     let tokenizer = named.tokenizer()?;
     let NamedModel { name, model } = named;
@@ -321,7 +326,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     }
     let settings = args.settings.resolve(args.scheme, &model)?;
     check_scheme(model.config(), args.scheme, settings.layer.allow_degenerate)?;
-    let text = TokenStream::load(&args.calib, &tokenizer)?;
+    let text = args.text.load(&args.calib, &tokenizer)?;
     let end_to_end = if args.settings.finetune == FinetuneName::EndToEnd {
         let preset = args.settings.preset;
         Some(args.end_to_end.resolve(preset, &settings, &text, &model)?)

@@ -97,10 +97,11 @@ fn finetune(
 /// teacher.
 fn compared_with(teacher: &Model, job: &Job<'_, EndToEndSettings>) -> Result<Vec<Difference>> {
     check_teacher(job.model, teacher)?;
-    let path = job.text.path();
     if teacher.tokenizer().is_ok_and(|theirs| {
-        TokenStream::load(path, &theirs).is_ok_and(|theirs| theirs.tokens() != job.text.tokens())
+        let theirs = job.text.with_tokenizer(&theirs);
+        theirs.is_ok_and(|theirs| theirs.tokens() != job.text.tokens())
     }) {
+        let path = job.text.path();
         return Err(Error::Kind {
             path: teacher.source().into(),
             expected: format!("a vocabulary that reads {} as the student's does", path.display()),

@@ -88,12 +88,12 @@ pub(super) fn config(container: &Container, fields: &Fields<'_>) -> Result<Map<S
     if let Some(window) = window {
         set("sliding_window", json!(window));
     }
-    if let Some(bos) = fields.integer("tokenizer.ggml.bos_token_id")? {
+    if let Some(bos) = fields.token_id("tokenizer.ggml.bos_token_id")? {
         set("bos_token_id", json!(bos));
     }
     let mut ends: Vec<i64> = Vec::new();
     for key in ["eos", "eot", "eom"] {
-        let id = fields.integer(&format!("tokenizer.ggml.{key}_token_id"))?;
+        let id = fields.token_id(&format!("tokenizer.ggml.{key}_token_id"))?;
         ends.extend(id.filter(|id| !ends.contains(id)));
     }
     match ends.as_slice() {

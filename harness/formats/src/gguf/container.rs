@@ -20,22 +20,25 @@ pub(super) struct TensorPlace {
     pub(super) kind: TensorType,
     /// row-major: the reverse of the file's order
     pub(super) shape: Vec<usize>,
+    /// index in [`Container::files`]
+    pub(super) file: usize,
     /// first byte, from the start of the file
     begin: u64,
     pub(super) bytes: u64,
 }
 
-/// An opened file.
+/// An opened file, or several that are the parts of one (see [`super::split`]).
 #[derive(Debug)]
 pub(super) struct Container {
-    pub(super) path: PathBuf,
-    file: File,
+    /// every part in order, with its path
+    pub(super) files: Vec<(PathBuf, File)>,
+    /// of the first part
     pub(super) metadata: BTreeMap<String, Metadata>,
     pub(super) tensors: BTreeMap<String, TensorPlace>,
 }
 
 impl Container {
-    /// Reads the header and checks that all tensors lie inside the file and do not overlap.
+    /// Reads one file's header and checks that all tensors lie inside the file and do not overlap.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io(path, "open"))?;
         let length = file.metadata().map_err(Error::io(path, "read"))?.len();
@@ -94,19 +97,28 @@ impl Container {
         let data_start = position.checked_next_multiple_of(alignment).unwrap_or(u64::MAX);
         let tensors = place_tensors(path, headers, data_start, alignment, length)?;
         Ok(Self {
-            path: path.into(),
-            file,
+            files: vec![(path.into(), file)],
             metadata,
             tensors,
         })
     }
 
+    /// The first file, whose metadata hold for all.
+    pub(super) fn path(&self) -> &Path {
+        &self.files[0].0
+    }
+
+    /// The file that has a tensor.
+    pub(super) fn path_of(&self, place: &TensorPlace) -> &Path {
+        &self.files[place.file].0
+    }
+
     /// A tensor's bytes as they are in the file.
     pub(super) fn read(&self, place: &TensorPlace) -> Result<Vec<u8>> {
         let mut bytes = vec![0; place.bytes as usize];
-        self.file
-            .read_exact_at(&mut bytes, place.begin)
-            .map_err(Error::io(&self.path, "read"))?;
+        let (path, file) = &self.files[place.file];
+        file.read_exact_at(&mut bytes, place.begin)
+            .map_err(Error::io(path, "read"))?;
         Ok(bytes)
     }
 }
@@ -154,6 +166,7 @@ fn place_tensors(
                     TensorPlace {
                         kind,
                         shape,
+                        file: 0,
                         begin,
                         bytes,
                     },

@@ -53,6 +53,12 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A token's id. All ones, signed or not, stand for no token.
+    pub(super) fn token_id(&self, field: &str) -> Result<Option<i64>> {
+        let id = self.integer(field)?;
+        Ok(id.filter(|id| ![-1, i64::from(u32::MAX), i64::MAX].contains(id)))
+    }
+
     pub(super) fn optional_size(&self, field: &str) -> Result<Option<usize>> {
         match self.integer(field)? {
             None => Ok(None),
@@ -66,18 +72,23 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| self.wrong(field, "a positive whole number"))
     }
 
-    /// A number. An f32 is converted to the decimal from which it was rounded: 1e-5 is stored as
+    /// A finite number. An f32 is converted to the decimal from which it was rounded: 1e-5 is stored as
     /// 9.99999974737875e-6.
     pub(super) fn number(&self, field: &str) -> Result<Option<f64>> {
-        match self.metadata.get(field) {
-            None => Ok(None),
-            Some(Metadata::Integer(value)) => Ok(Some(*value as f64)),
-            Some(Metadata::Float(value)) => Ok(Some(*value)),
+        let number = match self.metadata.get(field) {
+            None => return Ok(None),
+            Some(Metadata::Integer(value)) => *value as f64,
+            Some(Metadata::Float(value)) => *value,
             Some(Metadata::Single(value)) => {
                 let decimal = value.to_string().parse();
-                Ok(Some(decimal.expect("a printed number is a number")))
+                decimal.expect("a printed number is a number")
             }
-            Some(_) => Err(self.wrong(field, "a number")),
+            Some(_) => return Err(self.wrong(field, "a number")),
+        };
+        if number.is_finite() {
+            Ok(Some(number))
+        } else {
+            Err(self.wrong(field, "a finite number"))
         }
     }
 

@@ -4,10 +4,12 @@ mod config;
 mod container;
 mod dequantize;
 mod fields;
+mod keys;
 mod metadata;
 mod names;
 mod reader;
 mod rope;
+mod split;
 mod tensors;
 mod tokenizer;
 
@@ -17,7 +19,6 @@ use std::path::Path;
 use crate::model::ModelConfig;
 use crate::{Error, Result};
 use config::config;
-use container::Container;
 pub(crate) use container::MAGIC;
 use fields::Fields;
 use names::hugging_face_name;
@@ -32,14 +33,16 @@ pub(crate) struct Gguf {
     pub(crate) tokenizer: GgufTokenizer,
 }
 
-/// Opens a file and interprets its metadata.
+/// Opens a file, with all other parts if it is one of several, and interprets its metadata.
 ///
 /// # Errors
-/// `Io`, `Truncated`, `Header`, `Offsets` and `TensorType` for a file that cannot be read; `Unsupported` for
+/// `Io`, `Truncated`, `Header`, `Offsets` and `TensorType` for a file that cannot be read; `Kind` for missing
+/// parts; `Unsupported` for
 /// another architecture, experts, or RoPE variants that are not implemented; `Field` for missing or
 /// contradictory metadata; `UnexpectedTensor` for tensors that a Llama does not have.
 pub(crate) fn open(path: &Path) -> Result<Gguf> {
-    let mut container = Container::open(path)?;
+    let mut container = split::open(path)?;
+    let path = &container.path().to_path_buf();
     let fields = Fields {
         path,
         metadata: &container.metadata,
@@ -48,8 +51,11 @@ pub(crate) fn open(path: &Path) -> Result<Gguf> {
     if architecture != "llama" {
         return Err(fields.unsupported("general.architecture", "llama", format!("{architecture:?}")));
     }
+    let mut warnings = keys::check(&fields)?;
+    warnings.extend(tokenizer::warning(&fields)?);
     let config = config(&container, &fields)?;
-    let config = ModelConfig::from_json(path, config)?;
+    let mut config = ModelConfig::from_json(path, config)?;
+    config.warnings.extend(warnings);
     let mut tensors = BTreeMap::new();
     for (name, place) in std::mem::take(&mut container.tensors) {
         if name == ROPE_FACTORS {
@@ -57,7 +63,7 @@ pub(crate) fn open(path: &Path) -> Result<Gguf> {
         }
         let Some(hugging_face) = hugging_face_name(&name) else {
             return Err(Error::UnexpectedTensor {
-                path: path.into(),
+                path: container.path_of(&place).into(),
                 tensor: name,
                 reason: "as a Llama has no such tensor".into(),
             });
@@ -84,6 +90,17 @@ pub(crate) fn open(path: &Path) -> Result<Gguf> {
         tensors: GgufTensors { container, tensors },
         tokenizer,
     })
+}
+
+/// Decodes every tensor of a file, whatever its architecture, for fuzzers. Returns how many numbers there are.
+///
+/// # Errors
+/// Those of [`open`] for a file that cannot be read.
+pub(crate) fn decode_all(path: &Path) -> Result<usize> {
+    let container = split::open(path)?;
+    let tensors = container.tensors.values();
+    let counts = tensors.map(|place| Ok(place.kind.decode(&container.read(place)?).len()));
+    counts.sum()
 }
 
 #[cfg(test)]

@@ -19,10 +19,22 @@ pub(super) fn rope_scaling(
         // the older spelling
         None => fields.number("llama.rope.scale_linear")?,
     };
+    // Both multiply the cosines and sines, whatever the type of scaling.
+    for key in [
+        "llama.rope.scaling.attn_factor",
+        "llama.rope.scaling.yarn_attn_factor",
+    ] {
+        if let Some(factor) = fields.number(key)?
+            && factor != 1.0
+        {
+            return Err(fields.unsupported(key, "1", factor.to_string()));
+        }
+    }
     let kind = fields.optional_text("llama.rope.scaling.type")?;
     let linear = match (kind, factor) {
         (Some("none"), _) | (None, None) => None,
-        (Some("linear") | None, Some(factor)) => (factor != 1.0).then_some(factor),
+        // llama.cpp takes 0 for no scaling
+        (Some("linear") | None, Some(factor)) => (factor != 1.0 && factor != 0.0).then_some(factor),
         (Some("linear"), None) => {
             return Err(fields.wrong("llama.rope.scaling.factor", "a number for linear scaling"));
         }
@@ -50,7 +62,7 @@ pub(super) fn rope_scaling(
             "original_max_position_embeddings": LLAMA3_CONTEXT,
         })),
         _ => Err(Error::UnexpectedTensor {
-            path: fields.path.into(),
+            path: container.path_of(place).into(),
             tensor: ROPE_FACTORS.into(),
             reason: "unless its factors are those of Llama 3.1 and nothing else scales RoPE".into(),
         }),

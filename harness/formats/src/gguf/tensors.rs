@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::container::{Container, TensorPlace};
+use super::names::gguf_name;
 use crate::tensors::{TensorInfo, TensorSource, refuse_not_finite};
 use crate::{Error, Result};
 
@@ -22,7 +23,7 @@ pub(super) struct Tensor {
 
 impl TensorSource for GgufTensors {
     fn path(&self) -> &Path {
-        &self.container.path
+        self.container.path()
     }
 
     fn names(&self) -> Vec<String> {
@@ -35,31 +36,30 @@ impl TensorSource for GgufTensors {
             dtype: format!("{:?}", place.kind),
             shape: place.shape.clone(),
             bytes: place.bytes,
-            path: self.container.path.clone(),
+            path: self.container.path_of(place).into(),
         })
     }
 
+    fn name_in_file(&self, name: &str) -> String {
+        gguf_name(name).unwrap_or_else(|| name.into())
+    }
+
     fn read_floats(&self, name: &str) -> Result<Vec<f32>> {
-        let tensor = self.tensors.get(name).ok_or_else(|| Error::MissingTensor {
-            path: self.container.path.clone(),
-            tensor: name.into(),
-        })?;
+        let tensor = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
         let mut values = tensor.place.kind.decode(&self.container.read(&tensor.place)?);
         if let Some(heads) = tensor.interleaved_heads {
             values = half_and_half(&values, heads, tensor.place.shape[0]);
         }
-        refuse_not_finite(&self.container.path, name, &values)?;
+        let path = self.container.path_of(&tensor.place);
+        refuse_not_finite(path, &self.name_in_file(name), &values)?;
         Ok(values)
     }
 
     fn read_integers(&self, name: &str) -> Result<Vec<i64>> {
-        let info = self.info(name).ok_or_else(|| Error::MissingTensor {
-            path: self.container.path.clone(),
-            tensor: name.into(),
-        })?;
+        let info = self.info(name).ok_or_else(|| self.missing(name))?;
         Err(Error::TensorType {
             path: info.path,
-            tensor: name.into(),
+            tensor: self.name_in_file(name),
             expected: "integers".into(),
             found: info.dtype,
         })

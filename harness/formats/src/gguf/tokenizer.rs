@@ -7,11 +7,18 @@ use serde_json::{Value, json};
 
 use super::fields::Fields;
 use super::metadata::Metadata;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, merges, template};
 use crate::{Error, Result};
 
 /// Word splitting of GPT-4 and Llama 3; `{digits}` is how many digits stay together.
 const GPT4_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// GPT-2's splitting of words.
+const GPT2_SPLIT: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+/// llama.cpp's splitting for `default`, and for files that name none: each expression splits the pieces that
+/// the previous ones left.
+const DEFAULT_SPLITS: [&str; 4] = [r"[\p{P}$+<=>^~|]+", GPT2_SPLIT, r"\p{N}+", "[0-9]{3}"];
 
 /// Types of tokens in `tokenizer.ggml.token_type`.
 const UNKNOWN: i64 = 2;
@@ -111,7 +118,7 @@ impl<'a> Vocabulary<'a> {
     }
 
     fn token(&self, fields: &Fields<'_>, key: &str) -> Result<Option<(usize, &'a str)>> {
-        let Some(id) = fields.integer(key)? else {
+        let Some(id) = fields.token_id(key)? else {
             return Ok(None);
         };
         let id = usize::try_from(id).unwrap_or(usize::MAX);
@@ -153,6 +160,29 @@ fn flag(fields: &Fields<'_>, key: &str, default: bool) -> Result<bool> {
     }
 }
 
+/// The key that names the splitting of words.
+const PRE: &str = "tokenizer.ggml.pre";
+
+/// The named splitting of words. An empty name is none, as in llama.cpp.
+fn pre<'a>(fields: &Fields<'a>) -> Result<Option<&'a str>> {
+    Ok(fields.optional_text(PRE)?.filter(|name| !name.is_empty()))
+}
+
+/// A warning if the file does not say how its tokenizer splits words.
+pub(super) fn warning(fields: &Fields<'_>) -> Result<Option<String>> {
+    let byte_level =
+        matches!(fields.metadata.get("tokenizer.ggml.model"), Some(Metadata::Text(model)) if model == "gpt2");
+    let unknown = byte_level && pre(fields)?.is_none();
+    Ok(unknown.then(|| {
+        format!(
+            "{}: field `{PRE}`: expected the name of the tokenizer's splitting of words, found nothing; llama.cpp's \
+             default was taken, and BOS is added only if the file says so: tokens may differ from the original \
+             model's",
+            fields.path.display()
+        )
+    }))
+}
+
 /// Byte-level BPE with a list of merges, as in GPT-2.
 fn byte_level(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value> {
     let key = "tokenizer.ggml.merges";
@@ -170,14 +200,19 @@ fn byte_level(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value>
         .collect::<Result<_>>()?;
     let bytes = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
     let sequence = |first: Value, use_regex: bool| json!({"type": "Sequence", "pretokenizers": [first, bytes(use_regex)]});
-    let split = |digits: &str| {
-        let regex = GPT4_SPLIT.replace("{digits}", digits);
-        json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false})
-    };
-    let key = "tokenizer.ggml.pre";
+    let isolate = |regex: &str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
+    let split = |digits: &str| isolate(&GPT4_SPLIT.replace("{digits}", digits));
+    let key = PRE;
     // (splitting of words, BOS first unless the file says otherwise)
-    let (pre_tokenizer, add_bos) = match fields.optional_text(key)?.unwrap_or("default") {
-        "default" | "gpt-2" => (bytes(true), false),
+    let (pre_tokenizer, add_bos) = match pre(fields)?.unwrap_or("default") {
+        "default" => {
+            let splits = DEFAULT_SPLITS.map(isolate).into_iter().chain([bytes(false)]);
+            (
+                json!({"type": "Sequence", "pretokenizers": splits.collect::<Vec<_>>()}),
+                false,
+            )
+        }
+        "gpt-2" => (bytes(true), false),
         "smollm" => (
             sequence(json!({"type": "Digits", "individual_digits": true}), true),
             false,
@@ -213,8 +248,7 @@ fn byte_level(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value>
 }
 
 /// SentencePiece's BPE: "▁" replaces spaces, with an extra one in front, and bytes replace characters without
-/// a token. Its merges are not listed but follow from the scores: of all neighbouring pairs, the pair whose
-/// union has the highest score is joined first.
+/// a token.
 fn sentence_piece(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value> {
     let key = "tokenizer.ggml.scores";
     let scores = numbers(fields, key, vocabulary.tokens.len())?
@@ -245,6 +279,10 @@ fn sentence_piece(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Va
             .position(|&kind| kind == UNKNOWN)
             .map(|id| vocabulary.tokens[id].as_str()),
     };
+    let tokens: Vec<&str> = vocabulary.tokens.iter().map(String::as_str).collect();
+    let merges = merges(&tokens, &vocabulary.ids, &scores, |id| {
+        !matches!(vocabulary.types[id], UNKNOWN | CONTROL | BYTE)
+    });
     let byte_fallback = (0..=255).all(|byte| vocabulary.ids.contains_key(format!("<0x{byte:02X}>").as_str()));
     Ok(json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": vocabulary.added(),
@@ -255,43 +293,9 @@ fn sentence_piece(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Va
         "model": {
             "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": byte_fallback, "ignore_merges": false,
-            "vocab": vocabulary.json(), "merges": merges_of(vocabulary, &scores),
+            "vocab": vocabulary.json(), "merges": merges,
         },
     }))
-}
-
-/// All ways to join two tokens into one, best score first. Ties follow the order of transformers' own
-/// conversion of SentencePiece files (longer parts first), so that both give the same tokens.
-fn merges_of<'a>(vocabulary: &Vocabulary<'a>, scores: &[f64]) -> Vec<(&'a str, &'a str)> {
-    let mut merges = Vec::new();
-    for (id, token) in vocabulary.tokens.iter().enumerate() {
-        if matches!(vocabulary.types[id], UNKNOWN | CONTROL | BYTE) {
-            continue;
-        }
-        let mut of_token: Vec<_> = token
-            .char_indices()
-            .skip(1)
-            .filter_map(|(cut, _)| {
-                let (left, right) = token.split_at(cut);
-                let key = (*vocabulary.ids.get(left)?, *vocabulary.ids.get(right)?);
-                Some((key, scores[id], left, right))
-            })
-            .collect();
-        of_token.sort_by_key(|(key, ..)| *key);
-        merges.extend(
-            of_token
-                .into_iter()
-                .map(|(_, score, left, right)| (score, left, right)),
-        );
-    }
-    let length = |text: &str| text.chars().count();
-    merges.sort_by(|a, b| {
-        let by_score = b.0.total_cmp(&a.0);
-        by_score
-            .then_with(|| length(b.1).cmp(&length(a.1)))
-            .then_with(|| length(b.2).cmp(&length(a.2)))
-    });
-    merges.into_iter().map(|(_, left, right)| (left, right)).collect()
 }
 
 /// The markers that encoding adds by default.
@@ -301,29 +305,5 @@ fn post_processor(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>, bos_by_defau
     let with_bos = flag(fields, "tokenizer.ggml.add_bos_token", bos_by_default)?;
     let with_eos = flag(fields, "tokenizer.ggml.add_eos_token", false)?;
     let (bos, eos) = (bos.filter(|_| with_bos), eos.filter(|_| with_eos));
-    if bos.is_none() && eos.is_none() {
-        return Ok(Value::Null);
-    }
-    let mut special = serde_json::Map::new();
-    for (id, token) in bos.iter().chain(&eos) {
-        special.insert(
-            (*token).into(),
-            json!({"id": token, "ids": [id], "tokens": [token]}),
-        );
-    }
-    let template = |sequences: &[(&str, u32)]| -> Value {
-        let mut parts = Vec::new();
-        for (sequence, type_id) in sequences {
-            let marker =
-                |(_, token): (usize, &str)| json!({"SpecialToken": {"id": token, "type_id": type_id}});
-            parts.extend(bos.map(marker));
-            parts.push(json!({"Sequence": {"id": sequence, "type_id": type_id}}));
-            parts.extend(eos.map(marker));
-        }
-        Value::Array(parts)
-    };
-    Ok(json!({
-        "type": "TemplateProcessing", "single": template(&[("A", 0)]), "pair": template(&[("A", 0), ("B", 1)]),
-        "special_tokens": special,
-    }))
+    Ok(template(bos, eos))
 }

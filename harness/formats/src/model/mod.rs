@@ -48,7 +48,7 @@ pub struct Model {
 
 impl Model {
     /// Opens a Hugging Face folder, a model's folder in the cache of the Hub's client, or a GGUF file of the
-    /// llama architecture.
+    /// llama architecture. Of a model in several GGUF files, any part opens the whole.
     ///
     /// # Errors
     /// `Io`; `Kind` for anything else; the errors of [`ModelConfig::read`] and of opening a folder's weights;

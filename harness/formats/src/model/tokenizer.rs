@@ -4,6 +4,7 @@ use super::{Model, embedded};
 use crate::gguf::GgufTokenizer;
 use crate::huggingface::generation_stops;
 use crate::tokenizer::Tokenizer;
+use crate::tokenizer::sentence_piece::{self, Beside};
 use crate::{Error, Result, json};
 
 /// Origin of the tokenizer.
@@ -22,8 +23,8 @@ impl Model {
     /// The model's tokenizer.
     ///
     /// # Errors
-    /// `Kind` when the folder has no tokenizer.json; `Tokenizer`, `Json` and `Field` when its files are
-    /// invalid; `Vocabulary` when it has ids beyond the embedding.
+    /// `Kind` when the folder has neither tokenizer.json nor tokenizer.model; `Tokenizer`, `Json`, `Field` and
+    /// `Unsupported` when its files are invalid; `Vocabulary` when it has ids beyond the embedding.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let (bos, eos) = (self.config.bos, self.config.eos.clone());
         let tokenizer = match &self.tokenizer {
@@ -34,22 +35,29 @@ impl Model {
             TokenizerSource::Gguf(gguf) => gguf.build()?.with_markers(bos, eos),
             TokenizerSource::Folder(folder) => {
                 let path = folder.join("tokenizer.json");
-                if !path.is_file() {
-                    let old = folder.join("tokenizer.model").is_file();
+                let model = folder.join("tokenizer.model");
+                let tokenizer = if path.is_file() {
+                    Tokenizer::from_file(&path)?.with_markers(bos, eos)
+                } else if model.is_file() {
+                    let bytes = std::fs::read(&model).map_err(Error::io(&model, "read"))?;
+                    let beside = Beside::read(folder)?;
+                    let tokenizer = sentence_piece::from_bytes(&model, &bytes, &beside)?;
+                    // the model's configuration outweighs the file's own markers
+                    let bos = bos.or(tokenizer.bos());
+                    let eos = if eos.is_empty() {
+                        tokenizer.stops().to_vec()
+                    } else {
+                        eos
+                    };
+                    tokenizer.with_markers(bos, eos)
+                } else {
                     return Err(Error::Kind {
                         path: folder.clone(),
-                        expected: "a tokenizer.json".into(),
-                        found: if old {
-                            "only SentencePiece's tokenizer.model"
-                        } else {
-                            "none"
-                        }
-                        .into(),
+                        expected: "a tokenizer.json or SentencePiece's tokenizer.model".into(),
+                        found: "neither".into(),
                     });
                 }
-                let tokenizer = Tokenizer::from_file(&path)?
-                    .with_markers(bos, eos)
-                    .with_stops(generation_stops(folder)?);
+                .with_stops(generation_stops(folder)?);
                 let config = folder.join("tokenizer_config.json");
                 if config.is_file() {
                     tokenizer.with_tokenizer_config(&config, &json::read(&config)?)?

@@ -6,7 +6,7 @@ fn weights_that_are_not_finite_are_named() {
     writer.tensor("blk.0.ffn_up.weight").3[..4].copy_from_slice(&f32::INFINITY.to_le_bytes());
     assert!(
         matches!(writer.open().unwrap().block(0), Err(Error::NotFinite { tensor, element: 0, .. })
-        if tensor == "model.layers.0.mlp.up_proj.weight")
+        if tensor == "blk.0.ffn_up.weight")
     );
 }
 

@@ -2,6 +2,7 @@
 
 mod damage;
 mod model;
+mod split;
 mod tokenizer;
 
 use std::path::PathBuf;

@@ -70,10 +70,10 @@ fn other_architectures_are_refused_by_name() {
 #[test]
 fn types_that_are_not_read_are_refused_by_name() {
     let (mut writer, _) = converted();
-    writer.tensor("blk.1.ffn_up.weight").2 = 13;
+    writer.tensor("blk.1.ffn_up.weight").2 = 23;
     assert!(
         matches!(writer.open(), Err(Error::TensorType { tensor, found, .. })
-        if tensor == "blk.1.ffn_up.weight" && found == "Q5_K")
+        if tensor == "blk.1.ffn_up.weight" && found == "IQ4_XS")
     );
 }
 
@@ -91,7 +91,7 @@ fn missing_tensors_and_metadata_are_named() {
     let (mut writer, _) = converted();
     writer.tensors.retain(|tensor| tensor.0 != "blk.1.ffn_up.weight");
     assert!(matches!(writer.open(), Err(Error::MissingTensor { tensor, .. })
-        if tensor == "model.layers.1.mlp.up_proj.weight"));
+        if tensor == "blk.1.ffn_up.weight"));
     let (mut writer, _) = converted();
     writer.remove("llama.block_count");
     assert!(matches!(writer.open(), Err(Error::Field { field, .. }) if field == "llama.block_count"));
@@ -104,6 +104,11 @@ fn missing_tensors_and_metadata_are_named() {
 fn arithmetic_that_is_not_implemented_is_refused() {
     for (name, value) in [
         ("llama.rope.scaling.type", Put::text("yarn")),
+        ("llama.rope.scaling.attn_factor", Put::F32(0.8)),
+        ("llama.rope.scaling.yarn_attn_factor", Put::F32(2.0)),
+        ("llama.rope.scaling.yarn_ext_factor", Put::F32(1.0)),
+        ("llama.attention.causal", Put::Flag(false)),
+        ("llama.logit_scale", Put::F32(8.0)),
         ("llama.rope.dimension_count", Put::U32(2)),
         ("llama.expert_count", Put::U32(8)),
         ("llama.attention.value_length", Put::U32(8)),
@@ -115,6 +120,62 @@ fn arithmetic_that_is_not_implemented_is_refused() {
             "{name}"
         );
     }
+}
+
+#[test]
+fn neutral_values_change_nothing() {
+    let (mut writer, _) = converted();
+    let plain = writer.open().unwrap();
+    for (name, value) in [
+        ("llama.rope.scaling.type", Put::text("linear")),
+        ("llama.rope.scaling.factor", Put::F32(0.0)),
+        ("llama.rope.scaling.attn_factor", Put::F32(1.0)),
+        ("llama.rope.scaling.original_context_length", Put::U32(64)),
+        ("llama.attention.causal", Put::Flag(true)),
+        ("llama.logit_scale", Put::F32(0.0)),
+        ("llama.vocab_size", Put::U32(6)),
+    ] {
+        writer.set(name, value);
+    }
+    let model = writer.open().unwrap();
+    assert_eq!(model.config(), plain.config());
+    assert!(model.warnings().is_empty());
+}
+
+#[test]
+fn unknown_keys_of_the_architecture_give_a_warning() {
+    let (mut writer, _) = converted();
+    writer.set("llama.attention.twist", Put::F32(0.5));
+    writer.set("general.twist", Put::F32(0.5));
+    let model = writer.open().unwrap();
+    assert_eq!(model.warnings().len(), 1);
+    assert!(model.warnings()[0].contains("`llama.attention.twist`") && model.warnings()[0].contains("0.5"));
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_refused() {
+    for name in ["llama.rope.freq_base", "llama.attention.layer_norm_rms_epsilon"] {
+        for value in [f32::NAN, f32::INFINITY] {
+            let (mut writer, _) = converted();
+            writer.set(name, Put::F32(value));
+            assert!(
+                matches!(writer.open(), Err(Error::Field { field, .. }) if field == name),
+                "{name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn ids_of_all_ones_are_no_tokens() {
+    let (mut writer, _) = converted();
+    with_tokenizer(&mut writer);
+    writer.set("tokenizer.ggml.bos_token_id", Put::U32(u32::MAX));
+    writer.set("tokenizer.ggml.eot_token_id", Put::U32(u32::MAX));
+    writer.set("tokenizer.ggml.unknown_token_id", Put::U32(u32::MAX));
+    let tokenizer = writer.open().unwrap().tokenizer().unwrap();
+    assert_eq!((tokenizer.bos(), tokenizer.stops()), (None, &[2][..]));
+    assert_eq!(tokenizer.encode("a", true).unwrap(), [3, 4]);
 }
 
 #[test]

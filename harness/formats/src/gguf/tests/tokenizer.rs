@@ -102,12 +102,18 @@ fn byte_level_parts(json: &Value) -> (Vec<String>, Vec<String>) {
 }
 
 fn byte_level(pre: &str) -> Result<Tokenizer> {
+    byte_level_with(Some(pre))
+}
+
+fn byte_level_with(pre: Option<&str>) -> Result<Tokenizer> {
     let json: Value = serde_json::from_slice(embedded::TOKENIZER).unwrap();
     let (tokens, merges) = byte_level_parts(&json);
     let types = (0..tokens.len()).map(|id| if id < 3 { 3 } else { 1 }).collect();
     tokenizer_of(tokens, |writer| {
         writer.set("tokenizer.ggml.model", Put::text("gpt2"));
-        writer.set("tokenizer.ggml.pre", Put::text(pre));
+        if let Some(pre) = pre {
+            writer.set("tokenizer.ggml.pre", Put::text(pre));
+        }
         writer.set("tokenizer.ggml.merges", Put::Texts(merges));
         writer.set("tokenizer.ggml.token_type", Put::Integers(types));
         writer.set("tokenizer.ggml.bos_token_id", Put::U32(1));
@@ -150,6 +156,42 @@ fn splitting_of_words_follows_the_named_kind() {
     // text
     pieces("llama-bpe", "Well.\n\n1234 isn't  it\r\n");
     pieces("gpt-2", "Well.\n\n1234 isn't  it\r\n");
+}
+
+/// llama.cpp's default isolates runs of punctuation and groups of three digits, and tells contractions from
+/// nothing.
+#[test]
+fn without_a_named_splitting_llama_cpps_default_is_taken() {
+    let given = byte_level_with(None).unwrap();
+    let named = byte_level("default").unwrap();
+    // the pieces, and nothing joins tokens across them
+    for (text, pieces) in [
+        ("it's so", &["it", "'", "s", " so"][..]),
+        ("a.\"b\"", &["a", ".\"", "b", "\""]),
+        ("was 12345", &["was", " ", "123", "45"]),
+        ("so  x\n\ny", &["so", " ", " x", "\n", "\n", "y"]),
+        ("a+=b #c", &["a", "+=", "b", " ", "#", "c"]),
+    ] {
+        let expected: Vec<u32> = pieces
+            .iter()
+            .flat_map(|piece| given.encode(piece, false).unwrap())
+            .collect();
+        assert_eq!(given.encode(text, false).unwrap(), expected, "{text:?}");
+        assert_eq!(named.encode(text, false).unwrap(), expected, "{text:?}");
+    }
+    assert!(!given.adds_bos());
+}
+
+#[test]
+fn a_missing_splitting_is_a_warning() {
+    let (mut writer, _) = converted();
+    writer.set("tokenizer.ggml.model", Put::text("llama"));
+    assert!(writer.open().unwrap().warnings().is_empty());
+    writer.set("tokenizer.ggml.model", Put::text("gpt2"));
+    let model = writer.open().unwrap();
+    assert!(matches!(model.warnings(), [one] if one.contains("`tokenizer.ggml.pre`")));
+    writer.set("tokenizer.ggml.pre", Put::text("gpt-2"));
+    assert!(writer.open().unwrap().warnings().is_empty());
 }
 
 #[test]

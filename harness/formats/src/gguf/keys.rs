@@ -1,0 +1,104 @@
+//! Metadata keys of the architecture `llama` that neither config.rs nor rope.rs turns into configuration:
+//! keys that change nothing, keys that change the arithmetic unless their value is neutral, and unknown ones.
+
+use super::fields::Fields;
+use super::metadata::Metadata;
+use crate::Result;
+
+/// Prefix of the architecture's keys.
+const PREFIX: &str = "llama.";
+
+/// Read by `config` and `rope_scaling`.
+const READ: [&str; 18] = [
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.sliding_window",
+    "attention.value_length",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "expert_count",
+    "feed_forward_length",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+    "rope.scaling.type",
+    "rope.scaling.yarn_attn_factor",
+];
+
+/// Keys that change nothing, with the reason.
+const WITHOUT_EFFECT: [(&str, &str); 10] = [
+    ("attention.layer_norm_epsilon", "of architectures with LayerNorm"),
+    ("expert_used_count", "there are no experts"),
+    ("pooling_type", "of embedding models, after the last block"),
+    ("rope.scaling.finetuned", "a remark on the training"),
+    (
+        "rope.scaling.original_context_length",
+        "of YaRN, which is refused",
+    ),
+    ("rope.scaling.yarn_beta_fast", "of YaRN, which is refused"),
+    ("rope.scaling.yarn_beta_slow", "of YaRN, which is refused"),
+    ("rope.scaling.yarn_log_multiplier", "of YaRN, which is refused"),
+    (
+        "tensor_data_layout",
+        "the order of q and k rows that this architecture always has",
+    ),
+    ("vocab_size", "the rows of the embedding count"),
+];
+
+/// Keys that change the arithmetic unless they have one of these values.
+const NEUTRAL: [(&str, &[f64]); 11] = [
+    ("attention.clamp_kqv", &[0.0]),
+    ("attention.max_alibi_bias", &[0.0]),
+    ("attention.scale", &[0.0]),
+    ("attention.temperature_scale", &[0.0]),
+    ("attn_logit_softcapping", &[0.0]),
+    ("embedding_scale", &[0.0, 1.0]),
+    ("final_logit_softcapping", &[0.0]),
+    ("logit_scale", &[0.0, 1.0]),
+    ("nextn_predict_layers", &[0.0]),
+    ("residual_scale", &[0.0, 1.0]),
+    ("rope.scaling.yarn_ext_factor", &[0.0]),
+];
+
+/// Flags that change the arithmetic unless they have this value.
+const NEUTRAL_FLAGS: [(&str, bool); 3] = [
+    ("attention.causal", true),
+    ("swin_norm", false),
+    ("use_parallel_residual", false),
+];
+
+/// Checks the architecture's keys. Returns one warning for each that is not known.
+///
+/// # Errors
+/// `Unsupported` for a value that changes the arithmetic; `Field` for a value of another type.
+pub(super) fn check(fields: &Fields<'_>) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    for (name, value) in fields.metadata {
+        let Some(key) = name.strip_prefix(PREFIX) else {
+            continue;
+        };
+        if let Some((_, neutral)) = NEUTRAL.iter().find(|(other, _)| *other == key) {
+            let number = fields.number(name)?.unwrap_or_default();
+            if !neutral.contains(&number) {
+                let values: Vec<String> = neutral.iter().map(ToString::to_string).collect();
+                return Err(fields.unsupported(name, &values.join(" or "), number.to_string()));
+            }
+        } else if let Some((_, neutral)) = NEUTRAL_FLAGS.iter().find(|(other, _)| *other == key) {
+            if *value != Metadata::Flag(*neutral) {
+                return Err(fields.unsupported(name, &neutral.to_string(), value.describe()));
+            }
+        } else if !READ.contains(&key) && !WITHOUT_EFFECT.iter().any(|(other, _)| *other == key) {
+            warnings.push(format!(
+                "{}: field `{name}`: not known here and not read, found {}",
+                fields.path.display(),
+                value.describe()
+            ));
+        }
+    }
+    Ok(warnings)
+}
