@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
-use crate::commands::NamedModel;
 use crate::commands::eval::EvalJob;
+use crate::commands::{NamedModel, warn_of_length};
 use aqlm_engine::backends::BackendKind;
 use aqlm_formats::texts::TokenStream;
 use aqlm_formats::{Error, Result};
@@ -39,6 +39,7 @@ impl Args {
         if ctx < 2 {
             return Err(Error::argument("--ctx", "2 or more", ctx.to_string()));
         }
+        warn_of_length("--ctx", ctx, &model.model);
         if self.windows == Some(0) {
             return Err(Error::argument("--windows", "1 or more", "0"));
         }

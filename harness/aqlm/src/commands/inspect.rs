@@ -9,7 +9,7 @@ use aqlm_formats::model::{Inventory, Model};
 pub(crate) fn run(model: &Path, output: Output) -> Result<bool> {
     let model = NamedModel::open(model)?;
     let record = inspect(&model);
-    output.result(&record, || text(&model.model, &record));
+    output.result(&record, || text(&model.model, &record))?;
     Ok(true)
 }
 

@@ -6,7 +6,7 @@ use aqlm_vocabulary::{AqlmError, Result};
 use ndarray::Array2;
 use rayon::prelude::*;
 
-use super::layout::{Codebooks, Codes, PackedMatrix, TILE, TiledCodes, byte_of_row};
+use super::layout::{Codebooks, Codes, PackedMatrix, TILE, TiledCodes, row_of_byte};
 use super::matvec::expect_len;
 use super::row_major::elements_mut;
 use super::simd::vector::Vector;
@@ -76,14 +76,15 @@ impl PackedMatrix {
         for tile in groups.start / TILE..groups.end.div_ceil(TILE) {
             let first = groups.start.max(tile * TILE);
             let last = groups.end.min((tile + 1) * TILE);
-            for j in 0..self.in_groups {
-                for m in 0..codebooks {
-                    let offset = tiles.offset(self.in_groups, codebooks, j, m, tile);
-                    let bytes = &tiles.bytes.as_slice()[offset..offset + TILE];
-                    let at = j * codebooks + m;
-                    for row in first..last {
-                        rows[(row - groups.start) * row_codes + at] = bytes[byte_of_row(row % TILE)];
-                    }
+            let rows = &mut rows[(first - groups.start) * row_codes..(last - groups.start) * row_codes];
+            let wanted = first - tile * TILE..last - tile * TILE;
+            for group in (0..self.in_groups).step_by(tiles.groups_per_block) {
+                let lookups = tiles.groups_per_block.min(self.in_groups - group) * codebooks;
+                let offset = tiles.offset(self.in_groups, codebooks, group, 0, tile);
+                let lines = &tiles.bytes.as_slice()[offset..offset + lookups * TILE];
+                for (part, lines) in lines.chunks(SIDE * TILE).enumerate() {
+                    let at = group * codebooks + part * SIDE;
+                    transpose_lines(lines, &wanted, &mut rows[at..], row_codes);
                 }
             }
         }
@@ -118,6 +119,56 @@ impl PackedMatrix {
         };
         decode(self.plan.level, rows);
     }
+}
+
+/// Look-ups that are transposed together: their codes for 16 output groups fill 16 registers of 16 bytes.
+const SIDE: usize = 16;
+
+/// Transposes up to 16 lines of a tile, [look-ups, 64], into the rows of the `wanted` output groups, which are
+/// `stride` bytes apart. Byte by byte this took several times as long as decoding.
+fn transpose_lines(lines: &[u8], wanted: &Range<usize>, rows: &mut [u8], stride: usize) {
+    let lookups = lines.len() / TILE;
+    for part in 0..TILE / SIDE {
+        let mut square = [[0; SIDE]; SIDE];
+        for (line, to) in lines.chunks_exact(TILE).zip(&mut square) {
+            to.copy_from_slice(&line[part * SIDE..][..SIDE]);
+        }
+        for (byte, codes) in (part * SIDE..).zip(&transposed(square)) {
+            let row = row_of_byte(byte);
+            if !wanted.contains(&row) {
+                continue;
+            }
+            let row = &mut rows[(row - wanted.start) * stride..];
+            // a length known to the compiler is one store
+            match row.first_chunk_mut() {
+                Some(row) if lookups == SIDE => *row = *codes,
+                _ => row[..lookups].copy_from_slice(&codes[..lookups]),
+            }
+        }
+    }
+}
+
+/// Four rounds of interleaving the first half of the rows with the second, which the compiler turns into the
+/// processor's instructions for that.
+fn transposed(mut square: [[u8; SIDE]; SIDE]) -> [[u8; SIDE]; SIDE] {
+    const HALF: usize = SIDE / 2;
+    for _ in 0..SIDE.ilog2() {
+        let mut next = [[0; SIDE]; SIDE];
+        for i in 0..HALF {
+            let (a, b) = (square[i], square[i + HALF]);
+            let of_pair = |at: usize| {
+                if at.is_multiple_of(2) {
+                    a[at / 2]
+                } else {
+                    b[at / 2]
+                }
+            };
+            next[2 * i] = std::array::from_fn(of_pair);
+            next[2 * i + 1] = std::array::from_fn(|at| of_pair(at + SIDE));
+        }
+        square = next;
+    }
+    square
 }
 
 /// Some output groups of a matrix.
@@ -199,6 +250,39 @@ impl<C: Code, W: Value, const M: usize, const LEN: usize> Kernel for Unrolled<'_
                     codes = codes.add(codebooks);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::layout::byte_of_row;
+
+    #[test]
+    fn lines_become_rows() {
+        for (lookups, wanted, stride) in [(16, 0..64, 40), (16, 7..50, 16), (5, 0..64, 5), (1, 63..64, 3)] {
+            let line = |lookup: usize, row: usize| (31 * lookup + 7 * row) as u8;
+            let mut lines = vec![0; lookups * TILE];
+            for (lookup, bytes) in lines.chunks_exact_mut(TILE).enumerate() {
+                for row in 0..TILE {
+                    bytes[byte_of_row(row)] = line(lookup, row);
+                }
+            }
+            let mut rows = vec![255; (wanted.len() - 1) * stride + lookups];
+            transpose_lines(&lines, &wanted, &mut rows, stride);
+            for (at, row) in wanted.clone().enumerate() {
+                let found = &rows[at * stride..][..lookups];
+                let expected: Vec<u8> = (0..lookups).map(|lookup| line(lookup, row)).collect();
+                assert_eq!(found, expected, "{lookups} {wanted:?} {row}");
+            }
+            assert_eq!(rows.iter().filter(|&&code| code == 255).count() % 256, {
+                let between = (wanted.len() - 1) * (stride - lookups);
+                let codes = wanted
+                    .clone()
+                    .flat_map(|row| (0..lookups).map(move |lookup| line(lookup, row)));
+                (between + codes.filter(|&code| code == 255).count()) % 256
+            });
         }
     }
 }
