@@ -24,6 +24,7 @@ pub(crate) fn run(
     end_to_end: Option<&EndToEndSettings>,
     output: Output,
 ) -> Result<bool> {
+    warn_of_lossy(job.model);
     let record = quantize(job, end_to_end)?;
     output.result(&record, || {
         format!(
@@ -41,6 +42,26 @@ pub(crate) fn run(
         )
     })?;
     Ok(true)
+}
+
+/// Warns about a source that has lost precision already.
+fn warn_of_lossy(model: &Model) {
+    let tensors = model.inventory().tensors;
+    let lossy = tensors.iter().find(|tensor| {
+        ["Q", "IQ", "F8"]
+            .iter()
+            .any(|kind| tensor.dtype.starts_with(kind))
+    });
+    let how = match lossy {
+        _ if model.is_quantized() => "by AQLM".to_owned(),
+        Some(tensor) => format!("as {} ({})", tensor.dtype, tensor.name),
+        None => return,
+    };
+    say(format_args!(
+        "warning: {}: expected a dense model, found weights that are quantized already, {how}: errors and sizes are \
+         relative to these",
+        model.source().display()
+    ));
 }
 
 /// Quantizes a model block by block, tunes it end to end if requested, and writes the record to the run
