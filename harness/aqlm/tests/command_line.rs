@@ -67,7 +67,7 @@ fn numbers_at_the_ends_of_their_ranges_are_refused_or_taken() {
     // command, what else the flag needs, flag, values that are refused, a word of that refusal
     let huge = "18446744073709551615";
     type Row<'a> = (&'a [&'a str], &'a [&'a str], &'a str, &'a [&'a str], &'a str);
-    let rows: [Row<'_>; 31] = [
+    let rows: [Row<'_>; 32] = [
         (&generate, none, "--tokens", &[huge, "-1", "513"], "--tokens"),
         (
             &generate,
@@ -164,13 +164,14 @@ fn numbers_at_the_ends_of_their_ranges_are_refused_or_taken() {
             &["0x8g8", "1x17g8", "1x8g0", "99999999999999999999x8g8"],
             "scheme",
         ),
+        (&bench, none, "--shape", &["1048576x1048576"], "--shape"),
         (&bench, none, "--batch", &["0", huge], "--batch"),
         (&bench, &["--op", "matmul"], "--batch", &["0", huge], "--batch"),
         (&bench, none, "--rest", &["10001"], "--rest"),
-        (&bench, none, "--replays", &["-1"], "--replays"),
+        (&bench, none, "--replays", &["-1", huge], "--replays"),
         (&bench, none, "--configs", &["-1"], "--configs"),
         (&check, none, "--seed", &["-1"], "--seed"),
-        (&check, none, "--cases", &["-1"], "--cases"),
+        (&check, none, "--cases", &["-1", huge], "--cases"),
     ];
     for (command, needs, flag, refused, word) in rows {
         let with = |value: &str| {
@@ -285,7 +286,9 @@ fn paths_need_not_be_utf8() {
         let text = message(&output);
         assert_eq!(output.status.code(), Some(0), "{arguments:?}: {text}");
     };
-    let words = |words: &[&'static str]| words.iter().map(OsStr::new).collect::<Vec<_>>();
+    fn words<'a>(words: &[&'a str]) -> Vec<&'a OsStr> {
+        words.iter().map(OsStr::new).collect()
+    }
     let mut arguments = words(&["quantize", MODEL, "--finetune", "none", "--json", "--calib"]);
     arguments.extend([inputs.text.as_os_str(), OsStr::new("--out"), out.as_os_str()]);
     arguments.extend(words(&QUICK));

@@ -211,7 +211,7 @@ fn check(tier: &ProductCheck, matrix: &QuantizedMatrix, plan: &Plan) -> Result<C
 fn times(most: usize, mut call: impl FnMut(usize)) -> Times {
     call(0);
     let start = Instant::now();
-    let mut samples = Vec::with_capacity(most);
+    let mut samples = Vec::new();
     while samples.len() < FEWEST_CALLS
         || samples.len() < most && start.elapsed().as_secs_f64() < CALLS_SECONDS
     {

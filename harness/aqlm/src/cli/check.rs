@@ -4,7 +4,10 @@ use crate::commands::{self, Output};
 use aqlm_check::cases::{Case, Operation};
 use aqlm_check::{CrossOptions, Machines, VectorOptions};
 use aqlm_engine::backends::BackendKind;
-use aqlm_formats::Result;
+use aqlm_formats::{Error, Result};
+
+/// The largest number of drawn cases for each operation.
+const MOST_CASES: usize = 1_000_000;
 
 /// Options of `aqlm check`.
 #[derive(Debug, clap::Args)]
@@ -51,6 +54,14 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
 
 impl Args {
     fn cross_options(&self) -> Result<CrossOptions> {
+        // they are all drawn before the first is tried
+        if self.cases > MOST_CASES {
+            return Err(Error::argument(
+                "--cases",
+                &format!("0 to {MOST_CASES}"),
+                self.cases.to_string(),
+            ));
+        }
         let backends = self
             .backend
             .map_or(BackendKind::ALL.to_vec(), |backend| vec![backend]);

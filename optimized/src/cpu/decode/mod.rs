@@ -78,13 +78,16 @@ impl PackedMatrix {
             let last = groups.end.min((tile + 1) * TILE);
             let rows = &mut rows[(first - groups.start) * row_codes..(last - groups.start) * row_codes];
             let wanted = first - tile * TILE..last - tile * TILE;
-            for group in (0..self.in_groups).step_by(tiles.groups_per_block) {
-                let lookups = tiles.groups_per_block.min(self.in_groups - group) * codebooks;
-                let offset = tiles.offset(self.in_groups, codebooks, group, 0, tile);
-                let lines = &tiles.bytes.as_slice()[offset..offset + lookups * TILE];
-                for (part, lines) in lines.chunks(SIDE * TILE).enumerate() {
-                    let at = group * codebooks + part * SIDE;
-                    transpose_lines(lines, &wanted, &mut rows[at..], row_codes);
+            // A few rows at a time: rows are often a power of two apart, and the cache holds few such lines.
+            for bytes in (0..TILE).step_by(SIDE) {
+                for group in (0..self.in_groups).step_by(tiles.groups_per_block) {
+                    let lookups = tiles.groups_per_block.min(self.in_groups - group) * codebooks;
+                    let offset = tiles.offset(self.in_groups, codebooks, group, 0, tile);
+                    let lines = &tiles.bytes.as_slice()[offset..offset + lookups * TILE];
+                    for (part, lines) in lines.chunks(SIDE * TILE).enumerate() {
+                        let at = group * codebooks + part * SIDE;
+                        transpose_lines(lines, bytes, &wanted, &mut rows[at..], row_codes);
+                    }
                 }
             }
         }
@@ -121,52 +124,48 @@ impl PackedMatrix {
     }
 }
 
-/// Look-ups that are transposed together: their codes for 16 output groups fill 16 registers of 16 bytes.
-const SIDE: usize = 16;
+/// Look-ups, and output groups, that are transposed together: their codes fill eight words of 64 bits.
+const SIDE: usize = 8;
 
-/// Transposes up to 16 lines of a tile, [look-ups, 64], into the rows of the `wanted` output groups, which are
-/// `stride` bytes apart. Byte by byte this took several times as long as decoding.
-fn transpose_lines(lines: &[u8], wanted: &Range<usize>, rows: &mut [u8], stride: usize) {
+/// Transposes eight bytes, from `bytes` on, of up to eight lines of a tile, [look-ups, 64], into the rows of
+/// the `wanted` output groups, which are `stride` bytes apart. Byte by byte this took longer than decoding.
+fn transpose_lines(lines: &[u8], bytes: usize, wanted: &Range<usize>, rows: &mut [u8], stride: usize) {
     let lookups = lines.len() / TILE;
-    for part in 0..TILE / SIDE {
-        let mut square = [[0; SIDE]; SIDE];
-        for (line, to) in lines.chunks_exact(TILE).zip(&mut square) {
-            to.copy_from_slice(&line[part * SIDE..][..SIDE]);
+    let mut square = [0; SIDE];
+    for (line, word) in lines.chunks_exact(TILE).zip(&mut square) {
+        let line = line[bytes..].first_chunk().expect("64 bytes, read in eighths");
+        *word = u64::from_le_bytes(*line);
+    }
+    for (byte, codes) in (bytes..).zip(transposed(square)) {
+        let row = row_of_byte(byte);
+        if !wanted.contains(&row) {
+            continue;
         }
-        for (byte, codes) in (part * SIDE..).zip(&transposed(square)) {
-            let row = row_of_byte(byte);
-            if !wanted.contains(&row) {
-                continue;
-            }
-            let row = &mut rows[(row - wanted.start) * stride..];
-            // a length known to the compiler is one store
-            match row.first_chunk_mut() {
-                Some(row) if lookups == SIDE => *row = *codes,
-                _ => row[..lookups].copy_from_slice(&codes[..lookups]),
-            }
+        let row = &mut rows[(row - wanted.start) * stride..];
+        let codes = codes.to_le_bytes();
+        // a length known to the compiler is one store
+        match row.first_chunk_mut() {
+            Some(row) if lookups == SIDE => *row = codes,
+            _ => row[..lookups].copy_from_slice(&codes[..lookups]),
         }
     }
 }
 
-/// Four rounds of interleaving the first half of the rows with the second, which the compiler turns into the
-/// processor's instructions for that.
-fn transposed(mut square: [[u8; SIDE]; SIDE]) -> [[u8; SIDE]; SIDE] {
-    const HALF: usize = SIDE / 2;
-    for _ in 0..SIDE.ilog2() {
-        let mut next = [[0; SIDE]; SIDE];
-        for i in 0..HALF {
-            let (a, b) = (square[i], square[i + HALF]);
-            let of_pair = |at: usize| {
-                if at.is_multiple_of(2) {
-                    a[at / 2]
-                } else {
-                    b[at / 2]
-                }
-            };
-            next[2 * i] = std::array::from_fn(of_pair);
-            next[2 * i + 1] = std::array::from_fn(|at| of_pair(at + SIDE));
+/// Swaps blocks of four, two and one bytes across the diagonal; word i's byte j becomes word j's byte i (Warren,
+/// Hacker's Delight, section 7-3, for bytes).
+fn transposed(mut square: [u64; SIDE]) -> [u64; SIDE] {
+    let masks = [
+        (4, 0x0000_0000_ffff_ffff),
+        (2, 0x0000_ffff_0000_ffff),
+        (1, 0x00ff_00ff_00ff_00ff),
+    ];
+    for (size, low) in masks {
+        let bits = 8 * size;
+        for i in (0..SIDE).filter(|i| i & size == 0) {
+            let swapped = ((square[i] >> bits) ^ square[i + size]) & low;
+            square[i] ^= swapped << bits;
+            square[i + size] ^= swapped;
         }
-        square = next;
     }
     square
 }
@@ -261,7 +260,7 @@ mod tests {
 
     #[test]
     fn lines_become_rows() {
-        for (lookups, wanted, stride) in [(16, 0..64, 40), (16, 7..50, 16), (5, 0..64, 5), (1, 63..64, 3)] {
+        for (lookups, wanted, stride) in [(8, 0..64, 40), (8, 7..50, 8), (5, 0..64, 5), (1, 63..64, 3)] {
             let line = |lookup: usize, row: usize| (31 * lookup + 7 * row) as u8;
             let mut lines = vec![0; lookups * TILE];
             for (lookup, bytes) in lines.chunks_exact_mut(TILE).enumerate() {
@@ -270,7 +269,9 @@ mod tests {
                 }
             }
             let mut rows = vec![255; (wanted.len() - 1) * stride + lookups];
-            transpose_lines(&lines, &wanted, &mut rows, stride);
+            for bytes in (0..TILE).step_by(SIDE) {
+                transpose_lines(&lines, bytes, &wanted, &mut rows, stride);
+            }
             for (at, row) in wanted.clone().enumerate() {
                 let found = &rows[at * stride..][..lookups];
                 let expected: Vec<u8> = (0..lookups).map(|lookup| line(lookup, row)).collect();
