@@ -1,5 +1,5 @@
-//! The program started with what people type: odd paths, closed pipes, numbers at the ends of their ranges. It
-//! may refuse, but it never panics.
+//! The program started with what people type: odd paths, closed pipes, numbers at the ends of their ranges.
+//! It may refuse, but it never panics.
 
 #![cfg(unix)]
 

@@ -85,7 +85,8 @@ fn model_name(path: &Path) -> String {
     name.strip_suffix("-hf").unwrap_or(&name).to_owned()
 }
 
-/// The vector file that a model is for, if the command line says so: `NAME=PATH`. A path that exists is a path.
+/// The vector file that a model is for, if the command line says so: `NAME=PATH`. A path that exists is a
+/// path.
 fn named(given: &Path) -> Option<(String, PathBuf)> {
     let text = given.to_str().filter(|_| !given.exists())?;
     let (name, path) = text.split_once('=')?;

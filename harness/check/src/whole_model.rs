@@ -31,9 +31,9 @@ pub(super) fn run(
 
 /// The limit of the logits' NMSE on this backend, where peers and hosts are within `host`.
 ///
-/// On a GPU weights and activations are rounded to f16: both norms, queries, keys and values, scores, attention's
-/// output, gate and up, their product, and the block's two results, and at the end the norm, the head and the
-/// logits. Each rounding is off by at most 2^-11, independently of the others.
+/// On a GPU weights and activations are rounded to f16: both norms, queries, keys and values, scores,
+/// attention's output, gate and up, their product, and the block's two results, and at the end the norm, the
+/// head and the logits. Each rounding is off by at most 2^-11, independently of the others.
 pub(super) fn logits_limit(backend: BackendKind, arch: &ArchSpec, host: f64) -> f64 {
     match backend {
         BackendKind::Reference | BackendKind::Cpu => host,

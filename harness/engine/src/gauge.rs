@@ -184,7 +184,8 @@ impl BlockGauges {
     }
 }
 
-/// Rejects a block with a row, other than one of zeros, whose scale f16 cannot hold beside the layer's others.
+/// Rejects a block with a row, other than one of zeros, whose scale f16 cannot hold beside the layer's
+/// others.
 fn storable(arch: &ArchSpec, block: usize, weights: &BlockWeights, out_group_size: usize) -> Result<()> {
     for layer in arch.blocks[block].layers() {
         let LinearWeight::Dense(weight) = &weights.layer(layer).weight else {

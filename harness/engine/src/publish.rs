@@ -5,8 +5,8 @@ use aqlm_formats::Result;
 use aqlm_formats::model::{Model, WriteOptions, Written, block_file, write_checkpoint};
 
 /// Writes a checkpoint from a run's finished blocks into `out`, usually the run folder itself: the folder
-/// then is the model. `largest_hidden_state` is that of the run's report; it decides in which type config.json
-/// has readers compute.
+/// then is the model. `largest_hidden_state` is that of the run's report; it decides in which type
+/// config.json has readers compute.
 ///
 /// # Errors
 /// A block file that can't be read, a checkpoint that can't be written.

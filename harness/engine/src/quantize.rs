@@ -68,8 +68,8 @@ pub enum PipelineEvent<'a> {
 /// `calibration` holds settings.sequences sequences of settings.seqlen tokens.
 ///
 /// # Errors
-/// `Layer` naming a row whose scale f16 cannot hold, before the first block. Errors of the machine, unreadable
-/// tensors of the model, a run folder that can't be written.
+/// `Layer` naming a row whose scale f16 cannot hold, before the first block. Errors of the machine,
+/// unreadable tensors of the model, a run folder that can't be written.
 pub fn quantize<M: TrainOps>(
     machine: &M,
     model: &Model,

@@ -60,7 +60,8 @@ fn parts(powers: Powers) -> [(&'static str, Vec<usize>, i32); 9] {
     ]
 }
 
-/// Writes a model of two blocks whose tensors `change` may change. With `narrow` everything is bf16, else f32.
+/// Writes a model of two blocks whose tensors `change` may change. With `narrow` everything is bf16, else
+/// f32.
 fn model(folder: &Path, powers: Powers, narrow: bool, change: impl Fn(&str, &mut Vec<f32>)) -> Model {
     let mut rng = random(3);
     let mut tensors = Vec::new();

@@ -188,9 +188,9 @@ impl QuantizedMatrix {
 
     /// The same matrix with codebooks and scales rounded to f16, as in a checkpoint.
     ///
-    /// When f16 would lose more than the last bit of a scale or of a codebook's larger entries, a power of two
-    /// first moves between scales and codebooks, which leaves the weight as it is. Among the powers that lose
-    /// nothing more the one nearest to 1 is taken, else the one that loses least.
+    /// When f16 would lose more than the last bit of a scale or of a codebook's larger entries, a power of
+    /// two first moves between scales and codebooks, which leaves the weight as it is. Among the powers that
+    /// lose nothing more the one nearest to 1 is taken, else the one that loses least.
     ///
     /// # Errors
     /// `NotFinite` when a value is beyond f16's range whichever power moves.
@@ -219,8 +219,9 @@ impl QuantizedMatrix {
         best.0
     }
 
-    /// What rounding to f16 costs after a move of 2^`exponent`: the mean of the squared relative errors of the
-    /// scales, plus the squared error of the codebooks relative to their squares; infinite for an overflow.
+    /// What rounding to f16 costs after a move of 2^`exponent`: the mean of the squared relative errors of
+    /// the scales, plus the squared error of the codebooks relative to their squares; infinite for an
+    /// overflow.
     ///
     /// A scale below [`NEGLIGIBLE`] times the largest belongs to a row of zeros and does not count.
     fn rounding_loss(&self, exponent: i32) -> f64 {
@@ -253,16 +254,17 @@ impl QuantizedMatrix {
     }
 }
 
-/// The farthest power of two that moves between scales and codebooks: that many binary orders lie between f16's
-/// smallest and largest number.
+/// The farthest power of two that moves between scales and codebooks: that many binary orders lie between
+/// f16's smallest and largest number.
 const FARTHEST: i32 = 40;
 
 /// The loss that rounding to f16 always costs, as [`QuantizedMatrix::rounded_to_f16`] counts it: relative
 /// errors of at most 2^-11, squared, of scales and of codebooks.
 const ROUNDING: f64 = 2.0 / (1_u64 << 22) as f64;
 
-/// Scales that are smaller than the layer's largest by this factor belong to rows of zeros: the initialisation
-/// gives such a row a scale of 1e-9. Rows of other numbers that are so small are refused before quantizing.
+/// Scales that are smaller than the layer's largest by this factor belong to rows of zeros: the
+/// initialisation gives such a row a scale of 1e-9. Rows of other numbers that are so small are refused
+/// before quantizing.
 pub const NEGLIGIBLE: f64 = 1.0 / (1_u64 << 26) as f64;
 
 fn round(value: f64) -> f64 {

@@ -22,8 +22,8 @@ const FEWEST_CALLS: usize = 5;
 /// Rows of x up to which one product a row is tried beside decoding once: far above where it pays.
 const MOST_ROWS_ONE_BY_ONE: usize = 32;
 
-/// Runs the bench on this machine's processor, on all threads of the current pool: at each SIMD level the chosen
-/// plan, the other layouts and the other way to multiply several rows.
+/// Runs the bench on this machine's processor, on all threads of the current pool: at each SIMD level the
+/// chosen plan, the other layouts and the other way to multiply several rows.
 ///
 /// `progress` receives a line before each kernel.
 ///

@@ -16,8 +16,8 @@ pub(super) struct Args {
     /// expected.safetensors, or of NAME.safetensors with a model's token losses
     #[arg(long, value_name = "DIR")]
     vectors: Option<PathBuf>,
-    /// With --vectors: a model for NAME.safetensors: a folder or file NAME (or NAME-hf), a folder of several, or
-    /// NAME=PATH
+    /// With --vectors: a model for NAME.safetensors: a folder or file NAME (or NAME-hf), a folder of several,
+    /// or NAME=PATH
     #[arg(long, value_name = "PATH", requires = "vectors")]
     model: Vec<PathBuf>,
     /// Only this backend; with --vectors the one that runs models [default: all; with --vectors: reference]

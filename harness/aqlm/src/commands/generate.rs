@@ -69,8 +69,8 @@ pub(crate) fn run(model: &NamedModel, request: &Continuation, output: Output) ->
     Ok(true)
 }
 
-/// Continues a text with a model; `each` receives the prompt and then the text as it grows, and returns whether
-/// to go on.
+/// Continues a text with a model; `each` receives the prompt and then the text as it grows, and returns
+/// whether to go on.
 pub(super) fn continue_text(
     model: &Model,
     request: &Continuation,

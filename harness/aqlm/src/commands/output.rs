@@ -1,5 +1,5 @@
-//! The only writers to standard output and standard error. Neither panics: a reader may close a pipe early, and
-//! a disk may be full.
+//! The only writers to standard output and standard error. Neither panics: a reader may close a pipe early,
+//! and a disk may be full.
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
@@ -33,8 +33,8 @@ impl Output {
     }
 }
 
-/// Writes to standard output. Returns false when the other end of a pipe is closed, as by `head`: nobody reads
-/// what would follow.
+/// Writes to standard output. Returns false when the other end of a pipe is closed, as by `head`: nobody
+/// reads what would follow.
 ///
 /// # Errors
 /// `Io` for any other reason, for example a full disk.

@@ -195,8 +195,8 @@ pub fn write_whole(
 
 /// Whether the config.json of a quantized bf16 model keeps naming bf16 as the type to compute in.
 ///
-/// It names f16 otherwise, since transformers would load f16 codebooks as bf16 and lose three bits of each. But
-/// hidden states beyond f16's range become infinite in f16, which is worse.
+/// It names f16 otherwise, since transformers would load f16 codebooks as bf16 and lose three bits of each.
+/// But hidden states beyond f16's range become infinite in f16, which is worse.
 pub fn keeps_bf16(source: &Model, largest_hidden_state: f64) -> bool {
     if source.storage() != StorageType::BF16 {
         return false;

@@ -151,8 +151,8 @@ fn transpose_lines(lines: &[u8], bytes: usize, wanted: &Range<usize>, rows: &mut
     }
 }
 
-/// Swaps blocks of four, two and one bytes across the diagonal; word i's byte j becomes word j's byte i (Warren,
-/// Hacker's Delight, section 7-3, for bytes).
+/// Swaps blocks of four, two and one bytes across the diagonal; word i's byte j becomes word j's byte i
+/// (Warren, Hacker's Delight, section 7-3, for bytes).
 fn transposed(mut square: [u64; SIDE]) -> [u64; SIDE] {
     let masks = [
         (4, 0x0000_0000_ffff_ffff),
