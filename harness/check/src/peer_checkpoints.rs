@@ -1,9 +1,9 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::vector_file::VectorFile;
 use super::vector_options::VectorOptions;
-use super::{CaseRow, Comparison, Outcome, nmse, whole_model};
-use aqlm_engine::backends::BackendKind;
+use super::whole_model::{self, logits_limit, refused};
+use super::{CaseRow, Comparison};
 use aqlm_formats::Result;
 use aqlm_formats::model::Model;
 
@@ -27,28 +27,14 @@ pub(super) fn check(
         if !options.wants("checkpoint", &name) {
             continue;
         }
-        let file = VectorFile::open(&folder.join("expected.safetensors"))?;
-        let model = Model::open(folder)?;
-        let ids = file.sequences("input_ids")?;
-        let found = whole_model::run(options.backend, &model, &ids, true)?;
-        let comparison = whole_model::compare_logits(&found, &file.array("logits")?, LOGITS_NMSE);
-        let row = CaseRow::compared(
-            "checkpoint",
-            &name,
-            &options.backend.to_string(),
-            vec![comparison],
-        );
-        let row = if row.outcome == Outcome::Fail && peer_is_racy(&model) {
-            // Another backend must still agree with the reference. Otherwise the peer's fault would hide the
-            // backend's own.
-            let own_fault = options.backend != BackendKind::Reference && {
-                let reference = whole_model::run(BackendKind::Reference, &model, &ids, true)?;
-                let pairs = (found.logits.iter().flatten(), reference.logits.iter().flatten());
-                !Comparison::new("logits, NMSE", nmse(pairs.0, pairs.1), LOGITS_NMSE).holds()
-            };
-            if own_fault { row } else { waived(row) }
-        } else {
-            row
+        let row = match check_one(folder, options) {
+            Ok(comparison) => CaseRow::compared(
+                "checkpoint",
+                &name,
+                &options.backend.to_string(),
+                vec![comparison],
+            ),
+            Err(error) => refused("checkpoint", &name, options.backend, error)?,
         };
         progress(&row);
         rows.push(row);
@@ -56,24 +42,10 @@ pub(super) fn check(
     Ok(rows)
 }
 
-/// On the CPU, aqlm 1.1.7 multiplies 8-bit codes in several threads that add to one vector without
-/// synchronization. Its logits from more than one thread are therefore wrong and differ from run to run
-/// (docs/formats.md, "A trap on the other side"). A disagreement with them says nothing about this project.
-fn peer_is_racy(model: &Model) -> bool {
-    model
-        .details()
-        .quantization
-        .is_some_and(|scheme| scheme.nbits == 8)
-}
-
-/// Marks the row as waived and keeps the size of its disagreement.
-fn waived(row: CaseRow) -> CaseRow {
-    let measured = row.reason.unwrap_or_default();
-    CaseRow {
-        outcome: Outcome::Waived,
-        reason: Some(format!(
-            "{measured}; the peer's own CPU kernel for 8-bit codes is racy (docs/formats.md)"
-        )),
-        ..row
-    }
+fn check_one(folder: &Path, options: &VectorOptions) -> Result<Comparison> {
+    let file = VectorFile::open(&folder.join("expected.safetensors"))?;
+    let model = Model::open(folder)?;
+    let found = whole_model::run(options.backend, &model, &file.sequences("input_ids")?, true)?;
+    let limit = logits_limit(options.backend, model.config(), LOGITS_NMSE);
+    Ok(whole_model::compare_logits(&found, &file.array("logits")?, limit))
 }

@@ -99,7 +99,7 @@ pub struct Generated {
 }
 
 /// Continues `prompt` by at most `count` tokens and stops early at a token of `stop`. `each` receives every
-/// new token as it is generated.
+/// new token as it is generated, and returns whether to go on.
 ///
 /// # Errors
 /// `Error::Argument` for an empty prompt or a token beyond the embedding; errors of the machine.
@@ -110,7 +110,7 @@ pub fn generate(
     stop: &[u32],
     sampling: Sampling,
     rng: &mut Stream,
-    each: &mut dyn FnMut(u32),
+    each: &mut dyn FnMut(u32) -> bool,
 ) -> Result<Generated> {
     if prompt.is_empty() {
         return Err(Error::argument("prompt", "at least one token", "none"));
@@ -119,26 +119,25 @@ pub fn generate(
     let mut logits = session.prompt(prompt)?;
     let prompt_seconds = started.elapsed().as_secs_f64();
     let started = Instant::now();
-    let mut tokens = Vec::with_capacity(count);
+    let mut tokens = Vec::new();
     while tokens.len() < count {
         let token = sampling.choose(&logits, rng);
         if stop.contains(&token) {
             break;
         }
-        each(token);
+        let goes_on = each(token);
         tokens.push(token);
         let left = count - tokens.len();
-        if left == 0 {
+        if left == 0 || !goes_on {
             break;
         }
         if sampling == Sampling::Greedy {
             let done = session.greedy(token, left, &mut |token| {
-                let goes_on = !stop.contains(&token);
-                if goes_on {
-                    each(token);
-                    tokens.push(token);
+                if stop.contains(&token) {
+                    return false;
                 }
-                goes_on
+                tokens.push(token);
+                each(token)
             })?;
             if done {
                 break;

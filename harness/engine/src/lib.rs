@@ -5,6 +5,7 @@ pub mod alternate;
 mod backend_kind;
 pub mod backends;
 pub mod evaluate;
+mod gauge;
 pub mod generate;
 pub mod hostile;
 mod memory;

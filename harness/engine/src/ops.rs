@@ -162,6 +162,9 @@ pub trait BlockOps {
     /// Mean over all elements of (a - b)^2, and of b^2.
     fn mean_squares(&self, a: &Self::Hidden, b: &Self::Hidden) -> Result<(f64, f64)>;
 
+    /// The largest absolute value.
+    fn largest(&self, hidden: &Self::Hidden) -> Result<f64>;
+
     /// Makes the final norm `[hidden]` and the lm_head [vocab, hidden] resident.
     fn load_head(&self, norm: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Self::Head>;
 

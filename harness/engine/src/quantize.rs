@@ -1,11 +1,12 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use aqlm_vocabulary::{AqlmError, FinetuneEvent, LayerEvent, LayerId, StreamKey};
+use aqlm_vocabulary::{AqlmError, FinetuneEvent, LayerEvent, LayerId, QuantizedMatrix, StreamKey};
 use serde_json::json;
 
 use crate::alternate::alternate;
-use crate::ops::{Alone, BlockOps, PartSums, Ranks, TrainOps, joined};
+use crate::gauge::BlockGauges;
+use crate::ops::{Alone, BlockOps, LayerOps, PartSums, Ranks, TrainOps, joined};
 use crate::runs::block_journal::{Journal, JournalEntry};
 use crate::runs::records::{BlockReport, LayerSummary, QuantizeReport};
 use crate::{QuantizeSettings, RunFolder, tune_block};
@@ -61,10 +62,14 @@ pub enum PipelineEvent<'a> {
 /// precision, stored, and read back before it feeds the next one. A resumed run therefore sees exactly the
 /// same numbers as an uninterrupted one.
 ///
+/// Models that differ only by powers of two between norms and the layers behind them, or between layers that
+/// follow one another, end with the same codes.
+///
 /// `calibration` holds settings.sequences sequences of settings.seqlen tokens.
 ///
 /// # Errors
-/// Errors of the machine, unreadable tensors of the model, a run folder that can't be written.
+/// `Layer` naming a row whose scale f16 cannot hold, before the first block. Errors of the machine,
+/// unreadable tensors of the model, a run folder that can't be written.
 pub fn quantize<M: TrainOps>(
     machine: &M,
     model: &Model,
@@ -76,7 +81,12 @@ pub fn quantize<M: TrainOps>(
     let blocks = folder.path().join("blocks");
     std::fs::create_dir_all(&blocks).map_err(Error::io(&blocks, "make"))?;
     let mut journal = Journal::open(folder.path())?;
+    let out_group_size = settings.layer.scheme.out_group_size;
+    let gauges = (0..model.config().blocks.len())
+        .map(|index| BlockGauges::of(model.config(), index, model.block(index)?, out_group_size))
+        .collect::<Result<Vec<_>>>()?;
     let mut hidden = machine.embed(&model.embedding()?, calibration)?;
+    let mut largest = machine.largest(&hidden)?;
     let mut reports: Vec<BlockReport> = Vec::new();
 
     for (index, spec) in model.config().blocks.iter().enumerate() {
@@ -86,6 +96,7 @@ pub fn quantize<M: TrainOps>(
                     let weights = block_file::read(&folder.block_path(index), spec)?;
                     let block = machine.load_block(index, &weights)?;
                     hidden = machine.block_forward(&block, &hidden)?;
+                    largest = largest.max(machine.largest(&hidden)?);
                     observe(PipelineEvent::BlockResumed(&entry.report));
                     reports.push(entry.report);
                     continue;
@@ -101,6 +112,7 @@ pub fn quantize<M: TrainOps>(
             machine,
             model,
             index,
+            &gauges[index],
             &hidden,
             settings,
             folder,
@@ -108,6 +120,7 @@ pub fn quantize<M: TrainOps>(
             observe,
         )?;
         hidden = next;
+        largest = largest.max(machine.largest(&hidden)?);
         folder.metric(&json!({ "event": "block", "report": &report }))?;
         observe(PipelineEvent::BlockDone(&report));
         reports.push(report);
@@ -123,6 +136,7 @@ pub fn quantize<M: TrainOps>(
         bits_per_parameter: bits / parameters as f64,
         seconds: reports.iter().map(|block| block.seconds).sum(),
         blocks: reports,
+        largest_hidden_state: largest,
     })
 }
 
@@ -208,6 +222,7 @@ fn quantize_block<M: TrainOps>(
     machine: &M,
     model: &Model,
     index: usize,
+    gauges: &BlockGauges,
     inputs: &M::Hidden,
     settings: &QuantizeSettings,
     folder: &RunFolder,
@@ -216,7 +231,7 @@ fn quantize_block<M: TrainOps>(
 ) -> Result<(BlockReport, M::Hidden)> {
     let started = Instant::now();
     let spec = &model.config().blocks[index];
-    let mut block = machine.load_block(index, &model.block(index)?)?;
+    let mut block = machine.load_block(index, &gauges.quantizer.apply(model.block(index)?)?)?;
     let targets = machine.block_forward(&block, inputs)?;
 
     // Layers with the same input share a Hessian. Without --true-sequential, one pass over the unquantized
@@ -254,10 +269,21 @@ fn quantize_block<M: TrainOps>(
             let problem = machine.layer_problem(&block, layer, hessian, &settings.layer)?;
             let (matrix, report) =
                 alternate(machine.layers(), &problem, &settings.layer, key, &mut on_event)?;
+            let name = model.config().layer_name(index, layer);
+            let rounded = |matrix: QuantizedMatrix| -> Result<_> {
+                let stored = gauges.stored.apply_to(layer, matrix)?;
+                let stored = stored.rounded_to_f16().map_err(|source| Error::Layer {
+                    layer: name.clone(),
+                    source,
+                })?;
+                gauges.stored.inverse().apply_to(layer, stored)
+            };
+            let stored = machine.layers().trial(&problem, rounded(matrix.clone())?)?;
+            let relative_layer_error = machine.layers().loss(&problem, &stored);
             drop(problem);
             let summary = LayerSummary {
-                name: model.config().layer_name(index, layer),
-                relative_layer_error: report.relative_error,
+                name,
+                relative_layer_error,
                 seconds: layer_started.elapsed().as_secs_f64(),
                 bits_per_parameter: matrix.bits_per_parameter(),
                 parameters: matrix.out_features() * matrix.in_features(),
@@ -293,7 +319,8 @@ fn quantize_block<M: TrainOps>(
         )?)
     };
 
-    let weights = model.rounded_for_storage(index, machine.store_block(&block)?)?;
+    let weights = gauges.stored.apply(machine.store_block(&block)?)?;
+    let weights = model.rounded_for_storage(index, weights)?;
     drop(block);
     let block = machine.load_block(index, &weights)?;
     let outputs = machine.block_forward(&block, inputs)?;

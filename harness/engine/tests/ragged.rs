@@ -107,7 +107,7 @@ fn a_session_begins_anew_each_time() {
             &[],
             Sampling::Greedy,
             &mut rng,
-            &mut |_| (),
+            &mut |_| true,
         )
         .unwrap()
         .tokens
@@ -115,6 +115,24 @@ fn a_session_begins_anew_each_time() {
     let first = write();
     assert_eq!(first.len(), 8);
     assert_eq!(write(), first);
+    // and ends where its reader wants no more
+    let mut read = Vec::new();
+    let mut rng = stream(0, 0, None, Purpose::Generation);
+    let session = resident.session().unwrap();
+    let generated = generate(
+        { session }.as_mut(),
+        &[1, 40, 41],
+        8,
+        &[],
+        Sampling::Greedy,
+        &mut rng,
+        &mut |token| {
+            read.push(token);
+            read.len() < 3
+        },
+    );
+    assert_eq!(read, first[..3]);
+    assert_eq!(generated.unwrap().tokens, read);
     assert!(resident.session().unwrap().next(u32::MAX).is_err());
 }
 

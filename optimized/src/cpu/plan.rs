@@ -70,7 +70,7 @@ pub struct Plan {
 
 impl Plan {
     /// The choice by measurements for a scheme and a weight of [out_features, in_features] at the current
-    /// SIMD level. The measurements are in docs/cpu.md.
+    /// SIMD level. The measurements, also those of the largest batch of fused products, are in docs/cpu.md.
     pub fn choose(scheme: Scheme, out_features: usize, in_features: usize) -> Self {
         Self::choose_at(SimdLevel::current(), scheme, out_features, in_features)
     }
@@ -89,7 +89,11 @@ impl Plan {
             level,
             form,
             codebooks: CodebookPrecision::Auto,
-            largest_matvec_batch: LARGEST_MATVEC_BATCH,
+            largest_matvec_batch: match (form, level) {
+                (Form::Table(_), _) => 4,
+                (Form::Direct, SimdLevel::Portable) => 1,
+                (Form::Direct, _) => 2,
+            },
         }
     }
 }
@@ -102,7 +106,3 @@ const TABLES_PAY: [(SimdLevel, usize, TablePrecision); 2] = [
     (SimdLevel::Avx512, 5, TablePrecision::I24),
     (SimdLevel::Portable, 2, TablePrecision::F32),
 ];
-
-/// Batches up to this size take one fused product per row of x; larger ones decode once and take a dense
-/// product. An estimate: the crossover has not been measured.
-const LARGEST_MATVEC_BATCH: usize = 4;

@@ -23,7 +23,7 @@ pub use arch::{
 pub use error::{AqlmError, Result};
 pub use layer_id::LayerId;
 pub use model_tuning::{Objective, Parameter, ParameterState, Target, TopTokens, Tuned, TuningState};
-pub use quantized::QuantizedMatrix;
+pub use quantized::{NEGLIGIBLE, QuantizedMatrix};
 pub use random::{Purpose, Stream, StreamKey, sample_distinct, shuffle, stream, sweep_order};
 pub use rope::{Rope, RopeScaling};
 pub use scheme::Scheme;

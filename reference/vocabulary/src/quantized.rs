@@ -174,16 +174,101 @@ impl QuantizedMatrix {
             .bits_per_parameter(self.out_features(), self.in_features())
     }
 
-    /// The same matrix with codebooks and scales rounded to f16, as in a checkpoint.
+    /// The same matrix with its scales multiplied by 2^`exponent`.
     ///
     /// # Errors
-    /// `NotFinite` when a value is beyond f16's range.
-    pub fn rounded_to_f16(&self) -> Result<Self> {
-        let round = |value: f64| half::f16::from_f64(value).to_f64();
-        self.clone()
-            .with_codebooks(self.codebooks.mapv(round))?
-            .with_scales(self.scales.mapv(round))
+    /// `NotFinite` when a scale leaves the range of f64.
+    pub fn times_power_of_two(self, exponent: i32) -> Result<Self> {
+        if exponent == 0 {
+            return Ok(self);
+        }
+        let scales = self.scales.mapv(|scale| scale * f64::powi(2.0, exponent));
+        self.with_scales(scales)
     }
+
+    /// The same matrix with codebooks and scales rounded to f16, as in a checkpoint.
+    ///
+    /// When f16 would lose more than the last bit of a scale or of a codebook's larger entries, a power of
+    /// two first moves between scales and codebooks, which leaves the weight as it is. Among the powers that
+    /// lose nothing more the one nearest to 1 is taken, else the one that loses least.
+    ///
+    /// # Errors
+    /// `NotFinite` when a value is beyond f16's range whichever power moves.
+    pub fn rounded_to_f16(&self) -> Result<Self> {
+        let exponent = self.moved_exponent();
+        let rounded = |values: f64, exponent: i32| round(values * f64::powi(2.0, exponent));
+        self.clone()
+            .with_codebooks(self.codebooks.mapv(|entry| rounded(entry, -exponent)))?
+            .with_scales(self.scales.mapv(|scale| rounded(scale, exponent)))
+    }
+
+    /// The exponent of the power of two that moves from the codebooks into the scales before rounding to f16.
+    fn moved_exponent(&self) -> i32 {
+        // 0 first, then outwards
+        let exponents = (0..=FARTHEST).flat_map(|exponent| [-exponent, exponent]);
+        let mut best = (0, f64::INFINITY);
+        for exponent in exponents {
+            let loss = self.rounding_loss(exponent);
+            if loss <= ROUNDING {
+                return exponent;
+            }
+            if loss < best.1 {
+                best = (exponent, loss);
+            }
+        }
+        best.0
+    }
+
+    /// What rounding to f16 costs after a move of 2^`exponent`: the mean of the squared relative errors of
+    /// the scales, plus the squared error of the codebooks relative to their squares; infinite for an
+    /// overflow.
+    ///
+    /// A scale below [`NEGLIGIBLE`] times the largest belongs to a row of zeros and does not count.
+    fn rounding_loss(&self, exponent: i32) -> f64 {
+        let rounding_error = |value: f64, exponent: i32| {
+            let value = value * f64::powi(2.0, exponent);
+            (round(value) - value, value)
+        };
+        let largest = self
+            .scales
+            .iter()
+            .fold(0.0, |largest: f64, scale| largest.max(scale.abs()));
+        let (mut scales, mut count) = (0.0, 0.0);
+        for &scale in self
+            .scales
+            .iter()
+            .filter(|scale| scale.abs() > NEGLIGIBLE * largest)
+        {
+            let (error, value) = rounding_error(scale, exponent);
+            scales += (error / value).powi(2);
+            count += 1.0;
+        }
+        let (mut errors, mut squares) = (0.0, 0.0);
+        for &entry in &self.codebooks {
+            let (error, value) = rounding_error(entry, -exponent);
+            errors += error * error;
+            squares += value * value;
+        }
+        let share = |part: f64, whole: f64| if whole == 0.0 { 0.0 } else { part / whole };
+        share(scales, count) + share(errors, squares)
+    }
+}
+
+/// The farthest power of two that moves between scales and codebooks: that many binary orders lie between
+/// f16's smallest and largest number.
+const FARTHEST: i32 = 40;
+
+/// The loss that rounding to f16 always costs, as [`QuantizedMatrix::rounded_to_f16`] counts it: relative
+/// errors of at most 2^-11, squared, of scales and of codebooks.
+const ROUNDING: f64 = 2.0 / (1_u64 << 22) as f64;
+
+/// Scales that are smaller than the layer's largest by this factor belong to rows of zeros: the
+/// initialisation gives such a row a scale of 1e-9. Rows of other numbers that are so small are refused
+/// before quantizing.
+pub const NEGLIGIBLE: f64 = 1.0 / (1_u64 << 26) as f64;
+
+fn round(value: f64) -> f64 {
+    half::f16::from_f64(value).to_f64()
 }
 
 /// The array itself if in standard layout, else a copy in standard layout.
@@ -309,6 +394,70 @@ mod tests {
         assert!(matches!(
             matrix.check_finite(),
             Err(AqlmError::NotFinite { what, index, .. }) if what == "scales" && index == [1]
+        ));
+    }
+
+    /// A matrix whose scales and codebooks are exact in f16, with both multiplied.
+    fn stretched(scale: f64, codebook: f64) -> QuantizedMatrix {
+        QuantizedMatrix::new(
+            Scheme::new(1, 2, 4).unwrap(),
+            Array3::from_shape_fn((3, 2, 1), |(o, j, _)| ((o + j) % 4) as u16),
+            Array4::from_shape_fn((1, 4, 1, 4), |(_, code, _, i)| {
+                codebook * (0.125 + (4 * code + i) as f64 / 32.0)
+            }),
+            Array1::from(vec![1.1, 0.57, 3.3]).mapv(|value| scale * round(value)),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn what_f16_holds_is_rounded_where_it_is() {
+        for (scale, codebook) in [(1.0, 1.0), (1e4, 1.0), (0.01, 0.01), (1.0, 1e-3)] {
+            let matrix = stretched(scale, codebook);
+            let rounded = matrix.rounded_to_f16().unwrap();
+            assert_eq!(rounded.scales(), matrix.scales().mapv(round));
+            assert_eq!(rounded.codebooks(), matrix.codebooks().mapv(round));
+        }
+        // the scale of a row of zeros moves nothing
+        let matrix = stretched(1.0, 1.0)
+            .with_scales(Array1::from(vec![1.0, 1e-9, 2.0]))
+            .unwrap();
+        assert_eq!(
+            matrix.rounded_to_f16().unwrap().scales().to_vec(),
+            [1.0, 0.0, 2.0]
+        );
+    }
+
+    #[test]
+    fn a_power_of_two_moves_where_f16_would_lose_scales_or_codebooks() {
+        for (scales, codebooks) in [(-20, 0), (24, 0), (0, -24), (0, 20), (-26, 4), (20, -30)] {
+            let power = |exponent| f64::powi(2.0, exponent);
+            let matrix = stretched(power(scales), power(codebooks));
+            let rounded = matrix.rounded_to_f16().unwrap();
+            let exponent = (rounded.scales()[0] / matrix.scales()[0]).log2().round() as i32;
+            assert_ne!(exponent, 0);
+            for (found, scale) in rounded.scales().iter().zip(matrix.scales()) {
+                assert!(
+                    (found / (scale * power(exponent)) - 1.0).abs() <= power(-10),
+                    "{found} {scale}"
+                );
+            }
+            let errors = rounded.codebooks() - &matrix.codebooks().mapv(|entry| entry * power(-exponent));
+            let squares = |array: &Array4<f64>| array.iter().map(|x| x * x).sum::<f64>();
+            assert!(squares(&errors) <= ROUNDING * squares(rounded.codebooks()));
+            // the nearest power that does it
+            let closer = matrix.rounding_loss(exponent - exponent.signum());
+            assert!(closer > ROUNDING, "{scales} {codebooks}: {exponent}");
+            // and what is stored is stored again as it is
+            assert_eq!(rounded.rounded_to_f16().unwrap(), rounded);
+        }
+    }
+
+    #[test]
+    fn what_no_power_of_two_saves_is_refused() {
+        assert!(matches!(
+            stretched(1e20, 1e20).rounded_to_f16(),
+            Err(AqlmError::NotFinite { .. })
         ));
     }
 }

@@ -21,9 +21,11 @@ const ROTATE_BYTES: usize = 256 << 20;
 /// Maximum total time of all calls of a kernel, seconds.
 const CALLS_SECONDS: f64 = 3.0;
 const FEWEST_CALLS: usize = 5;
+/// Rows of x up to which one product a row is tried beside decoding once: far above where it pays.
+const MOST_ROWS_ONE_BY_ONE: usize = 32;
 
-/// Runs the bench on this machine's processor: the measured plan of each SIMD level, on all threads of the
-/// current pool.
+/// Runs the bench on this machine's processor, on all threads of the current pool: at each SIMD level the
+/// chosen plan, the other layouts and the other way to multiply several rows.
 ///
 /// `progress` receives a line before each kernel.
 ///
@@ -70,17 +72,62 @@ pub(crate) fn bench_cpu(options: &BenchOptions, progress: &mut dyn FnMut(&str)) 
                 continue;
             }
             progress(&format!("{batch} rows: {id}"));
-            let plan = Plan::choose_at(level, options.scheme, options.out_features, options.in_features);
-            let mut row = KernelRow::new(&id, Some(describe(&plan)));
-            row.dispatched = level == best;
-            case.kernels.push(measure(row, options, &plan, &tiers));
+            let chosen = Plan::choose_at(level, options.scheme, options.out_features, options.in_features);
+            for plan in plans(options, batch, &chosen) {
+                let mut row = KernelRow::new(&id, Some(describe(&plan, options.op, batch)));
+                row.dispatched = level == best && plan == chosen;
+                case.kernels.push(measure(row, options, &plan, &tiers));
+            }
         }
         report.cases.push(case);
     }
     Ok(report)
 }
 
-fn describe(plan: &Plan) -> String {
+/// The chosen plan, and beside it the other layouts of codes and the other way to multiply several rows of x.
+fn plans(options: &BenchOptions, batch: usize, chosen: &Plan) -> Vec<Plan> {
+    let mut plans = vec![*chosen];
+    let tables = match chosen.form {
+        Form::Table(precision) => precision,
+        Form::Direct if chosen.level == SimdLevel::Avx512 => TablePrecision::I24,
+        Form::Direct => TablePrecision::F32,
+    };
+    let mut forms = vec![Form::Direct];
+    // longer codes have no tables
+    if options.scheme.nbits <= 8 {
+        forms.push(Form::Table(tables));
+    }
+    let ways: &[usize] = if options.op == Operation::Matmul && batch <= MOST_ROWS_ONE_BY_ONE {
+        &[0, MOST_ROWS_ONE_BY_ONE]
+    } else {
+        &[chosen.largest_matvec_batch]
+    };
+    for form in forms {
+        for &largest_matvec_batch in ways {
+            let plan = Plan {
+                form,
+                largest_matvec_batch,
+                ..*chosen
+            };
+            let same_way = (batch <= largest_matvec_batch) == (batch <= chosen.largest_matvec_batch);
+            if form != chosen.form || !same_way {
+                plans.push(plan);
+            }
+        }
+    }
+    plans
+}
+
+fn describe(plan: &Plan, op: Operation, batch: usize) -> String {
+    let way = match op {
+        Operation::Matmul if batch <= plan.largest_matvec_batch => ", a product a row",
+        Operation::Matmul => ", decoded once",
+        _ => "",
+    };
+    format!("{}{way}", layout(plan))
+}
+
+fn layout(plan: &Plan) -> String {
     match plan.form {
         Form::Direct => "codewords".to_owned(),
         Form::Table(TablePrecision::F32) => "tables, f32".to_owned(),
@@ -166,7 +213,7 @@ fn check(tier: &ProductCheck, matrix: &QuantizedMatrix, plan: &Plan) -> Result<C
 fn times(most: usize, mut call: impl FnMut(usize)) -> Times {
     call(0);
     let start = Instant::now();
-    let mut samples = Vec::with_capacity(most);
+    let mut samples = Vec::new();
     while samples.len() < FEWEST_CALLS
         || samples.len() < most && start.elapsed().as_secs_f64() < CALLS_SECONDS
     {
@@ -242,8 +289,13 @@ mod tests {
                 (Operation::Decode, &[1]),
             ] {
                 let report = bench_cpu(&options(op, scheme, batches), &mut |_| ()).unwrap();
-                let expected = batches.len() * SimdLevel::available().len();
+                let layouts = if scheme == "1x16g8" { 1 } else { 2 };
+                // 33 rows are always decoded once
+                let ways = if op == Operation::Matmul { 3 } else { 1 };
+                let expected = layouts * ways * SimdLevel::available().len();
                 assert_eq!(report.count(Outcome::Pass), expected, "{report:?}");
+                let chosen = |case: &BenchCase| case.kernels.iter().filter(|row| row.dispatched).count();
+                assert!(report.cases.iter().all(|case| chosen(case) == 1));
             }
         }
     }

@@ -11,6 +11,11 @@ use aqlm_check::cases::Operation;
 use aqlm_engine::backends::BackendKind;
 use aqlm_formats::{Error, Result};
 
+/// The largest numbers of rows of x, of weights, and of replays.
+const MOST_ROWS: usize = 1 << 16;
+const MOST_WEIGHTS: usize = 1 << 31;
+const MOST_REPLAYS: usize = 1_000_000;
+
 /// Options of `aqlm bench`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -119,8 +124,26 @@ impl Args {
     fn request(&self) -> Result<BenchRequest> {
         let (out_features, in_features) = parse_shape(&self.shape)?;
         self.scheme.groups(out_features, in_features)?;
-        if let Some(zero) = self.batch.iter().find(|batch| **batch == 0) {
-            return Err(Error::argument("--batch", "at least 1 row", zero.to_string()));
+        if let Some(wrong) = self.batch.iter().find(|batch| !(1..=MOST_ROWS).contains(*batch)) {
+            return Err(Error::argument(
+                "--batch",
+                &format!("1 to {MOST_ROWS} rows"),
+                wrong.to_string(),
+            ));
+        }
+        if out_features.saturating_mul(in_features) > MOST_WEIGHTS {
+            return Err(Error::argument(
+                "--shape",
+                &format!("at most {MOST_WEIGHTS} weights, of which the reference makes 8 bytes each"),
+                self.shape.clone(),
+            ));
+        }
+        if self.replays > MOST_REPLAYS {
+            return Err(Error::argument(
+                "--replays",
+                &format!("0 to {MOST_REPLAYS}"),
+                self.replays.to_string(),
+            ));
         }
         if self.op != Operation::Matmul && self.batch != [1] {
             return Err(Error::argument(

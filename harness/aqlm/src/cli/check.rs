@@ -6,6 +6,9 @@ use aqlm_check::{CrossOptions, Machines, VectorOptions};
 use aqlm_engine::backends::BackendKind;
 use aqlm_formats::{Error, Result};
 
+/// The largest number of drawn cases for each operation.
+const MOST_CASES: usize = 1_000_000;
+
 /// Options of `aqlm check`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -13,7 +16,8 @@ pub(super) struct Args {
     /// expected.safetensors, or of NAME.safetensors with a model's token losses
     #[arg(long, value_name = "DIR")]
     vectors: Option<PathBuf>,
-    /// With --vectors: a model for NAME.safetensors: its folder or file, or a folder of several
+    /// With --vectors: a model for NAME.safetensors: a folder or file NAME (or NAME-hf), a folder of several,
+    /// or NAME=PATH
     #[arg(long, value_name = "PATH", requires = "vectors")]
     model: Vec<PathBuf>,
     /// Only this backend; with --vectors the one that runs models [default: all; with --vectors: reference]
@@ -43,13 +47,21 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     match &args.vectors {
-        Some(vectors) => commands::check::against_vectors(vectors, &args.vector_options()?, output),
+        Some(vectors) => commands::check::against_vectors(vectors, &args.vector_options(), output),
         None => commands::check::against_one_another(&args.cross_options()?, output),
     }
 }
 
 impl Args {
     fn cross_options(&self) -> Result<CrossOptions> {
+        // they are all drawn before the first is tried
+        if self.cases > MOST_CASES {
+            return Err(Error::argument(
+                "--cases",
+                &format!("0 to {MOST_CASES}"),
+                self.cases.to_string(),
+            ));
+        }
         let backends = self
             .backend
             .map_or(BackendKind::ALL.to_vec(), |backend| vec![backend]);
@@ -63,20 +75,12 @@ impl Args {
         })
     }
 
-    fn vector_options(&self) -> Result<VectorOptions> {
-        let backend = self.backend.unwrap_or(BackendKind::Reference);
-        if backend == BackendKind::Cuda {
-            return Err(Error::argument(
-                "--backend with --vectors",
-                "reference or cpu",
-                "cuda",
-            ));
-        }
-        Ok(VectorOptions {
-            backend,
+    fn vector_options(&self) -> VectorOptions {
+        VectorOptions {
+            backend: self.backend.unwrap_or(BackendKind::Reference),
             op: self.op.clone(),
             case: self.case.clone(),
             models: self.model.clone(),
-        })
+        }
     }
 }

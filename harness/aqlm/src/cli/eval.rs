@@ -1,8 +1,8 @@
 use std::path::PathBuf;
 
 use super::text::TextArgs;
-use crate::commands::NamedModel;
 use crate::commands::eval::EvalJob;
+use crate::commands::{NamedModel, warn_of_length};
 use aqlm_engine::backends::BackendKind;
 use aqlm_formats::{Error, Result};
 
@@ -43,6 +43,7 @@ impl Args {
         if ctx < 2 {
             return Err(Error::argument("--ctx", "2 or more", ctx.to_string()));
         }
+        warn_of_length("--ctx", ctx, &model.model);
         if self.windows == Some(0) {
             return Err(Error::argument("--windows", "1 or more", "0"));
         }

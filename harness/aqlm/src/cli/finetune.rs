@@ -8,7 +8,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use super::text::TextArgs;
 use crate::commands::finetune::{Teaching, default_seqlen};
-use crate::commands::{self, Job, NamedModel, Output};
+use crate::commands::{self, Job, NamedModel, Output, warn_of_length};
 use aqlm_engine::backends::{BackendKind, Memory};
 use aqlm_engine::{EndToEndSettings, Preset, Schedule, TeacherUse, check_student};
 use aqlm_formats::model::Model;
@@ -103,7 +103,7 @@ struct SettingsArgs {
     #[arg(long, value_enum, value_delimiter = ',')]
     tune: Vec<TunedName>,
     /// Learning rate of the first step
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     lr: Option<f64>,
     /// How the learning rate falls over the run
     #[arg(long, value_enum)]
@@ -156,6 +156,7 @@ impl SettingsArgs {
         if seqlen < 2 {
             return Err(Error::argument("--seqlen", "2 or more", seqlen.to_string()));
         }
+        warn_of_length("--seqlen", seqlen, model);
         let sequences = match self.sequences {
             Some(sequences) => sequences,
             None => stream.windows(seqlen)?.len(),

@@ -12,16 +12,16 @@ pub(super) struct Args {
     /// Model folder, GGUF file, or `tiny-stories-4m` for the embedded model
     model: PathBuf,
     /// Text to continue
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     prompt: String,
     /// New tokens at most
     #[arg(long, default_value_t = 128)]
     tokens: usize,
     /// 0 takes the likeliest token every time; above 0 draws
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f64,
     /// Draw only from the likeliest tokens that together have this probability
-    #[arg(long, default_value_t = 0.95)]
+    #[arg(long, default_value_t = 0.95, allow_negative_numbers = true)]
     top_p: f64,
     /// Put the document-start token before the prompt even if the tokenizer does not by default
     #[arg(long)]

@@ -14,11 +14,12 @@ mod quantize;
 mod refusal;
 mod text;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{self, Output};
+use crate::commands::{self, Output, say, wanted};
 use aqlm_formats::Result;
 
 /// Additive quantization of language models: quantize, evaluate, check.
@@ -56,12 +57,26 @@ enum Command {
 
 /// Runs the command line of this process.
 pub(crate) fn run() -> ExitCode {
-    let cli = Cli::parse();
-    match run_command(&cli.command, Output { json: cli.json }) {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(refused) if refused.use_stderr() => {
+            // as with every message, there is nowhere to say that it cannot be printed
+            let _ = refused.print();
+            return ExitCode::from(2);
+        }
+        // help and version
+        Err(asked_for) => return finish(wanted(asked_for.print().and_then(|()| io::stdout().flush()))),
+    };
+    finish(run_command(&cli.command, Output { json: cli.json }))
+}
+
+/// The exit code of an outcome, with a message for an error.
+fn finish(outcome: Result<bool>) -> ExitCode {
+    match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("error: {}", refusal::refusal(&error));
+            say(format_args!("error: {}", refusal::refusal(&error)));
             ExitCode::from(2)
         }
     }

@@ -5,7 +5,7 @@ use clap::ValueEnum;
 
 use super::finetune::{TunedName, tuned, validate as validate_end_to_end};
 use super::text::TextArgs;
-use crate::commands::{self, Job, NamedModel, Output};
+use crate::commands::{self, Job, NamedModel, Output, warn_of_length};
 use aqlm_engine::backends::{BackendKind, Memory};
 use aqlm_engine::{EndToEndSettings, Preset, QuantizeSettings, check_scheme};
 use aqlm_formats::model::Model;
@@ -84,7 +84,7 @@ struct EndToEndArgs {
     #[arg(long, value_enum, value_delimiter = ',')]
     end_to_end_tune: Vec<TunedName>,
     /// Learning rate of its first step
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     end_to_end_lr: Option<f64>,
     /// Its epochs at most
     #[arg(long)]
@@ -169,13 +169,13 @@ struct SettingsArgs {
     #[arg(long, value_enum)]
     update: Option<UpdateName>,
     /// Stop a layer when a round gains less than this share of the error
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     tolerance: Option<f64>,
     /// Rounds of codebook update and beam search at most
     #[arg(long)]
     max_rounds: Option<usize>,
     /// Added to the Hessian's diagonal, as a share of its mean
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     damping: Option<f64>,
     /// Hessians in one pass for each kind of layer, over the block as quantized so far
     #[arg(long)]
@@ -193,7 +193,7 @@ struct SettingsArgs {
     #[arg(long)]
     finetune_epochs: Option<usize>,
     /// Learning rate of fine-tuning a block
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     finetune_lr: Option<f64>,
     /// Sequences in a step of fine-tuning a block
     #[arg(long)]
@@ -238,6 +238,7 @@ impl SettingsArgs {
         }
         self.apply_finetune(&mut settings)?;
         validate(&settings)?;
+        warn_of_length("--seqlen", settings.seqlen, model);
         Ok(settings)
     }
 
@@ -271,6 +272,10 @@ impl SettingsArgs {
     }
 }
 
+/// The widest beam. Its hypotheses are kept for every output group of a band at once, each tried with every
+/// codeword, and beyond a few dozen the error hardly falls.
+const LARGEST_BEAM: usize = 1024;
+
 /// Refuses numbers that no run could use.
 fn validate(settings: &QuantizeSettings) -> Result<()> {
     let at_least = |option: &str, least: usize, value: usize| {
@@ -286,7 +291,13 @@ fn validate(settings: &QuantizeSettings) -> Result<()> {
     };
     at_least("--seqlen", 2, settings.seqlen)?;
     at_least("--sequences", 1, settings.sequences)?;
-    at_least("--beam", 1, settings.layer.beam)?;
+    if !(1..=LARGEST_BEAM).contains(&settings.layer.beam) {
+        return Err(Error::argument(
+            "--beam",
+            &format!("1 to {LARGEST_BEAM} hypotheses"),
+            settings.layer.beam.to_string(),
+        ));
+    }
     at_least("--max-rounds", 1, settings.layer.max_rounds)?;
     at_least("--finetune-batch", 1, settings.finetune.batch)?;
     if settings.validation >= settings.sequences {
@@ -308,7 +319,14 @@ fn validate(settings: &QuantizeSettings) -> Result<()> {
         }
     };
     number("--tolerance", settings.layer.relative_tolerance)?;
-    number("--damping", settings.layer.damping)?;
+    // from there on the layer error is a difference of large numbers, and the weights hardly matter
+    if !(0.0..=1.0).contains(&settings.layer.damping) {
+        return Err(Error::argument(
+            "--damping",
+            "a number from 0 to 1",
+            settings.layer.damping.to_string(),
+        ));
+    }
     number("--finetune-lr", settings.finetune.lr)
 }
 
@@ -316,14 +334,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     args.text.check_needed(&[&args.calib])?;
     let named = NamedModel::open(&args.model)?;
     let tokenizer = named.tokenizer()?;
-    let NamedModel { name, model } = named;
-    let formats = Vec::from_iter(model.quantized_formats()).join(", ");
-    if !formats.is_empty() {
-        eprintln!(
-            "warning: {name} is quantized already ({formats}): errors and sizes are relative to what is left of \
-             the model there"
-        );
-    }
+    let model = named.model;
     let settings = args.settings.resolve(args.scheme, &model)?;
     check_scheme(model.config(), args.scheme, settings.layer.allow_degenerate)?;
     let text = args.text.load(&args.calib, &tokenizer)?;

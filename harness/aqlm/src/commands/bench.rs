@@ -2,8 +2,8 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use super::Output;
 use super::table::Table;
+use super::{Output, say};
 use crate::bench::{BenchOptions, bench_cpu, bench_cuda, svg};
 use aqlm_engine::backends::BackendKind;
 use aqlm_engine::runs::records::{BenchReport, KernelRow, MemoryRate, Outcome};
@@ -39,20 +39,23 @@ pub(crate) fn run(request: &BenchRequest, output: Output) -> Result<bool> {
             ));
         }
     };
-    let report = bench(&request.options, &mut |line| eprintln!("{line}"))?;
-    output.result(&report, || text(&report));
+    let report = bench(&request.options, &mut |line| say(line))?;
     if let Some(path) = &request.svg {
         match svg(&report) {
             Some(plot) => durable::write_file(path, |file| file.write_all(plot.as_bytes()))?,
-            None => eprintln!("nothing was timed, so {} was not written", path.display()),
+            None => say(format_args!(
+                "nothing was timed, so {} was not written",
+                path.display()
+            )),
         }
     }
     for case in &report.cases {
         for row in case.kernels.iter().filter(|row| row.outcome == Outcome::Fail) {
-            eprint!("{}", failure(row));
-            eprintln!("replay: {}", replay(request, case.batch, row));
+            say(failure(row).trim_end());
+            say(format_args!("replay: {}", replay(request, case.batch, row)));
         }
     }
+    output.result(&report, || text(&report))?;
     Ok(report.holds())
 }
 

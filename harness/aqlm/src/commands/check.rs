@@ -2,9 +2,9 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::Output;
 use super::progress::Progress;
 use super::table::Table;
+use super::{Output, say};
 use aqlm_check::cases::Case;
 use aqlm_check::{
     CaseRow, CheckReport, Comparison, CrossOptions, CrossReport, Machines, Outcome, VectorOptions,
@@ -26,7 +26,7 @@ pub(crate) fn against_one_another(options: &CrossOptions, output: Output) -> Res
         }
     })?;
     drop(progress);
-    output.result(&report, || cross_text(&report));
+    output.result(&report, || cross_text(&report))?;
     Ok(report.holds())
 }
 
@@ -133,7 +133,7 @@ pub(crate) fn against_vectors(vectors: &Path, options: &VectorOptions, output: O
                 .iter()
                 .map(|model| format!(" --model {}", model.display()))
                 .collect();
-            eprintln!(
+            say(format_args!(
                 "FAIL {} {}: {}; replay: aqlm check --vectors {}{} --backend {} --op {} --case {}",
                 row.op,
                 row.case,
@@ -143,10 +143,10 @@ pub(crate) fn against_vectors(vectors: &Path, options: &VectorOptions, output: O
                 options.backend,
                 row.op,
                 row.case,
-            );
+            ));
         }
     })?;
-    output.result(&report, || vectors_text(&report));
+    output.result(&report, || vectors_text(&report))?;
     Ok(report.holds())
 }
 

@@ -1,16 +1,16 @@
 use std::fmt::Write as _;
 
-use super::Output;
 use super::bench::memory;
 use super::table::Table;
+use super::{Output, say};
 use crate::bench::{DecodeOptions, bench_decode};
 use aqlm_engine::runs::records::{DecodeReport, Outcome};
 use aqlm_formats::Result;
 
 /// `aqlm bench --random-weights`.
 pub(crate) fn run(options: &DecodeOptions, output: Output) -> Result<bool> {
-    let report = bench_decode(options, &mut |line| eprintln!("{line}"))?;
-    output.result(&report, || text(&report));
+    let report = bench_decode(options, &mut |line| say(line))?;
+    output.result(&report, || text(&report))?;
     Ok(report.holds())
 }
 

@@ -5,7 +5,7 @@ use super::eval::measure;
 use super::generate::{Continuation, continue_text};
 use super::quantize::{quantize, summary};
 use super::table::{Table, bytes};
-use super::{Job, Output};
+use super::{Job, Output, say};
 use aqlm_engine::backends::BackendKind;
 use aqlm_engine::generate::Sampling;
 use aqlm_engine::runs::records::DemoRecord;
@@ -43,10 +43,10 @@ pub(crate) fn run(request: &DemoRequest, output: Output) -> Result<bool> {
     let ctx = model.config().max_position_embeddings;
     let windows = evaluation.windows(ctx)?;
 
-    eprintln!(
+    say(format_args!(
         "tiny-stories-4m, a Llama of 4.3 million weights: perplexity, then {} on {} sequences of {} tokens",
         settings.layer.scheme, settings.sequences, settings.seqlen
-    );
+    ));
     let before = measure(&model, &windows, request.backend, None)?;
     let temporary = tempfile::tempdir().map_err(Error::io(std::env::temp_dir(), "make a folder in"))?;
     let folder = request
@@ -74,7 +74,7 @@ pub(crate) fn run(request: &DemoRequest, output: Output) -> Result<bool> {
         backend: request.backend,
     };
     let write = |model: &Model| -> Result<String> {
-        let continued = continue_text(model, &continuation, &mut |_| {})?;
+        let continued = continue_text(model, &continuation, &mut |_| true)?;
         Ok(format!("{PROMPT}{}", continued.text))
     };
     let record = DemoRecord {
@@ -114,7 +114,7 @@ pub(crate) fn run(request: &DemoRequest, output: Output) -> Result<bool> {
             record.text_after,
             record.seconds
         )
-    });
+    })?;
     Ok(true)
 }
 

@@ -39,7 +39,7 @@ pub(crate) fn run(job: &EvalJob, output: Output) -> Result<bool> {
             record.windows,
             record.ctx,
         )
-    });
+    })?;
     Ok(true)
 }
 

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::eval::measure;
 use super::progress::{TuningProgress, seconds};
-use super::{Job, NamedModel, Output};
+use super::{Job, NamedModel, Output, say};
 use aqlm_engine::backends::OnMachine;
 use aqlm_engine::ops::TrainOps;
 use aqlm_engine::runs::records::{self, FinetuneRecord};
@@ -41,7 +41,7 @@ pub(crate) fn run(job: &Job<'_, EndToEndSettings>, teaching: &Teaching, output: 
             _ => String::new(),
         };
         format!("{}{perplexities}{}\n", summary(&report), record.out)
-    });
+    })?;
     Ok(true)
 }
 
@@ -117,12 +117,12 @@ fn compared_with(teacher: &Model, job: &Job<'_, EndToEndSettings>) -> Result<Vec
 fn warn_of_shared(training: &TokenStream, evaluation: &TokenStream) -> usize {
     let shared = training.documents_shared_with(evaluation);
     if shared > 0 {
-        eprintln!(
+        say(format_args!(
             "warning: {shared} of {} documents of {} are in {} too: what is measured there says little",
             training.documents(),
             training.path().display(),
             evaluation.path().display()
-        );
+        ));
     }
     shared
 }
@@ -140,11 +140,11 @@ fn warn_of(differing: &[Difference]) {
     if differing.len() > SHOWN {
         lines.push(format!("  and {} more", differing.len() - SHOWN));
     }
-    eprintln!(
+    say(format_args!(
         "note: weights that are not quantized differ from the teacher's beyond rounding to f16 (norms do after block \
          fine-tuning):\n{}",
         lines.join("\n")
-    );
+    ));
 }
 
 /// A summary of a run in words.

@@ -1,8 +1,6 @@
-use std::io::Write;
-
 use aqlm_vocabulary::{Purpose, stream};
 
-use super::{NamedModel, Output};
+use super::{NamedModel, Output, print, say};
 use aqlm_engine::backends::BackendKind;
 use aqlm_engine::generate::{Generated, Sampling, generate};
 use aqlm_engine::runs::records::GenerateRecord;
@@ -34,20 +32,21 @@ pub(super) struct Continued {
 
 pub(crate) fn run(model: &NamedModel, request: &Continuation, output: Output) -> Result<bool> {
     let live = !output.json;
-    let mut shown = false;
+    let mut shown = Ok(false);
     let continued = continue_text(&model.model, request, &mut |piece| {
         if live {
-            shown = true;
-            print!("{piece}");
-            // A closed pipe ends the display, not the computation.
-            let _ = std::io::stdout().flush();
+            shown = print(piece);
         }
-    })
-    .inspect_err(|_| {
-        if shown {
-            println!();
-        }
-    })?;
+        // nobody waits for the rest of a text that cannot be shown
+        !live || matches!(shown, Ok(true))
+    });
+    if let (Err(_), Ok(true)) = (&continued, &shown) {
+        print("\n")?;
+    }
+    let continued = continued?;
+    if live && !shown? {
+        return Ok(true);
+    }
     let Generated { tokens, seconds, .. } = continued.generated;
     let record = GenerateRecord {
         model: model.name.clone(),
@@ -59,22 +58,23 @@ pub(crate) fn run(model: &NamedModel, request: &Continuation, output: Output) ->
         backend: request.backend,
         tokens,
     };
-    output.result(&record, || "\n".to_owned());
+    output.result(&record, || "\n".to_owned())?;
     if live {
-        eprintln!(
+        say(format_args!(
             "{} tokens, {:.1} tokens per second",
             record.tokens.len(),
             record.tokens_per_second
-        );
+        ));
     }
     Ok(true)
 }
 
-/// Continues a text with a model; `each` receives the prompt and then the text as it grows.
+/// Continues a text with a model; `each` receives the prompt and then the text as it grows, and returns
+/// whether to go on.
 pub(super) fn continue_text(
     model: &Model,
     request: &Continuation,
-    each: &mut dyn FnMut(&str),
+    each: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Continued> {
     let tokenizer = model.tokenizer()?;
     let mut ids = tokenizer.encode(&request.prompt, true)?;
@@ -84,8 +84,8 @@ pub(super) fn continue_text(
     {
         ids.insert(0, bos);
     }
-    let positions = ids.len() + request.tokens;
     let longest = model.config().max_position_embeddings;
+    let positions = ids.len().saturating_add(request.tokens);
     if positions > longest {
         return Err(Error::argument(
             "--tokens",
@@ -93,7 +93,17 @@ pub(super) fn continue_text(
             format!("{} + {}", ids.len(), request.tokens),
         ));
     }
-    each(&request.prompt);
+    if !each(&request.prompt) {
+        return Ok(Continued {
+            generated: Generated {
+                tokens: Vec::new(),
+                prompt_seconds: 0.0,
+                seconds: 0.0,
+            },
+            text: String::new(),
+            prompt_tokens: ids.len(),
+        });
+    }
     let mut rng = stream(request.seed, 0, None, Purpose::Generation);
     let mut pieces = tokenizer.stream();
     let machine = request.backend.models(model.config(), positions)?;
@@ -107,7 +117,7 @@ pub(super) fn continue_text(
         &mut rng,
         &mut |token| {
             // A decoding error is ignored here: the whole text is decoded below, and that reports the error.
-            each(&pieces.push(token).unwrap_or_default());
+            each(&pieces.push(token).unwrap_or_default())
         },
     )?;
     let text = tokenizer.decode(&generated.tokens, true)?;

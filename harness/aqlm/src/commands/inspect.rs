@@ -9,7 +9,7 @@ use aqlm_formats::model::Model;
 pub(crate) fn run(model: &Path, output: Output) -> Result<bool> {
     let NamedModel { name, model } = NamedModel::open(model)?;
     let record = InspectRecord::new(name, &model);
-    output.result(&record, || text(&model, &record));
+    output.result(&record, || text(&model, &record))?;
     Ok(true)
 }
 

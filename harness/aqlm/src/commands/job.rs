@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use super::say;
 use aqlm_engine::backends::{BackendKind, Memory};
 use aqlm_formats::Result;
 use aqlm_formats::model::{Model, embedded};
@@ -39,7 +40,18 @@ impl NamedModel {
 
 fn print_warnings(warnings: &[String]) {
     for warning in warnings {
-        eprintln!("warning: {warning}");
+        say(format_args!("warning: {warning}"));
+    }
+}
+
+/// Warns about sequences that are longer than those the model was made for; `option` set their length.
+pub(crate) fn warn_of_length(option: &str, tokens: usize, model: &Model) {
+    let longest = model.config().max_position_embeddings;
+    if tokens > longest {
+        say(format_args!(
+            "warning: {option}: expected at most max_position_embeddings = {longest}, found {tokens}: the model was \
+             not made for later positions"
+        ));
     }
 }
 

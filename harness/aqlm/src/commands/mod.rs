@@ -17,5 +17,5 @@ mod progress;
 pub(crate) mod quantize;
 mod table;
 
-pub(crate) use job::{Job, NamedModel};
-pub(crate) use output::Output;
+pub(crate) use job::{Job, NamedModel, warn_of_length};
+pub(crate) use output::{Output, print, say, wanted};

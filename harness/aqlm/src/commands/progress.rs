@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 use aqlm_vocabulary::{ArchSpec, FinetuneEvent, LayerEvent};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::say;
 use aqlm_engine::{EndToEndEvent, EndToEndSettings, PipelineEvent, QuantizeSettings};
 
 /// Without a terminal, work shorter than this displays no progress.
@@ -55,7 +56,7 @@ impl Progress {
     /// A permanent line: above the bar, or by itself.
     pub(super) fn line(&mut self, line: &str) {
         if self.plain {
-            eprintln!("{line}");
+            say(line);
         } else {
             self.bar.println(line);
         }
@@ -65,11 +66,11 @@ impl Progress {
     /// A periodic line in place of a bar.
     pub(super) fn heartbeat(&mut self, what: &str) {
         if self.plain && self.started.elapsed() > QUIET && self.last_line.elapsed() > HEARTBEAT {
-            eprintln!(
+            say(format_args!(
                 "{what}, {} elapsed{}",
                 seconds(self.started.elapsed()),
                 self.left()
-            );
+            ));
             self.last_line = Instant::now();
         }
     }

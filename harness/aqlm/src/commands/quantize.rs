@@ -4,7 +4,7 @@ use std::time::Duration;
 use super::finetune::{self, tune};
 use super::progress::QuantizeProgress;
 use super::table::{Table, bytes};
-use super::{Job, Output};
+use super::{Job, Output, say};
 use aqlm_engine::backends::OnMachine;
 use aqlm_engine::ops::TrainOps;
 use aqlm_engine::runs::records::{self, QuantizeRecord};
@@ -13,7 +13,7 @@ use aqlm_engine::{
     RunFolder, publish,
 };
 use aqlm_formats::Result;
-use aqlm_formats::model::Model;
+use aqlm_formats::model::{Model, keeps_bf16};
 
 /// Subfolders of a run with end-to-end tuning: the model before the tuning, and the run that tunes it.
 const BEFORE: &str = "block-tuned";
@@ -24,6 +24,7 @@ pub(crate) fn run(
     end_to_end: Option<&EndToEndSettings>,
     output: Output,
 ) -> Result<bool> {
+    warn_of_lossy(job.model);
     let record = quantize(job, end_to_end)?;
     output.result(&record, || {
         format!(
@@ -39,8 +40,20 @@ pub(crate) fn run(
             bytes(record.bytes_after),
             record.seconds,
         )
-    });
+    })?;
     Ok(true)
+}
+
+/// Warns about a source that has lost precision already.
+fn warn_of_lossy(model: &Model) {
+    let formats = Vec::from_iter(model.quantized_formats()).join(", ");
+    if !formats.is_empty() {
+        say(format_args!(
+            "warning: {}: expected a dense model, found weights that are quantized already ({formats}): errors and \
+             sizes are relative to these",
+            model.source().display()
+        ));
+    }
 }
 
 /// Quantizes a model block by block, tunes it end to end if requested, and writes the record to the run
@@ -132,7 +145,14 @@ impl OnMachine for Blocks<'_> {
                 progress.event(&event);
             })?;
         drop(progress);
-        publish(job.model, &folder, out)?;
+        let largest = report.largest_hidden_state;
+        publish(job.model, &folder, out, largest)?;
+        if keeps_bf16(job.model, largest) {
+            say(format_args!(
+                "note: hidden states reach {largest:.3e}, and f16 ends at 65504: config.json keeps bfloat16, in which \
+                 readers lose three bits of each codebook entry"
+            ));
+        }
         Ok((report, folder))
     }
 }

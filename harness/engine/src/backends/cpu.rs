@@ -248,6 +248,15 @@ impl BlockOps for CpuBackend {
         llama::mean_squares(a, b)
     }
 
+    fn largest(&self, hidden: &HiddenStates) -> Result<f64> {
+        let mut largest = 0.0_f32;
+        for sequence in 0..hidden.lengths().len() {
+            let states = hidden.read(&[sequence])?;
+            largest = states.iter().fold(largest, |largest, x| largest.max(x.abs()));
+        }
+        Ok(f64::from(largest))
+    }
+
     fn load_head(&self, norm: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Head> {
         Ok(Head::new(self.config.final_norm, norm, lm_head)?)
     }

@@ -267,6 +267,11 @@ impl BlockOps for ReferenceBackend {
         Ok((difference / count as f64, norm / count as f64))
     }
 
+    fn largest(&self, hidden: &Self::Hidden) -> Result<f64> {
+        let states = hidden.iter().flatten();
+        Ok(states.fold(0.0, |largest: f64, x| largest.max(x.abs())))
+    }
+
     fn load_head(&self, norm: &Array1<f32>, lm_head: &Array2<f32>) -> Result<ReferenceHead> {
         Ok(ReferenceHead {
             norm: norm.mapv(f64::from),

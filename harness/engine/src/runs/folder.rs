@@ -20,7 +20,7 @@ use aqlm_formats::{Error, Result};
 pub struct RunDescription<S> {
     /// version of the program
     pub version: String,
-    /// the exact command
+    /// the exact command; bytes that are not UTF-8 are replaced
     pub command: Vec<String>,
     /// where the model came from
     pub model: String,
@@ -59,7 +59,9 @@ impl<S: Serialize + Clone> RunDescription<S> {
             .collect();
         Ok(Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            command: std::env::args().collect(),
+            command: std::env::args_os()
+                .map(|argument| argument.to_string_lossy().into_owned())
+                .collect(),
             model: model.source().display().to_string(),
             model_sha256: model.fingerprint()?,
             calibration: calibration_path.display().to_string(),

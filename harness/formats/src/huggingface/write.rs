@@ -32,6 +32,9 @@ pub struct WriteOptions {
     pub storage: Option<StorageType>,
     /// whether to replace an existing checkpoint in the folder
     pub replace: bool,
+    /// the largest absolute value among the hidden states that were seen; 0 if unknown. It decides in which
+    /// type readers compute, see [`keeps_bf16`]
+    pub largest_hidden_state: f64,
 }
 
 impl Default for WriteOptions {
@@ -40,6 +43,7 @@ impl Default for WriteOptions {
             shard_bytes: 5_000_000_000,
             storage: None,
             replace: false,
+            largest_hidden_state: 0.0,
         }
     }
 }
@@ -170,8 +174,11 @@ pub fn write_whole(
     files.extend(tokenizer_files(workspace.path(), source)?);
     let storage_name = match (options.storage, plan.scheme) {
         (Some(storage), _) => storage,
-        // transformers would load f16 codebooks as bf16 and lose three bits of each
-        (None, Some(_)) if source.storage() == StorageType::BF16 => StorageType::F16,
+        (None, Some(_))
+            if source.storage() == StorageType::BF16 && !keeps_bf16(source, options.largest_hidden_state) =>
+        {
+            StorageType::F16
+        }
         (None, _) => source.storage(),
     };
     write_json(
@@ -185,6 +192,21 @@ pub fn write_whole(
         bytes,
         scheme: plan.scheme,
     })
+}
+
+/// Whether the config.json of a quantized bf16 model keeps naming bf16 as the type to compute in.
+///
+/// It names f16 otherwise, since transformers would load f16 codebooks as bf16 and lose three bits of each.
+/// But hidden states beyond f16's range become infinite in f16, which is worse.
+pub fn keeps_bf16(source: &Model, largest_hidden_state: f64) -> bool {
+    if source.storage() != StorageType::BF16 {
+        return false;
+    }
+    let raw = &source.details().raw;
+    let named = ["torch_dtype", "dtype"].map(|key| raw.get(key).and_then(Value::as_str));
+    // the quantized source's own states decided it
+    let decided = source.is_quantized() && named.contains(&Some(StorageType::BF16.name()));
+    decided || largest_hidden_state > half::f16::MAX.to_f64()
 }
 
 /// Writes a model with all layers dense, as in the source. This converts a GGUF file to a Hugging Face

@@ -29,7 +29,7 @@ pub use crate::huggingface::block_file;
 pub use crate::huggingface::config::{ModelConfig, StorageType};
 pub use crate::huggingface::families::Family;
 pub use crate::huggingface::write::{
-    OuterWeights, WriteOptions, Written, write_checkpoint, write_dense, write_whole,
+    OuterWeights, WriteOptions, Written, keeps_bf16, write_checkpoint, write_dense, write_whole,
 };
 pub use inventory::{Inventory, LayerEntry, TensorEntry};
 use renamed::under_usual_names;

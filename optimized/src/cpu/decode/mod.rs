@@ -6,7 +6,7 @@ use aqlm_vocabulary::{AqlmError, Result};
 use ndarray::Array2;
 use rayon::prelude::*;
 
-use super::layout::{Codebooks, Codes, PackedMatrix, TILE, TiledCodes, byte_of_row};
+use super::layout::{Codebooks, Codes, PackedMatrix, TILE, TiledCodes, row_of_byte};
 use super::matvec::expect_len;
 use super::row_major::elements_mut;
 use super::simd::vector::Vector;
@@ -76,13 +76,17 @@ impl PackedMatrix {
         for tile in groups.start / TILE..groups.end.div_ceil(TILE) {
             let first = groups.start.max(tile * TILE);
             let last = groups.end.min((tile + 1) * TILE);
-            for j in 0..self.in_groups {
-                for m in 0..codebooks {
-                    let offset = tiles.offset(self.in_groups, codebooks, j, m, tile);
-                    let bytes = &tiles.bytes.as_slice()[offset..offset + TILE];
-                    let at = j * codebooks + m;
-                    for row in first..last {
-                        rows[(row - groups.start) * row_codes + at] = bytes[byte_of_row(row % TILE)];
+            let rows = &mut rows[(first - groups.start) * row_codes..(last - groups.start) * row_codes];
+            let wanted = first - tile * TILE..last - tile * TILE;
+            // A few rows at a time: rows are often a power of two apart, and the cache holds few such lines.
+            for bytes in (0..TILE).step_by(SIDE) {
+                for group in (0..self.in_groups).step_by(tiles.groups_per_block) {
+                    let lookups = tiles.groups_per_block.min(self.in_groups - group) * codebooks;
+                    let offset = tiles.offset(self.in_groups, codebooks, group, 0, tile);
+                    let lines = &tiles.bytes.as_slice()[offset..offset + lookups * TILE];
+                    for (part, lines) in lines.chunks(SIDE * TILE).enumerate() {
+                        let at = group * codebooks + part * SIDE;
+                        transpose_lines(lines, bytes, &wanted, &mut rows[at..], row_codes);
                     }
                 }
             }
@@ -118,6 +122,52 @@ impl PackedMatrix {
         };
         decode(self.plan.level, rows);
     }
+}
+
+/// Look-ups, and output groups, that are transposed together: their codes fill eight words of 64 bits.
+const SIDE: usize = 8;
+
+/// Transposes eight bytes, from `bytes` on, of up to eight lines of a tile, [look-ups, 64], into the rows of
+/// the `wanted` output groups, which are `stride` bytes apart. Byte by byte this took longer than decoding.
+fn transpose_lines(lines: &[u8], bytes: usize, wanted: &Range<usize>, rows: &mut [u8], stride: usize) {
+    let lookups = lines.len() / TILE;
+    let mut square = [0; SIDE];
+    for (line, word) in lines.chunks_exact(TILE).zip(&mut square) {
+        let line = line[bytes..].first_chunk().expect("64 bytes, read in eighths");
+        *word = u64::from_le_bytes(*line);
+    }
+    for (byte, codes) in (bytes..).zip(transposed(square)) {
+        let row = row_of_byte(byte);
+        if !wanted.contains(&row) {
+            continue;
+        }
+        let row = &mut rows[(row - wanted.start) * stride..];
+        let codes = codes.to_le_bytes();
+        // a length known to the compiler is one store
+        match row.first_chunk_mut() {
+            Some(row) if lookups == SIDE => *row = codes,
+            _ => row[..lookups].copy_from_slice(&codes[..lookups]),
+        }
+    }
+}
+
+/// Swaps blocks of four, two and one bytes across the diagonal; word i's byte j becomes word j's byte i
+/// (Warren, Hacker's Delight, section 7-3, for bytes).
+fn transposed(mut square: [u64; SIDE]) -> [u64; SIDE] {
+    let masks = [
+        (4, 0x0000_0000_ffff_ffff),
+        (2, 0x0000_ffff_0000_ffff),
+        (1, 0x00ff_00ff_00ff_00ff),
+    ];
+    for (size, low) in masks {
+        let bits = 8 * size;
+        for i in (0..SIDE).filter(|i| i & size == 0) {
+            let swapped = ((square[i] >> bits) ^ square[i + size]) & low;
+            square[i] ^= swapped << bits;
+            square[i + size] ^= swapped;
+        }
+    }
+    square
 }
 
 /// Some output groups of a matrix.
@@ -199,6 +249,41 @@ impl<C: Code, W: Value, const M: usize, const LEN: usize> Kernel for Unrolled<'_
                     codes = codes.add(codebooks);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::layout::byte_of_row;
+
+    #[test]
+    fn lines_become_rows() {
+        for (lookups, wanted, stride) in [(8, 0..64, 40), (8, 7..50, 8), (5, 0..64, 5), (1, 63..64, 3)] {
+            let line = |lookup: usize, row: usize| (31 * lookup + 7 * row) as u8;
+            let mut lines = vec![0; lookups * TILE];
+            for (lookup, bytes) in lines.chunks_exact_mut(TILE).enumerate() {
+                for row in 0..TILE {
+                    bytes[byte_of_row(row)] = line(lookup, row);
+                }
+            }
+            let mut rows = vec![255; (wanted.len() - 1) * stride + lookups];
+            for bytes in (0..TILE).step_by(SIDE) {
+                transpose_lines(&lines, bytes, &wanted, &mut rows, stride);
+            }
+            for (at, row) in wanted.clone().enumerate() {
+                let found = &rows[at * stride..][..lookups];
+                let expected: Vec<u8> = (0..lookups).map(|lookup| line(lookup, row)).collect();
+                assert_eq!(found, expected, "{lookups} {wanted:?} {row}");
+            }
+            assert_eq!(rows.iter().filter(|&&code| code == 255).count() % 256, {
+                let between = (wanted.len() - 1) * (stride - lookups);
+                let codes = wanted
+                    .clone()
+                    .flat_map(|row| (0..lookups).map(move |lookup| line(lookup, row)));
+                (between + codes.filter(|&code| code == 255).count()) % 256
+            });
         }
     }
 }

@@ -170,7 +170,11 @@ pub struct CaseRow {
     /// why it failed, is unsupported or was waived
     pub reason: Option<String>,
     /// path of the saved operands of a failure
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "super::path_or_null"
+    )]
     pub kept: Option<PathBuf>,
 }
 

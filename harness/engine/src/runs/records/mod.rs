@@ -18,9 +18,9 @@ mod generate;
 mod inspect;
 mod quantize;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 pub use bench::{BenchCase, BenchReport, KernelRow, MemoryRate, Times};
@@ -187,6 +187,22 @@ fn expected_instead_of(kind: &str) -> String {
 
 fn one_of(kinds: &[&str]) -> String {
     format!("one of {}", kinds.join(", "))
+}
+
+/// Writes a path as text; bytes that are not UTF-8 are replaced, since JSON has no others.
+fn path_as_text<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}
+
+/// [`path_as_text`], or `null`.
+fn path_or_null<S: Serializer>(
+    path: &Option<PathBuf>,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    match path {
+        Some(path) => path_as_text(path, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 /// Reads a number that is `null` if it was NaN or infinite.

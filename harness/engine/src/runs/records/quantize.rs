@@ -8,7 +8,7 @@ use crate::EndToEndReport;
 pub struct LayerSummary {
     /// full name, as in `model.layers.0.self_attn.q_proj`
     pub name: String,
-    /// layer error relative to tr(W H W^T), before fine-tuning
+    /// layer error relative to tr(W H W^T), before fine-tuning, with codebooks and scales as f16 stores them
     pub relative_layer_error: f64,
     /// seconds it took
     pub seconds: f64,
@@ -47,6 +47,8 @@ pub struct QuantizeReport {
     pub seconds: f64,
     /// every block
     pub blocks: Vec<BlockReport>,
+    /// the largest absolute value of any hidden state between blocks, over the calibration sequences
+    pub largest_hidden_state: f64,
 }
 
 /// Summary of one quantized layer.
@@ -54,7 +56,7 @@ pub struct QuantizeReport {
 pub struct QuantizedLayer {
     /// full name, as in `model.layers.0.self_attn.q_proj`
     pub name: String,
-    /// layer error relative to tr(W H W^T), before fine-tuning
+    /// layer error relative to tr(W H W^T), before fine-tuning, with codebooks and scales as f16 stores them
     pub relative_layer_error: f64,
     /// codes, codebooks and scales
     pub bits_per_parameter: f64,

@@ -54,6 +54,7 @@ fn quantize() -> QuantizeRecord {
         bits_per_parameter: NUMBERS[1],
         seconds: 1.5,
         blocks: vec![block],
+        largest_hidden_state: 3.5,
     };
     QuantizeRecord::new(report, Some(tuned()), [20, 3], "runs/tiny".into())
 }
