@@ -1,8 +1,6 @@
 //! A model whose norms and weights differ by powers of two computes the same function, so it must quantize to
 //! the same model, whatever f16 holds.
 
-mod support;
-
 use std::path::Path;
 
 use aqlm_engine::backends::{BackendKind, CpuBackend};
@@ -11,11 +9,12 @@ use aqlm_engine::{Error, Preset, QuantizeReport, QuantizeSettings, Result, RunDe
 use aqlm_engine::{publish, quantize};
 use aqlm_formats::model::Model;
 use aqlm_formats::safetensors::{NewTensor, write};
-use aqlm_vocabulary::LinearWeight;
+use aqlm_vocabulary::{LinearWeight, Purpose, Stream, stream};
 use half::bf16;
-use ndarray::{Array3, Ix1, Ix2};
+use ndarray::Array3;
+use rand::RngExt;
+use rand_distr::StandardNormal;
 use serde_json::{Value, json};
-use support::{normal, random};
 
 const HIDDEN: usize = 16;
 const INNER: usize = 24;
@@ -36,6 +35,11 @@ struct Powers {
     inner: i32,
     /// queries; keys get the inverse
     heads: i32,
+}
+
+/// Standard normal numbers.
+fn normal(rng: &mut Stream, count: usize) -> impl Iterator<Item = f32> {
+    rng.sample_iter(StandardNormal).take(count)
 }
 
 /// A block's parts by name, with their shapes, and the exponent of each under `powers`.
@@ -63,7 +67,7 @@ fn parts(powers: Powers) -> [(&'static str, Vec<usize>, i32); 9] {
 /// Writes a model of two blocks whose tensors `change` may change. With `narrow` everything is bf16, else
 /// f32.
 fn model(folder: &Path, powers: Powers, narrow: bool, change: impl Fn(&str, &mut Vec<f32>)) -> Model {
-    let mut rng = random(3);
+    let mut rng = stream(3, 0, None, Purpose::TestData);
     let mut tensors = Vec::new();
     let mut push = |name: String, shape: &[usize], mut values: Vec<f32>| {
         change(&name, &mut values);
@@ -74,14 +78,14 @@ fn model(folder: &Path, powers: Powers, narrow: bool, change: impl Fn(&str, &mut
         });
     };
     for name in ["model.embed_tokens.weight", "lm_head.weight"] {
-        let values = normal::<Ix2>(&mut rng, (VOCABULARY, HIDDEN));
-        push(name.into(), &[VOCABULARY, HIDDEN], values.into_iter().collect());
+        let values = normal(&mut rng, VOCABULARY * HIDDEN).collect();
+        push(name.into(), &[VOCABULARY, HIDDEN], values);
     }
     push("model.norm.weight".into(), &[HIDDEN], vec![1.0; HIDDEN]);
     for block in 0..2 {
         for (part, shape, exponent) in parts(powers) {
             let count: usize = shape.iter().product();
-            let random = normal::<Ix1>(&mut rng, count).into_iter();
+            let random = normal(&mut rng, count);
             let power = f32::powi(2.0, exponent);
             let values: Vec<f32> = if shape.len() == 1 {
                 random.map(|x| power * (1.0 + 0.2 * x)).collect()

@@ -53,14 +53,6 @@ pub trait TensorSource: Send + Sync + std::fmt::Debug {
     /// `MissingTensor`; `TensorType` when it is not a tensor of integers; `Io`.
     fn read_integers(&self, name: &str) -> Result<Vec<i64>>;
 
-    /// The error about a tensor that is not there.
-    fn missing(&self, name: &str) -> Error {
-        Error::MissingTensor {
-            path: self.path().into(),
-            tensor: name.into(),
-        }
-    }
-
     /// Checks a tensor's presence and shape without reading it.
     ///
     /// # Errors
