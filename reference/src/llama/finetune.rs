@@ -177,7 +177,8 @@ fn finite(loss: f64, what: &str, epoch: usize) -> Result<f64> {
 /// A block whose codebooks, scales and norms are being trained on target outputs. Codes, biases and dense
 /// layers stay fixed.
 ///
-/// [`BlockTuner::accumulate`] adds up gradients, sequence by sequence, until [`BlockTraining::step`] uses them.
+/// [`BlockTuner::accumulate`] adds up gradients, sequence by sequence, until [`BlockTraining::step`] uses
+/// them.
 #[derive(Debug, Clone)]
 pub struct BlockTuner {
     block: Block,
