@@ -64,8 +64,11 @@ pub(crate) fn run() -> ExitCode {
             let _ = refused.print();
             return ExitCode::from(2);
         }
-        // help and version
-        Err(asked_for) => return finish(wanted(asked_for.print().and_then(|()| io::stdout().flush()))),
+        // help and version; whether anybody reads them makes no difference
+        Err(asked_for) => {
+            let printed = asked_for.print().and_then(|()| io::stdout().flush());
+            return finish(wanted(printed).map(|_| true));
+        }
     };
     finish(run_command(&cli.command, Output { json: cli.json }))
 }

@@ -194,7 +194,7 @@ impl QuantizeProgress {
                     // Early stopping may leave some units uncounted; the end of the block adds them.
                     let whole = self.blocks[*block];
                     let steps_done = (epoch - 1) * steps + step;
-                    let due = whole * steps_done as u64 / (self.epochs * steps).max(1) as u64;
+                    let due = whole * steps_done as u64 / self.epochs.saturating_mul(steps).max(1) as u64;
                     self.progress.advance(due.saturating_sub(self.tuned));
                     self.tuned = self.tuned.max(due);
                     let what = format!(
@@ -240,7 +240,8 @@ pub(super) struct TuningProgress {
 
 impl TuningProgress {
     pub(super) fn new(settings: &EndToEndSettings) -> Self {
-        let tokens = (settings.sequences - settings.validation) * settings.seqlen * settings.epochs;
+        let tokens = (settings.sequences - settings.validation) * settings.seqlen;
+        let tokens = tokens.saturating_mul(settings.epochs);
         Self {
             progress: Progress::new(tokens as u64),
             epochs: settings.epochs,

@@ -166,7 +166,7 @@ pub(super) fn train<O: Objective, K: Keeper<O>>(
             if !loss.is_finite() {
                 return Ok((course, broken(epoch, step + 1, false, loss, batch)));
             }
-            let lr = (plan.lr)((epoch - 1) * steps + step, plan.epochs * steps);
+            let lr = (plan.lr)((epoch - 1) * steps + step, plan.epochs.saturating_mul(steps));
             objective.step(lr);
             course.step = step + 1;
             course.epoch_total += total;

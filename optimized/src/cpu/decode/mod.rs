@@ -73,21 +73,26 @@ impl PackedMatrix {
         let codebooks = self.scheme.num_codebooks;
         let row_codes = self.in_groups * codebooks;
         let mut rows = vec![0; groups.len() * row_codes];
+        if groups.is_empty() {
+            return rows;
+        }
+        let mut lines = vec![0; row_codes * TILE];
         for tile in groups.start / TILE..groups.end.div_ceil(TILE) {
+            // A tile's blocks lie powers of two apart and would evict one another, so they are first joined.
+            for group in (0..self.in_groups).step_by(tiles.groups_per_block) {
+                let block = tiles.groups_per_block.min(self.in_groups - group) * codebooks * TILE;
+                let offset = tiles.offset(self.in_groups, codebooks, group, 0, tile);
+                let first = group * codebooks * TILE;
+                lines[first..first + block].copy_from_slice(&tiles.bytes.as_slice()[offset..offset + block]);
+            }
             let first = groups.start.max(tile * TILE);
             let last = groups.end.min((tile + 1) * TILE);
             let rows = &mut rows[(first - groups.start) * row_codes..(last - groups.start) * row_codes];
             let wanted = first - tile * TILE..last - tile * TILE;
-            // A few rows at a time: rows are often a power of two apart, and the cache holds few such lines.
+            // Rows, too, are often a power of two apart: only a few of them are written at a time.
             for bytes in (0..TILE).step_by(SIDE) {
-                for group in (0..self.in_groups).step_by(tiles.groups_per_block) {
-                    let lookups = tiles.groups_per_block.min(self.in_groups - group) * codebooks;
-                    let offset = tiles.offset(self.in_groups, codebooks, group, 0, tile);
-                    let lines = &tiles.bytes.as_slice()[offset..offset + lookups * TILE];
-                    for (part, lines) in lines.chunks(SIDE * TILE).enumerate() {
-                        let at = group * codebooks + part * SIDE;
-                        transpose_lines(lines, bytes, &wanted, &mut rows[at..], row_codes);
-                    }
+                for (part, lines) in lines.chunks(SIDE * TILE).enumerate() {
+                    transpose_lines(lines, bytes, &wanted, &mut rows[part * SIDE..], row_codes);
                 }
             }
         }
