@@ -1,8 +1,10 @@
 //! Reads texts (.txt and .jsonl, optionally gzipped) as one stream of tokens.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::str::Utf8Error;
 
 use flate2::read::MultiGzDecoder;
 use rayon::prelude::*;
@@ -51,50 +53,15 @@ impl TokenStream {
     /// # Errors
     /// Those of [`TokenStream::load`].
     pub fn from_bytes(name: &Path, bytes: &[u8], tokenizer: &Tokenizer) -> Result<Self> {
-        let zipped = name.extension().is_some_and(|ending| ending == "gz");
-        let inner = if zipped {
-            name.with_extension("")
-        } else {
-            name.into()
-        };
-        let format = match inner.extension().and_then(|ending| ending.to_str()) {
-            Some("txt") => Format::Text,
-            Some("jsonl") => Format::JsonLines,
-            other => {
-                return Err(Error::Kind {
-                    path: name.into(),
-                    expected: "a file ending in .txt, .jsonl, .txt.gz or .jsonl.gz".into(),
-                    found: other.map_or_else(|| "no ending".into(), |ending| format!(".{ending}")),
-                });
-            }
-        };
-        let mut unpacked = Vec::new();
-        let bytes = if zipped {
-            MultiGzDecoder::new(bytes)
-                .read_to_end(&mut unpacked)
-                .map_err(Error::io(name, "unpack"))?;
-            &unpacked
-        } else {
-            bytes
-        };
-        let text = std::str::from_utf8(bytes).map_err(|error| Error::Line {
-            path: name.into(),
-            line: bytes[..error.valid_up_to()].split(|&byte| byte == b'\n').count(),
-            expected: "UTF-8 text".into(),
-            found: format!("byte {:#04x}", bytes[error.valid_up_to()]),
-        })?;
+        let (format, text) = unpacked(name, bytes)?;
+        let text = text.as_ref();
         let (tokens, digests) = match format {
             Format::Text => (tokenizer.encode(text, true)?, vec![digest(text)]),
             Format::JsonLines => encode_documents(name, text, tokenizer)?,
         };
         let documents = digests.len();
         if text.trim().is_empty() || documents == 0 {
-            return Err(Error::TooShort {
-                path: name.into(),
-                what: "any text at all".into(),
-                expected: 1,
-                found: 0,
-            });
+            return Err(no_text(name));
         }
         Ok(Self {
             path: name.into(),
@@ -165,6 +132,75 @@ impl TokenStream {
     }
 }
 
+/// The texts of a file's documents in order; a .txt file is one document. [`TokenStream::load`] says which
+/// files.
+///
+/// # Errors
+/// Those of [`TokenStream::load`].
+pub fn documents(path: &Path) -> Result<Vec<String>> {
+    let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+    let (format, text) = unpacked(path, &bytes)?;
+    let documents = match format {
+        Format::Text => vec![text.into_owned()],
+        Format::JsonLines => numbered_documents(&text)
+            .into_par_iter()
+            .map(|(number, line)| document(path, number, line))
+            .collect::<Result<_>>()?,
+    };
+    if documents.iter().any(|text| !text.trim().is_empty()) {
+        Ok(documents)
+    } else {
+        Err(no_text(path))
+    }
+}
+
+/// A file's text, and how its documents are marked.
+fn unpacked<'a>(name: &Path, bytes: &'a [u8]) -> Result<(Format, Cow<'a, str>)> {
+    let zipped = name.extension().is_some_and(|ending| ending == "gz");
+    let inner = if zipped {
+        name.with_extension("")
+    } else {
+        name.into()
+    };
+    let format = match inner.extension().and_then(|ending| ending.to_str()) {
+        Some("txt") => Format::Text,
+        Some("jsonl") => Format::JsonLines,
+        other => {
+            return Err(Error::Kind {
+                path: name.into(),
+                expected: "a file ending in .txt, .jsonl, .txt.gz or .jsonl.gz".into(),
+                found: other.map_or_else(|| "no ending".into(), |ending| format!(".{ending}")),
+            });
+        }
+    };
+    let not_text = |bytes: &[u8], error: Utf8Error| Error::Line {
+        path: name.into(),
+        line: bytes[..error.valid_up_to()].split(|&byte| byte == b'\n').count(),
+        expected: "UTF-8 text".into(),
+        found: format!("byte {:#04x}", bytes[error.valid_up_to()]),
+    };
+    let text = if zipped {
+        let mut unpacked = Vec::new();
+        MultiGzDecoder::new(bytes)
+            .read_to_end(&mut unpacked)
+            .map_err(Error::io(name, "unpack"))?;
+        let text = String::from_utf8(unpacked);
+        Cow::Owned(text.map_err(|error| not_text(error.as_bytes(), error.utf8_error()))?)
+    } else {
+        Cow::Borrowed(std::str::from_utf8(bytes).map_err(|error| not_text(bytes, error))?)
+    };
+    Ok((format, text))
+}
+
+fn no_text(path: &Path) -> Error {
+    Error::TooShort {
+        path: path.into(),
+        what: "any text at all".into(),
+        expected: 1,
+        found: 0,
+    }
+}
+
 /// SHA-256 of a document's text, without leading and trailing white space.
 fn digest(text: &str) -> String {
     sha256(text.trim().as_bytes())
@@ -172,15 +208,9 @@ fn digest(text: &str) -> String {
 
 /// Tokens of all documents in order, and the digest of each. Blank lines are not documents.
 fn encode_documents(path: &Path, text: &str, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<String>)> {
-    let lines: Vec<(usize, &str)> = text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-        .map(|(index, line)| (index + 1, line))
-        .collect();
-    let encoded = lines
-        .par_iter()
-        .map(|&(number, line)| {
+    let encoded = numbered_documents(text)
+        .into_par_iter()
+        .map(|(number, line)| {
             let text = document(path, number, line)?;
             Ok((tokenizer.encode(&text, false)?, digest(&text)))
         })
@@ -192,6 +222,12 @@ fn encode_documents(path: &Path, text: &str, tokenizer: &Tokenizer) -> Result<(V
         tokens.extend(tokenizer.eos());
     }
     Ok((tokens, encoded.into_iter().map(|(_, digest)| digest).collect()))
+}
+
+/// The lines of a .jsonl file that are not blank, with their numbers from 1.
+fn numbered_documents(text: &str) -> Vec<(usize, &str)> {
+    let lines = (1..).zip(text.lines());
+    lines.filter(|(_, line)| !line.trim().is_empty()).collect()
 }
 
 /// The text of one line of a .jsonl file.
@@ -269,6 +305,24 @@ mod tests {
         let once = tokenizer().encode("Once", false).unwrap();
         assert_eq!(stream.documents(), 2);
         assert_eq!(stream.tokens(), [vec![1], once, vec![2, 1, 2]].concat());
+    }
+
+    #[test]
+    fn documents_are_texts_without_markers() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            documents(&path)
+        };
+        let lines = read("a.jsonl", "{\"text\": \"Once\\n\"}\n\n{\"text\": \"\"}\n").unwrap();
+        assert_eq!(lines, ["Once\n", ""]);
+        assert_eq!(read("a.txt", "Once\n\nupon").unwrap(), ["Once\n\nupon"]);
+        assert!(matches!(
+            read("b.jsonl", "{\"text\": \" \"}"),
+            Err(Error::TooShort { .. })
+        ));
+        assert!(matches!(read("c.jsonl", "{}"), Err(Error::Line { line: 1, .. })));
     }
 
     #[test]
