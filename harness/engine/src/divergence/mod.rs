@@ -184,3 +184,6 @@ pub fn save_base(
         losses.collect()
     })
 }
+
+#[cfg(test)]
+mod tests;
