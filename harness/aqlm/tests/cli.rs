@@ -55,8 +55,8 @@ fn eval_prints_the_promised_fields() {
     }
 }
 
-/// The divergence of a quantized model from the dense one: the same whether the dense model is computed or read
-/// from the base file that was saved meanwhile.
+/// The divergence of a quantized model from the dense one: the same whether the dense model is computed or
+/// read from the base file that was saved meanwhile.
 fn diverges(folder: &Path, quantized: &Path, text: &Path, perplexity: &Value) {
     let bases = folder.join("bases");
     let against = |extra: &[&str]| {

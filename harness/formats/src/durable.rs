@@ -10,8 +10,8 @@ use sha2::{Digest, Sha256};
 
 use crate::{Error, Result};
 
-/// A file that is written piece by piece. Its name appears in the folder with [`GrowingFile::finish`]; without
-/// that call, nothing remains.
+/// A file that is written piece by piece. Its name appears in the folder with [`GrowingFile::finish`];
+/// without that call, nothing remains.
 #[derive(Debug)]
 pub struct GrowingFile {
     path: PathBuf,

@@ -4,8 +4,8 @@
     python divergence.py DENSE QUANTIZED base.safetensors record.json
 
 Both models are Llama folders; QUANTIZED is an AQLM checkpoint, whose layers are decoded here from their definition
-(docs/formats.md 1). transformers computes both models' logits from the token ids in the base file, in f64 throughout:
-its casts to f32 inside the norm and the rotary embedding are replaced. Needs torch, transformers, safetensors and numpy.
+(docs/formats.md 1). transformers computes both models' logits from the token ids in the base file in f64: its casts to f32 inside the norm
+and of sines and cosines are replaced. Needs torch, transformers, safetensors and numpy.
 
 Prints one line per figure; exit code 0 when every figure is within the limit, relative, and 1 otherwise.
 """
@@ -39,8 +39,9 @@ def rms_norm_f64(self, x):
 def rotary_f64(self, x, position_ids):
     dim = self.config.head_dim
     theta = getattr(self.config, "rope_theta", None) or self.config.rope_parameters["rope_theta"]
-    frequencies = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    angles = position_ids[..., None].double() * frequencies
+    # Frequencies and angles are rounded to f32, as transformers does; their sines and cosines are not.
+    frequencies = (theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)).float()
+    angles = (position_ids[..., None].float() * frequencies).double()
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 

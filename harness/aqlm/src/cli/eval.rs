@@ -18,7 +18,7 @@ pub(super) struct Args {
     /// How the text becomes windows, and which predictions count (docs/evaluation.md)
     #[arg(long, value_enum, default_value = "gptq")]
     protocol: Protocol,
-    /// Tokens in a window [default: 2048 (llama-cpp: 512), or the model's longest context when that is shorter]
+    /// Tokens in a window [default: 2048, llama-cpp 512, or the model's longest context when that is shorter]
     #[arg(long)]
     ctx: Option<usize>,
     /// Use only the first N windows
@@ -30,17 +30,17 @@ pub(super) struct Args {
     /// Measure the divergence from this dense model: KL and its percentiles, same top token, paired ratios
     #[arg(long, value_name = "DENSE", conflicts_with_all = ["dump_logits", "save_losses"])]
     against: Option<PathBuf>,
-    /// Read the dense model's log-probabilities from a base file, ours or llama.cpp's, instead of computing them
+    /// Read the dense model's log-probabilities from a base file, ours or llama.cpp's
     #[arg(long, value_name = "FILE", conflicts_with_all = ["save_base", "bases", "dump_logits", "save_losses"])]
     base: Option<PathBuf>,
-    /// Save the log-probabilities of DENSE (without --against: of MODEL): lossless if FILE ends in .safetensors,
-    /// else in llama.cpp's format
+    /// Save the log-probabilities of DENSE, or of MODEL without --against: lossless in FILE.safetensors, in
+    /// llama.cpp's format in any other FILE
     #[arg(long, value_name = "FILE", conflicts_with_all = ["bases", "dump_logits"])]
     save_base: Option<PathBuf>,
     /// Keep lossless base files in a folder: each dense model is computed once per text, protocol and backend
     #[arg(long, value_name = "DIR", requires = "against")]
     bases: Option<PathBuf>,
-    /// Skip the noise floor: the divergence of the dense model, rounded to bf16 behind every block, from itself
+    /// Skip the noise floor: the divergence of the dense model, rounded to bf16 behind blocks, from itself
     #[arg(long)]
     no_noise_floor: bool,
     /// Write the loss of every prediction to a safetensors file (losses, tokens, windows, positions)

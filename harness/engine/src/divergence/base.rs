@@ -16,8 +16,8 @@ const LLAMA_CPP_FLOOR: f64 = -16.0;
 
 /// Source of the dense model's log-probabilities.
 pub trait DenseRows {
-    /// Log-probabilities of one window's scored positions, [positions, vocab]. Windows are taken in order, each
-    /// once.
+    /// Log-probabilities of one window's scored positions, [positions, vocab]. Windows are taken in order,
+    /// each once.
     ///
     /// # Errors
     /// Those of reading or computing, and of saving.

@@ -1,7 +1,7 @@
 //! Divergence of a model from the dense model: how far apart their next-token distributions are on a text.
 //!
-//! The dense model's distributions are computed beside the model's, or read from a base file. Only one window's
-//! logits of each model are in memory. docs/evaluation.md defines the statistics.
+//! The dense model's distributions are computed beside the model's, or read from a base file. Only one
+//! window's logits of each model are in memory. docs/evaluation.md defines the statistics.
 
 mod base;
 mod position;
@@ -38,8 +38,8 @@ pub enum Dense<'a> {
     File(Kept<'a>, Option<&'a dyn Weights>),
 }
 
-/// Positions of the model against the dense model, and of the dense model, rounded to bf16 behind every block,
-/// against itself.
+/// Positions of the model against the dense model, and of the dense model, rounded to bf16 behind every
+/// block, against itself.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Compared {
     /// the model
@@ -51,7 +51,8 @@ pub struct Compared {
 /// Compares a model with the dense model at every scored position of a text.
 ///
 /// # Errors
-/// `Argument` for a dense model of another vocabulary; those of [`Reading::with_logits`] and of the base file.
+/// `Argument` for a dense model of another vocabulary; those of [`Reading::with_logits`] and of the base
+/// file.
 pub fn compare(
     backend: BackendKind,
     text: &EvaluationText,

@@ -1,7 +1,7 @@
 //! Perplexity protocols: how a text becomes windows of tokens, and which predictions count.
 //!
-//! Figures of different protocols are not comparable, not even for the same text and model. docs/evaluation.md
-//! describes each protocol and its source.
+//! Figures of different protocols are not comparable, not even for the same text and model.
+//! docs/evaluation.md describes each protocol and its source.
 
 mod c4;
 mod python_random;
@@ -169,8 +169,8 @@ impl EvaluationText {
         self.windows.iter().map(Vec::as_slice).collect()
     }
 
-    /// The windows as the model reads them: llama.cpp replaces the first token of each by BOS if the tokenizer
-    /// adds BOS.
+    /// The windows as the model reads them: llama.cpp replaces the first token of each by BOS if the
+    /// tokenizer adds BOS.
     pub fn model_inputs(&self) -> Vec<Vec<u32>> {
         let mut inputs = self.windows.clone();
         if let Some(bos) = self.bos {

@@ -29,7 +29,8 @@ mod tests {
 
     #[test]
     fn numbers_are_those_of_python() {
-        // python3 -c "import random; random.seed(0); print([random.randint(0, n) for n in [45575, 99, 0, ...]])"
+        // python3 -c "import random; random.seed(0); print([random.randint(0, n) for n in [45575, 99, 0,
+        // ...]])"
         let most = [45_575, 99, 0, 1, 2047, 1 << 30, 255, 7];
         let mut random = PythonRandom::new(0);
         let drawn = most.map(|most| random.up_to(most));

@@ -1,10 +1,10 @@
 //! The base file of llama.cpp's `llama-perplexity`, `_logits_`: log-probabilities in 16 bits.
 //!
-//! Little-endian: the 8 bytes `_logits_`; n_ctx u32, n_vocab i32, n_chunk i32; token ids i32 [n_chunk, n_ctx];
-//! then one row per scored position. Positions n_ctx / 2 to n_ctx - 2 of each chunk are scored. A row is scale
-//! f32, minimum f32, and one u16 per token, padded to an even number of tokens. The log-probability of a token
-//! is scale * q + minimum. Log-probabilities more than 16 nats below the row's largest are stored as the
-//! minimum.
+//! Little-endian: the 8 bytes `_logits_`; n_ctx u32, n_vocab i32, n_chunk i32; token ids i32 [n_chunk,
+//! n_ctx]; then one row per scored position. Positions n_ctx / 2 to n_ctx - 2 of each chunk are scored. A row
+//! is scale f32, minimum f32, and one u16 per token, padded to an even number of tokens. The log-probability
+//! of a token is scale * q + minimum. Log-probabilities more than 16 nats below the row's largest are stored
+//! as the minimum.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 
-use super::rows_of;
+use super::rows::rows_of;
 use crate::durable::GrowingFile;
 use crate::{Error, Result};
 
@@ -55,8 +55,8 @@ impl LlamaCppBase {
     /// Reads the header and the token ids.
     ///
     /// # Errors
-    /// `Io`; `Truncated`; `Header` for another kind of file or one with bytes after the last row; `Field` for a
-    /// number or token id that cannot be right.
+    /// `Io`; `Truncated`; `Header` for another kind of file or one with bytes after the last row; `Field` for
+    /// a number or token id that cannot be right.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io(path, "open"))?;
         let length = file.metadata().map_err(Error::io(path, "read"))?.len();
@@ -207,7 +207,8 @@ pub struct LlamaCppWriter {
 }
 
 impl LlamaCppWriter {
-    /// A file for these windows, which must be of equal length, before their first tokens are replaced by BOS.
+    /// A file for these windows, which must be of equal length, before their first tokens are replaced by
+    /// BOS.
     ///
     /// # Errors
     /// `Argument` for windows of different length or of fewer than three tokens, or too many for the format;

@@ -1,8 +1,8 @@
 //! The project's own base file: logits in safetensors, in the precision in which the backend computed them.
 //!
-//! `logits` [rows, vocab], F32 or F64, one row per scored position; their log-softmax is the log-probabilities.
-//! `input_ids` [tokens] I32 and `window_lengths` [windows] I32 are the text. The metadata say what the rows
-//! were computed from: see [`BaseKey`].
+//! `logits` [rows, vocab], F32 or F64, one row per scored position; their log-softmax is the
+//! log-probabilities. `input_ids` [tokens] I32 and `window_lengths` [windows] I32 are the text. The metadata
+//! say what the rows were computed from: see [`BaseKey`].
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -10,7 +10,7 @@ use std::path::Path;
 
 use ndarray::{Array1, Array2, ArrayView2};
 
-use super::rows_of;
+use super::rows::rows_of;
 use crate::durable::{GrowingFile, sha256};
 use crate::safetensors::{Dtype, Element, SafetensorFiles, Slot, write_header};
 use crate::tensors::TensorSource;
@@ -98,8 +98,8 @@ impl LosslessBase {
     /// Reads everything but the logits.
     ///
     /// # Errors
-    /// Those of [`SafetensorFiles::open_file`]; `MissingTensor`, `TensorType`; `Field` when a tensor's shape or
-    /// the metadata disagree with the rest, or the token ids do not have their SHA-256.
+    /// Those of [`SafetensorFiles::open_file`]; `MissingTensor`, `TensorType`; `Field` when a tensor's shape
+    /// or the metadata disagree with the rest, or the token ids do not have their SHA-256.
     pub fn open(path: &Path) -> Result<Self> {
         let files = SafetensorFiles::open_file(path)?;
         let wrong = |field: &str, expected: String, found: String| Error::Field {

@@ -1,10 +1,11 @@
 //! Base files: the log-probabilities of a dense model on a text, kept for comparisons with quantized models.
 //!
-//! [`lossless`] keeps logits exactly as the backend computed them, [`llama_cpp`] reads and writes the file that
-//! `llama-perplexity --kl-divergence-base` makes. docs/formats.md 5 describes both.
+//! [`lossless`] keeps logits exactly as the backend computed them, [`llama_cpp`] reads and writes the file
+//! that `llama-perplexity --kl-divergence-base` makes. docs/formats.md 5 describes both.
 
 pub mod llama_cpp;
 pub mod lossless;
+mod rows;
 
 use std::fs::File;
 use std::io::Read;
@@ -12,6 +13,7 @@ use std::path::Path;
 
 pub use llama_cpp::{LlamaCppBase, LlamaCppWriter};
 pub use lossless::{BaseKey, LosslessBase, LosslessWriter, Precision};
+pub use rows::rows_of;
 
 use crate::{Error, Result};
 
@@ -64,12 +66,6 @@ impl BaseFile {
             Self::LlamaCpp(base) => base.windows(),
         }
     }
-}
-
-/// Number of rows of a window of `length` tokens whose predictions are kept from position `first`. The last
-/// position predicts a token beyond the window.
-pub fn rows_of(length: usize, first: usize) -> usize {
-    length.saturating_sub(first.saturating_add(1))
 }
 
 #[cfg(test)]

@@ -135,7 +135,8 @@ fn sixteen_bits_are_within_half_a_step() {
 
 #[test]
 fn the_layout_is_that_of_llama_cpp() {
-    // Written from the format's description, byte by byte: two chunks of 4 tokens, 3 tokens in the vocabulary.
+    // Written from the format's description, byte by byte: two chunks of 4 tokens, 3 tokens in the
+    // vocabulary.
     let mut bytes = b"_logits_".to_vec();
     for number in [4i32, 3, 2, 0, 1, 2, 0, 2, 1, 0, 1] {
         bytes.extend(number.to_le_bytes());
