@@ -120,8 +120,8 @@ pub struct Percentiles {
     pub minimum: f64,
 }
 
-/// Positions at which the dense model's largest probability is at least `from` and below `to`; the last bucket
-/// includes 1.
+/// Positions at which the dense model's largest probability is at least `from` and below `to`; the last
+/// bucket includes 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Bucket {
     /// least probability
