@@ -204,6 +204,8 @@ fn in_words(record: &DivergenceRecord) -> String {
                 100.0 * noise.same_top.value
             ),
         );
+    } else {
+        line("noise floor (bf16)", "not measured".into());
     }
     line(
         "dense top probability",
