@@ -123,8 +123,8 @@ fn divergence(job: &DivergenceJob) -> Result<DivergenceRecord> {
         windows: job.text.windows().len(),
         backend: job.backend,
         floor,
-        divergence: statistics(&model),
-        noise_floor: noise.as_deref().map(statistics),
+        divergence: Box::new(statistics(&model)),
+        noise_floor: noise.as_deref().map(statistics).map(Box::new),
     })
 }
 
@@ -144,7 +144,7 @@ fn in_words(record: &DivergenceRecord) -> String {
         ln_ratio,
         loss_correlation,
         buckets,
-    } = &record.divergence;
+    } = record.divergence.as_ref();
     let mut text = format!(
         "{} against {} on {}: {positions} positions ({} windows of {}, protocol {})\n",
         record.model,

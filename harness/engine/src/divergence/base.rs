@@ -156,7 +156,7 @@ impl DenseRows for Computed<'_> {
     fn log_probabilities(&mut self, window: usize) -> Result<Array2<f64>> {
         let mut logits = scored(self.logits.logits(window)?, self.first);
         if let Some(file) = &mut self.save {
-            file.push(logits.view())?;
+            file.push(&logits.view())?;
         }
         log_softmax(&mut logits);
         Ok(logits)
@@ -217,7 +217,7 @@ impl BaseWriter {
     ///
     /// # Errors
     /// `Io`; `Internal` for rows that do not fit.
-    pub fn push(&mut self, logits: ArrayView2<'_, f64>) -> Result<()> {
+    pub fn push(&mut self, logits: &ArrayView2<'_, f64>) -> Result<()> {
         match self {
             Self::Lossless(file) => file.push(logits),
             Self::LlamaCpp(file) => file.push(logits),

@@ -63,14 +63,6 @@ pub fn compare(
 ) -> Result<Compared> {
     let inputs = text.model_inputs();
     let windows: Vec<&[u32]> = inputs.iter().map(Vec::as_slice).collect();
-    fn reading<'a>(backend: BackendKind, weights: &'a dyn Weights, windows: &'a [&'a [u32]]) -> Reading<'a> {
-        Reading {
-            backend,
-            weights,
-            windows,
-            behind: BehindBlocks::Exact,
-        }
-    }
     let vocab = model.config().vocab_size;
     if let Dense::Model(weights, _) | Dense::File(_, Some(weights)) = &dense
         && weights.config().vocab_size != vocab
@@ -109,6 +101,16 @@ pub fn compare(
     }
 }
 
+/// A reading without rounding.
+fn reading<'a>(backend: BackendKind, weights: &'a dyn Weights, windows: &'a [&'a [u32]]) -> Reading<'a> {
+    Reading {
+        backend,
+        weights,
+        windows,
+        behind: BehindBlocks::Exact,
+    }
+}
+
 /// Compares window by window.
 fn by_window(
     text: &EvaluationText,
@@ -133,7 +135,7 @@ fn by_window(
             let rows = rows.axis_iter(Axis(0)).into_par_iter();
             let pairs = rows.zip(other.axis_iter(Axis(0))).zip(predicted);
             into.par_extend(
-                pairs.map(|((dense, model), &token)| Position::compare(dense, model, token, floor)),
+                pairs.map(|((dense, model), &token)| Position::compare(&dense, &model, token, floor)),
             );
             Ok(())
         };
@@ -159,14 +161,8 @@ pub fn save_base(
 ) -> Result<Vec<Vec<f64>>> {
     let inputs = text.model_inputs();
     let windows: Vec<&[u32]> = inputs.iter().map(Vec::as_slice).collect();
-    let reading = Reading {
-        backend,
-        weights: model,
-        windows: &windows,
-        behind: BehindBlocks::Exact,
-    };
     let first = text.first_scored();
-    reading.with_logits(&mut |_| progress(DivergenceEvent::Block), |logits| {
+    reading(backend, model, &windows).with_logits(&mut |_| progress(DivergenceEvent::Block), |logits| {
         let mut rows = Computed {
             logits,
             first,

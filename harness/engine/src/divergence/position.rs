@@ -34,8 +34,8 @@ impl Position {
     /// KL is the sum over tokens of p (ln p - ln q), p of the dense model. With a `floor`, only tokens with
     /// ln p above it count. Tokens without probability in the dense model contribute nothing.
     pub fn compare(
-        dense: ArrayView1<'_, f64>,
-        model: ArrayView1<'_, f64>,
+        dense: &ArrayView1<'_, f64>,
+        model: &ArrayView1<'_, f64>,
         token: u32,
         floor: Option<f64>,
     ) -> Self {
@@ -59,7 +59,7 @@ impl Position {
 }
 
 /// Index of the first of the largest values.
-fn largest(values: ArrayView1<'_, f64>) -> usize {
+fn largest(values: &ArrayView1<'_, f64>) -> usize {
     let mut best = 0;
     for (index, &value) in values.iter().enumerate() {
         if value > values[best] {

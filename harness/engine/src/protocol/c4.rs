@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::Path;
 
 use super::python_random::PythonRandom;
@@ -26,14 +27,17 @@ pub(super) fn drawn(path: &Path, tokenizer: &Tokenizer, ctx: usize, most: usize)
     let mut windows = Vec::new();
     while windows.len() < WINDOWS.min(most) {
         let index = random.up_to(last);
-        if !read.contains_key(&index) {
-            let tokens = tokenizer.encode(&documents[index as usize], true)?;
-            longest = longest.max(tokens.len());
-            let long = tokens.len() >= ctx;
-            short += usize::from(!long);
-            read.insert(index, long.then_some(tokens));
-        }
-        if let Some(Some(tokens)) = read.get(&index) {
+        let tokens = match read.entry(index) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => {
+                let tokens = tokenizer.encode(&documents[index as usize], true)?;
+                longest = longest.max(tokens.len());
+                let long = tokens.len() >= ctx;
+                short += usize::from(!long);
+                unknown.insert(long.then_some(tokens))
+            }
+        };
+        if let Some(tokens) = tokens {
             let start = match tokens.len() - ctx {
                 0 => 0,
                 spare => random.up_to(spare as u32 - 1) as usize,

@@ -174,7 +174,9 @@ impl EvaluationText {
     pub fn model_inputs(&self) -> Vec<Vec<u32>> {
         let mut inputs = self.windows.clone();
         if let Some(bos) = self.bos {
-            inputs.iter_mut().for_each(|window| window[0] = bos);
+            for window in &mut inputs {
+                window[0] = bos;
+            }
         }
         inputs
     }

@@ -78,6 +78,7 @@ impl LlamaCppBase {
         file.read_exact_at(&mut header, 0)
             .map_err(Error::io(path, "read"))?;
         let (magic, numbers) = header.split_at(MAGIC.len());
+        let (numbers, _) = numbers.as_chunks();
         if magic != MAGIC {
             return Err(bad_header(
                 "`_logits_`".into(),
@@ -85,8 +86,7 @@ impl LlamaCppBase {
             ));
         }
         let number = |index: usize, field: &str, least: i32| {
-            let bytes = &numbers[4 * index..4 * index + 4];
-            let value = i32::from_le_bytes(bytes.try_into().expect("four bytes"));
+            let value = i32::from_le_bytes(numbers[index]);
             // a window of two tokens has no scored position
             if value >= least {
                 return Ok(value as usize);
@@ -247,7 +247,7 @@ impl LlamaCppWriter {
     ///
     /// # Errors
     /// `Io`; `Internal` for more rows than the windows have, or another vocabulary.
-    pub fn push(&mut self, logits: ArrayView2<'_, f64>) -> Result<()> {
+    pub fn push(&mut self, logits: &ArrayView2<'_, f64>) -> Result<()> {
         let left = self.rows_left.checked_sub(logits.nrows());
         let (Some(left), true) = (left, logits.ncols() == self.vocab) else {
             return Err(Error::Internal(format!(
@@ -258,7 +258,11 @@ impl LlamaCppWriter {
             )));
         };
         self.rows_left = left;
-        let rows: Vec<Vec<u8>> = logits.axis_iter(Axis(0)).into_par_iter().map(encoded).collect();
+        let rows: Vec<Vec<u8>> = logits
+            .axis_iter(Axis(0))
+            .into_par_iter()
+            .map(|row| encoded(&row))
+            .collect();
         self.file
             .append(|file| rows.iter().try_for_each(|row| file.write_all(row)))
     }
@@ -279,7 +283,7 @@ impl LlamaCppWriter {
 }
 
 /// The bytes of a row. A row without finite log-probabilities has scale and minimum NaN.
-fn encoded(logits: ArrayView1<'_, f64>) -> Vec<u8> {
+fn encoded(logits: &ArrayView1<'_, f64>) -> Vec<u8> {
     let largest = logits.fold(f64::NEG_INFINITY, |most, &logit| most.max(logit));
     let smallest = logits.fold(f64::INFINITY, |least, &logit| least.min(logit));
     let smallest = smallest.max(largest - RANGE);

@@ -297,9 +297,9 @@ impl LosslessWriter {
             .copied()
             .flatten()
             .for_each(|&id| (id as i32).append(&mut rest));
-        windows
-            .iter()
-            .for_each(|window| (window.len() as i32).append(&mut rest));
+        for window in windows {
+            (window.len() as i32).append(&mut rest);
+        }
         let mut file = GrowingFile::new(path)?;
         file.append(|file| write_header(file, &key.metadata(ids_sha256(windows)), slots.iter()))?;
         Ok(Self {
@@ -315,7 +315,7 @@ impl LosslessWriter {
     ///
     /// # Errors
     /// `Io`; `Internal` for more rows than the windows have, or another vocabulary.
-    pub fn push(&mut self, logits: ArrayView2<'_, f64>) -> Result<()> {
+    pub fn push(&mut self, logits: &ArrayView2<'_, f64>) -> Result<()> {
         let left = self.rows_left.checked_sub(logits.nrows());
         let (Some(left), true) = (left, logits.ncols() == self.vocab) else {
             return Err(Error::Internal(format!(

@@ -60,7 +60,7 @@ fn the_lossless_form_gives_back_every_bit_of_windows_of_any_length() {
         };
         let mut file = LosslessWriter::new(&path, &key(first), precision, VOCAB, &windows).unwrap();
         for window in 0..3 {
-            file.push(rows(window).view()).unwrap();
+            file.push(&rows(window).view()).unwrap();
         }
         file.finish().unwrap();
         let BaseFile::Lossless(base) = BaseFile::open(&path).unwrap() else {
@@ -105,7 +105,7 @@ fn sixteen_bits_are_within_half_a_step() {
     rows[1].slice_mut(s![1, ..]).fill(2.0);
     rows[2].slice_mut(s![0, ..]).fill(f64::NAN);
     let mut file = LlamaCppWriter::new(&path, VOCAB, &windows).unwrap();
-    rows.iter().for_each(|rows| file.push(rows.view()).unwrap());
+    rows.iter().for_each(|rows| file.push(&rows.view()).unwrap());
     file.finish().unwrap();
     let BaseFile::LlamaCpp(base) = BaseFile::open(&path).unwrap() else {
         panic!("another kind")
@@ -202,7 +202,7 @@ fn damaged_lossless_files_are_refused_by_field() {
     let windows = windows();
     let windows = as_slices(&windows);
     let mut file = LosslessWriter::new(&path, &key(0), Precision::F32, VOCAB, &windows).unwrap();
-    (0..3).for_each(|window| file.push(logits(window, 5).view()).unwrap());
+    (0..3).for_each(|window| file.push(&logits(window, 5).view()).unwrap());
     file.finish().unwrap();
     let whole = std::fs::read(&path).unwrap();
     let refused = |from: &str, to: &str| {
@@ -240,8 +240,8 @@ fn an_unfinished_file_leaves_nothing() {
     let windows = as_slices(&windows);
     let lossless = LosslessWriter::new(&folder.path().join("a"), &key(0), Precision::F32, VOCAB, &windows);
     let mut lossless = lossless.unwrap();
-    lossless.push(logits(0, 5).view()).unwrap();
-    assert!(lossless.push(logits(0, 11).view()).is_err());
+    lossless.push(&logits(0, 5).view()).unwrap();
+    assert!(lossless.push(&logits(0, 11).view()).is_err());
     assert!(lossless.finish().is_err());
     let sixteen = LlamaCppWriter::new(&folder.path().join("b"), VOCAB, &windows).unwrap();
     assert!(sixteen.finish().is_err());

@@ -184,6 +184,10 @@ impl SafetensorFiles {
     ///
     /// # Errors
     /// Those of [`SafetensorFiles::read`]; `Field` when the matrix has fewer rows.
+    #[expect(
+        clippy::missing_panics_doc,
+        reason = "the bytes that were read have this shape"
+    )]
     pub fn read_rows<T: Element>(&self, name: &str, rows: Range<usize>) -> Result<Array2<T>> {
         let (shard, entry) = self.entry(name)?;
         let [all, columns] = entry.shape[..] else {

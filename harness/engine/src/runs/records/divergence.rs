@@ -26,9 +26,9 @@ pub struct DivergenceRecord {
     /// llama.cpp's rule for its base files; `None` when all tokens count
     pub floor: Option<f64>,
     /// the model against the dense model
-    pub divergence: DivergenceStatistics,
+    pub divergence: Box<DivergenceStatistics>,
     /// the dense model against itself, rounded to bf16 behind every block; `None` where it was not measured
-    pub noise_floor: Option<DivergenceStatistics>,
+    pub noise_floor: Option<Box<DivergenceStatistics>>,
 }
 
 /// Statistics over the scored positions. Positions at which a loss or the divergence is NaN or infinite are

@@ -288,7 +288,7 @@ fn divergence() -> DivergenceRecord {
         p0_1,
         minimum: -1.0,
     };
-    let statistics = DivergenceStatistics {
+    let statistics = Box::new(DivergenceStatistics {
         positions: 7,
         not_finite: 1,
         kl: estimate,
@@ -308,7 +308,7 @@ fn divergence() -> DivergenceRecord {
             kl: estimate,
             same_top: estimate,
         }],
-    };
+    });
     DivergenceRecord {
         model: "q".into(),
         against: Some("m".into()),
