@@ -5,6 +5,7 @@ mod support;
 use std::path::Path;
 use std::process::Output;
 
+use serde_json::{Value, json};
 use support::{MODEL, aqlm, json, model_bytes, quantization, refused, short_text};
 
 #[test]
@@ -34,6 +35,57 @@ fn eval_prints_the_promised_fields() {
     for field in ["model", "data"] {
         assert!(document[field].is_string());
     }
+}
+
+/// The divergence of a quantized model from the dense one: the same whether the dense model is computed or
+/// read from the base file that was saved meanwhile.
+fn diverges(folder: &Path, quantized: &Path, text: &Path, perplexity: &Value) {
+    let bases = folder.join("bases");
+    let against = |extra: &[&str]| {
+        let mut arguments = vec![
+            "eval",
+            quantized.to_str().unwrap(),
+            "--data",
+            text.to_str().unwrap(),
+        ];
+        arguments.extend(["--ctx", "64", "--windows", "2", "--json"]);
+        arguments.extend(extra);
+        let output = aqlm(&arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", support::message(&output));
+        json(&output)
+    };
+    let folder_of_bases = ["--against", MODEL, "--bases", bases.to_str().unwrap()];
+    let computed = against(&folder_of_bases);
+    let found = &computed["divergence"];
+    assert_eq!(
+        (&found["positions"], &found["not_finite"]),
+        (&json!(126), &json!(0))
+    );
+    let number = |value: &Value| value.as_f64().unwrap();
+    assert!(number(&found["kl"]["value"]) > number(&computed["noise_floor"]["kl"]["value"]));
+    let [ours, theirs] = [&found["perplexity"]["value"], &perplexity["perplexity"]].map(number);
+    // The losses of `perplexity` are computed in f32.
+    assert!((ours / theirs - 1.0).abs() < 1e-5, "{ours} {theirs}");
+    let kept = against(&folder_of_bases);
+    assert!(kept["base"].is_string() && computed["base"].is_null());
+    assert_eq!(kept["divergence"], *found);
+    let base = kept["base"].as_str().unwrap();
+    let alone = against(&["--base", base]);
+    assert_eq!(alone["divergence"], *found);
+    assert!(alone["noise_floor"].is_null() && alone["against"].is_null());
+    refused(
+        &[
+            "eval",
+            MODEL,
+            "--data",
+            text.to_str().unwrap(),
+            "--ctx",
+            "32",
+            "--base",
+            base,
+        ],
+        &[base, "ctx", "32", "64"],
+    );
 }
 
 #[test]
@@ -77,6 +129,7 @@ fn a_quantized_model_evaluates_inspects_and_resumes_to_the_same_bytes() {
         "--json",
     ]));
     assert!(measured["perplexity"].as_f64().unwrap().is_finite());
+    diverges(folder.path(), &whole, &text, &measured);
 
     // Repeating the same command is rejected. With --resume, it finds everything done and changes nothing.
     let before = model_bytes(&whole);

@@ -4,6 +4,7 @@
 pub mod alternate;
 mod backend_kind;
 pub mod backends;
+pub mod divergence;
 pub mod evaluate;
 mod gauge;
 pub mod generate;
@@ -12,10 +13,12 @@ mod memory;
 pub mod ops;
 mod preflight;
 mod presets;
+pub mod protocol;
 mod publish;
 mod quantize;
 pub mod runs;
 mod tune;
+pub mod window_logits;
 
 pub use aqlm_formats::{Error, Result};
 pub use preflight::check_scheme;

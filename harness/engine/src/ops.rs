@@ -136,6 +136,9 @@ pub trait BlockOps {
     /// The block's output for every sequence.
     fn block_forward(&self, block: &Self::Block, hidden: &Self::Hidden) -> Result<Self::Hidden>;
 
+    /// The hidden states with every number rounded to bf16, to the nearest, ties to even.
+    fn rounded_to_bf16(&self, hidden: Self::Hidden) -> Result<Self::Hidden>;
+
     /// An empty sum for one of the block's layers.
     fn hessian(&self, block: &Self::Block, layer: LayerId) -> Self::Hessian;
 

@@ -10,25 +10,75 @@ use sha2::{Digest, Sha256};
 
 use crate::{Error, Result};
 
+/// A file that is written piece by piece. Its name appears in the folder with [`GrowingFile::finish`];
+/// without that call, nothing remains.
+#[derive(Debug)]
+pub struct GrowingFile {
+    path: PathBuf,
+    file: tempfile::NamedTempFile,
+    buffered: BufWriter<File>,
+}
+
+impl GrowingFile {
+    /// An empty file, not yet under its final name.
+    ///
+    /// # Errors
+    /// `Io` with the final name.
+    pub fn new(path: &Path) -> Result<Self> {
+        let open = || -> std::io::Result<_> {
+            let file = tempfile::Builder::new()
+                .prefix(".writing-")
+                .tempfile_in(folder_of(path))?;
+            let buffered = BufWriter::new(file.reopen()?);
+            Ok((file, buffered))
+        };
+        let (file, buffered) = open().map_err(Error::io(path, "write"))?;
+        Ok(Self {
+            path: path.into(),
+            file,
+            buffered,
+        })
+    }
+
+    /// Appends whatever `fill` writes.
+    ///
+    /// # Errors
+    /// `Io` with the final name; whatever `fill` returns.
+    pub fn append(&mut self, fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
+        fill(&mut self.buffered).map_err(Error::io(&self.path, "write"))
+    }
+
+    /// Flushes the file to the disk and gives it its final name.
+    ///
+    /// # Errors
+    /// `Io` with the final name.
+    pub fn finish(self) -> Result<()> {
+        let Self {
+            path,
+            mut file,
+            buffered,
+        } = self;
+        let finish = || -> std::io::Result<()> {
+            buffered
+                .into_inner()
+                .map_err(std::io::IntoInnerError::into_error)?;
+            readable_by_all(file.as_file_mut())?;
+            file.as_file().sync_all()?;
+            file.persist(&path).map_err(|error| error.error)?;
+            File::open(folder_of(&path))?.sync_all()
+        };
+        finish().map_err(Error::io(&path, "write"))
+    }
+}
+
 /// Writes a file through `fill`. A crash or a full disk leaves the old file or none, never a partial one.
 ///
 /// # Errors
 /// `Io` with the file's final name; whatever `fill` returns.
 pub fn write_file(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
-    let folder = folder_of(path);
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
-        let mut buffered = BufWriter::new(file.reopen()?);
-        fill(&mut buffered)?;
-        buffered
-            .into_inner()
-            .map_err(std::io::IntoInnerError::into_error)?;
-        readable_by_all(file.as_file_mut())?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        File::open(folder)?.sync_all()
-    };
-    write().map_err(Error::io(path, "write"))
+    let mut file = GrowingFile::new(path)?;
+    file.append(fill)?;
+    file.finish()
 }
 
 /// [`write_file`]; returns the SHA-256 of the written bytes in lower-case hexadecimal.

@@ -27,6 +27,7 @@
 //! | [`safetensors`] | named arrays of any numbers in and out, with checksums |
 //! | [`tokenizer`] | text to tokens and back |
 //! | [`texts`] | text files as streams of tokens, cut into windows and calibration sequences |
+//! | [`base_files`] | log-probabilities of a dense model on a text, kept for comparisons |
 //! | [`fetch`] | models from the Hub or a Python package |
 //! | [`durable`] | files that are either whole or absent |
 //! | [`hostile`] | the readers as functions of bytes, for fuzzers |
@@ -34,6 +35,7 @@
 //! Every function that can fail returns [`Error`], which names the file and the field or tensor, what was
 //! expected and what was found. `examples/open_model.rs` opens a model, lists its layers and reads a weight.
 
+pub mod base_files;
 pub mod durable;
 pub mod error;
 pub mod fetch;

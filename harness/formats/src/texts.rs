@@ -81,17 +81,9 @@ impl TokenStream {
     /// and `Json` with the line's number; `Field` for a row without a text; `TooShort` for a file without any
     /// text.
     pub fn load_as(path: &Path, stated: Option<TextFormat>, tokenizer: &Tokenizer) -> Result<Self> {
-        let piped = path.as_os_str() == STANDARD_INPUT;
-        let bytes = if piped {
-            let mut bytes = Vec::new();
-            let read = std::io::stdin().lock().read_to_end(&mut bytes);
-            read.map_err(Error::io(path, "read"))?;
-            bytes
-        } else {
-            std::fs::read(path).map_err(Error::io(path, "read"))?
-        };
+        let bytes = read(path)?;
         let mut stream = Self::parse(path, stated, &bytes, tokenizer)?;
-        if piped || !path.is_file() {
+        if path.as_os_str() == STANDARD_INPUT || !path.is_file() {
             stream.bytes = Some(Arc::new(bytes));
         }
         Ok(stream)
@@ -125,59 +117,15 @@ impl TokenStream {
     }
 
     fn parse(name: &Path, stated: Option<TextFormat>, bytes: &[u8], tokenizer: &Tokenizer) -> Result<Self> {
-        let format = TextFormat::of(name).or(stated).ok_or_else(|| Error::Kind {
-            path: name.into(),
-            expected:
-                "a name ending in .txt, .raw, .jsonl, .json or .parquet, the first four also with .gz, or \
-                       a stated format"
-                    .into(),
-            found: match name.extension() {
-                Some(ending) => format!(".{}", Path::new(ending).display()),
-                None => "no ending".into(),
-            },
-        })?;
-        let unpacked;
-        let bytes = if gzip::is_packed(bytes) && format != TextFormat::Parquet {
-            unpacked = gzip::unpack(bytes).map_err(Error::io(name, "unpack"))?;
-            &unpacked
-        } else {
-            bytes
-        };
-        let (tokens, digests, blank) = match format {
-            TextFormat::Text => {
-                let text = plain_text(name, bytes)?;
-                (
-                    tokenizer.encode(text, true)?,
-                    vec![digest(text)],
-                    text.trim().is_empty(),
-                )
-            }
-            TextFormat::JsonLines => {
-                let lines: Vec<(usize, &str)> = plain_text(name, bytes)?
-                    .lines()
-                    .enumerate()
-                    .filter(|(_, line)| !line.trim().is_empty())
-                    .map(|(index, line)| (index + 1, line))
-                    .collect();
-                let text = |&(number, line): &(usize, &str)| document(name, number, line);
-                let (tokens, digests) = encode_documents(&lines, text, tokenizer)?;
-                (tokens, digests, false)
-            }
-            TextFormat::Parquet => {
-                let rows = parquet::texts(name, bytes)?;
-                let (tokens, digests) = encode_documents(&rows, |row| Ok(row.clone()), tokenizer)?;
-                (tokens, digests, false)
-            }
+        let format = told(name, stated)?;
+        let documents = parse(name, format, bytes)?;
+        let (tokens, digests) = match (format, &documents[..]) {
+            (_, []) => return Err(no_text(name)),
+            (TextFormat::Text, [text, ..]) if text.trim().is_empty() => return Err(no_text(name)),
+            (TextFormat::Text, [text, ..]) => (tokenizer.encode(text, true)?, vec![digest(text)]),
+            (TextFormat::JsonLines | TextFormat::Parquet, _) => encode_documents(&documents, tokenizer)?,
         };
         let documents = digests.len();
-        if blank || documents == 0 {
-            return Err(Error::TooShort {
-                path: name.into(),
-                what: "any text at all".into(),
-                expected: 1,
-                found: 0,
-            });
-        }
         Ok(Self {
             path: name.into(),
             format,
@@ -249,6 +197,77 @@ impl TokenStream {
     }
 }
 
+/// The texts of a file's documents in order; a text is one document. [`TokenStream::load_as`] says which files.
+///
+/// # Errors
+/// Those of [`TokenStream::load_as`].
+pub fn documents(path: &Path, stated: Option<TextFormat>) -> Result<Vec<String>> {
+    let documents = parse(path, told(path, stated)?, &read(path)?)?;
+    if documents.iter().any(|text| !text.trim().is_empty()) {
+        Ok(documents)
+    } else {
+        Err(no_text(path))
+    }
+}
+
+/// The bytes of a file, or of standard input for the path `-`.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    if path.as_os_str() == STANDARD_INPUT {
+        let mut bytes = Vec::new();
+        let read = std::io::stdin().lock().read_to_end(&mut bytes);
+        read.map_err(Error::io(path, "read"))?;
+        Ok(bytes)
+    } else {
+        std::fs::read(path).map_err(Error::io(path, "read"))
+    }
+}
+
+/// The format that the name tells, or else the stated one.
+fn told(name: &Path, stated: Option<TextFormat>) -> Result<TextFormat> {
+    TextFormat::of(name).or(stated).ok_or_else(|| Error::Kind {
+        path: name.into(),
+        expected: "a name ending in .txt, .raw, .jsonl, .json or .parquet, the first four also with .gz, or a \
+                   stated format"
+            .into(),
+        found: match name.extension() {
+            Some(ending) => format!(".{}", Path::new(ending).display()),
+            None => "no ending".into(),
+        },
+    })
+}
+
+/// The documents of a file's bytes, which may be gzipped unless they are parquet.
+fn parse(name: &Path, format: TextFormat, bytes: &[u8]) -> Result<Vec<String>> {
+    let unpacked;
+    let bytes = if gzip::is_packed(bytes) && format != TextFormat::Parquet {
+        unpacked = gzip::unpack(bytes).map_err(Error::io(name, "unpack"))?;
+        &unpacked
+    } else {
+        bytes
+    };
+    match format {
+        TextFormat::Text => Ok(vec![plain_text(name, bytes)?.to_owned()]),
+        TextFormat::JsonLines => {
+            let lines: Vec<(usize, &str)> = (1..)
+                .zip(plain_text(name, bytes)?.lines())
+                .filter(|(_, line)| !line.trim().is_empty())
+                .collect();
+            let document = |(number, line)| document(name, number, line);
+            lines.into_par_iter().map(document).collect()
+        }
+        TextFormat::Parquet => parquet::texts(name, bytes),
+    }
+}
+
+fn no_text(path: &Path) -> Error {
+    Error::TooShort {
+        path: path.into(),
+        what: "any text at all".into(),
+        expected: 1,
+        found: 0,
+    }
+}
+
 /// SHA-256 of a document's text, without leading and trailing white space.
 fn digest(text: &str) -> String {
     sha256(text.trim().as_bytes())
@@ -274,17 +293,10 @@ fn plain_text<'a>(name: &Path, bytes: &'a [u8]) -> Result<&'a str> {
 }
 
 /// Tokens of all documents in order, and the digest of each.
-fn encode_documents<T: Sync>(
-    documents: &[T],
-    text: impl Fn(&T) -> Result<String> + Sync,
-    tokenizer: &Tokenizer,
-) -> Result<(Vec<u32>, Vec<String>)> {
+fn encode_documents(documents: &[String], tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<String>)> {
     let encoded = documents
         .par_iter()
-        .map(|document| {
-            let text = text(document)?;
-            Ok((tokenizer.encode(&text, false)?, digest(&text)))
-        })
+        .map(|text| Ok((tokenizer.encode(text, false)?, digest(text))))
         .collect::<Result<Vec<_>>>()?;
     let mut tokens = Vec::with_capacity(encoded.iter().map(|(ids, _)| ids.len() + 2).sum());
     for (ids, _) in &encoded {
@@ -370,6 +382,24 @@ mod tests {
         let once = tokenizer().encode("Once", false).unwrap();
         assert_eq!(stream.documents(), 2);
         assert_eq!(stream.tokens(), [vec![1], once, vec![2, 1, 2]].concat());
+    }
+
+    #[test]
+    fn documents_are_texts_without_markers() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            documents(&path, None)
+        };
+        let lines = read("a.jsonl", "{\"text\": \"Once\\n\"}\n\n{\"text\": \"\"}\n").unwrap();
+        assert_eq!(lines, ["Once\n", ""]);
+        assert_eq!(read("a.txt", "Once\n\nupon").unwrap(), ["Once\n\nupon"]);
+        assert!(matches!(
+            read("b.jsonl", "{\"text\": \" \"}"),
+            Err(Error::TooShort { .. })
+        ));
+        assert!(matches!(read("c.jsonl", "{}"), Err(Error::Line { line: 1, .. })));
     }
 
     #[test]

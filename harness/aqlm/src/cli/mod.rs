@@ -45,8 +45,8 @@ enum Command {
     Quantize(Box<quantize::Args>),
     /// Train a quantized model end to end on the dense model's next-token distributions
     Finetune(Box<finetune::Args>),
-    /// Measure a model's perplexity on a text
-    Eval(eval::Args),
+    /// Measure a model's perplexity on a text, or its divergence from the dense model
+    Eval(Box<eval::Args>),
     /// Let a model write
     Generate(generate::Args),
     /// Check results against peers' vectors
@@ -93,7 +93,7 @@ fn run_command(command: &Command, output: Output) -> Result<bool> {
         Command::Inspect(args) => commands::inspect::run(&args.model, output),
         Command::Quantize(args) => quantize::run(args, output),
         Command::Finetune(args) => finetune::run(args, output),
-        Command::Eval(args) => commands::eval::run(&args.job()?, output),
+        Command::Eval(args) => eval::run(args, output),
         Command::Generate(args) => {
             let (model, continuation) = args.request()?;
             commands::generate::run(&model, &continuation, output)

@@ -3,12 +3,14 @@
 use aqlm_formats::Error;
 
 /// Settings that libraries refuse by their names, the options that set them, and what helps besides.
-const OPTIONS: [(&str, &str, &str); 5] = [
+const OPTIONS: [(&str, &str, &str); 7] = [
     ("temperature", "--temperature", ""),
     ("top_p", "--top-p", ""),
     ("memory", "--memory", "; --backend cpu has a bound"),
     ("teacher", "--teacher", ""),
     ("case", "--case", ""),
+    ("ctx", "--ctx", ""),
+    ("windows", "--windows", ""),
 ];
 
 /// One line for the user. Libraries know no options, so their settings become options here.

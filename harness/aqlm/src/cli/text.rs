@@ -24,7 +24,8 @@ enum TextFormatName {
 }
 
 impl TextArgs {
-    fn stated(&self) -> Option<TextFormat> {
+    /// The stated format.
+    pub(super) fn stated(&self) -> Option<TextFormat> {
         self.text_format.map(|format| match format {
             TextFormatName::Txt => TextFormat::Text,
             TextFormatName::Jsonl => TextFormat::JsonLines,

@@ -47,7 +47,7 @@ pub(crate) fn run(request: &DemoRequest, output: Output) -> Result<bool> {
         "tiny-stories-4m, a Llama of 4.3 million weights: perplexity, then {} on {} sequences of {} tokens",
         settings.layer.scheme, settings.sequences, settings.seqlen
     ));
-    let before = measure(&model, &windows, request.backend, None)?;
+    let before = measure(&model, &windows, request.backend)?;
     let temporary = tempfile::tempdir().map_err(Error::io(std::env::temp_dir(), "make a folder in"))?;
     let folder = request
         .out
@@ -64,7 +64,7 @@ pub(crate) fn run(request: &DemoRequest, output: Output) -> Result<bool> {
     };
     let quantized = quantize(&job, None)?;
     let tiny = Model::open(&job.folder)?;
-    let after = measure(&tiny, &windows, request.backend, None)?;
+    let after = measure(&tiny, &windows, request.backend)?;
     let continuation = Continuation {
         prompt: PROMPT.to_owned(),
         tokens: 60,

@@ -67,7 +67,7 @@ fn finetune(
         .map_or(0, |evaluation| warn_of_shared(job.text, evaluation));
     let perplexity = |model: &Model| -> Result<Option<f64>> {
         let Some(windows) = &windows else { return Ok(None) };
-        Ok(Some(measure(model, windows, job.backend, None)?.perplexity))
+        Ok(Some(measure(model, windows, job.backend)?.perplexity))
     };
     let teacher = teaching.teacher.as_ref();
     let report = tune(

@@ -12,6 +12,7 @@ use aqlm_vocabulary::{
     AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelWeights, QuantizedMatrix,
     StreamKey, Tuned, Update,
 };
+use half::bf16;
 use ndarray::{Array1, Array2, Axis};
 
 use super::hidden_states::{Bound, HiddenStates};
@@ -208,6 +209,15 @@ impl BlockOps for CpuBackend {
             outputs.write(part[0], &y.view())?;
         }
         Ok(outputs)
+    }
+
+    fn rounded_to_bf16(&self, mut hidden: HiddenStates) -> Result<HiddenStates> {
+        for sequence in 0..hidden.lengths().len() {
+            let states = hidden.read(&[sequence])?;
+            let rounded = states.mapv(|value| bf16::from_f32(value).to_f32());
+            hidden.write(sequence, &rounded.view())?;
+        }
+        Ok(hidden)
     }
 
     fn hessian(&self, block: &Block, layer: LayerId) -> Hessian {

@@ -13,6 +13,7 @@ use aqlm_vocabulary::{
     AdamDecay, AqlmError, ArchSpec, BlockWeights, Initialization, LayerId, LayerSettings, ModelWeights,
     QuantizedMatrix, StreamKey, Tuned, Update,
 };
+use half::bf16;
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
 
@@ -212,6 +213,13 @@ impl BlockOps for ReferenceBackend {
             .par_iter()
             .map(|x| block_forward(block, &self.rotary, x.view()))
             .collect())
+    }
+
+    fn rounded_to_bf16(&self, mut hidden: Self::Hidden) -> Result<Self::Hidden> {
+        for states in &mut hidden {
+            states.mapv_inplace(|value| bf16::from_f64(value).to_f64());
+        }
+        Ok(hidden)
     }
 
     fn hessian(&self, block: &Block, layer: LayerId) -> Hessian {

@@ -1,5 +1,6 @@
 //! Writing a checkpoint's weights to one file or several shards.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, Write};
 use std::path::Path;
@@ -90,7 +91,11 @@ impl<'a> ShardWriter<'a> {
         let slots = shard.spools.iter().flat_map(|(_, slots)| slots);
         self.finished.push(slots.map(|slot| slot.name.clone()).collect());
         write_synced(&path, |file| {
-            write_header(file, shard.spools.iter().flat_map(|(_, slots)| slots))?;
+            write_header(
+                file,
+                &BTreeMap::new(),
+                shard.spools.iter().flat_map(|(_, slots)| slots),
+            )?;
             for (spool, _) in &mut shard.spools {
                 spool.flush()?;
                 let spool = spool.get_mut();

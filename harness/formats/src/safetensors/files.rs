@@ -1,13 +1,14 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use ::safetensors::Dtype;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use ndarray::{Array, ArrayD, Dimension};
+use ndarray::{Array, Array2, ArrayD, Dimension};
 
 use super::Element;
 use super::header::{Entry, Header, read_header};
@@ -27,6 +28,34 @@ struct Shard {
     bytes: Bytes,
     /// offset of the first tensor's first byte
     data_start: u64,
+    /// texts by name
+    metadata: BTreeMap<String, String>,
+}
+
+impl Shard {
+    /// A file with this header, and its entries by tensor name.
+    fn new(path: &Path, bytes: Bytes, header: Header) -> (Self, BTreeMap<String, Entry>) {
+        let shard = Self {
+            path: path.into(),
+            bytes,
+            data_start: header.data_start,
+            metadata: header.metadata,
+        };
+        (shard, header.entries)
+    }
+
+    /// `length` bytes from `start`.
+    fn read(&self, start: u64, length: usize) -> Result<Vec<u8>> {
+        match &self.bytes {
+            Bytes::Memory(all) => Ok(all[start as usize..start as usize + length].to_vec()),
+            Bytes::File(file) => {
+                let mut bytes = vec![0; length];
+                file.read_exact_at(&mut bytes, start)
+                    .map_err(Error::io(&self.path, "read"))?;
+                Ok(bytes)
+            }
+        }
+    }
 }
 
 /// The tensors of one or several safetensors files. Opening reads headers only; tensors are read one at a
@@ -89,12 +118,8 @@ impl SafetensorFiles {
     }
 
     fn from_memory(path: &Path, bytes: Cow<'static, [u8]>) -> Result<Self> {
-        let Header { data_start, entries } = read_header(path, &mut &*bytes, bytes.len() as u64)?;
-        let shard = Shard {
-            path: path.into(),
-            bytes: Bytes::Memory(bytes),
-            data_start,
-        };
+        let header = read_header(path, &mut &*bytes, bytes.len() as u64)?;
+        let (shard, entries) = Shard::new(path, Bytes::Memory(bytes), header);
         Ok(Self::of_one(shard, entries))
     }
 
@@ -160,17 +185,7 @@ impl SafetensorFiles {
     pub fn read_bytes(&self, name: &str) -> Result<(Dtype, Vec<u8>)> {
         let (shard, entry) = self.entry(name)?;
         let (begin, end) = entry.data_offsets;
-        let start = shard.data_start + begin;
-        let length = (end - begin) as usize;
-        let bytes = match &shard.bytes {
-            Bytes::Memory(all) => all[start as usize..start as usize + length].to_vec(),
-            Bytes::File(file) => {
-                let mut bytes = vec![0; length];
-                file.read_exact_at(&mut bytes, start)
-                    .map_err(Error::io(&shard.path, "read"))?;
-                bytes
-            }
-        };
+        let bytes = shard.read(shard.data_start + begin, (end - begin) as usize)?;
         Ok((entry.dtype, bytes))
     }
 
@@ -184,6 +199,37 @@ impl SafetensorFiles {
             return Err(self.wrong_type(name, format!("{:?}", T::DTYPE)));
         }
         self.shaped(name, T::read(&bytes))
+    }
+
+    /// Consecutive rows of a matrix of exactly this number type; the rest of the matrix is not read.
+    ///
+    /// # Errors
+    /// Those of [`SafetensorFiles::read`]; `Field` when the matrix has fewer rows.
+    #[expect(
+        clippy::missing_panics_doc,
+        reason = "the bytes that were read have this shape"
+    )]
+    pub fn read_rows<T: Element>(&self, name: &str, rows: Range<usize>) -> Result<Array2<T>> {
+        let (shard, entry) = self.entry(name)?;
+        let [all, columns] = entry.shape[..] else {
+            return Err(self.wrong_shape(name, "2 axes".into()));
+        };
+        if entry.dtype != T::DTYPE {
+            return Err(self.wrong_type(name, format!("{:?}", T::DTYPE)));
+        }
+        if rows.start > rows.end || rows.end > all {
+            return Err(self.wrong_shape(name, format!("at least {} rows", rows.end)));
+        }
+        let row = columns * size_of::<T>();
+        let start = shard.data_start + entry.data_offsets.0 + (rows.start * row) as u64;
+        let values = T::read(&shard.read(start, rows.len() * row)?);
+        Ok(Array2::from_shape_vec((rows.len(), columns), values).expect("so many bytes were read"))
+    }
+
+    /// A text of the metadata, by its name.
+    pub fn metadata(&self, name: &str) -> Option<&str> {
+        let mut texts = self.shards.iter().filter_map(|shard| shard.metadata.get(name));
+        texts.next().map(String::as_str)
     }
 
     /// An array of any number type, with this number of axes. All types convert to f64 exactly, except whole
@@ -217,22 +263,26 @@ impl SafetensorFiles {
 
     /// A tensor's numbers in its shape.
     fn shaped<T, D: Dimension>(&self, name: &str, values: Vec<T>) -> Result<Array<T, D>> {
-        let (shard, entry) = self.entry(name)?;
-        let wrong = |expected: String| Error::Field {
-            path: shard.path.clone(),
-            field: name.into(),
-            expected,
-            found: format!("shape {:?}", entry.shape),
-        };
+        let (_, entry) = self.entry(name)?;
         // an empty tensor may have sides too large for memory
         let array = ArrayD::from_shape_vec(entry.shape.as_slice(), values)
-            .map_err(|_| wrong("a shape that fits in memory".into()))?;
+            .map_err(|_| self.wrong_shape(name, "a shape that fits in memory".into()))?;
         array.into_dimensionality().map_err(|_| {
-            wrong(match D::NDIM {
-                Some(axes) => format!("{axes} axes"),
-                None => "any number of axes".into(),
-            })
+            let axes = D::NDIM.map_or_else(|| "any number of axes".into(), |axes| format!("{axes} axes"));
+            self.wrong_shape(name, axes)
         })
+    }
+
+    fn wrong_shape(&self, name: &str, expected: String) -> Error {
+        match self.entry(name) {
+            Ok((shard, entry)) => Error::Field {
+                path: shard.path.clone(),
+                field: name.into(),
+                expected,
+                found: format!("shape {:?}", entry.shape),
+            },
+            Err(missing) => missing,
+        }
     }
 
     fn wrong_type(&self, name: &str, expected: String) -> Error {
@@ -314,11 +364,6 @@ impl TensorSource for SafetensorFiles {
 fn open_shard(path: &Path) -> Result<(Shard, BTreeMap<String, Entry>)> {
     let mut file = File::open(path).map_err(Error::io(path, "open"))?;
     let length = file.metadata().map_err(Error::io(path, "read"))?.len();
-    let Header { data_start, entries } = read_header(path, &mut file, length)?;
-    let shard = Shard {
-        path: path.into(),
-        bytes: Bytes::File(file),
-        data_start,
-    };
-    Ok((shard, entries))
+    let header = read_header(path, &mut file, length)?;
+    Ok(Shard::new(path, Bytes::File(file), header))
 }

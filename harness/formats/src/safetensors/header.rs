@@ -28,6 +28,8 @@ pub(super) struct Header {
     /// offset of the first tensor's first byte
     pub(super) data_start: u64,
     pub(super) entries: BTreeMap<String, Entry>,
+    /// texts by name; values of other types are left out
+    pub(super) metadata: BTreeMap<String, String>,
 }
 
 /// Reads and checks a header. The tensors' bytes must tile the rest of the file, whose total size is `length`
@@ -75,8 +77,11 @@ pub(super) fn read_header(path: &Path, reader: &mut impl Read, length: u64) -> R
     let values: BTreeMap<String, Value> =
         serde_json::from_slice(&header).map_err(|error| bad_header(error.to_string()))?;
     let mut entries = BTreeMap::new();
+    let mut metadata = BTreeMap::new();
     for (name, value) in values {
         if name == "__metadata__" {
+            let texts = value.as_object().into_iter().flatten();
+            metadata.extend(texts.filter_map(|(name, text)| Some((name.clone(), text.as_str()?.to_owned()))));
             continue;
         }
         let entry: Entry =
@@ -84,7 +89,11 @@ pub(super) fn read_header(path: &Path, reader: &mut impl Read, length: u64) -> R
         entries.insert(name, entry);
     }
     check_offsets(path, &entries, length, data_start)?;
-    Ok(Header { data_start, entries })
+    Ok(Header {
+        data_start,
+        entries,
+        metadata,
+    })
 }
 
 fn check_offsets(path: &Path, entries: &BTreeMap<String, Entry>, length: u64, data_start: u64) -> Result<()> {

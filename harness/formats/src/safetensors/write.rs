@@ -3,6 +3,7 @@
 //! The format allows no padding between tensors, and readers view the bytes as numbers in place. Wide types
 //! first keeps every tensor aligned to its own type.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -32,14 +33,18 @@ impl Slot {
     }
 }
 
-/// Writes the length and the header of a file whose tensors follow in this order.
+/// Writes the length and the header of a file whose tensors follow in this order. `metadata` are texts by
+/// name.
 pub(crate) fn write_header<'a>(
     out: &mut impl Write,
+    metadata: &BTreeMap<String, String>,
     slots: impl Iterator<Item = &'a Slot>,
 ) -> io::Result<()> {
     let mut header = Map::new();
+    let mut texts = json!(metadata);
     // transformers rejects files that do not state their framework
-    header.insert("__metadata__".into(), json!({"format": "pt"}));
+    texts["format"] = json!("pt");
+    header.insert("__metadata__".into(), texts);
     let mut begin = 0;
     for slot in slots {
         let end = begin + slot.bytes;
@@ -68,7 +73,7 @@ pub fn write(path: &Path, mut tensors: Vec<NewTensor>) -> Result<String> {
     });
     let slots: Vec<Slot> = tensors.iter().map(Slot::of).collect();
     durable::write_hashed(path, |file| {
-        write_header(file, slots.iter())?;
+        write_header(file, &BTreeMap::new(), slots.iter())?;
         tensors
             .iter()
             .try_for_each(|tensor| file.write_all(&tensor.bytes))

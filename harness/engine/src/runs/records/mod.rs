@@ -1,7 +1,7 @@
 //! Records: a type for every result that a command prints with `--json`. A record is written to standard
 //! output and to run folders, and read back (docs/formats.md 4).
 //!
-//! A record is one JSON object. Its field `record` names the command and a version, as in `"eval/1"`. The
+//! A record is one JSON object. Its field `record` names the command and a version, as in `"eval/2"`. The
 //! version grows when a field is added, removed or changes its meaning.
 //!
 //! JSON has no NaN and no infinities. Both are written as `null`; a `null` in place of a required number is
@@ -11,6 +11,7 @@ mod bench;
 mod check;
 mod decode;
 mod demo;
+mod divergence;
 mod eval;
 mod fetch;
 mod finetune;
@@ -27,7 +28,8 @@ pub use bench::{BenchCase, BenchReport, KernelRow, MemoryRate, Times};
 pub use check::{CaseRow, CheckReport, Comparison, CrossReport, Outcome, Summary, Worst};
 pub use decode::{DecodeReport, StageRow};
 pub use demo::DemoRecord;
-pub use eval::EvalRecord;
+pub use divergence::{Bucket, DivergenceRecord, DivergenceStatistics, Estimate, Percentiles};
+pub use eval::{EvalRecord, StrictPerplexity};
 pub use fetch::FetchRecord;
 pub use finetune::FinetuneRecord;
 pub use generate::GenerateRecord;
@@ -93,7 +95,9 @@ records! {
     /// `aqlm finetune`
     Finetune(FinetuneRecord) = "finetune/1",
     /// `aqlm eval`
-    Eval(EvalRecord) = "eval/1",
+    Eval(EvalRecord) = "eval/2",
+    /// `aqlm eval --against`
+    Divergence(DivergenceRecord) = "divergence/1",
     /// `aqlm generate`
     Generate(GenerateRecord) = "generate/1",
     /// `aqlm check`

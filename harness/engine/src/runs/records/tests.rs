@@ -3,6 +3,7 @@ use aqlm_vocabulary::{FinetuneReport, LayerReport};
 
 use super::*;
 use crate::backends::BackendKind;
+use crate::protocol::Protocol;
 use crate::{Difference, EndToEndReport, EndToEndSettings, Preset};
 
 /// Numbers that are large, tiny, or have a long shortest decimal.
@@ -181,13 +182,20 @@ fn examples() -> Vec<Record> {
             perplexity: NUMBERS[0],
             mean_nll: NUMBERS[1],
             tokens: 63,
+            not_finite: 0,
             windows: 1,
             ctx: 64,
+            protocol: Protocol::C4New,
+            strict: Some(StrictPerplexity {
+                perplexity: NUMBERS[2],
+                windows: 255,
+            }),
             model: "m".into(),
             data: "d".into(),
             backend: BackendKind::Cuda,
         }
         .into(),
+        divergence().into(),
         GenerateRecord {
             model: "m".into(),
             prompt: "p".into(),
@@ -231,6 +239,63 @@ fn examples() -> Vec<Record> {
     ]
 }
 
+fn divergence() -> DivergenceRecord {
+    let estimate = Estimate {
+        value: NUMBERS[0],
+        error: NUMBERS[3],
+    };
+    let [p99, p75, median, p0_1] = NUMBERS;
+    let percentiles = Percentiles {
+        maximum: 2.0,
+        p99_9: 1.5,
+        p99,
+        p95: 0.95,
+        p90: 0.9,
+        p75,
+        median,
+        p25: 0.25,
+        p10: 0.125,
+        p5: 0.05,
+        p1: 0.01,
+        p0_1,
+        minimum: -1.0,
+    };
+    let statistics = Box::new(DivergenceStatistics {
+        positions: 7,
+        not_finite: 1,
+        kl: estimate,
+        kl_percentiles: percentiles,
+        same_top: estimate,
+        delta_p: estimate,
+        delta_p_percentiles: percentiles,
+        delta_p_rms: estimate,
+        perplexity: estimate,
+        dense_perplexity: estimate,
+        ln_ratio: estimate,
+        loss_correlation: NUMBERS[1],
+        buckets: vec![Bucket {
+            from: 0.0,
+            to: 0.1,
+            positions: 3,
+            kl: estimate,
+            same_top: estimate,
+        }],
+    });
+    DivergenceRecord {
+        model: "q".into(),
+        against: Some("m".into()),
+        base: None,
+        data: "d".into(),
+        protocol: Protocol::LlamaCpp,
+        ctx: 512,
+        windows: 2,
+        backend: BackendKind::Cpu,
+        floor: Some(-16.0),
+        divergence: statistics.clone(),
+        noise_floor: Some(statistics),
+    }
+}
+
 fn refusal(document: &str) -> String {
     parse(Path::new("a.json"), document.as_bytes())
         .unwrap_err()
@@ -271,12 +336,12 @@ fn numbers_that_are_none_are_written_as_null_and_read_as_nan() {
 #[test]
 fn an_unknown_version_or_kind_is_refused_in_words() {
     let eval = examples()[5].to_json();
-    let newer = refusal(&eval.replace("eval/1", "eval/2"));
+    let newer = refusal(&eval.replace("eval/2", "eval/3"));
     assert_eq!(
         newer,
-        "a.json: field `record`: expected eval/1, the version that this program reads, found eval/2"
+        "a.json: field `record`: expected eval/2, the version that this program reads, found eval/3"
     );
-    let other = refusal(&eval.replace("eval/1", "evaluation/1"));
+    let other = refusal(&eval.replace("eval/2", "evaluation/1"));
     assert!(
         other.contains("found evaluation/1") && other.contains("one of demo/1"),
         "{other}"
