@@ -2,7 +2,8 @@
 //!
 //! Reading order: `aqlm_vocabulary` (scheme, codes, codebooks, scales), [`decode()`], [`Hessian`],
 //! [`layer_error()`], [`kmeans()`], [`residual_init()`], [`em_init()`], [`Mrf`], [`beam_search()`],
-//! [`update()`], [`layer_quantize()`]; then [`llama`], the model that contains the layers.
+//! [`update()`], [`feedback_init()`], [`layer_quantize()`]; then [`llama`], the model that contains the
+//! layers.
 
 #![allow(
     clippy::needless_pass_by_value,
@@ -14,6 +15,7 @@ mod beam_search;
 mod codebook_update;
 mod decode;
 mod em_init;
+mod feedback_init;
 mod hessian;
 mod kmeans;
 mod layer_error;
@@ -31,6 +33,7 @@ pub use beam_search::beam_search;
 pub use codebook_update::{adam, closed_form, conjugate_gradients, optimal_scales, update};
 pub use decode::decode;
 pub use em_init::em_init;
+pub use feedback_init::{feedback_init, feedback_search};
 pub use hessian::{Hessian, damped, dead_inputs};
 pub use kmeans::{KMeans, KMeansSettings, kmeans, starting_points};
 pub use layer_error::{layer_error, relative_layer_error, row_errors};

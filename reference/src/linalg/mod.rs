@@ -143,6 +143,12 @@ impl Cholesky {
         self.jitter
     }
 
+    /// L, lower triangular, with L L^T = A + jitter I.
+    pub fn lower(&self) -> Array2<f64> {
+        let n = self.order;
+        Array2::from_shape_fn((n, n), |(i, j)| if i < j { 0.0 } else { self.factor[j * n + i] })
+    }
+
     /// X of (A + jitter I) X = B, for B of shape [order, n].
     ///
     /// # Panics
