@@ -1,7 +1,7 @@
 //! AQLM, slow and readable: every idea of the paper in f64 on ndarray, one file per idea.
 //!
 //! Reading order: `aqlm_vocabulary` (scheme, codes, codebooks, scales), [`decode()`], [`Hessian`],
-//! [`layer_error()`], [`kmeans()`], [`residual_init()`], [`em_init()`], [`Mrf`], [`beam_search()`],
+//! [`layer_error()`], [`rate_distortion_limit()`], [`kmeans()`], [`residual_init()`], [`em_init()`], [`Mrf`], [`beam_search()`],
 //! [`update()`], [`feedback_init()`], [`layer_quantize()`]; then [`llama`], the model that contains the
 //! layers.
 
@@ -21,6 +21,7 @@ mod kmeans;
 mod layer_error;
 mod layer_quantize;
 mod least;
+mod limit;
 pub mod linalg;
 pub mod llama;
 mod mrf;
@@ -38,5 +39,6 @@ pub use hessian::{Hessian, damped, dead_inputs};
 pub use kmeans::{KMeans, KMeansSettings, kmeans, starting_points};
 pub use layer_error::{layer_error, relative_layer_error, row_errors};
 pub use layer_quantize::{check_layer, layer_quantize};
+pub use limit::{limit_db, rate_distortion_limit};
 pub use mrf::{MAX_COMBINATIONS, Mrf, exhaustive_search};
 pub use residual_init::residual_init;

@@ -6,8 +6,8 @@ use aqlm_reference::llama::{
     block_forward_traced, rms_norm,
 };
 use aqlm_reference::{
-    Hessian, beam_search, check_layer, damped, dead_inputs, decode, em_init, relative_layer_error,
-    residual_init, update,
+    Hessian, beam_search, check_layer, damped, dead_inputs, decode, em_init, feedback_init,
+    relative_layer_error, residual_init, update,
 };
 use aqlm_vocabulary::{
     AdamDecay, AqlmError, ArchSpec, BlockWeights, Initialization, LayerId, LayerSettings, ModelWeights,
@@ -133,6 +133,9 @@ impl LayerOps for ReferenceLayers {
             Initialization::Residual => residual_init(&problem.weight, settings, key)?,
             Initialization::Em { rounds } => {
                 em_init(&problem.weight, &problem.metric, settings, rounds, key)?
+            }
+            Initialization::Feedback(feedback) => {
+                feedback_init(&problem.weight, &problem.metric, settings, &feedback, key)?
             }
         })
     }
