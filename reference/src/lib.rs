@@ -1,9 +1,9 @@
 //! AQLM, slow and readable: every idea of the paper in f64 on ndarray, one file per idea.
 //!
 //! Reading order: `aqlm_vocabulary` (scheme, codes, codebooks, scales), [`decode()`], [`Hessian`],
-//! [`layer_error()`], [`rate_distortion_limit()`], [`kmeans()`], [`residual_init()`], [`em_init()`], [`Mrf`], [`beam_search()`],
-//! [`update()`], [`feedback_init()`], [`layer_quantize()`]; then [`llama`], the model that contains the
-//! layers.
+//! [`layer_error()`], [`rate_distortion_limit()`], [`kmeans()`], [`residual_init()`], [`em_init()`], [`Mrf`],
+//! [`beam_search()`], [`update()`], [`feedback_init()`], [`layer_quantize()`]; then [`llama`], the model that
+//! contains the layers.
 
 #![allow(
     clippy::needless_pass_by_value,

@@ -12,6 +12,7 @@ use aqlm_engine::Result;
 use aqlm_engine::alternate::alternate;
 use aqlm_engine::backends::CpuLayers;
 use aqlm_engine::ops::LayerOps;
+use aqlm_reference::linalg::eigenvalues;
 use aqlm_reference::{decode, limit_db, rate_distortion_limit, relative_layer_error};
 use aqlm_vocabulary::{
     AqlmError, FeedbackSettings, GroupOrder, Initialization, LayerEvent, LayerSettings, Purpose, Scheme,
@@ -64,7 +65,8 @@ fn main() -> Result<()> {
     let (weight, hessian) = layer(out, inputs);
     let exact_weight = weight.mapv(f64::from);
     let code_bits = f64::from(scheme.nbits) * scheme.num_codebooks as f64 / scheme.group_len() as f64;
-    let limit = rate_distortion_limit(hessian.view(), code_bits)?;
+    let spectrum = eigenvalues(hessian.view(), "hessian")?;
+    let limit = rate_distortion_limit(&spectrum, code_bits);
     println!(
         "{scheme} on {out}x{inputs}, {} threads; {code_bits} bits of codes a weight, limit {limit:.6}",
         rayon::current_num_threads()
@@ -91,7 +93,7 @@ fn main() -> Result<()> {
             limit_db(initial.0, limit),
             initial.1,
             limit_db(error, limit),
-            limit_db(error, rate_distortion_limit(hessian.view(), bits)?),
+            limit_db(error, rate_distortion_limit(&spectrum, bits)),
             report.trace.len(),
         );
     }

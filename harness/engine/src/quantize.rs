@@ -1,13 +1,14 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use aqlm_reference::{limit_db, rate_distortion_limit};
 use aqlm_vocabulary::{AqlmError, FinetuneEvent, LayerEvent, LayerId, StreamKey};
 use serde_json::json;
 
 use crate::alternate::alternate;
 use crate::ops::{Alone, BlockOps, PartSums, Ranks, TrainOps, joined};
 use crate::runs::block_journal::{Journal, JournalEntry};
-use crate::runs::records::{BlockReport, LayerSummary, QuantizeReport};
+use crate::runs::records::{BlockReport, LARGEST_SPECTRUM, LayerSummary, QuantizeReport};
 use crate::{QuantizeSettings, RunFolder, tune_block};
 use aqlm_formats::durable;
 use aqlm_formats::model::{Model, block_file};
@@ -121,6 +122,9 @@ pub fn quantize<M: TrainOps>(
     Ok(QuantizeReport {
         scheme: settings.layer.scheme,
         bits_per_parameter: bits / parameters as f64,
+        limit_db: layers()
+            .map(|layer| Some(layer.limit_db? * layer.parameters as f64 / parameters as f64))
+            .sum(),
         seconds: reports.iter().map(|block| block.seconds).sum(),
         blocks: reports,
     })
@@ -237,6 +241,11 @@ fn quantize_block<M: TrainOps>(
             shared = hessians(machine, &block, inputs, training.clone(), &group[..1], &Alone)?;
         }
         let hessian = &shared[if settings.true_sequential { 0 } else { group_index }];
+        let spectrum = if spec.linear(group[0]).shape.1 <= LARGEST_SPECTRUM {
+            Some(machine.spectrum(hessian)?)
+        } else {
+            None
+        };
         for &layer in group {
             let layer_started = Instant::now();
             let key = StreamKey {
@@ -258,6 +267,11 @@ fn quantize_block<M: TrainOps>(
             let summary = LayerSummary {
                 name: model.config().layer_name(index, layer),
                 relative_layer_error: report.relative_error,
+                limit_db: spectrum.as_ref().and_then(|spectrum| {
+                    let limit = rate_distortion_limit(spectrum, matrix.bits_per_parameter());
+                    let distance = limit_db(report.relative_error, limit);
+                    distance.is_finite().then_some(distance)
+                }),
                 seconds: layer_started.elapsed().as_secs_f64(),
                 bits_per_parameter: matrix.bits_per_parameter(),
                 parameters: matrix.out_features() * matrix.in_features(),

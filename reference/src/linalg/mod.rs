@@ -297,6 +297,12 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_eigenvalues_is_refused() {
+        assert!(eigenvalues(Array2::zeros((2, 3)).view(), "a").is_err());
+        assert!(eigenvalues(Array2::from_elem((2, 2), f64::NAN).view(), "a").is_err());
+    }
+
+    #[test]
     fn strided_views_are_copied() {
         let a = gaussian(1, 9, 8);
         let odd = a.slice(ndarray::s![..;2, ..;3]);

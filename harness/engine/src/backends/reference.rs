@@ -1,6 +1,7 @@
 use std::ops::Range;
 use std::path::Path;
 
+use aqlm_reference::linalg::eigenvalues;
 use aqlm_reference::llama::{
     self, Block, BlockTuner, KvCacheLayer, ModelTuner, Rotary, block_decode_step, block_forward,
     block_forward_traced, rms_norm,
@@ -286,6 +287,10 @@ impl BlockOps for ReferenceBackend {
         settings: &LayerSettings,
     ) -> Result<ReferenceProblem> {
         ReferenceProblem::new(block.weight(layer).clone(), hessian.mean(), settings)
+    }
+
+    fn spectrum(&self, hessian: &Hessian) -> Result<Vec<f64>> {
+        Ok(eigenvalues(hessian.mean().view(), "hessian")?)
     }
 
     fn mean_squares(&self, a: &Self::Hidden, b: &Self::Hidden) -> Result<(f64, f64)> {
