@@ -8,11 +8,12 @@
 pub mod lapack;
 mod upper_registers;
 
+use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt;
 use faer::linalg::evd::{self, ComputeEigenvectors};
 use faer::linalg::matmul;
-use faer::{Accum, Diag, MatMut, MatRef, Par, Spec};
+use faer::{Accum, MatMut, MatRef, Par, Spec};
 use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
 

@@ -275,7 +275,7 @@ fn worst_choice(layer: &Layer, found: &QuantizedMatrix) -> Result<f64> {
             if above > 0.0 {
                 let behind = size
                     .slice(s![rows, rest.clone()])
-                    .dot(&magnitudes.slice(s![rest, own.clone()]));
+                    .dot(&magnitudes.slice(s![rest.clone(), own.clone()]));
                 let magnitude = (behind * 2.0).mapv(|x| x * x).sum();
                 worst = largest([worst, above / magnitude]);
             }
