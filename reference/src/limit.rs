@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn a_white_source_halves_its_error_with_every_half_bit() {
-        for bits in [0.0, 0.5, 2.0, 3.25] {
+        for bits in [0.0f64, 0.5, 2.0, 3.25] {
             let limit = rate_distortion_limit(&[3.0; 12], bits);
             assert_relative_eq!(limit, (-2.0 * bits).exp2(), max_relative = ROUNDING);
         }
@@ -91,7 +91,7 @@ mod tests {
         // n = 4, two components of 16 and two of 1. Up to 1 bit for each component on average, all 4 bits go
         // to the two large ones: level 16 x 2^(-2 x 4 bits / 2), and the small ones cost their variance.
         let variances = [16.0, 1.0, 16.0, 1.0];
-        for bits in [0.0, 0.25, 0.5, 1.0] {
+        for bits in [0.0f64, 0.25, 0.5, 1.0] {
             let level = 16.0 * (-4.0 * bits).exp2();
             let expected = (2.0 * level + 2.0) / 34.0;
             assert_relative_eq!(
@@ -101,7 +101,7 @@ mod tests {
             );
         }
         // Above that, all four share one level: 4 x 2^(-2 bits), the geometric mean being 4.
-        for bits in [1.0, 1.5, 3.0] {
+        for bits in [1.0f64, 1.5, 3.0] {
             let expected = 4.0 * 4.0 * (-2.0 * bits).exp2() / 34.0;
             assert_relative_eq!(
                 rate_distortion_limit(&variances, bits),

@@ -98,17 +98,17 @@ fn block(matrix: &[f64], n: usize, j: usize, gi: usize) -> Vec<f64> {
         .collect()
 }
 
-/// (H + jitter I)^-1, [n, n].
+/// (H + ridge I)^-1, [n, n]. The updates of the inverse lose as many digits as the condition number has; a ridge
+/// of sqrt(epsilon) x the largest diagonal entry leaves half of them.
 fn inverse(hessian: &Array2<f64>) -> Result<Vec<f64>> {
     let n = hessian.nrows();
     let largest = hessian.diag().iter().fold(0.0, |top: f64, x| top.max(x.abs()));
-    // Zero directions of H must not decide the order by noise.
-    let jitter = if largest == 0.0 {
+    let ridge = if largest == 0.0 {
         1.0
     } else {
-        n as f64 * f64::EPSILON * largest
+        f64::EPSILON.sqrt() * largest
     };
-    let factor = cholesky(n, |i, j| hessian[[i, j]] + if i == j { jitter } else { 0.0 })?;
+    let factor = cholesky(n, |i, j| hessian[[i, j]] + if i == j { ridge } else { 0.0 })?;
     let mut inverse = vec![0.0; n * n];
     for i in 0..n {
         inverse[i * (n + 1)] = 1.0;
