@@ -42,7 +42,7 @@ pub(super) struct Args {
 }
 
 /// Hypotheses and passes of `--init feedback`, unless given.
-const FEEDBACK: (usize, usize) = (4, 2);
+const FEEDBACK: (usize, usize) = (4, 3);
 
 /// The argument of `--init`: `residual`, `em`, or `feedback[:K[:PASSES[:ORDER]]]`.
 fn initialization(text: &str) -> std::result::Result<Initialization, String> {
