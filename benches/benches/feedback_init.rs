@@ -1,5 +1,5 @@
-//! feedback_init: initial codes and codebooks by error feedback, with the reference, every SIMD level and dense
-//! products of the same shape.
+//! feedback_init: initial codes and codebooks by error feedback, with the reference, every SIMD level and
+//! dense products of the same shape.
 //!
 //! `cargo bench -p aqlm-benches --bench feedback_init`
 

@@ -230,8 +230,8 @@ fn initialisations_reach_the_references_loss() {
 
 #[test]
 fn error_feedback_reaches_the_references_loss() {
-    // 300 inputs are several blocks of columns; 70 output groups are more than one task; 2x9 has too many sums
-    // for a joint search
+    // 300 inputs are several blocks of columns; 70 output groups are more than one task; 2x9 has too many
+    // sums for a joint search
     let shapes = [
         ("2x4g4", 70, 300),
         ("1x6g8", 20, 64),

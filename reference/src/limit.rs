@@ -1,7 +1,7 @@
 /// The least relative layer error, tr(E H E^T) / tr(W H W^T), with which any code of `bits` bits a weight can
 /// describe independent Gaussian weights of equal variance under the metric H (Shannon's rate-distortion
-/// function, by reverse water-filling). `spectrum` holds H's eigenvalues in any order; negative ones (rounding)
-/// count as 0.
+/// function, by reverse water-filling). `spectrum` holds H's eigenvalues in any order; negative ones
+/// (rounding) count as 0.
 ///
 /// In H's eigenvectors the weights are independent components whose variances are H's eigenvalues. Every
 /// component gets the same distortion, the water level, except those whose whole variance is below that

@@ -1,9 +1,9 @@
-//! How far initialisations and the alternation end from the rate-distortion limit of a synthetic layer, and how
-//! long they take: W normal, H of 4 n activations whose spectrum falls as 1/i, rotated at random.
+//! How far initialisations and the alternation end from the rate-distortion limit of a synthetic layer, and
+//! how long they take: W normal, H of 4 n activations whose spectrum falls as 1/i, rotated at random.
 //!
-//! `cargo run --release -p aqlm-benches --bin limit_grid -- [SCHEME] [N] [OUT] [only INIT...]`, with N a power
-//! of two. An INIT is `em`, or `feedback:K:PASSES:ORDER`; `:b4` behind either adds the alternation with a beam
-//! of 4.
+//! `cargo run --release -p aqlm-benches --bin limit_grid -- [SCHEME] [N] [OUT] [only INIT...]`, with N a
+//! power of two. An INIT is `em`, or `feedback:K:PASSES:ORDER`; `:b4` behind either adds the alternation with
+//! a beam of 4.
 
 use std::env::args;
 use std::time::Instant;

@@ -146,7 +146,8 @@ impl Chooser {
             }
             return;
         };
-        // The best sums lie in the rows with the least minima: every other row's minimum is above `keep` sums.
+        // The best sums lie in the rows with the least minima: every other row's minimum is above `keep`
+        // sums.
         self.rows.clear();
         for at in range {
             let least = &mut self.least[at * states..][..states];
@@ -221,7 +222,8 @@ impl Chooser {
     }
 }
 
-/// Puts the scores that belong to the `keep` least into the sorted `best`. Among equals the earlier ones stay.
+/// Puts the scores that belong to the `keep` least into the sorted `best`. Among equals the earlier ones
+/// stay.
 #[inline]
 fn collect(
     best: &mut Vec<Candidate>,

@@ -98,8 +98,8 @@ fn block(matrix: &[f64], n: usize, j: usize, gi: usize) -> Vec<f64> {
         .collect()
 }
 
-/// (H + ridge I)^-1, [n, n]. The updates of the inverse lose as many digits as the condition number has; a ridge
-/// of sqrt(epsilon) x the largest diagonal entry leaves half of them.
+/// (H + ridge I)^-1, [n, n]. The updates of the inverse lose as many digits as the condition number has; a
+/// ridge of sqrt(epsilon) x the largest diagonal entry leaves half of them.
 fn inverse(hessian: &Array2<f64>) -> Result<Vec<f64>> {
     let n = hessian.nrows();
     let largest = hessian.diag().iter().fold(0.0, |top: f64, x| top.max(x.abs()));

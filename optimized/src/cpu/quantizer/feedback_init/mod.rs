@@ -27,8 +27,8 @@ const FIT_GROUPS: usize = 1 << 15;
 const POINTS: usize = 256;
 
 /// Initial codes and codebooks by error feedback: codebooks of residual k-means are fitted jointly, then each
-/// of `feedback.passes` passes is a [`feedback_search`], with `settings.update` between two passes. The result
-/// is the state with the least layer error.
+/// of `feedback.passes` passes is a [`feedback_search`], with `settings.update` between two passes. The
+/// result is the state with the least layer error.
 ///
 /// # Errors
 /// `NotDivisible` when the weight cannot be cut into the scheme's groups, `Shape` when H is not
@@ -84,8 +84,8 @@ pub(super) fn initialize(
     Ok(best)
 }
 
-/// Codes for the codebooks and scales of `matrix` by a tree search with error feedback, and the layer error of
-/// each output group, `[out_groups]`.
+/// Codes for the codebooks and scales of `matrix` by a tree search with error feedback, and the layer error
+/// of each output group, `[out_groups]`.
 ///
 /// H = L L^T turns the layer error into a sum over input groups j of |t_j - q_j L_jj|^2, where the target
 /// t_j = w_j L_jj + sum over i > j of e_i L_ij depends on groups behind j only. Groups are decided from the
