@@ -5,10 +5,11 @@ use aqlm_check::assertions::{assert_close, limit};
 use aqlm_check::cases::{Case, LayerData, layer};
 use aqlm_check::limits::SAME_LOSS;
 use aqlm_optimized::cpu::quantizer::{
-    Hessian, adam, beam_search, decode, em_init, kmeans, residual_init, starting_points, update,
+    Hessian, adam, beam_search, decode, em_init, feedback_search, kmeans, residual_init, starting_points,
+    update,
 };
 use aqlm_reference as reference;
-use aqlm_vocabulary::{AdamSettings, AqlmError, Purpose, StreamKey, sweep_order};
+use aqlm_vocabulary::{AdamSettings, AqlmError, GroupOrder, Purpose, StreamKey, sweep_order};
 use ndarray::{Array2, s};
 
 const KEY: StreamKey = StreamKey {
@@ -155,6 +156,52 @@ fn initialisations_reach_the_references_loss() {
                 p.loss(&exact)
             );
         }
+    }
+}
+
+#[test]
+fn error_feedback_reaches_the_references_loss() {
+    // 300 inputs are several blocks of columns; 70 output groups are more than one task; 2x9 has too many
+    // sums for a joint search
+    let shapes = [
+        "2x4g4-70x300",
+        "1x6g8-20x64",
+        "3x3g4o2-20x24",
+        "2x8g8-66x144",
+        "2x9g4-20x24",
+        "2x3g3-5x9",
+    ];
+    for scheme in shapes {
+        let (_, p) = layer(&format!(
+            "layer_quantize-{scheme}-outliers-correlated-b1-closed-residual-s5"
+        ))
+        .unwrap();
+        let inputs = p.weight.ncols();
+        let exact_weight = p.weight.mapv(f64::from);
+        for (hypotheses, order) in [
+            (1, GroupOrder::Natural),
+            (3, GroupOrder::Variance),
+            (5, GroupOrder::Diagonal),
+        ] {
+            let with = |codes| p.loss(&p.matrix.clone().with_codes(codes).unwrap());
+            let (codes, losses) =
+                feedback_search(&p.weight, &p.hessian, &p.matrix, hypotheses, order).unwrap();
+            let (exact, _) =
+                reference::feedback_search(&exact_weight, &p.hessian, &p.matrix, hypotheses, order).unwrap();
+            let (ours, exact) = (with(codes), with(exact));
+            assert!(
+                ours <= exact * (1.0 + SAME_LOSS),
+                "{scheme}, {hypotheses} hypotheses, {order:?}: {ours}, reference {exact}"
+            );
+            // a sum over inputs in f32, squared and added up over inputs
+            let difference = (losses.sum() - ours).abs();
+            assert!(
+                difference <= limit(2 * inputs).sqrt() * ours,
+                "{scheme}: {difference} of {ours}"
+            );
+        }
+        let none = feedback_search(&p.weight, &p.hessian, &p.matrix, 0, GroupOrder::Natural);
+        assert!(matches!(none, Err(AqlmError::Argument { .. })));
     }
 }
 

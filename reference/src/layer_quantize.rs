@@ -3,6 +3,7 @@ use ndarray::Array2;
 use crate::beam_search::beam_search;
 use crate::codebook_update::update;
 use crate::em_init::em_init;
+use crate::feedback_init::feedback_init;
 use crate::hessian::{check_finite, damped, dead_inputs};
 use crate::layer_error::check_hessian;
 use crate::residual_init::residual_init;
@@ -42,6 +43,7 @@ pub fn layer_quantize(
     let mut best = match settings.init {
         Initialization::Residual => residual_init(weight, settings, key)?,
         Initialization::Em { rounds } => em_init(weight, &metric, settings, rounds, key)?,
+        Initialization::Feedback(feedback) => feedback_init(weight, &metric, settings, &feedback, key)?,
     };
     let initial_error = loss_of(&best);
     observe(LayerEvent::Initialized { loss: initial_error });

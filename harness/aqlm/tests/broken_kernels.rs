@@ -63,8 +63,8 @@ fn broken_products_are_refused() {
 
 #[test]
 fn broken_statistics_and_starts_are_refused() {
-    use Operation::{EmInit, Hessian, Kmeans, ResidualInit};
-    caught(&[Hessian, Kmeans, ResidualInit, EmInit]);
+    use Operation::{EmInit, FeedbackInit, Hessian, Kmeans, ResidualInit};
+    caught(&[Hessian, Kmeans, ResidualInit, EmInit, FeedbackInit]);
 }
 
 #[test]

@@ -62,6 +62,7 @@ fn kmeans_assigns_to_the_nearest_and_never_rises() {
 fn initialisations_choose_the_nearest_and_em_never_rises() {
     hold(Operation::ResidualInit, 30);
     hold(Operation::EmInit, 30);
+    hold(Operation::FeedbackInit, 30);
 }
 
 #[test]

@@ -246,6 +246,7 @@ const SEARCHES: &[Op] = &[
     Op::Kmeans,
     Op::ResidualInit,
     Op::EmInit,
+    Op::FeedbackInit,
     Op::BeamSearch,
     Op::LayerQuantize,
 ];
@@ -471,7 +472,17 @@ pub const LIMITS: &[Limit] = &[
         ..ROW
     },
     Limit {
-        operations: &[Op::BeamSearch, Op::EmInit],
+        operations: &[Op::FeedbackInit],
+        measure: Measure::Choice,
+        rule: Rule::Roundings,
+        n: "4 (inputs + codebooks + group numbers + 8)",
+        terms: |s| 4 * (s.inputs + s.codebooks + s.in_group * s.out_group + 8),
+        reason: "two distances from a target that is a sum over inputs, each summed over a group; each term is rounded \
+                 twice",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::BeamSearch, Op::EmInit, Op::FeedbackInit],
         measure: Measure::Loss,
         rule: Rule::Roundings,
         n: "8 (2 inputs + positions + codebooks + 8)",
@@ -514,7 +525,12 @@ pub const LIMITS: &[Limit] = &[
         ..ROW
     },
     Limit {
-        operations: &[Op::BeamSearch, Op::CodebookUpdate, Op::LayerQuantize],
+        operations: &[
+            Op::BeamSearch,
+            Op::FeedbackInit,
+            Op::CodebookUpdate,
+            Op::LayerQuantize,
+        ],
         measure: Measure::Floor,
         rule: Rule::Squares,
         n: "2 inputs",

@@ -42,6 +42,8 @@ macro_rules! operations {
             Perplexity: perplexity,
             /// losses, gradients of all parameters, and steps of Adam of a whole model
             ModelTune: model_tune,
+            /// first codes and codebooks by error feedback: a tree search with exact partial losses
+            FeedbackInit: feedback_init,
         }
     };
 }

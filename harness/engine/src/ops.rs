@@ -162,6 +162,9 @@ pub trait BlockOps {
         settings: &LayerSettings,
     ) -> Result<<Self::Layers as LayerOps>::Problem>;
 
+    /// The eigenvalues of a layer's H, in any order.
+    fn spectrum(&self, hessian: &Self::Hessian) -> Result<Vec<f64>>;
+
     /// Mean over all elements of (a - b)^2, and of b^2.
     fn mean_squares(&self, a: &Self::Hidden, b: &Self::Hidden) -> Result<(f64, f64)>;
 

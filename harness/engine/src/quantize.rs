@@ -1,6 +1,7 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use aqlm_reference::{limit_db, rate_distortion_limit};
 use aqlm_vocabulary::{AqlmError, FinetuneEvent, LayerEvent, LayerId, QuantizedMatrix, StreamKey};
 use serde_json::json;
 
@@ -8,7 +9,7 @@ use crate::alternate::alternate;
 use crate::gauge::BlockGauges;
 use crate::ops::{Alone, BlockOps, LayerOps, PartSums, Ranks, TrainOps, joined};
 use crate::runs::block_journal::{Journal, JournalEntry};
-use crate::runs::records::{BlockReport, LayerSummary, QuantizeReport};
+use crate::runs::records::{BlockReport, LARGEST_SPECTRUM, LayerSummary, QuantizeReport};
 use crate::{QuantizeSettings, RunFolder, tune_block};
 use aqlm_formats::durable;
 use aqlm_formats::model::{Model, block_file};
@@ -134,6 +135,9 @@ pub fn quantize<M: TrainOps>(
     Ok(QuantizeReport {
         scheme: settings.layer.scheme,
         bits_per_parameter: bits / parameters as f64,
+        limit_db: layers()
+            .map(|layer| Some(layer.limit_db? * layer.parameters as f64 / parameters as f64))
+            .sum(),
         seconds: reports.iter().map(|block| block.seconds).sum(),
         blocks: reports,
         largest_hidden_state: largest,
@@ -252,6 +256,11 @@ fn quantize_block<M: TrainOps>(
             shared = hessians(machine, &block, inputs, training.clone(), &group[..1], &Alone)?;
         }
         let hessian = &shared[if settings.true_sequential { 0 } else { group_index }];
+        let spectrum = if spec.linear(group[0]).shape.1 <= LARGEST_SPECTRUM {
+            Some(machine.spectrum(hessian)?)
+        } else {
+            None
+        };
         for &layer in group {
             let layer_started = Instant::now();
             let key = StreamKey {
@@ -284,6 +293,11 @@ fn quantize_block<M: TrainOps>(
             let summary = LayerSummary {
                 name,
                 relative_layer_error,
+                limit_db: spectrum.as_ref().and_then(|spectrum| {
+                    let limit = rate_distortion_limit(spectrum, matrix.bits_per_parameter());
+                    let distance = limit_db(relative_layer_error, limit);
+                    distance.is_finite().then_some(distance)
+                }),
                 seconds: layer_started.elapsed().as_secs_f64(),
                 bits_per_parameter: matrix.bits_per_parameter(),
                 parameters: matrix.out_features() * matrix.in_features(),

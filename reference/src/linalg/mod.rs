@@ -8,8 +8,10 @@
 pub mod lapack;
 mod upper_registers;
 
+use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt;
+use faer::linalg::evd::{self, ComputeEigenvectors};
 use faer::linalg::matmul;
 use faer::{Accum, MatMut, MatRef, Par, Spec};
 use ndarray::{Array2, ArrayView2, Axis};
@@ -143,6 +145,12 @@ impl Cholesky {
         self.jitter
     }
 
+    /// L, lower triangular, with L L^T = A + jitter I.
+    pub fn lower(&self) -> Array2<f64> {
+        let n = self.order;
+        Array2::from_shape_fn((n, n), |(i, j)| if i < j { 0.0 } else { self.factor[j * n + i] })
+    }
+
     /// X of (A + jitter I) X = B, for B of shape [order, n].
     ///
     /// # Panics
@@ -196,6 +204,55 @@ pub fn solve_spd(a: ArrayView2<'_, f64>, b: ArrayView2<'_, f64>, what: &str) -> 
     Ok(Cholesky::new(a, 0.0, what)?.solve(b))
 }
 
+/// The eigenvalues of a symmetric matrix, in ascending order.
+///
+/// # Errors
+/// `Shape` when A is not square, `NotFinite` when it has NaN or infinities, or when its eigenvalues do not
+/// converge. `what` names A in errors.
+pub fn eigenvalues(a: ArrayView2<'_, f64>, what: &str) -> Result<Vec<f64>> {
+    let order = a.nrows();
+    if a.ncols() != order {
+        return Err(AqlmError::Shape {
+            what: what.into(),
+            expected: vec![order, order],
+            found: a.shape().to_vec(),
+        });
+    }
+    if let Some(((row, column), &value)) = a.indexed_iter().find(|(_, value)| !value.is_finite()) {
+        return Err(AqlmError::NotFinite {
+            what: what.into(),
+            index: vec![row, column],
+            value,
+        });
+    }
+    let mut values = Diag::<f64>::zeros(order);
+    let mut memory = MemBuffer::new(evd::self_adjoint_evd_scratch::<f64>(
+        order,
+        ComputeEigenvectors::No,
+        Par::Seq,
+        Spec::default(),
+    ));
+    let outcome = with_faer(a, |a| {
+        evd::self_adjoint_evd(
+            a,
+            values.as_mut(),
+            None,
+            Par::Seq,
+            MemStack::new(&mut memory),
+            Spec::default(),
+        )
+    });
+    clear_upper_registers();
+    if outcome.is_err() {
+        return Err(AqlmError::NotFinite {
+            what: format!("eigenvalues of {what}"),
+            index: vec![0],
+            value: f64::NAN,
+        });
+    }
+    Ok(values.column_vector().iter().copied().collect())
+}
+
 #[cfg(test)]
 mod tests {
     use approx::assert_relative_eq;
@@ -229,6 +286,21 @@ mod tests {
             let norm = residual.iter().map(|v| v * v).sum::<f64>().sqrt();
             prop_assert!(norm <= 4.0 * n as f64 * f64::EPSILON * size);
         }
+    }
+
+    #[test]
+    fn eigenvalues_are_those_of_a_known_matrix() {
+        let a = ndarray::array![[2.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 5.0]];
+        let found = eigenvalues(a.view(), "a").unwrap();
+        for (value, expected) in found.iter().zip([1.0, 3.0, 5.0]) {
+            assert!((value - expected).abs() <= 64.0 * f64::EPSILON, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_eigenvalues_is_refused() {
+        assert!(eigenvalues(Array2::zeros((2, 3)).view(), "a").is_err());
+        assert!(eigenvalues(Array2::from_elem((2, 2), f64::NAN).view(), "a").is_err());
     }
 
     #[test]

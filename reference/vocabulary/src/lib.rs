@@ -28,8 +28,8 @@ pub use random::{Purpose, Stream, StreamKey, sample_distinct, shuffle, stream, s
 pub use rope::{Rope, RopeScaling};
 pub use scheme::Scheme;
 pub use settings::{
-    FinetuneEvent, FinetuneReport, FinetuneSettings, Initialization, LayerEvent, LayerReport, LayerSettings,
-    Update,
+    FeedbackSettings, FinetuneEvent, FinetuneReport, FinetuneSettings, GroupOrder, Initialization,
+    LayerEvent, LayerReport, LayerSettings, Update,
 };
 pub use training::{BlockTraining, ModelTraining, PartSums};
 pub use weights::{BlockWeights, Linear, LinearWeight, ModelWeights};

@@ -14,6 +14,32 @@ pub enum Initialization {
         /// rounds of (assignment, exact M-step) per codebook
         rounds: usize,
     },
+    /// codebooks by residual k-means, then codes by a tree search with error feedback, one input group after
+    /// the other
+    Feedback(FeedbackSettings),
+}
+
+/// How error feedback initializes a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FeedbackSettings {
+    /// partial codings of an output group that survive each input group
+    pub hypotheses: usize,
+    /// searches over all input groups; codebooks and scales are updated between them
+    pub passes: usize,
+    /// the order in which input groups are decided
+    pub order: GroupOrder,
+}
+
+/// The order in which a search with error feedback decides input groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupOrder {
+    /// from the last to the first
+    Natural,
+    /// the largest conditional variance, given the inputs of all undecided groups, first
+    Variance,
+    /// the largest trace of H_jj first
+    Diagonal,
 }
 
 /// Method that updates codebooks for fixed codes.

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use aqlm_vocabulary::{Initialization, Scheme};
+use aqlm_vocabulary::{FeedbackSettings, GroupOrder, Initialization, Scheme};
 use clap::ValueEnum;
 
 use super::finetune::{TunedName, tuned, validate as validate_end_to_end};
@@ -45,13 +45,41 @@ pub(super) struct Args {
     resume: bool,
 }
 
-/// First codes and codebooks.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum InitName {
-    /// residual k-means
-    Residual,
-    /// residual k-means refined under the Hessian's metric
-    Em,
+/// Hypotheses and passes of `--init feedback`, unless given.
+const FEEDBACK: (usize, usize) = (4, 3);
+
+/// The argument of `--init`: `residual`, `em`, or `feedback[:K[:PASSES[:ORDER]]]`.
+fn initialization(text: &str) -> std::result::Result<Initialization, String> {
+    let mut parts = text.split(':');
+    let init = match parts.next() {
+        Some("residual") => Initialization::Residual,
+        Some("em") => Initialization::Em { rounds: 3 },
+        Some("feedback") => {
+            let mut number = |name: &str, usual: usize| match parts.next().map(str::parse) {
+                None => Ok(usual),
+                Some(Ok(number @ 1..=1024)) => Ok(number),
+                Some(_) => Err(format!("{name} must be a number from 1 to 1024")),
+            };
+            let hypotheses = number("K", FEEDBACK.0)?;
+            let passes = number("PASSES", FEEDBACK.1)?;
+            let order = match parts.next() {
+                None | Some("natural") => GroupOrder::Natural,
+                Some("variance") => GroupOrder::Variance,
+                Some("diagonal") => GroupOrder::Diagonal,
+                Some(_) => return Err("ORDER must be natural, variance or diagonal".into()),
+            };
+            Initialization::Feedback(FeedbackSettings {
+                hypotheses,
+                passes,
+                order,
+            })
+        }
+        _ => return Err("expected residual, em, or feedback[:K[:PASSES[:ORDER]]]".into()),
+    };
+    match parts.next() {
+        None => Ok(init),
+        Some(rest) => Err(format!("unexpected `{rest}` at the end")),
+    }
 }
 
 /// How codebooks follow the codes.
@@ -162,9 +190,10 @@ struct SettingsArgs {
     /// Hypotheses kept by beam search
     #[arg(long)]
     beam: Option<usize>,
-    /// First codes and codebooks
-    #[arg(long, value_enum)]
-    init: Option<InitName>,
+    /// First codes and codebooks: `residual` (k-means), `em` (refined under the Hessian's metric) or
+    /// `feedback[:K[:PASSES[:ORDER]]]` (error feedback; K hypotheses; ORDER natural, variance or diagonal)
+    #[arg(long, value_parser = initialization)]
+    init: Option<Initialization>,
     /// How codebooks follow the codes
     #[arg(long, value_enum)]
     update: Option<UpdateName>,
@@ -224,10 +253,8 @@ impl SettingsArgs {
         assign(&mut settings.layer.relative_tolerance, self.tolerance);
         assign(&mut settings.layer.damping, self.damping);
         assign(&mut settings.finetune.lr, self.finetune_lr);
-        match self.init {
-            Some(InitName::Residual) => settings.layer.init = Initialization::Residual,
-            Some(InitName::Em) => settings.layer.init = Initialization::Em { rounds: 3 },
-            None => {}
+        if let Some(init) = &self.init {
+            settings.layer.init = init.clone();
         }
         let preset_update = |preset| QuantizeSettings::preset(preset, scheme).layer.update;
         match self.update {

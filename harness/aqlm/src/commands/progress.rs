@@ -174,8 +174,11 @@ impl QuantizeProgress {
                     0 => String::new(),
                     dead => format!(", {dead} dead inputs handled by damping"),
                 };
+                let limit = summary.limit_db.map_or_else(String::new, |distance| {
+                    format!(" ({distance:.2} dB above the limit)")
+                });
                 let line = format!(
-                    "{}: relative layer error {:.5} after {} rounds, {:.1} s{dead}{}",
+                    "{}: relative layer error {:.5}{limit} after {} rounds, {:.1} s{dead}{}",
                     summary.name,
                     summary.relative_layer_error,
                     summary.report.trace.len(),

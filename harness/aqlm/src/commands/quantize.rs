@@ -28,7 +28,7 @@ pub(crate) fn run(
     let record = quantize(job, end_to_end)?;
     output.result(&record, || {
         format!(
-            "{}{}{}: {:.3} bits per parameter, {} -> {}, {:.1} s\n",
+            "{}{}{}: {:.3} bits per parameter{}, {} -> {}, {:.1} s\n",
             summary(&record.blocks),
             record
                 .end_to_end
@@ -36,6 +36,9 @@ pub(crate) fn run(
                 .map_or_else(String::new, finetune::summary),
             record.out,
             record.bits_per_parameter,
+            record.limit_db.map_or_else(String::new, |distance| format!(
+                ", {distance:.2} dB above their limit"
+            )),
             bytes(record.bytes_before),
             bytes(record.bytes_after),
             record.seconds,
@@ -157,10 +160,11 @@ impl OnMachine for Blocks<'_> {
     }
 }
 
-/// One row per block: the error of each layer, and the block's error after fine-tuning.
+/// One row per block: the error of each layer, their distance from the limit, and the block's error after
+/// fine-tuning.
 pub(super) fn summary(blocks: &[BlockReport]) -> String {
     let mut table = Table::new([
-        "block", "q", "k", "v", "o", "gate", "up", "down", "output", "seconds",
+        "block", "q", "k", "v", "o", "gate", "up", "down", "dB", "output", "seconds",
     ]);
     for block in blocks {
         let error = |index: usize| {
@@ -177,12 +181,24 @@ pub(super) fn summary(blocks: &[BlockReport]) -> String {
             error(4),
             error(5),
             error(6),
+            above_limit(block).map_or_else(String::new, |distance| format!("{distance:.2}")),
             format!("{:.4}", block.relative_output_error),
             format!("{:.1}", block.seconds),
         ]);
     }
     format!(
-        "relative layer errors, and that of the block's output after fine-tuning\n{}",
+        "relative layer errors, their mean distance from the rate-distortion limit at the layers' bits, and the \
+         error of the block's output after fine-tuning\n{}",
         table.render()
     )
+}
+
+/// Mean of a block's distances from the limit, weighted by weights; `None` unless every layer has one.
+fn above_limit(block: &BlockReport) -> Option<f64> {
+    let parameters: usize = block.layers.iter().map(|layer| layer.parameters).sum();
+    block
+        .layers
+        .iter()
+        .map(|layer| Some(layer.limit_db? * layer.parameters as f64 / parameters as f64))
+        .sum()
 }

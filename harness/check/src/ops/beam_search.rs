@@ -151,7 +151,7 @@ fn searched(layer: &Layer, order: &[(usize, usize)], beam: usize) -> Result<Quan
 }
 
 /// The minimum loss over all codes, if there are few enough combinations.
-fn optimum(layer: &Layer) -> Result<Option<f64>> {
+pub(super) fn optimum(layer: &Layer) -> Result<Option<f64>> {
     let (matrix, hessian) = (&layer.data.matrix, &layer.data.hessian);
     let variables = matrix.groups().1 * matrix.scheme().num_codebooks;
     let combinations = (matrix.scheme().codebook_size() as u64).checked_pow(variables as u32);

@@ -16,6 +16,7 @@ mod codebook_update;
 mod cost;
 mod decode;
 mod em_init;
+mod feedback_init;
 mod hessian;
 mod kmeans;
 mod layer;

@@ -254,6 +254,14 @@ impl BlockOps for CpuBackend {
         CpuLayers.problem(block.weight(layer), &hessian.mean(), settings)
     }
 
+    /// A report and no step of the quantizer, so the reference computes it.
+    fn spectrum(&self, hessian: &Hessian) -> Result<Vec<f64>> {
+        Ok(aqlm_reference::linalg::eigenvalues(
+            hessian.mean().view(),
+            "hessian",
+        )?)
+    }
+
     fn mean_squares(&self, a: &HiddenStates, b: &HiddenStates) -> Result<(f64, f64)> {
         llama::mean_squares(a, b)
     }

@@ -1,13 +1,14 @@
 use std::ops::Range;
 use std::path::Path;
 
+use aqlm_reference::linalg::eigenvalues;
 use aqlm_reference::llama::{
     self, Block, BlockTuner, KvCacheLayer, ModelTuner, Rotary, block_decode_step, block_forward,
     block_forward_traced, rms_norm,
 };
 use aqlm_reference::{
-    Hessian, beam_search, check_layer, damped, dead_inputs, decode, em_init, relative_layer_error,
-    residual_init, update,
+    Hessian, beam_search, check_layer, damped, dead_inputs, decode, em_init, feedback_init,
+    relative_layer_error, residual_init, update,
 };
 use aqlm_vocabulary::{
     AdamDecay, AqlmError, ArchSpec, BlockWeights, Initialization, LayerId, LayerSettings, ModelWeights,
@@ -104,6 +105,9 @@ impl LayerOps for ReferenceLayers {
             Initialization::Residual => residual_init(&problem.weight, settings, key)?,
             Initialization::Em { rounds } => {
                 em_init(&problem.weight, &problem.metric, settings, rounds, key)?
+            }
+            Initialization::Feedback(feedback) => {
+                feedback_init(&problem.weight, &problem.metric, settings, &feedback, key)?
             }
         })
     }
@@ -261,6 +265,10 @@ impl BlockOps for ReferenceBackend {
         settings: &LayerSettings,
     ) -> Result<ReferenceProblem> {
         ReferenceProblem::new(block.weight(layer).clone(), hessian.mean(), settings)
+    }
+
+    fn spectrum(&self, hessian: &Hessian) -> Result<Vec<f64>> {
+        Ok(eigenvalues(hessian.mean().view(), "hessian")?)
     }
 
     fn mean_squares(&self, a: &Self::Hidden, b: &Self::Hidden) -> Result<(f64, f64)> {

@@ -1,9 +1,13 @@
-use aqlm_vocabulary::{AqlmError, Initialization, LayerSettings, QuantizedMatrix, Result, StreamKey, Update};
+use aqlm_vocabulary::{
+    AqlmError, FeedbackSettings, GroupOrder, Initialization, LayerSettings, QuantizedMatrix, Result,
+    StreamKey, Update,
+};
 use ndarray::Array2;
 
 use super::beam_search::search;
 use super::codebook_update::{Stop, update_trial};
 use super::em_init::{diagonal_blocks, em_init_of_blocks};
+use super::feedback_init::{self, Factor};
 use super::problem::{Problem, check_hessian, inner};
 use super::residual_init::residual_init;
 use super::trial::Trial;
@@ -18,6 +22,8 @@ pub struct LayerProblem {
     problem: Problem,
     /// damped H_jj of every input group, for the initialisation
     blocks: Vec<Vec<f64>>,
+    /// the factor of the damped H in this order of groups, if the initialization needs it
+    factor: Option<(GroupOrder, Factor)>,
     /// the damping's addition to the diagonal
     ridge: f64,
     /// tr(W H W^T) under H without damping
@@ -37,11 +43,19 @@ impl LayerProblem {
         let mut damped = hessian.as_standard_layout().into_owned();
         damped.diag_mut().mapv_inplace(|x| x + ridge);
         let problem = Problem::new(weight, &damped)?;
+        let factor = match settings.init {
+            Initialization::Feedback(FeedbackSettings { order, .. }) => {
+                settings.scheme.groups(weight.nrows(), weight.ncols())?;
+                Some((order, Factor::new(&damped, settings.scheme.in_group_size, order)?))
+            }
+            _ => None,
+        };
         // The contribution of the damping is known and is subtracted.
         let norm = problem.norm() - ridge * inner(&problem.weight, &problem.weight);
         Ok(Self {
             problem,
             blocks: diagonal_blocks(&damped, settings.scheme.in_group_size),
+            factor,
             ridge,
             norm,
             dead_inputs: hessian.diag().iter().filter(|&&x| x == 0.0).count(),
@@ -67,6 +81,19 @@ impl LayerProblem {
         let first = match settings.init {
             Initialization::Residual => residual_init(weight, settings, key)?,
             Initialization::Em { rounds } => em_init_of_blocks(weight, &self.blocks, settings, rounds, key)?,
+            Initialization::Feedback(feedback) => {
+                let factor = match &self.factor {
+                    Some((order, factor)) if *order == feedback.order => factor,
+                    _ => {
+                        return Err(AqlmError::argument(
+                            "init",
+                            "the initialization with which the layer was made",
+                            "feedback",
+                        ));
+                    }
+                };
+                return feedback_init::initialize(&self.problem, factor, settings, &feedback, key);
+            }
         };
         Ok(Trial::new(&self.problem, first))
     }

@@ -39,6 +39,13 @@ impl SmallCholesky {
         }
     }
 
+    /// Half the logarithm of the determinant of A + jitter I.
+    pub(super) fn log_volume(&self) -> f64 {
+        (0..self.order)
+            .map(|i| self.factor[i * (self.order + 1)].ln())
+            .sum()
+    }
+
     /// Overwrites b by the solution of (A + jitter I) x = b.
     pub(super) fn solve(&self, b: &mut [f64]) {
         let n = self.order;

@@ -28,6 +28,8 @@ pub(crate) unsafe trait Vector: Copy {
     unsafe fn mul_add(self, factor: Self, term: Self) -> Self;
     /// The sum over lanes, in a fixed order.
     unsafe fn sum(self) -> f32;
+    /// Lane by lane the smaller value; no lane may be NaN.
+    unsafe fn lesser(self, other: Self) -> Self;
     /// The minimum over lanes; no lane may be NaN.
     unsafe fn least(self) -> f32;
     /// `yes` in the lanes where `self < bound`, `no` in the others, including those with NaN.
@@ -124,6 +126,14 @@ unsafe impl Vector for Portable {
     unsafe fn sum(self) -> f32 {
         let [a, b, c, d, e, f, g, h] = self.0;
         ((a + e) + (c + g)) + ((b + f) + (d + h))
+    }
+
+    #[inline(always)]
+    unsafe fn lesser(mut self, other: Self) -> Self {
+        for (a, b) in self.0.iter_mut().zip(other.0) {
+            *a = if b < *a { b } else { *a };
+        }
+        self
     }
 
     #[inline(always)]
@@ -231,6 +241,11 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn lesser(self, other: Self) -> Self {
+            Self(unsafe { _mm256_min_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
         unsafe fn least(self) -> f32 {
             unsafe {
                 let four = _mm_min_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
@@ -323,6 +338,11 @@ mod x86 {
                 let high = _mm512_extractf32x8_ps::<1>(self.0);
                 Avx2(_mm256_add_ps(low, high)).sum()
             }
+        }
+
+        #[inline(always)]
+        unsafe fn lesser(self, other: Self) -> Self {
+            Self(unsafe { _mm512_min_ps(self.0, other.0) })
         }
 
         #[inline(always)]
@@ -449,6 +469,11 @@ mod arm {
         #[inline(always)]
         unsafe fn sum(self) -> f32 {
             unsafe { vaddvq_f32(vaddq_f32(self.0, self.1)) }
+        }
+
+        #[inline(always)]
+        unsafe fn lesser(self, other: Self) -> Self {
+            unsafe { Self(vminq_f32(self.0, other.0), vminq_f32(self.1, other.1)) }
         }
 
         #[inline(always)]

@@ -34,7 +34,9 @@ pub use fetch::FetchRecord;
 pub use finetune::FinetuneRecord;
 pub use generate::GenerateRecord;
 pub use inspect::{InspectRecord, Shape};
-pub use quantize::{BlockReport, LayerSummary, QuantizeRecord, QuantizeReport, QuantizedLayer};
+pub use quantize::{
+    BlockReport, LARGEST_SPECTRUM, LayerSummary, QuantizeRecord, QuantizeReport, QuantizedLayer,
+};
 
 use aqlm_formats::durable;
 use aqlm_formats::{Error, Result};
@@ -91,7 +93,7 @@ records! {
     /// `aqlm inspect`
     Inspect(InspectRecord) = "inspect/1",
     /// `aqlm quantize`
-    Quantize(QuantizeRecord) = "quantize/1",
+    Quantize(QuantizeRecord) = "quantize/2",
     /// `aqlm finetune`
     Finetune(FinetuneRecord) = "finetune/1",
     /// `aqlm eval`

@@ -3,6 +3,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::EndToEndReport;
 
+/// Most inputs of a layer whose eigenvalues are computed for its rate-distortion limit: a few seconds on one
+/// core. The work grows with the third power.
+pub const LARGEST_SPECTRUM: usize = 2048;
+
 /// One quantized layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerSummary {
@@ -10,6 +14,9 @@ pub struct LayerSummary {
     pub name: String,
     /// layer error relative to tr(W H W^T), before fine-tuning, with codebooks and scales as f16 stores them
     pub relative_layer_error: f64,
+    /// distance of that error from the rate-distortion limit at the layer's bits, in dB; `None` where H is too
+    /// large for its eigenvalues ([`LARGEST_SPECTRUM`]), or the error is zero
+    pub limit_db: Option<f64>,
     /// seconds it took
     pub seconds: f64,
     /// bits per parameter
@@ -43,6 +50,9 @@ pub struct QuantizeReport {
     pub scheme: Scheme,
     /// over all quantized weights
     pub bits_per_parameter: f64,
+    /// mean of the layers' distances from their limits, weighted by their numbers of weights; `None` unless
+    /// every layer has one
+    pub limit_db: Option<f64>,
     /// seconds of all blocks, including earlier attempts
     pub seconds: f64,
     /// every block
@@ -58,6 +68,8 @@ pub struct QuantizedLayer {
     pub name: String,
     /// layer error relative to tr(W H W^T), before fine-tuning, with codebooks and scales as f16 stores them
     pub relative_layer_error: f64,
+    /// distance from the rate-distortion limit in dB, as in [`LayerSummary`]
+    pub limit_db: Option<f64>,
     /// codes, codebooks and scales
     pub bits_per_parameter: f64,
     /// seconds it took
@@ -71,6 +83,8 @@ pub struct QuantizeRecord {
     pub scheme: Scheme,
     /// over all quantized weights: codes, codebooks and scales
     pub bits_per_parameter: f64,
+    /// mean of the layers' distances from their limits in dB, weighted by their numbers of weights
+    pub limit_db: Option<f64>,
     /// seconds of all blocks, including earlier attempts
     pub seconds: f64,
     /// bytes of the dense model's tensors
@@ -99,12 +113,14 @@ impl QuantizeRecord {
         let layers = layers.map(|layer| QuantizedLayer {
             name: layer.name.clone(),
             relative_layer_error: layer.relative_layer_error,
+            limit_db: layer.limit_db,
             bits_per_parameter: layer.bits_per_parameter,
             seconds: layer.seconds,
         });
         Self {
             scheme: report.scheme,
             bits_per_parameter: report.bits_per_parameter,
+            limit_db: report.limit_db,
             seconds: report.seconds,
             bytes_before,
             bytes_after,

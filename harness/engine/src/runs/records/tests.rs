@@ -27,6 +27,7 @@ fn quantize() -> QuantizeRecord {
     let layer = LayerSummary {
         name: "model.layers.0.self_attn.q_proj".into(),
         relative_layer_error: NUMBERS[0],
+        limit_db: Some(NUMBERS[1]),
         seconds: 0.25,
         bits_per_parameter: NUMBERS[1],
         parameters: 65_536,
@@ -53,6 +54,7 @@ fn quantize() -> QuantizeRecord {
     let report = QuantizeReport {
         scheme: "2x8g8".parse().unwrap(),
         bits_per_parameter: NUMBERS[1],
+        limit_db: None,
         seconds: 1.5,
         blocks: vec![block],
         largest_hidden_state: 3.5,
@@ -403,7 +405,7 @@ fn damage_is_named_by_file_and_place() {
     let refused = refusal(&text.replace("\"dead_inputs\": 3", "\"dead_inputs\": -3"));
     assert!(
         refused.starts_with(
-            "a.json: field `blocks[0].layers[0].report.dead_inputs`: expected what quantize/1 has there"
+            "a.json: field `blocks[0].layers[0].report.dead_inputs`: expected what quantize/2 has there"
         ),
         "{refused}"
     );

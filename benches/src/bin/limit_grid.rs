@@ -1,0 +1,204 @@
+//! How far initialisations and the alternation end from the rate-distortion limit of a synthetic layer, and
+//! how long they take: W normal, H of 4 n activations whose spectrum falls as 1/i, rotated at random.
+//!
+//! `cargo run --release -p aqlm-benches --bin limit_grid -- [SCHEME] [N] [OUT] [only INIT...]`, with N a
+//! power of two. An INIT is `em`, or `feedback:K:PASSES:ORDER`; `:b4` behind either adds the alternation with
+//! a beam of 4.
+
+use std::env::args;
+use std::time::Instant;
+
+use aqlm_engine::Result;
+use aqlm_engine::alternate::alternate;
+use aqlm_engine::backends::CpuLayers;
+use aqlm_engine::ops::LayerOps;
+use aqlm_reference::linalg::eigenvalues;
+use aqlm_reference::{decode, limit_db, rate_distortion_limit, relative_layer_error};
+use aqlm_vocabulary::{
+    AqlmError, FeedbackSettings, GroupOrder, Initialization, LayerEvent, LayerSettings, Purpose, Scheme,
+    Stream, StreamKey, Update, shuffle, stream,
+};
+use ndarray::{Array2, Axis};
+use rand::RngExt;
+
+const KEY: StreamKey = StreamKey {
+    seed: 0,
+    block: 0,
+    layer: None,
+};
+
+/// Rows of the table, in the order in which they are measured.
+const GRID: [&str; 12] = [
+    "em",
+    "em:b4",
+    "feedback:1:1:natural",
+    "feedback:4:1:natural",
+    "feedback:1:3:natural",
+    "feedback:4:3:natural",
+    "feedback:1:1:variance",
+    "feedback:1:1:diagonal",
+    "feedback:1:1:natural:b1",
+    "feedback:1:1:natural:b4",
+    "feedback:4:1:natural:b4",
+    "feedback:4:3:natural:b4",
+];
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = args().skip(1).collect();
+    let argument = |i: usize, default: &str| arguments.get(i).map_or(default, String::as_str).to_owned();
+    let number = |i: usize, default: &str| {
+        let text = argument(i, default);
+        text.parse::<usize>()
+            .map_err(|_| AqlmError::argument(format!("argument {}", i + 1), "a number", &text))
+    };
+    let scheme: Scheme = argument(0, "2x8g8").parse()?;
+    let inputs = number(1, "1024")?;
+    if !inputs.is_power_of_two() {
+        return Err(AqlmError::argument("argument 2", "a power of two", inputs).into());
+    }
+    let out = number(2, &inputs.to_string())?;
+    let mut rows: Vec<&str> = arguments.iter().skip(3).map(String::as_str).collect();
+    if rows.is_empty() {
+        rows = GRID.to_vec();
+    }
+
+    let (weight, hessian) = layer(out, inputs);
+    let exact_weight = weight.mapv(f64::from);
+    let code_bits = f64::from(scheme.nbits) * scheme.num_codebooks as f64 / scheme.group_len() as f64;
+    let spectrum = eigenvalues(hessian.view(), "hessian")?;
+    let limit = rate_distortion_limit(&spectrum, code_bits);
+    println!(
+        "{scheme} on {out}x{inputs}, {} threads; {code_bits} bits of codes a weight, limit {limit:.6}",
+        rayon::current_num_threads()
+    );
+    println!(
+        "| start | error after it | dB | s | error at the end | dB | rounds | s |\n|---|---|---|---|---|---|---|---|"
+    );
+    for row in rows {
+        let settings = settings(scheme, row)?;
+        let started = Instant::now();
+        let problem = CpuLayers.problem(&weight, &hessian, &settings)?;
+        let mut initial = (0.0, 0.0);
+        let (matrix, report) = alternate(&CpuLayers, &problem, &settings, KEY, &mut |event| {
+            if let LayerEvent::Initialized { loss } = event {
+                initial = (loss, started.elapsed().as_secs_f64());
+            }
+        })?;
+        let seconds = started.elapsed().as_secs_f64();
+        let bits = matrix.bits_per_parameter();
+        let error = relative_layer_error(&exact_weight, &decode(&matrix), &hessian);
+        println!(
+            "| {row} | {:.6} | {:.2} | {:.2} | {error:.6} | {:.2} ({:.2} at {bits:.3} bits) | {} | {seconds:.2} |",
+            initial.0,
+            limit_db(initial.0, limit),
+            initial.1,
+            limit_db(error, limit),
+            limit_db(error, rate_distortion_limit(&spectrum, bits)),
+            report.trace.len(),
+        );
+    }
+    Ok(())
+}
+
+/// Today's default settings with the start and the beam of a row.
+fn settings(scheme: Scheme, row: &str) -> Result<LayerSettings> {
+    let refused = || AqlmError::argument("a row", "em or feedback:K:PASSES:ORDER, perhaps with :bN", row);
+    let mut parts = row.split(':').peekable();
+    let init = match parts.next() {
+        Some("residual") => Initialization::Residual,
+        Some("em") => Initialization::Em { rounds: 3 },
+        Some("feedback") => {
+            let mut number = || {
+                parts
+                    .next()
+                    .and_then(|text| text.parse().ok())
+                    .ok_or_else(refused)
+            };
+            let (hypotheses, passes) = (number()?, number()?);
+            let order = match parts.next() {
+                Some("natural") => GroupOrder::Natural,
+                Some("variance") => GroupOrder::Variance,
+                Some("diagonal") => GroupOrder::Diagonal,
+                _ => return Err(refused().into()),
+            };
+            Initialization::Feedback(FeedbackSettings {
+                hypotheses,
+                passes,
+                order,
+            })
+        }
+        _ => return Err(refused().into()),
+    };
+    let beam = match parts.next() {
+        None => None,
+        Some(text) => Some(
+            text.strip_prefix('b')
+                .and_then(|b| b.parse().ok())
+                .ok_or_else(refused)?,
+        ),
+    };
+    Ok(LayerSettings {
+        scheme,
+        init,
+        kmeans_iterations: 100,
+        update: Update::ClosedForm {
+            max_unknowns: 8192,
+            cg_steps: 30,
+            scale_rounds: 2,
+        },
+        beam: beam.unwrap_or(1),
+        relative_tolerance: 0.003,
+        max_rounds: if beam.is_some() { 100 } else { 0 },
+        damping: 1e-6,
+        allow_degenerate: true,
+    })
+}
+
+/// W of normal numbers and H of 4 n activations.
+fn layer(out: usize, inputs: usize) -> (Array2<f32>, Array2<f64>) {
+    let mut rng = stream(0, 0, None, Purpose::TestData);
+    let weight = Array2::from_shape_simple_fn((out, inputs), || 0.02 * normal(&mut rng));
+    let mut x = Array2::from_shape_simple_fn((4 * inputs, inputs), || normal(&mut rng));
+    for (i, mut column) in x.axis_iter_mut(Axis(1)).enumerate() {
+        column /= ((i + 1) as f32).sqrt();
+    }
+    for _ in 0..3 {
+        rotate(&mut x, &mut rng);
+    }
+    let mut hessian = aqlm_optimized::cpu::quantizer::Hessian::new(inputs);
+    if hessian.add(x.view()).is_err() {
+        eprintln!("the made-up inputs are not finite");
+    }
+    (weight, hessian.mean())
+}
+
+/// A normal number (Box and Muller).
+fn normal(rng: &mut Stream) -> f32 {
+    let (u, v): (f64, f64) = (rng.random(), rng.random());
+    ((-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
+}
+
+/// Rotates rows: inputs in random order with random signs, then the Walsh-Hadamard transform.
+fn rotate(x: &mut Array2<f32>, rng: &mut Stream) {
+    let n = x.ncols();
+    let mut order: Vec<usize> = (0..n).collect();
+    shuffle(rng, &mut order);
+    let signs: Vec<f32> = order
+        .iter()
+        .map(|_| if rng.random_bool(0.5) { 1.0 } else { -1.0 } / (n as f32).sqrt())
+        .collect();
+    for mut row in x.outer_iter_mut() {
+        let mut values: Vec<f32> = order.iter().zip(&signs).map(|(&i, sign)| row[i] * sign).collect();
+        let mut half = 1;
+        while half < n {
+            for pair in values.chunks_exact_mut(2 * half) {
+                let (a, b) = pair.split_at_mut(half);
+                for (a, b) in a.iter_mut().zip(b) {
+                    (*a, *b) = (*a + *b, *a - *b);
+                }
+            }
+            half *= 2;
+        }
+        row.iter_mut().zip(values).for_each(|(to, value)| *to = value);
+    }
+}
