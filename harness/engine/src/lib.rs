@@ -14,6 +14,7 @@ mod presets;
 mod publish;
 mod quantize;
 pub mod runs;
+pub mod tables;
 mod tune;
 
 pub use aqlm_formats::{Error, Result};

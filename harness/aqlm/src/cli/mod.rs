@@ -12,6 +12,7 @@ mod generate;
 mod inspect;
 mod quantize;
 mod refusal;
+mod table;
 
 use std::process::ExitCode;
 
@@ -51,6 +52,8 @@ enum Command {
     Check(check::Args),
     /// Check kernels against the reference, then time them; enter one of your own
     Bench(Box<bench::Args>),
+    /// Show a table of the paper beside runs of your own; plan such runs, and run them
+    Table(Box<table::Args>),
 }
 
 /// Runs the command line of this process.
@@ -81,5 +84,6 @@ fn run_command(command: &Command, output: Output) -> Result<bool> {
         }
         Command::Check(args) => check::run(args, output),
         Command::Bench(args) => bench::run(args, output),
+        Command::Table(args) => table::run(args, output),
     }
 }

@@ -17,6 +17,7 @@ mod finetune;
 mod generate;
 mod inspect;
 mod quantize;
+mod table;
 
 use std::path::Path;
 
@@ -33,6 +34,10 @@ pub use finetune::FinetuneRecord;
 pub use generate::GenerateRecord;
 pub use inspect::{InspectRecord, Shape};
 pub use quantize::{BlockReport, LayerSummary, QuantizeRecord, QuantizeReport, QuantizedLayer};
+pub use table::{
+    Beside, Better, Figure, OurFigure, OurRuns, PlanCell, PlanLeftOut, PlanPhase, RunFigure, TableCell,
+    TableCheck, TableColumn, TableEntry, TableListRecord, TableModel, TablePlanRecord, TableRecord, TableRow,
+};
 
 use aqlm_formats::durable;
 use aqlm_formats::{Error, Result};
@@ -104,6 +109,12 @@ records! {
     Bench(BenchReport) = "bench/1",
     /// `aqlm bench --random-weights`
     Decode(DecodeReport) = "decode/1",
+    /// `aqlm table --list`
+    TableList(TableListRecord) = "table_list/1",
+    /// `aqlm table`
+    Table(TableRecord) = "table/1",
+    /// `aqlm table --plan`
+    TablePlan(TablePlanRecord) = "table_plan/1",
 }
 
 impl Record {
