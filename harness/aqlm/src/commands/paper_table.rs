@@ -7,13 +7,13 @@ use aqlm_optimized::cpu::SimdLevel;
 use aqlm_optimized::cuda::{CudaError, Device};
 use aqlm_vocabulary::{AqlmError, Scheme};
 
-use super::Output;
 use super::progress::seconds;
 use super::table::{Table, bytes};
+use super::{NamedModel, Output};
 use aqlm_engine::Preset;
 use aqlm_engine::backends::BackendKind;
 use aqlm_engine::runs::records::{
-    Beside, TableCell, TableColumn, TableListRecord, TablePlanRecord, TableRecord, TableRow,
+    Beside, Figure, TableCell, TableColumn, TableListRecord, TablePlanRecord, TableRecord, TableRow,
 };
 use aqlm_engine::tables::{
     Finished, Grid, GridOutcome, Identity, Worker, fill, list as listed, model, plan as planned,
@@ -103,6 +103,8 @@ pub(crate) fn plan(request: &PlanRequest, output: Output) -> Result<bool> {
 pub(crate) fn run(id: &str, grid: &Path, out: &Path, output: Output) -> Result<bool> {
     let table = table(id)?;
     let grid = Grid::read(grid)?;
+    let shape = model(&grid.model)?;
+    shape.check_shape(NamedModel::open(Path::new(&grid.path))?.model.config())?;
     match run_grid(&grid, &table, out, &mut ThisProgram)? {
         GridOutcome::CheckFailed(check) => {
             eprintln!(
@@ -293,8 +295,8 @@ fn beside_text(record: &TableRecord) -> String {
         for (cell, column) in row.cells.iter().zip(&record.columns) {
             let Some(figure) = &cell.ours else { continue };
             let decimals = column.decimals;
-            let other = |figure: &Option<aqlm_engine::runs::records::Figure>| {
-                figure.as_ref().map_or_else(
+            let other = |figure: Option<&Figure>| {
+                figure.map_or_else(
                     || "-".to_owned(),
                     |figure| with_deviation(figure.value, figure.deviation, decimals),
                 )
@@ -304,8 +306,8 @@ fn beside_text(record: &TableRecord) -> String {
                 what.clone(),
                 ours.bits.map_or_else(String::new, |bits| format!("{bits:.3}")),
                 column.title.clone(),
-                other(&cell.paper),
-                other(&cell.official),
+                other(cell.paper.as_ref()),
+                other(cell.official.as_ref()),
                 with_deviation(figure.value, figure.deviation, decimals),
                 cell.difference
                     .map_or_else(|| "-".into(), |difference| format!("{difference:+.decimals$}")),

@@ -34,9 +34,9 @@ pub fn list() -> Result<TableListRecord> {
 
 /// Puts finished runs beside the paper's figures and the official code's.
 ///
-/// A cell of a grid belongs to the row that its file names. Every other run belongs to the row of its model with
-/// its scheme and tuning, and its number of calibration sequences where several rows differ by that. A run that
-/// has no row gets one behind the paper's. Runs of one row are averaged.
+/// A cell of a grid belongs to the row that its file names. Every other run belongs to the row of its model
+/// with its scheme and tuning, and its number of calibration sequences where several rows differ by that. A
+/// run that has no row gets one behind the paper's. Runs of one row are averaged.
 ///
 /// # Errors
 /// `Argument` for runs of different dense models, with what differs, and for evaluations of one column that
@@ -580,8 +580,8 @@ impl Filling<'_> {
 }
 
 impl Quantized {
-    /// Whether it was tuned like this; a folder that does not say what was tuned in its blocks is like any that
-    /// was tuned end to end.
+    /// Whether it was tuned like this; a folder that does not say what was tuned in its blocks is like any
+    /// that was tuned end to end.
     fn is_tuned(&self, tuned: &[TunedPart], end_to_end: bool) -> bool {
         self.end_to_end == end_to_end && self.tuned.as_deref().is_none_or(|mine| mine == tuned)
     }

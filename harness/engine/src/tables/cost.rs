@@ -1,5 +1,6 @@
-//! A simple model of what a cell costs. It counts the multiply-adds of the phases that dominate and the arrays
-//! that must be in memory together; docs/formats.md, "The paper's tables" states the formulas. Expect a factor of two.
+//! A simple model of what a cell costs. It counts the multiply-adds of the phases that dominate and the
+//! arrays that must be in memory together. The section "The paper's tables" of docs/formats.md states the
+//! formulas. Expect a factor of two.
 
 use aqlm_vocabulary::{Initialization, Scheme, Update};
 
@@ -7,8 +8,8 @@ use super::models::PaperModel;
 use super::paper::QuantizeRecipe;
 use crate::{EndToEndSettings, Preset, QuantizeSettings};
 
-/// Assumed rounds of codebook update and beam search of a layer. The official code took 6 (1x16g8) and 8 (2x8g8)
-/// on a layer of 4096 to 4096 at a tolerance of 1 %.
+/// Assumed rounds of codebook update and beam search of a layer. The official code took 6 (1x16g8) and 8
+/// (2x8g8) on a layer of 4096 to 4096 at a tolerance of 1 %.
 pub const ROUNDS: f64 = 8.0;
 
 /// Bytes of an f32.
@@ -151,7 +152,8 @@ fn quantization(
         .map(|(rows, columns)| rows * columns)
         .max()
         .unwrap_or(0) as f64;
-    // Block weights: dense, decoded, gradients. Hessians in f64. The search holds (W - Q) H of every hypothesis.
+    // Block weights: dense, decoded, gradients. Hessians in f64. The search holds (W - Q) H of every
+    // hypothesis.
     let quantizing = states
         + 3.0 * shape.block * F32
         + 8.0 * squares
@@ -159,7 +161,7 @@ fn quantization(
         + shape.batch(settings.finetune.batch as f64, seqlen as f64);
     let groups = shape.block * blocks / scheme.group_len() as f64;
     let tables = model.linears().len() as f64 * blocks * codebooks * codewords * scheme.group_len() as f64;
-    let stored = shape.stored(model, Some(scheme));
+    let stored = shape.stored(model, scheme);
     cost.memory_bytes = cost.memory_bytes.max(quantizing);
     cost.disk_bytes = stored;
     if recipe.end_to_end {
@@ -219,9 +221,9 @@ impl Shape {
         sequences * tokens * (4.0 * self.hidden + 2.0 * self.attended + 3.0 * self.inner) * F32
     }
 
-    /// Bytes of a checkpoint: quantized or dense layers, embedding, head and norms in 16 bits.
-    fn stored(&self, model: &PaperModel, scheme: Option<Scheme>) -> f64 {
-        let bits = scheme.map_or(16.0, |scheme| model.bits_per_parameter(scheme));
+    /// Bytes of a checkpoint: quantized layers; embedding, head and norms in 16 bits.
+    fn stored(&self, model: &PaperModel, scheme: Scheme) -> f64 {
+        let bits = model.bits_per_parameter(scheme);
         let outer = model.outer_parameters() as f64 + (2.0 * self.blocks + 1.0) * self.hidden;
         self.blocks * self.block * bits / 8.0 + 2.0 * outer
     }

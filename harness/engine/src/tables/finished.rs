@@ -30,6 +30,8 @@ pub struct CellRecord {
     pub model: String,
     /// its path
     pub path: String,
+    /// the cell's folder, as the commands name it
+    pub folder: String,
     /// the arguments of the commands that made the cell
     pub commands: Vec<Vec<String>>,
     /// the cross-check that stood behind them
@@ -82,8 +84,8 @@ pub struct Quantized {
 /// Reads a run folder, all cells in the folder of a grid, or a file with the record of `aqlm bench`.
 ///
 /// # Errors
-/// `Kind` for a path that is none of these, an unfinished run included. `Field` and `Json` naming the file for a
-/// damaged one; a figure that is not finite is damage, too. `Io`.
+/// `Kind` for a path that is none of these, an unfinished run included. `Field` and `Json` naming the file
+/// for a damaged one; a figure that is not finite is damage, too. `Io`.
 pub fn read_finished(path: &Path) -> Result<Vec<Finished>> {
     if path.is_file() {
         return Ok(vec![speed(path)?]);
@@ -182,13 +184,15 @@ fn run(folder: &Path) -> Result<FinishedRun> {
         of_dense(&evaluations)
     };
     if let Some(cell) = &cell {
-        if let Some(name) = &found.model.name
-            && *name != cell.model
-        {
+        let shape = known_model(folder)?.map(|model| model.model);
+        if folder.join("config.json").is_file() && shape.as_ref() != Some(&cell.model) {
             return Err(Error::Field {
                 path: cell_file,
                 field: "model".into(),
-                expected: format!("{name}, whose shape config.json has"),
+                expected: shape.map_or_else(
+                    || "another model, of the shape in config.json".into(),
+                    |name| format!("{name}, whose shape config.json has"),
+                ),
                 found: cell.model.clone(),
             });
         }

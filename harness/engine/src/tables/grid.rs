@@ -164,8 +164,9 @@ impl Grid {
     /// The cells with their commands, for folders in `out`.
     ///
     /// # Errors
-    /// `Argument` for an unknown model, row or column (with the known ones), for a row that no command computes,
-    /// for a scheme that does not fit the model, and for two cells of one name or a name that is no folder's.
+    /// `Argument` for an unknown model, row or column (with the known ones), for a row that no command
+    /// computes, for a scheme that does not fit the model, and for two cells of one name or a name that is no
+    /// folder's.
     pub fn cells(&self, table: &PaperTable, out: &Path) -> Result<Vec<Cell>> {
         let shape = model(&self.model)?;
         if self.table != table.id {
@@ -208,8 +209,8 @@ impl Grid {
         Ok(cells)
     }
 
-    /// Every row of the grid's model that can be run; for a model without rows in the table, every such row of
-    /// the table's first model.
+    /// Every row of the grid's model that can be run; for a model without rows in the table, every such row
+    /// of the table's first model.
     fn all_rows(&self, table: &PaperTable) -> Vec<GridCell> {
         let runnable = |model: &str| -> Vec<GridCell> {
             let rows = table.rows.iter();

@@ -1,7 +1,8 @@
-//! Tables of the paper beside runs of ours: the figures of golden/paper, the commands that measure them again,
-//! grids of such runs, and the comparison.
+//! Tables of the paper beside runs of ours: the figures of golden/paper, the commands that measure them
+//! again, grids of such runs, and the comparison.
 //!
-//! golden/paper is part of the program. docs/formats.md, "The paper's tables" describes its files and those of a grid.
+//! golden/paper is part of the program. The section "The paper's tables" of docs/formats.md describes its
+//! files and those of a grid.
 
 mod compare;
 mod cost;

@@ -1,10 +1,10 @@
 use std::collections::BTreeMap;
 
-use aqlm_vocabulary::Scheme;
+use aqlm_vocabulary::{ArchSpec, BlockSpec, Scheme};
 use serde::Deserialize;
 
 use super::paper::{parsed, unknown};
-use aqlm_formats::Result;
+use aqlm_formats::{Error, Result};
 
 /// The models that tables and plans know.
 const MODELS: (&str, &str) = (
@@ -100,8 +100,8 @@ impl PaperModel {
         linears
     }
 
-    /// Number of inputs of every Hessian of a block: attention's input, its output, and for each MLP the input
-    /// (shared by all experts) and the activation.
+    /// Number of inputs of every Hessian of a block: attention's input, its output, and for each MLP the
+    /// input (shared by all experts) and the activation.
     pub fn hessians(&self) -> Vec<usize> {
         let mut inputs = vec![self.hidden_size, self.heads * self.head_dim, self.hidden_size];
         inputs.extend(std::iter::repeat_n(self.intermediate_size, self.experts));
@@ -128,8 +128,42 @@ impl PaperModel {
         bits / self.block_parameters() as f64
     }
 
-    /// The first layer that the scheme does not divide, or that has fewer groups than a codebook has codewords,
-    /// in words; `None` if the scheme fits every layer.
+    /// Refuses a model of another shape.
+    ///
+    /// # Errors
+    /// `Argument` with the first number that differs.
+    pub fn check_shape(&self, arch: &ArchSpec) -> Result<()> {
+        let block = arch.blocks.first();
+        let of_block = |number: fn(&BlockSpec) -> usize| block.map_or(0, number);
+        for (what, expected, found) in [
+            ("blocks", self.blocks, arch.blocks.len()),
+            ("hidden_size", self.hidden_size, arch.hidden_size),
+            ("vocab_size", self.vocab_size, arch.vocab_size),
+            (
+                "intermediate_size",
+                self.intermediate_size,
+                of_block(BlockSpec::intermediate_size),
+            ),
+            ("heads", self.heads, of_block(|block| block.attention.heads)),
+            (
+                "kv_heads",
+                self.kv_heads,
+                of_block(|block| block.attention.kv_heads),
+            ),
+        ] {
+            if expected != found {
+                return Err(Error::argument(
+                    "model of the grid",
+                    &format!("{}, with {what} {expected}", self.model),
+                    format!("one with {what} {found}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The first layer that the scheme does not divide, or that has fewer groups than a codebook has
+    /// codewords, in words; `None` if the scheme fits every layer.
     pub fn misfit(&self, scheme: Scheme) -> Option<String> {
         self.linears().into_iter().find_map(|(rows, columns)| {
             let layer = format!("a layer of {rows} to {columns}");
@@ -166,6 +200,23 @@ mod tests {
             let found = model(name).unwrap().bits_per_parameter(scheme.parse().unwrap());
             assert!((found - bits).abs() < 5e-4, "{name} {scheme}: {found}");
         }
+    }
+
+    #[test]
+    fn the_embedded_model_has_its_own_shape_and_no_other() {
+        let embedded = aqlm_formats::model::Model::embedded().unwrap();
+        model("tiny-stories-4m")
+            .unwrap()
+            .check_shape(embedded.config())
+            .unwrap();
+        let error = model("smollm2-135m")
+            .unwrap()
+            .check_shape(embedded.config())
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "model of the grid: expected smollm2-135m, with blocks 30, found one with blocks 4"
+        );
     }
 
     #[test]

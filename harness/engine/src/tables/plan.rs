@@ -8,12 +8,12 @@ use super::run::check_arguments;
 use crate::runs::records::{PlanCell, PlanLeftOut, PlanPhase, TablePlanRecord};
 use aqlm_formats::{Error, Result};
 
-/// Default rate of a plan, in 1e9 f32 operations per second: 64 server cores at 30 each, which is what two cores
-/// with AVX-512 reached with 2x8g8 on a layer of 4096 to 4096 (69 s).
+/// Default rate of a plan, in 1e9 f32 operations per second: 64 server cores at 30 each, which is what two
+/// cores with AVX-512 reached with 2x8g8 on a layer of 4096 to 4096 (69 s).
 pub const DEFAULT_RATE: f64 = 1920.0;
 
-/// The commands of a grid with estimates of time and memory at `rate` x 1e9 operations per second (a multiply-add
-/// is two).
+/// The commands of a grid with estimates of time and memory at `rate` x 1e9 operations per second (a
+/// multiply-add is two).
 ///
 /// # Errors
 /// Those of [`Grid::cells`]; `Argument` for a rate that is not positive.
@@ -106,7 +106,8 @@ mod tests {
         plan(&grid, &table, Path::new(&out), DEFAULT_RATE).unwrap()
     }
 
-    /// docs/llama2.md is for people without the program at hand; its commands are those that the program prints.
+    /// docs/llama2.md is for people without the program at hand; its commands are those that the program
+    /// prints.
     #[test]
     fn the_commands_in_the_documentation_are_those_of_the_plan() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/llama2.md");

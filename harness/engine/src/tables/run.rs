@@ -67,9 +67,9 @@ pub(super) fn check_arguments(backend: BackendKind, keep: Option<&Path>) -> Vec<
 
 /// Runs the cells of a grid that are not finished, each in its folder inside `out`.
 ///
-/// The backend's cross-check comes first, unless one for this machine and build is kept in `out` or no cell is
-/// left to run. If it does not hold, nothing runs. A cell is finished when its `cell.json` exists, which is
-/// written last; an interrupted quantization continues.
+/// The backend's cross-check comes first, unless one for this machine and build is kept in `out` or no cell
+/// is left to run. If it does not hold, nothing runs. A cell is finished when its `cell.json` exists, which
+/// is written last; an interrupted quantization continues.
 ///
 /// # Errors
 /// `RunFolder` for a finished cell that other commands made, for a command that ends with an exit code other
@@ -89,10 +89,10 @@ pub fn run_grid(grid: &Grid, table: &PaperTable, out: &Path, worker: &mut dyn Wo
         worker.say(&format!("all {} cells are finished", cells.len()));
         return Ok(GridOutcome::Finished(folders));
     }
-    let check = match checked(grid.backend, out, worker)? {
-        Ok(check) => check,
-        Err(failed) => return Ok(GridOutcome::CheckFailed(failed)),
-    };
+    let (check, holds) = checked(grid.backend, out, worker)?;
+    if !holds {
+        return Ok(GridOutcome::CheckFailed(check));
+    }
     let done = cells.len() - left.len();
     for (index, cell) in left.into_iter().enumerate() {
         worker.say(&format!(
@@ -119,21 +119,28 @@ fn is_finished(folder: &Path, cell: &Cell) -> Result<bool> {
     }
     let found: CellRecord = parsed(&path)?;
     let wanted = arguments(cell);
-    if found.commands == wanted {
+    // A folder that was moved, or is named by another path, holds the same cell.
+    let (here, there) = (folder.display().to_string(), found.folder.clone());
+    let placed = |command: &Vec<String>| -> Vec<String> {
+        let renamed = |argument: &String| {
+            if *argument == there {
+                here.clone()
+            } else {
+                argument.clone()
+            }
+        };
+        command.iter().map(renamed).collect()
+    };
+    let found: Vec<Vec<String>> = found.commands.iter().map(placed).collect();
+    if found == wanted {
         return Ok(true);
     }
     let differs = wanted
         .iter()
-        .zip(&found.commands)
+        .zip(&found)
         .find(|(mine, theirs)| mine != theirs)
         .map_or_else(
-            || {
-                format!(
-                    "{} commands there and {} here",
-                    found.commands.len(),
-                    wanted.len()
-                )
-            },
+            || format!("{} commands there and {} here", found.len(), wanted.len()),
             |(mine, theirs)| format!("`{}` there and `{}` here", theirs.join(" "), mine.join(" ")),
         );
     Err(Error::RunFolder {
@@ -153,12 +160,8 @@ fn parsed<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     })
 }
 
-/// The kept check of this machine and build, or a new one; `Err` in the result is one that failed.
-fn checked(
-    backend: BackendKind,
-    out: &Path,
-    worker: &mut dyn Worker,
-) -> Result<std::result::Result<TableCheck, TableCheck>> {
+/// The kept check of this machine and build, or a new one; and whether it holds.
+fn checked(backend: BackendKind, out: &Path, worker: &mut dyn Worker) -> Result<(TableCheck, bool)> {
     let identity = worker.identity(backend)?;
     let Identity {
         machine,
@@ -172,7 +175,7 @@ fn checked(
     if path.is_file() {
         let kept: TableCheck = parsed(&path)?;
         worker.say(&format!("cross-check {id} of this machine and build is kept"));
-        return Ok(Ok(kept));
+        return Ok((kept, true));
     }
     std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "make"))?;
     worker.say(&format!(
@@ -201,11 +204,10 @@ fn checked(
         seconds,
     };
     records::write(&record_file, &report.into())?;
-    if !holds {
-        return Ok(Err(check));
+    if holds {
+        write(&path, &check)?;
     }
-    write(&path, &check)?;
-    Ok(Ok(check))
+    Ok((check, holds))
 }
 
 fn write<T: serde::Serialize>(path: &Path, value: &T) -> Result<()> {
@@ -247,6 +249,7 @@ fn run_cell(
         row: cell.row.clone(),
         model: grid.model.clone(),
         path: grid.path.clone(),
+        folder: folder.display().to_string(),
         commands: arguments(cell),
         check: check.clone(),
     };

@@ -137,8 +137,8 @@ pub struct TableCell {
     pub ours: Option<OurFigure>,
     /// our figure minus that of `difference_from`
     pub difference: Option<f64>,
-    /// the figure that ours is compared with: the paper's where both measure the same thing, else the official
-    /// code's
+    /// the figure that ours is compared with: the paper's where both measure the same thing, else the
+    /// official code's
     pub difference_from: Option<Beside>,
     /// why there is no difference although there is a figure of ours and another one
     pub not_compared: Option<String>,

@@ -137,6 +137,7 @@ impl Maker {
             row: row.into(),
             model: "llama-2-7b".into(),
             path: "models/llama-2-7b".into(),
+            folder: String::new(),
             commands: Vec::new(),
             check: check(),
         };

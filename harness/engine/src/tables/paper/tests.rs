@@ -112,8 +112,8 @@ fn printed_bits_follow_from_the_scheme() {
     assert!(count > 50, "{count} rows");
 }
 
-/// A wrong digit in a table of accuracies shows in the mean of its row. Five rows of the paper do not have the
-/// mean of their cells; their notes say so.
+/// A wrong digit in a table of accuracies shows in the mean of its row. Five rows of the paper do not have
+/// the mean of their cells; their notes say so.
 #[test]
 fn means_are_those_of_their_cells_where_no_note_says_otherwise() {
     let mut other = 0;
