@@ -13,7 +13,7 @@ use super::{NamedModel, Output};
 use aqlm_engine::Preset;
 use aqlm_engine::backends::BackendKind;
 use aqlm_engine::runs::records::{
-    Beside, Figure, TableCell, TableColumn, TableListRecord, TablePlanRecord, TableRecord, TableRow,
+    Beside, Figure, OurRuns, TableCell, TableColumn, TableListRecord, TablePlanRecord, TableRecord, TableRow,
 };
 use aqlm_engine::tables::{
     Finished, Grid, GridOutcome, Identity, Worker, fill, list as listed, model, plan as planned,
@@ -222,10 +222,7 @@ fn table_text(record: &TableRecord) -> String {
         .flat_map(|row| row.notes.iter().map(|note| format!("{}: {note}\n", row.row)))
         .collect();
     text.push_str(&notes.concat());
-    if record.rows.iter().any(|row| row.ours.is_some()) {
-        text.push('\n');
-        text.push_str(&beside_text(record));
-    }
+    text.push_str(&beside_text(record));
     text
 }
 
@@ -260,9 +257,10 @@ fn paper_text(record: &TableRecord) -> String {
     table.render()
 }
 
-/// Every cell that has a figure of ours: paper, official code, ours, difference.
+/// Every cell that has a figure of ours: paper, official code, ours, difference. Without runs, every cell
+/// that has a figure of the official code.
 fn beside_text(record: &TableRecord) -> String {
-    let mut text = String::new();
+    let mut text = "\n".to_owned();
     if let Some(model) = &record.model {
         let _ = writeln!(
             text,
@@ -283,32 +281,32 @@ fn beside_text(record: &TableRecord) -> String {
         "from",
         "check",
     ]);
-    let mut reasons: Vec<String> = Vec::new();
+    let alone = record.rows.iter().all(|row| row.ours.is_none());
+    let mut reasons: Vec<&String> = Vec::new();
+    let mut shown = 0;
     for row in &record.rows {
-        let Some(ours) = &row.ours else { continue };
-        let what = match (&ours.device, ours.scheme) {
-            (Some(device), Some(scheme)) => format!("{scheme} on {device}"),
-            (Some(device), None) => format!("dense on {device}"),
-            (None, Some(scheme)) => scheme.to_string(),
-            (None, None) => "dense".into(),
-        };
+        let (what, bits) = row.ours.as_ref().map_or_else(Default::default, ours_is);
         for (cell, column) in row.cells.iter().zip(&record.columns) {
-            let Some(figure) = &cell.ours else { continue };
+            if cell.ours.is_none() && !(alone && cell.official.is_some()) {
+                continue;
+            }
+            shown += 1;
             let decimals = column.decimals;
-            let other = |figure: Option<&Figure>| {
-                figure.map_or_else(
+            let print = |value: Option<(f64, Option<f64>)>| {
+                value.map_or_else(
                     || "-".to_owned(),
-                    |figure| with_deviation(figure.value, figure.deviation, decimals),
+                    |(value, deviation)| with_deviation(value, deviation, decimals),
                 )
             };
+            let theirs = |figure: &Figure| (figure.value, figure.deviation);
             table.row([
                 row.row.clone(),
                 what.clone(),
-                ours.bits.map_or_else(String::new, |bits| format!("{bits:.3}")),
+                bits.clone(),
                 column.title.clone(),
-                other(cell.paper.as_ref()),
-                other(cell.official.as_ref()),
-                with_deviation(figure.value, figure.deviation, decimals),
+                print(cell.paper.as_ref().map(theirs)),
+                print(cell.official.as_ref().map(theirs)),
+                print(cell.ours.as_ref().map(|figure| (figure.value, figure.deviation))),
                 cell.difference
                     .map_or_else(|| "-".into(), |difference| format!("{difference:+.decimals$}")),
                 match cell.difference_from {
@@ -319,11 +317,14 @@ fn beside_text(record: &TableRecord) -> String {
                 check_of(cell),
             ]);
             if let Some(reason) = &cell.not_compared
-                && !reasons.contains(reason)
+                && !reasons.contains(&reason)
             {
-                reasons.push(reason.clone());
+                reasons.push(reason);
             }
         }
+    }
+    if shown == 0 {
+        return String::new();
     }
     text.push_str(&table.render());
     for reason in reasons {
@@ -344,6 +345,21 @@ fn beside_text(record: &TableRecord) -> String {
         );
     }
     text
+}
+
+/// What our runs of a row are, and their average bits.
+fn ours_is(ours: &OurRuns) -> (String, String) {
+    let what = ours
+        .scheme
+        .map_or_else(|| "dense".to_owned(), |scheme| scheme.to_string());
+    let what = match &ours.device {
+        Some(device) => format!("{what} on {device}"),
+        None => what,
+    };
+    (
+        what,
+        ours.bits.map_or_else(String::new, |bits| format!("{bits:.3}")),
+    )
 }
 
 /// The checks behind a figure of ours.

@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 
 use aqlm_vocabulary::Scheme;
 
-use super::finished::{Finished, FinishedRun, Quantized};
-use super::models::{PaperModel, model, models};
+use super::finished::{CellRecord, Finished, FinishedRun, Quantized};
+use super::models::{PaperModel, models};
 use super::official::{Official, OfficialModel};
 use super::paper::{PaperRow, PaperTable, Recipe, TunedPart, columns, tables};
 use crate::backends::BackendKind;
@@ -36,7 +36,7 @@ pub fn list() -> Result<TableListRecord> {
 ///
 /// A cell of a grid belongs to the row that its file names. Every other run belongs to the row of its model
 /// with its scheme and tuning, and its number of calibration sequences where several rows differ by that. A
-/// run that has no row gets one behind the paper's. Runs of one row are averaged.
+/// run that has no row gets one behind the paper's. Runs that differ in their seeds alone are averaged.
 ///
 /// # Errors
 /// `Argument` for runs of different dense models, with what differs, and for evaluations of one column that
@@ -186,6 +186,14 @@ struct Filling<'a> {
     model: Option<String>,
 }
 
+/// A figure of the official code.
+struct Theirs {
+    value: f64,
+    /// tokens in a window, for a perplexity
+    ctx: Option<usize>,
+    source: String,
+}
+
 /// One of our speeds.
 struct Speed {
     file: String,
@@ -199,8 +207,10 @@ impl Filling<'_> {
         let mut of_row: BTreeMap<&str, Vec<&FinishedRun>> = BTreeMap::new();
         let mut others: Vec<Vec<&FinishedRun>> = Vec::new();
         for &run in runs {
-            if let Some(row) = self.row_of(run) {
-                of_row.entry(&row.row).or_default().push(run);
+            let row = self.row_of(run);
+            let same_row = row.map(|row| of_row.entry(&row.row).or_default());
+            if let Some(same) = same_row.filter(|same| same.first().is_none_or(|one| alike(one, run))) {
+                same.push(run);
             } else if let Some(same) = others.iter_mut().find(|same| alike(same[0], run)) {
                 same.push(run);
             } else {
@@ -212,7 +222,7 @@ impl Filling<'_> {
         for row in &self.table.rows {
             let runs = of_row.get(row.row.as_str()).map_or(&[][..], Vec::as_slice);
             rows.push(match speeds.remove(&row.row) {
-                Some(speed) => self.speed_row(row, &speed)?,
+                Some(speed) => self.speed_row(row, &speed),
                 None => self.row(Some(row), runs),
             });
         }
@@ -234,8 +244,11 @@ impl Filling<'_> {
         };
         let [row] = fitting[..] else {
             let sequences = run.quantized.as_ref()?.sequences?;
-            let of_size = |row: &&&PaperRow| matches!(&row.recipe, Some(Recipe::Quantize(recipe)) if recipe.sequences == sequences);
-            return fitting.iter().find(of_size).copied();
+            let of_size = |row: &&PaperRow| match &row.recipe {
+                Some(Recipe::Quantize(recipe)) => recipe.sequences == sequences,
+                _ => false,
+            };
+            return fitting.into_iter().find(of_size);
         };
         Some(row)
     }
@@ -299,17 +312,14 @@ impl Filling<'_> {
         });
         let official = match (run, paper) {
             (Some(run), _) => self.official_of_run(column, run),
+            (None, Some(row)) if row.backend.is_some() => self.kernel(column, row, row.scheme, None),
             (None, Some(row)) => self.official_of_row(column, row),
             (None, None) => None,
         };
         let mut cell = TableCell {
             column: column.into(),
             paper: printed,
-            official: official.map(|(row, value)| Figure {
-                value,
-                deviation: None,
-                source: row.source.clone(),
-            }),
+            official: official.as_ref().map(Theirs::figure),
             ours,
             difference: None,
             difference_from: None,
@@ -328,16 +338,15 @@ impl Filling<'_> {
                 Some(reason) => reasons.push(reason),
             }
         }
-        if let (None, Some(figure), Some((row, _))) = (cell.difference, &cell.official, official) {
-            if ours.ctx.is_none_or(|ctx| ctx == row.ctx) {
-                cell.difference = Some(ours.value - figure.value);
-                cell.difference_from = Some(Beside::Official);
-            } else {
-                reasons.push(format!(
-                    "the official code's ctx is {}, ours {}",
-                    row.ctx,
-                    ours.ctx.unwrap_or(0)
-                ));
+        if let (None, Some(theirs)) = (cell.difference, &official) {
+            match (ours.ctx, theirs.ctx) {
+                (Some(mine), Some(other)) if mine != other => {
+                    reasons.push(format!("the official code's ctx is {other}, ours {mine}"));
+                }
+                _ => {
+                    cell.difference = Some(ours.value - theirs.value);
+                    cell.difference_from = Some(Beside::Official);
+                }
             }
         }
         if cell.difference.is_none() && !reasons.is_empty() {
@@ -388,7 +397,7 @@ impl Filling<'_> {
     }
 
     /// The official code's figure for the model and recipe of a run.
-    fn official_of_run(&self, column: &str, run: &FinishedRun) -> Option<(&OfficialModel, f64)> {
+    fn official_of_run(&self, column: &str, run: &FinishedRun) -> Option<Theirs> {
         let name = self.model.as_deref()?;
         let alike = |row: &&OfficialModel| match (&run.quantized, row.scheme) {
             (None, None) => true,
@@ -401,7 +410,7 @@ impl Filling<'_> {
     }
 
     /// The official code's figure for the model and recipe of a row.
-    fn official_of_row(&self, column: &str, row: &PaperRow) -> Option<(&OfficialModel, f64)> {
+    fn official_of_row(&self, column: &str, row: &PaperRow) -> Option<Theirs> {
         let alike = |official: &&OfficialModel| match &row.recipe {
             Some(Recipe::Dense) => official.scheme.is_none(),
             Some(Recipe::Quantize(recipe)) => {
@@ -420,11 +429,44 @@ impl Filling<'_> {
         column: &str,
         model: &str,
         alike: impl Fn(&&OfficialModel) -> bool,
-    ) -> Option<(&OfficialModel, f64)> {
+    ) -> Option<Theirs> {
         let of_model = self.official.models.iter().filter(|row| row.model == model);
-        of_model
-            .filter(alike)
-            .find_map(|row| Some((row, *row.figures.get(column)?)))
+        of_model.filter(alike).find_map(|row| {
+            Some(Theirs {
+                value: *row.figures.get(column)?,
+                ctx: Some(row.ctx),
+                source: row.source.clone(),
+            })
+        })
+    }
+
+    /// The official kernels' figure at a row's gate_proj. Without a device: on the GPU listed last.
+    fn kernel(
+        &self,
+        column: &str,
+        row: &PaperRow,
+        scheme: Option<Scheme>,
+        device: Option<&str>,
+    ) -> Option<Theirs> {
+        let is_dense = row.method.starts_with("FP");
+        if row.backend != Some(BackendKind::Cuda) || is_dense != scheme.is_none() {
+            return None;
+        }
+        let shape = gate(self.models.iter().find(|model| model.model == row.model)?);
+        let product = self.official.kernel(device, shape, scheme)?;
+        let value = match column {
+            "microseconds" => product.microseconds,
+            "speedup" if !is_dense => {
+                let dense = self.official.kernel(Some(&product.device), shape, None)?;
+                dense.microseconds / product.microseconds
+            }
+            _ => return None,
+        };
+        Some(Theirs {
+            value,
+            ctx: None,
+            source: format!("{} on {}", self.official.kernels.source, product.device),
+        })
     }
 
     /// Our speeds by the row that they stand beside.
@@ -512,18 +554,7 @@ impl Filling<'_> {
         row.map(|row| row.row.clone())
     }
 
-    fn speed_row(&self, row: &PaperRow, speed: &Speed) -> Result<TableRow> {
-        let shape = gate(&model(&row.model)?);
-        let official = self.official.kernel(Some(&speed.device), shape, speed.scheme);
-        let dense = self.official.kernel(Some(&speed.device), shape, None);
-        let theirs = |column: &str| match column {
-            "microseconds" => official.map(|row| row.microseconds),
-            "speedup" => official
-                .zip(dense)
-                .filter(|_| speed.scheme.is_some())
-                .map(|(row, dense)| dense.microseconds / row.microseconds),
-            _ => None,
-        };
+    fn speed_row(&self, row: &PaperRow, speed: &Speed) -> TableRow {
         let cell = |column: &String| {
             let ours = speed.figures.get(column.as_str()).map(|&value| OurFigure {
                 value,
@@ -540,11 +571,8 @@ impl Filling<'_> {
                 deviation: figure.deviation(),
                 source: row.source.words(),
             });
-            let official = theirs(column).map(|value| Figure {
-                value,
-                deviation: None,
-                source: format!("{} on {}", self.official.kernels.source, speed.device),
-            });
+            let official = self.kernel(column, row, speed.scheme, Some(&speed.device));
+            let official = official.as_ref().map(Theirs::figure);
             let difference = match (&ours, &official) {
                 (Some(ours), Some(official)) => Some(ours.value - official.value),
                 _ => None,
@@ -566,7 +594,7 @@ impl Filling<'_> {
                 ours,
             }
         };
-        Ok(TableRow {
+        TableRow {
             ours: Some(OurRuns {
                 scheme: speed.scheme,
                 bits: None,
@@ -575,7 +603,17 @@ impl Filling<'_> {
             }),
             cells: self.names.iter().map(cell).collect(),
             ..described(row)
-        })
+        }
+    }
+}
+
+impl Theirs {
+    fn figure(&self) -> Figure {
+        Figure {
+            value: self.value,
+            deviation: None,
+            source: self.source.clone(),
+        }
     }
 }
 
@@ -613,9 +651,10 @@ fn fits(row: &PaperRow, quantized: &Quantized) -> bool {
 
 /// Whether two runs differ in their seeds alone.
 fn alike(one: &FinishedRun, other: &FinishedRun) -> bool {
-    one.quantized == other.quantized
-        && one.cell.as_ref().map(|cell| (&cell.table, &cell.row))
-            == other.cell.as_ref().map(|cell| (&cell.table, &cell.row))
+    fn recipe(run: &FinishedRun) -> Option<(&str, &str, Vec<&str>)> {
+        run.cell.as_ref().map(CellRecord::without_seed)
+    }
+    one.quantized == other.quantized && recipe(one) == recipe(other)
 }
 
 /// A row without cells.

@@ -38,6 +38,20 @@ pub struct CellRecord {
     pub check: TableCheck,
 }
 
+impl CellRecord {
+    /// Table, row and commands without seed and folder: equal for cells that differ in their seeds alone.
+    pub(super) fn without_seed(&self) -> (&str, &str, Vec<&str>) {
+        let mut is_seed = false;
+        let words = self.commands.iter().flatten().map(String::as_str);
+        let kept = words.filter(|&word| {
+            let drops = is_seed || word == self.folder;
+            is_seed = word == "--seed";
+            !drops
+        });
+        (&self.table, &self.row, kept.collect())
+    }
+}
+
 /// Something finished that has figures for a table.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Finished {
@@ -79,6 +93,8 @@ pub struct Quantized {
     pub end_to_end: bool,
     /// calibration sequences of the quantization; `None` when the folder does not say
     pub sequences: Option<usize>,
+    /// all settings but the seed, which is 0 here; `None` when the folder does not say
+    pub settings: Option<QuantizeSettings>,
 }
 
 /// Reads a run folder, all cells in the folder of a grid, or a file with the record of `aqlm bench`.
@@ -290,6 +306,10 @@ fn of_quantize(folder: &Path, record: &QuantizeRecord) -> Result<FinishedRun> {
         tuned: Some(tuned),
         end_to_end: record.end_to_end.is_some(),
         sequences: Some(settings.sequences),
+        settings: Some(QuantizeSettings {
+            seed: 0,
+            ..settings.clone()
+        }),
     };
     let mut found = bare(model, Some(quantized));
     let reports = || {
@@ -333,6 +353,7 @@ fn of_finetune(folder: &Path) -> Result<FinishedRun> {
         tuned: None,
         end_to_end: true,
         sequences: None,
+        settings: None,
     };
     Ok(bare(model, Some(quantized)))
 }

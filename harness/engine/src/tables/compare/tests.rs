@@ -187,6 +187,19 @@ fn without_runs_the_paper_and_the_official_code_stand_alone() {
     assert_eq!(tuned.official.as_ref().unwrap().value, 6.69);
     assert!(tuned.ours.is_none() && tuned.difference.is_none());
     assert!(cell(&record, "7b-aqlm-2x8g8", "wikitext2").official.is_none());
+    let record = filled("5", &[]).unwrap();
+    let official =
+        |row: &str, column: &str| cell(&record, row, column).official.as_ref().map(|one| one.value);
+    assert_eq!(official("3090-7b-fp16", "microseconds"), Some(25.17));
+    assert_eq!(official("3090-70b-2x8", "speedup"), Some(111.12 / 93.84));
+    for (row, column) in [
+        ("3090-7b-fp16", "speedup"),
+        ("3090-13b-2x8", "speedup"),
+        ("i9-7b-2x8", "speedup"),
+        ("i9-7b-4x8", "microseconds"),
+    ] {
+        assert_eq!(official(row, column), None, "{row}");
+    }
 }
 
 #[test]
@@ -257,6 +270,47 @@ fn rows_that_differ_by_calibration_take_runs_of_their_size() {
     );
     assert!(cell(&record, "c", "wikitext2").paper.is_none());
     assert!(cell(&record, "128", "wikitext2").ours.is_none());
+}
+
+/// Two cells of one row with different settings are no repetition of each other.
+#[test]
+fn cells_of_one_row_are_averaged_over_seeds_and_nothing_else() {
+    let maker = Maker::new();
+    let cell_of = |name: &str, made: &Made<'_>, more: &[&str]| {
+        let path = maker.run(name, made);
+        maker.cell(&path, "1", "7b-aqlm-2.02");
+        let file = path.join(CELL_FILE);
+        let mut record: CellRecord = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        record.folder = name.into();
+        record.commands = vec![
+            [&["quantize", "--out", name, "--seed", name][..], more]
+                .concat()
+                .into_iter()
+                .map(str::to_owned)
+                .collect(),
+        ];
+        std::fs::write(&file, serde_json::to_string(&record).unwrap()).unwrap();
+        path
+    };
+    let runs = [
+        cell_of("a", &SEVEN, &[]),
+        cell_of("b", &SEVEN, &[]),
+        cell_of("c", &SEVEN, &["--beam", "8"]),
+        cell_of(
+            "d",
+            &Made {
+                scheme: "2x8g8",
+                ..SEVEN
+            },
+            &[],
+        ),
+    ];
+    let record = filled("1", &runs).unwrap();
+    let runs_of = |row: &str| {
+        let figure = cell(&record, row, "wikitext2").ours.as_ref().unwrap();
+        figure.runs.len()
+    };
+    assert_eq!((runs_of("7b-aqlm-2.02"), runs_of("c"), runs_of("d")), (2, 1, 1));
 }
 
 #[test]
