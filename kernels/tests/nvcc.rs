@@ -171,6 +171,8 @@ const CASES: &[(&str, &str)] = &[
     ("dense/k1_warp_a_row", "-DAQLM_VECTOR=8 -DAQLM_WIDE=1"),
     ("dense/k1_warp_a_row", "-DAQLM_VECTOR=1 -DAQLM_WIDE=0"),
     ("argmax/k1_one_block", "-DNOTHING"),
+    ("stream_read/k1_tiles", "-DAQLM_LOADS=8"),
+    ("stream_copy/k1_tiles", "-DAQLM_LOADS=8"),
 ];
 
 /// Machine code for these; the name with an a has wgmma. The last stands for all newer ones: intermediate

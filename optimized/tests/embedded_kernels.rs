@@ -9,6 +9,7 @@ use std::path::Path;
 use aqlm_kernels::{MEASURED_SHAPE, constants};
 use aqlm_optimized::cuda::dispatch::{dispatched, resident};
 use aqlm_optimized::cuda::llama::plan;
+use aqlm_optimized::cuda::memory_rate;
 use aqlm_optimized::cuda::pack::{Op, Target, launch_configs, pack, pack_joined, with_config};
 use aqlm_vocabulary::{BlockSpec, QuantizedMatrix, Rope, RopeScaling, Scheme, llama::LlamaBlock};
 use ndarray::{Array1, Array3, Array4};
@@ -102,6 +103,16 @@ fn wanted() -> BTreeMap<String, BTreeSet<String>> {
             plan::argmax(32_000),
         ] {
             add(plan.kernel, &plan.defines);
+        }
+    }
+    for block in memory_rate::BLOCKS {
+        for loads in memory_rate::LOADS {
+            for plan in [
+                memory_rate::read_plan(block, loads, 1, 1),
+                memory_rate::copy_plan(block, loads, 1, 1),
+            ] {
+                add(plan.kernel, &plan.defines);
+            }
         }
     }
     let [out_features, in_features] = MEASURED_SHAPE;

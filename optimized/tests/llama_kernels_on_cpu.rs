@@ -6,6 +6,7 @@ mod shim;
 
 use aqlm_check::limits::{Number, Rule};
 use aqlm_optimized::cuda::llama::plan::{self, Plan, padded_head};
+use aqlm_optimized::cuda::memory_rate::{copy_plan, read_plan};
 use aqlm_reference::llama::{Rotary, attention, rms_norm, swiglu};
 use aqlm_vocabulary::{AttentionSpec, BlockSpec, Rope, RopeScaling, llama::LlamaBlock};
 use half::f16;
@@ -266,6 +267,42 @@ fn the_likeliest_token() {
         };
         assert_eq!(state, words(&[0, 0, 0, 0]));
     }
+}
+
+#[test]
+fn memory_is_read_and_copied_whole() {
+    // 5 tiles on 3 blocks: one block takes a single tile.
+    let (block, loads, blocks, tiles) = (64, 4, 3, 5);
+    let array: Vec<u32> = (0..tiles * block as usize * loads * 4)
+        .map(|i| (i as u32).wrapping_mul(0x9e37_79b9))
+        .collect();
+    let buffers = [words(&array), poison(blocks * 4)];
+    let Some(sums) = run(
+        &read_plan(block, loads, blocks, tiles),
+        &buffers,
+        1,
+        "stream-read",
+    ) else {
+        return;
+    };
+    let tile = array.len() / tiles;
+    let sum = |from: usize| {
+        array
+            .chunks(tile)
+            .skip(from)
+            .step_by(blocks)
+            .flatten()
+            .fold(0, |sum: u32, word| sum.wrapping_add(*word))
+    };
+    assert_eq!(sums, words(&[sum(0), sum(1), sum(2)]));
+    let buffers = [words(&array), poison(array.len() * 4)];
+    let copied = run(
+        &copy_plan(block, loads, blocks, tiles),
+        &buffers,
+        1,
+        "stream-copy",
+    );
+    assert_eq!(copied, Some(words(&array)));
 }
 
 /// Queries, keys and values of a text.

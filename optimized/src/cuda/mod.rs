@@ -12,6 +12,7 @@ mod image;
 mod launch;
 pub mod llama;
 mod matrix;
+pub mod memory_rate;
 pub mod pack;
 pub mod timing;
 

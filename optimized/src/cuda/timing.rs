@@ -89,21 +89,6 @@ pub fn time_rested_graph(
     Timing::of(samples).ok_or_else(|| CudaError::Absent("no replay was timed".into()))
 }
 
-/// Bytes per second of a copy on the device, counting both reads and writes.
-///
-/// # Errors
-/// `Driver`.
-pub fn copy_rate(device: &Device) -> Result<f64> {
-    let stream = device.stream();
-    let bytes = 512 << 20;
-    let from = stream.alloc_zeros::<u8>(bytes).during("allocating")?;
-    let mut to = stream.alloc_zeros::<u8>(bytes).during("allocating")?;
-    let timing = time_graph(device, 4, 20, |_| {
-        stream.memcpy_dtod(&from, &mut to).during("copying")
-    })?;
-    Ok(2.0 * bytes as f64 / (timing.median * 1e-6))
-}
-
 /// Records `calls` calls of `launch` into a graph.
 ///
 /// # Errors

@@ -8,13 +8,15 @@ use faer::Par;
 use ndarray::Array2;
 use rayon::prelude::*;
 
-use super::{BenchCase, BenchOptions, BenchReport, KernelRow, Times, compared, empty_report, tiers};
+use super::{
+    BenchCase, BenchOptions, BenchReport, KernelRow, MemoryRate, Times, compared, empty_report, tiers,
+};
 use aqlm_check::cases::Operation;
 use aqlm_check::{CaseRow, Cpu, Outcome, ProductCheck, Subject};
 use aqlm_formats::{Error, Result};
 
 /// Weight sets are duplicated until they reach this size, so that no call finds its weights in a cache. Also
-/// the size of the timed copy.
+/// the size of the array that is read and copied to measure the rates of memory.
 const ROTATE_BYTES: usize = 256 << 20;
 /// Maximum total time of all calls of a kernel, seconds.
 const CALLS_SECONDS: f64 = 3.0;
@@ -41,7 +43,7 @@ pub(crate) fn bench_cpu(options: &BenchOptions, progress: &mut dyn FnMut(&str)) 
         rayon::current_num_threads()
     ));
     if options.replays > 0 {
-        report.copy_bytes_per_second = Some(copy_rate());
+        report.memory = Some(memory_rate());
     }
     for &batch in &options.batches {
         let tiers = tiers(options, batch)?;
@@ -51,7 +53,7 @@ pub(crate) fn bench_cpu(options: &BenchOptions, progress: &mut dyn FnMut(&str)) 
             batch,
             dense: None,
             least_bytes: least,
-            roofline_us: report.copy_bytes_per_second.map(|rate| least as f64 / rate * 1e6),
+            roofline_us: report.memory.map(|rate| rate.least_us(least)),
             kernels: Vec::new(),
         };
         if options.replays > 0 && options.op != Operation::Decode {
@@ -181,19 +183,30 @@ fn times(most: usize, mut call: impl FnMut(usize)) -> Times {
     }
 }
 
-/// Bytes read and written per second by copying on all threads, bypassing the caches.
-fn copy_rate() -> f64 {
-    let source = vec![1_u8; ROTATE_BYTES];
-    let mut target = vec![0_u8; ROTATE_BYTES];
-    let chunk = 1 << 20;
-    let took = times(20, |_| {
+/// Rates of reading and of copying on all threads, bypassing the caches.
+fn memory_rate() -> MemoryRate {
+    let source = vec![1_u64; ROTATE_BYTES / size_of::<u64>()];
+    let mut target = vec![0_u64; source.len()];
+    let chunk = (1 << 20) / size_of::<u64>();
+    let read = times(20, |_| {
+        let sum: u64 = source
+            .par_chunks(chunk)
+            .map(|part| part.iter().fold(0_u64, |sum, word| sum.wrapping_add(*word)))
+            .sum();
+        black_box(sum);
+    });
+    let copied = times(20, |_| {
         target
             .par_chunks_mut(chunk)
             .zip(source.par_chunks(chunk))
             .for_each(|(target, source)| target.copy_from_slice(source));
         black_box(&target);
     });
-    2.0 * ROTATE_BYTES as f64 / (took.median * 1e-6)
+    let rate = |bytes: usize, took: Times| bytes as f64 / (took.median * 1e-6);
+    MemoryRate {
+        read: rate(ROTATE_BYTES, read),
+        copy: rate(2 * ROTATE_BYTES, copied),
+    }
 }
 
 #[cfg(test)]

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use aqlm_optimized::cuda::dispatch::{Dispatched, dispatched};
 use aqlm_optimized::cuda::pack::{Op, Packed, launch_configs, pack, with_config};
-use aqlm_optimized::cuda::timing::{Timing, copy_rate, time_rested_graph};
+use aqlm_optimized::cuda::timing::{Timing, time_rested_graph};
 use aqlm_optimized::cuda::{Activation, Blas, Buffer, CudaError, DecodedMatmul, Device, DeviceMatrix};
 use aqlm_vocabulary::AqlmError;
 use half::{bf16, f16};
 
 use super::user_kernel::UserKernel;
 use super::{
-    BenchActivations, BenchCase, BenchOptions, BenchReport, KernelRow, Times, compared, empty_report, tiers,
-    times,
+    BenchActivations, BenchCase, BenchOptions, BenchReport, KernelRow, Times, compared, empty_report,
+    memory_rate, tiers, times,
 };
 use aqlm_check::cases::Operation;
 use aqlm_check::{CaseRow, Cuda, Outcome, ProductCheck, Subject};
@@ -63,7 +63,7 @@ pub(crate) fn bench_cuda(options: &BenchOptions, progress: &mut dyn FnMut(&str))
             device.compute().1
         ));
         if options.replays > 0 {
-            report.copy_bytes_per_second = Some(copy_rate(&device)?);
+            report.memory = Some(memory_rate(&device)?);
         }
         Ok(device)
     });
@@ -161,7 +161,7 @@ impl<T: Element> Bench<'_, T> {
             batch,
             dense: None,
             least_bytes: least,
-            roofline_us: report.copy_bytes_per_second.map(|rate| least as f64 / rate * 1e6),
+            roofline_us: report.memory.map(|rate| rate.least_us(least)),
             kernels: Vec::new(),
         };
         if options.replays > 0 && options.op != Operation::Decode {

@@ -12,7 +12,9 @@ mod whole_model;
 
 use std::path::PathBuf;
 
+use aqlm_optimized::cuda::memory_rate::{MemoryRates, memory_rates};
 use aqlm_optimized::cuda::timing::Timing;
+use aqlm_optimized::cuda::{CudaError, Device};
 use aqlm_vocabulary::Scheme;
 
 pub(crate) use cpu::bench_cpu;
@@ -23,7 +25,7 @@ pub(crate) use whole_model::{DecodeOptions, bench_decode};
 
 use aqlm_check::cases::{Operation, Values};
 use aqlm_check::{CaseRow, Outcome, ProductCheck};
-use aqlm_engine::runs::records::{BenchCase, BenchReport, KernelRow, Times};
+use aqlm_engine::runs::records::{BenchCase, BenchReport, KernelRow, MemoryRate, Times};
 use aqlm_formats::Result;
 
 /// The formats of x and y on a GPU.
@@ -88,11 +90,17 @@ fn empty_report(options: &BenchOptions, activations: &str, dense: &str) -> Bench
         out_features: options.out_features,
         in_features: options.in_features,
         device: None,
-        copy_bytes_per_second: None,
+        memory: None,
         dense: dense.to_owned(),
         cases: Vec::new(),
         waived: None,
     }
+}
+
+/// The rates of a GPU's memory.
+fn memory_rate(device: &Device) -> std::result::Result<MemoryRate, CudaError> {
+    let MemoryRates { read, copy } = memory_rates(device)?;
+    Ok(MemoryRate { read, copy })
 }
 
 /// A measured time in the form of the report.

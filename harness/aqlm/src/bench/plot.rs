@@ -215,7 +215,7 @@ mod tests {
             out_features: 8,
             in_features: 8,
             device: None,
-            copy_bytes_per_second: None,
+            memory: None,
             dense: "dense".into(),
             cases: cases.iter().map(case).collect(),
             waived: None,

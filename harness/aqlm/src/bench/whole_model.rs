@@ -1,7 +1,6 @@
 use std::path::PathBuf;
 
 use aqlm_optimized::cuda::llama::{Builder, Model, Options, Rung, Stage};
-use aqlm_optimized::cuda::timing::copy_rate;
 use aqlm_optimized::cuda::{CudaError, Device};
 use aqlm_vocabulary::AqlmError;
 use aqlm_vocabulary::{
@@ -13,7 +12,7 @@ use rand::RngExt;
 use rayon::prelude::*;
 
 use super::shapes::LlamaShape;
-use super::times;
+use super::{memory_rate, times};
 use aqlm_check::cases::Operation;
 use aqlm_check::limits::{Number, Sizes};
 use aqlm_check::{Against, CrossOptions, Machines, Outcome, cross_check, matrix_bytes};
@@ -69,7 +68,7 @@ pub(crate) fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&st
         outcome: Outcome::Waived,
         reason: None,
         nmse: None,
-        copy_bytes_per_second: None,
+        memory: None,
         least_bytes: least_bytes(&config, options.scheme, options.context)?,
         roofline_us: None,
         us: None,
@@ -137,10 +136,9 @@ pub(crate) fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&st
         return Ok(report);
     }
 
-    let rate = copy_rate(&device).map_err(AqlmError::from)?;
-    let at_rate = |bytes: usize| bytes as f64 / rate * 1e6;
-    report.copy_bytes_per_second = Some(rate);
-    report.roofline_us = Some(at_rate(report.least_bytes));
+    let rate = memory_rate(&device).map_err(AqlmError::from)?;
+    report.memory = Some(rate);
+    report.roofline_us = Some(rate.least_us(report.least_bytes));
     progress("filling the device");
     let mut model = resident(&device, &config, &block, tables, options.rung, options.context)?;
     let pattern = random_values(4096, options.seed, 0);
@@ -164,7 +162,7 @@ pub(crate) fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&st
             launches,
             us: timing.median,
             bytes,
-            roofline_us: at_rate(bytes),
+            roofline_us: rate.least_us(bytes),
         });
     }
     Ok(report)

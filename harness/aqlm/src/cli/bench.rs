@@ -45,12 +45,11 @@ pub(super) struct Args {
     /// Replays of a graph of calls; 0 checks and times nothing
     #[arg(long, value_name = "N", default_value_t = 60)]
     replays: usize,
-    /// Milliseconds that the GPU rests before each replay, which are short then: what a call takes alone, not
-    /// what many take one after the other where the power limit lowers the clock
+    /// Idle milliseconds before each short replay, so that the power limit does not lower the clock
     #[arg(long, value_name = "MS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
     rest: u64,
-    /// Launch configurations to try of kernels that have several: the one measured to be fastest first, then
-    /// as expected
+    /// Number of launch configurations to try of a kernel that has several: the fastest measured one first,
+    /// then the others in the order expected
     #[arg(long, value_name = "N", default_value_t = 1)]
     configs: usize,
     /// Only launch configurations whose description contains this
@@ -59,14 +58,13 @@ pub(super) struct Args {
     /// Plot time against rows of x, with the roofline, into this file
     #[arg(long, value_name = "FILE.svg")]
     svg: Option<PathBuf>,
-    /// Instead of one product: a whole model of these shapes and random weights in --scheme, and the time of
-    /// a token at batch 1
+    /// Time a token of a whole model instead of one product: these shapes, random weights in --scheme, batch 1
     #[arg(long, value_enum, value_name = "MODEL")]
     random_weights: Option<LlamaShape>,
     /// With --random-weights: positions that the token attends to
     #[arg(long, value_name = "N", default_value_t = 512)]
     context: usize,
-    /// With --random-weights: how a token is computed, each with what the one before has
+    /// With --random-weights: how a token is computed; each choice adds to the one before
     #[arg(long, value_enum, default_value = "joined")]
     rung: RungName,
     /// Seed of codes, codebooks and inputs

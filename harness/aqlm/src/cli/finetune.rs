@@ -28,7 +28,7 @@ pub(super) struct Args {
     /// Run folder: becomes the tuned model
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Text to measure perplexity on before and after; a warning is given where the training text overlaps it
+    /// Text to measure perplexity on before and after; a warning says if the training text overlaps it
     #[arg(long, value_name = "DATA")]
     eval: Option<PathBuf>,
     /// Which backend computes
@@ -39,8 +39,8 @@ pub(super) struct Args {
     /// Seconds between two saved states; one is saved after every epoch in any case
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     save_every: u64,
-    /// Memory that activations may take, as in 512M or 2G: those of training are computed again where they do
-    /// not fit, and hidden states of the teacher beyond it lie on the disk, in the run folder
+    /// Memory that activations may take, for example 512M or 2G. Activations that do not fit are recomputed;
+    /// the teacher's hidden states that do not fit lie on disk, in the run folder
     #[arg(long, value_name = "BYTES")]
     memory: Option<Memory>,
     /// Continue a run of this same command from its last saved state
@@ -122,8 +122,8 @@ struct SettingsArgs {
     /// Sequences kept for validation [default: a sixteenth]
     #[arg(long)]
     validation: Option<usize>,
-    /// Keep only the K likeliest tokens of each position of the teacher's, and the mass of the others as one
-    /// outcome [default: all tokens, made from stored hidden states]
+    /// Keep only the teacher's K likeliest tokens at each position, and the probability of all others as one
+    /// outcome [default: all tokens, computed from stored hidden states]
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
     /// How the teacher is used

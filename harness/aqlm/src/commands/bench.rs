@@ -6,7 +6,7 @@ use super::Output;
 use super::table::Table;
 use crate::bench::{BenchOptions, bench_cpu, bench_cuda, svg};
 use aqlm_engine::backends::BackendKind;
-use aqlm_engine::runs::records::{BenchReport, KernelRow, Outcome};
+use aqlm_engine::runs::records::{BenchReport, KernelRow, MemoryRate, Outcome};
 use aqlm_formats::{Error, Result, durable};
 
 /// The kernels to check and time.
@@ -16,6 +16,15 @@ pub(crate) struct BenchRequest {
     pub(crate) options: BenchOptions,
     /// file for a plot of the times
     pub(crate) svg: Option<PathBuf>,
+}
+
+/// The rates of memory in words.
+pub(crate) fn memory(rate: MemoryRate) -> String {
+    format!(
+        "memory: {:.0} GB/s read only, {:.0} GB/s copied (read and written together)",
+        rate.read / 1e9,
+        rate.copy / 1e9
+    )
 }
 
 pub(crate) fn run(request: &BenchRequest, output: Output) -> Result<bool> {
@@ -107,8 +116,8 @@ fn text(report: &BenchReport) -> String {
         let _ = writeln!(text, "waived: {reason}");
         return text;
     }
-    if let Some(rate) = report.copy_bytes_per_second {
-        let _ = writeln!(text, "copy: {:.0} GB/s, bytes read and written", rate / 1e9);
+    if let Some(rate) = report.memory {
+        let _ = writeln!(text, "{}", memory(rate));
     }
     let mut table = Table::new([
         "kernel",

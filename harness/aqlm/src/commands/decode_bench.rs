@@ -1,6 +1,7 @@
 use std::fmt::Write as _;
 
 use super::Output;
+use super::bench::memory;
 use super::table::Table;
 use crate::bench::{DecodeOptions, bench_decode};
 use aqlm_engine::runs::records::{DecodeReport, Outcome};
@@ -27,11 +28,11 @@ fn text(report: &DecodeReport) -> String {
             "one block against the plain kernels: NMSE {nmse:.1e}, limit {limit:.1e}"
         );
     }
-    if let (Some(rate), Some(us)) = (report.copy_bytes_per_second, report.roofline_us) {
+    if let (Some(rate), Some(us)) = (report.memory, report.roofline_us) {
         let _ = writeln!(
             text,
-            "copy: {:.0} GB/s, bytes read and written; the {:.1} MB that a token must read take {us:.1} us",
-            rate / 1e9,
+            "{}; the {:.1} MB that a token must read take {us:.1} us",
+            memory(rate),
             report.least_bytes as f64 / 1e6
         );
     }
@@ -41,7 +42,14 @@ fn text(report: &DecodeReport) -> String {
             "a token: {:.1} us (p10 {:.1}, p90 {:.1}), {rate:.1} tokens per second",
             us.median, us.p10, us.p90
         );
-        let mut table = Table::new(["stage", "launches", "us each", "us", "MB", "us at a copy's rate"]);
+        let mut table = Table::new([
+            "stage",
+            "launches",
+            "us each",
+            "us",
+            "MB",
+            "us at the memory's rate",
+        ]);
         for row in &report.stages {
             table.row([
                 row.stage.clone(),

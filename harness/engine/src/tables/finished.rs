@@ -141,7 +141,7 @@ fn speed(path: &Path) -> Result<Finished> {
         other => Err(Error::Field {
             path: path.into(),
             field: "record".into(),
-            expected: "bench/1 or decode/1 in a file, or else a run folder".into(),
+            expected: "the record of `aqlm bench` in a file, or else a run folder".into(),
             found: other.kind().into(),
         }),
     }

@@ -28,7 +28,7 @@ use super::launch::{self, Shape};
 use super::{Buffer, Device, Result};
 
 /// The address of a buffer's first element.
-fn address<T>(device: &Device, buffer: &Buffer<T>) -> sys::CUdeviceptr {
+pub(super) fn address<T>(device: &Device, buffer: &Buffer<T>) -> sys::CUdeviceptr {
     // The guard records a use for cudarc's own ordering of streams, which is disabled.
     buffer.device_ptr(device.stream()).0
 }
@@ -42,7 +42,7 @@ fn further(from: sys::CUdeviceptr, count: usize) -> sys::CUdeviceptr {
 ///
 /// # Errors
 /// As [`Device::function`].
-fn run(device: &Device, plan: &Plan, pointers: &[sys::CUdeviceptr], overlap: bool) -> Result<()> {
+pub(super) fn run(device: &Device, plan: &Plan, pointers: &[sys::CUdeviceptr], overlap: bool) -> Result<()> {
     let function = device.function(plan.kernel, &plan.defines, plan.shared_bytes)?;
     let shape = Shape {
         grid: plan.grid,
@@ -50,7 +50,7 @@ fn run(device: &Device, plan: &Plan, pointers: &[sys::CUdeviceptr], overlap: boo
         cluster: plan.cluster,
         shared_bytes: plan.shared_bytes,
     };
-    // SAFETY: `plan` has the kernel's integers and shape. Callers in this module pass the pointers in the
+    // SAFETY: `plan` has the kernel's integers and shape. Callers pass the pointers in the
     // order that the plan's function documents. The buffers were sized from the same configuration and live
     // as long as the model.
     unsafe {

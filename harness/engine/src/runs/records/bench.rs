@@ -13,6 +13,23 @@ pub struct Times {
     pub p90: f64,
 }
 
+/// The rates of memory that times are compared with, in bytes per second. Each is the best of several ways.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct MemoryRate {
+    /// reading only
+    pub read: f64,
+    /// copying: bytes read plus bytes written
+    pub copy: f64,
+}
+
+impl MemoryRate {
+    /// Microseconds in which `bytes` move at the higher of the two rates. No kernel that moves as much is
+    /// faster.
+    pub fn least_us(&self, bytes: usize) -> f64 {
+        bytes as f64 / self.read.max(self.copy) * 1e6
+    }
+}
+
 /// One kernel on one case.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KernelRow {
@@ -76,7 +93,7 @@ pub struct BenchCase {
     pub dense: Option<Times>,
     /// fewest bytes that must move: codes at their own width, codebooks, scales, x and y
     pub least_bytes: usize,
-    /// time to move `least_bytes` at the rate of a copy, microseconds
+    /// time to move `least_bytes` at the memory's best rate, microseconds
     pub roofline_us: Option<f64>,
     /// the kernels
     pub kernels: Vec<KernelRow>,
@@ -97,8 +114,8 @@ pub struct BenchReport {
     pub in_features: usize,
     /// the device; `None` when there was none
     pub device: Option<String>,
-    /// bytes per second of a copy, reads plus writes
-    pub copy_bytes_per_second: Option<f64>,
+    /// rates of the device's memory; `None` when nothing was timed
+    pub memory: Option<MemoryRate>,
     /// the name of the dense product
     pub dense: String,
     /// one for each batch

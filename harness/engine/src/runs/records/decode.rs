@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::{Outcome, Times};
+use super::{MemoryRate, Outcome, Times};
 
 /// One kind of launch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,11 +35,11 @@ pub struct DecodeReport {
     /// normalised squared error of one block's logits between the chosen rung and the plain rung, and its
     /// limit
     pub nmse: Option<[f64; 2]>,
-    /// bytes per second of a copy, reads plus writes
-    pub copy_bytes_per_second: Option<f64>,
+    /// rates of the device's memory; `None` when nothing was timed
+    pub memory: Option<MemoryRate>,
     /// fewest bytes that a token reads: codes at their own width, codebooks, scales, norms, cache, head
     pub least_bytes: usize,
-    /// time to move `least_bytes` at the rate of a copy, microseconds
+    /// time to move `least_bytes` at the memory's best rate, microseconds
     pub roofline_us: Option<f64>,
     /// time per token, microseconds
     pub us: Option<Times>,

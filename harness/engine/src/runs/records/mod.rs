@@ -24,7 +24,7 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-pub use bench::{BenchCase, BenchReport, KernelRow, Times};
+pub use bench::{BenchCase, BenchReport, KernelRow, MemoryRate, Times};
 pub use check::{CaseRow, CheckReport, Comparison, CrossReport, Outcome, Summary, Worst};
 pub use decode::{DecodeReport, StageRow};
 pub use demo::DemoRecord;
@@ -106,9 +106,9 @@ records! {
     /// `aqlm check --vectors`
     Vectors(CheckReport) = "vectors/1",
     /// `aqlm bench`
-    Bench(BenchReport) = "bench/1",
+    Bench(BenchReport) = "bench/2",
     /// `aqlm bench --random-weights`
-    Decode(DecodeReport) = "decode/1",
+    Decode(DecodeReport) = "decode/2",
     /// `aqlm table --list`
     TableList(TableListRecord) = "table_list/1",
     /// `aqlm table`

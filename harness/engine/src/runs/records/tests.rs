@@ -153,7 +153,10 @@ fn bench() -> BenchReport {
         out_features: 8,
         in_features: 16,
         device: Some("a GPU".into()),
-        copy_bytes_per_second: Some(NUMBERS[2]),
+        memory: Some(MemoryRate {
+            read: NUMBERS[2],
+            copy: NUMBERS[1],
+        }),
         dense: "f16".into(),
         cases: vec![BenchCase {
             batch: 1,
@@ -341,7 +344,7 @@ fn examples() -> Vec<Record> {
             outcome: Outcome::Waived,
             reason: Some("no GPU".into()),
             nmse: Some([NUMBERS[0], NUMBERS[1]]),
-            copy_bytes_per_second: None,
+            memory: None,
             least_bytes: 5,
             roofline_us: Some(NUMBERS[2]),
             us: Some(times()),

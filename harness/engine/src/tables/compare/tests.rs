@@ -467,7 +467,7 @@ fn speeds_stand_beside_the_official_kernels_of_their_device() {
         out_features: 11008,
         in_features: 4096,
         device: Some("NVIDIA H200, compute capability 9.0".into()),
-        copy_bytes_per_second: None,
+        memory: None,
         dense: "f16".into(),
         cases: vec![BenchCase {
             batch: 1,
@@ -501,7 +501,7 @@ fn speeds_stand_beside_the_official_kernels_of_their_device() {
         outcome: Outcome::Pass,
         reason: None,
         nmse: None,
-        copy_bytes_per_second: None,
+        memory: None,
         least_bytes: 1,
         roofline_us: None,
         us: times(5000.0),
