@@ -50,7 +50,7 @@ macro_rules! snapshot {
 #[test]
 fn help_texts() {
     for command in [
-        "demo", "fetch", "inspect", "quantize", "finetune", "eval", "generate", "check", "bench",
+        "demo", "fetch", "inspect", "quantize", "finetune", "eval", "generate", "check", "bench", "table",
     ] {
         let output = aqlm(&[command, "--help"]);
         assert!(output.status.success(), "{command}");

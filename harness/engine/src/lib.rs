@@ -17,6 +17,7 @@ pub mod protocol;
 mod publish;
 mod quantize;
 pub mod runs;
+pub mod tables;
 mod tune;
 pub mod window_logits;
 

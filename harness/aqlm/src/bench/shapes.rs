@@ -65,4 +65,16 @@ mod tests {
             assert!((found - billions).abs() < 0.005, "{found}");
         }
     }
+    #[test]
+    fn shapes_are_those_of_the_papers_tables() {
+        for shape in [
+            LlamaShape::Llama2x7b,
+            LlamaShape::Llama2x13b,
+            LlamaShape::Llama2x70b,
+        ] {
+            let known = aqlm_engine::tables::model(shape.name()).expect("a model of golden/paper");
+            known.check_shape(&shape.config()).expect("the same shape");
+            assert_eq!(known.block_parameters(), shape.config().blocks[0].parameters());
+        }
+    }
 }

@@ -12,6 +12,7 @@ mod generate;
 mod inspect;
 mod quantize;
 mod refusal;
+mod table;
 mod text;
 
 use std::io::{self, Write};
@@ -53,6 +54,8 @@ enum Command {
     Check(check::Args),
     /// Check kernels against the reference, then time them; enter one of your own
     Bench(Box<bench::Args>),
+    /// Show a table of the paper beside runs of your own; plan such runs, and run them
+    Table(Box<table::Args>),
 }
 
 /// Runs the command line of this process.
@@ -100,5 +103,6 @@ fn run_command(command: &Command, output: Output) -> Result<bool> {
         }
         Command::Check(args) => check::run(args, output),
         Command::Bench(args) => bench::run(args, output),
+        Command::Table(args) => table::run(args, output),
     }
 }

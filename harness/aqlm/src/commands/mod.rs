@@ -14,6 +14,7 @@ pub(crate) mod generate;
 pub(crate) mod inspect;
 mod job;
 mod output;
+pub(crate) mod paper_table;
 mod progress;
 pub(crate) mod quantize;
 mod table;

@@ -11,6 +11,15 @@ impl Table {
         }
     }
 
+    /// A table with as many columns as `head` has.
+    pub(super) fn of(head: Vec<String>) -> Self {
+        Self { rows: vec![head] }
+    }
+
+    pub(super) fn line(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
     pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
         self.rows.push(Vec::from(cells));
     }

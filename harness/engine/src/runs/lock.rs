@@ -6,14 +6,14 @@ use aqlm_formats::{Error, Result};
 /// Locks a run folder for one process. The operating system releases the lock when the process ends, also
 /// after a crash.
 #[derive(Debug)]
-pub(super) struct FolderLock {
+pub(crate) struct FolderLock {
     _file: File,
 }
 
 impl FolderLock {
     /// # Errors
     /// `Error::RunFolder` when another process holds the folder, `Error::Io` when the lock can't be made.
-    pub(super) fn take(folder: &Path) -> Result<Self> {
+    pub(crate) fn take(folder: &Path) -> Result<Self> {
         let path = folder.join("run.lock");
         let file = OpenOptions::new()
             .create(true)

@@ -3,7 +3,7 @@
 pub(crate) mod block_journal;
 mod folder;
 pub(crate) mod json_lines;
-mod lock;
+pub(crate) mod lock;
 pub mod records;
 pub(crate) mod tuning_journal;
 mod tuning_state;

@@ -1,7 +1,7 @@
 //! Base files: the log-probabilities of a dense model on a text, kept for comparisons with quantized models.
 //!
 //! [`lossless`] keeps logits exactly as the backend computed them, [`llama_cpp`] reads and writes the file
-//! that `llama-perplexity --kl-divergence-base` makes. docs/formats.md 5 describes both.
+//! that `llama-perplexity --kl-divergence-base` makes. docs/formats.md 8 describes both.
 
 pub mod llama_cpp;
 pub mod lossless;

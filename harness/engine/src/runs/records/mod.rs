@@ -18,6 +18,7 @@ mod finetune;
 mod generate;
 mod inspect;
 mod quantize;
+mod table;
 
 use std::path::{Path, PathBuf};
 
@@ -36,6 +37,10 @@ pub use generate::GenerateRecord;
 pub use inspect::{InspectRecord, Shape};
 pub use quantize::{
     BlockReport, LARGEST_SPECTRUM, LayerSummary, QuantizeRecord, QuantizeReport, QuantizedLayer,
+};
+pub use table::{
+    Beside, Better, Figure, OurFigure, OurRuns, PlanCell, PlanLeftOut, PlanPhase, RunFigure, TableCell,
+    TableCheck, TableColumn, TableEntry, TableListRecord, TableModel, TablePlanRecord, TableRecord, TableRow,
 };
 
 use aqlm_formats::durable;
@@ -110,6 +115,12 @@ records! {
     Bench(BenchReport) = "bench/2",
     /// `aqlm bench --random-weights`
     Decode(DecodeReport) = "decode/2",
+    /// `aqlm table --list`
+    TableList(TableListRecord) = "table_list/1",
+    /// `aqlm table`
+    Table(TableRecord) = "table/1",
+    /// `aqlm table --plan`
+    TablePlan(TablePlanRecord) = "table_plan/1",
 }
 
 impl Record {

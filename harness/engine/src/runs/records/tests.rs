@@ -144,6 +144,108 @@ fn bench() -> BenchReport {
     }
 }
 
+fn table() -> TableRecord {
+    let figure = |value| Figure {
+        value,
+        deviation: Some(NUMBERS[3]),
+        source: "v4, Table 1".into(),
+    };
+    TableRecord {
+        id: "1".into(),
+        title: "t".into(),
+        source: "s".into(),
+        about: String::new(),
+        model: Some(TableModel {
+            name: None,
+            path: "models/a".into(),
+            sha256: Some("ab".into()),
+        }),
+        columns: vec![TableColumn {
+            column: "c4".into(),
+            title: "C4".into(),
+            what: "perplexity".into(),
+            better: Better::Lower,
+            decimals: 2,
+        }],
+        rows: vec![TableRow {
+            row: "a".into(),
+            model: None,
+            method: "AQLM".into(),
+            device: None,
+            scheme: Some("2x8g8".parse().unwrap()),
+            bits: Some(NUMBERS[1]),
+            source: None,
+            notes: vec!["n".into()],
+            ours: Some(OurRuns {
+                scheme: None,
+                bits: None,
+                device: None,
+                runs: vec!["runs/a".into()],
+            }),
+            cells: vec![TableCell {
+                column: "c4".into(),
+                paper: Some(figure(NUMBERS[0])),
+                official: None,
+                ours: Some(OurFigure {
+                    value: NUMBERS[2],
+                    deviation: None,
+                    ctx: Some(64),
+                    runs: vec![RunFigure {
+                        run: "runs/a".into(),
+                        value: NUMBERS[2],
+                        check: Some("cpu-1".into()),
+                    }],
+                }),
+                difference: Some(-1.0),
+                difference_from: Some(Beside::Paper),
+                not_compared: None,
+            }],
+        }],
+        checks: vec![TableCheck {
+            id: "cpu-1".into(),
+            backend: BackendKind::Cpu,
+            machine: "m".into(),
+            program_sha256: "ab".into(),
+            version: "0".into(),
+            command: vec!["check".into()],
+            pass: 3,
+            fail: 0,
+            unsupported: 1,
+            waived: 0,
+            seconds: NUMBERS[0],
+        }],
+    }
+}
+
+fn table_plan() -> TablePlanRecord {
+    TablePlanRecord {
+        id: "1".into(),
+        model: "tiny".into(),
+        rate: NUMBERS[0],
+        check: "aqlm check".into(),
+        cells: vec![PlanCell {
+            cell: "a".into(),
+            row: "a".into(),
+            scheme: None,
+            bits: Some(NUMBERS[1]),
+            commands: vec!["aqlm eval".into()],
+            phases: vec![PlanPhase {
+                phase: "evaluation".into(),
+                multiply_adds: NUMBERS[2],
+                seconds: NUMBERS[3],
+            }],
+            seconds: NUMBERS[3],
+            memory_bytes: 1.0,
+            disk_bytes: 0.0,
+        }],
+        left_out: vec![PlanLeftOut {
+            row: "b".into(),
+            reason: "no".into(),
+        }],
+        seconds: NUMBERS[3],
+    }
+}
+
 /// One record of each kind. Together they contain every field and every kind of field value.
 fn examples() -> Vec<Record> {
     let summary = Summary {
@@ -238,6 +340,20 @@ fn examples() -> Vec<Record> {
             }],
         }
         .into(),
+        TableListRecord {
+            tables: vec![TableEntry {
+                id: "1".into(),
+                title: "t".into(),
+                source: "s".into(),
+                rows: 2,
+                runnable: 1,
+                models: vec!["tiny".into()],
+            }],
+            models: vec!["tiny".into()],
+        }
+        .into(),
+        table().into(),
+        table_plan().into(),
     ]
 }
 
