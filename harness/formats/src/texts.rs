@@ -226,9 +226,10 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 fn told(name: &Path, stated: Option<TextFormat>) -> Result<TextFormat> {
     TextFormat::of(name).or(stated).ok_or_else(|| Error::Kind {
         path: name.into(),
-        expected: "a name ending in .txt, .raw, .jsonl, .json or .parquet, the first four also with .gz, or a \
+        expected:
+            "a name ending in .txt, .raw, .jsonl, .json or .parquet, the first four also with .gz, or a \
                    stated format"
-            .into(),
+                .into(),
         found: match name.extension() {
             Some(ending) => format!(".{}", Path::new(ending).display()),
             None => "no ending".into(),

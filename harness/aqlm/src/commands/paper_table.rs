@@ -9,7 +9,7 @@ use aqlm_vocabulary::{AqlmError, Scheme};
 
 use super::progress::seconds;
 use super::table::{Table, bytes};
-use super::{NamedModel, Output};
+use super::{NamedModel, Output, say};
 use aqlm_engine::Preset;
 use aqlm_engine::backends::BackendKind;
 use aqlm_engine::runs::records::{
@@ -54,7 +54,7 @@ pub(crate) struct PlanRequest {
 /// `aqlm table --list`.
 pub(crate) fn list(output: Output) -> Result<bool> {
     let record = listed()?;
-    output.result(&record, || list_text(&record));
+    output.result(&record, || list_text(&record))?;
     Ok(true)
 }
 
@@ -66,7 +66,7 @@ pub(crate) fn show(id: &str, runs: &[PathBuf], output: Output) -> Result<bool> {
         finished.extend(read_finished(path)?);
     }
     let record = fill(&table, &finished)?;
-    output.result(&record, || table_text(&record));
+    output.result(&record, || table_text(&record))?;
     Ok(true)
 }
 
@@ -95,7 +95,7 @@ pub(crate) fn plan(request: &PlanRequest, output: Output) -> Result<bool> {
     if let GridSource::Proposed { save: Some(path), .. } = &request.source {
         durable::write_text(path, &format!("{}\n", grid.to_json()))?;
     }
-    output.result(&record, || plan_text(&record));
+    output.result(&record, || plan_text(&record))?;
     Ok(true)
 }
 
@@ -107,7 +107,7 @@ pub(crate) fn run(id: &str, grid: &Path, out: &Path, output: Output) -> Result<b
     shape.check_shape(NamedModel::open(Path::new(&grid.path))?.model.config())?;
     match run_grid(&grid, &table, out, &mut ThisProgram)? {
         GridOutcome::CheckFailed(check) => {
-            eprintln!(
+            say(format_args!(
                 "FAIL: {} of {} cases of the cross-check {}; nothing was run. Its record is in {}; \
                  aqlm check --backend {} repeats it",
                 check.fail,
@@ -115,7 +115,7 @@ pub(crate) fn run(id: &str, grid: &Path, out: &Path, output: Output) -> Result<b
                 check.id,
                 out.join("checks").join(&check.id).display(),
                 check.backend
-            );
+            ));
             Ok(false)
         }
         GridOutcome::Finished(folders) => show(id, &folders, output),
@@ -155,7 +155,7 @@ impl Worker for ThisProgram {
     }
 
     fn say(&mut self, line: &str) {
-        eprintln!("{line}");
+        say(line);
     }
 }
 

@@ -7,7 +7,7 @@ use proptest::strategy::BoxedStrategy;
 
 use super::beam_search::optimum;
 use super::layer::{Layer, malformed};
-use super::{Cost, Listed as _, Op};
+use super::{CaseData as _, Listed as _, Op};
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Field, Kind, Problem, strategy};
 use crate::compare::{Against, Findings};
@@ -49,10 +49,6 @@ impl Op for FeedbackInit {
 
     fn strategy() -> BoxedStrategy<Problem> {
         strategy::layer(FIELDS)
-    }
-
-    fn data(case: &Case) -> Result<Layer> {
-        Layer::new(case)
     }
 
     fn run(subject: &Subject, layer: &Layer) -> Result<Answer> {
@@ -132,10 +128,6 @@ impl Op for FeedbackInit {
             None
         };
         Ok(Findings { comparisons, excess })
-    }
-
-    fn cost(layer: &Layer) -> Cost {
-        layer.cost()
     }
 
     fn breakages() -> Vec<Breakage<Layer, Answer>> {

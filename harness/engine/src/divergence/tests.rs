@@ -15,7 +15,7 @@ fn problem(protocol: Protocol, ctx: usize) -> (Model, EvaluationText) {
     let path = folder.path().join("eval.jsonl");
     std::fs::write(&path, embedded::EVALUATION_TEXT).unwrap();
     let tokenizer = model.tokenizer().unwrap();
-    let text = protocol.cut(&path, &tokenizer, ctx, Some(2)).unwrap();
+    let text = protocol.cut(&path, None, &tokenizer, ctx, Some(2)).unwrap();
     (model, text)
 }
 
@@ -134,7 +134,9 @@ fn base_files_of_something_else_are_refused_with_what_differs() {
         )
         .unwrap();
         let tokenizer = model.tokenizer().unwrap();
-        let other = Protocol::LlamaCpp.cut(&other, &tokenizer, 9, Some(2)).unwrap();
+        let other = Protocol::LlamaCpp
+            .cut(&other, None, &tokenizer, 9, Some(2))
+            .unwrap();
         let message = refused(&other, 2048, None);
         assert!(
             message.contains("of window 0") && message.contains("SHA-256"),

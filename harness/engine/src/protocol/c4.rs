@@ -16,7 +16,13 @@ const JOINED: usize = 1100;
 /// Random slices of random documents, with Python's random numbers of seed 0: a document index is drawn until
 /// the document has at least `ctx` tokens, then the start of the slice. A document of exactly `ctx` tokens is
 /// taken whole, without a draw.
-pub(super) fn drawn(path: &Path, format: Option<TextFormat>, tokenizer: &Tokenizer, ctx: usize, most: usize) -> Result<Vec<Vec<u32>>> {
+pub(super) fn drawn(
+    path: &Path,
+    format: Option<TextFormat>,
+    tokenizer: &Tokenizer,
+    ctx: usize,
+    most: usize,
+) -> Result<Vec<Vec<u32>>> {
     let documents = documents(path, format)?;
     let last = u32::try_from(documents.len() - 1)
         .map_err(|_| Error::argument("documents", "fewer than 2^32", documents.len().to_string()))?;
@@ -56,7 +62,12 @@ pub(super) fn drawn(path: &Path, format: Option<TextFormat>, tokenizer: &Tokeniz
 }
 
 /// The first documents joined by spaces and tokenized together.
-pub(super) fn joined(path: &Path, format: Option<TextFormat>, tokenizer: &Tokenizer, ctx: usize) -> Result<Vec<Vec<u32>>> {
+pub(super) fn joined(
+    path: &Path,
+    format: Option<TextFormat>,
+    tokenizer: &Tokenizer,
+    ctx: usize,
+) -> Result<Vec<Vec<u32>>> {
     let mut documents = documents(path, format)?;
     documents.truncate(JOINED);
     let tokens = tokenizer.encode(&documents.join(" "), true)?;

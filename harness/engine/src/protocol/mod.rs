@@ -70,7 +70,11 @@ impl Protocol {
     ) -> Result<EvaluationText> {
         let least = if self == Self::LlamaCpp { 3 } else { 2 };
         if ctx < least {
-            return Err(Error::argument("ctx", &format!("{least} or more"), ctx.to_string()));
+            return Err(Error::argument(
+                "ctx",
+                &format!("{least} or more"),
+                ctx.to_string(),
+            ));
         }
         if limit == Some(0) {
             return Err(Error::argument("windows", "1 or more", "0"));

@@ -6,6 +6,7 @@ use serde_json::json;
 use super::super::finished::{CELL_FILE, CellRecord, read_finished};
 use super::super::paper::table;
 use super::*;
+use crate::protocol::Protocol;
 use crate::runs::RunDescription;
 use crate::runs::records::{
     self, BenchCase, BenchReport, BlockReport, DecodeReport, KernelRow, LayerSummary, QuantizeRecord,
@@ -43,10 +44,13 @@ fn eval(perplexity: f64, ctx: usize) -> Record {
         perplexity,
         mean_nll: perplexity.ln(),
         tokens: 10 * (ctx - 1),
+        not_finite: 0,
         windows: 10,
         ctx,
         model: "models/llama-2-7b".into(),
         data: "text".into(),
+        protocol: Protocol::Gptq,
+        strict: None,
         backend: BackendKind::Cpu,
     }
     .into()
@@ -89,6 +93,7 @@ impl Maker {
         let layer = |error: f64| LayerSummary {
             name: "q".into(),
             relative_layer_error: error,
+            limit_db: None,
             seconds: 1.0,
             bits_per_parameter: 2.0,
             parameters: 64,
@@ -102,6 +107,8 @@ impl Maker {
         let report = QuantizeReport {
             scheme: made.scheme.parse().unwrap(),
             bits_per_parameter: 2.02,
+            limit_db: None,
+            largest_hidden_state: 1.0,
             seconds: 1.0,
             blocks: vec![BlockReport {
                 block: 0,

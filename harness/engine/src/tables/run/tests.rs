@@ -5,6 +5,7 @@ use super::super::grid::Evaluation;
 use super::super::paper::table;
 use super::*;
 use crate::Preset;
+use crate::protocol::Protocol;
 use crate::runs::records::{CaseRow, CheckReport, Comparison, CrossReport, EvalRecord, Outcome};
 
 /// Stands in for the program: answers checks and evaluations, and notes what it was asked.
@@ -59,10 +60,13 @@ impl Worker for Pretender {
                 perplexity: 8.0,
                 mean_nll: 8f64.ln(),
                 tokens: 63,
+                not_finite: 0,
                 windows: 1,
                 ctx: 64,
                 model: arguments[1].clone(),
                 data: "stories".into(),
+                protocol: Protocol::Gptq,
+                strict: None,
                 backend: BackendKind::Cpu,
             }
             .into()
