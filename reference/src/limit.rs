@@ -135,7 +135,7 @@ mod tests {
             let rate = |level: f64| sorted.iter().map(|v| (v / level).log2().max(0.0) / 2.0).sum::<f64>() / n;
             let (mut low, mut high) = (-200f64, 10f64);
             for _ in 0..200 {
-                let middle = (low + high) / 2.0;
+                let middle = f64::midpoint(low, high);
                 if rate(middle.exp2()) > bits { low = middle } else { high = middle }
             }
             let expected: f64 = sorted.iter().map(|v| v.min(high.exp2())).sum::<f64>() / sorted.iter().sum::<f64>();

@@ -246,7 +246,7 @@ impl<'a> Search<'a> {
         at: usize,
         errors: &mut Array2<f32>,
         inherited: &mut Array2<f32>,
-        roots: &mut Vec<usize>,
+        roots: &mut [usize],
     ) {
         let (go, gi, keep) = (self.go, self.gi, self.hypotheses);
         let num_codebooks = self.codebooks.len();
@@ -266,7 +266,7 @@ impl<'a> Search<'a> {
             }
         }
         if moved {
-            let before = roots.clone();
+            let before = roots.to_vec();
             for o in 0..task.count {
                 for h in 0..keep {
                     let (slot, parent) = (o * keep + h, o * keep + usize::from(parents[o * keep + h]));

@@ -75,7 +75,7 @@ impl Side {
             side: self,
             vectors,
             weights,
-            scores,
+            to: scores,
         };
         // SAFETY: the current level is available. Lengths were just set, and padded is a multiple of LANES.
         unsafe { run(SimdLevel::current(), Width::Sixteen, kernel) };
@@ -104,7 +104,7 @@ struct Scores<'a> {
     side: &'a Side,
     vectors: &'a [f32],
     weights: &'a [f32],
-    scores: &'a mut [f32],
+    to: &'a mut [f32],
 }
 
 impl Kernel for Scores<'_> {
@@ -121,7 +121,7 @@ impl Kernel for Scores<'_> {
         } = *self.side;
         for (n, &weight) in self.weights.iter().enumerate() {
             let vector = &self.vectors[n * len..(n + 1) * len];
-            let scores = &mut self.scores[n * padded..(n + 1) * padded];
+            let scores = &mut self.to[n * padded..(n + 1) * padded];
             for first in (0..padded).step_by(V::LANES) {
                 // SAFETY: columns holds len x padded values, squares and scores padded values; padded is a
                 // multiple of the lanes.
@@ -190,7 +190,7 @@ impl Second {
             padded,
             scores,
             weights,
-            least,
+            to: least,
         };
         // SAFETY: the current level is available, and the lengths were just compared.
         unsafe { run(SimdLevel::current(), Width::Sixteen, kernel) }
@@ -203,7 +203,7 @@ struct Least<'a> {
     padded: usize,
     scores: &'a [f32],
     weights: &'a [f32],
-    least: &'a mut [f32],
+    to: &'a mut [f32],
 }
 
 impl Kernel for Least<'_> {
@@ -250,7 +250,7 @@ impl Least<'_> {
                     b += V::LANES;
                 }
                 for r in 0..N {
-                    self.least[(row + r) * states + a] = least[r].least();
+                    self.to[(row + r) * states + a] = least[r].least();
                 }
             }
         }
