@@ -11,6 +11,7 @@ use aqlm_engine::divergence::{
 use aqlm_engine::protocol::EvaluationText;
 use aqlm_engine::runs::records::{DivergenceRecord, DivergenceStatistics, Percentiles};
 use aqlm_formats::base_files::BaseFile;
+use aqlm_formats::model::Model;
 use aqlm_formats::{Error, Result};
 
 /// A model, the dense model, and a text.
@@ -51,7 +52,7 @@ fn divergence(job: &DivergenceJob) -> Result<DivergenceRecord> {
     let vocab = model.config().vocab_size;
     let dense = job.dense.as_ref().map(|dense| &dense.model);
     // The fingerprint reads the whole model, so it is computed only for a base file that has one.
-    let fingerprint = || dense.map(|dense| dense.fingerprint()).transpose();
+    let fingerprint = || dense.map(Model::fingerprint).transpose();
     let (read, save) = match &job.base {
         BaseUse::Nowhere => (None, None),
         BaseUse::Read(path) => (Some(path.clone()), None),

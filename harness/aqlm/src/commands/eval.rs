@@ -31,7 +31,7 @@ pub(crate) struct EvalJob {
 pub(crate) fn run(job: &EvalJob, output: Output) -> Result<bool> {
     let record = eval(job)?;
     output.result(&record, || {
-        let mut text = format!(
+        let measured = format!(
             "{} on {}: perplexity {:.4}, mean loss {:.5} nats over {} tokens ({} windows of {}, protocol {})\n",
             record.model,
             record.data,
@@ -42,16 +42,17 @@ pub(crate) fn run(job: &EvalJob, output: Output) -> Result<bool> {
             record.ctx,
             record.protocol.name(),
         );
-        if let Some(strict) = &record.strict {
-            text += &format!(
+        let strict = record.strict.as_ref().map(|strict| {
+            format!(
                 "AQLM's own code leaves out the last window: perplexity {:.4} over {}\n",
                 strict.perplexity, strict.windows
-            );
-        }
-        if record.not_finite > 0 {
-            text += &format!("{} losses are not finite\n", record.not_finite);
-        }
-        text
+            )
+        });
+        let not_finite = match record.not_finite {
+            0 => String::new(),
+            count => format!("{count} losses are not finite\n"),
+        };
+        measured + &strict.unwrap_or_default() + &not_finite
     })?;
     Ok(record.not_finite == 0)
 }

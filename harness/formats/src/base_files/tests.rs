@@ -105,7 +105,9 @@ fn sixteen_bits_are_within_half_a_step() {
     rows[1].slice_mut(s![1, ..]).fill(2.0);
     rows[2].slice_mut(s![0, ..]).fill(f64::NAN);
     let mut file = LlamaCppWriter::new(&path, VOCAB, &windows).unwrap();
-    rows.iter().for_each(|rows| file.push(&rows.view()).unwrap());
+    for rows in &rows {
+        file.push(&rows.view()).unwrap();
+    }
     file.finish().unwrap();
     let BaseFile::LlamaCpp(base) = BaseFile::open(&path).unwrap() else {
         panic!("another kind")
@@ -144,7 +146,9 @@ fn the_layout_is_that_of_llama_cpp() {
     for (scale, minimum, q) in [(0.5f32, -3.0f32, [2u16, 6, 0, 9]), (0.25, -2.0, [8, 0, 4, 9])] {
         bytes.extend(scale.to_le_bytes());
         bytes.extend(minimum.to_le_bytes());
-        q.iter().for_each(|q| bytes.extend(q.to_le_bytes()));
+        for q in q {
+            bytes.extend(q.to_le_bytes());
+        }
     }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("base.kld");
