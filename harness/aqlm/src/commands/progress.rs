@@ -194,7 +194,7 @@ impl QuantizeProgress {
                     // Early stopping may leave some units uncounted; the end of the block adds them.
                     let whole = self.blocks[*block];
                     let steps_done = (epoch - 1) * steps + step;
-                    let due = whole * steps_done as u64 / self.epochs.saturating_mul(steps).max(1) as u64;
+                    let due = whole * steps_done as u64 / self.epochs.saturating_mul(*steps).max(1) as u64;
                     self.progress.advance(due.saturating_sub(self.tuned));
                     self.tuned = self.tuned.max(due);
                     let what = format!(
