@@ -45,8 +45,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a Hugging Face folder or a GGUF file of the llama architecture. Of a model in several GGUF files,
-    /// any part opens the whole.
+    /// Opens a Hugging Face folder or a GGUF file of the llama architecture. Of a model in several GGUF
+    /// files, any part opens the whole.
     ///
     /// # Errors
     /// `Io`; `Kind` for anything else; the errors of [`ModelConfig::read`] and of opening a folder's weights;

@@ -1,7 +1,8 @@
 //! Sizes of a parquet column's pages, read from the headers before anything is unpacked. A header may claim
 //! any size, and the library allocates what it claims.
 //!
-//! Headers are structs in Thrift's compact protocol: field 2 is the unpacked size, field 3 the size in the file.
+//! Headers are structs in Thrift's compact protocol: field 2 is the unpacked size, field 3 the size in the
+//! file.
 
 /// Thrift's types of fields, as numbered in the protocol.
 const STOP: u8 = 0;

@@ -17,8 +17,8 @@ use crate::{Error, Result};
 /// The column that is read.
 const COLUMN: &str = "text";
 
-/// Largest size of the unpacked pages and of the texts, for each byte of the file. Texts shrink to a third or a
-/// tenth. A file that expands further is one text many times over, or made to fill the memory.
+/// Largest size of the unpacked pages and of the texts, for each byte of the file. Texts shrink to a third
+/// or a tenth. A file that expands further is one text many times over, or made to fill the memory.
 const EXPANSION: u64 = 64;
 
 /// Bytes allowed beyond that, for files of a few texts.
@@ -33,8 +33,8 @@ const BATCH: usize = 1024;
 /// The texts of all rows, in order.
 ///
 /// # Errors
-/// `Kind` for a file that the library refuses, or that expands too far; `Field` when there is no column `text`
-/// of strings, or a row has none.
+/// `Kind` for a file that the library refuses, or that expands too far; `Field` when there is no column
+/// `text` of strings, or a row has none.
 pub(crate) fn texts(path: &Path, bytes: &[u8]) -> Result<Vec<String>> {
     // The library has assertions on what a file says.
     let read = catch_unwind(|| read(path, bytes));

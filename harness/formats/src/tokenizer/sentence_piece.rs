@@ -166,8 +166,8 @@ fn added_token(id: u64, content: &str, special: bool) -> Value {
     })
 }
 
-/// Reads the bytes of a tokenizer.model; `path` is their name in errors. BOS is added to texts, EOS is not, as
-/// transformers does for such files.
+/// Reads the bytes of a tokenizer.model; `path` is their name in errors. BOS is added to texts, EOS is not,
+/// as transformers does for such files.
 ///
 /// # Errors
 /// `Tokenizer` for other files; `Field` for contradictory values; `Unsupported` for other types of models and
@@ -325,8 +325,9 @@ impl<'a> Pieces<'a> {
         Ok(all)
     }
 
-    /// Tokens that are matched as a whole before all others, as transformers does for these types. A piece of a
-    /// user with spaces in it is found like any other: the text has no `▁` when these tokens are looked for.
+    /// Tokens that are matched as a whole before all others, as transformers does for these types. A piece
+    /// of a user with spaces in it is found like any other: the text has no `▁` when these tokens are looked
+    /// for.
     fn added(&self, path: &Path, beside: &Beside) -> Result<Vec<Value>> {
         let whole = |id: &usize| match self.kinds[*id] {
             UNKNOWN | CONTROL => true,
