@@ -237,7 +237,7 @@ pub(crate) fn from_bytes(path: &Path, bytes: &[u8], beside: &Beside) -> Result<T
         "version": "1.0", "truncation": null, "padding": null,
         "added_tokens": pieces.added(path, beside)?,
         "normalizer": normalization(path, &normalizer, prefix)?,
-        "pre_tokenizer": pieces.words(),
+        "pre_tokenizer": pieces.cuts(),
         "post_processor": template(
             bos.filter(|_| beside.add_bos.unwrap_or(true)),
             eos.filter(|_| beside.add_eos.unwrap_or(false)),
@@ -386,17 +386,25 @@ impl<'a> Pieces<'a> {
         })
     }
 
-    /// Cuts texts into words, each with the space before it, where no piece goes beyond a word: shorter sums
-    /// round less.
-    fn words(&self) -> Value {
+    /// What cuts a text before pieces are looked for.
+    fn cuts(&self) -> Value {
+        let mut steps = Vec::new();
+        // Words, each with the space before it, where no piece goes beyond a word: shorter sums round less.
         let inner_space = |token: &&str| token.chars().skip(1).any(|char| char == SPACE);
-        if self.tokens.iter().any(inner_space) {
-            return Value::Null;
+        if !self.tokens.iter().any(inner_space) {
+            steps.push(json!({
+                "type": "Split", "pattern": {"String": SPACE.to_string()}, "behavior": "MergedWithNext",
+                "invert": false,
+            }));
         }
-        json!({
-            "type": "Split", "pattern": {"String": SPACE.to_string()}, "behavior": "MergedWithNext",
-            "invert": false,
-        })
+        // The library's Unigram finds every piece of the vocabulary in a text, the names of bytes too.
+        if self.kinds.contains(&BYTE) {
+            steps.push(json!({
+                "type": "Split", "pattern": {"Regex": "<(?=0x[0-9A-F]{2}>)"}, "behavior": "Isolated",
+                "invert": false,
+            }));
+        }
+        json!({"type": "Sequence", "pretokenizers": steps})
     }
 }
 
