@@ -31,7 +31,7 @@ struct Model {
 #[derive(Clone, PartialEq, Message)]
 struct Piece {
     #[prost(string, optional, tag = "1")]
-    piece: Option<String>,
+    text: Option<String>,
     #[prost(float, optional, tag = "2")]
     score: Option<f32>,
     #[prost(int32, optional, tag = "3")]
@@ -292,7 +292,7 @@ impl<'a> Pieces<'a> {
         };
         let mut unknown = None;
         for (id, piece) in pieces.iter().enumerate() {
-            let token = piece.piece.as_deref().unwrap_or_default();
+            let token = piece.text.as_deref().unwrap_or_default();
             if token.is_empty() || all.ids.insert(token, id).is_some() {
                 let field = format!("pieces[{id}].piece");
                 return Err(wrong(
@@ -339,8 +339,8 @@ impl<'a> Pieces<'a> {
         let mut added: Vec<Value> = ids
             .map(|id| added_token(id as u64, self.tokens[id], special(id)))
             .collect();
-        let mut next = self.tokens.len() as u64;
-        for (id, token) in beside.added.range(next..) {
+        let first = self.tokens.len() as u64;
+        for (next, (id, token)) in (first..).zip(beside.added.range(first..)) {
             let content = token["content"].as_str().unwrap_or_default();
             if *id != next || self.ids.contains_key(content) {
                 let expected = format!("id {next}, and a text that no piece has");
@@ -352,7 +352,6 @@ impl<'a> Pieces<'a> {
                 ));
             }
             added.push(token.clone());
-            next += 1;
         }
         Ok(added)
     }

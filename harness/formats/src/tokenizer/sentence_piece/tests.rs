@@ -3,7 +3,7 @@ use super::*;
 /// `<unk>`, `<s>`, `</s>`, 256 bytes, then these pieces.
 fn model(kind: i32, pieces: &[(&str, f32)]) -> Model {
     let piece = |text: &str, score: f32, kind: i32| Piece {
-        piece: Some(text.into()),
+        text: Some(text.into()),
         score: Some(score),
         kind: Some(kind),
     };
@@ -193,7 +193,7 @@ fn what_would_give_other_tokens_is_refused() {
         );
     };
     let mut twice = whole.clone();
-    twice.pieces[260].piece = Some("▁".into());
+    twice.pieces[260].text = Some("▁".into());
     field(&twice, "pieces[260].piece");
     let mut infinite = whole.clone();
     infinite.pieces[260].score = Some(f32::NAN);
@@ -227,7 +227,7 @@ fn tokens_beside_the_file_follow_its_own() {
     let folder = tempfile::tempdir().unwrap();
     let mut model = model(BPE, &[("▁", -1.0), ("a", -2.0)]);
     model.pieces.push(Piece {
-        piece: Some("<user>".into()),
+        text: Some("<user>".into()),
         score: Some(0.0),
         kind: Some(USER_DEFINED),
     });
