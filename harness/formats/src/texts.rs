@@ -32,8 +32,8 @@ pub enum TextFormat {
 }
 
 impl TextFormat {
-    /// The format that a file's name tells, in letters of either case: .txt or .raw, .jsonl, .ndjson or .json,
-    /// .parquet; .gz after the first two.
+    /// The format that a file's name tells, in letters of either case: .txt or .raw, .jsonl, .ndjson or
+    /// .json, .parquet; .gz after all but the last.
     pub fn of(name: &Path) -> Option<Self> {
         let ending = |path: &Path| Some(path.extension()?.to_str()?.to_ascii_lowercase());
         let last = ending(name)?;
@@ -77,9 +77,9 @@ impl TokenStream {
     ///   is dropped.
     ///
     /// # Errors
-    /// `Io`; `Kind` when neither the name nor `stated` tells the format, and for damaged parquet files; `Line`
-    /// and `Json` with the line's number; `Field` for a row without a text; `TooShort` for a file without any
-    /// text.
+    /// `Io`; `Kind` when neither the name nor `stated` tells the format, and for damaged parquet files;
+    /// `Line` and `Json` with the line's number; `Field` for a row without a text; `TooShort` for a file
+    /// without any text.
     pub fn load_as(path: &Path, stated: Option<TextFormat>, tokenizer: &Tokenizer) -> Result<Self> {
         let bytes = read(path)?;
         let mut stream = Self::parse(path, stated, &bytes, tokenizer)?;

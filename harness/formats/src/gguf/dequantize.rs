@@ -363,7 +363,7 @@ mod tests {
             quants in prop::collection::vec(0_u8..8, 256), scales in prop::collection::vec(0_u8..64, 16), e in -8_i32..8
         ) {
             let (d, d_bytes) = exact_half(e);
-            let mut high = vec![0_u8; 32];
+            let mut high = [0_u8; 32];
             for (index, q) in quants.iter().enumerate() {
                 high[index % 32] |= (q >> 2) << (index / 32);
             }

@@ -92,7 +92,7 @@ pub(crate) fn open(path: &Path) -> Result<Gguf> {
     })
 }
 
-/// Decodes every tensor of a file, whatever its architecture, for fuzzers. Returns how many numbers there are.
+/// Decodes every tensor of a file, whatever its architecture, for fuzzers. Returns the number of elements.
 ///
 /// # Errors
 /// Those of [`open`] for a file that cannot be read.

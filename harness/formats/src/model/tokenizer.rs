@@ -23,8 +23,8 @@ impl Model {
     /// The model's tokenizer.
     ///
     /// # Errors
-    /// `Kind` when the folder has neither tokenizer.json nor tokenizer.model; `Tokenizer`, `Json`, `Field` and
-    /// `Unsupported` when its files are invalid; `Vocabulary` when it has ids beyond the embedding.
+    /// `Kind` when the folder has neither tokenizer.json nor tokenizer.model; `Tokenizer`, `Json`, `Field`
+    /// and `Unsupported` when its files are invalid; `Vocabulary` when it has ids beyond the embedding.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let (bos, eos) = (self.config.bos, self.config.eos.clone());
         let tokenizer = match &self.tokenizer {

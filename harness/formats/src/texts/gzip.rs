@@ -16,8 +16,8 @@ pub(super) fn is_packed(bytes: &[u8]) -> bool {
 /// Unpacks all members.
 ///
 /// # Errors
-/// `UnexpectedEof`, `InvalidInput` and `InvalidData` for a member that is cut or damaged, and for anything but
-/// members and zeros.
+/// `UnexpectedEof`, `InvalidInput` and `InvalidData` for a member that is cut or damaged, and for anything
+/// but members and zeros.
 pub(super) fn unpack(bytes: &[u8]) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     let mut rest = bytes;

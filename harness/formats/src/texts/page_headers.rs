@@ -1,7 +1,8 @@
 //! Sizes of a parquet column's pages, read from the headers before anything is unpacked. A header may claim
 //! any size, and the library allocates what it claims.
 //!
-//! Headers are structs in Thrift's compact protocol: field 2 is the unpacked size, field 3 the size in the file.
+//! Headers are structs in Thrift's compact protocol: field 2 is the unpacked size, field 3 the size in the
+//! file.
 
 /// Thrift's types of fields, as numbered in the protocol.
 const STOP: u8 = 0;
@@ -66,33 +67,32 @@ impl Cursor<'_> {
         Some((value >> 1) as i64 ^ -((value & 1) as i64))
     }
 
-    /// The next field's number and type; `None` in the inner option at the struct's end.
-    fn field(&mut self, before: i64) -> Option<Option<(i64, u8)>> {
+    /// The next field's number and type; at the struct's end, the type is `STOP`.
+    fn field(&mut self, before: i64) -> Option<(i64, u8)> {
         let head = self.byte()?;
         let kind = head & 15;
-        if kind == STOP {
-            return Some(None);
-        }
         let number = match head >> 4 {
+            _ if kind == STOP => before,
             0 => self.zigzag()?,
             step => before.checked_add(i64::from(step))?,
         };
-        Some(Some((number, kind)))
+        Some((number, kind))
     }
 
     /// Fields 2 and 3 of the struct that begins here.
     fn page_sizes(&mut self) -> Option<(Option<i64>, Option<i64>)> {
         let (mut unpacked, mut packed) = (None, None);
         let mut number = 0;
-        while let Some((next, kind)) = self.field(number)? {
+        loop {
+            let (next, kind) = self.field(number)?;
             number = next;
             match (number, kind) {
+                (_, STOP) => return Some((unpacked, packed)),
                 (2, I32) => unpacked = Some(self.zigzag()?),
                 (3, I32) => packed = Some(self.zigzag()?),
                 _ => self.skip(kind, 0)?,
             }
         }
-        Some((unpacked, packed))
     }
 
     /// Skips a field's value.
@@ -126,11 +126,14 @@ impl Cursor<'_> {
             }
             STRUCT => {
                 let mut number = 0;
-                while let Some((next, kind)) = self.field(number)? {
+                loop {
+                    let (next, kind) = self.field(number)?;
+                    if kind == STOP {
+                        return Some(());
+                    }
                     number = next;
                     self.skip(kind, depth + 1)?;
                 }
-                Some(())
             }
             _ => None,
         }

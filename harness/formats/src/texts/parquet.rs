@@ -4,7 +4,7 @@ use std::panic::catch_unwind;
 use std::path::Path;
 
 use bytes::Bytes;
-use parquet::basic::Type;
+use parquet::basic::{Compression, Type};
 use parquet::column::reader::{ColumnReader, get_column_reader};
 use parquet::data_type::ByteArray;
 use parquet::errors::ParquetError;
@@ -17,8 +17,8 @@ use crate::{Error, Result};
 /// The column that is read.
 const COLUMN: &str = "text";
 
-/// Largest size of the unpacked pages and of the texts, for each byte of the file. Texts shrink to a third or a
-/// tenth. A file that expands further is one text many times over, or made to fill the memory.
+/// Largest size of the unpacked pages and of the texts, for each byte of the file. Texts shrink to a third
+/// or a tenth. A file that expands further is one text many times over, or made to fill the memory.
 const EXPANSION: u64 = 64;
 
 /// Bytes allowed beyond that, for files of a few texts.
@@ -33,8 +33,8 @@ const BATCH: usize = 1024;
 /// The texts of all rows, in order.
 ///
 /// # Errors
-/// `Kind` for a file that the library refuses, or that expands too far; `Field` when there is no column `text`
-/// of strings, or a row has none.
+/// `Kind` for a file that the library refuses, or that expands too far; `Unsupported` for other compressions;
+/// `Field` when there is no column `text` of strings, or a row has none.
 pub(crate) fn texts(path: &Path, bytes: &[u8]) -> Result<Vec<String>> {
     // The library has assertions on what a file says.
     let read = catch_unwind(|| read(path, bytes));
@@ -86,6 +86,18 @@ fn read(path: &Path, bytes: &[u8]) -> Result<Vec<String>> {
     for group in 0..reader.num_row_groups() {
         let group = reader.get_row_group(group).map_err(damaged)?;
         let chunk = group.metadata().column(column);
+        let compression = chunk.compression();
+        if !matches!(
+            compression,
+            Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::GZIP(_)
+        ) {
+            return Err(Error::Unsupported {
+                path: path.into(),
+                field: format!("{COLUMN}, compression"),
+                expected: "none, Snappy or gzip".into(),
+                found: format!("{compression:?}"),
+            });
+        }
         let start = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
         let end = start.checked_add(chunk.compressed_size());
         let range = usize::try_from(start)
@@ -142,7 +154,7 @@ fn read(path: &Path, bytes: &[u8]) -> Result<Vec<String>> {
 mod tests {
     use std::sync::Arc;
 
-    use parquet::basic::{Compression, Encoding};
+    use parquet::basic::Encoding;
     use parquet::data_type::{ByteArrayType, Int32Type};
     use parquet::file::properties::{WriterProperties, WriterVersion};
     use parquet::file::writer::SerializedFileWriter;

@@ -3,9 +3,9 @@
 
 use std::collections::HashMap;
 
-/// All ways to join two tokens into one, best score first. `joined` says which tokens may result. Ties follow
-/// the order of transformers' own conversion of SentencePiece files (longer parts first), so that both give the
-/// same tokens.
+/// All ways to join two tokens into one, best score first. `joined` says which tokens may result. Ties
+/// follow the order of transformers' own conversion of SentencePiece files (longer parts first), so that both
+/// give the same tokens.
 pub(crate) fn merges<'a>(
     tokens: &[&'a str],
     ids: &HashMap<&str, usize>,

@@ -31,7 +31,7 @@ struct Model {
 #[derive(Clone, PartialEq, Message)]
 struct Piece {
     #[prost(string, optional, tag = "1")]
-    piece: Option<String>,
+    text: Option<String>,
     #[prost(float, optional, tag = "2")]
     score: Option<f32>,
     #[prost(int32, optional, tag = "3")]
@@ -166,8 +166,8 @@ fn added_token(id: u64, content: &str, special: bool) -> Value {
     })
 }
 
-/// Reads the bytes of a tokenizer.model; `path` is their name in errors. BOS is added to texts, EOS is not, as
-/// transformers does for such files.
+/// Reads the bytes of a tokenizer.model; `path` is their name in errors. BOS is added to texts, EOS is not,
+/// as transformers does for such files.
 ///
 /// # Errors
 /// `Tokenizer` for other files; `Field` for contradictory values; `Unsupported` for other types of models and
@@ -237,7 +237,7 @@ pub(crate) fn from_bytes(path: &Path, bytes: &[u8], beside: &Beside) -> Result<T
         "version": "1.0", "truncation": null, "padding": null,
         "added_tokens": pieces.added(path, beside)?,
         "normalizer": normalization(path, &normalizer, prefix)?,
-        "pre_tokenizer": pieces.words(),
+        "pre_tokenizer": pieces.cuts(),
         "post_processor": template(
             bos.filter(|_| beside.add_bos.unwrap_or(true)),
             eos.filter(|_| beside.add_eos.unwrap_or(false)),
@@ -292,7 +292,7 @@ impl<'a> Pieces<'a> {
         };
         let mut unknown = None;
         for (id, piece) in pieces.iter().enumerate() {
-            let token = piece.piece.as_deref().unwrap_or_default();
+            let token = piece.text.as_deref().unwrap_or_default();
             if token.is_empty() || all.ids.insert(token, id).is_some() {
                 let field = format!("pieces[{id}].piece");
                 return Err(wrong(
@@ -325,8 +325,9 @@ impl<'a> Pieces<'a> {
         Ok(all)
     }
 
-    /// Tokens that are matched as a whole before all others, as transformers does for these types. A piece of a
-    /// user with spaces in it is found like any other: the text has no `▁` when these tokens are looked for.
+    /// Tokens that are matched as a whole before all others, as transformers does for these types. A piece
+    /// of a user with spaces in it is found like any other: the text has no `▁` when these tokens are looked
+    /// for.
     fn added(&self, path: &Path, beside: &Beside) -> Result<Vec<Value>> {
         let whole = |id: &usize| match self.kinds[*id] {
             UNKNOWN | CONTROL => true,
@@ -338,8 +339,8 @@ impl<'a> Pieces<'a> {
         let mut added: Vec<Value> = ids
             .map(|id| added_token(id as u64, self.tokens[id], special(id)))
             .collect();
-        let mut next = self.tokens.len() as u64;
-        for (id, token) in beside.added.range(next..) {
+        let first = self.tokens.len() as u64;
+        for (next, (id, token)) in (first..).zip(beside.added.range(first..)) {
             let content = token["content"].as_str().unwrap_or_default();
             if *id != next || self.ids.contains_key(content) {
                 let expected = format!("id {next}, and a text that no piece has");
@@ -351,7 +352,6 @@ impl<'a> Pieces<'a> {
                 ));
             }
             added.push(token.clone());
-            next += 1;
         }
         Ok(added)
     }
@@ -385,17 +385,25 @@ impl<'a> Pieces<'a> {
         })
     }
 
-    /// Cuts texts into words, each with the space before it, where no piece goes beyond a word: shorter sums
-    /// round less.
-    fn words(&self) -> Value {
+    /// What cuts a text before pieces are looked for.
+    fn cuts(&self) -> Value {
+        let mut steps = Vec::new();
+        // Words, each with the space before it, where no piece goes beyond a word: shorter sums round less.
         let inner_space = |token: &&str| token.chars().skip(1).any(|char| char == SPACE);
-        if self.tokens.iter().any(inner_space) {
-            return Value::Null;
+        if !self.tokens.iter().any(inner_space) {
+            steps.push(json!({
+                "type": "Split", "pattern": {"String": SPACE.to_string()}, "behavior": "MergedWithNext",
+                "invert": false,
+            }));
         }
-        json!({
-            "type": "Split", "pattern": {"String": SPACE.to_string()}, "behavior": "MergedWithNext",
-            "invert": false,
-        })
+        // The library's Unigram finds every piece of the vocabulary in a text, the names of bytes too.
+        if self.kinds.contains(&BYTE) {
+            steps.push(json!({
+                "type": "Split", "pattern": {"Regex": "<(?=0x[0-9A-F]{2}>)"}, "behavior": "Isolated",
+                "invert": false,
+            }));
+        }
+        json!({"type": "Sequence", "pretokenizers": steps})
     }
 }
 
