@@ -112,10 +112,8 @@ fn one_model(runs: &[&FinishedRun]) -> Result<Option<TableModel>> {
         match (&model.name, &run.model.name) {
             (Some(mine), Some(theirs)) if mine != theirs => return Err(differs("model", mine, theirs)),
             (Some(_), Some(_)) => {}
-            _ if model.sha256.is_none() || run.model.sha256.is_none() => {
-                if model.path != run.model.path {
-                    return Err(differs("model", &model.path, &run.model.path));
-                }
+            _ if (model.sha256.is_none() || run.model.sha256.is_none()) && model.path != run.model.path => {
+                return Err(differs("model", &model.path, &run.model.path));
             }
             _ => {}
         }

@@ -282,7 +282,7 @@ mod tests {
                 let expected: Vec<u8> = (0..lookups).map(|lookup| line(lookup, row)).collect();
                 assert_eq!(found, expected, "{lookups} {wanted:?} {row}");
             }
-            assert_eq!(rows.iter().filter(|&&code| code == 255).count() % 256, {
+            assert_eq!(rows.iter().copied().filter(|code| *code == 255).count() % 256, {
                 let between = (wanted.len() - 1) * (stride - lookups);
                 let codes = wanted
                     .clone()
