@@ -103,21 +103,16 @@ fn one_model(runs: &[&FinishedRun]) -> Result<Option<TableModel>> {
                 format!("{} with {what} {theirs}", run.path.display()),
             )
         };
-        match (&model.sha256, &run.model.sha256) {
-            (Some(mine), Some(theirs)) if mine != theirs => {
-                return Err(differs("model_sha256", mine, theirs));
-            }
-            _ => {}
+        let hashes = model.sha256.as_ref().zip(run.model.sha256.as_ref());
+        if let Some((mine, theirs)) = hashes.filter(|(mine, theirs)| mine != theirs) {
+            return Err(differs("model_sha256", mine, theirs));
         }
-        match (&model.name, &run.model.name) {
-            (Some(mine), Some(theirs)) if mine != theirs => return Err(differs("model", mine, theirs)),
-            (Some(_), Some(_)) => {}
-            _ if model.sha256.is_none() || run.model.sha256.is_none() => {
-                if model.path != run.model.path {
-                    return Err(differs("model", &model.path, &run.model.path));
-                }
+        if let (Some(mine), Some(theirs)) = (&model.name, &run.model.name) {
+            if mine != theirs {
+                return Err(differs("model", mine, theirs));
             }
-            _ => {}
+        } else if hashes.is_none() && model.path != run.model.path {
+            return Err(differs("model", &model.path, &run.model.path));
         }
         model.name = model.name.or_else(|| run.model.name.clone());
         model.sha256 = model.sha256.or_else(|| run.model.sha256.clone());
