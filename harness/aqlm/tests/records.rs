@@ -185,3 +185,68 @@ fn checks_and_benches_are_records() {
         "{decode:?}"
     );
 }
+
+#[test]
+fn tables_are_listed_planned_and_shown_and_unknown_ones_refused() {
+    let Record::TableList(list) = record(&["table", "--list"]) else {
+        panic!("another record")
+    };
+    assert!(list.tables.iter().any(|entry| entry.id == "figure-4"));
+    let folder = tempfile::tempdir().unwrap();
+    let (grid, out) = (folder.path().join("grid.json"), folder.path().join("out"));
+    let plan = record(&[
+        "table",
+        "7",
+        "--plan",
+        "--model",
+        MODEL,
+        "--scheme",
+        "2x6g8",
+        "--save-grid",
+        text(&grid),
+    ]);
+    let Record::TablePlan(plan) = plan else {
+        panic!("another record")
+    };
+    assert_eq!((plan.cells.len(), plan.id.as_str()), (4, "7"));
+    // The grid that was saved plans the same commands.
+    let Record::TablePlan(again) = record(&["table", "7", "--plan", "--grid", text(&grid)]) else {
+        panic!("another record")
+    };
+    assert_eq!(again, plan);
+    let dense = folder.path().join("dense");
+    std::fs::create_dir(&dense).unwrap();
+    let stories = short_text(folder.path(), 5);
+    let eval = record(&[
+        "eval",
+        MODEL,
+        "--data",
+        text(&stories),
+        "--ctx",
+        "32",
+        "--windows",
+        "2",
+    ]);
+    records::write(&dense.join("eval-stories.json"), &eval).unwrap();
+    let Record::Table(table) = record(&["table", "1", "--runs", text(&dense)]) else {
+        panic!("another record")
+    };
+    let ours = table.rows.iter().find(|row| row.ours.is_some()).unwrap();
+    assert_eq!(ours.cells.iter().filter(|cell| cell.ours.is_some()).count(), 1);
+
+    support::refused(&["table", "17"], &["table: expected one of 1, 2, ", "found `17`"]);
+    let refused = |arguments: &[&str], words: &[&str]| support::refused(arguments, words);
+    refused(
+        &["table", "7", "--plan", "--model", MODEL],
+        &["8192 groups", "--scheme"],
+    );
+    refused(&["table", "7", "--plan"], &["--model or --grid"]);
+    // A grid whose path is another model than it says ends before the cross-check.
+    let other = std::fs::read_to_string(&grid)
+        .unwrap()
+        .replace("\"model\": \"tiny-stories-4m\"", "\"model\": \"smollm2-135m\"");
+    std::fs::write(&grid, other).unwrap();
+    let run = ["table", "7", "--run", "--grid", text(&grid), "--out", text(&out)];
+    refused(&run, &["smollm2-135m, with blocks 30", "blocks 4"]);
+    assert!(!out.exists());
+}

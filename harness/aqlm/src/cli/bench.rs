@@ -63,7 +63,8 @@ pub(super) struct Args {
     /// Plot time against rows of x, with the roofline, into this file
     #[arg(long, value_name = "FILE.svg")]
     svg: Option<PathBuf>,
-    /// Time a token of a whole model instead of one product: these shapes, random weights in --scheme, batch 1
+    /// Time a token of a whole model instead of one product: these shapes, random weights in --scheme, batch
+    /// 1
     #[arg(long, value_enum, value_name = "MODEL")]
     random_weights: Option<LlamaShape>,
     /// With --random-weights: positions that the token attends to

@@ -3,7 +3,7 @@
 use aqlm_formats::Error;
 
 /// Settings that libraries refuse by their names, the options that set them, and what helps besides.
-const OPTIONS: [(&str, &str, &str); 7] = [
+const OPTIONS: [(&str, &str, &str); 10] = [
     ("temperature", "--temperature", ""),
     ("top_p", "--top-p", ""),
     ("memory", "--memory", "; --backend cpu has a bound"),
@@ -11,6 +11,9 @@ const OPTIONS: [(&str, &str, &str); 7] = [
     ("case", "--case", ""),
     ("ctx", "--ctx", ""),
     ("windows", "--windows", ""),
+    ("save_base", "--save-base", ""),
+    ("runs", "--runs", ""),
+    ("rate", "--rate", ""),
 ];
 
 /// One line for the user. Libraries know no options, so their settings become options here.

@@ -205,7 +205,7 @@ impl BaseWriter {
         }
         if text.protocol() != Protocol::LlamaCpp {
             return Err(Error::argument(
-                "--save-base",
+                "save_base",
                 "a name ending in .safetensors, or --protocol llama-cpp for llama.cpp's own format",
                 format!("{} with protocol {}", path.display(), text.protocol().name()),
             ));

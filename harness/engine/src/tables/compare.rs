@@ -95,7 +95,7 @@ fn one_model(runs: &[&FinishedRun]) -> Result<Option<TableModel>> {
     for run in &runs[1..] {
         let differs = |what: &str, mine: &str, theirs: &str| {
             Error::argument(
-                "--runs",
+                "runs",
                 &format!(
                     "runs of one model, as {} with {what} {mine}",
                     first.path.display()
@@ -103,19 +103,16 @@ fn one_model(runs: &[&FinishedRun]) -> Result<Option<TableModel>> {
                 format!("{} with {what} {theirs}", run.path.display()),
             )
         };
-        match (&model.sha256, &run.model.sha256) {
-            (Some(mine), Some(theirs)) if mine != theirs => {
-                return Err(differs("model_sha256", mine, theirs));
-            }
-            _ => {}
+        let hashes = model.sha256.as_ref().zip(run.model.sha256.as_ref());
+        if let Some((mine, theirs)) = hashes.filter(|(mine, theirs)| mine != theirs) {
+            return Err(differs("model_sha256", mine, theirs));
         }
-        match (&model.name, &run.model.name) {
-            (Some(mine), Some(theirs)) if mine != theirs => return Err(differs("model", mine, theirs)),
-            (Some(_), Some(_)) => {}
-            _ if (model.sha256.is_none() || run.model.sha256.is_none()) && model.path != run.model.path => {
-                return Err(differs("model", &model.path, &run.model.path));
+        if let (Some(mine), Some(theirs)) = (&model.name, &run.model.name) {
+            if mine != theirs {
+                return Err(differs("model", mine, theirs));
             }
-            _ => {}
+        } else if hashes.is_none() && model.path != run.model.path {
+            return Err(differs("model", &model.path, &run.model.path));
         }
         model.name = model.name.or_else(|| run.model.name.clone());
         model.sha256 = model.sha256.or_else(|| run.model.sha256.clone());
@@ -129,13 +126,17 @@ fn one_protocol(runs: &[&FinishedRun]) -> Result<()> {
     for run in runs {
         for (column, record) in &run.evaluations {
             let (other, seen) = *first.entry(column).or_insert((run, record));
-            for (what, mine, theirs) in [
-                ("ctx", seen.ctx, record.ctx),
-                ("tokens", seen.tokens, record.tokens),
-            ] {
+            let facts = |record: &EvalRecord| {
+                [
+                    ("protocol", record.protocol.name().to_owned()),
+                    ("ctx", record.ctx.to_string()),
+                    ("tokens", record.tokens.to_string()),
+                ]
+            };
+            for ((what, mine), (_, theirs)) in facts(seen).into_iter().zip(facts(record)) {
                 if mine != theirs {
                     return Err(Error::argument(
-                        "--runs",
+                        "runs",
                         &format!(
                             "equal evaluations of {column}, as {} with {what} {mine}",
                             other.path.display()
@@ -708,7 +709,7 @@ fn gate(model: &PaperModel) -> (usize, usize) {
 }
 
 fn not_timed(file: &str, expected: &str) -> Error {
-    Error::argument("--runs", &format!("{expected} in {file}"), "none")
+    Error::argument("runs", &format!("{expected} in {file}"), "none")
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub const DEFAULT_RATE: f64 = 1920.0;
 /// Those of [`Grid::cells`]; `Argument` for a rate that is not positive.
 pub fn plan(grid: &Grid, table: &PaperTable, out: &Path, rate: f64) -> Result<TablePlanRecord> {
     if !(rate.is_finite() && rate > 0.0) {
-        return Err(Error::argument("--rate", "a number above 0", rate.to_string()));
+        return Err(Error::argument("rate", "a number above 0", rate.to_string()));
     }
     let shape = model(&grid.model)?;
     let evaluated: Vec<(usize, usize)> = grid
@@ -166,7 +166,7 @@ mod tests {
         );
         for rate in [0.0, -1.0, f64::NAN] {
             let error = super::plan(&grid, &table, Path::new("runs"), rate).unwrap_err();
-            assert!(error.to_string().starts_with("--rate: expected"), "{error}");
+            assert!(error.to_string().starts_with("rate: expected"), "{error}");
         }
     }
 }

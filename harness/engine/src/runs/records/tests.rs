@@ -326,7 +326,10 @@ fn examples() -> Vec<Record> {
             outcome: Outcome::Waived,
             reason: Some("no GPU".into()),
             nmse: Some([NUMBERS[0], NUMBERS[1]]),
-            memory: None,
+            memory: Some(MemoryRate {
+                read: NUMBERS[1],
+                copy: NUMBERS[0],
+            }),
             least_bytes: 5,
             roofline_us: Some(NUMBERS[2]),
             us: Some(times()),

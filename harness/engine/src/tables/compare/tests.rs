@@ -138,7 +138,7 @@ impl Maker {
     }
 
     /// Marks a folder as a cell of a grid.
-    fn cell(&self, path: &Path, id: &str, row: &str) {
+    fn cell(path: &Path, id: &str, row: &str) {
         let record = CellRecord {
             table: id.into(),
             row: row.into(),
@@ -285,7 +285,7 @@ fn cells_of_one_row_are_averaged_over_seeds_and_nothing_else() {
     let maker = Maker::new();
     let cell_of = |name: &str, made: &Made<'_>, more: &[&str]| {
         let path = maker.run(name, made);
-        maker.cell(&path, "1", "7b-aqlm-2.02");
+        Maker::cell(&path, "1", "7b-aqlm-2.02");
         let file = path.join(CELL_FILE);
         let mut record: CellRecord = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
         record.folder = name.into();
@@ -345,7 +345,7 @@ fn figures_of_another_measure_have_no_difference_and_say_why() {
             ..SEVEN
         },
     );
-    maker.cell(&stand_in, "1", "7b-aqlm-2.02");
+    Maker::cell(&stand_in, "1", "7b-aqlm-2.02");
     let record = filled("1", &[stand_in]).unwrap();
     let other = cell(&record, "7b-aqlm-2.02", "wikitext2");
     assert_eq!(
@@ -436,7 +436,7 @@ fn damaged_and_unfinished_folders_are_named() {
     );
     let error = error_with("eval-c4.json", "{");
     assert!(error.contains("eval-c4.json, line 1"), "{error}");
-    maker.cell(&run, "1", "7b-aqlm-2.02");
+    Maker::cell(&run, "1", "7b-aqlm-2.02");
     let error = error_with(
         "cell.json",
         &std::fs::read_to_string(run.join(CELL_FILE))

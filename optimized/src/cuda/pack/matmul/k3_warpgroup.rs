@@ -140,8 +140,8 @@ impl WarpgroupConfig {
         let inputs = chunks * self.batch as f64 * resident;
         let near = self.spread as f64 / 8.0;
         let far = if form.replicas > 0 { 0.0 } else { 1.0 - near };
-        // One sector for each codeword. All multiprocessors share 80 slices of L2, each of which gives at most
-        // a sector a clock. The model counts 74 sectors a clock.
+        // One sector for each codeword. All multiprocessors share 80 slices of L2, each of which gives at
+        // most a sector a clock. The model counts 74 sectors a clock.
         let sectors = codewords * far * blocks.min(at_once) as f64 / 74.0;
         let network = vectors * near;
         let sums = self.batch as f64 * rows * resident / 8.0;
