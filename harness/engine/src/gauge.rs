@@ -199,7 +199,7 @@ fn storable(arch: &ArchSpec, block: usize, weights: &BlockWeights, out_group_siz
             return Err(Error::Layer {
                 layer: arch.layer_name(block, layer),
                 source: AqlmError::argument(
-                    &format!("row {}", group * out_group_size),
+                    format!("row {}", group * out_group_size),
                     format!(
                         "zeros or a norm in {least:.2e}..{:.2e}, as f16 has to hold its scale beside the layer's \
                          largest, {largest:.2e}",
