@@ -10,11 +10,14 @@ use super::layout::{Codebooks, Codes, PackedMatrix, TILE, TiledCodes, row_of_byt
 use super::matvec::expect_len;
 use super::row_major::elements_mut;
 use super::simd::vector::Vector;
-use super::simd::{Kernel, SimdLevel, Width, run};
+use super::simd::{Kernel, SimdLevel, Width, prefetch, run};
 use super::words::{Code, CodewordView, Value};
 
 /// Output groups of one task: a whole tile, so that tiled codes are transposed only once.
 const TASK: usize = TILE;
+
+/// Blocks of codes that are fetched before they are joined: a few KiB.
+const BLOCKS_AHEAD: usize = 4;
 
 impl PackedMatrix {
     /// The dense weight, [out_features, in_features], on the current rayon pool.
@@ -79,11 +82,19 @@ impl PackedMatrix {
         let mut lines = vec![0; row_codes * TILE];
         for tile in groups.start / TILE..groups.end.div_ceil(TILE) {
             // A tile's blocks lie powers of two apart and would evict one another, so they are first joined.
-            for group in (0..self.in_groups).step_by(tiles.groups_per_block) {
-                let block = tiles.groups_per_block.min(self.in_groups - group) * codebooks * TILE;
+            // The hardware does not foresee such jumps.
+            let block = |group: usize| {
+                let lookups = tiles.groups_per_block.min(self.in_groups - group) * codebooks;
                 let offset = tiles.offset(self.in_groups, codebooks, group, 0, tile);
-                let first = group * codebooks * TILE;
-                lines[first..first + block].copy_from_slice(&tiles.bytes.as_slice()[offset..offset + block]);
+                &tiles.bytes.as_slice()[offset..offset + lookups * TILE]
+            };
+            for group in (0..self.in_groups).step_by(tiles.groups_per_block) {
+                let ahead = group + BLOCKS_AHEAD * tiles.groups_per_block;
+                if ahead < self.in_groups {
+                    prefetch(block(ahead));
+                }
+                let codes = block(group);
+                lines[group * codebooks * TILE..][..codes.len()].copy_from_slice(codes);
             }
             let first = groups.start.max(tile * TILE);
             let last = groups.end.min((tile + 1) * TILE);

@@ -212,7 +212,7 @@ fn path_as_text<S: Serializer>(path: &Path, serializer: S) -> std::result::Resul
 }
 
 /// [`path_as_text`], or `null`.
-#[expect(clippy::ref_option, reason = "serde hands over a reference to the field")]
+#[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
 fn path_or_null<S: Serializer>(
     path: &Option<PathBuf>,
     serializer: S,
