@@ -197,7 +197,8 @@ impl TokenStream {
     }
 }
 
-/// The texts of a file's documents in order; a text is one document. [`TokenStream::load_as`] says which files.
+/// The texts of a file's documents in order; a text is one document. [`TokenStream::load_as`] says which
+/// files.
 ///
 /// # Errors
 /// Those of [`TokenStream::load_as`].

@@ -54,8 +54,8 @@ impl Protocol {
         }
     }
 
-    /// Cuts the text of a file into windows of `ctx` tokens, at most `limit` of them. `format` is needed where
-    /// the file's name does not tell it.
+    /// Cuts the text of a file into windows of `ctx` tokens, at most `limit` of them. `format` is needed
+    /// where the file's name does not tell it.
     ///
     /// # Errors
     /// `Argument` for a `ctx` without a scored position or a `limit` of 0; `TooShort` for a text without a
