@@ -50,7 +50,7 @@ fn write(out: &mut impl Write, text: &str) -> io::Result<()> {
 /// Whether what was written is still wanted.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(crate) fn wanted(written: io::Result<()>) -> Result<bool> {
     match written {
         Ok(()) => Ok(true),

@@ -1,8 +1,8 @@
 //! The project's own base file: logits in safetensors, in the precision in which the backend computed them.
 //!
 //! `logits` [rows, vocab], F32 or F64, one row per scored position; their log-softmax is the
-//! log-probabilities. `input_ids` [tokens] I32 and `window_lengths` [windows] I32 are the text. The metadata
-//! say what the rows were computed from: see [`BaseKey`].
+//! log-probabilities. `input_ids` `[tokens]` I32 and `window_lengths` `[windows]` I32 are the text. The
+//! metadata say what the rows were computed from: see [`BaseKey`].
 
 use std::collections::BTreeMap;
 use std::io::Write;
