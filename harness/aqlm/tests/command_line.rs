@@ -42,6 +42,9 @@ impl Inputs {
     }
 }
 
+/// Command, what else the flag needs, flag, values that are refused, a word of that refusal.
+type Row<'a> = (&'a [&'a str], &'a [&'a str], &'a str, &'a [&'a str], &'a str);
+
 #[test]
 fn numbers_at_the_ends_of_their_ranges_are_refused_or_taken() {
     let inputs = Inputs::new();
@@ -64,9 +67,7 @@ fn numbers_at_the_ends_of_their_ranges_are_refused_or_taken() {
     ];
     let none: &[&str] = &[];
     let end_to_end: &[&str] = &["--finetune", "end-to-end"];
-    // command, what else the flag needs, flag, values that are refused, a word of that refusal
     let huge = "18446744073709551615";
-    type Row<'a> = (&'a [&'a str], &'a [&'a str], &'a str, &'a [&'a str], &'a str);
     let rows: [Row<'_>; 32] = [
         (&generate, none, "--tokens", &[huge, "-1", "513"], "--tokens"),
         (
