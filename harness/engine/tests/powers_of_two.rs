@@ -249,7 +249,9 @@ fn bf16_is_kept_where_hidden_states_leave_f16() {
         let path = folder.path().join(expected);
         let larger = move |name: &str, values: &mut Vec<f32>| {
             if name == "model.embed_tokens.weight" {
-                values.iter_mut().for_each(|value| *value *= factor);
+                for value in values {
+                    *value *= factor;
+                }
             }
         };
         let source = model(&path.join("in"), Powers::default(), true, larger);
