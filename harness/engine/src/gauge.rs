@@ -3,16 +3,17 @@
 //! A norm's weight and the layers that read it, values and the output of attention, queries and keys, up and
 //! down: in each pair, one may be multiplied by a power of two and the other divided, and every hidden state
 //! keeps its bits. Checkpoints differ in these factors. The quantizer does not scale with them: Adam's steps
-//! have an absolute length, scales have an absolute floor, and f16 has a range. So blocks are quantized and
-//! tuned in one gauge, in which norms and rows have about unit size, and then stored in the gauge of the
-//! source unless f16 cannot hold that.
+//! have an absolute length, scales have an absolute floor, and f16 has a range. So blocks are quantized,
+//! tuned and rounded in one gauge, in which norms and rows have about unit size. They are stored in the gauge
+//! of the source where f16 holds the rounded numbers exactly in it: any other rounding would make another
+//! model of the blocks behind.
 
 use aqlm_vocabulary::{
     AqlmError, ArchSpec, AttentionSpec, BlockSpec, BlockWeights, GatedMlp, LayerId, LinearWeight, NEGLIGIBLE,
-    QuantizedMatrix,
 };
 use ndarray::{Array2, Axis};
 
+use aqlm_formats::model::Model;
 use aqlm_formats::{Error, Result};
 
 /// Smallest and largest norms of output groups' rows whose scales f16 can hold, with codebooks of a tenth
@@ -107,7 +108,7 @@ impl Gauge {
     }
 
     /// The way back.
-    pub(crate) fn inverse(&self) -> Self {
+    fn inverse(&self) -> Self {
         let negative = |exponents: &[i32]| exponents.iter().map(|exponent| -exponent).collect();
         Self {
             norms: self.norms.map(|exponent| -exponent),
@@ -142,51 +143,42 @@ impl Gauge {
         Ok(weights)
     }
 
-    /// One layer's matrix in the new gauge.
+    /// A rounded block of `model` in the gauge that this one came from; `None` if rounding there would change
+    /// it.
     ///
     /// # Errors
     /// `NotFinite` when a scale leaves the range of its type.
-    pub(crate) fn apply_to(&self, layer: LayerId, matrix: QuantizedMatrix) -> Result<QuantizedMatrix> {
-        Ok(matrix.times_power_of_two(self.weights[layer.index()])?)
-    }
-}
-
-/// The gauges of a block that is to be quantized.
-#[derive(Debug)]
-pub(crate) struct BlockGauges {
-    /// from the source's to that of the quantizer
-    pub(crate) quantizer: Gauge,
-    /// from the quantizer's to that of the checkpoint
-    pub(crate) stored: Gauge,
-}
-
-impl BlockGauges {
-    /// The checkpoint's gauge is the source's if f16 holds every layer's scales in it, else the quantizer's.
-    ///
-    /// # Errors
-    /// `Layer` naming a row that f16 holds in neither.
-    pub(crate) fn of(
-        arch: &ArchSpec,
+    pub(crate) fn undo(
+        &self,
+        model: &Model,
         block: usize,
-        weights: BlockWeights,
-        out_group_size: usize,
-    ) -> Result<Self> {
-        let spec = &arch.blocks[block];
-        let quantizer = Gauge::of(spec, &weights);
-        if storable(arch, block, &weights, out_group_size).is_ok() {
-            let stored = quantizer.inverse();
-            return Ok(Self { quantizer, stored });
+        rounded: &BlockWeights,
+    ) -> Result<Option<BlockWeights>> {
+        let mut moved = self.inverse().apply(rounded.clone())?;
+        for layer in &mut moved.layers {
+            if let LinearWeight::Quantized(matrix) = &mut layer.weight {
+                let Some(exact) = matrix.exact_in_f16() else {
+                    return Ok(None);
+                };
+                *matrix = exact;
+            }
         }
-        let weights = quantizer.apply(weights)?;
-        storable(arch, block, &weights, out_group_size)?;
-        let stored = Gauge::identity(spec);
-        Ok(Self { quantizer, stored })
+        let stored = model.rounded_for_storage(block, moved.clone())?;
+        Ok((stored == moved).then_some(stored))
     }
 }
 
 /// Rejects a block with a row, other than one of zeros, whose scale f16 cannot hold beside the layer's
 /// others.
-fn storable(arch: &ArchSpec, block: usize, weights: &BlockWeights, out_group_size: usize) -> Result<()> {
+///
+/// # Errors
+/// `Layer` naming the row.
+pub(crate) fn storable(
+    arch: &ArchSpec,
+    block: usize,
+    weights: &BlockWeights,
+    out_group_size: usize,
+) -> Result<()> {
     for layer in arch.blocks[block].layers() {
         let LinearWeight::Dense(weight) = &weights.layer(layer).weight else {
             continue;

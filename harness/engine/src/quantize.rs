@@ -2,11 +2,11 @@ use std::ops::Range;
 use std::time::Instant;
 
 use aqlm_reference::{limit_db, rate_distortion_limit};
-use aqlm_vocabulary::{AqlmError, FinetuneEvent, LayerEvent, LayerId, QuantizedMatrix, StreamKey};
+use aqlm_vocabulary::{AqlmError, FinetuneEvent, LayerEvent, LayerId, StreamKey};
 use serde_json::json;
 
 use crate::alternate::alternate;
-use crate::gauge::BlockGauges;
+use crate::gauge::{Gauge, storable};
 use crate::ops::{Alone, BlockOps, LayerOps, PartSums, Ranks, TrainOps, joined};
 use crate::runs::block_journal::{Journal, JournalEntry};
 use crate::runs::records::{BlockReport, LARGEST_SPECTRUM, LayerSummary, QuantizeReport};
@@ -83,9 +83,13 @@ pub fn quantize<M: TrainOps>(
     std::fs::create_dir_all(&blocks).map_err(Error::io(&blocks, "make"))?;
     let mut journal = Journal::open(folder.path())?;
     let out_group_size = settings.layer.scheme.out_group_size;
-    let gauges = (0..model.config().blocks.len())
-        .map(|index| BlockGauges::of(model.config(), index, model.block(index)?, out_group_size))
-        .collect::<Result<Vec<_>>>()?;
+    let mut gauges = Vec::new();
+    for (index, spec) in model.config().blocks.iter().enumerate() {
+        let weights = model.block(index)?;
+        let gauge = Gauge::of(spec, &weights);
+        storable(model.config(), index, &gauge.apply(weights)?, out_group_size)?;
+        gauges.push(gauge);
+    }
     let mut hidden = machine.embed(&model.embedding()?, calibration)?;
     let mut largest = machine.largest(&hidden)?;
     let mut reports: Vec<BlockReport> = Vec::new();
@@ -226,7 +230,7 @@ fn quantize_block<M: TrainOps>(
     machine: &M,
     model: &Model,
     index: usize,
-    gauges: &BlockGauges,
+    gauge: &Gauge,
     inputs: &M::Hidden,
     settings: &QuantizeSettings,
     folder: &RunFolder,
@@ -235,7 +239,7 @@ fn quantize_block<M: TrainOps>(
 ) -> Result<(BlockReport, M::Hidden)> {
     let started = Instant::now();
     let spec = &model.config().blocks[index];
-    let mut block = machine.load_block(index, &gauges.quantizer.apply(model.block(index)?)?)?;
+    let mut block = machine.load_block(index, &gauge.apply(model.block(index)?)?)?;
     let targets = machine.block_forward(&block, inputs)?;
 
     // Layers with the same input share a Hessian. Without --true-sequential, one pass over the unquantized
@@ -279,15 +283,11 @@ fn quantize_block<M: TrainOps>(
             let (matrix, report) =
                 alternate(machine.layers(), &problem, &settings.layer, key, &mut on_event)?;
             let name = model.config().layer_name(index, layer);
-            let rounded = |matrix: QuantizedMatrix| -> Result<_> {
-                let stored = gauges.stored.apply_to(layer, matrix)?;
-                let stored = stored.rounded_to_f16().map_err(|source| Error::Layer {
-                    layer: name.clone(),
-                    source,
-                })?;
-                gauges.stored.inverse().apply_to(layer, stored)
-            };
-            let stored = machine.layers().trial(&problem, rounded(matrix.clone())?)?;
+            let stored = matrix.rounded_to_f16().map_err(|source| Error::Layer {
+                layer: name.clone(),
+                source,
+            })?;
+            let stored = machine.layers().trial(&problem, stored)?;
             let relative_layer_error = machine.layers().loss(&problem, &stored);
             drop(problem);
             let summary = LayerSummary {
@@ -333,8 +333,8 @@ fn quantize_block<M: TrainOps>(
         )?)
     };
 
-    let weights = gauges.stored.apply(machine.store_block(&block)?)?;
-    let weights = model.rounded_for_storage(index, weights)?;
+    let rounded = model.rounded_for_storage(index, machine.store_block(&block)?)?;
+    let weights = gauge.undo(model, index, &rounded)?.unwrap_or(rounded);
     drop(block);
     let block = machine.load_block(index, &weights)?;
     let outputs = machine.block_forward(&block, inputs)?;

@@ -195,19 +195,35 @@ impl QuantizedMatrix {
     /// # Errors
     /// `NotFinite` when a value is beyond f16's range whichever power moves.
     pub fn rounded_to_f16(&self) -> Result<Self> {
-        let exponent = self.moved_exponent();
-        let rounded = |values: f64, exponent: i32| round(values * f64::powi(2.0, exponent));
+        self.moved(self.moved_exponent(), round)
+    }
+
+    /// The same weight in numbers that f16 holds exactly, where a power of two that moves between scales and
+    /// codebooks makes them so; the one nearest to 1.
+    pub fn exact_in_f16(&self) -> Option<Self> {
+        let exact = |value: &f64, exponent: i32| {
+            let value = value * f64::powi(2.0, exponent);
+            round(value) == value
+        };
+        let exponent = exponents().find(|&exponent| {
+            self.scales.iter().all(|scale| exact(scale, exponent))
+                && self.codebooks.iter().all(|entry| exact(entry, -exponent))
+        })?;
+        self.moved(exponent, |value| value).ok()
+    }
+
+    /// The same weight with 2^`exponent` moved from the codebooks into the scales, every number `rounded`.
+    fn moved(&self, exponent: i32, rounded: impl Fn(f64) -> f64) -> Result<Self> {
+        let moved = |value: f64, exponent: i32| rounded(value * f64::powi(2.0, exponent));
         self.clone()
-            .with_codebooks(self.codebooks.mapv(|entry| rounded(entry, -exponent)))?
-            .with_scales(self.scales.mapv(|scale| rounded(scale, exponent)))
+            .with_codebooks(self.codebooks.mapv(|entry| moved(entry, -exponent)))?
+            .with_scales(self.scales.mapv(|scale| moved(scale, exponent)))
     }
 
     /// The exponent of the power of two that moves from the codebooks into the scales before rounding to f16.
     fn moved_exponent(&self) -> i32 {
-        // 0 first, then outwards
-        let exponents = (0..=FARTHEST).flat_map(|exponent| [-exponent, exponent]);
         let mut best = (0, f64::INFINITY);
-        for exponent in exponents {
+        for exponent in exponents() {
             let loss = self.rounding_loss(exponent);
             if loss <= ROUNDING {
                 return exponent;
@@ -266,6 +282,11 @@ const ROUNDING: f64 = 2.0 / (1_u64 << 22) as f64;
 /// initialisation gives such a row a scale of 1e-9. Rows of other numbers that are so small are refused
 /// before quantizing.
 pub const NEGLIGIBLE: f64 = 1.0 / (1_u64 << 26) as f64;
+
+/// Exponents of the powers of two that may move: 0, then outwards.
+fn exponents() -> impl Iterator<Item = i32> {
+    (0..=FARTHEST).flat_map(|exponent| [-exponent, exponent])
+}
 
 fn round(value: f64) -> f64 {
     half::f16::from_f64(value).to_f64()
@@ -451,6 +472,29 @@ mod tests {
             // and what is stored is stored again as it is
             assert_eq!(rounded.rounded_to_f16().unwrap(), rounded);
         }
+    }
+
+    #[test]
+    fn exact_numbers_are_moved_or_there_are_none() {
+        let power = |exponent| f64::powi(2.0, exponent);
+        let matrix = stretched(1.0, 1.0);
+        let exact = matrix.exact_in_f16().unwrap();
+        assert_eq!(exact, matrix);
+        for exponent in [-18, 17, 25] {
+            let exact = stretched(power(exponent), 1.0).exact_in_f16().unwrap();
+            assert_eq!(exact.rounded_to_f16().unwrap(), exact);
+            for ((scale, original), factor) in exact
+                .scales()
+                .iter()
+                .zip(matrix.scales())
+                .zip([power(exponent); 3])
+            {
+                let moved = exact.codebooks()[[0, 0, 0, 0]] / matrix.codebooks()[[0, 0, 0, 0]];
+                assert_eq!(scale * moved, original * factor);
+            }
+        }
+        assert_eq!(stretched(power(60), 1.0).exact_in_f16(), None);
+        assert_eq!(stretched(0.1, 1.0).exact_in_f16(), None);
     }
 
     #[test]
