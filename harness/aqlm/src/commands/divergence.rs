@@ -1,4 +1,4 @@
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -11,7 +11,6 @@ use aqlm_engine::divergence::{
 use aqlm_engine::protocol::EvaluationText;
 use aqlm_engine::runs::records::{DivergenceRecord, DivergenceStatistics, Percentiles};
 use aqlm_formats::base_files::BaseFile;
-use aqlm_formats::model::Model;
 use aqlm_formats::{Error, Result};
 
 /// A model, the dense model, and a text.
@@ -51,14 +50,24 @@ fn divergence(job: &DivergenceJob) -> Result<DivergenceRecord> {
     let model = &job.model.model;
     let vocab = model.config().vocab_size;
     let dense = job.dense.as_ref().map(|dense| &dense.model);
-    // The fingerprint reads the whole model, so it is computed only for a base file that has one.
-    let fingerprint = || dense.map(Model::fingerprint).transpose();
+    // The fingerprint reads the whole model, so it is computed once, and only for a base file that has one.
+    let known = OnceCell::new();
+    let fingerprint = || -> Result<Option<&String>> {
+        match (known.get(), dense) {
+            (None, Some(dense)) => {
+                let computed = dense.fingerprint()?;
+                Ok(Some(known.get_or_init(|| computed)))
+            }
+            (known, _) => Ok(known),
+        }
+    };
     let (read, save) = match &job.base {
         BaseUse::Nowhere => (None, None),
         BaseUse::Read(path) => (Some(path.clone()), None),
         BaseUse::Save(path) => (None, Some(path.clone())),
         BaseUse::Folder(folder) => {
-            let key = base_key(fingerprint()?.unwrap_or_default(), &job.text, job.backend);
+            let model = fingerprint()?.expect("--bases requires --against");
+            let key = base_key(model.clone(), &job.text, job.backend);
             let path = folder.join(key.file_name(&job.text.windows()));
             if path.is_file() {
                 (Some(path), None)
@@ -76,13 +85,14 @@ fn divergence(job: &DivergenceJob) -> Result<DivergenceRecord> {
                 BaseFile::Lossless(_) => fingerprint()?,
                 BaseFile::LlamaCpp(_) => None,
             };
-            Some(Kept::new(file, &job.text, vocab, model.as_deref())?)
+            Some(Kept::new(file, &job.text, vocab, model.map(String::as_str))?)
         }
     };
     let floor = kept.as_ref().and_then(aqlm_engine::divergence::DenseRows::floor);
     let mut writer = match (&save, dense) {
-        (Some(path), Some(dense)) => {
-            let key = base_key(dense.fingerprint()?, &job.text, job.backend);
+        (Some(path), Some(_)) => {
+            let model = fingerprint()?.expect("there is a dense model");
+            let key = base_key(model.clone(), &job.text, job.backend);
             Some(BaseWriter::new(path, &key, job.backend, vocab, &job.text)?)
         }
         _ => None,
