@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 
-use super::rows::rows_of;
+use super::rows::{RowsLeft, rows_of};
 use crate::durable::GrowingFile;
 use crate::{Error, Result};
 
@@ -202,8 +202,7 @@ impl LlamaCppBase {
 #[derive(Debug)]
 pub struct LlamaCppWriter {
     file: GrowingFile,
-    vocab: usize,
-    rows_left: usize,
+    rows_left: RowsLeft,
 }
 
 impl LlamaCppWriter {
@@ -238,8 +237,7 @@ impl LlamaCppWriter {
         })?;
         Ok(Self {
             file,
-            vocab,
-            rows_left: windows.len() * rows_of(ctx, first_scored(ctx)),
+            rows_left: RowsLeft::new(windows.len() * rows_of(ctx, first_scored(ctx)), vocab),
         })
     }
 
@@ -248,16 +246,7 @@ impl LlamaCppWriter {
     /// # Errors
     /// `Io`; `Internal` for more rows than the windows have, or another vocabulary.
     pub fn push(&mut self, logits: &ArrayView2<'_, f64>) -> Result<()> {
-        let left = self.rows_left.checked_sub(logits.nrows());
-        let (Some(left), true) = (left, logits.ncols() == self.vocab) else {
-            return Err(Error::Internal(format!(
-                "logits {:?} for {} rows of {} in a base file",
-                logits.dim(),
-                self.rows_left,
-                self.vocab
-            )));
-        };
-        self.rows_left = left;
+        self.rows_left.take(logits)?;
         let rows: Vec<Vec<u8>> = logits
             .axis_iter(Axis(0))
             .into_par_iter()
@@ -272,12 +261,7 @@ impl LlamaCppWriter {
     /// # Errors
     /// `Io`; `Internal` when rows are missing.
     pub fn finish(self) -> Result<()> {
-        if self.rows_left > 0 {
-            return Err(Error::Internal(format!(
-                "{} rows of a base file are missing",
-                self.rows_left
-            )));
-        }
+        self.rows_left.check_none()?;
         self.file.finish()
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use ndarray::{Array1, Array2, ArrayView2};
 
-use super::rows::rows_of;
+use super::rows::{RowsLeft, rows_of};
 use crate::durable::{GrowingFile, sha256};
 use crate::safetensors::{Dtype, Element, SafetensorFiles, Slot, write_header};
 use crate::tensors::TensorSource;
@@ -256,8 +256,7 @@ impl LosslessBase {
 pub struct LosslessWriter {
     file: GrowingFile,
     precision: Precision,
-    vocab: usize,
-    rows_left: usize,
+    rows_left: RowsLeft,
     /// the tensors after the logits
     rest: Vec<u8>,
 }
@@ -305,8 +304,7 @@ impl LosslessWriter {
         Ok(Self {
             file,
             precision,
-            vocab,
-            rows_left: rows,
+            rows_left: RowsLeft::new(rows, vocab),
             rest,
         })
     }
@@ -316,16 +314,7 @@ impl LosslessWriter {
     /// # Errors
     /// `Io`; `Internal` for more rows than the windows have, or another vocabulary.
     pub fn push(&mut self, logits: &ArrayView2<'_, f64>) -> Result<()> {
-        let left = self.rows_left.checked_sub(logits.nrows());
-        let (Some(left), true) = (left, logits.ncols() == self.vocab) else {
-            return Err(Error::Internal(format!(
-                "logits {:?} for {} rows of {} in a base file",
-                logits.dim(),
-                self.rows_left,
-                self.vocab
-            )));
-        };
-        self.rows_left = left;
+        self.rows_left.take(logits)?;
         let precision = self.precision;
         self.file.append(|file| {
             let mut bytes = Vec::new();
@@ -348,12 +337,7 @@ impl LosslessWriter {
     /// # Errors
     /// `Io`; `Internal` when rows are missing.
     pub fn finish(mut self) -> Result<()> {
-        if self.rows_left > 0 {
-            return Err(Error::Internal(format!(
-                "{} rows of a base file are missing",
-                self.rows_left
-            )));
-        }
+        self.rows_left.check_none()?;
         self.file.append(|file| file.write_all(&self.rest))?;
         self.file.finish()
     }
