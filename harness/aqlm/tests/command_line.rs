@@ -40,6 +40,13 @@ impl Inputs {
     fn text(&self) -> &str {
         self.text.to_str().unwrap()
     }
+
+    /// A quick quantization into `out`.
+    fn quantization<'a>(&'a self, out: &'a str) -> Vec<&'a str> {
+        let mut arguments = vec!["quantize", MODEL, "--calib", self.text(), "--out", out];
+        arguments.extend(QUICK);
+        arguments
+    }
 }
 
 /// Command, what else the flag needs, flag, values that are refused, a word of that refusal.
@@ -51,8 +58,7 @@ fn numbers_at_the_ends_of_their_ranges_are_refused_or_taken() {
     let text = inputs.text();
     // A file where the folder should be: settings that are taken end with this refusal, before any work.
     let taken = text;
-    let mut quantize = vec!["quantize", MODEL, "--calib", text, "--out", taken];
-    quantize.extend(QUICK);
+    let quantize = inputs.quantization(taken);
     let generate = ["generate", MODEL, "--prompt", "Once", "--tokens", "1"];
     let eval = ["eval", MODEL, "--data", text, "--ctx", "8", "--windows", "1"];
     let bench = ["bench", "--backend", "cpu", "--shape", "8x8", "--replays", "0"];
@@ -209,15 +215,7 @@ fn huge_settings_that_are_taken_run_to_the_end() {
     let inputs = Inputs::new();
     let huge = "18446744073709551615";
     let out = inputs.folder.path().join("out");
-    let mut arguments = vec![
-        "quantize",
-        MODEL,
-        "--calib",
-        inputs.text(),
-        "--out",
-        out.to_str().unwrap(),
-    ];
-    arguments.extend(QUICK);
+    let mut arguments = inputs.quantization(out.to_str().unwrap());
     arguments.retain(|argument| !["--max-rounds", "1", "--beam"].contains(argument));
     arguments.extend(["--beam", "1", "--max-rounds", huge, "--tolerance", "1e300"]);
     // the first epoch diverges or does not help, which ends it
@@ -239,15 +237,7 @@ fn endless_end_to_end_tuning_stops_by_patience() {
     let inputs = Inputs::new();
     let huge = "18446744073709551615";
     let out = inputs.folder.path().join("out");
-    let mut arguments = vec![
-        "quantize",
-        MODEL,
-        "--calib",
-        inputs.text(),
-        "--out",
-        out.to_str().unwrap(),
-    ];
-    arguments.extend(QUICK);
+    let mut arguments = inputs.quantization(out.to_str().unwrap());
     arguments.extend([
         "--finetune",
         "end-to-end",
