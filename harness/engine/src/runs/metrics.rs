@@ -190,7 +190,11 @@ mod tests {
         assert_eq!(read.len(), 2);
         assert!(matches!(
             read[1].event,
-            MetricEvent::Step { step: 2, steps: None, .. }
+            MetricEvent::Step {
+                step: 2,
+                steps: None,
+                ..
+            }
         ));
         let error = parse(&format!("{step}{{\n{step}")).unwrap_err().to_string();
         assert!(error.contains("m.jsonl, line 2"), "{error}");

@@ -90,7 +90,10 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(5));
         clock.book(|phases| &mut phases.hessians);
         let seconds = clock.seconds();
-        assert!(seconds.hessians >= 0.01 && seconds.beam_search == 0.0, "{seconds:?}");
+        assert!(
+            seconds.hessians >= 0.01 && seconds.beam_search == 0.0,
+            "{seconds:?}"
+        );
         let whole = (clock.last - started).as_secs_f64();
         assert!((seconds.total() - whole).abs() < 1e-9, "{seconds:?}, {whole}");
         let mut twice = seconds;

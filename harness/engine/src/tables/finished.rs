@@ -197,7 +197,7 @@ fn run(folder: &Path) -> Result<FinishedRun> {
             }
         }
     } else {
-        of_dense(&evaluations)
+        of_dense(&evaluations)?
     };
     if let Some(cell) = &cell {
         let shape = known_model(folder)?.map(|model| model.model);
@@ -268,17 +268,18 @@ fn bare(model: TableModel, quantized: Option<Quantized>) -> FinishedRun {
 }
 
 /// A folder without a model of its own: evaluations of the dense model.
-fn of_dense(evaluations: &BTreeMap<String, EvalRecord>) -> FinishedRun {
+fn of_dense(evaluations: &BTreeMap<String, EvalRecord>) -> Result<FinishedRun> {
     let path = evaluations
         .values()
         .next()
         .map_or_else(String::new, |record| record.model.clone());
+    let known = models()?.into_iter().find(|model| model.path == path);
     let model = TableModel {
-        name: None,
+        name: known.map(|model| model.model),
         path,
         sha256: None,
     };
-    bare(model, None)
+    Ok(bare(model, None))
 }
 
 fn of_quantize(folder: &Path, record: &QuantizeRecord) -> Result<FinishedRun> {
@@ -359,7 +360,7 @@ fn of_finetune(folder: &Path) -> Result<FinishedRun> {
 }
 
 /// Reads a JSON file of the project.
-fn json<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<T> {
+pub(crate) fn json<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<T> {
     let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
     let value: Value = serde_json::from_slice(&text).map_err(Error::json(path, 1))?;
     serde_path_to_error::deserialize(value).map_err(|error| Error::Field {
