@@ -8,7 +8,7 @@ use aqlm_formats::Result;
 
 /// Options of `aqlm report`.
 #[derive(Debug, clap::Args)]
-#[command(group = ArgGroup::new("product").args(["out", "watch"]).required(true).multiple(true))]
+#[command(group = ArgGroup::new("product").args(["out", "watch", "tensorboard"]).required(true).multiple(true))]
 pub(super) struct Args {
     /// Run folders, finished or not, folders of grids, or folders with evaluations of the dense model
     #[arg(value_name = "RUN", required = true)]
@@ -16,6 +16,9 @@ pub(super) struct Args {
     /// Write the page to this file: one HTML file that needs no network
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Write event files for TensorBoard to this folder, each run's in a subfolder
+    #[arg(long, value_name = "DIR", conflicts_with = "watch")]
+    tensorboard: Option<PathBuf>,
     /// Serve the page on this machine and refresh it while the runs go on
     #[arg(long, conflicts_with = "out")]
     watch: bool,
@@ -31,6 +34,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     let request = ReportRequest {
         runs: args.runs.clone(),
         out: args.out.clone(),
+        tensorboard: args.tensorboard.clone(),
     };
     report::run(&request, output)
 }

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::Output;
-use crate::report::{Liveness, bytes, page};
+use crate::report::{Liveness, bytes, page, write_event_file};
 use aqlm_engine::report::read_runs;
 use aqlm_engine::runs::records::ReportRecord;
 use aqlm_formats::{Result, durable};
@@ -14,9 +14,11 @@ pub(crate) struct ReportRequest {
     pub(crate) runs: Vec<PathBuf>,
     /// file of the page
     pub(crate) out: Option<PathBuf>,
+    /// folder for TensorBoard's event files, one subfolder for each run
+    pub(crate) tensorboard: Option<PathBuf>,
 }
 
-/// Writes the page.
+/// Writes the page, the event files, or both.
 pub(crate) fn run(request: &ReportRequest, output: Output) -> Result<bool> {
     let started = Instant::now();
     let runs = read_runs(&request.runs)?;
@@ -33,13 +35,23 @@ pub(crate) fn run(request: &ReportRequest, output: Output) -> Result<bool> {
         record.out = Some(out.display().to_string());
         record.bytes = Some(page.len() as u64);
     }
+    if let Some(folder) = &request.tensorboard {
+        for run in &runs {
+            write_event_file(folder, run)?;
+        }
+        record.tensorboard = Some(folder.display().to_string());
+    }
     record.seconds = started.elapsed().as_secs_f64();
     output.result(&record, || {
-        let mut text = String::new();
+        let count = record.runs.len();
+        let mut parts = Vec::new();
         if let (Some(out), Some(size)) = (&record.out, record.bytes) {
-            text += &format!("{out}: {} runs, {}", record.runs.len(), bytes(size));
+            parts.push(format!("{out}: {count} runs, {}", bytes(size)));
         }
-        format!("{text}, {:.1} s\n", record.seconds)
+        if let Some(folder) = &record.tensorboard {
+            parts.push(format!("{folder}: event files of {count} runs"));
+        }
+        format!("{}; {:.1} s\n", parts.join("; "), record.seconds)
     })?;
     Ok(true)
 }

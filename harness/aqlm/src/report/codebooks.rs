@@ -37,11 +37,7 @@ pub(super) fn codebooks(runs: &[ReportedRun]) -> Result<Markup> {
         .map(|&(index, run, found)| usage(index, run, found))
         .collect();
     let title = "Entropy of the codes of each layer, in percent of their bits";
-    let chart = Chart::new(
-        title,
-        ["layer, in the order of the model", "entropy in %"],
-        series,
-    );
+    let chart = Chart::new(["layer, in the order of the model", "entropy in %"], series);
     let mut scatters = Vec::new();
     for &(_, run, found) in &known {
         scatters.push((run, found, scatter(found)?));

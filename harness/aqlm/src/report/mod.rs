@@ -9,6 +9,7 @@ mod chart;
 mod codebooks;
 mod colours;
 mod configuration;
+mod event_file;
 mod heat_map;
 mod losses;
 mod marker;
@@ -20,5 +21,6 @@ mod samples;
 mod table;
 mod words;
 
+pub(crate) use event_file::write_event_file;
 pub(crate) use page::{Liveness, page};
 pub(crate) use words::bytes;
