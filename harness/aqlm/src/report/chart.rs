@@ -16,10 +16,10 @@ use super::words::{number, short};
 use aqlm_formats::{Error, Result};
 
 /// Width of a chart with its legend, in pixels.
-pub(super) const WIDTH: u32 = 900;
+pub(super) const WIDTH: u32 = 1100;
 const HEIGHT: u32 = 380;
 /// Width of the legend.
-const LEGEND: u32 = 240;
+const LEGEND: u32 = 270;
 /// Height of a line of the legend.
 const LINE: i32 = 17;
 
@@ -69,7 +69,7 @@ pub(super) struct Chart {
     pub(super) series: Vec<Series>,
     /// a line through points, in the colour of text: name and points
     pub(super) front: Option<(String, Vec<(f64, f64)>)>,
-    /// a dashed line across: name and y
+    /// a dashed line across: name and y; a level far from all points is only named
     pub(super) level: Option<(String, f64)>,
 }
 
@@ -98,19 +98,21 @@ impl Chart {
                 .copied()
                 .filter(drawn)
         };
-        let levels = || {
-            self.level
-                .iter()
-                .map(|(_, y)| *y)
-                .filter(|y| !self.log_y || *y > 0.0)
-        };
         let Some(x) = around(points().map(|(x, _)| x), false) else {
             return Ok(None);
         };
-        let Some(y) = around(points().map(|(_, y)| y).chain(levels()), self.log_y) else {
+        let Some(mut y) = around(points().map(|(_, y)| y), self.log_y) else {
             return Ok(None);
         };
-        let rows = self.series.len() + usize::from(self.front.is_some()) + usize::from(self.level.is_some());
+        let mut level = self.level.clone();
+        if let Some((name, at)) = &mut level {
+            let with_level = around(points().map(|(_, y)| y).chain([*at]), self.log_y);
+            match with_level.filter(|wide| drawn(&(0.0, *at)) && self.extent(wide) <= 2.0 * self.extent(&y)) {
+                Some(wide) => y = wide,
+                None => *name = format!("{name}: {}, not drawn", number(*at)),
+            }
+        }
+        let rows = self.series.len() + usize::from(self.front.is_some()) + usize::from(level.is_some());
         let height = HEIGHT.max(rows as u32 * LINE as u32 + 30);
         let mut text = String::new();
         {
@@ -124,21 +126,31 @@ impl Chart {
                 .y_label_area_size(64);
             if self.log_y {
                 let chart = builder.build_cartesian_2d(x, y.log_scale()).map_err(failed)?;
-                self.fill(chart, &drawn)?;
+                self.fill(chart, &drawn, level.as_ref())?;
             } else {
                 let chart = builder.build_cartesian_2d(x, y).map_err(failed)?;
-                self.fill(chart, &drawn)?;
+                self.fill(chart, &drawn, level.as_ref())?;
             }
-            self.legend(&legend)?;
+            self.legend(&legend, level.as_ref())?;
             root.present().map_err(failed)?;
         }
         Ok(Some(text))
+    }
+
+    /// How far a range of y reaches on the paper.
+    fn extent(&self, range: &Range<f64>) -> f64 {
+        if self.log_y {
+            (range.end / range.start).ln()
+        } else {
+            range.end - range.start
+        }
     }
 
     fn fill<'a, Y>(
         &self,
         mut chart: ChartContext<'_, SVGBackend<'a>, Cartesian2d<RangedCoordf64, Y>>,
         drawn: &dyn Fn(&(f64, f64)) -> bool,
+        level: Option<&(String, f64)>,
     ) -> Result<()>
     where
         Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
@@ -157,7 +169,8 @@ impl Chart {
             .draw()
             .map_err(failed)?;
         let across = chart.plotting_area().get_x_range();
-        if let Some((_, y)) = self.level.as_ref().filter(|(_, y)| drawn(&(0.0, *y))) {
+        let up = chart.plotting_area().get_y_range();
+        if let Some((_, y)) = level.filter(|(_, y)| up.contains(y)) {
             let ends = [(across.start, *y), (across.end, *y)];
             let line = DashedLineSeries::new(ends, 6, 4, ShapeStyle::from(INK).stroke_width(1));
             chart.draw_series(line).map_err(failed)?;
@@ -195,10 +208,14 @@ impl Chart {
         Ok(())
     }
 
-    fn legend<'a>(&self, area: &DrawingArea<SVGBackend<'a>, plotters::coord::Shift>) -> Result<()> {
+    fn legend<'a>(
+        &self,
+        area: &DrawingArea<SVGBackend<'a>, plotters::coord::Shift>,
+        level: Option<&(String, f64)>,
+    ) -> Result<()> {
         let mut y = 20;
         let mut entry = |name: &str| -> Result<i32> {
-            let text = Text::new(short(name, 30), (26, y), middle_left(14));
+            let text = Text::new(short(name, 34), (26, y), middle_left(14));
             area.draw(&text).map_err(failed)?;
             y += LINE;
             Ok(y - LINE)
@@ -218,7 +235,7 @@ impl Chart {
             area.draw(&PathElement::new(vec![(2, y), (20, y)], INK))
                 .map_err(failed)?;
         }
-        if let Some((name, _)) = &self.level {
+        if let Some((name, _)) = level {
             let y = entry(name)?;
             for x in [2, 12] {
                 area.draw(&PathElement::new(vec![(x, y), (x + 6, y)], INK))

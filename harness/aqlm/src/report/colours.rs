@@ -33,7 +33,7 @@ pub(super) fn shade(share: f64) -> RGBColor {
     RGBColor(between(238.0, 4.0), between(243.0, 52.0), between(248.0, 106.0))
 }
 
-/// The colour of text on [`shade`].
+/// The colour of text on [`shade`]: the one of the higher contrast.
 pub(super) fn on_shade(share: f64) -> RGBColor {
-    if share > 0.5 { ON_DARK } else { ON_LIGHT }
+    if share > 0.62 { ON_DARK } else { ON_LIGHT }
 }

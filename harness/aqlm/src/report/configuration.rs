@@ -31,7 +31,7 @@ pub(super) fn configuration(runs: &[ReportedRun]) -> Markup {
         let marked = setting.differs();
         let cell = |value: &Option<String>| {
             let value = value.as_ref();
-            value.map_or_else(Cell::missing, |value| number_or_text(value).marked(marked))
+            value.map_or_else(Cell::absent, |value| number_or_text(value).marked(marked))
         };
         cells.extend(setting.values.iter().map(cell));
         cells

@@ -3,7 +3,6 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::chart::{failed, font};
 use super::colours::{on_shade, shade};
-use super::words::number;
 use aqlm_formats::Result;
 
 const LEFT: i32 = 34;
@@ -59,7 +58,7 @@ pub(super) fn heat_map(kinds: &[String], rows: &[Vec<Option<f64>>], [low, high]:
                     let ink = on_shade(share);
                     let style = font(12).color(&ink).pos(centre);
                     let place = (left + CELL_WIDTH / 2, middle);
-                    root.draw(&Text::new(number(value), place, style))
+                    root.draw(&Text::new(in_cell(value), place, style))
                         .map_err(failed)?;
                 }
             }
@@ -67,6 +66,15 @@ pub(super) fn heat_map(kinds: &[String], rows: &[Vec<Option<f64>>], [low, high]:
         root.present().map_err(failed)?;
     }
     Ok(text)
+}
+
+/// A number that fits a cell.
+fn in_cell(value: f64) -> String {
+    if value > 0.0 && value < 0.1 {
+        format!("{value:.4}")
+    } else {
+        format!("{value:.2}")
+    }
 }
 
 #[cfg(test)]

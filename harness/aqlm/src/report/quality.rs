@@ -82,8 +82,8 @@ fn of_runs(y: &str, runs: &[ReportedRun], measured: &[(usize, f64, f64, f64)]) -
     chart
 }
 
-/// Adds points of others, one series for each model and method.
-fn add(chart: &mut Chart, points: &[&PaperPoint], y: impl Fn(&PaperPoint) -> f64) {
+/// Adds points of others, one series for each model and method, with markers behind those of `runs` runs.
+fn add(chart: &mut Chart, runs: usize, points: &[&PaperPoint], y: impl Fn(&PaperPoint) -> f64) {
     let mut series: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for point in points {
         let name = match point.method.as_str() {
@@ -92,11 +92,9 @@ fn add(chart: &mut Chart, points: &[&PaperPoint], y: impl Fn(&PaperPoint) -> f64
         };
         series.entry(name).or_default().push((point.bits, y(point)));
     }
-    // Markers go on behind those of the runs.
-    let first = chart.series.len();
     for (at, (name, mut points)) in series.into_iter().enumerate() {
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
-        chart.series.push(Series::line(&name, first + at, points));
+        chart.series.push(Series::line(&name, runs + at, points));
     }
 }
 
@@ -107,7 +105,7 @@ fn perplexity(runs: &[ReportedRun], paper: &[PaperPoint], model: Option<&str>, c
         .iter()
         .filter(|point| Some(point.model.as_str()) == model && point.column == column)
         .collect();
-    add(&mut chart, &same, |point| point.perplexity);
+    add(&mut chart, runs.len(), &same, |point| point.perplexity);
     chart.level = dense(runs, column).map(|perplexity| ("dense model".into(), perplexity));
     chart.log_y = true;
     chart
@@ -149,7 +147,7 @@ fn relative(runs: &[ReportedRun], paper: &[PaperPoint]) -> Chart {
             tuned_alike && point.column != "c4" && !point.bits.is_nan()
         })
         .collect();
-    add(&mut chart, &known, |point| point.ln_ratio);
+    add(&mut chart, runs.len(), &known, |point| point.ln_ratio);
     chart.log_y = true;
     chart
 }

@@ -37,6 +37,14 @@ impl Cell {
         }
     }
 
+    /// What does not exist in a run, such as a setting of another method.
+    pub(super) fn absent() -> Self {
+        Self {
+            missing: true,
+            ..Self::text("–")
+        }
+    }
+
     /// A number, if it is recorded.
     pub(super) fn maybe(value: Option<f64>, print: impl Fn(f64) -> String) -> Self {
         value.map_or_else(Self::missing, |value| Self::number(value, print(value)))
