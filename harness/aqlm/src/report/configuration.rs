@@ -67,6 +67,6 @@ pub(super) fn configuration(runs: &[ReportedRun]) -> Markup {
 fn number_or_text(value: &str) -> Cell {
     match value.parse::<f64>() {
         Ok(number) if number.is_finite() => Cell::number(number, value),
-        _ => Cell::text(value),
+        _ => Cell::shortened(value),
     }
 }

@@ -9,7 +9,12 @@ pub(super) struct Cell {
     missing: bool,
     /// whether the cell stands out
     marked: bool,
+    /// the whole text, where only its beginning is shown
+    whole: Option<String>,
 }
+
+/// Longest text of a cell of [`Cell::shortened`]; hashes are longer.
+const LONGEST: usize = 40;
 
 impl Cell {
     pub(super) fn text(text: impl Into<String>) -> Self {
@@ -18,6 +23,19 @@ impl Cell {
             key: None,
             missing: false,
             marked: false,
+            whole: None,
+        }
+    }
+
+    /// A text of which a pointer shows the rest if it is long.
+    pub(super) fn shortened(text: &str) -> Self {
+        if text.chars().count() <= LONGEST {
+            return Self::text(text);
+        }
+        let beginning: String = text.chars().take(LONGEST / 2).collect();
+        Self {
+            whole: Some(text.to_owned()),
+            ..Self::text(format!("{beginning}…"))
         }
     }
 
@@ -62,7 +80,7 @@ impl Cell {
             (_, _, Some(_)) => Some("number"),
             _ => None,
         };
-        html! { td class=[class] data-key=[self.key] { (self.text) } }
+        html! { td class=[class] data-key=[self.key] title=[&self.whole] { (self.text) } }
     }
 }
 
@@ -118,6 +136,14 @@ pub(super) fn not_recorded(what: &str, why: &str) -> Markup {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_text_is_cut_and_kept_whole_beside() {
+        let page = table("t", &["a".into()], &[vec![Cell::shortened(&"5".repeat(64))]]).into_string();
+        assert!(page.contains(&format!("title=\"{}\"", "5".repeat(64))), "{page}");
+        assert!(page.contains(&format!(">{}…</td>", "5".repeat(20))), "{page}");
+        assert_eq!(Cell::shortened("short"), Cell::text("short"));
+    }
 
     #[test]
     fn cells_are_escaped_and_numbers_keep_their_value_for_sorting() {

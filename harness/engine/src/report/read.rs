@@ -10,7 +10,7 @@ use crate::runs::records::{
     self, BlockReport, DivergenceRecord, EvalRecord, GenerateRecord, Record, TableModel,
 };
 use crate::runs::{Metric, MetricEvent, PhaseSeconds, read_metrics};
-use crate::tables::{Finished, json, one_model, one_protocol, read_finished};
+use crate::tables::{Finished, json, name_at, one_model, one_protocol, read_finished};
 use aqlm_formats::model::Model;
 use aqlm_formats::{Error, Result};
 
@@ -251,6 +251,7 @@ fn unfinished(path: &Path) -> Result<ReportedRun> {
         run.model.sha256 = text("/settings/teacher_sha256").map(str::to_owned);
     } else {
         run.kind = RunKind::Quantize;
+        run.model.name = name_at(&run.model.path)?;
         run.model.sha256 = Some(needed("/model_sha256", "model_sha256")?);
         let scheme = needed("/settings/layer/scheme", "settings.layer.scheme")?;
         run.scheme = Some(

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::models::{PaperModel, models};
+use super::models::{PaperModel, models, name_at};
 use super::paper::{TunedPart, columns, unknown};
 use crate::runs::RunDescription;
 use crate::runs::records::{
@@ -273,9 +273,8 @@ fn of_dense(evaluations: &BTreeMap<String, EvalRecord>) -> Result<FinishedRun> {
         .values()
         .next()
         .map_or_else(String::new, |record| record.model.clone());
-    let known = models()?.into_iter().find(|model| model.path == path);
     let model = TableModel {
-        name: known.map(|model| model.model),
+        name: name_at(&path)?,
         path,
         sha256: None,
     };

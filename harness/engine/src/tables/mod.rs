@@ -20,6 +20,7 @@ pub use cost::{Cost, ROUNDS, Work};
 pub(crate) use finished::json;
 pub use finished::{CELL_FILE, CellRecord, Finished, FinishedRun, read_finished};
 pub use grid::{Cell, Command, Evaluation, Grid, GridCell, shell};
+pub(crate) use models::name_at;
 pub use models::{PaperModel, model, models};
 pub(crate) use official::{OfficialModel, official_models};
 pub(crate) use one_model::{one_model, one_protocol};
