@@ -166,7 +166,9 @@ fn principal_plane(matrix: &QuantizedMatrix) -> Result<(Vec<Codeword>, f64)> {
             .copied()
             .fold(0.0, |a: f64, b| if b.abs() > a.abs() { b } else { a });
         if largest < 0.0 {
-            axis.iter_mut().for_each(|value| *value = -*value);
+            for value in &mut axis {
+                *value = -*value;
+            }
         }
         axis
     };

@@ -137,7 +137,9 @@ impl ReportedRun {
             return None;
         }
         let mut sum = PhaseSeconds::default();
-        self.phases.values().for_each(|phases| sum.add(phases));
+        for phases in self.phases.values() {
+            sum.add(phases);
+        }
         Some(sum)
     }
 }
