@@ -13,8 +13,9 @@ use support::{aqlm, golden, json, message, quantization, refused, short_text};
 
 /// A finished run with its evaluations and texts, made once for all tests of this file.
 fn finished() -> &'static Path {
-    static RUN: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let folder = RUN.get_or_init(|| {
+    // The folder lives as long as the process.
+    static RUN: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let (_, run) = RUN.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("first");
         let made = aqlm(&quantization(&golden("calibration.jsonl"), &run, &[]));
@@ -34,11 +35,9 @@ fn finished() -> &'static Path {
             "generate", run_name, "--prompt", "<b>Once", "--tokens", "8", "--json",
         ];
         keep("generate-1.json", &write);
-        folder
+        (folder, run)
     });
-    // The path lives as long as the process.
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| folder.path().join("first"))
+    run
 }
 
 /// A folder like that of the finished run, stopped before its end.

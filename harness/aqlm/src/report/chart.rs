@@ -208,9 +208,9 @@ impl Chart {
         Ok(())
     }
 
-    fn legend<'a>(
+    fn legend(
         &self,
-        area: &DrawingArea<SVGBackend<'a>, plotters::coord::Shift>,
+        area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
         level: Option<&(String, f64)>,
     ) -> Result<()> {
         let mut y = 20;

@@ -154,8 +154,8 @@ fn relative(runs: &[ReportedRun], paper: &[PaperPoint]) -> Chart {
 
 /// Perplexity of the dense model: of its own folder, or as a divergence measured it on the same text.
 fn dense(runs: &[ReportedRun], column: &str) -> Option<f64> {
-    let own = runs.iter().filter(|run| run.kind == RunKind::Dense);
-    let own = own.filter_map(|run| run.evaluations.get(column)).next();
+    let mut own = runs.iter().filter(|run| run.kind == RunKind::Dense);
+    let own = own.find_map(|run| run.evaluations.get(column));
     own.map(|record| record.perplexity).or_else(|| {
         runs.iter().find_map(|run| {
             let record = run.evaluations.get(column)?;
