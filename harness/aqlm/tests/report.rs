@@ -1,5 +1,5 @@
-//! `aqlm report`: pages of finished, unfinished and dense runs, refusals, the server, and a real browser where
-//! there is one.
+//! `aqlm report`: pages of finished and unfinished runs, refusals, the server, and a real browser where there
+//! is one.
 
 mod support;
 

@@ -37,8 +37,8 @@ struct Scalar {
     simple_value: Option<f32>,
 }
 
-/// Writes a run's events as `DIR/NAME/events.out.tfevents.SECONDS.aqlm`, where SECONDS is the time of the first
-/// event. The same run replaces its file.
+/// Writes a run's events as `DIR/NAME/events.out.tfevents.SECONDS.aqlm`, where SECONDS is the time of the
+/// first event. The same run replaces its file.
 ///
 /// # Errors
 /// `Io`.

@@ -39,8 +39,8 @@ pub struct PaperPoint {
     pub source: String,
 }
 
-/// Every perplexity of AQLM in the paper's tables whose table has the dense model, each model, method and bits
-/// once; then those that the official code reached.
+/// Every perplexity of AQLM in the paper's tables whose table has the dense model, each model, method and
+/// bits once; then those that the official code reached.
 ///
 /// # Errors
 /// `Internal` for a golden/paper that does not parse.
