@@ -50,7 +50,8 @@ macro_rules! snapshot {
 #[test]
 fn help_texts() {
     for command in [
-        "demo", "fetch", "inspect", "quantize", "finetune", "eval", "generate", "check", "bench", "table",
+        "demo", "fetch", "inspect", "quantize", "finetune", "eval", "tasks", "selfgen", "generate", "check",
+        "bench", "table",
     ] {
         let output = aqlm(&[command, "--help"]);
         assert!(output.status.success(), "{command}");

@@ -9,6 +9,7 @@ pub mod evaluate;
 mod gauge;
 pub mod generate;
 pub mod hostile;
+pub mod likelihood;
 mod memory;
 pub mod ops;
 mod preflight;
@@ -17,7 +18,9 @@ pub mod protocol;
 mod publish;
 mod quantize;
 pub mod runs;
+pub mod selfgen;
 pub mod tables;
+pub mod tasks;
 mod tune;
 pub mod window_logits;
 

@@ -17,7 +17,9 @@ mod output;
 pub(crate) mod paper_table;
 mod progress;
 pub(crate) mod quantize;
+pub(crate) mod selfgen;
 mod table;
+pub(crate) mod tasks;
 
 pub(crate) use job::{Job, NamedModel, warn_of_length};
 pub(crate) use output::{Output, print, say, wanted};
