@@ -9,8 +9,8 @@ use aqlm_vocabulary::{Purpose, stream};
 use crate::generate::{Sampling, generate};
 use crate::ops::ResidentModel;
 
-/// Texts that are written at least before the next look at their number of tokens.
-const WAVE: usize = 32;
+/// Texts that are written at most before the next look at their number of tokens.
+const WAVE: usize = 64;
 
 /// What a model is to write.
 #[derive(Debug, Clone, PartialEq)]
@@ -102,7 +102,11 @@ impl SelfText {
         let mut total = 0;
         while total < self.tokens {
             let first = texts.len();
-            let count = (self.tokens - total).div_ceil(self.seqlen + markers).max(WAVE);
+            // Texts beyond the wanted tokens are dropped below, so no text depends on this number.
+            let least = rayon::current_num_threads().min(WAVE);
+            let count = (self.tokens - total)
+                .div_ceil(self.seqlen + markers)
+                .clamp(least, WAVE);
             let wave = model.write_texts(count, &|index, session| {
                 let index = first + index;
                 let prompt = match self.prompts.len() {
