@@ -137,9 +137,9 @@ pub trait BlockOps {
     /// The block's output for every sequence.
     fn block_forward(&self, block: &Self::Block, hidden: &Self::Hidden) -> Result<Self::Hidden>;
 
-    /// The block's output for sequences of which some continue others: `stems` names for each the sequence before
-    /// it that it continues, which continues none itself. A beginning that several sequences share is one
-    /// sequence then, and computed once.
+    /// The block's output for sequences of which some continue others: `stems` names for each the sequence
+    /// before it that it continues, which continues none itself. A beginning that several sequences share is
+    /// one sequence then, and computed once.
     fn block_forward_continued(
         &self,
         block: &Self::Block,
@@ -347,8 +347,8 @@ pub trait ResidentModel {
     /// Starts an empty text for the model to read and continue.
     fn session(&mut self) -> Result<Box<dyn Session + '_>>;
 
-    /// Calls `write` for the texts 0 to `count`, each with a session of its own, and returns what it returns, in
-    /// order. A machine may work on several texts at once, which changes none of them.
+    /// Calls `write` for the texts 0 to `count`, each with a session of its own, and returns what it returns,
+    /// in order. A machine may work on several texts at once, which changes none of them.
     fn write_texts(&mut self, count: usize, write: &WriteText<'_>) -> Result<Vec<Vec<u32>>> {
         (0..count)
             .map(|text| write(text, self.session()?.as_mut()))

@@ -36,8 +36,8 @@ pub struct Written {
     pub ended: bool,
 }
 
-/// Prompts from the beginnings of documents: the first `length` tokens of each that has as many. BOS comes first
-/// if the tokenizer has one, and counts.
+/// Prompts from the beginnings of documents: the first `length` tokens of each that has as many. BOS comes
+/// first if the tokenizer has one, and counts.
 ///
 /// # Errors
 /// `Argument` when no document is long enough; those of the tokenizer.
@@ -68,8 +68,8 @@ pub fn prompts(
 }
 
 impl SelfText {
-    /// Lets a model write. Text i depends on the model, the settings and i alone: neither on other texts nor on
-    /// the number of texts that a machine writes at once. `progress` receives the tokens of every wave.
+    /// Lets a model write. Text i depends on the model, the settings and i alone: neither on other texts nor
+    /// on the number of texts that a machine writes at once. `progress` receives the tokens of every wave.
     ///
     /// # Errors
     /// `Argument` for zero tokens, and without prompts for a tokenizer without BOS, and for a model that

@@ -7,7 +7,8 @@ use ndarray::s;
 
 const STORY: &str = "Once upon a time there was a little cat who lived in a small house near the woods.";
 
-/// Two continuations of a beginning, one that contains another, one that stands alone, and two of one sequence.
+/// Two continuations of a beginning, one that contains another, one that stands alone, and two of one
+/// sequence.
 fn sequences(model: &Model) -> Vec<Vec<u32>> {
     let tokenizer = model.tokenizer().unwrap();
     let of = |text: &str| tokenizer.encode(text, false).unwrap();
@@ -37,9 +38,9 @@ fn shared_beginnings_change_no_likelihood() {
     let continuations = tails.map(|(sequence, tokens)| Continuation { sequence, tokens });
     let longest = sequences.iter().map(|tokens| tokens.len()).max().unwrap();
     let mut of_backends = Vec::new();
-    // f32 against f64: a few dozen layers round sums of up to 704 terms, and the largest log-likelihood here is
-    // about 60. eps of f32 is 1.2e-7, so 1e-4 leaves room for some ten roundings of each logit. The reference
-    // computes the same numbers in another order of sums at most.
+    // f32 against f64: a few dozen layers round sums of up to 704 terms, and the largest log-likelihood here
+    // is about 60. eps of f32 is 1.2e-7, so 1e-4 leaves room for some ten roundings of each logit. The
+    // reference computes the same numbers in another order of sums at most.
     for (backend, limit) in [(BackendKind::Reference, 1e-10), (BackendKind::Cpu, 1e-4)] {
         let machine = backend.models(model.config(), longest).unwrap();
         let mut resident = machine.model(&model, &mut |_| {}).unwrap();

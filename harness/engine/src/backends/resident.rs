@@ -128,8 +128,8 @@ impl<M: StepOps> ResidentModel for HostModel<'_, M> {
         Ok(Box::new(HostSession::new(self)))
     }
 
-    /// Each thread writes a text of its own. Inside a text the operations then have one thread, which is faster
-    /// than dividing rows of a few hundred numbers.
+    /// Each thread writes a text of its own. Inside a text the operations then have one thread, which is
+    /// faster than dividing rows of a few hundred numbers.
     fn write_texts(&mut self, count: usize, write: &WriteText<'_>) -> Result<Vec<Vec<u32>>> {
         let model = &*self;
         let next = AtomicUsize::new(0);

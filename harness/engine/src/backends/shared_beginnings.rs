@@ -14,8 +14,8 @@ pub(super) struct Pieces<'a> {
     pub(super) ends: Vec<usize>,
 }
 
-/// Cuts sequences at beginnings that neighbours share: one cut a sequence at most, and none in its last `kept`
-/// tokens, which have results of their own.
+/// Cuts sequences at beginnings that neighbours share: one cut a sequence at most, and none in its last
+/// `kept` tokens, which have results of their own.
 ///
 /// A group grows while that saves tokens. It shares the beginning that all its members have in common.
 pub(super) fn pieces<'a>(sequences: &[&'a [u32]], kept: &[usize]) -> Pieces<'a> {

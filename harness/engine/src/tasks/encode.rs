@@ -67,9 +67,9 @@ pub fn encode(
 
 /// The tokens of a context, and those that a continuation adds.
 ///
-/// White space at the end of the context belongs to the continuation, since words begin with it. Both are then
-/// encoded together, and everything beyond the length of the context's own tokens is the continuation's. In
-/// place of an empty context stands BOS, or EOS without one.
+/// White space at the end of the context belongs to the continuation, since words begin with it. Both are
+/// then encoded together, and everything beyond the length of the context's own tokens is the continuation's.
+/// In place of an empty context stands BOS, or EOS without one.
 fn split(
     tokenizer: &Tokenizer,
     bos: Bos,

@@ -1,8 +1,8 @@
 //! Zero-shot and few-shot tasks as the LM Evaluation Harness defines them (docs/evaluation.md).
 //!
-//! A task is a data file: [`TaskDefinition`]. Its documents become contexts and continuations ([`questions()`]),
-//! these become tokens ([`encode()`]), a model says how likely every continuation is ([`likelihoods()`]), and the
-//! likelihoods become accuracies ([`document`], [`figures`]).
+//! A task is a data file: [`TaskDefinition`]. Its documents become contexts and continuations
+//! ([`questions()`]), these become tokens ([`encode()`]), a model says how likely every continuation is
+//! ([`likelihoods()`]), and the likelihoods become accuracies ([`document`], [`figures`]).
 
 mod definition;
 mod encode;

@@ -14,8 +14,8 @@ const TOKENS: usize = 1 << 12;
 /// The likelihoods of all pairs of all questions.
 ///
 /// Equal inputs are read once: answers of one token, as in MMLU, are all predicted at the end of the same
-/// context. The others are read in the order of their tokens, so that texts that begin alike are neighbours and
-/// machines can share the beginning. `progress` receives the tokens of every batch.
+/// context. The others are read in the order of their tokens, so that texts that begin alike are neighbours
+/// and machines can share the beginning. `progress` receives the tokens of every batch.
 ///
 /// # Errors
 /// Those of the model.

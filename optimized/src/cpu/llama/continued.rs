@@ -20,12 +20,13 @@ use crate::cpu::zeroed::zeroed;
 pub struct Piece {
     /// its rows
     pub rows: Range<usize>,
-    /// the rows of the sequence that it continues, which continues none itself; empty for a sequence of its own
+    /// the rows of the sequence that it continues, which continues none itself; empty for a sequence of its
+    /// own
     pub stem: Range<usize>,
 }
 
-/// [`block_forward`](super::block_forward) over sequences of any lengths, some of which continue others: [rows,
-/// hidden] to the same. A beginning that several sequences share is computed once.
+/// [`block_forward`](super::block_forward) over sequences of any lengths, some of which continue others:
+/// [rows, hidden] to the same. A beginning that several sequences share is computed once.
 ///
 /// # Panics
 /// When the shapes of block and x do not fit together, the pieces do not cover the rows, or the rotary tables

@@ -79,8 +79,8 @@ pub struct TaskDocumentRecord {
     pub gold: usize,
     /// the answers, in the document's order
     pub answers: Vec<AnswerRecord>,
-    /// whether the right answer has the largest log-likelihood; of a single answer, whether every token is the
-    /// most likely one
+    /// whether the right answer has the largest log-likelihood; of a single answer, whether every token is
+    /// the most likely one
     pub acc: bool,
     /// the same by log-likelihood per character; `None` where the task does not measure it
     pub acc_norm: Option<bool>,
