@@ -12,8 +12,8 @@ use aqlm_formats::Result;
 pub(super) struct Args {
     /// Model folder, GGUF file, or `tiny-stories-4m` for the embedded model
     model: PathBuf,
-    /// Tasks: winogrande, piqa, hellaswag, arc_easy, arc_challenge, lambada_openai, mmlu, or the .json file of
-    /// a definition (docs/evaluation.md)
+    /// Tasks: winogrande, piqa, hellaswag, arc_easy, arc_challenge, lambada_openai, mmlu, or the .json file
+    /// of a definition (docs/evaluation.md)
     #[arg(
         long,
         value_name = "NAME,...",
