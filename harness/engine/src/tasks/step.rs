@@ -11,7 +11,7 @@ pub enum Step {
     Strip,
     /// the first letter large, all others small
     Capitalize,
-    /// a full stop in place of WikiHow's mark " [title]"
+    /// a full stop in place of WikiHow's mark ` [title]`
     Titles,
     /// without anything between [ and the next ] of the same line, and without both
     DropBrackets,
