@@ -50,8 +50,8 @@ macro_rules! snapshot {
 #[test]
 fn help_texts() {
     for command in [
-        "demo", "fetch", "inspect", "quantize", "finetune", "eval", "generate", "check", "bench", "table",
-        "report",
+        "demo", "fetch", "inspect", "quantize", "finetune", "eval", "tasks", "selfgen", "generate", "check",
+        "bench", "table", "report",
     ] {
         let output = aqlm(&[command, "--help"]);
         assert!(output.status.success(), "{command}");

@@ -9,6 +9,7 @@ pub mod evaluate;
 mod gauge;
 pub mod generate;
 pub mod hostile;
+pub mod likelihood;
 mod memory;
 pub mod ops;
 mod preflight;
@@ -18,7 +19,9 @@ mod publish;
 mod quantize;
 pub mod report;
 pub mod runs;
+pub mod selfgen;
 pub mod tables;
+pub mod tasks;
 mod tune;
 pub mod window_logits;
 

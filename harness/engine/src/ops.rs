@@ -17,12 +17,13 @@ use aqlm_vocabulary::{
     Tuned, Update,
 };
 pub use aqlm_vocabulary::{BlockTraining, ModelTraining, PartSums};
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, Axis, s};
 
 use crate::backend_kind::BackendKind;
+use crate::likelihood::{Continuation, Likelihood};
 use crate::memory::Memory;
-use aqlm_formats::Result;
 use aqlm_formats::model::Model;
+use aqlm_formats::{Error, Result};
 
 /// The steps of the alternation on one layer (paper algorithm 1, lines 4 to 12), in the order in which
 /// [`alternate`](crate::alternate::alternate) takes them.
@@ -136,6 +137,16 @@ pub trait BlockOps {
     /// The block's output for every sequence.
     fn block_forward(&self, block: &Self::Block, hidden: &Self::Hidden) -> Result<Self::Hidden>;
 
+    /// The block's output for sequences of which some continue others: `stems` names for each the sequence
+    /// before it that it continues, which continues none itself. A beginning that several sequences share is
+    /// one sequence then, and computed once.
+    fn block_forward_continued(
+        &self,
+        block: &Self::Block,
+        hidden: &Self::Hidden,
+        stems: &[Option<usize>],
+    ) -> Result<Self::Hidden>;
+
     /// The hidden states with every number rounded to bf16, to the nearest, ties to even.
     fn rounded_to_bf16(&self, hidden: Self::Hidden) -> Result<Self::Hidden>;
 
@@ -179,6 +190,23 @@ pub trait BlockOps {
 
     /// Logits of one of the sequences, [tokens, vocab].
     fn logits(&self, head: &Self::Head, hidden: &Self::Hidden, sequence: usize) -> Result<Array2<f64>>;
+
+    /// Logits of positions of some of the sequences, one after another, [positions, vocab].
+    fn logits_at(
+        &self,
+        head: &Self::Head,
+        hidden: &Self::Hidden,
+        positions: &[(usize, Range<usize>)],
+    ) -> Result<Array2<f64>> {
+        let mut rows = Array2::zeros((0, self.config().vocab_size));
+        for (sequence, positions) in positions {
+            let all = self.logits(head, hidden, *sequence)?;
+            // both have a row of the vocabulary a position
+            rows.append(Axis(0), all.slice(s![positions.clone(), ..]))
+                .map_err(|error| Error::Internal(format!("logits that do not fit together: {error}")))?;
+        }
+        Ok(rows)
+    }
 
     /// Negative log-likelihoods of each next token, [tokens - 1] per sequence.
     fn token_losses(
@@ -297,9 +325,39 @@ pub trait ResidentModel {
     /// Logits of a sequence, [tokens, vocab].
     fn logits(&mut self, tokens: &[u32]) -> Result<Array2<f64>>;
 
+    /// Likelihoods of continuations of the sequences. Continuations of one sequence follow each other.
+    fn likelihoods(
+        &mut self,
+        sequences: &[&[u32]],
+        continuations: &[Continuation<'_>],
+    ) -> Result<Vec<Likelihood>> {
+        let mut result = Vec::with_capacity(continuations.len());
+        for group in continuations.chunk_by(|a, b| a.sequence == b.sequence) {
+            let sequence = sequences[group[0].sequence];
+            let logits = self.logits(sequence)?;
+            for continuation in group {
+                let positions = continuation.positions(sequence.len())?;
+                let rows = logits.slice(s![positions, ..]);
+                result.push(Likelihood::of(&rows, continuation.tokens)?);
+            }
+        }
+        Ok(result)
+    }
+
     /// Starts an empty text for the model to read and continue.
     fn session(&mut self) -> Result<Box<dyn Session + '_>>;
+
+    /// Calls `write` for the texts 0 to `count`, each with a session of its own, and returns what it returns,
+    /// in order. A machine may work on several texts at once, which changes none of them.
+    fn write_texts(&mut self, count: usize, write: &WriteText<'_>) -> Result<Vec<Vec<u32>>> {
+        (0..count)
+            .map(|text| write(text, self.session()?.as_mut()))
+            .collect()
+    }
 }
+
+/// Writes a text, given its number, with a session; returns its tokens.
+pub type WriteText<'a> = dyn Fn(usize, &mut dyn Session) -> Result<Vec<u32>> + Sync + 'a;
 
 /// A text that a model reads token by token, returning the logits of the next token.
 #[expect(clippy::missing_errors_doc, reason = "said once, for all methods, above")]

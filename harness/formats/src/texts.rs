@@ -16,6 +16,11 @@ mod checked_pages;
 mod gzip;
 mod page_headers;
 pub(crate) mod parquet;
+mod rows;
+mod write;
+
+pub use rows::{Row, rows, rows_of};
+pub use write::{check_documents_name, write_documents};
 
 /// The path that stands for standard input.
 const STANDARD_INPUT: &str = "-";
@@ -328,7 +333,8 @@ fn document(path: &Path, number: usize, line: &str) -> Result<String> {
     })
 }
 
-fn kind_of(value: &Value) -> &'static str {
+/// What a value is, in words.
+pub fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "true or false",

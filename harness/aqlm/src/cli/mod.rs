@@ -13,7 +13,9 @@ mod inspect;
 mod quantize;
 mod refusal;
 mod report;
+mod selfgen;
 mod table;
+mod tasks;
 mod text;
 
 use std::io::{self, Write};
@@ -49,6 +51,10 @@ enum Command {
     Finetune(Box<finetune::Args>),
     /// Measure a model's perplexity on a text, or its divergence from the dense model
     Eval(Box<eval::Args>),
+    /// Measure a model's accuracy on tasks of the LM Evaluation Harness
+    Tasks(tasks::Args),
+    /// Let a model write text for calibration and tuning
+    Selfgen(selfgen::Args),
     /// Let a model write
     Generate(generate::Args),
     /// Check results against peers' vectors
@@ -100,6 +106,8 @@ fn run_command(command: &Command, output: Output) -> Result<bool> {
         Command::Quantize(args) => quantize::run(args, output),
         Command::Finetune(args) => finetune::run(args, output),
         Command::Eval(args) => eval::run(args, output),
+        Command::Tasks(args) => tasks::run(args, output),
+        Command::Selfgen(args) => selfgen::run(args, output),
         Command::Generate(args) => {
             let (model, continuation) = args.request()?;
             commands::generate::run(&model, &continuation, output)

@@ -3,7 +3,7 @@
 use aqlm_formats::Error;
 
 /// Settings that libraries refuse by their names, the options that set them, and what helps besides.
-const OPTIONS: [(&str, &str, &str); 10] = [
+const OPTIONS: [(&str, &str, &str); 12] = [
     ("temperature", "--temperature", ""),
     ("top_p", "--top-p", ""),
     ("memory", "--memory", "; --backend cpu has a bound"),
@@ -14,6 +14,8 @@ const OPTIONS: [(&str, &str, &str); 10] = [
     ("save_base", "--save-base", ""),
     ("runs", "--runs", ""),
     ("rate", "--rate", ""),
+    ("tasks", "--tasks", ""),
+    ("bos", "--bos", ""),
 ];
 
 /// One line for the user. Libraries know no options, so their settings become options here.

@@ -18,7 +18,9 @@ pub(crate) mod paper_table;
 mod progress;
 pub(crate) mod quantize;
 pub(crate) mod report;
+pub(crate) mod selfgen;
 mod table;
+pub(crate) mod tasks;
 pub(crate) mod watch;
 
 pub(crate) use job::{Job, NamedModel, warn_of_length};

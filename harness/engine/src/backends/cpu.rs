@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use aqlm_optimized::cpu::SimdLevel;
 use aqlm_optimized::cpu::llama::{
-    self, Activations, Block, BlockTuner, Head, KvCacheLayer, ModelTuner, Rotary, Sequences,
-    block_decode_step, block_forward_traced, working_bytes,
+    self, Activations, Block, BlockTuner, Head, KvCacheLayer, ModelTuner, Piece, Rotary, Sequences,
+    block_decode_step, block_forward_continued, block_forward_traced, working_bytes,
 };
 use aqlm_optimized::cpu::quantizer::{Hessian, LayerProblem, Trial};
 use aqlm_vocabulary::{
@@ -13,7 +13,7 @@ use aqlm_vocabulary::{
     StreamKey, Tuned, Update,
 };
 use half::bf16;
-use ndarray::{Array1, Array2, Axis};
+use ndarray::{Array1, Array2, Axis, s};
 
 use super::hidden_states::{Bound, HiddenStates, require_finite};
 use super::resident::StepOps;
@@ -211,6 +211,47 @@ impl BlockOps for CpuBackend {
         Ok(outputs)
     }
 
+    fn block_forward_continued(
+        &self,
+        block: &Block,
+        hidden: &HiddenStates,
+        stems: &[Option<usize>],
+    ) -> Result<HiddenStates> {
+        let lengths = hidden.lengths();
+        let tokens = |index: usize| lengths[index] + stems[index].map_or(0, |stem| lengths[stem]);
+        let longest = (0..lengths.len()).map(tokens).max().unwrap_or(0);
+        if longest > self.rotary.positions() {
+            return Err(AqlmError::argument(
+                "tokens of a sequence",
+                format!("at most {}", self.rotary.positions()),
+                longest,
+            )
+            .into());
+        }
+        let rows = lengths.iter().scan(0, |end, tokens| {
+            *end += tokens;
+            Some(*end - tokens..*end)
+        });
+        let rows: Vec<Range<usize>> = rows.collect();
+        let of = |(index, stem): (usize, &Option<usize>)| Piece {
+            rows: rows[index].clone(),
+            stem: stem.map_or(0..0, |stem| rows[stem].clone()),
+        };
+        let pieces: Vec<Piece> = stems.iter().enumerate().map(of).collect();
+        let mut x = Array2::zeros((lengths.iter().sum(), hidden.width()));
+        for (index, rows) in rows.iter().enumerate() {
+            let states = hidden.read(&[index])?;
+            x.slice_mut(s![rows.clone(), ..])
+                .assign(&states.index_axis(Axis(0), 0));
+        }
+        let y = block_forward_continued(block, &self.rotary, x.view(), &pieces);
+        let mut outputs = HiddenStates::new(&lengths, hidden.width(), self.bound.as_ref())?;
+        for (index, rows) in rows.into_iter().enumerate() {
+            outputs.write(index, &y.slice(s![rows, ..]).insert_axis(Axis(0)))?;
+        }
+        Ok(outputs)
+    }
+
     fn rounded_to_bf16(&self, mut hidden: HiddenStates) -> Result<HiddenStates> {
         for sequence in 0..hidden.lengths().len() {
             let states = hidden.read(&[sequence])?;
@@ -290,6 +331,25 @@ impl BlockOps for CpuBackend {
         self.check(hidden)?;
         let x = hidden.read(&[sequence])?;
         Ok(head.logits(x.index_axis(Axis(0), 0)).mapv(f64::from))
+    }
+
+    fn logits_at(
+        &self,
+        head: &Head,
+        hidden: &HiddenStates,
+        positions: &[(usize, Range<usize>)],
+    ) -> Result<Array2<f64>> {
+        self.check(hidden)?;
+        let count = positions.iter().map(|(_, positions)| positions.len()).sum();
+        let mut rows = Array2::zeros((count, hidden.width()));
+        let mut to = 0;
+        for (sequence, positions) in positions {
+            let x = hidden.read(&[*sequence])?;
+            rows.slice_mut(s![to..to + positions.len(), ..])
+                .assign(&x.slice(s![0, positions.clone(), ..]));
+            to += positions.len();
+        }
+        Ok(head.logits(rows.view()).mapv(f64::from))
     }
 
     fn token_losses(

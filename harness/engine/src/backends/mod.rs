@@ -5,6 +5,7 @@ pub mod cuda;
 mod hidden_states;
 mod reference;
 mod resident;
+mod shared_beginnings;
 
 use aqlm_vocabulary::{AqlmError, ArchSpec};
 

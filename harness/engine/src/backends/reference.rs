@@ -15,7 +15,7 @@ use aqlm_vocabulary::{
     QuantizedMatrix, StreamKey, Tuned, Update,
 };
 use half::bf16;
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, Axis, concatenate, s};
 use rayon::prelude::*;
 
 use super::hidden_states::require_finite;
@@ -220,6 +220,24 @@ impl BlockOps for ReferenceBackend {
             .collect())
     }
 
+    /// Computes a shared beginning again for every sequence that continues it.
+    fn block_forward_continued(
+        &self,
+        block: &Block,
+        hidden: &Self::Hidden,
+        stems: &[Option<usize>],
+    ) -> Result<Self::Hidden> {
+        let of = hidden.par_iter().zip(stems).map(|(x, stem)| match stem {
+            None => block_forward(block, &self.rotary, x.view()),
+            Some(stem) => {
+                let whole = concatenate![Axis(0), hidden[*stem].view(), x.view()];
+                let y = block_forward(block, &self.rotary, whole.view());
+                y.slice_move(s![hidden[*stem].nrows().., ..])
+            }
+        });
+        Ok(of.collect())
+    }
+
     fn rounded_to_bf16(&self, mut hidden: Self::Hidden) -> Result<Self::Hidden> {
         for states in &mut hidden {
             states.mapv_inplace(|value| bf16::from_f64(value).to_f64());
@@ -329,7 +347,7 @@ impl BlockOps for ReferenceBackend {
         sequences: &[&[u32]],
     ) -> Result<Vec<Array1<f64>>> {
         let losses = hidden.par_iter().zip(sequences).map(|(x, tokens)| {
-            let predicting = x.slice(ndarray::s![..tokens.len() - 1, ..]);
+            let predicting = x.slice(s![..tokens.len() - 1, ..]);
             let logits = llama::logits(
                 self.config.final_norm,
                 &head.norm,

@@ -1,11 +1,20 @@
-use aqlm_vocabulary::AqlmError;
-use ndarray::{Array1, Array2};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use crate::ops::{BlockOps, ModelOps, ResidentModel, Session, Weights};
-use aqlm_formats::Result;
+use aqlm_vocabulary::AqlmError;
+use ndarray::{Array1, Array2, s};
+
+use super::shared_beginnings::pieces;
+use crate::likelihood::{Continuation, Likelihood};
+use crate::ops::{BlockOps, ModelOps, ResidentModel, Session, Weights, WriteText};
+use aqlm_formats::{Error, Result};
+
+/// Logits that [`ResidentModel::likelihoods`] holds at once.
+const LOGITS: usize = 1 << 24;
 
 /// The operations beyond [`BlockOps`] that a machine needs to generate token by token.
-pub(super) trait StepOps: BlockOps {
+pub(super) trait StepOps: BlockOps<Block: Sync, Head: Sync> + Sync {
     /// keys and values of one block for the tokens seen so far
     type Cache;
 
@@ -72,16 +81,82 @@ impl<M: StepOps> ResidentModel for HostModel<'_, M> {
         self.machine.logits(&self.head, &hidden, 0)
     }
 
+    fn likelihoods(
+        &mut self,
+        sequences: &[&[u32]],
+        continuations: &[Continuation<'_>],
+    ) -> Result<Vec<Likelihood>> {
+        let mut kept = vec![1; sequences.len()];
+        for continuation in continuations {
+            let kept = &mut kept[continuation.sequence];
+            *kept = continuation.tokens.len().max(*kept);
+        }
+        let cut = pieces(sequences, &kept);
+        let mut hidden = self.machine.embed(&self.embedding, &cut.tokens)?;
+        for block in &self.blocks {
+            hidden = self.machine.block_forward_continued(block, &hidden, &cut.stems)?;
+        }
+        let rows_at_once = (LOGITS / self.embedding.nrows().max(1)).max(1);
+        let mut result = Vec::with_capacity(continuations.len());
+        let mut rest = continuations;
+        while !rest.is_empty() {
+            let mut places = Vec::new();
+            let mut rows = 0;
+            for continuation in rest {
+                let end = cut.ends[continuation.sequence];
+                let positions = continuation.positions(cut.tokens[end].len())?;
+                rows += positions.len();
+                if !places.is_empty() && rows > rows_at_once {
+                    break;
+                }
+                places.push((end, positions));
+            }
+            let (batch, behind) = rest.split_at(places.len());
+            let logits = self.machine.logits_at(&self.head, &hidden, &places)?;
+            let mut from = 0;
+            for continuation in batch {
+                let rows = logits.slice(s![from..from + continuation.tokens.len(), ..]);
+                result.push(Likelihood::of(&rows, continuation.tokens)?);
+                from += continuation.tokens.len();
+            }
+            rest = behind;
+        }
+        Ok(result)
+    }
+
     fn session(&mut self) -> Result<Box<dyn Session + '_>> {
-        Ok(Box::new(HostSession {
-            caches: self
-                .blocks
-                .iter()
-                .map(|block| self.machine.new_cache(block))
-                .collect(),
-            model: self,
-            position: 0,
-        }))
+        Ok(Box::new(HostSession::new(self)))
+    }
+
+    /// Each thread writes a text of its own. Inside a text the operations then have one thread, which is
+    /// faster than dividing rows of a few hundred numbers.
+    fn write_texts(&mut self, count: usize, write: &WriteText<'_>) -> Result<Vec<Vec<u32>>> {
+        let model = &*self;
+        let next = AtomicUsize::new(0);
+        let written = Mutex::new(BTreeMap::new());
+        std::thread::scope(|scope| {
+            for _ in 0..rayon::current_num_threads().min(count) {
+                scope.spawn(|| {
+                    loop {
+                        let text = next.fetch_add(1, Ordering::Relaxed);
+                        if text >= count {
+                            break;
+                        }
+                        let result = alone(|| write(text, &mut HostSession::new(model)));
+                        let failed = result.is_err();
+                        written
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .insert(text, result);
+                        if failed {
+                            next.store(count, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        let written = written.into_inner().unwrap_or_else(PoisonError::into_inner);
+        written.into_values().collect()
     }
 }
 
@@ -90,6 +165,28 @@ struct HostSession<'s, 'm, M: StepOps> {
     model: &'s HostModel<'m, M>,
     caches: Vec<M::Cache>,
     position: usize,
+}
+
+impl<'s, 'm, M: StepOps> HostSession<'s, 'm, M> {
+    /// An empty text.
+    fn new(model: &'s HostModel<'m, M>) -> Self {
+        Self {
+            caches: model
+                .blocks
+                .iter()
+                .map(|block| model.machine.new_cache(block))
+                .collect(),
+            model,
+            position: 0,
+        }
+    }
+}
+
+/// Runs a job whose parallel loops get one thread.
+fn alone<R: Send>(job: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+    let pool = pool.map_err(|error| Error::Internal(format!("cannot start a thread: {error}")))?;
+    pool.install(job)
 }
 
 impl<M: StepOps> Session for HostSession<'_, '_, M> {

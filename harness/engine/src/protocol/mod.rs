@@ -3,6 +3,7 @@
 //! Figures of different protocols are not comparable, not even for the same text and model.
 //! docs/evaluation.md describes each protocol and its source.
 
+mod bos;
 mod c4;
 mod python_random;
 
@@ -16,6 +17,8 @@ use aqlm_formats::base_files::rows_of;
 use aqlm_formats::texts::{TextFormat, TokenStream};
 use aqlm_formats::tokenizer::Tokenizer;
 use aqlm_formats::{Error, Result};
+
+pub use bos::Bos;
 
 /// A protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]

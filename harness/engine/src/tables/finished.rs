@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::accuracies::accuracies;
 use super::models::{PaperModel, models, name_at};
 use super::paper::{TunedPart, columns, unknown};
 use crate::runs::RunDescription;
@@ -76,7 +77,7 @@ pub struct FinishedRun {
     pub quantized: Option<Quantized>,
     /// perplexities by column
     pub evaluations: BTreeMap<String, EvalRecord>,
-    /// figures of the quantization by column
+    /// figures of the quantization, and accuracies on tasks in percent, by column
     pub figures: BTreeMap<String, f64>,
 }
 
@@ -218,6 +219,7 @@ fn run(folder: &Path) -> Result<FinishedRun> {
     found.path = folder.into();
     found.cell = cell;
     found.evaluations = evaluations;
+    found.figures.extend(accuracies(folder)?);
     Ok(found)
 }
 

@@ -4,6 +4,7 @@
 //! golden/paper is part of the program. The section "The paper's tables" of docs/formats.md describes its
 //! files and those of a grid.
 
+mod accuracies;
 mod compare;
 mod cost;
 mod finished;

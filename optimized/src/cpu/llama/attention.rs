@@ -12,7 +12,7 @@ use crate::cpu::zeroed::zeroed;
 
 /// Queries that share one product with the keys. Causality wastes half of all scores. Cutting the queries
 /// into spans lets the products skip most of that half, and keeps a task's scores in the L2 cache.
-const QUERY_ROWS: usize = 64;
+pub(super) const QUERY_ROWS: usize = 64;
 
 /// Causal attention within each sequence, [rows, heads x head_dim], for q of that shape and k, v of [rows,
 /// kv_heads x head_dim]. The rows hold sequences of `tokens` rows one after another.
@@ -186,7 +186,7 @@ fn spans(tokens: usize, window: Option<usize>) -> impl Iterator<Item = Span> {
 
 /// The attention probabilities of one head, [queries, keys], zero where a query does not attend. Row t of q
 /// is at position `at` + t, row j of the keys at position `seen` + j.
-fn probabilities(
+pub(super) fn probabilities(
     spec: &AttentionSpec,
     mut p: ArrayViewMut2<'_, f32>,
     q: ArrayView2<'_, f32>,

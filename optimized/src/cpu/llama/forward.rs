@@ -153,14 +153,14 @@ pub(super) fn rows_of(x: ArrayView3<'_, f32>) -> Array2<f32> {
 }
 
 /// One of the block's linear layers: x W^T + b.
-fn apply(block: &Block, layer: LayerId, x: ArrayView2<'_, f32>) -> Array2<f32> {
+pub(super) fn apply(block: &Block, layer: LayerId, x: ArrayView2<'_, f32>) -> Array2<f32> {
     let mut y = linear(x, block.weight(layer).view(), Par::rayon(0));
     add_bias(block, layer, &mut y);
     y
 }
 
 /// `residual` + x W^T + b.
-fn apply_and_add(
+pub(super) fn apply_and_add(
     block: &Block,
     layer: LayerId,
     x: ArrayView2<'_, f32>,

@@ -19,7 +19,9 @@ mod generate;
 mod inspect;
 mod quantize;
 mod report;
+mod selfgen;
 mod table;
+mod tasks;
 
 use std::path::{Path, PathBuf};
 
@@ -40,10 +42,12 @@ pub use quantize::{
     BlockReport, LARGEST_SPECTRUM, LayerSummary, QuantizeRecord, QuantizeReport, QuantizedLayer,
 };
 pub use report::ReportRecord;
+pub use selfgen::SelfgenRecord;
 pub use table::{
     Beside, Better, Figure, OurFigure, OurRuns, PlanCell, PlanLeftOut, PlanPhase, RunFigure, TableCell,
     TableCheck, TableColumn, TableEntry, TableListRecord, TableModel, TablePlanRecord, TableRecord, TableRow,
 };
+pub use tasks::{AnswerRecord, GroupFigure, MetricFigure, TaskDocumentRecord, TaskFigures, TasksRecord};
 
 use aqlm_formats::durable;
 use aqlm_formats::{Error, Result};
@@ -107,6 +111,12 @@ records! {
     Eval(EvalRecord) = "eval/2",
     /// `aqlm eval --against`
     Divergence(DivergenceRecord) = "divergence/1",
+    /// `aqlm tasks`
+    Tasks(TasksRecord) = "tasks/1",
+    /// a line of `aqlm tasks --results`
+    TaskDocument(TaskDocumentRecord) = "task_document/1",
+    /// `aqlm selfgen`
+    Selfgen(SelfgenRecord) = "selfgen/1",
     /// `aqlm generate`
     Generate(GenerateRecord) = "generate/1",
     /// `aqlm check`
@@ -128,6 +138,13 @@ records! {
 }
 
 impl Record {
+    /// The JSON document in one line, without a final newline.
+    #[expect(clippy::missing_panics_doc, reason = "as of to_json")]
+    pub fn to_line(&self) -> String {
+        serde_json::to_string(self)
+            .expect("records are numbers, strings, lists and maps with strings as keys")
+    }
+
     /// The JSON document, indented, without a final newline.
     #[expect(clippy::missing_panics_doc, reason = "no record makes it panic")]
     pub fn to_json(&self) -> String {

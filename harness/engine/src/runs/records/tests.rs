@@ -310,6 +310,42 @@ fn examples() -> Vec<Record> {
         }
         .into(),
         divergence().into(),
+        tasks().into(),
+        TaskDocumentRecord {
+            task: "mmlu".into(),
+            index: 3,
+            line: 5,
+            group: Some("anatomy".into()),
+            gold: 1,
+            answers: vec![AnswerRecord {
+                log_likelihood: -NUMBERS[0],
+                greedy: true,
+                tokens: 1,
+                characters: 2,
+                bytes: 3,
+                cut: 4,
+            }],
+            acc: true,
+            acc_norm: Some(false),
+            acc_bytes: None,
+        }
+        .into(),
+        SelfgenRecord {
+            model: "m".into(),
+            out: "texts.jsonl".into(),
+            texts: 3,
+            tokens: 700,
+            ended: 1,
+            seqlen: 512,
+            temperature: NUMBERS[0],
+            top_p: 1.0,
+            seed: u64::MAX,
+            prompts: Some("p".into()),
+            seconds: NUMBERS[1],
+            tokens_per_second: NUMBERS[2],
+            backend: BackendKind::Cpu,
+        }
+        .into(),
         GenerateRecord {
             model: "m".into(),
             prompt: "p".into(),
@@ -369,6 +405,38 @@ fn examples() -> Vec<Record> {
         table_plan().into(),
         report().into(),
     ]
+}
+
+fn tasks() -> TasksRecord {
+    let estimate = Estimate {
+        value: NUMBERS[0],
+        error: NUMBERS[1],
+    };
+    TasksRecord {
+        model: "m".into(),
+        backend: BackendKind::Reference,
+        bos: crate::protocol::Bos::Never,
+        with_bos: false,
+        positions: 512,
+        seconds: NUMBERS[2],
+        tasks: vec![TaskFigures {
+            task: "mmlu".into(),
+            data: "d".into(),
+            shots: 5,
+            documents: 7,
+            cut: 1,
+            not_finite: 0,
+            metrics: vec![MetricFigure {
+                metric: "acc".into(),
+                estimate,
+            }],
+            groups: vec![GroupFigure {
+                group: "anatomy".into(),
+                documents: 7,
+                estimate,
+            }],
+        }],
+    }
 }
 
 fn divergence() -> DivergenceRecord {
