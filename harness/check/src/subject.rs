@@ -42,6 +42,8 @@ pub struct Cuda {
     pub device: Arc<Device>,
     /// a kernel's id, or the name of a way in which a model computes a token; empty otherwise
     pub kernel: &'static str,
+    /// whether it computes in f32, as quantizing and training do
+    pub single: bool,
     /// the format of x and y
     pub activations: Activations,
     /// thread pools that launch its kernels
@@ -64,6 +66,7 @@ impl Subject {
             Self::Reference => "f64".to_owned(),
             Self::Cpu(cpu) => cpu.variant(),
             Self::Cuda(cuda) => match cuda.activations {
+                _ if cuda.single => "f32".to_owned(),
                 Activations::F16 => cuda.kernel.to_owned(),
                 Activations::Bf16 => format!("{} bf16", cuda.kernel),
             },
@@ -76,9 +79,21 @@ impl Subject {
             Self::Reference => Number::F64,
             Self::Cpu(_) => Number::F32,
             Self::Cuda(cuda) => match cuda.activations {
+                _ if cuda.single => Number::F32,
                 Activations::F16 => Number::F16,
                 Activations::Bf16 => Number::Bf16,
             },
+        }
+    }
+
+    /// This machine in f32, for operations of quantizing and training, which a GPU computes in no other way.
+    pub(crate) fn in_single(&self) -> Self {
+        match self {
+            Self::Cuda(cuda) => Self::Cuda(Cuda {
+                single: true,
+                ..cuda.clone()
+            }),
+            other => other.clone(),
         }
     }
 
@@ -197,6 +212,7 @@ impl Cuda {
         Ok(Self {
             device,
             kernel: "",
+            single: false,
             activations,
             pools: Arc::new(Pools::at(SimdLevel::current())?),
         })
