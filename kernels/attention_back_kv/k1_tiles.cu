@@ -1,5 +1,6 @@
 #include "../common.cuh"
 #include "../training.cuh"
+#include "../attention_mask.cuh"
 #include "../attention_tiles.cuh"
 // attention_back_kv k1: the gradients of attention_rows with respect to keys and values.
 //

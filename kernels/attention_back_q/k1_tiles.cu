@@ -1,5 +1,6 @@
 #include "../common.cuh"
 #include "../training.cuh"
+#include "../attention_mask.cuh"
 #include "../attention_tiles.cuh"
 // attention_back_q k1: the gradient of attention_rows with respect to the queries.
 //

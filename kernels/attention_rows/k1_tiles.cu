@@ -1,5 +1,6 @@
 #include "../common.cuh"
 #include "../training.cuh"
+#include "../attention_mask.cuh"
 #include "../attention_tiles.cuh"
 // attention_rows k1: causal attention within each sequence, without a matrix of tokens x tokens in memory.
 //

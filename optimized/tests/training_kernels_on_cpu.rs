@@ -4,7 +4,7 @@ mod shim;
 
 use aqlm_check::limits::{Number, Rule};
 use aqlm_optimized::cuda::llama::plan::Plan;
-use aqlm_optimized::cuda::training::plan::{self, AttentionPass};
+use aqlm_optimized::cuda::training::plan::{self, AttentionForm, AttentionPass};
 use aqlm_reference::llama as reference;
 use aqlm_reference::{decode, llama::quantized_gradients};
 use aqlm_vocabulary::llama::LlamaBlock;
@@ -103,11 +103,15 @@ fn spec(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -
 #[test]
 fn attention_forward_and_back() {
     let mut rng = ChaCha8Rng::seed_from_u64(11);
-    for (index, (heads, kv_heads, head_dim, window, tokens, tile)) in [
-        (2, 1, 12, None, 37, 16),
-        (2, 2, 34, Some(9), 40, 16),
-        (3, 1, 64, Some(1), 33, 32),
-        (2, 1, 8, Some(70), 70, 64),
+    use AttentionForm::{Tensor, Tiles};
+    for (index, (heads, kv_heads, head_dim, window, tokens, form)) in [
+        (2, 1, 12, None, 37, Tiles(16)),
+        (2, 2, 34, Some(9), 40, Tiles(16)),
+        (3, 1, 64, Some(1), 33, Tiles(32)),
+        (2, 1, 8, Some(70), 70, Tiles(64)),
+        (2, 1, 12, None, 70, Tensor),
+        (1, 1, 34, Some(9), 100, Tensor),
+        (2, 1, 16, Some(1), 33, Tensor),
     ]
     .into_iter()
     .enumerate()
@@ -133,7 +137,7 @@ fn attention_forward_and_back() {
         }
         let name = format!("training-attention-{index}");
         let shape = [2, tokens];
-        let forward = plan::attention(AttentionPass::Forward, &spec, shape, tile);
+        let forward = plan::attention(AttentionPass::Forward, &spec, shape, form);
         let mut buffers = vec![
             f32s(&q),
             f32s(&k),
@@ -154,10 +158,10 @@ fn attention_forward_and_back() {
         buffers.extend([f32s(&grad), stats, delta]);
         let mut for_queries = buffers.clone();
         for_queries.push(poison(q.len() * 4));
-        let queries = plan::attention(AttentionPass::Queries, &spec, shape, tile);
+        let queries = plan::attention(AttentionPass::Queries, &spec, shape, form);
         let found = from_f32s(&run(&queries, &for_queries, 6, &name).unwrap());
         buffers.extend([poison(k.len() * 4), poison(v.len() * 4)]);
-        let keys = plan::attention(AttentionPass::KeysAndValues, &spec, shape, tile);
+        let keys = plan::attention(AttentionPass::KeysAndValues, &spec, shape, form);
         let found_k = from_f32s(&run(&keys, &buffers, 6, &name).unwrap());
         if window == Some(1) {
             // Softmax over one score is one, so queries and keys have no influence.

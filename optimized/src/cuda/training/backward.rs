@@ -108,7 +108,7 @@ impl Machine {
         into_parameters(attention.output, &grad_middle)?;
         let mut grad_attended = self.space(trace.attended.len(), "the gradient of attention")?;
         back(&mut grad_attended, attention.output, &grad_middle, false)?;
-        let [grad_q, grad_k, grad_v] = self.attention_back(block, trace, &grad_attended)?;
+        let [grad_q, grad_k, grad_v] = self.attention_back(precision, block, trace, &grad_attended)?;
         drop(grad_attended);
         for (x, heads) in [(&grad_q, attention.heads), (&grad_k, attention.kv_heads)] {
             self.rotate(x, rows, tokens, heads, attention.head_dim, true)?;
@@ -145,7 +145,13 @@ impl Machine {
     }
 
     /// The gradients of attention with respect to queries, keys and values.
-    fn attention_back(&self, block: &Block, trace: &Trace, grad: &Buffer<f32>) -> Result<[Buffer<f32>; 3]> {
+    fn attention_back(
+        &self,
+        precision: Precision,
+        block: &Block,
+        trace: &Trace,
+        grad: &Buffer<f32>,
+    ) -> Result<[Buffer<f32>; 3]> {
         let spec = &block.spec.attention;
         let device = self.device();
         let pairs = trace.rows * spec.heads;
@@ -165,7 +171,8 @@ impl Machine {
             let buffers = operands.iter().chain(results);
             buffers.map(|buffer| address(device, buffer)).collect::<Vec<_>>()
         };
-        let pass = |pass| plan::attention(pass, spec, shape, self.tile);
+        let form = self.attention_form(precision);
+        let pass = |pass| plan::attention(pass, spec, shape, form);
         self.run(&pass(AttentionPass::Queries), &pointers(&[&gradients[0]]))?;
         self.run(
             &pass(AttentionPass::KeysAndValues),

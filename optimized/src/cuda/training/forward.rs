@@ -94,7 +94,7 @@ impl Machine {
                 AttentionPass::Forward,
                 attending,
                 [rows / tokens.max(1), tokens],
-                self.tile,
+                self.attention_form(precision),
             ),
             &[&q, &k, &v, &attended, &stats].map(|buffer| address(device, buffer)),
         )?;

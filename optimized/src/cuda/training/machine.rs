@@ -7,7 +7,7 @@ use super::super::error::During;
 use super::super::llama::plan::Plan;
 use super::super::llama::run;
 use super::super::{Buffer, CudaError, Device, Result};
-use super::plan::attention_tile;
+use super::plan::AttentionForm;
 use super::products::{Precision, Products};
 use crate::cpu::llama::Rotary;
 
@@ -27,8 +27,8 @@ pub struct Machine {
     /// [positions, head / 2]
     pub(super) cosines: Buffer<f32>,
     pub(super) sines: Buffer<f32>,
-    /// rows of a tile of attention
-    pub(super) tile: usize,
+    /// of attention in f32, and in the precision of training
+    forms: [AttentionForm; 2],
 }
 
 impl Machine {
@@ -41,9 +41,13 @@ impl Machine {
     pub fn new(device: Arc<Device>, arch: &ArchSpec, positions: usize, precision: Precision) -> Result<Self> {
         arch.require_plain()?;
         let head = arch.attention().head_dim;
-        let tile = attention_tile(head, device.target().shared_bytes).ok_or_else(|| {
-            AqlmError::Unsupported(format!("heads of {head} numbers on a GPU: at most 256"))
-        })?;
+        let shared_bytes = device.target().shared_bytes;
+        let form = |tf32| {
+            AttentionForm::fitting(head, shared_bytes, tf32).ok_or_else(|| {
+                AqlmError::Unsupported(format!("heads of {head} numbers on a GPU: at most 256"))
+            })
+        };
+        let forms = [form(false)?, form(precision == Precision::Tf32)?];
         device.keep_freed_memory()?;
         let rotary = Rotary::new(arch.attention(), positions);
         let (cosines, sines) = rotary.tables();
@@ -55,7 +59,7 @@ impl Machine {
             precision,
             arch: arch.clone(),
             positions,
-            tile,
+            forms,
         })
     }
 
@@ -77,6 +81,11 @@ impl Machine {
     /// How products of training round their factors.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// How attention computes its products.
+    pub(super) fn attention_form(&self, precision: Precision) -> AttentionForm {
+        self.forms[usize::from(precision == Precision::Tf32)]
     }
 
     /// Rows of logits that one pass holds.

@@ -304,6 +304,7 @@ impl ModelTuner {
 
     fn losses_of(&mut self, sequences: &[&[u32]], targets: &[Target<'_>]) -> Result<Vec<f64>> {
         let at_once = at_once(self.check(sequences, targets)?);
+        self.teacher.begin();
         let mut losses = Vec::with_capacity(sequences.len());
         for (sequences, targets) in sequences.chunks(at_once).zip(targets.chunks(at_once)) {
             let x = self.pass(sequences, &mut |_, _, _| Ok(()))?;
@@ -452,6 +453,7 @@ impl ModelTraining for ModelTuner {
         observe: &mut dyn FnMut(usize, LayerId, &Buffer<f32>),
     ) -> aqlm_vocabulary::Result<Vec<f64>> {
         let at_once = at_once(self.check(sequences, targets)?);
+        self.teacher.begin();
         let mut losses = Vec::with_capacity(sequences.len());
         for (sequences, targets) in sequences.chunks(at_once).zip(targets.chunks(at_once)) {
             self.accumulate_part(sequences, targets, scale, &mut losses, observe)?;

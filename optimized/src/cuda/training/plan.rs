@@ -245,20 +245,47 @@ pub enum AttentionPass {
     KeysAndValues,
 }
 
-/// The largest tile of attention, in rows, for which all passes fit in a block's shared memory; `None` when
-/// heads are too wide.
-pub fn attention_tile(head: usize, shared_bytes: usize) -> Option<usize> {
-    let fits = |tile: &usize| attention_bytes(AttentionPass::KeysAndValues, head, *tile) <= shared_bytes;
-    [64, 32, 16].into_iter().find(fits).filter(|_| head <= 256)
+/// How the passes of attention compute their products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttentionForm {
+    /// in f32, in tiles of this many rows
+    Tiles(usize),
+    /// on tensor cores, in tf32
+    Tensor,
 }
 
-fn attention_bytes(pass: AttentionPass, head: usize, tile: usize) -> usize {
-    let tiles = match pass {
-        AttentionPass::Forward => 2,
-        AttentionPass::Queries => 3,
-        AttentionPass::KeysAndValues => 4,
+impl AttentionForm {
+    /// The form for a device with this much shared memory in a block: tensor cores if `tf32` and they fit, else
+    /// the largest tiles that do; `None` when heads are too wide.
+    pub fn fitting(head: usize, shared_bytes: usize, tf32: bool) -> Option<Self> {
+        let fits = |form: &Self| attention_bytes(AttentionPass::KeysAndValues, head, *form) <= shared_bytes;
+        let tensor = tf32.then_some(Self::Tensor);
+        let tiles = [64, 32, 16].map(Self::Tiles);
+        let mut forms = tensor.into_iter().chain(tiles);
+        forms.find(fits).filter(|_| head <= 256)
+    }
+}
+
+fn attention_bytes(pass: AttentionPass, head: usize, form: AttentionForm) -> usize {
+    let numbers = match form {
+        AttentionForm::Tiles(tile) => {
+            let tiles = match pass {
+                AttentionPass::Forward => 2,
+                AttentionPass::Queries => 3,
+                AttentionPass::KeysAndValues => 4,
+            };
+            tiles * tile * (head.next_multiple_of(16) + 1) + tile * (tile + 1)
+        }
+        AttentionForm::Tensor => {
+            let (rows, more) = match pass {
+                AttentionPass::Forward => (64 + 64, 0),
+                AttentionPass::Queries => (2 * 64 + 2 * 32, 0),
+                AttentionPass::KeysAndValues => (2 * 64 + 2 * 32, 2 * 32),
+            };
+            rows * (head.next_multiple_of(8) + 4) + more
+        }
     };
-    (tiles * tile * (head.next_multiple_of(16) + 1) + tile * (tile + 1)) * size_of::<f32>()
+    numbers * size_of::<f32>()
 }
 
 /// A pass of attention over `sequences` sequences of `tokens` tokens.
@@ -266,27 +293,43 @@ pub fn attention(
     pass: AttentionPass,
     spec: &AttentionSpec,
     [sequences, tokens]: [usize; 2],
-    tile: usize,
+    form: AttentionForm,
 ) -> Plan {
-    let (kernel, heads) = match pass {
-        AttentionPass::Forward => ("attention_rows/k1_tiles", spec.heads),
-        AttentionPass::Queries => ("attention_back_q/k1_tiles", spec.heads),
-        AttentionPass::KeysAndValues => ("attention_back_kv/k1_tiles", spec.kv_heads),
+    let heads = match pass {
+        AttentionPass::Forward | AttentionPass::Queries => spec.heads,
+        AttentionPass::KeysAndValues => spec.kv_heads,
+    };
+    let (kernel, rows, block, tile) = match form {
+        AttentionForm::Tiles(tile) => {
+            let kernel = match pass {
+                AttentionPass::Forward => "attention_rows/k1_tiles",
+                AttentionPass::Queries => "attention_back_q/k1_tiles",
+                AttentionPass::KeysAndValues => "attention_back_kv/k1_tiles",
+            };
+            (kernel, tile, 256, Some(("AQLM_TILE", tile)))
+        }
+        AttentionForm::Tensor => {
+            let kernel = match pass {
+                AttentionPass::Forward => "attention_rows/k2_tensor",
+                AttentionPass::Queries => "attention_back_q/k2_tensor",
+                AttentionPass::KeysAndValues => "attention_back_kv/k2_tensor",
+            };
+            (kernel, 64, 128, None)
+        }
     };
     let scale = (1.0 / (spec.head_dim as f64).sqrt()) as f32;
+    let window = spec.window.unwrap_or(0);
     let mut plan = Plan {
-        defines: vec![("AQLM_HEAD", spec.head_dim), ("AQLM_TILE", tile)],
-        shared_bytes: attention_bytes(pass, spec.head_dim, tile),
+        defines: [Some(("AQLM_HEAD", spec.head_dim)), tile]
+            .into_iter()
+            .flatten()
+            .collect(),
+        block,
+        shared_bytes: attention_bytes(pass, spec.head_dim, form),
         ..plan(
             kernel,
-            tokens.div_ceil(tile) * sequences * heads,
-            &[
-                sequences,
-                tokens,
-                spec.heads,
-                spec.kv_heads,
-                spec.window.unwrap_or(0),
-            ],
+            tokens.div_ceil(rows) * sequences * heads,
+            &[sequences, tokens, spec.heads, spec.kv_heads, window],
         )
     };
     plan.integers.push(bits(scale));
