@@ -35,7 +35,7 @@ impl Op for BlockBackward {
     }
 
     fn ways(machine: &Subject, _data: &Llama) -> Vec<Subject> {
-        vec![machine.in_single()]
+        machine.trainings()
     }
 
     fn run(subject: &Subject, case: &Llama) -> Result<Gradients> {
@@ -240,7 +240,7 @@ fn on_cpu(case: &Llama) -> Result<Gradients> {
 }
 
 fn on_gpu(case: &Llama, cuda: &Cuda) -> Result<Gradients> {
-    use aqlm_optimized::cuda::training::{BlockGradient, Precision};
+    use aqlm_optimized::cuda::training::BlockGradient;
     let data = &case.data;
     let backend = case.on_machine(cuda)?;
     let machine = backend.machine();
@@ -255,7 +255,7 @@ fn on_gpu(case: &Llama, cuda: &Cuda) -> Result<Gradients> {
         norms: [Array1::zeros(0), Array1::zeros(0)],
     };
     let mut run = || -> std::result::Result<(), CudaError> {
-        let (precision, weights) = (Precision::Single, block.decoded(machine)?);
+        let (precision, weights) = (machine.precision(), block.decoded(machine)?);
         let (_, trace) = machine.forward(precision, &block, &weights, rows(&data.x)?, case.problem.tokens)?;
         let mut sink = |gradient: BlockGradient| {
             match gradient {

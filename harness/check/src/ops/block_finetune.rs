@@ -34,7 +34,7 @@ impl Op for BlockFinetune {
     }
 
     fn ways(machine: &Subject, _data: &Tuning) -> Vec<Subject> {
-        vec![machine.in_single()]
+        machine.trainings()
     }
 
     fn run(subject: &Subject, case: &Tuning) -> Result<(BlockWeights, FinetuneReport)> {

@@ -51,7 +51,7 @@ impl Op for BlockForward {
                 let y = backend.block_forward(&block, &data.x.clone().into())?;
                 Ok(y.to_array()?.mapv(f64::from))
             }
-            Subject::Cuda(cuda) if cuda.single => {
+            Subject::Cuda(cuda) if cuda.training.is_some() => {
                 let backend = case.on_machine(cuda)?;
                 let machine = backend.machine();
                 let block = backend.load_block(0, &data.blocks[0])?;

@@ -73,7 +73,7 @@ impl Op for Hessian {
     }
 
     fn ways(machine: &Subject, _data: &Samples) -> Vec<Subject> {
-        vec![machine.in_single()]
+        vec![machine.with(Precision::Single)]
     }
 
     fn run(subject: &Subject, data: &Samples) -> Result<Array2<f64>> {

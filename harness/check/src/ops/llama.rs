@@ -70,7 +70,8 @@ impl Llama {
     /// A GPU's machine for quantizing and training this model.
     pub(super) fn on_machine(&self, cuda: &Cuda) -> Result<CudaMachine> {
         let device = Arc::clone(&cuda.device);
-        CudaMachine::on(device, &self.data.config, self.problem.tokens, Precision::Single)
+        let precision = cuda.training.unwrap_or_default();
+        CudaMachine::on(device, &self.data.config, self.problem.tokens, precision)
     }
 
     pub(super) fn sequences(&self) -> Vec<&[u32]> {
@@ -143,7 +144,7 @@ pub(super) fn rungs(machine: &Subject) -> Vec<Subject> {
 pub(super) fn rungs_and_single(machine: &Subject) -> Vec<Subject> {
     let mut ways = rungs(machine);
     if let Subject::Cuda(_) = machine {
-        ways.push(machine.in_single());
+        ways.push(machine.with(Precision::Single));
     }
     ways
 }

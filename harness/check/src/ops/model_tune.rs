@@ -36,7 +36,7 @@ impl Op for ModelTune {
     }
 
     fn ways(machine: &Subject, _data: &Llama) -> Vec<Subject> {
-        vec![machine.in_single()]
+        machine.trainings()
     }
 
     fn run(subject: &Subject, case: &Llama) -> Result<Trained> {

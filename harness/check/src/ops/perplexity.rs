@@ -49,7 +49,7 @@ impl Op for Perplexity {
                 let sequences = case.sequences();
                 Ok(streamed(&case.on_cpu()?, data, &sequences, false, &mut |_| ())?.losses)
             }
-            Subject::Cuda(cuda) if cuda.single => {
+            Subject::Cuda(cuda) if cuda.training.is_some() => {
                 let (machine, sequences) = (case.on_machine(cuda)?, case.sequences());
                 Ok(streamed(&machine, data, &sequences, false, &mut |_| ())?.losses)
             }

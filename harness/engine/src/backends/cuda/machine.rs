@@ -36,7 +36,7 @@ impl CudaMachine {
     /// `Unsupported` when the model is not a plain Llama; `Device`, with a message that names what is missing.
     pub fn new(config: &ArchSpec, positions: usize) -> Result<Self> {
         let device = on_device(Device::open(0, None))?;
-        Self::on(Arc::new(device), config, positions, Precision::Single)
+        Self::on(Arc::new(device), config, positions, Precision::Tf32)
     }
 
     /// On an open device, with products of this precision in training.
