@@ -1,10 +1,10 @@
-// Fragments of the attention kernels of training on tensor cores, in tf32 with f32 sums. A block of four warps owns
-// 64 rows, a warp 16 of them. Lane 4 g + t of a warp holds of a [16 x 8] result the elements (g, 2 t), (g, 2 t + 1),
-// (g + 8, 2 t), (g + 8, 2 t + 1): multiply_16x8x8 in common.cuh.
+// Fragments of the attention kernels of training on tensor cores, in tf32 with f32 sums. A block of four
+// warps owns 64 rows, a warp 16 of them. Lane 4 g + t of a warp holds of a [16 x 8] result the elements (g, 2
+// t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1): multiply_16x8x8 in common.cuh.
 //
-// A result becomes the left factor of the next product without leaving its registers: the sum over eight neighbours
-// may take them in any order, so element 2 t stands for column t and element 2 t + 1 for column t + 4, and the right
-// factor's rows are read in the same order.
+// A result becomes the left factor of the next product without leaving its registers: the sum over eight
+// neighbours may take them in any order, so element 2 t stands for column t and element 2 t + 1 for column t
+// + 4, and the right factor's rows are read in the same order.
 //
 // Compile-time: AQLM_HEAD.
 #pragma once
@@ -25,8 +25,8 @@ __device__ __forceinline__ float tf32_of(float f) {
 #endif
 }
 
-// `count` rows of one head from row `first` on, times `factor`, in tf32; zero past the sequence's end and the head's
-// width.
+// `count` rows of one head from row `first` on, times `factor`, in tf32; zero past the sequence's end and the
+// head's width.
 __device__ __forceinline__ void load_fragments(float* to, const float* from, int first, int count, int tokens, size_t row_stride, float factor) {
     for (int i = threadIdx.x; i < count * OCTETS * 8; i += FRAGMENT_THREADS) {
         const int row = i / (OCTETS * 8), column = i % (OCTETS * 8);

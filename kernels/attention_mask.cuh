@@ -6,8 +6,8 @@ __device__ __forceinline__ bool attends(int query, int key, int tokens, int wind
     return key <= query && query < tokens && (window == 0 || key + window > query);
 }
 
-// Whether a query attends to one key only. Softmax over one score is one, so neither query nor key has influence,
-// and their gradients are zero, not the rounding of a difference.
+// Whether a query attends to one key only. Softmax over one score is one, so neither query nor key has
+// influence, and their gradients are zero, not the rounding of a difference.
 __device__ __forceinline__ bool sees_one(int query, int window) { return query == 0 || window == 1; }
 
 // The earliest key that a query attends to.

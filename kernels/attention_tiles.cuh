@@ -13,7 +13,8 @@
 #define COLUMNS (PADDED / 16)
 #define SCORE_STRIDE (TILE + 1)
 
-// Rows `first` to first + TILE of one head, times `factor`; zero past the sequence's end and the head's width.
+// Rows `first` to first + TILE of one head, times `factor`; zero past the sequence's end and the head's
+// width.
 __device__ __forceinline__ void load_tile(float* to, const float* from, int first, int tokens, size_t row_stride, float factor) {
     for (int i = threadIdx.x; i < TILE * PADDED; i += ATTENTION_THREADS) {
         const int row = i / PADDED, column = i % PADDED;

@@ -4,10 +4,10 @@
 #include "../attention_tiles.cuh"
 // attention_back_kv k1: the gradients of attention_rows with respect to keys and values.
 //
-// Parallel over: a block has TILE keys of one key head and passes over the query heads that read it and their tiles
-//   of queries, in order, so its sums need no atomics. Blocks with the most queries start first.
-// Operands as in attention_back_q; grad_k, grad_v [rows, kv_heads x head] f32. grad_v = P^T grad; grad_k = (P (dP -
-//   delta))^T Q scale.
+// Parallel over: a block has TILE keys of one key head and passes over the query heads that read it and their
+//   tiles of queries, in order, so its sums need no atomics. Blocks with the most queries start first.
+// Operands as in attention_back_q; grad_k, grad_v [rows, kv_heads x head] f32. grad_v = P^T grad; grad_k = (P
+//   (dP - delta))^T Q scale.
 // Arithmetic: f32.
 // Shared: four tiles of rows and one of scores.
 // Limits: AQLM_HEAD at most 256.

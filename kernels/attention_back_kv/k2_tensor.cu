@@ -4,8 +4,9 @@
 #include "../attention_fragments.cuh"
 // attention_back_kv k2: k1 with products on tensor cores: factors in tf32, sums in f32.
 //
-// Parallel over: a block has 64 keys of one key head, a warp 16 of them; tiles of 32 queries and gradients of each
-//   query head that reads it pass through shared memory, in order. Blocks with the most queries start first.
+// Parallel over: a block has 64 keys of one key head, a warp 16 of them; tiles of 32 queries and gradients of
+//   each query head that reads it pass through shared memory, in order. Blocks with the most queries start
+//   first.
 // Operands as in k1; stats from attention_rows k2, whose scores these are.
 // Shared: 64 rows of keys and of values, 32 of queries and of gradients.
 // Limits: AQLM_HEAD at most 256.

@@ -4,10 +4,11 @@
 #include "../attention_tiles.cuh"
 // attention_back_q k1: the gradient of attention_rows with respect to the queries.
 //
-// Parallel over: as attention_rows: a block has TILE queries of one head and passes over their keys in order, so its
-//   sums need no atomics. Probabilities P are computed anew from `stats`.
-// q, grad, grad_q [rows, heads x head] f32 (grad: of the result); k, v [rows, kv_heads x head] f32; stats, delta
-//   [rows, heads] f32 from attention_rows and attention_delta. With dP = grad V^T: grad_q = P (dP - delta) K scale.
+// Parallel over: as attention_rows: a block has TILE queries of one head and passes over their keys in order,
+//   so its sums need no atomics. Probabilities P are computed anew from `stats`.
+// q, grad, grad_q [rows, heads x head] f32 (grad: of the result); k, v [rows, kv_heads x head] f32; stats,
+//   delta [rows, heads] f32 from attention_rows and attention_delta. With dP = grad V^T: grad_q = P (dP -
+//   delta) K scale.
 // Arithmetic: f32.
 // Shared: three tiles of rows and one of scores.
 // Limits: AQLM_HEAD at most 256.

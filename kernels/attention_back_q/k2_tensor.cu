@@ -4,8 +4,8 @@
 #include "../attention_fragments.cuh"
 // attention_back_q k2: k1 with products on tensor cores: factors in tf32, sums in f32.
 //
-// Parallel over: a block has 64 queries of one head, a warp 16 of them; tiles of 32 keys and values pass through
-//   shared memory, in order.
+// Parallel over: a block has 64 queries of one head, a warp 16 of them; tiles of 32 keys and values pass
+//   through shared memory, in order.
 // Operands as in k1; stats from attention_rows k2, whose scores these are.
 // Shared: 64 rows of queries and of gradients, 32 of keys and of values.
 // Limits: AQLM_HEAD at most 256.

@@ -1,7 +1,7 @@
 #include "../common.cuh"
 #include "../training.cuh"
-// attention_delta k1: for each row and head the inner product of the result of attention and its gradient. It equals
-// the sum of each probability times its gradient, which the softmax's gradient needs.
+// attention_delta k1: for each row and head the inner product of the result of attention and its gradient. It
+// equals the sum of each probability times its gradient, which the softmax's gradient needs.
 //
 // Parallel over: a warp a row and head, eight a block.
 // out, grad [pairs, head] f32 with pairs = rows x heads; delta [pairs] f32.

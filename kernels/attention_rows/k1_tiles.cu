@@ -4,11 +4,11 @@
 #include "../attention_tiles.cuh"
 // attention_rows k1: causal attention within each sequence, without a matrix of tokens x tokens in memory.
 //
-// Parallel over: a block has TILE queries of one head and passes over the tiles of keys that they attend to, with a
-//   running maximum and sum. Blocks with the most keys start first.
-// q, out [rows, heads x head] f32; k, v [rows, kv_heads x head] f32; stats [rows, heads] f32: for each query the
-//   logarithm of the sum of its exponentials, for the backward pass. Rows hold sequences of `tokens` rows. Query
-//   head h reads key head h / (heads / kv_heads).
+// Parallel over: a block has TILE queries of one head and passes over the tiles of keys that they attend to,
+//   with a running maximum and sum. Blocks with the most keys start first.
+// q, out [rows, heads x head] f32; k, v [rows, kv_heads x head] f32; stats [rows, heads] f32: for each query
+//   the logarithm of the sum of its exponentials, for the backward pass. Rows hold sequences of `tokens`
+//   rows. Query head h reads key head h / (heads / kv_heads).
 // Arithmetic: f32.
 // Shared: two tiles of rows and one of scores.
 // Limits: AQLM_HEAD at most 256.

@@ -4,8 +4,8 @@
 #include "../attention_fragments.cuh"
 // attention_rows k2: k1 with products on tensor cores: factors in tf32, sums in f32.
 //
-// Parallel over: a block has 64 queries of one head, a warp 16 of them; tiles of 64 keys pass through shared memory.
-//   Scores stay in registers between the two products. Blocks with the most keys start first.
+// Parallel over: a block has 64 queries of one head, a warp 16 of them; tiles of 64 keys pass through shared
+//   memory. Scores stay in registers between the two products. Blocks with the most keys start first.
 // Operands as in k1.
 // Shared: 64 rows of queries, and 64 of keys, then values.
 // Limits: AQLM_HEAD at most 256.

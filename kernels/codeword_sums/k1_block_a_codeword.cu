@@ -1,10 +1,10 @@
 #include "../common.cuh"
 #include "../training.cuh"
-// codeword_sums k1: adds to the gradients of codebooks: for each codeword the sum, over the groups that use it,
-// of the scale times the gradient of the decoded group.
+// codeword_sums k1: adds to the gradients of codebooks: for each codeword the sum, over the groups that use
+// it, of the scale times the gradient of the decoded group.
 //
-// Parallel over: a block a codeword. Its threads share the groups, each thread one element of every few. Groups
-//   are sorted by code beforehand, so no two blocks write the same sum and no atomic is needed.
+// Parallel over: a block a codeword. Its threads share the groups, each thread one element of every few.
+//   Groups are sorted by code beforehand, so no two blocks write the same sum and no atomic is needed.
 // starts [books, states + 1] u32, groups [books, out_groups x in_groups] u32: the groups of each codeword, in
 //   ascending order; scales [out_groups] f64; gradient [out_groups x go, in_groups x gi] f32; sums [books,
 //   states, go, gi] f64.

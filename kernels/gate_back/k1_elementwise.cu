@@ -2,8 +2,8 @@
 // gate_back k1: gradients of SwiGLU. That of up replaces the gradient of the result.
 //
 // Parallel over: a thread an element.
-// gate, up, grad (read, then the gradient of up), grad_gate [count] f32. With s the sigmoid of g: d silu / dg =
-//   s (1 + g (1 - s)).
+// gate, up, grad (read, then the gradient of up), grad_gate [count] f32. With s the sigmoid of g: d silu / dg
+//   = s (1 + g (1 - s)).
 // Limits: count below 2^31.
 
 extern "C" __global__ void gate_back(const float* gate, const float* up, float* grad, float* grad_gate, int count) {

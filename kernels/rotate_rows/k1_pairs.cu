@@ -1,10 +1,10 @@
 #include "../common.cuh"
-// rotate_rows k1: rotary position embedding in place, in the rotate-half convention: element i of a head turns
-// with element i + head / 2.
+// rotate_rows k1: rotary position embedding in place, in the rotate-half convention: element i of a head
+// turns with element i + head / 2.
 //
 // Parallel over: a thread a pair.
-// cosines, sines [positions, half] f32; x [rows, heads x 2 half] f32, whose row r is at position r mod tokens.
-//   `sign` is 1, or -1 for the transpose, which gradients need.
+// cosines, sines [positions, half] f32; x [rows, heads x 2 half] f32, whose row r is at position r mod
+//   tokens. `sign` is 1, or -1 for the transpose, which gradients need.
 // Limits: rows x heads x half below 2^31.
 
 extern "C" __global__ void rotate_rows(const float* cosines, const float* sines, float* x, int rows, int tokens, int heads, int half, int sign) {

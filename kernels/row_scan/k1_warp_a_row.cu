@@ -3,8 +3,8 @@
 // row_scan k1: for each row its largest magnitude, and the first column whose number is not finite.
 //
 // Parallel over: a warp a row, eight rows a block.
-// x [rows, width] f32; largest [rows] f32, which passes over NaN; bad [rows] f32: the column, or `width`. Columns
-//   are exact in f32 below 2^24.
+// x [rows, width] f32; largest [rows] f32, which passes over NaN; bad [rows] f32: the column, or `width`.
+//   Columns are exact in f32 below 2^24.
 // Limits: width below 2^24.
 
 #define WARPS 8

@@ -3,7 +3,8 @@
 // row_squares k1: for each row the sums of (a - b)^2 and of b^2.
 //
 // Parallel over: a block a row.
-// a, b [rows, width] f32; sums [2, rows] f64: (a - b)^2, then b^2. With AQLM_GRADIENT, factor (a - b) replaces a.
+// a, b [rows, width] f32; sums [2, rows] f64: (a - b)^2, then b^2. With AQLM_GRADIENT, factor (a - b)
+//   replaces a.
 // Arithmetic: f64 sums of differences in f64; a thread in order, then the threads by a tree.
 // Limits: none.
 // Compile-time: AQLM_GRADIENT.

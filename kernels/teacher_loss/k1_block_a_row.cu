@@ -1,7 +1,7 @@
 #include "../common.cuh"
 #include "../training.cuh"
-// teacher_loss k1: the Kullback-Leibler divergence of each row's distribution q from the teacher's p: the sum of
-// p (ln p - ln q). With AQLM_GRADIENT, `scale` times the gradient, q - p, replaces the logits.
+// teacher_loss k1: the Kullback-Leibler divergence of each row's distribution q from the teacher's p: the sum
+// of p (ln p - ln q). With AQLM_GRADIENT, `scale` times the gradient, q - p, replaces the logits.
 //
 // Parallel over: a block a row.
 // logits, teacher [rows, vocab] f32; losses [rows] f64.

@@ -1,12 +1,12 @@
 #include "../common.cuh"
 #include "../training.cuh"
-// token_loss k1: the negative log-likelihood of each row's target. With AQLM_GRADIENT, `scale` times the gradient
-// replaces the logits: softmax minus the target's indicator.
+// token_loss k1: the negative log-likelihood of each row's target. With AQLM_GRADIENT, `scale` times the
+// gradient replaces the logits: softmax minus the target's indicator.
 //
 // Parallel over: a block a row.
 // logits [rows, vocab] f32; targets [rows] u32, each below vocab (the host checks them); losses [rows] f64.
-// Arithmetic: exponentials in f32 relative to the largest logit, their sum in f64. A NaN anywhere makes the loss
-//   NaN.
+// Arithmetic: exponentials in f32 relative to the largest logit, their sum in f64. A NaN anywhere makes the
+//   loss NaN.
 // Limits: none.
 // Compile-time: AQLM_GRADIENT.
 

@@ -1,8 +1,8 @@
 #include "../common.cuh"
 // token_sums k1: adds to the gradient of an embedding: for each token the sum of the gradients of its places.
 //
-// Parallel over: a block a distinct token. Places are sorted by token beforehand, so no two blocks write the same
-//   row.
+// Parallel over: a block a distinct token. Places are sorted by token beforehand, so no two blocks write the
+//   same row.
 // tokens [distinct] u32; starts [distinct + 1] u32; rows u32, the places of each token in ascending order;
 //   gradient [rows, width] f32; sums [vocabulary, width] f64.
 // Arithmetic: f64, in the order of the places; each call adds one number to each sum.

@@ -1,15 +1,15 @@
 #include "../common.cuh"
 #include "../training.cuh"
 // top_loss k1: teacher_loss from a teacher of which only the likeliest tokens are known. All others form one
-// outcome of probability r, compared with the student's total u of them: the loss is the sum of p (ln p - ln q)
-// over listed tokens plus r (ln r - ln u). With AQLM_GRADIENT, `scale` times the gradient replaces the logits: q -
-// p for listed tokens, q - r q / u for the others.
+// outcome of probability r, compared with the student's total u of them: the loss is the sum of p (ln p - ln
+// q) over listed tokens plus r (ln r - ln u). With AQLM_GRADIENT, `scale` times the gradient replaces the
+// logits: q - p for listed tokens, q - r q / u for the others.
 //
 // Parallel over: a block a row.
 // logits [rows, vocab] f32; tokens [rows, listed] u32, distinct and below vocab (the host checks them); known
 //   [rows, listed] f32, ln p; rest [rows] f32, r; before [rows, listed] f32, scratch; losses [rows] f64.
-// Arithmetic: exponentials in f32, sums in f64. u is summed over the other tokens themselves, because one minus the
-//   listed would cancel a small remainder.
+// Arithmetic: exponentials in f32, sums in f64. u is summed over the other tokens themselves, because one
+//   minus the listed would cancel a small remainder.
 // Limits: none.
 // Compile-time: AQLM_GRADIENT.
 
