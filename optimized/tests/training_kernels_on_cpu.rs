@@ -98,8 +98,8 @@ fn spec(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -
     block.attention
 }
 
-/// Attention and its gradients over two sequences: shared keys, windows, widths that fill no tile, one tile and
-/// several.
+/// Attention and its gradients over two sequences: shared keys, windows, widths that fill no tile, one tile
+/// and several.
 #[test]
 fn attention_forward_and_back() {
     let mut rng = ChaCha8Rng::seed_from_u64(11);

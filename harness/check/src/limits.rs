@@ -283,14 +283,9 @@ fn model_roundings(s: &Sizes) -> usize {
     s.blocks * s.roundings + 4
 }
 
-/// Factors of products that TF32 rounds along the path through a model: in its blocks, and the head's two.
-fn model_cuts(s: &Sizes) -> usize {
-    s.blocks * s.cuts + 2
-}
-
-/// How many times as many factors a gradient has behind it as a result. A result's path goes back through as many
-/// products, each with two factors of its own; the trace enters them with its errors, once as a factor beside the
-/// gradient and once through the probabilities and gates of which the gradient is one.
+/// How many times as many factors a gradient has behind it as a result. A result's path goes back through as
+/// many products, each with two factors of its own; the trace enters them with its errors, once as a factor
+/// beside the gradient and once through the probabilities and gates of which the gradient is one.
 const BACK: usize = 4;
 
 /// Default row for all quantities in any arithmetic; table rows override fields of it.
@@ -614,56 +609,14 @@ pub const LIMITS: &[Limit] = &[
         ..ROW
     },
     Limit {
-        operations: &[Op::BlockBackward],
-        number: Some(Number::Tf32),
-        measure: Measure::Nmse,
-        rule: Rule::Independent,
-        n: "4 x factors rounded to TF32 on the path (LlamaCase::cuts)",
-        terms: |s| BACK * s.cuts,
-        reason: "sums are in f32, so that only the factors of products are rounded, each independently of the others; a gradient \
-                 has those of the forward pass behind it and as many more on the way back",
-        ..ROW
-    },
-    Limit {
         operations: &[Op::BlockFinetune],
         number: Some(Number::Tf32),
         measure: Measure::Nmse,
         rule: Rule::Independent,
         n: "4 x factors rounded to TF32 on the path x steps",
         terms: |s| BACK * s.cuts * s.steps,
-        reason: "each step's gradient as in block_backward, and steps build on one another",
-        ..ROW
-    },
-    Limit {
-        operations: &[Op::ModelTune],
-        of: &["losses"],
-        number: Some(Number::Tf32),
-        measure: Measure::Nmse,
-        rule: Rule::Independent,
-        n: "factors rounded to TF32 on the path: blocks and head",
-        terms: model_cuts,
-        reason: "as block_backward, forward only",
-        ..ROW
-    },
-    Limit {
-        operations: &[Op::ModelTune],
-        of: &["losses of all steps"],
-        number: Some(Number::Tf32),
-        measure: Measure::Nmse,
-        rule: Rule::Independent,
-        n: "4 x that of losses x steps of Adam",
-        terms: |s| BACK * model_cuts(s) * TUNED_STEPS,
-        reason: "as block_finetune",
-        ..ROW
-    },
-    Limit {
-        operations: &[Op::ModelTune],
-        number: Some(Number::Tf32),
-        measure: Measure::Nmse,
-        rule: Rule::Independent,
-        n: "4 x that of losses",
-        terms: |s| BACK * model_cuts(s),
-        reason: "as block_backward",
+        reason: "sums are in f32, so that only the factors of products are rounded, each independently of the others; a gradient \
+                 has those of the forward pass behind it and as many more on the way back; and steps build on one another",
         ..ROW
     },
     Limit {
@@ -895,7 +848,7 @@ mod tests {
                     // the worst element with 8 codebooks, whose roundings all have one sign
                     Measure::Element if own.is_half() => (10, 4e-2),
                     // only roundings inside a group count: 8 codebooks with groups of 16 have 64
-                    // two blocks back through 36 factors each, three times
+                    // a block back through 36 factors, six times
                     _ if own == Number::Tf32 => (900, 1e-2),
                     _ if own.is_half() => (100, 1e-2),
                     _ => (4000, 1e-2),

@@ -1,6 +1,7 @@
 use aqlm_engine::ops::BlockOps as _;
 use aqlm_optimized::cpu::llama as optimized;
 use aqlm_optimized::cuda::CudaError;
+use aqlm_optimized::cuda::training::Precision;
 use aqlm_reference::llama::{
     Block, ResidentLinear, ResidentWeight, block_backward, block_forward, block_forward_traced,
 };
@@ -35,7 +36,7 @@ impl Op for BlockBackward {
     }
 
     fn ways(machine: &Subject, _data: &Llama) -> Vec<Subject> {
-        machine.trainings()
+        vec![machine.with(Precision::Single)]
     }
 
     fn run(subject: &Subject, case: &Llama) -> Result<Gradients> {

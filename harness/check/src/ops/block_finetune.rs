@@ -33,6 +33,8 @@ impl Op for BlockFinetune {
         strategy::llama(12)
     }
 
+    /// In TF32 too. Its gradients are not compared one by one: where terms cancel, as for scales and biases
+    /// of keys, an error that is small beside the terms is large beside their sum.
     fn ways(machine: &Subject, _data: &Tuning) -> Vec<Subject> {
         machine.trainings()
     }

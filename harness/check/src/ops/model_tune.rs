@@ -1,5 +1,6 @@
 use aqlm_engine::ops::TrainOps as _;
 use aqlm_optimized::cpu::llama::{Activations, ModelTuner};
+use aqlm_optimized::cuda::training::Precision;
 use aqlm_reference::llama as reference;
 use aqlm_vocabulary::{
     AdamDecay, AqlmError, ModelTraining as _, ModelWeights, Parameter, Target, Tuned, TuningState,
@@ -36,7 +37,7 @@ impl Op for ModelTune {
     }
 
     fn ways(machine: &Subject, _data: &Llama) -> Vec<Subject> {
-        machine.trainings()
+        vec![machine.with(Precision::Single)]
     }
 
     fn run(subject: &Subject, case: &Llama) -> Result<Trained> {

@@ -22,13 +22,13 @@ pub enum BlockGradient {
 /// Sums over chunks of rows, which must still be added up.
 pub struct Chunks {
     pub(super) sums: Buffer<f64>,
-    pub(super) chunks: usize,
+    pub(super) count: usize,
     pub(super) width: usize,
 }
 
 impl Machine {
-    /// Passes the gradients of [`Machine::forward`] to `sink`, given the gradient of its result, [rows, hidden],
-    /// and the trace of the same pass. Returns the gradient of its input if wanted.
+    /// Passes the gradients of [`Machine::forward`] to `sink`, given the gradient of its result, [rows,
+    /// hidden], and the trace of the same pass. Returns the gradient of its input if wanted.
     ///
     /// # Errors
     /// Those of the sink; `Length` when the gradient does not fit; `Memory`, `Driver`, `Library`.
@@ -227,14 +227,18 @@ impl Machine {
             &plan::column_sums(rows, width, norm.is_some()),
             &[grad, x, roots, address(device, &sums)],
         )?;
-        Ok(Chunks { sums, chunks, width })
+        Ok(Chunks {
+            sums,
+            count: chunks,
+            width,
+        })
     }
 
     /// Adds chunks to f64 sums, one number to each.
     pub(super) fn add_chunks(&self, from: &Chunks, total: &Buffer<f64>) -> Result<()> {
         let device = self.device();
         self.run(
-            &plan::add_parts(from.width, from.chunks, true),
+            &plan::add_parts(from.width, from.count, true),
             &[address(device, &from.sums), address(device, total)],
         )
     }

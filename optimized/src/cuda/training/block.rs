@@ -9,13 +9,13 @@ use super::machine::Machine;
 use super::plan;
 use crate::cpu::quantizer::Places;
 
-/// Codes on the device, and the matrix from which they came. They never change, so all copies of a layer share
-/// them.
+/// Codes on the device, and the matrix from which they came. They never change, so all copies of a layer
+/// share them.
 struct Codes {
     /// of which only codes and shape are used later
     matrix: QuantizedMatrix,
     /// [out_groups, in_groups, books]
-    codes: Buffer<u16>,
+    resident: Buffer<u16>,
     /// made on first use
     places: OnceLock<DevicePlaces>,
 }
@@ -46,7 +46,7 @@ impl Quantized {
             codebooks: Arc::new(machine.upload(&codebooks, "codebooks")?),
             scales: Arc::new(machine.upload(&matrix.scales().to_vec(), "scales")?),
             codes: Arc::new(Codes {
-                codes: machine.upload(&codes, "codes")?,
+                resident: machine.upload(&codes, "codes")?,
                 matrix: matrix.clone(),
                 places: OnceLock::new(),
             }),
@@ -79,7 +79,7 @@ impl Quantized {
         machine.run(
             &plan::decode(matrix.scheme(), out, inputs),
             &[
-                address(device, &self.codes.codes),
+                address(device, &self.codes.resident),
                 address(device, &self.codebooks),
                 address(device, &self.scales),
                 address(device, &weight),
@@ -130,7 +130,7 @@ impl Quantized {
             machine.run(
                 &plan::scale_sums(matrix.scheme(), out, inputs),
                 &[
-                    address(device, &self.codes.codes),
+                    address(device, &self.codes.resident),
                     address(device, &self.codebooks),
                     address(device, gradient),
                     address(device, sums),

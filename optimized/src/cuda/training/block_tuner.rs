@@ -74,8 +74,8 @@ impl BlockTuner {
         Ok(of_sequences(&squares, tokens))
     }
 
-    /// Adds `scale` times the gradients of [`BlockTuner::losses`] and returns those losses. Each call adds one
-    /// number to each sum.
+    /// Adds `scale` times the gradients of [`BlockTuner::losses`] and returns those losses. Each call adds
+    /// one number to each sum.
     ///
     /// # Errors
     /// As [`BlockTuner::losses`]; gradients added before an error stay.

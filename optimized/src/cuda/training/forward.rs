@@ -62,7 +62,8 @@ pub(super) fn trace_width(spec: &aqlm_vocabulary::BlockSpec) -> usize {
 impl Machine {
     /// The block's output for x [rows, hidden], whose rows hold sequences of `tokens` rows, and all that the
     /// backward pass needs. m = x + O attention(Q n(x), K n(x), V n(x)), y = m + Down swiglu(Gate n'(m), Up
-    /// n'(m)), with n and n' the two RMSNorms and queries and keys rotated (Touvron et al. 2023, section 2.2).
+    /// n'(m)), with n and n' the two RMSNorms and queries and keys rotated (Touvron et al. 2023, section
+    /// 2.2).
     ///
     /// # Errors
     /// `Length` when x does not fit; `Memory`, `Driver`, `Library`.

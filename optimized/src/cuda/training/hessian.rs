@@ -16,8 +16,8 @@ const SAMPLES: usize = 1024;
 /// Maximum bytes of the f32 sums of several chunks of samples.
 const CHUNK_BYTES: usize = 1 << 29;
 
-/// H of a layer on the device: the mean of x xT over the layer's input samples, [in_features, in_features], in
-/// f64.
+/// H of a layer on the device: the mean of x xT over the layer's input samples, [in_features, in_features],
+/// in f64.
 ///
 /// Every call of [`Hessian::add`] adds one number to each element of the sum.
 pub struct Hessian {

@@ -45,8 +45,8 @@ pub fn parts(lengths: &[usize]) -> Vec<Range<usize>> {
 }
 
 /// Bytes that one part of `sequences` sequences of `tokens` tokens takes at most while it passes through a
-/// block and back: its trace, the gradients beside it, decoded weights and the gradient of one, the Hessians of
-/// a block and the f32 sums that are added to them, and logits.
+/// block and back: its trace, the gradients beside it, decoded weights and the gradient of one, the Hessians
+/// of a block and the f32 sums that are added to them, and logits.
 pub fn working_bytes(arch: &ArchSpec, sequences: usize, tokens: usize) -> usize {
     let rows = sequences.min((ROWS / tokens.max(1)).max(1)) * tokens;
     let of_block = |spec: &aqlm_vocabulary::BlockSpec| {

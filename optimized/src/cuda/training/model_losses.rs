@@ -17,7 +17,8 @@ pub(super) struct TeacherHead {
     /// as it came, to notice another one
     host: Vec<f32>,
     there: Option<Buffer<f32>>,
-    /// where the layer lies that has been compared in this call; nothing can change there before the call ends
+    /// where the layer lies that has been compared in this call; nothing can change there before the call
+    /// ends
     compared: Option<(usize, usize)>,
 }
 
@@ -28,7 +29,7 @@ impl TeacherHead {
     }
 
     /// The layer [vocab, hidden] on the device; copied there unless it is the one that already is.
-    fn resident(&mut self, machine: &Machine, head: ArrayView2<'_, f32>) -> Result<&Buffer<f32>> {
+    fn resident(&mut self, machine: &Machine, head: &ArrayView2<'_, f32>) -> Result<&Buffer<f32>> {
         let place = (head.as_ptr().addr(), head.len());
         if self.compared != Some(place) {
             let head = head.as_standard_layout();
@@ -80,8 +81,8 @@ pub(super) struct LossGradients<'a> {
 }
 
 impl Machine {
-    /// The loss of one sequence, summed over its positions, and its gradients if they are wanted. Logits exist
-    /// for a few rows at a time.
+    /// The loss of one sequence, summed over its positions, and its gradients if they are wanted. Logits
+    /// exist for a few rows at a time.
     pub(super) fn loss(
         &self,
         precision: Precision,
@@ -205,7 +206,7 @@ impl Machine {
                 }
                 let states = states.as_standard_layout();
                 let states = self.upload(states.as_slice().unwrap_or_default(), "the teacher's states")?;
-                Ok(Known::Teacher(states, teacher.resident(self, head)?))
+                Ok(Known::Teacher(states, teacher.resident(self, &head)?))
             }
             Target::Top(top) => self.listed(top, positions),
         }

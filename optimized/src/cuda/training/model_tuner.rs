@@ -31,6 +31,9 @@ pub struct ModelTuner {
     failed: Option<String>,
 }
 
+/// Receives a block's number, its trace and its output.
+type AfterBlock<'a> = dyn FnMut(usize, Trace, &Buffer<f32>) -> Result<()> + 'a;
+
 /// The data kept for a block between the forward and the backward pass.
 enum Kept {
     Trace(Box<Trace>),
@@ -41,8 +44,8 @@ impl ModelTuner {
     /// The state before the first step.
     ///
     /// # Errors
-    /// `Aqlm` with `Argument` when `tuned` selects nothing of this model, with `Shape` when the weights do not
-    /// match the machine's architecture; `Memory`, `Driver`.
+    /// `Aqlm` with `Argument` when `tuned` selects nothing of this model, with `Shape` when the weights do
+    /// not match the machine's architecture; `Memory`, `Driver`.
     pub fn new(
         machine: &Arc<Machine>,
         weights: &ModelWeights,
@@ -147,11 +150,7 @@ impl ModelTuner {
 
     /// The embeddings of sequences, and after every block what `each` receives: the block's number, its trace
     /// and its output.
-    fn pass(
-        &self,
-        sequences: &[&[u32]],
-        each: &mut dyn FnMut(usize, Trace, &Buffer<f32>) -> Result<()>,
-    ) -> Result<Buffer<f32>> {
+    fn pass(&self, sequences: &[&[u32]], each: &mut AfterBlock<'_>) -> Result<Buffer<f32>> {
         let machine = &*self.machine;
         let tokens = sequences.first().map_or(0, |sequence| sequence.len());
         let flat: Vec<u32> = sequences.concat();
@@ -165,8 +164,9 @@ impl ModelTuner {
         Ok(x)
     }
 
-    /// The losses of these sequences from the last block's outputs. With a scale, `scale` times the gradient of
-    /// their sum with respect to these outputs, after the parts that belong to the head were added to the sums.
+    /// The losses of these sequences from the last block's outputs. With a scale, `scale` times the gradient
+    /// of their sum with respect to these outputs, after the parts that belong to the head were added to the
+    /// sums.
     fn judge(
         &mut self,
         x: &Buffer<f32>,

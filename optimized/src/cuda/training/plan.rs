@@ -228,8 +228,8 @@ pub fn teacher_loss(rows: usize, vocab: usize, scale: Option<f64>) -> Plan {
     losses("teacher_loss/k1_block_a_row", rows, &[vocab], scale)
 }
 
-/// The divergence of each row from a teacher's likeliest tokens. Pointers: logits, tokens, known, rest, before,
-/// losses.
+/// The divergence of each row from a teacher's likeliest tokens. Pointers: logits, tokens, known, rest,
+/// before, losses.
 pub fn top_loss(rows: usize, vocab: usize, listed: usize, scale: Option<f64>) -> Plan {
     losses("top_loss/k1_block_a_row", rows, &[vocab, listed], scale)
 }
@@ -255,8 +255,8 @@ pub enum AttentionForm {
 }
 
 impl AttentionForm {
-    /// The form for a device with this much shared memory in a block: tensor cores if `tf32` and they fit, else
-    /// the largest tiles that do; `None` when heads are too wide.
+    /// The form for a device with this much shared memory in a block: tensor cores if `tf32` and they fit,
+    /// else the largest tiles that do; `None` when heads are too wide.
     pub fn fitting(head: usize, shared_bytes: usize, tf32: bool) -> Option<Self> {
         let fits = |form: &Self| attention_bytes(AttentionPass::KeysAndValues, head, *form) <= shared_bytes;
         let tensor = tf32.then_some(Self::Tensor);

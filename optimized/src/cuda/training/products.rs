@@ -23,6 +23,7 @@ pub(super) struct Products {
 }
 
 /// A matrix as cuBLAS sees it: transposed, because cuBLAS is column-major.
+#[derive(Clone, Copy)]
 struct Factor {
     address: u64,
     /// whether it is transposed once more
@@ -61,7 +62,8 @@ impl Products {
         unsafe { self.multiply(precision, left, right, to, [out, rows, inputs], add) }
     }
 
-    /// dX = dY W, or dX += dY W: the gradient of a layer's input. Weight [out, in], y [rows, out], x [rows, in].
+    /// dX = dY W, or dX += dY W: the gradient of a layer's input. Weight [out, in], y [rows, out], x [rows,
+    /// in].
     pub(super) fn back(
         &self,
         precision: Precision,
@@ -83,7 +85,8 @@ impl Products {
         unsafe { self.multiply(precision, left, right, to, [inputs, rows, out], add) }
     }
 
-    /// dW = dY^T X, or dW += dY^T X: the gradient of a layer's weight, [out, in]. y [rows, out], x [rows, in].
+    /// dW = dY^T X, or dW += dY^T X: the gradient of a layer's weight, [out, in]. y [rows, out], x [rows,
+    /// in].
     pub(super) fn weight(
         &self,
         precision: Precision,

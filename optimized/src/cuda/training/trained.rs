@@ -184,8 +184,8 @@ impl Trained {
         })
     }
 
-    /// Resumes from a state of the same parameters, and discards gradients not used yet. With a state of other
-    /// parameters, nothing is changed.
+    /// Resumes from a state of the same parameters, and discards gradients not used yet. With a state of
+    /// other parameters, nothing is changed.
     pub(super) fn restore(&mut self, arch: &ArchSpec, state: &TuningState) -> Result<()> {
         if state.parameters.len() != self.parameters.len() {
             let what = "parameters of a training state".into();

@@ -30,13 +30,14 @@ pub struct CudaMachine {
 }
 
 impl CudaMachine {
-    /// Opens the first GPU, for sequences of at most `positions` tokens.
+    /// Opens the first GPU, for sequences of at most `positions` tokens, with all products in f32.
     ///
     /// # Errors
-    /// `Unsupported` when the model is not a plain Llama; `Device`, with a message that names what is missing.
+    /// `Unsupported` when the model is not a plain Llama; `Device`, with a message that names what is
+    /// missing.
     pub fn new(config: &ArchSpec, positions: usize) -> Result<Self> {
         let device = on_device(Device::open(0, None))?;
-        Self::on(Arc::new(device), config, positions, Precision::Tf32)
+        Self::on(Arc::new(device), config, positions, Precision::Single)
     }
 
     /// On an open device, with products of this precision in training.
