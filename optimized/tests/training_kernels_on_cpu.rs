@@ -69,12 +69,16 @@ fn poison(bytes: usize) -> Vec<u8> {
 
 /// Checks that squared error over squares is at most that of sums of `terms` terms in f32.
 fn close<'a>(found: &[f64], expected: impl IntoIterator<Item = &'a f64>, terms: usize, what: &str) {
+    within(Rule::Squares.limit(Number::F32, terms), found, expected, what);
+}
+
+/// Checks that squared error over squares is at most a limit.
+fn within<'a>(limit: f64, found: &[f64], expected: impl IntoIterator<Item = &'a f64>, what: &str) {
     let expected: Vec<f64> = expected.into_iter().copied().collect();
     assert_eq!(found.len(), expected.len(), "{what}");
     let error: f64 = found.iter().zip(&expected).map(|(a, b)| (a - b).powi(2)).sum();
     let squares: f64 = expected.iter().map(|b| b * b).sum();
     let nmse = error / squares;
-    let limit = Rule::Squares.limit(Number::F32, terms);
     assert!(
         nmse <= limit && squares > 0.0,
         "{what}: nmse {nmse:e}, limit {limit:e}"
@@ -102,8 +106,8 @@ fn spec(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -
 /// and several.
 #[test]
 fn attention_forward_and_back() {
-    let mut rng = ChaCha8Rng::seed_from_u64(11);
     use AttentionForm::{Tensor, Tiles};
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
     for (index, (heads, kv_heads, head_dim, window, tokens, form)) in [
         (2, 1, 12, None, 37, Tiles(16)),
         (2, 2, 34, Some(9), 40, Tiles(16)),
@@ -148,8 +152,13 @@ fn attention_forward_and_back() {
         let Some(found) = run(&forward, &buffers, 3, &name) else {
             return;
         };
-        let terms = 4 * (head_dim + tokens);
-        close(&from_f32s(&found), &expected, terms, "attention");
+        // On tensor cores queries, keys, probabilities and values are rounded to TF32. The first two act through
+        // scores of a few units. A gradient has these behind it and as many more of its own, twice.
+        let limit = |back: usize| match form {
+            Tiles(_) => Rule::Squares.limit(Number::F32, 4 * (head_dim + tokens)),
+            Tensor => Rule::Independent.limit(Number::Tf32, (2 * 4 + 2) * back),
+        };
+        within(limit(1), &from_f32s(&found), &expected, "attention");
         let stats = run(&forward, &buffers, 4, &name).unwrap();
         let pairs = rows * heads;
         let delta = [found, f32s(&grad), poison(pairs * 4)];
@@ -167,11 +176,11 @@ fn attention_forward_and_back() {
             // Softmax over one score is one, so queries and keys have no influence.
             assert!(found.iter().chain(&found_k).all(|&x| x == 0.0));
         } else {
-            close(&found, &grad_q, terms, "gradient of queries");
-            close(&found_k, &grad_k, terms, "gradient of keys");
+            within(limit(4), &found, &grad_q, "gradient of queries");
+            within(limit(4), &found_k, &grad_k, "gradient of keys");
         }
         let found = from_f32s(&run(&keys, &buffers, 7, &name).unwrap());
-        close(&found, &grad_v, terms, "gradient of values");
+        within(limit(4), &found, &grad_v, "gradient of values");
     }
 }
 

@@ -76,7 +76,7 @@ impl CudaMachine {
     }
 
     /// The parts in which these sequences pass through a block, as indices from `first` on.
-    fn parts_from(first: usize, lengths: &[usize]) -> impl Iterator<Item = Vec<usize>> {
+    fn parts_from(first: usize, lengths: &[usize]) -> impl Iterator<Item = Vec<usize>> + use<> {
         let shift = move |part: Range<usize>| part.map(|index| first + index).collect();
         parts(lengths).into_iter().map(shift)
     }
@@ -215,7 +215,7 @@ impl BlockOps for CudaMachine {
     }
 
     fn rounded_to_bf16(&self, mut hidden: CudaHidden) -> Result<CudaHidden> {
-        for part in Self::parts_from(0, &hidden.lengths().to_vec()) {
+        for part in Self::parts_from(0, hidden.lengths()) {
             let mut rows = hidden.read(&self.machine, &part)?;
             on_device(self.machine.round_to_bf16(&mut rows))?;
             hidden.write(&self.machine, part[0], &rows)?;
