@@ -152,8 +152,8 @@ fn attention_forward_and_back() {
         let Some(found) = run(&forward, &buffers, 3, &name) else {
             return;
         };
-        // On tensor cores queries, keys, probabilities and values are rounded to TF32. The first two act through
-        // scores of a few units. A gradient has these behind it and as many more of its own, twice.
+        // On tensor cores queries, keys, probabilities and values are rounded to TF32. The first two act
+        // through scores of a few units. A gradient has these behind it and as many more of its own, twice.
         let limit = |back: usize| match form {
             Tiles(_) => Rule::Squares.limit(Number::F32, 4 * (head_dim + tokens)),
             Tensor => Rule::Independent.limit(Number::Tf32, (2 * 4 + 2) * back),
