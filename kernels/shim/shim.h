@@ -165,6 +165,12 @@ inline float __int_as_float(int bits) {
     return f;
 }
 
+inline double __longlong_as_double(long long bits) {
+    double d;
+    std::memcpy(&d, &bits, 8);
+    return d;
+}
+
 inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
     const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
     uint32_t out = 0;

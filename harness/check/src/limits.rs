@@ -24,6 +24,8 @@ pub enum Number {
     F16,
     /// results, inputs and codewords in bf16
     Bf16,
+    /// factors of products in TF32, everything else in f32
+    Tf32,
 }
 
 impl Number {
@@ -34,6 +36,9 @@ impl Number {
             Self::F32 => f64::from(f32::EPSILON),
             Self::F16 => 2f64.powi(-10),
             Self::Bf16 => 2f64.powi(-7),
+            // TF32 has 10 bits after the point. A library may cut the others off instead of rounding them,
+            // which is wrong by up to twice as much.
+            Self::Tf32 => 2f64.powi(-9),
         }
     }
 
@@ -41,7 +46,7 @@ impl Number {
     pub fn nearest(self, value: f64) -> f64 {
         match self {
             Self::F64 => value,
-            Self::F32 => f64::from(value as f32),
+            Self::F32 | Self::Tf32 => f64::from(value as f32),
             Self::F16 => f16::from_f64(value).to_f64(),
             Self::Bf16 => bf16::from_f64(value).to_f64(),
         }
@@ -56,7 +61,7 @@ impl Number {
     pub fn denormal_rounding(self) -> f64 {
         match self {
             Self::F64 => 0.0,
-            Self::F32 => 2f64.powi(-150),
+            Self::F32 | Self::Tf32 => 2f64.powi(-150),
             Self::F16 => 2f64.powi(-25),
             Self::Bf16 => 2f64.powi(-134),
         }
@@ -176,6 +181,8 @@ pub struct Sizes {
     pub path: usize,
     /// values rounded to f16 along the path through a block (`LlamaCase::roundings`)
     pub roundings: usize,
+    /// factors of products that TF32 rounds along the path through a block (`LlamaCase::cuts`)
+    pub cuts: usize,
     /// width of the residual stream
     pub hidden: usize,
     /// blocks of a model
@@ -197,6 +204,7 @@ impl Sizes {
         rows: 0,
         path: 0,
         roundings: 0,
+        cuts: 0,
         hidden: 0,
         blocks: 0,
         vocabulary: 0,
@@ -274,6 +282,11 @@ fn model(s: &Sizes) -> usize {
 fn model_roundings(s: &Sizes) -> usize {
     s.blocks * s.roundings + 4
 }
+
+/// How many times as many factors a gradient has behind it as a result. A result's path goes back through as
+/// many products, each with two factors of its own; the trace enters them with its errors, once as a factor
+/// beside the gradient and once through the probabilities and gates of which the gradient is one.
+const BACK: usize = 4;
 
 /// Default row for all quantities in any arithmetic; table rows override fields of it.
 const ROW: Limit = Limit {
@@ -596,6 +609,17 @@ pub const LIMITS: &[Limit] = &[
         ..ROW
     },
     Limit {
+        operations: &[Op::BlockFinetune],
+        number: Some(Number::Tf32),
+        measure: Measure::Nmse,
+        rule: Rule::Independent,
+        n: "4 x factors rounded to TF32 on the path x steps",
+        terms: |s| BACK * s.cuts * s.steps,
+        reason: "sums are in f32, so that only the factors of products are rounded, each independently of the others; a gradient \
+                 has those of the forward pass behind it and as many more on the way back; and steps build on one another",
+        ..ROW
+    },
+    Limit {
         operations: &[Op::BlockBackward],
         measure: Measure::Nmse,
         rule: Rule::Squares,
@@ -824,6 +848,8 @@ mod tests {
                     // the worst element with 8 codebooks, whose roundings all have one sign
                     Measure::Element if own.is_half() => (10, 4e-2),
                     // only roundings inside a group count: 8 codebooks with groups of 16 have 64
+                    // a block back through 36 factors, six times
+                    _ if own == Number::Tf32 => (900, 1e-2),
                     _ if own.is_half() => (100, 1e-2),
                     _ => (4000, 1e-2),
                 };

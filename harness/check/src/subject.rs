@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use aqlm_engine::backends::BackendKind;
 use aqlm_optimized::cpu::{Form, Plan, SimdLevel, TablePrecision};
+use aqlm_optimized::cuda::training::Precision;
 use aqlm_optimized::cuda::{Activations, Device};
 use aqlm_vocabulary::AqlmError;
 use rayon::ThreadPool;
@@ -42,6 +43,8 @@ pub struct Cuda {
     pub device: Arc<Device>,
     /// a kernel's id, or the name of a way in which a model computes a token; empty otherwise
     pub kernel: &'static str,
+    /// how products round their factors, for operations of quantizing and training
+    pub training: Option<Precision>,
     /// the format of x and y
     pub activations: Activations,
     /// thread pools that launch its kernels
@@ -63,9 +66,11 @@ impl Subject {
         match self {
             Self::Reference => "f64".to_owned(),
             Self::Cpu(cpu) => cpu.variant(),
-            Self::Cuda(cuda) => match cuda.activations {
-                Activations::F16 => cuda.kernel.to_owned(),
-                Activations::Bf16 => format!("{} bf16", cuda.kernel),
+            Self::Cuda(cuda) => match (cuda.training, cuda.activations) {
+                (Some(Precision::Single), _) => "f32".to_owned(),
+                (Some(Precision::Tf32), _) => "tf32".to_owned(),
+                (None, Activations::F16) => cuda.kernel.to_owned(),
+                (None, Activations::Bf16) => format!("{} bf16", cuda.kernel),
             },
         }
     }
@@ -75,10 +80,33 @@ impl Subject {
         match self {
             Self::Reference => Number::F64,
             Self::Cpu(_) => Number::F32,
-            Self::Cuda(cuda) => match cuda.activations {
-                Activations::F16 => Number::F16,
-                Activations::Bf16 => Number::Bf16,
+            Self::Cuda(cuda) => match (cuda.training, cuda.activations) {
+                (Some(Precision::Single), _) => Number::F32,
+                (Some(Precision::Tf32), _) => Number::Tf32,
+                (None, Activations::F16) => Number::F16,
+                (None, Activations::Bf16) => Number::Bf16,
             },
+        }
+    }
+
+    /// This machine with products of this precision, for operations of quantizing and training.
+    pub(crate) fn with(&self, precision: Precision) -> Self {
+        match self {
+            Self::Cuda(cuda) => Self::Cuda(Cuda {
+                training: Some(precision),
+                ..cuda.clone()
+            }),
+            other => other.clone(),
+        }
+    }
+
+    /// Every precision in which this machine trains.
+    pub(crate) fn trainings(&self) -> Vec<Self> {
+        match self {
+            Self::Cuda(_) => [Precision::Single, Precision::Tf32]
+                .map(|precision| self.with(precision))
+                .to_vec(),
+            other => vec![other.clone()],
         }
     }
 
@@ -197,6 +225,7 @@ impl Cuda {
         Ok(Self {
             device,
             kernel: "",
+            training: None,
             activations,
             pools: Arc::new(Pools::at(SimdLevel::current())?),
         })

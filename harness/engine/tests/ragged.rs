@@ -182,7 +182,7 @@ fn a_hidden_state_that_is_not_finite_is_named() {
 }
 
 #[test]
-fn a_gpu_says_by_name_what_it_does_not_do() {
+fn a_gpu_gives_the_losses_or_says_what_is_missing() {
     use aqlm_engine::evaluate::Streamed;
 
     let model = Model::embedded().unwrap();
@@ -192,6 +192,14 @@ fn a_gpu_says_by_name_what_it_does_not_do() {
         with_logits: false,
         progress: &mut |_| (),
     };
-    let error = BackendKind::Cuda.run(model.config(), 2, job).unwrap_err();
-    assert!(error.to_string().contains("cuda"), "{error}");
+    match BackendKind::Cuda.run(model.config(), 2, job) {
+        Ok(evaluation) => {
+            let machine = CpuBackend::new(model.config(), 2).unwrap();
+            let expected = streamed(&machine, &model, &[&[1, 2]], false, &mut |_| ()).unwrap();
+            // The CPU's limit of a loss in f32.
+            let difference = evaluation.losses[0][0] - expected.losses[0][0];
+            assert!(difference.abs() < 1e-4, "{difference}");
+        }
+        Err(error) => assert!(error.to_string().starts_with("no CUDA device: "), "{error}"),
+    }
 }

@@ -31,6 +31,11 @@ impl Blas {
         Ok(Self { handle, stream })
     }
 
+    /// The library's handle, bound to the device's stream.
+    pub(super) fn handle(&self) -> sys::cublasHandle_t {
+        *self.handle.handle()
+    }
+
     /// Starts Y = X W^T: weight `[out_features, in_features]`, x `[batch, in_features]`, y `[batch,
     /// out_features]`, all row-major.
     ///

@@ -4,7 +4,7 @@
 //! the next copy to the host names the buffer.
 
 use std::collections::BTreeMap;
-use std::ops::{Bound, RangeBounds};
+use std::ops::{Bound, Range, RangeBounds};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{
@@ -44,8 +44,9 @@ impl<T: DeviceRepr> Buffer<T> {
         len: usize,
     ) -> Result<Self> {
         let first = guards.map_or(0, |_| GUARD_BYTES / size_of::<T>());
-        // SAFETY: the caller's promise; guard bytes are written here.
-        let whole = unsafe { stream.alloc(len + 2 * first) }.during("allocating")?;
+        // The driver refuses an allocation of nothing. SAFETY: the caller's promise; guard bytes are written
+        // here.
+        let whole = unsafe { stream.alloc((len + 2 * first).max(1)) }.during("allocating")?;
         let mut buffer = Self {
             guarded: None,
             whole,
@@ -80,6 +81,37 @@ impl<T: DeviceRepr> Buffer<T> {
             copy = copy.named(&guarded.name());
         }
         Ok(copy)
+    }
+}
+
+impl<T: DeviceRepr> Buffer<T> {
+    /// Replaces the numbers from `at` on by those of another buffer in `from`.
+    ///
+    /// # Errors
+    /// `Driver`.
+    ///
+    /// # Panics
+    /// When the range lies outside either buffer.
+    pub fn copy_from(&mut self, at: usize, other: &Self, from: Range<usize>) -> Result<()> {
+        let stream = Arc::clone(self.whole.stream());
+        let to = at..at + from.len();
+        stream
+            .memcpy_dtod(&other.slice(from), &mut self.slice_mut(to))
+            .during("copying on the device")
+    }
+
+    /// Replaces the numbers from `at` on by those of the host.
+    ///
+    /// # Errors
+    /// `Driver`.
+    ///
+    /// # Panics
+    /// When the range lies outside the buffer.
+    pub fn write(&mut self, at: usize, values: &[T]) -> Result<()> {
+        let stream = Arc::clone(self.whole.stream());
+        stream
+            .memcpy_htod(values, &mut self.slice_mut(at..at + values.len()))
+            .during("copying to the device")
     }
 }
 

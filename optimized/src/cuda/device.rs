@@ -224,6 +224,49 @@ impl Device {
         Ok(buffer)
     }
 
+    /// Memory for `count` numbers.
+    ///
+    /// # Errors
+    /// `Driver`, for example when memory runs out.
+    ///
+    /// # Safety
+    /// The numbers must be written before they are read.
+    pub(super) unsafe fn uninitialized<T: DeviceRepr>(&self, count: usize) -> Result<Buffer<T>> {
+        // SAFETY: the caller's promise.
+        unsafe { Buffer::new(&self.stream, self.guards.as_ref(), count) }
+    }
+
+    /// Lets the device's memory pool keep what is freed, for the next allocation. By default the pool gives
+    /// it back at the next synchronization, and an algorithm that waits for a number would allocate anew each
+    /// time.
+    ///
+    /// # Errors
+    /// `Driver`.
+    pub(super) fn keep_freed_memory(&self) -> Result<()> {
+        let pools = self
+            .context
+            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)
+            .during("reading a device attribute")?;
+        if pools == 0 {
+            return Ok(());
+        }
+        let mut pool = std::ptr::null_mut();
+        let mut threshold = u64::MAX;
+        // SAFETY: the device exists, and both places outlive the calls.
+        unsafe {
+            sys::cuDeviceGetDefaultMemPool(&raw mut pool, self.context.cu_device())
+                .result()
+                .during("finding the memory pool")?;
+            sys::cuMemPoolSetAttribute(
+                pool,
+                sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+                (&raw mut threshold).cast(),
+            )
+            .result()
+            .during("setting the memory pool")
+        }
+    }
+
     /// Records the start of a kernel, for messages about writes outside a buffer.
     pub(super) fn note_start(&self, kernel: &str) {
         if let Some(guards) = &self.guards {
@@ -247,12 +290,47 @@ impl Device {
         Ok(larger)
     }
 
-    /// Bytes of free device memory.
+    /// Bytes of free device memory, with those that freed buffers have left for the next ones.
     ///
     /// # Errors
     /// `Driver`.
     pub fn free_bytes(&self) -> Result<usize> {
-        Ok(self.context.mem_get_info().during("reading free memory")?.0)
+        let free = self.context.mem_get_info().during("reading free memory")?.0;
+        Ok(free + self.pooled_bytes()?)
+    }
+
+    /// Bytes that freed buffers have left in the device's memory pool.
+    fn pooled_bytes(&self) -> Result<usize> {
+        let pools = self
+            .context
+            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)
+            .during("reading a device attribute")?;
+        if pools == 0 {
+            return Ok(0);
+        }
+        let mut pool = std::ptr::null_mut();
+        let [mut reserved, mut used] = [0_u64; 2];
+        // SAFETY: the device exists, all places outlive the calls, and both attributes are u64.
+        unsafe {
+            sys::cuDeviceGetDefaultMemPool(&raw mut pool, self.context.cu_device())
+                .result()
+                .during("finding the memory pool")?;
+            for (attribute, value) in [
+                (
+                    sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT,
+                    &mut reserved,
+                ),
+                (
+                    sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT,
+                    &mut used,
+                ),
+            ] {
+                sys::cuMemPoolGetAttribute(pool, attribute, std::ptr::from_mut(value).cast())
+                    .result()
+                    .during("reading the memory pool")?;
+            }
+        }
+        Ok(reserved.saturating_sub(used) as usize)
     }
 
     /// The compiled kernel `id` with these compile-time constants, ready to launch with `shared_bytes` of

@@ -15,6 +15,7 @@ mod matrix;
 pub mod memory_rate;
 pub mod pack;
 pub mod timing;
+pub mod training;
 
 pub use activation::{Activation, Activations};
 pub use blas::Blas;

@@ -167,6 +167,7 @@ impl LlamaCase {
             rows: self.sequences * self.tokens,
             path: self.terms(),
             roundings: self.roundings(),
+            cuts: Self::CUTS,
             hidden: self.hidden,
             blocks: BLOCKS,
             vocabulary: VOCABULARY,
@@ -283,6 +284,14 @@ impl LlamaCase {
         let (attention, scores, mlp) = (12, 2 * 5 * 4, 13);
         attention + scores + mlp + inner
     }
+
+    /// Number of factors of products that are rounded along the path through a block when factors are in TF32
+    /// and everything else is in f32.
+    ///
+    /// Attention: the input and the weight of q and of k, and q and k themselves, which act through scores:
+    /// those count 4 times, as in [`LlamaCase::roundings`]; the input and the weight of v; the probabilities
+    /// and v; the input and the weight of o_proj. MLP: the inputs and the weights of gate, up and down.
+    pub const CUTS: usize = 6 * 4 + 2 + 2 + 2 + 6;
 
     /// The operation's own random streams.
     pub fn key(&self, seed: u64) -> StreamKey {

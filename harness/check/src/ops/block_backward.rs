@@ -1,21 +1,23 @@
 use aqlm_engine::ops::BlockOps as _;
 use aqlm_optimized::cpu::llama as optimized;
+use aqlm_optimized::cuda::CudaError;
+use aqlm_optimized::cuda::training::Precision;
 use aqlm_reference::llama::{
     Block, ResidentLinear, ResidentWeight, block_backward, block_forward, block_forward_traced,
 };
 use aqlm_vocabulary::llama::OUTPUT;
-use aqlm_vocabulary::{BlockSpec, LayerId};
+use aqlm_vocabulary::{AqlmError, BlockSpec, LayerId};
 use ndarray::{Array1, Array2, Array3, Axis, s};
 use proptest::strategy::BoxedStrategy;
 
 use super::llama::Llama;
-use super::{CaseData as _, Listed as _, Op};
+use super::{CaseData as _, Op};
 use crate::Comparison;
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Kind, Problem, llama as cases, strategy};
 use crate::compare::{Against, Findings};
 use crate::limits::Measure;
-use crate::subject::Subject;
+use crate::subject::{Cuda, Subject};
 use aqlm_formats::Result;
 
 /// The first block's gradients; those of parameters are summed over sequences.
@@ -33,11 +35,15 @@ impl Op for BlockBackward {
         strategy::llama(70)
     }
 
+    fn ways(machine: &Subject, _data: &Llama) -> Vec<Subject> {
+        vec![machine.with(Precision::Single)]
+    }
+
     fn run(subject: &Subject, case: &Llama) -> Result<Gradients> {
         match subject {
             Subject::Reference => Ok(exact(case)),
             Subject::Cpu(_) => on_cpu(case),
-            Subject::Cuda(_) => subject.lacks(Self::OPERATION),
+            Subject::Cuda(cuda) => on_gpu(case, cuda),
         }
     }
 
@@ -232,6 +238,59 @@ fn on_cpu(case: &Llama) -> Result<Gradients> {
         biases: sum.biases,
         norms: [sum.input_layernorm, sum.post_attention_layernorm],
     })
+}
+
+fn on_gpu(case: &Llama, cuda: &Cuda) -> Result<Gradients> {
+    use aqlm_optimized::cuda::training::BlockGradient;
+    let data = &case.data;
+    let backend = case.on_machine(cuda)?;
+    let machine = backend.machine();
+    let block = backend.load_block(0, &data.blocks[0])?;
+    let spec = block.spec();
+    let rows = |states: &Array3<f32>| machine.hidden(&states.iter().copied().collect::<Vec<_>>());
+    // A missing gradient stays of shape zero, which no comparison accepts.
+    let mut found = Gradients {
+        x: Array3::zeros((0, 0, 0)),
+        layers: spec.layers().map(|_| Array2::zeros((0, 0))).collect(),
+        biases: spec.layers().map(|_| None).collect(),
+        norms: [Array1::zeros(0), Array1::zeros(0)],
+    };
+    let mut run = || -> std::result::Result<(), CudaError> {
+        let (precision, weights) = (machine.precision(), block.decoded(machine)?);
+        let (_, trace) = machine.forward(precision, &block, &weights, rows(&data.x)?, case.problem.tokens)?;
+        let mut sink = |gradient: BlockGradient| {
+            match gradient {
+                BlockGradient::Weight(layer, weight) => {
+                    let values = machine.device().download(&weight)?;
+                    let values = values.into_iter().map(f64::from).collect();
+                    if let Ok(weight) = Array2::from_shape_vec(spec.shape(layer), values) {
+                        found.layers[layer.index()] = weight;
+                    }
+                }
+                BlockGradient::Bias(layer, sums) => {
+                    found.biases[layer.index()] = Some(Array1::from(machine.sums(&sums)?));
+                }
+                BlockGradient::Norm(which, sums) => found.norms[which] = Array1::from(machine.sums(&sums)?),
+            }
+            Ok(())
+        };
+        let (grad_y, wanted) = (rows(&data.grad_y)?, optimized::Wanted::all(spec));
+        let x = machine.backward(precision, &block, &weights, &trace, grad_y, &wanted, &mut sink)?;
+        if let Some(x) = x {
+            let values = machine
+                .device()
+                .download(&x)?
+                .into_iter()
+                .map(f64::from)
+                .collect();
+            if let Ok(x) = Array3::from_shape_vec(data.x.dim(), values) {
+                found.x = x;
+            }
+        }
+        Ok(())
+    };
+    run().map_err(AqlmError::from)?;
+    Ok(found)
 }
 
 /// All inputs of a block's output, in f64, for one short sequence.

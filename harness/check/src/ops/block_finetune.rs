@@ -1,3 +1,4 @@
+use aqlm_engine::backends::CudaHidden;
 use aqlm_engine::ops::{Alone, BlockOps as _};
 use aqlm_engine::tune_block;
 use aqlm_reference::decode;
@@ -7,7 +8,7 @@ use ndarray::{Array2, Array3};
 use proptest::strategy::BoxedStrategy;
 
 use super::llama::Llama;
-use super::{CaseData, Cost, Listed as _, Op};
+use super::{CaseData, Cost, Op};
 use crate::breakage::Breakage;
 use crate::cases::{Case, Kind, LlamaData, Problem, QUANTIZED, llama as cases, strategy};
 use crate::compare::{Against, Findings};
@@ -30,6 +31,12 @@ impl Op for BlockFinetune {
 
     fn strategy() -> BoxedStrategy<Problem> {
         strategy::llama(12)
+    }
+
+    /// In TF32 too. Its gradients are not compared one by one: where terms cancel, as for scales and biases
+    /// of keys, an error that is small beside the terms is large beside their sum.
+    fn ways(machine: &Subject, _data: &Tuning) -> Vec<Subject> {
+        machine.trainings()
     }
 
     fn run(subject: &Subject, case: &Tuning) -> Result<(BlockWeights, FinetuneReport)> {
@@ -69,7 +76,23 @@ impl Op for BlockFinetune {
                 )?;
                 Ok((backend.store_block(&block)?, report))
             }
-            Subject::Cuda(_) => subject.lacks(Self::OPERATION),
+            Subject::Cuda(cuda) => {
+                let backend = case.llama.on_machine(cuda)?;
+                let hidden = |states: &Array3<f32>| CudaHidden::of(backend.machine(), &states.view());
+                let mut block = backend.load_block(0, &data.blocks[0])?;
+                let report = tune_block(
+                    &backend,
+                    &mut block,
+                    &hidden(&data.x)?,
+                    &hidden(targets)?,
+                    validation,
+                    &settings,
+                    *key,
+                    &Alone,
+                    &mut |_| (),
+                )?;
+                Ok((backend.store_block(&block)?, report))
+            }
         }
     }
 

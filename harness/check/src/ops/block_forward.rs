@@ -1,3 +1,4 @@
+use aqlm_engine::backends::CudaHidden;
 use aqlm_engine::ops::BlockOps as _;
 use aqlm_reference::llama::{KvCacheLayer, block_decode_step, block_forward};
 use aqlm_vocabulary::AqlmError;
@@ -29,7 +30,7 @@ impl Op for BlockForward {
     }
 
     fn ways(machine: &Subject, _data: &Llama) -> Vec<Subject> {
-        llama::rungs(machine)
+        llama::rungs_and_single(machine)
     }
 
     fn run(subject: &Subject, case: &Llama) -> Result<Array3<f64>> {
@@ -49,6 +50,13 @@ impl Op for BlockForward {
                 let block = backend.load_block(0, &data.blocks[0])?;
                 let y = backend.block_forward(&block, &data.x.clone().into())?;
                 Ok(y.to_array()?.mapv(f64::from))
+            }
+            Subject::Cuda(cuda) if cuda.training.is_some() => {
+                let backend = case.on_machine(cuda)?;
+                let machine = backend.machine();
+                let block = backend.load_block(0, &data.blocks[0])?;
+                let y = backend.block_forward(&block, &CudaHidden::of(machine, &data.x.view())?)?;
+                Ok(y.to_array(machine)?.mapv(f64::from))
             }
             Subject::Cuda(cuda) => {
                 let mut model = case.on_gpu(cuda).map_err(AqlmError::from)?;

@@ -1,9 +1,15 @@
+use std::sync::Arc;
+
 use aqlm_optimized::cpu::quantizer;
+use aqlm_optimized::cuda::CudaError;
+use aqlm_optimized::cuda::training::{self as cuda, Machine, Precision};
 use aqlm_reference::Hessian as Exact;
+use aqlm_vocabulary::llama::LlamaBlock;
+use aqlm_vocabulary::{AqlmError, ArchSpec, BlockSpec, Rope, RopeScaling};
 use ndarray::{Array2, ArrayView2, Axis, s};
 use proptest::strategy::BoxedStrategy;
 
-use super::{CaseData, Cost, Listed as _, Op};
+use super::{CaseData, Cost, Op};
 use crate::Comparison;
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Kind, Problem, SamplesCase, strategy};
@@ -66,6 +72,10 @@ impl Op for Hessian {
         strategy::samples(200, 90, 4)
     }
 
+    fn ways(machine: &Subject, _data: &Samples) -> Vec<Subject> {
+        vec![machine.with(Precision::Single)]
+    }
+
     fn run(subject: &Subject, data: &Samples) -> Result<Array2<f64>> {
         let parts = parts(&data.x, data.problem.count);
         match subject {
@@ -75,7 +85,21 @@ impl Op for Hessian {
                 parts.iter().try_for_each(|part| hessian.add(*part))?;
                 Ok(hessian.mean())
             }
-            Subject::Cuda(_) => subject.lacks(Self::OPERATION),
+            Subject::Cuda(cuda) => {
+                let device = Arc::clone(&cuda.device);
+                let on_gpu = || -> std::result::Result<_, CudaError> {
+                    // A Hessian needs nothing of the model.
+                    let machine = Machine::new(device, &one_block(), 1, Precision::Single)?;
+                    let machine = Arc::new(machine);
+                    let mut hessian = cuda::Hessian::new(&machine, data.x.ncols());
+                    for part in &parts {
+                        let rows: Vec<f32> = part.iter().copied().collect();
+                        hessian.add(&machine.hidden(&rows)?)?;
+                    }
+                    hessian.mean()
+                };
+                Ok(on_gpu().map_err(AqlmError::from)?)
+            }
         }
     }
 
@@ -150,6 +174,24 @@ impl Op for Hessian {
 /// The samples in the parts in which they arrive.
 fn parts(x: &Array2<f32>, count: usize) -> Vec<ArrayView2<'_, f32>> {
     x.axis_chunks_iter(Axis(0), x.nrows().div_ceil(count)).collect()
+}
+
+/// The smallest model: a machine is made for one.
+fn one_block() -> ArchSpec {
+    let block = BlockSpec::llama(LlamaBlock {
+        hidden_size: 2,
+        intermediate_size: 2,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 2,
+        epsilon: 1e-5,
+        rotary: Rope {
+            theta: 1000.0,
+            scaling: RopeScaling::None,
+        },
+        window: None,
+    });
+    ArchSpec::llama(2, 1, 1, block)
 }
 
 fn exact(parts: &[ArrayView2<'_, f32>]) -> Result<Exact> {

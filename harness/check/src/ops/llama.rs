@@ -1,10 +1,13 @@
 //! Shared by the operations on blocks and models.
 
-use aqlm_engine::backends::CpuBackend;
+use std::sync::Arc;
+
 use aqlm_engine::backends::cuda::table;
+use aqlm_engine::backends::{CpuBackend, CudaMachine};
 use aqlm_engine::ops::Weights;
 use aqlm_optimized::cuda::CudaError;
 use aqlm_optimized::cuda::llama::{Builder, Model, Options, Rung};
+use aqlm_optimized::cuda::training::Precision;
 use aqlm_reference::llama::{Block, Rotary};
 use aqlm_vocabulary::{ArchSpec, BlockWeights, StreamKey};
 use ndarray::{Array1, Array2};
@@ -62,6 +65,13 @@ impl Llama {
     /// A CPU backend for this model.
     pub(super) fn on_cpu(&self) -> Result<CpuBackend> {
         CpuBackend::new(&self.data.config, self.problem.tokens)
+    }
+
+    /// A GPU's machine for quantizing and training this model.
+    pub(super) fn on_machine(&self, cuda: &Cuda) -> Result<CudaMachine> {
+        let device = Arc::clone(&cuda.device);
+        let precision = cuda.training.unwrap_or_default();
+        CudaMachine::on(device, &self.data.config, self.problem.tokens, precision)
     }
 
     pub(super) fn sequences(&self) -> Vec<&[u32]> {
@@ -128,4 +138,13 @@ pub(super) fn rungs(machine: &Subject) -> Vec<Subject> {
             .collect(),
         other => vec![other.clone()],
     }
+}
+
+/// Each of these ways on a GPU, and the f32 of quantizing and training.
+pub(super) fn rungs_and_single(machine: &Subject) -> Vec<Subject> {
+    let mut ways = rungs(machine);
+    if let Subject::Cuda(_) = machine {
+        ways.push(machine.with(Precision::Single));
+    }
+    ways
 }

@@ -1,11 +1,15 @@
+use aqlm_engine::ops::TrainOps as _;
 use aqlm_optimized::cpu::llama::{Activations, ModelTuner};
+use aqlm_optimized::cuda::training::Precision;
 use aqlm_reference::llama as reference;
-use aqlm_vocabulary::{AdamDecay, ModelTraining as _, ModelWeights, Parameter, Target, Tuned, TuningState};
+use aqlm_vocabulary::{
+    AdamDecay, AqlmError, ModelTraining as _, ModelWeights, Parameter, Target, Tuned, TuningState,
+};
 use ndarray::{Array1, Array2};
 use proptest::strategy::BoxedStrategy;
 
 use super::llama::Llama;
-use super::{CaseData as _, Listed as _, Op};
+use super::{CaseData as _, Op};
 use crate::Comparison;
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Kind, Problem, llama as cases, strategy};
@@ -30,6 +34,10 @@ impl Op for ModelTune {
 
     fn strategy() -> BoxedStrategy<Problem> {
         strategy::llama(24)
+    }
+
+    fn ways(machine: &Subject, _data: &Llama) -> Vec<Subject> {
+        vec![machine.with(Precision::Single)]
     }
 
     fn run(subject: &Subject, case: &Llama) -> Result<Trained> {
@@ -91,7 +99,27 @@ impl Op for ModelTune {
                 })?;
                 Ok(Trained { gradients, losses })
             }
-            Subject::Cuda(_) => subject.lacks(Self::OPERATION),
+            Subject::Cuda(cuda) => {
+                let backend = case.on_machine(cuda)?;
+                let mut tuner = backend.model_tuner(&weights, Tuned::ALL, AdamDecay::PAPER)?;
+                let mut gradients = Vec::new();
+                let losses = trained(&mut |step| {
+                    if step > 0 {
+                        tuner.step(LR);
+                    }
+                    let losses = tuner.accumulate(
+                        &case.sequences(),
+                        &targets(case),
+                        scale(case),
+                        &mut |_, _, _| (),
+                    )?;
+                    if step == 0 {
+                        gradients = tuner.gradients().map_err(AqlmError::from)?;
+                    }
+                    Ok(losses)
+                })?;
+                Ok(Trained { gradients, losses })
+            }
         }
     }
 

@@ -31,7 +31,7 @@ impl Op for Perplexity {
     }
 
     fn ways(machine: &Subject, _data: &Llama) -> Vec<Subject> {
-        llama::rungs(machine)
+        llama::rungs_and_single(machine)
     }
 
     fn run(subject: &Subject, case: &Llama) -> Result<Vec<Array1<f64>>> {
@@ -48,6 +48,10 @@ impl Op for Perplexity {
             Subject::Cpu(_) => {
                 let sequences = case.sequences();
                 Ok(streamed(&case.on_cpu()?, data, &sequences, false, &mut |_| ())?.losses)
+            }
+            Subject::Cuda(cuda) if cuda.training.is_some() => {
+                let (machine, sequences) = (case.on_machine(cuda)?, case.sequences());
+                Ok(streamed(&machine, data, &sequences, false, &mut |_| ())?.losses)
             }
             Subject::Cuda(cuda) => {
                 let mut model = case.on_gpu(cuda).map_err(AqlmError::from)?;

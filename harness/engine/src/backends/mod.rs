@@ -7,10 +7,10 @@ mod reference;
 mod resident;
 mod shared_beginnings;
 
-use aqlm_vocabulary::{AqlmError, ArchSpec};
+use aqlm_vocabulary::ArchSpec;
 
 pub use cpu::{CpuBackend, CpuLayers};
-pub use cuda::CudaBackend;
+pub use cuda::{CudaBackend, CudaHidden, CudaMachine};
 pub use hidden_states::HiddenStates;
 pub use reference::{ReferenceBackend, ReferenceLayers};
 
@@ -18,7 +18,7 @@ pub use crate::backend_kind::BackendKind;
 pub use crate::memory::Memory;
 
 use crate::ops::{ModelOps, TrainOps};
-use aqlm_formats::{Error, Result};
+use aqlm_formats::Result;
 
 /// A job that needs a machine with the operations of quantizing and training.
 pub trait OnMachine {
@@ -33,27 +33,16 @@ pub trait OnMachine {
 }
 
 impl BackendKind {
-    /// Checks before any work that [`BackendKind::run`] has a machine.
-    ///
-    /// # Errors
-    /// `Unsupported` for a GPU.
-    pub fn check_runs(self) -> Result<()> {
-        match self {
-            Self::Reference | Self::Cpu => Ok(()),
-            Self::Cuda => Err(no_training(self)),
-        }
-    }
-
     /// Runs a job on the machine of this kind, built for the model's shape and sequences of at most
     /// `positions` tokens.
     ///
     /// # Errors
-    /// `Unsupported` for a GPU, which neither quantizes nor trains; errors of the job.
+    /// `Device`, with a message that names what the GPU lacks; errors of the job.
     pub fn run<J: OnMachine>(self, config: &ArchSpec, positions: usize, job: J) -> Result<J::Output> {
         match self {
             Self::Reference => job.on(ReferenceBackend::new(config, positions)?),
             Self::Cpu => job.on(CpuBackend::new(config, positions)?),
-            Self::Cuda => Err(no_training(self)),
+            Self::Cuda => job.on(CudaMachine::new(config, positions)?),
         }
     }
 
@@ -69,11 +58,4 @@ impl BackendKind {
             Self::Cuda => Box::new(CudaBackend::new(positions)?),
         })
     }
-}
-
-fn no_training(kind: BackendKind) -> Error {
-    AqlmError::Unsupported(format!(
-        "the {kind} backend evaluates and generates; reference and cpu quantize and train"
-    ))
-    .into()
 }

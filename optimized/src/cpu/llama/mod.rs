@@ -40,4 +40,5 @@ pub use model::Model;
 pub use model_backward::{Activations, Gradient, model_backward, model_losses};
 pub use model_tuner::ModelTuner;
 pub use rotary::Rotary;
+pub(crate) use sequences::parts_of_rows;
 pub use sequences::{Sequences, parts, selected};

@@ -62,10 +62,16 @@ pub(super) fn sequences_at_once(tokens: usize) -> usize {
 /// Divides sequences of these lengths into parts that go through a block together: consecutive sequences of
 /// equal length, up to some 4096 tokens.
 pub fn parts(lengths: &[usize]) -> Vec<Range<usize>> {
+    parts_of_rows(lengths, ROWS)
+}
+
+/// [`parts`] of up to `rows` tokens, for machines that need more of them for efficient products.
+pub(crate) fn parts_of_rows(lengths: &[usize], rows: usize) -> Vec<Range<usize>> {
+    let at_once = |tokens: usize| (rows / tokens.max(1)).max(1);
     let mut parts: Vec<Range<usize>> = Vec::new();
     for (index, &tokens) in lengths.iter().enumerate() {
         match parts.last_mut() {
-            Some(part) if lengths[part.start] == tokens && part.len() < sequences_at_once(tokens) => {
+            Some(part) if lengths[part.start] == tokens && part.len() < at_once(tokens) => {
                 part.end = index + 1;
             }
             _ => parts.push(index..index + 1),

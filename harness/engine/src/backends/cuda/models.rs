@@ -1,5 +1,3 @@
-//! Whole models on the first GPU.
-
 use aqlm_optimized::cpu::llama::token_losses;
 use aqlm_optimized::cuda::llama::{self, Builder, Options, Rung, narrowed};
 use aqlm_optimized::cuda::{CudaError, Device};

@@ -1,0 +1,393 @@
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use aqlm_optimized::cpu::quantizer::LayerProblem;
+use aqlm_optimized::cuda::training::{
+    Block, BlockTuner, Head, Hessian, Machine, ModelTuner, Precision, parts, working_bytes,
+};
+use aqlm_optimized::cuda::{Buffer, Device};
+use aqlm_vocabulary::{
+    AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelWeights, QuantizedMatrix,
+    Tuned,
+};
+use ndarray::{Array1, Array2};
+
+use super::super::hidden_states::Bound;
+use super::super::{BackendKind, CpuLayers, Memory};
+use super::hidden::{CudaHidden, on_device};
+use crate::ops::{BlockOps, LayerOps, TrainOps};
+use aqlm_formats::Result;
+
+/// Quantizes and trains on a GPU: products through cuBLAS, everything between them in f32, parameters in f64.
+pub struct CudaMachine {
+    machine: Arc<Machine>,
+    layers: CpuLayers,
+    /// device memory that hidden states leave free
+    reserve: usize,
+    /// memory bound for the hidden states that do not fit on the device
+    bound: Option<Arc<Bound>>,
+}
+
+impl CudaMachine {
+    /// Opens the first GPU, for sequences of at most `positions` tokens, with all products in f32.
+    ///
+    /// # Errors
+    /// `Unsupported` when the model is not a plain Llama; `Device`, with a message that names what is
+    /// missing.
+    pub fn new(config: &ArchSpec, positions: usize) -> Result<Self> {
+        let device = on_device(Device::open(0, None))?;
+        Self::on(Arc::new(device), config, positions, Precision::Single)
+    }
+
+    /// On an open device, with products of this precision in training.
+    ///
+    /// # Errors
+    /// As [`CudaMachine::new`].
+    pub fn on(
+        device: Arc<Device>,
+        config: &ArchSpec,
+        positions: usize,
+        precision: Precision,
+    ) -> Result<Self> {
+        Ok(Self {
+            machine: Arc::new(on_device(Machine::new(device, config, positions, precision))?),
+            layers: CpuLayers,
+            reserve: working_bytes(config, usize::MAX, positions),
+            bound: None,
+        })
+    }
+
+    /// The GPU and its kernels.
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine
+    }
+
+    /// # Errors
+    /// `Shape` when the hidden states belong to another model, or are longer than the rotary tables.
+    fn check(&self, hidden: &CudaHidden) -> Result<()> {
+        let longest = hidden.lengths().iter().copied().max().unwrap_or(0);
+        let expected = [
+            longest.min(self.machine.positions()),
+            self.machine.arch().hidden_size,
+        ];
+        let found = [longest, hidden.width()];
+        expect("hidden states", &expected, &found)
+    }
+
+    /// The parts in which these sequences pass through a block, as indices from `first` on.
+    fn parts_from(first: usize, lengths: &[usize]) -> impl Iterator<Item = Vec<usize>> + use<> {
+        let shift = move |part: Range<usize>| part.map(|index| first + index).collect();
+        parts(lengths).into_iter().map(shift)
+    }
+
+    fn room(&self, lengths: &[usize], width: usize) -> Result<CudaHidden> {
+        CudaHidden::new(&self.machine, lengths, width, self.reserve, self.bound.as_ref())
+    }
+
+    /// A part of tuning: its input and target rows, and the length of its sequences.
+    fn pair(
+        &self,
+        inputs: &CudaHidden,
+        targets: &CudaHidden,
+        part: &[usize],
+    ) -> Result<(Buffer<f32>, Buffer<f32>, usize)> {
+        Ok((
+            inputs.read(&self.machine, part)?,
+            targets.read(&self.machine, part)?,
+            inputs.lengths()[part[0]],
+        ))
+    }
+
+    /// The parts of these sequences, if inputs and targets match.
+    fn parts_of<'a>(
+        &self,
+        inputs: &CudaHidden,
+        targets: &CudaHidden,
+        sequences: &'a [usize],
+    ) -> Result<Vec<&'a [usize]>> {
+        self.check(inputs)?;
+        self.check(targets)?;
+        expect("fine-tuning targets", inputs.lengths(), targets.lengths())?;
+        let lengths: Vec<usize> = sequences
+            .iter()
+            .map(|&sequence| inputs.lengths()[sequence])
+            .collect();
+        Ok(parts(&lengths).into_iter().map(|part| &sequences[part]).collect())
+    }
+}
+
+fn expect(what: &str, expected: &[usize], found: &[usize]) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(AqlmError::Shape {
+        what: what.into(),
+        expected: expected.to_vec(),
+        found: found.to_vec(),
+    }
+    .into())
+}
+
+impl BlockOps for CudaMachine {
+    type Layers = CpuLayers;
+    type Hidden = CudaHidden;
+    type Block = Block;
+    type Hessian = Hessian;
+    type Head = Head;
+
+    fn kind(&self) -> BackendKind {
+        BackendKind::Cuda
+    }
+
+    fn device(&self) -> String {
+        let name = self.machine.device().name();
+        let name = name.unwrap_or_else(|error| format!("a GPU without a name ({error})"));
+        let training = match self.machine.precision() {
+            Precision::Single => "f32",
+            Precision::Tf32 => "f32, products of training in tf32",
+        };
+        format!("{name}, {training}")
+    }
+
+    fn config(&self) -> &ArchSpec {
+        self.machine.arch()
+    }
+
+    fn layers(&self) -> &CpuLayers {
+        &self.layers
+    }
+
+    /// Hidden states are on the device while they fit there. The bound is for the others.
+    fn bound_memory(&mut self, memory: Memory, spill: &Path, sequences: usize) -> Result<()> {
+        self.reserve = working_bytes(self.config(), sequences, self.machine.positions());
+        self.bound = Some(Bound::new(memory.bytes(), spill.to_path_buf()));
+        Ok(())
+    }
+
+    fn embed(&self, embedding: &Array2<f32>, sequences: &[&[u32]]) -> Result<CudaHidden> {
+        let lengths: Vec<usize> = sequences.iter().map(|tokens| tokens.len()).collect();
+        let width = embedding.ncols();
+        let table = on_device(self.machine.table(embedding, "the embedding"))?;
+        let mut hidden = self.room(&lengths, width)?;
+        for part in parts(&lengths) {
+            let tokens: Vec<u32> = sequences[part.clone()].concat();
+            let rows = on_device(self.machine.embed(&table, width, &tokens))?;
+            hidden.write(&self.machine, part.start, &rows)?;
+        }
+        Ok(hidden)
+    }
+
+    fn lengths(&self, hidden: &CudaHidden) -> Vec<usize> {
+        hidden.lengths().to_vec()
+    }
+
+    fn parts(&self, lengths: &[usize]) -> Vec<Range<usize>> {
+        parts(lengths)
+    }
+
+    fn load_block(&self, index: usize, weights: &BlockWeights) -> Result<Block> {
+        on_device(Block::new(&self.machine, &self.config().blocks[index], weights))
+    }
+
+    fn store_block(&self, block: &Block) -> Result<BlockWeights> {
+        on_device(block.to_weights(&self.machine))
+    }
+
+    fn set_layer(&self, block: &mut Block, layer: LayerId, matrix: QuantizedMatrix) -> Result<()> {
+        on_device(block.set_layer(&self.machine, layer, &matrix))
+    }
+
+    fn block_forward(&self, block: &Block, hidden: &CudaHidden) -> Result<CudaHidden> {
+        self.check(hidden)?;
+        let lengths = hidden.lengths();
+        let mut outputs = self.room(lengths, hidden.width())?;
+        let weights = on_device(block.decoded(&self.machine))?;
+        for part in Self::parts_from(0, lengths) {
+            let x = hidden.read(&self.machine, &part)?;
+            let tokens = lengths[part[0]];
+            let passed = self
+                .machine
+                .forward(Precision::Single, block, &weights, x, tokens);
+            outputs.write(&self.machine, part[0], &on_device(passed)?.0)?;
+        }
+        Ok(outputs)
+    }
+
+    fn rounded_to_bf16(&self, mut hidden: CudaHidden) -> Result<CudaHidden> {
+        for part in Self::parts_from(0, hidden.lengths()) {
+            let mut rows = hidden.read(&self.machine, &part)?;
+            on_device(self.machine.round_to_bf16(&mut rows))?;
+            hidden.write(&self.machine, part[0], &rows)?;
+        }
+        Ok(hidden)
+    }
+
+    fn hessian(&self, block: &Block, layer: LayerId) -> Hessian {
+        Hessian::new(&self.machine, block.spec().shape(layer).1)
+    }
+
+    fn add_to_hessians(
+        &self,
+        block: &Block,
+        hidden: &CudaHidden,
+        sequences: Range<usize>,
+        layers: &[LayerId],
+        hessians: &mut [Hessian],
+    ) -> Result<()> {
+        self.check(hidden)?;
+        let weights = on_device(block.decoded(&self.machine))?;
+        for part in Self::parts_from(sequences.start, &hidden.lengths()[sequences]) {
+            let x = hidden.read(&self.machine, &part)?;
+            let tokens = hidden.lengths()[part[0]];
+            let passed = self
+                .machine
+                .forward(Precision::Single, block, &weights, x, tokens);
+            let (_, trace) = on_device(passed)?;
+            for (hessian, &layer) in hessians.iter_mut().zip(layers) {
+                on_device(hessian.add(trace.input(block.spec().linear(layer).reads)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn layer_problem(
+        &self,
+        block: &Block,
+        layer: LayerId,
+        hessian: &Hessian,
+        settings: &LayerSettings,
+    ) -> Result<LayerProblem> {
+        let weight = on_device(block.weight_on_host(&self.machine, layer))?;
+        self.layers
+            .problem(&weight, &on_device(hessian.mean())?, settings)
+    }
+
+    /// A report and no step of the quantizer, so the reference computes it.
+    fn spectrum(&self, hessian: &Hessian) -> Result<Vec<f64>> {
+        Ok(aqlm_reference::linalg::eigenvalues(
+            on_device(hessian.mean())?.view(),
+            "hessian",
+        )?)
+    }
+
+    fn mean_squares(&self, a: &CudaHidden, b: &CudaHidden) -> Result<(f64, f64)> {
+        expect("hidden states", b.lengths(), a.lengths())?;
+        expect("width of hidden states", &[b.width()], &[a.width()])?;
+        let (mut difference, mut norm) = (0.0, 0.0);
+        for part in Self::parts_from(0, b.lengths()) {
+            let a = a.read(&self.machine, &part)?;
+            let rows = b.read(&self.machine, &part)?;
+            let (differences, norms) = on_device(self.machine.row_squares(&a, &rows, b.width()))?;
+            difference += differences.iter().sum::<f64>();
+            norm += norms.iter().sum::<f64>();
+        }
+        let count = (b.lengths().iter().sum::<usize>() * b.width()).max(1) as f64;
+        Ok((difference / count, norm / count))
+    }
+
+    fn largest(&self, hidden: &CudaHidden) -> Result<f64> {
+        let mut largest = 0.0_f32;
+        for part in Self::parts_from(0, hidden.lengths()) {
+            let rows = hidden.read(&self.machine, &part)?;
+            largest = largest.max(on_device(self.machine.largest(&rows, hidden.width()))?);
+        }
+        Ok(f64::from(largest))
+    }
+
+    fn load_head(&self, norm: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Head> {
+        on_device(Head::new(&self.machine, self.config().final_norm, norm, lm_head))
+    }
+
+    fn head_input(&self, head: &Head, hidden: &CudaHidden, sequence: usize) -> Result<Array2<f32>> {
+        let x = hidden.read(&self.machine, &[sequence])?;
+        on_device(head.normed(&self.machine, &x))
+    }
+
+    fn logits(&self, head: &Head, hidden: &CudaHidden, sequence: usize) -> Result<Array2<f64>> {
+        self.check(hidden)?;
+        let x = hidden.read(&self.machine, &[sequence])?;
+        Ok(on_device(head.logits(&self.machine, &x))?.mapv(f64::from))
+    }
+
+    fn token_losses(
+        &self,
+        head: &Head,
+        hidden: &CudaHidden,
+        sequences: &[&[u32]],
+    ) -> Result<Vec<Array1<f64>>> {
+        self.check(hidden)?;
+        expect("targets", &[hidden.lengths().len()], &[sequences.len()])?;
+        let mut all = Vec::with_capacity(sequences.len());
+        for part in Self::parts_from(0, hidden.lengths()) {
+            let x = hidden.read(&self.machine, &part)?;
+            let tokens = hidden.lengths()[part[0]];
+            // Each row's target is the token after it. The last row of a sequence has none: its own token
+            // stands in, and the loss is dropped.
+            let mut targets = Vec::with_capacity(part.len() * tokens);
+            for &sequence in &part {
+                let own = sequences[sequence];
+                expect("tokens of a sequence", &[tokens.max(1)], &[own.len()])?;
+                targets.extend_from_slice(&own[1..]);
+                targets.push(own[own.len() - 1]);
+            }
+            let losses = on_device(head.losses(&self.machine, &x, &targets))?;
+            all.extend(
+                losses
+                    .chunks(tokens)
+                    .map(|losses| Array1::from(losses[..tokens - 1].to_vec())),
+            );
+        }
+        Ok(all)
+    }
+}
+
+impl TrainOps for CudaMachine {
+    type BlockTuner = BlockTuner;
+    type ModelTuner = ModelTuner;
+
+    fn block_tuner(&self, block: &Block, tuned: Tuned, decay: AdamDecay) -> BlockTuner {
+        BlockTuner::new(&self.machine, block, tuned, decay)
+    }
+
+    fn block_losses(
+        &self,
+        tuner: &BlockTuner,
+        inputs: &CudaHidden,
+        targets: &CudaHidden,
+        sequences: &[usize],
+    ) -> Result<Vec<f64>> {
+        let mut losses = Vec::with_capacity(sequences.len());
+        for part in self.parts_of(inputs, targets, sequences)? {
+            let (x, goals, tokens) = self.pair(inputs, targets, part)?;
+            losses.extend(on_device(tuner.losses(x, &goals, tokens))?);
+        }
+        Ok(losses)
+    }
+
+    fn block_accumulate(
+        &self,
+        tuner: &mut BlockTuner,
+        inputs: &CudaHidden,
+        targets: &CudaHidden,
+        sequences: &[usize],
+        scale: f64,
+    ) -> Result<Vec<f64>> {
+        let mut losses = Vec::with_capacity(sequences.len());
+        for part in self.parts_of(inputs, targets, sequences)? {
+            let (x, goals, tokens) = self.pair(inputs, targets, part)?;
+            losses.extend(on_device(tuner.accumulate(x, &goals, tokens, scale))?);
+        }
+        Ok(losses)
+    }
+
+    /// Activations are kept on the device if they fit there, else computed anew. The bound is for the hidden
+    /// states of a teacher that do not fit on the device.
+    fn bound_tuning_memory(&mut self, memory: Memory, spill: &Path, batch: usize) -> Result<()> {
+        self.bound_memory(memory, spill, batch)
+    }
+
+    fn model_tuner(&self, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay) -> Result<ModelTuner> {
+        on_device(ModelTuner::new(&self.machine, weights, tuned, decay))
+    }
+}

@@ -1,0 +1,328 @@
+use std::sync::{Arc, OnceLock};
+
+use aqlm_vocabulary::{AqlmError, BlockSpec, BlockWeights, LayerId, Linear, LinearWeight, QuantizedMatrix};
+use ndarray::{Array1, Array2};
+
+use super::super::llama::address;
+use super::super::{Buffer, Result};
+use super::machine::Machine;
+use super::plan;
+use crate::cpu::quantizer::Places;
+
+/// Codes on the device, and the matrix from which they came. They never change, so all copies of a layer
+/// share them.
+struct Codes {
+    /// of which only codes and shape are used later
+    matrix: QuantizedMatrix,
+    /// [out_groups, in_groups, books]
+    resident: Buffer<u16>,
+    /// made on first use
+    places: OnceLock<DevicePlaces>,
+}
+
+/// The groups of each codeword on the device: [`Places`].
+pub(super) struct DevicePlaces {
+    /// [books, states + 1]
+    pub(super) starts: Buffer<u32>,
+    /// [books, out_groups x in_groups]
+    pub(super) groups: Buffer<u32>,
+}
+
+/// A quantized weight: codes, and the codebooks and scales in f64 that training moves.
+#[derive(Clone)]
+pub(super) struct Quantized {
+    codes: Arc<Codes>,
+    /// [books, states, go, gi]
+    pub(super) codebooks: Arc<Buffer<f64>>,
+    /// `[out_groups]`
+    pub(super) scales: Arc<Buffer<f64>>,
+}
+
+impl Quantized {
+    fn new(machine: &Machine, matrix: &QuantizedMatrix) -> Result<Self> {
+        let codes: Vec<u16> = matrix.codes().iter().copied().collect();
+        let codebooks: Vec<f64> = matrix.codebooks().iter().copied().collect();
+        Ok(Self {
+            codebooks: Arc::new(machine.upload(&codebooks, "codebooks")?),
+            scales: Arc::new(machine.upload(&matrix.scales().to_vec(), "scales")?),
+            codes: Arc::new(Codes {
+                resident: machine.upload(&codes, "codes")?,
+                matrix: matrix.clone(),
+                places: OnceLock::new(),
+            }),
+        })
+    }
+
+    /// The matrix with the current codebooks and scales.
+    fn matrix(&self, machine: &Machine) -> Result<QuantizedMatrix> {
+        let codebooks = machine.device().download(&*self.codebooks)?;
+        let scales = machine.device().download(&*self.scales)?;
+        let mut matrix = self.codes.matrix.clone();
+        matrix.tune(|mut to_codebooks, mut to_scales| {
+            to_codebooks
+                .iter_mut()
+                .zip(codebooks)
+                .for_each(|(to, value)| *to = value);
+            to_scales
+                .iter_mut()
+                .zip(scales)
+                .for_each(|(to, value)| *to = value);
+        });
+        Ok(matrix)
+    }
+
+    fn decoded(&self, machine: &Machine) -> Result<Buffer<f32>> {
+        let matrix = &self.codes.matrix;
+        let (out, inputs) = (matrix.out_features(), matrix.in_features());
+        let weight = machine.space(out * inputs, "a decoded weight")?;
+        let device = machine.device();
+        machine.run(
+            &plan::decode(matrix.scheme(), out, inputs),
+            &[
+                address(device, &self.codes.resident),
+                address(device, &self.codebooks),
+                address(device, &self.scales),
+                address(device, &weight),
+            ],
+        )?;
+        Ok(weight)
+    }
+
+    fn places(&self, machine: &Machine) -> Result<&DevicePlaces> {
+        let cell = &self.codes.places;
+        if let Some(places) = cell.get() {
+            return Ok(places);
+        }
+        let places = Places::of(&self.codes.matrix);
+        let [starts, groups] = places.flat();
+        let places = DevicePlaces {
+            starts: machine.upload(&starts, "where codewords begin")?,
+            groups: machine.upload(&groups, "the groups of codewords")?,
+        };
+        Ok(cell.get_or_init(|| places))
+    }
+
+    /// Adds to the gradients of codebooks and of scales, given the gradient of the decoded weight.
+    pub(super) fn add_gradients(
+        &self,
+        machine: &Machine,
+        gradient: &Buffer<f32>,
+        codebooks: Option<&Buffer<f64>>,
+        scales: Option<&Buffer<f64>>,
+    ) -> Result<()> {
+        let matrix = &self.codes.matrix;
+        let (out, inputs) = (matrix.out_features(), matrix.in_features());
+        let device = machine.device();
+        if let Some(sums) = codebooks {
+            let places = self.places(machine)?;
+            machine.run(
+                &plan::codeword_sums(matrix.scheme(), out, inputs),
+                &[
+                    address(device, &places.starts),
+                    address(device, &places.groups),
+                    address(device, &self.scales),
+                    address(device, gradient),
+                    address(device, sums),
+                ],
+            )?;
+        }
+        if let Some(sums) = scales {
+            machine.run(
+                &plan::scale_sums(matrix.scheme(), out, inputs),
+                &[
+                    address(device, &self.codes.resident),
+                    address(device, &self.codebooks),
+                    address(device, gradient),
+                    address(device, sums),
+                ],
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone)]
+enum Weight {
+    /// [out_features, in_features]
+    Dense(Arc<Buffer<f32>>),
+    Quantized(Quantized),
+}
+
+#[derive(Clone)]
+struct Layer {
+    weight: Weight,
+    /// `[out_features]`
+    bias: Option<Arc<Buffer<f32>>>,
+}
+
+/// A transformer block on the device. Copies share what does not change.
+#[derive(Clone)]
+pub struct Block {
+    pub(super) spec: Arc<BlockSpec>,
+    /// before attention, before the MLP; `[hidden]` each
+    pub(super) norms: [Arc<Buffer<f32>>; 2],
+    /// in the order of the spec
+    layers: Vec<Layer>,
+}
+
+impl Block {
+    /// Copies a block to the device.
+    ///
+    /// # Errors
+    /// `Aqlm` with `Unsupported` when the spec is not that of a plain block, with `Shape` when the weights do
+    /// not match the spec; `Memory`, `Driver`.
+    pub fn new(machine: &Machine, spec: &BlockSpec, weights: &BlockWeights) -> Result<Self> {
+        spec.require_plain()?;
+        spec.check_weights(weights)?;
+        let vector = |values: &Array1<f32>, name: &str| -> Result<_> {
+            Ok(Arc::new(machine.upload(&values.to_vec(), name)?))
+        };
+        let layer = |layer: &Linear| -> Result<Layer> {
+            Ok(Layer {
+                weight: match &layer.weight {
+                    LinearWeight::Dense(weight) => {
+                        let weight = weight.as_standard_layout();
+                        let values = weight.as_slice().unwrap_or_default();
+                        Weight::Dense(Arc::new(machine.upload(values, "a weight")?))
+                    }
+                    LinearWeight::Quantized(matrix) => Weight::Quantized(Quantized::new(machine, matrix)?),
+                },
+                bias: layer
+                    .bias
+                    .as_ref()
+                    .map(|bias| vector(bias, "a bias"))
+                    .transpose()?,
+            })
+        };
+        Ok(Self {
+            spec: Arc::new(spec.clone()),
+            norms: [
+                vector(&weights.input_layernorm, "the first norm")?,
+                vector(&weights.post_attention_layernorm, "the second norm")?,
+            ],
+            layers: weights.layers.iter().map(layer).collect::<Result<_>>()?,
+        })
+    }
+
+    /// The block's parameters, back on the host.
+    ///
+    /// # Errors
+    /// `Driver`.
+    pub fn to_weights(&self, machine: &Machine) -> Result<BlockWeights> {
+        let device = machine.device();
+        let vector = |values: &Buffer<f32>| -> Result<_> { Ok(Array1::from(device.download(values)?)) };
+        let layer = |id: LayerId| -> Result<Linear> {
+            let layer = &self.layers[id.index()];
+            Ok(Linear {
+                weight: match &layer.weight {
+                    Weight::Dense(weight) => {
+                        let found = device.download(&**weight)?;
+                        LinearWeight::Dense(matrix(self.spec.shape(id), found)?)
+                    }
+                    Weight::Quantized(quantized) => LinearWeight::Quantized(quantized.matrix(machine)?),
+                },
+                bias: layer.bias.as_deref().map(vector).transpose()?,
+            })
+        };
+        Ok(BlockWeights {
+            input_layernorm: vector(&self.norms[0])?,
+            post_attention_layernorm: vector(&self.norms[1])?,
+            layers: self.spec.layers().map(layer).collect::<Result<_>>()?,
+        })
+    }
+
+    /// What the block computes.
+    pub fn spec(&self) -> &BlockSpec {
+        &self.spec
+    }
+
+    /// Replaces one layer's weight by a quantized one and keeps the bias.
+    ///
+    /// # Errors
+    /// `Aqlm` with `Shape` when the new weight's shape differs from the old one's; `Memory`, `Driver`.
+    pub fn set_layer(&mut self, machine: &Machine, layer: LayerId, matrix: &QuantizedMatrix) -> Result<()> {
+        let expected = self.spec.shape(layer);
+        let found = (matrix.out_features(), matrix.in_features());
+        if expected != found {
+            return Err(AqlmError::Shape {
+                what: self.spec.linear(layer).name.clone(),
+                expected: vec![expected.0, expected.1],
+                found: vec![found.0, found.1],
+            }
+            .into());
+        }
+        self.layers[layer.index()].weight = Weight::Quantized(Quantized::new(machine, matrix)?);
+        Ok(())
+    }
+
+    /// One layer's weight in f32, on the host, [out_features, in_features].
+    ///
+    /// # Errors
+    /// `Driver`.
+    pub fn weight_on_host(&self, machine: &Machine, layer: LayerId) -> Result<Array2<f32>> {
+        let weight = self.weight(machine, layer)?;
+        matrix(self.spec.shape(layer), machine.device().download(&*weight)?)
+    }
+
+    /// One layer's weight in f32; a quantized one is decoded anew.
+    pub(super) fn weight(&self, machine: &Machine, layer: LayerId) -> Result<Arc<Buffer<f32>>> {
+        match &self.layers[layer.index()].weight {
+            Weight::Dense(weight) => Ok(Arc::clone(weight)),
+            Weight::Quantized(quantized) => Ok(Arc::new(quantized.decoded(machine)?)),
+        }
+    }
+
+    /// All weights in f32, in the order of the spec.
+    ///
+    /// # Errors
+    /// `Memory`, `Driver`.
+    pub fn decoded(&self, machine: &Machine) -> Result<Decoded> {
+        let weights = self.spec.layers().map(|layer| self.weight(machine, layer));
+        Ok(Decoded {
+            weights: weights.collect::<Result<_>>()?,
+        })
+    }
+
+    pub(super) fn bias(&self, layer: LayerId) -> Option<&Buffer<f32>> {
+        self.layers[layer.index()].bias.as_deref()
+    }
+
+    /// One layer's quantized form; `None` for a dense layer.
+    pub(super) fn quantized(&self, layer: LayerId) -> Option<&Quantized> {
+        match &self.layers[layer.index()].weight {
+            Weight::Quantized(quantized) => Some(quantized),
+            Weight::Dense(_) => None,
+        }
+    }
+
+    pub(super) fn quantized_mut(&mut self, layer: LayerId) -> Option<&mut Quantized> {
+        match &mut self.layers[layer.index()].weight {
+            Weight::Quantized(quantized) => Some(quantized),
+            Weight::Dense(_) => None,
+        }
+    }
+}
+
+/// The weights of a block in f32.
+pub struct Decoded {
+    weights: Vec<Arc<Buffer<f32>>>,
+}
+
+impl Decoded {
+    pub(super) fn weight(&self, layer: LayerId) -> &Buffer<f32> {
+        &self.weights[layer.index()]
+    }
+}
+
+/// Numbers as a matrix.
+pub(super) fn matrix(shape: (usize, usize), values: Vec<f32>) -> Result<Array2<f32>> {
+    let found = values.len();
+    Array2::from_shape_vec(shape, values).map_err(|_| {
+        AqlmError::Shape {
+            what: "a matrix from the device".into(),
+            expected: vec![shape.0, shape.1],
+            found: vec![found],
+        }
+        .into()
+    })
+}

@@ -1,0 +1,182 @@
+use std::sync::Arc;
+
+use aqlm_vocabulary::{AqlmError, PartSums};
+use ndarray::Array2;
+
+use super::super::llama::address;
+use super::super::{Buffer, CudaError, Result};
+use super::machine::Machine;
+use super::plan;
+
+/// Samples whose outer products are summed in f32 before the sum is added in f64. A sum of this many products
+/// of f32 has a relative error of at most 2^10 x 2^-24 without cancellation (the diagonal), and typically 2^5
+/// x 2^-24.
+const SAMPLES: usize = 1024;
+
+/// Maximum bytes of the f32 sums of several chunks of samples.
+const CHUNK_BYTES: usize = 1 << 29;
+
+/// H of a layer on the device: the mean of x xT over the layer's input samples, [in_features, in_features],
+/// in f64.
+///
+/// Every call of [`Hessian::add`] adds one number to each element of the sum.
+pub struct Hessian {
+    machine: Arc<Machine>,
+    width: usize,
+    /// valid on and below the diagonal; `None` before the first sample
+    sum: Option<Buffer<f64>>,
+    samples: usize,
+}
+
+impl Hessian {
+    /// No samples yet.
+    pub fn new(machine: &Arc<Machine>, in_features: usize) -> Self {
+        Self {
+            machine: Arc::clone(machine),
+            width: in_features,
+            sum: None,
+            samples: 0,
+        }
+    }
+
+    /// Adds inputs, [samples, in_features].
+    ///
+    /// # Errors
+    /// `Length` when they are no whole number of samples, `Aqlm` with `NotFinite` for NaN or infinite inputs;
+    /// then nothing was added. `Memory`, `Driver`, `Library`.
+    pub fn add(&mut self, x: &Buffer<f32>) -> Result<()> {
+        let (machine, width) = (&*self.machine, self.width);
+        let rows = x.len() / width.max(1);
+        if rows * width != x.len() {
+            return Err(CudaError::Length {
+                what: "inputs of a layer",
+                expected: rows * width,
+                found: x.len(),
+            });
+        }
+        if let Some((index, value)) = machine.first_not_finite(x, width)? {
+            return Err(AqlmError::NotFinite {
+                what: "inputs of a layer".into(),
+                index: index.to_vec(),
+                value: f64::from(value),
+            }
+            .into());
+        }
+        let size = width * width;
+        let together = (CHUNK_BYTES / (size * size_of::<f32>()).max(1)).max(1);
+        let added = machine.zeros(size, "a part of a Hessian")?;
+        let mut first = 0;
+        while first < rows {
+            // Whole chunks go together; the last one may be shorter and goes alone.
+            let chunks = ((rows - first) / SAMPLES).min(together);
+            let [chunks, samples] = if chunks > 0 {
+                [chunks, SAMPLES]
+            } else {
+                [1, rows - first]
+            };
+            let last = first + chunks * samples;
+            let mut parts = machine.space(chunks * size, "parts of a Hessian")?;
+            let from = x.slice(first * width..last * width);
+            machine
+                .products
+                .grams(&from, &mut parts, [chunks, samples, width])?;
+            machine.add_parts(&parts, &added, chunks)?;
+            first = last;
+        }
+        match &self.sum {
+            Some(sum) => machine.add_wide(&added, sum)?,
+            // A sum of zeros and this is this.
+            None => self.sum = Some(added.named("a Hessian")),
+        }
+        self.samples += rows;
+        Ok(())
+    }
+
+    /// Number of samples added.
+    pub fn samples(&self) -> usize {
+        self.samples
+    }
+
+    /// The sum on the device, [in_features, in_features], valid on and below the diagonal; `None` before the
+    /// first sample.
+    pub fn sum(&self) -> Option<&Buffer<f64>> {
+        self.sum.as_ref()
+    }
+
+    /// The mean of x xT on the host, symmetric to the last bit; zero before the first sample.
+    ///
+    /// # Errors
+    /// `Driver`.
+    pub fn mean(&self) -> Result<Array2<f64>> {
+        let count = self.samples.max(1) as f64;
+        let sum = self.to_host()?;
+        let width = self.width;
+        Ok(Array2::from_shape_fn((width, width), |(r, c)| {
+            sum[r.max(c) * width + r.min(c)] / count
+        }))
+    }
+
+    fn to_host(&self) -> Result<Vec<f64>> {
+        match &self.sum {
+            Some(sum) => self.machine.device().download(sum),
+            None => Ok(vec![0.0; self.width * self.width]),
+        }
+    }
+}
+
+impl PartSums for Hessian {
+    /// The elements, then the number of samples. Nothing if the device fails: no other rank accepts that.
+    fn take(&mut self) -> Vec<f64> {
+        let samples = std::mem::take(&mut self.samples) as f64;
+        let sum = self.to_host();
+        self.sum = None;
+        sum.map_or_else(
+            |_| Vec::new(),
+            |mut sum| {
+                sum.push(samples);
+                sum
+            },
+        )
+    }
+
+    fn add(&mut self, sum: &[f64]) -> aqlm_vocabulary::Result<()> {
+        let size = self.width * self.width;
+        let (samples, part) = match sum.split_last() {
+            Some((samples, part)) if part.len() == size => (*samples, part),
+            _ => {
+                return Err(AqlmError::Shape {
+                    what: "the sum of a Hessian".into(),
+                    expected: vec![size + 1],
+                    found: vec![sum.len()],
+                });
+            }
+        };
+        let part = self.machine.upload(part, "a Hessian")?;
+        match &self.sum {
+            Some(sum) => self.machine.add_wide(&part, sum)?,
+            None => self.sum = Some(part),
+        }
+        self.samples += samples as usize;
+        Ok(())
+    }
+}
+
+impl Machine {
+    /// Adds f32 parts, each as long as the total, to f64 sums.
+    pub(super) fn add_parts(&self, parts: &Buffer<f32>, total: &Buffer<f64>, count: usize) -> Result<()> {
+        let device = self.device();
+        self.run(
+            &plan::add_parts(total.len(), count, false),
+            &[address(device, parts), address(device, total)],
+        )
+    }
+
+    /// Adds f64 numbers to f64 sums.
+    pub(super) fn add_wide(&self, part: &Buffer<f64>, total: &Buffer<f64>) -> Result<()> {
+        let device = self.device();
+        self.run(
+            &plan::add_parts(total.len(), 1, true),
+            &[part, total].map(|buffer| address(device, buffer)),
+        )
+    }
+}

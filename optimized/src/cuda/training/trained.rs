@@ -1,0 +1,252 @@
+use std::sync::Arc;
+
+use aqlm_vocabulary::{AdamDecay, AqlmError, ArchSpec, Parameter, ParameterState, Tuned, TuningState};
+
+use super::super::error::During;
+use super::super::llama::address;
+use super::super::{Buffer, Result};
+use super::backward::BlockGradient;
+use super::block::Block;
+use super::machine::Machine;
+use super::plan;
+
+/// The parameters that are trained, the sums of their gradients and Adam's moments, all in f64 on the device.
+pub(super) struct Trained {
+    machine: Arc<Machine>,
+    tuned: Tuned,
+    decay: AdamDecay,
+    steps: u32,
+    /// in the order of [`Parameter::selected`], which is sorted by block
+    pub(super) parameters: Vec<TrainedParameter>,
+}
+
+pub(super) struct TrainedParameter {
+    pub(super) parameter: Parameter,
+    pub(super) values: Buffer<f64>,
+    pub(super) gradient: Buffer<f64>,
+    first: Buffer<f64>,
+    second: Buffer<f64>,
+}
+
+impl Trained {
+    /// These parameters with their values, before the first step.
+    pub(super) fn new(
+        machine: &Arc<Machine>,
+        parameters: Vec<(Parameter, Vec<f64>)>,
+        tuned: Tuned,
+        decay: AdamDecay,
+    ) -> Result<Self> {
+        let trained = |(parameter, values): (Parameter, Vec<f64>)| -> Result<_> {
+            let count = values.len();
+            Ok(TrainedParameter {
+                parameter,
+                values: machine.upload(&values, "parameters")?,
+                gradient: machine.zeros(count, "gradients")?,
+                first: machine.zeros(count, "first moments")?,
+                second: machine.zeros(count, "second moments")?,
+            })
+        };
+        Ok(Self {
+            machine: Arc::clone(machine),
+            tuned,
+            decay,
+            steps: 0,
+            parameters: parameters.into_iter().map(trained).collect::<Result<_>>()?,
+        })
+    }
+
+    /// The sums of a parameter's gradient, if that parameter is trained.
+    pub(super) fn gradient(&self, parameter: Parameter) -> Option<&Buffer<f64>> {
+        let mut parameters = self.parameters.iter();
+        parameters
+            .find(|trained| trained.parameter == parameter)
+            .map(|trained| &trained.gradient)
+    }
+
+    /// Adds a gradient of block number `index`.
+    pub(super) fn add(&self, index: usize, block: &Block, gradient: &BlockGradient) -> Result<()> {
+        match gradient {
+            BlockGradient::Weight(layer, weight) => {
+                let Some(quantized) = block.quantized(*layer) else {
+                    return Ok(());
+                };
+                let codebooks = self.gradient(Parameter::Codebooks(index, *layer));
+                let scales = self.gradient(Parameter::Scales(index, *layer));
+                quantized.add_gradients(&self.machine, weight, codebooks, scales)
+            }
+            BlockGradient::Norm(which, sums) => {
+                let parameter = [Parameter::InputNorm(index), Parameter::PostAttentionNorm(index)][*which];
+                match self.gradient(parameter) {
+                    Some(total) => self.machine.add_chunks(sums, total),
+                    None => Ok(()),
+                }
+            }
+            // Biases stay fixed.
+            BlockGradient::Bias(..) => Ok(()),
+        }
+    }
+
+    /// Whether gradients of decoded weights are needed.
+    pub(super) fn needs_weights(&self) -> bool {
+        self.tuned.codebooks || self.tuned.scales
+    }
+
+    /// Takes out the sums of the gradients, one parameter after the other, and restarts them at zero.
+    pub(super) fn take_gradients(&mut self) -> Result<Vec<f64>> {
+        let device = self.machine.device();
+        let mut taken = Vec::new();
+        for trained in &mut self.parameters {
+            taken.extend(device.download(&trained.gradient)?);
+            reset(&self.machine, &mut trained.gradient)?;
+        }
+        Ok(taken)
+    }
+
+    /// Adds sums taken by [`Trained::take_gradients`] from another tuner of the same parameters.
+    pub(super) fn add_gradients(&mut self, sums: &[f64]) -> Result<()> {
+        let expected: usize = self.parameters.iter().map(|trained| trained.values.len()).sum();
+        if sums.len() != expected {
+            return Err(shape("sums of gradients".into(), expected, sums.len()).into());
+        }
+        let mut rest = sums;
+        for trained in &self.parameters {
+            let (own, others) = rest.split_at(trained.gradient.len());
+            let part = self.machine.upload(own, "gradients")?;
+            self.machine.add_wide(&part, &trained.gradient)?;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    /// One step of Adam along the gradients summed so far, which are then reset.
+    pub(super) fn step(&mut self, lr: f64) -> Result<()> {
+        self.steps = self.steps.saturating_add(1);
+        let adam = self.decay.at(lr);
+        let device = self.machine.device();
+        for trained in &self.parameters {
+            let buffers = [
+                &trained.values,
+                &trained.gradient,
+                &trained.first,
+                &trained.second,
+            ];
+            self.machine.run(
+                &plan::adam(trained.values.len(), &adam, self.steps),
+                &buffers.map(|buffer| address(device, buffer)),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Gives the blocks copies of their parameters' values. Earlier copies of the blocks keep theirs.
+    pub(super) fn write_back(&self, blocks: &mut [Block]) -> Result<()> {
+        for trained in &self.parameters {
+            match trained.parameter {
+                Parameter::Codebooks(block, layer) => {
+                    if let Some(quantized) = blocks[block].quantized_mut(layer) {
+                        quantized.codebooks = Arc::new(trained.values.try_clone()?);
+                    }
+                }
+                Parameter::Scales(block, layer) => {
+                    if let Some(quantized) = blocks[block].quantized_mut(layer) {
+                        quantized.scales = Arc::new(trained.values.try_clone()?);
+                    }
+                }
+                Parameter::InputNorm(block) => {
+                    blocks[block].norms[0] = Arc::new(self.machine.narrowed(&trained.values)?);
+                }
+                Parameter::PostAttentionNorm(block) => {
+                    blocks[block].norms[1] = Arc::new(self.machine.narrowed(&trained.values)?);
+                }
+                // These belong to no block.
+                Parameter::FinalNorm | Parameter::Embedding | Parameter::Head => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The whole state from which training can resume, except gradients not used yet.
+    pub(super) fn state(&self, arch: &ArchSpec) -> Result<TuningState> {
+        let device = self.machine.device();
+        let of_parameter = |trained: &TrainedParameter| -> Result<_> {
+            Ok(ParameterState {
+                parameter: trained.parameter,
+                name: trained.parameter.name(arch),
+                values: device.download(&trained.values)?,
+                first: device.download(&trained.first)?,
+                second: device.download(&trained.second)?,
+            })
+        };
+        let parameters = self.parameters.iter().map(of_parameter);
+        Ok(TuningState {
+            steps: self.steps,
+            parameters: parameters.collect::<Result<_>>()?,
+        })
+    }
+
+    /// Resumes from a state of the same parameters, and discards gradients not used yet. With a state of
+    /// other parameters, nothing is changed.
+    pub(super) fn restore(&mut self, arch: &ArchSpec, state: &TuningState) -> Result<()> {
+        if state.parameters.len() != self.parameters.len() {
+            let what = "parameters of a training state".into();
+            return Err(shape(what, self.parameters.len(), state.parameters.len()).into());
+        }
+        for (trained, part) in self.parameters.iter().zip(&state.parameters) {
+            let expected = trained.values.len();
+            let fits = |values: &Vec<f64>| values.len() == expected && trained.parameter == part.parameter;
+            if ![&part.values, &part.first, &part.second].into_iter().all(fits) {
+                return Err(shape(trained.parameter.name(arch), expected, part.values.len()).into());
+            }
+        }
+        for (trained, part) in self.parameters.iter_mut().zip(&state.parameters) {
+            trained.values.write(0, &part.values)?;
+            trained.first.write(0, &part.first)?;
+            trained.second.write(0, &part.second)?;
+            reset(&self.machine, &mut trained.gradient)?;
+        }
+        self.steps = state.steps;
+        Ok(())
+    }
+
+    /// The first parameter that is not finite, by its name in the checkpoint.
+    pub(super) fn first_not_finite(&self, arch: &ArchSpec) -> Result<Option<String>> {
+        for trained in &self.parameters {
+            let values = self.machine.device().download(&trained.values)?;
+            if values.iter().any(|value| !value.is_finite()) {
+                return Ok(Some(trained.parameter.name(arch)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn reset(machine: &Machine, buffer: &mut Buffer<f64>) -> Result<()> {
+    let stream = machine.device().stream();
+    stream.memset_zeros(buffer).during("writing zeros")
+}
+
+fn shape(what: String, expected: usize, found: usize) -> AqlmError {
+    AqlmError::Shape {
+        what,
+        expected: vec![expected],
+        found: vec![found],
+    }
+}
+
+/// f32 values as f64.
+pub(super) fn widened<'a>(values: impl IntoIterator<Item = &'a f32>) -> Vec<f64> {
+    values.into_iter().map(|&value| f64::from(value)).collect()
+}
+
+impl Machine {
+    /// f64 values rounded to f32.
+    pub(super) fn narrowed(&self, from: &Buffer<f64>) -> Result<Buffer<f32>> {
+        let to = self.space(from.len(), "parameters in f32")?;
+        let device = self.device();
+        self.run(
+            &plan::narrow(from.len()),
+            &[address(device, from), address(device, &to)],
+        )?;
+        Ok(to)
+    }
+}
