@@ -89,6 +89,8 @@ __device__ __forceinline__ void least_of_codewords(const float* vectors, int row
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) lowest[r] = INFINITE;
         for (int k = threadIdx.x; k < states; k += BUCKETS * HELD) {
+            // Or the compiler would keep all rows' vectors in registers, and spill.
+            keep_order();
             float codeword[HELD][LEN], form[HELD];
 #pragma unroll
             for (int q = 0; q < HELD; ++q) {

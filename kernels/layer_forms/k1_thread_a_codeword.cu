@@ -3,11 +3,12 @@
 //
 // Parallel over: a thread a codeword; a block row an input group.
 // codewords [states, out_group x in_group]; metrics, row stride `stride`, the blocks of consecutive input groups
-//   `next` numbers apart; forms [input groups, states].
+//   `next` numbers apart; forms [input groups, states], those of consecutive input groups `apart` codebooks apart.
 // AQLM_METRIC 0: the identity. 1: a symmetric B, <c B, c>. 2: a lower triangular L, |c L|^2.
 // Compile-time: AQLM_METRIC.
 
-extern "C" __global__ void layer_forms(const float* codewords, const float* metrics, float* forms, int states, int out_group, int in_group, int stride, int next) {
+extern "C" __global__ void layer_forms(const float* codewords, const float* metrics, float* forms, int states, int out_group, int in_group, int stride, int next,
+                                       int apart) {
     const int k = blockIdx.x * blockDim.x + threadIdx.x;
     if (k >= states) return;
     const int len = out_group * in_group;
@@ -26,5 +27,5 @@ extern "C" __global__ void layer_forms(const float* codewords, const float* metr
         }
     }
 #endif
-    forms[static_cast<size_t>(blockIdx.y) * states + k] = form;
+    forms[static_cast<size_t>(blockIdx.y) * apart * states + k] = form;
 }

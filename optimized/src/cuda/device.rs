@@ -224,6 +224,48 @@ impl Device {
         Ok(buffer)
     }
 
+    /// Memory for `count` numbers.
+    ///
+    /// # Errors
+    /// `Driver`, for example when memory runs out.
+    ///
+    /// # Safety
+    /// The numbers must be written before they are read.
+    pub(super) unsafe fn uninitialized<T: DeviceRepr>(&self, count: usize) -> Result<Buffer<T>> {
+        // SAFETY: the caller's promise.
+        unsafe { Buffer::new(&self.stream, self.guards.as_ref(), count) }
+    }
+
+    /// Lets the device's memory pool keep what is freed, for the next allocation. By default the pool gives it
+    /// back at the next synchronization, and an algorithm that waits for a number would allocate anew each time.
+    ///
+    /// # Errors
+    /// `Driver`.
+    pub(super) fn keep_freed_memory(&self) -> Result<()> {
+        let pools = self
+            .context
+            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)
+            .during("reading a device attribute")?;
+        if pools == 0 {
+            return Ok(());
+        }
+        let mut pool = std::ptr::null_mut();
+        let mut threshold = u64::MAX;
+        // SAFETY: the device exists, and both places outlive the calls.
+        unsafe {
+            sys::cuDeviceGetDefaultMemPool(&raw mut pool, self.context.cu_device())
+                .result()
+                .during("finding the memory pool")?;
+            sys::cuMemPoolSetAttribute(
+                pool,
+                sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+                (&raw mut threshold).cast(),
+            )
+            .result()
+            .during("setting the memory pool")
+        }
+    }
+
     /// Records the start of a kernel, for messages about writes outside a buffer.
     pub(super) fn note_start(&self, kernel: &str) {
         if let Some(guards) = &self.guards {
