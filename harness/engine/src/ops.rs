@@ -76,8 +76,8 @@ pub trait LayerOps {
     /// The relative layer error, tr((W-Q) H (W-Q)^T) / tr(W H W^T), under H without damping.
     fn loss(&self, problem: &Self::Problem, trial: &Self::Trial) -> f64;
 
-    /// The quantized matrix.
-    fn matrix(&self, trial: &Self::Trial) -> QuantizedMatrix;
+    /// The quantized matrix, on the host.
+    fn matrix(&self, problem: &Self::Problem, trial: &Self::Trial) -> Result<QuantizedMatrix>;
 }
 
 /// A block and the hidden states that pass through it.

@@ -131,8 +131,8 @@ impl LayerOps for CpuLayers {
         problem.loss(trial)
     }
 
-    fn matrix(&self, trial: &Trial) -> QuantizedMatrix {
-        trial.matrix().clone()
+    fn matrix(&self, _problem: &LayerProblem, trial: &Trial) -> Result<QuantizedMatrix> {
+        Ok(trial.matrix().clone())
     }
 }
 

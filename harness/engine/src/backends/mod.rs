@@ -2,6 +2,7 @@
 
 mod cpu;
 pub mod cuda;
+mod cuda_layers;
 mod hidden_states;
 mod reference;
 mod resident;
@@ -10,6 +11,7 @@ use aqlm_vocabulary::{AqlmError, ArchSpec};
 
 pub use cpu::{CpuBackend, CpuLayers};
 pub use cuda::CudaBackend;
+pub use cuda_layers::CudaLayers;
 pub use hidden_states::HiddenStates;
 pub use reference::{ReferenceBackend, ReferenceLayers};
 

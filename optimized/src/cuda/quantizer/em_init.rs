@@ -3,8 +3,8 @@ use std::sync::Arc;
 use aqlm_vocabulary::{LayerSettings, QuantizedMatrix, StreamKey};
 use ndarray::Array2;
 
-use super::codes::{Decoding, Summed};
 use super::codebook_update::Preconditioner;
+use super::codes::{Decoding, Summed};
 use super::kmeans::{Clusters, Metrics, Nearest};
 use super::machine::{Machine, THREADS};
 use super::residual_init::Residuals;
@@ -93,14 +93,8 @@ impl Blocks {
             )?;
             drop(images);
             let places = machine.places(&clusters.codes, form.groups(), form.states())?;
-            let preconditioner = Preconditioner::of_places(
-                machine,
-                &self.wide,
-                residuals.scales,
-                &places,
-                inputs,
-                gi,
-            )?;
+            let preconditioner =
+                Preconditioner::of_places(machine, &self.wide, residuals.scales, &places, inputs, gi)?;
             // Solved for the change, so that even a metric made definite by a jitter gives a downhill step.
             let mut errors = residuals.groups.try_clone()?;
             machine.decode_onto(

@@ -278,7 +278,11 @@ impl Search<'_> {
             let start = (end - 1) / division.places * division.places;
             let places = end - start;
             if division.single {
-                let alone = if division.joint { count - 1..count } else { 0..count };
+                let alone = if division.joint {
+                    count - 1..count
+                } else {
+                    0..count
+                };
                 for m in alone {
                     machine.forms_into(
                         further::<f32>(machine.address(self.codebooks), m * states * len),
@@ -368,7 +372,14 @@ impl Search<'_> {
             .flat_map(|&j| (0..count).map(move |m| (j, m)))
             .collect();
         let codes = machine.fresh::<u16>(count * form.groups(), "codes")?;
-        machine.trace(&parents, &chosen, &places, &codes, form, [keep, in_groups, count, 1])?;
+        machine.trace(
+            &parents,
+            &chosen,
+            &places,
+            &codes,
+            form,
+            [keep, in_groups, count, 1],
+        )?;
         let losses = machine.download(&losses)?;
         Ok((codes, losses.into_iter().step_by(keep).collect()))
     }
@@ -457,7 +468,10 @@ fn fit_jointly(machine: &Machine, problem: &Problem, matrix: Quantized, key: Str
     drop(normalised);
     let mut codebooks = machine.narrow(&matrix.codebooks)?;
     let identity = Array2::<f32>::eye(gi);
-    let identity = machine.upload(identity.as_slice().expect("made in standard layout"), "the identity")?;
+    let identity = machine.upload(
+        identity.as_slice().expect("made in standard layout"),
+        "the identity",
+    )?;
     let ones = machine.upload(&vec![1.0_f64; count], "scales of one")?;
     let mut unused = machine.zeros::<i32>(1, "whether codewords moved")?;
     for _ in 0..FIT_ROUNDS {

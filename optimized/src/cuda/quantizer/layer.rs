@@ -1,7 +1,8 @@
 use std::sync::Arc;
 
 use aqlm_vocabulary::{
-    AqlmError, FeedbackSettings, GroupOrder, Initialization, LayerSettings, QuantizedMatrix, StreamKey, Update,
+    AqlmError, FeedbackSettings, GroupOrder, Initialization, LayerSettings, QuantizedMatrix, StreamKey,
+    Update,
 };
 use ndarray::Array2;
 
@@ -44,6 +45,14 @@ impl Layers {
         settings: &LayerSettings,
     ) -> Result<LayerProblem> {
         LayerProblem::new(&self.machine, weight, hessian, settings)
+    }
+
+    /// Waits until the device has done everything that was asked of it.
+    ///
+    /// # Errors
+    /// `Driver`, also when a kernel has failed.
+    pub fn wait(&self) -> Result<()> {
+        self.machine.wait()
     }
 }
 
@@ -124,11 +133,7 @@ impl LayerProblem {
     pub fn initialize(&self, settings: &LayerSettings, key: StreamKey) -> Result<Trial> {
         let (machine, problem) = (&*self.machine, &self.problem);
         let other = |init: &str| {
-            AqlmError::argument(
-                "init",
-                "the initialization with which the layer was made",
-                init,
-            )
+            AqlmError::argument("init", "the initialization with which the layer was made", init)
         };
         let first = match settings.init {
             Initialization::Residual => {
@@ -161,11 +166,7 @@ impl LayerProblem {
     /// `Shape` when its shape differs from the layer's.
     pub fn trial(&self, matrix: &QuantizedMatrix) -> Result<Trial> {
         self.problem.check(matrix)?;
-        Trial::new(
-            &self.machine,
-            &self.problem,
-            self.machine.upload_matrix(matrix)?,
-        )
+        Trial::new(&self.machine, &self.problem, self.machine.upload_matrix(matrix)?)
     }
 
     /// The trial with codebooks and scales updated for its codes, only as far as the alternation benefits.
@@ -198,13 +199,5 @@ impl LayerProblem {
     /// `Driver`.
     pub fn matrix(&self, trial: &Trial) -> Result<QuantizedMatrix> {
         self.machine.download_matrix(&trial.matrix)
-    }
-
-    /// Waits until the device has done everything that was asked of it.
-    ///
-    /// # Errors
-    /// `Driver`, also when a kernel has failed.
-    pub fn wait(&self) -> Result<()> {
-        self.machine.wait()
     }
 }

@@ -155,11 +155,7 @@ impl Trial {
                 machine.address(&scales),
                 machine.address(&losses),
             ],
-            &[
-                form.rows() / form.out_groups.max(1) * form.width(),
-                low,
-                high,
-            ],
+            &[form.rows() / form.out_groups.max(1) * form.width(), low, high],
         )?;
         self.matrix.scales = scales.into();
         self.loss = machine.download(&losses)?.iter().sum();

@@ -124,11 +124,7 @@ impl Machine {
             "layer_groups/k1_thread_a_weight",
             &[],
             [weight.len().div_ceil(THREADS), 1, THREADS, 0],
-            &[
-                self.address(weight),
-                self.address(scales),
-                self.address(&groups),
-            ],
+            &[self.address(weight), self.address(scales), self.address(&groups)],
             &[
                 weight.len(),
                 form.in_groups,

@@ -34,8 +34,7 @@ pub(super) fn descend(
     let scales = trial.matrix.scales.clone();
     let gi = form.scheme.in_group_size;
     let blocks = machine.diagonal_blocks(&problem.hessian, form.width(), gi)?;
-    let preconditioner =
-        Preconditioner::of_places(machine, &blocks, &scales, places, form.in_groups, gi)?;
+    let preconditioner = Preconditioner::of_places(machine, &blocks, &scales, places, form.in_groups, gi)?;
     let before = trial.loss;
     let mut loss = trial.loss;
     let mut codebooks = trial.matrix.codebooks.try_clone()?;
