@@ -8,7 +8,6 @@
 //
 // Compile-time: AQLM_GO, AQLM_GI, the rows and columns of a group.
 #pragma once
-#include "quantizer.cuh"
 
 #define THREADS 256
 #define BUCKETS 256
@@ -122,7 +121,7 @@ __device__ __forceinline__ int pick_buckets(const float* least, const float* off
         Candidate best = no_candidate();
         for (int e = lane; e < valid * BUCKETS; e += 32) {
             const Candidate here = {fmaf(weight, least[e], offsets[e / BUCKETS]), static_cast<float>(e)};
-            if (precedes(last, here) && precedes(here, best)) best = here;
+            if (here.value < INFINITE && precedes(last, here) && precedes(here, best)) best = here;
         }
         last = first_of_warp(best);
         if (last.key >= NO_KEY) break;
@@ -150,7 +149,7 @@ template <class KeyOf> __device__ __forceinline__ int pick_first(const float* va
             Candidate here = {values[e], 0.0f};
             if (here.value > best.value) continue;
             here.key = key_of(e);
-            if (precedes(last, here) && precedes(here, best)) best = here;
+            if (here.value < INFINITE && precedes(last, here) && precedes(here, best)) best = here;
         }
         last = first_of_warp(best);
         if (last.key >= NO_KEY) break;

@@ -4,7 +4,6 @@
 // output group x inputs + input group, where inputs is the number of input groups. Codes are planes, one for each
 // codebook, of one code a group. Codewords are [states, out_group x in_group].
 #pragma once
-#include "common.cuh"
 
 #ifndef AQLM_WIDE
 #define AQLM_WIDE 0

@@ -1,3 +1,4 @@
+#include "../common.cuh"
 #include "../quantizer.cuh"
 // layer_adopt k1: every hypothesis takes a copy of its ancestor's rows.
 //

@@ -1,3 +1,4 @@
+#include "../common.cuh"
 #include "../quantizer.cuh"
 // layer_below k1: X with X L^T = A for the rows A below a factored diagonal block L of a large matrix, in place.
 //

@@ -1,3 +1,4 @@
+#include "../common.cuh"
 #include "../quantizer.cuh"
 // layer_blocks k1: the blocks on the diagonal of a matrix, in f64.
 //

@@ -1,3 +1,4 @@
+#include "../common.cuh"
 #include "../quantizer.cuh"
 // layer_count k1: first step of a stable sort of groups by eight bits of their codes.
 //

@@ -1,3 +1,4 @@
+#include "../common.cuh"
 #include "../quantizer.cuh"
 // layer_decode k1: base + sign x scale x sum of the codewords of each group.
 //

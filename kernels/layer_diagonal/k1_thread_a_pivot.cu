@@ -1,3 +1,4 @@
+#include "../common.cuh"
 #include "../quantizer.cuh"
 // layer_diagonal k1: adds a number to every diagonal entry of a matrix.
 //

@@ -1,3 +1,4 @@
+#include "../common.cuh"
 #include "../quantizer.cuh"
 // layer_dot k1: inner products of consecutive parts of two arrays, in f64.
 //

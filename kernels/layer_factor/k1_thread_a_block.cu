@@ -1,3 +1,4 @@
+#include "../common.cuh"
 #include "../quantizer.cuh"
 // layer_factor k1: Cholesky factors of many small symmetric matrices plus the least jitter that works.
 //

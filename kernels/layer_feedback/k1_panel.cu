@@ -1,3 +1,5 @@
+#include "../common.cuh"
+#include "../quantizer.cuh"
 #include "../choose.cuh"
 // layer_feedback k1: decides a panel of input groups, the last first, for output groups that are independent.
 //

@@ -1,3 +1,4 @@
+#include "../common.cuh"
 #include "../quantizer.cuh"
 // layer_forms k1: the squared length of every codeword under each input group's metric.
 //

@@ -1,3 +1,4 @@
+#include "../common.cuh"
 #include "../quantizer.cuh"
 // layer_groups k1: the groups of a weight, one after the other, divided by their scales.
 //

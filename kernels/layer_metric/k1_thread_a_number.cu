@@ -1,3 +1,4 @@
+#include "../common.cuh"
 #include "../quantizer.cuh"
 // layer_metric k1: x B for every row x of every group, B being the metric of its input group.
 //

@@ -1,3 +1,4 @@
+#include "../common.cuh"
 #include "../quantizer.cuh"
 // layer_permute k1: rows and columns of a matrix in another order.
 //

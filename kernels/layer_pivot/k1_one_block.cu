@@ -1,3 +1,4 @@
+#include "../common.cuh"
 #include "../quantizer.cuh"
 // layer_pivot k1: factors a diagonal block of a large matrix in place, the pivot of a blocked Cholesky.
 //

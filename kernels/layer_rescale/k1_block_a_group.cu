@@ -1,3 +1,4 @@
+#include "../common.cuh"
 #include "../quantizer.cuh"
 // layer_rescale k1: moves each output group's scale to the minimum of its loss, a parabola in the scale.
 //

@@ -1,3 +1,4 @@
+#include "../common.cuh"
 #include "../quantizer.cuh"
 // layer_scan k1: exclusive prefix sums of integers, in place.
 //

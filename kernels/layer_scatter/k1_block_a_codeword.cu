@@ -1,3 +1,4 @@
+#include "../common.cuh"
 #include "../quantizer.cuh"
 // layer_scatter k1: the adjoint of decoding: for every codeword, the sum of s^power x over the groups x that use it.
 //

@@ -1,3 +1,4 @@
+#include "../common.cuh"
 #include "../quantizer.cuh"
 // layer_score k1: the codeword of the least score, form - 2 <x, c>, for every point x.
 //

@@ -1,3 +1,4 @@
+#include "../common.cuh"
 #include "../quantizer.cuh"
 // layer_solve k1: solves L L^T x = b for every row of every codeword.
 //

@@ -1,3 +1,5 @@
+#include "../common.cuh"
+#include "../quantizer.cuh"
 #include "../choose.cuh"
 // layer_sweep k1: visits a panel of input groups in the order of a sweep of beam search, for output groups that are
 // independent.

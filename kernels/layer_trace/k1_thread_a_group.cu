@@ -1,3 +1,4 @@
+#include "../common.cuh"
 #include "../quantizer.cuh"
 // layer_trace k1: follows the best hypothesis of every output group back through the history.
 //

@@ -4,9 +4,11 @@
 //! `cargo run --release -p aqlm-benches --bin limit_grid -- [SCHEME] [N] [OUT] [only INIT...]`, with N a
 //! power of two. An INIT is `residual`, `em`, or `feedback:K:PASSES:ORDER`. Behind it, `:b4` adds the alternation
 //! with a beam of 4, `:r2` stops it after two rounds, `:k20` stops k-means after 20 iterations. With `cuda:` before
-//! it the first GPU computes the row, three times: the first includes the compilation of kernels.
+//! it the first GPU computes the row, three times: the first includes the compilation of kernels. `--kernels DIR`
+//! takes the kernels from a folder.
 
 use std::env::args;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -47,7 +49,14 @@ const GRID: [&str; 12] = [
 ];
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = args().skip(1).collect();
+    let mut arguments: Vec<String> = args().skip(1).collect();
+    let mut kernels = None;
+    if let Some(at) = arguments.iter().position(|argument| argument == "--kernels") {
+        kernels = arguments
+            .drain(at..arguments.len().min(at + 2))
+            .nth(1)
+            .map(PathBuf::from);
+    }
     let argument = |i: usize, default: &str| arguments.get(i).map_or(default, String::as_str).to_owned();
     let number = |i: usize, default: &str| {
         let text = argument(i, default);
@@ -93,7 +102,7 @@ fn main() -> Result<()> {
         let layers = match gpu {
             Some(ref layers) => layers,
             None => {
-                let device = Device::open(0, None).map_err(AqlmError::from)?;
+                let device = Device::open(0, kernels.as_deref()).map_err(AqlmError::from)?;
                 gpu.insert(CudaLayers::new(Arc::new(device))?)
             }
         };
