@@ -1,10 +1,10 @@
 // Shared by the kernels that search codes: the best codewords for many targets at once.
 //
-// A block of 256 threads searches for several owners (output groups), each with up to `cap` rows: its hypotheses,
-// or its choices of a group's first codebooks. Scores are of the form form + <row, codeword>. The search goes
-// through buckets, 256 a row: a bucket's least score is known first, for all rows from one pass over the
-// codewords. The best `keep` codewords of an owner lie in the `keep` buckets with the least minima, because every
-// other bucket's minimum is above `keep` scores. Only these buckets are looked at again.
+// A block of 256 threads searches for several owners (output groups), each with up to `cap` rows: its
+// hypotheses, or its choices of a group's first codebooks. Scores are of the form form + <row, codeword>. The
+// search goes through buckets, 256 a row: a bucket's least score is known first, for all rows from one pass
+// over the codewords. The best `keep` codewords of an owner lie in the `keep` buckets with the least minima,
+// because every other bucket's minimum is above `keep` scores. Only these buckets are looked at again.
 //
 // Compile-time: AQLM_GO, AQLM_GI, the rows and columns of a group.
 #pragma once
@@ -80,8 +80,8 @@ __device__ __forceinline__ float inner(float start, const float* a, const float*
     return start;
 }
 
-// The least score of each bucket for every row, least [rows, BUCKETS]. Bucket t holds the codewords t, t + 256, …
-// of a codebook in global memory. `vectors` [rows, LEN] in shared memory, rows a multiple of ROWS.
+// The least score of each bucket for every row, least [rows, BUCKETS]. Bucket t holds the codewords t, t +
+// 256, … of a codebook in global memory. `vectors` [rows, LEN] in shared memory, rows a multiple of ROWS.
 __device__ __forceinline__ void least_of_codewords(const float* vectors, int rows, const float* codewords, const float* forms, int states, float* least) {
     for (int first = 0; first < rows; first += ROWS) {
         float lowest[ROWS];
@@ -111,8 +111,8 @@ __device__ __forceinline__ void least_of_codewords(const float* vectors, int row
     }
 }
 
-// The `keep` buckets with the least values, weight x least + offset, among an owner's `valid` rows. Writes row x 256
-// + bucket of each and returns how many there are, at least one. All lanes of a warp call it.
+// The `keep` buckets with the least values, weight x least + offset, among an owner's `valid` rows. Writes
+// row x 256 + bucket of each and returns how many there are, at least one. All lanes of a warp call it.
 __device__ __forceinline__ int pick_buckets(const float* least, const float* offsets, float weight, int valid, int keep, int* picked) {
     const int lane = threadIdx.x % 32;
     Candidate last = before_all();
@@ -137,8 +137,8 @@ __device__ __forceinline__ int pick_buckets(const float* least, const float* off
     return count;
 }
 
-// The `keep` first of `count` candidates; `key_of` gives the key of each. Writes the keys and, if asked, the values,
-// and returns how many there are. All lanes of a warp call it.
+// The `keep` first of `count` candidates; `key_of` gives the key of each. Writes the keys and, if asked, the
+// values, and returns how many there are. All lanes of a warp call it.
 template <class KeyOf> __device__ __forceinline__ int pick_first(const float* values, int count, int keep, KeyOf key_of, int* keys, float* chosen) {
     const int lane = threadIdx.x % 32;
     Candidate last = before_all();

@@ -1,8 +1,8 @@
 // Shared by the kernels that quantize a layer: real numbers of two widths, sums in one order.
 //
 // Names: a layer's weight is [rows, width]; a group is out_group x in_group weights; groups are numbered
-// output group x inputs + input group, where inputs is the number of input groups. Codes are planes, one for each
-// codebook, of one code a group. Codewords are [states, out_group x in_group].
+// output group x inputs + input group, where inputs is the number of input groups. Codes are planes, one for
+// each codebook, of one code a group. Codewords are [states, out_group x in_group].
 #pragma once
 
 #ifndef AQLM_WIDE

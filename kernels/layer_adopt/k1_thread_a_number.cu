@@ -3,8 +3,8 @@
 // layer_adopt k1: every hypothesis takes a copy of its ancestor's rows.
 //
 // Parallel over: a thread a number; rows along the grid's second axis.
-// from, to [out groups, hypotheses, out_group, width], columns first_column to last_column; roots [out groups,
-//   hypotheses].
+// from, to [out groups, hypotheses, out_group, width], columns first_column to last_column; roots [out
+//   groups, hypotheses].
 
 extern "C" __global__ void layer_adopt(const float* from, const u16* roots, float* to, int rows, int hypotheses, int out_group, int width, int first_column,
                                        int last_column) {

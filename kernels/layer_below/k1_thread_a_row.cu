@@ -1,6 +1,7 @@
 #include "../common.cuh"
 #include "../quantizer.cuh"
-// layer_below k1: X with X L^T = A for the rows A below a factored diagonal block L of a large matrix, in place.
+// layer_below k1: X with X L^T = A for the rows A below a factored diagonal block L of a large matrix, in
+//   place.
 //
 // Parallel over: a thread a row, which it keeps in registers.
 // matrix [n, n] f64.

@@ -4,8 +4,8 @@
 //
 // Parallel over: a thread a weight; rows along the grid's second axis.
 // base [rows, width], or nothing with AQLM_BASE 0; codes, one plane of `groups` for each codebook; codebooks
-//   [codebooks, states, out_group x in_group], f64, or f32 with AQLM_NARROW; scales [out groups] f64, or nothing with
-//   AQLM_SCALED 0; to [rows, width], which may be the base.
+//   [codebooks, states, out_group x in_group], f64, or f32 with AQLM_NARROW; scales [out groups] f64, or
+//   nothing with AQLM_SCALED 0; to [rows, width], which may be the base.
 // Arithmetic: f32 on numbers rounded to f32, f64 with AQLM_WIDE. Codebook `skipped` is left out.
 // Compile-time: AQLM_WIDE, AQLM_BASE, AQLM_SCALED, AQLM_NARROW.
 

@@ -3,9 +3,11 @@
 // layer_factor k1: Cholesky factors of many small symmetric matrices plus the least jitter that works.
 //
 // Parallel over: a thread a matrix.
-// matrices [count, order, order] f64; factors the same shape, lower triangles; a matrix with a zero diagonal gets a
-//   factor of zeros. failed becomes 1 + the number of a matrix that a jitter of a thousandth does not help.
-// The jitter is zero, then order x epsilon x the largest diagonal entry, then a hundred times as much each time.
+// matrices [count, order, order] f64; factors the same shape, lower triangles; a matrix with a zero diagonal
+//   gets a factor of zeros. failed becomes 1 + the number of a matrix that a jitter of a thousandth does not
+//   help.
+// The jitter is zero, then order x epsilon x the largest diagonal entry, then a hundred times as much each
+//   time.
 
 #define EPSILON 2.220446049250313e-16
 

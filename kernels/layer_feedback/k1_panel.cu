@@ -3,18 +3,20 @@
 #include "../choose.cuh"
 // layer_feedback k1: decides a panel of input groups, the last first, for output groups that are independent.
 //
-// Parallel over: a block several output groups (owners) with all their hypotheses. Feedback inside the panel comes
-//   from the owners' own errors in shared memory; that of the groups behind the panel is ready in `feedback`, and one
-//   product after the panel brings it up to date. So no block waits for another.
-// Pairs of codebooks are searched jointly: with a' = a L_jj and b' = b L_jj, a sum's score is |a'|^2 + <v, a'> +
-//   |b'|^2 + <v, b'> + 2 <a', b'>, v = -2 t / s. A thread keeps one a' in registers, forms 2 <a', b'> once for all of
-//   the block's rows and takes the minimum over b: an addition and a minimum a sum and row. Buckets are the a.
+// Parallel over: a block several output groups (owners) with all their hypotheses. Feedback inside the panel
+//   comes from the owners' own errors in shared memory; that of the groups behind the panel is ready in
+//   `feedback`, and one product after the panel brings it up to date. So no block waits for another.
+// Pairs of codebooks are searched jointly: with a' = a L_jj and b' = b L_jj, a sum's score is |a'|^2 + <v,
+//   a'> + |b'|^2 + <v, b'> + 2 <a', b'>, v = -2 t / s. A thread keeps one a' in registers, forms 2 <a', b'>
+//   once for all of the block's rows and takes the minimum over b: an addition and a minimum a sum and row.
+//   Buckets are the a.
 // Single codebooks are scored in the space of the weights: |c L_jj|^2 + <v L_jj^T, c>.
-// weight [out, width], columns in the order of the factor; lower, L [width, width]; codebooks [count, states, LEN];
-//   scales [out groups] f64; forms [places, count, states], |c L_jj|^2, read for codebooks that are searched alone;
-//   feedback [out groups, hypotheses, GO, width]; losses [out groups, hypotheses] f64 and alive [out groups], how many
-//   there are; parents [places of the layer, out groups, hypotheses] and chosen [the same, count]: the history;
-//   errors [out groups, hypotheses, GO, columns of the panel]; roots [out groups, hypotheses].
+// weight [out, width], columns in the order of the factor; lower, L [width, width]; codebooks [count, states,
+//   LEN]; scales [out groups] f64; forms [places, count, states], |c L_jj|^2, read for codebooks that are
+//   searched alone; feedback [out groups, hypotheses, GO, width]; losses [out groups, hypotheses] f64 and
+//   alive [out groups], how many there are; parents [places of the layer, out groups, hypotheses] and chosen
+//   [the same, count]: the history; errors [out groups, hypotheses, GO, columns of the panel]; roots [out
+//   groups, hypotheses].
 // Arithmetic: scores in f32, losses in f64. Among equals the earlier hypothesis and the lower codes win.
 // Bound: 8 + 2 x 16 instructions for 16 sums of a pair; 8.6 for a score of a single codeword.
 // Compile-time: AQLM_GO, AQLM_GI.

@@ -3,8 +3,9 @@
 // layer_forms k1: the squared length of every codeword under each input group's metric.
 //
 // Parallel over: a thread a codeword; a block row an input group.
-// codewords [states, out_group x in_group]; metrics, row stride `stride`, the blocks of consecutive input groups
-//   `next` numbers apart; forms [input groups, states], those of consecutive input groups `apart` codebooks apart.
+// codewords [states, out_group x in_group]; metrics, row stride `stride`, the blocks of consecutive input
+//   groups `next` numbers apart; forms [input groups, states], those of consecutive input groups `apart`
+//   codebooks apart.
 // AQLM_METRIC 0: the identity. 1: a symmetric B, <c B, c>. 2: a lower triangular L, |c L|^2.
 // Compile-time: AQLM_METRIC.
 

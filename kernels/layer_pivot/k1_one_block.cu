@@ -3,7 +3,8 @@
 // layer_pivot k1: factors a diagonal block of a large matrix in place, the pivot of a blocked Cholesky.
 //
 // Parallel over: one block, a thread a number of the block's lower triangle and its mirror.
-// matrix [n, n] f64, lower triangle; failed becomes 1 + the pivot that is not positive, unless it is set already.
+// matrix [n, n] f64, lower triangle; failed becomes 1 + the pivot that is not positive, unless it is set
+//   already.
 
 #define SIDE 32
 

@@ -2,9 +2,10 @@
 #include "../quantizer.cuh"
 // layer_place k1: last step of a stable sort of groups by eight bits of their codes.
 //
-// Parallel over: as layer_count, whose counts it reads after layer_scan: where each tile's places with each digit
-//   begin.
-// codes [groups]; order [groups], the places sorted so far, unless AQLM_FIRST; begins [256, tiles]; sorted [groups].
+// Parallel over: as layer_count, whose counts it reads after layer_scan: where each tile's places with each
+//   digit begin.
+// codes [groups]; order [groups], the places sorted so far, unless AQLM_FIRST; begins [256, tiles]; sorted
+//   [groups].
 // Compile-time: AQLM_FIRST.
 
 #define THREADS 64

@@ -3,8 +3,8 @@
 // layer_rescale k1: moves each output group's scale to the minimum of its loss, a parabola in the scale.
 //
 // Parallel over: a block an output group.
-// weight, weight_image = W H, error = W - Q, image = E H, all [rows, width]; scales [out groups]; losses [out groups],
-//   of the result. A scale stays if it does not affect the loss or its loss would not fall.
+// weight, weight_image = W H, error = W - Q, image = E H, all [rows, width]; scales [out groups]; losses [out
+//   groups], of the result. A scale stays if it does not affect the loss or its loss would not fall.
 // Arithmetic: sums in f64. With AQLM_WIDE, <Q, Q>_H below `resolution` |Q|^2 counts as nothing.
 // Compile-time: AQLM_WIDE.
 

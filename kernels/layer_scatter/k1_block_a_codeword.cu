@@ -1,12 +1,13 @@
 #include "../common.cuh"
 #include "../quantizer.cuh"
-// layer_scatter k1: the adjoint of decoding: for every codeword, the sum of s^power x over the groups x that use it.
+// layer_scatter k1: the adjoint of decoding: for every codeword, the sum of s^power x over the groups x that
+//   use it.
 //
-// Parallel over: a block a codeword; parts of the block take every parts-th place, in the order of the places, and
-//   their sums are added in the order of the parts.
-// dense, the groups' numbers: those of weights [rows, width], or with AQLM_OF_INPUT [inputs, len], the same for all
-//   output groups; scales [out groups]; starts [states + 1] and places [groups]: the groups sorted by code; sums
-//   [states, len].
+// Parallel over: a block a codeword; parts of the block take every parts-th place, in the order of the
+//   places, and their sums are added in the order of the parts.
+// dense, the groups' numbers: those of weights [rows, width], or with AQLM_OF_INPUT [inputs, len], the same
+//   for all output groups; scales [out groups]; starts [states + 1] and places [groups]: the groups sorted by
+//   code; sums [states, len].
 // Arithmetic: sums in f64.
 // Compile-time: AQLM_WIDE, AQLM_OF_INPUT.
 

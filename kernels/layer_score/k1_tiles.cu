@@ -4,12 +4,12 @@
 //
 // Parallel over: a thread AQLM_POINTS points in registers; a block row an input group, whose points lie
 //   `inputs` points apart and share the forms. Codewords pass through shared memory, 128 at a time.
-// points [rows, inputs, LEN]; codewords [states, LEN]; forms [inputs, states], [1, states] with inputs 1; codes
-//   [rows, inputs]; changed becomes 1 when a code changes.
-// Arithmetic: f32, one order for all codewords. Among equals the lowest code wins; with `keep` the code that a
-//   point has stays unless another is strictly better.
-// Bound: LEN + 1 instructions for a point and codeword: the minimum is kept over 16 codewords, and only the best
-//   16 are looked at again for the code itself.
+// points [rows, inputs, LEN]; codewords [states, LEN]; forms [inputs, states], [1, states] with inputs 1;
+//   codes [rows, inputs]; changed becomes 1 when a code changes.
+// Arithmetic: f32, one order for all codewords. Among equals the lowest code wins; with `keep` the code that
+//   a point has stays unless another is strictly better.
+// Bound: LEN + 1 instructions for a point and codeword: the minimum is kept over 16 codewords, and only the
+//   best 16 are looked at again for the code itself.
 // Compile-time: AQLM_LEN.
 
 #define THREADS 128

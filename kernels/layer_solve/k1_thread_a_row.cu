@@ -3,7 +3,8 @@
 // layer_solve k1: solves L L^T x = b for every row of every codeword.
 //
 // Parallel over: a thread a row.
-// factors [states, order, order]; right, solutions [states, rows, order]. The solution of a factor of zeros is zero.
+// factors [states, order, order]; right, solutions [states, rows, order]. The solution of a factor of zeros
+//   is zero.
 
 extern "C" __global__ void layer_solve(const double* factors, const double* right, double* solutions, int states, int rows, int order) {
     const int index = blockIdx.x * blockDim.x + threadIdx.x;

@@ -1,19 +1,22 @@
 #include "../common.cuh"
 #include "../quantizer.cuh"
 #include "../choose.cuh"
-// layer_sweep k1: visits a panel of input groups in the order of a sweep of beam search, for output groups that are
+// layer_sweep k1: visits a panel of input groups in the order of a sweep of beam search, for output groups
+//   that are
 // independent.
 //
-// Parallel over: a block several output groups (owners) with all their hypotheses. G = (W - Q) H of the panel's own
-//   changes comes from shared memory; one product after the panel brings the columns behind it up to date.
-// With U = G_j + s c_old H_jj, a code's score is s^2 (<c H_jj, c> - 2 <U, c> / s) and a constant of its hypothesis.
-// gradient [out groups, beam, GO, width] and hessian [width, width], columns (and rows) in the order of the sweep;
-//   codebooks [count, states, LEN]; scales [out groups] f64; codes, planes [out groups x inputs], those before the
-//   sweep; forms [visits, count, states], <c H_jj, c>; inputs_of [visits], the input group of each; position_of
-//   [visits + 1], each visit's first position, counted from the panel's first; planes_of [positions], the codebook of
-//   each. losses [out groups, beam] f64, relative to the first codes', and alive [out groups], how many there are;
-//   parents, chosen [positions, out groups, beam]: the history; changes [out groups, beam, GO, columns of the panel],
-//   the growth of Q; roots [out groups, beam].
+// Parallel over: a block several output groups (owners) with all their hypotheses. G = (W - Q) H of the
+//   panel's own changes comes from shared memory; one product after the panel brings the columns behind it up
+//   to date.
+// With U = G_j + s c_old H_jj, a code's score is s^2 (<c H_jj, c> - 2 <U, c> / s) and a constant of its
+//   hypothesis.
+// gradient [out groups, beam, GO, width] and hessian [width, width], columns (and rows) in the order of the
+//   sweep; codebooks [count, states, LEN]; scales [out groups] f64; codes, planes [out groups x inputs],
+//   those before the sweep; forms [visits, count, states], <c H_jj, c>; inputs_of [visits], the input group
+//   of each; position_of [visits + 1], each visit's first position, counted from the panel's first; planes_of
+//   [positions], the codebook of each. losses [out groups, beam] f64, relative to the first codes', and alive
+//   [out groups], how many there are; parents, chosen [positions, out groups, beam]: the history; changes
+//   [out groups, beam, GO, columns of the panel], the growth of Q; roots [out groups, beam].
 // Arithmetic: scores in f32, losses in f64. Among equals a code that does not change wins, then the earlier
 //   hypothesis and the lower code.
 // Compile-time: AQLM_GO, AQLM_GI.

@@ -3,8 +3,9 @@
 // layer_trace k1: follows the best hypothesis of every output group back through the history.
 //
 // Parallel over: a thread an output group.
-// parents [steps, out groups, hypotheses]; chosen [steps, out groups, hypotheses, each]; inputs_of [steps, each] and
-//   planes_of [steps, each]: the input group and the codebook of each code; codes [codebooks, out groups x inputs].
+// parents [steps, out groups, hypotheses]; chosen [steps, out groups, hypotheses, each]; inputs_of [steps,
+//   each] and planes_of [steps, each]: the input group and the codebook of each code; codes [codebooks, out
+//   groups x inputs].
 // The step decided last is followed first: step 0 with `backwards`, else the last one.
 
 extern "C" __global__ void layer_trace(const u16* parents, const u16* chosen, const u32* inputs_of, const u32* planes_of, u16* codes, int out_groups,

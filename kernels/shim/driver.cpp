@@ -1,5 +1,5 @@
-// A stand-in for libcuda, libnvrtc and libcublas that runs kernels on the CPU through shim.h, so that the host
-// code around the kernels (launches, buffers, products, the order of steps) is tested without a GPU.
+// A stand-in for libcuda, libnvrtc and libcublas that runs kernels on the CPU through shim.h, so that the
+// host code around the kernels (launches, buffers, products, the order of steps) is tested without a GPU.
 //
 // An "image" is a shared library that the C++ compiler makes of the kernel's source. Everything happens at
 // once, in the order of the calls, so streams and events mean nothing. Only what optimized/src/cuda calls is

@@ -2,10 +2,10 @@
 //! how long they take: W normal, H of 4 n activations whose spectrum falls as 1/i, rotated at random.
 //!
 //! `cargo run --release -p aqlm-benches --bin limit_grid -- [SCHEME] [N] [OUT] [only INIT...]`, with N a
-//! power of two. An INIT is `residual`, `em`, or `feedback:K:PASSES:ORDER`. Behind it, `:b4` adds the alternation
-//! with a beam of 4, `:r2` stops it after two rounds, `:k20` stops k-means after 20 iterations. With `cuda:` before
-//! it the first GPU computes the row, three times: the first includes the compilation of kernels. `--kernels DIR`
-//! takes the kernels from a folder.
+//! power of two. An INIT is `residual`, `em`, or `feedback:K:PASSES:ORDER`. Behind it, `:b4` adds the
+//! alternation with a beam of 4, `:r2` stops it after two rounds, `:k20` stops k-means after 20 iterations.
+//! With `cuda:` before it the first GPU computes the row, three times: the first includes the compilation of
+//! kernels. `--kernels DIR` takes the kernels from a folder.
 
 use std::env::args;
 use std::path::PathBuf;
@@ -99,12 +99,11 @@ fn main() -> Result<()> {
             layer.measure(&CpuLayers, row, &settings(scheme, row)?)?;
             continue;
         };
-        let layers = match gpu {
-            Some(ref layers) => layers,
-            None => {
-                let device = Device::open(0, kernels.as_deref()).map_err(AqlmError::from)?;
-                gpu.insert(CudaLayers::new(Arc::new(device))?)
-            }
+        let layers = if let Some(ref layers) = gpu {
+            layers
+        } else {
+            let device = Device::open(0, kernels.as_deref()).map_err(AqlmError::from)?;
+            gpu.insert(CudaLayers::new(Arc::new(device))?)
         };
         for _ in 0..3 {
             layer.measure(layers, row, &settings(scheme, on_gpu)?)?;

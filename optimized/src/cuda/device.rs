@@ -236,8 +236,9 @@ impl Device {
         unsafe { Buffer::new(&self.stream, self.guards.as_ref(), count) }
     }
 
-    /// Lets the device's memory pool keep what is freed, for the next allocation. By default the pool gives it
-    /// back at the next synchronization, and an algorithm that waits for a number would allocate anew each time.
+    /// Lets the device's memory pool keep what is freed, for the next allocation. By default the pool gives
+    /// it back at the next synchronization, and an algorithm that waits for a number would allocate anew each
+    /// time.
     ///
     /// # Errors
     /// `Driver`.

@@ -27,10 +27,7 @@ pub fn em_init(
 ) -> Result<QuantizedMatrix> {
     check_hessian(hessian, weight.ncols())?;
     let machine = Machine::new(Arc::clone(device))?;
-    let on_device = machine.upload(
-        weight.as_standard_layout().as_slice().expect("standard layout"),
-        "the weight",
-    )?;
+    let on_device = machine.upload_rows(weight, "the weight")?;
     settings.scheme.groups(weight.nrows(), weight.ncols())?;
     let blocks = Blocks::new(&machine, hessian, settings.scheme.in_group_size)?;
     let first = machine.initialize(&on_device, weight.dim(), settings, key, |clusters, residuals| {
@@ -80,12 +77,12 @@ impl Blocks {
             let images = self.images(machine, residuals.groups, residuals)?;
             machine.nearest(
                 &images,
-                len,
                 &clusters.centroids,
                 &forms,
                 &mut clusters.codes,
                 (&mut unused, 0),
                 Nearest {
+                    len,
                     inputs,
                     states: form.states(),
                     keep: true,

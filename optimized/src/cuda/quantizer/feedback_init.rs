@@ -97,11 +97,10 @@ fn prepared(
     order: GroupOrder,
     check: impl FnOnce() -> aqlm_vocabulary::Result<()>,
 ) -> Result<(Problem, Factor)> {
-    let hessian = hessian.as_standard_layout().into_owned();
-    let on_device = machine.upload(hessian.as_slice().expect("standard layout"), "H in f64")?;
-    let problem = Problem::with(machine, weight, &hessian, &on_device)?;
+    let on_device = machine.upload_rows(hessian, "H in f64")?;
+    let problem = Problem::with(machine, weight, hessian, &on_device)?;
     check()?;
-    let factor = Factor::new(machine, &hessian, &on_device, gi, order)?;
+    let factor = Factor::new(machine, hessian, &on_device, gi, order)?;
     Ok((problem, factor))
 }
 
@@ -468,10 +467,7 @@ fn fit_jointly(machine: &Machine, problem: &Problem, matrix: Quantized, key: Str
     drop(normalised);
     let mut codebooks = machine.narrow(&matrix.codebooks)?;
     let identity = Array2::<f32>::eye(gi);
-    let identity = machine.upload(
-        identity.as_slice().expect("made in standard layout"),
-        "the identity",
-    )?;
+    let identity = machine.upload_rows(&identity, "the identity")?;
     let ones = machine.upload(&vec![1.0_f64; count], "scales of one")?;
     let mut unused = machine.zeros::<i32>(1, "whether codewords moved")?;
     for _ in 0..FIT_ROUNDS {

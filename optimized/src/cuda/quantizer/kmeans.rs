@@ -115,12 +115,12 @@ impl Machine {
         let forms = self.forms(centroids, [1, len], None)?;
         self.nearest(
             points,
-            len,
             centroids,
             &forms,
             codes,
             (changed, 1),
             Nearest {
+                len,
                 inputs: 1,
                 states,
                 keep: false,
@@ -183,13 +183,13 @@ impl Machine {
     pub(super) fn nearest(
         &self,
         points: &Buffer<f32>,
-        len: usize,
         codewords: &Buffer<f32>,
         forms: &Buffer<f32>,
         codes: &mut Buffer<u16>,
         (changed, at): (&mut Buffer<i32>, usize),
         nearest: Nearest,
     ) -> Result<()> {
+        let len = nearest.len;
         let rows = codes.len() / nearest.inputs;
         self.run(
             "layer_score/k1_tiles",
@@ -229,6 +229,7 @@ pub(super) struct Metrics<'a> {
 /// An assignment of points [rows, input groups, len].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Nearest {
+    pub(super) len: usize,
     pub(super) inputs: usize,
     pub(super) states: usize,
     /// keep a point's codeword unless another is strictly nearer

@@ -87,7 +87,7 @@ impl LayerProblem {
         let ridge = settings.damping * hessian.diag().sum() / hessian.nrows().max(1) as f64;
         let mut damped = hessian.as_standard_layout().into_owned();
         damped.diag_mut().mapv_inplace(|x| x + ridge);
-        let on_device = machine.upload(damped.as_slice().expect("standard layout"), "H in f64")?;
+        let on_device = machine.upload_rows(&damped, "H in f64")?;
         let problem = Problem::with(machine, weight, &damped, &on_device)?;
         let gi = settings.scheme.in_group_size;
         let (mut blocks, mut factor) = (None, None);

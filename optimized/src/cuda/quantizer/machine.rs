@@ -4,6 +4,8 @@ use cudarc::cublas::{CudaBlas, result as blas, sys as blas_sys};
 use cudarc::driver::result::memcpy_dtod_async;
 use cudarc::driver::{DevicePtr, DeviceRepr, ValidAsZeroBits, sys};
 
+use ndarray::Array2;
+
 use crate::cuda::error::During;
 use crate::cuda::launch::{self, Shape};
 use crate::cuda::{Buffer, CudaError, Device, Result};
@@ -118,6 +120,18 @@ impl Machine {
 
     pub(super) fn upload<T: DeviceRepr>(&self, values: &[T], name: &str) -> Result<Buffer<T>> {
         Ok(self.device.upload(values)?.named(name))
+    }
+
+    /// A matrix of the host, row after row.
+    pub(super) fn upload_rows<T: DeviceRepr + Copy>(
+        &self,
+        matrix: &Array2<T>,
+        name: &str,
+    ) -> Result<Buffer<T>> {
+        match matrix.as_slice() {
+            Some(rows) => self.upload(rows, name),
+            None => self.upload(&matrix.iter().copied().collect::<Vec<T>>(), name),
+        }
     }
 
     pub(super) fn zeros<T: DeviceRepr + ValidAsZeroBits>(

@@ -33,9 +33,8 @@ impl Problem {
     /// # Errors
     /// `Shape` when H is not square in the weight's inputs.
     pub(super) fn new(machine: &Machine, weight: &Array2<f32>, hessian: &Array2<f64>) -> Result<Self> {
-        let hessian = hessian.as_standard_layout();
-        let on_device = machine.upload(hessian.as_slice().expect("standard layout"), "H in f64")?;
-        Self::with(machine, weight, &hessian.to_owned(), &on_device)
+        let on_device = machine.upload_rows(hessian, "H in f64")?;
+        Self::with(machine, weight, hessian, &on_device)
     }
 
     /// [`Problem::new`] for an H that is on the device already.
@@ -47,8 +46,7 @@ impl Problem {
     ) -> Result<Self> {
         check_hessian(hessian, weight.ncols())?;
         let (rows, width) = weight.dim();
-        let weight = weight.as_standard_layout();
-        let weight = machine.upload(weight.as_slice().expect("standard layout"), "the weight")?;
+        let weight = machine.upload_rows(weight, "the weight")?;
         let narrow = machine.narrow(on_device)?;
         let weight_image = machine.image(&weight, &narrow, width, Precision::Full)?;
         let wide = if rows * width * width <= WIDE {

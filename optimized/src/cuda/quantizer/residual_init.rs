@@ -24,10 +24,7 @@ pub fn residual_init(
     key: StreamKey,
 ) -> Result<QuantizedMatrix> {
     let machine = Machine::new(Arc::clone(device))?;
-    let weight_on_device = machine.upload(
-        weight.as_standard_layout().as_slice().expect("standard layout"),
-        "the weight",
-    )?;
+    let weight_on_device = machine.upload_rows(weight, "the weight")?;
     let first = machine.initialize(&weight_on_device, weight.dim(), settings, key, |_, _| Ok(()))?;
     machine.download_matrix(&first)
 }

@@ -95,7 +95,8 @@ impl Machine {
         Ok(to)
     }
 
-    /// The blocks of `gi` rows and columns on the diagonal of a matrix of this width, in f64: [blocks, gi, gi].
+    /// The blocks of `gi` rows and columns on the diagonal of a matrix of this width, in f64: [blocks, gi,
+    /// gi].
     pub(super) fn diagonal_blocks<T: Real>(
         &self,
         matrix: &Buffer<T>,

@@ -39,7 +39,8 @@ impl Factor {
 /// The input groups in this order.
 ///
 /// # Errors
-/// `NotPositiveDefinite` when H [in_features, in_features] is indefinite and the order depends on its inverse.
+/// `NotPositiveDefinite` when H [in_features, in_features] is indefinite and the order depends on its
+/// inverse.
 pub(crate) fn groups_in_order(hessian: &Array2<f64>, gi: usize, order: GroupOrder) -> Result<Vec<usize>> {
     Ok(match order {
         GroupOrder::Natural => (0..hessian.nrows() / gi).collect(),

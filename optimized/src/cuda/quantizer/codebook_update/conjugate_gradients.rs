@@ -1,5 +1,5 @@
-use super::Stop;
 use super::preconditioner::Preconditioner;
+use crate::cpu::quantizer::Stop;
 use crate::cuda::Result;
 use crate::cuda::quantizer::codes::{Codebooks, Decoding, Places, Summed};
 use crate::cuda::quantizer::machine::{Machine, Precision};
