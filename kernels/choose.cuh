@@ -33,7 +33,6 @@ struct Candidate {
 };
 
 __device__ __forceinline__ Candidate no_candidate() { return {INFINITE, NO_KEY}; }
-__device__ __forceinline__ Candidate before_all() { return {-INFINITE, -1.0f}; }
 
 __device__ __forceinline__ bool precedes(const Candidate& a, const Candidate& b) {
     return a.value < b.value || (a.value == b.value && a.key < b.key);
@@ -111,54 +110,52 @@ __device__ __forceinline__ void least_of_codewords(const float* vectors, int row
     }
 }
 
-// The `keep` buckets with the least values, weight x least + offset, among an owner's `valid` rows. Writes
-// row x 256 + bucket of each and returns how many there are, at least one. All lanes of a warp call it.
-__device__ __forceinline__ int pick_buckets(const float* least, const float* offsets, float weight, int valid, int keep, int* picked) {
-    const int lane = threadIdx.x % 32;
-    Candidate last = before_all();
-    int count = 0;
-    while (count < keep) {
-        Candidate best = no_candidate();
-        for (int e = lane; e < valid * BUCKETS; e += 32) {
-            const Candidate here = {fmaf(weight, least[e], offsets[e / BUCKETS]), static_cast<float>(e)};
-            if (here.value < INFINITE && precedes(last, here) && precedes(here, best)) best = here;
-        }
-        last = first_of_warp(best);
-        if (last.key >= NO_KEY) break;
-        if (lane == 0) picked[count] = static_cast<int>(last.key);
-        ++count;
-    }
-    if (count == 0) {
-        // Scores beyond f32: any choice is as good.
-        if (lane == 0) picked[0] = 0;
-        count = 1;
-    }
-    __syncwarp();
-    return count;
+// The number of the warp's one lane with `here`, known to all lanes.
+__device__ __forceinline__ int lane_of_warp(bool here) {
+    float lane = here ? static_cast<float>(threadIdx.x % 32) : -1.0f;
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) lane = fmaxf(lane, __shfl_xor_sync(WARP_MASK, lane, step));
+    return static_cast<int>(lane);
 }
 
-// The `keep` first of `count` candidates; `key_of` gives the key of each. Writes the keys and, if asked, the
-// values, and returns how many there are. All lanes of a warp call it.
-template <class KeyOf> __device__ __forceinline__ int pick_first(const float* values, int count, int keep, KeyOf key_of, int* keys, float* chosen) {
+// The `keep` first of `count` candidates `at(e)`, whose keys differ; `take(rank, candidate)` gets them in order,
+// in one lane. Returns how many there are. All lanes of a warp call it. Each lane knows the first of its own
+// candidates, e = lane, lane + 32, …; when one is taken, all lanes look for the next of that lane.
+template <class At, class Take> __device__ __forceinline__ int pick(int count, int keep, At at, Take take) {
     const int lane = threadIdx.x % 32;
-    Candidate last = before_all();
+    Candidate own = no_candidate();
+    for (int e = lane; e < count; e += 32) {
+        const Candidate here = at(e);
+        if (here.value < INFINITE && precedes(here, own)) own = here;
+    }
     int found = 0;
     while (found < keep) {
-        Candidate best = no_candidate();
-        for (int e = lane; e < count; e += 32) {
-            Candidate here = {values[e], 0.0f};
-            if (here.value > best.value) continue;
-            here.key = key_of(e);
-            if (here.value < INFINITE && precedes(last, here) && precedes(here, best)) best = here;
+        const Candidate taken = first_of_warp(own);
+        if (taken.key >= NO_KEY) break;
+        if (lane == 0) take(found, taken);
+        if (++found == keep) break;
+        const int winner = lane_of_warp(own.key == taken.key);
+        Candidate next = no_candidate();
+        for (int e = winner + 32 * lane; e < count; e += 1024) {
+            const Candidate here = at(e);
+            if (here.value < INFINITE && precedes(taken, here) && precedes(here, next)) next = here;
         }
-        last = first_of_warp(best);
-        if (last.key >= NO_KEY) break;
-        if (lane == 0) {
-            keys[found] = static_cast<int>(last.key);
-            if (chosen) chosen[found] = last.value;
-        }
-        ++found;
+        next = first_of_warp(next);
+        if (lane == winner) own = next;
     }
     __syncwarp();
     return found;
+}
+
+// The `keep` buckets with the least values, weight x least + offset, among an owner's `valid` rows. Writes row
+// x 256 + bucket of each and returns how many there are, at least one. All lanes of a warp call it.
+__device__ __forceinline__ int pick_buckets(const float* least, const float* offsets, float weight, int valid, int keep, int* picked) {
+    const auto at = [&](int e) { return Candidate{fmaf(weight, least[e], offsets[e / BUCKETS]), static_cast<float>(e)}; };
+    const auto take = [&](int rank, const Candidate& taken) { picked[rank] = static_cast<int>(taken.key); };
+    const int count = pick(valid * BUCKETS, keep, at, take);
+    if (count > 0) return count;
+    // Scores beyond f32: any choice is as good.
+    if (threadIdx.x % 32 == 0) picked[0] = 0;
+    __syncwarp();
+    return 1;
 }

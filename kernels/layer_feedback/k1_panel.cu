@@ -221,12 +221,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                     values[e] = value < INFINITE ? value : (score < INFINITE ? 3e38f : INFINITE);
                 }
                 __syncwarp();
-                const auto key_of = [&](int e) {
+                const auto at = [&](int e) {
                     const int pick = picked[o * cap + e / items], bucket = pick % BUCKETS, i = e % items;
                     const int code_of = pair ? bucket * states + i : bucket + i * BUCKETS;
-                    return static_cast<float>((pick / BUCKETS << 16) + code_of);
+                    return Candidate{values[e], static_cast<float>((pick / BUCKETS << 16) + code_of)};
                 };
-                int best = pick_first(values, buckets * items, keep, key_of, keys + o * cap, nullptr);
+                const auto take = [&](int rank, const Candidate& taken) { keys[o * cap + rank] = static_cast<int>(taken.key); };
+                int best = pick(buckets * items, keep, at, take);
                 if (best == 0) {
                     if (lane == 0) keys[o * cap] = 0;
                     best = 1;

@@ -140,29 +140,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                 float* unchanged = least + rows * BUCKETS + o * beam;
                 for (int h = lane; h < valid[o]; h += 32) unchanged[h] = static_cast<float>(loss[o * beam + h] - loss[o * beam]);
                 __syncwarp();
-                Candidate last = before_all();
-                int best_count = 0;
-                while (best_count < beam) {
-                    Candidate best = no_candidate();
-                    for (int e = lane; e < all; e += 32) {
-                        Candidate next = {e < some ? values[e] : unchanged[e - some], 0.0f};
-                        if (next.value > best.value) continue;
-                        if (e < some) {
-                            const int pick = picked[o * beam + e / items];
-                            next.key = static_cast<float>(MOST_ROWS + (pick / BUCKETS << 16) + pick % BUCKETS + e % items * BUCKETS);
-                        } else {
-                            next.key = static_cast<float>(e - some);
-                        }
-                        if (precedes(last, next) && precedes(next, best) && next.value < INFINITE) best = next;
-                    }
-                    last = first_of_warp(best);
-                    if (last.key >= NO_KEY) break;
-                    if (lane == 0) {
-                        keys[o * beam + best_count] = static_cast<int>(last.key);
-                        value[o * beam + best_count] = last.value;
-                    }
-                    ++best_count;
-                }
+                const auto at = [&](int e) {
+                    if (e >= some) return Candidate{unchanged[e - some], static_cast<float>(e - some)};
+                    const int pick = picked[o * beam + e / items];
+                    return Candidate{values[e], static_cast<float>(MOST_ROWS + (pick / BUCKETS << 16) + pick % BUCKETS + e % items * BUCKETS)};
+                };
+                const auto take = [&](int rank, const Candidate& taken) {
+                    keys[o * beam + rank] = static_cast<int>(taken.key);
+                    value[o * beam + rank] = taken.value;
+                };
+                int best_count = pick(all, beam, at, take);
                 if (best_count == 0) {
                     if (lane == 0) keys[o * beam] = 0;
                     best_count = 1;
