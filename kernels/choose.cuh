@@ -118,9 +118,9 @@ __device__ __forceinline__ int lane_of_warp(bool here) {
     return static_cast<int>(lane);
 }
 
-// The `keep` first of `count` candidates `at(e)`, whose keys differ; `take(rank, candidate)` gets them in order,
-// in one lane. Returns how many there are. All lanes of a warp call it. Each lane knows the first of its own
-// candidates, e = lane, lane + 32, …; when one is taken, all lanes look for the next of that lane.
+// The `keep` first of `count` candidates `at(e)`, whose keys differ; `take(rank, candidate)` gets them in
+// order, in one lane. Returns how many there are. All lanes of a warp call it. Each lane knows the first of
+// its own candidates, e = lane, lane + 32, …; when one is taken, all lanes look for the next of that lane.
 template <class At, class Take> __device__ __forceinline__ int pick(int count, int keep, At at, Take take) {
     const int lane = threadIdx.x % 32;
     Candidate own = no_candidate();
@@ -147,8 +147,8 @@ template <class At, class Take> __device__ __forceinline__ int pick(int count, i
     return found;
 }
 
-// The `keep` buckets with the least values, weight x least + offset, among an owner's `valid` rows. Writes row
-// x 256 + bucket of each and returns how many there are, at least one. All lanes of a warp call it.
+// The `keep` buckets with the least values, weight x least + offset, among an owner's `valid` rows. Writes
+// row x 256 + bucket of each and returns how many there are, at least one. All lanes of a warp call it.
 __device__ __forceinline__ int pick_buckets(const float* least, const float* offsets, float weight, int valid, int keep, int* picked) {
     const auto at = [&](int e) { return Candidate{fmaf(weight, least[e], offsets[e / BUCKETS]), static_cast<float>(e)}; };
     const auto take = [&](int rank, const Candidate& taken) { picked[rank] = static_cast<int>(taken.key); };
