@@ -51,6 +51,7 @@ macro_rules! snapshot {
 fn help_texts() {
     for command in [
         "demo", "fetch", "inspect", "quantize", "finetune", "eval", "generate", "check", "bench", "table",
+        "report",
     ] {
         let output = aqlm(&[command, "--help"]);
         assert!(output.status.success(), "{command}");

@@ -90,7 +90,7 @@ impl Sampling {
 /// What was generated, and how fast.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generated {
-    /// new token ids, without the end-of-text token
+    /// new token ids; the last may be a stop token, as in what transformers generates
     pub tokens: Vec<u32>,
     /// seconds spent on the prompt
     pub prompt_seconds: f64,
@@ -98,8 +98,8 @@ pub struct Generated {
     pub seconds: f64,
 }
 
-/// Continues `prompt` by at most `count` tokens and stops early at a token of `stop`. `each` receives every
-/// new token as it is generated, and returns whether to go on.
+/// Continues `prompt` by at most `count` tokens and stops early after a token of `stop`. `each` receives
+/// every new token as it is generated, and returns whether to go on.
 ///
 /// # Errors
 /// `Error::Argument` for an empty prompt or a token beyond the embedding; errors of the machine.
@@ -122,10 +122,7 @@ pub fn generate(
     let mut tokens = Vec::new();
     while tokens.len() < count {
         let token = sampling.choose(&logits, rng);
-        if stop.contains(&token) {
-            break;
-        }
-        let goes_on = each(token);
+        let goes_on = each(token) && !stop.contains(&token);
         tokens.push(token);
         let left = count - tokens.len();
         if left == 0 || !goes_on {
@@ -133,11 +130,8 @@ pub fn generate(
         }
         if sampling == Sampling::Greedy {
             let done = session.greedy(token, left, &mut |token| {
-                if stop.contains(&token) {
-                    return false;
-                }
                 tokens.push(token);
-                each(token)
+                each(token) && !stop.contains(&token)
             })?;
             if done {
                 break;

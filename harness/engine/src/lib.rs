@@ -16,6 +16,7 @@ mod presets;
 pub mod protocol;
 mod publish;
 mod quantize;
+pub mod report;
 pub mod runs;
 pub mod tables;
 mod tune;

@@ -168,7 +168,7 @@ pub trait BlockOps {
     /// Mean over all elements of (a - b)^2, and of b^2.
     fn mean_squares(&self, a: &Self::Hidden, b: &Self::Hidden) -> Result<(f64, f64)>;
 
-    /// The largest absolute value.
+    /// The largest absolute value. Fails with the place of a number that is not finite.
     fn largest(&self, hidden: &Self::Hidden) -> Result<f64>;
 
     /// Makes the final norm `[hidden]` and the lm_head [vocab, hidden] resident.

@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{FinetuneSettings, Initialization, LayerSettings, Scheme, Update};
+use aqlm_vocabulary::{FeedbackSettings, FinetuneSettings, Initialization, LayerSettings, Scheme, Update};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -47,7 +47,7 @@ impl QuantizeSettings {
         };
         let (init, update, beam, relative_tolerance, lr) = match preset {
             Preset::Project => (
-                Initialization::Em { rounds: 3 },
+                Initialization::Feedback(FeedbackSettings::default()),
                 Update::ClosedForm {
                     max_unknowns: 8192,
                     cg_steps: 30,

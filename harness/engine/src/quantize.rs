@@ -2,15 +2,16 @@ use std::ops::Range;
 use std::time::Instant;
 
 use aqlm_reference::{limit_db, rate_distortion_limit};
-use aqlm_vocabulary::{AqlmError, FinetuneEvent, LayerEvent, LayerId, StreamKey};
-use serde_json::json;
+use aqlm_vocabulary::{AqlmError, BlockSpec, FinetuneEvent, LayerEvent, LayerId, StreamKey};
 
 use crate::alternate::alternate;
 use crate::gauge::{Gauge, storable};
 use crate::ops::{Alone, BlockOps, LayerOps, PartSums, Ranks, TrainOps, joined};
 use crate::runs::block_journal::{Journal, JournalEntry};
+use crate::runs::phases::{PhaseClock, PhaseSeconds};
 use crate::runs::records::{BlockReport, LARGEST_SPECTRUM, LayerSummary, QuantizeReport};
-use crate::{QuantizeSettings, RunFolder, tune_block};
+use crate::runs::{MetricEvent, RunFolder};
+use crate::{QuantizeSettings, tune_block};
 use aqlm_formats::durable;
 use aqlm_formats::model::{Model, block_file};
 use aqlm_formats::{Error, Result};
@@ -93,6 +94,11 @@ pub fn quantize<M: TrainOps>(
     let mut hidden = machine.embed(&model.embedding()?, calibration)?;
     let mut largest = machine.largest(&hidden)?;
     let mut reports: Vec<BlockReport> = Vec::new();
+    let parameters = |block: &BlockSpec| block.parameters() as u64;
+    folder.metric(MetricEvent::Start {
+        parameters: model.config().blocks.iter().map(parameters).collect(),
+        finetune: settings.finetune.epochs > 0,
+    })?;
 
     for (index, spec) in model.config().blocks.iter().enumerate() {
         if let Some(entry) = journal.entries().get(index).cloned() {
@@ -102,6 +108,7 @@ pub fn quantize<M: TrainOps>(
                     let block = machine.load_block(index, &weights)?;
                     hidden = machine.block_forward(&block, &hidden)?;
                     largest = largest.max(machine.largest(&hidden)?);
+                    folder.metric(MetricEvent::Resumed { block: index })?;
                     observe(PipelineEvent::BlockResumed(&entry.report));
                     reports.push(entry.report);
                     continue;
@@ -113,7 +120,7 @@ pub fn quantize<M: TrainOps>(
             }
         }
         observe(PipelineEvent::BlockStarted { block: index });
-        let (report, next) = quantize_block(
+        let (report, phases, next) = quantize_block(
             machine,
             model,
             index,
@@ -126,7 +133,10 @@ pub fn quantize<M: TrainOps>(
         )?;
         hidden = next;
         largest = largest.max(machine.largest(&hidden)?);
-        folder.metric(&json!({ "event": "block", "report": &report }))?;
+        folder.metric(MetricEvent::Block {
+            report: report.clone(),
+            phases: Some(phases),
+        })?;
         observe(PipelineEvent::BlockDone(&report));
         reports.push(report);
     }
@@ -236,8 +246,9 @@ fn quantize_block<M: TrainOps>(
     folder: &RunFolder,
     journal: &mut Journal,
     observe: &mut dyn FnMut(PipelineEvent<'_>),
-) -> Result<(BlockReport, M::Hidden)> {
+) -> Result<(BlockReport, PhaseSeconds, M::Hidden)> {
     let started = Instant::now();
+    let mut clock = PhaseClock::start();
     let spec = &model.config().blocks[index];
     let mut block = machine.load_block(index, &gauge.apply(model.block(index)?)?)?;
     let targets = machine.block_forward(&block, inputs)?;
@@ -248,16 +259,19 @@ fn quantize_block<M: TrainOps>(
     let groups = spec.groups();
     let training = 0..settings.sequences - settings.validation;
     let firsts: Vec<LayerId> = groups.iter().map(|group| group[0]).collect();
+    clock.book(|phases| &mut phases.rest);
     let mut shared = if settings.true_sequential {
         Vec::new()
     } else {
         hessians(machine, &block, inputs, training.clone(), &firsts, &Alone)?
     };
+    clock.book(|phases| &mut phases.hessians);
 
     let mut layers = Vec::with_capacity(spec.linears.len());
     for (group_index, group) in groups.iter().enumerate() {
         if settings.true_sequential {
             shared = hessians(machine, &block, inputs, training.clone(), &group[..1], &Alone)?;
+            clock.book(|phases| &mut phases.hessians);
         }
         let hessian = &shared[if settings.true_sequential { 0 } else { group_index }];
         let spectrum = if spec.linear(group[0]).shape.1 <= LARGEST_SPECTRUM {
@@ -272,7 +286,13 @@ fn quantize_block<M: TrainOps>(
                 block: index,
                 layer: Some(layer),
             };
+            clock.book(|phases| &mut phases.rest);
             let mut on_event = |event| {
+                clock.book(|phases| match event {
+                    LayerEvent::Initialized { .. } => &mut phases.initialisation,
+                    LayerEvent::Updated { .. } => &mut phases.codebook_update,
+                    LayerEvent::Searched { .. } => &mut phases.beam_search,
+                });
                 observe(PipelineEvent::Layer {
                     block: index,
                     layer: spec.linear(layer).short_name(),
@@ -304,12 +324,15 @@ fn quantize_block<M: TrainOps>(
                 report,
             };
             machine.set_layer(&mut block, layer, matrix)?;
-            folder.metric(&json!({ "event": "layer", "summary": &summary }))?;
+            folder.metric(MetricEvent::Layer {
+                summary: summary.clone(),
+            })?;
             observe(PipelineEvent::LayerDone(&summary));
             layers.push(summary);
         }
     }
     drop(shared);
+    clock.book(|phases| &mut phases.rest);
 
     let finetune = if settings.finetune.epochs == 0 {
         None
@@ -333,6 +356,8 @@ fn quantize_block<M: TrainOps>(
         )?)
     };
 
+    clock.book(|phases| &mut phases.finetuning);
+
     let rounded = model.rounded_for_storage(index, machine.store_block(&block)?)?;
     let weights = gauge.undo(model, index, &rounded)?.unwrap_or(rounded);
     drop(block);
@@ -355,5 +380,6 @@ fn quantize_block<M: TrainOps>(
         sha256,
         report: report.clone(),
     })?;
-    Ok((report, outputs))
+    clock.book(|phases| &mut phases.rest);
+    Ok((report, clock.seconds(), outputs))
 }

@@ -1,13 +1,14 @@
 //! Sequences of different length: on every machine, streamed or resident, the losses are those of each
 //! sequence alone.
 
-use aqlm_engine::backends::{BackendKind, CpuBackend};
+use aqlm_engine::Result;
+use aqlm_engine::backends::{BackendKind, CpuBackend, ReferenceBackend};
 use aqlm_engine::evaluate::{Evaluation, resident, streamed};
 use aqlm_engine::generate::{Sampling, generate};
-use aqlm_engine::ops::ModelOps;
+use aqlm_engine::ops::{BlockOps, ModelOps};
 use aqlm_formats::model::Model;
 use aqlm_vocabulary::{Purpose, stream};
-use ndarray::Array1;
+use ndarray::{Array1, Array2};
 
 /// Several parts; the first consists of two sequences of equal length.
 const LENGTHS: [usize; 6] = [9, 9, 2, 17, 5, 9];
@@ -115,6 +116,23 @@ fn a_session_begins_anew_each_time() {
     let first = write();
     assert_eq!(first.len(), 8);
     assert_eq!(write(), first);
+    // A stop token ends the text and belongs to it, whether it comes first or later.
+    for stop in [0, 2] {
+        let mut rng = stream(0, 0, None, Purpose::Generation);
+        let mut session = resident.session().unwrap();
+        let stops = [first[stop]];
+        let ended = generate(
+            session.as_mut(),
+            &[1, 40, 41],
+            8,
+            &stops,
+            Sampling::Greedy,
+            &mut rng,
+            &mut |_| true,
+        );
+        let until = first.iter().position(|token| stops.contains(token)).unwrap();
+        assert_eq!(ended.unwrap().tokens, first[..=until]);
+    }
     // and ends where its reader wants no more
     let mut read = Vec::new();
     let mut rng = stream(0, 0, None, Purpose::Generation);
@@ -134,6 +152,33 @@ fn a_session_begins_anew_each_time() {
     assert_eq!(read, first[..3]);
     assert_eq!(generated.unwrap().tokens, read);
     assert!(resident.session().unwrap().next(u32::MAX).is_err());
+}
+
+fn largest(machine: &impl BlockOps, embedding: &Array2<f32>, sequences: &[&[u32]]) -> Result<f64> {
+    machine.largest(&machine.embed(embedding, sequences)?)
+}
+
+#[test]
+fn a_hidden_state_that_is_not_finite_is_named() {
+    let model = Model::embedded().unwrap();
+    let cpu = CpuBackend::new(model.config(), 20).unwrap();
+    let reference = ReferenceBackend::new(model.config(), 20).unwrap();
+    for number in [f32::NAN, f32::NEG_INFINITY] {
+        let mut embedding = model.embedding().unwrap();
+        embedding[[41, 7]] = number;
+        let finite: [&[u32]; 1] = [&[1, 40]];
+        let expected = largest(&reference, &embedding, &finite).unwrap();
+        assert!(expected > 0.0);
+        assert_eq!(largest(&cpu, &embedding, &finite).unwrap(), expected);
+        let bad: [&[u32]; 2] = [&[1, 40], &[3, 41, 5]];
+        for result in [
+            largest(&cpu, &embedding, &bad),
+            largest(&reference, &embedding, &bad),
+        ] {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains("[1, 1, 7]"), "{error}");
+        }
+    }
 }
 
 #[test]

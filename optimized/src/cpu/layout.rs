@@ -77,11 +77,6 @@ pub(crate) fn byte_of_row(row: usize) -> usize {
     4 * (row % 16) + row / 16
 }
 
-/// The output group of a tile whose code a byte holds.
-pub(crate) fn row_of_byte(byte: usize) -> usize {
-    16 * (byte % 4) + byte / 4
-}
-
 impl TiledCodes {
     /// Where the 64 bytes of (input group, codebook, tile) start.
     pub(crate) fn offset(

@@ -90,6 +90,7 @@ impl Plan {
             form,
             codebooks: CodebookPrecision::Auto,
             largest_matvec_batch: match (form, level) {
+                (Form::Table(_), SimdLevel::Avx512) if rayon::current_num_threads() <= FEW_THREADS => 8,
                 (Form::Table(_), _) => 4,
                 (Form::Direct, SimdLevel::Portable) => 1,
                 (Form::Direct, _) => 2,
@@ -97,6 +98,11 @@ impl Plan {
         }
     }
 }
+
+/// Threads up to which eight products by tables of fixed point take less time than decoding once: their
+/// tables cost each row two passes of all threads, which more threads share worse than the decoding
+/// (docs/cpu.md).
+const FEW_THREADS: usize = 4;
 
 /// Where look-up tables beat the direct form: level, the output groups per codeword from which building
 /// tables pays, and the entries to use. All other levels use the direct form: a look-up there is one load per

@@ -62,13 +62,14 @@ pub(crate) struct CodewordView<'a, W> {
 
 impl<W: Value> CodewordView<'_, W> {
     /// The sum over codebooks of LANES consecutive values, `at` values into each codeword. `M` and `LEN` are
-    /// the number of codebooks and the codeword's length if known at compile time, else 0.
+    /// the number of codebooks and the codeword's length if known at compile time, else 0. The codes lie
+    /// `STRIDE` apart.
     ///
     /// # Safety
     /// `codes` points at one valid code per codebook, `at + LANES <= codeword_len`, and V's instructions are
     /// available.
     #[inline(always)]
-    pub(crate) unsafe fn sum<V: Vector, C: Code, const M: usize, const LEN: usize>(
+    pub(crate) unsafe fn sum<V: Vector, C: Code, const M: usize, const LEN: usize, const STRIDE: usize>(
         &self,
         codes: *const C,
         at: usize,
@@ -80,7 +81,7 @@ impl<W: Value> CodewordView<'_, W> {
             let base = self.values.as_ptr().add(at);
             let mut sum: V = W::load(base.add((*codes).index() * len));
             for m in 1..codebooks {
-                let codeword = base.add(m * self.codebook_len + (*codes.add(m)).index() * len);
+                let codeword = base.add(m * self.codebook_len + (*codes.add(m * STRIDE)).index() * len);
                 sum = sum.add(W::load(codeword));
             }
             sum

@@ -30,6 +30,17 @@ pub struct FeedbackSettings {
     pub order: GroupOrder,
 }
 
+/// Four hypotheses and three passes in natural order, which measured best for their time (docs/quantizer.md).
+impl Default for FeedbackSettings {
+    fn default() -> Self {
+        Self {
+            hypotheses: 4,
+            passes: 3,
+            order: GroupOrder::Natural,
+        }
+    }
+}
+
 /// The order in which a search with error feedback decides input groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

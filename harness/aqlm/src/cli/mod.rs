@@ -12,6 +12,7 @@ mod generate;
 mod inspect;
 mod quantize;
 mod refusal;
+mod report;
 mod table;
 mod text;
 
@@ -56,6 +57,8 @@ enum Command {
     Bench(Box<bench::Args>),
     /// Show a table of the paper beside runs of your own; plan such runs, and run them
     Table(Box<table::Args>),
+    /// Show runs in a page: quality, errors, time, codebooks, configuration and texts, side by side
+    Report(report::Args),
 }
 
 /// Runs the command line of this process.
@@ -104,5 +107,6 @@ fn run_command(command: &Command, output: Output) -> Result<bool> {
         Command::Check(args) => check::run(args, output),
         Command::Bench(args) => bench::run(args, output),
         Command::Table(args) => table::run(args, output),
+        Command::Report(args) => report::run(args, output),
     }
 }

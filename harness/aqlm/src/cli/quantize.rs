@@ -45,9 +45,6 @@ pub(super) struct Args {
     resume: bool,
 }
 
-/// Hypotheses and passes of `--init feedback`, unless given.
-const FEEDBACK: (usize, usize) = (4, 3);
-
 /// The argument of `--init`: `residual`, `em`, or `feedback[:K[:PASSES[:ORDER]]]`.
 fn initialization(text: &str) -> std::result::Result<Initialization, String> {
     let mut parts = text.split(':');
@@ -60,10 +57,12 @@ fn initialization(text: &str) -> std::result::Result<Initialization, String> {
                 Some(Ok(number @ 1..=1024)) => Ok(number),
                 Some(_) => Err(format!("{name} must be a number from 1 to 1024")),
             };
-            let hypotheses = number("K", FEEDBACK.0)?;
-            let passes = number("PASSES", FEEDBACK.1)?;
+            let usual = FeedbackSettings::default();
+            let hypotheses = number("K", usual.hypotheses)?;
+            let passes = number("PASSES", usual.passes)?;
             let order = match parts.next() {
-                None | Some("natural") => GroupOrder::Natural,
+                None => usual.order,
+                Some("natural") => GroupOrder::Natural,
                 Some("variance") => GroupOrder::Variance,
                 Some("diagonal") => GroupOrder::Diagonal,
                 Some(_) => return Err("ORDER must be natural, variance or diagonal".into()),

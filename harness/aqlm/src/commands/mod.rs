@@ -17,7 +17,9 @@ mod output;
 pub(crate) mod paper_table;
 mod progress;
 pub(crate) mod quantize;
+pub(crate) mod report;
 mod table;
+pub(crate) mod watch;
 
 pub(crate) use job::{Job, NamedModel, warn_of_length};
 pub(crate) use output::{Output, print, say, wanted};

@@ -15,7 +15,7 @@ use aqlm_vocabulary::{
 use half::bf16;
 use ndarray::{Array1, Array2, Axis};
 
-use super::hidden_states::{Bound, HiddenStates};
+use super::hidden_states::{Bound, HiddenStates, require_finite};
 use super::resident::StepOps;
 use super::{BackendKind, Memory};
 use crate::ops::{BlockOps, LayerOps, TrainOps};
@@ -269,8 +269,10 @@ impl BlockOps for CpuBackend {
     fn largest(&self, hidden: &HiddenStates) -> Result<f64> {
         let mut largest = 0.0_f32;
         for sequence in 0..hidden.lengths().len() {
-            let states = hidden.read(&[sequence])?;
-            largest = states.iter().fold(largest, |largest, x| largest.max(x.abs()));
+            for ((_, token, channel), x) in hidden.read(&[sequence])?.indexed_iter() {
+                require_finite([sequence, token, channel], f64::from(*x))?;
+                largest = largest.max(x.abs());
+            }
         }
         Ok(f64::from(largest))
     }

@@ -11,6 +11,20 @@ use ndarray::{Array3, ArrayView3, CowArray, Ix3};
 
 use aqlm_formats::{Error, Result};
 
+/// # Errors
+/// `NotFinite` with the place (sequence, token, channel) of a number of the hidden states that is not finite.
+pub(super) fn require_finite(place: [usize; 3], value: f64) -> Result<()> {
+    if value.is_finite() {
+        return Ok(());
+    }
+    Err(AqlmError::NotFinite {
+        what: "hidden states (sequence, token, channel)".into(),
+        index: place.to_vec(),
+        value,
+    }
+    .into())
+}
+
 /// Bound on the total memory of all hidden states, and the folder for those that exceed the bound.
 #[derive(Debug)]
 pub(super) struct Bound {

@@ -18,6 +18,7 @@ use half::bf16;
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
 
+use super::hidden_states::require_finite;
 use super::resident::StepOps;
 use super::{BackendKind, Memory};
 use crate::ops::{BlockOps, LayerOps, TrainOps};
@@ -284,8 +285,14 @@ impl BlockOps for ReferenceBackend {
     }
 
     fn largest(&self, hidden: &Self::Hidden) -> Result<f64> {
-        let states = hidden.iter().flatten();
-        Ok(states.fold(0.0, |largest: f64, x| largest.max(x.abs())))
+        let mut largest = 0.0_f64;
+        for (sequence, states) in hidden.iter().enumerate() {
+            for ((token, channel), &x) in states.indexed_iter() {
+                require_finite([sequence, token, channel], x)?;
+                largest = largest.max(x.abs());
+            }
+        }
+        Ok(largest)
     }
 
     fn load_head(&self, norm: &Array1<f32>, lm_head: &Array2<f32>) -> Result<ReferenceHead> {

@@ -1,5 +1,3 @@
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -7,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::lock::FolderLock;
+use super::metrics::{self, Metric, MetricEvent};
 use crate::backends::BackendKind;
 use aqlm_formats::durable;
 use aqlm_formats::model::Model;
@@ -204,12 +203,7 @@ impl RunFolder {
     ///
     /// # Errors
     /// `Error::Io` when it can't be written.
-    pub fn metric(&self, event: &Value) -> Result<()> {
-        let path = self.path.join("metrics.jsonl");
-        let append = || -> std::io::Result<()> {
-            let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
-            file.write_all(format!("{event}\n").as_bytes())
-        };
-        append().map_err(Error::io(&path, "write"))
+    pub fn metric(&self, event: MetricEvent) -> Result<()> {
+        metrics::append(&self.path, &Metric::now(event))
     }
 }

@@ -5,11 +5,12 @@ use aqlm_vocabulary::Scheme;
 use super::finished::{CellRecord, Finished, FinishedRun, Quantized};
 use super::models::{PaperModel, models};
 use super::official::{Official, OfficialModel};
+use super::one_model::{one_model, one_protocol};
 use super::paper::{PaperRow, PaperTable, Recipe, TunedPart, columns, tables};
 use crate::backends::BackendKind;
 use crate::runs::records::{
-    Beside, EvalRecord, Figure, OurFigure, OurRuns, Outcome, RunFigure, TableCell, TableCheck, TableColumn,
-    TableEntry, TableListRecord, TableModel, TableRecord, TableRow,
+    Beside, Figure, OurFigure, OurRuns, Outcome, RunFigure, TableCell, TableCheck, TableColumn, TableEntry,
+    TableListRecord, TableRecord, TableRow,
 };
 use aqlm_formats::{Error, Result};
 
@@ -49,8 +50,8 @@ pub fn fill(table: &PaperTable, finished: &[Finished]) -> Result<TableRecord> {
             Finished::Bench(..) | Finished::Decode(..) => None,
         })
         .collect();
-    let model = one_model(&runs)?;
-    one_protocol(&runs)?;
+    let model = one_model(runs.iter().map(|run| (&*run.path, &run.model)))?;
+    one_protocol(runs.iter().map(|run| (&*run.path, &run.evaluations)))?;
     let official = Official::read()?;
     let names = column_names(table, &runs);
     let known = columns()?;
@@ -84,70 +85,6 @@ pub fn fill(table: &PaperTable, finished: &[Finished]) -> Result<TableRecord> {
         checks: checks(&runs),
         model,
     })
-}
-
-/// The one dense model of all runs.
-fn one_model(runs: &[&FinishedRun]) -> Result<Option<TableModel>> {
-    let Some(first) = runs.first() else {
-        return Ok(None);
-    };
-    let mut model = first.model.clone();
-    for run in &runs[1..] {
-        let differs = |what: &str, mine: &str, theirs: &str| {
-            Error::argument(
-                "runs",
-                &format!(
-                    "runs of one model, as {} with {what} {mine}",
-                    first.path.display()
-                ),
-                format!("{} with {what} {theirs}", run.path.display()),
-            )
-        };
-        let hashes = model.sha256.as_ref().zip(run.model.sha256.as_ref());
-        if let Some((mine, theirs)) = hashes.filter(|(mine, theirs)| mine != theirs) {
-            return Err(differs("model_sha256", mine, theirs));
-        }
-        if let (Some(mine), Some(theirs)) = (&model.name, &run.model.name) {
-            if mine != theirs {
-                return Err(differs("model", mine, theirs));
-            }
-        } else if hashes.is_none() && model.path != run.model.path {
-            return Err(differs("model", &model.path, &run.model.path));
-        }
-        model.name = model.name.or_else(|| run.model.name.clone());
-        model.sha256 = model.sha256.or_else(|| run.model.sha256.clone());
-    }
-    Ok(Some(model))
-}
-
-/// Perplexities of one column must be over equal windows of equal texts.
-fn one_protocol(runs: &[&FinishedRun]) -> Result<()> {
-    let mut first: BTreeMap<&str, (&FinishedRun, &EvalRecord)> = BTreeMap::new();
-    for run in runs {
-        for (column, record) in &run.evaluations {
-            let (other, seen) = *first.entry(column).or_insert((run, record));
-            let facts = |record: &EvalRecord| {
-                [
-                    ("protocol", record.protocol.name().to_owned()),
-                    ("ctx", record.ctx.to_string()),
-                    ("tokens", record.tokens.to_string()),
-                ]
-            };
-            for ((what, mine), (_, theirs)) in facts(seen).into_iter().zip(facts(record)) {
-                if mine != theirs {
-                    return Err(Error::argument(
-                        "runs",
-                        &format!(
-                            "equal evaluations of {column}, as {} with {what} {mine}",
-                            other.path.display()
-                        ),
-                        format!("{} with {what} {theirs}", run.path.display()),
-                    ));
-                }
-            }
-        }
-    }
-    Ok(())
 }
 
 /// The table's columns, then those that only our runs have.

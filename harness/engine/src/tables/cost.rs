@@ -8,6 +8,9 @@ use super::models::PaperModel;
 use super::paper::QuantizeRecipe;
 use crate::{EndToEndSettings, Preset, QuantizeSettings};
 
+/// Most sums of two codewords that error feedback searches as one table.
+const MAX_SUMS: f64 = 65536.0;
+
 /// Assumed rounds of codebook update and beam search of a layer. The official code took 6 (1x16g8) and 8
 /// (2x8g8) on a layer of 4096 to 4096 at a tolerance of 1 %.
 pub const ROUNDS: f64 = 8.0;
@@ -95,8 +98,22 @@ fn quantization(
         let (weights, columns) = (rows as f64 * columns as f64, columns as f64);
         // Every weight is compared with its place in every codeword.
         initialization += layer.kmeans_iterations as f64 * codebooks * weights * codewords;
-        if let Initialization::Em { rounds } = layer.init {
-            initialization += rounds as f64 * codebooks * weights * codewords * scheme.group_len() as f64;
+        match layer.init {
+            Initialization::Residual => {}
+            Initialization::Em { rounds } => {
+                initialization += rounds as f64 * codebooks * weights * codewords * scheme.group_len() as f64;
+            }
+            Initialization::Feedback(feedback) => {
+                // Sums of two codewords are scored where they are searched jointly, and an error reaches half
+                // of the other columns.
+                let scored = if codebooks > 1.0 && codewords * codewords <= MAX_SUMS {
+                    codebooks / 2.0 * codewords * codewords / scheme.group_len() as f64
+                } else {
+                    codebooks * codewords
+                };
+                let searches = (feedback.passes * feedback.hypotheses) as f64;
+                initialization += searches * weights * (scored + columns / 2.0);
+            }
         }
         // All codewords are scored, and (W - Q) H is updated after each change.
         search += ROUNDS * beam * weights * codebooks * (codewords + columns);

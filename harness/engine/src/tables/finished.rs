@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::models::{PaperModel, models};
+use super::models::{PaperModel, models, name_at};
 use super::paper::{TunedPart, columns, unknown};
 use crate::runs::RunDescription;
 use crate::runs::records::{
@@ -197,7 +197,7 @@ fn run(folder: &Path) -> Result<FinishedRun> {
             }
         }
     } else {
-        of_dense(&evaluations)
+        of_dense(&evaluations)?
     };
     if let Some(cell) = &cell {
         let shape = known_model(folder)?.map(|model| model.model);
@@ -268,17 +268,17 @@ fn bare(model: TableModel, quantized: Option<Quantized>) -> FinishedRun {
 }
 
 /// A folder without a model of its own: evaluations of the dense model.
-fn of_dense(evaluations: &BTreeMap<String, EvalRecord>) -> FinishedRun {
+fn of_dense(evaluations: &BTreeMap<String, EvalRecord>) -> Result<FinishedRun> {
     let path = evaluations
         .values()
         .next()
         .map_or_else(String::new, |record| record.model.clone());
     let model = TableModel {
-        name: None,
+        name: name_at(&path)?,
         path,
         sha256: None,
     };
-    bare(model, None)
+    Ok(bare(model, None))
 }
 
 fn of_quantize(folder: &Path, record: &QuantizeRecord) -> Result<FinishedRun> {
@@ -359,7 +359,7 @@ fn of_finetune(folder: &Path) -> Result<FinishedRun> {
 }
 
 /// Reads a JSON file of the project.
-fn json<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<T> {
+pub(crate) fn json<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<T> {
     let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
     let value: Value = serde_json::from_slice(&text).map_err(Error::json(path, 1))?;
     serde_path_to_error::deserialize(value).map_err(|error| Error::Field {

@@ -10,15 +10,20 @@ mod finished;
 mod grid;
 mod models;
 mod official;
+mod one_model;
 mod paper;
 mod plan;
 mod run;
 
 pub use compare::{fill, list};
 pub use cost::{Cost, ROUNDS, Work};
+pub(crate) use finished::json;
 pub use finished::{CELL_FILE, CellRecord, Finished, FinishedRun, read_finished};
 pub use grid::{Cell, Command, Evaluation, Grid, GridCell, shell};
+pub(crate) use models::name_at;
 pub use models::{PaperModel, model, models};
+pub(crate) use official::{OfficialModel, official_models};
+pub(crate) use one_model::{one_model, one_protocol};
 pub use paper::{
     Column, PaperFigure, PaperRow, PaperTable, QuantizeRecipe, Recipe, TunedPart, columns, table, tables,
 };

@@ -71,6 +71,17 @@ pub fn models() -> Result<Vec<PaperModel>> {
     parsed(MODELS)
 }
 
+/// Name of the known model that stands at a path in planned commands. The embedded model's runs name it with
+/// "(embedded)" before.
+///
+/// # Errors
+/// Those of [`models`].
+pub(crate) fn name_at(path: &str) -> Result<Option<String>> {
+    let path = path.strip_prefix("(embedded) ").unwrap_or(path);
+    let known = models()?.into_iter().find(|model| model.path == path);
+    Ok(known.map(|model| model.model))
+}
+
 /// The model of a name.
 ///
 /// # Errors

@@ -22,34 +22,42 @@ pub(super) struct Official {
     pub(super) kernels: OfficialKernels,
 }
 
+/// Every model that the official code measured.
+///
+/// # Errors
+/// `Internal` for a golden/paper/official.json that does not parse.
+pub(crate) fn official_models() -> Result<Vec<OfficialModel>> {
+    Ok(Official::read()?.models)
+}
+
 /// A model that the official code quantized or evaluated.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct OfficialModel {
+pub(crate) struct OfficialModel {
     /// its name in golden/paper/models.json
-    pub(super) model: String,
+    pub(crate) model: String,
     /// the scheme; `None` for the dense model
     #[serde(default)]
-    pub(super) scheme: Option<Scheme>,
+    pub(crate) scheme: Option<Scheme>,
     /// average bits
     #[serde(default)]
-    pub(super) bits: Option<f64>,
+    pub(crate) bits: Option<f64>,
     /// what was fine-tuned in a block
-    pub(super) tuned: Vec<TunedPart>,
+    pub(crate) tuned: Vec<TunedPart>,
     /// whether the whole model was fine-tuned, too
-    pub(super) end_to_end: bool,
+    pub(crate) end_to_end: bool,
     /// calibration sequences
     #[serde(default)]
-    pub(super) sequences: Option<usize>,
+    pub(crate) sequences: Option<usize>,
     /// tokens in a calibration sequence
     #[serde(default)]
-    pub(super) seqlen: Option<usize>,
+    pub(crate) seqlen: Option<usize>,
     /// tokens in a window of a perplexity
-    pub(super) ctx: usize,
+    pub(crate) ctx: usize,
     /// figures by column
-    pub(super) figures: BTreeMap<String, f64>,
+    pub(crate) figures: BTreeMap<String, f64>,
     /// how they were measured
-    pub(super) source: String,
+    pub(crate) source: String,
 }
 
 /// Times of the official CUDA kernels.

@@ -3,15 +3,14 @@ use std::time::{Duration, Instant};
 
 use aqlm_vocabulary::{ModelTraining as _, ModelWeights, StreamKey, TuningState};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use super::epochs::{Broken, Course, Keeper, Plan, Taken, train};
 use super::objective::NextTokens;
 use super::teacher::Teacher;
 use super::{EndToEndEvent, EndToEndReport, EndToEndSettings};
-use crate::RunFolder;
 use crate::ops::{Alone, Ranks, TrainOps};
 use crate::runs::tuning_journal::{Checkpoint, Journal, StateFile};
+use crate::runs::{MetricEvent, RunFolder};
 use aqlm_formats::model::{Model, OuterWeights, WriteOptions, Written, write_whole};
 use aqlm_formats::{Error, Result};
 
@@ -122,6 +121,7 @@ pub fn end_to_end<M: TrainOps>(
         now,
         teacher_rest: teacher.rest(),
         seqlen: settings.seqlen,
+        epochs: settings.epochs,
         save_every,
         saved: Instant::now(),
         clock: Clock::new(seconds),
@@ -170,6 +170,7 @@ struct InFolder<'a> {
     teacher_rest: Option<f64>,
     /// tokens per sequence
     seqlen: usize,
+    epochs: usize,
     save_every: Duration,
     saved: Instant,
     clock: Clock,
@@ -232,9 +233,14 @@ impl<M: TrainOps, R: Ranks> Keeper<NextTokens<'_, M, R>> for InFolder<'_> {
         let now = self.now(course);
         now.report.steps += 1;
         now.report.tokens += tokens as u64;
-        self.folder.metric(&json!({
-            "event": "step", "epoch": step.epoch, "step": step.step, "loss": step.loss, "lr": step.lr,
-        }))?;
+        self.folder.metric(MetricEvent::Step {
+            epoch: step.epoch,
+            step: step.step,
+            steps: Some(step.steps),
+            epochs: Some(self.epochs),
+            loss: step.loss,
+            lr: step.lr,
+        })?;
         (self.observe)(EndToEndEvent::Step {
             epoch: step.epoch,
             step: step.step,
@@ -278,9 +284,11 @@ impl<M: TrainOps, R: Ranks> Keeper<NextTokens<'_, M, R>> for InFolder<'_> {
         let now = now.clone();
         self.journal.append(now)?;
         self.saved = Instant::now();
-        self.folder.metric(&json!({
-            "event": "epoch", "epoch": epoch, "train_loss": train_loss, "loss": judged,
-        }))?;
+        self.folder.metric(MetricEvent::Epoch {
+            epoch,
+            train_loss,
+            loss: judged,
+        })?;
         (self.observe)(EndToEndEvent::Judged {
             epoch,
             train_loss: Some(train_loss),

@@ -243,9 +243,21 @@ impl Model {
         })
     }
 
-    fn linear(&self, block: usize, layer: LayerId) -> Result<Linear> {
-        let name = self.config().layer_name(block, layer);
-        let spec = self.config().blocks[block].linear(layer);
+    /// One linear layer of a block; blocks are numbered from 0.
+    ///
+    /// # Errors
+    /// Those of [`Model::block`].
+    pub fn linear(&self, block: usize, layer: LayerId) -> Result<Linear> {
+        let config = self.config();
+        let Some(of_block) = config.blocks.get(block) else {
+            return Err(Error::Block {
+                path: self.source.clone(),
+                blocks: config.blocks.len(),
+                block,
+            });
+        };
+        let name = config.layer_name(block, layer);
+        let spec = of_block.linear(layer);
         read_linear(
             self.tensors.as_ref(),
             &name,

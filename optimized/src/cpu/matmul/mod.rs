@@ -59,7 +59,7 @@ impl PackedMatrix {
         if y.is_empty() {
             return Ok(());
         }
-        // Whole tiles of codes if they fit, so that tiled codes are transposed only once.
+        // Whole tiles of codes if they fit, so that tiled codes are read only once.
         let fitting = TILE_BYTES / (columns * out_group * size_of::<f32>()).max(1);
         let groups = if fitting >= TILE {
             fitting / TILE * TILE

@@ -114,7 +114,7 @@ unsafe fn dots<V: Vector, C: Code, W: Value, const M: usize, const LEN: usize, c
             for at in (0..padded).step_by(V::LANES) {
                 let inputs = V::load(x.add(at));
                 for r in 0..R {
-                    let weight: V = d.codewords.sum::<V, C, M, LEN>(codes[r], first + at);
+                    let weight: V = d.codewords.sum::<V, C, M, LEN, 1>(codes[r], first + at);
                     sums[r] = weight.mul_add(inputs, sums[r]);
                 }
             }

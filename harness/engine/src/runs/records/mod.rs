@@ -18,6 +18,7 @@ mod finetune;
 mod generate;
 mod inspect;
 mod quantize;
+mod report;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -38,6 +39,7 @@ pub use inspect::{InspectRecord, Shape};
 pub use quantize::{
     BlockReport, LARGEST_SPECTRUM, LayerSummary, QuantizeRecord, QuantizeReport, QuantizedLayer,
 };
+pub use report::ReportRecord;
 pub use table::{
     Beside, Better, Figure, OurFigure, OurRuns, PlanCell, PlanLeftOut, PlanPhase, RunFigure, TableCell,
     TableCheck, TableColumn, TableEntry, TableListRecord, TableModel, TablePlanRecord, TableRecord, TableRow,
@@ -121,6 +123,8 @@ records! {
     Table(TableRecord) = "table/1",
     /// `aqlm table --plan`
     TablePlan(TablePlanRecord) = "table_plan/1",
+    /// `aqlm report`
+    Report(ReportRecord) = "report/1",
 }
 
 impl Record {

@@ -217,6 +217,16 @@ fn table() -> TableRecord {
     }
 }
 
+fn report() -> ReportRecord {
+    ReportRecord {
+        out: Some("report.html".into()),
+        bytes: Some(123_456),
+        tensorboard: None,
+        runs: vec!["a".into(), "b".into()],
+        seconds: 0.25,
+    }
+}
+
 fn table_plan() -> TablePlanRecord {
     TablePlanRecord {
         id: "1".into(),
@@ -357,6 +367,7 @@ fn examples() -> Vec<Record> {
         .into(),
         table().into(),
         table_plan().into(),
+        report().into(),
     ]
 }
 

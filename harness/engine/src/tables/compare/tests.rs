@@ -9,8 +9,8 @@ use super::*;
 use crate::protocol::Protocol;
 use crate::runs::RunDescription;
 use crate::runs::records::{
-    self, BenchCase, BenchReport, BlockReport, DecodeReport, KernelRow, LayerSummary, QuantizeRecord,
-    QuantizeReport, Record, Times,
+    self, BenchCase, BenchReport, BlockReport, DecodeReport, EvalRecord, KernelRow, LayerSummary,
+    QuantizeRecord, QuantizeReport, Record, Times,
 };
 use crate::{EndToEndReport, Preset, QuantizeSettings};
 

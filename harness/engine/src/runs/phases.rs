@@ -1,0 +1,103 @@
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+/// Seconds that quantizing a block took, by phase. Their sum is the block's whole time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PhaseSeconds {
+    /// sums of inputs' products, over all calibration sequences
+    pub hessians: f64,
+    /// first codes and codebooks, with the preparation of the layer's problem
+    pub initialisation: f64,
+    /// codebook updates
+    pub codebook_update: f64,
+    /// beam searches
+    pub beam_search: f64,
+    /// fine-tuning of the block
+    pub finetuning: f64,
+    /// passes through the block, eigenvalues of Hessians, rounding and storing
+    pub rest: f64,
+}
+
+impl PhaseSeconds {
+    /// Names and seconds of the phases, in the order of the work.
+    pub fn named(&self) -> [(&'static str, f64); 6] {
+        [
+            ("Hessians", self.hessians),
+            ("initialisation", self.initialisation),
+            ("codebook update", self.codebook_update),
+            ("beam search", self.beam_search),
+            ("fine-tuning", self.finetuning),
+            ("rest", self.rest),
+        ]
+    }
+
+    /// Seconds of all phases.
+    pub fn total(&self) -> f64 {
+        self.named().iter().map(|(_, seconds)| seconds).sum()
+    }
+
+    /// Adds the seconds of another block.
+    pub fn add(&mut self, other: &Self) {
+        self.hessians += other.hessians;
+        self.initialisation += other.initialisation;
+        self.codebook_update += other.codebook_update;
+        self.beam_search += other.beam_search;
+        self.finetuning += other.finetuning;
+        self.rest += other.rest;
+    }
+}
+
+/// A clock that books the time since its last reading on a phase.
+#[derive(Debug)]
+pub(crate) struct PhaseClock {
+    last: Instant,
+    seconds: PhaseSeconds,
+}
+
+impl PhaseClock {
+    pub(crate) fn start() -> Self {
+        Self {
+            last: Instant::now(),
+            seconds: PhaseSeconds::default(),
+        }
+    }
+
+    /// Books the time since the last call on the phase that `of` selects.
+    pub(crate) fn book(&mut self, of: impl FnOnce(&mut PhaseSeconds) -> &mut f64) {
+        let now = Instant::now();
+        *of(&mut self.seconds) += (now - self.last).as_secs_f64();
+        self.last = now;
+    }
+
+    pub(crate) fn seconds(&self) -> PhaseSeconds {
+        self.seconds
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_time_is_booked_once() {
+        let mut clock = PhaseClock::start();
+        let started = clock.last;
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        clock.book(|phases| &mut phases.hessians);
+        clock.book(|phases| &mut phases.rest);
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        clock.book(|phases| &mut phases.hessians);
+        let seconds = clock.seconds();
+        assert!(
+            seconds.hessians >= 0.01 && seconds.beam_search == 0.0,
+            "{seconds:?}"
+        );
+        let whole = (clock.last - started).as_secs_f64();
+        assert!((seconds.total() - whole).abs() < 1e-9, "{seconds:?}, {whole}");
+        let mut twice = seconds;
+        twice.add(&seconds);
+        assert!((twice.total() - 2.0 * whole).abs() < 1e-9);
+    }
+}
