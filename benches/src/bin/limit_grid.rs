@@ -2,16 +2,21 @@
 //! how long they take: W normal, H of 4 n activations whose spectrum falls as 1/i, rotated at random.
 //!
 //! `cargo run --release -p aqlm-benches --bin limit_grid -- [SCHEME] [N] [OUT] [only INIT...]`, with N a
-//! power of two. An INIT is `em`, or `feedback:K:PASSES:ORDER`; `:b4` behind either adds the alternation with
-//! a beam of 4.
+//! power of two. An INIT is `residual`, `em`, or `feedback:K:PASSES:ORDER`. Behind it, `:b4` adds the
+//! alternation with a beam of 4, `:r2` stops it after two rounds, `:k20` stops k-means after 20 iterations.
+//! With `cuda:` before it the first GPU computes the row, three times: the first includes the compilation of
+//! kernels. `--kernels DIR` takes the kernels from a folder.
 
 use std::env::args;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use aqlm_engine::Result;
 use aqlm_engine::alternate::alternate;
-use aqlm_engine::backends::CpuLayers;
+use aqlm_engine::backends::{CpuLayers, CudaLayers};
 use aqlm_engine::ops::LayerOps;
+use aqlm_optimized::cuda::Device;
 use aqlm_reference::linalg::eigenvalues;
 use aqlm_reference::{decode, limit_db, rate_distortion_limit, relative_layer_error};
 use aqlm_vocabulary::{
@@ -44,7 +49,14 @@ const GRID: [&str; 12] = [
 ];
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = args().skip(1).collect();
+    let mut arguments: Vec<String> = args().skip(1).collect();
+    let mut kernels = None;
+    if let Some(at) = arguments.iter().position(|argument| argument == "--kernels") {
+        kernels = arguments
+            .drain(at..arguments.len().min(at + 2))
+            .nth(1)
+            .map(PathBuf::from);
+    }
     let argument = |i: usize, default: &str| arguments.get(i).map_or(default, String::as_str).to_owned();
     let number = |i: usize, default: &str| {
         let text = argument(i, default);
@@ -74,35 +86,80 @@ fn main() -> Result<()> {
     println!(
         "| start | error after it | dB | s | error at the end | dB | rounds | s |\n|---|---|---|---|---|---|---|---|"
     );
+    let layer = Layer {
+        weight,
+        exact_weight,
+        hessian,
+        spectrum,
+        limit,
+    };
+    let mut gpu = None;
     for row in rows {
-        let settings = settings(scheme, row)?;
-        let started = Instant::now();
-        let problem = CpuLayers.problem(&weight, &hessian, &settings)?;
-        let mut initial = (0.0, 0.0);
-        let (matrix, report) = alternate(&CpuLayers, &problem, &settings, KEY, &mut |event| {
-            if let LayerEvent::Initialized { loss } = event {
-                initial = (loss, started.elapsed().as_secs_f64());
-            }
-        })?;
-        let seconds = started.elapsed().as_secs_f64();
-        let bits = matrix.bits_per_parameter();
-        let error = relative_layer_error(&exact_weight, &decode(&matrix), &hessian);
-        println!(
-            "| {row} | {:.6} | {:.2} | {:.2} | {error:.6} | {:.2} ({:.2} at {bits:.3} bits) | {} | {seconds:.2} |",
-            initial.0,
-            limit_db(initial.0, limit),
-            initial.1,
-            limit_db(error, limit),
-            limit_db(error, rate_distortion_limit(&spectrum, bits)),
-            report.trace.len(),
-        );
+        let Some(on_gpu) = row.strip_prefix("cuda:") else {
+            layer.measure(&CpuLayers, row, &settings(scheme, row)?)?;
+            continue;
+        };
+        let layers = if let Some(ref layers) = gpu {
+            layers
+        } else {
+            let device = Device::open(0, kernels.as_deref()).map_err(AqlmError::from)?;
+            gpu.insert(CudaLayers::new(Arc::new(device))?)
+        };
+        for _ in 0..3 {
+            layer.measure(layers, row, &settings(scheme, on_gpu)?)?;
+        }
     }
     Ok(())
 }
 
+/// The layer that every row quantizes.
+struct Layer {
+    weight: Array2<f32>,
+    exact_weight: Array2<f64>,
+    hessian: Array2<f64>,
+    /// eigenvalues of H
+    spectrum: Vec<f64>,
+    limit: f64,
+}
+
+impl Layer {
+    /// Quantizes the layer and prints its row.
+    fn measure<O: LayerOps>(&self, ops: &O, row: &str, settings: &LayerSettings) -> Result<()> {
+        let started = Instant::now();
+        let problem = ops.problem(&self.weight, &self.hessian, settings)?;
+        let mut initial = (0.0, 0.0);
+        let (matrix, report) = alternate(ops, &problem, settings, KEY, &mut |event| {
+            let seconds = started.elapsed().as_secs_f64();
+            if let LayerEvent::Initialized { loss } = event {
+                initial = (loss, seconds);
+            }
+            eprintln!("{row}: {seconds:.3} s, {event:?}");
+        })?;
+        let seconds = started.elapsed().as_secs_f64();
+        let bits = matrix.bits_per_parameter();
+        let error = relative_layer_error(&self.exact_weight, &decode(&matrix), &self.hessian);
+        println!(
+            "| {row} | {:.6} | {:.2} | {:.2} | {error:.6} | {:.2} ({:.2} at {bits:.3} bits) | {} | {seconds:.2} |",
+            initial.0,
+            limit_db(initial.0, self.limit),
+            initial.1,
+            limit_db(error, self.limit),
+            limit_db(error, rate_distortion_limit(&self.spectrum, bits)),
+            report.trace.len(),
+        );
+        Ok(())
+    }
+}
+
 /// Today's default settings with the start and the beam of a row.
 fn settings(scheme: Scheme, row: &str) -> Result<LayerSettings> {
-    let refused = || AqlmError::argument("a row", "em or feedback:K:PASSES:ORDER, perhaps with :bN", row);
+    let refused = || {
+        AqlmError::argument(
+            "a row",
+            "residual, em or feedback:K:PASSES:ORDER, perhaps with :bN, :rN, :kN",
+            row,
+        )
+    };
     let mut parts = row.split(':').peekable();
     let init = match parts.next() {
         Some("residual") => Initialization::Residual,
@@ -129,18 +186,20 @@ fn settings(scheme: Scheme, row: &str) -> Result<LayerSettings> {
         }
         _ => return Err(refused().into()),
     };
-    let beam = match parts.next() {
-        None => None,
-        Some(text) => Some(
-            text.strip_prefix('b')
-                .and_then(|b| b.parse().ok())
-                .ok_or_else(refused)?,
-        ),
-    };
+    let (mut beam, mut rounds, mut kmeans_iterations) = (None, 100, 100);
+    for part in parts {
+        let number = |text: &str| text.parse::<usize>().map_err(|_| refused());
+        match part.split_at_checked(1) {
+            Some(("b", text)) => beam = Some(number(text)?),
+            Some(("r", text)) => rounds = number(text)?,
+            Some(("k", text)) => kmeans_iterations = number(text)?,
+            _ => return Err(refused().into()),
+        }
+    }
     Ok(LayerSettings {
         scheme,
         init,
-        kmeans_iterations: 100,
+        kmeans_iterations,
         update: Update::ClosedForm {
             max_unknowns: 8192,
             cg_steps: 30,
@@ -148,7 +207,7 @@ fn settings(scheme: Scheme, row: &str) -> Result<LayerSettings> {
         },
         beam: beam.unwrap_or(1),
         relative_tolerance: 0.003,
-        max_rounds: if beam.is_some() { 100 } else { 0 },
+        max_rounds: if beam.is_some() { rounds } else { 0 },
         damping: 1e-6,
         allow_degenerate: true,
     })

@@ -46,7 +46,10 @@ fn main() -> Result<()> {
     let settings = QuantizeSettings::preset(Preset::Project, "1x6g4".parse()?).layer;
 
     let problem = CpuLayers.problem(&weight, &hessian, &settings)?;
-    let mut update = |trial| CpuLayers.trial(&problem, means(&weight, CpuLayers.matrix(&trial)));
+    let mut update = |trial| {
+        let matrix = CpuLayers.matrix(&problem, &trial)?;
+        CpuLayers.trial(&problem, means(&weight, matrix))
+    };
     let (_, own) = alternate_with(&CpuLayers, &problem, &settings, key, &mut update, &mut |_| ())?;
     let (_, exact) = alternate(&CpuLayers, &problem, &settings, key, &mut |_| ())?;
     println!("relative layer error: {:.5} with means", own.relative_error);

@@ -51,7 +51,7 @@ pub fn alternate_with<O: LayerOps>(
     let initial_error = ops.loss(problem, &trial);
     observe(LayerEvent::Initialized { loss: initial_error });
 
-    let mut best = ops.matrix(&trial);
+    let mut best = ops.matrix(problem, &trial)?;
     let mut relative_error = initial_error;
     let mut trace = Vec::new();
     let mut sweeps = key.stream(Purpose::Sweep);
@@ -72,7 +72,7 @@ pub fn alternate_with<O: LayerOps>(
         }
         let gain = relative_error - loss;
         let enough = gain >= settings.relative_tolerance * relative_error && gain > 0.0;
-        best = ops.matrix(&trial);
+        best = ops.matrix(problem, &trial)?;
         relative_error = loss;
         trace.push(loss);
         if !enough {

@@ -77,8 +77,8 @@ pub trait LayerOps {
     /// The relative layer error, tr((W-Q) H (W-Q)^T) / tr(W H W^T), under H without damping.
     fn loss(&self, problem: &Self::Problem, trial: &Self::Trial) -> f64;
 
-    /// The quantized matrix.
-    fn matrix(&self, trial: &Self::Trial) -> QuantizedMatrix;
+    /// The quantized matrix, on the host.
+    fn matrix(&self, problem: &Self::Problem, trial: &Self::Trial) -> Result<QuantizedMatrix>;
 }
 
 /// A block and the hidden states that pass through it.
@@ -136,16 +136,6 @@ pub trait BlockOps {
 
     /// The block's output for every sequence.
     fn block_forward(&self, block: &Self::Block, hidden: &Self::Hidden) -> Result<Self::Hidden>;
-
-    /// The block's output for sequences of which some continue others: `stems` names for each the sequence
-    /// before it that it continues, which continues none itself. A beginning that several sequences share is
-    /// one sequence then, and computed once.
-    fn block_forward_continued(
-        &self,
-        block: &Self::Block,
-        hidden: &Self::Hidden,
-        stems: &[Option<usize>],
-    ) -> Result<Self::Hidden>;
 
     /// The hidden states with every number rounded to bf16, to the nearest, ties to even.
     fn rounded_to_bf16(&self, hidden: Self::Hidden) -> Result<Self::Hidden>;

@@ -97,7 +97,12 @@ fn an_update_of_ones_own_takes_the_place_of_the_machines() {
     let other = with(&mut |trial| {
         // The CPU's alternation with the reference's codebook update.
         let weight = p.weight.mapv(f64::from);
-        let matrix = reference::update(&weight, &p.hessian, &CpuLayers.matrix(&trial), &settings.update)?;
+        let matrix = reference::update(
+            &weight,
+            &p.hessian,
+            &CpuLayers.matrix(&problem, &trial)?,
+            &settings.update,
+        )?;
         CpuLayers.trial(&problem, matrix)
     });
     let (matrix, report) = other.unwrap();

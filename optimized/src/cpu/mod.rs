@@ -12,7 +12,7 @@
     reason = "an ndarray view is a reference, and passing it by value is ndarray's own custom"
 )]
 
-mod adam;
+pub(crate) mod adam;
 mod aligned;
 mod decode;
 mod layout;

@@ -14,6 +14,7 @@ pub mod llama;
 mod matrix;
 pub mod memory_rate;
 pub mod pack;
+pub mod quantizer;
 pub mod timing;
 pub mod training;
 

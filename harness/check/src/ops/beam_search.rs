@@ -1,11 +1,12 @@
 use aqlm_optimized::cpu::quantizer;
+use aqlm_optimized::cuda::quantizer as on_gpu;
 use aqlm_reference::{MAX_COMBINATIONS, Mrf, beam_search, decode, exhaustive_search};
-use aqlm_vocabulary::QuantizedMatrix;
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix};
 use ndarray::{ArrayView1, Axis, s};
 use proptest::strategy::BoxedStrategy;
 
 use super::layer::{Layer, malformed};
-use super::{CaseData as _, Listed as _, Op};
+use super::{CaseData as _, Op, of_quantizer};
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Field, Kind, Problem, strategy};
 use crate::compare::{Against, Findings};
@@ -49,13 +50,20 @@ impl Op for BeamSearch {
         strategy::layer(FIELDS)
     }
 
+    fn number(subject: &Subject) -> Number {
+        of_quantizer(subject)
+    }
+
     fn run(subject: &Subject, layer: &Layer) -> Result<QuantizedMatrix> {
         let (data, beam, order) = (&layer.data, layer.problem.beam, layer.order());
         let (hessian, matrix) = (&data.hessian, &data.matrix);
         let codes = match subject {
             Subject::Reference => return searched(layer, &order, beam),
             Subject::Cpu(_) => quantizer::beam_search(&data.weight, hessian, matrix, &order, beam)?,
-            Subject::Cuda(_) => return subject.lacks(Self::OPERATION),
+            Subject::Cuda(cuda) => {
+                on_gpu::beam_search(&cuda.device, &data.weight, hessian, matrix, &order, beam)
+                    .map_err(AqlmError::from)?
+            }
         };
         let (codebooks, scales) = (matrix.codebooks().clone(), matrix.scales().clone());
         Ok(QuantizedMatrix::new(matrix.scheme(), codes, codebooks, scales)?)

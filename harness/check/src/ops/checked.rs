@@ -105,7 +105,7 @@ impl<T: Op> Prepared for Ready<T> {
 
     fn findings(&self, subject: &Subject, broken: Option<&str>) -> Result<Findings> {
         let (data, expected, pools) = (&self.data, self.expected()?, subject.pools()?);
-        let check = against::<T>(subject.number(), &self.case);
+        let check = against::<T>(T::number(subject), &self.case);
         let (answer, same) = match broken {
             None => repeated(check, &pools, || T::run(subject, data))?,
             Some(name) => {

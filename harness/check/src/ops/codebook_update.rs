@@ -1,16 +1,17 @@
 use aqlm_optimized::cpu::quantizer;
+use aqlm_optimized::cuda::quantizer as on_gpu;
 use aqlm_reference::{adam, closed_form, update};
-use aqlm_vocabulary::{AdamSettings, QuantizedMatrix, Update};
+use aqlm_vocabulary::{AdamSettings, AqlmError, QuantizedMatrix, Update};
 use ndarray::Axis;
 use proptest::strategy::BoxedStrategy;
 
 use super::layer::{Layer, malformed};
-use super::{CaseData as _, Listed as _, Op};
+use super::{CaseData as _, Op, of_quantizer};
 use crate::Comparison;
 use crate::breakage::Breakage;
 use crate::cases::{Case, Field, Kind, Problem, Updating, strategy};
 use crate::compare::{Against, Findings};
-use crate::limits::Measure;
+use crate::limits::{Measure, Number};
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
@@ -47,6 +48,10 @@ impl Op for CodebookUpdate {
         strategy::layer(FIELDS)
     }
 
+    fn number(subject: &Subject) -> Number {
+        of_quantizer(subject)
+    }
+
     fn run(subject: &Subject, layer: &Layer) -> Result<QuantizedMatrix> {
         let (data, settings) = (&layer.data, layer.problem.update_settings());
         match subject {
@@ -57,7 +62,12 @@ impl Op for CodebookUpdate {
                 &data.matrix,
                 &settings,
             )?),
-            Subject::Cuda(_) => subject.lacks(Self::OPERATION),
+            Subject::Cuda(cuda) => {
+                Ok(
+                    on_gpu::update(&cuda.device, &data.weight, &data.hessian, &data.matrix, &settings)
+                        .map_err(AqlmError::from)?,
+                )
+            }
         }
     }
 

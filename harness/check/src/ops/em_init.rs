@@ -1,16 +1,17 @@
 use aqlm_optimized::cpu::quantizer;
+use aqlm_optimized::cuda::quantizer as on_gpu;
 use aqlm_reference::{em_init, residual_init};
-use aqlm_vocabulary::QuantizedMatrix;
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix};
 use proptest::strategy::BoxedStrategy;
 
 use super::layer::{Layer, malformed};
 use super::residual_init::norms;
-use super::{CaseData as _, Listed as _, Op};
+use super::{CaseData as _, Op, of_quantizer};
 use crate::Comparison;
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Field, Kind, Problem, strategy};
 use crate::compare::{Against, Findings};
-use crate::limits::Measure;
+use crate::limits::{Measure, Number};
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
@@ -41,6 +42,10 @@ impl Op for EmInit {
         strategy::layer(FIELDS)
     }
 
+    fn number(subject: &Subject) -> Number {
+        of_quantizer(subject)
+    }
+
     fn run(subject: &Subject, layer: &Layer) -> Result<Initialized> {
         let settings = layer.settings();
         let of = |rounds| -> Result<QuantizedMatrix> {
@@ -54,7 +59,12 @@ impl Op for EmInit {
                     rounds,
                     key,
                 )?),
-                Subject::Cuda(_) => subject.lacks(Self::OPERATION),
+                Subject::Cuda(cuda) => {
+                    Ok(
+                        on_gpu::em_init(&cuda.device, &data.weight, &data.hessian, &settings, rounds, key)
+                            .map_err(AqlmError::from)?,
+                    )
+                }
             }
         };
         Ok(Initialized {

@@ -1,13 +1,14 @@
 use aqlm_optimized::cpu::quantizer;
+use aqlm_optimized::cuda::quantizer as on_gpu;
 use aqlm_reference::linalg::Cholesky;
 use aqlm_reference::{decode, feedback_init, feedback_search, row_errors};
-use aqlm_vocabulary::{FeedbackSettings, GroupOrder, QuantizedMatrix};
+use aqlm_vocabulary::{AqlmError, FeedbackSettings, GroupOrder, QuantizedMatrix};
 use ndarray::{Array2, Axis, s};
 use proptest::strategy::BoxedStrategy;
 
 use super::beam_search::optimum;
 use super::layer::{Layer, malformed};
-use super::{CaseData as _, Listed as _, Op};
+use super::{CaseData as _, Op, of_quantizer};
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Field, Kind, Problem, strategy};
 use crate::compare::{Against, Findings};
@@ -51,6 +52,10 @@ impl Op for FeedbackInit {
         strategy::layer(FIELDS)
     }
 
+    fn number(subject: &Subject) -> Number {
+        of_quantizer(subject)
+    }
+
     fn run(subject: &Subject, layer: &Layer) -> Result<Answer> {
         let (data, settings, key) = (&layer.data, layer.settings(), layer.key);
         let feedback = feedback(layer);
@@ -64,7 +69,26 @@ impl Op for FeedbackInit {
                 quantizer::feedback_init(&data.weight, &data.hessian, &settings, &feedback, key)?,
                 quantizer::feedback_search(&data.weight, &data.hessian, matrix, hypotheses, order)?,
             ),
-            Subject::Cuda(_) => return subject.lacks(Self::OPERATION),
+            Subject::Cuda(cuda) => (
+                on_gpu::feedback_init(
+                    &cuda.device,
+                    &data.weight,
+                    &data.hessian,
+                    &settings,
+                    &feedback,
+                    key,
+                )
+                .map_err(AqlmError::from)?,
+                on_gpu::feedback_search(
+                    &cuda.device,
+                    &data.weight,
+                    &data.hessian,
+                    matrix,
+                    hypotheses,
+                    order,
+                )
+                .map_err(AqlmError::from)?,
+            ),
         };
         let (codebooks, scales) = (matrix.codebooks().clone(), matrix.scales().clone());
         Ok(Answer {

@@ -1,10 +1,11 @@
 use aqlm_optimized::cpu::quantizer;
+use aqlm_optimized::cuda::quantizer as on_gpu;
 use aqlm_reference::{self as reference, KMeansSettings};
 use aqlm_vocabulary::{AqlmError, Purpose, stream};
 use ndarray::{Array2, Axis};
 use proptest::strategy::BoxedStrategy;
 
-use super::{CaseData, Cost, Listed as _, Op, nearest};
+use super::{CaseData, Cost, Op, nearest, of_quantizer};
 use crate::breakage::Breakage;
 use crate::cases::{Case, Kind, Problem, strategy};
 use crate::compare::{Against, Findings};
@@ -87,6 +88,10 @@ impl Op for Kmeans {
         strategy::samples(400, 16, 32)
     }
 
+    fn number(subject: &Subject) -> Number {
+        of_quantizer(subject)
+    }
+
     fn run(subject: &Subject, data: &Points) -> Result<[Clusters; 3]> {
         Ok([
             clusters(subject, data, 0)?,
@@ -165,23 +170,33 @@ fn clusters(subject: &Subject, data: &Points, iterations: usize) -> Result<Clust
         }
         Subject::Cpu(_) => {
             let (flat, len): (Vec<f32>, usize) = (points.iter().copied().collect(), points.ncols());
-            let found = quantizer::kmeans(&flat, len, start.iter().copied().collect(), iterations);
-            let count = found.centroids.len();
-            let shaped = Array2::from_shape_vec(start.dim(), found.centroids);
-            Ok(Clusters {
-                centroids: shaped
-                    .map_err(|_| AqlmError::Shape {
-                        what: "centroids".into(),
-                        expected: start.shape().to_vec(),
-                        found: vec![count],
-                    })?
-                    .mapv(f64::from),
-                assignments: found.assignments.iter().map(|&k| k as usize).collect(),
-                inertia: found.inertia,
-            })
+            let start_flat = start.iter().copied().collect();
+            narrow(start, quantizer::kmeans(&flat, len, start_flat, iterations))
         }
-        Subject::Cuda(_) => subject.lacks(Kmeans::OPERATION),
+        Subject::Cuda(cuda) => {
+            let (flat, len): (Vec<f32>, usize) = (points.iter().copied().collect(), points.ncols());
+            let start_flat: Vec<f32> = start.iter().copied().collect();
+            let found = on_gpu::kmeans(&cuda.device, &flat, len, &start_flat, iterations);
+            narrow(start, found.map_err(AqlmError::from)?)
+        }
     }
+}
+
+/// Clusters of an optimized machine, with as many centroids as `start`.
+fn narrow(start: &Array2<f32>, found: quantizer::KMeans) -> Result<Clusters> {
+    let count = found.centroids.len();
+    let shaped = Array2::from_shape_vec(start.dim(), found.centroids);
+    Ok(Clusters {
+        centroids: shaped
+            .map_err(|_| AqlmError::Shape {
+                what: "centroids".into(),
+                expected: start.shape().to_vec(),
+                found: vec![count],
+            })?
+            .mapv(f64::from),
+        assignments: found.assignments.iter().map(|&k| k as usize).collect(),
+        inertia: found.inertia,
+    })
 }
 
 /// How far the worst choice of a centroid is from the nearest one.

@@ -1,16 +1,18 @@
+use std::sync::Arc;
+
 use aqlm_engine::alternate::alternate;
-use aqlm_engine::backends::CpuLayers;
+use aqlm_engine::backends::{CpuLayers, CudaLayers};
 use aqlm_engine::ops::LayerOps as _;
 use aqlm_reference::{dead_inputs, layer_quantize};
 use aqlm_vocabulary::{LayerReport, QuantizedMatrix};
 use proptest::strategy::BoxedStrategy;
 
 use super::layer::{Layer, malformed};
-use super::{CaseData as _, Listed as _, Op};
+use super::{CaseData as _, Op, of_quantizer};
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Field, Kind, Problem, strategy};
 use crate::compare::{Against, Findings};
-use crate::limits::Measure;
+use crate::limits::{Measure, Number};
 use crate::subject::Subject;
 use crate::{Comparison, largest};
 use aqlm_formats::Result;
@@ -40,6 +42,10 @@ impl Op for LayerQuantize {
         strategy::layer(FIELDS)
     }
 
+    fn number(subject: &Subject) -> Number {
+        of_quantizer(subject)
+    }
+
     fn run(subject: &Subject, layer: &Layer) -> Result<(QuantizedMatrix, LayerReport)> {
         let (data, settings, key) = (&layer.data, layer.settings(), layer.key);
         let (hessian, observe) = (&data.hessian, &mut |_| ());
@@ -49,7 +55,11 @@ impl Op for LayerQuantize {
                 let problem = CpuLayers.problem(&data.weight, hessian, &settings)?;
                 alternate(&CpuLayers, &problem, &settings, key, observe)
             }
-            Subject::Cuda(_) => subject.lacks(Self::OPERATION),
+            Subject::Cuda(cuda) => {
+                let layers = CudaLayers::new(Arc::clone(&cuda.device))?;
+                let problem = layers.problem(&data.weight, hessian, &settings)?;
+                alternate(&layers, &problem, &settings, key, observe)
+            }
         }
     }
 

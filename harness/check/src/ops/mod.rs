@@ -38,7 +38,7 @@ use crate::operation::{Operation, operations};
 
 pub(crate) use checked::{Checked, Prepared};
 pub use cost::Cost;
-pub(crate) use op::{CaseData, Listed, Op, against};
+pub(crate) use op::{CaseData, Listed, Op, against, of_quantizer};
 pub use product::matrix_bytes;
 pub use product_check::ProductCheck;
 pub use work::Work;

@@ -52,6 +52,11 @@ pub(crate) trait Op: Listed + Sync {
         data.ways(machine, Self::OPERATION)
     }
 
+    /// The arithmetic of a machine, which decides the limits.
+    fn number(subject: &Subject) -> Number {
+        subject.number()
+    }
+
     /// The machine's answer.
     fn run(subject: &Subject, data: &Self::Data) -> Result<Self::Answer>;
 
@@ -85,5 +90,13 @@ pub(crate) fn against<T: Op>(number: Number, case: &Case) -> Against {
         operation: T::OPERATION,
         number,
         sizes: case.sizes(),
+    }
+}
+
+/// The arithmetic of the quantizer: f32 on a GPU as on the CPU.
+pub(crate) fn of_quantizer(subject: &Subject) -> Number {
+    match subject {
+        Subject::Cuda(_) => Number::F32,
+        Subject::Reference | Subject::Cpu(_) => subject.number(),
     }
 }

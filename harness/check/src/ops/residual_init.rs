@@ -1,15 +1,16 @@
 use aqlm_optimized::cpu::quantizer;
+use aqlm_optimized::cuda::quantizer as on_gpu;
 use aqlm_reference::{decode, residual_init};
-use aqlm_vocabulary::QuantizedMatrix;
+use aqlm_vocabulary::{AqlmError, QuantizedMatrix};
 use ndarray::{Array1, Array2, s};
 use proptest::strategy::BoxedStrategy;
 
 use super::layer::{Layer, malformed};
-use super::{CaseData as _, Listed as _, Op, nearest};
+use super::{CaseData as _, Op, nearest, of_quantizer};
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Kind, Problem, strategy};
 use crate::compare::{Against, Findings};
-use crate::limits::Measure;
+use crate::limits::{Measure, Number};
 use crate::subject::Subject;
 use crate::{Comparison, largest};
 use aqlm_formats::Result;
@@ -34,12 +35,21 @@ impl Op for ResidualInit {
         strategy::layer(&[])
     }
 
+    fn number(subject: &Subject) -> Number {
+        of_quantizer(subject)
+    }
+
     fn run(subject: &Subject, layer: &Layer) -> Result<QuantizedMatrix> {
         let (settings, key) = (layer.settings(), layer.key);
         match subject {
             Subject::Reference => Ok(residual_init(&layer.weight, &settings, key)?),
             Subject::Cpu(_) => Ok(quantizer::residual_init(&layer.data.weight, &settings, key)?),
-            Subject::Cuda(_) => subject.lacks(Self::OPERATION),
+            Subject::Cuda(cuda) => {
+                Ok(
+                    on_gpu::residual_init(&cuda.device, &layer.data.weight, &settings, key)
+                        .map_err(AqlmError::from)?,
+                )
+            }
         }
     }
 

@@ -131,8 +131,8 @@ impl LayerOps for CpuLayers {
         problem.loss(trial)
     }
 
-    fn matrix(&self, trial: &Trial) -> QuantizedMatrix {
-        trial.matrix().clone()
+    fn matrix(&self, _problem: &LayerProblem, trial: &Trial) -> Result<QuantizedMatrix> {
+        Ok(trial.matrix().clone())
     }
 }
 
@@ -207,47 +207,6 @@ impl BlockOps for CpuBackend {
             let x = hidden.read(&part)?;
             let (y, _) = block_forward_traced(block, &self.rotary, x.view());
             outputs.write(part[0], &y.view())?;
-        }
-        Ok(outputs)
-    }
-
-    fn block_forward_continued(
-        &self,
-        block: &Block,
-        hidden: &HiddenStates,
-        stems: &[Option<usize>],
-    ) -> Result<HiddenStates> {
-        let lengths = hidden.lengths();
-        let tokens = |index: usize| lengths[index] + stems[index].map_or(0, |stem| lengths[stem]);
-        let longest = (0..lengths.len()).map(tokens).max().unwrap_or(0);
-        if longest > self.rotary.positions() {
-            return Err(AqlmError::argument(
-                "tokens of a sequence",
-                format!("at most {}", self.rotary.positions()),
-                longest,
-            )
-            .into());
-        }
-        let rows = lengths.iter().scan(0, |end, tokens| {
-            *end += tokens;
-            Some(*end - tokens..*end)
-        });
-        let rows: Vec<Range<usize>> = rows.collect();
-        let of = |(index, stem): (usize, &Option<usize>)| Piece {
-            rows: rows[index].clone(),
-            stem: stem.map_or(0..0, |stem| rows[stem].clone()),
-        };
-        let pieces: Vec<Piece> = stems.iter().enumerate().map(of).collect();
-        let mut x = Array2::zeros((lengths.iter().sum(), hidden.width()));
-        for (index, rows) in rows.iter().enumerate() {
-            let states = hidden.read(&[index])?;
-            x.slice_mut(s![rows.clone(), ..])
-                .assign(&states.index_axis(Axis(0), 0));
-        }
-        let y = block_forward_continued(block, &self.rotary, x.view(), &pieces);
-        let mut outputs = HiddenStates::new(&lengths, hidden.width(), self.bound.as_ref())?;
-        for (index, rows) in rows.into_iter().enumerate() {
-            outputs.write(index, &y.slice(s![rows, ..]).insert_axis(Axis(0)))?;
         }
         Ok(outputs)
     }
@@ -437,6 +396,47 @@ impl TrainOps for CpuBackend {
 
 impl StepOps for CpuBackend {
     type Cache = KvCacheLayer;
+
+    fn block_forward_continued(
+        &self,
+        block: &Block,
+        hidden: &HiddenStates,
+        stems: &[Option<usize>],
+    ) -> Result<HiddenStates> {
+        let lengths = hidden.lengths();
+        let tokens = |index: usize| lengths[index] + stems[index].map_or(0, |stem| lengths[stem]);
+        let longest = (0..lengths.len()).map(tokens).max().unwrap_or(0);
+        if longest > self.rotary.positions() {
+            return Err(AqlmError::argument(
+                "tokens of a sequence",
+                format!("at most {}", self.rotary.positions()),
+                longest,
+            )
+            .into());
+        }
+        let rows = lengths.iter().scan(0, |end, tokens| {
+            *end += tokens;
+            Some(*end - tokens..*end)
+        });
+        let rows: Vec<Range<usize>> = rows.collect();
+        let of = |(index, stem): (usize, &Option<usize>)| Piece {
+            rows: rows[index].clone(),
+            stem: stem.map_or(0..0, |stem| rows[stem].clone()),
+        };
+        let pieces: Vec<Piece> = stems.iter().enumerate().map(of).collect();
+        let mut x = Array2::zeros((lengths.iter().sum(), hidden.width()));
+        for (index, rows) in rows.iter().enumerate() {
+            let states = hidden.read(&[index])?;
+            x.slice_mut(s![rows.clone(), ..])
+                .assign(&states.index_axis(Axis(0), 0));
+        }
+        let y = block_forward_continued(block, &self.rotary, x.view(), &pieces);
+        let mut outputs = HiddenStates::new(&lengths, hidden.width(), self.bound.as_ref())?;
+        for (index, rows) in rows.into_iter().enumerate() {
+            outputs.write(index, &y.slice(s![rows, ..]).insert_axis(Axis(0)))?;
+        }
+        Ok(outputs)
+    }
 
     fn new_cache(&self, _block: &Block) -> KvCacheLayer {
         KvCacheLayer::new()

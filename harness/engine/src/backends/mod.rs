@@ -10,7 +10,7 @@ mod shared_beginnings;
 use aqlm_vocabulary::ArchSpec;
 
 pub use cpu::{CpuBackend, CpuLayers};
-pub use cuda::{CudaBackend, CudaHidden, CudaMachine};
+pub use cuda::{CudaBackend, CudaHidden, CudaLayers, CudaMachine};
 pub use hidden_states::HiddenStates;
 pub use reference::{ReferenceBackend, ReferenceLayers};
 

@@ -150,8 +150,8 @@ impl LayerOps for ReferenceLayers {
         relative_layer_error(&problem.weight, &decode(trial), &problem.hessian)
     }
 
-    fn matrix(&self, trial: &QuantizedMatrix) -> QuantizedMatrix {
-        trial.clone()
+    fn matrix(&self, _problem: &Self::Problem, trial: &QuantizedMatrix) -> Result<QuantizedMatrix> {
+        Ok(trial.clone())
     }
 }
 
@@ -221,23 +221,6 @@ impl BlockOps for ReferenceBackend {
     }
 
     /// Computes a shared beginning again for every sequence that continues it.
-    fn block_forward_continued(
-        &self,
-        block: &Block,
-        hidden: &Self::Hidden,
-        stems: &[Option<usize>],
-    ) -> Result<Self::Hidden> {
-        let of = hidden.par_iter().zip(stems).map(|(x, stem)| match stem {
-            None => block_forward(block, &self.rotary, x.view()),
-            Some(stem) => {
-                let whole = concatenate![Axis(0), hidden[*stem].view(), x.view()];
-                let y = block_forward(block, &self.rotary, whole.view());
-                y.slice_move(s![hidden[*stem].nrows().., ..])
-            }
-        });
-        Ok(of.collect())
-    }
-
     fn rounded_to_bf16(&self, mut hidden: Self::Hidden) -> Result<Self::Hidden> {
         for states in &mut hidden {
             states.mapv_inplace(|value| bf16::from_f64(value).to_f64());
@@ -400,6 +383,23 @@ impl TrainOps for ReferenceBackend {
 
 impl StepOps for ReferenceBackend {
     type Cache = KvCacheLayer;
+
+    fn block_forward_continued(
+        &self,
+        block: &Block,
+        hidden: &Self::Hidden,
+        stems: &[Option<usize>],
+    ) -> Result<Self::Hidden> {
+        let of = hidden.par_iter().zip(stems).map(|(x, stem)| match stem {
+            None => block_forward(block, &self.rotary, x.view()),
+            Some(stem) => {
+                let whole = concatenate![Axis(0), hidden[*stem].view(), x.view()];
+                let y = block_forward(block, &self.rotary, whole.view());
+                y.slice_move(s![hidden[*stem].nrows().., ..])
+            }
+        });
+        Ok(of.collect())
+    }
 
     fn new_cache(&self, block: &Block) -> KvCacheLayer {
         KvCacheLayer::new(&block.spec().attention, self.rotary.positions())

@@ -13,10 +13,21 @@ use aqlm_formats::{Error, Result};
 /// Logits that [`ResidentModel::likelihoods`] holds at once.
 const LOGITS: usize = 1 << 24;
 
-/// The operations beyond [`BlockOps`] that a machine needs to generate token by token.
+/// The operations beyond [`BlockOps`] that a machine needs to read beginnings once and to generate token by
+/// token.
 pub(super) trait StepOps: BlockOps<Block: Sync, Head: Sync> + Sync {
     /// keys and values of one block for the tokens seen so far
     type Cache;
+
+    /// The block's output for sequences of which some continue others: `stems` names for each the sequence
+    /// before it that it continues, which continues none itself. A beginning that several sequences share is
+    /// one sequence then, and computed once.
+    fn block_forward_continued(
+        &self,
+        block: &Self::Block,
+        hidden: &Self::Hidden,
+        stems: &[Option<usize>],
+    ) -> Result<Self::Hidden>;
 
     /// An empty cache for one block.
     fn new_cache(&self, block: &Self::Block) -> Self::Cache;

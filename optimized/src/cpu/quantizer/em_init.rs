@@ -51,7 +51,7 @@ pub(super) fn em_init_of_blocks(
 }
 
 /// H_jj for every input group, `[in_groups]`[gi gi].
-pub(super) fn diagonal_blocks(hessian: &Array2<f64>, gi: usize) -> Vec<Vec<f64>> {
+pub(crate) fn diagonal_blocks(hessian: &Array2<f64>, gi: usize) -> Vec<Vec<f64>> {
     (0..hessian.nrows() / gi)
         .map(|j| {
             let columns = j * gi..(j + 1) * gi;

@@ -135,7 +135,7 @@ impl LayerProblem {
 }
 
 /// Refuses a weight and an H that cannot belong to a layer.
-fn validate(weight: &Array2<f32>, hessian: &Array2<f64>, damping: f64) -> Result<()> {
+pub(crate) fn validate(weight: &Array2<f32>, hessian: &Array2<f64>, damping: f64) -> Result<()> {
     check_hessian(hessian, weight.ncols())?;
     let not_finite = |what: &str, (row, column): (usize, usize), value: f64| AqlmError::NotFinite {
         what: what.into(),

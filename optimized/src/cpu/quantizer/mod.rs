@@ -29,5 +29,11 @@ pub use layer::LayerProblem;
 pub use residual_init::residual_init;
 pub use trial::Trial;
 
+pub(crate) use beam_search::{Visit, sweeps};
+pub(crate) use codebook_update::{Preconditioner, Stop};
 pub(crate) use decode::decode_into;
+pub(crate) use em_init::diagonal_blocks;
+pub(crate) use feedback_init::groups_in_order;
+pub(crate) use layer::validate;
 pub(crate) use places::{Places, quantized_gradients};
+pub(crate) use problem::{WIDE, check_hessian};

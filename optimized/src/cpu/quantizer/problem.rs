@@ -14,7 +14,7 @@ const ROWS: usize = 16;
 /// Codebooks are updated in f64 if a product with H takes at most this many multiply-adds. That is half a
 /// millisecond of one core, and a quarter of the count for the smallest layers of real models
 /// (tiny-stories-4m: 2^24).
-const WIDE: usize = 1 << 22;
+pub(crate) const WIDE: usize = 1 << 22;
 
 /// One layer's weight and the metric of its error, in f32.
 #[derive(Debug, Clone)]

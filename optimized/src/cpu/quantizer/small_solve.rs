@@ -4,7 +4,7 @@ use aqlm_vocabulary::{AqlmError, Result};
 
 /// The Cholesky factor of A + jitter I for a symmetric positive semidefinite A.
 #[derive(Debug, Clone)]
-pub(super) struct SmallCholesky {
+pub(crate) struct SmallCholesky {
     order: usize,
     /// lower triangle, row-major
     factor: Vec<f64>,

@@ -2,7 +2,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use aqlm_optimized::cpu::quantizer::LayerProblem;
+use aqlm_optimized::cuda::quantizer::LayerProblem;
 use aqlm_optimized::cuda::training::{
     Block, BlockTuner, Head, Hessian, Machine, ModelTuner, Precision, parts, working_bytes,
 };
@@ -14,15 +14,16 @@ use aqlm_vocabulary::{
 use ndarray::{Array1, Array2};
 
 use super::super::hidden_states::Bound;
-use super::super::{BackendKind, CpuLayers, Memory};
+use super::super::{BackendKind, Memory};
 use super::hidden::{CudaHidden, on_device};
+use super::layers::CudaLayers;
 use crate::ops::{BlockOps, LayerOps, TrainOps};
 use aqlm_formats::Result;
 
 /// Quantizes and trains on a GPU: products through cuBLAS, everything between them in f32, parameters in f64.
 pub struct CudaMachine {
     machine: Arc<Machine>,
-    layers: CpuLayers,
+    layers: CudaLayers,
     /// device memory that hidden states leave free
     reserve: usize,
     /// memory bound for the hidden states that do not fit on the device
@@ -50,9 +51,10 @@ impl CudaMachine {
         positions: usize,
         precision: Precision,
     ) -> Result<Self> {
+        let layers = CudaLayers::new(Arc::clone(&device))?;
         Ok(Self {
             machine: Arc::new(on_device(Machine::new(device, config, positions, precision))?),
-            layers: CpuLayers,
+            layers,
             reserve: working_bytes(config, usize::MAX, positions),
             bound: None,
         })
@@ -130,7 +132,7 @@ fn expect(what: &str, expected: &[usize], found: &[usize]) -> Result<()> {
 }
 
 impl BlockOps for CudaMachine {
-    type Layers = CpuLayers;
+    type Layers = CudaLayers;
     type Hidden = CudaHidden;
     type Block = Block;
     type Hessian = Hessian;
@@ -154,7 +156,7 @@ impl BlockOps for CudaMachine {
         self.machine.arch()
     }
 
-    fn layers(&self) -> &CpuLayers {
+    fn layers(&self) -> &CudaLayers {
         &self.layers
     }
 

@@ -17,10 +17,12 @@ use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 use ndarray::{Array2, Array3, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
-use self::sweep::{Sweep, Visit, visits_per_block};
+use self::sweep::{Sweep, visits_per_block};
 use super::codewords::Codewords;
 use super::problem::Problem;
 use super::trial::Trial;
+
+pub(crate) use self::sweep::Visit;
 
 /// Output groups of one task. Fixed, because the division of a product may change its last bits.
 const OUT_GROUPS: usize = 64;
@@ -94,7 +96,7 @@ pub(crate) fn search(
 }
 
 /// Divides an order into visits, and the visits into sweeps that see no group twice.
-fn sweeps(order: &[(usize, usize)], in_groups: usize) -> Vec<Vec<Visit>> {
+pub(crate) fn sweeps(order: &[(usize, usize)], in_groups: usize) -> Vec<Vec<Visit>> {
     let mut sweeps = Vec::new();
     let mut visits: Vec<Visit> = Vec::new();
     let mut seen = vec![false; in_groups];

@@ -9,9 +9,9 @@ use crate::cpu::row_major::elements;
 const BLOCK_COLUMNS: usize = 128;
 
 /// One visit of an input group: the codebooks in the order in which they are searched.
-pub(super) struct Visit {
-    pub(super) group: usize,
-    pub(super) codebooks: Vec<usize>,
+pub(crate) struct Visit {
+    pub(crate) group: usize,
+    pub(crate) codebooks: Vec<usize>,
 }
 
 /// Data that all output groups share during a sweep.

@@ -13,22 +13,22 @@ use crate::cpu::row_major::{elements, elements_mut};
 /// the loss plus a share of the gain since the start. Two steps, because gains are uneven if H is badly
 /// conditioned.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::cpu::quantizer) struct Stop {
+pub(crate) struct Stop {
     /// share of the loss
-    of_loss: f64,
+    pub(crate) of_loss: f64,
     /// share of the gain since the start
-    of_gain: f64,
+    pub(crate) of_gain: f64,
 }
 
 impl Stop {
     /// At the minimum: the remaining gain is too small to matter to later steps.
-    pub(in crate::cpu::quantizer) const MINIMUM: Self = Self {
+    pub(crate) const MINIMUM: Self = Self {
         of_loss: 1e-5,
         of_gain: 0.0,
     };
     /// Before the minimum: an alternation gains more by searching codes again, and the next round starts from
     /// better codes.
-    pub(in crate::cpu::quantizer) const ALTERNATION: Self = Self {
+    pub(crate) const ALTERNATION: Self = Self {
         of_loss: 1e-5,
         of_gain: 0.01,
     };

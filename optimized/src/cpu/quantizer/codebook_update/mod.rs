@@ -6,7 +6,8 @@ mod in_f64;
 mod preconditioner;
 
 pub use adam::adam;
-pub(super) use conjugate_gradients::Stop;
+pub(crate) use conjugate_gradients::Stop;
+pub(crate) use preconditioner::Preconditioner;
 
 use aqlm_vocabulary::{AdamSettings, QuantizedMatrix, Result, Update};
 use ndarray::Array2;

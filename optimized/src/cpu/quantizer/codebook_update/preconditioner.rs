@@ -7,7 +7,7 @@ use crate::cpu::quantizer::small_solve::SmallCholesky;
 use crate::cpu::row_major::elements;
 
 /// An approximate inverse of the codebooks' normal matrix, which has M 2^B gi unknowns a side.
-pub(super) enum Preconditioner {
+pub(crate) enum Preconditioner {
     /// each codeword's own diagonal block, factored; `None` for codewords without weight
     OwnBlocks {
         factors: Vec<Option<SmallCholesky>>,
@@ -73,7 +73,7 @@ impl Preconditioner {
     ///
     /// # Errors
     /// `NotPositiveDefinite` when H is indefinite.
-    pub(super) fn whole(hessian: &Array2<f64>, matrix: &QuantizedMatrix) -> Result<Self> {
+    pub(crate) fn whole(hessian: &Array2<f64>, matrix: &QuantizedMatrix) -> Result<Self> {
         let scheme = matrix.scheme();
         let (gi, states) = (scheme.in_group_size, scheme.codebook_size());
         let unknowns = scheme.num_codebooks * states * gi;
@@ -123,7 +123,7 @@ impl Preconditioner {
     }
 
     /// The approximate solution for a right-hand side in the codebooks' order [M, 2^B, go, gi].
-    pub(super) fn apply(&self, residual: &[f64]) -> Vec<f64> {
+    pub(crate) fn apply(&self, residual: &[f64]) -> Vec<f64> {
         let mut result = residual.to_vec();
         match self {
             Self::OwnBlocks { factors, gi } => {

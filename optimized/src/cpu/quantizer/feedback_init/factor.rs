@@ -26,11 +26,7 @@ impl Factor {
         order: GroupOrder,
     ) -> Result<Self> {
         let n = hessian.nrows();
-        let order = match order {
-            GroupOrder::Natural => (0..n / gi).collect(),
-            GroupOrder::Diagonal => by_trace(hessian, gi),
-            GroupOrder::Variance => by_conditional_variance(hessian, gi)?,
-        };
+        let order = groups_in_order(hessian, gi, order)?;
         let columns: Vec<usize> = order.iter().flat_map(|&j| j * gi..(j + 1) * gi).collect();
         let lower = cholesky(n, |i, j| hessian[[columns[i], columns[j]]])?;
         Ok(Self {
@@ -38,6 +34,19 @@ impl Factor {
             lower: Array2::from_shape_fn((n, n), |(i, j)| if i < j { 0.0 } else { lower[j * n + i] as f32 }),
         })
     }
+}
+
+/// The input groups in this order.
+///
+/// # Errors
+/// `NotPositiveDefinite` when H [in_features, in_features] is indefinite and the order depends on its
+/// inverse.
+pub(crate) fn groups_in_order(hessian: &Array2<f64>, gi: usize, order: GroupOrder) -> Result<Vec<usize>> {
+    Ok(match order {
+        GroupOrder::Natural => (0..hessian.nrows() / gi).collect(),
+        GroupOrder::Diagonal => by_trace(hessian, gi),
+        GroupOrder::Variance => by_conditional_variance(hessian, gi)?,
+    })
 }
 
 /// Groups by the trace of H_jj, the least first; among equals the lower index first.

@@ -16,6 +16,7 @@ use super::residual_init::residual_init;
 use super::trial::Trial;
 
 pub(super) use factor::Factor;
+pub(crate) use factor::groups_in_order;
 
 /// Rounds of (joint assignment, means) that fit the first codebooks to the weight's groups.
 const FIT_ROUNDS: usize = 10;

@@ -1,0 +1,88 @@
+//! One layer's alternation on a GPU.
+
+use std::sync::Arc;
+
+use aqlm_optimized::cuda::Device;
+use aqlm_optimized::cuda::quantizer::{LayerProblem, Layers, Trial};
+use aqlm_vocabulary::{AqlmError, LayerSettings, QuantizedMatrix, StreamKey, Update};
+use ndarray::Array2;
+
+use crate::ops::LayerOps;
+use aqlm_formats::Result;
+
+/// The steps of the alternation on a GPU, in f32 with decisions in f64.
+#[derive(Clone)]
+pub struct CudaLayers(Layers);
+
+impl CudaLayers {
+    /// On this device.
+    ///
+    /// # Errors
+    /// `Device`, with a message that names what is missing.
+    pub fn new(device: Arc<Device>) -> Result<Self> {
+        Ok(Self(Layers::new(device).map_err(AqlmError::from)?))
+    }
+
+    /// Waits until the device has done everything that was asked of it, for timings.
+    ///
+    /// # Errors
+    /// `Device`, also when an earlier kernel failed.
+    pub fn wait(&self) -> Result<()> {
+        Ok(self.0.wait().map_err(AqlmError::from)?)
+    }
+}
+
+impl LayerOps for CudaLayers {
+    type Problem = LayerProblem;
+    type Trial = Trial;
+
+    fn problem(
+        &self,
+        weight: &Array2<f32>,
+        hessian: &Array2<f64>,
+        settings: &LayerSettings,
+    ) -> Result<LayerProblem> {
+        Ok(self
+            .0
+            .problem(weight, hessian, settings)
+            .map_err(AqlmError::from)?)
+    }
+
+    fn shape(&self, problem: &LayerProblem) -> (usize, usize) {
+        problem.shape()
+    }
+
+    fn dead_inputs(&self, problem: &LayerProblem) -> usize {
+        problem.dead_inputs()
+    }
+
+    fn initialize(&self, problem: &LayerProblem, settings: &LayerSettings, key: StreamKey) -> Result<Trial> {
+        Ok(problem.initialize(settings, key).map_err(AqlmError::from)?)
+    }
+
+    fn trial(&self, problem: &LayerProblem, matrix: QuantizedMatrix) -> Result<Trial> {
+        Ok(problem.trial(&matrix).map_err(AqlmError::from)?)
+    }
+
+    fn update(&self, problem: &LayerProblem, trial: Trial, update: &Update) -> Result<Trial> {
+        Ok(problem.update(trial, update).map_err(AqlmError::from)?)
+    }
+
+    fn search(
+        &self,
+        problem: &LayerProblem,
+        trial: Trial,
+        order: &[(usize, usize)],
+        beam: usize,
+    ) -> Result<Trial> {
+        Ok(problem.search(trial, order, beam).map_err(AqlmError::from)?)
+    }
+
+    fn loss(&self, problem: &LayerProblem, trial: &Trial) -> f64 {
+        problem.loss(trial)
+    }
+
+    fn matrix(&self, problem: &LayerProblem, trial: &Trial) -> Result<QuantizedMatrix> {
+        Ok(problem.matrix(trial).map_err(AqlmError::from)?)
+    }
+}

@@ -1,0 +1,203 @@
+use std::sync::Arc;
+
+use aqlm_vocabulary::{
+    AqlmError, FeedbackSettings, GroupOrder, Initialization, LayerSettings, QuantizedMatrix, StreamKey,
+    Update,
+};
+use ndarray::Array2;
+
+use super::beam_search::search;
+use super::codebook_update::{Stop, update_trial};
+use super::em_init::Blocks;
+use super::factor::Factor;
+use super::feedback_init;
+use super::machine::Machine;
+use super::problem::{Problem, Trial};
+use crate::cpu::quantizer::validate;
+use crate::cuda::{Device, Result};
+
+/// Quantizes layers on one GPU. Everything runs on the device's stream.
+#[derive(Clone)]
+pub struct Layers {
+    machine: Arc<Machine>,
+}
+
+impl Layers {
+    /// On this device.
+    ///
+    /// # Errors
+    /// `Absent` when cuBLAS is missing or cannot start.
+    pub fn new(device: Arc<Device>) -> Result<Self> {
+        Ok(Self {
+            machine: Arc::new(Machine::new(device)?),
+        })
+    }
+
+    /// The weight is [out_features, in_features], H [in_features, in_features] and symmetric.
+    ///
+    /// # Errors
+    /// As [`cpu::quantizer::LayerProblem::new`](crate::cpu::quantizer::LayerProblem::new); `Driver` when
+    /// device memory is too small.
+    pub fn problem(
+        &self,
+        weight: &Array2<f32>,
+        hessian: &Array2<f64>,
+        settings: &LayerSettings,
+    ) -> Result<LayerProblem> {
+        LayerProblem::new(&self.machine, weight, hessian, settings)
+    }
+
+    /// Waits until the device has done everything that was asked of it.
+    ///
+    /// # Errors
+    /// `Driver`, also when a kernel has failed.
+    pub fn wait(&self) -> Result<()> {
+        self.machine.wait()
+    }
+}
+
+/// A layer to be quantized, and the steps of its alternation (paper algorithm 1, lines 4 to 12), on the
+/// device.
+///
+/// Every step optimises under H with `settings.damping` x mean(diag H) added to its diagonal.
+/// [`LayerProblem::loss`] uses H without damping.
+pub struct LayerProblem {
+    machine: Arc<Machine>,
+    /// under the damped H
+    problem: Problem,
+    /// damped H_jj of every input group, if the initialization needs them
+    blocks: Option<Blocks>,
+    /// the factor of the damped H in this order of groups, likewise
+    factor: Option<(GroupOrder, Factor)>,
+    /// the damping's addition to the diagonal
+    ridge: f64,
+    /// tr(W H W^T) under H without damping
+    norm: f64,
+    dead_inputs: usize,
+}
+
+impl LayerProblem {
+    fn new(
+        machine: &Arc<Machine>,
+        weight: &Array2<f32>,
+        hessian: &Array2<f64>,
+        settings: &LayerSettings,
+    ) -> Result<Self> {
+        validate(weight, hessian, settings.damping)?;
+        let ridge = settings.damping * hessian.diag().sum() / hessian.nrows().max(1) as f64;
+        let mut damped = hessian.as_standard_layout().into_owned();
+        damped.diag_mut().mapv_inplace(|x| x + ridge);
+        let on_device = machine.upload_rows(&damped, "H in f64")?;
+        let problem = Problem::with(machine, weight, &damped, &on_device)?;
+        let gi = settings.scheme.in_group_size;
+        let (mut blocks, mut factor) = (None, None);
+        match settings.init {
+            Initialization::Residual => {}
+            Initialization::Em { .. } => {
+                settings.scheme.groups(weight.nrows(), weight.ncols())?;
+                blocks = Some(Blocks::new(machine, &damped, gi)?);
+            }
+            Initialization::Feedback(FeedbackSettings { order, .. }) => {
+                settings.scheme.groups(weight.nrows(), weight.ncols())?;
+                factor = Some((order, Factor::new(machine, &damped, &on_device, gi, order)?));
+            }
+        }
+        // The contribution of the damping is known and is subtracted.
+        let norm = problem.norm(machine)? - ridge * machine.inner(&problem.weight, &problem.weight)?;
+        Ok(Self {
+            machine: Arc::clone(machine),
+            problem,
+            blocks,
+            factor,
+            ridge,
+            norm,
+            dead_inputs: hessian.diag().iter().filter(|&&x| x == 0.0).count(),
+        })
+    }
+
+    /// (out_features, in_features).
+    pub fn shape(&self) -> (usize, usize) {
+        (self.problem.rows, self.problem.width)
+    }
+
+    /// Number of inputs that the calibration data never excite: zeros on the diagonal of H.
+    pub fn dead_inputs(&self) -> usize {
+        self.dead_inputs
+    }
+
+    /// Initial codes and codebooks, with the random numbers of `key`.
+    ///
+    /// # Errors
+    /// `NotDivisible`; `NotPositiveDefinite` when H is indefinite; `Unsupported` for more hypotheses than
+    /// the device can hold.
+    pub fn initialize(&self, settings: &LayerSettings, key: StreamKey) -> Result<Trial> {
+        let (machine, problem) = (&*self.machine, &self.problem);
+        let other = |init: &str| {
+            AqlmError::argument("init", "the initialization with which the layer was made", init)
+        };
+        let first = match settings.init {
+            Initialization::Residual => {
+                machine.initialize(&problem.weight, self.shape(), settings, key, |_, _| Ok(()))?
+            }
+            Initialization::Em { rounds } => {
+                let blocks = self.blocks.as_ref().ok_or_else(|| other("em"))?;
+                machine.initialize(
+                    &problem.weight,
+                    self.shape(),
+                    settings,
+                    key,
+                    |clusters, residuals| blocks.refine(machine, clusters, residuals, rounds),
+                )?
+            }
+            Initialization::Feedback(feedback) => {
+                let factor = match &self.factor {
+                    Some((order, factor)) if *order == feedback.order => factor,
+                    _ => return Err(other("feedback").into()),
+                };
+                return feedback_init::initialize(machine, problem, factor, settings, &feedback, key);
+            }
+        };
+        Trial::new(machine, problem, first)
+    }
+
+    /// A trial of a quantized matrix from any source.
+    ///
+    /// # Errors
+    /// `Shape` when its shape differs from the layer's.
+    pub fn trial(&self, matrix: &QuantizedMatrix) -> Result<Trial> {
+        self.problem.check(matrix)?;
+        Trial::new(&self.machine, &self.problem, self.machine.upload_matrix(matrix)?)
+    }
+
+    /// The trial with codebooks and scales updated for its codes, only as far as the alternation benefits.
+    ///
+    /// # Errors
+    /// `NotPositiveDefinite` when H is indefinite, `NotFinite` when Adam's parameters overflow.
+    pub fn update(&self, trial: Trial, update: &Update) -> Result<Trial> {
+        update_trial(&self.machine, &self.problem, trial, update, Stop::ALTERNATION)
+    }
+
+    /// The trial with the codes found by one sweep of beam search over `order`.
+    ///
+    /// # Errors
+    /// `Argument` for a beam of 0 or an order with positions outside the matrix.
+    pub fn search(&self, trial: Trial, order: &[(usize, usize)], beam: usize) -> Result<Trial> {
+        let matrix = search(&self.machine, &self.problem, trial, order, beam)?;
+        Trial::new(&self.machine, &self.problem, matrix)
+    }
+
+    /// The relative layer error, tr((W-Q) H (W-Q)^T) / tr(W H W^T) under H without damping; 0 when both are
+    /// zero.
+    pub fn loss(&self, trial: &Trial) -> f64 {
+        let error = (trial.loss - self.ridge * trial.square).max(0.0);
+        if error == 0.0 { 0.0 } else { error / self.norm }
+    }
+
+    /// The quantized matrix, copied to the host.
+    ///
+    /// # Errors
+    /// `Driver`.
+    pub fn matrix(&self, trial: &Trial) -> Result<QuantizedMatrix> {
+        self.machine.download_matrix(&trial.matrix)
+    }
+}
