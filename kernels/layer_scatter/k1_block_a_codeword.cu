@@ -22,7 +22,9 @@ extern "C" __global__ void layer_scatter(const real* dense, const double* scales
     for (int base = 0; base < len; base += lanes) {
         const int i = base + lane;
         const bool used = part < parts && i < len;
+#if !AQLM_OF_INPUT
         const size_t offset = static_cast<size_t>(i / in_group) * width + i % in_group;
+#endif
         double sum = 0.0;
         if (used) {
 #pragma unroll 4
