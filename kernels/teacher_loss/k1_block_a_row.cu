@@ -25,8 +25,10 @@ extern "C" __global__ void teacher_loss(float* logits, const float* teacher, dou
     sum_p = sum_of_block(sum_p, wide);
     // ln p - ln q is the difference of the logits plus this.
     const double offset = (static_cast<double>(most_q) + log(sum_q)) - (static_cast<double>(most_p) + log(sum_p));
+#if AQLM_GRADIENT
     const double scale = f64_of(scale0, scale1);
     const float factor_q = static_cast<float>(scale / sum_q), factor_p = static_cast<float>(scale / sum_p);
+#endif
     double loss = 0.0;
     for (int i = threadIdx.x; i < vocab; i += blockDim.x) {
         const float p = expf(other[i] - most_p);

@@ -296,7 +296,11 @@ fn jobs() -> Vec<Job> {
             let plain = kernel.max_compute == Some(90) && !architecture.contains("90a");
             // Splitting a context needs clusters, which exist from 9.0 on.
             let cluster = defines.contains("-DAQLM_SPLITS=8") && *compute < 90;
-            if !kernel.runs_on(*compute) || plain || cluster {
+            // Plain C++ is the same for all generations: the oldest, the one with wgmma, and the newer ones.
+            let middle = !["sm_80", "90a", "sm_100"]
+                .iter()
+                .any(|end| architecture.contains(end));
+            if !kernel.runs_on(*compute) || plain || cluster || (middle && plain_cpp(kernel)) {
                 continue;
             }
             let mut push = |defines: String| {
@@ -315,6 +319,38 @@ fn jobs() -> Vec<Job> {
         }
     }
     jobs
+}
+
+/// Whether neither the source nor its own headers ask for the architecture or name an instruction. common.cuh,
+/// which all kernels share, does both; other kernels compile it for every architecture.
+fn plain_cpp(kernel: &Kernel) -> bool {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut left = vec![folder.join(&kernel.file)];
+    let mut seen = Vec::new();
+    while let Some(path) = left.pop() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        if ["__CUDA_ARCH__", "asm", "nvcuda"]
+            .iter()
+            .any(|word| text.contains(word))
+        {
+            return false;
+        }
+        let beside = path.parent().unwrap().to_owned();
+        for line in text.lines() {
+            let Some(name) = line
+                .strip_prefix("#include \"")
+                .and_then(|rest| rest.strip_suffix('"'))
+            else {
+                continue;
+            };
+            let included = beside.join(name);
+            if name != "../common.cuh" && !seen.contains(&included) {
+                seen.push(included.clone());
+                left.push(included);
+            }
+        }
+    }
+    true
 }
 
 /// The problem with one compilation, if any.

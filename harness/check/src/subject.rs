@@ -7,7 +7,6 @@ use aqlm_engine::backends::BackendKind;
 use aqlm_optimized::cpu::{Form, Plan, SimdLevel, TablePrecision};
 use aqlm_optimized::cuda::training::Precision;
 use aqlm_optimized::cuda::{Activations, Device};
-use aqlm_vocabulary::AqlmError;
 use rayon::ThreadPool;
 
 use crate::limits::Number;
@@ -117,14 +116,6 @@ impl Subject {
             Self::Cuda(cuda) => Ok(Arc::clone(&cuda.pools)),
             Self::Reference => Ok(Arc::new(Pools::at(SimdLevel::current())?)),
         }
-    }
-
-    /// Error for an operation that the machine does not implement.
-    ///
-    /// # Errors
-    /// Always `Unsupported`.
-    pub(crate) fn lacks<T>(&self, operation: Operation) -> Result<T> {
-        Err(AqlmError::Unsupported(format!("{} has no {operation} yet", self.backend())).into())
     }
 }
 

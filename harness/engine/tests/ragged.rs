@@ -200,6 +200,6 @@ fn a_gpu_gives_the_losses_or_says_what_is_missing() {
             let difference = evaluation.losses[0][0] - expected.losses[0][0];
             assert!(difference.abs() < 1e-4, "{difference}");
         }
-        Err(error) => assert!(error.to_string().starts_with("no CUDA device: "), "{error}"),
+        Err(error) => assert!(error.to_string().starts_with("GPU: no CUDA device: "), "{error}"),
     }
 }

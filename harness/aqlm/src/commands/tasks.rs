@@ -82,7 +82,7 @@ fn tasks(job: &TasksJob) -> Result<TasksRecord> {
     for task in &prepared {
         let what = format!("tasks: {}", task.task.name);
         let found = likelihoods(resident.as_mut(), &task.encoded, &mut |tokens| {
-            advance(&what, tokens)
+            advance(&what, tokens);
         })?;
         let documents = task.questions.iter().zip(&task.encoded).zip(&found).enumerate();
         let documents: Vec<TaskDocumentRecord> = documents

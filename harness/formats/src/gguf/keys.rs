@@ -9,7 +9,7 @@ use crate::Result;
 const PREFIX: &str = "llama.";
 
 /// Read by `config` and `rope_scaling`.
-const READ: [&str; 18] = [
+const READ: [&str; 22] = [
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
@@ -26,23 +26,21 @@ const READ: [&str; 18] = [
     "rope.scale_linear",
     "rope.scaling.attn_factor",
     "rope.scaling.factor",
+    "rope.scaling.original_context_length",
     "rope.scaling.type",
     "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_ext_factor",
 ];
 
 /// Keys that change nothing, with the reason.
-const WITHOUT_EFFECT: [(&str, &str); 10] = [
+const WITHOUT_EFFECT: [(&str, &str); 7] = [
     ("attention.layer_norm_epsilon", "of architectures with LayerNorm"),
     ("expert_used_count", "there are no experts"),
     ("pooling_type", "of embedding models, after the last block"),
     ("rope.scaling.finetuned", "a remark on the training"),
-    (
-        "rope.scaling.original_context_length",
-        "of YaRN, which is refused",
-    ),
-    ("rope.scaling.yarn_beta_fast", "of YaRN, which is refused"),
-    ("rope.scaling.yarn_beta_slow", "of YaRN, which is refused"),
-    ("rope.scaling.yarn_log_multiplier", "of YaRN, which is refused"),
+    ("rope.scaling.yarn_log_multiplier", "of DeepSeek's architecture"),
     (
         "tensor_data_layout",
         "the order of q and k rows that this architecture always has",
@@ -51,7 +49,7 @@ const WITHOUT_EFFECT: [(&str, &str); 10] = [
 ];
 
 /// Keys that change the arithmetic unless they have one of these values.
-const NEUTRAL: [(&str, &[f64]); 11] = [
+const NEUTRAL: [(&str, &[f64]); 10] = [
     ("attention.clamp_kqv", &[0.0]),
     ("attention.max_alibi_bias", &[0.0]),
     ("attention.scale", &[0.0]),
@@ -62,7 +60,6 @@ const NEUTRAL: [(&str, &[f64]); 11] = [
     ("logit_scale", &[0.0, 1.0]),
     ("nextn_predict_layers", &[0.0]),
     ("residual_scale", &[0.0, 1.0]),
-    ("rope.scaling.yarn_ext_factor", &[0.0]),
 ];
 
 /// Flags that change the arithmetic unless they have this value.

@@ -19,18 +19,15 @@ pub(super) fn rope_scaling(
         // the older spelling
         None => fields.number("llama.rope.scale_linear")?,
     };
-    // Both multiply the cosines and sines, whatever the type of scaling.
-    for key in [
-        "llama.rope.scaling.attn_factor",
-        "llama.rope.scaling.yarn_attn_factor",
-    ] {
-        if let Some(factor) = fields.number(key)?
-            && factor != 1.0
-        {
-            return Err(fields.unsupported(key, "1", factor.to_string()));
-        }
-    }
     let kind = fields.optional_text("llama.rope.scaling.type")?;
+    if kind == Some("yarn") {
+        return yarn(container, fields, factor);
+    }
+    // A negative number stands for llama.cpp's own choice, which is 0 without YaRN.
+    let blend = fields.number(BLEND)?.unwrap_or(0.0);
+    if blend > 0.0 {
+        return Err(fields.unsupported(BLEND, "0 without YaRN", blend.to_string()));
+    }
     let linear = match (kind, factor) {
         (Some("none"), _) | (None, None) => None,
         // llama.cpp takes 0 for no scaling
@@ -41,11 +38,19 @@ pub(super) fn rope_scaling(
         (Some(other), _) => {
             return Err(fields.unsupported(
                 "llama.rope.scaling.type",
-                "none or linear",
+                "none, linear or yarn",
                 format!("{other:?}"),
             ));
         }
     };
+    let (key, multiplier) = multiplier(fields)?;
+    if multiplier != 1.0 {
+        if linear.is_some() || container.tensors.contains_key(ROPE_FACTORS) {
+            return Err(fields.unsupported(key, "1 with scaled frequencies", multiplier.to_string()));
+        }
+        // YaRN by a factor of 1 keeps all frequencies and multiplies cosines and sines.
+        return yarn_of(fields, 1.0, multiplier);
+    }
     let Some(place) = container.tensors.get(ROPE_FACTORS) else {
         return Ok(linear.map_or(
             Value::Null,
@@ -67,6 +72,66 @@ pub(super) fn rope_scaling(
             reason: "unless its factors are those of Llama 3.1 and nothing else scales RoPE".into(),
         }),
     }
+}
+
+/// How much of YaRN's blend of frequencies is applied.
+const BLEND: &str = "llama.rope.scaling.yarn_ext_factor";
+
+/// The factor of cosines and sines, whatever the type of scaling, and the key that names it.
+fn multiplier(fields: &Fields<'_>) -> Result<(&'static str, f64)> {
+    let keys = [
+        "llama.rope.scaling.attn_factor",
+        "llama.rope.scaling.yarn_attn_factor",
+    ];
+    for key in keys {
+        match fields.number(key)? {
+            Some(factor) if factor > 0.0 => return Ok((key, factor)),
+            Some(_) => return Err(fields.wrong(key, "a positive number")),
+            None => {}
+        }
+    }
+    Ok((keys[0], 1.0))
+}
+
+/// YaRN as llama.cpp computes it: cosines and sines are multiplied by 1 + ln(factor) / 10 too.
+fn yarn(container: &Container, fields: &Fields<'_>, factor: Option<f64>) -> Result<Value> {
+    let factor = match factor {
+        Some(factor) if factor >= 1.0 => factor,
+        _ => return Err(fields.wrong("llama.rope.scaling.factor", "a number of at least 1 for YaRN")),
+    };
+    let blend = fields.number(BLEND)?.unwrap_or(1.0);
+    if blend >= 0.0 && blend != 1.0 {
+        return Err(fields.unsupported(BLEND, "1 for YaRN", blend.to_string()));
+    }
+    if let Some(place) = container.tensors.get(ROPE_FACTORS) {
+        return Err(Error::UnexpectedTensor {
+            path: container.path_of(place).into(),
+            tensor: ROPE_FACTORS.into(),
+            reason: "beside YaRN".into(),
+        });
+    }
+    let multiplier = multiplier(fields)?.1;
+    yarn_of(fields, factor, multiplier * (1.0 + 0.1 * factor.ln()))
+}
+
+fn yarn_of(fields: &Fields<'_>, factor: f64, attention_factor: f64) -> Result<Value> {
+    let context = "llama.rope.scaling.original_context_length";
+    let original = match fields.number(context)? {
+        Some(tokens) => Some(tokens),
+        None => fields.number("llama.context_length")?,
+    };
+    let Some(original) = original.filter(|tokens| *tokens >= 1.0) else {
+        return Err(fields.wrong(context, "a number of tokens"));
+    };
+    let or = |key: &str, usual: f64| Ok::<_, Error>(fields.number(key)?.unwrap_or(usual));
+    Ok(json!({
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": original as u64,
+        "attention_factor": attention_factor,
+        "beta_fast": or("llama.rope.scaling.yarn_beta_fast", 32.0)?,
+        "beta_slow": or("llama.rope.scaling.yarn_beta_slow", 1.0)?,
+    }))
 }
 
 /// Llama 3.1 to 3.3 all use these values and differ only in the factor.

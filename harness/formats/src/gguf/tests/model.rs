@@ -1,3 +1,4 @@
+use aqlm_vocabulary::RopeScaling;
 use half::f16;
 
 use super::super::rope::llama3_factor;
@@ -103,9 +104,7 @@ fn missing_tensors_and_metadata_are_named() {
 #[test]
 fn arithmetic_that_is_not_implemented_is_refused() {
     for (name, value) in [
-        ("llama.rope.scaling.type", Put::text("yarn")),
-        ("llama.rope.scaling.attn_factor", Put::F32(0.8)),
-        ("llama.rope.scaling.yarn_attn_factor", Put::F32(2.0)),
+        ("llama.rope.scaling.type", Put::text("longrope")),
         ("llama.rope.scaling.yarn_ext_factor", Put::F32(1.0)),
         ("llama.attention.causal", Put::Flag(false)),
         ("llama.logit_scale", Put::F32(8.0)),
@@ -119,6 +118,60 @@ fn arithmetic_that_is_not_implemented_is_refused() {
             matches!(writer.open(), Err(Error::Unsupported { field, .. }) if field == name),
             "{name}"
         );
+    }
+}
+
+#[test]
+fn yarn_and_the_factor_of_cosines_are_read() {
+    let scaling = |keys: Vec<(&str, Put)>| {
+        let (mut writer, _) = converted();
+        for (name, value) in keys {
+            writer.set(name, value);
+        }
+        let model = writer.open().unwrap();
+        assert!(model.warnings().is_empty());
+        model.config().attention().rotary.clone().unwrap().scaling
+    };
+    let expected = |factor: f64, original: usize, attention_factor: f64| RopeScaling::Yarn {
+        factor,
+        original_max_position_embeddings: original,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        truncate: true,
+        attention_factor,
+    };
+    // llama.cpp multiplies cosines and sines by 1 + ln(factor) / 10 under YaRN, and by the file's factor.
+    let yarn = || {
+        vec![
+            ("llama.rope.scaling.type", Put::text("yarn")),
+            ("llama.rope.scaling.factor", Put::F32(4.0)),
+            ("llama.rope.scaling.original_context_length", Put::U32(16)),
+            ("llama.rope.scaling.yarn_ext_factor", Put::F32(-1.0)),
+        ]
+    };
+    assert_eq!(scaling(yarn()), expected(4.0, 16, 1.0 + 0.1 * 4.0_f64.ln()));
+    let mut both = yarn();
+    both.push(("llama.rope.scaling.yarn_attn_factor", Put::F32(0.5)));
+    assert_eq!(scaling(both), expected(4.0, 16, 0.5 * (1.0 + 0.1 * 4.0_f64.ln())));
+    // The factor alone leaves the frequencies as they are.
+    let alone = vec![
+        ("llama.rope.scaling.attn_factor", Put::F32(0.75)),
+        ("llama.rope.scaling.original_context_length", Put::U32(16)),
+    ];
+    assert_eq!(scaling(alone), expected(1.0, 16, 0.75));
+    for bad in [
+        vec![("llama.rope.scaling.type", Put::text("yarn"))],
+        vec![
+            ("llama.rope.scaling.factor", Put::F32(2.0)),
+            ("llama.rope.scaling.attn_factor", Put::F32(0.75)),
+        ],
+        vec![("llama.rope.scaling.attn_factor", Put::F32(-1.0))],
+    ] {
+        let (mut writer, _) = converted();
+        for (name, value) in bad {
+            writer.set(name, value);
+        }
+        assert!(writer.open().is_err());
     }
 }
 
