@@ -321,8 +321,8 @@ fn jobs() -> Vec<Job> {
     jobs
 }
 
-/// Whether neither the source nor its own headers ask for the architecture or name an instruction. common.cuh,
-/// which all kernels share, does both; other kernels compile it for every architecture.
+/// Whether neither the source nor its own headers ask for the architecture or name an instruction.
+/// common.cuh, which all kernels share, does both; other kernels compile it for every architecture.
 fn plain_cpp(kernel: &Kernel) -> bool {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut left = vec![folder.join(&kernel.file)];
