@@ -8,8 +8,8 @@ mod support;
 use criterion::{Criterion, criterion_group, criterion_main};
 
 const CASES: [&str; 2] = [
-    "beam_search-2x8g8-256x256-outliers-correlated-b1-s1",
-    "beam_search-2x8g8-256x256-outliers-correlated-b4-s1",
+    "beam_search-2x8g8-256x256-outliers-correlated-b1-single-s1",
+    "beam_search-2x8g8-256x256-outliers-correlated-b4-single-s1",
 ];
 
 fn beam_search(criterion: &mut Criterion) {

@@ -6,7 +6,7 @@ mod support;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 
-const CASES: [&str; 1] = ["layer_quantize-2x6g8-256x256-outliers-correlated-b4-closed-em-s1"];
+const CASES: [&str; 1] = ["layer_quantize-2x6g8-256x256-outliers-correlated-b4-single-closed-em-s1"];
 
 fn layer_quantize(criterion: &mut Criterion) {
     support::bench(criterion, &CASES);

@@ -9,7 +9,7 @@ use aqlm_optimized::cpu::quantizer::{
     update,
 };
 use aqlm_reference as reference;
-use aqlm_vocabulary::{AdamSettings, AqlmError, GroupOrder, Purpose, StreamKey, sweep_order};
+use aqlm_vocabulary::{AdamSettings, AqlmError, GroupOrder, Position, Purpose, StreamKey, sweep_order};
 use ndarray::{Array2, s};
 
 const KEY: StreamKey = StreamKey {
@@ -131,7 +131,7 @@ fn kmeans_ends_when_centroids_stand_still() {
 fn initialisations_reach_the_references_loss() {
     for scheme in ["2x5g8-96x64", "1x6g4-64x48", "2x4g4o2-64x32"] {
         let (settings, p) = layer(&format!(
-            "layer_quantize-{scheme}-outliers-correlated-b2-closed-residual-s11"
+            "layer_quantize-{scheme}-outliers-correlated-b2-single-closed-residual-s11"
         ))
         .unwrap();
         let exact_weight = p.weight.mapv(f64::from);
@@ -173,7 +173,7 @@ fn error_feedback_reaches_the_references_loss() {
     ];
     for scheme in shapes {
         let (_, p) = layer(&format!(
-            "layer_quantize-{scheme}-outliers-correlated-b1-closed-residual-s5"
+            "layer_quantize-{scheme}-outliers-correlated-b1-single-closed-residual-s5"
         ))
         .unwrap();
         let inputs = p.weight.ncols();
@@ -216,14 +216,15 @@ fn beam_search_reaches_the_references_loss_and_never_raises_it() {
         "2x3g3-5x9",
     ] {
         let (_, p) = layer(&format!(
-            "layer_quantize-{scheme}-outliers-correlated-b1-closed-residual-s5"
+            "layer_quantize-{scheme}-outliers-correlated-b1-single-closed-residual-s5"
         ))
         .unwrap();
         let before = p.loss(&p.matrix);
         let (_, in_groups) = p.matrix.groups();
         let codebooks = p.matrix.scheme().num_codebooks;
-        let order = sweep_order(&mut KEY.stream(Purpose::Sweep), in_groups, codebooks);
-        for beam in [1, 2, 5] {
+        let order = |pairs| sweep_order(&mut KEY.stream(Purpose::Sweep), in_groups, codebooks, pairs);
+        for (beam, pairs) in [(1, false), (2, false), (5, false), (1, true), (3, true)] {
+            let order = order(pairs);
             let with = |codes| p.matrix.clone().with_codes(codes).unwrap();
             let ours = with(beam_search(&p.weight, &p.hessian, &p.matrix, &order, beam).unwrap());
             let exact =
@@ -235,9 +236,20 @@ fn beam_search_reaches_the_references_loss_and_never_raises_it() {
                 "{scheme}, beam {beam}: {ours}, reference {exact}"
             );
         }
-        for (part, beam) in [(1, 1), (order.len() / 2, 1), (order.len() / 2, 3)] {
+        for (part, beam, pairs) in [
+            (1, 1, false),
+            (2, 1, false),
+            (2, 3, false),
+            (2, 1, true),
+            (2, 3, true),
+        ] {
+            let order = order(pairs);
+            let part = if part == 1 { 1 } else { order.len() / part };
             let codes = beam_search(&p.weight, &p.hessian, &p.matrix, &order[..part], beam).unwrap();
-            let visited: Vec<(usize, usize)> = order[..part].to_vec();
+            let visited: Vec<(usize, usize)> = order[..part]
+                .iter()
+                .flat_map(|step| step.codebooks().map(|m| (step.group, m)))
+                .collect();
             for ((o, j, m), &code) in codes.indexed_iter() {
                 assert!(
                     visited.contains(&(j, m)) || code == p.matrix.codes()[[o, j, m]],
@@ -246,14 +258,17 @@ fn beam_search_reaches_the_references_loss_and_never_raises_it() {
             }
             assert!(p.loss(&p.matrix.clone().with_codes(codes).unwrap()) <= before);
         }
-        let twice = [order.clone(), order.clone()].concat();
-        let codes = beam_search(&p.weight, &p.hessian, &p.matrix, &twice, 1).unwrap();
-        let once = beam_search(&p.weight, &p.hessian, &p.matrix, &order, 1).unwrap();
-        let again = p.matrix.clone().with_codes(once).unwrap();
-        assert_eq!(
-            codes,
-            beam_search(&p.weight, &p.hessian, &again, &order, 1).unwrap()
-        );
+        for pairs in [false, true] {
+            let order = order(pairs);
+            let twice = [order.clone(), order.clone()].concat();
+            let codes = beam_search(&p.weight, &p.hessian, &p.matrix, &twice, 1).unwrap();
+            let once = beam_search(&p.weight, &p.hessian, &p.matrix, &order, 1).unwrap();
+            let again = p.matrix.clone().with_codes(once).unwrap();
+            assert_eq!(
+                codes,
+                beam_search(&p.weight, &p.hessian, &again, &order, 1).unwrap()
+            );
+        }
     }
 }
 
@@ -263,17 +278,18 @@ fn beam_search_is_exact_where_arithmetic_is() {
     // choices.
     // the second has more output groups than one task
     for scheme in ["2x3g4-9x16", "2x3g4o2-150x16"] {
-        let id = format!("layer_quantize-{scheme}-dyadic-white-b1-closed-residual-s8");
+        let id = format!("layer_quantize-{scheme}-dyadic-white-b1-single-closed-residual-s8");
         let LayerData {
             weight,
             hessian,
             matrix,
         } = layer(&id).unwrap().1;
-        let order = sweep_order(&mut KEY.stream(Purpose::Sweep), 4, 2);
+        let order = sweep_order(&mut KEY.stream(Purpose::Sweep), 4, 2, false);
+        let pairs = sweep_order(&mut KEY.stream(Purpose::Sweep), 4, 2, true);
         // a sweep that leaves every second group unchanged
-        let part: Vec<_> = order.iter().copied().filter(|(j, _)| j % 2 == 1).collect();
+        let part: Vec<_> = order.iter().copied().filter(|step| step.group % 2 == 1).collect();
         let exact_weight = weight.mapv(f64::from);
-        for (order, beam) in [(&order, 1), (&part, 1), (&order, 4)] {
+        for (order, beam) in [(&order, 1), (&part, 1), (&order, 4), (&pairs, 1), (&pairs, 4)] {
             let ours = beam_search(&weight, &hessian, &matrix, order, beam).unwrap();
             let exact = reference::beam_search(&exact_weight, &hessian, &matrix, order, beam).unwrap();
             let loss = |codes| {
@@ -286,9 +302,9 @@ fn beam_search_is_exact_where_arithmetic_is() {
             // among several hypotheses of equal loss, either may survive
             assert!(loss(ours) <= loss(exact) * (1.0 + SAME_LOSS));
         }
-        for beyond in [(4, 0), (0, 2)] {
+        for beyond in [Position::single(4, 0), Position::single(0, 2)] {
             assert!(matches!(
-                beam_search(&weight, &hessian, &matrix, &[(0, 0), beyond], 1),
+                beam_search(&weight, &hessian, &matrix, &[Position::single(0, 0), beyond], 1),
                 Err(AqlmError::Argument { .. })
             ));
         }
@@ -300,7 +316,7 @@ fn codebook_updates_reach_the_references_loss() {
     for scheme in ["2x4g4-64x48", "1x5g8-96x64", "2x3g4o2-40x32", "3x6g8-100x64"] {
         for by in ["closed", "gradients"] {
             let (settings, p) = layer(&format!(
-                "layer_quantize-{scheme}-outliers-correlated-b1-{by}-residual-s17"
+                "layer_quantize-{scheme}-outliers-correlated-b1-single-{by}-residual-s17"
             ))
             .unwrap();
             let exact_weight = p.weight.mapv(f64::from);
@@ -321,7 +337,8 @@ fn codebook_updates_reach_the_references_loss() {
 #[test]
 fn adam_follows_the_reference() {
     for amsgrad in [false, true] {
-        let (_, p) = layer("layer_quantize-2x4g4o2-32x32-outliers-correlated-b1-adam-residual-s23").unwrap();
+        let (_, p) =
+            layer("layer_quantize-2x4g4o2-32x32-outliers-correlated-b1-single-adam-residual-s23").unwrap();
         let settings = AdamSettings {
             lr: 1e-3,
             beta1: 0.9,
@@ -347,10 +364,11 @@ fn adam_follows_the_reference() {
 
 #[test]
 fn a_weight_of_another_shape_than_its_matrix_is_refused() {
-    let (_, p) = layer("layer_quantize-1x3g4-16x32-outliers-correlated-b1-closed-residual-s37").unwrap();
+    let (_, p) =
+        layer("layer_quantize-1x3g4-16x32-outliers-correlated-b1-single-closed-residual-s37").unwrap();
     let short = p.weight.slice(s![..8, ..]).to_owned();
     assert!(matches!(
-        beam_search(&short, &p.hessian, &p.matrix, &[(0, 0)], 1),
+        beam_search(&short, &p.hessian, &p.matrix, &[Position::single(0, 0)], 1),
         Err(AqlmError::Shape { .. })
     ));
 }

@@ -11,17 +11,19 @@ use aqlm_check::{CrossOptions, Cuda, Machines, Outcome, cross_check};
 const INSIDE: &str = "AQLM_TEST_STAND_IN";
 
 /// Small cases of every operation, chosen so that each kernel runs.
-const CASES: [&str; 10] = [
+const CASES: [&str; 12] = [
     "kmeans-5x8-k32-outliers-s2",
     "residual_init-2x4g4o2-64x32-equalrows-s3",
     "em_init-2x3g8-40x32-outliers-ill-s4",
     "feedback_init-2x3g4-9x16-dyadic-white-b1-s7",
     "feedback_init-3x3g4o2-20x24-outliers-ill-b3-s4",
-    "beam_search-2x3g4-9x16-dyadic-white-b1-s5",
-    "beam_search-2x3g4-9x16-dyadic-white-b4-s6",
+    "beam_search-2x3g4-9x16-dyadic-white-b1-single-s5",
+    "beam_search-2x3g4-9x16-dyadic-white-b4-single-s6",
+    "beam_search-2x3g4-9x16-dyadic-white-b1-pairs-s5",
+    "beam_search-3x3g4o2-20x24-outliers-ill-b2-pairs-s14",
     "codebook_update-2x3g4o2-40x32-outliers-correlated-adam-s3",
     "codebook_update-1x3g8-33x8-equalrows-white-closed-s966",
-    "layer_quantize-1x1g4-1x4-dyadic-white-b1-closed-residual-s6",
+    "layer_quantize-1x1g4-1x4-dyadic-white-b1-single-closed-residual-s6",
 ];
 
 #[test]

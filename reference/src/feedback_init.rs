@@ -8,14 +8,11 @@ use crate::decode;
 use crate::layer_error::{check_shapes, layer_error};
 use crate::linalg::{Cholesky, product};
 use crate::residual_init::residual_init;
+use crate::sums::sums;
 use aqlm_vocabulary::{
     AqlmError, FeedbackSettings, GroupOrder, LayerSettings, Purpose, QuantizedMatrix, Result, Scheme,
     StreamKey, sample_distinct,
 };
-
-/// Most sums of two codewords that are searched as one table. 2^16 sums of two 8-bit codes are 256 KiB in
-/// f32, which stays in a core's cache.
-const MAX_SUMS: usize = 1 << 16;
 
 /// Choices of a group's first codebooks that are kept while its other codebooks are undecided.
 const PARTIAL: usize = 16;
@@ -280,7 +277,7 @@ impl Stage {
             .into_iter()
             .map(|codebooks| {
                 let count = codebooks.len();
-                let vectors = codebooks.map(transformed).reduce(|a, b| sums(&a, &b));
+                let vectors = codebooks.map(transformed).reduce(|a, b| sums(a.view(), b.view()));
                 Self {
                     states,
                     count,
@@ -293,17 +290,9 @@ impl Stage {
 
 /// Pairs of codebooks while their sums fit, then single codebooks.
 fn stages(scheme: Scheme) -> Vec<Range<usize>> {
-    let pairs = scheme.codebook_size().pow(2) <= MAX_SUMS;
-    let step = if pairs { 2 } else { 1 };
+    let step = if scheme.sums_fit() { 2 } else { 1 };
     let count = scheme.num_codebooks;
     (0..count).step_by(step).map(|m| m..count.min(m + step)).collect()
-}
-
-/// All sums of a row of `a` and a row of `b`, those of `b` fastest.
-fn sums(a: &Array2<f64>, b: &Array2<f64>) -> Array2<f64> {
-    Array2::from_shape_fn((a.nrows() * b.nrows(), a.ncols()), |(k, i)| {
-        a[[k / b.nrows(), i]] + b[[k % b.nrows(), i]]
-    })
 }
 
 /// A choice of codes for one group, perhaps of its first codebooks only.

@@ -57,7 +57,12 @@ pub fn layer_quantize(
             round,
             loss: loss_of(&candidate),
         });
-        let order = sweep_order(&mut sweeps, in_groups, settings.scheme.num_codebooks);
+        let order = sweep_order(
+            &mut sweeps,
+            in_groups,
+            settings.scheme.num_codebooks,
+            settings.searches_pairs(),
+        );
         let codes = beam_search(weight, &metric, &candidate, &order, settings.beam)?;
         candidate = candidate.with_codes(codes)?;
         let loss = loss_of(&candidate);

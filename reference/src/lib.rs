@@ -29,6 +29,7 @@ mod occurrences;
 #[cfg(test)]
 mod problem;
 mod residual_init;
+mod sums;
 
 pub use beam_search::beam_search;
 pub use codebook_update::{adam, closed_form, conjugate_gradients, optimal_scales, update};

@@ -102,6 +102,7 @@ pub(crate) fn settings(scheme: &str) -> LayerSettings {
             scale_rounds: 1,
         },
         beam: 2,
+        pairs: true,
         relative_tolerance: 1e-3,
         max_rounds: 10,
         damping: 1e-6,

@@ -3,7 +3,7 @@
 //!
 //! `cargo run --release -p aqlm-benches --bin limit_grid -- [SCHEME] [N] [OUT] [only INIT...]`, with N a
 //! power of two. An INIT is `residual`, `em`, or `feedback:K:PASSES:ORDER`. Behind it, `:b4` adds the
-//! alternation with a beam of 4, `:r2` stops it after two rounds, `:k20` stops k-means after 20 iterations.
+//! alternation with a beam of 4, `:p` beside it chooses codes in pairs, `:r2` stops it after two rounds, `:k20` stops k-means after 20 iterations.
 //! With `cuda:` before it the first GPU computes the row, three times: the first includes the compilation of
 //! kernels. `--kernels DIR` takes the kernels from a folder.
 
@@ -33,7 +33,7 @@ const KEY: StreamKey = StreamKey {
 };
 
 /// Rows of the table, in the order in which they are measured.
-const GRID: [&str; 12] = [
+const GRID: [&str; 14] = [
     "em",
     "em:b4",
     "feedback:1:1:natural",
@@ -46,6 +46,8 @@ const GRID: [&str; 12] = [
     "feedback:1:1:natural:b4",
     "feedback:4:1:natural:b4",
     "feedback:4:3:natural:b4",
+    "feedback:1:1:natural:b1:p",
+    "feedback:4:1:natural:b1:p",
 ];
 
 fn main() -> Result<()> {
@@ -156,7 +158,7 @@ fn settings(scheme: Scheme, row: &str) -> Result<LayerSettings> {
     let refused = || {
         AqlmError::argument(
             "a row",
-            "residual, em or feedback:K:PASSES:ORDER, perhaps with :bN, :rN, :kN",
+            "residual, em or feedback:K:PASSES:ORDER, perhaps with :bN, :p, :rN, :kN",
             row,
         )
     };
@@ -186,10 +188,11 @@ fn settings(scheme: Scheme, row: &str) -> Result<LayerSettings> {
         }
         _ => return Err(refused().into()),
     };
-    let (mut beam, mut rounds, mut kmeans_iterations) = (None, 100, 100);
+    let (mut beam, mut pairs, mut rounds, mut kmeans_iterations) = (None, false, 100, 100);
     for part in parts {
         let number = |text: &str| text.parse::<usize>().map_err(|_| refused());
         match part.split_at_checked(1) {
+            Some(("p", "")) => pairs = true,
             Some(("b", text)) => beam = Some(number(text)?),
             Some(("r", text)) => rounds = number(text)?,
             Some(("k", text)) => kmeans_iterations = number(text)?,
@@ -206,6 +209,7 @@ fn settings(scheme: Scheme, row: &str) -> Result<LayerSettings> {
             scale_rounds: 2,
         },
         beam: beam.unwrap_or(1),
+        pairs,
         relative_tolerance: 0.003,
         max_rounds: if beam.is_some() { rounds } else { 0 },
         damping: 1e-6,

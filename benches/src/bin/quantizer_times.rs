@@ -42,6 +42,7 @@ fn main() -> Result<()> {
             scale_rounds: 2,
         },
         beam: number(3, "1")?,
+        pairs: false,
         relative_tolerance: 0.003,
         max_rounds: 100,
         damping: 1e-6,

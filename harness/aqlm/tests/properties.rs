@@ -110,12 +110,12 @@ fn a_wider_beam_is_not_worse_on_average() {
     for width in 1..4 {
         let differences: Vec<f64> = (0..PROBLEMS)
             .map(|seed| {
-                let case: Case = format!("beam_search-2x3g4-2x32-outliers-correlated-b1-s{seed}")
+                let case: Case = format!("beam_search-2x3g4-2x32-outliers-correlated-b1-single-s{seed}")
                     .parse()
                     .unwrap();
                 let data = case.layer().unwrap().data(seed);
                 let weight = data.weight.mapv(f64::from);
-                let order = sweep_order(&mut stream(seed, 0, None, Purpose::Sweep), 8, 2);
+                let order = sweep_order(&mut stream(seed, 0, None, Purpose::Sweep), 8, 2, false);
                 let loss = |beam| {
                     let codes = beam_search(&weight, &data.hessian, &data.matrix, &order, beam).unwrap();
                     let matrix = data.matrix.clone().with_codes(codes).unwrap();
@@ -185,9 +185,9 @@ proptest! {
     /// Rows are searched independently: permuting them permutes their codes, if every score is exact.
     #[test]
     fn permuting_rows_permutes_the_codes_of_a_search(seed in 0u64..500, rows in 2usize..20, beam in 1usize..4) {
-        let id = format!("beam_search-2x3g4-{rows}x16-dyadic-white-b{beam}-s{seed}");
+        let id = format!("beam_search-2x3g4-{rows}x16-dyadic-white-b{beam}-single-s{seed}");
         let data = id.parse::<Case>().unwrap().layer().unwrap().data(seed);
-        let order = sweep_order(&mut stream(seed, 0, None, Purpose::Sweep), 4, 2);
+        let order = sweep_order(&mut stream(seed, 0, None, Purpose::Sweep), 4, 2, false);
         let search = |weight: &Array2<f64>, matrix: &QuantizedMatrix| {
             beam_search(weight, &data.hessian, matrix, &order, beam).unwrap()
         };

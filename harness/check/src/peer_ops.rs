@@ -5,7 +5,7 @@ use aqlm_reference::llama::{
 };
 use aqlm_reference::{Hessian, KMeansSettings, adam, beam_search, closed_form, decode, kmeans, layer_error};
 use aqlm_vocabulary::{
-    AdamSettings, BlockSpec, QuantizedMatrix, Rope, RopeScaling, Scheme, llama::LlamaBlock,
+    AdamSettings, BlockSpec, Position, QuantizedMatrix, Rope, RopeScaling, Scheme, llama::LlamaBlock,
 };
 use ndarray::{Array1, Array2, Array3, Array4, Ix1, Ix2, Ix3, Ix4, s};
 use serde_json::Value;
@@ -183,8 +183,8 @@ fn beam_search_case(entry: &Entry<'_>, file: &VectorFile) -> Result<Vec<Comparis
     let start = matrix(file, "prev_codes")?;
     let loss = |matrix: &QuantizedMatrix| layer_error(&weight, &decode(matrix), &hessian);
     let (_, in_groups) = start.groups();
-    let order: Vec<(usize, usize)> = (0..in_groups)
-        .flat_map(|group| (0..start.scheme().num_codebooks).map(move |m| (group, m)))
+    let order: Vec<Position> = (0..in_groups)
+        .flat_map(|group| (0..start.scheme().num_codebooks).map(move |m| Position::single(group, m)))
         .collect();
     let codes = beam_search(&weight, &hessian, &start, &order, entry.count("beam")?)?;
     let found = start.clone().with_codes(codes)?;

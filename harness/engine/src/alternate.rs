@@ -59,7 +59,12 @@ pub fn alternate_with<O: LayerOps>(
         trial = update(trial)?;
         let loss = ops.loss(problem, &trial);
         observe(LayerEvent::Updated { round, loss });
-        let order = sweep_order(&mut sweeps, in_groups, settings.scheme.num_codebooks);
+        let order = sweep_order(
+            &mut sweeps,
+            in_groups,
+            settings.scheme.num_codebooks,
+            settings.searches_pairs(),
+        );
         trial = ops.search(problem, trial, &order, settings.beam)?;
         let loss = ops.loss(problem, &trial);
         observe(LayerEvent::Searched { round, loss });

@@ -13,8 +13,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use aqlm_vocabulary::{
-    AdamDecay, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelWeights, QuantizedMatrix, StreamKey,
-    Tuned, Update,
+    AdamDecay, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelWeights, Position, QuantizedMatrix,
+    StreamKey, Tuned, Update,
 };
 pub use aqlm_vocabulary::{BlockTraining, ModelTraining, PartSums};
 use ndarray::{Array1, Array2, Axis, s};
@@ -64,13 +64,12 @@ pub trait LayerOps {
     /// Updates codebooks and scales; the trial's codes stay fixed.
     fn update(&self, problem: &Self::Problem, trial: Self::Trial, update: &Update) -> Result<Self::Trial>;
 
-    /// Runs one sweep of beam search over `order`, a list of (input group, codebook), and returns the new
-    /// codes.
+    /// Runs one sweep of beam search over the steps of `order` and returns the new codes.
     fn search(
         &self,
         problem: &Self::Problem,
         trial: Self::Trial,
-        order: &[(usize, usize)],
+        order: &[Position],
         beam: usize,
     ) -> Result<Self::Trial>;
 

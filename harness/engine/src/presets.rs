@@ -45,7 +45,7 @@ impl QuantizeSettings {
             amsgrad,
             steps: 100,
         };
-        let (init, update, beam, relative_tolerance, lr) = match preset {
+        let (init, update, beam, pairs, relative_tolerance, lr) = match preset {
             Preset::Project => (
                 Initialization::Feedback(FeedbackSettings::default()),
                 Update::ClosedForm {
@@ -53,13 +53,14 @@ impl QuantizeSettings {
                     cg_steps: 30,
                     scale_rounds: 2,
                 },
-                4,
+                1,
+                true,
                 0.003,
                 1e-3,
             ),
             // The paper does not state the beam width; 2 is the smallest beam that is more than greedy.
-            Preset::Paper => (Initialization::Residual, adam(0.90, false), 2, 0.01, 1e-4),
-            Preset::Official => (Initialization::Residual, adam(0.0, true), 1, 0.01, 1e-5),
+            Preset::Paper => (Initialization::Residual, adam(0.90, false), 2, false, 0.01, 1e-4),
+            Preset::Official => (Initialization::Residual, adam(0.0, true), 1, false, 0.01, 1e-5),
         };
         Self {
             layer: LayerSettings {
@@ -68,6 +69,7 @@ impl QuantizeSettings {
                 kmeans_iterations: 100,
                 update,
                 beam,
+                pairs,
                 relative_tolerance,
                 max_rounds: 100,
                 damping: 1e-6,

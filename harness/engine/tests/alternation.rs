@@ -39,17 +39,17 @@ fn alternation(
 fn with_the_references_steps_it_is_the_references_own() {
     let variants = [
         (
-            "layer_quantize-2x3g4-24x32-outliers-correlated-b2-closed-residual-s1",
+            "layer_quantize-2x3g4-24x32-outliers-correlated-b2-single-closed-residual-s1",
             1e-6,
             1e-3,
         ),
         (
-            "layer_quantize-2x3g4-24x32-outliers-correlated-b2-adam-em-s2",
+            "layer_quantize-2x3g4-24x32-outliers-correlated-b2-single-adam-em-s2",
             0.0,
             1e-9,
         ),
         (
-            "layer_quantize-1x4g4o2-24x32-outliers-correlated-b2-gradients-em-s3",
+            "layer_quantize-1x4g4o2-24x32-outliers-correlated-b2-single-gradients-em-s3",
             0.5,
             0.0,
         ),
@@ -80,7 +80,7 @@ fn with_the_references_steps_it_is_the_references_own() {
 #[test]
 fn an_update_of_ones_own_takes_the_place_of_the_machines() {
     let (settings, p) =
-        layer("layer_quantize-2x3g4-24x32-outliers-correlated-b2-closed-residual-s5").unwrap();
+        layer("layer_quantize-2x3g4-24x32-outliers-correlated-b2-single-closed-residual-s5").unwrap();
     let problem = CpuLayers.problem(&p.weight, &p.hessian, &settings).unwrap();
     let expected = alternate(&CpuLayers, &problem, &settings, KEY, &mut |_| ()).unwrap();
     let with = |update: &mut dyn FnMut(_) -> Result<_>| {
@@ -118,10 +118,10 @@ fn an_update_of_ones_own_takes_the_place_of_the_machines() {
 #[test]
 fn layers_are_quantized_as_well_as_by_the_reference() {
     for id in [
-        "layer_quantize-2x5g8-128x128-outliers-correlated-b1-closed-residual",
-        "layer_quantize-2x5g8-128x128-outliers-correlated-b4-closed-em",
-        "layer_quantize-1x6g8-96x128-outliers-correlated-b2-gradients-em",
-        "layer_quantize-2x4g4o2-96x64-outliers-correlated-b1-adam-residual",
+        "layer_quantize-2x5g8-128x128-outliers-correlated-b1-single-closed-residual",
+        "layer_quantize-2x5g8-128x128-outliers-correlated-b4-single-closed-em",
+        "layer_quantize-1x6g8-96x128-outliers-correlated-b2-single-gradients-em",
+        "layer_quantize-2x4g4o2-96x64-outliers-correlated-b1-single-adam-residual",
     ] {
         let mut ratios = Vec::new();
         for seed in 29..29 + LAYERS {
@@ -170,7 +170,8 @@ fn a_layer_does_not_depend_on_threads() {
 
 #[test]
 fn a_layers_report_is_of_the_matrix_that_it_comes_with() {
-    let (settings, p) = layer("layer_quantize-1x3g4-24x32-outliers-correlated-b2-closed-em-s41").unwrap();
+    let (settings, p) =
+        layer("layer_quantize-1x3g4-24x32-outliers-correlated-b2-single-closed-em-s41").unwrap();
     let relative = |matrix: &QuantizedMatrix| {
         let nothing = reference::layer_error(
             &p.weight.mapv(f64::from),
@@ -212,7 +213,7 @@ fn a_layers_report_is_of_the_matrix_that_it_comes_with() {
 #[test]
 fn a_layer_is_done_when_a_round_gains_too_little() {
     let (settings, p) =
-        layer("layer_quantize-1x3g4-24x32-outliers-correlated-b2-closed-residual-s41").unwrap();
+        layer("layer_quantize-1x3g4-24x32-outliers-correlated-b2-single-closed-residual-s41").unwrap();
     let trace = |weight: &Array2<f32>, relative_tolerance| {
         let settings = LayerSettings {
             relative_tolerance,
@@ -239,7 +240,8 @@ fn a_layer_is_done_when_a_round_gains_too_little() {
 
 #[test]
 fn bad_layers_are_refused_and_odd_ones_survive() {
-    let (allowing, p) = layer("layer_quantize-1x3g4-16x32-outliers-correlated-b2-closed-em-s37").unwrap();
+    let (allowing, p) =
+        layer("layer_quantize-1x3g4-16x32-outliers-correlated-b2-single-closed-em-s37").unwrap();
     let good = LayerSettings {
         allow_degenerate: false,
         ..allowing

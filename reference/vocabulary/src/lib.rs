@@ -24,9 +24,9 @@ pub use error::{AqlmError, Result};
 pub use layer_id::LayerId;
 pub use model_tuning::{Objective, Parameter, ParameterState, Target, TopTokens, Tuned, TuningState};
 pub use quantized::{NEGLIGIBLE, QuantizedMatrix};
-pub use random::{Purpose, Stream, StreamKey, sample_distinct, shuffle, stream, sweep_order};
+pub use random::{Position, Purpose, Stream, StreamKey, sample_distinct, shuffle, stream, sweep_order};
 pub use rope::{Rope, RopeScaling};
-pub use scheme::Scheme;
+pub use scheme::{MAX_SUMS, Scheme};
 pub use settings::{
     FeedbackSettings, FinetuneEvent, FinetuneReport, FinetuneSettings, GroupOrder, Initialization,
     LayerEvent, LayerReport, LayerSettings, Update,

@@ -1,7 +1,7 @@
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::LayerId;
+use crate::{AqlmError, LayerId, Result};
 
 /// A random stream of the project.
 pub type Stream = ChaCha8Rng;
@@ -79,16 +79,82 @@ pub fn sample_distinct(rng: &mut Stream, len: usize, count: usize) -> Vec<usize>
     indices
 }
 
+/// One step of a beam-search sweep: an input group, and the codebooks whose codes are chosen there together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// index of the input group
+    pub group: usize,
+    /// a codebook
+    pub codebook: usize,
+    /// another codebook; the step then chooses among all sums of a codeword of each
+    pub partner: Option<usize>,
+}
+
+impl Position {
+    /// The step that chooses the code of one codebook.
+    pub const fn single(group: usize, codebook: usize) -> Self {
+        Self {
+            group,
+            codebook,
+            partner: None,
+        }
+    }
+
+    /// The step that chooses the codes of two codebooks together.
+    pub const fn pair(group: usize, codebook: usize, partner: usize) -> Self {
+        Self {
+            group,
+            codebook,
+            partner: Some(partner),
+        }
+    }
+
+    /// Its codebooks, one or two.
+    pub fn codebooks(self) -> impl Iterator<Item = usize> {
+        std::iter::once(self.codebook).chain(self.partner)
+    }
+
+    /// Rejects an order of a sweep with a step outside a matrix of so many input groups and codebooks, or
+    /// with a step that chooses two codes of one codebook.
+    ///
+    /// # Errors
+    /// `Argument` naming the step.
+    pub fn check_order(order: &[Self], in_groups: usize, num_codebooks: usize) -> Result<()> {
+        let outside = |step: &&Self| {
+            step.group >= in_groups
+                || step.codebooks().any(|m| m >= num_codebooks)
+                || step.partner == Some(step.codebook)
+        };
+        let Some(step) = order.iter().find(outside) else {
+            return Ok(());
+        };
+        let partner = step.partner.map_or_else(String::new, |m| format!(" and {m}"));
+        Err(AqlmError::argument(
+            "order of a sweep",
+            format!(
+                "input groups below {in_groups} and codebooks below {num_codebooks}, two different ones in a pair"
+            ),
+            format!("input group {}, codebook {}{partner}", step.group, step.codebook),
+        ))
+    }
+}
+
 /// The order of one beam-search sweep: every input group once, in random order, and within each group every
-/// codebook once, in random order.
-pub fn sweep_order(rng: &mut Stream, in_groups: usize, num_codebooks: usize) -> Vec<(usize, usize)> {
+/// codebook once, in random order. With `pairs`, codebooks that follow each other in a group are chosen two
+/// by two; an odd one remains single.
+pub fn sweep_order(rng: &mut Stream, in_groups: usize, num_codebooks: usize, pairs: bool) -> Vec<Position> {
     let mut groups: Vec<usize> = (0..in_groups).collect();
     shuffle(rng, &mut groups);
     let mut order = Vec::with_capacity(in_groups * num_codebooks);
     for group in groups {
         let mut codebooks: Vec<usize> = (0..num_codebooks).collect();
         shuffle(rng, &mut codebooks);
-        order.extend(codebooks.into_iter().map(|codebook| (group, codebook)));
+        let together = if pairs { 2 } else { 1 };
+        order.extend(codebooks.chunks(together).map(|chosen| Position {
+            group,
+            codebook: chosen[0],
+            partner: chosen.get(1).copied(),
+        }));
     }
     order
 }
@@ -122,10 +188,33 @@ mod tests {
 
     #[test]
     fn a_sweep_visits_everything_once() {
-        let mut order = sweep_order(&mut stream(3, 0, None, Purpose::Sweep), 7, 3);
-        order.sort_unstable();
-        let expected: Vec<_> = (0..7).flat_map(|j| (0..3).map(move |m| (j, m))).collect();
-        assert_eq!(order, expected);
+        for (codebooks, pairs) in [(3, false), (2, true), (3, true), (1, true)] {
+            let order = sweep_order(&mut stream(3, 0, None, Purpose::Sweep), 7, codebooks, pairs);
+            Position::check_order(&order, 7, codebooks).unwrap();
+            let steps = if pairs { codebooks.div_ceil(2) } else { codebooks };
+            assert_eq!(order.len(), 7 * steps);
+            let mut visited: Vec<_> = order
+                .iter()
+                .flat_map(|step| step.codebooks().map(|m| (step.group, m)))
+                .collect();
+            visited.sort_unstable();
+            let expected: Vec<_> = (0..7).flat_map(|j| (0..codebooks).map(move |m| (j, m))).collect();
+            assert_eq!(visited, expected);
+        }
+    }
+
+    #[test]
+    fn steps_outside_a_matrix_are_refused() {
+        for bad in [
+            Position::single(7, 0),
+            Position::single(0, 3),
+            Position::pair(0, 0, 3),
+            Position::pair(0, 1, 1),
+        ] {
+            let order = [Position::single(0, 0), bad];
+            let error = Position::check_order(&order, 7, 3).unwrap_err().to_string();
+            assert!(error.contains("order of a sweep"), "{error}");
+        }
     }
 
     #[test]

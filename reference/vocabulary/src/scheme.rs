@@ -1,6 +1,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+/// Most sums of two codewords that are searched as one table. 2^16 sums of two 8-bit codes are 256 KiB in f32,
+/// which stay in a core's cache.
+pub const MAX_SUMS: usize = 1 << 16;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{AqlmError, Result};
@@ -78,6 +82,12 @@ impl Scheme {
     /// 2^B, the number of codewords in one codebook.
     pub fn codebook_size(&self) -> usize {
         1 << self.nbits
+    }
+
+    /// Whether all sums of a codeword of one codebook and a codeword of another are few enough ([`MAX_SUMS`])
+    /// to be searched as one table.
+    pub fn sums_fit(&self) -> bool {
+        self.codebook_size().pow(2) <= MAX_SUMS
     }
 
     /// Number of weights in one group: in_group_size x out_group_size.

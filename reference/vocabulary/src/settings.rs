@@ -98,6 +98,9 @@ pub struct LayerSettings {
     pub update: Update,
     /// number of hypotheses kept per row
     pub beam: usize,
+    /// whether a sweep chooses the codes of two codebooks together, if their sums are few enough
+    /// ([`Scheme::sums_fit`])
+    pub pairs: bool,
     /// minimum relative improvement of the loss per round; the alternation stops below it
     pub relative_tolerance: f64,
     /// maximum number of rounds of (update, beam search)
@@ -106,6 +109,13 @@ pub struct LayerSettings {
     pub damping: f64,
     /// accept codebooks with more codewords than the layer has groups
     pub allow_degenerate: bool,
+}
+
+impl LayerSettings {
+    /// Whether a sweep chooses codes two by two.
+    pub fn searches_pairs(&self) -> bool {
+        self.pairs && self.scheme.num_codebooks > 1 && self.scheme.sums_fit()
+    }
 }
 
 /// How a block is tuned on its own outputs (paper section 3.4).

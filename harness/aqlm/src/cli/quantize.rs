@@ -92,6 +92,15 @@ enum UpdateName {
     AdamOfficial,
 }
 
+/// What a step of beam search chooses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SearchName {
+    /// the code of one codebook
+    Single,
+    /// the codes of two codebooks together, if codes have at most 8 bits
+    Pairs,
+}
+
 /// What is fine-tuned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum FinetuneName {
@@ -189,6 +198,9 @@ struct SettingsArgs {
     /// Hypotheses kept by beam search
     #[arg(long)]
     beam: Option<usize>,
+    /// What a step of beam search chooses
+    #[arg(long, value_enum)]
+    search: Option<SearchName>,
     /// First codes and codebooks: `residual` (k-means), `em` (refined under the Hessian's metric) or
     /// `feedback[:K[:PASSES[:ORDER]]]` (error feedback; K hypotheses; ORDER natural, variance or diagonal)
     #[arg(long, value_parser = initialization)]
@@ -252,6 +264,9 @@ impl SettingsArgs {
         assign(&mut settings.layer.relative_tolerance, self.tolerance);
         assign(&mut settings.layer.damping, self.damping);
         assign(&mut settings.finetune.lr, self.finetune_lr);
+        if let Some(search) = self.search {
+            settings.layer.pairs = search == SearchName::Pairs;
+        }
         if let Some(init) = &self.init {
             settings.layer.init = init.clone();
         }

@@ -18,6 +18,8 @@ pub enum Field {
     Inputs,
     /// number of hypotheses kept
     Beam,
+    /// what a step of beam search chooses
+    Search,
     /// the method of codebook update
     Update,
     /// origin of the first codes

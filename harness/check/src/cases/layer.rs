@@ -53,6 +53,16 @@ words! {
     }
 }
 
+words! {
+    /// What a step of beam search chooses.
+    Searching, "search" {
+        /// the code of one codebook
+        Single = "single",
+        /// the codes of two codebooks together
+        Pairs = "pairs",
+    }
+}
+
 /// A weight, a Hessian and a quantized matrix that fits badly: the cases of the quantizer's operations.
 /// Fields that an operation does not use keep their first value and are absent from its id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +79,8 @@ pub struct LayerCase {
     pub inputs: Inputs,
     /// number of hypotheses kept
     pub beam: usize,
+    /// what a step of beam search chooses
+    pub search: Searching,
     /// method of codebook update
     pub update: Updating,
     /// origin of the first codes
@@ -88,6 +100,7 @@ const PLAIN: LayerCase = LayerCase {
     values: Values::ALL[0],
     inputs: Inputs::ALL[0],
     beam: 1,
+    search: Searching::ALL[0],
     update: Updating::ALL[0],
     start: Starting::ALL[0],
 };
@@ -119,6 +132,7 @@ impl LayerCase {
             match field {
                 Field::Inputs => write!(f, "-{}", self.inputs)?,
                 Field::Beam => write!(f, "-b{}", self.beam)?,
+                Field::Search => write!(f, "-{}", self.search)?,
                 Field::Update => write!(f, "-{}", self.update)?,
                 Field::Start => write!(f, "-{}", self.start)?,
             }
@@ -140,6 +154,7 @@ impl LayerCase {
             match field {
                 Field::Inputs => case.inputs = fields.word()?,
                 Field::Beam => case.beam = fields.number('b', 1..=64)? as usize,
+                Field::Search => case.search = fields.word()?,
                 Field::Update => case.update = fields.word()?,
                 Field::Start => case.start = fields.word()?,
             }
@@ -152,6 +167,7 @@ impl LayerCase {
         let mut case = Self {
             inputs: PLAIN.inputs,
             beam: PLAIN.beam,
+            search: PLAIN.search,
             update: PLAIN.update,
             start: PLAIN.start,
             ..self
@@ -160,6 +176,7 @@ impl LayerCase {
             match field {
                 Field::Inputs => case.inputs = self.inputs,
                 Field::Beam => case.beam = self.beam,
+                Field::Search => case.search = self.search,
                 Field::Update => case.update = self.update,
                 Field::Start => case.start = self.start,
             }
@@ -225,6 +242,7 @@ impl LayerCase {
             kmeans_iterations: 30,
             update: self.update_settings(),
             beam: self.beam,
+            pairs: self.search == Searching::Pairs,
             relative_tolerance: 1e-3,
             max_rounds: 4,
             damping: 1e-6,

@@ -20,7 +20,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use kind::{Field, Kind};
-pub use layer::{Inputs, LayerCase, LayerData, Starting, Updating};
+pub use layer::{Inputs, LayerCase, LayerData, Searching, Starting, Updating};
 pub use llama::{BLOCKS, Biases, LlamaCase, LlamaData, Positions, QUANTIZED, THREE_BLOCKS, VOCABULARY};
 pub use product::{ProductCase, ProductData};
 pub use samples::SamplesCase;

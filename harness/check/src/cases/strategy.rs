@@ -4,7 +4,7 @@ use aqlm_vocabulary::Scheme;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::layer::{Inputs, Starting, Updating};
+use super::layer::{Inputs, Searching, Starting, Updating};
 use super::llama::{Biases, Positions};
 use super::{Field, LayerCase, LlamaCase, Problem, ProductCase, SamplesCase, Values};
 
@@ -62,14 +62,18 @@ pub(crate) fn layer(used: &'static [Field]) -> BoxedStrategy<Problem> {
         (1..=4usize, 1..=6u32, 4..=16usize, 1..=4usize),
         (1..=40usize, 1..=8usize, 1..=4usize),
         (select(Values::ALL), select(Inputs::ALL)),
-        (select(Updating::ALL), select(Starting::ALL)),
+        (
+            select(Searching::ALL),
+            select(Updating::ALL),
+            select(Starting::ALL),
+        ),
     )
         .prop_map(
             move |(
                 (codebooks, nbits, in_group, out_group),
                 (out_groups, in_groups, beam),
                 (values, inputs),
-                (update, start),
+                (search, update, start),
             )| {
                 let scheme = scheme(codebooks, nbits, in_group, out_group, 10);
                 let case = LayerCase {
@@ -79,6 +83,7 @@ pub(crate) fn layer(used: &'static [Field]) -> BoxedStrategy<Problem> {
                     values,
                     inputs,
                     beam,
+                    search,
                     update,
                     start,
                 };

@@ -1,7 +1,7 @@
 use aqlm_optimized::cpu::quantizer;
 use aqlm_optimized::cuda::quantizer as on_gpu;
 use aqlm_reference::{MAX_COMBINATIONS, Mrf, beam_search, decode, exhaustive_search};
-use aqlm_vocabulary::{AqlmError, QuantizedMatrix};
+use aqlm_vocabulary::{AqlmError, Position, QuantizedMatrix};
 use ndarray::{ArrayView1, Axis, s};
 use proptest::strategy::BoxedStrategy;
 
@@ -20,7 +20,7 @@ use aqlm_formats::Result;
 const FEW: u64 = 1 << 12;
 
 /// Fields of the id after the values.
-const FIELDS: &[Field] = &[Field::Inputs, Field::Beam];
+const FIELDS: &[Field] = &[Field::Inputs, Field::Beam, Field::Search];
 
 /// Codes for fixed codebooks: the matrix with the codes at the end of one sweep.
 pub(crate) struct BeamSearch;
@@ -33,17 +33,24 @@ impl Op for BeamSearch {
     const KIND: Kind = Kind::Layer(FIELDS);
     const CORNERS: &'static [&'static str] = &[
         // several blocks of lazy updates; more output groups than a task
-        "2x4g4-70x600-outliers-correlated-b1-s1",
-        "2x4g4-20x300-outliers-correlated-b3-s2",
-        "2x8g8-66x144-outliers-correlated-b1-s3",
-        "3x3g4o2-20x24-outliers-ill-b2-s4",
-        "2x3g4-9x16-dyadic-white-b1-s5",
-        "2x3g4-9x16-dyadic-white-b4-s6",
-        "2x4g8-30x32-repeated-deficient-b1-s7",
-        "2x4g8-30x32-repeated-deficient-b3-s8",
+        "2x4g4-70x600-outliers-correlated-b1-single-s1",
+        "2x4g4-20x300-outliers-correlated-b3-single-s2",
+        "2x8g8-66x144-outliers-correlated-b1-single-s3",
+        "3x3g4o2-20x24-outliers-ill-b2-single-s4",
+        "2x3g4-9x16-dyadic-white-b1-single-s5",
+        "2x3g4-9x16-dyadic-white-b4-single-s6",
+        "2x4g8-30x32-repeated-deficient-b1-single-s7",
+        "2x4g8-30x32-repeated-deficient-b3-single-s8",
+        "2x4g4-70x600-outliers-correlated-b1-pairs-s11",
+        "2x4g4-20x300-outliers-correlated-b3-pairs-s12",
+        "2x5g8-20x144-outliers-correlated-b1-pairs-s13",
+        "3x3g4o2-20x24-outliers-ill-b2-pairs-s14",
+        "2x4g8-30x32-repeated-deficient-b1-pairs-s15",
+        "4x2g4-9x16-dyadic-white-b4-pairs-s16",
         // small enough to find the optimum exhaustively
-        "2x2g4-3x8-outliers-correlated-b16-s9",
-        "1x1g4-1x4-dyadic-white-b1-s10",
+        "2x2g4-3x8-outliers-correlated-b16-single-s9",
+        "2x2g4-3x8-outliers-correlated-b16-pairs-s17",
+        "1x1g4-1x4-dyadic-white-b1-single-s10",
     ];
 
     fn strategy() -> BoxedStrategy<Problem> {
@@ -147,7 +154,7 @@ pub(crate) struct Expected {
 }
 
 /// The matrix with the codes that the reference's search finds.
-fn searched(layer: &Layer, order: &[(usize, usize)], beam: usize) -> Result<QuantizedMatrix> {
+fn searched(layer: &Layer, order: &[Position], beam: usize) -> Result<QuantizedMatrix> {
     let codes = beam_search(
         &layer.weight,
         &layer.data.hessian,
@@ -177,7 +184,7 @@ pub(super) fn optimum(layer: &Layer) -> Result<Option<f64>> {
 /// Replays coordinate descent on the path of `found`. Returns how far the worst chosen code's score was above
 /// the best score at that position, as a share of the magnitudes of both. A sweep visits every position once,
 /// so the path follows from the result, however ties broke.
-fn worst_choice(layer: &Layer, order: &[(usize, usize)], found: &QuantizedMatrix) -> f64 {
+fn worst_choice(layer: &Layer, order: &[Position], found: &QuantizedMatrix) -> f64 {
     let (matrix, hessian) = (&layer.data.matrix, &layer.data.hessian);
     let (rows, columns) = (matrix.scheme().out_group_size, matrix.scheme().in_group_size);
     let states = matrix.scheme().codebook_size();
@@ -198,15 +205,28 @@ fn worst_choice(layer: &Layer, order: &[(usize, usize)], found: &QuantizedMatrix
     let mut gradient = (&layer.weight - &decode(matrix)).dot(hessian);
     let mut codes = matrix.codes().clone();
     let mut worst = 0.0;
-    for &(j, m) in order {
+    for step in order {
+        let j = step.group;
         let at = j * columns..(j + 1) * columns;
         let block = hessian.slice(s![at.clone(), at.clone()]).to_owned();
-        let codeword = |k: usize, a: usize| matrix.codebooks().slice(s![m, k, a, ..]);
+        // A choice is the code of the step's codebook, or both codes of a pair, the second one fastest.
+        let chosen = |codes: ArrayView1<'_, u16>| {
+            step.codebooks()
+                .fold(0, |choice, m| choice * states + usize::from(codes[m]))
+        };
+        let codeword = |choice: usize, a: usize| {
+            let row = |m: usize, k: usize| matrix.codebooks().slice(s![m, k, a, ..]);
+            match step.partner {
+                None => row(step.codebook, choice).to_owned(),
+                Some(partner) => &row(step.codebook, choice / states) + &row(partner, choice % states),
+            }
+        };
+        let choices = states.pow(step.codebooks().count() as u32);
         let quadratic = |change: ArrayView1<'_, f64>| change.dot(&block.dot(&change));
         for o in 0..matrix.groups().0 {
             let scale = matrix.scales()[o];
-            let old = usize::from(codes[[o, j, m]]);
-            let new = usize::from(found.codes()[[o, j, m]]);
+            let old = chosen(codes.slice(s![o, j, ..]));
+            let new = chosen(found.codes().slice(s![o, j, ..]));
             let score = |k: usize| -> f64 {
                 (0..rows)
                     .map(|a| {
@@ -218,11 +238,14 @@ fn worst_choice(layer: &Layer, order: &[(usize, usize)], found: &QuantizedMatrix
             };
             let magnitude: f64 = (0..rows)
                 .map(|a| {
-                    let size = absolute.codebooks().slice(s![m, 0, a, ..]).to_owned();
-                    2.0 * scale.abs() * magnitudes.slice(s![o * rows + a, at.clone()]).dot(&size)
+                    let of_codebook = |m| {
+                        let size = absolute.codebooks().slice(s![m, 0, a, ..]).to_owned();
+                        2.0 * scale.abs() * magnitudes.slice(s![o * rows + a, at.clone()]).dot(&size)
+                    };
+                    step.codebooks().map(of_codebook).sum::<f64>()
                 })
                 .sum();
-            let least = (0..states).map(score).fold(f64::INFINITY, f64::min);
+            let least = (0..choices).map(score).fold(f64::INFINITY, f64::min);
             let above = score(new) - least;
             if above > 0.0 {
                 worst = largest([worst, above / magnitude]);
@@ -236,7 +259,9 @@ fn worst_choice(layer: &Layer, order: &[(usize, usize)], found: &QuantizedMatrix
                         .scaled_add(-scale * difference, &column);
                 }
             }
-            codes[[o, j, m]] = new as u16;
+            for m in step.codebooks() {
+                codes[[o, j, m]] = found.codes()[[o, j, m]];
+            }
         }
     }
     worst
@@ -247,7 +272,7 @@ fn worst_choice(layer: &Layer, order: &[(usize, usize)], found: &QuantizedMatrix
 fn on_its_path(
     check: Against,
     layer: &Layer,
-    order: &[(usize, usize)],
+    order: &[Position],
     optimum: Option<f64>,
     found: &QuantizedMatrix,
 ) -> Result<Vec<Comparison>> {
@@ -272,9 +297,13 @@ fn on_its_path(
             ..check
         };
         comparisons.push(losses.value(Measure::Loss, "under the optimum", under)?);
-        // A beam wide enough for every combination prunes nothing.
-        let variables = order.len() as u32;
-        if (beam as u64) >= (before.scheme().codebook_size() as u64).pow(variables.saturating_sub(1)) {
+        // A beam wide enough for every combination before the last step prunes nothing.
+        let states = before.scheme().codebook_size() as u64;
+        let earlier = order.iter().rev().skip(1);
+        let combinations: u64 = earlier
+            .map(|step| states.pow(step.codebooks().count() as u32))
+            .product();
+        if (beam as u64) >= combinations {
             comparisons.push(layer.not_above(check, "above the optimum", found, (optimum, found))?);
         }
     }

@@ -2,7 +2,7 @@
 //! rounding.
 
 use aqlm_reference::{decode, layer_error};
-use aqlm_vocabulary::{LayerSettings, Purpose, QuantizedMatrix, StreamKey, sweep_order};
+use aqlm_vocabulary::{LayerSettings, Position, Purpose, QuantizedMatrix, StreamKey, sweep_order};
 use ndarray::Array2;
 
 use super::{CaseData, Cost};
@@ -56,11 +56,12 @@ impl Layer {
         self.problem.settings()
     }
 
-    /// The order in which a search visits pairs (input group, codebook).
-    pub(super) fn order(&self) -> Vec<(usize, usize)> {
+    /// The steps of a sweep of beam search.
+    pub(super) fn order(&self) -> Vec<Position> {
         let matrix = &self.data.matrix;
         let mut rng = self.key.stream(Purpose::Sweep);
-        sweep_order(&mut rng, matrix.groups().1, matrix.scheme().num_codebooks)
+        let (in_groups, codebooks) = (matrix.groups().1, matrix.scheme().num_codebooks);
+        sweep_order(&mut rng, in_groups, codebooks, self.settings().searches_pairs())
     }
 
     /// The layer error of a matrix.

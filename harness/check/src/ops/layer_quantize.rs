@@ -18,7 +18,13 @@ use crate::{Comparison, largest};
 use aqlm_formats::Result;
 
 /// Fields of the id after the values.
-const FIELDS: &[Field] = &[Field::Inputs, Field::Beam, Field::Update, Field::Start];
+const FIELDS: &[Field] = &[
+    Field::Inputs,
+    Field::Beam,
+    Field::Search,
+    Field::Update,
+    Field::Start,
+];
 
 /// The alternation for one layer.
 pub(crate) struct LayerQuantize;
@@ -30,12 +36,14 @@ impl Op for LayerQuantize {
 
     const KIND: Kind = Kind::Layer(FIELDS);
     const CORNERS: &'static [&'static str] = &[
-        "2x5g8-96x64-outliers-correlated-b1-closed-residual-s1",
-        "2x5g8-96x64-outliers-correlated-b3-closed-em-s2",
-        "1x6g8-96x64-outliers-correlated-b2-gradients-em-s3",
-        "2x4g4o2-64x48-outliers-correlated-b1-adam-residual-s4",
-        "2x3g8-40x40-zerorows-dead-b2-closed-em-s5",
-        "1x1g4-1x4-dyadic-white-b1-closed-residual-s6",
+        "2x5g8-96x64-outliers-correlated-b1-single-closed-residual-s1",
+        "2x5g8-96x64-outliers-correlated-b3-single-closed-em-s2",
+        "2x5g8-96x64-outliers-correlated-b1-pairs-closed-residual-s7",
+        "3x3g4o2-64x48-outliers-correlated-b2-pairs-closed-em-s8",
+        "1x6g8-96x64-outliers-correlated-b2-single-gradients-em-s3",
+        "2x4g4o2-64x48-outliers-correlated-b1-single-adam-residual-s4",
+        "2x3g8-40x40-zerorows-dead-b2-single-closed-em-s5",
+        "1x1g4-1x4-dyadic-white-b1-single-closed-residual-s6",
     ];
 
     fn strategy() -> BoxedStrategy<Problem> {

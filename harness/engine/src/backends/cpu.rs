@@ -9,8 +9,8 @@ use aqlm_optimized::cpu::llama::{
 };
 use aqlm_optimized::cpu::quantizer::{Hessian, LayerProblem, Trial};
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelWeights, QuantizedMatrix,
-    StreamKey, Tuned, Update,
+    AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelWeights, Position,
+    QuantizedMatrix, StreamKey, Tuned, Update,
 };
 use half::bf16;
 use ndarray::{Array1, Array2, Axis, s};
@@ -117,13 +117,7 @@ impl LayerOps for CpuLayers {
         Ok(problem.update(trial, update)?)
     }
 
-    fn search(
-        &self,
-        problem: &LayerProblem,
-        trial: Trial,
-        order: &[(usize, usize)],
-        beam: usize,
-    ) -> Result<Trial> {
+    fn search(&self, problem: &LayerProblem, trial: Trial, order: &[Position], beam: usize) -> Result<Trial> {
         Ok(problem.search(trial, order, beam)?)
     }
 

@@ -12,7 +12,7 @@ use aqlm_reference::{
 };
 use aqlm_vocabulary::{
     AdamDecay, AqlmError, ArchSpec, BlockWeights, Initialization, LayerId, LayerSettings, ModelWeights,
-    QuantizedMatrix, StreamKey, Tuned, Update,
+    Position, QuantizedMatrix, StreamKey, Tuned, Update,
 };
 use half::bf16;
 use ndarray::{Array1, Array2, Axis, concatenate, s};
@@ -139,7 +139,7 @@ impl LayerOps for ReferenceLayers {
         &self,
         problem: &ReferenceProblem,
         trial: QuantizedMatrix,
-        order: &[(usize, usize)],
+        order: &[Position],
         beam: usize,
     ) -> Result<QuantizedMatrix> {
         let codes = beam_search(&problem.weight, &problem.metric, &trial, order, beam)?;

@@ -1,6 +1,6 @@
 use aqlm_vocabulary::{
-    AqlmError, FeedbackSettings, GroupOrder, Initialization, LayerSettings, QuantizedMatrix, Result,
-    StreamKey, Update,
+    AqlmError, FeedbackSettings, GroupOrder, Initialization, LayerSettings, Position, QuantizedMatrix,
+    Result, StreamKey, Update,
 };
 use ndarray::Array2;
 
@@ -119,7 +119,7 @@ impl LayerProblem {
     ///
     /// # Errors
     /// `Argument` for a beam of 0 or an order with positions outside the matrix.
-    pub fn search(&self, trial: Trial, order: &[(usize, usize)], beam: usize) -> Result<Trial> {
+    pub fn search(&self, trial: Trial, order: &[Position], beam: usize) -> Result<Trial> {
         Ok(Trial::new(
             &self.problem,
             search(&self.problem, trial, order, beam)?,

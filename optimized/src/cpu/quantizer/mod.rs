@@ -16,6 +16,7 @@ mod places;
 mod problem;
 mod residual_init;
 mod small_solve;
+mod sums;
 mod trial;
 
 pub use beam_search::beam_search;

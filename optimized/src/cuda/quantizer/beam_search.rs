@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use aqlm_vocabulary::{AqlmError, QuantizedMatrix};
+use aqlm_vocabulary::{AqlmError, MAX_SUMS, Position, QuantizedMatrix};
 use ndarray::{Array2, Array3};
 
 use super::codes::{Form, Quantized};
@@ -18,6 +18,9 @@ use crate::cuda::{Buffer, Device, Result};
 /// Columns of G in a panel of input groups.
 const PANEL_COLUMNS: usize = 128;
 
+/// What stands for a second codebook where a step has none.
+const ALONE: u32 = u32::MAX;
+
 /// One sweep of beam search from the current codes of `matrix`, on the device; as
 /// [`cpu::quantizer::beam_search`](crate::cpu::quantizer::beam_search).
 ///
@@ -29,7 +32,7 @@ pub fn beam_search(
     weight: &Array2<f32>,
     hessian: &Array2<f64>,
     matrix: &QuantizedMatrix,
-    order: &[(usize, usize)],
+    order: &[Position],
     beam: usize,
 ) -> Result<Array3<u16>> {
     let machine = Machine::new(Arc::clone(device))?;
@@ -45,7 +48,7 @@ pub(super) fn search(
     machine: &Machine,
     problem: &Problem,
     trial: Trial,
-    order: &[(usize, usize)],
+    order: &[Position],
     beam: usize,
 ) -> Result<Quantized> {
     let form = trial.form();
@@ -59,12 +62,14 @@ pub(super) fn search(
         .into());
     }
     let (in_groups, codebooks) = (form.in_groups, form.codebooks());
-    if let Some((j, m)) = order.iter().find(|&&(j, m)| j >= in_groups || m >= codebooks) {
-        return Err(AqlmError::argument(
-            "order of a sweep",
-            format!("input groups below {in_groups} and codebooks below {codebooks}"),
-            format!("input group {j}, codebook {m}"),
-        )
+    Position::check_order(order, in_groups, codebooks)?;
+    let pairs = order.iter().any(|step| step.partner.is_some());
+    if pairs && !form.scheme.sums_fit() {
+        return Err(AqlmError::Unsupported(format!(
+            "pairs of codes are searched among at most {MAX_SUMS} sums, {} has {}",
+            form.scheme,
+            form.scheme.codebook_size().pow(2)
+        ))
         .into());
     }
     let codebooks = machine.narrow(&trial.matrix.codebooks)?;
@@ -81,6 +86,10 @@ pub(super) fn search(
             codebooks: &codebooks,
             visits: &visits,
             beam,
+            joint: visits
+                .iter()
+                .flat_map(|visit| &visit.steps)
+                .any(|step| step.partner.is_some()),
         }
         .run(machine, &image)?;
         matrix.codes = codes.into();
@@ -99,6 +108,8 @@ struct Sweep<'a> {
     codebooks: &'a Buffer<f32>,
     visits: &'a [Visit],
     beam: usize,
+    /// whether a step chooses two codes together
+    joint: bool,
 }
 
 impl Sweep<'_> {
@@ -130,14 +141,21 @@ impl Sweep<'_> {
         let source = machine.upload(&source, "rows of hypotheses")?;
         let mut gradient = machine.permuted(image, Some(&source), &columns)?;
         let mut other = machine.fresh::<f32>(if beam > 1 { gradient.len() } else { 1 }, "gradients")?;
-        let positions: Vec<(usize, usize)> = self
-            .visits
-            .iter()
-            .flat_map(|visit| visit.codebooks.iter().map(|&m| (visit.group, m)))
+        let steps = || self.visits.iter().flat_map(|visit| &visit.steps);
+        // The history holds as many codes for every step; a single one is there twice beside pairs.
+        let each = if self.joint { 2 } else { 1 };
+        let places: Vec<(usize, usize)> = steps()
+            .flat_map(|step| {
+                [step.codebook, step.partner.unwrap_or(step.codebook)][..each]
+                    .to_vec()
+                    .into_iter()
+                    .map(|m| (step.group, m))
+            })
             .collect();
+        let positions = steps().count();
         let slots = out_groups * beam;
-        let parents = machine.fresh::<u16>(positions.len().max(1) * slots, "parents")?;
-        let chosen = machine.fresh::<u16>(positions.len().max(1) * slots, "codes of hypotheses")?;
+        let parents = machine.fresh::<u16>(positions.max(1) * slots, "parents")?;
+        let chosen = machine.fresh::<u16>(positions.max(1) * slots * each, "codes of hypotheses")?;
         let losses = machine.zeros::<f64>(slots, "losses of hypotheses")?;
         let alive = machine.upload(&vec![1_i32; out_groups], "numbers of hypotheses")?;
         let roots = machine.fresh::<u16>(slots, "ancestors")?;
@@ -180,10 +198,11 @@ impl Sweep<'_> {
                     machine.address(&lists.inputs),
                     machine.address(&lists.starts),
                     machine.address(&lists.planes),
+                    machine.address(&lists.partners),
                     machine.address(&losses),
                     machine.address(&alive),
                     further::<u16>(machine.address(&parents), history),
-                    further::<u16>(machine.address(&chosen), history),
+                    further::<u16>(machine.address(&chosen), history * each),
                     machine.address(&changes),
                     machine.address(&roots),
                 ],
@@ -196,6 +215,7 @@ impl Sweep<'_> {
                     states,
                     beam,
                     owners,
+                    usize::from(self.joint),
                 ],
             )?;
             first_position += lists.positions;
@@ -229,14 +249,14 @@ impl Sweep<'_> {
             }
         }
         let codes = self.matrix.codes.try_clone()?;
-        if !positions.is_empty() {
+        if positions > 0 {
             machine.trace(
                 &parents,
                 &chosen,
-                &positions,
+                &places,
                 &codes,
                 form,
-                [beam, positions.len(), 1, 0],
+                [beam, positions, each, 0],
             )?;
         }
         Ok(codes)
@@ -265,7 +285,10 @@ impl Sweep<'_> {
         let rows = (owners * self.beam).next_multiple_of(ROWS);
         let even = |n: usize| n.next_multiple_of(4);
         let copies = if self.beam > 1 { 2 } else { 1 };
+        let table = if self.joint { form.states() } else { 0 };
         let floats = even(gi * gi)
+            + 2 * even(table * len)
+            + table * ROWS
             + rows * THREADS
             + even(owners * self.beam)
             + rows * (6 * len + 2)
@@ -282,6 +305,8 @@ struct Lists {
     starts: Buffer<u32>,
     /// each position's codebook
     planes: Buffer<u32>,
+    /// the second codebook of a pair, else `ALONE`
+    partners: Buffer<u32>,
     positions: usize,
 }
 
@@ -289,9 +314,15 @@ impl Lists {
     fn new(machine: &Machine, visits: &[Visit]) -> Result<Self> {
         let inputs: Vec<u32> = visits.iter().map(|visit| visit.group as u32).collect();
         let mut starts = vec![0_u32];
-        let mut planes = Vec::new();
+        let (mut planes, mut partners) = (Vec::new(), Vec::new());
         for visit in visits {
-            planes.extend(visit.codebooks.iter().map(|&m| m as u32));
+            planes.extend(visit.steps.iter().map(|step| step.codebook as u32));
+            partners.extend(
+                visit
+                    .steps
+                    .iter()
+                    .map(|step| step.partner.map_or(ALONE, |m| m as u32)),
+            );
             starts.push(planes.len() as u32);
         }
         Ok(Self {
@@ -299,6 +330,7 @@ impl Lists {
             starts: machine.upload(&starts, "first positions of visits")?,
             positions: planes.len(),
             planes: machine.upload(&planes, "codebooks of positions")?,
+            partners: machine.upload(&partners, "second codebooks of positions")?,
         })
     }
 }

@@ -20,9 +20,6 @@ const FIT_ROUNDS: usize = 10;
 /// Most groups that take part in a round.
 const FIT_GROUPS: usize = 1 << 15;
 
-/// Most sums of two codewords that are searched jointly.
-const MAX_SUMS: usize = 1 << 16;
-
 /// Choices of a group's first codebooks that are kept while its other codebooks are undecided.
 const PARTIAL: usize = aqlm_kernels::defines::layer_feedback::k1_panel::PARTIAL;
 
@@ -208,7 +205,7 @@ impl Search<'_> {
     fn division(&self, most_bytes: usize) -> Result<Division> {
         let (states, count, len) = (self.form.states(), self.form.codebooks(), self.form.len());
         let (go, gi) = (self.form.scheme.out_group_size, self.form.scheme.in_group_size);
-        let joint = count > 1 && states * states <= MAX_SUMS;
+        let joint = count > 1 && self.form.scheme.sums_fit();
         let stages = if joint { count.div_ceil(2) } else { count };
         let cap = if stages > 1 {
             self.hypotheses.max(PARTIAL)

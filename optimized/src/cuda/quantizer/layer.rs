@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use aqlm_vocabulary::{
-    AqlmError, FeedbackSettings, GroupOrder, Initialization, LayerSettings, QuantizedMatrix, StreamKey,
-    Update,
+    AqlmError, FeedbackSettings, GroupOrder, Initialization, LayerSettings, Position, QuantizedMatrix,
+    StreamKey, Update,
 };
 use ndarray::Array2;
 
@@ -181,7 +181,7 @@ impl LayerProblem {
     ///
     /// # Errors
     /// `Argument` for a beam of 0 or an order with positions outside the matrix.
-    pub fn search(&self, trial: Trial, order: &[(usize, usize)], beam: usize) -> Result<Trial> {
+    pub fn search(&self, trial: Trial, order: &[Position], beam: usize) -> Result<Trial> {
         let matrix = search(&self.machine, &self.problem, trial, order, beam)?;
         Trial::new(&self.machine, &self.problem, matrix)
     }

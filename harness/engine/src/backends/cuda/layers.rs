@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use aqlm_optimized::cuda::Device;
 use aqlm_optimized::cuda::quantizer::{LayerProblem, Layers, Trial};
-use aqlm_vocabulary::{AqlmError, LayerSettings, QuantizedMatrix, StreamKey, Update};
+use aqlm_vocabulary::{AqlmError, LayerSettings, Position, QuantizedMatrix, StreamKey, Update};
 use ndarray::Array2;
 
 use crate::ops::LayerOps;
@@ -68,13 +68,7 @@ impl LayerOps for CudaLayers {
         Ok(problem.update(trial, update).map_err(AqlmError::from)?)
     }
 
-    fn search(
-        &self,
-        problem: &LayerProblem,
-        trial: Trial,
-        order: &[(usize, usize)],
-        beam: usize,
-    ) -> Result<Trial> {
+    fn search(&self, problem: &LayerProblem, trial: Trial, order: &[Position], beam: usize) -> Result<Trial> {
         Ok(problem.search(trial, order, beam).map_err(AqlmError::from)?)
     }
 

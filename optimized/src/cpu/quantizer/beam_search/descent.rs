@@ -38,7 +38,8 @@ pub(super) fn descend(
                 }
             }
             growth.fill(0.0);
-            for &m in &sweep.visits[visit].codebooks {
+            for step in &sweep.visits[visit].steps {
+                let m = step.codebook;
                 let codewords = &sweep.codewords[m];
                 let forms = &sweep.forms[visit][m];
                 for (o, &scale) in scales.iter().enumerate() {

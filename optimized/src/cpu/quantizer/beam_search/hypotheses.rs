@@ -87,7 +87,7 @@ pub(super) fn search(
             .assign(&rows);
     }
     let mut beams: Vec<Vec<Hypothesis>> = vec![vec![Hypothesis { loss: 0.0, parent: 0 }]; scales.len()];
-    let positions: usize = sweep.visits.iter().map(|visit| visit.codebooks.len()).sum();
+    let positions: usize = sweep.visits.iter().map(|visit| visit.steps.len()).sum();
     // [out group][position][beam]
     let mut history: Vec<Step> = vec![(0, 0); scales.len() * positions * beam];
     let longest = sweep.blocks().map(|block| block.len()).max().unwrap_or(0);
@@ -99,7 +99,7 @@ pub(super) fn search(
         let rest = columns.end..width;
         let per_block: usize = sweep.visits[block.clone()]
             .iter()
-            .map(|visit| visit.codebooks.len())
+            .map(|visit| visit.steps.len())
             .sum();
         if changes.ncols() != columns.len() {
             changes = Array2::zeros((gradients.nrows(), columns.len()));
@@ -160,7 +160,7 @@ fn trace_back(sweep: &Sweep<'_>, history: &[Step], mut codes: ArrayViewMut2<'_, 
     let positions: Vec<(usize, usize)> = sweep
         .visits
         .iter()
-        .flat_map(|visit| visit.codebooks.iter().map(|&m| (visit.group, m)))
+        .flat_map(|visit| visit.steps.iter().map(|step| (visit.group, step.codebook)))
         .collect();
     let mut hypothesis = 0;
     for (steps, &(group, m)) in history.chunks_exact(sweep.beam).zip(&positions).rev() {
@@ -245,8 +245,8 @@ impl BlockSearch<'_> {
             }
             self.scratch.growth[0][..self.hypotheses.len() * len].fill(0.0);
             let group = sweep.visits[self.block.start + visit].group;
-            for c in 0..sweep.visits[self.block.start + visit].codebooks.len() {
-                let m = sweep.visits[self.block.start + visit].codebooks[c];
+            for c in 0..sweep.visits[self.block.start + visit].steps.len() {
+                let m = sweep.visits[self.block.start + visit].steps[c].codebook;
                 let old = usize::from(self.codes[[group, m]]);
                 // SAFETY: guaranteed by the caller.
                 unsafe { self.extend::<V>(visit, m, old, own, (go, gi), position) };

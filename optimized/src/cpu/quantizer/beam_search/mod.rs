@@ -8,12 +8,16 @@
 //! are first put in the order of the sweep. Then, as in GPTQ, a block of consecutive groups is searched while
 //! only the block's own columns of G are updated. After the block, one matrix product updates all later
 //! columns.
+//!
+//! A sweep with steps that choose two codes together is searched by `joint`, all others by `descent` (a beam of
+//! one) or `hypotheses`.
 
 mod descent;
 mod hypotheses;
+mod joint;
 mod sweep;
 
-use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
+use aqlm_vocabulary::{AqlmError, MAX_SUMS, Position, QuantizedMatrix, Result};
 use ndarray::{Array2, Array3, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
@@ -28,20 +32,21 @@ pub(crate) use self::sweep::Visit;
 const OUT_GROUPS: usize = 64;
 
 /// One sweep of beam search from the current codes of `matrix`; the result has their shape.
-/// For each output group, starting from its current codes: at each (input group, codebook) of `order` every
-/// hypothesis is expanded by all 2^B codes and the `beam` best distinct ones are kept. Positions outside
+/// For each output group, starting from its current codes: at each step of `order` every hypothesis is expanded
+/// by all 2^B codes, or all 2^(2B) pairs of codes, and the `beam` best distinct ones are kept. Positions outside
 /// `order` keep their codes. `beam` 1 is coordinate descent (iterated conditional modes). An order that
 /// returns to a group after leaving it is searched in several sweeps, each starting from the best codes of
 /// the previous one.
 ///
 /// # Errors
 /// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not match;
-/// `Argument` for a beam of 0 or an order with positions outside the matrix.
+/// `Argument` for a beam of 0 or an order with positions outside the matrix; `Unsupported` for pairs of
+/// codebooks with more than 2^16 sums.
 pub fn beam_search(
     weight: &Array2<f32>,
     hessian: &Array2<f64>,
     matrix: &QuantizedMatrix,
-    order: &[(usize, usize)],
+    order: &[Position],
     beam: usize,
 ) -> Result<Array3<u16>> {
     let problem = Problem::new(weight, hessian)?;
@@ -57,21 +62,23 @@ pub fn beam_search(
 pub(crate) fn search(
     problem: &Problem,
     trial: Trial,
-    order: &[(usize, usize)],
+    order: &[Position],
     beam: usize,
 ) -> Result<QuantizedMatrix> {
     let (_, in_groups, num_codebooks) = trial.matrix.codes().dim();
     if beam == 0 {
         return Err(AqlmError::argument("beam", "at least 1 hypothesis", 0));
     }
-    if let Some((j, m)) = order.iter().find(|&&(j, m)| j >= in_groups || m >= num_codebooks) {
-        return Err(AqlmError::argument(
-            "order of a sweep",
-            format!("input groups below {in_groups} and codebooks below {num_codebooks}"),
-            format!("input group {j}, codebook {m}"),
-        ));
+    Position::check_order(order, in_groups, num_codebooks)?;
+    let scheme = trial.matrix.scheme();
+    let pairs = order.iter().any(|step| step.partner.is_some());
+    if pairs && !scheme.sums_fit() {
+        return Err(AqlmError::Unsupported(format!(
+            "pairs of codes are searched among at most {MAX_SUMS} sums, {scheme} has {}",
+            scheme.codebook_size().pow(2)
+        )));
     }
-    let len = trial.matrix.scheme().group_len();
+    let len = scheme.group_len();
     let codewords: Vec<Codewords> = trial
         .matrix
         .codebooks()
@@ -85,7 +92,16 @@ pub(crate) fn search(
     } = trial;
     let mut sweeps = sweeps(order, in_groups).into_iter().peekable();
     while let Some(visits) = sweeps.next() {
-        let codes = sweep(problem, &matrix, image, &codewords, visits, beam);
+        let columns = columns(&visits, in_groups, scheme.in_group_size);
+        let codes = if visits
+            .iter()
+            .flat_map(|visit| &visit.steps)
+            .any(|step| step.partner.is_some())
+        {
+            joint::sweep(problem, &matrix, image, &visits, &columns, beam)
+        } else {
+            sweep(problem, &matrix, image, &codewords, visits, &columns, beam)
+        };
         matrix = matrix.with_codes(codes)?;
         if sweeps.peek().is_none() {
             break;
@@ -96,34 +112,51 @@ pub(crate) fn search(
 }
 
 /// Divides an order into visits, and the visits into sweeps that see no group twice.
-pub(crate) fn sweeps(order: &[(usize, usize)], in_groups: usize) -> Vec<Vec<Visit>> {
+pub(crate) fn sweeps(order: &[Position], in_groups: usize) -> Vec<Vec<Visit>> {
     let mut sweeps = Vec::new();
     let mut visits: Vec<Visit> = Vec::new();
     let mut seen = vec![false; in_groups];
-    for positions in order.chunk_by(|a, b| a.0 == b.0) {
-        let group = positions[0].0;
+    for positions in order.chunk_by(|a, b| a.group == b.group) {
+        let group = positions[0].group;
         if seen[group] {
             sweeps.push(std::mem::take(&mut visits));
             seen.fill(false);
         }
         // A repeated codebook starts a new visit, too.
-        let mut codebooks: Vec<usize> = Vec::new();
-        for &(_, m) in positions {
-            if codebooks.contains(&m) {
+        let mut steps: Vec<Position> = Vec::new();
+        for &step in positions {
+            if step
+                .codebooks()
+                .any(|m| steps.iter().any(|done| done.codebooks().any(|d| d == m)))
+            {
                 visits.push(Visit {
                     group,
-                    codebooks: std::mem::take(&mut codebooks),
+                    steps: std::mem::take(&mut steps),
                 });
                 sweeps.push(std::mem::take(&mut visits));
                 seen.fill(false);
             }
-            codebooks.push(m);
+            steps.push(step);
         }
         seen[group] = true;
-        visits.push(Visit { group, codebooks });
+        visits.push(Visit { group, steps });
     }
     sweeps.push(visits);
     sweeps
+}
+
+/// The columns in the order of the visits; those of groups that are not visited come last.
+fn columns(visits: &[Visit], in_groups: usize, gi: usize) -> Vec<usize> {
+    let mut visited = vec![false; in_groups];
+    let mut columns: Vec<usize> = Vec::with_capacity(in_groups * gi);
+    for visit in visits {
+        visited[visit.group] = true;
+        columns.extend(visit.group * gi..(visit.group + 1) * gi);
+    }
+    for (j, _) in visited.iter().enumerate().filter(|(_, visited)| !**visited) {
+        columns.extend(j * gi..(j + 1) * gi);
+    }
+    columns
 }
 
 /// `image` is (W - Q) H.
@@ -133,20 +166,12 @@ fn sweep(
     image: Array2<f32>,
     codewords: &[Codewords],
     visits: Vec<Visit>,
+    columns: &[usize],
     beam: usize,
 ) -> Array3<u16> {
-    let (out_groups, in_groups, _) = matrix.codes().dim();
+    let out_groups = matrix.codes().dim().0;
     let (go, gi) = (matrix.scheme().out_group_size, matrix.scheme().in_group_size);
-    let mut visited = vec![false; in_groups];
-    let mut columns: Vec<usize> = Vec::with_capacity(in_groups * gi);
-    for visit in &visits {
-        visited[visit.group] = true;
-        columns.extend(visit.group * gi..(visit.group + 1) * gi);
-    }
-    for (j, _) in visited.iter().enumerate().filter(|(_, visited)| !**visited) {
-        columns.extend(j * gi..(j + 1) * gi);
-    }
-    let hessian = permuted(&problem.hessian, &columns);
+    let hessian = permuted(&problem.hessian, columns);
     let forms = visits
         .par_iter()
         .enumerate()
@@ -195,7 +220,7 @@ fn sweep(
 
     // In standard layout, as the searches require.
     let mut gradient = Array2::zeros(image.dim());
-    permute_columns(gradient.view_mut(), &image, None, &columns);
+    permute_columns(gradient.view_mut(), &image, None, columns);
     drop(image);
     let mut codes = matrix.codes().clone();
     let tasks = codes

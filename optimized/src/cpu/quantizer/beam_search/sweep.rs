@@ -1,4 +1,6 @@
-use aqlm_vocabulary::QuantizedMatrix;
+use std::ops::Range;
+
+use aqlm_vocabulary::{Position, QuantizedMatrix};
 use ndarray::Array2;
 
 use crate::cpu::quantizer::codewords::Codewords;
@@ -8,10 +10,10 @@ use crate::cpu::row_major::elements;
 /// product after the block has enough terms to be efficient.
 const BLOCK_COLUMNS: usize = 128;
 
-/// One visit of an input group: the codebooks in the order in which they are searched.
+/// One visit of an input group: steps that follow each other there.
 pub(crate) struct Visit {
     pub(crate) group: usize,
-    pub(crate) codebooks: Vec<usize>,
+    pub(crate) steps: Vec<Position>,
 }
 
 /// Data that all output groups share during a sweep.
@@ -39,13 +41,8 @@ impl Sweep<'_> {
     }
 
     /// The visits in blocks of consecutive ones.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
-        let (_, gi) = self.group_size();
-        let per_block = visits_per_block(gi);
-        let count = self.visits.len();
-        (0..count)
-            .step_by(per_block)
-            .map(move |start| start..count.min(start + per_block))
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
+        blocks(self.visits.len(), self.group_size().1)
     }
 
     /// H from element (`row`, `column`) on, with H's number of columns as the stride of rows.
@@ -61,6 +58,14 @@ impl Sweep<'_> {
         block.clear();
         block.extend(self.hessian.slice(ndarray::s![at.clone(), at]));
     }
+}
+
+/// So many visits of gi columns in blocks of consecutive ones.
+pub(super) fn blocks(visits: usize, gi: usize) -> impl Iterator<Item = Range<usize>> {
+    let per_block = visits_per_block(gi);
+    (0..visits)
+        .step_by(per_block)
+        .map(move |start| start..visits.min(start + per_block))
 }
 
 /// Number of input groups of gi columns in a block.

@@ -1,4 +1,4 @@
-use super::stage::Stage;
+use crate::cpu::quantizer::sums::{Scorer, Stage, Sum};
 
 /// Choices of a group's first codebooks that are kept while its other codebooks are undecided.
 const PARTIAL: usize = 16;
@@ -50,30 +50,14 @@ impl Choices {
     }
 }
 
-/// A choice among the candidates of one owner.
-#[derive(Debug, Clone, Copy)]
-struct Candidate {
-    value: f32,
-    at: usize,
-    first: usize,
-    second: usize,
-}
-
 /// Buffers of [`Chooser::choose`], reused from group to group.
 #[derive(Default)]
 pub(super) struct Chooser {
-    vectors: Vec<f32>,
-    weights: Vec<f32>,
-    /// what a choice is worth before its codewords count, relative to its owner's first choice
-    offsets: Vec<f32>,
-    first: Vec<f32>,
-    second: Vec<f32>,
-    least: Vec<f32>,
-    rows: Vec<Candidate>,
-    best: Vec<Candidate>,
+    /// a choice's offset is what it is worth before its codewords count, relative to its owner's first choice
+    scorer: Scorer,
+    best: Vec<Sum>,
     ranked: Vec<(f64, usize)>,
     next: Choices,
-    unsorted: Vec<f32>,
 }
 
 impl Chooser {
@@ -95,7 +79,9 @@ impl Chooser {
             self.score(choices, stage, len, scales);
             self.next.clear();
             for (owner, &scale) in scales.iter().enumerate() {
-                self.select(choices.of(owner), stage, keep);
+                self.best.clear();
+                self.best
+                    .extend_from_slice(self.scorer.select(choices.of(owner), stage, keep, &[]));
                 self.append(choices, stage, len, decided, scale);
                 self.next.end_owner();
             }
@@ -106,90 +92,25 @@ impl Chooser {
 
     /// Scores of all codewords for all choices.
     fn score(&mut self, choices: &Choices, stage: &Stage, len: usize, scales: &[f32]) {
-        self.vectors.clear();
-        self.weights.clear();
-        self.offsets.clear();
+        let scorer = &mut self.scorer;
+        scorer.clear();
         for (owner, &scale) in scales.iter().enumerate() {
             let range = choices.of(owner);
             let reference = choices.base[range.start];
             for n in range {
                 let left = &choices.left[n * len..][..len];
-                self.vectors.extend(left.iter().map(|t| -2.0 * scale * t));
-                self.weights.push(scale * scale);
+                scorer.vectors.extend(left.iter().map(|t| -2.0 * scale * t));
+                scorer.weights.push(scale * scale);
                 let square: f32 = left.iter().map(|t| t * t).sum();
-                self.offsets.push((choices.base[n] - reference) as f32 + square);
+                scorer.offsets.push((choices.base[n] - reference) as f32 + square);
             }
         }
-        stage.first.scores(&self.vectors, &self.weights, &mut self.first);
-        if let Some(second) = &stage.second {
-            second.side.scores(&self.vectors, &self.weights, &mut self.second);
-            second.least(&self.second, &self.weights, &mut self.least);
-        }
-    }
-
-    /// The best candidates among the choices of one owner.
-    fn select(&mut self, range: std::ops::Range<usize>, stage: &Stage, keep: usize) {
-        let states = stage.first.rows.len() / (self.vectors.len() / self.weights.len());
-        let padded = stage.first.padded();
-        self.best.clear();
-        let Some(second) = &stage.second else {
-            for at in range {
-                let scores = &self.first[at * padded..][..states];
-                collect(&mut self.best, keep, scores, self.offsets[at], |value, k| {
-                    Candidate {
-                        value,
-                        at,
-                        first: k,
-                        second: 0,
-                    }
-                });
-            }
-            return;
-        };
-        // The best sums lie in the rows with the least minima: every other row's minimum is above `keep`
-        // sums.
-        self.rows.clear();
-        for at in range {
-            let least = &mut self.least[at * states..][..states];
-            for (least, first) in least.iter_mut().zip(&self.first[at * padded..]) {
-                *least += first;
-            }
-            collect(&mut self.rows, keep, least, self.offsets[at], |value, k| {
-                Candidate {
-                    value,
-                    at,
-                    first: k,
-                    second: 0,
-                }
-            });
-        }
-        self.rows.sort_unstable_by_key(|row| (row.at, row.first));
-        let width = second.side.padded();
-        for row in &self.rows {
-            let weight = self.weights[row.at];
-            let cross = &second.cross[row.first * width..][..states];
-            let scores = &self.second[row.at * width..][..states];
-            self.unsorted.clear();
-            self.unsorted.extend(
-                cross
-                    .iter()
-                    .zip(scores)
-                    .map(|(cross, score)| weight * cross + score),
-            );
-            let offset = self.offsets[row.at] + self.first[row.at * padded + row.first];
-            collect(&mut self.best, keep, &self.unsorted, offset, |value, k| {
-                Candidate {
-                    value,
-                    second: k,
-                    ..*row
-                }
-            });
-        }
+        scorer.score(stage);
     }
 
     /// Appends the selected candidates to the next choices, with losses in f64, best first.
     fn append(&mut self, choices: &Choices, stage: &Stage, len: usize, decided: usize, scale: f32) {
-        let left_of = |candidate: &Candidate, i: usize| {
+        let left_of = |candidate: &Sum, i: usize| {
             let first = stage.first.rows[candidate.first * len + i];
             let second = stage
                 .second
@@ -217,39 +138,6 @@ impl Chooser {
             self.next.codes.push(candidate.first as u16);
             if stage.second.is_some() {
                 self.next.codes.push(candidate.second as u16);
-            }
-        }
-    }
-}
-
-/// Puts the scores that belong to the `keep` least into the sorted `best`. Among equals the earlier ones
-/// stay.
-#[inline]
-fn collect(
-    best: &mut Vec<Candidate>,
-    keep: usize,
-    scores: &[f32],
-    offset: f32,
-    candidate: impl Fn(f32, usize) -> Candidate,
-) {
-    const CHUNK: usize = 16;
-    for (chunk, scores) in scores.chunks(CHUNK).enumerate() {
-        if best.len() == keep {
-            let bound = best[keep - 1].value - offset;
-            let mut any = false;
-            for &score in scores {
-                any |= score <= bound;
-            }
-            if !any {
-                continue;
-            }
-        }
-        for (k, &score) in scores.iter().enumerate() {
-            let value = score + offset;
-            if best.len() < keep || value < best[keep - 1].value {
-                let place = best.partition_point(|other| other.value <= value);
-                best.insert(place, candidate(value, chunk * CHUNK + k));
-                best.truncate(keep);
             }
         }
     }

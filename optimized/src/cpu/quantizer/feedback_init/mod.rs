@@ -1,7 +1,6 @@
 mod choices;
 mod factor;
 mod search;
-mod stage;
 
 use aqlm_vocabulary::{
     AqlmError, FeedbackSettings, GroupOrder, LayerSettings, Purpose, QuantizedMatrix, Result, StreamKey,
@@ -148,7 +147,7 @@ fn fit_jointly(weight: &Array2<f32>, matrix: QuantizedMatrix, key: StreamKey) ->
     }
     let mut codebooks = search::narrow(&matrix);
     for _ in 0..FIT_ROUNDS {
-        let stages = search::stages(&codebooks, len, &search::identity(gi), gi);
+        let stages = search::stages(&codebooks, scheme, &search::identity(gi));
         let codes: Vec<u16> = groups
             .par_chunks(POINTS * len)
             .flat_map(|groups| choices::nearest_sums(groups, len, &stages))

@@ -1,12 +1,12 @@
-use aqlm_vocabulary::QuantizedMatrix;
+use aqlm_vocabulary::{QuantizedMatrix, Scheme};
 use faer::Accum;
 use ndarray::{Array2, Array3, ArrayView2, Axis, s};
 use rayon::prelude::*;
 
 use super::choices::{Choices, Chooser};
 use super::factor::Factor;
-use super::stage::{Stage, steps, times_lower};
 use crate::cpu::product::product_on_this_thread;
+use crate::cpu::quantizer::sums::{Stage, steps, times_block};
 use crate::cpu::row_major::elements;
 
 /// Columns of L in a block of input groups. Inside a block, feedback comes from the block's own errors; one
@@ -111,6 +111,7 @@ struct Search<'a> {
     codebooks: Vec<Vec<f32>>,
     scales: Vec<f32>,
     hypotheses: usize,
+    scheme: Scheme,
     go: usize,
     gi: usize,
 }
@@ -136,13 +137,14 @@ impl<'a> Search<'a> {
             codebooks: narrow(matrix),
             scales: matrix.scales().iter().map(|&scale| scale as f32).collect(),
             hypotheses,
+            scheme,
             go: scheme.out_group_size,
             gi,
         }
     }
 
     fn group(&self, place: usize) -> Group {
-        let (gi, len) = (self.gi, self.go * self.gi);
+        let gi = self.gi;
         let own = place * gi..(place + 1) * gi;
         let lower: Vec<f32> = self
             .factor
@@ -151,7 +153,7 @@ impl<'a> Search<'a> {
             .iter()
             .copied()
             .collect();
-        let stages = stages(&self.codebooks, len, &lower, gi);
+        let stages = stages(&self.codebooks, self.scheme, &lower);
         Group { stages, lower }
     }
 
@@ -189,7 +191,7 @@ impl<'a> Search<'a> {
             for o in 0..task.count {
                 for (a, own) in own.chunks_exact_mut(gi).enumerate() {
                     let row = self.weight_row(task.first + o, a, place);
-                    times_lower(row, &group.lower, gi, own);
+                    times_block(row, &group.lower, gi, own);
                 }
                 for (h, &loss) in task.losses[o].iter().enumerate() {
                     choices.push(loss, h);
@@ -318,9 +320,13 @@ pub(super) fn narrow(matrix: &QuantizedMatrix) -> Vec<Vec<f32>> {
 }
 
 /// The stages of a group with the given L_jj.
-pub(super) fn stages(codebooks: &[Vec<f32>], len: usize, lower: &[f32], gi: usize) -> Vec<Stage> {
-    steps(codebooks.len(), codebooks[0].len() / len)
-        .map(|step| Stage::new(&codebooks[step], len, lower, gi))
+pub(super) fn stages(codebooks: &[Vec<f32>], scheme: Scheme, lower: &[f32]) -> Vec<Stage> {
+    let (len, gi) = (scheme.group_len(), scheme.in_group_size);
+    steps(scheme)
+        .map(|step| {
+            let second = codebooks[step.clone()].get(1).map(Vec::as_slice);
+            Stage::in_space(&codebooks[step.start], second, len, lower, gi)
+        })
         .collect()
 }
 

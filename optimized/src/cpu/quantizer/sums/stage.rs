@@ -6,49 +6,56 @@ use crate::cpu::simd::vector::Vector;
 use crate::cpu::simd::{Kernel, SimdLevel, Width, run};
 use crate::cpu::vectorize::LANES;
 
-/// Most sums of two codewords that are searched as one table: 256 KiB of products in f32, which stay in a
-/// core's L2 cache.
-const MAX_SUMS: usize = 1 << 16;
-
 /// Targets that share each load of a table.
 const ROWS: usize = 4;
 
-/// The codebooks of each step in which a group's codes are decided: pairs while all sums of two codewords
-/// fit, then single codebooks.
-pub(super) fn steps(num_codebooks: usize, states: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    let step = if states * states <= MAX_SUMS { 2 } else { 1 };
-    (0..num_codebooks)
-        .step_by(step)
-        .map(move |m| m..num_codebooks.min(m + step))
-}
-
-/// The codewords of one codebook in the space where plain distances count: each row times L_jj.
-pub(super) struct Side {
+/// The codewords of one codebook under a metric: <a, b> is a M b^T, summed over the rows of a group.
+pub(in crate::cpu::quantizer) struct Side {
     len: usize,
     states: usize,
     padded: usize,
-    /// [2^B, len]
-    pub(super) rows: Vec<f32>,
-    /// [len, padded 2^B], padded with zeros
+    /// what a codeword's products with others are taken of, [2^B, len]: c L under M = L L^T, where others are
+    /// c L, too; else c M, where others are plain codewords
+    pub(in crate::cpu::quantizer) rows: Vec<f32>,
+    /// what a vector's products with codewords are taken of, [len, padded 2^B], padded with zeros: c L, or c
     columns: Vec<f32>,
-    /// squared lengths, padded with zeros
+    /// <c, c>, padded with zeros
     squares: Vec<f32>,
 }
 
 impl Side {
-    fn new(codebook: &[f32], len: usize, lower: &[f32], gi: usize) -> Self {
-        let states = codebook.len() / len;
-        let padded = states.next_multiple_of(LANES);
+    /// In the space where plain distances count: each row of a codeword times L.
+    pub(super) fn in_space(codebook: &[f32], len: usize, lower: &[f32], gi: usize) -> Self {
         let mut rows = vec![0.0; codebook.len()];
         for (from, to) in codebook.chunks_exact(gi).zip(rows.chunks_exact_mut(gi)) {
-            times_lower(from, lower, gi, to);
+            times_block(from, lower, gi, to);
         }
+        Self::of(rows.clone(), &rows, len)
+    }
+
+    /// Under a symmetric M, [gi, gi].
+    pub(super) fn under(codebook: &[f32], len: usize, metric: &[f32], gi: usize) -> Self {
+        let mut rows = vec![0.0; codebook.len()];
+        for (from, to) in codebook.chunks_exact(gi).zip(rows.chunks_exact_mut(gi)) {
+            times_block(from, metric, gi, to);
+        }
+        Self::of(rows, codebook, len)
+    }
+
+    /// From the rows, [2^B, len], and those that become columns.
+    fn of(rows: Vec<f32>, columns_of: &[f32], len: usize) -> Self {
+        let states = rows.len() / len;
+        let padded = states.next_multiple_of(LANES);
         let mut columns = vec![0.0; len * padded];
         let mut squares = vec![0.0; padded];
-        for (k, row) in rows.chunks_exact(len).enumerate() {
-            for (i, &value) in row.iter().enumerate() {
+        for (k, (row, column)) in rows
+            .chunks_exact(len)
+            .zip(columns_of.chunks_exact(len))
+            .enumerate()
+        {
+            for (i, (&image, &value)) in row.iter().zip(column).enumerate() {
                 columns[i * padded + k] = value;
-                squares[k] += value * value;
+                squares[k] += image * value;
             }
         }
         Self {
@@ -59,6 +66,11 @@ impl Side {
             columns,
             squares,
         }
+    }
+
+    /// Number of codewords.
+    pub(super) fn states(&self) -> usize {
+        self.states
     }
 
     /// For each vector of `vectors`, [n, len], and its weight: weight |c|^2 + <vector, c> for all codewords,
@@ -90,8 +102,8 @@ impl Side {
     }
 }
 
-/// x L for one row x of a group and a lower triangular L, [gi, gi].
-pub(super) fn times_lower(x: &[f32], lower: &[f32], gi: usize, product: &mut [f32]) {
+/// x L for one row x of a group and a matrix L, [gi, gi].
+pub(in crate::cpu::quantizer) fn times_block(x: &[f32], lower: &[f32], gi: usize, product: &mut [f32]) {
     product.fill(0.0);
     for (x, row) in x.iter().zip(lower.chunks_exact(gi)) {
         for (sum, l) in product.iter_mut().zip(row) {
@@ -139,24 +151,23 @@ impl Kernel for Scores<'_> {
 }
 
 /// One step of a group's decision: a codebook, or two codebooks that are searched jointly.
-pub(super) struct Stage {
-    pub(super) first: Side,
-    pub(super) second: Option<Second>,
+pub(in crate::cpu::quantizer) struct Stage {
+    pub(in crate::cpu::quantizer) first: Side,
+    pub(in crate::cpu::quantizer) second: Option<Second>,
 }
 
 /// The second codebook of a joint search.
-pub(super) struct Second {
-    pub(super) side: Side,
+pub(in crate::cpu::quantizer) struct Second {
+    pub(in crate::cpu::quantizer) side: Side,
     /// 2 <a, b> for every codeword a of the first and b of the second codebook, [2^B, padded 2^B]
     pub(super) cross: Vec<f32>,
 }
 
 impl Stage {
-    /// From the codebooks of the step, each [2^B, len], and L_jj.
-    pub(super) fn new(codebooks: &[Vec<f32>], len: usize, lower: &[f32], gi: usize) -> Self {
-        let first = Side::new(&codebooks[0], len, lower, gi);
-        let second = codebooks.get(1).map(|codebook| {
-            let side = Side::new(codebook, len, lower, gi);
+    /// From the sides of the step's codebooks.
+    pub(super) fn of(first: Side, second: Option<Side>) -> Self {
+        let len = first.len;
+        let second = second.map(|side| {
             let mut cross = vec![0.0; first.states * side.padded];
             let shape = (first.states, side.padded);
             product_on_this_thread(
