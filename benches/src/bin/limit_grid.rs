@@ -4,6 +4,8 @@
 //! `cargo run --release -p aqlm-benches --bin limit_grid -- [SCHEME] [N] [OUT] [only INIT...]`, with N a
 //! power of two. An INIT is `residual`, `em`, or `feedback:K:PASSES:ORDER`. Behind it, `:b4` adds the
 //! alternation with a beam of 4, `:p` beside it chooses codes in pairs, `:r2` stops it after two rounds, `:k20` stops k-means after 20 iterations.
+//! `:f16` and `:e4m3` round the codebooks at the end to that type and print a second row: after the rounding,
+//! and after one more search for the rounded codebooks.
 //! With `cuda:` before it the first GPU computes the row, three times: the first includes the compilation of
 //! kernels. `--kernels DIR` takes the kernels from a folder.
 
@@ -20,8 +22,8 @@ use aqlm_optimized::cuda::Device;
 use aqlm_reference::linalg::eigenvalues;
 use aqlm_reference::{decode, limit_db, rate_distortion_limit, relative_layer_error};
 use aqlm_vocabulary::{
-    AqlmError, FeedbackSettings, GroupOrder, Initialization, LayerEvent, LayerSettings, Purpose, Scheme,
-    Stream, StreamKey, Update, shuffle, stream,
+    AqlmError, FeedbackSettings, GroupOrder, Initialization, LayerEvent, LayerSettings, Purpose,
+    QuantizedMatrix, Scheme, Stream, StreamKey, Update, shuffle, stream, sweep_order,
 };
 use ndarray::{Array2, Axis};
 use rand::RngExt;
@@ -89,6 +91,7 @@ fn main() -> Result<()> {
         "| start | error after it | dB | s | error at the end | dB | rounds | s |\n|---|---|---|---|---|---|---|---|"
     );
     let layer = Layer {
+        scheme,
         weight,
         exact_weight,
         hessian,
@@ -98,7 +101,7 @@ fn main() -> Result<()> {
     let mut gpu = None;
     for row in rows {
         let Some(on_gpu) = row.strip_prefix("cuda:") else {
-            layer.measure(&CpuLayers, row, &settings(scheme, row)?)?;
+            layer.measure(&CpuLayers, row, row)?;
             continue;
         };
         let layers = if let Some(ref layers) = gpu {
@@ -108,7 +111,7 @@ fn main() -> Result<()> {
             gpu.insert(CudaLayers::new(Arc::new(device))?)
         };
         for _ in 0..3 {
-            layer.measure(layers, row, &settings(scheme, on_gpu)?)?;
+            layer.measure(layers, row, on_gpu)?;
         }
     }
     Ok(())
@@ -116,6 +119,7 @@ fn main() -> Result<()> {
 
 /// The layer that every row quantizes.
 struct Layer {
+    scheme: Scheme,
     weight: Array2<f32>,
     exact_weight: Array2<f64>,
     hessian: Array2<f64>,
@@ -125,8 +129,14 @@ struct Layer {
 }
 
 impl Layer {
-    /// Quantizes the layer and prints its row.
-    fn measure<O: LayerOps>(&self, ops: &O, row: &str, settings: &LayerSettings) -> Result<()> {
+    /// Quantizes the layer with a row's settings and prints the row under its name.
+    fn measure<O: LayerOps>(&self, ops: &O, row: &str, of: &str) -> Result<()> {
+        let (of, stored) = match (of.strip_suffix(":f16"), of.strip_suffix(":e4m3")) {
+            (Some(of), _) => (of, Some(Stored::F16)),
+            (_, Some(of)) => (of, Some(Stored::E4m3)),
+            _ => (of, None),
+        };
+        let settings = &settings(self.scheme, of)?;
         let started = Instant::now();
         let problem = ops.problem(&self.weight, &self.hessian, settings)?;
         let mut initial = (0.0, 0.0);
@@ -149,8 +159,59 @@ impl Layer {
             limit_db(error, rate_distortion_limit(&self.spectrum, bits)),
             report.trace.len(),
         );
+        stored.map_or(Ok(()), |stored| {
+            self.round(ops, &problem, &matrix, settings, stored)
+        })
+    }
+
+    /// Rounds the codebooks, searches once more, and prints the errors of both.
+    fn round<O: LayerOps>(
+        &self,
+        ops: &O,
+        problem: &O::Problem,
+        matrix: &QuantizedMatrix,
+        settings: &LayerSettings,
+        stored: Stored,
+    ) -> Result<()> {
+        let rounded = match stored {
+            Stored::F16 => matrix.rounded_to_f16()?,
+            Stored::E4m3 => matrix
+                .clone()
+                .with_codebooks(matrix.codebooks().mapv(rounded_to_e4m3))?,
+        };
+        let error = |matrix: &QuantizedMatrix| {
+            relative_layer_error(&self.exact_weight, &decode(matrix), &self.hessian)
+        };
+        let order = sweep_order(
+            &mut KEY.stream(Purpose::Sweep),
+            matrix.groups().1,
+            self.scheme.num_codebooks,
+            settings.searches_pairs(),
+        );
+        let trial = ops.trial(problem, rounded.clone())?;
+        let searched = ops.search(problem, trial, &order, settings.beam)?;
+        let [before, after] = [error(&rounded), error(&ops.matrix(problem, &searched)?)];
+        println!(
+            "| {stored:?} | {before:.6} | {:.2} | | {after:.6} | {:.2} | | |",
+            limit_db(before, self.limit),
+            limit_db(after, self.limit),
+        );
         Ok(())
     }
+}
+
+/// A type to which codebooks are rounded.
+#[derive(Debug, Clone, Copy)]
+enum Stored {
+    F16,
+    E4m3,
+}
+
+/// FP8 with 4 bits of exponent and 3 of mantissa: the largest number is 448, the step below 2^-6 is 2^-9.
+fn rounded_to_e4m3(value: f64) -> f64 {
+    let exponent = value.abs().log2().floor().max(-6.0);
+    let step = (exponent - 3.0).exp2();
+    ((value / step).round_ties_even() * step).clamp(-448.0, 448.0)
 }
 
 /// Today's default settings with the start and the beam of a row.
@@ -158,7 +219,7 @@ fn settings(scheme: Scheme, row: &str) -> Result<LayerSettings> {
     let refused = || {
         AqlmError::argument(
             "a row",
-            "residual, em or feedback:K:PASSES:ORDER, perhaps with :bN, :p, :rN, :kN",
+            "residual, em or feedback:K:PASSES:ORDER, perhaps with :bN, :p, :rN, :kN, :f16 or :e4m3 at the end",
             row,
         )
     };

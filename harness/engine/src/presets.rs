@@ -47,13 +47,21 @@ impl QuantizeSettings {
         };
         let (init, update, beam, pairs, relative_tolerance, lr) = match preset {
             Preset::Project => (
-                Initialization::Feedback(FeedbackSettings::default()),
+                Initialization::Feedback(FeedbackSettings {
+                    // Where codes are not chosen in pairs, further passes gain what pairs gain elsewhere.
+                    passes: if scheme.num_codebooks > 1 && scheme.sums_fit() {
+                        1
+                    } else {
+                        3
+                    },
+                    ..FeedbackSettings::default()
+                }),
                 Update::ClosedForm {
                     max_unknowns: 8192,
                     cg_steps: 30,
                     scale_rounds: 2,
                 },
-                1,
+                4,
                 true,
                 0.003,
                 1e-3,

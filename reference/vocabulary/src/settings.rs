@@ -30,12 +30,13 @@ pub struct FeedbackSettings {
     pub order: GroupOrder,
 }
 
-/// Four hypotheses and three passes in natural order, which measured best for their time (docs/quantizer.md).
+/// Four hypotheses and one pass in natural order, which measured best for their time before sweeps that choose
+/// codes in pairs (docs/quantizer.md).
 impl Default for FeedbackSettings {
     fn default() -> Self {
         Self {
             hypotheses: 4,
-            passes: 3,
+            passes: 1,
             order: GroupOrder::Natural,
         }
     }

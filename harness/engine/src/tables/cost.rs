@@ -8,9 +8,6 @@ use super::models::PaperModel;
 use super::paper::QuantizeRecipe;
 use crate::{EndToEndSettings, Preset, QuantizeSettings};
 
-/// Most sums of two codewords that error feedback searches as one table.
-const MAX_SUMS: f64 = 65536.0;
-
 /// Assumed rounds of codebook update and beam search of a layer. The official code took 6 (1x16g8) and 8
 /// (2x8g8) on a layer of 4096 to 4096 at a tolerance of 1 %.
 pub const ROUNDS: f64 = 8.0;
@@ -91,6 +88,8 @@ fn quantization(
         .sum();
     let (codebooks, codewords) = (scheme.num_codebooks as f64, scheme.codebook_size() as f64);
     let beam = layer.beam as f64;
+    // A weight's share of the scores of all sums of two codewords, once for all codebooks.
+    let sums = codebooks / 2.0 * codewords * codewords / scheme.group_len() as f64;
     let mut initialization = 0.0;
     let mut search = 0.0;
     let mut update = 0.0;
@@ -106,8 +105,8 @@ fn quantization(
             Initialization::Feedback(feedback) => {
                 // Sums of two codewords are scored where they are searched jointly, and an error reaches half
                 // of the other columns.
-                let scored = if codebooks > 1.0 && codewords * codewords <= MAX_SUMS {
-                    codebooks / 2.0 * codewords * codewords / scheme.group_len() as f64
+                let scored = if scheme.num_codebooks > 1 && scheme.sums_fit() {
+                    sums
                 } else {
                     codebooks * codewords
                 };
@@ -115,8 +114,15 @@ fn quantization(
                 initialization += searches * weights * (scored + columns / 2.0);
             }
         }
-        // All codewords are scored, and (W - Q) H is updated after each change.
-        search += ROUNDS * beam * weights * codebooks * (codewords + columns);
+        // All codewords or sums are scored, and (W - Q) H is updated after each change.
+        search += ROUNDS
+            * beam
+            * weights
+            * if layer.searches_pairs() {
+                sums + columns
+            } else {
+                codebooks * (codewords + columns)
+            };
         update += ROUNDS
             * match layer.update {
                 // A step's gradient is (W - Q) H.

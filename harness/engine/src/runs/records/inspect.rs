@@ -1,6 +1,8 @@
 use aqlm_vocabulary::{ArchSpec, Rope};
 use serde::{Deserialize, Serialize};
 
+use super::{QuantizeRecord, QuantizedLayer};
+
 use aqlm_formats::model::{LayerEntry, Model, TensorEntry};
 
 /// Contents of a model's files.
@@ -25,11 +27,32 @@ pub struct InspectRecord {
     /// average bits per parameter over the AQLM-quantized layers (codes, codebooks, scales); `None` without
     /// any
     pub quantized_bits_per_parameter: Option<f64>,
+    /// errors of the layers, from the record that `quantize` left in the model's folder; `None` without one
+    pub quantization: Option<LayerErrors>,
+}
+
+/// Errors of a model's layers, as `quantize` measured them before fine-tuning.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerErrors {
+    /// mean of the layers' distances from their rate-distortion limits in dB, weighted by their numbers of
+    /// weights; `None` unless every layer has one
+    pub limit_db: Option<f64>,
+    /// every layer of every block
+    pub layers: Vec<QuantizedLayer>,
+}
+
+impl From<QuantizeRecord> for LayerErrors {
+    fn from(record: QuantizeRecord) -> Self {
+        Self {
+            limit_db: record.limit_db,
+            layers: record.layers,
+        }
+    }
 }
 
 impl InspectRecord {
     /// The contents of `model`, from its files' headers only; `name` is its name on the command line.
-    pub fn new(name: String, model: &Model) -> Self {
+    pub fn new(name: String, model: &Model, quantization: Option<LayerErrors>) -> Self {
         let inventory = model.inventory();
         Self {
             model: name,
@@ -41,6 +64,7 @@ impl InspectRecord {
             bytes: inventory.bytes,
             quantized_parameters: inventory.quantized_parameters,
             quantized_bits_per_parameter: inventory.quantized_bits_per_parameter,
+            quantization,
         }
     }
 }

@@ -37,7 +37,7 @@ pub use eval::{EvalRecord, StrictPerplexity};
 pub use fetch::FetchRecord;
 pub use finetune::FinetuneRecord;
 pub use generate::GenerateRecord;
-pub use inspect::{InspectRecord, Shape};
+pub use inspect::{InspectRecord, LayerErrors, Shape};
 pub use quantize::{
     BlockReport, LARGEST_SPECTRUM, LayerSummary, QuantizeRecord, QuantizeReport, QuantizedLayer,
 };
@@ -102,7 +102,7 @@ records! {
     /// `aqlm fetch`
     Fetch(FetchRecord) = "fetch/1",
     /// `aqlm inspect`
-    Inspect(InspectRecord) = "inspect/1",
+    Inspect(InspectRecord) = "inspect/2",
     /// `aqlm quantize`
     Quantize(QuantizeRecord) = "quantize/2",
     /// `aqlm finetune`

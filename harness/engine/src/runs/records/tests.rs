@@ -83,7 +83,7 @@ fn finetune() -> FinetuneRecord {
 fn inspect() -> InspectRecord {
     InspectRecord {
         quantized_bits_per_parameter: Some(NUMBERS[1]),
-        ..InspectRecord::new("a \"quoted\" näme".into(), &Model::embedded().unwrap())
+        ..InspectRecord::new("a \"quoted\" näme".into(), &Model::embedded().unwrap(), None)
     }
 }
 
