@@ -18,10 +18,10 @@
 //   those before the sweep; forms [visits, count, states], <c H_jj, c>; inputs_of [visits], the input group
 //   of each; position_of [visits + 1], each visit's first position, counted from the panel's first; planes_of
 //   [positions], the codebook of each, and partners_of [positions], the second codebook of a pair, else
-//   ALONE. losses [out groups, beam] f64, relative to the first codes', and alive [out groups], how many there
-//   are; parents [positions, out groups, beam] and chosen [positions, out groups, beam, each]: the history,
-//   where each is 2 if any step chooses a pair (`joint`); changes [out groups, beam, GO, columns of the
-//   panel], the growth of Q; roots [out groups, beam].
+//   ALONE. losses [out groups, beam] f64, relative to the first codes', and alive [out groups], how many
+//   there are; parents [positions, out groups, beam] and chosen [positions, out groups, beam, each]: the
+//   history, where each is 2 if any step chooses a pair (`joint`); changes [out groups, beam, GO, columns of
+//   the panel], the growth of Q; roots [out groups, beam].
 // Arithmetic: scores in f32, losses in f64. Among equals a code that does not change wins, then the earlier
 //   hypothesis and the lower code.
 // Compile-time: AQLM_GO, AQLM_GI.

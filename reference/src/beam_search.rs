@@ -14,8 +14,8 @@
 //! 2^B codewords with a vector. Output groups do not interact.
 //!
 //! A step may choose the codes of two codebooks together. Then c is one of the 2^(2B) sums of a codeword of
-//! each, and nothing else changes. Two codes that are chosen one after the other stop where neither can change
-//! alone; together they go on.
+//! each, and nothing else changes. Two codes that are chosen one after the other stop where neither can
+//! change alone; together they go on.
 
 use ndarray::{
     Array1, Array2, Array3, ArrayView1, ArrayView2, ArrayView3, ArrayViewMut1, ArrayViewMut2, Axis, CowArray,
@@ -85,11 +85,11 @@ impl<'a> Step<'a> {
 
 /// One sweep of beam search from the current codes of `matrix`; the result has the same shape.
 ///
-/// For each output group, the search starts from its current codes. For each step of `order`, every hypothesis
-/// is expanded by all 2^B codes of the step's codebook, or by all 2^(2B) pairs of codes of its two codebooks,
-/// and the `beam` best distinct ones are kept. A hypothesis is among its own expansions, so the loss never
-/// rises (beyond the rounding of f64) in any order. Positions absent from `order` keep their codes. `beam` 1 is
-/// coordinate descent (iterated conditional modes).
+/// For each output group, the search starts from its current codes. For each step of `order`, every
+/// hypothesis is expanded by all 2^B codes of the step's codebook, or by all 2^(2B) pairs of codes of its two
+/// codebooks, and the `beam` best distinct ones are kept. A hypothesis is among its own expansions, so the
+/// loss never rises (beyond the rounding of f64) in any order. Positions absent from `order` keep their
+/// codes. `beam` 1 is coordinate descent (iterated conditional modes).
 ///
 /// # Errors
 /// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not fit;

@@ -3,10 +3,10 @@
 //!
 //! `cargo run --release -p aqlm-benches --bin limit_grid -- [SCHEME] [N] [OUT] [only INIT...]`, with N a
 //! power of two. An INIT is `residual`, `em`, or `feedback:K:PASSES:ORDER`. Behind it, `:b4` adds the
-//! alternation with a beam of 4, `:p` beside it chooses codes in pairs, `:r2` stops it after two rounds, `:k20` stops k-means after 20 iterations.
-//! `:f16` and `:e4m3` round the codebooks at the end to that type and print a second row: after the rounding,
-//! and after one more search for the rounded codebooks.
-//! With `cuda:` before it the first GPU computes the row, three times: the first includes the compilation of
+//! alternation with a beam of 4, `:p` beside it chooses codes in pairs, `:r2` stops it after two rounds,
+//! `:k20` stops k-means after 20 iterations. `:f16` and `:e4m3` round the codebooks at the end to that type
+//! and print a second row: after the rounding, and after one more search for the rounded codebooks. With
+//! `cuda:` before it the first GPU computes the row, three times: the first includes the compilation of
 //! kernels. `--kernels DIR` takes the kernels from a folder.
 
 use std::env::args;

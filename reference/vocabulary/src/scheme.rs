@@ -1,8 +1,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Most sums of two codewords that are searched as one table. 2^16 sums of two 8-bit codes are 256 KiB in f32,
-/// which stay in a core's cache.
+/// Most sums of two codewords that are searched as one table. 2^16 sums of two 8-bit codes are 256 KiB in
+/// f32, which stay in a core's cache.
 pub const MAX_SUMS: usize = 1 << 16;
 
 use serde::{Deserialize, Serialize};

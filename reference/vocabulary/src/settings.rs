@@ -30,8 +30,8 @@ pub struct FeedbackSettings {
     pub order: GroupOrder,
 }
 
-/// Four hypotheses and one pass in natural order, which measured best for their time before sweeps that choose
-/// codes in pairs (docs/quantizer.md).
+/// Four hypotheses and one pass in natural order, which measured best for their time before sweeps that
+/// choose codes in pairs (docs/quantizer.md).
 impl Default for FeedbackSettings {
     fn default() -> Self {
         Self {

@@ -1,8 +1,8 @@
 //! Sweeps in which two codes of a group are chosen together, among all sums of their codewords.
 //!
-//! The score of a sum c is that of a codeword, s^2 <c H_jj, c> - 2 s <U, c>. With H_jj as the metric it splits
-//! into the parts that `sums` needs. A table of products belongs to an input group, so here all output groups of
-//! a task go through one group after the other, where `hypotheses` takes a whole block for each.
+//! The score of a sum c is that of a codeword, s^2 <c H_jj, c> - 2 s <U, c>. With H_jj as the metric it
+//! splits into the parts that `sums` needs. A table of products belongs to an input group, so here all output
+//! groups of a task go through one group after the other, where `hypotheses` takes a whole block for each.
 
 use std::ops::Range;
 
@@ -11,8 +11,8 @@ use faer::Accum;
 use ndarray::{Array2, Array3, s};
 use rayon::prelude::*;
 
+use super::columns::{permute_columns, permuted};
 use super::sweep::{Visit, blocks};
-use super::{permute_columns, permuted};
 use crate::cpu::product::product_on_this_thread;
 use crate::cpu::quantizer::problem::Problem;
 use crate::cpu::quantizer::sums::{Scorer, Stage, Sum, times_block};
@@ -152,8 +152,8 @@ impl Sweep<'_> {
         let begin = visits.start * gi;
         let width = visits.len() * gi;
         let rows = task.count * beam * go;
-        // the growth of Q in this block for every hypothesis, and the hypothesis at the block's start from which
-        // each descends
+        // the growth of Q in this block for every hypothesis, and the hypothesis at the block's start from
+        // which each descends
         let mut change = Array2::<f32>::zeros((rows, width));
         let mut roots: Vec<usize> = (0..task.count * beam).map(|slot| slot % beam).collect();
         let mut inside = Array2::<f32>::zeros((rows, gi));
@@ -215,8 +215,8 @@ impl Sweep<'_> {
         task.gradient = moved;
     }
 
-    /// Expands every hypothesis by all choices of a step and keeps the best. `local`, [(count, beam, go), gi],
-    /// enters as G_j of the parents and leaves as that of the kept hypotheses.
+    /// Expands every hypothesis by all choices of a step and keeps the best. `local`, [(count, beam, go),
+    /// gi], enters as G_j of the parents and leaves as that of the kept hypotheses.
     fn choose(
         &self,
         task: &mut Task,

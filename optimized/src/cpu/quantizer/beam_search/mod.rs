@@ -9,18 +9,20 @@
 //! only the block's own columns of G are updated. After the block, one matrix product updates all later
 //! columns.
 //!
-//! A sweep with steps that choose two codes together is searched by `joint`, all others by `descent` (a beam of
-//! one) or `hypotheses`.
+//! A sweep with steps that choose two codes together is searched by `joint`, all others by `descent` (a beam
+//! of one) or `hypotheses`.
 
+mod columns;
 mod descent;
 mod hypotheses;
 mod joint;
 mod sweep;
 
 use aqlm_vocabulary::{AqlmError, MAX_SUMS, Position, QuantizedMatrix, Result};
-use ndarray::{Array2, Array3, ArrayViewMut2, Axis};
+use ndarray::{Array2, Array3, Axis};
 use rayon::prelude::*;
 
+use self::columns::{columns, permute_columns, permuted};
 use self::sweep::{Sweep, visits_per_block};
 use super::codewords::Codewords;
 use super::problem::Problem;
@@ -31,12 +33,12 @@ pub(crate) use self::sweep::Visit;
 /// Output groups of one task. Fixed, because the division of a product may change its last bits.
 const OUT_GROUPS: usize = 64;
 
-/// One sweep of beam search from the current codes of `matrix`; the result has their shape.
-/// For each output group, starting from its current codes: at each step of `order` every hypothesis is expanded
-/// by all 2^B codes, or all 2^(2B) pairs of codes, and the `beam` best distinct ones are kept. Positions outside
-/// `order` keep their codes. `beam` 1 is coordinate descent (iterated conditional modes). An order that
-/// returns to a group after leaving it is searched in several sweeps, each starting from the best codes of
-/// the previous one.
+/// One sweep of beam search from the current codes of `matrix`; the result has their shape. For each output
+/// group, starting from its current codes: at each step of `order` every hypothesis is expanded by all 2^B
+/// codes, or all 2^(2B) pairs of codes, and the `beam` best distinct ones are kept. Positions outside `order`
+/// keep their codes. `beam` 1 is coordinate descent (iterated conditional modes). An order that returns to a
+/// group after leaving it is searched in several sweeps, each starting from the best codes of the previous
+/// one.
 ///
 /// # Errors
 /// `Shape` when weight [out_features, in_features], H [in_features, in_features] and matrix do not match;
@@ -145,20 +147,6 @@ pub(crate) fn sweeps(order: &[Position], in_groups: usize) -> Vec<Vec<Visit>> {
     sweeps
 }
 
-/// The columns in the order of the visits; those of groups that are not visited come last.
-fn columns(visits: &[Visit], in_groups: usize, gi: usize) -> Vec<usize> {
-    let mut visited = vec![false; in_groups];
-    let mut columns: Vec<usize> = Vec::with_capacity(in_groups * gi);
-    for visit in visits {
-        visited[visit.group] = true;
-        columns.extend(visit.group * gi..(visit.group + 1) * gi);
-    }
-    for (j, _) in visited.iter().enumerate().filter(|(_, visited)| !**visited) {
-        columns.extend(j * gi..(j + 1) * gi);
-    }
-    columns
-}
-
 /// `image` is (W - Q) H.
 fn sweep(
     problem: &Problem,
@@ -244,30 +232,4 @@ fn sweep(
         }
     });
     codes
-}
-
-/// The matrix with rows and columns permuted.
-fn permuted(matrix: &Array2<f32>, order: &[usize]) -> Array2<f32> {
-    let mut result = Array2::zeros((order.len(), order.len()));
-    permute_columns(result.view_mut(), matrix, Some(order), order);
-    result
-}
-
-/// Writes the rows of `from`, in the order of `rows` or unchanged, with their columns in the order of
-/// `columns`.
-fn permute_columns(
-    mut to: ArrayViewMut2<'_, f32>,
-    from: &Array2<f32>,
-    rows: Option<&[usize]>,
-    columns: &[usize],
-) {
-    to.axis_iter_mut(Axis(0))
-        .into_par_iter()
-        .enumerate()
-        .for_each(|(row, mut to)| {
-            let from = from.row(rows.map_or(row, |rows| rows[row]));
-            for (to, &column) in to.iter_mut().zip(columns) {
-                *to = from[column];
-            }
-        });
 }

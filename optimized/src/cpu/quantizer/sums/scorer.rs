@@ -2,7 +2,8 @@ use std::ops::Range;
 
 use super::Stage;
 
-/// A candidate: a codeword of a step's first codebook and, if there are two, one of its second, for one target.
+/// A candidate: a codeword of a step's first codebook and, if there are two, one of its second, for one
+/// target.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::cpu::quantizer) struct Sum {
     /// the target's offset plus the sum's score
@@ -15,8 +16,8 @@ pub(in crate::cpu::quantizer) struct Sum {
     pub(in crate::cpu::quantizer) second: usize,
 }
 
-/// Scores of all sums for many targets, and the best of them. A target is a vector v and a weight w; the score
-/// of a sum c is w <c, c> + <v, c>. Buffers are reused from one step to the next.
+/// Scores of all sums for many targets, and the best of them. A target is a vector v and a weight w; the
+/// score of a sum c is w <c, c> + <v, c>. Buffers are reused from one step to the next.
 #[derive(Default)]
 pub(in crate::cpu::quantizer) struct Scorer {
     /// [targets, len]
@@ -41,8 +42,8 @@ impl Scorer {
         self.offsets.clear();
     }
 
-    /// Scores all codewords of the step for all targets, and for two codebooks the least score of each codeword
-    /// of the first.
+    /// Scores all codewords of the step for all targets, and for two codebooks the least score of each
+    /// codeword of the first.
     pub(in crate::cpu::quantizer) fn score(&mut self, stage: &Stage) {
         stage.first.scores(&self.vectors, &self.weights, &mut self.first);
         if let Some(second) = &stage.second {
@@ -67,9 +68,9 @@ impl Scorer {
         score
     }
 
-    /// The `keep` best sums of these targets, best first, from [`Scorer::score`]. Among equals the earlier target
-    /// and the lower codewords win. `start` holds candidates that are there already, best first; a sum must be
-    /// better to displace one.
+    /// The `keep` best sums of these targets, best first, from [`Scorer::score`]. Among equals the earlier
+    /// target and the lower codewords win. `start` holds candidates that are there already, best first; a sum
+    /// must be better to displace one.
     pub(in crate::cpu::quantizer) fn select(
         &mut self,
         targets: Range<usize>,
