@@ -8,7 +8,7 @@ use aqlm_optimized::cpu::llama::{
 use aqlm_reference::llama as reference;
 use aqlm_vocabulary::{
     AdamDecay, AqlmError, ArchSpec, BlockSpec, BlockWeights, LayerId, Linear, LinearWeight,
-    ModelTraining as _, ModelWeights, Parameter, QuantizedMatrix, Rope, RopeScaling, Scheme, Target,
+    ModelTraining as _, ModelTuning, ModelWeights, Parameter, QuantizedMatrix, Rates, Rope, RopeScaling, Scheme, Target,
     TopTokens, Tuned,
     llama::{DOWN, GATE, KEY, LlamaBlock, OUTPUT, QUERY, VALUE},
 };
@@ -135,15 +135,19 @@ fn ours(case: &Case, tuned: Tuned, activations: Activations) -> ModelTuner {
         &case.arch,
         TOKENS,
         &case.weights,
-        tuned,
-        AdamDecay::PAPER,
+        &ModelTuning::of_parameters(tuned, AdamDecay::PAPER),
         activations,
     )
     .unwrap()
 }
 
 fn expected(case: &Case, tuned: Tuned) -> reference::ModelTuner {
-    reference::ModelTuner::new(&case.arch, &case.weights, tuned, AdamDecay::PAPER).unwrap()
+    reference::ModelTuner::new(
+        &case.arch,
+        &case.weights,
+        &ModelTuning::of_parameters(tuned, AdamDecay::PAPER),
+    )
+    .unwrap()
 }
 
 /// The reference's summed gradients, in the same order. With beta1 0, its first moments after one step from
@@ -153,12 +157,17 @@ fn expected_gradients(case: &Case, targets: &[Target<'_>], scale: f64) -> (Vec<f
         beta1: 0.0,
         ..AdamDecay::PAPER
     };
-    let mut tuner = reference::ModelTuner::new(&case.arch, &case.weights, Tuned::ALL, decay).unwrap();
+    let mut tuner = reference::ModelTuner::new(
+        &case.arch,
+        &case.weights,
+        &ModelTuning::of_parameters(Tuned::ALL, decay),
+    )
+    .unwrap();
     let losses = tuner
         .accumulate(&case.sequences(), targets, scale, &mut |_, _, _| ())
         .unwrap();
-    tuner.step(0.0);
-    let parameters = tuner.state().parameters;
+    tuner.step(Rates::of_parameters(0.0)).unwrap();
+    let parameters = tuner.state().unwrap().parameters;
     (losses, parameters.into_iter().map(|part| part.first).collect())
 }
 
@@ -228,8 +237,8 @@ fn training_follows_the_reference() {
                     case.name
                 );
             }
-            tuner.step(1e-2);
-            exact.step(1e-2);
+            tuner.step(Rates::of_parameters(1e-2)).unwrap();
+            exact.step(Rates::of_parameters(1e-2)).unwrap();
         }
         let (ours, expected) = (tuner.model().to_weights(), exact.model().to_weights());
         assert_eq!(ours.lm_head.is_none(), case.arch.tied);
@@ -252,7 +261,7 @@ fn after_training(case: &Case, tuned: Tuned, activations: Activations) -> (Model
         losses = tuner
             .accumulate(&case.sequences(), targets, 0.01, &mut |_, _, _| ())
             .unwrap();
-        tuner.step(1e-2);
+        tuner.step(Rates::of_parameters(1e-2)).unwrap();
     }
     (tuner.model().to_weights(), losses)
 }
@@ -285,17 +294,17 @@ fn a_state_goes_on_exactly() {
             tuner
                 .accumulate(&case.sequences(), targets, 0.01, &mut |_, _, _| ())
                 .unwrap();
-            tuner.step(1e-2);
+            tuner.step(Rates::of_parameters(1e-2)).unwrap();
         }
     };
     let mut whole = ours(&case, Tuned::ALL, Activations::Keep);
     train(&mut whole, 2);
-    let state = whole.state();
+    let state = whole.state().unwrap();
     train(&mut whole, 2);
     let mut resumed = ours(&case, Tuned::ALL, Activations::Keep);
     resumed.restore(&state).unwrap();
     train(&mut resumed, 2);
-    assert_eq!(resumed.state(), whole.state());
+    assert_eq!(resumed.state().unwrap(), whole.state().unwrap());
     assert_eq!(resumed.model().to_weights(), whole.model().to_weights());
 
     let norms = Tuned {
@@ -305,7 +314,7 @@ fn a_state_goes_on_exactly() {
     let mut other = ours(&case, norms, Activations::Keep);
     assert!(matches!(other.restore(&state), Err(AqlmError::Shape { .. })));
     // all norms have the same length, so only their names distinguish them
-    let mut swapped = other.state();
+    let mut swapped = other.state().unwrap();
     swapped.parameters.swap(0, 1);
     assert!(matches!(other.restore(&swapped), Err(AqlmError::Shape { .. })));
 }
@@ -346,8 +355,7 @@ fn what_does_not_fit_is_refused_and_what_is_not_finite_is_named() {
             &case.arch,
             TOKENS,
             &case.weights,
-            Tuned::NONE,
-            AdamDecay::PAPER,
+            &ModelTuning::of_parameters(Tuned::NONE, AdamDecay::PAPER),
             Activations::Keep
         ),
         Err(AqlmError::Argument { .. })
@@ -363,8 +371,7 @@ fn what_does_not_fit_is_refused_and_what_is_not_finite_is_named() {
         &case.arch,
         TOKENS,
         &broken,
-        Tuned::ALL,
-        AdamDecay::PAPER,
+        &ModelTuning::of_parameters(Tuned::ALL, AdamDecay::PAPER),
         Activations::Recompute,
     )
     .unwrap();
@@ -374,7 +381,7 @@ fn what_does_not_fit_is_refused_and_what_is_not_finite_is_named() {
         .losses(&sequences, &[Target::NextTokens; SEQUENCES])
         .unwrap();
     assert!(losses.iter().all(|loss| loss.is_nan()));
-    let mut state = tuner.state();
+    let mut state = tuner.state().unwrap();
     state.parameters[0].values[0] = f64::INFINITY;
     tuner.restore(&state).unwrap();
     let found = tuner.first_not_finite(&sequences).unwrap();
@@ -611,8 +618,7 @@ fn gradients_are_exact_where_every_number_is() {
         &arch,
         2,
         &weights,
-        Tuned::ALL,
-        AdamDecay::PAPER,
+        &ModelTuning::of_parameters(Tuned::ALL, AdamDecay::PAPER),
         Activations::Recompute,
     )
     .unwrap();
@@ -623,16 +629,16 @@ fn gradients_are_exact_where_every_number_is() {
         beta1: 0.0,
         ..AdamDecay::PAPER
     };
-    let mut exact = reference::ModelTuner::new(&arch, &weights, Tuned::ALL, decay).unwrap();
+    let mut exact = reference::ModelTuner::new(&arch, &weights, &ModelTuning::of_parameters(Tuned::ALL, decay)).unwrap();
     let expected = exact
         .accumulate(&sequences, &targets, scale, &mut |_, _, _| ())
         .unwrap();
     assert_eq!(ours, expected);
     // 64 equal logits
     assert!((ours[0] - 64f64.ln()).abs() <= 4.0 * f64::EPSILON);
-    exact.step(0.0);
+    exact.step(Rates::of_parameters(0.0)).unwrap();
     let mut nonzero = Vec::new();
-    for ((parameter, ours), expected) in tuner.gradients().zip(exact.state().parameters) {
+    for ((parameter, ours), expected) in tuner.gradients().zip(exact.state().unwrap().parameters) {
         assert_eq!(ours, expected.first, "{}", expected.name);
         if ours.iter().any(|&slope| slope != 0.0) {
             nonzero.push(parameter.name(&arch));

@@ -9,7 +9,7 @@ use aqlm_optimized::cpu::llama::{
 };
 use aqlm_optimized::cpu::quantizer::{Hessian, LayerProblem, Trial};
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelWeights, QuantizedMatrix,
+    AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelTuning, ModelWeights, QuantizedMatrix,
     StreamKey, Tuned, Update,
 };
 use half::bf16;
@@ -382,13 +382,12 @@ impl TrainOps for CpuBackend {
         Ok(())
     }
 
-    fn model_tuner(&self, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay) -> Result<ModelTuner> {
+    fn model_tuner(&self, weights: &ModelWeights, tuning: &ModelTuning) -> Result<ModelTuner> {
         Ok(ModelTuner::new(
             &self.config,
             self.rotary.positions(),
             weights,
-            tuned,
-            decay,
+            tuning,
             self.activations,
         )?)
     }

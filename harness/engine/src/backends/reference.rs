@@ -11,7 +11,7 @@ use aqlm_reference::{
     relative_layer_error, residual_init, update,
 };
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, BlockWeights, Initialization, LayerId, LayerSettings, ModelWeights,
+    AdamDecay, AqlmError, ArchSpec, BlockWeights, Initialization, LayerId, LayerSettings, ModelTuning, ModelWeights,
     QuantizedMatrix, StreamKey, Tuned, Update,
 };
 use half::bf16;
@@ -376,8 +376,8 @@ impl TrainOps for ReferenceBackend {
         self.bound_memory(memory, spill, batch)
     }
 
-    fn model_tuner(&self, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay) -> Result<ModelTuner> {
-        Ok(ModelTuner::new(&self.config, weights, tuned, decay)?)
+    fn model_tuner(&self, weights: &ModelWeights, tuning: &ModelTuning) -> Result<ModelTuner> {
+        Ok(ModelTuner::new(&self.config, weights, tuning)?)
     }
 }
 
