@@ -3,8 +3,8 @@ use aqlm_optimized::cpu::llama::{PlainParameter, PvMatrix as OnCpu};
 use aqlm_reference::Stepper;
 use aqlm_reference::llama::PvMatrix;
 use aqlm_vocabulary::{
-    AdamDecay, ChangeBudget, CodeSettings, ModelTuning, Optimizer, QuantizedMatrix, Rates, Scheme, StepRule,
-    Tuned,
+    AdamDecay, ChangeBudget, CodeSettings, ModelTuning, Optimizer, QuantizedMatrix, Rates, Residuals, Scheme,
+    StepRule, Tuned,
 };
 use ndarray::{Array1, Array2, Array3, Ix1, Ix2, Ix3, Ix4};
 
@@ -57,6 +57,7 @@ impl PvSettings {
             budget: ChangeBudget::Matrix,
             trust_ratio,
             beam,
+            residuals: Residuals::Place,
             delta_decay,
         };
         Self {

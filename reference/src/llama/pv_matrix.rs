@@ -86,7 +86,7 @@ mod tests {
     use crate::llama::test_data::{normal, random};
     use crate::{decode, starting_points};
     use aqlm_vocabulary::{
-        AdamDecay, ChangeBudget, CodeSettings, Optimizer, Purpose, Scheme, StepRule, Tuned, stream,
+        AdamDecay, ChangeBudget, CodeSettings, Optimizer, Purpose, Residuals, Scheme, StepRule, Tuned, stream,
     };
 
     /// Plain gradient descent: eps is so large that it alone divides.
@@ -125,6 +125,7 @@ mod tests {
             budget: ChangeBudget::Matrix,
             trust_ratio: None,
             beam: 1,
+            residuals: Residuals::Own,
             delta_decay: 1.0,
         };
         let tuning = ModelTuning {

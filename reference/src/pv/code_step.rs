@@ -58,7 +58,14 @@ pub fn code_step(
                 .map(|value| value / scale)
                 .collect();
             let old = matrix.codes().slice(s![o, j, ..]).to_vec();
-            let (new, margin) = recode(&target, codebooks.view(), &old, order, settings.beam);
+            let (new, margin) = recode(
+                &target,
+                codebooks.view(),
+                &old,
+                order,
+                settings.beam,
+                settings.residuals,
+            );
             let sum = |codes: &[u16], i: usize| -> f64 {
                 let entry = |(m, &code): (usize, &u16)| codebooks[[m, usize::from(code), i]];
                 codes.iter().enumerate().map(entry).sum()

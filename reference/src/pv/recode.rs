@@ -1,3 +1,4 @@
+use aqlm_vocabulary::Residuals;
 use ndarray::ArrayView3;
 
 /// Partial codes of a group, with what they leave of its target.
@@ -29,6 +30,7 @@ pub fn recode(
     old: &[u16],
     order: &[usize],
     beam: usize,
+    residuals: Residuals,
 ) -> (Vec<u16>, f64) {
     if target.iter().any(|value| !value.is_finite()) {
         return (old.to_vec(), f64::INFINITY);
@@ -79,8 +81,13 @@ pub fn recode(
         candidates.truncate(kept);
         hypotheses = candidates
             .into_iter()
-            .map(|(_, _, number, code)| {
+            .enumerate()
+            .map(|(place, (_, _, number, code))| {
                 let mut next = hypotheses[number].clone();
+                if residuals == Residuals::Place {
+                    let before = &hypotheses[place.min(hypotheses.len() - 1)];
+                    next.residual.clone_from(&before.residual);
+                }
                 next.codes[codebook] = code as u16;
                 move_by(&mut next.residual, codebook, code as u16, -1.0);
                 next
@@ -137,7 +144,7 @@ mod tests {
                 })
                 .unwrap();
             for beam in [1, 4] {
-                let (codes, margin) = recode(&target, codebooks.view(), &[3], &[0], beam);
+                let (codes, margin) = recode(&target, codebooks.view(), &[3], &[0], beam, Residuals::Own);
                 assert_eq!(codes, nearest);
                 assert!((0.0..1.0).contains(&margin));
             }
@@ -156,7 +163,7 @@ mod tests {
                 .map(|codes| distance(&target, &codebooks, &codes))
                 .fold(f64::INFINITY, f64::min);
             let found = |beam| {
-                let (codes, _) = recode(&target, codebooks.view(), &old, &order, beam);
+                let (codes, _) = recode(&target, codebooks.view(), &old, &order, beam, Residuals::Own);
                 distance(&target, &codebooks, &codes)
             };
             assert!((found(16) - best).abs() < 1e-12);
@@ -168,8 +175,29 @@ mod tests {
     #[test]
     fn ties_keep_the_lower_code_and_have_no_margin() {
         let codebooks = array![[[1.0], [-1.0], [1.0]]];
-        assert_eq!(recode(&[0.0], codebooks.view(), &[1], &[0], 1), (vec![0], 0.0));
-        let (codes, margin) = recode(&[f64::NAN], codebooks.view(), &[2], &[0], 1);
-        assert_eq!((codes, margin), (vec![2], f64::INFINITY));
+        let found = |target: f64, old| recode(&[target], codebooks.view(), &[old], &[0], 1, Residuals::Own);
+        assert_eq!(found(0.0, 1), (vec![0], 0.0));
+        assert_eq!(found(f64::NAN, 2), (vec![2], f64::INFINITY));
+    }
+
+    /// With two codebooks the second visit is the last, so no residual is used after hypotheses change their
+    /// places; with three the official residuals are another's.
+    #[test]
+    fn residuals_by_place_matter_from_three_codebooks_on() {
+        let mut rng = random(3);
+        let mut differ = 0;
+        for _ in 0..40 {
+            let target: Vec<f64> = (0..2).map(|_| rng.random_range(-2.0..2.0)).collect();
+            let codebooks = Array3::from_shape_simple_fn((3, 4, 2), || rng.random_range(-1.0..1.0));
+            let two = codebooks.slice(ndarray::s![..2, .., ..]);
+            let pair = |beam, residuals| recode(&target, two, &[1, 2], &[1, 0], beam, residuals).0;
+            assert_eq!(pair(3, Residuals::Own), pair(3, Residuals::Place));
+            let three = |beam, residuals| {
+                recode(&target, codebooks.view(), &[1, 2, 3], &[1, 0, 2], beam, residuals).0
+            };
+            assert_eq!(three(1, Residuals::Own), three(1, Residuals::Place));
+            differ += usize::from(three(3, Residuals::Own) != three(3, Residuals::Place));
+        }
+        assert!(differ > 5, "{differ}");
     }
 }

@@ -13,6 +13,18 @@ pub enum ChangeBudget {
     Model,
 }
 
+/// Which residual a hypothesis goes on with when a beam search has kept the best ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Residuals {
+    /// that of its own codes
+    Own,
+    /// that of the hypothesis which stood at its place in the beam before, minus the new codeword: what the
+    /// official code does (`src/beam_search_l2.py` reorders codes and not residuals). It differs from `Own`
+    /// for three codebooks and more, and a beam of two and more.
+    Place,
+}
+
 /// How codes are tuned together with a model's continuous parameters (PV-Tuning, Malinovskii et al. 2024; the
 /// names are those of the official code, Vahe1994/AQLM `finetune.py`).
 ///
@@ -35,6 +47,8 @@ pub struct CodeSettings {
     pub trust_ratio: Option<f64>,
     /// hypotheses kept while the codes of a group are searched (`beam_size`)
     pub beam: usize,
+    /// the residuals of these hypotheses
+    pub residuals: Residuals,
     /// after a step B becomes (1 - d) B + d times the decoded weight (`delta_decay`)
     pub delta_decay: f64,
 }
@@ -48,6 +62,7 @@ impl CodeSettings {
         budget: ChangeBudget::Matrix,
         trust_ratio: None,
         beam: 5,
+        residuals: Residuals::Place,
         delta_decay: 0.0,
     };
 

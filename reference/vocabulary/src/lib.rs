@@ -21,7 +21,7 @@ pub use adam::{AdamDecay, AdamSettings, Optimizer, StepRule};
 pub use arch::{
     Activation, ArchSpec, AttentionSpec, BlockNorms, BlockSpec, GatedMlp, Input, LinearSpec, NormSpec,
 };
-pub use code_tuning::{ChangeBudget, CodeChange, CodeSettings, CodeState};
+pub use code_tuning::{ChangeBudget, CodeChange, CodeSettings, CodeState, Residuals};
 pub use error::{AqlmError, Result};
 pub use layer_id::LayerId;
 pub use model_tuning::{

@@ -1,5 +1,5 @@
 use aqlm_vocabulary::{
-    AdamDecay, ChangeBudget, CodeSettings, ModelTuning, Objective, Optimizer, StepRule, Tuned,
+    AdamDecay, CodeSettings, ModelTuning, Objective, Optimizer, Residuals, StepRule, Tuned,
 };
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -175,7 +175,7 @@ pub enum CodePreset {
 
 /// What measured best here.
 const OWN_CODES: CodeSettings = CodeSettings {
-    budget: ChangeBudget::Matrix,
+    residuals: Residuals::Own,
     ..CodeSettings::README
 };
 

@@ -214,7 +214,7 @@ impl CodeBuffer {
                         unfit
                     })
                     .collect();
-                let mut new = books.recode(targets, &old, order, self.settings.beam);
+                let mut new = books.recode(targets, &old, order, &self.settings);
                 for ((new, old), unfit) in new
                     .chunks_exact_mut(num_codebooks)
                     .zip(old.chunks_exact(num_codebooks))

@@ -1,3 +1,5 @@
+use aqlm_vocabulary::{CodeSettings, Residuals};
+
 use crate::cpu::quantizer::codewords::{Codewords, Nearest};
 
 /// The codebooks of a matrix, ready for scoring.
@@ -31,9 +33,15 @@ impl Books {
     }
 
     /// New codes for groups with these targets, [groups, length], and old codes, [groups, M]: one visit of
-    /// the codebooks in `order`, at each of which the `beam` least squared distances are kept, after the last
-    /// the least. Among equals the earlier hypothesis and the lower code win.
-    pub(super) fn recode(&self, targets: Vec<f32>, old: &[u16], order: &[usize], beam: usize) -> Vec<u16> {
+    /// the codebooks in `order`, at each of which as many of the least squared distances are kept as the beam
+    /// is wide, after the last the least. Among equals the earlier hypothesis and the lower code win.
+    pub(super) fn recode(
+        &self,
+        targets: Vec<f32>,
+        old: &[u16],
+        order: &[usize],
+        settings: &CodeSettings,
+    ) -> Vec<u16> {
         let mut beams = Beams {
             width: 1,
             codes: old.to_vec(),
@@ -50,14 +58,18 @@ impl Books {
             }
         }
         for (visit, &codebook) in order.iter().enumerate() {
-            let kept = if visit + 1 == order.len() { 1 } else { beam };
-            beams = self.visit(beams, codebook, kept);
+            let kept = if visit + 1 == order.len() {
+                1
+            } else {
+                settings.beam
+            };
+            beams = self.visit(beams, codebook, kept, settings.residuals);
         }
         beams.codes
     }
 
     /// Replaces the codes of one codebook and keeps the best hypotheses of each group.
-    fn visit(&self, mut beams: Beams, codebook: usize, kept: usize) -> Beams {
+    fn visit(&self, mut beams: Beams, codebook: usize, kept: usize, residuals: Residuals) -> Beams {
         let (words, squares, len) = (&self.codewords[codebook], &self.squares[codebook], self.len);
         let num_codebooks = self.codewords.len();
         let states = words.states();
@@ -101,12 +113,16 @@ impl Books {
                     }
                 }
             }
-            for &(_, hypothesis, code) in &best.found {
+            for (place, &(_, hypothesis, code)) in best.found.iter().enumerate() {
                 let from = next.codes.len();
                 next.codes
                     .extend_from_slice(&beams.codes[hypothesis * num_codebooks..][..num_codebooks]);
                 next.codes[from + codebook] = code;
-                let residual = &beams.residuals[hypothesis * len..][..len];
+                let goes_on = match residuals {
+                    Residuals::Own => hypothesis,
+                    Residuals::Place => group * beams.width + place.min(beams.width - 1),
+                };
+                let residual = &beams.residuals[goes_on * len..][..len];
                 let row = words.row(usize::from(code));
                 next.residuals.extend(residual.iter().zip(row).map(|(r, entry)| r - entry));
             }
