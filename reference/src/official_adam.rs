@@ -98,7 +98,9 @@ mod tests {
     }
 
     fn assert_near(found: &Array1<f64>, expected: [f64; 2]) {
-        let off = (found - &arr1(&expected)).iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+        let off = (found - &arr1(&expected))
+            .iter()
+            .fold(0.0, |a: f64, b| a.max(b.abs()));
         assert!(off <= 64.0 * f64::EPSILON, "{found} {expected:?}");
     }
 

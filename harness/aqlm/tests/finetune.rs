@@ -331,13 +331,13 @@ fn codes_are_tuned_and_an_interrupted_run_ends_in_the_same_bytes() {
     refused(&other, &["settings.codes", "0.5"]);
 
     // the reference tunes the same codes up to near ties
-    let (_, exact) = run(
-        "reference",
-        &[&CODES[..], &["--backend", "reference"]].concat(),
-    );
+    let (_, exact) = run("reference", &[&CODES[..], &["--backend", "reference"]].concat());
     let close = |field: &str, share: f64| {
         let (ours, theirs) = (number(&json(&succeed(&resumed)), field), number(&exact, field));
-        assert!((ours - theirs).abs() <= share * theirs, "{field}: {ours} and {theirs}");
+        assert!(
+            (ours - theirs).abs() <= share * theirs,
+            "{field}: {ours} and {theirs}"
+        );
     };
     close("groups_changed", 0.1);
     close("loss_after", 1e-2);
@@ -357,14 +357,26 @@ fn what_makes_no_sense_with_codes_is_refused() {
     refuse(&["--codes", "--preset", "paper"], &["--preset", "pv-branch"]);
     refuse(&["--code-lr", "0.1"], &["--codes"]);
     refuse(&["--codes", "--code-lr", "NaN"], &["--code-lr", "finite"]);
-    refuse(&["--codes", "--max-code-change", "1.5"], &["--max-code-change", "0 to 1"]);
+    refuse(
+        &["--codes", "--max-code-change", "1.5"],
+        &["--max-code-change", "0 to 1"],
+    );
     refuse(&["--codes", "--code-trust-ratio", "-1"], &["--code-trust-ratio"]);
     refuse(&["--codes", "--code-beam", "0"], &["--code-beam", "1 or more"]);
     refuse(&["--codes", "--delta-decay", "2"], &["--delta-decay"]);
     refuse(&["--codes", "--code-betas", "0,1"], &["--code-betas", "below 1"]);
-    refuse(&["--codes", "--code-betas", "0.5"], &["--code-betas", "two numbers"]);
-    refuse(&["--codes", "--tune", "norms"], &["--tune", "codebooks or scales"]);
-    refuse(&["--codes", "--validation", "0"], &["--validation", "which state"]);
+    refuse(
+        &["--codes", "--code-betas", "0.5"],
+        &["--code-betas", "two numbers"],
+    );
+    refuse(
+        &["--codes", "--tune", "norms"],
+        &["--tune", "codebooks or scales"],
+    );
+    refuse(
+        &["--codes", "--validation", "0"],
+        &["--validation", "which state"],
+    );
 
     // a rate that breaks the buffers alone still ends in a loss that is a number: codes are codes
     let diverged = folder.path().join("diverged");

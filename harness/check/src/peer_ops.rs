@@ -138,7 +138,9 @@ impl Entry<'_> {
         self.field(name, "lists of whole numbers", |value| {
             let counts = |value: &Value| -> Option<Vec<usize>> {
                 let counts = value.as_array()?.iter();
-                counts.map(|count| count.as_u64().map(|count| count as usize)).collect()
+                counts
+                    .map(|count| count.as_u64().map(|count| count as usize))
+                    .collect()
             };
             value.as_array()?.iter().map(counts).collect()
         })

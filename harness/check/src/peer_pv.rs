@@ -194,10 +194,7 @@ pub(super) fn pv_case(
             Worst::raise(&mut worst.scales, off(&mut found.scales().iter(), "scales")?);
             if !differ {
                 Worst::raise(&mut worst.buffers, off(&mut buffer.iter(), "buffer")?);
-                if let Some(&expected) = groups_changed
-                    .get(step - 1)
-                    .and_then(|counts| counts.get(number))
-                {
+                if let Some(&expected) = groups_changed.get(step - 1).and_then(|counts| counts.get(number)) {
                     Worst::raise(&mut worst.changed, changed.abs_diff(expected) as f64);
                 }
             }

@@ -45,7 +45,12 @@ pub(crate) struct Stepper<T> {
 impl<T: Kept> Stepper<T> {
     /// Before the first step, for `len` parameters.
     pub(crate) fn new(optimizer: Optimizer, len: usize) -> Self {
-        Self::resumed(optimizer, 0, vec![T::rounded(0.0); len], vec![T::rounded(0.0); len])
+        Self::resumed(
+            optimizer,
+            0,
+            vec![T::rounded(0.0); len],
+            vec![T::rounded(0.0); len],
+        )
     }
 
     /// Before the first step, without first moments where their decay is 0.

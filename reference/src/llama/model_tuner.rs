@@ -187,7 +187,10 @@ impl PartSums for ModelTuner {
         }
         let gradients = self.parameters.iter_mut().flat_map(|tuned| &mut tuned.gradient);
         let of_codes = self.codes.iter_mut().flat_map(|tuned| tuned.codes.gradient_mut());
-        gradients.chain(of_codes).zip(sums).for_each(|(to, part)| *to += part);
+        gradients
+            .chain(of_codes)
+            .zip(sums)
+            .for_each(|(to, part)| *to += part);
         Ok(())
     }
 }
@@ -284,7 +287,11 @@ impl ModelTraining for ModelTuner {
             });
         }
         let named = |state: &CodeState| (state.block, state.layer);
-        let layers: Vec<_> = self.codes.iter().map(|tuned| (tuned.block, tuned.layer)).collect();
+        let layers: Vec<_> = self
+            .codes
+            .iter()
+            .map(|tuned| (tuned.block, tuned.layer))
+            .collect();
         if !state.codes.iter().map(named).eq(layers.iter().copied()) {
             return Err(AqlmError::Shape {
                 what: "matrices with codes of a training state".into(),
@@ -306,7 +313,11 @@ impl ModelTraining for ModelTuner {
         let mut codes = self.codes.clone();
         let mut matrices = Vec::new();
         for (tuned, part) in codes.iter_mut().zip(&state.codes) {
-            matrices.push(matrix(&self.model, tuned).clone().with_codes(part.codes.clone())?);
+            matrices.push(
+                matrix(&self.model, tuned)
+                    .clone()
+                    .with_codes(part.codes.clone())?,
+            );
             let lists = [&part.buffer, &part.first, &part.second].map(Vec::as_slice);
             tuned.codes.restore(state.steps, lists)?;
         }
@@ -632,7 +643,15 @@ mod tests {
             let of = |tuning: &ModelTuning| {
                 let mut tuner = ModelTuner::new(&model.arch, &model.to_weights(), tuning).unwrap();
                 let loss = train(&mut tuner, 4);
-                (loss, tuner.model, tuner.parameters.into_iter().map(|tuned| tuned.stepper).collect::<Vec<_>>())
+                (
+                    loss,
+                    tuner.model,
+                    tuner
+                        .parameters
+                        .into_iter()
+                        .map(|tuned| tuned.stepper)
+                        .collect::<Vec<_>>(),
+                )
             };
             assert_eq!(of(&tuning), of(&with_codes));
         }
@@ -652,7 +671,11 @@ mod tests {
         ] {
             let mut whole = with_codes(&model, change);
             let codes = |tuner: &ModelTuner| -> Vec<ndarray::Array3<u16>> {
-                tuner.codes.iter().map(|tuned| matrix(&tuner.model, tuned).codes().clone()).collect()
+                tuner
+                    .codes
+                    .iter()
+                    .map(|tuned| matrix(&tuner.model, tuned).codes().clone())
+                    .collect()
             };
             let groups: usize = codes(&whole).iter().map(|codes| codes.len() / 2).sum();
             let before = codes(&whole);
@@ -661,7 +684,11 @@ mod tests {
                 .iter()
                 .zip(&codes(&whole))
                 .map(|(old, new)| {
-                    old.lanes(ndarray::Axis(2)).into_iter().zip(new.lanes(ndarray::Axis(2))).filter(|(a, b)| a != b).count()
+                    old.lanes(ndarray::Axis(2))
+                        .into_iter()
+                        .zip(new.lanes(ndarray::Axis(2)))
+                        .filter(|(a, b)| a != b)
+                        .count()
                 })
                 .sum();
             // rounded up in each of three matrices
@@ -677,7 +704,10 @@ mod tests {
 
             let mut broken = state.clone();
             broken.codes[1].codes[[0, 0, 0]] = 4;
-            assert!(matches!(resumed.restore(&broken), Err(AqlmError::CodeOutOfRange { .. })));
+            assert!(matches!(
+                resumed.restore(&broken),
+                Err(AqlmError::CodeOutOfRange { .. })
+            ));
             let mut other = state.clone();
             other.codes.swap(0, 1);
             assert!(matches!(resumed.restore(&other), Err(AqlmError::Shape { .. })));
@@ -696,12 +726,17 @@ mod tests {
         let targets = [Target::NextTokens; 3];
         let nothing = &mut |_: usize, _: LayerId, _: &Array2<f64>| ();
         whole.accumulate(&SEQUENCES, &targets, 1.0, nothing).unwrap();
-        one.accumulate(&SEQUENCES[..1], &targets[..1], 1.0, nothing).unwrap();
+        one.accumulate(&SEQUENCES[..1], &targets[..1], 1.0, nothing)
+            .unwrap();
         for sequence in 1..3 {
-            two.accumulate(&SEQUENCES[sequence..=sequence], &targets[..1], 1.0, nothing).unwrap();
+            two.accumulate(&SEQUENCES[sequence..=sequence], &targets[..1], 1.0, nothing)
+                .unwrap();
             PartSums::add(&mut one, &two.take()).unwrap();
         }
         assert_eq!(one.take(), whole.take());
-        assert!(matches!(PartSums::add(&mut one, &[1.0]), Err(AqlmError::Shape { .. })));
+        assert!(matches!(
+            PartSums::add(&mut one, &[1.0]),
+            Err(AqlmError::Shape { .. })
+        ));
     }
 }

@@ -143,17 +143,29 @@ mod tests {
                 code_lr: eps,
             };
             pv.step(&gradient, rates, &[0]).unwrap();
-            let codes: Vec<usize> = pv.matrix().codes().iter().map(|&code| usize::from(code)).collect();
+            let codes: Vec<usize> = pv
+                .matrix()
+                .codes()
+                .iter()
+                .map(|&code| usize::from(code))
+                .collect();
             assert_eq!(codes, expected.assignments, "{iterations} iterations");
             let inertia = (decode(pv.matrix()) - &weight).mapv(|e| e * e).sum() / 120.0;
-            assert!((inertia - expected.inertia).abs() < 1e-8, "{inertia} {}", expected.inertia);
+            assert!(
+                (inertia - expected.inertia).abs() < 1e-8,
+                "{inertia} {}",
+                expected.inertia
+            );
             // the P step of k-means: gradient descent on each codeword with the rate of its own curvature
             let gradient = decode(pv.matrix()) - &weight;
             let (of_codebooks, _) = quantized_gradients(pv.matrix(), &gradient);
             pv.matrix.tune(|mut codebooks, _| {
                 for (k, mut codeword) in codebooks.index_axis_mut(Axis(0), 0).outer_iter_mut().enumerate() {
                     let size = codes.iter().filter(|&&code| code == k).count().max(1) as f64;
-                    codeword.scaled_add(-1.0 / size, &of_codebooks.index_axis(Axis(0), 0).index_axis(Axis(0), k));
+                    codeword.scaled_add(
+                        -1.0 / size,
+                        &of_codebooks.index_axis(Axis(0), 0).index_axis(Axis(0), k),
+                    );
                 }
             });
         }

@@ -54,9 +54,17 @@ pub fn recode(
         // (squared distance, size of its terms, hypothesis, code)
         let mut candidates = Vec::new();
         for (number, hypothesis) in hypotheses.iter_mut().enumerate() {
-            move_by(&mut hypothesis.residual, codebook, hypothesis.codes[codebook], 1.0);
+            move_by(
+                &mut hypothesis.residual,
+                codebook,
+                hypothesis.codes[codebook],
+                1.0,
+            );
             let own: f64 = hypothesis.residual.iter().map(|r| r * r).sum();
-            for (code, codeword) in codebooks.index_axis(ndarray::Axis(0), codebook).outer_iter().enumerate()
+            for (code, codeword) in codebooks
+                .index_axis(ndarray::Axis(0), codebook)
+                .outer_iter()
+                .enumerate()
             {
                 let distance: f64 = hypothesis
                     .residual
@@ -139,9 +147,7 @@ mod tests {
             let codebooks = Array3::from_shape_simple_fn((1, 7, 3), || rng.random_range(-1.0..1.0));
             let target: Vec<f64> = (0..3).map(|_| rng.random_range(-1.0..1.0)).collect();
             let nearest = tuples(1, 7)
-                .min_by(|a, b| {
-                    distance(&target, &codebooks, a).total_cmp(&distance(&target, &codebooks, b))
-                })
+                .min_by(|a, b| distance(&target, &codebooks, a).total_cmp(&distance(&target, &codebooks, b)))
                 .unwrap();
             for beam in [1, 4] {
                 let (codes, margin) = recode(&target, codebooks.view(), &[3], &[0], beam, Residuals::Own);

@@ -28,9 +28,7 @@ pub use model_tuning::{
     ModelTuning, Objective, Parameter, ParameterState, Rates, Target, TopTokens, Tuned, TuningState,
 };
 pub use quantized::{NEGLIGIBLE, QuantizedMatrix};
-pub use random::{
-    Purpose, Stream, StreamKey, codebook_order, sample_distinct, shuffle, stream, sweep_order,
-};
+pub use random::{Purpose, Stream, StreamKey, codebook_order, sample_distinct, shuffle, stream, sweep_order};
 pub use rope::{Rope, RopeScaling};
 pub use scheme::Scheme;
 pub use settings::{

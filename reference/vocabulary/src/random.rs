@@ -147,9 +147,8 @@ mod tests {
             block,
             layer: Some(LayerId(0)),
         };
-        let orders = |block| -> Vec<Vec<usize>> {
-            (0..8).map(|step| codebook_order(key(block), step, 5)).collect()
-        };
+        let orders =
+            |block| -> Vec<Vec<usize>> { (0..8).map(|step| codebook_order(key(block), step, 5)).collect() };
         for order in orders(0) {
             let mut sorted = order.clone();
             sorted.sort_unstable();

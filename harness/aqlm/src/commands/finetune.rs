@@ -155,9 +155,9 @@ pub(super) fn summary(report: &EndToEndReport) -> String {
             100.0 * rest
         )
     });
-    let changed = report
-        .groups_changed
-        .map_or(String::new(), |changed| format!("{changed} changes of a group's codes\n"));
+    let changed = report.groups_changed.map_or(String::new(), |changed| {
+        format!("{changed} changes of a group's codes\n")
+    });
     format!(
         "{rest}{changed}end to end: loss {:.5} -> {:.5} nats a token (epoch {}), {} steps, {} tokens in {} ({:.0} a second)\n",
         report.loss_before,

@@ -284,7 +284,8 @@ impl TuningProgress {
                     format!(", {:.0} tokens/s", *done as f64 / elapsed)
                 };
                 *done += *tokens as u64;
-                let changed = groups_changed.map_or(String::new(), |changed| format!(", {changed} groups changed"));
+                let changed =
+                    groups_changed.map_or(String::new(), |changed| format!(", {changed} groups changed"));
                 let what = format!(
                     "epoch {epoch}/{}, step {step}/{steps}, loss {loss:.4}{changed}{rate}",
                     self.epochs

@@ -4,20 +4,21 @@ use aqlm_optimized::cuda::training::Precision;
 use aqlm_reference::llama as reference;
 use aqlm_reference::{decode, pv::group_norms};
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, BlockWeights, CodeSettings, CodeState, Linear, LinearWeight, ModelTraining, ModelTuning,
-    ModelWeights, Optimizer, Parameter, QuantizedMatrix, Rates, StepRule, Target, Tuned, TuningState,
+    AdamDecay, AqlmError, BlockWeights, CodeSettings, CodeState, Linear, LinearWeight, ModelTraining,
+    ModelTuning, ModelWeights, Optimizer, Parameter, QuantizedMatrix, Rates, StepRule, Target, Tuned,
+    TuningState,
 };
 use ndarray::{Array1, Array2, s};
 use proptest::strategy::BoxedStrategy;
 
 use super::llama::Llama;
 use super::{CaseData as _, Op};
-use crate::{Comparison, largest};
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Kind, Problem, llama as cases, strategy};
 use crate::compare::{Against, Findings};
 use crate::limits::{Measure, TUNED_STEPS};
 use crate::subject::Subject;
+use crate::{Comparison, largest};
 use aqlm_formats::Result;
 
 /// Learning rate of every step.
@@ -314,10 +315,7 @@ fn with_codes<T: ModelTraining>(
     (0..TUNED_STEPS)
         .map(|_| {
             tuner.accumulate(&case.sequences(), &targets(case), scale(case), &mut |_, _, _| ())?;
-            let change = tuner.step(Rates {
-                lr: LR,
-                code_lr: 0.1,
-            })?;
+            let change = tuner.step(Rates { lr: LR, code_lr: 0.1 })?;
             Ok(CodeStep {
                 changed: change.changed,
                 state: tuner.state()?,
@@ -343,10 +341,18 @@ fn matrices(case: &Llama) -> Vec<QuantizedMatrix> {
 /// reference's margins. A code may differ only where a movement of twice the largest measured difference of
 /// the buffers, and of the weights under the old codes, would change the reference's own choice. Trajectories
 /// part there, so the comparison ends with such a step.
-fn compare_codes(check: Against, case: &Llama, [found, expected]: [&[CodeStep]; 2]) -> Result<Vec<Comparison>> {
+fn compare_codes(
+    check: Against,
+    case: &Llama,
+    [found, expected]: [&[CodeStep]; 2],
+) -> Result<Vec<Comparison>> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     let mut old = matrices(case);
-    let mut worst: f64 = if found.len() == expected.len() { 0.0 } else { f64::NAN };
+    let mut worst: f64 = if found.len() == expected.len() {
+        0.0
+    } else {
+        f64::NAN
+    };
     let mut counts = 0.0;
     for (found, expected) in found.iter().zip(expected) {
         let mut same = true;
@@ -359,8 +365,14 @@ fn compare_codes(check: Against, case: &Llama, [found, expected]: [&[CodeStep]; 
                 let mut matrix = old[number].clone();
                 let parts = &state.parameters[2 * number..2 * number + 2];
                 matrix.tune(|mut codebooks, mut scales| {
-                    codebooks.iter_mut().zip(&parts[0].values).for_each(|(to, &from)| *to = from);
-                    scales.iter_mut().zip(&parts[1].values).for_each(|(to, &from)| *to = from);
+                    codebooks
+                        .iter_mut()
+                        .zip(&parts[0].values)
+                        .for_each(|(to, &from)| *to = from);
+                    scales
+                        .iter_mut()
+                        .zip(&parts[1].values)
+                        .for_each(|(to, &from)| *to = from);
                 });
                 Ok(matrix)
             };
@@ -369,7 +381,8 @@ fn compare_codes(check: Against, case: &Llama, [found, expected]: [&[CodeStep]; 
                 to.extend(matrix.codebooks().iter().chain(matrix.scales()));
             }
             let scheme = exact.scheme();
-            let buffer = |state: &CodeState| Array2::from_shape_vec(decode(&exact).raw_dim(), state.buffer.clone());
+            let buffer =
+                |state: &CodeState| Array2::from_shape_vec(decode(&exact).raw_dim(), state.buffer.clone());
             let moved = match (buffer(a), buffer(b)) {
                 (Ok(a), Ok(b)) => {
                     let of_buffers = group_norms(&(a - b), scheme);
@@ -383,7 +396,11 @@ fn compare_codes(check: Against, case: &Llama, [found, expected]: [&[CodeStep]; 
                 let at = s![o, j, ..];
                 if a.codes.slice(at) != b.codes.slice(at) {
                     same = false;
-                    let share = if *margin == 0.0 { 0.0 } else { margin / (2.0 * moved) };
+                    let share = if *margin == 0.0 {
+                        0.0
+                    } else {
+                        margin / (2.0 * moved)
+                    };
                     worst = largest([worst, share]);
                 }
             }

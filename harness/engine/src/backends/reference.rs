@@ -11,8 +11,8 @@ use aqlm_reference::{
     relative_layer_error, residual_init, update,
 };
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, BlockWeights, Initialization, LayerId, LayerSettings, ModelTuning, ModelWeights,
-    QuantizedMatrix, StreamKey, Tuned, Update,
+    AdamDecay, AqlmError, ArchSpec, BlockWeights, Initialization, LayerId, LayerSettings, ModelTuning,
+    ModelWeights, QuantizedMatrix, StreamKey, Tuned, Update,
 };
 use half::bf16;
 use ndarray::{Array1, Array2, Axis, concatenate, s};

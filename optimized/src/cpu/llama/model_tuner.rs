@@ -214,9 +214,14 @@ impl ModelTraining for ModelTuner {
             return Ok(CodeChange::default());
         };
         let (trained, blocks) = (&mut self.trained, &mut self.model.blocks);
-        codes.step(rates.code_lr, trained.steps(), blocks, &mut |block, id, matrix| {
-            trained.codes_changed(block, id, matrix);
-        })
+        codes.step(
+            rates.code_lr,
+            trained.steps(),
+            blocks,
+            &mut |block, id, matrix| {
+                trained.codes_changed(block, id, matrix);
+            },
+        )
     }
 
     fn state(&self) -> Result<TuningState> {

@@ -148,7 +148,12 @@ impl TrainedCodes {
                 layer: layer.id,
                 name: arch.layer_name(layer.block, layer.id),
                 codes: quantized.matrix().codes().clone(),
-                buffer: layer.codes.buffer().iter().map(|&value| f64::from(value)).collect(),
+                buffer: layer
+                    .codes
+                    .buffer()
+                    .iter()
+                    .map(|&value| f64::from(value))
+                    .collect(),
                 first: widened(first),
                 second: widened(second),
             }
@@ -167,7 +172,11 @@ impl TrainedCodes {
         blocks: &[Block],
     ) -> Result<(Self, Vec<(usize, LayerId, QuantizedMatrix)>)> {
         let here: Vec<_> = self.layers.iter().map(|layer| (layer.block, layer.id)).collect();
-        if !states.iter().map(|state| (state.block, state.layer)).eq(here.iter().copied()) {
+        if !states
+            .iter()
+            .map(|state| (state.block, state.layer))
+            .eq(here.iter().copied())
+        {
             return Err(AqlmError::Shape {
                 what: "matrices with codes of a training state".into(),
                 expected: vec![here.len()],

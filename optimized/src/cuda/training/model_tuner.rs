@@ -21,7 +21,8 @@ use crate::cpu::llama::Wanted;
 /// A model whose codebooks, scales, norms, embedding and head are trained for fixed codes (paper appendix A).
 ///
 /// See [`ModelTraining`]. Activations and their gradients are f32; losses, parameters, the sums of their
-/// gradients, and moments are f64. A failure of the device in a step is kept and returned by the next loss.
+/// gradients, and moments are f64. A failure of the device while sums are taken is kept and returned by the
+/// next loss.
 pub struct ModelTuner {
     machine: Arc<Machine>,
     model: Model,
@@ -46,11 +47,7 @@ impl ModelTuner {
     /// # Errors
     /// `Aqlm` with `Argument` when `tuned` selects nothing of this model, with `Shape` when the weights do
     /// not match the machine's architecture; `Memory`, `Driver`.
-    pub fn new(
-        machine: &Arc<Machine>,
-        weights: &ModelWeights,
-        tuning: &ModelTuning,
-    ) -> Result<Self> {
+    pub fn new(machine: &Arc<Machine>, weights: &ModelWeights, tuning: &ModelTuning) -> Result<Self> {
         Self::check_tuning(tuning)?;
         let model = Model::new(machine, weights)?;
         let tied = model.lm_head.is_none();

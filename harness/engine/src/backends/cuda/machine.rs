@@ -8,8 +8,8 @@ use aqlm_optimized::cuda::training::{
 };
 use aqlm_optimized::cuda::{Buffer, Device};
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelTuning, ModelWeights, QuantizedMatrix,
-    Tuned,
+    AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelTuning, ModelWeights,
+    QuantizedMatrix, Tuned,
 };
 use ndarray::{Array1, Array2};
 

@@ -77,7 +77,11 @@ impl CodeBuffer {
     /// # Panics
     /// When the shapes differ.
     pub fn add(&mut self, gradient: &Array2<f32>) {
-        assert_eq!(self.gradient.dim(), gradient.dim(), "shape of a weight's gradient");
+        assert_eq!(
+            self.gradient.dim(),
+            gradient.dim(),
+            "shape of a weight's gradient"
+        );
         let gradient = gradient.as_standard_layout();
         elements_mut(&mut self.gradient)
             .par_chunks_mut(1 << 14)
@@ -88,7 +92,9 @@ impl CodeBuffer {
     /// Takes the sum of the gradients out, which restarts at zero.
     pub fn take_gradient(&mut self) -> impl Iterator<Item = f64> {
         let zeros = Array2::zeros(self.gradient.raw_dim());
-        std::mem::replace(&mut self.gradient, zeros).into_iter().map(f64::from)
+        std::mem::replace(&mut self.gradient, zeros)
+            .into_iter()
+            .map(f64::from)
     }
 
     /// Adds the front of a list of sums that [`CodeBuffer::take_gradient`] returned.

@@ -79,7 +79,10 @@ impl Books {
             .zip(beams.residuals.chunks_exact_mut(len))
         {
             let own = words.row(usize::from(codes[codebook]));
-            residual.iter_mut().zip(own).for_each(|(residual, entry)| *residual += entry);
+            residual
+                .iter_mut()
+                .zip(own)
+                .for_each(|(residual, entry)| *residual += entry);
         }
         let lengths: Vec<f32> = beams
             .residuals
@@ -124,7 +127,8 @@ impl Books {
                 };
                 let residual = &beams.residuals[goes_on * len..][..len];
                 let row = words.row(usize::from(code));
-                next.residuals.extend(residual.iter().zip(row).map(|(r, entry)| r - entry));
+                next.residuals
+                    .extend(residual.iter().zip(row).map(|(r, entry)| r - entry));
             }
         }
         next
