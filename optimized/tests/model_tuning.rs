@@ -528,7 +528,7 @@ fn steps_of_single_matrices_are_the_references() {
                 let order: Vec<usize> = (0..start.scheme().num_codebooks).rev().collect();
                 let rates = Rates {
                     lr: 1e-2,
-                    code_lr: settings.lr,
+                    code_lr: 0.5,
                 };
                 let recoded = exact.step(&gradient.mapv(f64::from), rates, &order).unwrap();
                 changed += ours.step(&gradient, rates, &order).unwrap();

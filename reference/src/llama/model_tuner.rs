@@ -542,7 +542,7 @@ mod tests {
             last = losses.iter().sum();
             let rates = Rates {
                 lr: 1e-2,
-                code_lr: 3e-2,
+                code_lr: 2.0,
             };
             tuner.step(rates).unwrap();
         }

@@ -159,15 +159,19 @@ mod tests {
             // the P step of k-means: gradient descent on each codeword with the rate of its own curvature
             let gradient = decode(pv.matrix()) - &weight;
             let (of_codebooks, _) = quantized_gradients(pv.matrix(), &gradient);
-            pv.matrix.tune(|mut codebooks, _| {
-                for (k, mut codeword) in codebooks.index_axis_mut(Axis(0), 0).outer_iter_mut().enumerate() {
-                    let size = codes.iter().filter(|&&code| code == k).count().max(1) as f64;
-                    codeword.scaled_add(
-                        -1.0 / size,
-                        &of_codebooks.index_axis(Axis(0), 0).index_axis(Axis(0), k),
-                    );
-                }
-            });
+            let mut moved = pv.matrix().codebooks().clone();
+            for (k, (mut codeword, slope)) in moved
+                .index_axis_mut(Axis(0), 0)
+                .outer_iter_mut()
+                .zip(of_codebooks.index_axis(Axis(0), 0).outer_iter())
+                .enumerate()
+            {
+                let size = codes.iter().filter(|&&code| code == k).count().max(1);
+                codeword.scaled_add(-1.0 / size as f64, &slope);
+            }
+            // a new buffer, which starts as the decoded weight
+            let matrix = pv.matrix().clone().with_codebooks(moved).unwrap();
+            pv = PvMatrix::new(matrix, tuning).unwrap();
         }
     }
 

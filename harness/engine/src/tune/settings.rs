@@ -175,6 +175,7 @@ pub enum CodePreset {
 
 /// What measured best here.
 const OWN_CODES: CodeSettings = CodeSettings {
+    lr: 5e-2,
     residuals: Residuals::Own,
     ..CodeSettings::README
 };
