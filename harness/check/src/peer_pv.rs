@@ -15,8 +15,8 @@ use aqlm_formats::{Error, Result};
 /// Values pass through a few hundred roundings of f32 in the peer's program.
 const VALUES: f64 = 1e-5;
 
-/// A decision that this movement of a group, as a share of the root mean square of all groups, would change is
-/// a near tie: the peer's f32 may decide it otherwise.
+/// A decision that this movement of a group, as a share of the root mean square of all groups, would change
+/// is a near tie: the peer's f32 may decide it otherwise.
 const NEAR_TIE: f64 = 1e-5;
 
 /// The two quantized weights of a case, by the letter in its arrays' names.
@@ -117,8 +117,8 @@ impl Worst {
     }
 }
 
-/// A few steps of the official optimizer with two quantized weights and one plain parameter. The codes of a
-/// step in which both programs decide a near tie differently end the comparison, since all later steps differ.
+/// A few steps of the official optimizer with two quantized weights and one plain parameter. A step in which
+/// both programs decide a near tie differently ends the comparison, since all later steps differ.
 ///
 /// `None` when this backend tunes no codes.
 pub(super) fn pv_case(

@@ -105,8 +105,8 @@ mod tests {
     }
 
     /// The loss |W - Q|^2 / 2 has the gradient Q - W. One step of gradient descent with rate 1 moves the
-    /// buffer from Q to W, so codes become those of the nearest codewords: the assignment of k-means. Averages
-    /// of the gradients move the codewords to the means, with rates 1 / (size of cluster).
+    /// buffer from Q to W, so codes become those of the nearest codewords: the assignment of k-means. A step
+    /// with rate 1 / (size of cluster) moves each codeword to its cluster's mean.
     #[test]
     fn with_one_codebook_and_the_identity_loss_steps_are_those_of_k_means() {
         let mut rng = random(7);

@@ -3,8 +3,8 @@
 //!
 //! A quantized matrix has a buffer B of the weight's shape. The optimizer moves B as if the weight were
 //! continuous. Then the groups in which B differs most from the decoded weight ([`largest()`]) are encoded
-//! again towards B ([`recode()`]), as far as the change can be trusted ([`trusted()`]). [`code_step()`] is the
-//! whole choice, [`TunedCodes`] a matrix's buffer with its moments.
+//! again towards B ([`recode()`]), as far as the change can be trusted ([`trusted()`]). [`code_step()`] is
+//! the whole choice, [`TunedCodes`] a matrix's buffer with its moments.
 
 mod code_step;
 mod delta_decay;

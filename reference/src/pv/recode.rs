@@ -22,8 +22,8 @@ pub(super) const SCORE_ERROR: f64 = 1.0 / (1 << 20) as f64;
 /// the lower code win. The codes of a target that is not finite stay.
 ///
 /// The margin is a distance: as long as the target and the sums of codewords move by less in total, every
-/// choice stays, even if scores err by 2^-20 of their terms. A sum of codewords at distance a from the target wins
-/// over one at distance b if b^2 - a^2 > 0, and a movement of d changes that by at most 2 d (a + b).
+/// choice stays, even if scores err by 2^-20 of their terms. A sum of codewords at distance a from the target
+/// wins over one at distance b if b^2 - a^2 > 0, and a movement of d changes that by at most 2 d (a + b).
 pub fn recode(
     target: &[f64],
     codebooks: ArrayView3<'_, f64>,

@@ -101,8 +101,8 @@ pub trait ModelTraining: PartSums {
     /// Errors of the machine.
     fn weights(&self) -> Result<ModelWeights>;
 
-    /// The checkpoint name of the first trained parameter, or matrix with a buffer, that is not finite. If all
-    /// are finite, the first layer whose output on these sequences is not.
+    /// The checkpoint name of the first trained parameter, or matrix with a buffer, that is not finite. If
+    /// all are finite, the first layer whose output on these sequences is not.
     ///
     /// # Errors
     /// As [`ModelTraining::losses`].

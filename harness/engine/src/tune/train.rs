@@ -50,8 +50,8 @@ pub struct Tuning {
 /// Trains the parameters selected by the settings of a quantized model, on the teacher's next-token
 /// distributions or on the text itself (paper appendix A), and its codes if the settings say so (PV-Tuning).
 ///
-/// The optimizer minimises the mean loss over the positions of `settings.batch` sequences. The seed decides a new
-/// order of sequences in each epoch. The last `settings.validation` of `sequences` judge the state after
+/// The optimizer minimises the mean loss over the positions of `settings.batch` sequences. The seed decides a
+/// new order of sequences in each epoch. The last `settings.validation` of `sequences` judge the state after
 /// every epoch; without any, the training sequences judge. The best state is kept. Training stops after
 /// `settings.patience` epochs without a better one. A state is saved after every epoch and whenever
 /// `save_every` has passed. A restarted run continues from the last intact state and ends with the same bytes
