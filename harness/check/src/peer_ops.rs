@@ -52,12 +52,12 @@ pub(super) fn check(
         if kind == "pv_step" {
             let backend = options.backend.name();
             let changed = entry.counts("groups_changed")?;
-            let row = match pv_case(&entry.pv_settings()?, &changed, &open()?, options.backend)? {
-                Some(comparisons) => CaseRow::compared(&kind, &name, backend, comparisons),
-                None => {
-                    let reason = "this backend tunes no codes";
-                    CaseRow::without(&kind, &name, backend, Outcome::Unsupported, reason)
-                }
+            let found = pv_case(&entry.pv_settings()?, &changed, &open()?, options.backend)?;
+            let row = if let Some(comparisons) = found {
+                CaseRow::compared(&kind, &name, backend, comparisons)
+            } else {
+                let reason = "this backend tunes no codes";
+                CaseRow::without(&kind, &name, backend, Outcome::Unsupported, reason)
             };
             progress(&row);
             rows.push(row);

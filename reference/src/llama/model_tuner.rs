@@ -68,7 +68,7 @@ impl ModelTuner {
             settings.check()?;
             for (block, layers) in quantized.iter().enumerate() {
                 for &layer in layers {
-                    let matrix = model.blocks[block].quantized(layer).expect(QUANTIZED_ONLY);
+                    let matrix = quantized_layer(&model, block, layer);
                     codes.push(TunedLayer {
                         block,
                         layer,
@@ -152,11 +152,14 @@ impl ModelTuner {
     }
 }
 
+/// A quantized layer's matrix.
+fn quantized_layer(model: &Model, block: usize, layer: LayerId) -> &QuantizedMatrix {
+    model.blocks[block].quantized(layer).expect(QUANTIZED_ONLY)
+}
+
 /// The matrix whose codes are tuned.
 fn matrix<'a>(model: &'a Model, tuned: &TunedLayer) -> &'a QuantizedMatrix {
-    model.blocks[tuned.block]
-        .quantized(tuned.layer)
-        .expect(QUANTIZED_ONLY)
+    quantized_layer(model, tuned.block, tuned.layer)
 }
 
 impl PartSums for ModelTuner {

@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{AqlmError, ModelTuning, QuantizedMatrix, Rates, Result};
+use aqlm_vocabulary::{AqlmError, CodeSettings, ModelTuning, QuantizedMatrix, Rates, Result, Tuned};
 use ndarray::Array2;
 
 use super::quantized_gradients;
@@ -9,7 +9,8 @@ use crate::pv::{Recoded, TunedCodes, allowances};
 /// in the order of the official code (Vahe1994/AQLM at e79a896, `src/pv_optimizer.py`).
 #[derive(Debug, Clone)]
 pub struct PvMatrix {
-    tuning: ModelTuning,
+    tuned: Tuned,
+    settings: CodeSettings,
     matrix: QuantizedMatrix,
     codebooks: Stepper,
     scales: Stepper,
@@ -30,7 +31,8 @@ impl PvMatrix {
             codebooks: Stepper::new(tuning.optimizer, matrix.codebooks().len()),
             scales: Stepper::new(tuning.optimizer, matrix.scales().len()),
             codes: TunedCodes::new(&matrix, settings),
-            tuning,
+            tuned: tuning.tuned,
+            settings,
             matrix,
         })
     }
@@ -54,7 +56,7 @@ impl PvMatrix {
     /// Those of [`QuantizedMatrix::with_codes`], which the choice of codes does not cause.
     pub fn step(&mut self, gradient: &Array2<f64>, rates: Rates, order: &[usize]) -> Result<Recoded> {
         let (of_codebooks, of_scales) = quantized_gradients(&self.matrix, gradient);
-        let tuned = self.tuning.tuned;
+        let tuned = self.tuned;
         let (codebooks, scales) = (&mut self.codebooks, &mut self.scales);
         self.matrix.tune(|to_codebooks, to_scales| {
             if tuned.codebooks {
@@ -66,7 +68,7 @@ impl PvMatrix {
         });
         self.codes.gradient_mut().assign(gradient);
         self.codes.move_buffer(rates.code_lr);
-        let settings = self.tuning.codes.expect("checked at construction");
+        let settings = self.settings;
         let norms = self.codes.differences(&self.matrix);
         let count = allowances(&[norms], settings.max_change, settings.budget)[0];
         let recoded = self.codes.recode(&self.matrix, count, order);
@@ -85,9 +87,7 @@ mod tests {
     use crate::kmeans::{KMeansSettings, kmeans};
     use crate::llama::test_data::{normal, random};
     use crate::{decode, starting_points};
-    use aqlm_vocabulary::{
-        AdamDecay, ChangeBudget, CodeSettings, Optimizer, Purpose, Residuals, Scheme, StepRule, Tuned, stream,
-    };
+    use aqlm_vocabulary::{AdamDecay, ChangeBudget, Optimizer, Purpose, Residuals, Scheme, StepRule, stream};
 
     /// Plain gradient descent: eps is so large that it alone divides.
     fn descent(eps: f64) -> Optimizer {

@@ -25,6 +25,10 @@ pub struct Recoded {
 /// ([`trusted()`]).
 ///
 /// A scale of zero leaves no target, so such a group keeps its codes.
+#[expect(
+    clippy::missing_panics_doc,
+    reason = "the shapes are those of one matrix; nothing makes it panic"
+)]
 pub fn code_step(
     matrix: &QuantizedMatrix,
     buffer: &Array2<f64>,

@@ -35,15 +35,12 @@ pub fn allowances(norms: &[Array2<f64>], share: f64, budget: ChangeBudget) -> Ve
             let all: Vec<f64> = norms.iter().flatten().copied().collect();
             let mut counts = vec![0; norms.len()];
             for index in largest(&all, allowed) {
-                let mut rest = index;
-                let owner = norms.iter().position(|norms| {
-                    let inside = rest < norms.len();
-                    if !inside {
-                        rest -= norms.len();
-                    }
-                    inside
-                });
-                counts[owner.expect("an index below the number of all groups")] += 1;
+                let mut end = 0;
+                let before = |norms: &&Array2<f64>| {
+                    end += norms.len();
+                    end <= index
+                };
+                counts[norms.iter().take_while(before).count()] += 1;
             }
             counts
         }

@@ -76,8 +76,10 @@ impl TunedCodes {
         let mut first = first.to_vec();
         first.resize(len, 0.0);
         self.stepper = Stepper::resumed(self.settings.optimizer, steps, first, second.to_vec());
-        self.buffer = Array2::from_shape_vec(self.buffer.raw_dim(), buffer.to_vec())
-            .expect("the length was just compared");
+        self.buffer
+            .iter_mut()
+            .zip(buffer)
+            .for_each(|(to, &value)| *to = value);
         self.gradient.fill(0.0);
         Ok(())
     }

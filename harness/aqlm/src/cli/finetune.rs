@@ -152,37 +152,39 @@ enum BudgetName {
     Model,
 }
 
+/// The heading of options that only matter with `--codes`.
+const CODES: &str = "Options of --codes";
+
 /// How codes change.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Options of --codes")]
 struct CodeArgs {
     /// Tune the codes, too (PV-Tuning)
-    #[arg(long)]
+    #[arg(long, help_heading = CODES)]
     codes: bool,
     /// Learning rate of the buffers from which codes follow; it falls as --lr does
-    #[arg(long, value_name = "LR", requires = "codes", allow_negative_numbers = true)]
+    #[arg(long, help_heading = CODES, value_name = "LR", requires = "codes", allow_negative_numbers = true)]
     code_lr: Option<f64>,
     /// Decays of the buffers' moments
-    #[arg(long, value_name = "BETA1,BETA2", requires = "codes", value_delimiter = ',')]
+    #[arg(long, help_heading = CODES, value_name = "BETA1,BETA2", requires = "codes", value_delimiter = ',')]
     code_betas: Vec<f64>,
     /// How the buffers follow from their gradients
-    #[arg(long, value_enum, requires = "codes")]
+    #[arg(long, help_heading = CODES, value_enum, requires = "codes")]
     code_optimizer: Option<OptimizerName>,
     /// Share of the groups that may change their codes in a step
-    #[arg(long, value_name = "SHARE", requires = "codes", allow_negative_numbers = true)]
+    #[arg(long, help_heading = CODES, value_name = "SHARE", requires = "codes", allow_negative_numbers = true)]
     max_code_change: Option<f64>,
     /// Which groups share that budget
-    #[arg(long, value_enum, requires = "codes")]
+    #[arg(long, help_heading = CODES, value_enum, requires = "codes")]
     code_budget: Option<BudgetName>,
     /// Norm of a matrix's change in a step, as a share of the matrix's norm, after which only one more group
     /// changes; 0 for no bound
-    #[arg(long, value_name = "SHARE", requires = "codes", allow_negative_numbers = true)]
+    #[arg(long, help_heading = CODES, value_name = "SHARE", requires = "codes", allow_negative_numbers = true)]
     code_trust_ratio: Option<f64>,
     /// Hypotheses kept while the codes of a group are searched
-    #[arg(long, requires = "codes")]
+    #[arg(long, help_heading = CODES, requires = "codes")]
     code_beam: Option<usize>,
     /// Share of a buffer that is replaced by the decoded weight after each step
-    #[arg(long, value_name = "SHARE", requires = "codes", allow_negative_numbers = true)]
+    #[arg(long, help_heading = CODES, value_name = "SHARE", requires = "codes", allow_negative_numbers = true)]
     delta_decay: Option<f64>,
 }
 

@@ -1,14 +1,15 @@
-use aqlm_vocabulary::{AqlmError, ModelTuning, QuantizedMatrix, Rates, Result};
+use aqlm_vocabulary::{AqlmError, CodeSettings, ModelTuning, QuantizedMatrix, Rates, Result, Tuned};
 use ndarray::{Array1, Array2};
 
 use crate::cpu::quantizer::{CodeBuffer, Places, allowances, decode, quantized_gradients};
-use crate::cpu::row_major::elements;
+use crate::cpu::row_major::{elements, elements_mut};
 use crate::cpu::stepper::Stepper;
 
 /// One matrix under PV-Tuning: the step of [`ModelTuner`](super::ModelTuner) for a model of a single matrix.
 #[derive(Debug, Clone)]
 pub struct PvMatrix {
-    tuning: ModelTuning,
+    tuned: Tuned,
+    settings: CodeSettings,
     matrix: QuantizedMatrix,
     codebooks: Stepper<f64>,
     scales: Stepper<f64>,
@@ -29,7 +30,8 @@ impl PvMatrix {
             codebooks: Stepper::new(tuning.optimizer, matrix.codebooks().len()),
             scales: Stepper::new(tuning.optimizer, matrix.scales().len()),
             codes: CodeBuffer::new(&matrix, settings),
-            tuning,
+            tuned: tuning.tuned,
+            settings,
             matrix,
         })
     }
@@ -53,22 +55,19 @@ impl PvMatrix {
         let places = Places::of(&self.matrix);
         let (of_codebooks, of_scales) =
             quantized_gradients(&self.matrix, &places, &decode(&self.matrix), gradient);
-        let tuned = self.tuning.tuned;
+        let tuned = self.tuned;
         let (codebooks, scales) = (&mut self.codebooks, &mut self.scales);
         self.matrix.tune(|mut to_codebooks, mut to_scales| {
-            let standard = "the arrays of a matrix are in standard layout";
             if tuned.codebooks {
-                let to = to_codebooks.as_slice_mut().expect(standard);
-                codebooks.step(rates.lr, to, elements(&of_codebooks));
+                codebooks.step(rates.lr, elements_mut(&mut to_codebooks), elements(&of_codebooks));
             }
             if tuned.scales {
-                let to = to_scales.as_slice_mut().expect(standard);
-                scales.step(rates.lr, to, elements(&of_scales));
+                scales.step(rates.lr, elements_mut(&mut to_scales), elements(&of_scales));
             }
         });
         self.codes.add(gradient);
         self.codes.move_buffer(rates.code_lr);
-        let settings = self.tuning.codes.expect("checked at construction");
+        let settings = self.settings;
         let differences = self.codes.differences(&self.matrix);
         let sizes = [(self.matrix.groups().0, differences.norms.as_slice())];
         let count = allowances(&sizes, settings.max_change, settings.budget)[0];

@@ -10,6 +10,9 @@ use crate::cpu::quantizer::{CodeBuffer, Differences, allowances};
 /// Why a layer with a buffer is quantized.
 const QUANTIZED_ONLY: &str = "only quantized layers have buffers";
 
+/// A layer, by block and number, and its matrix.
+type OfLayer = (usize, LayerId, QuantizedMatrix);
+
 /// The codes that are tuned: a buffer for every quantized matrix of a model.
 #[derive(Debug, Clone)]
 pub(super) struct TrainedCodes {
@@ -170,7 +173,7 @@ impl TrainedCodes {
         steps: u32,
         states: &[CodeState],
         blocks: &[Block],
-    ) -> Result<(Self, Vec<(usize, LayerId, QuantizedMatrix)>)> {
+    ) -> Result<(Self, Vec<OfLayer>)> {
         let here: Vec<_> = self.layers.iter().map(|layer| (layer.block, layer.id)).collect();
         if !states
             .iter()

@@ -18,6 +18,7 @@ fn tuned() -> EndToEndReport {
         best_epoch: 2,
         teacher_rest: Some(NUMBERS[3]),
         steps: 7,
+        groups_changed: None,
         tokens: u64::MAX,
         seconds: NUMBERS[2],
     }

@@ -287,8 +287,8 @@ fn trusted(matrix: &QuantizedMatrix, selected: &[usize], found: &[u16], bound: f
                 .sum();
             squares += (scale * moved) * (scale * moved);
         }
-        // also where the norm is not a number
-        if !(squares.sqrt() < bound) {
+        let norm = squares.sqrt();
+        if norm >= bound || norm.is_nan() || bound.is_nan() {
             return place + 1;
         }
     }
