@@ -3,13 +3,13 @@
 use aqlm_check::assertions::{assert_close, limit, with_threads};
 use aqlm_check::cases::{self, LlamaCase};
 use aqlm_optimized::cpu::llama::{
-    Activations, Model, ModelTuner, cross_entropy, kl_divergence, top_kl_divergence,
+    Activations, Model, ModelTuner, PvMatrix, cross_entropy, kl_divergence, top_kl_divergence,
 };
 use aqlm_reference::llama as reference;
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, BlockSpec, BlockWeights, LayerId, Linear, LinearWeight,
-    ModelTraining as _, ModelWeights, Parameter, QuantizedMatrix, Rope, RopeScaling, Scheme, Target,
-    TopTokens, Tuned,
+    AdamDecay, AqlmError, ArchSpec, BlockSpec, BlockWeights, ChangeBudget, CodeSettings, LayerId, Linear,
+    LinearWeight, ModelTraining as _, ModelTuning, ModelWeights, Parameter, PartSums as _, QuantizedMatrix,
+    Rates, Residuals, Rope, RopeScaling, Scheme, Target, TopTokens, Tuned,
     llama::{DOWN, GATE, KEY, LlamaBlock, OUTPUT, QUERY, VALUE},
 };
 use ndarray::{Array1, Array2, Array3, Array4, s};
@@ -135,15 +135,19 @@ fn ours(case: &Case, tuned: Tuned, activations: Activations) -> ModelTuner {
         &case.arch,
         TOKENS,
         &case.weights,
-        tuned,
-        AdamDecay::PAPER,
+        &ModelTuning::of_parameters(tuned, AdamDecay::PAPER),
         activations,
     )
     .unwrap()
 }
 
 fn expected(case: &Case, tuned: Tuned) -> reference::ModelTuner {
-    reference::ModelTuner::new(&case.arch, &case.weights, tuned, AdamDecay::PAPER).unwrap()
+    reference::ModelTuner::new(
+        &case.arch,
+        &case.weights,
+        &ModelTuning::of_parameters(tuned, AdamDecay::PAPER),
+    )
+    .unwrap()
 }
 
 /// The reference's summed gradients, in the same order. With beta1 0, its first moments after one step from
@@ -153,12 +157,17 @@ fn expected_gradients(case: &Case, targets: &[Target<'_>], scale: f64) -> (Vec<f
         beta1: 0.0,
         ..AdamDecay::PAPER
     };
-    let mut tuner = reference::ModelTuner::new(&case.arch, &case.weights, Tuned::ALL, decay).unwrap();
+    let mut tuner = reference::ModelTuner::new(
+        &case.arch,
+        &case.weights,
+        &ModelTuning::of_parameters(Tuned::ALL, decay),
+    )
+    .unwrap();
     let losses = tuner
         .accumulate(&case.sequences(), targets, scale, &mut |_, _, _| ())
         .unwrap();
-    tuner.step(0.0);
-    let parameters = tuner.state().parameters;
+    tuner.step(Rates::of_parameters(0.0)).unwrap();
+    let parameters = tuner.state().unwrap().parameters;
     (losses, parameters.into_iter().map(|part| part.first).collect())
 }
 
@@ -228,8 +237,8 @@ fn training_follows_the_reference() {
                     case.name
                 );
             }
-            tuner.step(1e-2);
-            exact.step(1e-2);
+            tuner.step(Rates::of_parameters(1e-2)).unwrap();
+            exact.step(Rates::of_parameters(1e-2)).unwrap();
         }
         let (ours, expected) = (tuner.model().to_weights(), exact.model().to_weights());
         assert_eq!(ours.lm_head.is_none(), case.arch.tied);
@@ -252,7 +261,7 @@ fn after_training(case: &Case, tuned: Tuned, activations: Activations) -> (Model
         losses = tuner
             .accumulate(&case.sequences(), targets, 0.01, &mut |_, _, _| ())
             .unwrap();
-        tuner.step(1e-2);
+        tuner.step(Rates::of_parameters(1e-2)).unwrap();
     }
     (tuner.model().to_weights(), losses)
 }
@@ -285,17 +294,17 @@ fn a_state_goes_on_exactly() {
             tuner
                 .accumulate(&case.sequences(), targets, 0.01, &mut |_, _, _| ())
                 .unwrap();
-            tuner.step(1e-2);
+            tuner.step(Rates::of_parameters(1e-2)).unwrap();
         }
     };
     let mut whole = ours(&case, Tuned::ALL, Activations::Keep);
     train(&mut whole, 2);
-    let state = whole.state();
+    let state = whole.state().unwrap();
     train(&mut whole, 2);
     let mut resumed = ours(&case, Tuned::ALL, Activations::Keep);
     resumed.restore(&state).unwrap();
     train(&mut resumed, 2);
-    assert_eq!(resumed.state(), whole.state());
+    assert_eq!(resumed.state().unwrap(), whole.state().unwrap());
     assert_eq!(resumed.model().to_weights(), whole.model().to_weights());
 
     let norms = Tuned {
@@ -305,9 +314,247 @@ fn a_state_goes_on_exactly() {
     let mut other = ours(&case, norms, Activations::Keep);
     assert!(matches!(other.restore(&state), Err(AqlmError::Shape { .. })));
     // all norms have the same length, so only their names distinguish them
-    let mut swapped = other.state();
+    let mut swapped = other.state().unwrap();
     swapped.parameters.swap(0, 1);
     assert!(matches!(other.restore(&swapped), Err(AqlmError::Shape { .. })));
+}
+
+/// Settings under which codes change in every step, of three kinds: official, official with everything, and
+/// one budget for the model.
+fn code_settings() -> [CodeSettings; 3] {
+    let settings = CodeSettings {
+        lr: 0.1,
+        max_change: 0.2,
+        ..CodeSettings::README
+    };
+    let mut all = CodeSettings {
+        trust_ratio: Some(0.05),
+        beam: 2,
+        delta_decay: 0.1,
+        ..settings
+    };
+    all.optimizer.decay.beta1 = 0.5;
+    let of_model = CodeSettings {
+        budget: ChangeBudget::Model,
+        residuals: Residuals::Own,
+        ..settings
+    };
+    [settings, all, of_model]
+}
+
+fn with_codes(case: &Case, settings: CodeSettings, activations: Activations) -> ModelTuner {
+    let tuning = ModelTuning {
+        codes: Some(settings),
+        seed: 9,
+        ..ModelTuning::of_parameters(Tuned::ALL, AdamDecay::PAPER)
+    };
+    ModelTuner::new(&case.arch, TOKENS, &case.weights, &tuning, activations).unwrap()
+}
+
+/// Steps with codes; returns the losses before the last one, and how many groups changed.
+fn train_codes(
+    case: &Case,
+    tuner: &mut ModelTuner,
+    settings: CodeSettings,
+    steps: usize,
+) -> (Vec<f64>, usize) {
+    let (_, targets) = &case.objectives()[1];
+    let rates = Rates {
+        lr: 1e-2,
+        code_lr: settings.lr,
+    };
+    let (mut losses, mut changed) = (Vec::new(), 0);
+    for _ in 0..steps {
+        losses = tuner
+            .accumulate(&case.sequences(), targets, 0.01, &mut |_, _, _| ())
+            .unwrap();
+        changed += tuner.step(rates).unwrap().changed;
+    }
+    (losses, changed)
+}
+
+#[test]
+fn threads_activations_and_resumption_change_no_byte_of_codes() {
+    for case in cases() {
+        for settings in code_settings() {
+            let run = |threads: usize, activations: Activations| {
+                with_threads(threads, || {
+                    let mut tuner = with_codes(&case, settings, activations);
+                    let trained = train_codes(&case, &mut tuner, settings, 3);
+                    (trained, tuner.state().unwrap(), tuner.weights().unwrap())
+                })
+            };
+            let alone = run(1, Activations::Recompute);
+            assert!(alone.0.1 > 0, "no code changed");
+            for (threads, activations) in [(2, Activations::Recompute), (5, Activations::Keep)] {
+                assert_eq!(
+                    run(threads, activations),
+                    alone,
+                    "{}: {threads} threads",
+                    case.name
+                );
+            }
+            let mut first = with_codes(&case, settings, Activations::Keep);
+            train_codes(&case, &mut first, settings, 1);
+            let mut resumed = with_codes(&case, settings, Activations::Keep);
+            resumed.restore(&first.state().unwrap()).unwrap();
+            train_codes(&case, &mut resumed, settings, 2);
+            assert_eq!(resumed.state().unwrap(), alone.1);
+            assert_eq!(resumed.weights().unwrap(), alone.2);
+        }
+    }
+}
+
+#[test]
+fn a_budget_of_zero_is_training_without_codes() {
+    for case in cases() {
+        let settings = CodeSettings {
+            max_change: 0.0,
+            ..CodeSettings::README
+        };
+        let mut tuner = with_codes(&case, settings, Activations::Keep);
+        let (losses, changed) = train_codes(&case, &mut tuner, settings, 3);
+        assert_eq!(changed, 0);
+        let expected = after_training(&case, Tuned::ALL, Activations::Keep);
+        assert_eq!((tuner.weights().unwrap(), losses), expected);
+    }
+}
+
+#[test]
+fn sums_from_two_tuners_are_those_of_one() {
+    let case = cases().swap_remove(0);
+    let [settings, ..] = code_settings();
+    let (_, targets) = &case.objectives()[1];
+    let tuner = || with_codes(&case, settings, Activations::Keep);
+    let (mut whole, mut first, mut second) = (tuner(), tuner(), tuner());
+    let sequences = case.sequences();
+    for part in [0..1, 1..3] {
+        whole
+            .accumulate(&sequences[part.clone()], &targets[part], 0.01, &mut |_, _, _| ())
+            .unwrap();
+    }
+    first
+        .accumulate(&sequences[..1], &targets[..1], 0.01, &mut |_, _, _| ())
+        .unwrap();
+    second
+        .accumulate(&sequences[1..], &targets[1..], 0.01, &mut |_, _, _| ())
+        .unwrap();
+    first.add(&second.take()).unwrap();
+    let sums = whole.take();
+    assert!(matches!(whole.add(&sums[1..]), Err(AqlmError::Shape { .. })));
+    assert!(matches!(whole.add(&[]), Err(AqlmError::Shape { .. })));
+    assert_eq!(first.take(), sums);
+}
+
+#[test]
+fn states_with_other_codes_are_refused_and_a_broken_buffer_is_named() {
+    let case = cases().swap_remove(0);
+    let [settings, ..] = code_settings();
+    let mut tuner = with_codes(&case, settings, Activations::Keep);
+    let good = tuner.state().unwrap();
+    assert_eq!(good.codes.len(), 2 * 4);
+    let mut beyond = good.clone();
+    let size = if beyond.codes[0].name.ends_with("v_proj") {
+        8
+    } else {
+        16
+    };
+    beyond.codes[0].codes[[0, 0, 0]] = size;
+    assert!(matches!(
+        tuner.restore(&beyond),
+        Err(AqlmError::CodeOutOfRange { .. })
+    ));
+    let mut fewer = good.clone();
+    fewer.codes.pop();
+    let mut shorter = good.clone();
+    shorter.codes[1].buffer.pop();
+    for other in [&fewer, &shorter] {
+        assert!(matches!(tuner.restore(other), Err(AqlmError::Shape { .. })));
+    }
+    assert_eq!(tuner.state().unwrap(), good);
+    let mut fixed = ours(&case, Tuned::ALL, Activations::Keep);
+    assert!(matches!(fixed.restore(&good), Err(AqlmError::Shape { .. })));
+
+    let mut broken = good;
+    broken.codes[2].buffer[5] = f64::NAN;
+    tuner.restore(&broken).unwrap();
+    let named = tuner.first_not_finite(&case.sequences()).unwrap();
+    assert_eq!(named, Some(broken.codes[2].name.clone()));
+    // the group keeps its codes, and nothing panics
+    train_codes(&case, &mut tuner, settings, 1);
+
+    let norms = ModelTuning {
+        codes: Some(settings),
+        ..ModelTuning::of_parameters(
+            Tuned {
+                norms: true,
+                ..Tuned::NONE
+            },
+            AdamDecay::PAPER,
+        )
+    };
+    assert!(matches!(
+        ModelTuner::new(&case.arch, TOKENS, &case.weights, &norms, Activations::Keep),
+        Err(AqlmError::Argument { .. })
+    ));
+}
+
+/// Random matrices of several schemes and gradients: the CPU's steps are the reference's, codes included, as
+/// long as the reference decides clearly.
+#[test]
+fn steps_of_single_matrices_are_the_references() {
+    let mut changed = 0;
+    for (scheme, shape) in [
+        ("1x6g8", (24, 64)),
+        ("2x4g8", (16, 48)),
+        ("3x3g4", (12, 20)),
+        ("2x3g4o2", (16, 24)),
+        ("1x1g4", (8, 8)),
+    ] {
+        let LinearWeight::Quantized(start) = quantized(scheme, shape) else {
+            panic!("a quantized layer");
+        };
+        for settings in code_settings() {
+            let tuning = ModelTuning {
+                tuned: Tuned::ALL,
+                optimizer: settings.optimizer,
+                codes: Some(settings),
+                seed: 0,
+            };
+            let mut exact = reference::PvMatrix::new(start.clone(), tuning).unwrap();
+            let mut ours = PvMatrix::new(start.clone(), tuning).unwrap();
+            for step in 0..3 {
+                let gradient = samples(shape.0, shape.1, 7 + step);
+                let order: Vec<usize> = (0..start.scheme().num_codebooks).rev().collect();
+                let rates = Rates {
+                    lr: 1e-2,
+                    code_lr: 0.5,
+                };
+                let recoded = exact.step(&gradient.mapv(f64::from), rates, &order).unwrap();
+                changed += ours.step(&gradient, rates, &order).unwrap();
+                let off = (&ours.buffer().mapv(f64::from) - exact.buffer())
+                    .mapv(|e| e * e)
+                    .sum()
+                    .sqrt();
+                let size = exact.buffer().mapv(|b| b * b).sum().sqrt();
+                let differ = recoded.margins.indexed_iter().filter(|&((o, j), &margin)| {
+                    let at = s![o, j, ..];
+                    // a group moves by no more than the whole, and the weight by about as much as the buffer
+                    ours.matrix().codes().slice(at) != exact.matrix().codes().slice(at) && margin > 4.0 * off
+                });
+                assert_eq!(differ.count(), 0, "{scheme}, step {step}");
+                if ours.matrix().codes() != exact.matrix().codes() {
+                    break;
+                }
+                // three steps, each of a few dozen roundings of f32
+                assert!(
+                    off <= 100.0 * f64::from(f32::EPSILON) * size,
+                    "{scheme}: {off} of {size}"
+                );
+            }
+        }
+    }
+    assert!(changed > 100, "{changed}");
 }
 
 #[test]
@@ -346,8 +593,7 @@ fn what_does_not_fit_is_refused_and_what_is_not_finite_is_named() {
             &case.arch,
             TOKENS,
             &case.weights,
-            Tuned::NONE,
-            AdamDecay::PAPER,
+            &ModelTuning::of_parameters(Tuned::NONE, AdamDecay::PAPER),
             Activations::Keep
         ),
         Err(AqlmError::Argument { .. })
@@ -363,8 +609,7 @@ fn what_does_not_fit_is_refused_and_what_is_not_finite_is_named() {
         &case.arch,
         TOKENS,
         &broken,
-        Tuned::ALL,
-        AdamDecay::PAPER,
+        &ModelTuning::of_parameters(Tuned::ALL, AdamDecay::PAPER),
         Activations::Recompute,
     )
     .unwrap();
@@ -374,7 +619,7 @@ fn what_does_not_fit_is_refused_and_what_is_not_finite_is_named() {
         .losses(&sequences, &[Target::NextTokens; SEQUENCES])
         .unwrap();
     assert!(losses.iter().all(|loss| loss.is_nan()));
-    let mut state = tuner.state();
+    let mut state = tuner.state().unwrap();
     state.parameters[0].values[0] = f64::INFINITY;
     tuner.restore(&state).unwrap();
     let found = tuner.first_not_finite(&sequences).unwrap();
@@ -611,8 +856,7 @@ fn gradients_are_exact_where_every_number_is() {
         &arch,
         2,
         &weights,
-        Tuned::ALL,
-        AdamDecay::PAPER,
+        &ModelTuning::of_parameters(Tuned::ALL, AdamDecay::PAPER),
         Activations::Recompute,
     )
     .unwrap();
@@ -623,16 +867,17 @@ fn gradients_are_exact_where_every_number_is() {
         beta1: 0.0,
         ..AdamDecay::PAPER
     };
-    let mut exact = reference::ModelTuner::new(&arch, &weights, Tuned::ALL, decay).unwrap();
+    let mut exact =
+        reference::ModelTuner::new(&arch, &weights, &ModelTuning::of_parameters(Tuned::ALL, decay)).unwrap();
     let expected = exact
         .accumulate(&sequences, &targets, scale, &mut |_, _, _| ())
         .unwrap();
     assert_eq!(ours, expected);
     // 64 equal logits
     assert!((ours[0] - 64f64.ln()).abs() <= 4.0 * f64::EPSILON);
-    exact.step(0.0);
+    exact.step(Rates::of_parameters(0.0)).unwrap();
     let mut nonzero = Vec::new();
-    for ((parameter, ours), expected) in tuner.gradients().zip(exact.state().parameters) {
+    for ((parameter, ours), expected) in tuner.gradients().zip(exact.state().unwrap().parameters) {
         assert_eq!(ours, expected.first, "{}", expected.name);
         if ours.iter().any(|&slope| slope != 0.0) {
             nonzero.push(parameter.name(&arch));

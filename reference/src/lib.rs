@@ -3,7 +3,7 @@
 //! Reading order: `aqlm_vocabulary` (scheme, codes, codebooks, scales), [`decode()`], [`Hessian`],
 //! [`layer_error()`], [`rate_distortion_limit()`], [`kmeans()`], [`residual_init()`], [`em_init()`], [`Mrf`],
 //! [`beam_search()`], [`update()`], [`feedback_init()`], [`layer_quantize()`]; then [`llama`], the model that
-//! contains the layers.
+//! contains the layers, and [`pv`], which changes the codes while the model is tuned.
 
 #![allow(
     clippy::needless_pass_by_value,
@@ -26,8 +26,11 @@ pub mod linalg;
 pub mod llama;
 mod mrf;
 mod occurrences;
+mod official_adam;
+mod optimizer;
 #[cfg(test)]
 mod problem;
+pub mod pv;
 mod residual_init;
 mod sums;
 
@@ -42,4 +45,5 @@ pub use layer_error::{layer_error, relative_layer_error, row_errors};
 pub use layer_quantize::{check_layer, layer_quantize};
 pub use limit::{limit_db, rate_distortion_limit};
 pub use mrf::{MAX_COMBINATIONS, Mrf, exhaustive_search};
+pub use optimizer::Stepper;
 pub use residual_init::residual_init;

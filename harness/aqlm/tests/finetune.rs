@@ -255,6 +255,138 @@ fn a_loss_that_is_not_a_number_stops_the_run_and_names_the_place() {
     refused(&resumed, &["epoch 1, step 2"]);
 }
 
+/// Options under which codes change in the few steps of these tests.
+const CODES: [&str; 7] = [
+    "--codes",
+    "--code-lr",
+    "0.05",
+    "--max-code-change",
+    "0.05",
+    "--save-every",
+    "0",
+];
+
+#[test]
+fn codes_are_tuned_and_an_interrupted_run_ends_in_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = short_text(folder.path(), 20);
+    let student = student(folder.path(), &text);
+    let out = folder.path().join("tuned");
+    let whole = arguments(&student, &text, &out, &CODES);
+    let document = json(&succeed(&whole));
+    assert!(
+        number(&document, "loss_after") < number(&document, "loss_before"),
+        "{document}"
+    );
+    let changed = number(&document, "groups_changed");
+    assert!(changed > 0.0, "{document}");
+    let settings = &document["settings"]["codes"];
+    assert_eq!(
+        (&settings["lr"], &settings["max_change"]),
+        (&0.05.into(), &0.05.into())
+    );
+    let bytes = model_bytes(&out);
+
+    // with the same settings and no budget it is end-to-end tuning
+    let run = |name: &str, extra: &[&str]| {
+        let out = folder.path().join(name);
+        let document = json(&succeed(&arguments(&student, &text, &out, extra)));
+        (model_bytes(&out), document)
+    };
+    let (fixed, _) = run("fixed", &[]);
+    let (without, document) = run("without a budget", &["--codes", "--max-code-change", "0"]);
+    assert_eq!(document["groups_changed"], 0);
+    assert_eq!(without, fixed);
+    assert_ne!(bytes, fixed);
+
+    // the metrics say how many groups each step changed
+    let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let steps: Vec<Value> = metrics
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|metric: &Value| metric["event"] == "step")
+        .collect();
+    let sum: f64 = steps.iter().map(|step| number(step, "groups_changed")).sum();
+    assert_eq!((steps.len(), sum), (6, changed));
+
+    // killed while the journal's last line, or its last three, were being written
+    let mut resumed = whole.clone();
+    resumed.push("--resume");
+    let journal = out.join("journal.jsonl");
+    for lines_kept in [1, 3] {
+        let text = std::fs::read_to_string(&journal).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let kept = lines.len() - lines_kept;
+        let cut = &lines[kept][..20];
+        std::fs::write(&journal, format!("{}\n{cut}", lines[..kept].join("\n"))).unwrap();
+        std::fs::remove_file(out.join("model.safetensors")).unwrap();
+        let output = succeed(&resumed);
+        assert!(message(&output).contains("continuing after") || lines_kept == 3);
+        assert_eq!(model_bytes(&out), bytes);
+        assert_eq!(number(&json(&output), "groups_changed"), changed);
+    }
+    // other settings of codes are another run
+    let mut other = resumed.clone();
+    other.extend(["--delta-decay", "0.5"]);
+    refused(&other, &["settings.codes", "0.5"]);
+
+    // the reference tunes the same codes up to near ties
+    let (_, exact) = run("reference", &[&CODES[..], &["--backend", "reference"]].concat());
+    let close = |field: &str, share: f64| {
+        let (ours, theirs) = (number(&json(&succeed(&resumed)), field), number(&exact, field));
+        assert!(
+            (ours - theirs).abs() <= share * theirs,
+            "{field}: {ours} and {theirs}"
+        );
+    };
+    close("groups_changed", 0.1);
+    close("loss_after", 1e-2);
+}
+
+#[test]
+fn what_makes_no_sense_with_codes_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = short_text(folder.path(), 20);
+    let student = student(folder.path(), &text);
+    let out = folder.path().join("out");
+    let refuse = |extra: &[&str], words: &[&str]| {
+        refused(&arguments(&student, &text, &out, extra), words);
+        assert!(!out.exists(), "{extra:?} left {} behind", out.display());
+    };
+    refuse(&["--preset", "pv-readme"], &["--preset", "--codes"]);
+    refuse(&["--codes", "--preset", "paper"], &["--preset", "pv-branch"]);
+    refuse(&["--code-lr", "0.1"], &["--codes"]);
+    refuse(&["--codes", "--code-lr", "NaN"], &["--code-lr", "finite"]);
+    refuse(
+        &["--codes", "--max-code-change", "1.5"],
+        &["--max-code-change", "0 to 1"],
+    );
+    refuse(&["--codes", "--code-trust-ratio", "-1"], &["--code-trust-ratio"]);
+    refuse(&["--codes", "--code-beam", "0"], &["--code-beam", "1 or more"]);
+    refuse(&["--codes", "--delta-decay", "2"], &["--delta-decay"]);
+    refuse(&["--codes", "--code-betas", "0,1"], &["--code-betas", "below 1"]);
+    refuse(
+        &["--codes", "--code-betas", "0.5"],
+        &["--code-betas", "two numbers"],
+    );
+    refuse(
+        &["--codes", "--tune", "norms"],
+        &["--tune", "codebooks or scales"],
+    );
+    refuse(
+        &["--codes", "--validation", "0"],
+        &["--validation", "which state"],
+    );
+
+    // a rate that breaks the buffers alone still ends in a loss that is a number: codes are codes
+    let diverged = folder.path().join("diverged");
+    refused(
+        &arguments(&student, &text, &diverged, &["--codes", "--lr", "1e30"]),
+        &["epoch 1, step 2", "first not finite: model."],
+    );
+    assert!(!diverged.join("model.safetensors").exists());
+}
+
 /// The embedded model as a folder that the test can modify.
 fn dense_folder(folder: &Path, name: &str) -> PathBuf {
     let to = folder.join(name);

@@ -14,6 +14,7 @@ mod ops;
 mod peer_checkpoints;
 mod peer_models;
 mod peer_ops;
+mod peer_pv;
 mod subject;
 mod vector_file;
 mod vector_options;

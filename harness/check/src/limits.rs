@@ -746,6 +746,24 @@ pub const LIMITS: &[Limit] = &[
     },
     Limit {
         operations: &[Op::ModelTune],
+        of: &["buffers, codebooks and scales with codes"],
+        measure: Measure::Nmse,
+        rule: Rule::Squares,
+        n: "(2 x that of losses + rows) x steps",
+        terms: |s| (2 * (model(s) + s.vocabulary) + s.rows) * TUNED_STEPS,
+        reason: "an optimizer that is linear in the gradient makes a step as exact as the gradient, and steps build on one another",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::ModelTune],
+        of: &["codes"],
+        measure: Measure::Choice,
+        rule: Rule::Required(1.0),
+        reason: "a code may differ where the measured difference of what it was chosen from explains it:                  then the reference's margin is at most that difference",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::ModelTune],
         measure: Measure::Nmse,
         rule: Rule::Squares,
         n: "2 x that of losses + rows",

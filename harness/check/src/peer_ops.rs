@@ -5,11 +5,12 @@ use aqlm_reference::llama::{
 };
 use aqlm_reference::{Hessian, KMeansSettings, adam, beam_search, closed_form, decode, kmeans, layer_error};
 use aqlm_vocabulary::{
-    AdamSettings, BlockSpec, Position, QuantizedMatrix, Rope, RopeScaling, Scheme, llama::LlamaBlock,
+    AdamSettings, BlockSpec, Position, QuantizedMatrix, Rates, Rope, RopeScaling, Scheme, llama::LlamaBlock,
 };
 use ndarray::{Array1, Array2, Array3, Array4, Ix1, Ix2, Ix3, Ix4, s};
 use serde_json::Value;
 
+use super::peer_pv::{PvSettings, pv_case};
 use super::vector_file::VectorFile;
 use super::vector_options::VectorOptions;
 use super::{CaseRow, Comparison, Outcome, largest, relative_difference};
@@ -48,6 +49,20 @@ pub(super) fn check(
             continue;
         }
         let open = || VectorFile::open(&folder.join(format!("{name}.safetensors")));
+        if kind == "pv_step" {
+            let backend = options.backend.name();
+            let changed = entry.counts("groups_changed")?;
+            let found = pv_case(&entry.pv_settings()?, &changed, &open()?, options.backend)?;
+            let row = if let Some(comparisons) = found {
+                CaseRow::compared(&kind, &name, backend, comparisons)
+            } else {
+                let reason = "this backend tunes no codes";
+                CaseRow::without(&kind, &name, backend, Outcome::Unsupported, reason)
+            };
+            progress(&row);
+            rows.push(row);
+            continue;
+        }
         let comparisons = match kind.as_str() {
             "decode" => Some(decode_case(&open()?)?),
             "hessian" => Some(hessian_case(&entry, &open()?)?),
@@ -110,6 +125,51 @@ impl Entry<'_> {
 
     fn flag(&self, name: &str) -> Result<bool> {
         self.field(name, "true or false", Value::as_bool)
+    }
+
+    fn pair(&self, name: &str) -> Result<[f64; 2]> {
+        self.field(name, "two numbers", |value| {
+            let numbers: Vec<f64> = value.as_array()?.iter().filter_map(Value::as_f64).collect();
+            numbers.try_into().ok()
+        })
+    }
+
+    fn counts(&self, name: &str) -> Result<Vec<Vec<usize>>> {
+        self.field(name, "lists of whole numbers", |value| {
+            let counts = |value: &Value| -> Option<Vec<usize>> {
+                let counts = value.as_array()?.iter();
+                counts
+                    .map(|count| count.as_u64().map(|count| count as usize))
+                    .collect()
+            };
+            value.as_array()?.iter().map(counts).collect()
+        })
+    }
+
+    fn pv_settings(&self) -> Result<PvSettings> {
+        let trust_ratio = self.field("code_trust_ratio", "a number or null", |value| {
+            if value.is_null() {
+                Some(None)
+            } else {
+                value.as_f64().map(Some)
+            }
+        })?;
+        let rates = Rates {
+            lr: self.number("lr")?,
+            code_lr: self.number("code_lr")?,
+        };
+        Ok(PvSettings::new(
+            [self.flag("lamb")?, self.flag("debias")?],
+            self.pair("betas")?,
+            self.pair("code_betas")?,
+            self.number("eps")?,
+            rates,
+            self.number("max_code_change")?,
+            trust_ratio,
+            self.count("beam")?,
+            self.number("delta_decay")?,
+            self.count("steps")?,
+        ))
     }
 }
 

@@ -20,6 +20,10 @@ impl VectorFile {
         })
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(super) fn has(&self, name: &str) -> bool {
         self.tensors.info(name).is_some()
     }

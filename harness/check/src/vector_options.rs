@@ -5,7 +5,7 @@ use aqlm_engine::backends::BackendKind;
 /// Options of `aqlm check --vectors`.
 #[derive(Debug, Clone)]
 pub struct VectorOptions {
-    /// backend that runs whole models
+    /// backend that runs whole models and steps of PV-Tuning
     pub backend: BackendKind,
     /// only cases of this operation
     pub op: Option<String>,

@@ -33,6 +33,7 @@ pub use quantize::{PipelineEvent, hessians, quantize};
 pub use runs::records::{BlockReport, LayerSummary, QuantizeReport, Record};
 pub use runs::{RunDescription, RunFolder, finished_blocks};
 pub use tune::{
-    Difference, Divergence, EndToEndEvent, EndToEndReport, EndToEndRun, EndToEndSettings, Schedule,
-    TeacherUse, Tuning, check_student, check_teacher, differences, end_to_end, publish_tuned, tune_block,
+    CodePreset, Difference, Divergence, EndToEndEvent, EndToEndReport, EndToEndRun, EndToEndSettings,
+    Schedule, TeacherUse, Tuning, check_student, check_teacher, differences, end_to_end, publish_tuned,
+    tune_block,
 };

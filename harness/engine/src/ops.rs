@@ -13,8 +13,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use aqlm_vocabulary::{
-    AdamDecay, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelWeights, Position, QuantizedMatrix,
-    StreamKey, Tuned, Update,
+    AdamDecay, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelTuning, ModelWeights, Position,
+    QuantizedMatrix, StreamKey, Tuned, Update,
 };
 pub use aqlm_vocabulary::{BlockTraining, ModelTraining, PartSums};
 use ndarray::{Array1, Array2, Axis, s};
@@ -209,8 +209,8 @@ pub trait BlockOps {
 /// Gradients and optimizer steps: the operations under [`tune_block`](crate::tune_block) and
 /// [`end_to_end`](crate::end_to_end).
 ///
-/// A tuner holds the trained parameters, Adam's moments, and sums of gradients. Several calls may add to the
-/// sums before one step uses them. Codes stay fixed.
+/// A tuner holds the trained parameters, their moments, and sums of gradients. Several calls may add to the
+/// sums before one step uses them. A block's codes stay fixed; a model's may be tuned with the rest.
 #[expect(clippy::missing_errors_doc, reason = "said once, for all methods, above")]
 pub trait TrainOps: BlockOps {
     /// a block being trained on target outputs
@@ -245,9 +245,14 @@ pub trait TrainOps: BlockOps {
     /// `spill`. The bound changes no result.
     fn bound_tuning_memory(&mut self, memory: Memory, spill: &Path, batch: usize) -> Result<()>;
 
+    /// Rejects settings that this machine cannot follow, before anything is computed or written.
+    fn check_tuning(&self, tuning: &ModelTuning) -> Result<()> {
+        let _ = tuning;
+        Ok(())
+    }
+
     /// A tuner for a model before its first step.
-    fn model_tuner(&self, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay)
-    -> Result<Self::ModelTuner>;
+    fn model_tuner(&self, weights: &ModelWeights, tuning: &ModelTuning) -> Result<Self::ModelTuner>;
 }
 
 /// A model's weights, one part at a time, from a checkpoint or from memory.

@@ -19,27 +19,6 @@ impl Moments {
         }
     }
 
-    /// The state after `steps` steps without amsgrad that ended with these moments.
-    pub(crate) fn resumed(steps: u32, first: &[f64], second: &[f64]) -> Self {
-        Self {
-            // past this many steps a decay's power is 0, and more steps change nothing
-            steps: i32::try_from(steps).unwrap_or(i32::MAX),
-            moments: first
-                .iter()
-                .zip(second)
-                .map(|(&first, &second)| [first, second, second])
-                .collect(),
-        }
-    }
-
-    /// First and second moments.
-    pub(crate) fn first_and_second(&self) -> (Vec<f64>, Vec<f64>) {
-        self.moments
-            .iter()
-            .map(|&[first, second, _]| (first, second))
-            .unzip()
-    }
-
     /// One step: moves the parameters against their gradient. Every call must give both in the same order.
     pub(crate) fn step<'a>(
         &mut self,

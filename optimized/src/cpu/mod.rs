@@ -24,6 +24,7 @@ pub mod product;
 pub mod quantizer;
 mod row_major;
 mod simd;
+mod stepper;
 mod vectorize;
 mod words;
 mod zeroed;

@@ -5,50 +5,80 @@ use super::{
     Model, ModelGradients, Rotary, block_forward_traced, embed, logits, model_backward, model_loss,
     quantized_gradients,
 };
-use crate::adam::Moments;
+use crate::optimizer::Stepper;
+use crate::pv::{TunedCodes, allowances};
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, LayerId, ModelTraining, ModelWeights, Parameter, ParameterState,
-    PartSums, Result, Target, Tuned, TuningState,
+    AqlmError, ArchSpec, CodeChange, CodeState, LayerId, ModelTraining, ModelTuning, ModelWeights, Parameter,
+    ParameterState, PartSums, QuantizedMatrix, Rates, Result, StreamKey, Target, TuningState, codebook_order,
 };
 
-/// A model whose codebooks, scales, norms, embedding and head are being trained with fixed codes (paper
-/// appendix A).
+/// A model whose codebooks, scales, norms, embedding and head are being trained (paper appendix A), with
+/// fixed codes or together with its codes (PV-Tuning).
 ///
 /// See [`ModelTraining`]. Gradients are observed whole, one for each sequence.
 #[derive(Debug, Clone)]
 pub struct ModelTuner {
     model: Model,
-    decay: AdamDecay,
+    tuning: ModelTuning,
     steps: u32,
     parameters: Vec<TunedParameter>,
+    /// of every quantized matrix, if codes are tuned
+    codes: Vec<TunedLayer>,
 }
 
 #[derive(Debug, Clone)]
 struct TunedParameter {
     parameter: Parameter,
     gradient: Array1<f64>,
-    moments: Moments,
+    stepper: Stepper,
+}
+
+/// The codes of one matrix.
+#[derive(Debug, Clone)]
+struct TunedLayer {
+    block: usize,
+    layer: LayerId,
+    codes: TunedCodes,
+    /// of the last step; empty before the first
+    margins: Array2<f64>,
 }
 
 impl ModelTuner {
     /// The tuner before the first step.
     ///
     /// # Errors
-    /// `Argument` when `tuned` selects nothing in this model; those of [`Model::from_weights`].
-    pub fn new(arch: &ArchSpec, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay) -> Result<Self> {
+    /// `Argument` when `tuning` selects nothing in this model or its settings are out of their range; those
+    /// of [`Model::from_weights`].
+    pub fn new(arch: &ArchSpec, weights: &ModelWeights, tuning: &ModelTuning) -> Result<Self> {
         let model = Model::from_weights(arch, weights)?;
-        let parameters: Vec<TunedParameter> = Parameter::selected(&weights.quantized(), arch.tied, tuned)
+        let quantized = weights.quantized();
+        let parameters: Vec<TunedParameter> = Parameter::selected(&quantized, arch.tied, tuning.tuned)
             .into_iter()
             .map(|parameter| {
                 let len = values(&model, parameter).len();
                 TunedParameter {
                     parameter,
                     gradient: Array1::zeros(len),
-                    moments: Moments::new(len),
+                    stepper: Stepper::new(tuning.optimizer, len),
                 }
             })
             .collect();
-        if parameters.is_empty() {
+        let mut codes = Vec::new();
+        if let Some(settings) = tuning.codes {
+            settings.check()?;
+            for (block, layers) in quantized.iter().enumerate() {
+                for &layer in layers {
+                    let matrix = quantized_layer(&model, block, layer);
+                    codes.push(TunedLayer {
+                        block,
+                        layer,
+                        codes: TunedCodes::new(matrix, settings),
+                        margins: Array2::zeros((0, 0)),
+                    });
+                }
+            }
+        }
+        if parameters.is_empty() && codes.is_empty() {
             return Err(AqlmError::argument(
                 "parameters to train",
                 "some that this model has",
@@ -57,9 +87,10 @@ impl ModelTuner {
         }
         Ok(Self {
             model,
-            decay,
+            tuning: *tuning,
             steps: 0,
             parameters,
+            codes,
         })
     }
 
@@ -68,12 +99,67 @@ impl ModelTuner {
         &self.model
     }
 
+    /// How clearly the last step decided on each group's codes, one array a quantized matrix (see
+    /// [`Recoded::margins`](crate::pv::Recoded::margins)).
+    pub fn margins(&self) -> impl Iterator<Item = &Array2<f64>> {
+        self.codes.iter().map(|tuned| &tuned.margins)
+    }
+
     fn add(&mut self, gradients: &ModelGradients) {
         let model = &self.model;
         self.parameters.par_iter_mut().for_each(|tuned| {
             tuned.gradient += &gradient(model, gradients, tuned.parameter);
         });
+        self.codes.par_iter_mut().for_each(|tuned| {
+            *tuned.codes.gradient_mut() += &gradients.blocks[tuned.block].layers[tuned.layer.index()];
+        });
     }
+
+    /// Moves the buffers and chooses new codes, under codebooks and scales that have moved already.
+    fn step_codes(&mut self, code_lr: f64) -> Result<CodeChange> {
+        let Some(settings) = self.tuning.codes else {
+            return Ok(CodeChange::default());
+        };
+        for tuned in &mut self.codes {
+            tuned.codes.move_buffer(code_lr);
+        }
+        let norms: Vec<Array2<f64>> = self
+            .codes
+            .iter()
+            .map(|tuned| tuned.codes.differences(matrix(&self.model, tuned)))
+            .collect();
+        let counts = allowances(&norms, settings.max_change, settings.budget);
+        let mut change = CodeChange::default();
+        for (tuned, count) in self.codes.iter_mut().zip(counts) {
+            let matrix = matrix(&self.model, tuned).clone();
+            let key = StreamKey {
+                seed: self.tuning.seed,
+                block: tuned.block,
+                layer: Some(tuned.layer),
+            };
+            let order = codebook_order(key, self.steps, matrix.scheme().num_codebooks);
+            let recoded = tuned.codes.recode(&matrix, count, &order);
+            change += CodeChange {
+                changed: recoded.changed,
+                groups: recoded.margins.len(),
+            };
+            tuned.margins = recoded.margins;
+            let matrix = matrix.with_codes(recoded.codes)?;
+            tuned.codes.decay(&matrix);
+            self.model.blocks[tuned.block].set_layer(tuned.layer, matrix)?;
+        }
+        Ok(change)
+    }
+}
+
+/// A quantized layer's matrix.
+fn quantized_layer(model: &Model, block: usize, layer: LayerId) -> &QuantizedMatrix {
+    model.blocks[block].quantized(layer).expect(QUANTIZED_ONLY)
+}
+
+/// The matrix whose codes are tuned.
+fn matrix<'a>(model: &'a Model, tuned: &TunedLayer) -> &'a QuantizedMatrix {
+    quantized_layer(model, tuned.block, tuned.layer)
 }
 
 impl PartSums for ModelTuner {
@@ -82,11 +168,19 @@ impl PartSums for ModelTuner {
             let zeros = Array1::zeros(tuned.gradient.len());
             std::mem::replace(&mut tuned.gradient, zeros)
         };
-        self.parameters.iter_mut().flat_map(take).collect()
+        let mut sums: Vec<f64> = self.parameters.iter_mut().flat_map(take).collect();
+        for tuned in &mut self.codes {
+            let gradient = tuned.codes.gradient_mut();
+            sums.extend(gradient.iter());
+            gradient.fill(0.0);
+        }
+        sums
     }
 
     fn add(&mut self, sums: &[f64]) -> Result<()> {
-        let expected: usize = self.parameters.iter().map(|tuned| tuned.gradient.len()).sum();
+        let of_parameters: usize = self.parameters.iter().map(|tuned| tuned.gradient.len()).sum();
+        let of_codes: usize = self.codes.iter().map(|tuned| tuned.codes.buffer().len()).sum();
+        let expected = of_parameters + of_codes;
         if sums.len() != expected {
             return Err(AqlmError::Shape {
                 what: "sums of gradients".into(),
@@ -95,7 +189,11 @@ impl PartSums for ModelTuner {
             });
         }
         let gradients = self.parameters.iter_mut().flat_map(|tuned| &mut tuned.gradient);
-        gradients.zip(sums).for_each(|(to, part)| *to += part);
+        let of_codes = self.codes.iter_mut().flat_map(|tuned| tuned.codes.gradient_mut());
+        gradients
+            .chain(of_codes)
+            .zip(sums)
+            .for_each(|(to, part)| *to += part);
         Ok(())
     }
 }
@@ -140,20 +238,20 @@ impl ModelTraining for ModelTuner {
         Ok(losses)
     }
 
-    fn step(&mut self, lr: f64) {
+    fn step(&mut self, rates: Rates) -> Result<CodeChange> {
         self.steps = self.steps.saturating_add(1);
-        let adam = self.decay.at(lr);
         for tuned in &mut self.parameters {
             let mut moved = values(&self.model, tuned.parameter);
-            tuned.moments.step(&adam, moved.view_mut(), &tuned.gradient);
+            tuned.stepper.step(rates.lr, moved.view_mut(), &tuned.gradient);
             set_values(&mut self.model, tuned.parameter, &moved);
             tuned.gradient.fill(0.0);
         }
+        self.step_codes(rates.code_lr)
     }
 
-    fn state(&self) -> TuningState {
+    fn state(&self) -> Result<TuningState> {
         let of_parameter = |tuned: &TunedParameter| {
-            let (first, second) = tuned.moments.moments();
+            let (first, second) = tuned.stepper.moments();
             ParameterState {
                 parameter: tuned.parameter,
                 name: tuned.parameter.name(&self.model.arch),
@@ -162,10 +260,23 @@ impl ModelTraining for ModelTuner {
                 second: second.to_vec(),
             }
         };
-        TuningState {
+        let of_codes = |tuned: &TunedLayer| {
+            let (first, second) = tuned.codes.moments();
+            CodeState {
+                block: tuned.block,
+                layer: tuned.layer,
+                name: self.model.arch.layer_name(tuned.block, tuned.layer),
+                codes: matrix(&self.model, tuned).codes().clone(),
+                buffer: tuned.codes.buffer().iter().copied().collect(),
+                first: first.to_vec(),
+                second: second.to_vec(),
+            }
+        };
+        Ok(TuningState {
             steps: self.steps,
             parameters: self.parameters.iter().map(of_parameter).collect(),
-        }
+            codes: self.codes.iter().map(of_codes).collect(),
+        })
     }
 
     fn restore(&mut self, state: &TuningState) -> Result<()> {
@@ -176,6 +287,19 @@ impl ModelTraining for ModelTuner {
                 what: "parameters of a training state".into(),
                 expected: vec![here.len()],
                 found: vec![of_state.len()],
+            });
+        }
+        let named = |state: &CodeState| (state.block, state.layer);
+        let layers: Vec<_> = self
+            .codes
+            .iter()
+            .map(|tuned| (tuned.block, tuned.layer))
+            .collect();
+        if !state.codes.iter().map(named).eq(layers.iter().copied()) {
+            return Err(AqlmError::Shape {
+                what: "matrices with codes of a training state".into(),
+                expected: vec![layers.len()],
+                found: vec![state.codes.len()],
             });
         }
         for (tuned, state) in self.parameters.iter().zip(&state.parameters) {
@@ -189,10 +313,30 @@ impl ModelTraining for ModelTuner {
                 }
             }
         }
+        let mut codes = self.codes.clone();
+        let mut matrices = Vec::new();
+        for (tuned, part) in codes.iter_mut().zip(&state.codes) {
+            matrices.push(
+                matrix(&self.model, tuned)
+                    .clone()
+                    .with_codes(part.codes.clone())?,
+            );
+            let lists = [&part.buffer, &part.first, &part.second].map(Vec::as_slice);
+            tuned.codes.restore(state.steps, lists)?;
+        }
+        for (tuned, matrix) in codes.iter().zip(matrices) {
+            self.model.blocks[tuned.block].set_layer(tuned.layer, matrix)?;
+        }
+        self.codes = codes;
         self.steps = state.steps;
         for (tuned, part) in self.parameters.iter_mut().zip(&state.parameters) {
             tuned.gradient.fill(0.0);
-            tuned.moments = Moments::resumed(state.steps, part.first.clone(), part.second.clone());
+            tuned.stepper = Stepper::resumed(
+                self.tuning.optimizer,
+                state.steps,
+                part.first.clone(),
+                part.second.clone(),
+            );
             set_values(
                 &mut self.model,
                 tuned.parameter,
@@ -202,8 +346,8 @@ impl ModelTraining for ModelTuner {
         Ok(())
     }
 
-    fn weights(&self) -> ModelWeights {
-        self.model.to_weights()
+    fn weights(&self) -> Result<ModelWeights> {
+        Ok(self.model.to_weights())
     }
 
     fn first_not_finite(&mut self, sequences: &[&[u32]]) -> Result<Option<String>> {
@@ -211,6 +355,11 @@ impl ModelTraining for ModelTuner {
         for tuned in &self.parameters {
             if broken(&values(model, tuned.parameter)) {
                 return Ok(Some(tuned.parameter.name(&model.arch)));
+            }
+        }
+        for tuned in &self.codes {
+            if broken(tuned.codes.buffer()) {
+                return Ok(Some(model.arch.layer_name(tuned.block, tuned.layer)));
             }
         }
         for tokens in sequences {
@@ -309,6 +458,7 @@ mod tests {
     use crate::llama::finite_difference::assert_gradient;
     use crate::llama::test_data::{model, quantized, random};
     use aqlm_vocabulary::llama::{DOWN, QUERY, VALUE};
+    use aqlm_vocabulary::{AdamDecay, ChangeBudget, CodeSettings, Tuned};
 
     const SEQUENCES: [&[u32]; 3] = [&[3, 1, 4, 1, 10], &[2, 7, 1, 8, 2], &[0, 5, 5, 9, 6]];
 
@@ -338,8 +488,12 @@ mod tests {
         model
     }
 
+    fn continuous(tuned: Tuned) -> ModelTuning {
+        ModelTuning::of_parameters(tuned, AdamDecay::PAPER)
+    }
+
     fn tuner(model: &Model, tuned: Tuned) -> ModelTuner {
-        let mut tuner = ModelTuner::new(&model.arch, &model.to_weights(), tuned, AdamDecay::PAPER).unwrap();
+        let mut tuner = ModelTuner::new(&model.arch, &model.to_weights(), &continuous(tuned)).unwrap();
         // undoes the rounding to f32
         tuner.model = model.clone();
         tuner
@@ -389,7 +543,11 @@ mod tests {
                 )
                 .unwrap();
             last = losses.iter().sum();
-            tuner.step(1e-2);
+            let rates = Rates {
+                lr: 1e-2,
+                code_lr: 2.0,
+            };
+            tuner.step(rates).unwrap();
         }
         last
     }
@@ -404,14 +562,14 @@ mod tests {
             .iter()
             .sum();
         train(&mut whole, 6);
-        let state = whole.state();
+        let state = whole.state().unwrap();
         let after = train(&mut whole, 4);
         assert!(after < 0.7 * before, "{before} to {after}");
 
         let mut resumed = tuner(&model, Tuned::ALL);
         resumed.restore(&state).unwrap();
         assert_eq!(train(&mut resumed, 4), after);
-        assert_eq!(resumed.state(), whole.state());
+        assert_eq!(resumed.state().unwrap(), whole.state().unwrap());
         assert_eq!(resumed.model, whole.model);
     }
 
@@ -419,7 +577,7 @@ mod tests {
     fn only_what_is_selected_moves() {
         let model = student(53, false);
         assert!(matches!(
-            ModelTuner::new(&model.arch, &model.to_weights(), Tuned::NONE, AdamDecay::PAPER),
+            ModelTuner::new(&model.arch, &model.to_weights(), &continuous(Tuned::NONE)),
             Err(AqlmError::Argument { .. })
         ));
         let mut norms = tuner(
@@ -444,7 +602,143 @@ mod tests {
         }
         let mut other = tuner(&model, Tuned::ALL);
         assert!(matches!(
-            other.restore(&norms.state()),
+            other.restore(&norms.state().unwrap()),
+            Err(AqlmError::Shape { .. })
+        ));
+    }
+
+    /// Settings under which codes change in a few steps.
+    fn with_codes(model: &Model, change: impl FnOnce(&mut CodeSettings)) -> ModelTuner {
+        let mut settings = CodeSettings {
+            max_change: 0.2,
+            ..CodeSettings::README
+        };
+        change(&mut settings);
+        let tuning = ModelTuning {
+            codes: Some(settings),
+            seed: 3,
+            ..continuous(Tuned::ALL)
+        };
+        let mut tuner = ModelTuner::new(&model.arch, &model.to_weights(), &tuning).unwrap();
+        let start = tuner.state().unwrap();
+        let mut exact = self::tuner(model, Tuned::ALL).state().unwrap();
+        exact.codes = start.codes;
+        tuner.restore(&exact).unwrap();
+        tuner
+    }
+
+    #[test]
+    fn a_budget_of_zero_is_end_to_end_tuning_bit_for_bit() {
+        for optimizer in [AdamDecay::PAPER.into(), CodeSettings::README.optimizer] {
+            let model = student(54, false);
+            let tuning = ModelTuning {
+                optimizer,
+                ..continuous(Tuned::ALL)
+            };
+            let settings = CodeSettings {
+                max_change: 0.0,
+                ..CodeSettings::README
+            };
+            let with_codes = ModelTuning {
+                codes: Some(settings),
+                ..tuning
+            };
+            let of = |tuning: &ModelTuning| {
+                let mut tuner = ModelTuner::new(&model.arch, &model.to_weights(), tuning).unwrap();
+                let loss = train(&mut tuner, 4);
+                (
+                    loss,
+                    tuner.model,
+                    tuner
+                        .parameters
+                        .into_iter()
+                        .map(|tuned| tuned.stepper)
+                        .collect::<Vec<_>>(),
+                )
+            };
+            assert_eq!(of(&tuning), of(&with_codes));
+        }
+    }
+
+    #[test]
+    fn codes_change_within_their_budget_and_go_on_from_a_state_exactly() {
+        let model = student(55, false);
+        for change in [
+            |_: &mut CodeSettings| (),
+            |settings: &mut CodeSettings| settings.budget = ChangeBudget::Model,
+            |settings: &mut CodeSettings| {
+                settings.optimizer.decay.beta1 = 0.5;
+                settings.trust_ratio = Some(0.05);
+                settings.delta_decay = 0.1;
+            },
+        ] {
+            let mut whole = with_codes(&model, change);
+            let codes = |tuner: &ModelTuner| -> Vec<ndarray::Array3<u16>> {
+                tuner
+                    .codes
+                    .iter()
+                    .map(|tuned| matrix(&tuner.model, tuned).codes().clone())
+                    .collect()
+            };
+            let groups: usize = codes(&whole).iter().map(|codes| codes.len() / 2).sum();
+            let before = codes(&whole);
+            train(&mut whole, 1);
+            let changed: usize = before
+                .iter()
+                .zip(&codes(&whole))
+                .map(|(old, new)| {
+                    old.lanes(ndarray::Axis(2))
+                        .into_iter()
+                        .zip(new.lanes(ndarray::Axis(2)))
+                        .filter(|(a, b)| a != b)
+                        .count()
+                })
+                .sum();
+            // rounded up in each of three matrices
+            assert!(changed > 0 && changed <= groups / 5 + 3, "{changed} of {groups}");
+            train(&mut whole, 2);
+            let state = whole.state().unwrap();
+            let after = train(&mut whole, 3);
+            let mut resumed = with_codes(&model, change);
+            resumed.restore(&state).unwrap();
+            assert_eq!(train(&mut resumed, 3), after);
+            assert_eq!(resumed.state().unwrap(), whole.state().unwrap());
+            assert_eq!(resumed.model, whole.model);
+
+            let mut broken = state.clone();
+            broken.codes[1].codes[[0, 0, 0]] = 4;
+            assert!(matches!(
+                resumed.restore(&broken),
+                Err(AqlmError::CodeOutOfRange { .. })
+            ));
+            let mut other = state.clone();
+            other.codes.swap(0, 1);
+            assert!(matches!(resumed.restore(&other), Err(AqlmError::Shape { .. })));
+            assert_eq!(resumed.state().unwrap(), whole.state().unwrap());
+        }
+    }
+
+    #[test]
+    fn sums_of_several_tuners_add_up_to_those_of_one() {
+        let model = student(56, false);
+        let (mut one, mut two, mut whole) = (
+            with_codes(&model, |_| ()),
+            with_codes(&model, |_| ()),
+            with_codes(&model, |_| ()),
+        );
+        let targets = [Target::NextTokens; 3];
+        let nothing = &mut |_: usize, _: LayerId, _: &Array2<f64>| ();
+        whole.accumulate(&SEQUENCES, &targets, 1.0, nothing).unwrap();
+        one.accumulate(&SEQUENCES[..1], &targets[..1], 1.0, nothing)
+            .unwrap();
+        for sequence in 1..3 {
+            two.accumulate(&SEQUENCES[sequence..=sequence], &targets[..1], 1.0, nothing)
+                .unwrap();
+            PartSums::add(&mut one, &two.take()).unwrap();
+        }
+        assert_eq!(one.take(), whole.take());
+        assert!(matches!(
+            PartSums::add(&mut one, &[1.0]),
             Err(AqlmError::Shape { .. })
         ));
     }

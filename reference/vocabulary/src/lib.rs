@@ -4,6 +4,7 @@
 
 mod adam;
 mod arch;
+mod code_tuning;
 mod error;
 mod layer_id;
 pub mod llama;
@@ -16,15 +17,20 @@ mod settings;
 mod training;
 mod weights;
 
-pub use adam::{AdamDecay, AdamSettings};
+pub use adam::{AdamDecay, AdamSettings, Optimizer, StepRule};
 pub use arch::{
     Activation, ArchSpec, AttentionSpec, BlockNorms, BlockSpec, GatedMlp, Input, LinearSpec, NormSpec,
 };
+pub use code_tuning::{ChangeBudget, CodeChange, CodeSettings, CodeState, Residuals};
 pub use error::{AqlmError, Result};
 pub use layer_id::LayerId;
-pub use model_tuning::{Objective, Parameter, ParameterState, Target, TopTokens, Tuned, TuningState};
+pub use model_tuning::{
+    ModelTuning, Objective, Parameter, ParameterState, Rates, Target, TopTokens, Tuned, TuningState,
+};
 pub use quantized::{NEGLIGIBLE, QuantizedMatrix};
-pub use random::{Position, Purpose, Stream, StreamKey, sample_distinct, shuffle, stream, sweep_order};
+pub use random::{
+    Position, Purpose, Stream, StreamKey, codebook_order, sample_distinct, shuffle, stream, sweep_order,
+};
 pub use rope::{Rope, RopeScaling};
 pub use scheme::{MAX_SUMS, Scheme};
 pub use settings::{

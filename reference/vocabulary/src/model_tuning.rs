@@ -1,7 +1,7 @@
 use ndarray::{Array1, Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
 
-use crate::{ArchSpec, FinetuneSettings, LayerId};
+use crate::{AdamDecay, ArchSpec, CodeSettings, CodeState, FinetuneSettings, LayerId, Optimizer};
 
 /// The training objective of a whole model (paper appendix A uses the first).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +37,8 @@ impl Objective {
     }
 }
 
-/// Selects the trained parameters. Codes, biases and dense layers are never trained.
+/// Selects the continuous parameters that are trained. Biases and dense layers never are;
+/// [`ModelTuning::codes`] decides on codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(
     clippy::struct_excessive_bools,
@@ -85,6 +86,47 @@ impl From<&FinetuneSettings> for Tuned {
             norms: settings.norms,
             ..Self::NONE
         }
+    }
+}
+
+/// What of a whole model is tuned, and how.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ModelTuning {
+    /// the continuous parameters that are trained
+    pub tuned: Tuned,
+    /// how these move
+    pub optimizer: Optimizer,
+    /// how codes change; `None` for fixed codes
+    pub codes: Option<CodeSettings>,
+    /// seed of the order in which a step visits the codebooks
+    pub seed: u64,
+}
+
+impl ModelTuning {
+    /// Fixed codes, and PyTorch's Adam for the parameters that `tuned` selects (paper appendix A).
+    pub fn of_parameters(tuned: Tuned, decay: AdamDecay) -> Self {
+        Self {
+            tuned,
+            optimizer: decay.into(),
+            codes: None,
+            seed: 0,
+        }
+    }
+}
+
+/// Learning rates of one step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rates {
+    /// of the continuous parameters
+    pub lr: f64,
+    /// of the buffers from which codes follow
+    pub code_lr: f64,
+}
+
+impl Rates {
+    /// A step that leaves the buffers of codes where they are.
+    pub fn of_parameters(lr: f64) -> Self {
+        Self { lr, code_lr: 0.0 }
     }
 }
 
@@ -162,13 +204,15 @@ pub struct ParameterState {
     pub second: Vec<f64>,
 }
 
-/// Training state of all trained parameters of a model.
+/// Training state of all trained parameters of a model, and of its codes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TuningState {
     /// steps taken
     pub steps: u32,
     /// in the order of [`Parameter::selected`]
     pub parameters: Vec<ParameterState>,
+    /// of every quantized matrix, block by block, if codes are tuned
+    pub codes: Vec<CodeState>,
 }
 
 /// The most likely tokens of a distribution over the vocabulary, at every position of a sequence.

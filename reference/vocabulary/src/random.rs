@@ -22,6 +22,8 @@ pub enum Purpose {
     Generation = 5,
     /// inputs of checks and benchmarks
     TestData = 6,
+    /// order in which a step of PV-Tuning visits codebooks
+    CodeSteps = 7,
 }
 
 /// The stream for (run seed, block, layer, purpose).
@@ -159,6 +161,16 @@ pub fn sweep_order(rng: &mut Stream, in_groups: usize, num_codebooks: usize, pai
     order
 }
 
+/// The order in which step `step` of PV-Tuning visits a matrix's codebooks. It depends on the key and the
+/// step alone, so a resumed run draws what an uninterrupted one draws.
+pub fn codebook_order(key: StreamKey, step: u32, num_codebooks: usize) -> Vec<usize> {
+    let mut rng = key.stream(Purpose::CodeSteps);
+    rng.set_stream(u64::from(step));
+    let mut order: Vec<usize> = (0..num_codebooks).collect();
+    shuffle(&mut rng, &mut order);
+    order
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,6 +227,25 @@ mod tests {
             let error = Position::check_order(&order, 7, 3).unwrap_err().to_string();
             assert!(error.contains("order of a sweep"), "{error}");
         }
+    }
+
+    #[test]
+    fn orders_of_codebooks_depend_on_key_and_step() {
+        let key = |block| StreamKey {
+            seed: 3,
+            block,
+            layer: Some(LayerId(0)),
+        };
+        let orders =
+            |block| -> Vec<Vec<usize>> { (0..8).map(|step| codebook_order(key(block), step, 5)).collect() };
+        for order in orders(0) {
+            let mut sorted = order.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, [0, 1, 2, 3, 4]);
+        }
+        assert_eq!(orders(0), orders(0));
+        assert_ne!(orders(0), orders(1));
+        assert!(orders(0).windows(2).any(|pair| pair[0] != pair[1]));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What can be done with a block or a model that is being trained, on every machine alike.
 
-use crate::{LayerId, ModelWeights, Result, Target, TuningState};
+use crate::{CodeChange, LayerId, ModelWeights, Rates, Result, Target, TuningState};
 
 /// Sums over sequences. Every part of the sequences adds one number per element.
 ///
@@ -46,8 +46,8 @@ pub trait BlockTraining: PartSums {
     fn block(&self) -> &Self::Block;
 }
 
-/// A model whose codebooks, scales, norms, embedding and head are being trained with fixed codes (paper
-/// appendix A).
+/// A model whose codebooks, scales, norms, embedding and head are being trained (paper appendix A), with
+/// fixed codes or together with its codes (PV-Tuning).
 ///
 /// [`ModelTraining::accumulate`] adds up gradients until [`ModelTraining::step`] uses them. A step may thus
 /// cover more sequences than fit in memory, or sums from several machines.
@@ -63,7 +63,7 @@ pub trait ModelTraining: PartSums {
 
     /// Returns [`ModelTraining::losses`] and adds `scale` times their gradients to the sums. `observe`
     /// receives the gradients with respect to decoded weights, with block and layer, in parts that add up to
-    /// the whole. Methods that change codes, or weight Hessians by gradients, start from these gradients.
+    /// the whole. Methods that weight Hessians by gradients start from these gradients.
     ///
     /// # Errors
     /// As [`ModelTraining::losses`]; gradients added before an error remain.
@@ -75,23 +75,34 @@ pub trait ModelTraining: PartSums {
         observe: &mut dyn FnMut(usize, LayerId, &Self::WeightGradient),
     ) -> Result<Vec<f64>>;
 
-    /// One Adam step with this learning rate along the sums of gradients; then resets the sums.
-    fn step(&mut self, lr: f64);
+    /// One step of the optimizer along the sums of gradients, which are then reset. Where codes are tuned,
+    /// the step ends with the choice of new codes; it says how many groups changed.
+    ///
+    /// # Errors
+    /// Errors of the machine. What was trained must not be used then.
+    fn step(&mut self, rates: Rates) -> Result<CodeChange>;
 
     /// The complete state that training needs to continue, except gradients that are not used yet.
-    fn state(&self) -> TuningState;
+    ///
+    /// # Errors
+    /// Errors of the machine.
+    fn state(&self) -> Result<TuningState>;
 
     /// Continues from a state of the same model and selection; gradients that are not used yet are discarded.
     ///
     /// # Errors
-    /// `Shape` when the state belongs to another model or selection. Then nothing is changed.
+    /// `Shape` when the state belongs to another model or selection, `CodeOutOfRange` for a code that its
+    /// codebook does not have. Then nothing is changed.
     fn restore(&mut self, state: &TuningState) -> Result<()>;
 
     /// The model's current weights, at the machine's own precision.
-    fn weights(&self) -> ModelWeights;
+    ///
+    /// # Errors
+    /// Errors of the machine.
+    fn weights(&self) -> Result<ModelWeights>;
 
-    /// The checkpoint name of the first trained parameter that is not finite. If all are finite, the first
-    /// layer whose output on these sequences is not.
+    /// The checkpoint name of the first trained parameter, or matrix with a buffer, that is not finite. If
+    /// all are finite, the first layer whose output on these sequences is not.
     ///
     /// # Errors
     /// As [`ModelTraining::losses`].

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use aqlm_vocabulary::{Objective, Tuned};
+use aqlm_vocabulary::{AqlmError, ChangeBudget, CodeSettings, Objective, StepRule, Tuned};
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
@@ -10,7 +10,7 @@ use super::text::TextArgs;
 use crate::commands::finetune::{Teaching, default_seqlen};
 use crate::commands::{self, Job, NamedModel, Output, warn_of_length};
 use aqlm_engine::backends::{BackendKind, Memory};
-use aqlm_engine::{EndToEndSettings, Preset, Schedule, TeacherUse, check_student};
+use aqlm_engine::{CodePreset, EndToEndSettings, Preset, Schedule, TeacherUse, check_student};
 use aqlm_formats::model::Model;
 use aqlm_formats::texts::TokenStream;
 use aqlm_formats::{Error, Result};
@@ -90,12 +90,168 @@ enum TeacherName {
     OnTheFly,
 }
 
+/// Settings that belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PresetName {
+    /// what measured best here, with fixed codes
+    Project,
+    /// as the paper of AQLM describes it, with fixed codes
+    Paper,
+    /// the same as paper
+    Official,
+    /// what measured best here, for --codes
+    Pv,
+    /// the recipe of the official repository's README, for --codes
+    PvReadme,
+    /// the recipe of its branch pv-tuning, for --codes
+    PvBranch,
+}
+
+impl PresetName {
+    /// The preset with codes, or that without.
+    fn preset(self) -> std::result::Result<CodePreset, Preset> {
+        match self {
+            Self::Project => Err(Preset::Project),
+            Self::Paper => Err(Preset::Paper),
+            Self::Official => Err(Preset::Official),
+            Self::Pv => Ok(CodePreset::Pv),
+            Self::PvReadme => Ok(CodePreset::PvReadme),
+            Self::PvBranch => Ok(CodePreset::PvBranch),
+        }
+    }
+}
+
+/// How parameters follow from their gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OptimizerName {
+    /// Adam as PyTorch computes it
+    Adam,
+    /// Adam of the official PV-Tuning code: epsilon beside the uncorrected root
+    OfficialAdam,
+    /// LAMB of the official PV-Tuning code, with corrections: steps are a share of the parameters' norm
+    Lamb,
+}
+
+impl OptimizerName {
+    fn rule(self) -> StepRule {
+        let official = |lamb| StepRule::Official { lamb, debias: true };
+        match self {
+            Self::Adam => StepRule::Adam,
+            Self::OfficialAdam => official(false),
+            Self::Lamb => official(true),
+        }
+    }
+}
+
+/// Which groups share the budget of changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum BudgetName {
+    /// those of one matrix
+    Matrix,
+    /// those of the whole model
+    Model,
+}
+
+/// The heading of options that only matter with `--codes`.
+const CODES: &str = "Options of --codes";
+
+/// How codes change.
+#[derive(Debug, clap::Args)]
+struct CodeArgs {
+    /// Tune the codes, too (PV-Tuning)
+    #[arg(long, help_heading = CODES)]
+    codes: bool,
+    /// Learning rate of the buffers from which codes follow; it falls as --lr does
+    #[arg(long, help_heading = CODES, value_name = "LR", requires = "codes", allow_negative_numbers = true)]
+    code_lr: Option<f64>,
+    /// Decays of the buffers' moments
+    #[arg(long, help_heading = CODES, value_name = "BETA1,BETA2", requires = "codes", value_delimiter = ',')]
+    code_betas: Vec<f64>,
+    /// How the buffers follow from their gradients
+    #[arg(long, help_heading = CODES, value_enum, requires = "codes")]
+    code_optimizer: Option<OptimizerName>,
+    /// Share of the groups that may change their codes in a step
+    #[arg(long, help_heading = CODES, value_name = "SHARE", requires = "codes", allow_negative_numbers = true)]
+    max_code_change: Option<f64>,
+    /// Which groups share that budget
+    #[arg(long, help_heading = CODES, value_enum, requires = "codes")]
+    code_budget: Option<BudgetName>,
+    /// Norm of a matrix's change in a step, as a share of the matrix's norm, after which only one more group
+    /// changes; 0 for no bound
+    #[arg(long, help_heading = CODES, value_name = "SHARE", requires = "codes", allow_negative_numbers = true)]
+    code_trust_ratio: Option<f64>,
+    /// Hypotheses kept while the codes of a group are searched
+    #[arg(long, help_heading = CODES, requires = "codes")]
+    code_beam: Option<usize>,
+    /// Share of a buffer that is replaced by the decoded weight after each step
+    #[arg(long, help_heading = CODES, value_name = "SHARE", requires = "codes", allow_negative_numbers = true)]
+    delta_decay: Option<f64>,
+}
+
+impl CodeArgs {
+    /// The settings that these options change.
+    fn resolve(&self, mut settings: CodeSettings) -> Result<CodeSettings> {
+        settings.lr = self.code_lr.unwrap_or(settings.lr);
+        match self.code_betas.as_slice() {
+            [] => {}
+            &[beta1, beta2] => {
+                settings.optimizer.decay.beta1 = beta1;
+                settings.optimizer.decay.beta2 = beta2;
+            }
+            other => {
+                return Err(Error::argument(
+                    "--code-betas",
+                    "two numbers",
+                    format!("{} of them", other.len()),
+                ));
+            }
+        }
+        if let Some(name) = self.code_optimizer {
+            settings.optimizer.rule = name.rule();
+        }
+        settings.max_change = self.max_code_change.unwrap_or(settings.max_change);
+        match self.code_budget {
+            Some(BudgetName::Matrix) => settings.budget = ChangeBudget::Matrix,
+            Some(BudgetName::Model) => settings.budget = ChangeBudget::Model,
+            None => {}
+        }
+        match self.code_trust_ratio {
+            Some(0.0) => settings.trust_ratio = None,
+            Some(ratio) => settings.trust_ratio = Some(ratio),
+            None => {}
+        }
+        settings.beam = self.code_beam.unwrap_or(settings.beam);
+        settings.delta_decay = self.delta_decay.unwrap_or(settings.delta_decay);
+        match settings.check() {
+            Err(AqlmError::Argument {
+                what,
+                expected,
+                found,
+            }) => Err(Error::argument(option_of(&what), &expected, found)),
+            other => Ok(other.map(|()| settings)?),
+        }
+    }
+}
+
+/// The option for what [`CodeSettings::check`] names.
+fn option_of(what: &str) -> &str {
+    match what {
+        "code rate" => "--code-lr",
+        "first beta of codes" | "second beta of codes" => "--code-betas",
+        "share of groups that change" => "--max-code-change",
+        "trust ratio" => "--code-trust-ratio",
+        "beam" => "--code-beam",
+        "delta decay" => "--delta-decay",
+        other => other,
+    }
+}
+
 /// Settings on top of a preset.
 #[derive(Debug, clap::Args)]
 struct SettingsArgs {
-    /// Settings to start from
-    #[arg(long, value_enum, default_value = "project")]
-    preset: Preset,
+    /// Settings to start from [default: project, with --codes pv]
+    #[arg(long, value_enum)]
+    preset: Option<PresetName>,
     /// What is minimised
     #[arg(long, default_value = "kl", value_parser = objectives())]
     loss: Objective,
@@ -108,6 +264,9 @@ struct SettingsArgs {
     /// How the learning rate falls over the run
     #[arg(long, value_enum)]
     schedule: Option<Schedule>,
+    /// How parameters follow from their gradients
+    #[arg(long, value_enum)]
+    optimizer: Option<OptimizerName>,
     /// Passes over the training sequences at most
     #[arg(long)]
     epochs: Option<usize>,
@@ -136,6 +295,8 @@ struct SettingsArgs {
     /// Seed of every random stream
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    code_args: CodeArgs,
 }
 
 /// The switches that a list of names turns on.
@@ -161,13 +322,16 @@ impl SettingsArgs {
             Some(sequences) => sequences,
             None => stream.windows(seqlen)?.len(),
         };
-        let mut settings = EndToEndSettings::preset(self.preset, seqlen, sequences);
+        let mut settings = self.of_preset(seqlen, sequences)?;
         settings.objective = self.loss;
         if !self.tune.is_empty() {
             settings.tuned = tuned(&self.tune);
         }
         settings.lr = self.lr.unwrap_or(settings.lr);
         settings.schedule = self.schedule.unwrap_or(settings.schedule);
+        if let Some(name) = self.optimizer {
+            settings.rule = name.rule();
+        }
         settings.epochs = self.epochs.unwrap_or(settings.epochs);
         settings.batch = self.batch.unwrap_or(settings.batch);
         settings.patience = self.patience.unwrap_or(settings.patience);
@@ -186,7 +350,43 @@ impl SettingsArgs {
             (TeacherName::Cached, Some(k)) => TeacherUse::Top(k),
         };
         validate(&settings, model, "--")?;
+        if let Some(codes) = settings.codes {
+            settings.codes = Some(self.code_args.resolve(codes)?);
+            if !(settings.tuned.codebooks || settings.tuned.scales) {
+                return Err(Error::argument(
+                    "--tune",
+                    "codebooks or scales, beside --codes",
+                    "neither",
+                ));
+            }
+            if settings.validation == 0 {
+                return Err(Error::argument(
+                    "--validation",
+                    "1 or more, because with --codes they alone decide which state is kept",
+                    "0",
+                ));
+            }
+        }
         Ok(settings)
+    }
+
+    /// The preset, which must be one with codes if and only if codes are tuned.
+    fn of_preset(&self, seqlen: usize, sequences: usize) -> Result<EndToEndSettings> {
+        let refuse = |name: PresetName, expected: &str| {
+            let found = name.to_possible_value();
+            let found = found.map_or_else(String::new, |value| value.get_name().to_owned());
+            Err(Error::argument("--preset", expected, found))
+        };
+        match (self.code_args.codes, self.preset) {
+            (false, None) => Ok(EndToEndSettings::preset(Preset::Project, seqlen, sequences)),
+            (true, None) => Ok(EndToEndSettings::with_codes(CodePreset::Pv, seqlen, sequences)),
+            (codes, Some(name)) => match (codes, name.preset()) {
+                (false, Err(preset)) => Ok(EndToEndSettings::preset(preset, seqlen, sequences)),
+                (true, Ok(preset)) => Ok(EndToEndSettings::with_codes(preset, seqlen, sequences)),
+                (false, Ok(_)) => refuse(name, "--codes beside it, or project, paper or official"),
+                (true, Err(_)) => refuse(name, "pv, pv-readme or pv-branch beside --codes"),
+            },
+        }
     }
 }
 

@@ -155,8 +155,11 @@ pub(super) fn summary(report: &EndToEndReport) -> String {
             100.0 * rest
         )
     });
+    let changed = report.groups_changed.map_or(String::new(), |changed| {
+        format!("{changed} changes of a group's codes\n")
+    });
     format!(
-        "{rest}end to end: loss {:.5} -> {:.5} nats a token (epoch {}), {} steps, {} tokens in {} ({:.0} a second)\n",
+        "{rest}{changed}end to end: loss {:.5} -> {:.5} nats a token (epoch {}), {} steps, {} tokens in {} ({:.0} a second)\n",
         report.loss_before,
         report.loss_after,
         report.best_epoch,
@@ -229,6 +232,7 @@ impl OnMachine for Training<'_> {
             save_every,
         } = self;
         let settings = &job.settings;
+        machine.check_tuning(&settings.tuning())?;
         let with_teacher = EndToEndRun {
             teacher_sha256: teacher.map(Model::fingerprint).transpose()?,
             settings: settings.clone(),

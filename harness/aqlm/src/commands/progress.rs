@@ -273,6 +273,7 @@ impl TuningProgress {
                 steps,
                 tokens,
                 loss,
+                groups_changed,
             } => {
                 self.progress.advance(*tokens as u64);
                 let (started, done) = self.rate.get_or_insert_with(|| (Instant::now(), 0));
@@ -283,8 +284,10 @@ impl TuningProgress {
                     format!(", {:.0} tokens/s", *done as f64 / elapsed)
                 };
                 *done += *tokens as u64;
+                let changed =
+                    groups_changed.map_or(String::new(), |changed| format!(", {changed} groups changed"));
                 let what = format!(
-                    "epoch {epoch}/{}, step {step}/{steps}, loss {loss:.4}{rate}",
+                    "epoch {epoch}/{}, step {step}/{steps}, loss {loss:.4}{changed}{rate}",
                     self.epochs
                 );
                 self.progress.heartbeat(&what);

@@ -119,12 +119,16 @@ fn scalars(event: &MetricEvent, layers: &mut i64, steps: &mut i64) -> (i64, Vec<
             }
             (report.block as i64, scalars)
         }
-        MetricEvent::Step { loss, lr, .. } => {
+        MetricEvent::Step {
+            loss,
+            lr,
+            groups_changed,
+            ..
+        } => {
             *steps += 1;
-            (
-                *steps - 1,
-                vec![("end_to_end/loss", *loss), ("end_to_end/lr", *lr)],
-            )
+            let mut scalars = vec![("end_to_end/loss", *loss), ("end_to_end/lr", *lr)];
+            scalars.extend(groups_changed.map(|changed| ("end_to_end/groups_changed", changed as f64)));
+            (*steps - 1, scalars)
         }
         MetricEvent::Epoch {
             epoch,
@@ -184,6 +188,7 @@ mod tests {
                 epochs: None,
                 loss,
                 lr: 0.5,
+                groups_changed: None,
             },
             unix_seconds: Some(1e9 + loss),
             resident_bytes: Some(1 << 20),

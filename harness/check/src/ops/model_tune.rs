@@ -2,26 +2,29 @@ use aqlm_engine::ops::TrainOps as _;
 use aqlm_optimized::cpu::llama::{Activations, ModelTuner};
 use aqlm_optimized::cuda::training::Precision;
 use aqlm_reference::llama as reference;
+use aqlm_reference::{decode, pv::group_norms};
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ModelTraining as _, ModelWeights, Parameter, Target, Tuned, TuningState,
+    AdamDecay, AqlmError, BlockWeights, CodeSettings, CodeState, Linear, LinearWeight, ModelTraining,
+    ModelTuning, ModelWeights, Optimizer, Parameter, QuantizedMatrix, Rates, StepRule, Target, Tuned,
+    TuningState,
 };
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, s};
 use proptest::strategy::BoxedStrategy;
 
 use super::llama::Llama;
 use super::{CaseData as _, Op};
-use crate::Comparison;
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Kind, Problem, llama as cases, strategy};
 use crate::compare::{Against, Findings};
 use crate::limits::{Measure, TUNED_STEPS};
 use crate::subject::Subject;
+use crate::{Comparison, largest};
 use aqlm_formats::Result;
 
 /// Learning rate of every step.
 const LR: f64 = 1e-2;
 
-/// Losses, gradients of all parameters, and Adam steps of a whole model.
+/// Losses, gradients of all parameters, and Adam steps of a whole model; and steps that change its codes.
 pub(crate) struct ModelTune;
 
 impl Op for ModelTune {
@@ -49,17 +52,17 @@ impl Op for ModelTune {
                     beta1: 0.0,
                     ..AdamDecay::PAPER
                 };
-                let mut tuner = reference::ModelTuner::new(config, &weights, Tuned::ALL, decay)?;
+                let mut tuner = reference::ModelTuner::new(config, &weights, &all(decay))?;
                 tuner.accumulate(&case.sequences(), &targets(case), scale(case), &mut |_, _, _| ())?;
-                tuner.step(0.0);
-                let state = tuner.state();
+                tuner.step(Rates::of_parameters(0.0))?;
+                let state = tuner.state()?;
                 let gradients = state.parameters.into_iter();
                 let gradients = gradients.map(|part| (part.parameter, part.first)).collect();
-                let mut tuner = reference::ModelTuner::new(config, &weights, Tuned::ALL, AdamDecay::PAPER)?;
+                let mut tuner = reference::ModelTuner::new(config, &weights, &all(AdamDecay::PAPER))?;
                 let losses =
                     trained(&mut |step| {
                         if step > 0 {
-                            tuner.step(LR);
+                            tuner.step(Rates::of_parameters(LR))?;
                         }
                         Ok(tuner.accumulate(
                             &case.sequences(),
@@ -68,7 +71,16 @@ impl Op for ModelTune {
                             &mut |_, _, _| (),
                         )?)
                     })?;
-                Ok(Trained { gradients, losses })
+                let codes = with_codes(
+                    reference::ModelTuner::new(config, &weights, &CODES)?,
+                    case,
+                    |tuner| tuner.margins().cloned().collect(),
+                )?;
+                Ok(Trained {
+                    gradients,
+                    losses,
+                    codes: Some(codes),
+                })
             }
             Subject::Cpu(_) => {
                 let keep = Activations::Recompute;
@@ -76,14 +88,13 @@ impl Op for ModelTune {
                     config,
                     case.problem.tokens,
                     &weights,
-                    Tuned::ALL,
-                    AdamDecay::PAPER,
+                    &all(AdamDecay::PAPER),
                     keep,
                 )?;
                 let mut gradients = Vec::new();
                 let losses = trained(&mut |step| {
                     if step > 0 {
-                        tuner.step(LR);
+                        tuner.step(Rates::of_parameters(LR))?;
                     }
                     let losses = tuner.accumulate(
                         &case.sequences(),
@@ -97,15 +108,20 @@ impl Op for ModelTune {
                     }
                     Ok(losses)
                 })?;
-                Ok(Trained { gradients, losses })
+                let tuner = ModelTuner::new(config, case.problem.tokens, &weights, &CODES, keep)?;
+                Ok(Trained {
+                    gradients,
+                    losses,
+                    codes: Some(with_codes(tuner, case, |_| Vec::new())?),
+                })
             }
             Subject::Cuda(cuda) => {
                 let backend = case.on_machine(cuda)?;
-                let mut tuner = backend.model_tuner(&weights, Tuned::ALL, AdamDecay::PAPER)?;
+                let mut tuner = backend.model_tuner(&weights, &all(AdamDecay::PAPER))?;
                 let mut gradients = Vec::new();
                 let losses = trained(&mut |step| {
                     if step > 0 {
-                        tuner.step(LR);
+                        tuner.step(Rates::of_parameters(LR))?;
                     }
                     let losses = tuner.accumulate(
                         &case.sequences(),
@@ -118,7 +134,11 @@ impl Op for ModelTune {
                     }
                     Ok(losses)
                 })?;
-                Ok(Trained { gradients, losses })
+                Ok(Trained {
+                    gradients,
+                    losses,
+                    codes: None,
+                })
             }
         }
     }
@@ -129,8 +149,8 @@ impl Op for ModelTune {
         let trained = Self::run(&Subject::Reference, &case)?;
         let (sequences, targets) = (case.sequences(), targets(&case));
         let mut tuner =
-            reference::ModelTuner::new(&case.data.config, &weights(&case), Tuned::ALL, AdamDecay::PAPER)?;
-        let start = tuner.state();
+            reference::ModelTuner::new(&case.data.config, &weights(&case), &all(AdamDecay::PAPER))?;
+        let start = tuner.state()?;
         let step = f64::EPSILON.cbrt();
         let mut pairs = Vec::new();
         for (at, (_, gradient)) in trained.gradients.iter().enumerate() {
@@ -160,7 +180,7 @@ impl Op for ModelTune {
     /// Parameters after the steps are not compared, for the reason in block_finetune.
     fn compare(
         check: Against,
-        _subject: &Subject,
+        subject: &Subject,
         case: &Llama,
         expected: &Trained,
         found: &Trained,
@@ -182,6 +202,11 @@ impl Op for ModelTune {
             let what = format!("gradient of {}", parameter.name(&case.data.config));
             comparisons.push(check.nmse(&what, ours, theirs)?);
         }
+        // no GPU tunes codes yet
+        if !matches!(subject, Subject::Cuda(_)) {
+            let steps = [found, expected].map(|trained| trained.codes.as_deref().unwrap_or_default());
+            comparisons.extend(compare_codes(check, case, steps)?);
+        }
         Ok(comparisons.into())
     }
 
@@ -200,6 +225,28 @@ impl Op for ModelTune {
                 let first = found.losses.row(0).to_owned();
                 found.losses.row_mut(1).assign(&first);
             }),
+            Breakage::of_answer("a group that keeps its codes", |found, data, _| {
+                let starts = matrices(data);
+                if let Some(step) = found.codes.iter_mut().flatten().next() {
+                    for (state, start) in step.state.codes.iter_mut().zip(&starts) {
+                        let changed = state
+                            .codes
+                            .indexed_iter()
+                            .find(|&(at, code)| start.codes()[at] != *code)
+                            .map(|(at, _)| at);
+                        if let Some(at) = changed {
+                            state.codes[at] = start.codes()[at];
+                        }
+                    }
+                }
+            }),
+            Breakage::of_answer("buffers that move a little too far", |found, _, _| {
+                for step in found.codes.iter_mut().flatten() {
+                    for state in &mut step.state.codes {
+                        state.buffer.iter_mut().for_each(|value| *value *= 1.01);
+                    }
+                }
+            }),
         ]
     }
 }
@@ -211,6 +258,165 @@ pub(crate) struct Trained {
     gradients: Vec<(Parameter, Vec<f64>)>,
     /// losses before every step and after the last, [steps + 1, sequences]
     losses: Array2<f64>,
+    /// the steps of a training with codes; `None` on a machine that has none
+    codes: Option<Vec<CodeStep>>,
+}
+
+/// One step of a training with codes.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct CodeStep {
+    /// groups of which at least one code changed
+    changed: usize,
+    /// after the step
+    state: TuningState,
+    /// of the reference's choices
+    margins: Vec<Array2<f64>>,
+}
+
+/// An optimizer whose steps are nearly linear in the gradient, since epsilon is larger than the root of any
+/// second moment here. A step is then as exact as its gradient. Adam's own steps are not: where a gradient is
+/// at the level of rounding, they go anywhere.
+const SMOOTH: Optimizer = Optimizer {
+    decay: AdamDecay {
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1.0,
+    },
+    rule: StepRule::Official {
+        lamb: true,
+        debias: true,
+    },
+};
+
+/// Codes, codebooks and scales change, by much in a step.
+const CODES: ModelTuning = ModelTuning {
+    tuned: Tuned {
+        codebooks: true,
+        scales: true,
+        ..Tuned::NONE
+    },
+    optimizer: SMOOTH,
+    codes: Some(CodeSettings {
+        lr: 0.1,
+        optimizer: SMOOTH,
+        max_change: 0.25,
+        beam: 3,
+        ..CodeSettings::README
+    }),
+    seed: 5,
+};
+
+/// Steps with codes on a machine.
+fn with_codes<T: ModelTraining>(
+    mut tuner: T,
+    case: &Llama,
+    margins: impl Fn(&T) -> Vec<Array2<f64>>,
+) -> Result<Vec<CodeStep>> {
+    (0..TUNED_STEPS)
+        .map(|_| {
+            tuner.accumulate(&case.sequences(), &targets(case), scale(case), &mut |_, _, _| ())?;
+            let change = tuner.step(Rates { lr: LR, code_lr: 0.1 })?;
+            Ok(CodeStep {
+                changed: change.changed,
+                state: tuner.state()?,
+                margins: margins(&tuner),
+            })
+        })
+        .collect()
+}
+
+/// The quantized matrices of a case, in the order of a state's.
+fn matrices(case: &Llama) -> Vec<QuantizedMatrix> {
+    let of_block = |block: &BlockWeights| -> Vec<QuantizedMatrix> {
+        let quantized = |layer: &Linear| match &layer.weight {
+            LinearWeight::Quantized(matrix) => Some(matrix.clone()),
+            LinearWeight::Dense(_) => None,
+        };
+        block.layers.iter().filter_map(quantized).collect()
+    };
+    case.data.blocks.iter().flat_map(of_block).collect()
+}
+
+/// Compares `[found, expected]` step by step: buffers, codebooks and scales by their values; codes by the
+/// reference's margins. A code may differ only where a movement of twice the largest measured difference of
+/// the buffers, and of the weights under the old codes, would change the reference's own choice. Trajectories
+/// part there, so the comparison ends with such a step.
+fn compare_codes(
+    check: Against,
+    case: &Llama,
+    [found, expected]: [&[CodeStep]; 2],
+) -> Result<Vec<Comparison>> {
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let mut old = matrices(case);
+    let mut worst: f64 = if found.len() == expected.len() {
+        0.0
+    } else {
+        f64::NAN
+    };
+    let mut counts = 0.0;
+    for (found, expected) in found.iter().zip(expected) {
+        let mut same = true;
+        let mut next = Vec::with_capacity(old.len());
+        for (number, (a, b)) in found.state.codes.iter().zip(&expected.state.codes).enumerate() {
+            ours.extend_from_slice(&a.buffer);
+            theirs.extend_from_slice(&b.buffer);
+            // parameters are codebooks and scales of each matrix in turn
+            let updated = |state: &TuningState| -> Result<QuantizedMatrix> {
+                let mut matrix = old[number].clone();
+                let parts = &state.parameters[2 * number..2 * number + 2];
+                matrix.tune(|mut codebooks, mut scales| {
+                    codebooks
+                        .iter_mut()
+                        .zip(&parts[0].values)
+                        .for_each(|(to, &from)| *to = from);
+                    scales
+                        .iter_mut()
+                        .zip(&parts[1].values)
+                        .for_each(|(to, &from)| *to = from);
+                });
+                Ok(matrix)
+            };
+            let (mine, exact) = (updated(&found.state)?, updated(&expected.state)?);
+            for (matrix, to) in [(&mine, &mut ours), (&exact, &mut theirs)] {
+                to.extend(matrix.codebooks().iter().chain(matrix.scales()));
+            }
+            let scheme = exact.scheme();
+            let buffer =
+                |state: &CodeState| Array2::from_shape_vec(decode(&exact).raw_dim(), state.buffer.clone());
+            let moved = match (buffer(a), buffer(b)) {
+                (Ok(a), Ok(b)) => {
+                    let of_buffers = group_norms(&(a - b), scheme);
+                    let of_weights = group_norms(&(decode(&mine) - decode(&exact)), scheme);
+                    let both = of_buffers.iter().zip(&of_weights);
+                    largest(both.map(|(a, b)| a.sqrt() + b.sqrt()))
+                }
+                _ => f64::NAN,
+            };
+            for ((o, j), margin) in expected.margins[number].indexed_iter() {
+                let at = s![o, j, ..];
+                if a.codes.slice(at) != b.codes.slice(at) {
+                    same = false;
+                    let share = if *margin == 0.0 {
+                        0.0
+                    } else {
+                        margin / (2.0 * moved)
+                    };
+                    worst = largest([worst, share]);
+                }
+            }
+            next.push(exact.with_codes(b.codes.clone())?);
+        }
+        if !same {
+            break;
+        }
+        counts += found.changed.abs_diff(expected.changed) as f64;
+        old = next;
+    }
+    Ok(vec![
+        check.nmse("buffers, codebooks and scales with codes", &ours, &theirs)?,
+        check.value(Measure::Choice, "codes", worst)?,
+        check.value(Measure::Exact, "groups changed", counts)?,
+    ])
 }
 
 /// The losses from `accumulate`, whose argument is the number of steps to take first.
@@ -224,6 +430,11 @@ fn trained(accumulate: &mut dyn FnMut(usize) -> Result<Vec<f64>>) -> Result<Arra
         losses.row_mut(step).assign(&of_step);
     }
     Ok(losses)
+}
+
+/// Trains everything but codes.
+fn all(decay: AdamDecay) -> ModelTuning {
+    ModelTuning::of_parameters(Tuned::ALL, decay)
 }
 
 fn weights(case: &Llama) -> ModelWeights {

@@ -9,8 +9,8 @@ use aqlm_optimized::cpu::llama::{
 };
 use aqlm_optimized::cpu::quantizer::{Hessian, LayerProblem, Trial};
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelWeights, Position,
-    QuantizedMatrix, StreamKey, Tuned, Update,
+    AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelTuning, ModelWeights,
+    Position, QuantizedMatrix, StreamKey, Tuned, Update,
 };
 use half::bf16;
 use ndarray::{Array1, Array2, Axis, s};
@@ -376,13 +376,12 @@ impl TrainOps for CpuBackend {
         Ok(())
     }
 
-    fn model_tuner(&self, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay) -> Result<ModelTuner> {
+    fn model_tuner(&self, weights: &ModelWeights, tuning: &ModelTuning) -> Result<ModelTuner> {
         Ok(ModelTuner::new(
             &self.config,
             self.rotary.positions(),
             weights,
-            tuned,
-            decay,
+            tuning,
             self.activations,
         )?)
     }

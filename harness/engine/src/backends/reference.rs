@@ -11,8 +11,8 @@ use aqlm_reference::{
     relative_layer_error, residual_init, update,
 };
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, BlockWeights, Initialization, LayerId, LayerSettings, ModelWeights,
-    Position, QuantizedMatrix, StreamKey, Tuned, Update,
+    AdamDecay, AqlmError, ArchSpec, BlockWeights, Initialization, LayerId, LayerSettings, ModelTuning,
+    ModelWeights, Position, QuantizedMatrix, StreamKey, Tuned, Update,
 };
 use half::bf16;
 use ndarray::{Array1, Array2, Axis, concatenate, s};
@@ -376,8 +376,8 @@ impl TrainOps for ReferenceBackend {
         self.bound_memory(memory, spill, batch)
     }
 
-    fn model_tuner(&self, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay) -> Result<ModelTuner> {
-        Ok(ModelTuner::new(&self.config, weights, tuned, decay)?)
+    fn model_tuner(&self, weights: &ModelWeights, tuning: &ModelTuning) -> Result<ModelTuner> {
+        Ok(ModelTuner::new(&self.config, weights, tuning)?)
     }
 }
 

@@ -139,6 +139,7 @@ mod tests {
             epochs: Some(2),
             loss: 1.0,
             lr: 0.1,
+            groups_changed: None,
         }
     }
 

@@ -57,6 +57,9 @@ pub enum MetricEvent {
         loss: f64,
         /// learning rate
         lr: f64,
+        /// groups whose codes changed; `None` for fixed codes
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        groups_changed: Option<usize>,
     },
     /// `aqlm finetune` finished an epoch
     Epoch {

@@ -192,7 +192,7 @@ fn run(folder: &Path) -> Result<FinishedRun> {
                 return Err(Error::Field {
                     path: record_file,
                     field: "record".into(),
-                    expected: "quantize/1 or finetune/1".into(),
+                    expected: "quantize/3 or finetune/2".into(),
                     found: other.kind().into(),
                 });
             }

@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, StreamKey};
+use aqlm_vocabulary::{AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings, Rates, StreamKey};
 
 use super::epochs::{Course, Keeper, Plan, Taken, train};
 use super::objective::SquaredError;
@@ -68,7 +68,7 @@ pub fn tune_block<M: TrainOps>(
         patience: settings.patience,
         sequences,
         validation,
-        lr: &|_, _| settings.lr,
+        rates: &|_, _| Rates::of_parameters(settings.lr),
         key,
     };
     let mut keeper = InMemory { block, observe };

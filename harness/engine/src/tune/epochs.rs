@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{Purpose, StreamKey, shuffle};
+use aqlm_vocabulary::{CodeChange, Purpose, Rates, StreamKey, shuffle};
 
 use super::objective::Objective;
 use aqlm_formats::Result;
@@ -15,8 +15,8 @@ pub(super) struct Plan<'a> {
     pub(super) sequences: usize,
     /// the last this many are not trained on; without any, the training sequences judge
     pub(super) validation: usize,
-    /// learning rate, as a function of the step (from 0, over all epochs) and the total number of steps
-    pub(super) lr: &'a dyn Fn(usize, usize) -> f64,
+    /// learning rates, as a function of the step (from 0, over all epochs) and the total number of steps
+    pub(super) rates: &'a dyn Fn(usize, usize) -> Rates,
     /// key of the stream that decides the order of the sequences
     pub(super) key: StreamKey,
 }
@@ -66,8 +66,10 @@ pub(super) struct Taken<'a> {
     pub(super) batch: &'a [usize],
     /// mean loss on these sequences before the step
     pub(super) loss: f64,
-    /// the learning rate
-    pub(super) lr: f64,
+    /// the learning rates
+    pub(super) rates: Rates,
+    /// what happened to codes
+    pub(super) codes: CodeChange,
 }
 
 /// A loss that is not finite and therefore ends training.
@@ -166,8 +168,8 @@ pub(super) fn train<O: Objective, K: Keeper<O>>(
             if !loss.is_finite() {
                 return Ok((course, broken(epoch, step + 1, false, loss, batch)));
             }
-            let lr = (plan.lr)((epoch - 1) * steps + step, plan.epochs.saturating_mul(steps));
-            objective.step(lr);
+            let rates = (plan.rates)((epoch - 1) * steps + step, plan.epochs.saturating_mul(steps));
+            let codes = objective.step(rates)?;
             course.step = step + 1;
             course.epoch_total += total;
             let step = Taken {
@@ -176,7 +178,8 @@ pub(super) fn train<O: Objective, K: Keeper<O>>(
                 steps,
                 batch,
                 loss,
-                lr,
+                rates,
+                codes,
             };
             keeper.stepped(&course, objective, &step)?;
         }

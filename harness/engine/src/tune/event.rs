@@ -29,6 +29,8 @@ pub enum EndToEndEvent {
         tokens: usize,
         /// mean loss on the step's sequences before the step
         loss: f64,
+        /// groups whose codes changed; `None` for fixed codes
+        groups_changed: Option<usize>,
     },
     /// the model was judged, before the first epoch (0) or after one
     Judged {

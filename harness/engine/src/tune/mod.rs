@@ -1,5 +1,5 @@
-//! Training with fixed codes: a block on target outputs (paper section 3.4), and a whole model end to end
-//! against its dense original (appendix A).
+//! Training: a block on target outputs (paper section 3.4), and a whole model end to end against its dense
+//! original (appendix A), with fixed codes or together with its codes (PV-Tuning).
 
 mod block;
 mod epochs;
@@ -16,5 +16,5 @@ pub use block::tune_block;
 pub use event::EndToEndEvent;
 pub use preflight::{Difference, check_student, check_teacher, differences};
 pub use report::EndToEndReport;
-pub use settings::{EndToEndSettings, Schedule, TeacherUse};
+pub use settings::{CodePreset, EndToEndSettings, Schedule, TeacherUse};
 pub use train::{Divergence, EndToEndRun, Tuning, end_to_end, publish_tuned};

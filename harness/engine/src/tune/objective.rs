@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use aqlm_vocabulary::Target;
+use aqlm_vocabulary::{CodeChange, Rates, Target};
 
 use super::teacher::{Said, Teacher};
 use crate::ops::{BlockTraining as _, ModelTraining as _, PartSums, Ranks, TrainOps, joined};
@@ -19,7 +19,7 @@ pub(super) trait Objective {
     fn accumulate(&mut self, batch: &[usize]) -> Result<f64>;
 
     /// One step along the accumulated gradients.
-    fn step(&mut self, lr: f64);
+    fn step(&mut self, rates: Rates) -> Result<CodeChange>;
 }
 
 /// Sums of gradients and the loss of each sequence.
@@ -114,8 +114,9 @@ impl<M: TrainOps, R: Ranks> Objective for SquaredError<'_, M, R> {
         Ok(losses.iter().sum())
     }
 
-    fn step(&mut self, lr: f64) {
-        self.tuner.step(lr);
+    fn step(&mut self, rates: Rates) -> Result<CodeChange> {
+        self.tuner.step(rates.lr);
+        Ok(CodeChange::default())
     }
 }
 
@@ -176,7 +177,7 @@ impl<M: TrainOps, R: Ranks> Objective for NextTokens<'_, M, R> {
         Ok(losses.iter().sum())
     }
 
-    fn step(&mut self, lr: f64) {
-        self.tuner.step(lr);
+    fn step(&mut self, rates: Rates) -> Result<CodeChange> {
+        Ok(self.tuner.step(rates)?)
     }
 }

@@ -17,6 +17,9 @@ pub struct EndToEndReport {
     pub teacher_rest: Option<f64>,
     /// steps taken
     pub steps: usize,
+    /// groups whose codes changed, counted again in every step; `None` for fixed codes
+    #[serde(default)]
+    pub groups_changed: Option<u64>,
     /// tokens trained on, counted again in every epoch
     pub tokens: u64,
     /// seconds of training and judging, including earlier attempts, excluding the storing of the teacher's

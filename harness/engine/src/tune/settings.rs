@@ -1,4 +1,6 @@
-use aqlm_vocabulary::{AdamDecay, Objective, Tuned};
+use aqlm_vocabulary::{
+    AdamDecay, CodeSettings, ModelTuning, Objective, Optimizer, Residuals, StepRule, Tuned,
+};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -53,8 +55,14 @@ pub struct EndToEndSettings {
     pub lr: f64,
     /// how the learning rate falls
     pub schedule: Schedule,
-    /// Adam's other constants
+    /// decays of the moments, and epsilon
     pub adam: AdamDecay,
+    /// how a step follows from the moments
+    #[serde(default)]
+    pub rule: StepRule,
+    /// how codes change; `None` for fixed codes
+    #[serde(default)]
+    pub codes: Option<CodeSettings>,
     /// maximum number of passes over the training sequences
     pub epochs: usize,
     /// sequences in a step
@@ -92,6 +100,8 @@ impl EndToEndSettings {
             lr,
             schedule,
             adam: AdamDecay::PAPER,
+            rule: StepRule::Adam,
+            codes: None,
             epochs,
             batch,
             patience: 3,
@@ -102,7 +112,73 @@ impl EndToEndSettings {
             seed: 0,
         }
     }
+
+    /// Settings of a preset that tunes codes, too. `PvReadme` and `PvBranch` are the two recipes of the
+    /// official repository (docs/finetuning.md), of which rates, optimizer, limits, batch and epochs are
+    /// taken over; what trains is everything, as there.
+    pub fn with_codes(preset: CodePreset, seqlen: usize, sequences: usize) -> Self {
+        let own = Self::preset(Preset::Project, seqlen, sequences);
+        let (codes, batch, epochs) = match preset {
+            CodePreset::Pv => {
+                return Self {
+                    codes: Some(OWN_CODES),
+                    ..own
+                };
+            }
+            CodePreset::PvReadme => (CodeSettings::README, 128, 1),
+            CodePreset::PvBranch => (CodeSettings::BRANCH, 256, 10),
+        };
+        Self {
+            tuned: Tuned::ALL,
+            lr: 3e-4,
+            schedule: Schedule::Constant,
+            adam: AdamDecay {
+                eps: AdamDecay::OFFICIAL_EPS,
+                ..AdamDecay::PAPER
+            },
+            rule: StepRule::Official {
+                lamb: true,
+                debias: true,
+            },
+            codes: Some(codes),
+            batch,
+            epochs,
+            patience: epochs,
+            ..own
+        }
+    }
+
+    /// What a tuner needs to know of these settings.
+    pub fn tuning(&self) -> ModelTuning {
+        ModelTuning {
+            tuned: self.tuned,
+            optimizer: Optimizer {
+                decay: self.adam,
+                rule: self.rule,
+            },
+            codes: self.codes,
+            seed: self.seed,
+        }
+    }
 }
+
+/// Settings that belong together, for tuning with codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CodePreset {
+    /// what measured best here (docs/finetuning.md)
+    Pv,
+    /// the README of the official repository
+    PvReadme,
+    /// the README of its branch pv-tuning
+    PvBranch,
+}
+
+/// What measured best here.
+const OWN_CODES: CodeSettings = CodeSettings {
+    lr: 5e-2,
+    residuals: Residuals::Own,
+    ..CodeSettings::README
+};
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use aqlm_vocabulary::{ModelTraining as _, ModelWeights, StreamKey, TuningState};
+use aqlm_vocabulary::{ModelTraining as _, ModelWeights, Rates, StreamKey, TuningState};
 use serde::{Deserialize, Serialize};
 
 use super::epochs::{Broken, Course, Keeper, Plan, Taken, train};
@@ -48,10 +48,10 @@ pub struct Tuning {
 }
 
 /// Trains the parameters selected by the settings of a quantized model, on the teacher's next-token
-/// distributions or on the text itself. Codes stay fixed (paper appendix A).
+/// distributions or on the text itself (paper appendix A), and its codes if the settings say so (PV-Tuning).
 ///
-/// Adam minimises the mean loss over the positions of `settings.batch` sequences. The seed decides a new
-/// order of sequences in each epoch. The last `settings.validation` of `sequences` judge the state after
+/// The optimizer minimises the mean loss over the positions of `settings.batch` sequences. The seed decides a
+/// new order of sequences in each epoch. The last `settings.validation` of `sequences` judge the state after
 /// every epoch; without any, the training sequences judge. The best state is kept. Training stops after
 /// `settings.patience` epochs without a better one. A state is saved after every epoch and whenever
 /// `save_every` has passed. A restarted run continues from the last intact state and ends with the same bytes
@@ -78,8 +78,8 @@ pub fn end_to_end<M: TrainOps>(
     observe: &mut dyn FnMut(EndToEndEvent),
 ) -> Result<Tuning> {
     let teacher = Teacher::prepare(machine, teacher, sequences, settings, folder.path(), observe)?;
-    let tuner = machine.model_tuner(&student.weights()?, settings.tuned, settings.adam)?;
-    let untouched = tuner.state();
+    let tuner = machine.model_tuner(&student.weights()?, &settings.tuning())?;
+    let untouched = tuner.state()?;
     let mut objective = NextTokens {
         machine,
         tuner,
@@ -94,7 +94,13 @@ pub fn end_to_end<M: TrainOps>(
         patience: settings.patience,
         sequences: sequences.len(),
         validation: settings.validation,
-        lr: &|step, steps| settings.lr * settings.schedule.factor(step, steps),
+        rates: &|step, steps| {
+            let factor = settings.schedule.factor(step, steps);
+            Rates {
+                lr: settings.lr * factor,
+                code_lr: settings.codes.map_or(0.0, |codes| codes.lr * factor),
+            }
+        },
         key: StreamKey {
             seed: settings.seed,
             // one past the last block: no block draws from this stream
@@ -122,6 +128,7 @@ pub fn end_to_end<M: TrainOps>(
         teacher_rest: teacher.rest(),
         seqlen: settings.seqlen,
         epochs: settings.epochs,
+        codes: settings.codes.is_some(),
         save_every,
         saved: Instant::now(),
         clock: Clock::new(seconds),
@@ -141,7 +148,7 @@ pub fn end_to_end<M: TrainOps>(
     objective.tuner.restore(&best.transpose()?.unwrap_or(untouched))?;
     Ok(Tuning {
         report: now.report,
-        weights: objective.tuner.weights(),
+        weights: objective.tuner.weights()?,
         divergence,
     })
 }
@@ -171,6 +178,8 @@ struct InFolder<'a> {
     /// tokens per sequence
     seqlen: usize,
     epochs: usize,
+    /// whether codes are tuned
+    codes: bool,
     save_every: Duration,
     saved: Instant,
     clock: Clock,
@@ -200,7 +209,7 @@ impl<M: TrainOps, R: Ranks> Keeper<NextTokens<'_, M, R>> for InFolder<'_> {
             train_loss: None,
             loss: course.loss_before,
         });
-        let state = objective.tuner.state();
+        let state = objective.tuner.state()?;
         self.now = Some(Checkpoint {
             epoch: 0,
             step: 0,
@@ -215,6 +224,7 @@ impl<M: TrainOps, R: Ranks> Keeper<NextTokens<'_, M, R>> for InFolder<'_> {
                 best_epoch: 0,
                 teacher_rest: self.teacher_rest,
                 steps: 0,
+                groups_changed: self.codes.then_some(0),
                 tokens: 0,
                 seconds: 0.0,
             },
@@ -230,7 +240,12 @@ impl<M: TrainOps, R: Ranks> Keeper<NextTokens<'_, M, R>> for InFolder<'_> {
         step: &Taken<'_>,
     ) -> Result<()> {
         let tokens = step.batch.len() * self.seqlen;
+        let groups_changed = self.codes.then_some(step.codes.changed);
         let now = self.now(course);
+        now.report.groups_changed = now
+            .report
+            .groups_changed
+            .map(|before| before + step.codes.changed as u64);
         now.report.steps += 1;
         now.report.tokens += tokens as u64;
         self.folder.metric(MetricEvent::Step {
@@ -239,7 +254,8 @@ impl<M: TrainOps, R: Ranks> Keeper<NextTokens<'_, M, R>> for InFolder<'_> {
             steps: Some(step.steps),
             epochs: Some(self.epochs),
             loss: step.loss,
-            lr: step.lr,
+            lr: step.rates.lr,
+            groups_changed,
         })?;
         (self.observe)(EndToEndEvent::Step {
             epoch: step.epoch,
@@ -247,9 +263,10 @@ impl<M: TrainOps, R: Ranks> Keeper<NextTokens<'_, M, R>> for InFolder<'_> {
             steps: step.steps,
             tokens,
             loss: step.loss,
+            groups_changed,
         });
         if step.step < step.steps && self.saved.elapsed() >= self.save_every {
-            let state = objective.tuner.state();
+            let state = objective.tuner.state()?;
             // A parameter that is not finite makes the next loss not finite. The divergence is reported
             // there.
             if is_finite(&state) {
@@ -274,7 +291,7 @@ impl<M: TrainOps, R: Ranks> Keeper<NextTokens<'_, M, R>> for InFolder<'_> {
         better: bool,
     ) -> Result<()> {
         let epoch = course.epoch;
-        let state = objective.tuner.state();
+        let state = objective.tuner.state()?;
         let file = self.journal.write(&format!("state_{epoch}_0"), &state)?;
         let now = self.now(course);
         if better {
@@ -349,10 +366,9 @@ impl Clock {
 }
 
 fn is_finite(state: &TuningState) -> bool {
-    state
-        .parameters
-        .iter()
-        .all(|part| part.values.iter().all(|value| value.is_finite()))
+    let parameters = state.parameters.iter().map(|part| &part.values);
+    let buffers = state.codes.iter().map(|part| &part.buffer);
+    parameters.chain(buffers).flatten().all(|value| value.is_finite())
 }
 
 fn diverged<M: TrainOps, R: Ranks>(

@@ -39,7 +39,7 @@ impl BlockTuner {
         let blocks = std::slice::from_ref(block);
         Self {
             // The remaining parameters all belong to the block.
-            trained: Trained::new(parameters, blocks, |_| Vec::new(), tuned, decay),
+            trained: Trained::new(parameters, blocks, |_| Vec::new(), tuned, decay.into()),
             block: block.clone(),
             wanted: Wanted {
                 x: false,

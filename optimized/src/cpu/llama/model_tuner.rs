@@ -1,17 +1,19 @@
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, LayerId, ModelTraining, ModelWeights, Parameter, PartSums, Result,
-    Target, Tuned, TuningState,
+    AqlmError, ArchSpec, CodeChange, LayerId, ModelTraining, ModelTuning, ModelWeights, Parameter, PartSums,
+    Rates, Result, Target, Tuned, TuningState,
 };
 use ndarray::Array2;
 
 use super::model_backward::{Gradient, first_not_finite, model_backward, model_losses};
 use super::trained::{Trained, narrow, widened};
+use super::trained_codes::TrainedCodes;
 use super::{Activations, Model, Rotary};
 
-/// A model whose codebooks, scales, norms, embedding and head are trained for fixed codes (paper appendix A).
+/// A model whose codebooks, scales, norms, embedding and head are trained (paper appendix A), with fixed
+/// codes or together with its codes (PV-Tuning).
 ///
 /// See [`ModelTraining`]. Activations and their gradients are f32; losses, parameters, the sums of their
-/// gradients, and moments are f64.
+/// gradients, and moments are f64. Buffers of codes, the sums of their gradients and their moments are f32.
 #[derive(Debug, Clone)]
 pub struct ModelTuner {
     arch: ArchSpec,
@@ -20,19 +22,21 @@ pub struct ModelTuner {
     tuned: Tuned,
     activations: Activations,
     trained: Trained,
+    /// `None` for fixed codes
+    codes: Option<TrainedCodes>,
 }
 
 impl ModelTuner {
     /// The state before the first step, for sequences of at most `positions` tokens.
     ///
     /// # Errors
-    /// `Argument` when `tuned` selects nothing of this model; those of [`Model::from_weights`].
+    /// `Argument` when `tuning` selects nothing of this model, its settings are out of their range, or codes
+    /// are tuned without codebooks and scales; those of [`Model::from_weights`].
     pub fn new(
         arch: &ArchSpec,
         positions: usize,
         weights: &ModelWeights,
-        tuned: Tuned,
-        decay: AdamDecay,
+        tuning: &ModelTuning,
         activations: Activations,
     ) -> Result<Self> {
         let mut model = Model::from_weights(arch, weights)?;
@@ -40,7 +44,7 @@ impl ModelTuner {
             model.lm_head = None;
         }
         let tied = model.lm_head.is_none();
-        let mut tuned = tuned;
+        let mut tuned = tuning.tuned;
         if tied {
             // if tied, embedding and head are one array
             tuned.embedding |= tuned.head;
@@ -54,12 +58,23 @@ impl ModelTuner {
                 "none",
             ));
         }
+        let codes = match tuning.codes {
+            Some(_) if !(tuned.codebooks || tuned.scales) => {
+                return Err(AqlmError::argument(
+                    "parameters to train",
+                    "codebooks or scales beside codes",
+                    "neither",
+                ));
+            }
+            Some(settings) => Some(TrainedCodes::new(&model.blocks, settings, tuning.seed)?),
+            None => None,
+        };
         let trained = Trained::new(
             parameters,
             &model.blocks,
             |parameter| outer_values(&model, parameter),
             tuned,
-            decay,
+            tuning.optimizer,
         );
         Ok(Self {
             arch: arch.clone(),
@@ -68,6 +83,7 @@ impl ModelTuner {
             tuned,
             activations,
             trained,
+            codes,
         })
     }
 
@@ -106,11 +122,28 @@ impl ModelTuner {
 
 impl PartSums for ModelTuner {
     fn take(&mut self) -> Vec<f64> {
-        self.trained.take_gradients()
+        let mut taken = self.trained.take_gradients();
+        if let Some(codes) = &mut self.codes {
+            codes.take_gradients(&mut taken);
+        }
+        taken
     }
 
     fn add(&mut self, sums: &[f64]) -> Result<()> {
-        self.trained.add_gradients(sums)
+        let of_codes = self.codes.as_ref().map_or(0, TrainedCodes::len);
+        let Some(of_parameters) = sums.len().checked_sub(of_codes) else {
+            return Err(AqlmError::Shape {
+                what: "sums of gradients".into(),
+                expected: vec![of_codes],
+                found: vec![sums.len()],
+            });
+        };
+        let (of_parameters, of_codes) = sums.split_at(of_parameters);
+        self.trained.add_gradients(of_parameters)?;
+        if let Some(codes) = &mut self.codes {
+            codes.add_gradients(of_codes);
+        }
+        Ok(())
     }
 }
 
@@ -128,7 +161,7 @@ impl ModelTraining for ModelTuner {
         scale: f64,
         observe: &mut dyn FnMut(usize, LayerId, &Array2<f32>),
     ) -> Result<Vec<f64>> {
-        let trained = &mut self.trained;
+        let (trained, codes) = (&mut self.trained, &mut self.codes);
         let tied = self.model.lm_head.is_none();
         // The gradient of a tied head, until the gradient of the embeddings of the same sequences is added.
         let mut of_head: Option<Vec<f64>> = None;
@@ -137,6 +170,9 @@ impl ModelTraining for ModelTuner {
                 observe(block, id, weight);
                 if let Some(layer) = model.blocks[block].quantized(id) {
                     trained.add_weight(block, id, layer, weight);
+                    if let Some(codes) = codes {
+                        codes.add(block, id, weight);
+                    }
                 }
             }
             Gradient::BlockNorms(block, norms) => trained.add_norms(block, norms),
@@ -171,28 +207,67 @@ impl ModelTraining for ModelTuner {
         )
     }
 
-    fn step(&mut self, lr: f64) {
-        self.trained.step(lr);
+    fn step(&mut self, rates: Rates) -> Result<CodeChange> {
+        self.trained.step(rates.lr);
         self.write_back();
+        let Some(codes) = &mut self.codes else {
+            return Ok(CodeChange::default());
+        };
+        let (trained, blocks) = (&mut self.trained, &mut self.model.blocks);
+        codes.step(
+            rates.code_lr,
+            trained.steps(),
+            blocks,
+            &mut |block, id, matrix| {
+                trained.codes_changed(block, id, matrix);
+            },
+        )
     }
 
-    fn state(&self) -> TuningState {
-        self.trained.state(&self.arch)
+    fn state(&self) -> Result<TuningState> {
+        let codes = self.codes.as_ref();
+        let codes = codes.map(|codes| codes.state(&self.arch, &self.model.blocks));
+        Ok(TuningState {
+            codes: codes.unwrap_or_default(),
+            ..self.trained.state(&self.arch)
+        })
     }
 
     fn restore(&mut self, state: &TuningState) -> Result<()> {
+        let restored = match &self.codes {
+            Some(codes) => Some(codes.restored(state.steps, &state.codes, &self.model.blocks)?),
+            None if state.codes.is_empty() => None,
+            None => {
+                return Err(AqlmError::Shape {
+                    what: "matrices with codes of a training state".into(),
+                    expected: vec![0],
+                    found: vec![state.codes.len()],
+                });
+            }
+        };
         self.trained.restore(&self.arch, state)?;
+        if let Some((codes, matrices)) = restored {
+            for (block, id, matrix) in matrices {
+                self.trained.codes_changed(block, id, &matrix);
+                self.model.blocks[block].set_layer(id, matrix)?;
+            }
+            self.codes = Some(codes);
+        }
         self.write_back();
         Ok(())
     }
 
-    fn weights(&self) -> ModelWeights {
-        self.model.to_weights()
+    fn weights(&self) -> Result<ModelWeights> {
+        Ok(self.model.to_weights())
     }
 
     fn first_not_finite(&mut self, sequences: &[&[u32]]) -> Result<Option<String>> {
         if let Some(parameter) = self.trained.first_not_finite(&self.arch) {
             return Ok(Some(parameter));
+        }
+        let codes = self.codes.as_ref();
+        if let Some(matrix) = codes.and_then(|codes| codes.first_not_finite(&self.arch)) {
+            return Ok(Some(matrix));
         }
         first_not_finite(&mut self.model, &self.rotary, sequences)
     }

@@ -1,20 +1,21 @@
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, LayerId, Parameter, ParameterState, Result, Tuned, TuningState,
+    AqlmError, ArchSpec, LayerId, Optimizer, Parameter, ParameterState, QuantizedMatrix, Result, Tuned,
+    TuningState,
 };
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
 
 use super::{Block, QuantizedLayer};
-use crate::cpu::adam::Moments;
 use crate::cpu::quantizer::{Places, quantized_gradients};
+use crate::cpu::stepper::Stepper;
 
 /// Why training codebooks or scales implies a quantized layer.
 const QUANTIZED_ONLY: &str = "codebooks and scales are selected of quantized layers only";
 
-/// The parameters that are trained, the sums of their gradients and Adam's moments, all in f64.
+/// The continuous parameters that are trained, the sums of their gradients and moments, all in f64.
 #[derive(Debug, Clone)]
 pub(super) struct Trained {
-    decay: AdamDecay,
+    optimizer: Optimizer,
     steps: u32,
     /// in the order of [`Parameter::selected`], which is sorted by block
     pub(super) parameters: Vec<TrainedParameter>,
@@ -27,7 +28,7 @@ pub(super) struct TrainedParameter {
     pub(super) parameter: Parameter,
     pub(super) values: Vec<f64>,
     pub(super) gradient: Vec<f64>,
-    moments: Moments,
+    stepper: Stepper<f64>,
 }
 
 impl Trained {
@@ -38,7 +39,7 @@ impl Trained {
         blocks: &[Block],
         outer: impl Fn(Parameter) -> Vec<f64>,
         tuned: Tuned,
-        decay: AdamDecay,
+        optimizer: Optimizer,
     ) -> Self {
         let parameters = parameters
             .into_iter()
@@ -47,7 +48,7 @@ impl Trained {
                 TrainedParameter {
                     parameter,
                     gradient: vec![0.0; values.len()],
-                    moments: Moments::new(values.len()),
+                    stepper: Stepper::new(optimizer, values.len()),
                     values,
                 }
             })
@@ -60,7 +61,7 @@ impl Trained {
             block.spec().layers().map(of_layer).collect()
         };
         Self {
-            decay,
+            optimizer,
             steps: 0,
             parameters,
             places: blocks.iter().map(places_of).collect(),
@@ -134,16 +135,25 @@ impl Trained {
         Ok(())
     }
 
-    /// One step of Adam along the gradients summed so far, which are then reset.
+    /// One step of the optimizer along the gradients summed so far, which are then reset.
     pub(super) fn step(&mut self, lr: f64) {
         self.steps = self.steps.saturating_add(1);
-        let adam = self.decay.at(lr);
         self.parameters.par_iter_mut().for_each(|trained| {
-            trained
-                .moments
-                .step(&adam, trained.values.iter_mut(), trained.gradient.iter());
+            trained.stepper.step(lr, &mut trained.values, &trained.gradient);
             trained.gradient.fill(0.0);
         });
+    }
+
+    /// Steps taken.
+    pub(super) fn steps(&self) -> u32 {
+        self.steps
+    }
+
+    /// Takes note of a matrix's new codes.
+    pub(super) fn codes_changed(&mut self, block: usize, id: LayerId, matrix: &QuantizedMatrix) {
+        if let Some(places) = &mut self.places[block][id.index()] {
+            *places = Places::of(matrix);
+        }
     }
 
     /// Writes the values of the blocks' parameters into the blocks.
@@ -183,21 +193,22 @@ impl Trained {
         }
     }
 
-    /// The whole state from which training can resume, except gradients not used yet.
+    /// The state of these parameters from which training can resume, except gradients not used yet.
     pub(super) fn state(&self, arch: &ArchSpec) -> TuningState {
         let of_parameter = |trained: &TrainedParameter| {
-            let (first, second) = trained.moments.first_and_second();
+            let (first, second) = trained.stepper.moments();
             ParameterState {
                 parameter: trained.parameter,
                 name: trained.parameter.name(arch),
                 values: trained.values.clone(),
-                first,
-                second,
+                first: first.to_vec(),
+                second: second.to_vec(),
             }
         };
         TuningState {
             steps: self.steps,
             parameters: self.parameters.iter().map(of_parameter).collect(),
+            codes: Vec::new(),
         }
     }
 
@@ -225,7 +236,12 @@ impl Trained {
         self.steps = state.steps;
         for (trained, part) in self.parameters.iter_mut().zip(&state.parameters) {
             trained.values.clone_from(&part.values);
-            trained.moments = Moments::resumed(state.steps, &part.first, &part.second);
+            trained.stepper = Stepper::resumed(
+                self.optimizer,
+                state.steps,
+                part.first.clone(),
+                part.second.clone(),
+            );
             trained.gradient.fill(0.0);
         }
         Ok(())

@@ -4,6 +4,7 @@
 //! result depends on the number of threads.
 
 mod beam_search;
+mod code_step;
 mod codebook_update;
 mod codewords;
 mod decode;
@@ -20,6 +21,7 @@ mod sums;
 mod trial;
 
 pub use beam_search::beam_search;
+pub use code_step::{CodeBuffer, Differences, Recoded, allowances};
 pub use codebook_update::{adam, update};
 pub use decode::decode;
 pub use em_init::em_init;

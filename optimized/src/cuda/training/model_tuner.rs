@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, LayerId, ModelTraining, ModelWeights, Parameter, PartSums, Target, Tuned,
-    TuningState,
+    AqlmError, CodeChange, LayerId, ModelTraining, ModelTuning, ModelWeights, Parameter, PartSums, Rates,
+    StepRule, Target, Tuned, TuningState,
 };
 
 use super::super::llama::address;
@@ -21,7 +21,8 @@ use crate::cpu::llama::Wanted;
 /// A model whose codebooks, scales, norms, embedding and head are trained for fixed codes (paper appendix A).
 ///
 /// See [`ModelTraining`]. Activations and their gradients are f32; losses, parameters, the sums of their
-/// gradients, and moments are f64. A failure of the device in a step is kept and returned by the next loss.
+/// gradients, and moments are f64. A failure of the device while sums are taken is kept and returned by the
+/// next loss.
 pub struct ModelTuner {
     machine: Arc<Machine>,
     model: Model,
@@ -46,15 +47,11 @@ impl ModelTuner {
     /// # Errors
     /// `Aqlm` with `Argument` when `tuned` selects nothing of this model, with `Shape` when the weights do
     /// not match the machine's architecture; `Memory`, `Driver`.
-    pub fn new(
-        machine: &Arc<Machine>,
-        weights: &ModelWeights,
-        tuned: Tuned,
-        decay: AdamDecay,
-    ) -> Result<Self> {
+    pub fn new(machine: &Arc<Machine>, weights: &ModelWeights, tuning: &ModelTuning) -> Result<Self> {
+        Self::check_tuning(tuning)?;
         let model = Model::new(machine, weights)?;
         let tied = model.lm_head.is_none();
-        let mut tuned = tuned;
+        let mut tuned = tuning.tuned;
         if tied {
             // If tied, embedding and head are one array.
             tuned.embedding |= tuned.head;
@@ -77,12 +74,28 @@ impl ModelTuner {
         let parameters = parameters.into_iter().map(values).collect::<Result<_>>()?;
         Ok(Self {
             machine: Arc::clone(machine),
-            trained: Trained::new(machine, parameters, tuned, decay)?,
+            trained: Trained::new(machine, parameters, tuned, tuning.optimizer.decay)?,
             model,
             tuned,
             teacher: TeacherHead::default(),
             failed: None,
         })
+    }
+
+    /// Rejects what this machine cannot tune.
+    ///
+    /// # Errors
+    /// `Unsupported` for codes, and for another optimizer than PyTorch's Adam.
+    pub fn check_tuning(tuning: &ModelTuning) -> Result<()> {
+        if tuning.codes.is_some() {
+            let reason = "codes are tuned on the reference and cpu backends only";
+            return Err(AqlmError::Unsupported(reason.into()).into());
+        }
+        if tuning.optimizer.rule != StepRule::Adam {
+            let reason = "LAMB and the official Adam run on the reference and cpu backends only";
+            return Err(AqlmError::Unsupported(reason.into()).into());
+        }
+        Ok(())
     }
 
     /// The gradients summed so far, in the order of [`Parameter::selected`].
@@ -461,19 +474,14 @@ impl ModelTraining for ModelTuner {
         Ok(losses)
     }
 
-    fn step(&mut self, lr: f64) {
-        if let Err(error) = self.trained.step(lr).and_then(|()| self.write_back()) {
-            self.failed = Some(error.to_string());
-        }
+    fn step(&mut self, rates: Rates) -> aqlm_vocabulary::Result<CodeChange> {
+        self.trained.step(rates.lr)?;
+        self.write_back()?;
+        Ok(CodeChange::default())
     }
 
-    /// # Panics
-    /// When the device fails. A state of which a part is missing must not be stored.
-    fn state(&self) -> TuningState {
-        match self.trained.state(self.machine.arch()) {
-            Ok(state) => state,
-            Err(error) => panic!("the state of training cannot be read: {error}"),
-        }
+    fn state(&self) -> aqlm_vocabulary::Result<TuningState> {
+        Ok(self.trained.state(self.machine.arch())?)
     }
 
     fn restore(&mut self, state: &TuningState) -> aqlm_vocabulary::Result<()> {
@@ -481,13 +489,8 @@ impl ModelTraining for ModelTuner {
         Ok(self.write_back()?)
     }
 
-    /// # Panics
-    /// When the device fails. A model of which a part is missing must not be stored.
-    fn weights(&self) -> ModelWeights {
-        match self.model.to_weights(&self.machine) {
-            Ok(weights) => weights,
-            Err(error) => panic!("the trained weights cannot be read: {error}"),
-        }
+    fn weights(&self) -> aqlm_vocabulary::Result<ModelWeights> {
+        Ok(self.model.to_weights(&self.machine)?)
     }
 
     fn first_not_finite(&mut self, sequences: &[&[u32]]) -> aqlm_vocabulary::Result<Option<String>> {

@@ -181,12 +181,17 @@ impl Trained {
         Ok(TuningState {
             steps: self.steps,
             parameters: parameters.collect::<Result<_>>()?,
+            codes: Vec::new(),
         })
     }
 
     /// Resumes from a state of the same parameters, and discards gradients not used yet. With a state of
     /// other parameters, nothing is changed.
     pub(super) fn restore(&mut self, arch: &ArchSpec, state: &TuningState) -> Result<()> {
+        if !state.codes.is_empty() {
+            let what = "matrices with codes of a training state".into();
+            return Err(shape(what, 0, state.codes.len()).into());
+        }
         if state.parameters.len() != self.parameters.len() {
             let what = "parameters of a training state".into();
             return Err(shape(what, self.parameters.len(), state.parameters.len()).into());

@@ -8,8 +8,8 @@ use aqlm_optimized::cuda::training::{
 };
 use aqlm_optimized::cuda::{Buffer, Device};
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelWeights, QuantizedMatrix,
-    Tuned,
+    AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelTuning, ModelWeights,
+    QuantizedMatrix, Tuned,
 };
 use ndarray::{Array1, Array2};
 
@@ -389,7 +389,11 @@ impl TrainOps for CudaMachine {
         self.bound_memory(memory, spill, batch)
     }
 
-    fn model_tuner(&self, weights: &ModelWeights, tuned: Tuned, decay: AdamDecay) -> Result<ModelTuner> {
-        on_device(ModelTuner::new(&self.machine, weights, tuned, decay))
+    fn check_tuning(&self, tuning: &ModelTuning) -> Result<()> {
+        on_device(ModelTuner::check_tuning(tuning))
+    }
+
+    fn model_tuner(&self, weights: &ModelWeights, tuning: &ModelTuning) -> Result<ModelTuner> {
+        on_device(ModelTuner::new(&self.machine, weights, tuning))
     }
 }

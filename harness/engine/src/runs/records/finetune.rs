@@ -30,6 +30,9 @@ pub struct FinetuneRecord {
     pub teacher_rest: Option<f64>,
     /// steps taken
     pub steps: usize,
+    /// groups whose codes changed, counted again in every step; `None` for fixed codes
+    #[serde(default)]
+    pub groups_changed: Option<u64>,
     /// tokens trained on, counted again in every epoch
     pub tokens: u64,
     /// seconds of training and judging, including earlier attempts, excluding the storing of the teacher's
@@ -69,6 +72,7 @@ impl FinetuneRecord {
             best_epoch: report.best_epoch,
             teacher_rest: report.teacher_rest,
             steps: report.steps,
+            groups_changed: report.groups_changed,
             tokens: report.tokens,
             seconds: report.seconds,
             tokens_per_second: report.tokens as f64 / report.seconds,

@@ -104,9 +104,9 @@ records! {
     /// `aqlm inspect`
     Inspect(InspectRecord) = "inspect/2",
     /// `aqlm quantize`
-    Quantize(QuantizeRecord) = "quantize/2",
+    Quantize(QuantizeRecord) = "quantize/3",
     /// `aqlm finetune`
-    Finetune(FinetuneRecord) = "finetune/1",
+    Finetune(FinetuneRecord) = "finetune/2",
     /// `aqlm eval`
     Eval(EvalRecord) = "eval/2",
     /// `aqlm eval --against`

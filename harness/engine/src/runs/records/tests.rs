@@ -18,6 +18,7 @@ fn tuned() -> EndToEndReport {
         best_epoch: 2,
         teacher_rest: Some(NUMBERS[3]),
         steps: 7,
+        groups_changed: None,
         tokens: u64::MAX,
         seconds: NUMBERS[2],
     }
@@ -603,7 +604,7 @@ fn damage_is_named_by_file_and_place() {
     let refused = refusal(&text.replace("\"dead_inputs\": 3", "\"dead_inputs\": -3"));
     assert!(
         refused.starts_with(
-            "a.json: field `blocks[0].layers[0].report.dead_inputs`: expected what quantize/2 has there"
+            "a.json: field `blocks[0].layers[0].report.dead_inputs`: expected what quantize/3 has there"
         ),
         "{refused}"
     );

@@ -126,6 +126,7 @@ impl Maker {
             best_epoch: 1,
             teacher_rest: None,
             steps: 1,
+            groups_changed: None,
             tokens: 1,
             seconds: 1.0,
         });

@@ -68,6 +68,16 @@ impl Codewords {
         squares
     }
 
+    /// Number of codewords.
+    pub(crate) fn states(&self) -> usize {
+        self.states
+    }
+
+    /// f_k + <v, c_k> for one vector and every codeword; the padding gets infinity.
+    pub(crate) fn scores(&self, forms: &[f32], vector: &[f32], scores: &mut [f32]) {
+        all_scores(&self.columns, forms, vector, scores);
+    }
+
     /// For each vector of `vectors`, [n, len], and its weight, the codeword with the least score.
     pub(crate) fn nearest(&self, forms: &[f32], vectors: &[f32], weights: &[f32], found: &mut Vec<Nearest>) {
         nearest::search::<false>(&self.columns, self.len, forms, vectors, weights, found);
@@ -134,6 +144,25 @@ fn forms_body<const FUSED: bool>(
 
 vectorized! {
     fn quadratic_forms(columns: &[f32], padded: usize, block: &[f32], gi: usize, forms: &mut [f32]) = forms_body
+}
+
+#[inline(always)]
+fn all_scores_body<const FUSED: bool>(columns: &[f32], forms: &[f32], vector: &[f32], scores: &mut [f32]) {
+    let padded = forms.len();
+    for first in (0..padded).step_by(LANES) {
+        let mut score = lanes(forms, first);
+        for (i, &value) in vector.iter().enumerate() {
+            let column = lanes(columns, i * padded + first);
+            for l in 0..LANES {
+                score[l] = multiply_add::<FUSED>(value, column[l], score[l]);
+            }
+        }
+        scores[first..first + LANES].copy_from_slice(&score);
+    }
+}
+
+vectorized! {
+    fn all_scores(columns: &[f32], forms: &[f32], vector: &[f32], scores: &mut [f32]) = all_scores_body
 }
 
 /// Sixteen consecutive values.
@@ -253,6 +282,12 @@ mod tests {
                 for k in 0..states {
                     assert_eq!(codewords.score(k, &forms, vector, weights[r]), score(k));
                 }
+                let mut scores = vec![0.0; forms.len()];
+                codewords.scores(&forms, vector, &mut scores);
+                for k in 0..states {
+                    assert_eq!(scores[k], codewords.score(k, &forms, vector, 1.0));
+                }
+                assert!(scores[states..].iter().all(|&score| score == f32::INFINITY));
             }
         }
     }

@@ -1,0 +1,111 @@
+use aqlm_vocabulary::{AqlmError, CodeSettings, QuantizedMatrix, Result};
+use ndarray::Array2;
+
+use super::{Recoded, code_step, delta_decay, group_norms};
+use crate::decode::decode;
+use crate::optimizer::Stepper;
+
+/// The straight-through buffer of one matrix, with its moments and the gradient summed so far.
+#[derive(Debug, Clone)]
+pub struct TunedCodes {
+    settings: CodeSettings,
+    buffer: Array2<f64>,
+    gradient: Array2<f64>,
+    stepper: Stepper,
+}
+
+impl TunedCodes {
+    /// Before the first step: the buffer is the decoded weight.
+    pub fn new(matrix: &QuantizedMatrix, settings: CodeSettings) -> Self {
+        let buffer = decode(matrix);
+        Self {
+            settings,
+            gradient: Array2::zeros(buffer.raw_dim()),
+            stepper: Stepper::new(settings.optimizer, buffer.len()),
+            buffer,
+        }
+    }
+
+    /// The buffer, [out_features, in_features].
+    pub fn buffer(&self) -> &Array2<f64> {
+        &self.buffer
+    }
+
+    /// The gradient with respect to the decoded weight, summed so far.
+    pub fn gradient_mut(&mut self) -> &mut Array2<f64> {
+        &mut self.gradient
+    }
+
+    /// First and second moments, row-major. The first are empty if their decay is 0, for then they are the
+    /// gradient.
+    pub fn moments(&self) -> (&[f64], &[f64]) {
+        let (first, second) = self.stepper.moments();
+        let kept = if self.settings.optimizer.decay.beta1 == 0.0 {
+            &first[..0]
+        } else {
+            first
+        };
+        (kept, second)
+    }
+
+    /// The buffer and moments after `steps` steps, as row-major lists; a gradient that was not used is
+    /// discarded.
+    ///
+    /// # Errors
+    /// `Shape` when a list has another length than the weight; then nothing is changed.
+    pub fn restore(&mut self, steps: u32, [buffer, first, second]: [&[f64]; 3]) -> Result<()> {
+        let len = self.buffer.len();
+        let firsts = if self.settings.optimizer.decay.beta1 == 0.0 {
+            0
+        } else {
+            len
+        };
+        for (what, expected, found) in [
+            ("buffer", len, buffer.len()),
+            ("first moments of a buffer", firsts, first.len()),
+            ("second moments of a buffer", len, second.len()),
+        ] {
+            if expected != found {
+                return Err(AqlmError::Shape {
+                    what: what.into(),
+                    expected: vec![expected],
+                    found: vec![found],
+                });
+            }
+        }
+        let mut first = first.to_vec();
+        first.resize(len, 0.0);
+        self.stepper = Stepper::resumed(self.settings.optimizer, steps, first, second.to_vec());
+        self.buffer
+            .iter_mut()
+            .zip(buffer)
+            .for_each(|(to, &value)| *to = value);
+        self.gradient.fill(0.0);
+        Ok(())
+    }
+
+    /// Moves the buffer along the gradient, which is then reset.
+    pub fn move_buffer(&mut self, lr: f64) {
+        self.stepper.step(lr, self.buffer.view_mut(), &self.gradient);
+        self.gradient.fill(0.0);
+    }
+
+    /// The squared norms of the groups of the buffer's difference from the decoded weight, [out_groups,
+    /// in_groups].
+    pub fn differences(&self, matrix: &QuantizedMatrix) -> Array2<f64> {
+        group_norms(&(&self.buffer - &decode(matrix)), matrix.scheme())
+    }
+
+    /// New codes for at most `count` groups of the matrix, whose codebooks and scales are those after the
+    /// step; `order` is that in which codebooks are visited.
+    pub fn recode(&self, matrix: &QuantizedMatrix, count: usize, order: &[usize]) -> Recoded {
+        code_step(matrix, &self.buffer, count, &self.settings, order)
+    }
+
+    /// What remains of the buffer, given the matrix with its new codes.
+    pub fn decay(&mut self, matrix: &QuantizedMatrix) {
+        if self.settings.delta_decay != 0.0 {
+            delta_decay(&mut self.buffer, &decode(matrix), self.settings.delta_decay);
+        }
+    }
+}
