@@ -4,6 +4,7 @@
 
 mod adam;
 mod arch;
+mod arch_check;
 mod error;
 mod layer_id;
 pub mod llama;
@@ -18,7 +19,8 @@ mod weights;
 
 pub use adam::{AdamDecay, AdamSettings};
 pub use arch::{
-    Activation, ArchSpec, AttentionSpec, BlockNorms, BlockSpec, GatedMlp, Input, LinearSpec, NormSpec,
+    Activation, ArchSpec, AttentionSpec, BlockNorm, BlockSpec, GatedMlp, Input, LinearSpec, LogitSpec,
+    NormPlace, NormSpec,
 };
 pub use error::{AqlmError, Result};
 pub use layer_id::LayerId;
