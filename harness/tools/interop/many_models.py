@@ -35,7 +35,7 @@ PROMPT = "Once upon a time there was a little dog who"
 NEW_TOKENS = 24  # as in tiny_models.py, which cannot be imported here: it needs transformers
 # Compared with both generations of transformers.
 FAMILIES_OF_BOTH = ("llama", "mistral", "qwen2")
-# In turn: codes of 8 bits have a kernel of their own in aqlm.
+# In turn, the first one for families of transformers 5 alone: codes of 8 bits have a kernel of their own in aqlm.
 SCHEMES = ("2x4g8", "1x6g4", "1x4g8", "1x8g8")
 
 
@@ -139,7 +139,8 @@ def compare(arguments, scratch):
         if case["family"] not in FAMILIES_OF_BOTH:
             rows.extend(more_ways(program, case, out, jobs, texts))
         if case["quantize"]:
-            scheme = SCHEMES[sum(row["kind"] == "quantized" for row in rows) % len(SCHEMES)]
+            turn = sum(row["kind"] == "quantized" for row in rows) if case["family"] in FAMILIES_OF_BOTH else 0
+            scheme = SCHEMES[turn % len(SCHEMES)]
             rows.append(quantized(program, case, out, jobs, scheme))
     # the environment of transformers 4 is made only if it has something to do
     pythons = {"5": python5, "4": jobs["4"] and (arguments.python4 or environment("transformers4"))}

@@ -1,7 +1,8 @@
 use ndarray::{Array1, Array2, ArrayView1, Axis, s};
 
 use super::attention::attention;
-use super::forward::{Mlp, Projected, apply};
+use super::forward::{Mlp, Projected};
+use super::fused::apply;
 use super::model::{Model, embed, logits};
 use super::norm::normed;
 use super::{Block, Rotary};

@@ -1,12 +1,11 @@
 use ndarray::{Array2, ArrayView2};
 
 use super::attention::attention;
-use super::fused::apply_each;
+use super::fused::{apply, apply_each};
 use super::gated::gated;
-use super::linear::linear;
 use super::norm::normed;
 use super::{Block, Rotary};
-use aqlm_vocabulary::{Input, LayerId, NormPlace};
+use aqlm_vocabulary::{Input, NormPlace};
 
 /// The values inside a block that its backward pass and the Hessians of its layers need, one row per token.
 #[derive(Debug, Clone, PartialEq)]
@@ -149,13 +148,4 @@ impl Mlp {
             activated,
         }
     }
-}
-
-/// Applies one of the block's linear layers.
-pub(super) fn apply(block: &Block, layer: LayerId, x: ArrayView2<f64>) -> Array2<f64> {
-    linear(
-        x,
-        block.weight(layer).view(),
-        block.layer(layer).bias.as_ref().map(|bias| bias.view()),
-    )
 }

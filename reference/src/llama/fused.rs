@@ -4,8 +4,7 @@
 use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 
 use super::Block;
-use super::forward::apply;
-use super::linear::{LinearGradients, linear_backward};
+use super::linear::{LinearGradients, linear, linear_backward};
 use aqlm_vocabulary::LayerId;
 
 /// Whether these are parts of one layer.
@@ -56,4 +55,13 @@ pub(super) fn each_backward<const N: usize>(
         sum += &gradients.x;
     }
     (sum, gradients)
+}
+
+/// Applies one of the block's linear layers.
+pub(super) fn apply(block: &Block, layer: LayerId, x: ArrayView2<f64>) -> Array2<f64> {
+    linear(
+        x,
+        block.weight(layer).view(),
+        block.layer(layer).bias.as_ref().map(|bias| bias.view()),
+    )
 }

@@ -4,12 +4,12 @@ use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis};
 use rayon::prelude::*;
 
 use super::attention::attention;
-use super::fused::{apply_each, is_one};
+use super::fused::{apply, apply_each, is_one};
 use super::gated::gated;
 use super::rotary::Turn;
 use super::sequences::{parts, sequences_at_once};
 use super::{Block, Rotary};
-use crate::cpu::product::{linear, product_into};
+use crate::cpu::product::product_into;
 use crate::cpu::zeroed::{zeroed, zeroed_sequences};
 
 /// The intermediate values of a block that its backward pass and the Hessians of its layers need: [rows,
@@ -230,13 +230,6 @@ pub(super) fn rows_of(x: ArrayView3<'_, f32>) -> Array2<f32> {
     rows
 }
 
-/// One of the block's linear layers: x W^T + b.
-pub(super) fn apply(block: &Block, layer: LayerId, x: ArrayView2<'_, f32>) -> Array2<f32> {
-    let mut y = linear(x, block.weight(layer).view(), Par::rayon(0));
-    add_bias(block, layer, &mut y);
-    y
-}
-
 /// `residual` + r n(x W^T + b), with r the block's factor and n the norm at this place; also n's input.
 /// Without a norm, `residual` + r (x W^T + b).
 pub(super) fn add_branch(
@@ -263,10 +256,4 @@ pub(super) fn add_branch(
         None => {}
     }
     (y, None)
-}
-
-fn add_bias(block: &Block, layer: LayerId, y: &mut Array2<f32>) {
-    if let Some(bias) = &block.layer(layer).bias {
-        *y += bias;
-    }
 }

@@ -2,10 +2,11 @@
 //! stand one after another.
 
 use aqlm_vocabulary::LayerId;
+use faer::Par;
 use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 
 use super::Block;
-use super::forward::apply;
+use crate::cpu::product::linear;
 
 /// Whether these are parts of one layer.
 pub(super) fn is_one(layers: &[LayerId]) -> bool {
@@ -44,4 +45,13 @@ pub(super) fn gradients_of_each<const N: usize>(
     let parts = grads.each_ref().map(|grad| grad.view());
     let all = concatenate(Axis(1), &parts).expect("gradients of the same rows");
     vec![(layers[0], all.as_standard_layout().into_owned())]
+}
+
+/// One of the block's linear layers: x W^T + b.
+pub(super) fn apply(block: &Block, layer: LayerId, x: ArrayView2<'_, f32>) -> Array2<f32> {
+    let mut y = linear(x, block.weight(layer).view(), Par::rayon(0));
+    if let Some(bias) = &block.layer(layer).bias {
+        y += bias;
+    }
+    y
 }
