@@ -7,7 +7,7 @@ mod reference;
 mod resident;
 mod shared_beginnings;
 
-use aqlm_vocabulary::ArchSpec;
+use aqlm_vocabulary::{AqlmError, ArchSpec};
 
 pub use cpu::{CpuBackend, CpuLayers};
 pub use cuda::{CudaBackend, CudaHidden, CudaLayers, CudaMachine};
@@ -32,6 +32,17 @@ pub trait OnMachine {
     fn on<M: TrainOps>(self, machine: M) -> Result<Self::Output>;
 }
 
+/// Refuses a model with parts that the cuda backend lacks, with or without a GPU.
+fn require_computed_on_cuda(config: &ArchSpec) -> Result<()> {
+    let refused = |error| match error {
+        AqlmError::Unsupported(part) => AqlmError::Unsupported(format!(
+            "{part} on the cuda backend; cpu and reference compute it"
+        )),
+        other => other,
+    };
+    Ok(config.require_plain().map_err(refused)?)
+}
+
 impl BackendKind {
     /// Runs a job on the machine of this kind, built for the model's shape and sequences of at most
     /// `positions` tokens.
@@ -43,8 +54,7 @@ impl BackendKind {
             Self::Reference => job.on(ReferenceBackend::new(config, positions)?),
             Self::Cpu => job.on(CpuBackend::new(config, positions)?),
             Self::Cuda => {
-                // refused by name with or without a GPU
-                config.require_plain()?;
+                require_computed_on_cuda(config)?;
                 job.on(CudaMachine::new(config, positions)?)
             }
         }
@@ -60,8 +70,7 @@ impl BackendKind {
             Self::Reference => Box::new(ReferenceBackend::new(config, positions)?),
             Self::Cpu => Box::new(CpuBackend::new(config, positions)?),
             Self::Cuda => {
-                // refused by name with or without a GPU
-                config.require_plain()?;
+                require_computed_on_cuda(config)?;
                 Box::new(CudaBackend::new(positions)?)
             }
         })
@@ -71,7 +80,7 @@ impl BackendKind {
 #[cfg(test)]
 mod tests {
     use aqlm_formats::model::Model;
-    use aqlm_vocabulary::{Activation, AqlmError};
+    use aqlm_vocabulary::Activation;
 
     use super::*;
     use aqlm_formats::Error;

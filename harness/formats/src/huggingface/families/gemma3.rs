@@ -42,17 +42,16 @@ fn arch(fields: &Fields<'_>) -> Result<ArchSpec> {
     set_norms(&mut arch, &[&AROUND[..], &OF_HEADS].concat(), false);
     gemma::set_shared(&mut arch);
     arch.logits.cap = fields.positive("final_logit_softcapping")?;
-    let slides = match layer_types(fields)? {
-        Some(slides) => slides,
-        None => {
-            // each block whose number, counted from 1, is a multiple of it, sees everything
-            let pattern = fields.optional_size("_sliding_window_pattern")?;
-            let pattern = pattern
-                .or(fields.optional_size("sliding_window_pattern")?)
-                .unwrap_or(6);
-            let blocks = 1..=arch.blocks.len();
-            blocks.map(|block| !block.is_multiple_of(pattern)).collect()
-        }
+    let slides = if let Some(slides) = layer_types(fields)? {
+        slides
+    } else {
+        // each block whose number, counted from 1, is a multiple of it, sees everything
+        let pattern = fields.optional_size("_sliding_window_pattern")?;
+        let pattern = pattern.or(fields.optional_size("sliding_window_pattern")?);
+        let blocks = 1..=arch.blocks.len();
+        blocks
+            .map(|block| !block.is_multiple_of(pattern.unwrap_or(6)))
+            .collect()
     };
     set_windows(&mut arch, window(fields)?, &slides);
     let local = rope_of_type(fields, "sliding_attention", "rope_local_base_freq", 1e4, &arch)?;
