@@ -22,6 +22,9 @@ pub fn norm(spec: NormSpec, x: ArrayView2<f64>, weight: ArrayView1<f64>) -> Arra
 }
 
 /// Gradients of [`norm`] with respect to x and the weights, given the gradient with respect to its result.
+///
+/// # Panics
+/// As [`norm`].
 pub fn norm_backward(
     spec: NormSpec,
     x: ArrayView2<f64>,

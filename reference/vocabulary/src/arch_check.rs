@@ -194,8 +194,8 @@ mod tests {
 
     #[test]
     fn parts_that_do_not_fit_are_named() {
-        assert_eq!(arch().check(), Ok(()));
         type Change = fn(&mut BlockSpec);
+        assert_eq!(arch().check(), Ok(()));
         let changes: [(Change, &str); 10] = [
             (|block| block.attention.query = LayerId(9), "layer of a block"),
             (|block| block.attention.kv_heads = 0, "heads of queries"),

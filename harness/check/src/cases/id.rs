@@ -46,13 +46,13 @@ impl<'a> Fields<'a> {
 
     /// The next field, if it is one of an enum's words; otherwise `absent`, and the field is still to be
     /// read.
-    pub(super) fn optional_word<T: FromStr<Err = Error>>(&mut self, absent: T) -> Result<T> {
+    pub(super) fn optional_word<T: FromStr<Err = Error>>(&mut self, absent: T) -> T {
         let rest = self.rest.clone();
         if let Ok(word) = self.text().parse() {
-            return Ok(word);
+            return word;
         }
         self.rest = rest;
-        Ok(absent)
+        absent
     }
 
     /// A field such as `b3`: a letter, then a number within `range`.

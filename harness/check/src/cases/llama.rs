@@ -209,7 +209,7 @@ impl LlamaCase {
         let tokens = fields.number('t', 2..=4096)? as usize;
         let window = fields.number('w', 0..=4096)? as usize;
         let (biases, positions) = (fields.word()?, fields.word()?);
-        let parts = fields.optional_word(Parts::Llama)?;
+        let parts = fields.optional_word(Parts::Llama);
         let scheme = fields.scheme()?;
         let case = Self {
             hidden,

@@ -53,7 +53,7 @@ impl Parts {
             Self::Qwen3 => {
                 let own = heads(attention.head_dim);
                 each(arch, |block| {
-                    norms(block, false, &[&before[..], &own[..]].concat())
+                    norms(block, false, &[&before[..], &own[..]].concat());
                 });
             }
             Self::Olmo2 => {

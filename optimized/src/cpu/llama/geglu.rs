@@ -1,7 +1,7 @@
 use crate::cpu::vectorize::{exp, vectorized};
 
 /// 2 sqrt(2/pi).
-const TWICE_ROOT: f32 = 1.595_769_1;
+const TWICE_ROOT: f32 = 1.595_769_2;
 
 /// The cubic term of GELU's approximation.
 const CUBIC: f32 = 0.044_715;

@@ -149,7 +149,9 @@ pub(super) fn finish(spec: LogitSpec, products: &mut Array2<f32>) {
 fn finish_slice(spec: LogitSpec, products: &mut [f32]) {
     if spec.scale != 1.0 {
         let scale = spec.scale as f32;
-        products.iter_mut().for_each(|product| *product *= scale);
+        for product in products.iter_mut() {
+            *product *= scale;
+        }
     }
     if let Some(cap) = spec.cap {
         soft_cap(products, cap as f32);

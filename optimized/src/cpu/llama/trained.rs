@@ -169,13 +169,10 @@ impl Trained {
                 });
                 continue;
             }
-            match part[0].parameter {
-                Parameter::Norm(block, place) => {
-                    let index = norm_index(blocks, block, place);
-                    narrow(blocks[block].norms[index].iter_mut(), &part[0].values);
-                }
-                // belongs to no block
-                _ => {}
+            // the others belong to no block
+            if let Parameter::Norm(block, place) = part[0].parameter {
+                let index = norm_index(blocks, block, place);
+                narrow(blocks[block].norms[index].iter_mut(), &part[0].values);
             }
         }
     }

@@ -8,6 +8,7 @@ use crate::model::ModelConfig;
 use crate::{Error, Result};
 
 /// A configuration of four blocks with these fields besides the sizes.
+#[expect(clippy::needless_pass_by_value, reason = "as `json!` makes it")]
 fn read(family: &str, changes: Value) -> Result<ArchSpec> {
     let mut config = json!({
         "model_type": family, "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "head_dim": 16,
