@@ -16,7 +16,7 @@ const SEQUENCES: usize = 3;
 /// The first block and its rotary tables.
 fn block(case: &LlamaData) -> (Block, Rotary) {
     let block = Block::from_weights(&case.config.blocks[0], &case.blocks[0]).unwrap();
-    (block, Rotary::new(case.config.attention(), TOKENS))
+    (block, Rotary::of_model(&case.config, TOKENS))
 }
 
 fn sequence(x: &Array3<f32>, i: usize) -> Array2<f64> {
@@ -36,7 +36,7 @@ fn blocks_and_all_their_gradients_are_the_references() {
         let grad_x = block_backward(&block, &rotary, &trace, grad_y.view(), &wanted, &mut ours);
 
         let exact = case.block(0);
-        let exact_rotary = reference::Rotary::new(case.config.attention(), TOKENS);
+        let exact_rotary = reference::Rotary::of_model(&case.config, TOKENS);
         let mut sum: Option<reference::BlockGradients> = None;
         let (mut exact_y, mut exact_x) = (Vec::new(), Vec::new());
         let mut inputs: Vec<Vec<f64>> = vec![Vec::new(); 7];
@@ -60,8 +60,9 @@ fn blocks_and_all_their_gradients_are_the_references() {
                             *sum += bias;
                         }
                     }
-                    sum.input_layernorm += &gradients.input_layernorm;
-                    sum.post_attention_layernorm += &gradients.post_attention_layernorm;
+                    for (sum, norm) in sum.norms.iter_mut().zip(&gradients.norms) {
+                        *sum += norm;
+                    }
                     sum
                 }
             });
@@ -97,17 +98,9 @@ fn blocks_and_all_their_gradients_are_the_references() {
                 assert_close(&format!("{what} bias"), bias.iter().copied(), exact, backward);
             }
         }
-        let norms = [
-            ("norm 1", &ours.input_layernorm, &exact.input_layernorm),
-            (
-                "norm 2",
-                &ours.post_attention_layernorm,
-                &exact.post_attention_layernorm,
-            ),
-        ];
-        for (what, ours, exact) in norms {
+        for ((norm, ours), exact) in spec.norms.iter().zip(&ours.norms).zip(&exact.norms) {
             assert_close(
-                &format!("{name}: grad {what}"),
+                &format!("{name}: grad {}", norm.name),
                 ours.iter().copied(),
                 exact,
                 backward,
@@ -199,14 +192,14 @@ fn the_head_and_its_losses_are_the_references() {
         .map(|i| (0..9).map(|t| (t * 7 + i) % 50).collect())
         .collect();
     let tokens: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
-    let hidden = embed(lm_head.view(), &tokens).unwrap();
-    let head = Head::new(config.final_norm, &norm, &lm_head).unwrap();
+    let hidden = embed(lm_head.view(), &tokens, 1.0).unwrap();
+    let head = Head::new(&config, &norm, &lm_head).unwrap();
     let losses = head.token_losses(hidden.view(), &tokens).unwrap();
     let exact_norm = norm.mapv(f64::from);
     for i in 0..2 {
-        let exact_hidden = reference::embed(lm_head.view(), tokens[i]).unwrap();
+        let exact_hidden = reference::embed(lm_head.view(), tokens[i], 1.0).unwrap();
         let logits = reference::logits(
-            config.final_norm,
+            &config,
             &exact_norm,
             lm_head.mapv(f64::from).view(),
             exact_hidden.view(),
@@ -232,7 +225,7 @@ fn the_head_and_its_losses_are_the_references() {
     }
     let beyond: [&[u32]; 2] = [&[0, 50], &[0, 1]];
     assert!(matches!(
-        embed(lm_head.view(), &beyond),
+        embed(lm_head.view(), &beyond, 1.0),
         Err(AqlmError::TokenOutOfRange { token: 50, .. })
     ));
     let short = hidden.slice(ndarray::s![.., ..2, ..]);

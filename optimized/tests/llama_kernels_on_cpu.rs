@@ -331,7 +331,7 @@ fn projected(
     }
     let rotary = Rotary::new(spec, capacity);
     for rows in &mut rotated[..2] {
-        rotary.rotate(rows, 0);
+        rotary.rotate(spec, rows, 0);
     }
     Projected { all, biases, rotated }
 }

@@ -807,8 +807,7 @@ fn exact_model() -> (ArchSpec, ModelWeights, Vec<Vec<u32>>) {
     // block the zeros are scales, which then have gradients; in the second they are codebooks, which then
     // have gradients.
     let mut block = |zeros: &[LayerId], by_scales: bool| BlockWeights {
-        input_layernorm: Array1::ones(32),
-        post_attention_layernorm: Array1::ones(32),
+        norms: vec![Array1::ones(32); 2],
         layers: spec
             .layers()
             .map(|layer| {

@@ -518,7 +518,7 @@ fn rows_are_compared_scanned_rounded_and_rotated() {
     let mut expected = a.clone();
     for mut sequence in expected.axis_chunks_iter_mut(Axis(0), tokens) {
         let mut own = sequence.to_owned();
-        rotary.rotate(&mut own, 0);
+        rotary.rotate(&spec, &mut own, 0);
         sequence.assign(&own);
     }
     close(&from_f32s(&turned), &expected, 4, "rotated");

@@ -9,7 +9,7 @@ use aqlm_reference::llama::{
     Block, BlockGradients, ResidentLinear, ResidentWeight, Rotary, block_backward, block_forward_traced,
 };
 use aqlm_vocabulary::{BlockSpec, Rope, RopeScaling, llama::LlamaBlock};
-use ndarray::{Array, Array1, Array2, Array3, ArrayD, Axis, Dimension, Ix1, Ix2, Ix3, IxDyn};
+use ndarray::{Array, Array2, Array3, ArrayD, Axis, Dimension, Ix1, Ix2, Ix3, IxDyn};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -133,9 +133,9 @@ fn block(case: &Case, spec: &BlockSpec) -> Block {
         weight: ResidentWeight::Dense(case.get(&format!("param.{}.weight", linear.name))),
         bias: case.find::<Ix1>(&format!("param.{}.bias", linear.name)),
     });
-    let [first, second] = ["input_layernorm", "post_attention_layernorm"]
+    let norms = ["input_layernorm", "post_attention_layernorm"]
         .map(|norm| case.get::<Ix1>(&format!("param.{norm}.weight")));
-    Block::new(spec, first, second, layers.collect()).unwrap()
+    Block::new(spec, norms.into(), layers.collect()).unwrap()
 }
 
 fn run(case: &Case, block: &Block, own_tables: bool, limits: Limits) {
@@ -171,8 +171,9 @@ fn run(case: &Case, block: &Block, own_tables: bool, limits: Limits) {
                         *total += part;
                     }
                 }
-                total.input_layernorm += &gradients.input_layernorm;
-                total.post_attention_layernorm += &gradients.post_attention_layernorm;
+                for (total, part) in total.norms.iter_mut().zip(&gradients.norms) {
+                    *total += part;
+                }
             }
         }
     }
@@ -190,11 +191,8 @@ fn run(case: &Case, block: &Block, own_tables: bool, limits: Limits) {
             case.compare::<Ix1>(&format!("grad.{name}.bias"), bias, limit);
         }
     }
-    let norms: [(&str, &Array1<f64>); 2] = [
-        ("input_layernorm", &total.input_layernorm),
-        ("post_attention_layernorm", &total.post_attention_layernorm),
-    ];
-    for (name, gradient) in norms {
+    for (norm, gradient) in block.spec().norms.iter().zip(&total.norms) {
+        let name = &norm.name;
         case.compare::<Ix1>(&format!("grad.{name}.weight"), gradient, limit);
     }
 }

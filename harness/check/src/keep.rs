@@ -54,9 +54,9 @@ impl Tensors {
 
     fn block(&mut self, data: &LlamaData, index: usize) {
         let (arch, block) = (&data.config, &data.blocks[index]);
-        let [first, second] = arch.norm_names(index);
-        self.array(&first, &block.input_layernorm);
-        self.array(&second, &block.post_attention_layernorm);
+        for (name, norm) in arch.norm_names(index).iter().zip(&block.norms) {
+            self.array(name, norm);
+        }
         for id in arch.blocks[index].layers() {
             let name = arch.layer_name(index, id);
             let layer = block.layer(id);

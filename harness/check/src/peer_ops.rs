@@ -364,8 +364,7 @@ fn llama_block_case(entry: &Entry<'_>, file: &VectorFile) -> Result<Vec<Comparis
     }
     let block = Block::new(
         &spec,
-        norm("input_layernorm")?,
-        norm("post_attention_layernorm")?,
+        vec![norm("input_layernorm")?, norm("post_attention_layernorm")?],
         layers,
     )?;
     let (cos, sin) = (file.array_n::<Ix3>("cos")?, file.array_n::<Ix3>("sin")?);
@@ -434,7 +433,7 @@ struct BlockResult {
     y: Array3<f64>,
     grad_x: Array3<f64>,
     layers: Vec<Array2<f64>>,
-    norms: [Array1<f64>; 2],
+    norms: Vec<Array1<f64>>,
 }
 
 impl BlockResult {
@@ -447,8 +446,7 @@ impl BlockResult {
                 .layers()
                 .map(|layer| Array2::zeros(block.weight(layer).raw_dim()))
                 .collect(),
-            norms: [&block.input_layernorm, &block.post_attention_layernorm]
-                .map(|norm| Array1::zeros(norm.len())),
+            norms: block.norms.iter().map(|norm| Array1::zeros(norm.len())).collect(),
         }
     }
 
@@ -470,7 +468,8 @@ impl BlockResult {
         for (sum, gradient) in self.layers.iter_mut().zip(&gradients.layers) {
             *sum += gradient;
         }
-        self.norms[0] += &gradients.input_layernorm;
-        self.norms[1] += &gradients.post_attention_layernorm;
+        for (sum, gradient) in self.norms.iter_mut().zip(&gradients.norms) {
+            *sum += gradient;
+        }
     }
 }

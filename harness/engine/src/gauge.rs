@@ -26,8 +26,8 @@ const LARGEST: i32 = 60;
 /// Exponents of the powers of two by which a block's parts are multiplied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Gauge {
-    /// of the norms before attention and before the MLP
-    norms: [i32; 2],
+    /// of the norms, in the order of the block's spec
+    norms: Vec<i32>,
     /// of each layer's weight
     weights: Vec<i32>,
     /// of each layer's output, and so of its bias
@@ -38,7 +38,7 @@ impl Gauge {
     /// Everything stays as it is.
     fn identity(spec: &BlockSpec) -> Self {
         Self {
-            norms: [0; 2],
+            norms: vec![0; spec.norms.len()],
             weights: vec![0; spec.linears.len()],
             outputs: vec![0; spec.linears.len()],
         }
@@ -78,13 +78,13 @@ impl Gauge {
                     .fold(0.0, |most: f64, &w| most.max(f64::from(w).abs())),
             )
         };
-        let attention = norm(&weights.input_layernorm);
-        let mlp = norm(&weights.post_attention_layernorm);
+        let attention = norm(&weights.norms[0]);
+        let mlp = norm(&weights.norms[1]);
         // the product of queries and keys keeps its size: the ratio changes by powers of 4
         let heads = (exponent(largest(query) / largest(key)) + 1).div_euclid(2);
         let mixed = nearest_exponent(largest(output));
         let inner = nearest_exponent(largest(up));
-        gauge.norms = [-attention, -mlp];
+        gauge.norms = vec![-attention, -mlp];
         // each with the factor of its input and that of its output
         let factors = [
             (query, -attention, -heads),
@@ -109,9 +109,10 @@ impl Gauge {
 
     /// The way back.
     fn inverse(&self) -> Self {
-        let negative = |exponents: &[i32]| exponents.iter().map(|exponent| -exponent).collect();
+        let negative =
+            |exponents: &[i32]| -> Vec<i32> { exponents.iter().map(|exponent| -exponent).collect() };
         Self {
-            norms: self.norms.map(|exponent| -exponent),
+            norms: negative(&self.norms),
             weights: negative(&self.weights),
             outputs: negative(&self.outputs),
         }
@@ -124,10 +125,9 @@ impl Gauge {
     pub(crate) fn apply(&self, mut weights: BlockWeights) -> Result<BlockWeights> {
         let factor = |exponent: i32| f64::powi(2.0, exponent);
         let times = |exponent: i32| move |value: f32| (f64::from(value) * factor(exponent)) as f32;
-        weights.input_layernorm.mapv_inplace(times(self.norms[0]));
-        weights
-            .post_attention_layernorm
-            .mapv_inplace(times(self.norms[1]));
+        for (norm, &exponent) in weights.norms.iter_mut().zip(&self.norms) {
+            norm.mapv_inplace(times(exponent));
+        }
         for ((layer, &exponent), &output) in weights.layers.iter_mut().zip(&self.weights).zip(&self.outputs) {
             match &mut layer.weight {
                 LinearWeight::Dense(weight) if exponent != 0 => weight.mapv_inplace(times(exponent)),

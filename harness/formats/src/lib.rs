@@ -11,7 +11,7 @@
 //! let model = Model::embedded()?; // or Model::open("folder or file.gguf")
 //! println!("{} blocks of {}", model.config().blocks.len(), model.config().hidden_size);
 //! let block = model.block(0)?;
-//! assert_eq!(block.input_layernorm.len(), model.config().hidden_size);
+//! assert_eq!(block.norms[0].len(), model.config().hidden_size);
 //!
 //! let text = "Once upon a time there was a cat.";
 //! let stream = TokenStream::from_bytes("story.txt".as_ref(), text.as_bytes(), &model.tokenizer()?)?;

@@ -8,7 +8,10 @@ Makes the models of tiny_models.py with transformers 5. Then, for each case:
 - a model that is to be refused must be refused with exit code 2 and a message that names the field;
 - every other model is evaluated here, and each token's loss is compared with transformers 5 and 4.5x, as far as
   these read the case alike;
-- some are quantized here, and the result is compared in both generations with aqlm.
+- some are quantized here, and the result is compared in both generations with aqlm;
+- models of families with parts that a Llama lacks are compared with transformers 5 alone: evaluated by both the
+  cpu and the reference backend, and a text written token by token with the cache must be the one that transformers
+  finds likeliest when it runs the whole text at once.
 
 Exit code 0: as it should be; 1: some cases are not; 2: something could not be run.
 """
@@ -27,7 +30,12 @@ LIMIT = 1e-4
 # Longer than the windows of some cases and than the context of others.
 CTX = 72
 WINDOWS = 2
-# In turn: codes of 8 bits have a kernel of their own in aqlm.
+# A text longer than the windows of the cases.
+PROMPT = "Once upon a time there was a little dog who"
+NEW_TOKENS = 24  # as in tiny_models.py, which cannot be imported here: it needs transformers
+# Compared with both generations of transformers.
+FAMILIES_OF_BOTH = ("llama", "mistral", "qwen2")
+# In turn, the first one for families of transformers 5 alone: codes of 8 bits have a kernel of their own in aqlm.
 SCHEMES = ("2x4g8", "1x6g4", "1x4g8", "1x8g8")
 
 
@@ -41,11 +49,16 @@ class Program:
     def run(self, *arguments):
         return subprocess.run([*self.command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False)
 
-    def dump(self, folder, to):
+    def dump(self, folder, to, backend="cpu"):
         """(exit code, standard error) of an evaluation that writes its logits."""
         done = self.run("eval", folder, "--data", GOLDEN / "eval.jsonl", "--ctx", CTX, "--windows", WINDOWS,
-                        "--dump-logits", to)  # fmt: skip
+                        "--dump-logits", to, "--backend", backend)  # fmt: skip
         return done.returncode, done.stderr.strip()
+
+    def text(self, folder, backend):
+        """(exit code, standard error, the likeliest continuation of the prompt)."""
+        done = self.run("generate", folder, "--prompt", PROMPT, "--tokens", NEW_TOKENS, "--backend", backend, "--json")
+        return done.returncode, done.stderr.strip(), done.stdout
 
     def quantize(self, folder, to, scheme):
         # Quality does not matter here, only that both sides compute the same from the result.
@@ -55,13 +68,13 @@ class Program:
         return done.returncode, done.stderr.strip()
 
 
-def judge(python, scratch, jobs):
-    """Results of tiny_models.py for (folder, dump) pairs, in order."""
+def judge(python, scratch, command, jobs):
+    """Results of tiny_models.py for (folder, file) pairs, in order."""
     file = scratch / "jobs.json"
     file.write_text(json.dumps([[str(folder), str(dump)] for folder, dump in jobs]))
-    done = subprocess.run([python, HERE / "tiny_models.py", "losses", file], capture_output=True, text=True, check=False)
+    done = subprocess.run([python, HERE / "tiny_models.py", command, file], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise CannotRun(f"{python} tiny_models.py losses: {done.stderr[-2000:]}")
+        raise CannotRun(f"{python} tiny_models.py {command}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -89,7 +102,7 @@ def main():
             print(f"{'FAIL' if row['problem'] else 'ok  '} {row['kind']:9} {row['name']:36} {numbers or row['found']}")
             if row["problem"]:
                 print(f"     {row['problem']}")
-        for kind in ("accepted", "refused", "quantized"):
+        for kind in ("accepted", "reference", "generated", "refused", "quantized"):
             of_kind = [row for row in rows if row["kind"] == kind]
             bad = sum(bool(row["problem"]) for row in of_kind)
             worst = max((value for row in of_kind for value in row["differences"].values()), default=0.0)
@@ -98,17 +111,15 @@ def main():
 
 
 def compare(arguments, scratch):
-    pythons = {
-        "5": arguments.python5 or environment("transformers5"),
-        "4": arguments.python4 or environment("transformers4"),
-    }
+    python5 = arguments.python5 or environment("transformers5")
     program = Program(arguments.aqlm and arguments.aqlm.resolve())
     out = (arguments.out or scratch / "models").resolve()
     out.mkdir(parents=True, exist_ok=True)
-    execute([pythons["5"], HERE / "tiny_models.py", "make", out, GOLDEN], "making the models")
+    execute([python5, HERE / "tiny_models.py", "make", out, GOLDEN], "making the models")
     cases = json.loads((out / "cases.json").read_text())
     cases = [case for case in cases if not arguments.only or arguments.only in case["name"]]
-    rows, jobs = [], {"5": [], "4": []}
+    # what each generation is to judge: rows, folders, files
+    rows, jobs, texts = [], {"5": [], "4": []}, []
     for case in cases:
         row = {"name": case["name"], "kind": "refused" if case["refused"] else "accepted", "found": "",
                "problem": "", "differences": {}}  # fmt: skip
@@ -125,19 +136,50 @@ def compare(arguments, scratch):
             continue
         for peer in case["peers"]:
             jobs[peer].append((row, case["reference"], dump))
+        if case["family"] not in FAMILIES_OF_BOTH:
+            rows.extend(more_ways(program, case, out, jobs, texts))
         if case["quantize"]:
-            scheme = SCHEMES[sum(row["kind"] == "quantized" for row in rows) % len(SCHEMES)]
+            turn = sum(row["kind"] == "quantized" for row in rows) if case["family"] in FAMILIES_OF_BOTH else 0
+            scheme = SCHEMES[turn % len(SCHEMES)]
             rows.append(quantized(program, case, out, jobs, scheme))
-    for peer, python in pythons.items():
-        judged = judge(python, scratch, [(folder, dump) for _, folder, dump in jobs[peer]])
-        for (row, folder, _), result in zip(jobs[peer], judged["results"], strict=True):
+    # the environment of transformers 4 is made only if it has something to do
+    pythons = {"5": python5, "4": jobs["4"] and (arguments.python4 or environment("transformers4"))}
+    for peer, command, of_peer in [("5", "losses", jobs["5"]), ("4", "losses", jobs["4"]), ("5", "greedy", texts)]:
+        if not of_peer:
+            continue
+        judged = judge(pythons[peer], scratch, command, [(folder, file) for _, folder, file in of_peer])
+        for (row, folder, _), result in zip(of_peer, judged["results"], strict=True):
             name = judged["transformers"]
             if "error" in result:
                 row["problem"] = f"transformers {name} on {folder}: {result['error']}"
                 continue
             row["differences"][name] = result["difference"]
             if not result["difference"] <= LIMIT:
-                row["problem"] = f"transformers {name}: a token's loss differs by {result['difference']:.3g} nats"
+                what = "a token's loss differs" if command == "losses" else "a generated token is behind the likeliest"
+                row["problem"] = f"transformers {name}: {what} by {result['difference']:.3g} nats"
+    return rows
+
+
+def more_ways(program, case, out, jobs, texts):
+    """The rows of the case evaluated by the reference backend, and of texts that both backends write."""
+    dump = out / f"{case['name']}.reference.dump"
+    row = {"name": case["name"], "kind": "reference", "found": "", "problem": "", "differences": {}}
+    code, message = program.dump(case["folder"], dump, "reference")
+    if code == 0:
+        jobs["5"].append((row, case["reference"], dump))
+    else:
+        row["problem"] = f"expected an evaluation, found code {code}: {message}"
+    rows = [row]
+    for backend in ("cpu", "reference"):
+        row = {"name": f"{case['name']} ({backend})", "kind": "generated", "found": "", "problem": "", "differences": {}}
+        rows.append(row)
+        code, message, result = program.text(case["folder"], backend)
+        if code != 0:
+            row["problem"] = f"expected a text, found code {code}: {message}"
+            continue
+        file = out / f"{case['name']}.{backend}.json"
+        file.write_text(result)
+        texts.append((row, case["reference"], file))
     return rows
 
 
@@ -149,7 +191,7 @@ def quantized(program, case, out, jobs, scheme):
         if code != 0:
             row["problem"] = f"expected exit code 0, found {code}: {message}"
             return row
-    for peer in jobs:
+    for peer in jobs if case["family"] in FAMILIES_OF_BOTH else ("5",):
         jobs[peer].append((row, folder, dump))
     return row
 

@@ -3,7 +3,8 @@
 Runs inside one of the environments that run.py makes; many_models.py drives it.
 
     python tiny_models.py make OUT GOLDEN      one folder per case under OUT, and OUT/cases.json
-    python tiny_models.py losses OUT JOBS      token losses of each (folder, dump) in JOBS, as one JSON document
+    python tiny_models.py losses JOBS          token losses of each (folder, dump) in JOBS, as one JSON document
+    python tiny_models.py greedy JOBS          how likely each text of (folder, result of `aqlm generate`) in JOBS is
 """
 
 import json
@@ -25,6 +26,8 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 logging.getLogger("transformers").setLevel(logging.ERROR)
 transformers.utils.logging.disable_progress_bar()
 
+# Tokens that many_models.py asks `aqlm generate` for.
+NEW_TOKENS = 24
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 BASE = {
@@ -42,6 +45,17 @@ CLASSES = {
     "llama": transformers.LlamaConfig,
     "mistral": transformers.MistralConfig,
     "qwen2": transformers.Qwen2Config,
+}
+# Families with parts that a Llama lacks; their models are compared with transformers 5 alone.
+OTHER_CLASSES = {
+    "qwen3": transformers.Qwen3Config,
+    "gemma": transformers.GemmaConfig,
+    "gemma2": transformers.Gemma2Config,
+    "gemma3_text": transformers.Gemma3TextConfig,
+    "phi3": transformers.Phi3Config,
+    "olmo2": transformers.Olmo2Config,
+    "granite": transformers.GraniteConfig,
+    "smollm3": transformers.SmolLM3Config,
 }
 
 
@@ -291,10 +305,9 @@ def cases():
     yield case("qwen2-window-off", "qwen2", {"use_sliding_window": False, **window}, old(), **after)
     yield case("qwen2-window-late", "qwen2", {"use_sliding_window": True, "max_window_layers": 2, **window}, old(),
                **after)
-    yield case("qwen2-mixed-window", "qwen2", {"use_sliding_window": True, "max_window_layers": 1, **window},
-               [edit_config(layer_types=None)], refused="max_window_layers")
-    yield case("qwen2-mixed-layer-types", "qwen2", {"use_sliding_window": True, "max_window_layers": 1, **window},
-               refused="layer_types")
+    mixed = {"use_sliding_window": True, "max_window_layers": 1, **window}
+    yield case("qwen2-mixed-window", "qwen2", mixed, [*old(), edit_config(layer_types=None)], **after, quantize=True)
+    yield case("qwen2-mixed-layer-types", "qwen2", mixed, peers=["5"])
     # what changes the arithmetic and is not implemented
     refused = {
         "is_causal": False,
@@ -334,11 +347,99 @@ def cases():
         refused="q_proj.bias")
     for family in OTHERS:
         yield case(f"other-{family}", family, refused="model_type")
+    yield from cases_of_other_families()
+
+
+def cases_of_other_families():
+    def of(family, variants):
+        for name, (config, change) in variants.items():
+            own = {"head_dim": 16, "pad_token_id": 0, **config}
+            yield case(f"family-{family}-{name}", family, own, change, peers=["5"], reference="after", quantize=True)
+
+    yield from of("qwen3", {
+        "plain": ({}, []),
+        "mha": ({"num_key_value_heads": 4}, []),
+        "tied": ({"tie_word_embeddings": True}, []),
+        "bias": ({"attention_bias": True}, []),
+        "head-dim": ({"head_dim": 32}, []),
+        "theta": (rope(rope_theta=500.0), []),
+        "yarn": (rope(**YARN), []),
+        "late-window": ({"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 8}, []),
+        "windows-by-type": ({"use_sliding_window": True, "sliding_window": 8,
+                             "layer_types": ["sliding_attention", "full_attention"]}, []),
+    })  # fmt: skip
+    yield from of("gemma", {
+        "plain": ({}, []),
+        "mqa": ({"num_key_value_heads": 1}, []),
+        "head-dim": ({"head_dim": 32}, []),
+        "bias": ({"attention_bias": True}, []),
+        "untied": ({"tie_word_embeddings": False}, []),
+        "old-activation": ({}, [edit_config(hidden_act="gelu", hidden_activation="null")]),
+        "linear": (rope(rope_type="linear", factor=4.0), []),
+    })  # fmt: skip
+    yield from of("gemma2", {
+        "plain": ({}, []),
+        "window": ({"sliding_window": 8, "num_hidden_layers": 3}, []),
+        "low-caps": ({"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}, []),
+        "no-caps": ({"attn_logit_softcapping": None, "final_logit_softcapping": None}, []),
+        "scale": ({"query_pre_attn_scalar": 24}, []),
+        "bias": ({"attention_bias": True, "num_key_value_heads": 4}, []),
+        "windows-by-type": ({"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}, []),
+    })  # fmt: skip
+    both = {"sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5000.0}}  # fmt: skip
+    yield from of("gemma3_text", {
+        "plain": ({}, []),
+        "window": ({"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}, []),
+        "two-rotations": ({"layer_types": ["sliding_attention", "full_attention"], "rope_parameters": both}, []),
+        "old-spelling": ({"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+                         [edit_config(rope_parameters=None, rope_theta=5000.0, rope_local_base_freq=300.0,
+                                      rope_scaling={"rope_type": "linear", "factor": 8.0})]),
+        "pattern": ({"num_hidden_layers": 3, "sliding_window": 8},
+                    [edit_config(layer_types=None, _sliding_window_pattern=None, sliding_window_pattern=2)]),
+        "scale": ({"query_pre_attn_scalar": 24, "num_key_value_heads": 4}, []),
+        "capped-logits": ({"final_logit_softcapping": 3.0, "num_key_value_heads": 1}, []),
+    })  # fmt: skip
+    lists = {"short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [1.5 + i for i in range(8)]}
+    half = {"short_factor": [1.0, 1.2, 1.5, 2.0], "long_factor": [1.5, 2.0, 4.0, 7.0]}
+    long = lambda body, **other: {**rope(rope_type="longrope", **body), **other}  # noqa: E731
+    yield from of("phi3", {
+        "plain": ({}, []),
+        "mha": ({"num_key_value_heads": 4}, []),
+        "window": ({"sliding_window": 8}, []),
+        "tied": ({"tie_word_embeddings": True}, []),
+        "partial": ({"partial_rotary_factor": 0.5}, []),
+        "longrope-within": (long(lists, original_max_position_embeddings=96), []),
+        "longrope-beyond": (long(lists, original_max_position_embeddings=32), []),
+        "longrope-partial": (long(half, original_max_position_embeddings=32, partial_rotary_factor=0.5), []),
+        "longrope-old": (long(lists, original_max_position_embeddings=32),
+                         [edit_config(rope_parameters=None, rope_theta=10000.0, rope_scaling={"type": "longrope", **lists})]),
+    })  # fmt: skip
+    yield from of("olmo2", {
+        "plain": ({}, []),
+        "mha": ({"num_key_value_heads": 4}, []),
+        "tied": ({"tie_word_embeddings": True}, []),
+        "bias": ({"attention_bias": True}, []),
+        "linear": (rope(rope_type="linear", factor=4.0), []),
+    })  # fmt: skip
+    factors = {"embedding_multiplier": 3.0, "attention_multiplier": 0.1, "residual_multiplier": 0.3, "logits_scaling": 2.0}
+    yield from of("granite", {
+        "plain": ({}, []),
+        "factors": (factors, []),
+        "bias": ({**factors, "attention_bias": True, "mlp_bias": True}, []),
+        "tied": ({**factors, "tie_word_embeddings": True}, []),
+    })  # fmt: skip
+    yield from of("smollm3", {
+        "plain": ({"num_hidden_layers": 4}, []),
+        "first-still": ({"no_rope_layers": [0, 1]}, []),
+        "interval": ({"num_hidden_layers": 3, "no_rope_layer_interval": 2}, []),
+        "window": ({"no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 8}, []),
+        "bias": ({"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}, []),
+    })  # fmt: skip
 
 
 OTHERS = [
-    "cohere", "falcon", "gemma", "gemma2", "gemma3_text", "glm", "gpt2", "gpt_neox", "granite", "mixtral", "olmo",
-    "olmo2", "opt", "phi", "phi3", "qwen2_moe", "qwen3", "smollm3", "stablelm", "starcoder2",
+    "cohere", "falcon", "glm", "gpt2", "gpt_neox", "mixtral", "olmo", "opt", "phi", "qwen2_moe", "stablelm", "starcoder2",
 ]  # fmt: skip
 
 
@@ -359,8 +460,9 @@ def other_config(family):
 
 def make_one(spec, out, golden):
     torch.manual_seed(sum(map(ord, spec["name"])))
-    if spec["family"] in CLASSES:
-        config = CLASSES[spec["family"]](**{**BASE, **spec["config"]})
+    classes = {**CLASSES, **OTHER_CLASSES}
+    if spec["family"] in classes:
+        config = classes[spec["family"]](**{**BASE, **spec["config"]})
     else:
         config = other_config(spec["family"])
     config.use_cache = False
@@ -369,9 +471,13 @@ def make_one(spec, out, golden):
         for name, parameter in model.named_parameters():
             # large enough that every part of the arithmetic moves the losses
             if parameter.dim() == 1:
-                parameter.copy_(torch.randn_like(parameter) * 0.3 + ("norm" in name))
+                # a Gemma adds the 1 itself
+                one = "norm" in name and "gemma" not in spec["family"]
+                parameter.copy_(torch.randn_like(parameter) * 0.3 + one)
             else:
-                parameter.copy_(torch.randn_like(parameter) * (1.0 if "embed" in name else 2.0 / parameter.shape[1] ** 0.5))
+                # a tied head with larger weights would have logits whose rounding in f32 alone is near the limit
+                embedding = 0.3 if config.tie_word_embeddings else 1.0
+                parameter.copy_(torch.randn_like(parameter) * (embedding if "embed" in name else 2.0 / parameter.shape[1] ** 0.5))
     folder = out / spec["name"]
     model.save_pretrained(folder)
     shutil.copy(golden / "tokenizer.json", folder)
@@ -389,7 +495,7 @@ def make(out, golden):
     made = []
     for spec in cases():
         reference = make_one(spec, out, golden)
-        kept = {key: spec[key] for key in ("name", "refused", "peers", "quantize")}
+        kept = {key: spec[key] for key in ("name", "family", "refused", "peers", "quantize")}
         made.append({**kept, "folder": str(out / spec["name"]), "reference": str(reference)})
     (out / "cases.json").write_text(json.dumps(made, indent=1))
 
@@ -419,11 +525,30 @@ def difference(folder, dump):
     return {"difference": worst if worst != float("inf") else 1e9, "loss": total / count}
 
 
-def losses(jobs):
+def behind(folder, generated):
+    """The largest gap between the largest logit and that of the token that was generated, when the whole text is run
+    at once without a cache. It is filled up to the length that was asked for, on which some rotations depend."""
+    written = json.loads(Path(generated).read_text())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(written["prompt"])["input_ids"][: written["prompt_tokens"]]
+    if len(ids) != written["prompt_tokens"]:
+        return {"error": f"the prompt has {len(ids)} tokens here and {written['prompt_tokens']} there"}
+    if len(written["tokens"]) < 8:
+        return {"error": f"only {len(written['tokens'])} tokens were generated"}
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    whole = ids + written["tokens"]
+    filled = whole + [0] * (len(ids) + NEW_TOKENS - len(whole))
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([filled]), use_cache=False).logits[0].double()
+    gaps = [(logits[at].max() - logits[at, whole[at + 1]]).item() for at in range(len(ids) - 1, len(whole) - 1)]
+    return {"difference": max(gaps)}
+
+
+def judge(function, jobs):
     results = []
-    for folder, dump in jobs:
+    for folder, file in jobs:
         try:
-            results.append(difference(Path(folder), dump))
+            results.append(function(Path(folder), file))
         except Exception as error:  # whatever transformers raises about a folder is that folder's result
             results.append({"error": f"{type(error).__name__}: {error}"[:300]})
     return {"transformers": transformers.__version__, "results": results}
@@ -434,4 +559,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "make":
         make(Path(sys.argv[2]), Path(sys.argv[3]))
     else:
-        print(json.dumps(losses(json.loads(Path(sys.argv[2]).read_text()))))
+        function = {"losses": difference, "greedy": behind}[sys.argv[1]]
+        print(json.dumps(judge(function, json.loads(Path(sys.argv[2]).read_text()))))

@@ -2,6 +2,7 @@ use std::ops::Range;
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut1, s};
 
+use super::soft_cap::{soft_cap, soft_cap_slope};
 use crate::linalg::product;
 use aqlm_vocabulary::AttentionSpec;
 
@@ -14,8 +15,8 @@ const QUERY_ROWS: usize = 64;
 ///
 /// q is [tokens, heads x head_dim], its row t at position `first` + t. k and v are [`first` + tokens,
 /// kv_heads x head_dim], one row per position. Query head h reads key and value head h / (heads / kv_heads).
-/// Position i attends to positions max(0, i - window + 1) to i: softmax over them of <q_i, k_j> /
-/// sqrt(head_dim), then the average of v_j with these weights.
+/// Position i attends to positions max(0, i - window + 1) to i: softmax over them of `scale` <q_i, k_j>,
+/// which a cap limits where there is one, then the average of v_j with these weights.
 ///
 /// # Panics
 /// When the shapes do not fit together as described.
@@ -36,7 +37,7 @@ pub fn attention(
             let keys = keys.slice(s![seen.clone(), ..]);
             let values = values.slice(s![seen.clone(), ..]);
             let q = q.slice(s![queries.clone(), own.clone()]);
-            let p = probabilities(spec, q, keys, first + queries.start, seen.start);
+            let (p, _) = probabilities(spec, q, keys, first + queries.start, seen.start);
             out.slice_mut(s![queries, own.clone()])
                 .assign(&product(p.view(), values));
         }
@@ -48,8 +49,9 @@ pub fn attention(
 /// gradient with respect to its result.
 ///
 /// With P the probabilities of one head, S its scaled scores and G the result's gradient: grad V = P^T G;
-/// grad P = G V^T; grad S = P * (grad P - rowsum(P * grad P)); grad Q = grad S K / sqrt(head_dim); grad K =
-/// grad S^T Q / sqrt(head_dim). P is recomputed, because storing it would take tokens^2 numbers per head.
+/// grad P = G V^T; grad S = P * (grad P - rowsum(P * grad P)), times the slope of the cap at S; grad Q =
+/// `scale` grad S K; grad K = `scale` grad S^T Q. P is recomputed, because storing it would take tokens^2
+/// numbers per head.
 ///
 /// # Panics
 /// When the shapes do not fit together as described.
@@ -72,7 +74,7 @@ pub fn attention_backward(
             let values = values.slice(s![seen.clone(), ..]);
             let q = q.slice(s![queries.clone(), own.clone()]).to_owned();
             let grad = grad_out.slice(s![queries.clone(), own.clone()]).to_owned();
-            let p = probabilities(spec, q.view(), keys, queries.start, seen.start);
+            let (p, slopes) = probabilities(spec, q.view(), keys, queries.start, seen.start);
 
             let mut grad_values = grad_v.slice_mut(s![seen.clone(), shared.clone()]);
             grad_values += &product(p.t(), grad.view());
@@ -80,7 +82,10 @@ pub fn attention_backward(
             let mut grad_scores = product(grad.view(), values.t());
             for (mut grad, p) in grad_scores.rows_mut().into_iter().zip(p.rows()) {
                 let mean = grad.dot(&p);
-                grad.zip_mut_with(&p, |grad, &p| *grad = p * (*grad - mean) * scale(spec));
+                grad.zip_mut_with(&p, |grad, &p| *grad = p * (*grad - mean) * spec.scale);
+            }
+            if let Some(slopes) = slopes {
+                grad_scores *= &slopes;
             }
             grad_q
                 .slice_mut(s![queries, own.clone()])
@@ -90,11 +95,6 @@ pub fn attention_backward(
         }
     }
     (grad_q, grad_k, grad_v)
-}
-
-/// The factor applied to scores before the softmax.
-fn scale(spec: &AttentionSpec) -> f64 {
-    1.0 / (spec.head_dim as f64).sqrt()
 }
 
 /// The columns of a query head, and those of its key and value head.
@@ -129,6 +129,7 @@ fn first_seen(position: usize, window: Option<usize>) -> usize {
 }
 
 /// The attention probabilities of one head, [queries, keys]; zero for keys that a query does not attend to.
+/// With a cap, also its slopes at the scaled scores.
 ///
 /// Row t of q is at position `at` + t, row j of the keys at position `seen` + j.
 fn probabilities(
@@ -137,16 +138,22 @@ fn probabilities(
     keys: ArrayView2<f64>,
     at: usize,
     seen: usize,
-) -> Array2<f64> {
+) -> (Array2<f64>, Option<Array2<f64>>) {
     let mut scores = product(q, keys.t());
+    let mut scale = spec.scale;
+    let slopes = spec.cap.map(|cap| {
+        scores.mapv_inplace(|score| soft_cap(spec.scale * score, cap));
+        scale = 1.0;
+        scores.mapv(|score| soft_cap_slope(score, cap))
+    });
     for (t, mut row) in scores.rows_mut().into_iter().enumerate() {
         let position = at + t;
         let visible = first_seen(position, spec.window) - seen..position + 1 - seen;
         row.slice_mut(s![..visible.start]).fill(0.0);
         row.slice_mut(s![visible.end..]).fill(0.0);
-        softmax(row.slice_mut(s![visible]), scale(spec));
+        softmax(row.slice_mut(s![visible]), scale);
     }
-    scores
+    (scores, slopes)
 }
 
 /// Softmax of `scale` times the scores, in place. Subtracting the largest score first keeps the exponentials
@@ -179,7 +186,8 @@ mod tests {
                 let score: f64 = (0..width)
                     .map(|d| q[[i, head * width + d]] * k[[j, shared * width + d]])
                     .sum();
-                let weight = (score / (width as f64).sqrt()).exp();
+                let scaled = spec.scale * score;
+                let weight = spec.cap.map_or(scaled, |cap| cap * (scaled / cap).tanh()).exp();
                 total += weight;
                 sum += weight * v[[j, shared * width + c]];
             }
@@ -191,15 +199,16 @@ mod tests {
     #[test]
     fn agrees_with_the_definition() {
         // 150 tokens are three spans; windows shorter than a span, across spans, and longer than the sequence
-        for (kv_heads, window) in [
-            (4, None),
-            (2, None),
-            (1, Some(7)),
-            (2, Some(100)),
-            (4, Some(1)),
-            (2, Some(500)),
+        for (kv_heads, window, scale, cap) in [
+            (4, None, 0.5, None),
+            (2, None, 0.2, None),
+            (1, Some(7), 0.5, Some(0.8)),
+            (2, Some(100), 0.5, None),
+            (4, Some(1), 0.5, Some(2.0)),
+            (2, Some(500), 0.7, Some(1.5)),
         ] {
-            let spec = config(kv_heads, window).attention;
+            let mut spec = config(kv_heads, window).attention;
+            (spec.scale, spec.cap) = (scale, cap);
             let mut rng = random(5);
             let q = normal(&mut rng, (150, 16));
             let k = normal(&mut rng, (150, 4 * kv_heads));
@@ -235,8 +244,14 @@ mod tests {
 
     #[test]
     fn gradients_match_finite_differences() {
-        for (kv_heads, window, tokens) in [(4, None, 5), (2, None, 5), (1, Some(3), 6), (2, Some(2), 66)] {
-            let spec = config(kv_heads, window).attention;
+        for (kv_heads, window, tokens, cap) in [
+            (4, None, 5, None),
+            (2, None, 5, Some(0.9)),
+            (1, Some(3), 6, None),
+            (2, Some(2), 66, Some(1.5)),
+        ] {
+            let mut spec = config(kv_heads, window).attention;
+            (spec.scale, spec.cap) = (0.6, cap);
             let mut rng = random(7);
             let [q, direction] = [(); 2].map(|()| normal(&mut rng, (tokens, 16)));
             let [k, v] = [(); 2].map(|()| normal(&mut rng, (tokens, 4 * kv_heads)));

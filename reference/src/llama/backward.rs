@@ -1,11 +1,12 @@
 use ndarray::{Array1, Array2, ArrayView2};
 
 use super::attention::attention_backward;
+use super::fused::each_backward;
+use super::gated::gated_backward;
 use super::linear::{LinearGradients, linear_backward};
-use super::rms_norm::rms_norm_backward;
-use super::swiglu::swiglu_backward;
+use super::norm::normed_backward;
 use super::{Block, BlockTrace, Rotary};
-use aqlm_vocabulary::LayerId;
+use aqlm_vocabulary::{LayerId, NormPlace};
 
 /// The gradient of a loss with respect to everything in a block.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,10 +17,8 @@ pub struct BlockGradients {
     pub layers: Vec<Array2<f64>>,
     /// with respect to the biases, `[out_features]`, where the layer has one
     pub biases: Vec<Option<Array1<f64>>>,
-    /// with respect to the first norm's weight, `[hidden]`
-    pub input_layernorm: Array1<f64>,
-    /// with respect to the second norm's weight, `[hidden]`
-    pub post_attention_layernorm: Array1<f64>,
+    /// with respect to the norms' weights, in the order of the spec
+    pub norms: Vec<Array1<f64>>,
 }
 
 /// Every gradient of [`block_forward`](super::block_forward) over one sequence, given the gradient with
@@ -39,46 +38,68 @@ pub fn block_backward(
         let x = trace.input(spec.linear(layer).reads);
         linear_backward(x, block.weight(layer).view(), grad_y)
     };
-    let eps = spec.norms.norm.epsilon;
+    let mut norms: Vec<_> = spec.norms.iter().map(|norm| Array1::zeros(norm.width)).collect();
 
-    // y = middle + Down swiglu(Gate n'(middle), Up n'(middle))
-    let down = through(mlp.down, grad_y);
-    let (grad_gate, grad_up) = swiglu_backward(trace.gate.view(), trace.up.view(), down.x.view());
-    let gate = through(mlp.gate, grad_gate.view());
-    let up = through(mlp.up, grad_up.view());
-    let grad_normed = &gate.x + &up.x;
-    let norm = block.post_attention_layernorm.view();
-    let (grad_middle, post_attention_layernorm) =
-        rms_norm_backward(trace.middle.view(), norm, eps, grad_normed.view());
-    let grad_middle = grad_middle + grad_y;
+    // y = middle + r b(Down gated(Gate n'(middle), Up n'(middle)))
+    let grad_out = normed_backward(
+        block,
+        NormPlace::AfterMlp,
+        trace.out.view(),
+        spec.residual_scale * &grad_y,
+        &mut norms,
+    );
+    let down = through(mlp.down, grad_out.view());
+    let (grad_gate, grad_up) =
+        gated_backward(mlp.activation, trace.gate.view(), trace.up.view(), down.x.view());
+    let (grad_normed, gate_and_up) = each_backward(
+        block,
+        [mlp.gate, mlp.up],
+        trace.middle_normed.view(),
+        [grad_gate.view(), grad_up.view()],
+    );
+    let grad_middle = normed_backward(
+        block,
+        NormPlace::BeforeMlp,
+        trace.middle.view(),
+        grad_normed,
+        &mut norms,
+    ) + grad_y;
 
-    // middle = x + O attention(Q n(x), K n(x), V n(x))
-    let o = through(attention.output, grad_middle.view());
+    // middle = x + r a(O attention(Q n(x), K n(x), V n(x)))
+    let grad_mixed = normed_backward(
+        block,
+        NormPlace::AfterAttention,
+        trace.mixed.view(),
+        spec.residual_scale * &grad_middle,
+        &mut norms,
+    );
+    let output = through(attention.output, grad_mixed.view());
+    let projected = &trace.projected;
     let (mut grad_q, mut grad_k, grad_v) = attention_backward(
         attention,
-        trace.q.view(),
-        trace.k.view(),
-        trace.v.view(),
-        o.x.view(),
+        projected.q.view(),
+        projected.k.view(),
+        projected.v.view(),
+        output.x.view(),
     );
-    rotary.rotate_backward(&mut grad_q, 0);
-    rotary.rotate_backward(&mut grad_k, 0);
-    let q = through(attention.query, grad_q.view());
-    let k = through(attention.key, grad_k.view());
-    let v = through(attention.value, grad_v.view());
-    let grad_normed = &q.x + &k.x + &v.x;
-    let norm = block.input_layernorm.view();
-    let (grad_x, input_layernorm) = rms_norm_backward(trace.x.view(), norm, eps, grad_normed.view());
+    rotary.rotate_backward(attention, &mut grad_q, 0);
+    rotary.rotate_backward(attention, &mut grad_k, 0);
+    let [raw_q, raw_k] = &projected.raw;
+    let grad_q = normed_backward(block, NormPlace::Query, raw_q.view(), grad_q, &mut norms);
+    let grad_k = normed_backward(block, NormPlace::Key, raw_k.view(), grad_k, &mut norms);
+    let (layers, _) = attention.projections();
+    let grads = [grad_q.view(), grad_k.view(), grad_v.view()];
+    let (grad_normed, projections) = each_backward(block, layers, trace.normed.view(), grads);
+    let grad_x = normed_backward(
+        block,
+        NormPlace::BeforeAttention,
+        trace.x.view(),
+        grad_normed,
+        &mut norms,
+    );
 
-    let mut gradients = [
-        (attention.query, q),
-        (attention.key, k),
-        (attention.value, v),
-        (attention.output, o),
-        (mlp.gate, gate),
-        (mlp.up, up),
-        (mlp.down, down),
-    ];
+    let mut gradients: Vec<_> = projections.into_iter().chain(gate_and_up).collect();
+    gradients.extend([(attention.output, output), (mlp.down, down)]);
     gradients.sort_by_key(|&(layer, _)| layer);
     let (layers, biases) = gradients
         .into_iter()
@@ -90,8 +111,7 @@ pub fn block_backward(
         x: grad_x + grad_middle,
         layers,
         biases,
-        input_layernorm,
-        post_attention_layernorm,
+        norms,
     }
 }
 
@@ -99,13 +119,15 @@ pub fn block_backward(
 mod tests {
     use super::*;
     use crate::llama::finite_difference::assert_gradient;
-    use crate::llama::test_data::{block, config, inner, normal, random};
+    use crate::llama::test_data::{block, config, every_part, inner, normal, random};
     use crate::llama::{ResidentLinear, ResidentWeight, block_forward, block_forward_traced};
 
     #[test]
     fn every_gradient_matches_finite_differences() {
-        for (kv_heads, window, bias) in [(4, None, false), (2, None, true), (1, Some(3), false)] {
-            let config = config(kv_heads, window);
+        let plain = [(4, None, false), (2, None, true), (1, Some(3), false)]
+            .map(|(kv_heads, window, bias)| (config(kv_heads, window), bias));
+        let others = every_part().into_iter().map(|block| (block, false));
+        for (number, (config, bias)) in plain.into_iter().chain(others).enumerate() {
             let mut rng = random(11);
             let block = block(&mut rng, &config, bias);
             let rotary = Rotary::new(&config.attention, 5);
@@ -118,32 +140,22 @@ mod tests {
 
             // each of the 60 outputs is a sum of up to 12 terms after two more such layers
             let terms = 60 * 12;
-            let name = |part: &str| format!("{part}, {kv_heads} kv heads, window {window:?}");
+            let name = |part: &str| format!("{part}, block {number}");
             assert_gradient(&name("x"), &ours.x, &x, terms, |x| loss(&block, x));
-            let (norm, gradient) = (&block.input_layernorm, &ours.input_layernorm);
-            assert_gradient(&name("norm 1"), gradient, norm, terms, |norm| {
-                let mut block = block.clone();
-                block.input_layernorm.assign(norm);
-                loss(&block, &x)
-            });
-            let (norm, gradient) = (&block.post_attention_layernorm, &ours.post_attention_layernorm);
-            assert_gradient(&name("norm 2"), gradient, norm, terms, |norm| {
-                let mut block = block.clone();
-                block.post_attention_layernorm.assign(norm);
-                loss(&block, &x)
-            });
+            for (index, spec) in config.norms.iter().enumerate() {
+                let (norm, gradient) = (&block.norms[index], &ours.norms[index]);
+                assert_gradient(&name(&spec.name), gradient, norm, terms, |norm| {
+                    let mut block = block.clone();
+                    block.norms[index].assign(norm);
+                    loss(&block, &x)
+                });
+            }
             for kind in config.layers() {
                 let with = |changed: ResidentLinear| {
                     let mut layers: Vec<_> =
                         config.layers().map(|other| block.layer(other).clone()).collect();
                     layers[kind.index()] = changed;
-                    Block::new(
-                        &config,
-                        block.input_layernorm.clone(),
-                        block.post_attention_layernorm.clone(),
-                        layers,
-                    )
-                    .unwrap()
+                    Block::new(&config, block.norms.clone(), layers).unwrap()
                 };
                 let layer = block.layer(kind);
                 let gradient = &ours.layers[kind.index()];

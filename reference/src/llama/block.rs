@@ -2,7 +2,7 @@ use ndarray::{Array1, Array2, ArrayViewMut1, ArrayViewMut4};
 
 use crate::decode;
 use aqlm_vocabulary::{
-    AqlmError, BlockSpec, BlockWeights, LayerId, Linear, LinearWeight, QuantizedMatrix, Result,
+    AqlmError, BlockSpec, BlockWeights, LayerId, Linear, LinearWeight, NormPlace, QuantizedMatrix, Result,
 };
 
 /// The weight of a linear layer in f64.
@@ -53,32 +53,25 @@ pub struct ResidentLinear {
 pub struct Block {
     /// the block's shape and arithmetic
     spec: BlockSpec,
-    /// RMSNorm before attention, `[hidden]`
-    pub input_layernorm: Array1<f64>,
-    /// RMSNorm before the MLP, `[hidden]`
-    pub post_attention_layernorm: Array1<f64>,
+    /// the weights of its RMSNorms, in the order of the spec
+    pub norms: Vec<Array1<f64>>,
     /// in the order of the spec; private, so that no decoded form outlives its codebooks
     layers: Vec<ResidentLinear>,
 }
 
 impl Block {
-    /// A block from parts in f64, with the layers in the order of the spec.
+    /// A block from parts in f64, with norms and layers in the order of the spec.
     ///
     /// # Errors
-    /// `Unsupported` when the spec is not that of a plain block; `Shape` when the parts do not fit the spec.
-    pub fn new(
-        spec: &BlockSpec,
-        input_layernorm: Array1<f64>,
-        post_attention_layernorm: Array1<f64>,
-        layers: Vec<ResidentLinear>,
-    ) -> Result<Self> {
-        spec.require_plain()?;
+    /// Those of [`BlockSpec::check`]; `Shape` when the parts do not fit the spec.
+    pub fn new(spec: &BlockSpec, norms: Vec<Array1<f64>>, layers: Vec<ResidentLinear>) -> Result<Self> {
+        spec.check()?;
         let shapes: Vec<_> = layers.iter().map(|layer| layer.weight.decoded().dim()).collect();
-        spec.check_shapes([input_layernorm.len(), post_attention_layernorm.len()], &shapes)?;
+        let widths: Vec<_> = norms.iter().map(Array1::len).collect();
+        spec.check_shapes(&widths, &shapes)?;
         Ok(Self {
             spec: spec.clone(),
-            input_layernorm,
-            post_attention_layernorm,
+            norms,
             layers,
         })
     }
@@ -101,8 +94,7 @@ impl Block {
         };
         Self::new(
             spec,
-            widened(&weights.input_layernorm),
-            widened(&weights.post_attention_layernorm),
+            weights.norms.iter().map(widened).collect(),
             weights.layers.iter().map(resident).collect(),
         )
     }
@@ -122,8 +114,7 @@ impl Block {
             }
         };
         BlockWeights {
-            input_layernorm: narrowed(&self.input_layernorm),
-            post_attention_layernorm: narrowed(&self.post_attention_layernorm),
+            norms: self.norms.iter().map(narrowed).collect(),
             layers: self.layers.iter().map(stored).collect(),
         }
     }
@@ -131,6 +122,11 @@ impl Block {
     /// The block's shape and arithmetic.
     pub fn spec(&self) -> &BlockSpec {
         &self.spec
+    }
+
+    /// The weights of the norm at this place, `[width]`; `None` if the block has none there.
+    pub fn norm(&self, place: NormPlace) -> Option<&Array1<f64>> {
+        self.spec.norm(place).map(|(index, _)| &self.norms[index])
     }
 
     /// One linear layer.

@@ -1,12 +1,12 @@
 use ndarray::{Array1, Array2, ArrayView1, Axis, s};
 
 use super::attention::attention;
-use super::forward::{apply, rotated_projections};
+use super::forward::{Mlp, Projected};
+use super::fused::apply;
 use super::model::{Model, embed, logits};
-use super::rms_norm::rms_norm;
-use super::swiglu::swiglu;
+use super::norm::normed;
 use super::{Block, Rotary};
-use aqlm_vocabulary::{AqlmError, ArchSpec, AttentionSpec, Result};
+use aqlm_vocabulary::{AqlmError, ArchSpec, AttentionSpec, NormPlace, Result};
 
 /// Keys and values of one block for the positions computed so far.
 #[derive(Debug, Clone)]
@@ -45,7 +45,7 @@ impl KvCache {
                 .iter()
                 .map(|block| KvCacheLayer::new(&block.attention, capacity))
                 .collect(),
-            rotary: Rotary::new(arch.attention(), capacity),
+            rotary: Rotary::of_model(arch, capacity),
             len: 0,
         }
     }
@@ -82,21 +82,19 @@ pub fn block_decode_step(
     position: usize,
 ) -> Array1<f64> {
     let spec = block.spec();
-    let epsilon = spec.norms.norm.epsilon;
     let x = x.insert_axis(Axis(0));
-    let normed = rms_norm(x, block.input_layernorm.view(), epsilon);
-    let (q, k, v) = rotated_projections(block, rotary, normed.view(), position);
+    let normed_x = normed(block, NormPlace::BeforeAttention, x);
+    let Projected { q, k, v, .. } = Projected::of(block, rotary, normed_x.view(), position);
     cache.keys.row_mut(position).assign(&k.row(0));
     cache.values.row_mut(position).assign(&v.row(0));
     let [keys, values] = [&cache.keys, &cache.values].map(|all| all.slice(s![..=position, ..]));
     let attended = attention(&spec.attention, q.view(), keys, values, position);
-    let middle = &x + &apply(block, spec.attention.output, attended.view());
+    let mixed = apply(block, spec.attention.output, attended.view());
+    let added = normed(block, NormPlace::AfterAttention, mixed.view());
+    let middle = &x + &(spec.residual_scale * added);
 
-    let normed = rms_norm(middle.view(), block.post_attention_layernorm.view(), epsilon);
-    let gate = apply(block, spec.mlp.gate, normed.view());
-    let up = apply(block, spec.mlp.up, normed.view());
-    let activated = swiglu(gate.view(), up.view());
-    let y = middle + apply(block, spec.mlp.down, activated.view());
+    let mlp = Mlp::of(block, middle.view());
+    let y = middle + spec.residual_scale * normed(block, NormPlace::AfterMlp, mlp.out.view());
     y.index_axis_move(Axis(0), 0)
 }
 
@@ -121,13 +119,14 @@ pub fn decode_step(model: &Model, cache: &mut KvCache, token: u32) -> Result<Arr
             position + 1,
         ));
     }
-    let mut x = embed(model.embedding.view(), &[token])?.index_axis_move(Axis(0), 0);
+    let scale = model.arch.embedding_scale;
+    let mut x = embed(model.embedding.view(), &[token], scale)?.index_axis_move(Axis(0), 0);
     for (block, layer) in model.blocks.iter().zip(&mut cache.layers) {
         x = block_decode_step(block, &cache.rotary, layer, x.view(), position);
     }
     cache.len += 1;
     let x = x.insert_axis(Axis(0));
-    let row = logits(model.arch.final_norm, &model.norm, model.lm_head.view(), x.view());
+    let row = logits(&model.arch, &model.norm, model.lm_head.view(), x.view());
     Ok(row.index_axis_move(Axis(0), 0))
 }
 
@@ -135,12 +134,16 @@ pub fn decode_step(model: &Model, cache: &mut KvCache, token: u32) -> Result<Arr
 mod tests {
     use super::*;
     use crate::llama::model_forward;
-    use crate::llama::test_data::{model, random};
+    use crate::llama::test_data::{every_part, model, random, with_blocks};
 
     #[test]
     fn cached_decoding_equals_the_full_forward() {
-        for (kv_heads, window) in [(4, None), (2, None), (1, Some(4))] {
-            let model = model(&mut random(3), kv_heads, window);
+        let plain = [(4, None), (2, None), (1, Some(4))]
+            .map(|(kv_heads, window)| model(&mut random(3), kv_heads, window));
+        let others = every_part()
+            .into_iter()
+            .map(|block| with_blocks(&mut random(3), block));
+        for (number, model) in plain.into_iter().chain(others).enumerate() {
             let tokens: Vec<u32> = (0..12).map(|t| t * t % 11).collect();
             let full = model_forward(&model, &tokens).unwrap();
             let mut cache = KvCache::new(&model.arch, tokens.len());
@@ -150,7 +153,7 @@ mod tests {
                 // sums of up to 16 terms, give about 1e3 eps; the limit is the 1e-12.
                 let difference = &found - &expected;
                 let relative = (difference.dot(&difference) / expected.dot(&expected)).sqrt();
-                assert!(relative <= 1e-12, "{kv_heads} {window:?}: {relative:e}");
+                assert!(relative <= 1e-12, "model {number}: {relative:e}");
             }
             assert!(matches!(
                 decode_step(&model, &mut cache, 0),

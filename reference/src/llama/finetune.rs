@@ -252,20 +252,13 @@ impl PartSums for BlockTuner {
         let zeros = ParameterGradients::zeros(&self.block);
         let sums = std::mem::replace(&mut self.sums, zeros);
         let layers = sums.layers.into_iter().flatten();
-        let norms = sums
-            .input_layernorm
-            .into_iter()
-            .chain(sums.post_attention_layernorm);
-        layers.chain(norms).collect()
+        layers.chain(sums.norms.into_iter().flatten()).collect()
     }
 
     fn add(&mut self, sums: &[f64]) -> Result<()> {
         let layers = self.sums.layers.iter_mut().flatten();
-        let norms = self.sums.input_layernorm.iter_mut();
-        let to: Vec<&mut f64> = layers
-            .chain(norms)
-            .chain(&mut self.sums.post_attention_layernorm)
-            .collect();
+        let norms = self.sums.norms.iter_mut().flatten();
+        let to: Vec<&mut f64> = layers.chain(norms).collect();
         if to.len() != sums.len() {
             return Err(AqlmError::Shape {
                 what: "sums of gradients".into(),
@@ -303,8 +296,8 @@ impl BlockTraining for BlockTuner {
 struct ParameterGradients {
     /// with respect to the decoded weights, in the order of the spec
     layers: Vec<Array2<f64>>,
-    input_layernorm: Array1<f64>,
-    post_attention_layernorm: Array1<f64>,
+    /// with respect to the norms' weights, in the order of the spec
+    norms: Vec<Array1<f64>>,
 }
 
 impl ParameterGradients {
@@ -315,8 +308,7 @@ impl ParameterGradients {
                 .layers()
                 .map(|layer| Array2::zeros(block.weight(layer).dim()))
                 .collect(),
-            input_layernorm: Array1::zeros(block.input_layernorm.len()),
-            post_attention_layernorm: Array1::zeros(block.post_attention_layernorm.len()),
+            norms: block.norms.iter().map(|norm| Array1::zeros(norm.len())).collect(),
         }
     }
 
@@ -328,8 +320,9 @@ impl ParameterGradients {
             }
         });
         for part in parts {
-            self.input_layernorm += &part.input_layernorm;
-            self.post_attention_layernorm += &part.post_attention_layernorm;
+            for (sum, norm) in self.norms.iter_mut().zip(&part.norms) {
+                *sum += norm;
+            }
         }
     }
 }
@@ -342,8 +335,8 @@ struct Optimizer {
     codebooks: Vec<Option<Moments>>,
     /// for each quantized layer, in the order of the spec
     scales: Vec<Option<Moments>>,
-    /// for the first and the second norm
-    norms: Option<(Moments, Moments)>,
+    /// for each norm, in the order of the spec
+    norms: Option<Vec<Moments>>,
 }
 
 impl Optimizer {
@@ -355,12 +348,12 @@ impl Optimizer {
             };
             block.spec().layers().map(of_layer).collect::<Vec<_>>()
         };
-        let norm = Moments::new(block.input_layernorm.len());
+        let of_norms = || block.norms.iter().map(|norm| Moments::new(norm.len())).collect();
         Self {
             decay,
             codebooks: moments(tuned.codebooks, |matrix| matrix.codebooks().len()),
             scales: moments(tuned.scales, |matrix| matrix.scales().len()),
-            norms: tuned.norms.then(|| (norm.clone(), norm)),
+            norms: tuned.norms.then(of_norms),
         }
     }
 
@@ -392,13 +385,9 @@ impl Optimizer {
                 }
             });
         }
-        if let Some((first, second)) = &mut self.norms {
-            first.step(adam, block.input_layernorm.view_mut(), &gradients.input_layernorm);
-            second.step(
-                adam,
-                block.post_attention_layernorm.view_mut(),
-                &gradients.post_attention_layernorm,
-            );
+        let of_norms = block.norms.iter_mut().zip(&gradients.norms);
+        for (moments, (norm, gradient)) in self.norms.iter_mut().flatten().zip(of_norms) {
+            moments.step(adam, norm.view_mut(), gradient);
         }
     }
 }
@@ -462,7 +451,7 @@ mod tests {
                 .map(|x| block_forward(&original, &rotary, x.view()))
                 .collect();
             let mut moved = original;
-            moved.input_layernorm += &(0.1 * normal(&mut rng, 12));
+            moved.norms[0] += &(0.1 * normal(&mut rng, 12));
             for kind in config.layers() {
                 moved.tune(kind, |mut codebooks, mut scales| {
                     codebooks += &(0.1 * normal(&mut rng, codebooks.dim()));
@@ -559,11 +548,9 @@ mod tests {
             };
             let (block, report, _) = problem.tune(2, &settings);
             assert!(report.unwrap().best_epoch > 0);
-            assert_eq!(block.input_layernorm != problem.block.input_layernorm, only == 2);
-            assert_eq!(
-                block.post_attention_layernorm != problem.block.post_attention_layernorm,
-                only == 2
-            );
+            for (norm, before) in block.norms.iter().zip(&problem.block.norms) {
+                assert_eq!(norm != before, only == 2);
+            }
             for kind in block.spec().layers() {
                 match (block.quantized(kind), problem.block.quantized(kind)) {
                     (Some(tuned), Some(original)) => {

@@ -1,37 +1,37 @@
 use ndarray::{Array2, ArrayView2};
 
 use super::attention::attention;
-use super::linear::linear;
-use super::rms_norm::rms_norm;
-use super::swiglu::swiglu;
+use super::fused::{apply, apply_each};
+use super::gated::gated;
+use super::norm::normed;
 use super::{Block, Rotary};
-use aqlm_vocabulary::{Input, LayerId};
+use aqlm_vocabulary::{Input, NormPlace};
 
 /// The values inside a block that its backward pass and the Hessians of its layers need, one row per token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockTrace {
     /// the block's input, [tokens, hidden]
     pub(super) x: Array2<f64>,
-    /// after the first norm, [tokens, hidden]
+    /// after the norm before attention, [tokens, hidden]
     pub(super) normed: Array2<f64>,
-    /// queries after rotation, [tokens, heads x head_dim]
-    pub(super) q: Array2<f64>,
-    /// keys after rotation, [tokens, kv_heads x head_dim]
-    pub(super) k: Array2<f64>,
-    /// values, [tokens, kv_heads x head_dim]
-    pub(super) v: Array2<f64>,
+    /// queries, keys and values
+    pub(super) projected: Projected,
     /// attention's weighted averages of values, [tokens, heads x head_dim]
     pub(super) attended: Array2<f64>,
-    /// x plus the output of attention, [tokens, hidden]
+    /// the output of attention before a norm behind it, [tokens, hidden]
+    pub(super) mixed: Array2<f64>,
+    /// x plus what attention adds, [tokens, hidden]
     pub(super) middle: Array2<f64>,
-    /// after the second norm, [tokens, hidden]
+    /// after the norm before the MLP, [tokens, hidden]
     pub(super) middle_normed: Array2<f64>,
-    /// SwiGLU's gate, [tokens, intermediate]
+    /// the MLP's gate, [tokens, intermediate]
     pub(super) gate: Array2<f64>,
-    /// SwiGLU's other input, [tokens, intermediate]
+    /// what the activated gate multiplies, [tokens, intermediate]
     pub(super) up: Array2<f64>,
-    /// SwiGLU's result, [tokens, intermediate]
+    /// the product of both, [tokens, intermediate]
     pub(super) activated: Array2<f64>,
+    /// the output of the MLP before a norm behind it, [tokens, hidden]
+    pub(super) out: Array2<f64>,
 }
 
 impl BlockTrace {
@@ -46,14 +46,14 @@ impl BlockTrace {
     }
 }
 
-/// A Llama block over one sequence: [tokens, hidden] to [tokens, hidden].
+/// A transformer block over one sequence: [tokens, hidden] to [tokens, hidden].
 ///
-/// m = x + O attention(Q n(x), K n(x), V n(x)), y = m + Down swiglu(Gate n'(m), Up n'(m)), with n and n' the
-/// two RMSNorms and queries and keys rotated (Touvron et al. 2023, section 2.2).
+/// m = x + r a(O attention(Q n(x), K n(x), V n(x))), y = m + r b(Down gated(Gate n'(m), Up n'(m))). n, a, n'
+/// and b are RMSNorms, and r is a factor. In a Llama a and b are absent and r is 1. Queries and keys are
+/// normed where the block says so, and rotated (Touvron et al. 2023, section 2.2).
 ///
-/// # Panics
-/// When the shapes of block and x do not fit together, or the rotary tables are shorter than the
-/// sequence.
+/// # Panics When the shapes of block and x do not fit together, or the rotary tables are not the block's or
+/// shorter than the sequence.
 pub fn block_forward(block: &Block, rotary: &Rotary, x: ArrayView2<f64>) -> Array2<f64> {
     block_forward_traced(block, rotary, x).0
 }
@@ -64,56 +64,88 @@ pub fn block_forward(block: &Block, rotary: &Rotary, x: ArrayView2<f64>) -> Arra
 /// As [`block_forward`].
 pub fn block_forward_traced(block: &Block, rotary: &Rotary, x: ArrayView2<f64>) -> (Array2<f64>, BlockTrace) {
     let spec = block.spec();
-    let epsilon = spec.norms.norm.epsilon;
-    let normed = rms_norm(x, block.input_layernorm.view(), epsilon);
-    let (q, k, v) = rotated_projections(block, rotary, normed.view(), 0);
+    let normed_x = normed(block, NormPlace::BeforeAttention, x);
+    let projected = Projected::of(block, rotary, normed_x.view(), 0);
+    let Projected { q, k, v, .. } = &projected;
     let attended = attention(&spec.attention, q.view(), k.view(), v.view(), 0);
-    let middle = &x + &apply(block, spec.attention.output, attended.view());
+    let mixed = apply(block, spec.attention.output, attended.view());
+    let added = normed(block, NormPlace::AfterAttention, mixed.view());
+    let middle = &x + &(spec.residual_scale * added);
 
-    let middle_normed = rms_norm(middle.view(), block.post_attention_layernorm.view(), epsilon);
-    let gate = apply(block, spec.mlp.gate, middle_normed.view());
-    let up = apply(block, spec.mlp.up, middle_normed.view());
-    let activated = swiglu(gate.view(), up.view());
-    let y = &middle + &apply(block, spec.mlp.down, activated.view());
+    let mlp = Mlp::of(block, middle.view());
+    let added = normed(block, NormPlace::AfterMlp, mlp.out.view());
+    let y = &middle + &(spec.residual_scale * added);
+    let trace = BlockTrace {
+        x: x.to_owned(),
+        normed: normed_x,
+        projected,
+        attended,
+        mixed,
+        middle,
+        middle_normed: mlp.normed,
+        gate: mlp.gate,
+        up: mlp.up,
+        activated: mlp.activated,
+        out: mlp.out,
+    };
+    (y, trace)
+}
 
-    let x = x.to_owned();
-    (
-        y,
-        BlockTrace {
-            x,
-            normed,
+/// Queries, keys and values of some tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Projected {
+    /// queries and keys before their norms and their rotation
+    pub(super) raw: [Array2<f64>; 2],
+    /// queries, [tokens, heads x head_dim]
+    pub(super) q: Array2<f64>,
+    /// keys, [tokens, kv_heads x head_dim]
+    pub(super) k: Array2<f64>,
+    /// values, [tokens, kv_heads x head_dim]
+    pub(super) v: Array2<f64>,
+}
+
+impl Projected {
+    /// From the input of attention, whose first row is at position `first`.
+    pub(super) fn of(block: &Block, rotary: &Rotary, normed_x: ArrayView2<f64>, first: usize) -> Self {
+        let spec = &block.spec().attention;
+        let (layers, widths) = spec.projections();
+        let [raw_q, raw_k, v] = apply_each(block, layers, widths, normed_x);
+        let mut q = normed(block, NormPlace::Query, raw_q.view());
+        let mut k = normed(block, NormPlace::Key, raw_k.view());
+        rotary.rotate(spec, &mut q, first);
+        rotary.rotate(spec, &mut k, first);
+        Self {
+            raw: [raw_q, raw_k],
             q,
             k,
             v,
-            attended,
-            middle,
-            middle_normed,
+        }
+    }
+}
+
+/// The values inside an MLP.
+pub(super) struct Mlp {
+    normed: Array2<f64>,
+    gate: Array2<f64>,
+    up: Array2<f64>,
+    activated: Array2<f64>,
+    /// its output, before a norm behind it
+    pub(super) out: Array2<f64>,
+}
+
+impl Mlp {
+    /// From the residual stream after attention.
+    pub(super) fn of(block: &Block, middle: ArrayView2<f64>) -> Self {
+        let (mlp, inner) = (&block.spec().mlp, block.spec().intermediate_size());
+        let normed = normed(block, NormPlace::BeforeMlp, middle);
+        let [gate, up] = apply_each(block, [mlp.gate, mlp.up], [inner; 2], normed.view());
+        let activated = gated(mlp.activation, gate.view(), up.view());
+        Self {
+            out: apply(block, mlp.down, activated.view()),
+            normed,
             gate,
             up,
             activated,
-        },
-    )
-}
-
-/// Queries, keys and values from normed inputs whose first row is at position `first`.
-pub(super) fn rotated_projections(
-    block: &Block,
-    rotary: &Rotary,
-    normed: ArrayView2<f64>,
-    first: usize,
-) -> (Array2<f64>, Array2<f64>, Array2<f64>) {
-    let spec = &block.spec().attention;
-    let [mut q, mut k, v] = [spec.query, spec.key, spec.value].map(|layer| apply(block, layer, normed));
-    rotary.rotate(&mut q, first);
-    rotary.rotate(&mut k, first);
-    (q, k, v)
-}
-
-/// Applies one of the block's linear layers.
-pub(super) fn apply(block: &Block, layer: LayerId, x: ArrayView2<f64>) -> Array2<f64> {
-    linear(
-        x,
-        block.weight(layer).view(),
-        block.layer(layer).bias.as_ref().map(|bias| bias.view()),
-    )
+        }
+    }
 }

@@ -1,11 +1,12 @@
 use ndarray::{Array1, Array2, ArrayView2};
 
 use super::linear::linear;
-use super::rms_norm::rms_norm;
+use super::norm::norm;
+use super::soft_cap::soft_cap;
 use super::{Block, Rotary, block_forward};
-use aqlm_vocabulary::{AqlmError, ArchSpec, ModelWeights, NormSpec, Result};
+use aqlm_vocabulary::{AqlmError, ArchSpec, LogitSpec, ModelWeights, Result};
 
-/// A whole Llama model in f64.
+/// A whole model in f64.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Model {
     /// the model's shape and arithmetic
@@ -24,9 +25,9 @@ impl Model {
     /// The f64 form of stored weights; quantized layers are decoded.
     ///
     /// # Errors
-    /// `Unsupported` when the model is not a plain Llama; `Shape` when the weights do not have its shape.
+    /// Those of [`ArchSpec::check`]; `Shape` when the weights do not have the model's shape.
     pub fn from_weights(arch: &ArchSpec, weights: &ModelWeights) -> Result<Self> {
-        arch.require_plain()?;
+        arch.check()?;
         if weights.blocks.len() != arch.blocks.len() {
             return Err(AqlmError::Shape {
                 what: "blocks".into(),
@@ -66,37 +67,46 @@ impl Model {
 /// # Errors
 /// `TokenOutOfRange` when a token has no embedding.
 pub fn model_forward(model: &Model, tokens: &[u32]) -> Result<Array2<f64>> {
-    let rotary = Rotary::new(model.arch.attention(), tokens.len());
-    let mut x = embed(model.embedding.view(), tokens)?;
+    let rotary = Rotary::of_model(&model.arch, tokens.len());
+    let mut x = embed(model.embedding.view(), tokens, model.arch.embedding_scale)?;
     for block in &model.blocks {
         x = block_forward(block, &rotary, x.view());
     }
-    Ok(logits(
-        model.arch.final_norm,
-        &model.norm,
-        model.lm_head.view(),
-        x.view(),
-    ))
+    Ok(logits(&model.arch, &model.norm, model.lm_head.view(), x.view()))
 }
 
-/// The embeddings of tokens, [tokens, hidden], from an embedding of shape [vocab, hidden].
+/// `scale` times the embeddings of tokens, [tokens, hidden], from an embedding of shape [vocab, hidden].
 ///
 /// # Errors
 /// `TokenOutOfRange` when a token has no embedding.
-pub fn embed<T: Copy + Into<f64>>(embedding: ArrayView2<T>, tokens: &[u32]) -> Result<Array2<f64>> {
+pub fn embed<T: Copy + Into<f64>>(
+    embedding: ArrayView2<T>,
+    tokens: &[u32],
+    scale: f64,
+) -> Result<Array2<f64>> {
     check_tokens(tokens, embedding.nrows())?;
-    let element = |(t, i): (usize, usize)| embedding[[tokens[t] as usize, i]].into();
+    let element = |(t, i): (usize, usize)| scale * embedding[[tokens[t] as usize, i]].into();
     Ok(Array2::from_shape_fn((tokens.len(), embedding.ncols()), element))
 }
 
 /// The final norm and the head: from hidden states [tokens, hidden] to logits [tokens, vocab].
 pub fn logits(
-    spec: NormSpec,
-    norm: &Array1<f64>,
+    arch: &ArchSpec,
+    weight: &Array1<f64>,
     lm_head: ArrayView2<f64>,
     x: ArrayView2<f64>,
 ) -> Array2<f64> {
-    linear(rms_norm(x, norm.view(), spec.epsilon).view(), lm_head, None)
+    let normed = norm(arch.final_norm, x, weight.view());
+    finished(arch.logits, linear(normed.view(), lm_head, None))
+}
+
+/// Logits from the products of final states and output layer: scaled, then capped where there is a cap.
+pub(super) fn finished(spec: LogitSpec, mut products: Array2<f64>) -> Array2<f64> {
+    products *= spec.scale;
+    if let Some(cap) = spec.cap {
+        products.mapv_inplace(|logit| soft_cap(logit, cap));
+    }
+    products
 }
 
 /// Negative log-likelihood in nats of each target under its row of logits, `[tokens]`: ln(sum_i e^l_i) -

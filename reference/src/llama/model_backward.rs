@@ -1,12 +1,14 @@
 use ndarray::{Array1, Array2, ArrayView2, s};
 
 use super::linear::linear_backward;
-use super::rms_norm::{rms_norm, rms_norm_backward};
+use super::model::finished;
+use super::norm::{norm, norm_backward};
+use super::soft_cap::soft_cap_slope;
 use super::{
     BlockGradients, Model, Rotary, block_backward, block_forward, block_forward_traced, cross_entropy, embed,
     kl_divergence, linear, logits, top_kl_divergence,
 };
-use aqlm_vocabulary::{Result, Target};
+use aqlm_vocabulary::{ArchSpec, LogitSpec, Result, Target};
 
 /// The gradient of a loss with respect to every parameter of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,19 +29,14 @@ pub struct ModelGradients {
 /// `TokenOutOfRange` when a token has no embedding or no logit, `Shape` when the target does not fit the
 /// sequence.
 pub fn model_loss(model: &Model, tokens: &[u32], target: Target<'_>) -> Result<f64> {
-    let rotary = Rotary::new(model.arch.attention(), tokens.len());
-    let mut x = embed(model.embedding.view(), tokens)?;
+    let rotary = Rotary::of_model(&model.arch, tokens.len());
+    let mut x = embed(model.embedding.view(), tokens, model.arch.embedding_scale)?;
     for block in &model.blocks {
         x = block_forward(block, &rotary, x.view());
     }
     let predicting = x.slice(s![..target.positions(tokens.len()), ..]);
-    let logits = logits(
-        model.arch.final_norm,
-        &model.norm,
-        model.lm_head.view(),
-        predicting,
-    );
-    Ok(losses(logits.view(), tokens, target)?.0.sum())
+    let logits = logits(&model.arch, &model.norm, model.lm_head.view(), predicting);
+    Ok(losses(model.arch.logits, logits.view(), tokens, target)?.0.sum())
 }
 
 /// [`model_loss`] and `scale` times its gradients.
@@ -56,9 +53,14 @@ pub fn model_backward(
     target: Target<'_>,
     scale: f64,
 ) -> Result<(f64, ModelGradients)> {
-    let epsilon = model.arch.final_norm.epsilon;
-    let rotary = Rotary::new(model.arch.attention(), tokens.len());
-    let mut inputs = vec![embed(model.embedding.view(), tokens)?];
+    let ArchSpec {
+        embedding_scale,
+        final_norm,
+        logits: spec,
+        ..
+    } = model.arch;
+    let rotary = Rotary::of_model(&model.arch, tokens.len());
+    let mut inputs = vec![embed(model.embedding.view(), tokens, embedding_scale)?];
     for block in &model.blocks {
         let next = block_forward(block, &rotary, inputs[inputs.len() - 1].view());
         inputs.push(next);
@@ -67,12 +69,16 @@ pub fn model_backward(
 
     let positions = target.positions(tokens.len());
     let predicting = last.slice(s![..positions, ..]);
-    let normed = rms_norm(predicting, model.norm.view(), epsilon);
-    let logits = linear(normed.view(), model.lm_head.view(), None);
-    let (losses, grad_logits) = losses(logits.view(), tokens, target)?;
-    let head = linear_backward(normed.view(), model.lm_head.view(), (scale * grad_logits).view());
+    let normed = norm(final_norm, predicting, model.norm.view());
+    let logits = finished(spec, linear(normed.view(), model.lm_head.view(), None));
+    let (losses, mut grad_logits) = losses(spec, logits.view(), tokens, target)?;
+    if let Some(cap) = spec.cap {
+        grad_logits.zip_mut_with(&logits, |grad, &logit| *grad *= soft_cap_slope(logit, cap));
+    }
+    let grad_products = scale * spec.scale * grad_logits;
+    let head = linear_backward(normed.view(), model.lm_head.view(), grad_products.view());
     let (grad_predicting, grad_norm) =
-        rms_norm_backward(predicting, model.norm.view(), epsilon, head.x.view());
+        norm_backward(final_norm, predicting, model.norm.view(), head.x.view());
     let mut grad = Array2::zeros(last.dim());
     grad.slice_mut(s![..positions, ..]).assign(&grad_predicting);
 
@@ -88,7 +94,7 @@ pub fn model_backward(
     let mut grad_embedding = Array2::zeros(model.embedding.dim());
     for (row, &token) in grad.rows().into_iter().zip(tokens) {
         let mut sum = grad_embedding.row_mut(token as usize);
-        sum += &row;
+        sum.scaled_add(embedding_scale, &row);
     }
     let gradients = ModelGradients {
         embedding: grad_embedding,
@@ -99,13 +105,18 @@ pub fn model_backward(
     Ok((losses.sum(), gradients))
 }
 
-/// Loss and gradient of each position's logits.
-fn losses(logits: ArrayView2<f64>, tokens: &[u32], target: Target<'_>) -> Result<(Array1<f64>, Array2<f64>)> {
+/// Loss and gradient of each position's logits. A teacher's logits are made of its states as the model's own.
+fn losses(
+    spec: LogitSpec,
+    logits: ArrayView2<f64>,
+    tokens: &[u32],
+    target: Target<'_>,
+) -> Result<(Array1<f64>, Array2<f64>)> {
     match target {
         Target::NextTokens => cross_entropy(logits, &tokens[tokens.len() - target.positions(tokens.len())..]),
         Target::Teacher { states, head } => {
             let teacher = linear(states.mapv(f64::from).view(), head.mapv(f64::from).view(), None);
-            kl_divergence(logits, teacher.view())
+            kl_divergence(logits, finished(spec, teacher).view())
         }
         Target::Top(top) => top_kl_divergence(logits, top),
     }
@@ -132,13 +143,7 @@ mod tests {
             .map(|other| old.layer(other).clone())
             .collect();
         layers[layer.index()].weight = ResidentWeight::Dense(weight.clone());
-        model.blocks[block] = Block::new(
-            old.spec(),
-            old.input_layernorm.clone(),
-            old.post_attention_layernorm.clone(),
-            layers,
-        )
-        .unwrap();
+        model.blocks[block] = Block::new(old.spec(), old.norms.clone(), layers).unwrap();
         model
     }
 
@@ -203,12 +208,12 @@ mod tests {
                 let block = &model.blocks[index];
                 assert_gradient(
                     &name("norm 1"),
-                    &gradients.input_layernorm,
-                    &block.input_layernorm,
+                    &gradients.norms[0],
+                    &block.norms[0],
                     terms,
                     |at| {
                         let mut model = model.clone();
-                        model.blocks[index].input_layernorm.assign(at);
+                        model.blocks[index].norms[0].assign(at);
                         loss(&model)
                     },
                 );

@@ -8,8 +8,9 @@ use super::{
 use crate::optimizer::Stepper;
 use crate::pv::{TunedCodes, allowances};
 use aqlm_vocabulary::{
-    AqlmError, ArchSpec, CodeChange, CodeState, LayerId, ModelTraining, ModelTuning, ModelWeights, Parameter,
-    ParameterState, PartSums, QuantizedMatrix, Rates, Result, StreamKey, Target, TuningState, codebook_order,
+    AqlmError, ArchSpec, CodeChange, CodeState, LayerId, ModelTraining, ModelTuning, ModelWeights, NormPlace,
+    Parameter, ParameterState, PartSums, QuantizedMatrix, Rates, Result, StreamKey, Target, TuningState,
+    codebook_order,
 };
 
 /// A model whose codebooks, scales, norms, embedding and head are being trained (paper appendix A), with
@@ -52,17 +53,18 @@ impl ModelTuner {
     pub fn new(arch: &ArchSpec, weights: &ModelWeights, tuning: &ModelTuning) -> Result<Self> {
         let model = Model::from_weights(arch, weights)?;
         let quantized = weights.quantized();
-        let parameters: Vec<TunedParameter> = Parameter::selected(&quantized, arch.tied, tuning.tuned)
-            .into_iter()
-            .map(|parameter| {
-                let len = values(&model, parameter).len();
-                TunedParameter {
-                    parameter,
-                    gradient: Array1::zeros(len),
-                    stepper: Stepper::new(tuning.optimizer, len),
-                }
-            })
-            .collect();
+        let parameters: Vec<TunedParameter> =
+            Parameter::selected(&arch.blocks, &quantized, arch.tied, tuning.tuned)
+                .into_iter()
+                .map(|parameter| {
+                    let len = values(&model, parameter).len();
+                    TunedParameter {
+                        parameter,
+                        gradient: Array1::zeros(len),
+                        stepper: Stepper::new(tuning.optimizer, len),
+                    }
+                })
+                .collect();
         let mut codes = Vec::new();
         if let Some(settings) = tuning.codes {
             settings.check()?;
@@ -363,8 +365,8 @@ impl ModelTraining for ModelTuner {
             }
         }
         for tokens in sequences {
-            let rotary = Rotary::new(model.arch.attention(), tokens.len());
-            let mut x = embed(model.embedding.view(), tokens)?;
+            let rotary = Rotary::of_model(&model.arch, tokens.len());
+            let mut x = embed(model.embedding.view(), tokens, model.arch.embedding_scale)?;
             for (index, block) in model.blocks.iter().enumerate() {
                 let (y, trace) = block_forward_traced(block, &rotary, x.view());
                 for linear in &block.spec().linears {
@@ -377,7 +379,7 @@ impl ModelTraining for ModelTuner {
                 }
                 x = y;
             }
-            let logits = logits(model.arch.final_norm, &model.norm, model.lm_head.view(), x.view());
+            let logits = logits(&model.arch, &model.norm, model.lm_head.view(), x.view());
             if broken(&logits) {
                 return Ok(Some("lm_head".into()));
             }
@@ -393,14 +395,19 @@ fn broken<'a>(values: impl IntoIterator<Item = &'a f64>) -> bool {
 /// Why a layer with trained codebooks or scales is quantized.
 const QUANTIZED_ONLY: &str = "codebooks and scales are selected of quantized layers only";
 
+/// The index of the norm at this place among the block's norms.
+fn norm_index(model: &Model, block: usize, place: NormPlace) -> usize {
+    let norm = model.blocks[block].spec().norm(place);
+    norm.expect("norms are selected of the block's own").0
+}
+
 /// A parameter's values, row-major.
 fn values(model: &Model, parameter: Parameter) -> Array1<f64> {
     let quantized = |block: usize, kind| model.blocks[block].quantized(kind).expect(QUANTIZED_ONLY);
     match parameter {
         Parameter::Codebooks(block, kind) => quantized(block, kind).codebooks().iter().copied().collect(),
         Parameter::Scales(block, kind) => quantized(block, kind).scales().clone(),
-        Parameter::InputNorm(block) => model.blocks[block].input_layernorm.clone(),
-        Parameter::PostAttentionNorm(block) => model.blocks[block].post_attention_layernorm.clone(),
+        Parameter::Norm(block, place) => model.blocks[block].norms[norm_index(model, block, place)].clone(),
         Parameter::FinalNorm => model.norm.clone(),
         Parameter::Embedding => model.embedding.iter().copied().collect(),
         Parameter::Head => model.lm_head.iter().copied().collect(),
@@ -417,9 +424,9 @@ fn set_values(model: &mut Model, parameter: Parameter, values: &Array1<f64>) {
         Parameter::Scales(block, kind) => {
             model.blocks[block].tune(kind, |_, mut scales| fill(&mut scales.iter_mut()));
         }
-        Parameter::InputNorm(block) => fill(&mut model.blocks[block].input_layernorm.iter_mut()),
-        Parameter::PostAttentionNorm(block) => {
-            fill(&mut model.blocks[block].post_attention_layernorm.iter_mut());
+        Parameter::Norm(block, place) => {
+            let index = norm_index(model, block, place);
+            fill(&mut model.blocks[block].norms[index].iter_mut());
         }
         Parameter::FinalNorm => fill(&mut model.norm.iter_mut()),
         Parameter::Embedding => {
@@ -441,8 +448,9 @@ fn gradient(model: &Model, gradients: &ModelGradients, parameter: Parameter) -> 
     match parameter {
         Parameter::Codebooks(block, kind) => of_layer(block, kind).0.into_iter().collect(),
         Parameter::Scales(block, kind) => of_layer(block, kind).1,
-        Parameter::InputNorm(block) => gradients.blocks[block].input_layernorm.clone(),
-        Parameter::PostAttentionNorm(block) => gradients.blocks[block].post_attention_layernorm.clone(),
+        Parameter::Norm(block, place) => {
+            gradients.blocks[block].norms[norm_index(model, block, place)].clone()
+        }
         Parameter::FinalNorm => gradients.norm.clone(),
         Parameter::Embedding if model.arch.tied => {
             (&gradients.embedding + &gradients.lm_head).into_iter().collect()
@@ -456,7 +464,7 @@ fn gradient(model: &Model, gradients: &ModelGradients, parameter: Parameter) -> 
 mod tests {
     use super::*;
     use crate::llama::finite_difference::assert_gradient;
-    use crate::llama::test_data::{model, quantized, random};
+    use crate::llama::test_data::{every_part, model, quantized, random, with_blocks};
     use aqlm_vocabulary::llama::{DOWN, QUERY, VALUE};
     use aqlm_vocabulary::{AdamDecay, ChangeBudget, CodeSettings, Tuned};
 
@@ -501,8 +509,8 @@ mod tests {
 
     #[test]
     fn gradients_of_all_parameters_match_finite_differences() {
-        for tied in [false, true] {
-            let model = student(51, tied);
+        let plain = [false, true].map(|tied| (student(51, tied), tied));
+        for (model, tied) in plain {
             let mut tuner = tuner(&model, Tuned::ALL);
             let targets = [Target::NextTokens; 3];
             let mut seen = 0;
@@ -521,6 +529,31 @@ mod tests {
                 let at = values(&model, tuned.parameter);
                 // 12 losses over 11 logits, each a sum of 12 products after two blocks with weights of 2
                 // codewords
+                assert_gradient(&name, &tuned.gradient, &at, 12 * 11 * 12 * 2, |at| {
+                    let mut model = model.clone();
+                    set_values(&mut model, tuned.parameter, at);
+                    let loss = |tokens: &&[u32]| model_loss(&model, tokens, Target::NextTokens).unwrap();
+                    0.25 * SEQUENCES.iter().map(loss).sum::<f64>()
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_of_every_part_match_finite_differences() {
+        for (number, block) in every_part().into_iter().enumerate() {
+            let mut rng = random(60 + number as u64);
+            let mut model = with_blocks(&mut rng, block);
+            model.lm_head /= 12f64.sqrt();
+            let mut tuner = tuner(&model, Tuned::ALL);
+            tuner
+                .accumulate(&SEQUENCES, &[Target::NextTokens; 3], 0.25, &mut |_, _, _| ())
+                .unwrap();
+            for tuned in &tuner.parameters {
+                let name = format!("model {number}: {}", tuned.parameter.name(&model.arch));
+                let at = values(&model, tuned.parameter);
+                // 12 losses over 11 logits, each a sum of 12 products after two blocks, and embeddings that a
+                // factor of 1.5 makes larger
                 assert_gradient(&name, &tuned.gradient, &at, 12 * 11 * 12 * 2, |at| {
                     let mut model = model.clone();
                     set_values(&mut model, tuned.parameter, at);
@@ -595,7 +628,7 @@ mod tests {
             (&model.embedding, &model.lm_head)
         );
         for (moved, block) in moved.blocks.iter().zip(&model.blocks) {
-            assert_ne!(moved.input_layernorm, block.input_layernorm);
+            assert_ne!(moved.norms[0], block.norms[0]);
             for kind in block.spec().layers() {
                 assert_eq!(moved.layer(kind), block.layer(kind));
             }

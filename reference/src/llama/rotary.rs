@@ -2,47 +2,95 @@ use std::f64::consts::TAU;
 
 use ndarray::{Array1, Array2};
 
-use aqlm_vocabulary::{AqlmError, AttentionSpec, Result, Rope, RopeScaling};
+use aqlm_vocabulary::{AqlmError, ArchSpec, AttentionSpec, Result, Rope, RopeScaling};
 
 /// Rotary position embedding (Su et al. 2021), in the rotate-half convention of Hugging Face checkpoints:
-/// element i of a head is paired with element i + head_dim/2.
+/// element i of the rotated part of a head is paired with element i + half of that part.
+///
+/// Holds the tables of every different rotation of a model's blocks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rotary {
-    /// [positions, head_dim], both halves equal
+    positions: usize,
+    tables: Vec<Tables>,
+}
+
+/// The tables of one rotation.
+#[derive(Debug, Clone, PartialEq)]
+struct Tables {
+    /// the rotation and how many numbers of a head it rotates; `None` for tables computed elsewhere, which
+    /// serve every block
+    of: Option<(Rope, usize)>,
+    /// [positions, rotated], both halves equal
     cos: Array2<f64>,
-    /// [positions, head_dim], both halves equal
+    /// [positions, rotated], both halves equal
     sin: Array2<f64>,
 }
 
-impl Rotary {
-    /// The tables for positions 0 to `positions` (exclusive), with the model's frequencies. Without a rotary
-    /// embedding, the tables rotate nothing. With dynamic scaling, `positions` is the length of the sequence.
-    ///
+impl Tables {
     /// Frequencies and angles are rounded to f32: models were trained that way, and all other implementations
     /// evaluate them that way. This is the only place where the reference is less exact than f64. Exact
     /// angles differ by 6e-5 at position 1,000, which changes token losses by more than 1e-4.
-    pub fn new(spec: &AttentionSpec, positions: usize) -> Self {
-        let frequencies = spec.rotary.as_ref().map_or_else(
-            || Array1::zeros(spec.head_dim / 2),
-            |rope| frequencies(rope, spec.head_dim, positions),
-        );
-        let scale = spec.rotary.as_ref().map_or(1.0, length);
+    fn new(rope: &Rope, rotated: usize, positions: usize) -> Self {
+        let frequencies = frequencies(rope, rotated, positions);
+        let scale = length(rope);
         let half = frequencies.len().max(1);
         let angle = |(position, i): (usize, usize)| f64::from(position as f32 * frequencies[i % half] as f32);
-        let angles = Array2::from_shape_fn((positions, spec.head_dim), angle);
+        let angles = Array2::from_shape_fn((positions, rotated), angle);
         Self {
+            of: Some((rope.clone(), rotated)),
             cos: angles.mapv(|angle| scale * angle.cos()),
             sin: angles.mapv(|angle| scale * angle.sin()),
         }
     }
+}
 
-    /// Tables computed elsewhere, both [positions, head_dim].
+impl Rotary {
+    /// The tables of all of a model's blocks for positions 0 to `positions` (exclusive). With dynamic scaling
+    /// and LongRoPE, `positions` is the length of the sequence.
+    pub fn of_model(arch: &ArchSpec, positions: usize) -> Self {
+        let mut all = Self {
+            positions,
+            tables: Vec::new(),
+        };
+        for block in &arch.blocks {
+            all.add(&block.attention);
+        }
+        all
+    }
+
+    /// The tables of one block.
+    pub fn new(spec: &AttentionSpec, positions: usize) -> Self {
+        let mut one = Self {
+            positions,
+            tables: Vec::new(),
+        };
+        one.add(spec);
+        one
+    }
+
+    /// Adds the tables of a block's rotation, if it has one and they are not there yet.
+    fn add(&mut self, spec: &AttentionSpec) {
+        if let Some(rope) = &spec.rotary
+            && self.find(rope, spec.rotated).is_none()
+        {
+            self.tables.push(Tables::new(rope, spec.rotated, self.positions));
+        }
+    }
+
+    fn find(&self, rope: &Rope, rotated: usize) -> Option<&Tables> {
+        self.tables.iter().find(|tables| match &tables.of {
+            Some((other, width)) => other == rope && *width == rotated,
+            None => tables.cos.ncols() == rotated,
+        })
+    }
+
+    /// Tables computed elsewhere, both [positions, rotated]; they serve every block.
     ///
     /// # Errors
-    /// `Shape` when the two differ in shape, or when head_dim is odd.
+    /// `Shape` when the two differ in shape, or when the number of columns is odd.
     pub fn from_tables(cos: Array2<f64>, sin: Array2<f64>) -> Result<Self> {
-        let (positions, head_dim) = cos.dim();
-        let expected = vec![positions, head_dim / 2 * 2];
+        let (positions, rotated) = cos.dim();
+        let expected = vec![positions, rotated / 2 * 2];
         for (what, table) in [("rotary cosines", &cos), ("rotary sines", &sin)] {
             if table.shape() != expected {
                 return Err(AqlmError::Shape {
@@ -52,23 +100,26 @@ impl Rotary {
                 });
             }
         }
-        Ok(Self { cos, sin })
+        Ok(Self {
+            positions,
+            tables: vec![Tables { of: None, cos, sin }],
+        })
     }
 
     /// Number of positions in the tables.
     pub fn positions(&self) -> usize {
-        self.cos.nrows()
+        self.positions
     }
 
-    /// Rotates every head of every row in place: row t of x, [tokens, heads x head_dim], is at position
-    /// `first` + t.
+    /// Rotates every head of every row in place, as the block says: row t of x, [tokens, heads x head_dim],
+    /// is at position `first` + t. Does nothing for a block without rotary embedding.
     ///
-    /// y1 = x1 cos - x2 sin, y2 = x2 cos + x1 sin for the two halves of a head.
+    /// y1 = x1 cos - x2 sin, y2 = x2 cos + x1 sin for the two halves of the rotated part of a head.
     ///
     /// # Panics
-    /// When the tables end before the last row's position.
-    pub fn rotate(&self, x: &mut Array2<f64>, first: usize) {
-        self.apply(x, first, |x1, x2, [c1, c2, s1, s2]| {
+    /// When there are no tables of the block's rotation, or they end before the last row's position.
+    pub fn rotate(&self, spec: &AttentionSpec, x: &mut Array2<f64>, first: usize) {
+        self.apply(spec, x, first, |x1, x2, [c1, c2, s1, s2]| {
             (x1 * c1 - x2 * s1, x2 * c2 + x1 * s2)
         });
     }
@@ -77,20 +128,31 @@ impl Rotary {
     /// input.
     ///
     /// # Panics
-    /// When the tables end before the last row's position.
-    pub fn rotate_backward(&self, grad: &mut Array2<f64>, first: usize) {
-        self.apply(grad, first, |g1, g2, [c1, c2, s1, s2]| {
+    /// As [`Rotary::rotate`].
+    pub fn rotate_backward(&self, spec: &AttentionSpec, grad: &mut Array2<f64>, first: usize) {
+        self.apply(spec, grad, first, |g1, g2, [c1, c2, s1, s2]| {
             (g1 * c1 + g2 * s2, g2 * c2 - g1 * s1)
         });
     }
 
     /// Replaces each pair of each head by a function of the pair and [cos1, cos2, sin1, sin2].
-    fn apply(&self, x: &mut Array2<f64>, first: usize, pair: impl Fn(f64, f64, [f64; 4]) -> (f64, f64)) {
-        let head_dim = self.cos.ncols();
-        let half = head_dim / 2;
+    fn apply(
+        &self,
+        spec: &AttentionSpec,
+        x: &mut Array2<f64>,
+        first: usize,
+        pair: impl Fn(f64, f64, [f64; 4]) -> (f64, f64),
+    ) {
+        let Some(rope) = &spec.rotary else {
+            return;
+        };
+        let tables = self
+            .find(rope, spec.rotated)
+            .expect("tables of the block's rotation");
+        let half = spec.rotated / 2;
         for (t, mut row) in x.rows_mut().into_iter().enumerate() {
-            let (cos, sin) = (self.cos.row(first + t), self.sin.row(first + t));
-            for mut head in row.exact_chunks_mut(head_dim) {
+            let (cos, sin) = (tables.cos.row(first + t), tables.sin.row(first + t));
+            for mut head in row.exact_chunks_mut(spec.head_dim) {
                 for i in 0..half {
                     let j = i + half;
                     (head[i], head[j]) = pair(head[i], head[j], [cos[i], cos[j], sin[i], sin[j]]);
@@ -100,7 +162,8 @@ impl Rotary {
     }
 }
 
-/// Radians per position, one for each pair of a head: theta^(-2i/head_dim), then the model's scaling.
+/// Radians per position, one for each pair of the rotated `head_dim` numbers of a head: theta^(-2i/head_dim),
+/// then the model's scaling.
 fn frequencies(rope: &Rope, head_dim: usize, positions: usize) -> Array1<f64> {
     let theta = match rope.scaling {
         RopeScaling::Dynamic {
@@ -112,14 +175,25 @@ fn frequencies(rope: &Rope, head_dim: usize, positions: usize) -> Array1<f64> {
     let plain = |i: usize| theta.powf(-2.0 * i as f64 / head_dim as f64);
     Array1::from_shape_fn(head_dim / 2, |i| match &rope.scaling {
         RopeScaling::Yarn { .. } => plain(i) * yarn_share(rope, i, head_dim),
+        RopeScaling::Long {
+            short,
+            long,
+            original_max_position_embeddings,
+            ..
+        } => {
+            let beyond = positions > *original_max_position_embeddings;
+            plain(i) / if beyond { long[i] } else { short[i] }
+        }
         scaling => scaled(plain(i), scaling),
     })
 }
 
-/// Length of the vector (cos, sin) in the tables: 1 except with YaRN.
+/// Length of the vector (cos, sin) in the tables: 1 except with YaRN and LongRoPE.
 fn length(rope: &Rope) -> f64 {
     match rope.scaling {
-        RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+        RopeScaling::Yarn { attention_factor, .. } | RopeScaling::Long { attention_factor, .. } => {
+            attention_factor
+        }
         _ => 1.0,
     }
 }
@@ -170,7 +244,10 @@ fn yarn_share(rope: &Rope, i: usize, head_dim: usize) -> f64 {
 /// blend linear in r.
 fn scaled(frequency: f64, scaling: &RopeScaling) -> f64 {
     match *scaling {
-        RopeScaling::None | RopeScaling::Dynamic { .. } | RopeScaling::Yarn { .. } => frequency,
+        RopeScaling::None
+        | RopeScaling::Dynamic { .. }
+        | RopeScaling::Yarn { .. }
+        | RopeScaling::Long { .. } => frequency,
         RopeScaling::Linear { factor } => frequency / factor,
         RopeScaling::Llama3 {
             factor,
@@ -218,21 +295,28 @@ mod tests {
         for position in 0..6 {
             let angle = position as f64;
             for (i, angle) in [angle, 0.1 * angle, angle, 0.1 * angle].into_iter().enumerate() {
-                assert!(near(rotary.cos[[position, i]], angle.cos()), "{position} {i}");
-                assert!(near(rotary.sin[[position, i]], angle.sin()), "{position} {i}");
+                assert!(
+                    near(rotary.tables[0].cos[[position, i]], angle.cos()),
+                    "{position} {i}"
+                );
+                assert!(
+                    near(rotary.tables[0].sin[[position, i]], angle.sin()),
+                    "{position} {i}"
+                );
             }
         }
     }
 
     #[test]
     fn scores_depend_on_the_distance_alone() {
-        let rotary = Rotary::new(&config(4, None).attention, 32);
+        let spec = config(4, None).attention;
+        let rotary = Rotary::new(&spec, 32);
         let mut rng = random(1);
         let (q, k) = (normal(&mut rng, (1, 4)), normal(&mut rng, (1, 4)));
         let score = |at_q: usize, at_k: usize| {
             let (mut q, mut k) = (q.clone(), k.clone());
-            rotary.rotate(&mut q, at_q);
-            rotary.rotate(&mut k, at_k);
+            rotary.rotate(&spec, &mut q, at_q);
+            rotary.rotate(&spec, &mut k, at_k);
             inner(&q, &k)
         };
         // four angles of up to 32, each rounded twice to f32 with half an epsilon's relative error
@@ -337,7 +421,8 @@ mod tests {
         assert!(near(share(false, 10), divided / 4.0 + 1.0 - divided));
         let mut spec = config(4, None).attention;
         spec.rotary = Some(yarn(true));
-        let tables = Rotary::new(&spec, 3);
+        let rotary = Rotary::new(&spec, 3);
+        let tables = &rotary.tables[0];
         assert!(tables.cos.row(0).iter().all(|&cos| cos == 1.25));
         let square = |i: [usize; 2]| tables.cos[i].powi(2) + tables.sin[i].powi(2);
         assert!(near(square([2, 1]), 1.25 * 1.25));
@@ -349,13 +434,57 @@ mod tests {
         // tables with different halves, which no model has, distinguish the transpose from the inverse
         let tables = Rotary::from_tables(normal(&mut rng, (5, 4)), normal(&mut rng, (5, 4))).unwrap();
         let (x, direction) = (normal(&mut rng, (3, 8)), normal(&mut rng, (3, 8)));
+        let spec = config(4, None).attention;
         let mut grad = direction.clone();
-        tables.rotate_backward(&mut grad, 2);
+        tables.rotate_backward(&spec, &mut grad, 2);
         assert_gradient("x", &grad, &x, 24, |x| {
             let mut y = x.clone();
-            tables.rotate(&mut y, 2);
+            tables.rotate(&spec, &mut y, 2);
             inner(&y, &direction)
         });
+    }
+
+    #[test]
+    fn longrope_divides_each_pair_and_chooses_its_list_by_length() {
+        let mut spec = config(4, None).attention;
+        spec.rotary = Some(rope(RopeScaling::Long {
+            short: vec![1.0, 2.0],
+            long: vec![4.0, 8.0],
+            original_max_position_embeddings: 6,
+            attention_factor: 1.25,
+        }));
+        let plain = frequencies(&rope(RopeScaling::None), 4, 6);
+        let rope = spec.rotary.as_ref().unwrap();
+        for (positions, divisors) in [(6, [1.0, 2.0]), (7, [4.0, 8.0])] {
+            let found = frequencies(rope, 4, positions);
+            assert_eq!(found.to_vec(), [plain[0] / divisors[0], plain[1] / divisors[1]]);
+        }
+        assert_eq!(length(rope), 1.25);
+    }
+
+    #[test]
+    fn each_block_is_rotated_by_its_own_tables_and_only_in_part() {
+        let mut arch = ArchSpec::llama(11, 64, 3, config(4, None));
+        arch.blocks[1].attention.rotary = Some(rope(RopeScaling::Linear { factor: 2.0 }));
+        arch.blocks[1].attention.rotated = 2;
+        arch.blocks[2].attention.rotary = None;
+        let all = Rotary::of_model(&arch, 5);
+        assert_eq!(all.tables.len(), 2);
+        let x = normal(&mut random(5), (5, 8));
+        for block in &arch.blocks {
+            let (mut found, mut alone) = (x.clone(), x.clone());
+            all.rotate(&block.attention, &mut found, 0);
+            Rotary::new(&block.attention, 5).rotate(&block.attention, &mut alone, 0);
+            assert_eq!(found, alone);
+            // position 1, second head
+            let moved = [4, 5, 6, 7].map(|i| found[[1, i]] != x[[1, i]]);
+            let expected = match (&block.attention.rotary, block.attention.rotated) {
+                (None, _) => [false; 4],
+                (_, 2) => [true, true, false, false],
+                _ => [true; 4],
+            };
+            assert_eq!(moved, expected);
+        }
     }
 
     #[test]

@@ -6,8 +6,8 @@ use rand_distr::StandardNormal;
 
 use super::{Block, Model, ResidentLinear, ResidentWeight};
 use aqlm_vocabulary::{
-    ArchSpec, BlockSpec, Purpose, QuantizedMatrix, Rope, RopeScaling, Scheme, Stream, llama::LlamaBlock,
-    stream,
+    Activation, ArchSpec, BlockNorm, BlockSpec, Input, LayerId, LinearSpec, LogitSpec, NormPlace, NormSpec,
+    Purpose, QuantizedMatrix, Rope, RopeScaling, Scheme, Stream, llama::LlamaBlock, stream,
 };
 
 pub(super) fn random(seed: u64) -> Stream {
@@ -45,8 +45,11 @@ pub(super) fn block(rng: &mut Stream, spec: &BlockSpec, bias: bool) -> Block {
         }
     });
     let layers = layers.collect();
-    let norm = |rng: &mut Stream| -> Array1<f64> { 1.0 + 0.2 * normal(rng, spec.hidden_size()) };
-    Block::new(spec, norm(rng), norm(rng), layers).unwrap()
+    let norm = |norm: &BlockNorm| -> Array1<f64> {
+        let one = if norm.norm.one_plus { 0.0 } else { 1.0 };
+        one + 0.2 * normal(rng, norm.width)
+    };
+    Block::new(spec, spec.norms.iter().map(norm).collect(), layers).unwrap()
 }
 
 /// Sum of the elementwise products of two arrays: a linear loss whose gradient with respect to the first is
@@ -75,4 +78,86 @@ pub(super) fn model(rng: &mut Stream, kv_heads: usize, window: Option<usize>) ->
         lm_head: normal(rng, shape),
         arch,
     }
+}
+
+/// Blocks that together have every part that a plain block lacks.
+pub(super) fn every_part() -> Vec<BlockSpec> {
+    use NormPlace::{AfterAttention, AfterMlp, BeforeAttention, BeforeMlp, Key, Query};
+    let norms = |block: &mut BlockSpec, one_plus: bool, places: &[(NormPlace, usize)]| {
+        let norm = NormSpec {
+            // As large as the mean square. Without it a head whose 4 numbers are all small would have slopes
+            // that numerical gradients cannot follow.
+            epsilon: 0.3,
+            one_plus,
+        };
+        let of = |&(place, width): &(NormPlace, usize)| BlockNorm {
+            place,
+            name: format!("{place:?}"),
+            width,
+            norm,
+        };
+        block.norms = places.iter().map(of).collect();
+    };
+    let all = [
+        (BeforeAttention, 12),
+        (Query, 4),
+        (Key, 4),
+        (AfterAttention, 12),
+        (BeforeMlp, 12),
+        (AfterMlp, 12),
+    ];
+
+    // as Gemma: every norm by 1 + w, each head's queries and keys normed, capped scores, GeGLU
+    let mut gemma = config(2, Some(3));
+    norms(&mut gemma, true, &all);
+    (gemma.attention.scale, gemma.attention.cap) = (0.3, Some(1.5));
+    gemma.mlp.activation = Activation::GeluTanh;
+
+    // as OLMo 2: no norm before, queries and keys normed over all heads
+    let mut olmo2 = config(2, None);
+    norms(
+        &mut olmo2,
+        false,
+        &[(Query, 16), (Key, 8), (AfterAttention, 12), (AfterMlp, 12)],
+    );
+
+    // as Phi-3 and Granite: fused layers, partial rotation, a factor of what is added
+    let mut fused = config(2, None);
+    let linear = |name: &str, shape, reads| LinearSpec {
+        name: name.into(),
+        shape,
+        reads,
+        bias: false,
+    };
+    fused.linears = vec![
+        linear("self_attn.qkv_proj", (32, 12), Input::Attention),
+        linear("self_attn.o_proj", (12, 16), Input::Attended),
+        linear("mlp.gate_up_proj", (20, 12), Input::Mlp),
+        linear("mlp.down_proj", (12, 10), Input::Activated),
+    ];
+    let attention = &mut fused.attention;
+    [attention.query, attention.key, attention.value, attention.output] = [0, 0, 0, 1].map(LayerId);
+    [fused.mlp.gate, fused.mlp.up, fused.mlp.down] = [2, 2, 3].map(LayerId);
+    (attention.rotated, fused.residual_scale) = (2, 0.7);
+
+    // as layers without rotation
+    let mut still = config(4, None);
+    still.attention.rotary = None;
+    vec![gemma, olmo2, fused, still]
+}
+
+/// A dense model of a plain block and this one, with scaled embeddings, a final norm by 1 + w, and scaled and
+/// capped logits.
+pub(super) fn with_blocks(rng: &mut Stream, block: BlockSpec) -> Model {
+    let mut model = model(rng, 2, None);
+    model.arch.blocks[1] = block.clone();
+    model.blocks[1] = self::block(rng, &block, false);
+    model.arch.embedding_scale = 1.5;
+    model.arch.final_norm.one_plus = true;
+    model.norm -= 1.0;
+    model.arch.logits = LogitSpec {
+        scale: 0.8,
+        cap: Some(4.0),
+    };
+    model
 }

@@ -4,8 +4,8 @@ use crate::{AqlmError, BlockWeights, LayerId, Result, Rope};
 
 /// A whole model as data: everything about its shape that changes its arithmetic.
 ///
-/// The project's code reads sizes, names and topology only from here. An `ArchSpec` can describe more models
-/// than the project computes: see [`ArchSpec::require_plain`].
+/// The project's code reads sizes, names and topology only from here. [`ArchSpec::check`] refuses what does
+/// not fit together. Not every backend computes every model: see [`ArchSpec::require_plain`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ArchSpec {
     /// tokens in the vocabulary
@@ -20,8 +20,8 @@ pub struct ArchSpec {
     pub embedding_scale: f64,
     /// the norm before the head
     pub final_norm: NormSpec,
-    /// if set, logits become cap tanh(logit / cap)
-    pub logit_cap: Option<f64>,
+    /// what becomes of the products of states and output layer
+    pub logits: LogitSpec,
     /// whether lm_head shares the embedding's weights
     pub tied: bool,
 }
@@ -32,15 +32,23 @@ impl ArchSpec {
         format!("model.layers.{block}.{}", self.blocks[block].linear(layer).name)
     }
 
-    /// Names of a block's norm weights in a Hugging Face checkpoint: the norm before attention, the norm
-    /// before the MLP.
-    pub fn norm_names(&self, block: usize) -> [String; 2] {
-        let named = |norm: &String| format!("model.layers.{block}.{norm}.weight");
-        self.blocks[block].norms.before.each_ref().map(named)
+    /// The name of one of a block's norm weights in a Hugging Face checkpoint.
+    ///
+    /// # Panics
+    /// When the block has no norm there.
+    pub fn norm_name(&self, block: usize, place: NormPlace) -> String {
+        let (_, norm) = self.blocks[block].norm(place).expect("a norm of the block");
+        format!("model.layers.{block}.{}.weight", norm.name)
     }
 
-    /// The first block's attention, whose rotary tables serve all blocks. [`ArchSpec::require_plain`] checks
-    /// that they fit all blocks.
+    /// Names of all of a block's norm weights in a Hugging Face checkpoint, in the order of the block's
+    /// norms.
+    pub fn norm_names(&self, block: usize) -> Vec<String> {
+        let norms = self.blocks[block].norms.iter();
+        norms.map(|norm| self.norm_name(block, norm.place)).collect()
+    }
+
+    /// The first block's attention.
     ///
     /// # Panics
     /// When the model has no blocks.
@@ -54,12 +62,14 @@ impl ArchSpec {
 pub struct BlockSpec {
     /// its linear layers, in the order in which they are quantized
     pub linears: Vec<LinearSpec>,
-    /// its RMSNorms
-    pub norms: BlockNorms,
+    /// its RMSNorms, in the order of their places
+    pub norms: Vec<BlockNorm>,
     /// its attention
     pub attention: AttentionSpec,
     /// its MLP
     pub mlp: GatedMlp,
+    /// factor of what attention and MLP add to the residual stream; 1 in a Llama
+    pub residual_scale: f64,
 }
 
 impl BlockSpec {
@@ -107,7 +117,20 @@ impl BlockSpec {
 
     /// Width inside the MLP.
     pub fn intermediate_size(&self) -> usize {
-        self.shape(self.mlp.gate).0
+        self.shape(self.mlp.down).1
+    }
+
+    /// The norm at this place, and its index in [`BlockSpec::norms`]; `None` if the block has none there.
+    pub fn norm(&self, place: NormPlace) -> Option<(usize, &BlockNorm)> {
+        self.norms
+            .iter()
+            .enumerate()
+            .find(|(_, norm)| norm.place == place)
+    }
+
+    /// The places of its norms, in order.
+    pub fn norm_places(&self) -> Vec<NormPlace> {
+        self.norms.iter().map(|norm| norm.place).collect()
     }
 
     /// Number of weights in all linear layers.
@@ -132,19 +155,16 @@ impl BlockSpec {
     /// # Errors
     /// `Shape` naming the first array that differs.
     pub fn check_weights(&self, weights: &BlockWeights) -> Result<()> {
-        let norms = [
-            weights.input_layernorm.len(),
-            weights.post_attention_layernorm.len(),
-        ];
+        let norms: Vec<_> = weights.norms.iter().map(ndarray::Array1::len).collect();
         let layers: Vec<_> = weights.layers.iter().map(|layer| layer.weight.shape()).collect();
-        self.check_shapes(norms, &layers)
+        self.check_shapes(&norms, &layers)
     }
 
     /// Rejects norm lengths or layer shapes, each (out_features, in_features), that differ from this block's.
     ///
     /// # Errors
     /// `Shape` naming the first array that differs.
-    pub fn check_shapes(&self, norms: [usize; 2], layers: &[(usize, usize)]) -> Result<()> {
+    pub fn check_shapes(&self, norms: &[usize], layers: &[(usize, usize)]) -> Result<()> {
         let check = |what: &str, expected: &[usize], found: &[usize]| {
             if expected == found {
                 return Ok(());
@@ -155,8 +175,9 @@ impl BlockSpec {
                 found: found.to_vec(),
             })
         };
-        for (name, len) in self.norms.before.iter().zip(norms) {
-            check(name, &[self.hidden_size()], &[len])?;
+        check("norms of a block", &[self.norms.len()], &[norms.len()])?;
+        for (norm, &len) in self.norms.iter().zip(norms) {
+            check(&norm.name, &[norm.width], &[len])?;
         }
         check("layers of a block", &[self.linears.len()], &[layers.len()])?;
         for (linear, &found) in self.linears.iter().zip(layers) {
@@ -201,11 +222,11 @@ impl LinearSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Input {
-    /// the block's input after the norm before attention, [tokens, hidden]
+    /// the block's input after the norm before attention, if there is one, [tokens, hidden]
     Attention,
     /// attention's weighted averages of values, [tokens, heads x head_dim]
     Attended,
-    /// the residual stream after the norm before the MLP, [tokens, hidden]
+    /// the residual stream after the norm before the MLP, if there is one, [tokens, hidden]
     Mlp,
     /// the activation of the gate times up, [tokens, intermediate]
     Activated,
@@ -220,16 +241,54 @@ pub struct NormSpec {
     pub one_plus: bool,
 }
 
-/// The RMSNorms of a block.
+/// What a norm of a block is applied to. The order is that of computation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormPlace {
+    /// the block's input, before attention
+    BeforeAttention,
+    /// queries, before their rotation
+    Query,
+    /// keys, before their rotation
+    Key,
+    /// attention's output, before it is added to the residual stream
+    AfterAttention,
+    /// the residual stream, before the MLP
+    BeforeMlp,
+    /// the MLP's output, before it is added to the residual stream
+    AfterMlp,
+}
+
+/// One RMSNorm of a block.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct BlockNorms {
-    /// the arithmetic of all its norms
+pub struct BlockNorm {
+    /// what it is applied to
+    pub place: NormPlace,
+    /// its name inside the block, without `.weight`
+    pub name: String,
+    /// number of its weights. A row of several times as many numbers is normed piece by piece: with
+    /// `head_dim` weights, each head of queries or keys has a mean square of its own.
+    pub width: usize,
+    /// its arithmetic
     pub norm: NormSpec,
-    /// names inside the block, without `.weight`, of the norms before attention and before the MLP
-    pub before: [String; 2],
-    /// names of the norms after attention and after the MLP, applied before the result is added to the
-    /// residual stream
-    pub after: Option<[String; 2]>,
+}
+
+/// What becomes of the products l of final states and output layer: logits are scale l, and with a cap cap
+/// tanh(scale l / cap).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LogitSpec {
+    /// factor
+    pub scale: f64,
+    /// limit of the logits' absolute values
+    pub cap: Option<f64>,
+}
+
+impl LogitSpec {
+    /// The products themselves, as in a Llama.
+    pub const PLAIN: Self = Self {
+        scale: 1.0,
+        cap: None,
+    };
 }
 
 /// Causal attention with grouped queries.
@@ -243,13 +302,16 @@ pub struct AttentionSpec {
     pub head_dim: usize,
     /// rotary position embedding; `None` for a block without position encoding
     pub rotary: Option<Rope>,
+    /// how many numbers of each head are rotated, from its first one on; even
+    pub rotated: usize,
     /// number of positions that a position attends to, itself included; `None` for all earlier ones
     pub window: Option<usize>,
-    /// RMSNorm of each head's queries and keys
-    pub query_key_norm: Option<NormSpec>,
-    /// if set, scores become cap tanh(score / cap)
+    /// factor of the products of queries and keys; 1 / sqrt(head_dim) in a Llama
+    pub scale: f64,
+    /// if set, scaled scores become cap tanh(score / cap)
     pub cap: Option<f64>,
-    /// queries, [heads x head_dim, hidden]
+    /// queries, [heads x head_dim, hidden]; the same layer as keys and values where one layer computes all
+    /// three, with its rows in this order
     pub query: LayerId,
     /// keys, [kv_heads x head_dim, hidden]
     pub key: LayerId,
@@ -274,6 +336,17 @@ impl AttentionSpec {
     pub fn key_width(&self) -> usize {
         self.kv_heads * self.head_dim
     }
+
+    /// The layers of queries, keys and values, and how many of their outputs each of the three takes.
+    pub fn projections(&self) -> ([LayerId; 3], [usize; 3]) {
+        let widths = [self.query_width(), self.key_width(), self.key_width()];
+        ([self.query, self.key, self.value], widths)
+    }
+
+    /// The factor of scores in a Llama, 1 / sqrt(head_dim).
+    pub fn usual_scale(head_dim: usize) -> f64 {
+        1.0 / (head_dim as f64).sqrt()
+    }
 }
 
 /// down(activation(gate x) * up x).
@@ -281,7 +354,8 @@ impl AttentionSpec {
 pub struct GatedMlp {
     /// the gate's activation function
     pub activation: Activation,
-    /// the gate, [intermediate, hidden]
+    /// the gate, [intermediate, hidden]; the same layer as up where one layer computes both, the gate's rows
+    /// first
     pub gate: LayerId,
     /// multiplied by the activated gate, [intermediate, hidden]
     pub up: LayerId,

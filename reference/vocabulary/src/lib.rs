@@ -4,6 +4,7 @@
 
 mod adam;
 mod arch;
+mod arch_check;
 mod code_tuning;
 mod error;
 mod layer_id;
@@ -19,7 +20,8 @@ mod weights;
 
 pub use adam::{AdamDecay, AdamSettings, Optimizer, StepRule};
 pub use arch::{
-    Activation, ArchSpec, AttentionSpec, BlockNorms, BlockSpec, GatedMlp, Input, LinearSpec, NormSpec,
+    Activation, ArchSpec, AttentionSpec, BlockNorm, BlockSpec, GatedMlp, Input, LinearSpec, LogitSpec,
+    NormPlace, NormSpec,
 };
 pub use code_tuning::{ChangeBudget, CodeChange, CodeSettings, CodeState, Residuals};
 pub use error::{AqlmError, Result};

@@ -1,8 +1,8 @@
 //! The plain Llama block: its construction, and the check that a model has only such blocks.
 
 use crate::{
-    Activation, AqlmError, ArchSpec, AttentionSpec, BlockNorms, BlockSpec, GatedMlp, Input, LayerId,
-    LinearSpec, NormSpec, Result, Rope,
+    Activation, AqlmError, ArchSpec, AttentionSpec, BlockNorm, BlockSpec, GatedMlp, Input, LayerId,
+    LinearSpec, LogitSpec, NormPlace, NormSpec, Result, Rope, RopeScaling,
 };
 
 /// Queries of the plain Llama block.
@@ -77,21 +77,28 @@ impl BlockSpec {
                     bias: false,
                 })
                 .collect(),
-            norms: BlockNorms {
+            norms: [
+                (NormPlace::BeforeAttention, "input_layernorm"),
+                (NormPlace::BeforeMlp, "post_attention_layernorm"),
+            ]
+            .map(|(place, name)| BlockNorm {
+                place,
+                name: name.into(),
+                width: hidden,
                 norm: NormSpec {
                     epsilon: block.epsilon,
                     one_plus: false,
                 },
-                before: ["input_layernorm", "post_attention_layernorm"].map(Into::into),
-                after: None,
-            },
+            })
+            .into(),
             attention: AttentionSpec {
                 heads: block.heads,
                 kv_heads: block.kv_heads,
                 head_dim: block.head_dim,
                 rotary: Some(block.rotary),
+                rotated: block.head_dim,
                 window: block.window,
-                query_key_norm: None,
+                scale: AttentionSpec::usual_scale(block.head_dim),
                 cap: None,
                 query: QUERY,
                 key: KEY,
@@ -104,6 +111,7 @@ impl BlockSpec {
                 up: UP,
                 down: DOWN,
             },
+            residual_scale: 1.0,
         }
     }
 }
@@ -116,22 +124,29 @@ impl ArchSpec {
             hidden_size: block.hidden_size(),
             max_position_embeddings,
             embedding_scale: 1.0,
-            final_norm: block.norms.norm,
-            logit_cap: None,
+            final_norm: block.norms.first().map_or(
+                NormSpec {
+                    epsilon: 1e-6,
+                    one_plus: false,
+                },
+                |norm| norm.norm,
+            ),
+            logits: LogitSpec::PLAIN,
             tied: false,
             blocks: vec![block; count],
         }
     }
 
     /// Rejects, before anything is computed, a model with anything other than plain Llama blocks and a plain
-    /// head, because no backend of the project computes it. Every backend calls this when it is created.
+    /// head. This decides what a backend computes that has nothing else: the cuda backend calls it first.
     ///
     /// # Errors
     /// `Unsupported` naming the feature.
     pub fn require_plain(&self) -> Result<()> {
         refuse(self.embedding_scale != 1.0, "embeddings that are scaled")?;
         refuse(self.final_norm.one_plus, "a norm before the head by 1 + w")?;
-        refuse(self.logit_cap.is_some(), "logits that are capped")?;
+        refuse(self.logits.scale != 1.0, "logits that are scaled")?;
+        refuse(self.logits.cap.is_some(), "logits that are capped")?;
         refuse(self.blocks.is_empty(), "a model without blocks")?;
         for block in &self.blocks {
             block.require_plain()?;
@@ -139,6 +154,10 @@ impl ArchSpec {
             refuse(
                 tables(&block.attention) != tables(self.attention()),
                 "blocks that differ in their rotary embedding",
+            )?;
+            refuse(
+                block.attention.window != self.attention().window,
+                "blocks that differ in their window",
             )?;
             refuse(
                 block.hidden_size() != self.hidden_size,
@@ -156,12 +175,48 @@ impl BlockSpec {
     /// `Unsupported` naming the feature.
     pub fn require_plain(&self) -> Result<()> {
         let (attention, mlp) = (&self.attention, &self.mlp);
-        refuse(self.norms.norm.one_plus, "norms by 1 + w")?;
-        refuse(self.norms.after.is_some(), "norms behind attention and MLP")?;
+        let normed = |place| self.norm(place).is_some();
+        refuse(self.norms.iter().any(|norm| norm.norm.one_plus), "norms by 1 + w")?;
+        refuse(
+            normed(NormPlace::Query) || normed(NormPlace::Key),
+            "norms of queries and keys",
+        )?;
+        refuse(
+            normed(NormPlace::AfterAttention) || normed(NormPlace::AfterMlp),
+            "norms behind attention and MLP",
+        )?;
+        refuse(
+            self.norm_places() != [NormPlace::BeforeAttention, NormPlace::BeforeMlp],
+            "attention or an MLP without a norm before it",
+        )?;
+        refuse(
+            self.norms.iter().any(|norm| norm.norm != self.norms[0].norm),
+            "norms that differ in their epsilon",
+        )?;
+        refuse(
+            self.residual_scale != 1.0,
+            "additions to the residual stream that are scaled",
+        )?;
         refuse(attention.rotary.is_none(), "attention without rotary embedding")?;
-        refuse(attention.query_key_norm.is_some(), "norms of queries and keys")?;
+        refuse(
+            attention.rotated != attention.head_dim,
+            "rotary embedding of a part of each head",
+        )?;
+        let long = |rope: &Rope| matches!(rope.scaling, RopeScaling::Long { .. });
+        refuse(
+            attention.rotary.as_ref().is_some_and(long),
+            "rotary scaling of type longrope",
+        )?;
+        refuse(
+            attention.scale != AttentionSpec::usual_scale(attention.head_dim),
+            "attention scores with another factor than 1 / sqrt(head_dim)",
+        )?;
         refuse(attention.cap.is_some(), "attention scores that are capped")?;
         refuse(mlp.activation != Activation::Silu, "gates by GELU")?;
+        refuse(
+            attention.query == attention.key || mlp.gate == mlp.up,
+            "one layer for queries, keys and values, or for gate and up",
+        )?;
         let layers = [
             attention.query,
             attention.key,
@@ -189,7 +244,6 @@ fn refuse(found: bool, feature: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::RopeScaling;
 
     fn block() -> BlockSpec {
         BlockSpec::llama(LlamaBlock {
@@ -244,31 +298,42 @@ mod tests {
     fn the_plain_block_passes_and_every_other_feature_is_named() {
         let plain = ArchSpec::llama(10, 64, 2, block());
         assert_eq!(plain.require_plain(), Ok(()));
-        let changes: [(Change, &str); 14] = [
+        let changes: [(Change, &str); 21] = [
             (|arch| arch.embedding_scale = 2.0, "embeddings"),
             (|arch| arch.final_norm.one_plus = true, "before the head"),
-            (|arch| arch.logit_cap = Some(30.0), "logits"),
+            (|arch| arch.logits.cap = Some(30.0), "logits that are capped"),
+            (|arch| arch.logits.scale = 0.5, "logits that are scaled"),
             (|arch| arch.blocks.clear(), "without blocks"),
             (|arch| arch.hidden_size = 9, "width"),
-            (|arch| arch.blocks[1].norms.norm.one_plus = true, "1 + w"),
+            (|arch| arch.blocks[1].norms[1].norm.one_plus = true, "1 + w"),
             (
-                |arch| arch.blocks[1].norms.after = Some(["a", "b"].map(Into::into)),
+                |arch| arch.blocks[1].norms[0].place = NormPlace::AfterAttention,
                 "behind attention",
             ),
-            (|arch| arch.blocks[1].attention.rotary = None, "without rotary"),
             (
-                |arch| arch.blocks[1].attention.query_key_norm = Some(arch.final_norm),
+                |arch| arch.blocks[1].norms[0].place = NormPlace::Key,
                 "queries and keys",
             ),
+            (|arch| drop(arch.blocks[1].norms.pop()), "without a norm"),
+            (|arch| arch.blocks[1].norms[1].norm.epsilon = 1e-3, "epsilon"),
+            (|arch| arch.blocks[1].residual_scale = 0.5, "residual stream"),
+            (|arch| arch.blocks[1].attention.rotary = None, "without rotary"),
+            (|arch| arch.blocks[1].attention.rotated = 2, "part of each head"),
+            (|arch| arch.blocks[1].attention.scale = 1.0, "factor"),
+            (|arch| arch.blocks[1].attention.window = Some(7), "window"),
             (|arch| arch.blocks[1].attention.cap = Some(50.0), "scores"),
             (
                 |arch| arch.blocks[1].mlp.activation = Activation::GeluTanh,
                 "GELU",
             ),
             (|arch| arch.blocks[1].linears.swap(2, 3), "linear layers"),
-            (|arch| arch.blocks[1].attention.query = KEY, "linear layers"),
+            (|arch| arch.blocks[1].attention.query = KEY, "one layer for"),
             (
-                |arch| arch.blocks[1].attention.head_dim = 6,
+                |arch| {
+                    let attention = &mut arch.blocks[1].attention;
+                    (attention.head_dim, attention.rotated) = (6, 6);
+                    attention.scale = AttentionSpec::usual_scale(6);
+                },
                 "differ in their rotary",
             ),
         ];
@@ -287,15 +352,16 @@ mod tests {
     fn weights_of_another_shape_are_named() {
         let block = block();
         let shapes: Vec<_> = block.layers().map(|layer| block.shape(layer)).collect();
-        assert_eq!(block.check_shapes([8, 8], &shapes), Ok(()));
-        let refused = |norms, shapes: &[(usize, usize)]| match block.check_shapes(norms, shapes) {
+        assert_eq!(block.check_shapes(&[8, 8], &shapes), Ok(()));
+        let refused = |norms: &[usize], shapes: &[(usize, usize)]| match block.check_shapes(norms, shapes) {
             Err(AqlmError::Shape { what, .. }) => what,
             other => panic!("{other:?}"),
         };
-        assert_eq!(refused([8, 9], &shapes), "post_attention_layernorm");
-        assert_eq!(refused([8, 8], &shapes[1..]), "layers of a block");
+        assert_eq!(refused(&[8, 9], &shapes), "post_attention_layernorm");
+        assert_eq!(refused(&[8], &shapes), "norms of a block");
+        assert_eq!(refused(&[8, 8], &shapes[1..]), "layers of a block");
         let mut turned = shapes.clone();
         turned[6] = (12, 8);
-        assert_eq!(refused([8, 8], &turned), "mlp.down_proj");
+        assert_eq!(refused(&[8, 8], &turned), "mlp.down_proj");
     }
 }

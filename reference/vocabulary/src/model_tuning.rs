@@ -1,7 +1,9 @@
 use ndarray::{Array1, Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
 
-use crate::{AdamDecay, ArchSpec, CodeSettings, CodeState, FinetuneSettings, LayerId, Optimizer};
+use crate::{
+    AdamDecay, ArchSpec, BlockSpec, CodeSettings, CodeState, FinetuneSettings, LayerId, NormPlace, Optimizer,
+};
 
 /// The training objective of a whole model (paper appendix A uses the first).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,10 +139,8 @@ pub enum Parameter {
     Codebooks(usize, LayerId),
     /// scales of a quantized layer, `[out_groups]`
     Scales(usize, LayerId),
-    /// the RMSNorm before a block's attention, `[hidden]`
-    InputNorm(usize),
-    /// the RMSNorm before a block's MLP, `[hidden]`
-    PostAttentionNorm(usize),
+    /// an RMSNorm of a block, `[width]`
+    Norm(usize, NormPlace),
     /// the RMSNorm before the head, `[hidden]`
     FinalNorm,
     /// token embeddings, [vocab, hidden]
@@ -152,15 +152,16 @@ pub enum Parameter {
 impl Parameter {
     /// The parameters of a model that `tuned` selects, block by block. `quantized` lists the quantized layers
     /// of each block. If `tied`, head and embedding are one array, [`Parameter::Embedding`].
-    pub fn selected(quantized: &[Vec<LayerId>], tied: bool, tuned: Tuned) -> Vec<Self> {
+    pub fn selected(blocks: &[BlockSpec], quantized: &[Vec<LayerId>], tied: bool, tuned: Tuned) -> Vec<Self> {
         let mut parameters = Vec::new();
-        for (block, layers) in quantized.iter().enumerate() {
+        for (block, (spec, layers)) in blocks.iter().zip(quantized).enumerate() {
             for &layer in layers {
                 parameters.extend(tuned.codebooks.then_some(Self::Codebooks(block, layer)));
                 parameters.extend(tuned.scales.then_some(Self::Scales(block, layer)));
             }
             if tuned.norms {
-                parameters.extend([Self::InputNorm(block), Self::PostAttentionNorm(block)]);
+                let places = spec.norm_places().into_iter();
+                parameters.extend(places.map(|place| Self::Norm(block, place)));
             }
         }
         parameters.extend(tuned.norms.then_some(Self::FinalNorm));
@@ -174,14 +175,7 @@ impl Parameter {
         match self {
             Self::Codebooks(block, layer) => format!("{}.codebooks", arch.layer_name(block, layer)),
             Self::Scales(block, layer) => format!("{}.scales", arch.layer_name(block, layer)),
-            Self::InputNorm(block) => {
-                let [name, _] = arch.norm_names(block);
-                name
-            }
-            Self::PostAttentionNorm(block) => {
-                let [_, name] = arch.norm_names(block);
-                name
-            }
+            Self::Norm(block, place) => arch.norm_name(block, place),
             Self::FinalNorm => "model.norm.weight".into(),
             Self::Embedding => "model.embed_tokens.weight".into(),
             Self::Head => "lm_head.weight".into(),

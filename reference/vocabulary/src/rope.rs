@@ -56,4 +56,17 @@ pub enum RopeScaling {
         /// factor of cosines and sines, and thereby of both queries and keys
         attention_factor: f64,
     },
+    /// LongRoPE (Ding et al. 2024): every pair's frequency is divided by a factor of its own, of one list up
+    /// to the original context and of another beyond it; cosines and sines are scaled. The frequencies of all
+    /// positions depend on the sequence's length.
+    Long {
+        /// divisors of sequences up to the original context, one a pair
+        short: Vec<f64>,
+        /// divisors of longer sequences, one a pair
+        long: Vec<f64>,
+        /// context length before the extension
+        original_max_position_embeddings: usize,
+        /// factor of cosines and sines, and thereby of both queries and keys
+        attention_factor: f64,
+    },
 }

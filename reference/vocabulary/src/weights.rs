@@ -34,10 +34,8 @@ pub struct Linear {
 /// resident form.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockWeights {
-    /// RMSNorm before attention, `[hidden]`
-    pub input_layernorm: Array1<f32>,
-    /// RMSNorm before the MLP, `[hidden]`
-    pub post_attention_layernorm: Array1<f32>,
+    /// the norms' weights, in the order of the block's [`BlockSpec`](crate::BlockSpec)
+    pub norms: Vec<Array1<f32>>,
     /// the linear layers, in the order of the block's [`BlockSpec`](crate::BlockSpec)
     pub layers: Vec<Linear>,
 }

@@ -207,8 +207,11 @@ fn resident<'d>(
 /// A block of random codes, codewords and scales that keep activations near unit size.
 fn random_block(config: &ArchSpec, options: &DecodeOptions) -> BlockWeights {
     BlockWeights {
-        input_layernorm: Array1::ones(config.hidden_size),
-        post_attention_layernorm: Array1::ones(config.hidden_size),
+        norms: config.blocks[0]
+            .norms
+            .iter()
+            .map(|norm| Array1::ones(norm.width))
+            .collect(),
         layers: config.blocks[0]
             .layers()
             .map(|layer| {

@@ -44,6 +44,17 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// The next field, if it is one of an enum's words; otherwise `absent`, and the field is still to be
+    /// read.
+    pub(super) fn optional_word<T: FromStr<Err = Error>>(&mut self, absent: T) -> T {
+        let rest = self.rest.clone();
+        if let Ok(word) = self.text().parse() {
+            return word;
+        }
+        self.rest = rest;
+        absent
+    }
+
     /// A field such as `b3`: a letter, then a number within `range`.
     pub(super) fn number(&mut self, letter: char, range: std::ops::RangeInclusive<u64>) -> Result<u64> {
         let text = self.text();

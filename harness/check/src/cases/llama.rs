@@ -2,15 +2,14 @@ use std::fmt;
 
 use aqlm_reference::llama::{Block, Model};
 use aqlm_vocabulary::{
-    ArchSpec, BlockSpec, BlockWeights, FinetuneSettings, LayerId, Linear, LinearWeight, Purpose, Rope,
-    RopeScaling, Scheme, Stream, StreamKey,
-    llama::{LlamaBlock, OUTPUT, UP},
-    stream,
+    ArchSpec, BlockSpec, BlockWeights, FinetuneSettings, LayerId, Linear, LinearWeight, NormSpec, Purpose,
+    Rope, RopeScaling, Scheme, Stream, StreamKey, llama::LlamaBlock, stream,
 };
 use ndarray::{Array, Array1, Array2, Array3, Dimension, ShapeBuilder};
 use rand::RngExt;
 
 use super::id::Fields;
+use super::parts::Parts;
 use super::product::random_matrix;
 use super::values::{Values, normal};
 use super::words;
@@ -66,6 +65,8 @@ pub struct LlamaCase {
     pub biases: Biases,
     /// position encoding
     pub positions: Positions,
+    /// parts that a plain Llama lacks; not in the id of a plain one
+    pub parts: Parts,
     /// scheme of the quantized layers, up_proj and o_proj; must divide their sides
     pub scheme: Scheme,
 }
@@ -123,7 +124,7 @@ impl fmt::Display for LlamaCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}x{}-k{}-q{}-d{}-n{}-t{}-w{}-{}-{}-{}",
+            "{}x{}-k{}-q{}-d{}-n{}-t{}-w{}-{}-{}-{}{}",
             self.hidden,
             self.intermediate,
             self.kv_heads,
@@ -134,6 +135,10 @@ impl fmt::Display for LlamaCase {
             self.window,
             self.biases,
             self.positions,
+            match self.parts {
+                Parts::Llama => String::new(),
+                parts => format!("{parts}-"),
+            },
             self.scheme
         )
     }
@@ -150,6 +155,16 @@ pub(crate) const CORNERS: &[&str] = &[
     "40x72-k2-q1-d12-n2-t70-w0-nobias-yarn-2x3g4-s7",
     "4x2-k1-q1-d4-n1-t2-w0-nobias-plain-1x1g4-s4",
     "36x22-k2-q1-d8-n4-t5-w1-bias-plain-3x2g4-s5",
+    // the parts of other families
+    "40x72-k2-q2-d12-n2-t70-w0-nobias-plain-qwen3-2x3g4-s8",
+    "40x72-k2-q2-d12-n2-t37-w9-bias-llama3-qwen3-2x3g4-s9",
+    "40x72-k2-q2-d12-n2-t37-w0-nobias-plain-olmo2-2x3g4o2-s10",
+    "40x72-k2-q2-d12-n2-t37-w0-bias-plain-granite-2x3g4-s11",
+    "40x72-k2-q2-d12-n2-t37-w0-nobias-plain-smollm3-2x3g4-s12",
+    "40x72-k2-q2-d12-n2-t37-w9-nobias-plain-phi3-2x3g4o2-s13",
+    "40x72-k2-q2-d12-n2-t70-w9-nobias-plain-gemma2-2x3g4-s14",
+    "40x72-k2-q2-d12-n2-t70-w9-nobias-plain-gemma3-2x3g4-s15",
+    "36x22-k2-q1-d8-n4-t5-w1-nobias-plain-gemma3-3x2g4-s16",
 ];
 
 /// Ids of blocks with one, two and six query heads for each key head; windows that are absent, short, and
@@ -193,7 +208,9 @@ impl LlamaCase {
         let sequences = fields.number('n', 1..=64)? as usize;
         let tokens = fields.number('t', 2..=4096)? as usize;
         let window = fields.number('w', 0..=4096)? as usize;
-        let (biases, positions, scheme) = (fields.word()?, fields.word()?, fields.scheme()?);
+        let (biases, positions) = (fields.word()?, fields.word()?);
+        let parts = fields.optional_word(Parts::Llama);
+        let scheme = fields.scheme()?;
         let case = Self {
             hidden,
             intermediate,
@@ -205,10 +222,11 @@ impl LlamaCase {
             window,
             biases,
             positions,
+            parts,
             scheme,
         };
-        let block = case.block_spec();
-        for layer in QUANTIZED {
+        let block = case.config().blocks.remove(0);
+        for layer in quantized(&block) {
             let (out, inputs) = block.shape(layer);
             if let Err(error) = scheme.groups(out, inputs) {
                 return fields.refuse(
@@ -222,11 +240,13 @@ impl LlamaCase {
 
     /// The model's shape.
     pub fn config(&self) -> ArchSpec {
-        ArchSpec::llama(VOCABULARY, 4096, BLOCKS, self.block_spec())
+        let mut arch = ArchSpec::llama(VOCABULARY, 4096, BLOCKS, self.plain_block());
+        self.parts.put_into(&mut arch, self.tokens);
+        arch
     }
 
-    /// The shape of each block.
-    pub fn block_spec(&self) -> BlockSpec {
+    /// The shape of each block without the parts of other families.
+    fn plain_block(&self) -> BlockSpec {
         BlockSpec::llama(LlamaBlock {
             hidden_size: self.hidden,
             intermediate_size: self.intermediate,
@@ -267,7 +287,8 @@ impl LlamaCase {
     /// scores and softmax.
     pub fn terms(&self) -> usize {
         let heads = self.kv_heads * self.heads_per_kv_head * 2 * self.half_head;
-        4 * self.hidden + self.intermediate + heads + 2 * self.half_head + 2 * self.tokens
+        let plain = 4 * self.hidden + self.intermediate + heads + 2 * self.half_head + 2 * self.tokens;
+        plain + self.parts.terms(self.hidden, &self.plain_block().attention)
     }
 
     /// Number of values that are rounded to f16 along the path through a block, outputs included, when
@@ -344,7 +365,7 @@ impl LlamaCase {
         LlamaData {
             blocks,
             embedding: gaussian(&mut rng, (VOCABULARY, self.hidden)),
-            norm: 1.0 + 0.2 * gaussian(&mut rng, self.hidden),
+            norm: norm_weights(&mut rng, self.hidden, config.final_norm),
             lm_head: gaussian(&mut rng, (VOCABULARY, self.hidden)) / (self.hidden as f32).sqrt(),
             tokens,
             x,
@@ -355,16 +376,19 @@ impl LlamaCase {
 
     /// A block whose weights keep activations near unit size.
     fn block(&self, rng: &mut Stream, spec: &BlockSpec) -> BlockWeights {
-        let norm = |rng: &mut Stream| -> Array1<f32> { 1.0 + 0.2 * gaussian(rng, spec.hidden_size()) };
+        let quantized = quantized(spec);
         BlockWeights {
-            input_layernorm: norm(rng),
-            post_attention_layernorm: norm(rng),
+            norms: spec
+                .norms
+                .iter()
+                .map(|norm| norm_weights(rng, norm.width, norm.norm))
+                .collect(),
             layers: spec
                 .layers()
                 .map(|layer| {
                     let (out, inputs) = spec.shape(layer);
                     let root = (inputs as f32).sqrt();
-                    let weight = if QUANTIZED.contains(&layer) {
+                    let weight = if quantized.contains(&layer) {
                         let (out_groups, in_groups) = (
                             out / self.scheme.out_group_size,
                             inputs / self.scheme.in_group_size,
@@ -377,7 +401,11 @@ impl LlamaCase {
                     } else {
                         LinearWeight::Dense(gaussian(rng, (out, inputs)) / root)
                     };
-                    let bias = (self.biases == Biases::With).then(|| gaussian(rng, out));
+                    // Without rotation, adding one vector to all keys changes no probability. The gradient of
+                    // that bias is zero then, and its rounding errors have nothing to be relative to.
+                    let without_effect = layer == spec.attention.key && spec.attention.rotary.is_none();
+                    let with = self.biases == Biases::With && !without_effect;
+                    let bias = with.then(|| gaussian(rng, out));
                     Linear { weight, bias }
                 })
                 .collect(),
@@ -386,7 +414,15 @@ impl LlamaCase {
 }
 
 /// The layers that are quantized: one in attention, one in the MLP.
-pub const QUANTIZED: [LayerId; 2] = [OUTPUT, UP];
+pub fn quantized(block: &BlockSpec) -> [LayerId; 2] {
+    [block.attention.output, block.mlp.up]
+}
+
+/// Weights of a norm, with which it multiplies by numbers around 1.
+fn norm_weights(rng: &mut Stream, width: usize, spec: NormSpec) -> Array1<f32> {
+    let one = if spec.one_plus { 0.0 } else { 1.0 };
+    one + 0.2 * gaussian(rng, width)
+}
 
 fn gaussian<D: Dimension>(rng: &mut Stream, shape: impl ShapeBuilder<Dim = D>) -> Array<f32, D> {
     Array::from_shape_simple_fn(shape, || normal(rng) as f32)

@@ -10,6 +10,7 @@ mod id;
 mod kind;
 mod layer;
 pub(crate) mod llama;
+mod parts;
 pub(crate) mod product;
 mod samples;
 pub(crate) mod strategy;
@@ -21,7 +22,8 @@ use std::str::FromStr;
 
 pub use kind::{Field, Kind};
 pub use layer::{Inputs, LayerCase, LayerData, Searching, Starting, Updating};
-pub use llama::{BLOCKS, Biases, LlamaCase, LlamaData, Positions, QUANTIZED, THREE_BLOCKS, VOCABULARY};
+pub use llama::{BLOCKS, Biases, LlamaCase, LlamaData, Positions, THREE_BLOCKS, VOCABULARY, quantized};
+pub use parts::Parts;
 pub use product::{ProductCase, ProductData};
 pub use samples::SamplesCase;
 pub use values::Values;

@@ -6,7 +6,7 @@ use proptest::sample::select;
 
 use super::layer::{Inputs, Searching, Starting, Updating};
 use super::llama::{Biases, Positions};
-use super::{Field, LayerCase, LlamaCase, Problem, ProductCase, SamplesCase, Values};
+use super::{Field, LayerCase, LlamaCase, Parts, Problem, ProductCase, SamplesCase, Values};
 
 /// A scheme with at most `nbits` bits, reduced until the codebooks have fewer than 2^`budget` numbers. The
 /// largest M, G and output group size with B = 16 would take gigabytes.
@@ -98,14 +98,14 @@ pub(crate) fn llama(tokens: usize) -> BoxedStrategy<Problem> {
     (
         (1..=10usize, 1..=20usize, 1..=2usize, 1..=3usize, 1..=4usize),
         (1..=4usize, 2..=tokens, 0..=12usize),
-        (select(Biases::ALL), select(Positions::ALL)),
+        (select(Biases::ALL), select(Positions::ALL), select(Parts::ALL)),
         (1..=3usize, 1..=4u32, 1..=2usize),
     )
         .prop_map(
             |(
                 (hidden, intermediate, kv_heads, heads_per_kv_head, quarter_head),
                 (sequences, tokens, window),
-                (biases, positions),
+                (biases, positions, parts),
                 (codebooks, nbits, out_group),
             )| {
                 // Multiples of four and two, so that groups of 4 inputs and 1 or 2 outputs fit.
@@ -120,6 +120,7 @@ pub(crate) fn llama(tokens: usize) -> BoxedStrategy<Problem> {
                     window,
                     biases,
                     positions,
+                    parts,
                     scheme: scheme(codebooks, nbits, 4, out_group, 12),
                 })
             },

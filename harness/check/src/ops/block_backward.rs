@@ -5,7 +5,6 @@ use aqlm_optimized::cuda::training::Precision;
 use aqlm_reference::llama::{
     Block, ResidentLinear, ResidentWeight, block_backward, block_forward, block_forward_traced,
 };
-use aqlm_vocabulary::llama::OUTPUT;
 use aqlm_vocabulary::{AqlmError, BlockSpec, LayerId};
 use ndarray::{Array1, Array2, Array3, Axis, s};
 use proptest::strategy::BoxedStrategy;
@@ -74,18 +73,19 @@ impl Op for BlockBackward {
                     0.0
                 }) + loss(&moved)
             };
-            let slope = (at(step) - at(-step)) / (2.0 * step);
-            pairs.push((gradient, slope));
+            // Differences of fourth order, because norms curve where the numbers that they divide are small.
+            let near = at(step) - at(-step);
+            let far = at(2.0 * step) - at(-2.0 * step);
+            pairs.push((gradient, (8.0 * near - far) / (12.0 * step)));
         };
         for t in 0..tokens {
             let i = (7 * t) % problem.hidden;
             add(exact.x[[t, i]], &|inputs| inputs.x.get_mut([t, i]));
         }
-        for i in [0, problem.hidden - 1] {
-            add(exact.input_layernorm[i], &|inputs| inputs.norms[0].get_mut(i));
-            add(exact.post_attention_layernorm[i], &|inputs| {
-                inputs.norms[1].get_mut(i)
-            });
+        for (which, norm) in exact.norms.iter().enumerate() {
+            for i in [0, norm.len() - 1] {
+                add(norm[i], &|inputs| inputs.norms[which].get_mut(i));
+            }
         }
         for kind in block.spec().layers() {
             let gradient = &exact.layers[kind.index()];
@@ -138,25 +138,29 @@ impl Op for BlockBackward {
                 )?);
             }
         }
-        for (which, what) in ["gradient of the first norm", "gradient of the second norm"]
-            .into_iter()
-            .enumerate()
-        {
-            comparisons.push(check.nmse(what, &found.norms[which], &expected.norms[which])?);
+        for ((norm, ours), theirs) in spec.norms.iter().zip(&found.norms).zip(&expected.norms) {
+            let what = format!("gradient of {}", norm.name);
+            comparisons.push(zero_or(check, &what, &ours.to_vec(), theirs)?);
         }
+        let missing = spec.norms.len().abs_diff(found.norms.len());
+        comparisons.push(check.value(Measure::Exact, "norms without a gradient", missing as f64)?);
         Ok(comparisons.into())
     }
 
     fn breakages() -> Vec<Breakage<Llama, Gradients>> {
         vec![
             Breakage::of_answer("a NaN", |found, _, _| {
-                found.layers[OUTPUT.index()][[0, 0]] = f64::NAN;
+                found.layers[0][[0, 0]] = f64::NAN;
             }),
             Breakage::of_answer("a result off by a thousandth", |found, _, _| {
-                breakage::inaccurate(&mut found.layers[OUTPUT.index()]);
+                let last = found.layers.len() - 1;
+                breakage::inaccurate(&mut found.layers[last]);
             }),
             Breakage::of_answer("a stale accumulator", |found, _, before| {
                 breakage::stale(&mut found.norms[0], before.map(|before| &before.norms[0]));
+            }),
+            Breakage::of_answer("a norm without a gradient", |found, _, _| {
+                found.norms.pop();
             }),
         ]
     }
@@ -171,8 +175,8 @@ pub(crate) struct Gradients {
     layers: Vec<Array2<f64>>,
     /// `[out_features]`, where there is a bias
     biases: Vec<Option<Array1<f64>>>,
-    /// `[hidden]` each
-    norms: [Array1<f64>; 2],
+    /// in the order of the block's norms
+    norms: Vec<Array1<f64>>,
 }
 
 /// The reference's gradients, sequence by sequence.
@@ -196,7 +200,7 @@ fn exact(case: &Llama) -> Gradients {
                     .map(|bias| Array1::zeros(bias.len()))
             })
             .collect(),
-        norms: [(); 2].map(|()| Array1::zeros(spec.hidden_size())),
+        norms: spec.norms.iter().map(|norm| Array1::zeros(norm.width)).collect(),
     };
     for (i, (x, grad_y)) in data.x.outer_iter().zip(data.grad_y.outer_iter()).enumerate() {
         let (x, grad_y) = (x.mapv(f64::from), grad_y.mapv(f64::from));
@@ -211,8 +215,9 @@ fn exact(case: &Llama) -> Gradients {
                 *sum += bias;
             }
         }
-        sum.norms[0] += &one.input_layernorm;
-        sum.norms[1] += &one.post_attention_layernorm;
+        for (sum, norm) in sum.norms.iter_mut().zip(&one.norms) {
+            *sum += norm;
+        }
     }
     sum
 }
@@ -220,7 +225,7 @@ fn exact(case: &Llama) -> Gradients {
 fn on_cpu(case: &Llama) -> Result<Gradients> {
     use optimized::{BlockGradients, Rotary, Wanted};
     let data = &case.data;
-    let rotary = Rotary::new(data.config.attention(), case.problem.tokens);
+    let rotary = Rotary::of_model(&data.config, case.problem.tokens);
     let block = case.on_cpu()?.load_block(0, &data.blocks[0])?;
     let wanted = Wanted::all(block.spec());
     let (_, trace) = optimized::block_forward_traced(&block, &rotary, data.x.view());
@@ -236,7 +241,7 @@ fn on_cpu(case: &Llama) -> Result<Gradients> {
         x: x.map_or_else(|| Array3::zeros((0, 0, 0)), |x| x.mapv(f64::from)),
         layers: sum.weights.iter().map(wide).collect(),
         biases: sum.biases,
-        norms: [sum.input_layernorm, sum.post_attention_layernorm],
+        norms: sum.norms,
     })
 }
 
@@ -253,7 +258,7 @@ fn on_gpu(case: &Llama, cuda: &Cuda) -> Result<Gradients> {
         x: Array3::zeros((0, 0, 0)),
         layers: spec.layers().map(|_| Array2::zeros((0, 0))).collect(),
         biases: spec.layers().map(|_| None).collect(),
-        norms: [Array1::zeros(0), Array1::zeros(0)],
+        norms: spec.norms.iter().map(|_| Array1::zeros(0)).collect(),
     };
     let mut run = || -> std::result::Result<(), CudaError> {
         let (precision, weights) = (machine.precision(), block.decoded(machine)?);
@@ -298,7 +303,7 @@ fn on_gpu(case: &Llama, cuda: &Cuda) -> Result<Gradients> {
 struct Inputs {
     spec: BlockSpec,
     x: Array2<f64>,
-    norms: [Array1<f64>; 2],
+    norms: Vec<Array1<f64>>,
     layers: Vec<ResidentLinear>,
 }
 
@@ -307,10 +312,7 @@ impl Inputs {
         Self {
             spec: block.spec().clone(),
             x,
-            norms: [
-                block.input_layernorm.clone(),
-                block.post_attention_layernorm.clone(),
-            ],
+            norms: block.norms.clone(),
             layers: block
                 .spec()
                 .layers()
@@ -323,8 +325,7 @@ impl Inputs {
     }
 
     fn block(&self) -> Block {
-        let [first, second] = self.norms.clone();
-        Block::new(&self.spec, first, second, self.layers.clone()).expect("the parts of a block")
+        Block::new(&self.spec, self.norms.clone(), self.layers.clone()).expect("the parts of a block")
     }
 
     fn weight(&mut self, layer: LayerId) -> Option<&mut Array2<f64>> {
@@ -337,7 +338,7 @@ impl Inputs {
 
 /// NMSE, except that a gradient which is mathematically zero must be exactly zero. With a window of one
 /// token, queries and keys have no influence, because softmax over one score is one.
-fn zero_or<'a>(
+pub(super) fn zero_or<'a>(
     check: Against,
     what: &str,
     found: &'a [f64],

@@ -10,7 +10,7 @@ use proptest::strategy::BoxedStrategy;
 use super::llama::Llama;
 use super::{CaseData, Cost, Op};
 use crate::breakage::Breakage;
-use crate::cases::{Case, Kind, LlamaData, Problem, QUANTIZED, llama as cases, strategy};
+use crate::cases::{Case, Kind, LlamaData, Problem, llama as cases, quantized, strategy};
 use crate::compare::{Against, Findings};
 use crate::keep::{Operands, Tensors};
 use crate::limits::Measure;
@@ -103,7 +103,7 @@ impl Op for BlockFinetune {
         let (_, report) = Self::run(&Subject::Reference, &case)?;
         let rise = (report.loss_after - report.loss_before).max(0.0);
         let mut comparisons = vec![check.value(Measure::Loss, "above the first state's", rise)?];
-        for kind in QUANTIZED {
+        for kind in quantized(&case.llama.data.config.blocks[0]) {
             let data = &case.llama.data;
             if let LinearWeight::Quantized(matrix) = &data.blocks[0].layer(kind).weight {
                 let name = data.config.blocks[0].linear(kind).short_name();
@@ -193,12 +193,12 @@ impl CaseData for Tuning {
 /// Tuning targets: outputs of the block with other codebooks.
 fn targets(data: &LlamaData) -> Array3<f32> {
     let mut other = data.clone();
-    for kind in QUANTIZED {
+    for kind in quantized(&data.config.blocks[0]) {
         if let LinearWeight::Quantized(matrix) = &mut other.blocks[0].layer_mut(kind).weight {
             matrix.tune(|mut codebooks, _| codebooks.mapv_inplace(|c| 1.1 * c + 0.02));
         }
     }
-    let rotary = Rotary::new(data.config.attention(), data.x.dim().1);
+    let rotary = Rotary::of_model(&data.config, data.x.dim().1);
     let block = other.block(0);
     let mut y = Array3::zeros(data.x.dim());
     for (x, mut y) in data.x.outer_iter().zip(y.outer_iter_mut()) {

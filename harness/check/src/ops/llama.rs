@@ -58,7 +58,7 @@ impl CaseData for Llama {
 impl Llama {
     /// The first block and its rotary tables, as reference types.
     pub(super) fn exact(&self) -> (Block, Rotary) {
-        let rotary = Rotary::new(self.data.config.attention(), self.problem.tokens);
+        let rotary = Rotary::of_model(&self.data.config, self.problem.tokens);
         (self.data.block(0), rotary)
     }
 

@@ -119,25 +119,20 @@ pub(super) fn whole(data: &LlamaData) -> Result<Vec<Array2<f64>>> {
 /// Logits of the first sequence by the reference, token by token with caches.
 fn steps(data: &LlamaData) -> Result<Array2<f64>> {
     let (model, tokens) = (data.model(), &data.tokens[0]);
-    let rotary = Rotary::new(data.config.attention(), tokens.len());
-    let mut caches = vec![KvCacheLayer::new(data.config.attention(), tokens.len()); model.blocks.len()];
+    let rotary = Rotary::of_model(&data.config, tokens.len());
+    let caches = data.config.blocks.iter();
+    let caches = caches.map(|block| KvCacheLayer::new(&block.attention, tokens.len()));
+    let mut caches: Vec<KvCacheLayer> = caches.collect();
     let mut steps = Array2::zeros((tokens.len(), data.lm_head.nrows()));
-    let embedded = embed(model.embedding.view(), tokens)?;
+    let embedded = embed(model.embedding.view(), tokens, data.config.embedding_scale)?;
     for (position, (x, mut row)) in embedded.outer_iter().zip(steps.outer_iter_mut()).enumerate() {
         let mut x = x.to_owned();
         for (block, cache) in model.blocks.iter().zip(&mut caches) {
             x = block_decode_step(block, &rotary, cache, x.view(), position);
         }
         let x = x.insert_axis(Axis(0));
-        row.assign(
-            &logits(
-                data.config.final_norm,
-                &model.norm,
-                model.lm_head.view(),
-                x.view(),
-            )
-            .row(0),
-        );
+        let logits = logits(&data.config, &model.norm, model.lm_head.view(), x.view());
+        row.assign(&logits.row(0));
     }
     Ok(steps)
 }

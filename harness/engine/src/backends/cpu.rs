@@ -35,12 +35,12 @@ impl CpuBackend {
     /// For sequences of at most `positions` tokens.
     ///
     /// # Errors
-    /// `Unsupported` when the model is not a plain Llama.
+    /// Those of [`ArchSpec::check`].
     pub fn new(config: &ArchSpec, positions: usize) -> Result<Self> {
-        config.require_plain()?;
+        config.check()?;
         Ok(Self {
             config: config.clone(),
-            rotary: Rotary::new(config.attention(), positions),
+            rotary: Rotary::of_model(config, positions),
             bound: None,
             activations: Activations::fitting(config, positions),
         })
@@ -168,7 +168,8 @@ impl BlockOps for CpuBackend {
         let mut hidden = HiddenStates::new(&lengths, embedding.ncols(), self.bound.as_ref())?;
         for part in llama::parts(&lengths) {
             let tokens = &sequences[part.clone()];
-            hidden.write(part.start, &llama::embed(embedding.view(), tokens)?.view())?;
+            let states = llama::embed(embedding.view(), tokens, self.config.embedding_scale)?;
+            hidden.write(part.start, &states.view())?;
         }
         Ok(hidden)
     }
@@ -272,7 +273,7 @@ impl BlockOps for CpuBackend {
     }
 
     fn load_head(&self, norm: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Head> {
-        Ok(Head::new(self.config.final_norm, norm, lm_head)?)
+        Ok(Head::new(&self.config, norm, lm_head)?)
     }
 
     fn head_input(&self, head: &Head, hidden: &HiddenStates, sequence: usize) -> Result<Array2<f32>> {
@@ -444,6 +445,9 @@ impl StepOps for CpuBackend {
         position: usize,
     ) -> Result<Array1<f64>> {
         let mut row = embedding_row.clone();
+        if self.config.embedding_scale != 1.0 {
+            row *= self.config.embedding_scale as f32;
+        }
         for (block, cache) in blocks.iter().zip(caches) {
             row = block_decode_step(block, &self.rotary, cache, row.view(), position)?;
         }

@@ -4,7 +4,7 @@ use std::path::Path;
 use aqlm_reference::linalg::eigenvalues;
 use aqlm_reference::llama::{
     self, Block, BlockTuner, KvCacheLayer, ModelTuner, Rotary, block_decode_step, block_forward,
-    block_forward_traced, rms_norm,
+    block_forward_traced, norm,
 };
 use aqlm_reference::{
     Hessian, beam_search, check_layer, damped, dead_inputs, decode, em_init, feedback_init,
@@ -35,12 +35,12 @@ impl ReferenceBackend {
     /// For sequences of at most `positions` tokens.
     ///
     /// # Errors
-    /// `Unsupported` when the model is not a plain Llama.
+    /// Those of [`ArchSpec::check`].
     pub fn new(config: &ArchSpec, positions: usize) -> Result<Self> {
-        config.require_plain()?;
+        config.check()?;
         Ok(Self {
             config: config.clone(),
-            rotary: Rotary::new(config.attention(), positions),
+            rotary: Rotary::of_model(config, positions),
         })
     }
 }
@@ -189,7 +189,13 @@ impl BlockOps for ReferenceBackend {
     fn embed(&self, embedding: &Array2<f32>, sequences: &[&[u32]]) -> Result<Self::Hidden> {
         sequences
             .iter()
-            .map(|tokens| Ok(llama::embed(embedding.view(), tokens)?))
+            .map(|tokens| {
+                Ok(llama::embed(
+                    embedding.view(),
+                    tokens,
+                    self.config.embedding_scale,
+                )?)
+            })
             .collect()
     }
 
@@ -310,13 +316,13 @@ impl BlockOps for ReferenceBackend {
         sequence: usize,
     ) -> Result<Array2<f32>> {
         let x = hidden[sequence].view();
-        let normed = rms_norm(x, head.norm.view(), self.config.final_norm.epsilon);
+        let normed = norm(self.config.final_norm, x, head.norm.view());
         Ok(normed.mapv(|value| value as f32))
     }
 
     fn logits(&self, head: &ReferenceHead, hidden: &Self::Hidden, sequence: usize) -> Result<Array2<f64>> {
         Ok(llama::logits(
-            self.config.final_norm,
+            &self.config,
             &head.norm,
             head.lm_head.view(),
             hidden[sequence].view(),
@@ -331,12 +337,7 @@ impl BlockOps for ReferenceBackend {
     ) -> Result<Vec<Array1<f64>>> {
         let losses = hidden.par_iter().zip(sequences).map(|(x, tokens)| {
             let predicting = x.slice(s![..tokens.len() - 1, ..]);
-            let logits = llama::logits(
-                self.config.final_norm,
-                &head.norm,
-                head.lm_head.view(),
-                predicting,
-            );
+            let logits = llama::logits(&self.config, &head.norm, head.lm_head.view(), predicting);
             Ok(llama::token_losses(logits.view(), &tokens[1..])?)
         });
         losses.collect()
@@ -413,18 +414,12 @@ impl StepOps for ReferenceBackend {
         embedding_row: &Array1<f32>,
         position: usize,
     ) -> Result<Array1<f64>> {
-        let mut row = embedding_row.mapv(f64::from);
+        let mut row = self.config.embedding_scale * embedding_row.mapv(f64::from);
         for (block, cache) in blocks.iter().zip(caches) {
             row = block_decode_step(block, &self.rotary, cache, row.view(), position);
         }
         let row = row.insert_axis(ndarray::Axis(0));
-        Ok(llama::logits(
-            self.config.final_norm,
-            &head.norm,
-            head.lm_head.view(),
-            row.view(),
-        )
-        .row(0)
-        .to_owned())
+        let logits = llama::logits(&self.config, &head.norm, head.lm_head.view(), row.view());
+        Ok(logits.row(0).to_owned())
     }
 }

@@ -32,7 +32,8 @@ pub(super) trait StepOps: BlockOps<Block: Sync, Head: Sync> + Sync {
     /// An empty cache for one block.
     fn new_cache(&self, block: &Self::Block) -> Self::Cache;
 
-    /// Passes one token through all blocks: takes its embedding row, returns its logits `[vocab]`.
+    /// Passes one token through all blocks: takes its row of the embedding, not scaled yet, and returns its
+    /// logits `[vocab]`.
     fn decode_step(
         &self,
         blocks: &[Self::Block],

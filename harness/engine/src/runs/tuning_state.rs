@@ -113,7 +113,7 @@ pub(super) fn read_state(path: &Path, sha256: &str, like: &TuningState) -> Resul
 
 #[cfg(test)]
 mod tests {
-    use aqlm_vocabulary::{LayerId, Parameter};
+    use aqlm_vocabulary::{LayerId, NormPlace, Parameter};
     use ndarray::Array3;
 
     use super::*;
@@ -143,7 +143,7 @@ mod tests {
             parameters: vec![
                 part(Parameter::FinalNorm, "model.norm.weight", 2.0),
                 part(
-                    Parameter::InputNorm(3),
+                    Parameter::Norm(3, NormPlace::BeforeAttention),
                     "model.layers.3.input_layernorm.weight",
                     5.0,
                 ),

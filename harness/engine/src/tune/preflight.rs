@@ -99,17 +99,13 @@ pub fn differences(student: &Model, teacher: &Model) -> Result<Vec<Difference>> 
     let arch = student.config();
     for (index, spec) in arch.blocks.iter().enumerate() {
         let (ours, theirs) = (student.block(index)?, teacher.block(index)?);
-        let [first, second] = arch.norm_names(index);
-        compare(
-            first,
-            &mut ours.input_layernorm.iter(),
-            &mut theirs.input_layernorm.iter(),
-        );
-        compare(
-            second,
-            &mut ours.post_attention_layernorm.iter(),
-            &mut theirs.post_attention_layernorm.iter(),
-        );
+        for (name, (ours, theirs)) in arch
+            .norm_names(index)
+            .into_iter()
+            .zip(ours.norms.iter().zip(&theirs.norms))
+        {
+            compare(name, &mut ours.iter(), &mut theirs.iter());
+        }
         for layer in spec.layers() {
             let (ours, theirs) = (ours.layer(layer), theirs.layer(layer));
             if let (LinearWeight::Dense(ours), LinearWeight::Dense(theirs)) = (&ours.weight, &theirs.weight) {

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use aqlm_vocabulary::{AqlmError, BlockSpec, BlockWeights, Linear, LinearSpec, Scheme};
+use aqlm_vocabulary::{AqlmError, BlockNorm, BlockSpec, BlockWeights, Linear, LinearSpec, Scheme};
 
 use super::linear::{exact_storage, float_tensor, linear_tensors, read_linear, read_vector, refuse_rounding};
 use crate::safetensors::{self, NewTensor, SafetensorFiles};
@@ -26,12 +26,7 @@ pub fn write(path: &Path, spec: &BlockSpec, block: &BlockWeights) -> Result<Stri
 fn tensors_of(path: &Path, spec: &BlockSpec, block: &BlockWeights) -> Result<Vec<NewTensor>> {
     let exact = |_: &str, values: &[f32]| exact_storage(values);
     let mut tensors = Vec::new();
-    for (name, norm) in spec
-        .norms
-        .before
-        .iter()
-        .zip([&block.input_layernorm, &block.post_attention_layernorm])
-    {
+    for (BlockNorm { name, .. }, norm) in spec.norms.iter().zip(&block.norms) {
         let values = norm.to_vec();
         tensors.push(float_tensor(
             path,
@@ -55,13 +50,12 @@ fn tensors_of(path: &Path, spec: &BlockSpec, block: &BlockWeights) -> Result<Vec
 /// `CodeOutOfRange` and `Layer` when the file does not fit the shape.
 pub fn read(path: &Path, spec: &BlockSpec) -> Result<BlockWeights> {
     let tensors = SafetensorFiles::open_file(path)?;
-    let [first, second] = spec.norms.before.each_ref().map(|name| {
-        let name = format!("{name}.weight");
-        read_vector(&tensors, &name, spec.hidden_size())
-    });
     Ok(BlockWeights {
-        input_layernorm: first?,
-        post_attention_layernorm: second?,
+        norms: spec
+            .norms
+            .iter()
+            .map(|norm| read_vector(&tensors, &format!("{}.weight", norm.name), norm.width))
+            .collect::<Result<_>>()?,
         layers: spec
             .linears
             .iter()
@@ -190,8 +184,10 @@ mod tests {
         });
         let layers = layers.collect();
         BlockWeights {
-            input_layernorm: Array1::from_shape_fn(8, |_| half(next()).to_f32()),
-            post_attention_layernorm: Array1::from_shape_fn(8, |_| single(next())),
+            norms: vec![
+                Array1::from_shape_fn(8, |_| half(next()).to_f32()),
+                Array1::from_shape_fn(8, |_| single(next())),
+            ],
             layers,
         }
     }

@@ -308,7 +308,10 @@ mod tests {
         }))
         .unwrap();
         let (arch, block) = (&config.arch, &config.arch.blocks[1]);
-        assert_eq!((arch.final_norm.epsilon, block.norms.norm.epsilon), (1e-5, 1e-5));
+        assert_eq!(
+            (arch.final_norm.epsilon, block.norms[0].norm.epsilon),
+            (1e-5, 1e-5)
+        );
         assert_eq!(rotary(&config).theta, 5e5);
         assert_eq!((block.attention.head_dim, block.shape(OUTPUT)), (32, (64, 128)));
         assert!(arch.tied);
@@ -339,8 +342,13 @@ mod tests {
         };
         let text = error.to_string();
         assert!(
-            text.contains("llama, mistral or qwen2") && text.contains("gpt2"),
+            text.contains("llama, mistral, qwen2") && text.contains("gpt2"),
             "{text}"
+        );
+        let result = parse(&json!({"model_type": "stablelm"}));
+        assert!(
+            matches!(&result, Err(Error::Unsupported { found, .. }) if found.contains("LayerNorm")),
+            "{result:?}"
         );
         assert_field(&json!({"model_type": null}), "model_type");
     }
@@ -460,12 +468,26 @@ mod tests {
         let sliding = |first: usize| json!({"model_type": "qwen2", "sliding_window": 128, "use_sliding_window": true, "max_window_layers": first});
         assert_eq!(window(sliding(0)), Some(128));
         assert_eq!(window(sliding(2)), None);
-        assert_unsupported(&sliding(1), "max_window_layers");
         assert_unsupported(&json!({"sliding_window": 128}), "sliding_window");
-        assert_unsupported(
-            &json!({"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]}),
-            "layer_types",
-        );
+        let windows = |changes: &Value| -> Vec<Option<usize>> {
+            let blocks = parse(changes).unwrap().arch.blocks;
+            blocks.into_iter().map(|block| block.attention.window).collect()
+        };
+        assert_eq!(windows(&sliding(1)), [None, Some(128)]);
+        let mut by_type = sliding(1);
+        by_type["layer_types"] = json!(["sliding_attention", "full_attention"]);
+        assert_eq!(windows(&by_type), [Some(128), None]);
+        by_type["use_sliding_window"] = json!(false);
+        assert_field(&by_type, "layer_types");
+        for types in [
+            json!(["sliding_attention"]),
+            json!(["full_attention", "linear_attention"]),
+        ] {
+            assert_field(
+                &json!({"model_type": "qwen2", "layer_types": types}),
+                "layer_types",
+            );
+        }
     }
 
     #[test]

@@ -122,7 +122,7 @@ const CROSS: &str = "of models with an encoder";
 const EXPORT: &str = "of exports to other formats";
 
 /// Keys that change no logit, each with the reason.
-const WITHOUT_EFFECT: [(&str, &str); 104] = [
+const WITHOUT_EFFECT: [(&str, &str); 105] = [
     ("attention_dropout", TRAINING),
     ("attn_pdrop", TRAINING),
     ("embd_pdrop", TRAINING),
@@ -170,6 +170,7 @@ const WITHOUT_EFFECT: [(&str, &str); 104] = [
     ("experts_implementation", KERNEL),
     ("use_flash_attn", KERNEL),
     ("use_cache", KERNEL),
+    ("cache_implementation", KERNEL),
     ("chunk_size_feed_forward", KERNEL),
     // slices of the same product, and no longer read by transformers from 4.45 on
     ("pretraining_tp", KERNEL),

@@ -1,35 +1,55 @@
-//! Fields of config.json shared by all families with the Llama block.
+//! Fields of config.json shared by all families whose block is Llama's or made of its parts.
 
 use aqlm_vocabulary::llama::LlamaBlock;
-use aqlm_vocabulary::{ArchSpec, BlockSpec, Input};
-use serde_json::Value;
+use aqlm_vocabulary::{Activation, ArchSpec, BlockSpec, Input};
 
-use super::fields::{Fields, brief};
-use super::rope::rope;
+use super::fields::Fields;
+use super::rope::{Rotation, rope};
 use crate::{Error, Result};
 
-/// What transformers does for a family with fields absent from config.json, and with flags for biases.
+/// What transformers does for a family with fields absent from config.json, and which fields its code reads.
 pub(super) struct Defaults {
     /// number of key and value heads; `None` means as many as query heads
     pub(super) kv_heads: Option<usize>,
+    /// width of a head; `None` means hidden_size / num_attention_heads
+    pub(super) head_dim: Option<usize>,
     /// longest context
     pub(super) max_position_embeddings: usize,
-    /// whether the family reads `attention_bias` and `mlp_bias`
-    pub(super) bias_flags: bool,
+    /// of the norms
+    pub(super) epsilon: f64,
+    /// of the gate
+    pub(super) activation: Activation,
+    /// whether the head is the embedding
+    pub(super) tied: bool,
+    /// the rotary embedding
+    pub(super) rotation: Rotation,
+    /// whether the family reads `attention_bias`
+    pub(super) attention_bias: bool,
+    /// whether the family reads `mlp_bias`
+    pub(super) mlp_bias: bool,
 }
 
-/// A model of plain blocks with this window. Layers whose input is in `biased` always have biases.
+impl Defaults {
+    /// Those of Llama.
+    pub(super) const LLAMA: Self = Self {
+        kv_heads: None,
+        head_dim: None,
+        max_position_embeddings: 2048,
+        epsilon: 1e-6,
+        activation: Activation::Silu,
+        tied: false,
+        rotation: Rotation::PLAIN,
+        attention_bias: true,
+        mlp_bias: true,
+    };
+}
+
+/// A model of plain blocks, except for the activation of their gates. A family changes what is different.
 ///
 /// # Errors
 /// `Field` for values that are missing, of the wrong type or contradictory; `Unsupported` for values that
 /// require other arithmetic.
-pub(super) fn plain(
-    fields: &Fields<'_>,
-    defaults: &Defaults,
-    window: Option<usize>,
-    biased: &[Input],
-) -> Result<ArchSpec> {
-    refuse_unknown_arithmetic(fields)?;
+pub(super) fn plain(fields: &Fields<'_>, defaults: &Defaults) -> Result<ArchSpec> {
     let hidden_size = fields.size("hidden_size")?;
     let heads = fields.size("num_attention_heads")?;
     // only an absent key has the family's default; null means as many as query heads
@@ -45,36 +65,38 @@ pub(super) fn plain(
             format!("a divisor of num_attention_heads = {heads}"),
         ));
     }
-    let head_dim = head_dim(fields, hidden_size, heads)?;
+    let head_dim = head_dim(fields, defaults, hidden_size, heads)?;
     let longest = fields.optional_size("max_position_embeddings")?;
     let longest = longest.unwrap_or(defaults.max_position_embeddings);
-    let block = BlockSpec::llama(LlamaBlock {
+    let (rotary, rotated) = rope(fields, &defaults.rotation, head_dim, longest)?;
+    let mut block = BlockSpec::llama(LlamaBlock {
         hidden_size,
         intermediate_size: fields.size("intermediate_size")?,
         heads,
         kv_heads,
         head_dim,
-        epsilon: fields.positive("rms_norm_eps")?.unwrap_or(1e-6),
-        rotary: rope(fields, head_dim, longest)?,
-        window,
+        epsilon: fields.positive("rms_norm_eps")?.unwrap_or(defaults.epsilon),
+        rotary,
+        window: None,
     });
-    let mut block = block.with_biases(biased);
-    if defaults.bias_flags && fields.flag("attention_bias")?.unwrap_or(false) {
+    block.attention.rotated = rotated;
+    block.mlp.activation = activation(fields, defaults)?;
+    if defaults.attention_bias && fields.flag("attention_bias")?.unwrap_or(false) {
         block = block.with_biases(&[Input::Attention, Input::Attended]);
     }
-    if defaults.bias_flags && fields.flag("mlp_bias")?.unwrap_or(false) {
+    if defaults.mlp_bias && fields.flag("mlp_bias")?.unwrap_or(false) {
         block = block.with_biases(&[Input::Mlp, Input::Activated]);
     }
     let vocab_size = fields.size("vocab_size")?;
     let blocks = fields.size("num_hidden_layers")?;
     Ok(ArchSpec {
-        tied: fields.flag("tie_word_embeddings")?.unwrap_or(false),
+        tied: fields.flag("tie_word_embeddings")?.unwrap_or(defaults.tied),
         ..ArchSpec::llama(vocab_size, longest, blocks, block)
     })
 }
 
-fn head_dim(fields: &Fields<'_>, hidden_size: usize, heads: usize) -> Result<usize> {
-    let head_dim = match fields.optional_size("head_dim")? {
+fn head_dim(fields: &Fields<'_>, defaults: &Defaults, hidden_size: usize, heads: usize) -> Result<usize> {
+    let head_dim = match fields.optional_size("head_dim")?.or(defaults.head_dim) {
         Some(head_dim) => head_dim,
         None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
         None => {
@@ -95,55 +117,25 @@ fn head_dim(fields: &Fields<'_>, hidden_size: usize, heads: usize) -> Result<usi
     Ok(head_dim)
 }
 
-/// `sliding_window` for families with a default of 4096 in transformers.
-pub(super) fn window(fields: &Fields<'_>) -> Result<Option<usize>> {
-    if fields.map.contains_key("sliding_window") {
-        fields.optional_size("sliding_window")
-    } else {
-        Ok(Some(4096))
-    }
-}
-
-/// Whether `layer_types` makes all blocks use the window, or none. A mixture is rejected.
-pub(super) fn layer_types(fields: &Fields<'_>) -> Result<Option<bool>> {
-    let Some(value) = fields.get("layer_types") else {
-        return Ok(None);
-    };
-    let blocks = fields.size("num_hidden_layers")?;
-    let types: Option<Vec<&str>> = value
-        .as_array()
-        .and_then(|list| list.iter().map(Value::as_str).collect());
-    let types = types
-        .filter(|types| types.len() == blocks)
-        .ok_or_else(|| fields.wrong("layer_types", format!("a list of {blocks} names")))?;
-    if types.iter().all(|&name| name == "full_attention") {
-        Ok(Some(false))
-    } else if types.iter().all(|&name| name == "sliding_attention") {
-        Ok(Some(true))
-    } else {
-        Err(fields.unsupported(
-            "layer_types",
-            "full_attention for all blocks or sliding_attention for all blocks",
-            brief(value),
-        ))
-    }
-}
-
-/// Rejects activations and rotations that are not implemented. [`super::keys`] lists keys that no family here
-/// has.
-fn refuse_unknown_arithmetic(fields: &Fields<'_>) -> Result<()> {
+/// The gate's activation. Both of its keys must name one function where both are given.
+fn activation(fields: &Fields<'_>, defaults: &Defaults) -> Result<Activation> {
+    let mut found = None;
     for key in ["hidden_act", "hidden_activation"] {
-        // two names of one function
-        if let Some(activation) = fields.optional_str(key)?
-            && !["silu", "swish"].contains(&activation)
-        {
-            return Err(fields.unsupported(key, "silu", format!("{activation:?}")));
+        let activation = match fields.optional_str(key)? {
+            None => continue,
+            // two names of one function
+            Some("silu" | "swish") => Activation::Silu,
+            Some("gelu_pytorch_tanh" | "gelu_new") => Activation::GeluTanh,
+            // what the first releases of Gemma wrote, though they meant the approximation
+            Some("gelu") if defaults.activation == Activation::GeluTanh => Activation::GeluTanh,
+            Some(other) => {
+                return Err(fields.unsupported(key, "silu or gelu_pytorch_tanh", format!("{other:?}")));
+            }
+        };
+        if found.is_some_and(|found| found != activation) {
+            return Err(fields.wrong(key, "the function that hidden_act names"));
         }
+        found = Some(activation);
     }
-    if let Some(factor) = fields.number("partial_rotary_factor")?
-        && factor != 1.0
-    {
-        return Err(fields.unsupported("partial_rotary_factor", "1 or nothing", factor.to_string()));
-    }
-    Ok(())
+    Ok(found.unwrap_or(defaults.activation))
 }

@@ -11,9 +11,11 @@ mod keys;
 pub(crate) mod linear;
 mod llama_block;
 pub(crate) mod names;
+mod parts;
 mod rope;
 mod shards;
 mod tokenizer_files;
+mod windows;
 pub(crate) mod write;
 
 pub(crate) use generation::generation_stops;

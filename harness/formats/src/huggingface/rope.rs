@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{Rope, RopeScaling};
+use aqlm_vocabulary::{ArchSpec, Rope, RopeScaling};
 use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, brief};
@@ -7,20 +7,62 @@ use crate::{Result, json};
 /// The kinds of scaling that are implemented, for errors.
 const KINDS: &str = "default, linear, dynamic, llama3 or yarn";
 
+/// Those of families with LongRoPE.
+const LONG_KINDS: &str = "default or longrope";
+
+/// What a family's rotary embedding is where config.json is silent, and what it may be.
+pub(super) struct Rotation {
+    /// base of the wavelengths
+    pub(super) theta: f64,
+    /// whether only a part of each head may be rotated
+    pub(super) partial: bool,
+    /// whether LongRoPE is the only scaling
+    pub(super) long: bool,
+    /// whether the rotary objects have one object for each type of layer; what is read is that of
+    /// `full_attention`
+    pub(super) by_type: bool,
+}
+
+impl Rotation {
+    /// Llama's.
+    pub(super) const PLAIN: Self = Self {
+        theta: 10_000.0,
+        partial: false,
+        long: false,
+        by_type: false,
+    };
+}
+
 /// Reads `rope_theta` and `rope_scaling` (transformers 4), or `rope_parameters` (transformers 5), which
-/// combines both. `longest` is the model's `max_position_embeddings`.
+/// combines both. `longest` is the model's `max_position_embeddings`. Also returns how many numbers of a head
+/// are rotated.
 ///
 /// Where both spellings occur, they must agree: transformers 5 would take one, transformers 4 the other.
-pub(super) fn rope(fields: &Fields<'_>, head_dim: usize, longest: usize) -> Result<Rope> {
+pub(super) fn rope(
+    fields: &Fields<'_>,
+    rotation: &Rotation,
+    head_dim: usize,
+    longest: usize,
+) -> Result<(Rope, usize)> {
     let outer_theta = fields.positive("rope_theta")?;
     let mut rope = Rope {
-        theta: outer_theta.unwrap_or(10_000.0),
+        theta: outer_theta.unwrap_or(rotation.theta),
         scaling: RopeScaling::None,
     };
+    let rotated = rotated(fields, rotation, head_dim)?;
     let mut seen = None;
     for key in ["rope_parameters", "rope_scaling"] {
-        let Some(inner) = scaling_object(fields, key)? else {
+        let Some(outer) = scaling_object(fields, key)? else {
             continue;
+        };
+        // the older spelling has one rotation for blocks of all types
+        let inner = if rotation.by_type && key == "rope_parameters" {
+            let Some(inner) = object_of_type(&outer, "full_attention")? else {
+                continue;
+            };
+            inner
+        } else {
+            outer
         };
         if let Some(theta) = inner.positive("rope_theta")? {
             if outer_theta.is_some_and(|outer| outer != theta) {
@@ -31,7 +73,7 @@ pub(super) fn rope(fields: &Fields<'_>, head_dim: usize, longest: usize) -> Resu
             }
             rope.theta = theta;
         }
-        let scaling = rope_scaling(fields, &inner, longest)?;
+        let scaling = rope_scaling(fields, &inner, rotation, rotated, longest)?;
         if let Some(other) = &seen
             && *other != scaling
         {
@@ -40,8 +82,92 @@ pub(super) fn rope(fields: &Fields<'_>, head_dim: usize, longest: usize) -> Resu
         seen = Some(scaling.clone());
         rope.scaling = scaling;
     }
-    refuse_degenerate(fields, &rope, head_dim)?;
+    refuse_degenerate(fields, &rope, rotated)?;
+    Ok((rope, rotated))
+}
+
+/// The rotation of layers of this type: that of its object in `rope_parameters`, or one without scaling whose
+/// theta is `key`, `theta` if absent.
+pub(super) fn rope_of_type(
+    fields: &Fields<'_>,
+    kind: &'static str,
+    key: &str,
+    theta: f64,
+    arch: &ArchSpec,
+) -> Result<Rope> {
+    let outer = fields.positive(key)?;
+    let mut rope = Rope {
+        theta: outer.unwrap_or(theta),
+        scaling: RopeScaling::None,
+    };
+    if let Some(object) = scaling_object(fields, "rope_parameters")?
+        && let Some(inner) = object_of_type(&object, kind)?
+    {
+        if let Some(theta) = inner.positive("rope_theta")? {
+            if outer.is_some_and(|outer| outer != theta) {
+                return Err(inner.wrong("rope_theta", format!("the same value as {key} = {}", rope.theta)));
+            }
+            rope.theta = theta;
+        }
+        let head_dim = arch.attention().head_dim;
+        let longest = arch.max_position_embeddings;
+        rope.scaling = rope_scaling(fields, &inner, &Rotation::PLAIN, head_dim, longest)?;
+        refuse_degenerate(fields, &rope, head_dim)?;
+    }
     Ok(rope)
+}
+
+/// The object of one type of layer inside `rope_parameters`.
+fn object_of_type<'a>(outer: &Fields<'a>, kind: &str) -> Result<Option<Fields<'a>>> {
+    if let Some((key, _)) = outer
+        .map
+        .iter()
+        .find(|(_, value)| !value.is_object() && !value.is_null())
+    {
+        return Err(outer.wrong(
+            key,
+            "an object for each type of layer: full_attention, sliding_attention",
+        ));
+    }
+    let prefix = match kind {
+        "full_attention" => "rope_parameters.full_attention",
+        _ => "rope_parameters.sliding_attention",
+    };
+    Ok(outer.get(kind).and_then(Value::as_object).map(|map| Fields {
+        path: outer.path,
+        prefix,
+        map,
+    }))
+}
+
+/// How many numbers of a head are rotated: an even number, as these are pairs.
+fn rotated(fields: &Fields<'_>, rotation: &Rotation, head_dim: usize) -> Result<usize> {
+    let key = "partial_rotary_factor";
+    let mut found = fields.number(key)?;
+    let mut at = None;
+    for object in ["rope_parameters", "rope_scaling"] {
+        let Some(inner) = scaling_object(fields, object)? else {
+            continue;
+        };
+        if let Some(factor) = inner.number(key)? {
+            if found.is_some_and(|found| found != factor) {
+                return Err(inner.wrong(key, "the same value as outside of this object"));
+            }
+            found = Some(factor);
+            at = Some(inner);
+        }
+    }
+    let factor = found.unwrap_or(1.0);
+    let of = at.as_ref().unwrap_or(fields);
+    if factor != 1.0 && !rotation.partial {
+        return Err(of.unsupported(key, "1 or nothing", factor.to_string()));
+    }
+    let rotated = (head_dim as f64 * factor) as usize;
+    if !(factor.is_finite() && factor <= 1.0) || rotated == 0 || !rotated.is_multiple_of(2) {
+        let expected = format!("a part of head_dim = {head_dim} that is an even number of at least 2");
+        return Err(of.wrong(key, expected));
+    }
+    Ok(rotated)
 }
 
 /// Fields inside the rotary objects that are not read, as one warning for each object.
@@ -52,7 +178,15 @@ pub(super) fn unread(fields: &Fields<'_>) -> Result<Vec<String>> {
             continue;
         };
         let kind = kind(&inner)?;
-        let known = ["type", "rope_type", "rope_theta", "partial_rotary_factor"];
+        let known = [
+            "type",
+            "rope_type",
+            "rope_theta",
+            "partial_rotary_factor",
+            // objects of types of layers, where the family has these; refused elsewhere
+            "full_attention",
+            "sliding_attention",
+        ];
         let read = |name: &str| known.contains(&name) || used(kind).contains(&name);
         let present = inner.map.iter().filter(|(_, value)| !value.is_null());
         let unread: Vec<String> = present
@@ -116,6 +250,18 @@ pub(super) fn write(config: &mut Map<String, Value>, rope: &Rope) {
             "truncate": truncate,
             "attention_factor": attention_factor,
         })),
+        RopeScaling::Long {
+            ref short,
+            ref long,
+            original_max_position_embeddings,
+            attention_factor,
+        } => Some(json!({
+            "rope_type": "longrope",
+            "short_factor": short,
+            "long_factor": long,
+            "original_max_position_embeddings": original_max_position_embeddings,
+            "attention_factor": attention_factor,
+        })),
     };
     let mut parameters = scaling.clone().unwrap_or_else(|| json!({"rope_type": "default"}));
     parameters["rope_theta"] = json!(rope.theta);
@@ -172,14 +318,28 @@ fn used(kind: &str) -> &'static [&'static str] {
             "mscale",
             "mscale_all_dim",
         ],
+        "longrope" | "su" => &[
+            "factor",
+            "short_factor",
+            "long_factor",
+            "original_max_position_embeddings",
+            "attention_factor",
+        ],
         _ => &[],
     }
 }
 
-fn rope_scaling(whole: &Fields<'_>, fields: &Fields<'_>, longest: usize) -> Result<RopeScaling> {
+fn rope_scaling(
+    whole: &Fields<'_>,
+    fields: &Fields<'_>,
+    rotation: &Rotation,
+    rotated: usize,
+    longest: usize,
+) -> Result<RopeScaling> {
     let kind = kind(fields)?;
     if let Some(factor) = fields.number("partial_rotary_factor")?
         && factor != 1.0
+        && !rotation.partial
     {
         return Err(fields.unsupported("partial_rotary_factor", "1 or nothing", factor.to_string()));
     }
@@ -192,14 +352,16 @@ fn rope_scaling(whole: &Fields<'_>, fields: &Fields<'_>, longest: usize) -> Resu
     }
     match kind {
         "default" => Ok(RopeScaling::None),
-        "linear" => Ok(RopeScaling::Linear {
+        // two older names
+        "longrope" | "su" | "yarn" if rotation.long => longrope(whole, fields, rotated, longest),
+        "linear" if !rotation.long => Ok(RopeScaling::Linear {
             factor: fields.required_positive("factor")?,
         }),
-        "dynamic" => Ok(RopeScaling::Dynamic {
+        "dynamic" if !rotation.long => Ok(RopeScaling::Dynamic {
             factor: at_least_one(fields, "factor")?,
             max_position_embeddings: longest,
         }),
-        "llama3" => {
+        "llama3" if !rotation.long => {
             let scaling = RopeScaling::Llama3 {
                 factor: fields.required_positive("factor")?,
                 low_freq_factor: fields.required_positive("low_freq_factor")?,
@@ -220,7 +382,8 @@ fn rope_scaling(whole: &Fields<'_>, fields: &Fields<'_>, longest: usize) -> Resu
             } else {
                 "type"
             };
-            Err(fields.unsupported(key, KINDS, format!("{other:?}")))
+            let kinds = if rotation.long { LONG_KINDS } else { KINDS };
+            Err(fields.unsupported(key, kinds, format!("{other:?}")))
         }
     }
 }
@@ -263,6 +426,44 @@ fn yarn(whole: &Fields<'_>, fields: &Fields<'_>, longest: usize) -> Result<RopeS
         beta_fast,
         beta_slow,
         truncate: fields.flag("truncate")?.unwrap_or(true),
+        attention_factor,
+    })
+}
+
+/// LongRoPE as Phi-3 has it: the original context stands outside of the rotary object, and is 4096 if absent.
+fn longrope(whole: &Fields<'_>, fields: &Fields<'_>, rotated: usize, longest: usize) -> Result<RopeScaling> {
+    let key = "original_max_position_embeddings";
+    let original = whole.optional_size(key)?.unwrap_or(4096);
+    if fields.optional_size(key)?.is_some_and(|inner| inner != original) {
+        return Err(fields.wrong(key, format!("{original}, as outside of this object")));
+    }
+    let ratio = longest as f64 / original as f64;
+    if fields.number("factor")?.is_some_and(|factor| factor != ratio) {
+        let expected = format!("nothing or {ratio}, max_position_embeddings / {key}");
+        return Err(fields.wrong("factor", expected));
+    }
+    let attention_factor = match fields.positive("attention_factor")? {
+        Some(given) => given,
+        None if ratio <= 1.0 => 1.0,
+        None if original == 1 => return Err(fields.wrong(key, "at least 2")),
+        None => (1.0 + ratio.ln() / (original as f64).ln()).sqrt(),
+    };
+    let divisors = |key: &str| {
+        let list = fields.get(key).and_then(Value::as_array);
+        let numbers: Option<Vec<f64>> = list.and_then(|list| {
+            let numbers = list.iter().map(Value::as_f64);
+            numbers
+                .map(|number| number.filter(|number| *number > 0.0))
+                .collect()
+        });
+        numbers
+            .filter(|numbers| numbers.len() == rotated / 2)
+            .ok_or_else(|| fields.wrong(key, format!("a list of {} positive numbers", rotated / 2)))
+    };
+    Ok(RopeScaling::Long {
+        short: divisors("short_factor")?,
+        long: divisors("long_factor")?,
+        original_max_position_embeddings: original,
         attention_factor,
     })
 }

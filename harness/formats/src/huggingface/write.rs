@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aqlm_vocabulary::{AqlmError, BlockWeights, LinearWeight, Scheme};
+use aqlm_vocabulary::{
+    AqlmError, ArchSpec, BlockSpec, BlockWeights, LinearWeight, Rope, RopeScaling, Scheme,
+};
 use ndarray::{Array1, Array2};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -134,11 +136,7 @@ pub fn write_whole(
     plan.skip(EMBEDDING);
     for (block, spec) in config.blocks.iter().enumerate() {
         let weights = blocks(block)?;
-        for (name, norm) in config
-            .norm_names(block)
-            .into_iter()
-            .zip([&weights.input_layernorm, &weights.post_attention_layernorm])
-        {
+        for (name, norm) in config.norm_names(block).into_iter().zip(&weights.norms) {
             shards.push(&whole(&name, &mut norm.iter().copied(), vec![norm.len()])?)?;
             plan.skip(&name);
         }
@@ -292,7 +290,7 @@ impl Plan {
         }
         config.insert("model_type".into(), json!(details.family.name));
         config.insert("tie_word_embeddings".into(), json!(details.arch.tied));
-        if let Some(rotary) = &details.arch.attention().rotary {
+        if let Some(rotary) = common_rotation(&details.arch).filter(|_| !details.family.rotates_by_type()) {
             rope::write(&mut config, rotary);
         }
         config.insert("torch_dtype".into(), json!(storage.name()));
@@ -309,6 +307,23 @@ impl Plan {
         }
         Value::Object(config)
     }
+}
+
+/// The rotation of whole heads that all blocks have, and that every release of transformers reads alike; a
+/// configuration with others is written as it was read.
+fn common_rotation(arch: &ArchSpec) -> Option<&Rope> {
+    let attention = arch.attention();
+    let rotary = attention.rotary.as_ref()?;
+    let same = |block: &BlockSpec| {
+        block
+            .attention
+            .rotary
+            .as_ref()
+            .is_none_or(|other| other == rotary)
+    };
+    let simple =
+        attention.rotated == attention.head_dim && !matches!(rotary.scaling, RopeScaling::Long { .. });
+    (simple && arch.blocks.iter().all(same)).then_some(rotary)
 }
 
 /// Moves finished files into place. First makes an existing checkpoint incomplete by removing its

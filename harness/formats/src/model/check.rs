@@ -88,8 +88,8 @@ impl Model {
             self.tensors.expect(LM_HEAD, &vocabulary)?;
         }
         for (block, spec) in config.blocks.iter().enumerate() {
-            for norm in config.norm_names(block) {
-                self.tensors.expect(&norm, &[config.hidden_size])?;
+            for (name, norm) in config.norm_names(block).iter().zip(&spec.norms) {
+                self.tensors.expect(name, &[norm.width])?;
             }
             for layer in spec.layers() {
                 self.check_layer(block, layer)?;

@@ -216,10 +216,11 @@ impl Model {
                 block,
             });
         };
-        let [before_attention, before_mlp] = config.norm_names(block);
+        let norms = config.norm_names(block).into_iter().zip(&spec.norms);
         Ok(BlockWeights {
-            input_layernorm: read_vector(self.tensors.as_ref(), &before_attention, config.hidden_size)?,
-            post_attention_layernorm: read_vector(self.tensors.as_ref(), &before_mlp, config.hidden_size)?,
+            norms: norms
+                .map(|(name, norm)| read_vector(self.tensors.as_ref(), &name, norm.width))
+                .collect::<Result<_>>()?,
             layers: spec
                 .layers()
                 .map(|layer| self.linear(block, layer))

@@ -21,11 +21,9 @@ impl Model {
                 })?;
             }
         }
-        let [before_attention, before_mlp] = config.norm_names(block);
-        weights.input_layernorm = self.storage_of(&before_attention).round(&weights.input_layernorm);
-        weights.post_attention_layernorm = self
-            .storage_of(&before_mlp)
-            .round(&weights.post_attention_layernorm);
+        for (name, norm) in config.norm_names(block).iter().zip(&mut weights.norms) {
+            *norm = self.storage_of(name).round(norm);
+        }
         Ok(weights)
     }
 }

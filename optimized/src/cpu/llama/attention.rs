@@ -5,6 +5,7 @@ use faer::Accum;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
+use super::soft_cap::{soft_cap, soft_cap_slopes};
 use crate::cpu::product::product_on_this_thread;
 use crate::cpu::row_major::{elements, elements_mut};
 use crate::cpu::vectorize::{LANES, close, dot, exp, vectorized};
@@ -18,8 +19,8 @@ pub(super) const QUERY_ROWS: usize = 64;
 /// kv_heads x head_dim]. The rows hold sequences of `tokens` rows one after another.
 ///
 /// Query head h reads key and value head h / (heads / kv_heads). Position i attends to positions max(0, i -
-/// window + 1) to i: their weights are the softmax of <q_i, k_j> / sqrt(head_dim), and the result is the
-/// average of v_j with these weights.
+/// window + 1) to i: their weights are the softmax of `scale` <q_i, k_j>, which a cap limits where there is
+/// one, and the result is the average of v_j with these weights.
 pub(super) fn attention(
     spec: &AttentionSpec,
     q: ArrayView2<'_, f32>,
@@ -46,7 +47,7 @@ pub(super) fn attention(
                 let q = q.slice(s![queries.clone(), columns.clone()]);
                 let mut p = scores.slice_mut(s![..queries.len(), ..keys.len()]);
                 let seen = k.slice(s![keys.clone(), ..]);
-                probabilities(spec, p.view_mut(), q, seen, queries.start, keys.start);
+                probabilities(spec, p.view_mut(), q, seen, queries.start, keys.start, None);
                 product_on_this_thread(
                     out.slice_mut(s![queries, columns.clone()]),
                     Accum::Replace,
@@ -63,8 +64,9 @@ pub(super) fn attention(
 /// Gradients of [`attention`] with respect to q, k and v, given the gradient of its result.
 ///
 /// With P the probabilities of one head, S its scaled scores and G the result's gradient: grad V = P^T G;
-/// grad P = G V^T; grad S = P (grad P - rowsum(P grad P)); grad Q = grad S K / sqrt(head_dim); grad K = grad
-/// S^T Q / sqrt(head_dim). P is recomputed, because keeping it would take tokens^2 numbers a head.
+/// grad P = G V^T; grad S = P (grad P - rowsum(P grad P)), times the slope of the cap at S; grad Q = `scale`
+/// grad S K; grad K = `scale` grad S^T Q. P is recomputed, because keeping it would take tokens^2 numbers a
+/// head.
 pub(super) fn attention_backward(
     spec: &AttentionSpec,
     q: ArrayView2<'_, f32>,
@@ -95,6 +97,7 @@ pub(super) fn attention_backward(
         |(((mut grad_q, (mut grad_k, mut grad_v)), (q, grad_out)), (k, v))| {
             let mut scores = Array2::zeros((QUERY_ROWS.min(tokens), tokens));
             let mut grads = scores.clone();
+            let mut slopes = spec.cap.map(|_| scores.clone());
             for head in 0..spec.heads_per_kv_head() {
                 let columns = head * width..(head + 1) * width;
                 for Span { queries, keys } in spans(tokens, spec.window) {
@@ -102,7 +105,11 @@ pub(super) fn attention_backward(
                     let grad = grad_out.slice(s![queries.clone(), columns.clone()]);
                     let seen = k.slice(s![keys.clone(), ..]);
                     let mut p = scores.slice_mut(s![..queries.len(), ..keys.len()]);
-                    probabilities(spec, p.view_mut(), q, seen, queries.start, keys.start);
+                    let mut slopes = slopes
+                        .as_mut()
+                        .map(|slopes| slopes.slice_mut(s![..queries.len(), ..keys.len()]));
+                    let to = slopes.as_mut().map(|slopes| slopes.view_mut());
+                    probabilities(spec, p.view_mut(), q, seen, queries.start, keys.start, to);
                     let grad_values = grad_v.slice_mut(s![keys.clone(), ..]);
                     product_on_this_thread(grad_values, Accum::Add, p.t(), grad, 1.0);
 
@@ -115,6 +122,9 @@ pub(super) fn attention_backward(
                         for (grad, p) in grad.iter_mut().zip(p) {
                             *grad = p * (*grad - mean);
                         }
+                    }
+                    if let Some(slopes) = slopes {
+                        grad_scores *= &slopes;
                     }
                     let grad_queries = grad_q.slice_mut(s![queries, columns.clone()]);
                     product_on_this_thread(grad_queries, Accum::Replace, grad_scores.view(), seen, scale);
@@ -129,7 +139,7 @@ pub(super) fn attention_backward(
 
 /// The factor of the scores before the softmax.
 pub(super) fn scale(spec: &AttentionSpec) -> f32 {
-    (1.0 / (spec.head_dim as f64).sqrt()) as f32
+    spec.scale as f32
 }
 
 /// The earliest position that a position attends to.
@@ -185,7 +195,8 @@ fn spans(tokens: usize, window: Option<usize>) -> impl Iterator<Item = Span> {
 }
 
 /// The attention probabilities of one head, [queries, keys], zero where a query does not attend. Row t of q
-/// is at position `at` + t, row j of the keys at position `seen` + j.
+/// is at position `at` + t, row j of the keys at position `seen` + j. With a cap, its slopes at the scaled
+/// scores go to `slopes`.
 pub(super) fn probabilities(
     spec: &AttentionSpec,
     mut p: ArrayViewMut2<'_, f32>,
@@ -193,6 +204,7 @@ pub(super) fn probabilities(
     keys: ArrayView2<'_, f32>,
     at: usize,
     seen: usize,
+    mut slopes: Option<ArrayViewMut2<'_, f32>>,
 ) {
     product_on_this_thread(p.view_mut(), Accum::Replace, q, keys.t(), scale(spec));
     for (t, mut row) in p.outer_iter_mut().enumerate() {
@@ -202,6 +214,17 @@ pub(super) fn probabilities(
         let row = elements_mut(&mut row);
         row[..start].fill(0.0);
         row[end..].fill(0.0);
+        if let Some(cap) = spec.cap {
+            soft_cap(&mut row[start..end], cap as f32);
+            if let Some(slopes) = &mut slopes {
+                let mut slopes = slopes.row_mut(t);
+                soft_cap_slopes(
+                    &mut elements_mut(&mut slopes)[start..end],
+                    &row[start..end],
+                    cap as f32,
+                );
+            }
+        }
         softmax(&mut row[start..end]);
     }
 }

@@ -1,12 +1,13 @@
-use aqlm_vocabulary::{BlockSpec, LayerId};
+use aqlm_vocabulary::{BlockSpec, LayerId, NormPlace};
 use faer::{Accum, Par};
 use ndarray::{Array1, Array2, Array3, ArrayView3};
 
 use super::attention::attention_backward;
 use super::forward::rows_of;
-use super::rms_norm::rms_norm_backward;
+use super::fused::gradients_of_each;
+use super::gated::gated_backward;
+use super::norm::norm_backward;
 use super::rotary::Turn;
-use super::swiglu::swiglu_backward;
 use super::{Block, BlockTrace, Rotary};
 use crate::cpu::product::{add_linear_weight_gradient, linear_input_gradient, product_into};
 
@@ -43,10 +44,8 @@ pub struct BlockGradients {
     pub weights: Vec<Option<Array2<f32>>>,
     /// with respect to the biases, `[out_features]`, if wanted and the layer has one
     pub biases: Vec<Option<Array1<f64>>>,
-    /// with respect to the first norm's weight, `[hidden]`; zero if not wanted
-    pub input_layernorm: Array1<f64>,
-    /// with respect to the second norm's weight, `[hidden]`; zero if not wanted
-    pub post_attention_layernorm: Array1<f64>,
+    /// with respect to the norms' weights, in the order of the spec; zero if not wanted
+    pub norms: Vec<Array1<f64>>,
 }
 
 impl BlockGradients {
@@ -61,8 +60,7 @@ impl BlockGradients {
         Self {
             weights: block.spec().layers().map(weight).collect(),
             biases: block.spec().layers().map(bias).collect(),
-            input_layernorm: Array1::zeros(block.input_layernorm.len()),
-            post_attention_layernorm: Array1::zeros(block.post_attention_layernorm.len()),
+            norms: block.norms.iter().map(|norm| Array1::zeros(norm.len())).collect(),
         }
     }
 }
@@ -84,14 +82,18 @@ pub fn block_backward(
     let grad_y = rows_of(grad_y);
     let spec = block.spec();
     let (attention, mlp) = (&spec.attention, &spec.mlp);
-    let eps = spec.norms.norm.epsilon;
     let par = Par::rayon(0);
+    let BlockGradients {
+        weights,
+        biases,
+        norms,
+    } = sum;
     let mut into_parameters = |layer: LayerId, grad: &Array2<f32>| {
-        if let Some(weight) = &mut sum.weights[layer.index()] {
+        if let Some(weight) = &mut weights[layer.index()] {
             let x = trace.input(spec.linear(layer).reads);
             add_linear_weight_gradient(weight.view_mut(), grad.view(), x, par);
         }
-        if let Some(bias) = &mut sum.biases[layer.index()] {
+        if let Some(bias) = &mut biases[layer.index()] {
             for row in grad.outer_iter() {
                 bias.zip_mut_with(&row, |sum, &grad| *sum += f64::from(grad));
             }
@@ -110,65 +112,128 @@ pub fn block_backward(
             par,
         );
     };
+    // the gradient with respect to the input of layers that read the same
+    let back_all = |gradients: &[(LayerId, Array2<f32>)]| {
+        let mut of_layers = gradients.iter();
+        let (layer, grad) = of_layers.next().expect("at least one layer");
+        let mut sum = back(*layer, grad);
+        for (layer, grad) in of_layers {
+            add_back(&mut sum, *layer, grad);
+        }
+        sum
+    };
+    // of the output of attention or of the MLP, before the block's factor and the norm behind it
+    let of_branch = |grad: &Array2<f32>, place, raw: Option<&Array2<f32>>, norms: &mut [Array1<f64>]| {
+        if spec.residual_scale == 1.0 && raw.is_none() {
+            return None;
+        }
+        let scaled = grad * spec.residual_scale as f32;
+        Some(block.norm_backward(place, raw, scaled, wanted.norms, norms))
+    };
 
-    // y = middle + Down swiglu(Gate n'(middle), Up n'(middle))
-    into_parameters(mlp.down, &grad_y);
-    let mut grad_up = back(mlp.down, &grad_y);
-    let grad_gate = swiglu_backward(trace.gate.view(), trace.up.view(), &mut grad_up);
-    into_parameters(mlp.gate, &grad_gate);
-    into_parameters(mlp.up, &grad_up);
-    let mut grad_normed = back(mlp.gate, &grad_gate);
-    add_back(&mut grad_normed, mlp.up, &grad_up);
-    drop((grad_gate, grad_up));
-    let mut grad_middle = grad_y;
-    let grad_norm = rms_norm_backward(
-        trace.middle.view(),
-        &block.post_attention_layernorm,
-        eps,
-        grad_normed.view(),
-        Some(grad_middle.view_mut()),
-    );
-    if wanted.norms {
-        sum.post_attention_layernorm += &grad_norm;
+    // y = middle + r b(Down gated(Gate n'(middle), Up n'(middle)))
+    let of_mlp = of_branch(&grad_y, NormPlace::AfterMlp, trace.out.as_ref(), norms);
+    let grad_out = of_mlp.as_ref().unwrap_or(&grad_y);
+    into_parameters(mlp.down, grad_out);
+    let mut grad_up = back(mlp.down, grad_out);
+    drop(of_mlp);
+    let (gate, up) = (trace.mlp.gate.view(), trace.mlp.up.view());
+    let grad_gate = gated_backward(mlp.activation, gate, up, &mut grad_up);
+    let gradients = gradients_of_each([mlp.gate, mlp.up], [grad_gate, grad_up]);
+    for (layer, grad) in &gradients {
+        into_parameters(*layer, grad);
     }
+    let grad_normed = back_all(&gradients);
+    drop(gradients);
+    let mut grad_middle = grad_y;
+    add_normed(
+        block,
+        NormPlace::BeforeMlp,
+        &trace.middle,
+        &grad_normed,
+        Some(&mut grad_middle),
+        wanted,
+        norms,
+    );
 
-    // middle = x + O attention(Q n(x), K n(x), V n(x))
-    into_parameters(attention.output, &grad_middle);
-    let grad_attended = back(attention.output, &grad_middle);
+    // middle = x + r a(O attention(Q n(x), K n(x), V n(x)))
+    let of_attention = of_branch(
+        &grad_middle,
+        NormPlace::AfterAttention,
+        trace.mixed.as_ref(),
+        norms,
+    );
+    let grad_mixed = of_attention.as_ref().unwrap_or(&grad_middle);
+    into_parameters(attention.output, grad_mixed);
+    let grad_attended = back(attention.output, grad_mixed);
+    drop(of_attention);
+    let projected = &trace.projected;
     let [mut grad_q, mut grad_k, grad_v] = attention_backward(
         attention,
-        trace.q.view(),
-        trace.k.view(),
-        trace.v.view(),
+        projected.q.view(),
+        projected.k.view(),
+        projected.v.view(),
         trace.tokens,
         grad_attended.view(),
     );
     drop(grad_attended);
-    rotary.rotate(grad_q.view_mut(), trace.tokens, Turn::Back);
-    rotary.rotate(grad_k.view_mut(), trace.tokens, Turn::Back);
-    into_parameters(attention.query, &grad_q);
-    into_parameters(attention.key, &grad_k);
-    into_parameters(attention.value, &grad_v);
+    rotary.rotate(attention, grad_q.view_mut(), trace.tokens, Turn::Back);
+    rotary.rotate(attention, grad_k.view_mut(), trace.tokens, Turn::Back);
+    let [raw_q, raw_k] = &projected.raw;
+    let grad_q = block.norm_backward(NormPlace::Query, raw_q.as_ref(), grad_q, wanted.norms, norms);
+    let grad_k = block.norm_backward(NormPlace::Key, raw_k.as_ref(), grad_k, wanted.norms, norms);
+    let gradients = gradients_of_each(attention.projections().0, [grad_q, grad_k, grad_v]);
+    for (layer, grad) in &gradients {
+        into_parameters(*layer, grad);
+    }
     if !wanted.norms && !wanted.x {
         return None;
     }
-    let mut grad_normed = back(attention.query, &grad_q);
-    add_back(&mut grad_normed, attention.key, &grad_k);
-    add_back(&mut grad_normed, attention.value, &grad_v);
+    let grad_normed = back_all(&gradients);
     let mut grad_x = grad_middle;
-    let grad_norm = rms_norm_backward(
-        trace.x.view(),
-        &block.input_layernorm,
-        eps,
-        grad_normed.view(),
-        wanted.x.then(|| grad_x.view_mut()),
+    let to = wanted.x.then_some(&mut grad_x);
+    add_normed(
+        block,
+        NormPlace::BeforeAttention,
+        &trace.x,
+        &grad_normed,
+        to,
+        wanted,
+        norms,
     );
-    if wanted.norms {
-        sum.input_layernorm += &grad_norm;
-    }
     wanted.x.then(|| {
         grad_x
             .into_shape_with_order(shape)
             .expect("as many elements as grad_y had")
     })
+}
+
+/// Adds the gradient through the norm at this place to that of its input x, if wanted, and the one with
+/// respect to the norm's weights to `norms`, if wanted.
+fn add_normed(
+    block: &Block,
+    place: NormPlace,
+    x: &Array2<f32>,
+    grad_normed: &Array2<f32>,
+    grad_x: Option<&mut Array2<f32>>,
+    wanted: &Wanted,
+    norms: &mut [Array1<f64>],
+) {
+    let Some((index, spec)) = block.spec().norm(place) else {
+        if let Some(grad_x) = grad_x {
+            *grad_x += grad_normed;
+        }
+        return;
+    };
+    let grad_x = grad_x.map(|grad| grad.view_mut());
+    let of_weights = norm_backward(
+        spec.norm,
+        x.view(),
+        &block.norms[index],
+        grad_normed.view(),
+        grad_x,
+    );
+    if wanted.norms {
+        norms[index] += &of_weights;
+    }
 }

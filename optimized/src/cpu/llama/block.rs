@@ -94,10 +94,8 @@ pub struct Layer {
 pub struct Block {
     /// what it computes
     spec: BlockSpec,
-    /// RMSNorm before attention, `[hidden]`, standard layout
-    pub input_layernorm: Array1<f32>,
-    /// RMSNorm before the MLP, `[hidden]`, standard layout
-    pub post_attention_layernorm: Array1<f32>,
+    /// the weights of its RMSNorms, in the order of the spec, standard layout
+    pub norms: Vec<Array1<f32>>,
     /// in the order of the spec
     layers: Vec<Layer>,
 }
@@ -106,10 +104,9 @@ impl Block {
     /// The resident form of stored weights.
     ///
     /// # Errors
-    /// `Unsupported` when the spec is not that of a plain block; `Shape` when the weights do not match the
-    /// spec.
+    /// Those of [`BlockSpec::check`]; `Shape` when the weights do not match the spec.
     pub fn from_weights(spec: &BlockSpec, weights: &BlockWeights) -> Result<Self> {
-        spec.require_plain()?;
+        spec.check()?;
         spec.check_weights(weights)?;
         let standard = |values: &Array1<f32>| values.as_standard_layout().into_owned();
         let resident = |layer: &Linear| {
@@ -124,8 +121,7 @@ impl Block {
         };
         Ok(Self {
             spec: spec.clone(),
-            input_layernorm: standard(&weights.input_layernorm),
-            post_attention_layernorm: standard(&weights.post_attention_layernorm),
+            norms: weights.norms.iter().map(standard).collect(),
             layers: weights.layers.iter().map(resident).collect(),
         })
     }
@@ -143,8 +139,7 @@ impl Block {
             }
         };
         BlockWeights {
-            input_layernorm: self.input_layernorm.clone(),
-            post_attention_layernorm: self.post_attention_layernorm.clone(),
+            norms: self.norms.clone(),
             layers: self.layers.iter().map(stored).collect(),
         }
     }

@@ -34,7 +34,8 @@ impl BlockTuner {
             .layers()
             .filter(|&layer| is_quantized(layer))
             .collect();
-        let mut parameters = Parameter::selected(&[quantized], false, tuned);
+        let mut parameters =
+            Parameter::selected(std::slice::from_ref(block.spec()), &[quantized], false, tuned);
         parameters.retain(|&parameter| parameter != Parameter::FinalNorm);
         let blocks = std::slice::from_ref(block);
         Self {
@@ -117,8 +118,7 @@ impl BlockTuner {
                     self.trained.add_weight(0, id, layer, gradient);
                 }
             }
-            let norms = [&gradients.input_layernorm, &gradients.post_attention_layernorm];
-            self.trained.add_norms(0, norms);
+            self.trained.add_norms(0, self.block.spec(), &gradients.norms);
         }
         Ok(losses)
     }

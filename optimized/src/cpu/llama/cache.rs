@@ -1,11 +1,12 @@
-use aqlm_vocabulary::{AqlmError, AttentionSpec, LayerId, Result};
+use aqlm_vocabulary::{AqlmError, AttentionSpec, LayerId, NormPlace, Result};
 use ndarray::{Array1, ArrayView1};
 use rayon::prelude::*;
 
 use super::attention::{first_seen, scale, softmax};
-use super::rms_norm::rms_norm_row;
+use super::fused::is_one;
+use super::gated::gated_slice;
 use super::rotary::Turn;
-use super::swiglu::swiglu_slice;
+use super::soft_cap::soft_cap;
 use super::{Block, Rotary, Weight};
 use crate::cpu::row_major::elements;
 use crate::cpu::vectorize::dot;
@@ -59,27 +60,30 @@ pub fn block_decode_step(
         ));
     }
     let mut row = x.to_vec();
-    let mut normed = vec![0.0; row.len()];
-    let norm = |norm: &Array1<f32>, x: &[f32], y: &mut [f32]| {
-        rms_norm_row(y, x, elements(norm), spec.norms.norm.epsilon);
-    };
-    norm(&block.input_layernorm, &row, &mut normed);
-    let mut q = apply(block, spec.attention.query, &normed)?;
-    let mut k = apply(block, spec.attention.key, &normed)?;
-    let v = apply(block, spec.attention.value, &normed)?;
-    rotary.rotate_row(&mut q, position, Turn::Forward);
-    rotary.rotate_row(&mut k, position, Turn::Forward);
+    let mut normed = row.clone();
+    block.norm_in_place(NormPlace::BeforeAttention, &mut normed);
+    let (layers, widths) = spec.attention.projections();
+    let [mut q, mut k, v] = apply_each(block, layers, widths, &normed)?;
+    block.norm_in_place(NormPlace::Query, &mut q);
+    block.norm_in_place(NormPlace::Key, &mut k);
+    rotary.rotate_row(&spec.attention, &mut q, position, Turn::Forward);
+    rotary.rotate_row(&spec.attention, &mut k, position, Turn::Forward);
     cache.keys.extend_from_slice(&k);
     cache.values.extend_from_slice(&v);
     let attended = attend(&spec.attention, cache, &q, position);
-    add(&mut row, &apply(block, spec.attention.output, &attended)?);
+    let mut added = apply(block, spec.attention.output, &attended)?;
+    block.norm_in_place(NormPlace::AfterAttention, &mut added);
+    add(&mut row, &added, spec.residual_scale);
 
-    norm(&block.post_attention_layernorm, &row, &mut normed);
-    let gate = apply(block, spec.mlp.gate, &normed)?;
-    let up = apply(block, spec.mlp.up, &normed)?;
-    let mut activated = vec![0.0; gate.len()];
-    swiglu_slice(&mut activated, &gate, &up);
-    add(&mut row, &apply(block, spec.mlp.down, &activated)?);
+    normed.clone_from(&row);
+    block.norm_in_place(NormPlace::BeforeMlp, &mut normed);
+    let inner = spec.intermediate_size();
+    let [gate, up] = apply_each(block, [spec.mlp.gate, spec.mlp.up], [inner; 2], &normed)?;
+    let mut activated = vec![0.0; inner];
+    gated_slice(spec.mlp.activation, &mut activated, &gate, &up);
+    let mut added = apply(block, spec.mlp.down, &activated)?;
+    block.norm_in_place(NormPlace::AfterMlp, &mut added);
+    add(&mut row, &added, spec.residual_scale);
     Ok(Array1::from(row))
 }
 
@@ -100,6 +104,9 @@ fn attend(spec: &AttentionSpec, cache: &KvCacheLayer, q: &[f32], position: usize
                 .clone()
                 .map(|j| scale(spec) * dot(q, &cache.keys[of(&cache.keys, j)]))
                 .collect();
+            if let Some(cap) = spec.cap {
+                soft_cap(&mut scores, cap as f32);
+            }
             softmax(&mut scores);
             for (j, p) in seen.clone().zip(scores) {
                 for (out, v) in out.iter_mut().zip(&cache.values[of(&cache.values, j)]) {
@@ -140,8 +147,33 @@ fn apply(block: &Block, layer: LayerId, x: &[f32]) -> Result<Vec<f32>> {
     Ok(y)
 }
 
-fn add(to: &mut [f32], other: &[f32]) {
+/// The outputs of layers that read the same row, each with its own weight, or as parts of one layer.
+fn apply_each<const N: usize>(
+    block: &Block,
+    layers: [LayerId; N],
+    widths: [usize; N],
+    x: &[f32],
+) -> Result<[Vec<f32>; N]> {
+    let mut outputs = layers.map(|_| Vec::new());
+    if is_one(&layers) {
+        let all = apply(block, layers[0], x)?;
+        let mut rest = all.as_slice();
+        for (output, width) in outputs.iter_mut().zip(widths) {
+            let (part, others) = rest.split_at(width);
+            *output = part.to_vec();
+            rest = others;
+        }
+    } else {
+        for (output, layer) in outputs.iter_mut().zip(layers) {
+            *output = apply(block, layer, x)?;
+        }
+    }
+    Ok(outputs)
+}
+
+fn add(to: &mut [f32], other: &[f32], factor: f64) {
+    let factor = factor as f32;
     for (to, other) in to.iter_mut().zip(other) {
-        *to += other;
+        *to += factor * other;
     }
 }

@@ -1,15 +1,13 @@
 use std::ops::Range;
 
-use aqlm_vocabulary::AttentionSpec;
+use aqlm_vocabulary::{AttentionSpec, NormPlace};
 use faer::Accum;
 use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 use rayon::prelude::*;
 
 use super::attention::{QUERY_ROWS, first_seen, probabilities};
-use super::forward::{apply, apply_and_add};
-use super::rms_norm::rms_norm;
+use super::forward::{Mlp, Projected, add_branch, normed_or_same};
 use super::rotary::Turn;
-use super::swiglu::swiglu;
 use super::{Block, Rotary};
 use crate::cpu::product::product_on_this_thread;
 use crate::cpu::row_major::elements_mut;
@@ -37,26 +35,29 @@ pub fn block_forward_continued(
     x: ArrayView2<'_, f32>,
     pieces: &[Piece],
 ) -> Array2<f32> {
-    let (attending, mlp) = (&block.spec().attention, &block.spec().mlp);
-    let epsilon = block.spec().norms.norm.epsilon;
+    let attending = &block.spec().attention;
     let x = x.as_standard_layout().into_owned();
-    let normed = rms_norm(x.view(), &block.input_layernorm, epsilon);
-    let [mut q, mut k, v] =
-        [attending.query, attending.key, attending.value].map(|layer| apply(block, layer, normed.view()));
+    let normed = normed_or_same(block, NormPlace::BeforeAttention, &x);
+    let Projected { mut q, mut k, v, .. } = Projected::unrotated(block, normed.view());
     for turned in [&mut q, &mut k] {
         for piece in pieces {
             let mut rows = turned.slice_mut(s![piece.rows.clone(), ..]);
             for (position, mut row) in (piece.stem.len()..).zip(rows.outer_iter_mut()) {
-                rotary.rotate_row(elements_mut(&mut row), position, Turn::Forward);
+                rotary.rotate_row(attending, elements_mut(&mut row), position, Turn::Forward);
             }
         }
     }
     let attended = attention(attending, q.view(), k.view(), v.view(), pieces);
-    let middle = apply_and_add(block, attending.output, attended.view(), &x);
-    let middle_normed = rms_norm(middle.view(), &block.post_attention_layernorm, epsilon);
-    let gate = apply(block, mlp.gate, middle_normed.view());
-    let up = apply(block, mlp.up, middle_normed.view());
-    apply_and_add(block, mlp.down, swiglu(gate.view(), up.view()).view(), &middle)
+    let (middle, _) = add_branch(
+        block,
+        attending.output,
+        attended.view(),
+        &x,
+        NormPlace::AfterAttention,
+    );
+    let mlp = Mlp::of(block, &middle);
+    let down = block.spec().mlp.down;
+    add_branch(block, down, mlp.activated.view(), &middle, NormPlace::AfterMlp).0
 }
 
 /// Causal attention of every piece to its stem and itself.
@@ -119,6 +120,7 @@ fn of_piece(
                 keys.slice(s![seen.clone(), ..]),
                 at,
                 seen.start,
+                None,
             );
             product_on_this_thread(
                 out.slice_mut(s![queries, columns.clone()]),

@@ -1,15 +1,15 @@
-use aqlm_vocabulary::{ArchSpec, BlockSpec, Input, LayerId};
+use aqlm_vocabulary::{ArchSpec, BlockNorm, BlockSpec, Input, LayerId, NormPlace};
 use faer::{Accum, Par};
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis};
 use rayon::prelude::*;
 
 use super::attention::attention;
-use super::rms_norm::rms_norm;
+use super::fused::{apply, apply_each, is_one};
+use super::gated::gated;
 use super::rotary::Turn;
 use super::sequences::{parts, sequences_at_once};
-use super::swiglu::swiglu;
 use super::{Block, Rotary};
-use crate::cpu::product::{linear, product_into};
+use crate::cpu::product::product_into;
 use crate::cpu::zeroed::{zeroed, zeroed_sequences};
 
 /// The intermediate values of a block that its backward pass and the Hessians of its layers need: [rows,
@@ -20,26 +20,20 @@ pub struct BlockTrace {
     pub(super) tokens: usize,
     /// the block's input
     pub(super) x: Array2<f32>,
-    /// after the first norm
+    /// after the norm before attention
     pub(super) normed: Array2<f32>,
-    /// queries after rotation
-    pub(super) q: Array2<f32>,
-    /// keys after rotation
-    pub(super) k: Array2<f32>,
-    /// values
-    pub(super) v: Array2<f32>,
+    /// queries, keys and values
+    pub(super) projected: Projected,
     /// result of attention before its output layer
     pub(super) attended: Array2<f32>,
-    /// x plus the output of attention
+    /// the output of attention before the norm behind it, if there is one
+    pub(super) mixed: Option<Array2<f32>>,
+    /// x plus what attention adds
     pub(super) middle: Array2<f32>,
-    /// after the second norm
-    pub(super) middle_normed: Array2<f32>,
-    /// SwiGLU's gate
-    pub(super) gate: Array2<f32>,
-    /// SwiGLU's other input
-    pub(super) up: Array2<f32>,
-    /// SwiGLU's result
-    pub(super) activated: Array2<f32>,
+    /// the values inside the MLP
+    pub(super) mlp: Mlp,
+    /// the output of the MLP before the norm behind it, if there is one
+    pub(super) out: Option<Array2<f32>>,
 }
 
 impl BlockTrace {
@@ -48,19 +42,85 @@ impl BlockTrace {
         match read {
             Input::Attention => self.normed.view(),
             Input::Attended => self.attended.view(),
-            Input::Mlp => self.middle_normed.view(),
-            Input::Activated => self.activated.view(),
+            Input::Mlp => self.mlp.normed.view(),
+            Input::Activated => self.mlp.activated.view(),
         }
     }
 }
 
-/// A Llama block over sequences, [sequences, tokens, hidden] to the same. m = x + O attention(Q n(x), K n(x),
-/// V n(x)), y = m + Down swiglu(Gate n'(m), Up n'(m)), with n and n' the two RMSNorms and queries and keys
-/// rotated (Touvron et al. 2023, section 2.2).
+/// Queries, keys and values of some rows.
+#[derive(Debug, Clone)]
+pub(super) struct Projected {
+    /// queries and keys before their norms, where there are any
+    pub(super) raw: [Option<Array2<f32>>; 2],
+    /// queries after rotation
+    pub(super) q: Array2<f32>,
+    /// keys after rotation
+    pub(super) k: Array2<f32>,
+    /// values
+    pub(super) v: Array2<f32>,
+}
+
+impl Projected {
+    /// From the input of attention; queries and keys are not rotated yet.
+    pub(super) fn unrotated(block: &Block, normed: ArrayView2<'_, f32>) -> Self {
+        let (layers, widths) = block.spec().attention.projections();
+        let [q, k, v] = apply_each(block, layers, widths, normed);
+        let of = |place, raw: Array2<f32>| match block.normed(place, raw.view()) {
+            Some(normed) => (normed, Some(raw)),
+            None => (raw, None),
+        };
+        let ((q, raw_q), (k, raw_k)) = (of(NormPlace::Query, q), of(NormPlace::Key, k));
+        Self {
+            raw: [raw_q, raw_k],
+            q,
+            k,
+            v,
+        }
+    }
+}
+
+/// The values inside an MLP.
+#[derive(Debug, Clone)]
+pub(super) struct Mlp {
+    /// its input, after the norm before it
+    pub(super) normed: Array2<f32>,
+    /// the gate
+    pub(super) gate: Array2<f32>,
+    /// what the activated gate multiplies
+    pub(super) up: Array2<f32>,
+    /// the product of both
+    pub(super) activated: Array2<f32>,
+}
+
+impl Mlp {
+    /// From the residual stream after attention.
+    pub(super) fn of(block: &Block, middle: &Array2<f32>) -> Self {
+        let (mlp, inner) = (&block.spec().mlp, block.spec().intermediate_size());
+        let normed = normed_or_same(block, NormPlace::BeforeMlp, middle);
+        let [gate, up] = apply_each(block, [mlp.gate, mlp.up], [inner; 2], normed.view());
+        Self {
+            activated: gated(mlp.activation, gate.view(), up.view()),
+            normed,
+            gate,
+            up,
+        }
+    }
+}
+
+/// The block's norm at this place applied to x, or x where there is none.
+pub(super) fn normed_or_same(block: &Block, place: NormPlace, x: &Array2<f32>) -> Array2<f32> {
+    block.normed(place, x.view()).unwrap_or_else(|| x.clone())
+}
+
+/// A transformer block over sequences, [sequences, tokens, hidden] to the same.
 ///
-/// # Panics
-/// When the shapes of block and x do not fit together, or the rotary tables are shorter than the
-/// sequences.
+/// m = x + r a(O attention(Q n(x), K n(x), V n(x))), y = m + r b(Down gated(Gate n'(m), Up n'(m))). n, a, n'
+/// and b are RMSNorms, and r is a factor. In a Llama a and b are absent and r is 1. Queries and keys are
+/// normed where the block says so, and rotated (Touvron et al. 2023, section 2.2).
+///
+/// # Panics When the shapes of block and x do not fit together, or the rotary tables are not the block's or
+/// shorter than the sequences.
 pub fn block_forward(block: &Block, rotary: &Rotary, x: ArrayView3<'_, f32>) -> Array3<f32> {
     let mut y = zeroed_sequences(x.dim());
     for part in parts(&vec![x.dim().1; x.dim().0]) {
@@ -80,19 +140,37 @@ pub fn working_bytes(arch: &ArchSpec, sequences: usize, tokens: usize) -> usize 
     let hidden = arch.hidden_size;
     let of_block = |spec: &BlockSpec| {
         let ends = 3 * hidden;
-        let mlp = 2 * hidden + 2 * spec.intermediate_size();
-        let attention = 3 * hidden + 2 * spec.attention.query_width() + 2 * spec.attention.key_width();
+        let (queries, keys) = (spec.attention.query_width(), spec.attention.key_width());
+        let mut mlp = 2 * hidden + 2 * spec.intermediate_size();
+        let mut attention = 3 * hidden + 2 * queries + 2 * keys;
+        // the parts of a fused layer stand side by side before they become one
+        if is_one(&[spec.mlp.gate, spec.mlp.up]) {
+            mlp += 2 * spec.intermediate_size();
+        }
+        if is_one(&spec.attention.projections().0) {
+            attention += queries + 2 * keys;
+        }
         trace_width(spec) + ends + mlp.max(attention)
     };
     let widest = arch.blocks.iter().map(of_block).max().unwrap_or(0);
-    let scores = 2 * 64 * tokens * rayon::current_num_threads();
+    let of_scores = |spec: &BlockSpec| if spec.attention.cap.is_some() { 3 } else { 2 };
+    let arrays = arch.blocks.iter().map(of_scores).max().unwrap_or(0);
+    let scores = arrays * 64 * tokens * rayon::current_num_threads();
     (rows * widest + scores) * size_of::<f32>()
 }
 
 /// Numbers that a [`BlockTrace`] keeps for each token.
 pub(super) fn trace_width(spec: &BlockSpec) -> usize {
     let (queries, keys) = (spec.attention.query_width(), spec.attention.key_width());
-    4 * spec.hidden_size() + 2 * queries + 2 * keys + 3 * spec.intermediate_size()
+    // what a norm inside the block was applied to
+    let kept = |norm: &BlockNorm| match norm.place {
+        NormPlace::BeforeAttention | NormPlace::BeforeMlp => 0,
+        NormPlace::Query => queries,
+        NormPlace::Key => keys,
+        NormPlace::AfterAttention | NormPlace::AfterMlp => spec.hidden_size(),
+    };
+    let raw: usize = spec.norms.iter().map(kept).sum();
+    4 * spec.hidden_size() + 2 * queries + 2 * keys + 3 * spec.intermediate_size() + raw
 }
 
 /// [`block_forward`] of all sequences at once. Also returns everything that
@@ -107,33 +185,33 @@ pub fn block_forward_traced(
 ) -> (Array3<f32>, BlockTrace) {
     let (sequences, tokens, hidden) = x.dim();
     let x = rows_of(x);
-    let (attending, mlp) = (&block.spec().attention, &block.spec().mlp);
-    let epsilon = block.spec().norms.norm.epsilon;
-    let normed = rms_norm(x.view(), &block.input_layernorm, epsilon);
-    let [mut q, mut k, v] =
-        [attending.query, attending.key, attending.value].map(|layer| apply(block, layer, normed.view()));
-    rotary.rotate(q.view_mut(), tokens, Turn::Forward);
-    rotary.rotate(k.view_mut(), tokens, Turn::Forward);
+    let attending = &block.spec().attention;
+    let normed = normed_or_same(block, NormPlace::BeforeAttention, &x);
+    let mut projected = Projected::unrotated(block, normed.view());
+    rotary.rotate(attending, projected.q.view_mut(), tokens, Turn::Forward);
+    rotary.rotate(attending, projected.k.view_mut(), tokens, Turn::Forward);
+    let Projected { q, k, v, .. } = &projected;
     let attended = attention(attending, q.view(), k.view(), v.view(), tokens);
-    let middle = apply_and_add(block, attending.output, attended.view(), &x);
-    let middle_normed = rms_norm(middle.view(), &block.post_attention_layernorm, epsilon);
-    let gate = apply(block, mlp.gate, middle_normed.view());
-    let up = apply(block, mlp.up, middle_normed.view());
-    let activated = swiglu(gate.view(), up.view());
-    let y = apply_and_add(block, mlp.down, activated.view(), &middle);
+    let (middle, mixed) = add_branch(
+        block,
+        attending.output,
+        attended.view(),
+        &x,
+        NormPlace::AfterAttention,
+    );
+    let mlp = Mlp::of(block, &middle);
+    let down = block.spec().mlp.down;
+    let (y, out) = add_branch(block, down, mlp.activated.view(), &middle, NormPlace::AfterMlp);
     let trace = BlockTrace {
         tokens,
         x,
         normed,
-        q,
-        k,
-        v,
+        projected,
         attended,
+        mixed,
         middle,
-        middle_normed,
-        gate,
-        up,
-        activated,
+        mlp,
+        out,
     };
     let y = y
         .into_shape_with_order((sequences, tokens, hidden))
@@ -152,35 +230,30 @@ pub(super) fn rows_of(x: ArrayView3<'_, f32>) -> Array2<f32> {
     rows
 }
 
-/// One of the block's linear layers: x W^T + b.
-pub(super) fn apply(block: &Block, layer: LayerId, x: ArrayView2<'_, f32>) -> Array2<f32> {
-    let mut y = linear(x, block.weight(layer).view(), Par::rayon(0));
-    add_bias(block, layer, &mut y);
-    y
-}
-
-/// `residual` + x W^T + b.
-pub(super) fn apply_and_add(
+/// `residual` + r n(x W^T + b), with r the block's factor and n the norm at this place; also n's input.
+/// Without a norm, `residual` + r (x W^T + b).
+pub(super) fn add_branch(
     block: &Block,
     layer: LayerId,
     x: ArrayView2<'_, f32>,
     residual: &Array2<f32>,
-) -> Array2<f32> {
+    place: NormPlace,
+) -> (Array2<f32>, Option<Array2<f32>>) {
+    let factor = block.spec().residual_scale as f32;
     let mut y = residual.clone();
-    product_into(
-        y.view_mut(),
-        Accum::Add,
-        x,
-        block.weight(layer).t(),
-        1.0,
-        Par::rayon(0),
-    );
-    add_bias(block, layer, &mut y);
-    y
-}
-
-fn add_bias(block: &Block, layer: LayerId, y: &mut Array2<f32>) {
-    if let Some(bias) = &block.layer(layer).bias {
-        *y += bias;
+    if block.spec().norm(place).is_some() {
+        let raw = apply(block, layer, x);
+        if let Some(normed) = block.normed(place, raw.view()) {
+            y.scaled_add(factor, &normed);
+        }
+        return (y, Some(raw));
     }
+    let weight = block.weight(layer).t();
+    product_into(y.view_mut(), Accum::Add, x, weight, factor, Par::rayon(0));
+    match &block.layer(layer).bias {
+        Some(bias) if factor == 1.0 => y += bias,
+        Some(bias) => y += &(factor * bias),
+        None => {}
+    }
+    (y, None)
 }

@@ -1,15 +1,16 @@
-use aqlm_vocabulary::{AqlmError, NormSpec, Result};
+use aqlm_vocabulary::{AqlmError, ArchSpec, LogitSpec, NormSpec, Result};
 use faer::Par;
 use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, ArrayView3, Axis};
 use rayon::prelude::*;
 
-use super::rms_norm::{rms_norm, rms_norm_row};
+use super::norm::{norm, norm_row};
 use super::row_store::RowStore;
 use super::sequences::{Sequences, parts};
+use super::soft_cap::{soft_cap, soft_cap_slopes};
 use crate::cpu::product::linear;
-use crate::cpu::row_major::elements;
+use crate::cpu::row_major::{elements, elements_mut};
 use crate::cpu::vectorize::{squared_distance, sum_of_exponentials};
-use crate::cpu::zeroed::zeroed_sequences;
+use crate::cpu::zeroed::{zeroed, zeroed_sequences};
 
 /// Maximum number of logits that one pass holds when only losses are wanted.
 const LOGITS: usize = 1 << 25;
@@ -18,6 +19,8 @@ const LOGITS: usize = 1 << 25;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Head {
     norm: NormSpec,
+    /// what becomes of the products
+    logits: LogitSpec,
     /// of the norm, `[hidden]`
     weight: Array1<f32>,
     /// [vocab, hidden]
@@ -25,11 +28,11 @@ pub struct Head {
 }
 
 impl Head {
-    /// From the norm, its weight, `[hidden]`, and lm_head, [vocab, hidden].
+    /// The model's head, from the norm's weight, `[hidden]`, and lm_head, [vocab, hidden].
     ///
     /// # Errors
     /// `Shape` when weight and lm_head do not match.
-    pub fn new(norm: NormSpec, weight: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Self> {
+    pub fn new(arch: &ArchSpec, weight: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Self> {
         if weight.len() != lm_head.ncols() {
             return Err(AqlmError::Shape {
                 what: "final norm".into(),
@@ -38,7 +41,8 @@ impl Head {
             });
         }
         Ok(Self {
-            norm,
+            norm: arch.final_norm,
+            logits: arch.logits,
             weight: weight.as_standard_layout().into_owned(),
             output: RowStore::new(lm_head),
         })
@@ -57,7 +61,9 @@ impl Head {
         let normed = self.normed(x);
         let lm_head = ArrayView2::from_shape(self.output.dim(), lm_head)
             .expect("as many values as the store was made of");
-        linear(normed.view(), lm_head, Par::rayon(0))
+        let mut logits = linear(normed.view(), lm_head, Par::rayon(0));
+        finish(self.logits, &mut logits);
+        logits
     }
 
     /// The input of the output layer: hidden states after the norm, [rows, hidden].
@@ -65,7 +71,7 @@ impl Head {
     /// # Panics
     /// When the width of the rows differs from the head's.
     pub fn normed(&self, x: ArrayView2<'_, f32>) -> Array2<f32> {
-        rms_norm(x, &self.weight, self.norm.epsilon)
+        norm(self.norm, x.as_standard_layout().view(), &self.weight)
     }
 
     /// Logits of one position: `[hidden]` to `[vocab]`.
@@ -75,13 +81,10 @@ impl Head {
     pub fn logits_of_row(&self, x: ArrayView1<'_, f32>) -> Array1<f32> {
         let x = x.as_standard_layout();
         let mut normed = vec![0.0; x.len()];
-        rms_norm_row(
-            &mut normed,
-            elements(&x),
-            elements(&self.weight),
-            self.norm.epsilon,
-        );
-        Array1::from(self.output.times(&normed))
+        norm_row(self.norm, &mut normed, elements(&x), &self.weight);
+        let mut logits = self.output.times(&normed);
+        finish_slice(self.logits, &mut logits);
+        Array1::from(logits)
     }
 
     /// Negative log-likelihoods in nats of each next token of each sequence, [tokens - 1] each, for hidden
@@ -133,6 +136,41 @@ impl Head {
     }
 }
 
+/// Makes logits of the products of final states and output layer, in place.
+pub(super) fn finish(spec: LogitSpec, products: &mut Array2<f32>) {
+    if spec != LogitSpec::PLAIN {
+        let rows = products.ncols().max(1);
+        elements_mut(products)
+            .par_chunks_mut(rows)
+            .for_each(|row| finish_slice(spec, row));
+    }
+}
+
+fn finish_slice(spec: LogitSpec, products: &mut [f32]) {
+    if spec.scale != 1.0 {
+        let scale = spec.scale as f32;
+        for product in products.iter_mut() {
+            *product *= scale;
+        }
+    }
+    if let Some(cap) = spec.cap {
+        soft_cap(products, cap as f32);
+    }
+}
+
+/// Makes gradients with respect to the products from those with respect to logits, in place. `logits` is
+/// needed with a cap only.
+pub(super) fn unfinish(spec: LogitSpec, logits: Option<&Array2<f32>>, grad: &mut Array2<f32>) {
+    if spec.scale != 1.0 {
+        *grad *= spec.scale as f32;
+    }
+    if let (Some(cap), Some(logits)) = (spec.cap, logits) {
+        let mut slopes = zeroed(logits.dim());
+        soft_cap_slopes(elements_mut(&mut slopes), elements(logits), cap as f32);
+        *grad *= &slopes;
+    }
+}
+
 /// Negative log-likelihoods in nats of `targets` under logits [targets, vocab]: the computation of
 /// [`Head::token_losses`] for logits from elsewhere.
 ///
@@ -168,12 +206,13 @@ fn token_loss(logits: ArrayView1<'_, f32>, target: u32) -> f64 {
     sum.ln() + (f64::from(largest) - f64::from(logits[target as usize]))
 }
 
-/// Looks up the embeddings of sequences of equal length, [sequences, tokens, hidden], in an embedding of
+/// `scale` times the embeddings of sequences of equal length, [sequences, tokens, hidden], in an embedding of
 /// [vocab, hidden].
 ///
 /// # Errors
 /// `TokenOutOfRange` when a token has no embedding, `Shape` when the sequences differ in length.
-pub fn embed(embedding: ArrayView2<'_, f32>, sequences: &[&[u32]]) -> Result<Array3<f32>> {
+pub fn embed(embedding: ArrayView2<'_, f32>, sequences: &[&[u32]], scale: f64) -> Result<Array3<f32>> {
+    let scale = scale as f32;
     let tokens = sequences.first().map_or(0, |sequence| sequence.len());
     let mut hidden = zeroed_sequences((sequences.len(), tokens, embedding.ncols()));
     for (mut to, sequence) in hidden.outer_iter_mut().zip(sequences) {
@@ -188,7 +227,12 @@ pub fn embed(embedding: ArrayView2<'_, f32>, sequences: &[&[u32]]) -> Result<Arr
         to.outer_iter_mut()
             .into_par_iter()
             .zip(sequence.par_iter())
-            .for_each(|(mut row, &token)| row.assign(&embedding.row(token as usize)));
+            .for_each(|(mut row, &token)| {
+                row.assign(&embedding.row(token as usize));
+                if scale != 1.0 {
+                    row *= scale;
+                }
+            });
     }
     Ok(hidden)
 }

@@ -1,5 +1,5 @@
-//! The Llama block forward and backward in f32, the whole model around the blocks, the fine-tuning of both,
-//! and decoding with a cache.
+//! The block of Llama and its relatives forward and backward in f32, the whole model around the blocks, the
+//! fine-tuning of both, and decoding with a cache.
 //!
 //! Activations of several sequences of equal length are [sequences, tokens, features]. Internally they are
 //! matrices with one row a token, so that products have many rows. Work is split by rows, heads and sequences
@@ -13,16 +13,21 @@ mod cache;
 mod continued;
 mod cross_entropy;
 mod forward;
+mod fused;
+mod gated;
+mod geglu;
 mod head;
 mod kl_divergence;
 mod model;
 mod model_backward;
 mod model_tuner;
+mod norm;
 mod pv_matrix;
 mod rms_norm;
 mod rotary;
 mod row_store;
 mod sequences;
+mod soft_cap;
 mod softmax;
 mod swiglu;
 mod trained;

@@ -1,9 +1,9 @@
-use aqlm_vocabulary::{AqlmError, ArchSpec, ModelWeights, NormSpec, Result};
+use aqlm_vocabulary::{AqlmError, ArchSpec, LogitSpec, ModelWeights, NormSpec, Result};
 use ndarray::{Array1, Array2};
 
 use super::Block;
 
-/// A whole Llama model, resident.
+/// A whole model, resident.
 #[derive(Debug, Clone)]
 pub struct Model {
     /// [vocab, hidden], standard layout
@@ -14,6 +14,10 @@ pub struct Model {
     pub norm: Array1<f32>,
     /// its arithmetic
     pub norm_spec: NormSpec,
+    /// factor of embeddings
+    pub embedding_scale: f64,
+    /// what becomes of the products of final states and output layer
+    pub logits: LogitSpec,
     /// [vocab, hidden], standard layout; `None` if the embedding serves as the head
     pub lm_head: Option<Array2<f32>>,
 }
@@ -22,10 +26,9 @@ impl Model {
     /// The resident form of stored weights.
     ///
     /// # Errors
-    /// `Unsupported` when the model is not a plain Llama; `Shape` when the weights do not match the
-    /// architecture.
+    /// Those of [`ArchSpec::check`]; `Shape` when the weights do not match the architecture.
     pub fn from_weights(arch: &ArchSpec, weights: &ModelWeights) -> Result<Self> {
-        arch.require_plain()?;
+        arch.check()?;
         let expect = |what: &str, expected: &[usize], found: &[usize]| {
             if expected == found {
                 Ok(())
@@ -55,6 +58,8 @@ impl Model {
                 .collect::<Result<_>>()?,
             norm: weights.norm.as_standard_layout().into_owned(),
             norm_spec: arch.final_norm,
+            embedding_scale: arch.embedding_scale,
+            logits: arch.logits,
             lm_head: weights.lm_head.as_ref().map(standard),
         })
     }

@@ -1,9 +1,10 @@
-use aqlm_vocabulary::{AqlmError, ArchSpec, LayerId, Result, Target, Tuned};
+use aqlm_vocabulary::{AqlmError, ArchSpec, LayerId, LogitSpec, NormPlace, Result, Target, Tuned};
 use faer::Par;
 use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3, Axis, s};
 
 use super::forward::{trace_width, working_bytes};
-use super::rms_norm::{rms_norm, rms_norm_backward};
+use super::head::{finish, unfinish};
+use super::norm::{norm, norm_backward};
 use super::sequences::sequences_at_once;
 use super::{
     BlockGradients, BlockTrace, Model, Rotary, Wanted, block_backward, block_forward_traced, cross_entropy,
@@ -50,10 +51,12 @@ impl Activations {
     /// Peak bytes of activations while gradients of `sequences` sequences of `tokens` tokens are computed:
     /// those held between the passes, those inside one block ([`working_bytes`]), the teacher's data for the
     /// sequences, and for one sequence at a time its logits, the teacher's logits, and their gradients.
+    /// Capped logits are kept beside their gradients, with the cap's slopes.
     pub fn bytes(self, arch: &ArchSpec, sequences: usize, tokens: usize) -> usize {
         let rows = sequences.min(sequences_at_once(tokens)) * tokens;
         let said = sequences * tokens * arch.hidden_size;
-        let logits = 3 * tokens * arch.vocab_size;
+        let kept = if arch.logits.cap.is_some() { 5 } else { 3 };
+        let logits = kept * tokens * arch.vocab_size;
         self.of_all_blocks(arch, rows)
             + working_bytes(arch, sequences, tokens)
             + (said + logits) * size_of::<f32>()
@@ -66,8 +69,8 @@ impl Activations {
 pub enum Gradient<'a> {
     /// with respect to the decoded weight of a block's quantized layer, [out_features, in_features]
     Weight(usize, LayerId, &'a Array2<f32>),
-    /// with respect to the norms of a block: before attention, before the MLP; `[hidden]` each
-    BlockNorms(usize, [&'a Array1<f64>; 2]),
+    /// with respect to the norms of a block, in the order of its spec
+    BlockNorms(usize, &'a [Array1<f64>]),
     /// with respect to the norm before the head, `[hidden]`
     FinalNorm(&'a Array1<f64>),
     /// with respect to the output layer, [vocab, hidden]; excludes the contribution through tied embeddings
@@ -95,16 +98,23 @@ pub fn model_losses(
     let at_once = sequences_at_once(tokens);
     let mut losses = Vec::with_capacity(sequences.len());
     for (sequences, targets) in sequences.chunks(at_once).zip(targets.chunks(at_once)) {
-        let mut x = embed(model.embedding.view(), sequences)?;
+        let mut x = embed(model.embedding.view(), sequences, model.embedding_scale)?;
         for block in &mut model.blocks {
             x = block_forward_traced(block, rotary, x.view()).0;
             block.release();
         }
         for ((x, sequence), &target) in x.outer_iter().zip(sequences).zip(targets) {
             let predicting = x.slice(s![..target.positions(tokens), ..]);
-            let normed = rms_norm(predicting, &model.norm, model.norm_spec.epsilon);
+            let normed = norm(model.norm_spec, predicting, &model.norm);
             let mut logits = linear(normed.view(), model.head().view(), Par::rayon(0));
-            losses.push(loss_and_gradient(&mut logits, sequence, target, 1.0)?);
+            finish(model.logits, &mut logits);
+            losses.push(loss_and_gradient(
+                model.logits,
+                &mut logits,
+                sequence,
+                target,
+                1.0,
+            )?);
         }
     }
     Ok(losses)
@@ -135,7 +145,7 @@ pub fn model_backward(
     let mut losses = Vec::with_capacity(sequences.len());
     for (sequences, targets) in sequences.chunks(at_once).zip(targets.chunks(at_once)) {
         let mut kept = Vec::with_capacity(model.blocks.len());
-        let mut x = embed(model.embedding.view(), sequences)?;
+        let mut x = embed(model.embedding.view(), sequences, model.embedding_scale)?;
         for block in &mut model.blocks {
             let (y, trace) = block_forward_traced(block, rotary, x.view());
             match activations {
@@ -173,8 +183,7 @@ pub fn model_backward(
                 }
             }
             if tuned.norms {
-                let norms = [&gradients.input_layernorm, &gradients.post_attention_layernorm];
-                sink(model, Gradient::BlockNorms(index, norms));
+                sink(model, Gradient::BlockNorms(index, &gradients.norms));
             }
             model.blocks[index].release();
             match grad_x {
@@ -184,6 +193,9 @@ pub fn model_backward(
             }
         }
         if tuned.embedding {
+            if model.embedding_scale != 1.0 {
+                grad *= model.embedding_scale as f32;
+            }
             sink(model, Gradient::Embedded(sequences, grad.view()));
         }
     }
@@ -216,19 +228,28 @@ fn head_backward(
     for ((mut x, tokens), &target) in x.outer_iter_mut().zip(sequences).zip(targets) {
         let positions = target.positions(tokens.len());
         let predicting = x.slice(s![..positions, ..]);
-        let normed = rms_norm(predicting, &model.norm, model.norm_spec.epsilon);
+        let normed = norm(model.norm_spec, predicting, &model.norm);
         let mut logits = linear(normed.view(), head.view(), par);
-        losses.push(loss_and_gradient(&mut logits, tokens, target, scale)?);
+        finish(model.logits, &mut logits);
+        let finished = model.logits.cap.map(|_| logits.clone());
+        losses.push(loss_and_gradient(
+            model.logits,
+            &mut logits,
+            tokens,
+            target,
+            scale,
+        )?);
+        unfinish(model.logits, finished.as_ref(), &mut logits);
         if let Some(sum) = &mut grad_head {
             add_linear_weight_gradient(sum.view_mut(), logits.view(), normed.view(), par);
         }
         let grad_normed = linear_input_gradient(logits.view(), head.view(), par);
         let mut grad = Array2::zeros(x.dim());
         let to = grad.slice_mut(s![..positions, ..]);
-        grad_norm += &rms_norm_backward(
+        grad_norm += &norm_backward(
+            model.norm_spec,
             predicting,
             &model.norm,
-            model.norm_spec.epsilon,
             grad_normed.view(),
             Some(to),
         );
@@ -243,8 +264,10 @@ fn head_backward(
     Ok(x)
 }
 
-/// The loss of one sequence; `scale` times the gradient replaces its logits.
+/// The loss of one sequence; `scale` times the gradient replaces its logits. A teacher's logits are made of
+/// its states as the model's own.
 fn loss_and_gradient(
+    spec: LogitSpec,
     logits: &mut Array2<f32>,
     tokens: &[u32],
     target: Target<'_>,
@@ -264,7 +287,8 @@ fn loss_and_gradient(
                     found: states.shape().to_vec(),
                 });
             }
-            let teacher = teacher_logits(states, head);
+            let mut teacher = teacher_logits(states, head);
+            finish(spec, &mut teacher);
             kl_divergence(logits, teacher.view(), scale)
         }
         Target::Top(top) => top_kl_divergence(logits, top, scale),
@@ -300,7 +324,7 @@ pub(super) fn first_not_finite(
     let tokens = check(rotary, sequences, &targets)?;
     let finite = |values: ArrayView2<'_, f32>| values.iter().all(|value| value.is_finite());
     for sequences in sequences.chunks(sequences_at_once(tokens)) {
-        let mut x = embed(model.embedding.view(), sequences)?;
+        let mut x = embed(model.embedding.view(), sequences, model.embedding_scale)?;
         if !x.iter().all(|value| value.is_finite()) {
             return Ok(Some("model.embed_tokens".into()));
         }
@@ -310,30 +334,51 @@ pub(super) fn first_not_finite(
             let spec = block.spec();
             let (attention, mlp) = (&spec.attention, &spec.mlp);
             let name = |layer| spec.linear(layer).name.as_str();
-            let [first_norm, second_norm] = spec.norms.before.each_ref().map(String::as_str);
+            // what comes last before a place: its norm, or the layer before
+            let last = |place, layer| {
+                spec.norm(place)
+                    .map_or(name(layer), |(_, norm)| norm.name.as_str())
+            };
+            let (first, second) = (NormPlace::BeforeAttention, NormPlace::BeforeMlp);
+            let raw = |of: &Option<Array2<f32>>| of.as_ref().is_none_or(|raw| finite(raw.view()));
+            let projected = &trace.projected;
             // in the order of computation
             let parts = [
-                (first_norm, trace.normed.view()),
-                (name(attention.query), trace.q.view()),
-                (name(attention.key), trace.k.view()),
-                (name(attention.value), trace.v.view()),
-                (spec.linear(attention.output).module(), trace.attended.view()),
-                (name(attention.output), trace.middle.view()),
-                (second_norm, trace.middle_normed.view()),
-                (name(mlp.gate), trace.gate.view()),
-                (name(mlp.up), trace.up.view()),
-                (spec.linear(mlp.down).module(), trace.activated.view()),
+                (last(first, attention.query), finite(trace.normed.view())),
+                (name(attention.query), raw(&projected.raw[0])),
+                (
+                    last(NormPlace::Query, attention.query),
+                    finite(projected.q.view()),
+                ),
+                (name(attention.key), raw(&projected.raw[1])),
+                (last(NormPlace::Key, attention.key), finite(projected.k.view())),
+                (name(attention.value), finite(projected.v.view())),
+                (
+                    spec.linear(attention.output).module(),
+                    finite(trace.attended.view()),
+                ),
+                (name(attention.output), raw(&trace.mixed)),
+                (
+                    last(NormPlace::AfterAttention, attention.output),
+                    finite(trace.middle.view()),
+                ),
+                (last(second, mlp.gate), finite(trace.mlp.normed.view())),
+                (name(mlp.gate), finite(trace.mlp.gate.view())),
+                (name(mlp.up), finite(trace.mlp.up.view())),
+                (spec.linear(mlp.down).module(), finite(trace.mlp.activated.view())),
+                (name(mlp.down), raw(&trace.out)),
+                (
+                    last(NormPlace::AfterMlp, mlp.down),
+                    y.iter().all(|value| value.is_finite()),
+                ),
             ];
-            if let Some((part, _)) = parts.into_iter().find(|(_, values)| !finite(*values)) {
+            if let Some((part, _)) = parts.into_iter().find(|(_, finite)| !finite) {
                 return Ok(Some(format!("model.layers.{index}.{part}")));
-            }
-            if !y.iter().all(|value| value.is_finite()) {
-                return Ok(Some(format!("model.layers.{index}.{}", name(mlp.down))));
             }
             x = y;
         }
         for x in x.axis_iter(Axis(0)) {
-            let normed = rms_norm(x, &model.norm, model.norm_spec.epsilon);
+            let normed = norm(model.norm_spec, x, &model.norm);
             if !finite(normed.view()) {
                 return Ok(Some("model.norm".into()));
             }

@@ -50,7 +50,7 @@ impl ModelTuner {
             tuned.embedding |= tuned.head;
             tuned.head = tuned.embedding;
         }
-        let parameters = Parameter::selected(&weights.quantized(), tied, tuned);
+        let parameters = Parameter::selected(&arch.blocks, &weights.quantized(), tied, tuned);
         if parameters.is_empty() {
             return Err(AqlmError::argument(
                 "parameters to train",
@@ -78,7 +78,7 @@ impl ModelTuner {
         );
         Ok(Self {
             arch: arch.clone(),
-            rotary: Rotary::new(arch.attention(), positions),
+            rotary: Rotary::of_model(arch, positions),
             model,
             tuned,
             activations,
@@ -175,7 +175,7 @@ impl ModelTraining for ModelTuner {
                     }
                 }
             }
-            Gradient::BlockNorms(block, norms) => trained.add_norms(block, norms),
+            Gradient::BlockNorms(block, norms) => trained.add_norms(block, model.blocks[block].spec(), norms),
             Gradient::FinalNorm(norm) => trained.add(Parameter::FinalNorm, norm.iter().copied()),
             Gradient::Head(head) if tied => of_head = Some(widened(head.iter())),
             Gradient::Head(head) => trained.add(Parameter::Head, head.iter().map(|&part| f64::from(part))),

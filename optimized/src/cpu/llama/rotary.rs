@@ -1,6 +1,6 @@
 use std::f64::consts::TAU;
 
-use aqlm_vocabulary::{AttentionSpec, Rope, RopeScaling};
+use aqlm_vocabulary::{ArchSpec, AttentionSpec, Rope, RopeScaling};
 use ndarray::{Array2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
@@ -10,16 +10,27 @@ use crate::cpu::vectorize::{multiply_add, vectorized};
 /// Rows of one task.
 const ROWS: usize = 256;
 
-/// Rotary position embedding in the rotate-half convention of Hugging Face checkpoints: element i of a head
-/// is paired with element i + head_dim/2 (Su et al. 2021).
+/// Rotary position embedding in the rotate-half convention of Hugging Face checkpoints: element i of the
+/// rotated part of a head is paired with element i + half of that part (Su et al. 2021). Holds the tables of
+/// every different rotation of a model's blocks.
 ///
 /// Frequencies and angles are rounded to f32, as in training and in other implementations. Exact angles move
 /// the token losses of a real model at position 1,000 by more than 1e-4.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rotary {
-    /// [positions, head_dim / 2]
+    positions: usize,
+    tables: Vec<Tables>,
+}
+
+/// The tables of one rotation.
+#[derive(Debug, Clone, PartialEq)]
+struct Tables {
+    rope: Rope,
+    /// how many numbers of a head are rotated
+    rotated: usize,
+    /// [positions, rotated / 2]
     cos: Array2<f32>,
-    /// [positions, head_dim / 2]
+    /// [positions, rotated / 2]
     sin: Array2<f32>,
 }
 
@@ -32,20 +43,16 @@ pub(super) enum Turn {
     Back,
 }
 
-impl Rotary {
-    /// The tables for positions 0 to `positions` (exclusive), with the model's frequencies. Without a rotary
-    /// embedding, the identity rotation. With dynamic scaling, `positions` is the length of the sequence.
-    pub fn new(spec: &AttentionSpec, positions: usize) -> Self {
-        let half = spec.head_dim / 2;
-        let radians = spec.rotary.as_ref().map_or_else(
-            || vec![0.0; half],
-            |rope| {
-                let radians = |i| radians_per_position(rope, i, spec.head_dim, positions) as f32;
-                (0..half).map(radians).collect()
-            },
-        );
-        let scale = match spec.rotary.as_ref().map(|rope| &rope.scaling) {
-            Some(RopeScaling::Yarn { attention_factor, .. }) => *attention_factor,
+impl Tables {
+    fn new(rope: &Rope, rotated: usize, positions: usize) -> Self {
+        let half = rotated / 2;
+        let radians: Vec<f32> = (0..half)
+            .map(|i| radians_per_position(rope, i, rotated, positions) as f32)
+            .collect();
+        let scale = match rope.scaling {
+            RopeScaling::Yarn { attention_factor, .. } | RopeScaling::Long { attention_factor, .. } => {
+                attention_factor
+            }
             _ => 1.0,
         };
         let table = |f: fn(f64) -> f64| {
@@ -54,50 +61,122 @@ impl Rotary {
             })
         };
         Self {
+            rope: rope.clone(),
+            rotated,
             cos: table(f64::cos),
             sin: table(f64::sin),
         }
     }
 
-    /// How many positions the tables cover.
-    pub fn positions(&self) -> usize {
-        self.cos.nrows()
-    }
-
-    /// Cosines and sines, both [positions, head_dim / 2].
-    pub(crate) fn tables(&self) -> (&[f32], &[f32]) {
-        (elements(&self.cos), elements(&self.sin))
-    }
-
-    /// Rotates every head of every row, [rows, heads x head_dim], in place: row r is at position r mod
-    /// `tokens`.
-    pub(super) fn rotate(&self, mut x: ArrayViewMut2<'_, f32>, tokens: usize, turn: Turn) {
-        x.axis_chunks_iter_mut(Axis(0), ROWS)
-            .into_par_iter()
-            .enumerate()
-            .for_each(|(task, mut rows)| {
-                for (r, mut row) in rows.outer_iter_mut().enumerate() {
-                    self.rotate_row(elements_mut(&mut row), (task * ROWS + r) % tokens, turn);
-                }
-            });
-    }
-
-    /// Rotates every head of one row, [heads x head_dim].
-    pub(super) fn rotate_row(&self, row: &mut [f32], position: usize, turn: Turn) {
+    /// Rotates every head, of `head_dim` numbers, of one row.
+    fn rotate_row(&self, row: &mut [f32], head_dim: usize, position: usize, turn: Turn) {
         let (cos, sin) = (self.cos.row(position), self.sin.row(position));
         let sign = match turn {
             Turn::Forward => 1.0,
             Turn::Back => -1.0,
         };
-        rotate_heads(row, elements(&cos), elements(&sin), sign);
+        rotate_heads(row, head_dim, elements(&cos), elements(&sin), sign);
+    }
+}
+
+impl Rotary {
+    /// The tables of all of a model's blocks for positions 0 to `positions` (exclusive). With dynamic scaling
+    /// and LongRoPE, `positions` is the length of the sequence.
+    pub fn of_model(arch: &ArchSpec, positions: usize) -> Self {
+        let mut all = Self {
+            positions,
+            tables: Vec::new(),
+        };
+        for block in &arch.blocks {
+            all.add(&block.attention);
+        }
+        all
+    }
+
+    /// The tables of one block.
+    pub fn new(spec: &AttentionSpec, positions: usize) -> Self {
+        let mut one = Self {
+            positions,
+            tables: Vec::new(),
+        };
+        one.add(spec);
+        one
+    }
+
+    /// Adds the tables of a block's rotation, if it has one and they are not there yet.
+    fn add(&mut self, spec: &AttentionSpec) {
+        if let Some(rope) = &spec.rotary
+            && self.find(rope, spec.rotated).is_none()
+        {
+            self.tables.push(Tables::new(rope, spec.rotated, self.positions));
+        }
+    }
+
+    fn find(&self, rope: &Rope, rotated: usize) -> Option<&Tables> {
+        let mut tables = self.tables.iter();
+        tables.find(|tables| tables.rotated == rotated && tables.rope == *rope)
+    }
+
+    /// The tables of a block; `None` if it has no rotary embedding.
+    ///
+    /// # Panics
+    /// When there are none of the block's rotation.
+    fn of(&self, spec: &AttentionSpec) -> Option<&Tables> {
+        let rope = spec.rotary.as_ref()?;
+        Some(
+            self.find(rope, spec.rotated)
+                .expect("tables of the block's rotation"),
+        )
+    }
+
+    /// How many positions the tables cover.
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+
+    /// Cosines and sines of the first rotation, both [positions, rotated / 2]; empty if there is none.
+    pub(crate) fn tables(&self) -> (&[f32], &[f32]) {
+        self.tables.first().map_or((&[], &[]), |tables| {
+            (elements(&tables.cos), elements(&tables.sin))
+        })
+    }
+
+    /// Rotates every head of every row, [rows, heads x head_dim], in place, as the block says: row r is at
+    /// position r mod `tokens`.
+    pub(super) fn rotate(
+        &self,
+        spec: &AttentionSpec,
+        mut x: ArrayViewMut2<'_, f32>,
+        tokens: usize,
+        turn: Turn,
+    ) {
+        let Some(tables) = self.of(spec) else {
+            return;
+        };
+        x.axis_chunks_iter_mut(Axis(0), ROWS)
+            .into_par_iter()
+            .enumerate()
+            .for_each(|(task, mut rows)| {
+                for (r, mut row) in rows.outer_iter_mut().enumerate() {
+                    let position = (task * ROWS + r) % tokens;
+                    tables.rotate_row(elements_mut(&mut row), spec.head_dim, position, turn);
+                }
+            });
+    }
+
+    /// Rotates every head of one row, [heads x head_dim].
+    pub(super) fn rotate_row(&self, spec: &AttentionSpec, row: &mut [f32], position: usize, turn: Turn) {
+        if let Some(tables) = self.of(spec) {
+            tables.rotate_row(row, spec.head_dim, position, turn);
+        }
     }
 }
 
 #[inline(always)]
-fn rotate_body<const FUSED: bool>(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+fn rotate_body<const FUSED: bool>(row: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32], sign: f32) {
     let half = cos.len();
-    for head in row.chunks_exact_mut(2 * half) {
-        let (first, second) = head.split_at_mut(half);
+    for head in row.chunks_exact_mut(head_dim) {
+        let (first, second) = head[..2 * half].split_at_mut(half);
         for (((a, b), &cos), &sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
             let sin = sign * sin;
             (*a, *b) = (
@@ -110,16 +189,23 @@ fn rotate_body<const FUSED: bool>(row: &mut [f32], cos: &[f32], sin: &[f32], sig
 
 vectorized! {
     /// Rotates every pair (a, b) of every head by its angle, times `sign`.
-    fn rotate_heads(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) = rotate_body
+    fn rotate_heads(row: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32], sign: f32) = rotate_body
 }
 
-/// The angle by which pair i turns from one position to the next: theta^(-2i / head_dim), adjusted by the
-/// model's long-context variant. `positions` is the length of the sequence, on which dynamic scaling depends.
+/// The angle by which pair i of the rotated `head_dim` numbers turns from one position to the next:
+/// theta^(-2i / head_dim), adjusted by the model's long-context variant. `positions` is the length of the
+/// sequence, on which dynamic scaling depends.
 fn radians_per_position(rope: &Rope, i: usize, head_dim: usize, positions: usize) -> f64 {
     let exponent = -((2 * i) as f64) / head_dim as f64;
     let plain = rope.theta.powf(exponent);
     match rope.scaling {
         RopeScaling::None => plain,
+        RopeScaling::Long {
+            ref long,
+            original_max_position_embeddings,
+            ..
+        } if positions > original_max_position_embeddings => plain / long[i],
+        RopeScaling::Long { ref short, .. } => plain / short[i],
         RopeScaling::Linear { factor } => plain / factor,
         RopeScaling::Llama3 {
             factor,

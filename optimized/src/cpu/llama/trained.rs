@@ -1,6 +1,6 @@
 use aqlm_vocabulary::{
-    AqlmError, ArchSpec, LayerId, Optimizer, Parameter, ParameterState, QuantizedMatrix, Result, Tuned,
-    TuningState,
+    AqlmError, ArchSpec, BlockSpec, LayerId, NormPlace, Optimizer, Parameter, ParameterState,
+    QuantizedMatrix, Result, Tuned, TuningState,
 };
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
@@ -94,13 +94,11 @@ impl Trained {
         }
     }
 
-    /// Adds to the gradients of a block's norms: before attention, before the MLP.
-    pub(super) fn add_norms(&mut self, block: usize, [input, post_attention]: [&Array1<f64>; 2]) {
-        self.add(Parameter::InputNorm(block), input.iter().copied());
-        self.add(
-            Parameter::PostAttentionNorm(block),
-            post_attention.iter().copied(),
-        );
+    /// Adds to the gradients of a block's norms, in the order of its spec.
+    pub(super) fn add_norms(&mut self, block: usize, spec: &BlockSpec, norms: &[Array1<f64>]) {
+        for (place, norm) in spec.norm_places().into_iter().zip(norms) {
+            self.add(Parameter::Norm(block, place), norm.iter().copied());
+        }
     }
 
     /// Takes out the sums of the gradients, one parameter after the other, and restarts them at zero.
@@ -180,15 +178,10 @@ impl Trained {
                 });
                 continue;
             }
-            match part[0].parameter {
-                Parameter::InputNorm(block) => {
-                    narrow(blocks[block].input_layernorm.iter_mut(), &part[0].values);
-                }
-                Parameter::PostAttentionNorm(block) => {
-                    narrow(blocks[block].post_attention_layernorm.iter_mut(), &part[0].values);
-                }
-                // belongs to no block
-                _ => {}
+            // the others belong to no block
+            if let Parameter::Norm(block, place) = part[0].parameter {
+                let index = norm_index(blocks, block, place);
+                narrow(blocks[block].norms[index].iter_mut(), &part[0].values);
             }
         }
     }
@@ -272,14 +265,21 @@ pub(super) fn widened<'a>(values: impl Iterator<Item = &'a f32>) -> Vec<f64> {
     values.map(|&value| f64::from(value)).collect()
 }
 
+/// The index of the norm at this place among the block's norms.
+fn norm_index(blocks: &[Block], block: usize, place: NormPlace) -> usize {
+    let norm = blocks[block].spec().norm(place);
+    norm.expect("norms are selected of the block's own").0
+}
+
 /// A parameter's values, row-major; `None` if it belongs to no block.
 fn values_of_block(blocks: &[Block], parameter: Parameter) -> Option<Vec<f64>> {
     let matrix = |block: usize, kind| blocks[block].quantized(kind).expect(QUANTIZED_ONLY).matrix();
     match parameter {
         Parameter::Codebooks(block, kind) => Some(matrix(block, kind).codebooks().iter().copied().collect()),
         Parameter::Scales(block, kind) => Some(matrix(block, kind).scales().to_vec()),
-        Parameter::InputNorm(block) => Some(widened(blocks[block].input_layernorm.iter())),
-        Parameter::PostAttentionNorm(block) => Some(widened(blocks[block].post_attention_layernorm.iter())),
+        Parameter::Norm(block, place) => Some(widened(
+            blocks[block].norms[norm_index(blocks, block, place)].iter(),
+        )),
         Parameter::FinalNorm | Parameter::Embedding | Parameter::Head => None,
     }
 }

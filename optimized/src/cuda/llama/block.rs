@@ -47,8 +47,8 @@ impl Block {
         let cached = spec.attention.kv_heads * positions * padded_head(spec.attention.head_dim);
         Ok(Self {
             spec: spec.clone(),
-            input_norm: norm(&weights.input_layernorm)?,
-            post_norm: norm(&weights.post_attention_layernorm)?,
+            input_norm: norm(&weights.norms[0])?,
+            post_norm: norm(&weights.norms[1])?,
             qkv: group(Input::Attention)?,
             output: group(Input::Attended)?,
             gate_up: group(Input::Mlp)?,

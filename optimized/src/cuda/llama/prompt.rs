@@ -160,7 +160,7 @@ impl Model<'_> {
         before: Option<&Group>,
         count: usize,
     ) -> Result<()> {
-        self.add_norm(p, block.spec.norms.norm, &block.input_norm, before, count)?;
+        self.add_norm(p, block.spec.norms[0].norm, &block.input_norm, before, count)?;
         let (device, position, rows) = (self.device, self.position, p.rows);
         let (attention, capacity) = (&block.spec.attention, self.options.positions);
         let blas = self.blas.as_ref();
@@ -198,7 +198,7 @@ impl Model<'_> {
 
         self.add_norm(
             p,
-            block.spec.norms.norm,
+            block.spec.norms[1].norm,
             &block.post_norm,
             Some(&block.output),
             count,

@@ -240,7 +240,7 @@ impl Model<'_> {
         };
         for block in &*blocks {
             let spec = &block.spec;
-            add_norm(spec.norms.norm, &block.input_norm, before)?;
+            add_norm(spec.norms[0].norm, &block.input_norm, before)?;
             if stages(Stage::Qkv) {
                 block.qkv.step(device, &b.normed, &mut b.qkv, overlap)?;
             }
@@ -271,7 +271,7 @@ impl Model<'_> {
             if stages(Stage::Output) {
                 block.output.step(device, &b.attended, &mut b.delta, overlap)?;
             }
-            add_norm(spec.norms.norm, &block.post_norm, Some(&block.output))?;
+            add_norm(spec.norms[1].norm, &block.post_norm, Some(&block.output))?;
             if stages(Stage::GateUp) {
                 block.gate_up.step(device, &b.normed, &mut b.gate_up, overlap)?;
             }

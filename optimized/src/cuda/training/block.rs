@@ -197,8 +197,8 @@ impl Block {
         Ok(Self {
             spec: Arc::new(spec.clone()),
             norms: [
-                vector(&weights.input_layernorm, "the first norm")?,
-                vector(&weights.post_attention_layernorm, "the second norm")?,
+                vector(&weights.norms[0], "the first norm")?,
+                vector(&weights.norms[1], "the second norm")?,
             ],
             layers: weights.layers.iter().map(layer).collect::<Result<_>>()?,
         })
@@ -225,8 +225,7 @@ impl Block {
             })
         };
         Ok(BlockWeights {
-            input_layernorm: vector(&self.norms[0])?,
-            post_attention_layernorm: vector(&self.norms[1])?,
+            norms: vec![vector(&self.norms[0])?, vector(&self.norms[1])?],
             layers: self.spec.layers().map(layer).collect::<Result<_>>()?,
         })
     }

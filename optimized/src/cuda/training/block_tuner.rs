@@ -1,6 +1,6 @@
 use std::sync::{Arc, OnceLock};
 
-use aqlm_vocabulary::{AdamDecay, AqlmError, BlockTraining, LayerId, Parameter, PartSums, Tuned};
+use aqlm_vocabulary::{AdamDecay, AqlmError, BlockTraining, LayerId, NormPlace, Parameter, PartSums, Tuned};
 
 use super::super::{Buffer, Result};
 use super::block::{Block, Decoded};
@@ -33,7 +33,8 @@ impl BlockTuner {
         let is_quantized = |layer: LayerId| block.quantized(layer).is_some();
         let layers = || block.spec.layers();
         let quantized: Vec<LayerId> = layers().filter(|&layer| is_quantized(layer)).collect();
-        let mut parameters = Parameter::selected(&[quantized], false, tuned);
+        let mut parameters =
+            Parameter::selected(std::slice::from_ref(&*block.spec), &[quantized], false, tuned);
         parameters.retain(|&parameter| parameter != Parameter::FinalNorm);
         let trained = parameters
             .into_iter()
@@ -145,8 +146,9 @@ pub(super) fn block_values(machine: &Machine, blocks: &[Block], parameter: Param
             Some(quantized) => device.download(&*quantized.scales),
             None => Ok(Vec::new()),
         },
-        Parameter::InputNorm(block) => norm(block, 0),
-        Parameter::PostAttentionNorm(block) => norm(block, 1),
+        // a plain block has a norm before attention and one before the MLP
+        Parameter::Norm(block, NormPlace::BeforeAttention) => norm(block, 0),
+        Parameter::Norm(block, _) => norm(block, 1),
         Parameter::FinalNorm | Parameter::Embedding | Parameter::Head => Ok(Vec::new()),
     }
 }

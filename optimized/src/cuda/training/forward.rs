@@ -78,7 +78,7 @@ impl Machine {
         let spec = &*block.spec;
         let (attending, mlp, hidden) = (&spec.attention, &spec.mlp, spec.hidden_size());
         let rows = x.len() / hidden;
-        let epsilon = spec.norms.norm.epsilon;
+        let epsilon = spec.norms[0].norm.epsilon;
         let layer = |layer, x: &Buffer<f32>| self.layer(precision, block, weights, layer, x, rows);
         let (normed, first_roots) = self.normed(&x, &block.norms[0], rows, epsilon)?;
         let q = layer(attending.query, &normed)?;

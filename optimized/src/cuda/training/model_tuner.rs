@@ -57,7 +57,7 @@ impl ModelTuner {
             tuned.embedding |= tuned.head;
             tuned.head = tuned.embedding;
         }
-        let parameters = Parameter::selected(&weights.quantized(), tied, tuned);
+        let parameters = Parameter::selected(&machine.arch().blocks, &weights.quantized(), tied, tuned);
         if parameters.is_empty() {
             let expected = "some that this model has";
             return Err(AqlmError::argument("parameters to train", expected, "none").into());
@@ -382,7 +382,7 @@ impl Machine {
         let spec = &self.arch().blocks[index];
         let (attention, mlp) = (&spec.attention, &spec.mlp);
         let name = |layer| spec.linear(layer).name.as_str();
-        let [first_norm, second_norm] = spec.norms.before.each_ref().map(String::as_str);
+        let [first_norm, second_norm] = [0, 1].map(|norm| spec.norms[norm].name.as_str());
         // in the order of computation
         let parts = [
             (first_norm, &trace.normed),

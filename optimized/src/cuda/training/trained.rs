@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
-use aqlm_vocabulary::{AdamDecay, AqlmError, ArchSpec, Parameter, ParameterState, Tuned, TuningState};
+use aqlm_vocabulary::{
+    AdamDecay, AqlmError, ArchSpec, NormPlace, Parameter, ParameterState, Tuned, TuningState,
+};
 
 use super::super::error::During;
 use super::super::llama::address;
@@ -75,8 +77,8 @@ impl Trained {
                 quantized.add_gradients(&self.machine, weight, codebooks, scales)
             }
             BlockGradient::Norm(which, sums) => {
-                let parameter = [Parameter::InputNorm(index), Parameter::PostAttentionNorm(index)][*which];
-                match self.gradient(parameter) {
+                let place = block.spec().norms[*which].place;
+                match self.gradient(Parameter::Norm(index, place)) {
                     Some(total) => self.machine.add_chunks(sums, total),
                     None => Ok(()),
                 }
@@ -152,10 +154,11 @@ impl Trained {
                         quantized.scales = Arc::new(trained.values.try_clone()?);
                     }
                 }
-                Parameter::InputNorm(block) => {
+                // a plain block has a norm before attention and one before the MLP
+                Parameter::Norm(block, NormPlace::BeforeAttention) => {
                     blocks[block].norms[0] = Arc::new(self.machine.narrowed(&trained.values)?);
                 }
-                Parameter::PostAttentionNorm(block) => {
+                Parameter::Norm(block, _) => {
                     blocks[block].norms[1] = Arc::new(self.machine.narrowed(&trained.values)?);
                 }
                 // These belong to no block.

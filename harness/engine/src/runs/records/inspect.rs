@@ -89,9 +89,10 @@ pub struct Shape {
     pub head_dim: usize,
     /// epsilon inside the root of RMSNorm
     pub rms_norm_eps: f64,
-    /// rotary position embedding; `None` without one
+    /// rotary position embedding of the first block; `None` without one
     pub rope: Option<Rope>,
-    /// number of positions that a position attends to, itself included; `None` for all earlier ones
+    /// number of positions that a position of the first block attends to, itself included; `None` for all
+    /// earlier ones
     pub sliding_window: Option<usize>,
     /// whether the head shares the embedding's weights
     pub tie_word_embeddings: bool,

@@ -185,12 +185,8 @@ fn converted() -> (Writer, Fixture) {
     for block in 0..2 {
         let weights = model.block(block).unwrap();
         let name = |part: &str| format!("blk.{block}.{part}.weight");
-        writer.put_floats(&name("attn_norm"), &[8], &weights.input_layernorm.to_vec());
-        writer.put_floats(
-            &name("ffn_norm"),
-            &[8],
-            &weights.post_attention_layernorm.to_vec(),
-        );
+        writer.put_floats(&name("attn_norm"), &[8], &weights.norms[0].to_vec());
+        writer.put_floats(&name("ffn_norm"), &[8], &weights.norms[1].to_vec());
         let parts = [
             "attn_q",
             "attn_k",

@@ -17,6 +17,13 @@ pub struct Family {
     pub(in crate::huggingface) arch: fn(&Fields<'_>) -> Result<ArchSpec>,
 }
 
+impl Family {
+    /// Whether config.json has one rotation for each type of layer.
+    pub(in crate::huggingface) fn rotates_by_type(&self) -> bool {
+        self.reads.contains(&"rope_local_base_freq")
+    }
+}
+
 impl fmt::Debug for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name)

@@ -1,7 +1,8 @@
 use aqlm_vocabulary::ArchSpec;
 
 use super::super::fields::Fields;
-use super::super::llama_block::{Defaults, layer_types, plain};
+use super::super::llama_block::{Defaults, plain};
+use super::super::windows::layer_types;
 use super::family::Family;
 use crate::Result;
 
@@ -18,13 +19,8 @@ fn arch(fields: &Fields<'_>) -> Result<ArchSpec> {
         let expected = "nothing for model_type llama";
         return Err(fields.unsupported("sliding_window", expected, window.to_string()));
     }
-    if layer_types(fields)? == Some(true) {
+    if layer_types(fields)?.is_some_and(|types| types.contains(&true)) {
         return Err(fields.wrong("layer_types", "full_attention for model_type llama"));
     }
-    let defaults = Defaults {
-        kv_heads: None,
-        max_position_embeddings: 2048,
-        bias_flags: true,
-    };
-    plain(fields, &defaults, None, &[])
+    plain(fields, &Defaults::LLAMA)
 }

@@ -1,0 +1,244 @@
+use std::path::Path;
+
+use aqlm_vocabulary::NormPlace::{AfterAttention, AfterMlp, BeforeAttention, BeforeMlp, Key, Query};
+use aqlm_vocabulary::{Activation, ArchSpec, NormPlace, RopeScaling};
+use serde_json::{Value, json};
+
+use crate::model::ModelConfig;
+use crate::{Error, Result};
+
+/// A configuration of four blocks with these fields besides the sizes.
+#[expect(clippy::needless_pass_by_value, reason = "as `json!` makes it")]
+fn read(family: &str, changes: Value) -> Result<ArchSpec> {
+    let mut config = json!({
+        "model_type": family, "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "head_dim": 16,
+        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+    });
+    for (key, value) in changes.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    let config = ModelConfig::from_text(Path::new("config.json"), &config.to_string())?;
+    assert_eq!(config.warnings, [""; 0]);
+    config.arch.check().unwrap();
+    Ok(config.arch)
+}
+
+fn places(arch: &ArchSpec) -> Vec<(NormPlace, usize)> {
+    let norms = arch.blocks[1].norms.iter();
+    norms.map(|norm| (norm.place, norm.width)).collect()
+}
+
+fn windows(arch: &ArchSpec) -> Vec<Option<usize>> {
+    arch.blocks.iter().map(|block| block.attention.window).collect()
+}
+
+fn refused(family: &str, changes: Value, named: &str) {
+    let result = read(family, changes);
+    assert!(
+        matches!(&result, Err(Error::Field { field, .. } | Error::Unsupported { field, .. }) if field == named),
+        "{named}: {result:?}"
+    );
+}
+
+const AROUND: [(NormPlace, usize); 4] = [
+    (BeforeAttention, 64),
+    (AfterAttention, 64),
+    (BeforeMlp, 64),
+    (AfterMlp, 64),
+];
+
+#[test]
+fn qwen3_norms_each_head() {
+    let arch = read("qwen3", json!({})).unwrap();
+    assert_eq!(
+        places(&arch),
+        [(BeforeAttention, 64), (Query, 16), (Key, 16), (BeforeMlp, 64)]
+    );
+    assert_eq!(arch.norm_name(1, Key), "model.layers.1.self_attn.k_norm.weight");
+    assert_eq!(
+        read("qwen3", json!({"head_dim": null}))
+            .unwrap()
+            .attention()
+            .head_dim,
+        128
+    );
+}
+
+#[test]
+fn olmo2_norms_whole_rows_and_only_behind() {
+    let arch = read("olmo2", json!({})).unwrap();
+    assert_eq!(
+        places(&arch),
+        [(Query, 64), (Key, 32), (AfterAttention, 64), (AfterMlp, 64)]
+    );
+    assert_eq!(arch.final_norm.epsilon, 1e-5);
+}
+
+#[test]
+fn gemmas_add_one_to_every_norm_and_scale_embeddings() {
+    for family in ["gemma", "gemma2", "gemma3_text"] {
+        let arch = read(family, json!({})).unwrap();
+        assert!(arch.final_norm.one_plus && arch.tied);
+        assert!(
+            arch.blocks
+                .iter()
+                .flat_map(|block| &block.norms)
+                .all(|norm| norm.norm.one_plus)
+        );
+        assert_eq!(arch.embedding_scale, 8.0);
+        assert_eq!(arch.blocks[0].mlp.activation, Activation::GeluTanh);
+    }
+    let old = read("gemma", json!({"hidden_act": "gelu", "hidden_activation": null})).unwrap();
+    assert_eq!(old.blocks[0].mlp.activation, Activation::GeluTanh);
+    refused("gemma", json!({"hidden_act": "relu"}), "hidden_act");
+    refused(
+        "gemma",
+        json!({"hidden_act": "silu", "hidden_activation": "gelu_new"}),
+        "hidden_activation",
+    );
+    refused(
+        "gemma",
+        json!({"use_bidirectional_attention": true}),
+        "use_bidirectional_attention",
+    );
+}
+
+#[test]
+fn gemma2_caps_and_alternates() {
+    let arch = read("gemma2", json!({"sliding_window": 9})).unwrap();
+    assert_eq!(places(&arch), AROUND);
+    assert_eq!((arch.logits.cap, arch.attention().cap), (Some(30.0), Some(50.0)));
+    assert_eq!(arch.attention().scale, 1.0 / 16.0);
+    assert_eq!(windows(&arch), [Some(9), None, Some(9), None]);
+    let nulls =
+        json!({"final_logit_softcapping": null, "attn_logit_softcapping": null, "query_pre_attn_scalar": 4});
+    let arch = read("gemma2", nulls).unwrap();
+    assert_eq!(
+        (arch.logits.cap, arch.attention().cap, arch.attention().scale),
+        (None, None, 0.5)
+    );
+}
+
+#[test]
+fn gemma3_rotates_locally_and_globally() {
+    let old = json!({"sliding_window_pattern": 2, "rope_theta": 5e5, "rope_local_base_freq": 700.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0}});
+    let new = json!({"layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 700.0},
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}}});
+    let (old, new) = (
+        read("gemma3_text", old).unwrap(),
+        read("gemma3_text", new).unwrap(),
+    );
+    assert_eq!(old, new);
+    let rotary = |block: usize| old.blocks[block].attention.rotary.clone().unwrap();
+    assert_eq!((rotary(0).theta, rotary(0).scaling), (700.0, RopeScaling::None));
+    assert_eq!(
+        (rotary(1).theta, rotary(1).scaling),
+        (5e5, RopeScaling::Linear { factor: 8.0 })
+    );
+    assert_eq!(windows(&old), [Some(4096), None, Some(4096), None]);
+    assert_eq!((places(&old).len(), old.attention().cap), (6, None));
+    let plain = read("gemma3_text", json!({})).unwrap();
+    assert!(
+        plain
+            .blocks
+            .iter()
+            .all(|block| block.attention.rotary.as_ref().unwrap().theta == 1e4)
+    );
+    let flat = json!({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}});
+    refused("gemma3_text", flat, "rope_parameters.rope_theta");
+    refused(
+        "gemma3_text",
+        json!({"attn_logit_softcapping": 50.0}),
+        "attn_logit_softcapping",
+    );
+}
+
+#[test]
+fn phi3_fuses_and_rotates_a_part() {
+    let lists = json!({"type": "su", "short_factor": [1, 1.5, 2, 2.5], "long_factor": [2, 3, 4, 5]});
+    let changes = json!({"partial_rotary_factor": 0.5, "rope_scaling": lists, "sliding_window": 7,
+        "max_position_embeddings": 128, "original_max_position_embeddings": 32});
+    let arch = read("phi3", changes.clone()).unwrap();
+    let block = &arch.blocks[1];
+    let shapes: Vec<_> = block.linears.iter().map(|linear| linear.shape).collect();
+    assert_eq!(shapes, [(128, 64), (64, 64), (192, 64), (64, 96)]);
+    assert_eq!((block.attention.rotated, block.attention.window), (8, Some(7)));
+    let expected = RopeScaling::Long {
+        short: vec![1.0, 1.5, 2.0, 2.5],
+        long: vec![2.0, 3.0, 4.0, 5.0],
+        original_max_position_embeddings: 32,
+        attention_factor: (1.0 + 4.0_f64.ln() / 32.0_f64.ln()).sqrt(),
+    };
+    assert_eq!(block.attention.rotary.as_ref().unwrap().scaling, expected);
+    for (key, value, named) in [
+        ("short_factor", json!([1, 2, 3]), "rope_scaling.short_factor"),
+        ("long_factor", json!([1, 2, 3, -1]), "rope_scaling.long_factor"),
+        ("factor", json!(3.0), "rope_scaling.factor"),
+        ("type", json!("linear"), "rope_scaling.type"),
+        (
+            "original_max_position_embeddings",
+            json!(64),
+            "rope_scaling.original_max_position_embeddings",
+        ),
+    ] {
+        let mut changes = changes.clone();
+        changes["rope_scaling"][key] = value;
+        refused("phi3", changes, named);
+    }
+    refused(
+        "phi3",
+        json!({"partial_rotary_factor": 0.3, "head_dim": 10}),
+        "partial_rotary_factor",
+    );
+}
+
+#[test]
+fn granite_multiplies() {
+    let changes = json!({"embedding_multiplier": 12, "logits_scaling": 8.0, "residual_multiplier": 0.22,
+        "attention_multiplier": 0.0078125});
+    let arch = read("granite", changes).unwrap();
+    assert_eq!((arch.embedding_scale, arch.logits.scale), (12.0, 0.125));
+    assert_eq!(
+        (arch.blocks[1].residual_scale, arch.attention().scale),
+        (0.22, 0.0078125)
+    );
+    assert_eq!(read("granite", json!({})).unwrap().attention().scale, 1.0);
+}
+
+#[test]
+fn smollm3_does_not_rotate_in_some_blocks() {
+    let rotates = |changes: Value| -> Vec<bool> {
+        let blocks = read("smollm3", changes).unwrap().blocks;
+        blocks
+            .iter()
+            .map(|block| block.attention.rotary.is_some())
+            .collect()
+    };
+    assert_eq!(rotates(json!({})), [true, true, true, false]);
+    assert_eq!(
+        rotates(json!({"no_rope_layer_interval": 2})),
+        [true, false, true, false]
+    );
+    assert_eq!(
+        rotates(json!({"no_rope_layers": [0, 1, 1, 0, 1]})),
+        [false, true, true, false]
+    );
+    let sliding = json!({"use_sliding_window": true, "sliding_window": 5});
+    assert_eq!(
+        windows(&read("smollm3", sliding).unwrap()),
+        [None, None, None, Some(5)]
+    );
+    refused(
+        "smollm3",
+        json!({"no_rope_layers": [0, 2, 1, 0]}),
+        "no_rope_layers",
+    );
+    refused(
+        "smollm3",
+        json!({"layer_types": ["sliding_attention", "full_attention", "full_attention",
+        "full_attention"]}),
+        "layer_types",
+    );
+}
