@@ -120,6 +120,7 @@ fn layers_are_quantized_as_well_as_by_the_reference() {
     for id in [
         "layer_quantize-2x5g8-128x128-outliers-correlated-b1-single-closed-residual",
         "layer_quantize-2x5g8-128x128-outliers-correlated-b4-single-closed-em",
+        "layer_quantize-2x5g8-128x128-outliers-correlated-b2-pairs-closed-residual",
         "layer_quantize-1x6g8-96x128-outliers-correlated-b2-single-gradients-em",
         "layer_quantize-2x4g4o2-96x64-outliers-correlated-b1-single-adam-residual",
     ] {
@@ -152,7 +153,11 @@ fn layers_are_quantized_as_well_as_by_the_reference() {
 
 #[test]
 fn a_layer_does_not_depend_on_threads() {
-    for variant in ["b1-closed-em", "b3-gradients-em"] {
+    for variant in [
+        "b1-single-closed-em",
+        "b3-single-gradients-em",
+        "b3-pairs-closed-residual",
+    ] {
         let (settings, p) = layer(&format!(
             "layer_quantize-2x5g8-136x144-outliers-correlated-{variant}-s31"
         ))

@@ -84,7 +84,11 @@ fn finetune() -> FinetuneRecord {
 fn inspect() -> InspectRecord {
     InspectRecord {
         quantized_bits_per_parameter: Some(NUMBERS[1]),
-        ..InspectRecord::new("a \"quoted\" näme".into(), &Model::embedded().unwrap(), None)
+        ..InspectRecord::new(
+            "a \"quoted\" näme".into(),
+            &Model::embedded().unwrap(),
+            Some(quantize().into()),
+        )
     }
 }
 
