@@ -265,6 +265,15 @@ impl<'a> Finder<'a> {
     }
 }
 
+/// Whether a condition binds names: a `let`, or a chain with one.
+fn binds(condition: &syn::Expr) -> bool {
+    match condition {
+        syn::Expr::Let(_) => true,
+        syn::Expr::Binary(both) => binds(&both.left) || binds(&both.right),
+        _ => false,
+    }
+}
+
 impl<'ast> Visit<'ast> for Finder<'_> {
     fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
         if item.sig.constness.is_none() {
@@ -288,7 +297,12 @@ impl<'ast> Visit<'ast> for Finder<'_> {
     }
 
     fn visit_expr_binary(&mut self, e: &'ast syn::ExprBinary) {
-        let mutants = self.at("BinaryOperator", e.op.span());
+        // The `&&` of a chain of `let`s has no other form, and a switch would take its names out of scope.
+        let mutants = if binds(&e.left) || binds(&e.right) {
+            &[]
+        } else {
+            self.at("BinaryOperator", e.op.span())
+        };
         let (whole, operator) = (
             self.lines.range(span(e.span())),
             self.lines.range(span(e.op.span())),
@@ -418,6 +432,22 @@ mod tests {
             ),
             "{}",
             out.text
+        );
+    }
+
+    #[test]
+    fn a_chain_of_lets_has_no_switch_and_its_conditions_do() {
+        let source = "fn f(a: Option<u8>) -> bool {\n    if let Some(n) = a && n > 3 {\n        return true;\n    }\n    false\n}\n";
+        let mutants = [
+            mutant(1, "BinaryOperator", "||", (2, 24), (2, 26)),
+            mutant(2, "BinaryOperator", "<", (2, 29), (2, 30)),
+        ];
+        let found = instrumented(source, &mutants);
+        assert_eq!(found.switched, BTreeSet::from([2]));
+        assert!(
+            found.text.contains("if let Some(n) = a && (if "),
+            "{}",
+            found.text
         );
     }
 
