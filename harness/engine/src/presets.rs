@@ -49,11 +49,7 @@ impl QuantizeSettings {
             Preset::Project => (
                 Initialization::Feedback(FeedbackSettings {
                     // Where codes are not chosen in pairs, further passes gain what pairs gain elsewhere.
-                    passes: if scheme.num_codebooks > 1 && scheme.sums_fit() {
-                        1
-                    } else {
-                        3
-                    },
+                    passes: if scheme.has_pairs() { 1 } else { 3 },
                     ..FeedbackSettings::default()
                 }),
                 Update::ClosedForm {

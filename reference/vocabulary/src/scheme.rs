@@ -90,6 +90,11 @@ impl Scheme {
         self.codebook_size().pow(2) <= MAX_SUMS
     }
 
+    /// Whether there are two codebooks whose codes can be chosen together.
+    pub fn has_pairs(&self) -> bool {
+        self.num_codebooks > 1 && self.sums_fit()
+    }
+
     /// Number of weights in one group: in_group_size x out_group_size.
     pub fn group_len(&self) -> usize {
         self.in_group_size * self.out_group_size

@@ -115,7 +115,7 @@ pub struct LayerSettings {
 impl LayerSettings {
     /// Whether a sweep chooses codes two by two.
     pub fn searches_pairs(&self) -> bool {
-        self.pairs && self.scheme.num_codebooks > 1 && self.scheme.sums_fit()
+        self.pairs && self.scheme.has_pairs()
     }
 }
 

@@ -105,7 +105,7 @@ fn quantization(
             Initialization::Feedback(feedback) => {
                 // Sums of two codewords are scored where they are searched jointly, and an error reaches half
                 // of the other columns.
-                let scored = if scheme.num_codebooks > 1 && scheme.sums_fit() {
+                let scored = if scheme.has_pairs() {
                     sums
                 } else {
                     codebooks * codewords

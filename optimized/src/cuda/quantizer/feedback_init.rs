@@ -205,7 +205,7 @@ impl Search<'_> {
     fn division(&self, most_bytes: usize) -> Result<Division> {
         let (states, count, len) = (self.form.states(), self.form.codebooks(), self.form.len());
         let (go, gi) = (self.form.scheme.out_group_size, self.form.scheme.in_group_size);
-        let joint = count > 1 && self.form.scheme.sums_fit();
+        let joint = self.form.scheme.has_pairs();
         let stages = if joint { count.div_ceil(2) } else { count };
         let cap = if stages > 1 {
             self.hypotheses.max(PARTIAL)
