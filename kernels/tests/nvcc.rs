@@ -194,6 +194,7 @@ const CASES: &[(&str, &str)] = &[
     ("row_squares/k1_block_a_row", "-DAQLM_GRADIENT=1"),
     ("row_scan/k1_warp_a_row", "-DNOTHING"),
     ("token_sums/k1_block_a_token", "-DNOTHING"),
+    ("compare_rows/k1_block_a_row", "-DNOTHING"),
     ("token_loss/k1_block_a_row", "-DAQLM_GRADIENT=0"),
     ("token_loss/k1_block_a_row", "-DAQLM_GRADIENT=1"),
     ("teacher_loss/k1_block_a_row", "-DAQLM_GRADIENT=0"),

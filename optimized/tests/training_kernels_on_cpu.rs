@@ -412,6 +412,77 @@ fn losses_and_their_gradients() {
 }
 
 #[test]
+fn two_models_compared_at_each_row() {
+    let mut rng = ChaCha8Rng::seed_from_u64(21);
+    let (rows, vocab) = (4, 700);
+    let dense = random(&mut rng, rows, vocab);
+    let mut model = &dense + &(0.5 * &random(&mut rng, rows, vocab));
+    model.mapv_inplace(|logit| f64::from(logit as f32));
+    // Two tokens of the first row are equally likely in the dense model, and so are they in the model: the
+    // smaller id counts in both. In the second row the two models' first ones differ.
+    let (mut dense, least) = (dense, f64::NEG_INFINITY);
+    for (row, ids) in [(0, [650, 3]), (1, [5, 600])] {
+        ids.map(|id| dense[[row, id]] = 6.0);
+    }
+    [3, 650].map(|id| model[[0, id]] = 5.0);
+    model[[1, 600]] = 9.0;
+    // A token without probability in the dense model counts nothing.
+    dense[[2, 44]] = least;
+    let targets = [699, 0, 17, 3];
+    let of = |output| {
+        let buffers = [
+            f32s(&dense),
+            f32s(&model),
+            words(&targets),
+            poison(rows * 4 * 8),
+            poison(rows * 4),
+        ];
+        run(
+            &plan::compare_rows(rows, vocab),
+            &buffers,
+            output,
+            "training-compare-rows",
+        )
+    };
+    let Some(numbers) = of(3) else {
+        return;
+    };
+    let numbers = from_f64s(&numbers);
+    let same: Vec<u8> = of(4).unwrap().into_iter().step_by(4).collect();
+    let log_softmax = |row: ndarray::ArrayView1<'_, f64>| {
+        let most = row.fold(least, |most, &logit| most.max(logit));
+        let sum: f64 = row.iter().map(|logit| (logit - most).exp()).sum();
+        row.mapv(|logit| logit - most - sum.ln())
+    };
+    for (row, &target) in targets.iter().enumerate() {
+        let (p, q) = (log_softmax(dense.row(row)), log_softmax(model.row(row)));
+        let kl: f64 = p
+            .iter()
+            .zip(&q)
+            .filter(|(p, _)| **p > least)
+            .map(|(p, q)| p.exp() * (p - q))
+            .sum();
+        let top = p.fold(least, |most, &p| most.max(p)).exp();
+        let expected = [kl, -p[target as usize], -q[target as usize], top];
+        for (found, expected) in numbers[4 * row..4 * row + 4].iter().zip(expected) {
+            // sums of 700 numbers in f64, in another order
+            let limit = 700.0 * f64::EPSILON * (1.0 + expected.abs());
+            assert!((found - expected).abs() <= limit, "{row}: {found}, {expected}");
+        }
+        let first = |row: ndarray::ArrayView1<'_, f64>| {
+            let mut best = 0;
+            row.iter()
+                .enumerate()
+                .for_each(|(id, &logit)| best = if logit > row[best] { id } else { best });
+            best
+        };
+        let expected = first(dense.row(row)) == first(model.row(row));
+        assert_eq!(same[row] == 1, expected, "{row}");
+    }
+    assert_eq!((same[0], same[1]), (1, 0));
+}
+
+#[test]
 fn parameters_move_as_adam_says() {
     let mut rng = ChaCha8Rng::seed_from_u64(16);
     let count = 300;

@@ -11,7 +11,7 @@ pub enum BackendKind {
     Reference,
     /// f32 on all cores, with the vector instructions at hand
     Cpu,
-    /// the first NVIDIA GPU: evaluates with products in f16, quantizes and trains in f32
+    /// the first NVIDIA GPU: quantizes, trains and evaluates in f32, generates with products in f16
     Cuda,
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::backends::OnMachine;
 use crate::ops::{BlockOps, ModelOps, TrainOps, Weights};
+use crate::window_logits::{BehindBlocks, last_hidden};
 use aqlm_formats::{Error, Result};
 
 /// Perplexity over non-overlapping windows, as the GPTQ line of papers measures it.
@@ -65,13 +66,7 @@ pub fn streamed<M: BlockOps>(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Evaluation> {
     check(windows)?;
-    let mut hidden = machine.embed(&weights.embedding()?, windows)?;
-    for index in 0..weights.config().blocks.len() {
-        let block = machine.load_block(index, &weights.block(index)?)?;
-        hidden = machine.block_forward(&block, &hidden)?;
-        progress(index);
-    }
-    let head = machine.load_head(&weights.final_norm()?, &weights.lm_head()?)?;
+    let (head, hidden) = last_hidden(machine, weights, windows, BehindBlocks::Exact, progress)?;
     let losses = machine.token_losses(&head, &hidden, windows)?;
     let wanted = if with_logits { windows.len() } else { 0 };
     let logits = (0..wanted)

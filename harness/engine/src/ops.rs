@@ -22,6 +22,8 @@ use ndarray::{Array1, Array2, Axis, s};
 use crate::backend_kind::BackendKind;
 use crate::likelihood::{Continuation, Likelihood};
 use crate::memory::Memory;
+use crate::position::{ComparedPosition, log_softmax};
+use crate::spectrum::Spectrum;
 use aqlm_formats::model::Model;
 use aqlm_formats::{Error, Result};
 
@@ -162,8 +164,8 @@ pub trait BlockOps {
         settings: &LayerSettings,
     ) -> Result<<Self::Layers as LayerOps>::Problem>;
 
-    /// The eigenvalues of a layer's H, in any order.
-    fn spectrum(&self, hessian: &Self::Hessian) -> Result<Vec<f64>>;
+    /// Starts to compute the eigenvalues of a layer's H.
+    fn spectrum(&self, hessian: &Self::Hessian) -> Result<Spectrum>;
 
     /// Mean over all elements of (a - b)^2, and of b^2.
     fn mean_squares(&self, a: &Self::Hidden, b: &Self::Hidden) -> Result<(f64, f64)>;
@@ -204,6 +206,44 @@ pub trait BlockOps {
         hidden: &Self::Hidden,
         sequences: &[&[u32]],
     ) -> Result<Vec<Array1<f64>>>;
+
+    /// The same device for a model of another shape, and sequences of at most `positions` tokens.
+    fn for_shape(&self, config: &ArchSpec, positions: usize) -> Result<Self>
+    where
+        Self: Sized;
+
+    /// Compares the next-token distributions of this machine's model with those of a dense model at the
+    /// positions of one sequence from `first` on. `tokens` are the tokens after them.
+    fn compare(
+        &self,
+        (head, hidden): (&Self::Head, &Self::Hidden),
+        dense: &DenseStates<'_, Self>,
+        sequence: usize,
+        first: usize,
+        tokens: &[u32],
+    ) -> Result<Vec<ComparedPosition>>
+    where
+        Self: Sized,
+    {
+        let rows = |mut logits: Array2<f64>| {
+            logits = logits.slice(s![first..first + tokens.len(), ..]).to_owned();
+            log_softmax(&mut logits);
+            logits
+        };
+        let model = rows(self.logits(head, hidden, sequence)?);
+        let dense = rows(dense.machine.logits(dense.head, dense.hidden, sequence)?);
+        Ok(ComparedPosition::compare_all(&dense, &model, tokens, None))
+    }
+}
+
+/// A dense model's last hidden states, and the machine that computed them.
+pub struct DenseStates<'a, M: BlockOps> {
+    /// the machine of the dense model's shape
+    pub machine: &'a M,
+    /// the dense model's head
+    pub head: &'a M::Head,
+    /// its hidden states behind the last block
+    pub hidden: &'a M::Hidden,
 }
 
 /// Gradients and optimizer steps: the operations under [`tune_block`](crate::tune_block) and

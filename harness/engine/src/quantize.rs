@@ -11,6 +11,7 @@ use crate::runs::block_journal::{Journal, JournalEntry};
 use crate::runs::phases::{PhaseClock, PhaseSeconds};
 use crate::runs::records::{BlockReport, LARGEST_SPECTRUM, LayerSummary, QuantizeReport};
 use crate::runs::{MetricEvent, RunFolder};
+use crate::spectrum::Spectrum;
 use crate::{QuantizeSettings, tune_block};
 use aqlm_formats::durable;
 use aqlm_formats::model::{Model, block_file};
@@ -266,19 +267,25 @@ fn quantize_block<M: TrainOps>(
         hessians(machine, &block, inputs, training.clone(), &firsts, &Alone)?
     };
     clock.book(|phases| &mut phases.hessians);
+    let spectrum = |group: &[LayerId], hessian: &M::Hessian| {
+        let known = spec.linear(group[0]).shape.1 <= LARGEST_SPECTRUM;
+        known.then(|| machine.spectrum(hessian)).transpose()
+    };
+    // All start before the first layer, so that the last layers seldom wait for theirs.
+    let mut spectra = groups
+        .iter()
+        .zip(&shared)
+        .map(|(group, hessian)| spectrum(group, hessian))
+        .collect::<Result<Vec<_>>>()?;
 
     let mut layers = Vec::with_capacity(spec.linears.len());
     for (group_index, group) in groups.iter().enumerate() {
         if settings.true_sequential {
             shared = hessians(machine, &block, inputs, training.clone(), &group[..1], &Alone)?;
+            spectra.push(spectrum(group, &shared[0])?);
             clock.book(|phases| &mut phases.hessians);
         }
         let hessian = &shared[if settings.true_sequential { 0 } else { group_index }];
-        let spectrum = if spec.linear(group[0]).shape.1 <= LARGEST_SPECTRUM {
-            Some(machine.spectrum(hessian)?)
-        } else {
-            None
-        };
         for &layer in group {
             let layer_started = Instant::now();
             let key = StreamKey {
@@ -310,11 +317,12 @@ fn quantize_block<M: TrainOps>(
             let stored = machine.layers().trial(&problem, stored)?;
             let relative_layer_error = machine.layers().loss(&problem, &stored);
             drop(problem);
+            let eigenvalues = spectra[group_index].as_mut().map(Spectrum::eigenvalues);
             let summary = LayerSummary {
                 name,
                 relative_layer_error,
-                limit_db: spectrum.as_ref().and_then(|spectrum| {
-                    let limit = rate_distortion_limit(spectrum, matrix.bits_per_parameter());
+                limit_db: eigenvalues.transpose()?.and_then(|eigenvalues| {
+                    let limit = rate_distortion_limit(eigenvalues, matrix.bits_per_parameter());
                     let distance = limit_db(relative_layer_error, limit);
                     distance.is_finite().then_some(distance)
                 }),

@@ -4,9 +4,8 @@ use ndarray::Array2;
 
 use crate::backend_kind::BackendKind;
 use crate::backends::OnMachine;
-use crate::ops::{BlockOps, ResidentModel, TrainOps, Weights};
+use crate::ops::{BlockOps, TrainOps, Weights};
 use aqlm_formats::Result;
-use aqlm_vocabulary::AqlmError;
 
 /// Gives the logits of windows, in any order.
 pub trait WindowLogits {
@@ -39,54 +38,23 @@ pub struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// Reads all windows and calls `then` with their logits. On the host, windows pass through one block
-    /// before the next is loaded, and only the last hidden states of all windows stay. On a GPU, the whole
-    /// model stays resident until `then` returns. `progress` is called after each block.
+    /// Reads all windows and calls `then` with their logits. Windows pass through one block before the next
+    /// is loaded, and only the last hidden states of all windows stay. `progress` is called after each block.
     ///
     /// # Errors
-    /// Unreadable tensors, token ids beyond the embedding, errors of the machine and of `then`. `Unsupported`
-    /// for rounding on a GPU, whose blocks are fused.
+    /// Unreadable tensors, token ids beyond the embedding, errors of the machine and of `then`.
     pub fn with_logits<R>(
         &self,
         progress: &mut dyn FnMut(usize),
         then: impl FnOnce(&mut dyn WindowLogits) -> Result<R>,
     ) -> Result<R> {
-        let config = self.weights.config();
         let longest = self.windows.iter().map(|window| window.len()).max().unwrap_or(0);
-        match self.backend {
-            BackendKind::Reference | BackendKind::Cpu => {
-                let job = Blocks {
-                    reading: self,
-                    progress,
-                    then,
-                };
-                self.backend.run(config, longest, job)
-            }
-            BackendKind::Cuda if self.behind == BehindBlocks::Exact => {
-                let machine = self.backend.models(config, longest)?;
-                let model = machine.model(self.weights, progress)?;
-                then(&mut Resident {
-                    model,
-                    windows: self.windows,
-                })
-            }
-            BackendKind::Cuda => Err(AqlmError::Unsupported(
-                "the cuda backend does not round behind blocks; reference and cpu do".into(),
-            )
-            .into()),
-        }
-    }
-}
-
-/// A resident model and the windows.
-struct Resident<'a> {
-    model: Box<dyn ResidentModel + 'a>,
-    windows: &'a [&'a [u32]],
-}
-
-impl WindowLogits for Resident<'_> {
-    fn logits(&mut self, window: usize) -> Result<Array2<f64>> {
-        self.model.logits(self.windows[window])
+        let job = Blocks {
+            reading: self,
+            progress,
+            then,
+        };
+        self.backend.run(self.weights.config(), longest, job)
     }
 }
 
@@ -107,22 +75,38 @@ impl<R, F: FnOnce(&mut dyn WindowLogits) -> Result<R>> OnMachine for Blocks<'_, 
             behind,
             ..
         } = *self.reading;
-        let mut hidden = machine.embed(&weights.embedding()?, windows)?;
-        for index in 0..weights.config().blocks.len() {
-            let block = machine.load_block(index, &weights.block(index)?)?;
-            hidden = machine.block_forward(&block, &hidden)?;
-            if behind == BehindBlocks::RoundedToBf16 {
-                hidden = machine.rounded_to_bf16(hidden)?;
-            }
-            (self.progress)(index);
-        }
-        let head = machine.load_head(&weights.final_norm()?, &weights.lm_head()?)?;
+        let (head, hidden) = last_hidden(&machine, weights, windows, behind, self.progress)?;
         (self.then)(&mut LastHidden {
             machine: &machine,
             head,
             hidden,
         })
     }
+}
+
+/// Passes all windows through one block before the next is loaded. Returns the head, and the hidden states
+/// behind the last block. `progress` is called after each block.
+///
+/// # Errors
+/// Unreadable tensors, token ids beyond the embedding, errors of the machine.
+pub fn last_hidden<M: BlockOps>(
+    machine: &M,
+    weights: &dyn Weights,
+    windows: &[&[u32]],
+    behind: BehindBlocks,
+    progress: &mut dyn FnMut(usize),
+) -> Result<(M::Head, M::Hidden)> {
+    let mut hidden = machine.embed(&weights.embedding()?, windows)?;
+    for index in 0..weights.config().blocks.len() {
+        let block = machine.load_block(index, &weights.block(index)?)?;
+        hidden = machine.block_forward(&block, &hidden)?;
+        if behind == BehindBlocks::RoundedToBf16 {
+            hidden = machine.rounded_to_bf16(hidden)?;
+        }
+        progress(index);
+    }
+    let head = machine.load_head(&weights.final_norm()?, &weights.lm_head()?)?;
+    Ok((head, hidden))
 }
 
 /// Hidden states behind the last block.

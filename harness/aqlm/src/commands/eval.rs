@@ -7,7 +7,7 @@ use super::progress::Progress;
 use super::{NamedModel, Output};
 use aqlm_engine::backends::BackendKind;
 use aqlm_engine::divergence::{BaseWriter, base_key, save_base};
-use aqlm_engine::evaluate::{Evaluation, Perplexity, Streamed, resident};
+use aqlm_engine::evaluate::{Evaluation, Perplexity, Streamed};
 use aqlm_engine::protocol::EvaluationText;
 use aqlm_engine::runs::records::{EvalRecord, StrictPerplexity};
 use aqlm_formats::model::Model;
@@ -147,21 +147,13 @@ fn evaluate(
         progress.heartbeat(&format!("evaluation: block {} is done", block + 1));
     };
     let with_logits = dump_logits.is_some();
-    let evaluation = match backend {
-        BackendKind::Reference | BackendKind::Cpu => {
-            let job = Streamed {
-                weights: model,
-                windows,
-                with_logits,
-                progress: &mut advance,
-            };
-            backend.run(model.config(), ctx, job)
-        }
-        BackendKind::Cuda => {
-            let machine = backend.models(model.config(), ctx)?;
-            resident(machine.as_ref(), model, windows, with_logits, &mut advance)
-        }
-    }?;
+    let job = Streamed {
+        weights: model,
+        windows,
+        with_logits,
+        progress: &mut advance,
+    };
+    let evaluation = backend.run(model.config(), ctx, job)?;
     if let Some(path) = dump_logits {
         write_logits(path, windows, &evaluation.logits)?;
     }

@@ -19,6 +19,7 @@ use super::hidden_states::{Bound, HiddenStates, require_finite};
 use super::resident::StepOps;
 use super::{BackendKind, Memory};
 use crate::ops::{BlockOps, LayerOps, TrainOps};
+use crate::spectrum::Spectrum;
 use aqlm_formats::{Error, Result};
 
 /// Implements the traits with the optimized CPU code: f32 with rayon and SIMD.
@@ -249,12 +250,8 @@ impl BlockOps for CpuBackend {
         CpuLayers.problem(block.weight(layer), &hessian.mean(), settings)
     }
 
-    /// A report and no step of the quantizer, so the reference computes it.
-    fn spectrum(&self, hessian: &Hessian) -> Result<Vec<f64>> {
-        Ok(aqlm_reference::linalg::eigenvalues(
-            hessian.mean().view(),
-            "hessian",
-        )?)
+    fn spectrum(&self, hessian: &Hessian) -> Result<Spectrum> {
+        Ok(Spectrum::of(hessian.mean()))
     }
 
     fn mean_squares(&self, a: &HiddenStates, b: &HiddenStates) -> Result<(f64, f64)> {
@@ -329,6 +326,9 @@ impl BlockOps for CpuBackend {
             losses.extend(head.token_losses(x.view(), &tokens)?);
         }
         Ok(losses)
+    }
+    fn for_shape(&self, config: &ArchSpec, positions: usize) -> Result<Self> {
+        Self::new(config, positions)
     }
 }
 

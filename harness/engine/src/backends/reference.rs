@@ -1,7 +1,6 @@
 use std::ops::Range;
 use std::path::Path;
 
-use aqlm_reference::linalg::eigenvalues;
 use aqlm_reference::llama::{
     self, Block, BlockTuner, KvCacheLayer, ModelTuner, Rotary, block_decode_step, block_forward,
     block_forward_traced, norm,
@@ -22,6 +21,7 @@ use super::hidden_states::require_finite;
 use super::resident::StepOps;
 use super::{BackendKind, Memory};
 use crate::ops::{BlockOps, LayerOps, TrainOps};
+use crate::spectrum::Spectrum;
 use aqlm_formats::{Error, Result};
 
 /// Implements the traits with the reference crate: everything on the host in f64, sequences in parallel.
@@ -275,8 +275,8 @@ impl BlockOps for ReferenceBackend {
         ReferenceProblem::new(block.weight(layer).clone(), hessian.mean(), settings)
     }
 
-    fn spectrum(&self, hessian: &Hessian) -> Result<Vec<f64>> {
-        Ok(eigenvalues(hessian.mean().view(), "hessian")?)
+    fn spectrum(&self, hessian: &Hessian) -> Result<Spectrum> {
+        Ok(Spectrum::of(hessian.mean()))
     }
 
     fn mean_squares(&self, a: &Self::Hidden, b: &Self::Hidden) -> Result<(f64, f64)> {
@@ -341,6 +341,9 @@ impl BlockOps for ReferenceBackend {
             Ok(llama::token_losses(logits.view(), &tokens[1..])?)
         });
         losses.collect()
+    }
+    fn for_shape(&self, config: &ArchSpec, positions: usize) -> Result<Self> {
+        Self::new(config, positions)
     }
 }
 

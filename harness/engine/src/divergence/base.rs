@@ -2,8 +2,8 @@ use std::path::Path;
 
 use ndarray::{Array2, ArrayView2, s};
 
-use super::position::log_softmax;
 use crate::backend_kind::BackendKind;
+use crate::position::log_softmax;
 use crate::protocol::{EvaluationText, Protocol};
 use crate::window_logits::WindowLogits;
 use aqlm_formats::base_files::{BaseFile, BaseKey, LlamaCppWriter, LosslessWriter, Precision};

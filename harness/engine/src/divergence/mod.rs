@@ -1,23 +1,20 @@
 //! Divergence of a model from the dense model: how far apart their next-token distributions are on a text.
 //!
-//! The dense model's distributions are computed beside the model's, or read from a base file. Only one
-//! window's logits of each model are in memory. docs/evaluation.md defines the statistics.
+//! The dense model's distributions are computed beside the model's on the same machine, or read from a base
+//! file. Only one window's logits of each model are in memory. docs/evaluation.md defines the statistics.
 
 mod base;
-mod position;
 mod statistics;
 
-use ndarray::Axis;
-use rayon::prelude::*;
-
 pub use base::{BaseWriter, Computed, DenseRows, Kept, base_key};
-pub use position::{Position, log_softmax};
 pub use statistics::statistics;
 
 use crate::backend_kind::BackendKind;
-use crate::ops::Weights;
+use crate::backends::OnMachine;
+use crate::ops::{DenseStates, TrainOps, Weights};
+use crate::position::{ComparedPosition, log_softmax};
 use crate::protocol::EvaluationText;
-use crate::window_logits::{BehindBlocks, Reading, WindowLogits};
+use crate::window_logits::{BehindBlocks, Reading, WindowLogits, last_hidden};
 use aqlm_formats::{Error, Result};
 use base::scored;
 
@@ -43,9 +40,9 @@ pub enum Dense<'a> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Compared {
     /// the model
-    pub model: Vec<Position>,
+    pub model: Vec<ComparedPosition>,
     /// the noise floor, if it was measured
-    pub noise: Option<Vec<Position>>,
+    pub noise: Option<Vec<ComparedPosition>>,
 }
 
 /// Compares a model with the dense model at every scored position of a text.
@@ -89,6 +86,18 @@ pub fn compare(
         })
     };
     match dense {
+        Dense::Model(weights, None) => {
+            let longest = windows.iter().map(|window| window.len()).max().unwrap_or(0);
+            let together = Together {
+                text,
+                windows: &windows,
+                model,
+                dense: weights,
+                noise_floor,
+                progress,
+            };
+            backend.run(model.config(), longest, together)
+        }
         Dense::Model(weights, save) => reading(backend, weights, &windows).with_logits(
             &mut |_| progress(DivergenceEvent::Block),
             |logits| {
@@ -111,6 +120,61 @@ fn reading<'a>(backend: BackendKind, weights: &'a dyn Weights, windows: &'a [&'a
     }
 }
 
+/// [`compare`] on one machine that computes all models, as a job: logits stay where they are computed.
+struct Together<'a> {
+    text: &'a EvaluationText,
+    windows: &'a [&'a [u32]],
+    model: &'a dyn Weights,
+    dense: &'a dyn Weights,
+    noise_floor: bool,
+    progress: &'a dyn Fn(DivergenceEvent),
+}
+
+impl OnMachine for Together<'_> {
+    type Output = Compared;
+
+    fn on<M: TrainOps>(self, machine: M) -> Result<Compared> {
+        let windows = self.windows;
+        let pass = |machine: &M, weights: &dyn Weights, behind| {
+            last_hidden(machine, weights, windows, behind, &mut |_| {
+                (self.progress)(DivergenceEvent::Block);
+            })
+        };
+        let longest = windows.iter().map(|window| window.len()).max().unwrap_or(0);
+        let of_dense = machine.for_shape(self.dense.config(), longest)?;
+        let (dense_head, dense_hidden) = pass(&of_dense, self.dense, BehindBlocks::Exact)?;
+        let model = pass(&machine, self.model, BehindBlocks::Exact)?;
+        let noise = self
+            .noise_floor
+            .then(|| pass(&of_dense, self.dense, BehindBlocks::RoundedToBf16))
+            .transpose()?;
+        let dense = DenseStates {
+            machine: &of_dense,
+            head: &dense_head,
+            hidden: &dense_hidden,
+        };
+        let first = self.text.first_scored();
+        let mut compared = Compared {
+            model: Vec::with_capacity(self.text.predictions()),
+            noise: noise.is_some().then(Vec::new),
+        };
+        for (window, tokens) in self.text.windows().into_iter().enumerate() {
+            // `first` may lie behind a short last window.
+            let predicted = tokens.get(first + 1..).unwrap_or_default();
+            if !predicted.is_empty() {
+                let found = machine.compare((&model.0, &model.1), &dense, window, first, predicted)?;
+                compared.model.extend(found);
+                if let (Some(noise), Some(positions)) = (&noise, &mut compared.noise) {
+                    let noise = (&noise.0, &noise.1);
+                    positions.extend(of_dense.compare(noise, &dense, window, first, predicted)?);
+                }
+            }
+            (self.progress)(DivergenceEvent::Window);
+        }
+        Ok(compared)
+    }
+}
+
 /// Compares window by window.
 fn by_window(
     text: &EvaluationText,
@@ -129,14 +193,10 @@ fn by_window(
         let predicted = tokens.get(first + 1..).unwrap_or_default();
         let rows = dense.log_probabilities(window)?;
         let floor = dense.floor();
-        let compare = |logits: &mut dyn WindowLogits, into: &mut Vec<Position>| -> Result<()> {
+        let compare = |logits: &mut dyn WindowLogits, into: &mut Vec<ComparedPosition>| -> Result<()> {
             let mut other = scored(logits.logits(window)?, first);
             log_softmax(&mut other);
-            let rows = rows.axis_iter(Axis(0)).into_par_iter();
-            let pairs = rows.zip(other.axis_iter(Axis(0))).zip(predicted);
-            into.par_extend(
-                pairs.map(|((dense, model), &token)| Position::compare(&dense, &model, token, floor)),
-            );
+            into.extend(ComparedPosition::compare_all(&rows, &other, predicted, floor));
             Ok(())
         };
         compare(model, &mut compared.model)?;

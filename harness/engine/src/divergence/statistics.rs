@@ -1,17 +1,17 @@
-use super::Position;
+use super::ComparedPosition;
 use crate::runs::records::{Bucket, DivergenceStatistics, Estimate, Percentiles};
 
 /// Borders of the buckets.
 const BORDERS: [f64; 8] = [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0];
 
 /// The statistics over all positions.
-pub fn statistics(positions: &[Position]) -> DivergenceStatistics {
-    let finite: Vec<&Position> = positions.iter().filter(|position| position.is_finite()).collect();
-    let of = |number: fn(&Position) -> f64| -> Vec<f64> {
+pub fn statistics(positions: &[ComparedPosition]) -> DivergenceStatistics {
+    let finite: Vec<&ComparedPosition> = positions.iter().filter(|position| position.is_finite()).collect();
+    let of = |number: fn(&ComparedPosition) -> f64| -> Vec<f64> {
         finite.iter().map(|position| number(position)).collect()
     };
     let kl = of(|position| position.kl);
-    let delta_p = of(Position::delta_p);
+    let delta_p = of(ComparedPosition::delta_p);
     let losses = of(|position| position.loss);
     let dense_losses = of(|position| position.dense_loss);
     let square = mean(delta_p.iter().map(|difference| difference * difference));
@@ -66,7 +66,7 @@ fn mean(values: impl Iterator<Item = f64> + Clone) -> Estimate {
 }
 
 /// The share of positions with the same top token, and its binomial error.
-fn same_top(positions: &[&Position]) -> Estimate {
+fn same_top(positions: &[&ComparedPosition]) -> Estimate {
     mean(
         positions
             .iter()
@@ -118,14 +118,14 @@ fn quantile(sorted: &[f64], share: f64) -> f64 {
     sorted[below] + rest * (sorted[above] - sorted[below])
 }
 
-fn buckets(positions: &[&Position]) -> Vec<Bucket> {
+fn buckets(positions: &[&ComparedPosition]) -> Vec<Bucket> {
     BORDERS
         .windows(2)
         .map(|borders| {
             let (from, to) = (borders[0], borders[1]);
             // A probability from a file of 16 bits may exceed 1 by rounding.
             let belongs = |top: f64| top >= from && (top < to || to == 1.0);
-            let inside: Vec<&Position> = positions
+            let inside: Vec<&ComparedPosition> = positions
                 .iter()
                 .copied()
                 .filter(|position| belongs(position.dense_top))

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use aqlm_vocabulary::{AqlmError, NormSpec};
 use ndarray::{Array1, Array2};
 
@@ -8,6 +10,21 @@ use super::machine::Machine;
 use super::plan;
 use super::products::Precision;
 use crate::cpu::llama::check_tokens;
+
+/// Two models' next-token distributions at one position. Losses and divergence are in nats.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ComparedRow {
+    /// KL(dense || model)
+    pub kl: f64,
+    /// negative log-likelihood of the text's token in the dense model
+    pub dense_loss: f64,
+    /// the same in the model
+    pub loss: f64,
+    /// largest probability of the dense model
+    pub dense_top: f64,
+    /// whether both find the same token likeliest; of equal ones the smallest id counts
+    pub same_top: bool,
+}
 
 /// The RMSNorm before the head, and the head.
 pub struct Head {
@@ -56,8 +73,10 @@ impl Head {
     /// `Memory`, `Driver`.
     pub fn normed(&self, machine: &Machine, x: &Buffer<f32>) -> Result<Array2<f32>> {
         let rows = x.len() / self.width();
-        let (normed, _) = machine.normed(x, &self.weight, rows, self.norm.epsilon)?;
-        matrix((rows, self.width()), machine.device().download(&normed)?)
+        matrix(
+            (rows, self.width()),
+            machine.device().download(&self.rows(machine, x)?)?,
+        )
     }
 
     /// Logits of hidden states: [rows, hidden] to [rows, vocab].
@@ -67,10 +86,10 @@ impl Head {
     pub fn logits(&self, machine: &Machine, x: &Buffer<f32>) -> Result<Array2<f32>> {
         let rows = x.len() / self.width();
         let mut all = Vec::with_capacity(rows * self.vocab);
-        self.each_chunk(machine, x, &mut |logits, _| {
-            all.extend(machine.device().download(&logits)?);
-            Ok(())
-        })?;
+        let x = self.rows(machine, x)?;
+        for chunk in Self::chunks(machine, rows) {
+            all.extend(machine.device().download(&self.logits_of(machine, &x, chunk)?)?);
+        }
         matrix((rows, self.vocab), all)
     }
 
@@ -82,7 +101,9 @@ impl Head {
         check_tokens(targets, self.vocab)?;
         let device = machine.device();
         let mut all = Vec::with_capacity(targets.len());
-        self.each_chunk(machine, x, &mut |logits, rows| {
+        let x = self.rows(machine, x)?;
+        for rows in Self::chunks(machine, targets.len()) {
+            let logits = self.logits_of(machine, &x, rows.clone())?;
             let targets = machine.upload(&targets[rows.clone()], "targets")?;
             let losses = machine.space::<f64>(rows.len(), "losses")?;
             machine.run(
@@ -94,35 +115,99 @@ impl Head {
                 ],
             )?;
             all.extend(device.download(&losses)?);
-            Ok(())
-        })?;
+        }
         Ok(all)
     }
 
-    /// Logits of the rows, as many at once as memory for logits allows.
-    fn each_chunk(
+    /// Compares next-token distributions with those of a dense model on the same device, at rows of hidden
+    /// states from `first` on, one for each target. `x` and `dense_x` are [rows, hidden of that model].
+    ///
+    /// # Errors
+    /// `Aqlm` with `Shape` when vocabularies or numbers of rows differ or rows are missing, with
+    /// `TokenOutOfRange` when a target exceeds the vocabulary; `Memory`, `Driver`, `Library`.
+    pub fn compare(
         &self,
-        machine: &Machine,
-        x: &Buffer<f32>,
-        each: &mut dyn FnMut(Buffer<f32>, std::ops::Range<usize>) -> Result<()>,
-    ) -> Result<()> {
-        let width = self.width();
-        let rows = x.len() / width;
-        let (normed, _) = machine.normed(x, &self.weight, rows, self.norm.epsilon)?;
-        let at_once = machine.rows_of_logits();
-        for first in (0..rows).step_by(at_once) {
-            let last = rows.min(first + at_once);
-            let mut logits = machine.space((last - first) * self.vocab, "logits")?;
-            machine.products.forward(
-                Precision::Single,
-                &self.output,
-                &normed.slice(first * width..last * width),
-                &mut logits,
-                [self.vocab, width, last - first],
-                false,
-            )?;
-            each(logits, first..last)?;
+        (machine, x): (&Machine, &Buffer<f32>),
+        dense: &Self,
+        (dense_machine, dense_x): (&Machine, &Buffer<f32>),
+        first: usize,
+        targets: &[u32],
+    ) -> Result<Vec<ComparedRow>> {
+        check_tokens(targets, self.vocab)?;
+        let rows = x.len() / self.width();
+        let expected = [rows.max(first + targets.len()), rows, self.vocab];
+        let found = [rows, dense_x.len() / dense.width(), dense.vocab];
+        if found != expected {
+            return Err(AqlmError::Shape {
+                what: "two models' rows and vocabulary".into(),
+                expected: expected.to_vec(),
+                found: found.to_vec(),
+            }
+            .into());
         }
-        Ok(())
+        let device = machine.device();
+        let (x, dense_x) = (self.rows(machine, x)?, dense.rows(dense_machine, dense_x)?);
+        let mut all = Vec::with_capacity(targets.len());
+        for rows in Self::chunks(machine, targets.len()) {
+            let read = first + rows.start..first + rows.end;
+            let of_dense = dense.logits_of(dense_machine, &dense_x, read.clone())?;
+            // Two machines may compute on streams of their own.
+            dense_machine.wait()?;
+            let logits = self.logits_of(machine, &x, read)?;
+            let targets = machine.upload(&targets[rows.clone()], "targets")?;
+            let numbers = machine.space::<f64>(4 * rows.len(), "numbers")?;
+            let same = machine.space::<u32>(rows.len(), "same")?;
+            machine.run(
+                &plan::compare_rows(rows.len(), self.vocab),
+                &[
+                    address(device, &of_dense),
+                    address(device, &logits),
+                    address(device, &targets),
+                    address(device, &numbers),
+                    address(device, &same),
+                ],
+            )?;
+            let (numbers, same) = (device.download(&numbers)?, device.download(&same)?);
+            let rows = numbers.as_chunks::<4>().0.iter().zip(&same);
+            all.extend(
+                rows.map(|(&[kl, dense_loss, loss, dense_top], &same)| ComparedRow {
+                    kl,
+                    dense_loss,
+                    loss,
+                    dense_top,
+                    same_top: same == 1,
+                }),
+            );
+        }
+        Ok(all)
+    }
+
+    /// The input of the output layer, [rows, hidden], from hidden states.
+    fn rows(&self, machine: &Machine, x: &Buffer<f32>) -> Result<Buffer<f32>> {
+        let rows = x.len() / self.width();
+        Ok(machine.normed(x, &self.weight, rows, self.norm.epsilon)?.0)
+    }
+
+    /// Divides rows into as many at once as memory for logits allows.
+    fn chunks(machine: &Machine, rows: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let at_once = machine.rows_of_logits();
+        (0..rows)
+            .step_by(at_once)
+            .map(move |first| first..rows.min(first + at_once))
+    }
+
+    /// Logits of some rows of the output layer's input, [rows, vocab].
+    fn logits_of(&self, machine: &Machine, normed: &Buffer<f32>, rows: Range<usize>) -> Result<Buffer<f32>> {
+        let width = self.width();
+        let mut logits = machine.space(rows.len() * self.vocab, "logits")?;
+        machine.products.forward(
+            Precision::Single,
+            &self.output,
+            &normed.slice(rows.start * width..rows.end * width),
+            &mut logits,
+            [self.vocab, width, rows.len()],
+            false,
+        )?;
+        Ok(logits)
     }
 }

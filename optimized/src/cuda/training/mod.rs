@@ -24,7 +24,7 @@ pub use backward::{BlockGradient, Chunks};
 pub use block::{Block, Decoded};
 pub use block_tuner::BlockTuner;
 pub use forward::Trace;
-pub use head::Head;
+pub use head::{ComparedRow, Head};
 pub use hessian::Hessian;
 pub use machine::Machine;
 pub use model_tuner::ModelTuner;

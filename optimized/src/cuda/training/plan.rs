@@ -234,6 +234,15 @@ pub fn top_loss(rows: usize, vocab: usize, listed: usize, scale: Option<f64>) ->
     losses("top_loss/k1_block_a_row", rows, &[vocab, listed], scale)
 }
 
+/// Next-token distributions of two models at each row. Pointers: dense, model, targets, numbers, same.
+pub fn compare_rows(rows: usize, vocab: usize) -> Plan {
+    Plan {
+        block: WIDE_THREADS as u32,
+        shared_bytes: WIDE_THREADS * 8,
+        ..plan("compare_rows/k1_block_a_row", rows, &[vocab])
+    }
+}
+
 /// The kernels of attention over whole sequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttentionPass {

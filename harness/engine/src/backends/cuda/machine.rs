@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use aqlm_optimized::cuda::quantizer::LayerProblem;
 use aqlm_optimized::cuda::training::{
-    Block, BlockTuner, Head, Hessian, Machine, ModelTuner, Precision, parts, working_bytes,
+    Block, BlockTuner, ComparedRow, Head, Hessian, Machine, ModelTuner, Precision, parts, working_bytes,
 };
 use aqlm_optimized::cuda::{Buffer, Device};
 use aqlm_vocabulary::{
@@ -17,7 +17,9 @@ use super::super::hidden_states::Bound;
 use super::super::{BackendKind, Memory};
 use super::hidden::{CudaHidden, on_device};
 use super::layers::CudaLayers;
-use crate::ops::{BlockOps, LayerOps, TrainOps};
+use crate::ops::{BlockOps, DenseStates, LayerOps, TrainOps};
+use crate::position::ComparedPosition;
+use crate::spectrum::Spectrum;
 use aqlm_formats::Result;
 
 /// Quantizes and trains on a GPU: products through cuBLAS, everything between them in f32, parameters in f64.
@@ -265,12 +267,8 @@ impl BlockOps for CudaMachine {
             .problem(&weight, &on_device(hessian.mean())?, settings)
     }
 
-    /// A report and no step of the quantizer, so the reference computes it.
-    fn spectrum(&self, hessian: &Hessian) -> Result<Vec<f64>> {
-        Ok(aqlm_reference::linalg::eigenvalues(
-            on_device(hessian.mean())?.view(),
-            "hessian",
-        )?)
+    fn spectrum(&self, hessian: &Hessian) -> Result<Spectrum> {
+        Ok(Spectrum::of(on_device(hessian.mean())?))
     }
 
     fn mean_squares(&self, a: &CudaHidden, b: &CudaHidden) -> Result<(f64, f64)> {
@@ -341,6 +339,36 @@ impl BlockOps for CudaMachine {
             );
         }
         Ok(all)
+    }
+
+    fn for_shape(&self, config: &ArchSpec, positions: usize) -> Result<Self> {
+        super::super::require_computed_on_cuda(config)?;
+        let device = Arc::clone(self.machine.device());
+        Self::on(device, config, positions, self.machine.precision())
+    }
+
+    fn compare(
+        &self,
+        (head, hidden): (&Head, &CudaHidden),
+        dense: &DenseStates<'_, Self>,
+        sequence: usize,
+        first: usize,
+        tokens: &[u32],
+    ) -> Result<Vec<ComparedPosition>> {
+        self.check(hidden)?;
+        dense.machine.check(dense.hidden)?;
+        let x = hidden.read(&self.machine, &[sequence])?;
+        let dense_x = dense.hidden.read(&dense.machine.machine, &[sequence])?;
+        let of_dense: (&Machine, _) = (&dense.machine.machine, &dense_x);
+        let compared = head.compare((&self.machine, &x), dense.head, of_dense, first, tokens);
+        let position = |row: ComparedRow| ComparedPosition {
+            kl: row.kl,
+            dense_loss: row.dense_loss,
+            loss: row.loss,
+            dense_top: row.dense_top,
+            same_top: row.same_top,
+        };
+        Ok(on_device(compared)?.into_iter().map(position).collect())
     }
 }
 

@@ -1,9 +1,11 @@
+//! Next-token distributions of two models, compared at one position.
+
 use ndarray::{Array2, ArrayView1, ArrayViewMut1, Axis};
 use rayon::prelude::*;
 
 /// Two next-token distributions at one position, compared. Losses and divergence are in nats.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Position {
+pub struct ComparedPosition {
     /// KL(dense || model)
     pub kl: f64,
     /// negative log-likelihood of the text's token in the dense model
@@ -16,7 +18,7 @@ pub struct Position {
     pub same_top: bool,
 }
 
-impl Position {
+impl ComparedPosition {
     /// Whether all numbers are finite.
     pub fn is_finite(&self) -> bool {
         [self.kl, self.dense_loss, self.loss, self.dense_top]
@@ -27,6 +29,20 @@ impl Position {
     /// Probability of the text's token in the model minus that in the dense model.
     pub fn delta_p(&self) -> f64 {
         (-self.loss).exp() - (-self.dense_loss).exp()
+    }
+
+    /// [`ComparedPosition::compare`] at each row of log-probabilities, [positions, vocab].
+    pub fn compare_all(
+        dense: &Array2<f64>,
+        model: &Array2<f64>,
+        tokens: &[u32],
+        floor: Option<f64>,
+    ) -> Vec<Self> {
+        let rows = dense.axis_iter(Axis(0)).into_par_iter();
+        rows.zip(model.axis_iter(Axis(0)))
+            .zip(tokens)
+            .map(|((dense, model), &token)| Self::compare(&dense, &model, token, floor))
+            .collect()
     }
 
     /// Compares log-probabilities `[vocab]` at a position before `token`.
