@@ -24,6 +24,7 @@ pub mod selfgen;
 mod spectrum;
 pub mod tables;
 pub mod tasks;
+mod training_precision;
 mod tune;
 pub mod window_logits;
 

@@ -6,6 +6,7 @@ use aqlm_vocabulary::{AqlmError, ChangeBudget, CodeSettings, Objective, StepRule
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
+use super::precision::PrecisionArgs;
 use super::text::TextArgs;
 use crate::commands::finetune::{Teaching, default_seqlen};
 use crate::commands::{self, Job, NamedModel, Output, warn_of_length};
@@ -38,6 +39,8 @@ pub(super) struct Args {
     /// Which backend computes
     #[arg(long, value_enum, default_value = "cpu")]
     backend: BackendKind,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     #[command(flatten)]
     settings: SettingsArgs,
     /// Seconds between two saved states; one is saved after every epoch in any case
@@ -463,6 +466,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         text: &text,
         settings,
         backend: args.backend,
+        precision: args.precision.resolve(args.backend)?,
         memory: args.memory,
         folder: args.out.clone(),
         resume: args.resume,

@@ -10,6 +10,7 @@ mod fetch;
 mod finetune;
 mod generate;
 mod inspect;
+mod precision;
 mod quantize;
 mod refusal;
 mod report;

@@ -4,6 +4,7 @@ use aqlm_vocabulary::{FeedbackSettings, GroupOrder, Initialization, Scheme};
 use clap::ValueEnum;
 
 use super::finetune::{TunedName, tuned, validate as validate_end_to_end};
+use super::precision::PrecisionArgs;
 use super::text::TextArgs;
 use crate::commands::{self, Job, NamedModel, Output, warn_of_length};
 use aqlm_engine::backends::{BackendKind, Memory};
@@ -32,6 +33,8 @@ pub(super) struct Args {
     /// Which backend computes
     #[arg(long, value_enum, default_value = "cpu")]
     backend: BackendKind,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     #[command(flatten)]
     settings: SettingsArgs,
     #[command(flatten)]
@@ -391,6 +394,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         text: &text,
         settings,
         backend: args.backend,
+        precision: args.precision.resolve(args.backend)?,
         memory: args.memory,
         folder: args.out.clone(),
         resume: args.resume,

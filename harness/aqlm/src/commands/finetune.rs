@@ -4,7 +4,7 @@ use std::time::Duration;
 use super::eval::measure;
 use super::progress::{TuningProgress, seconds};
 use super::{Job, NamedModel, Output, say};
-use aqlm_engine::backends::OnMachine;
+use aqlm_engine::backends::{OnMachine, TrainingPrecision};
 use aqlm_engine::ops::TrainOps;
 use aqlm_engine::runs::records::{self, FinetuneRecord};
 use aqlm_engine::{
@@ -223,6 +223,10 @@ struct Training<'a> {
 
 impl OnMachine for Training<'_> {
     type Output = (Tuning, RunFolder);
+
+    fn precision(&self) -> TrainingPrecision {
+        self.job.precision
+    }
 
     fn on<M: TrainOps>(self, mut machine: M) -> Result<Self::Output> {
         let Self {

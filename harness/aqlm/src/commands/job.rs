@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use super::say;
-use aqlm_engine::backends::{BackendKind, Memory};
+use aqlm_engine::backends::{BackendKind, Memory, TrainingPrecision};
 use aqlm_formats::Result;
 use aqlm_formats::model::{Model, embedded};
 use aqlm_formats::texts::TokenStream;
@@ -65,6 +65,8 @@ pub(crate) struct Job<'a, S> {
     /// everything else that decides the result
     pub(crate) settings: S,
     pub(crate) backend: BackendKind,
+    /// of products of training on a GPU
+    pub(crate) precision: TrainingPrecision,
     /// bound on the memory of activations
     pub(crate) memory: Option<Memory>,
     /// run folder: the run's progress, and at the end its record

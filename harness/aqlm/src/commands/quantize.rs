@@ -5,7 +5,7 @@ use super::finetune::{self, tune};
 use super::progress::QuantizeProgress;
 use super::table::{Table, bytes};
 use super::{Job, Output, say};
-use aqlm_engine::backends::OnMachine;
+use aqlm_engine::backends::{OnMachine, TrainingPrecision};
 use aqlm_engine::ops::TrainOps;
 use aqlm_engine::runs::records::{self, QuantizeRecord};
 use aqlm_engine::{
@@ -80,6 +80,7 @@ pub(super) fn quantize(
         text: job.text,
         settings: settings.clone(),
         backend: job.backend,
+        precision: job.precision,
         memory: job.memory,
         folder: out.join(AFTER),
         // the whole run has already decided whether it may continue
@@ -126,6 +127,10 @@ struct Blocks<'a> {
 
 impl OnMachine for Blocks<'_> {
     type Output = (QuantizeReport, RunFolder);
+
+    fn precision(&self) -> TrainingPrecision {
+        self.job.precision
+    }
 
     fn on<M: TrainOps>(self, mut machine: M) -> Result<Self::Output> {
         let Self { job, sequences, out } = self;

@@ -1,6 +1,5 @@
 use aqlm_engine::ops::TrainOps as _;
 use aqlm_optimized::cpu::llama::{Activations, ModelTuner};
-use aqlm_optimized::cuda::training::Precision;
 use aqlm_reference::llama as reference;
 use aqlm_reference::{decode, pv::group_norms};
 use aqlm_vocabulary::{
@@ -17,7 +16,7 @@ use super::{CaseData as _, Op};
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Kind, Problem, llama as cases, strategy};
 use crate::compare::{Against, Findings};
-use crate::limits::{Measure, TUNED_STEPS};
+use crate::limits::{Measure, Number, TUNED_STEPS};
 use crate::subject::Subject;
 use crate::{Comparison, largest};
 use aqlm_formats::Result;
@@ -40,8 +39,10 @@ impl Op for ModelTune {
         strategy::llama(24)
     }
 
+    /// In every precision of training. Where factors are rounded, gradients are not compared one by one, nor
+    /// codes that follow from them, for the reason in block_finetune.
     fn ways(machine: &Subject, _data: &Llama) -> Vec<Subject> {
-        vec![machine.with(Precision::Single)]
+        machine.trainings()
     }
 
     fn run(subject: &Subject, case: &Llama) -> Result<Trained> {
@@ -199,6 +200,9 @@ impl Op for ModelTune {
             check.nmse("losses", found.losses.row(0), expected.losses.row(0))?,
             check.nmse("losses of all steps", &found.losses, &expected.losses)?,
         ];
+        if matches!(subject.number(), Number::Tf32 | Number::Bf16Factors) {
+            return Ok(comparisons.into());
+        }
         for ((parameter, ours), (_, theirs)) in found.gradients.iter().zip(&expected.gradients) {
             let what = format!("gradient of {}", parameter.name(&case.data.config));
             comparisons.push(zero_or(check, &what, ours, theirs)?);

@@ -16,6 +16,7 @@ pub use reference::{ReferenceBackend, ReferenceLayers};
 
 pub use crate::backend_kind::BackendKind;
 pub use crate::memory::Memory;
+pub use crate::training_precision::TrainingPrecision;
 
 use crate::ops::{ModelOps, TrainOps};
 use aqlm_formats::Result;
@@ -24,6 +25,11 @@ use aqlm_formats::Result;
 pub trait OnMachine {
     /// the job's result
     type Output;
+
+    /// The precision of products of training on a GPU.
+    fn precision(&self) -> TrainingPrecision {
+        TrainingPrecision::default()
+    }
 
     /// Does the job.
     ///
@@ -55,7 +61,8 @@ impl BackendKind {
             Self::Cpu => job.on(CpuBackend::new(config, positions)?),
             Self::Cuda => {
                 require_computed_on_cuda(config)?;
-                job.on(CudaMachine::new(config, positions)?)
+                let precision = job.precision();
+                job.on(CudaMachine::new(config, positions, precision)?)
             }
         }
     }

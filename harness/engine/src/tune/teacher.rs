@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 
 use aqlm_vocabulary::{Target, TopTokens};
 use ndarray::Array2;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::top_tokens::top_tokens;
@@ -165,7 +166,7 @@ impl<M: BlockOps> Teacher<M> {
                 top,
                 ..
             } => indices
-                .iter()
+                .par_iter()
                 .map(|&index| {
                     let path = sequence_path(folder, index);
                     let file = SafetensorFiles::open_checked(&path, &sequences[index].sha256)?;

@@ -14,7 +14,7 @@ use aqlm_vocabulary::{
 use ndarray::{Array1, Array2};
 
 use super::super::hidden_states::Bound;
-use super::super::{BackendKind, Memory};
+use super::super::{BackendKind, Memory, TrainingPrecision};
 use super::hidden::{CudaHidden, on_device};
 use super::layers::CudaLayers;
 use crate::ops::{BlockOps, DenseStates, LayerOps, TrainOps};
@@ -33,14 +33,20 @@ pub struct CudaMachine {
 }
 
 impl CudaMachine {
-    /// Opens the first GPU, for sequences of at most `positions` tokens, with all products in f32.
+    /// Opens the first GPU, for sequences of at most `positions` tokens, with products of this precision in
+    /// training.
     ///
     /// # Errors
     /// `Unsupported` when the model is not a plain Llama; `Device`, with a message that names what is
     /// missing.
-    pub fn new(config: &ArchSpec, positions: usize) -> Result<Self> {
+    pub fn new(config: &ArchSpec, positions: usize, precision: TrainingPrecision) -> Result<Self> {
         let device = on_device(Device::open(0, None))?;
-        Self::on(Arc::new(device), config, positions, Precision::Single)
+        let precision = match precision {
+            TrainingPrecision::F32 => Precision::Single,
+            TrainingPrecision::Tf32 => Precision::Tf32,
+            TrainingPrecision::Bf16 => Precision::Bf16,
+        };
+        Self::on(Arc::new(device), config, positions, precision)
     }
 
     /// On an open device, with products of this precision in training.
@@ -150,6 +156,7 @@ impl BlockOps for CudaMachine {
         let training = match self.machine.precision() {
             Precision::Single => "f32",
             Precision::Tf32 => "f32, products of training in tf32",
+            Precision::Bf16 => "f32, products of training in bf16",
         };
         format!("{name}, {training}")
     }

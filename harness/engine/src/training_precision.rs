@@ -1,0 +1,16 @@
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+/// How products of training on a GPU round their factors. Sums are f32 in any case, and so is all else that a
+/// GPU computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum TrainingPrecision {
+    /// not at all
+    F32,
+    /// to 10 bits after the point, for the tensor cores
+    #[default]
+    Tf32,
+    /// to 7 bits after the point; attention to 10
+    Bf16,
+}
