@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use super::text::TextArgs;
 use crate::commands::divergence::{self, BaseUse, DivergenceJob};
 use crate::commands::eval::{self, EvalJob};
+use crate::commands::fetch::text_file;
 use crate::commands::{NamedModel, Output, warn_of_length};
 use aqlm_engine::backends::BackendKind;
 use aqlm_engine::protocol::{EvaluationText, Protocol};
@@ -13,8 +14,8 @@ use aqlm_formats::Result;
 pub(super) struct Args {
     /// Model folder, GGUF file, or `tiny-stories-4m` for the embedded model
     model: PathBuf,
-    /// Text: .txt or .raw, .jsonl ({"text": ...} a line), .gz of either, .parquet (column "text"), or - for
-    /// standard input
+    /// Text: .txt or .raw, .jsonl ({"text": ...} a line), .gz of either, .parquet (column "text"), - for
+    /// standard input, or a data set of the Hub: wikitext2:test, wikitext2:train, c4:train, c4:validation
     #[arg(long)]
     data: PathBuf,
     #[command(flatten)]
@@ -94,7 +95,12 @@ impl Args {
         let ctx = self.ctx.unwrap_or_else(|| self.protocol.default_ctx(longest));
         warn_of_length("--ctx", ctx, &model.model);
         let format = self.text.stated();
-        self.protocol
-            .cut(&self.data, format, &model.tokenizer()?, ctx, self.windows)
+        self.protocol.cut(
+            &text_file(&self.data)?,
+            format,
+            &model.tokenizer()?,
+            ctx,
+            self.windows,
+        )
     }
 }

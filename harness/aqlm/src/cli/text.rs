@@ -5,6 +5,8 @@ use aqlm_formats::tokenizer::Tokenizer;
 use aqlm_formats::{Error, Result};
 use clap::ValueEnum;
 
+use crate::commands::fetch::text_file;
+
 /// How texts are read.
 #[derive(Debug, clap::Args)]
 pub(super) struct TextArgs {
@@ -46,8 +48,8 @@ impl TextArgs {
         Ok(())
     }
 
-    /// Reads a text.
+    /// Reads a text, or a data set by its name.
     pub(super) fn load(&self, path: &Path, tokenizer: &Tokenizer) -> Result<TokenStream> {
-        TokenStream::load_as(path, self.stated(), tokenizer)
+        TokenStream::load_as(&text_file(path)?, self.stated(), tokenizer)
     }
 }

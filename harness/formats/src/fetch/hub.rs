@@ -96,7 +96,13 @@ impl Hub {
         }
     }
 
-    fn repository(&self, id: &str, revision: &str, waiting: &Path) -> std::result::Result<ApiRepo, String> {
+    fn repository(
+        &self,
+        kind: RepoType,
+        id: &str,
+        revision: &str,
+        waiting: &Path,
+    ) -> std::result::Result<ApiRepo, String> {
         if self.offline {
             return Err("switched off by HF_HUB_OFFLINE".into());
         }
@@ -109,7 +115,7 @@ impl Hub {
             builder = builder.with_endpoint(endpoint.clone());
         }
         let api: Api = builder.build().map_err(|error| error.to_string())?;
-        let repository = api.repo(Repo::with_revision(id.into(), RepoType::Model, revision.into()));
+        let repository = api.repo(Repo::with_revision(id.into(), kind, revision.into()));
         if !self.proxied {
             connect(&repository.url("config.json"))?;
         }
@@ -128,7 +134,23 @@ impl Hub {
         waiting: &Path,
         observe: &mut dyn FnMut(FetchEvent<'_>),
     ) -> std::result::Result<PathBuf, String> {
-        let repository = self.repository(id, revision, waiting)?;
+        let repository = self.repository(RepoType::Model, id, revision, waiting)?;
+        download(&repository, file, observe)
+    }
+
+    /// [`Hub::download`] for a file of a data set.
+    ///
+    /// # Errors
+    /// The reason in words.
+    pub(super) fn download_of_data_set(
+        &self,
+        id: &str,
+        revision: &str,
+        file: &str,
+        waiting: &Path,
+        observe: &mut dyn FnMut(FetchEvent<'_>),
+    ) -> std::result::Result<PathBuf, String> {
+        let repository = self.repository(RepoType::Dataset, id, revision, waiting)?;
         download(&repository, file, observe)
     }
 
@@ -164,7 +186,7 @@ impl Hub {
         waiting: &Path,
         observe: &mut dyn FnMut(FetchEvent<'_>),
     ) -> std::result::Result<Vec<(String, PathBuf)>, String> {
-        let repository = self.repository(id, revision, waiting)?;
+        let repository = self.repository(RepoType::Model, id, revision, waiting)?;
         let there = guarded(|| repository.info())?;
         let there: Vec<String> = there.siblings.into_iter().map(|file| file.rfilename).collect();
         let has = |name: &str| there.iter().any(|file| file == name);

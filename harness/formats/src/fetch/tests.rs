@@ -1,6 +1,6 @@
 //! Fetching from a local server: complete and damaged files.
 
-mod server;
+pub(super) mod server;
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -9,16 +9,16 @@ use crate::durable;
 
 /// The server's answers.
 #[derive(Clone, Default)]
-pub(super) struct Site {
-    pub(super) files: BTreeMap<String, Vec<u8>>,
+pub(in super::super) struct Site {
+    pub(in super::super) files: BTreeMap<String, Vec<u8>>,
     /// files whose etag is the digest of other contents
-    pub(super) mislabelled: Vec<String>,
+    pub(in super::super) mislabelled: Vec<String>,
     /// a file, and the number of bytes after which its first transfer stops
-    pub(super) cut: Option<(String, usize)>,
+    pub(in super::super) cut: Option<(String, usize)>,
 }
 
-/// Starts a Hub with one repository, `someone/tiny`; returns its address and a log of its requests.
-pub(super) fn serve(site: Site) -> (String, Arc<Mutex<Vec<String>>>) {
+/// Starts a Hub with one repository, `someone/tiny`, a model and a data set; returns its address and a log of its requests.
+pub(in super::super) fn serve(site: Site) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -75,6 +75,8 @@ fn answer(mut stream: TcpStream, site: &Mutex<Site>, log: &Mutex<Vec<String>>) -
         );
     }
     let name = path
+        .strip_prefix("/datasets")
+        .unwrap_or(&path)
         .strip_prefix("/someone/tiny/resolve/")
         .and_then(|rest| rest.split_once('/'));
     let Some(contents) = name.and_then(|(_, name)| site.files.get(name)).cloned() else {
