@@ -26,8 +26,6 @@ pub enum Number {
     Bf16,
     /// factors of products in TF32, everything else in f32
     Tf32,
-    /// factors of products in bf16, everything else in f32
-    Bf16Factors,
 }
 
 impl Number {
@@ -41,8 +39,6 @@ impl Number {
             // TF32 has 10 bits after the point. A library may cut the others off instead of rounding them,
             // which is wrong by up to twice as much.
             Self::Tf32 => 2f64.powi(-9),
-            // 7 bits, rounded to the nearest
-            Self::Bf16Factors => 2f64.powi(-7),
         }
     }
 
@@ -50,7 +46,7 @@ impl Number {
     pub fn nearest(self, value: f64) -> f64 {
         match self {
             Self::F64 => value,
-            Self::F32 | Self::Tf32 | Self::Bf16Factors => f64::from(value as f32),
+            Self::F32 | Self::Tf32 => f64::from(value as f32),
             Self::F16 => f16::from_f64(value).to_f64(),
             Self::Bf16 => bf16::from_f64(value).to_f64(),
         }
@@ -65,7 +61,7 @@ impl Number {
     pub fn denormal_rounding(self) -> f64 {
         match self {
             Self::F64 => 0.0,
-            Self::F32 | Self::Tf32 | Self::Bf16Factors => 2f64.powi(-150),
+            Self::F32 | Self::Tf32 => 2f64.powi(-150),
             Self::F16 => 2f64.powi(-25),
             Self::Bf16 => 2f64.powi(-134),
         }
@@ -624,17 +620,6 @@ pub const LIMITS: &[Limit] = &[
         ..ROW
     },
     Limit {
-        operations: &[Op::BlockFinetune],
-        number: Some(Number::Bf16Factors),
-        measure: Measure::Nmse,
-        rule: Rule::Independent,
-        n: "4 x factors rounded to bf16 on the path x steps",
-        terms: |s| BACK * s.cuts * s.steps,
-        reason: "sums are in f32, so that only the factors of products are rounded, each independently of the others; a gradient \
-                 has those of the forward pass behind it and as many more on the way back; and steps build on one another",
-        ..ROW
-    },
-    Limit {
         operations: &[Op::BlockBackward],
         measure: Measure::Nmse,
         rule: Rule::Squares,
@@ -745,17 +730,6 @@ pub const LIMITS: &[Limit] = &[
         measure: Measure::Nmse,
         rule: Rule::Independent,
         n: "4 x factors rounded to TF32 on the path, the head's included, x steps",
-        terms: |s| BACK * (s.blocks * s.cuts + HEAD_CUTS) * TUNED_STEPS,
-        reason: "sums are in f32, so that only the factors of products are rounded, each independently of the others; a gradient \
-                 has those of the forward pass behind it and as many more on the way back; and steps build on one another",
-        ..ROW
-    },
-    Limit {
-        operations: &[Op::ModelTune],
-        number: Some(Number::Bf16Factors),
-        measure: Measure::Nmse,
-        rule: Rule::Independent,
-        n: "4 x factors rounded to bf16 on the path, the head's included, x steps",
         terms: |s| BACK * (s.blocks * s.cuts + HEAD_CUTS) * TUNED_STEPS,
         reason: "sums are in f32, so that only the factors of products are rounded, each independently of the others; a gradient \
                  has those of the forward pass behind it and as many more on the way back; and steps build on one another",
@@ -908,7 +882,6 @@ mod tests {
                     // only roundings inside a group count: 8 codebooks with groups of 16 have 64
                     // a block back through 36 factors, six times
                     _ if own == Number::Tf32 => (900, 1e-2),
-                    _ if own == Number::Bf16Factors => (900, 2e-2),
                     _ if own.is_half() => (100, 1e-2),
                     _ => (4000, 1e-2),
                 };

@@ -68,7 +68,6 @@ impl Subject {
             Self::Cuda(cuda) => match (cuda.training, cuda.activations) {
                 (Some(Precision::Single), _) => "f32".to_owned(),
                 (Some(Precision::Tf32), _) => "tf32".to_owned(),
-                (Some(Precision::Bf16), _) => "products in bf16".to_owned(),
                 (None, Activations::F16) => cuda.kernel.to_owned(),
                 (None, Activations::Bf16) => format!("{} bf16", cuda.kernel),
             },
@@ -83,7 +82,6 @@ impl Subject {
             Self::Cuda(cuda) => match (cuda.training, cuda.activations) {
                 (Some(Precision::Single), _) => Number::F32,
                 (Some(Precision::Tf32), _) => Number::Tf32,
-                (Some(Precision::Bf16), _) => Number::Bf16Factors,
                 (None, Activations::F16) => Number::F16,
                 (None, Activations::Bf16) => Number::Bf16,
             },
@@ -104,7 +102,7 @@ impl Subject {
     /// Every precision in which this machine trains.
     pub(crate) fn trainings(&self) -> Vec<Self> {
         match self {
-            Self::Cuda(_) => [Precision::Single, Precision::Tf32, Precision::Bf16]
+            Self::Cuda(_) => [Precision::Single, Precision::Tf32]
                 .map(|precision| self.with(precision))
                 .to_vec(),
             other => vec![other.clone()],

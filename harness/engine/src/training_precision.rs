@@ -7,10 +7,8 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "snake_case")]
 pub enum TrainingPrecision {
     /// not at all
+    #[default]
     F32,
     /// to 10 bits after the point, for the tensor cores
-    #[default]
     Tf32,
-    /// to 7 bits after the point; attention to 10
-    Bf16,
 }

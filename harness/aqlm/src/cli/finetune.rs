@@ -466,7 +466,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         text: &text,
         settings,
         backend: args.backend,
-        precision: args.precision.resolve(args.backend)?,
+        precision: args.precision.chosen(args.backend)?,
         memory: args.memory,
         folder: args.out.clone(),
         resume: args.resume,

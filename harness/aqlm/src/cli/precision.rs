@@ -6,22 +6,24 @@ use aqlm_formats::{Error, Result};
 /// The precision of training on a GPU.
 #[derive(Debug, Args)]
 pub(super) struct PrecisionArgs {
-    /// How products of training round their factors on a GPU [default: tf32]
+    /// How products of training round their factors on a GPU [default: f32 for blocks, tf32 end to end]
     #[arg(long, value_enum)]
     precision: Option<TrainingPrecision>,
 }
 
 impl PrecisionArgs {
+    /// The precision, if one is chosen.
+    ///
     /// # Errors
     /// `Argument` for a backend that always computes in one way.
-    pub(super) fn resolve(&self, backend: BackendKind) -> Result<TrainingPrecision> {
+    pub(super) fn chosen(&self, backend: BackendKind) -> Result<Option<TrainingPrecision>> {
         match self.precision {
             Some(_) if backend != BackendKind::Cuda => Err(Error::argument(
                 "--precision",
                 "--backend cuda beside it",
                 format!("--backend {backend}"),
             )),
-            chosen => Ok(chosen.unwrap_or_default()),
+            chosen => Ok(chosen),
         }
     }
 }

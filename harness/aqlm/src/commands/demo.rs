@@ -6,7 +6,7 @@ use super::generate::{Continuation, continue_text};
 use super::quantize::{quantize, summary};
 use super::table::{Table, bytes};
 use super::{Job, Output, say};
-use aqlm_engine::backends::{BackendKind, TrainingPrecision};
+use aqlm_engine::backends::BackendKind;
 use aqlm_engine::generate::Sampling;
 use aqlm_engine::runs::records::DemoRecord;
 use aqlm_engine::{Preset, QuantizeSettings, check_scheme};
@@ -58,7 +58,7 @@ pub(crate) fn run(request: &DemoRequest, output: Output) -> Result<bool> {
         text: &calibration,
         settings,
         backend: request.backend,
-        precision: TrainingPrecision::default(),
+        precision: None,
         memory: None,
         folder,
         resume: false,

@@ -225,7 +225,7 @@ impl OnMachine for Training<'_> {
     type Output = (Tuning, RunFolder);
 
     fn precision(&self) -> TrainingPrecision {
-        self.job.precision
+        self.job.precision.unwrap_or(TrainingPrecision::Tf32)
     }
 
     fn on<M: TrainOps>(self, mut machine: M) -> Result<Self::Output> {

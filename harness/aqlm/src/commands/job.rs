@@ -65,8 +65,8 @@ pub(crate) struct Job<'a, S> {
     /// everything else that decides the result
     pub(crate) settings: S,
     pub(crate) backend: BackendKind,
-    /// of products of training on a GPU
-    pub(crate) precision: TrainingPrecision,
+    /// of products of training on a GPU, if it was chosen
+    pub(crate) precision: Option<TrainingPrecision>,
     /// bound on the memory of activations
     pub(crate) memory: Option<Memory>,
     /// run folder: the run's progress, and at the end its record

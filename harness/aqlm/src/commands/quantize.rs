@@ -129,7 +129,7 @@ impl OnMachine for Blocks<'_> {
     type Output = (QuantizeReport, RunFolder);
 
     fn precision(&self) -> TrainingPrecision {
-        self.job.precision
+        self.job.precision.unwrap_or(TrainingPrecision::F32)
     }
 
     fn on<M: TrainOps>(self, mut machine: M) -> Result<Self::Output> {

@@ -47,7 +47,7 @@ impl Machine {
                 AqlmError::Unsupported(format!("heads of {head} numbers on a GPU: at most 256"))
             })
         };
-        let forms = [form(false)?, form(precision != Precision::Single)?];
+        let forms = [form(false)?, form(precision == Precision::Tf32)?];
         device.keep_freed_memory()?;
         let rotary = Rotary::new(arch.attention(), positions);
         let (cosines, sines) = rotary.tables();
@@ -85,7 +85,7 @@ impl Machine {
 
     /// How attention computes its products.
     pub(super) fn attention_form(&self, precision: Precision) -> AttentionForm {
-        self.forms[usize::from(precision != Precision::Single)]
+        self.forms[usize::from(precision == Precision::Tf32)]
     }
 
     /// Rows of logits that one pass holds.

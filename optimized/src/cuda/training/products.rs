@@ -14,8 +14,6 @@ pub enum Precision {
     Single,
     /// to 10 bits after the point (TF32), for the tensor cores
     Tf32,
-    /// to 7 bits after the point (bf16); attention to 10
-    Bf16,
 }
 
 /// Dense products of row-major f32 matrices through cuBLAS.
@@ -222,7 +220,6 @@ fn compute(precision: Precision) -> sys::cublasComputeType_t {
     match precision {
         Precision::Single => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
         Precision::Tf32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
-        Precision::Bf16 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_16BF,
     }
 }
 

@@ -44,7 +44,6 @@ impl CudaMachine {
         let precision = match precision {
             TrainingPrecision::F32 => Precision::Single,
             TrainingPrecision::Tf32 => Precision::Tf32,
-            TrainingPrecision::Bf16 => Precision::Bf16,
         };
         Self::on(Arc::new(device), config, positions, precision)
     }
@@ -156,7 +155,6 @@ impl BlockOps for CudaMachine {
         let training = match self.machine.precision() {
             Precision::Single => "f32",
             Precision::Tf32 => "f32, products of training in tf32",
-            Precision::Bf16 => "f32, products of training in bf16",
         };
         format!("{name}, {training}")
     }
