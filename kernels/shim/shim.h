@@ -171,6 +171,12 @@ inline double __longlong_as_double(long long bits) {
     return d;
 }
 
+inline long long __double_as_longlong(double d) {
+    long long bits;
+    std::memcpy(&bits, &d, 8);
+    return bits;
+}
+
 inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
     const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
     uint32_t out = 0;

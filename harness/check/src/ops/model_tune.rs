@@ -80,7 +80,7 @@ impl Op for ModelTune {
                 Ok(Trained {
                     gradients,
                     losses,
-                    codes: Some(codes),
+                    codes,
                 })
             }
             Subject::Cpu(_) => {
@@ -113,7 +113,7 @@ impl Op for ModelTune {
                 Ok(Trained {
                     gradients,
                     losses,
-                    codes: Some(with_codes(tuner, case, |_| Vec::new())?),
+                    codes: with_codes(tuner, case, |_| Vec::new())?,
                 })
             }
             Subject::Cuda(cuda) => {
@@ -135,10 +135,11 @@ impl Op for ModelTune {
                     }
                     Ok(losses)
                 })?;
+                let tuner = backend.model_tuner(&weights, &CODES)?;
                 Ok(Trained {
                     gradients,
                     losses,
-                    codes: None,
+                    codes: with_codes(tuner, case, |_| Vec::new())?,
                 })
             }
         }
@@ -181,7 +182,7 @@ impl Op for ModelTune {
     /// Parameters after the steps are not compared, for the reason in block_finetune.
     fn compare(
         check: Against,
-        subject: &Subject,
+        _subject: &Subject,
         case: &Llama,
         expected: &Trained,
         found: &Trained,
@@ -203,11 +204,7 @@ impl Op for ModelTune {
             let what = format!("gradient of {}", parameter.name(&case.data.config));
             comparisons.push(zero_or(check, &what, ours, theirs)?);
         }
-        // no GPU tunes codes yet
-        if !matches!(subject, Subject::Cuda(_)) {
-            let steps = [found, expected].map(|trained| trained.codes.as_deref().unwrap_or_default());
-            comparisons.extend(compare_codes(check, case, steps)?);
-        }
+        comparisons.extend(compare_codes(check, case, [&found.codes, &expected.codes])?);
         Ok(comparisons.into())
     }
 
@@ -228,7 +225,7 @@ impl Op for ModelTune {
             }),
             Breakage::of_answer("a group that keeps its codes", |found, data, _| {
                 let starts = matrices(data);
-                if let Some(step) = found.codes.iter_mut().flatten().next() {
+                if let Some(step) = found.codes.first_mut() {
                     for (state, start) in step.state.codes.iter_mut().zip(&starts) {
                         let changed = state
                             .codes
@@ -242,7 +239,7 @@ impl Op for ModelTune {
                 }
             }),
             Breakage::of_answer("buffers that move a little too far", |found, _, _| {
-                for step in found.codes.iter_mut().flatten() {
+                for step in &mut found.codes {
                     for state in &mut step.state.codes {
                         state.buffer.iter_mut().for_each(|value| *value *= 1.01);
                     }
@@ -259,8 +256,8 @@ pub(crate) struct Trained {
     gradients: Vec<(Parameter, Vec<f64>)>,
     /// losses before every step and after the last, [steps + 1, sequences]
     losses: Array2<f64>,
-    /// the steps of a training with codes; `None` on a machine that has none
-    codes: Option<Vec<CodeStep>>,
+    /// the steps of a training with codes
+    codes: Vec<CodeStep>,
 }
 
 /// One step of a training with codes.

@@ -8,6 +8,7 @@
 mod backward;
 mod block;
 mod block_tuner;
+mod code_buffer;
 mod forward;
 mod head;
 mod hessian;
@@ -17,8 +18,13 @@ mod model_losses;
 mod model_tuner;
 pub mod plan;
 mod products;
+mod pv_matrix;
+mod quantized;
 mod rows;
+mod selection;
+mod stepper;
 mod trained;
+mod trained_codes;
 
 pub use backward::{BlockGradient, Chunks};
 pub use block::{Block, Decoded};
@@ -29,6 +35,7 @@ pub use hessian::Hessian;
 pub use machine::Machine;
 pub use model_tuner::ModelTuner;
 pub use products::Precision;
+pub use pv_matrix::{PlainParameter, PvMatrix};
 
 use std::ops::Range;
 

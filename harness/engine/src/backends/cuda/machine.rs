@@ -389,10 +389,6 @@ impl TrainOps for CudaMachine {
         self.bound_memory(memory, spill, batch)
     }
 
-    fn check_tuning(&self, tuning: &ModelTuning) -> Result<()> {
-        on_device(ModelTuner::check_tuning(tuning))
-    }
-
     fn model_tuner(&self, weights: &ModelWeights, tuning: &ModelTuning) -> Result<ModelTuner> {
         on_device(ModelTuner::new(&self.machine, weights, tuning))
     }
