@@ -203,7 +203,10 @@ const CASES: &[(&str, &str)] = &[
     ("select_gather/k1_tiles", "-DAQLM_KEYS=1"),
     ("code_search/k1_buckets", "-DAQLM_GO=1 -DAQLM_GI=8 -DAQLM_PLACE=0"),
     ("code_search/k1_buckets", "-DAQLM_GO=1 -DAQLM_GI=8 -DAQLM_PLACE=1"),
-    ("code_search/k1_buckets", "-DAQLM_GO=1 -DAQLM_GI=16 -DAQLM_PLACE=1"),
+    (
+        "code_search/k1_buckets",
+        "-DAQLM_GO=1 -DAQLM_GI=16 -DAQLM_PLACE=1",
+    ),
     ("code_search/k1_buckets", "-DAQLM_GO=1 -DAQLM_GI=4 -DAQLM_PLACE=0"),
     ("trust_changes/k1_thread_a_group", "-DNOTHING"),
     ("trust_cut/k1_one_block", "-DNOTHING"),

@@ -26,10 +26,7 @@ const CASES: [&str; 12] = [
 #[test]
 #[ignore = "takes minutes: every kernel is compiled and run thread by thread"]
 fn every_step_equals_the_reference_on_the_stand_in() {
-    stand_in::on_stand_in(
-        "every_step_equals_the_reference_on_the_stand_in",
-        check_cases,
-    );
+    stand_in::on_stand_in("every_step_equals_the_reference_on_the_stand_in", check_cases);
 }
 
 fn check_cases() {

@@ -6,10 +6,10 @@ use aqlm_check::limits::{Number, Rule};
 use aqlm_optimized::cuda::llama::plan::Plan;
 use aqlm_optimized::cuda::training::plan::steps::{Kept, Step, step};
 use aqlm_optimized::cuda::training::plan::{self, AttentionForm, AttentionPass};
+use aqlm_reference::Stepper;
 use aqlm_reference::llama as reference;
 use aqlm_reference::{decode, llama::quantized_gradients};
 use aqlm_vocabulary::llama::LlamaBlock;
-use aqlm_reference::Stepper;
 use aqlm_vocabulary::{
     AdamDecay, AttentionSpec, BlockSpec, Optimizer, QuantizedMatrix, Rope, RopeScaling, Scheme, StepRule,
 };
@@ -466,7 +466,12 @@ fn parameters_move_as_the_optimizer_says() {
         let number = if wide { Number::F64 } else { Number::F32 };
         let check = |found: &[u8], expected: &mut dyn Iterator<Item = &f64>, what: &str| {
             let found = from(found);
-            within(Rule::Squares.limit(number, 8), &found, expected, &format!("{name}: {what}"));
+            within(
+                Rule::Squares.limit(number, 8),
+                &found,
+                expected,
+                &format!("{name}: {what}"),
+            );
         };
         let found = match step(count, &optimizer, 0.01, 3, Kept { wide, lean }) {
             Step::Adam(plan) => {
@@ -488,7 +493,13 @@ fn parameters_move_as_the_optimizer_says() {
                 };
                 let [first, second, squares] = <[Vec<u8>; 3]>::try_from(after).unwrap();
                 let ratio = run(&ratio, &[squares, poison(8)], 1, &name).unwrap();
-                let buffers = [start[0].clone(), start[1].clone(), first.clone(), second.clone(), ratio];
+                let buffers = [
+                    start[0].clone(),
+                    start[1].clone(),
+                    first.clone(),
+                    second.clone(),
+                    ratio,
+                ];
                 let mut found = run_all(&update, &buffers, &[0, 1], &name).unwrap();
                 found.extend([first, second]);
                 found
@@ -514,7 +525,10 @@ fn parameters_move_as_the_optimizer_says() {
 
 /// Several buffers after a launch.
 fn run_all(plan: &Plan, buffers: &[Vec<u8>], outputs: &[usize], name: &str) -> Option<Vec<Vec<u8>>> {
-    outputs.iter().map(|&output| run(plan, buffers, output, name)).collect()
+    outputs
+        .iter()
+        .map(|&output| run(plan, buffers, output, name))
+        .collect()
 }
 
 /// Numbers that f32 does not represent exactly.

@@ -3,9 +3,7 @@ use std::sync::Arc;
 use aqlm_engine::backends::BackendKind;
 use aqlm_optimized::cpu::llama::{PlainParameter, PvMatrix as OnCpu};
 use aqlm_optimized::cuda::Device;
-use aqlm_optimized::cuda::training::{
-    Machine, PlainParameter as OnGpuPlain, Precision, PvMatrix as OnGpu,
-};
+use aqlm_optimized::cuda::training::{Machine, PlainParameter as OnGpuPlain, Precision, PvMatrix as OnGpu};
 use aqlm_reference::Stepper;
 use aqlm_reference::llama::PvMatrix;
 use aqlm_vocabulary::{
@@ -114,11 +112,7 @@ impl Matrices {
                 let changed = cuda.step(&values, rates, order).map_err(AqlmError::from)?;
                 let buffer = cuda.buffer().map_err(AqlmError::from)?;
                 let buffer = buffer.into_iter().map(f64::from).collect();
-                Ok(Some((
-                    cuda.matrix().map_err(AqlmError::from)?,
-                    buffer,
-                    changed,
-                )))
+                Ok(Some((cuda.matrix().map_err(AqlmError::from)?, buffer, changed)))
             }
         }
     }

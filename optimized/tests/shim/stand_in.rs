@@ -14,7 +14,7 @@ pub(crate) fn on_stand_in(name: &str, check: fn()) {
         check();
         return;
     }
-    let folder = std::env::temp_dir().join(format!("aqlm-stand-in-{}", std::process::id()));
+    let folder = std::env::temp_dir().join(format!("aqlm-stand-in-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let shim = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/shim");
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());

@@ -277,7 +277,14 @@ fn search(
     let (beam, residuals) = (settings.beam, settings.residuals);
     // With one codebook one hypothesis is all there is.
     let beam = if scheme.num_codebooks == 1 { 1 } else { beam };
-    Ok(codes::search(scheme, inputs, count, beam, residuals, shared_bytes)?)
+    Ok(codes::search(
+        scheme,
+        inputs,
+        count,
+        beam,
+        residuals,
+        shared_bytes,
+    )?)
 }
 
 /// Rejects a beam that the device cannot search with.

@@ -503,7 +503,9 @@ impl ModelTraining for ModelTuner {
     fn state(&self) -> aqlm_vocabulary::Result<TuningState> {
         let arch = self.machine.arch();
         let codes = self.codes.as_ref();
-        let codes = codes.map(|codes| codes.state(arch, &self.model.blocks)).transpose()?;
+        let codes = codes
+            .map(|codes| codes.state(arch, &self.model.blocks))
+            .transpose()?;
         Ok(TuningState {
             codes: codes.unwrap_or_default(),
             ..self.trained.state(arch)?

@@ -77,7 +77,9 @@ impl PvMatrix {
         }
         let machine = &*self.machine;
         let gradient = machine.upload(gradient, "the gradient of a weight")?;
-        let Tuned { codebooks, scales, .. } = self.tuning.tuned;
+        let Tuned {
+            codebooks, scales, ..
+        } = self.tuning.tuned;
         self.quantized.add_gradients(
             machine,
             &gradient,
@@ -99,7 +101,8 @@ impl PvMatrix {
         let visits = machine.upload(&visits, "the order of codebooks")?;
         let changed = machine.zeros::<u32>(1, "the number of changed groups")?;
         let (differences, chosen) = self.codes.of_matrix(&self.quantized)?;
-        let [visits_there, changed_there] = [&visits, &changed].map(|buffer| address(machine.device(), buffer));
+        let [visits_there, changed_there] =
+            [&visits, &changed].map(|buffer| address(machine.device(), buffer));
         let quantized = &mut self.quantized;
         self.codes
             .recode(quantized, &differences, &chosen, visits_there, changed_there)?;

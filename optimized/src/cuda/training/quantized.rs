@@ -217,7 +217,11 @@ impl Machine {
             let codes = address(device, codes) + (book * size_of::<u16>()) as u64;
             let target = at(&groups, book * count);
             for (pass, &shift) in shifts.iter().enumerate() {
-                let to = if pass + 1 == shifts.len() { target } else { at(&half, 0) };
+                let to = if pass + 1 == shifts.len() {
+                    target
+                } else {
+                    at(&half, 0)
+                };
                 self.sort_by(codes, [count, shift, books], (pass > 0).then(|| at(&half, 0)), to)?;
             }
             self.run(

@@ -91,7 +91,11 @@ impl Machine {
         for digit in 0..DIGITS {
             // All numbers are counted for the first digit, whatever the state.
             for values in arrays {
-                let pointers = [address(device, values), address(device, &state), address(device, &counts)];
+                let pointers = [
+                    address(device, values),
+                    address(device, &state),
+                    address(device, &counts),
+                ];
                 self.run(&codes::count(values.len(), digit), &pointers)?;
             }
             let first = (digit == 0).then_some(count);

@@ -222,7 +222,10 @@ impl Trained {
 }
 
 /// Writes zeros.
-pub(super) fn reset<T: DeviceRepr + ValidAsZeroBits>(machine: &Machine, buffer: &mut Buffer<T>) -> Result<()> {
+pub(super) fn reset<T: DeviceRepr + ValidAsZeroBits>(
+    machine: &Machine,
+    buffer: &mut Buffer<T>,
+) -> Result<()> {
     let stream = machine.device().stream();
     stream.memset_zeros(buffer).during("writing zeros")
 }

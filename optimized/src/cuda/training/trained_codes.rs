@@ -1,7 +1,8 @@
 use std::sync::Arc;
 
 use aqlm_vocabulary::{
-    AqlmError, ArchSpec, ChangeBudget, CodeChange, CodeSettings, CodeState, LayerId, StreamKey, codebook_order,
+    AqlmError, ArchSpec, ChangeBudget, CodeChange, CodeSettings, CodeState, LayerId, StreamKey,
+    codebook_order,
 };
 
 use super::super::llama::address;
@@ -211,7 +212,9 @@ impl TrainedCodes {
         for (layer, state) in self.layers.iter_mut().zip(states) {
             let codes: Vec<u16> = state.codes.iter().copied().collect();
             quantized_mut(blocks, layer)?.set_codes(&self.machine, &codes)?;
-            layer.codes.restore([&state.buffer, &state.first, &state.second])?;
+            layer
+                .codes
+                .restore([&state.buffer, &state.first, &state.second])?;
         }
         Ok(())
     }

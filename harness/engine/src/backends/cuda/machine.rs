@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use aqlm_optimized::cuda::quantizer::LayerProblem;
 use aqlm_optimized::cuda::training::{
-    Block, BlockTuner, Head, Hessian, Machine, ModelTuner, Precision, parts, working_bytes,
+    Block, BlockTuner, Head, Hessian, Machine, ModelTuner, Precision, TeacherMemory, TuningMemory, parts,
+    working_bytes,
 };
 use aqlm_optimized::cuda::{Buffer, Device};
 use aqlm_vocabulary::{
@@ -17,7 +18,7 @@ use super::super::hidden_states::Bound;
 use super::super::{BackendKind, Memory};
 use super::hidden::{CudaHidden, on_device};
 use super::layers::CudaLayers;
-use crate::ops::{BlockOps, LayerOps, TrainOps};
+use crate::ops::{BlockOps, LayerOps, ResidentTeacher, TrainOps};
 use aqlm_formats::Result;
 
 /// Quantizes and trains on a GPU: products through cuBLAS, everything between them in f32, parameters in f64.
@@ -387,6 +388,27 @@ impl TrainOps for CudaMachine {
     /// states of a teacher that do not fit on the device.
     fn bound_tuning_memory(&mut self, memory: Memory, spill: &Path, batch: usize) -> Result<()> {
         self.bound_memory(memory, spill, batch)
+    }
+
+    fn tuning_memory(
+        &self,
+        weights: &dyn Fn() -> Result<ModelWeights>,
+        tuning: &ModelTuning,
+        teacher: ResidentTeacher,
+        batch: usize,
+    ) -> Result<Option<String>> {
+        let teacher = match teacher {
+            ResidentTeacher::Nothing => TeacherMemory::Nothing,
+            ResidentTeacher::Head => TeacherMemory::Head,
+            ResidentTeacher::Whole => TeacherMemory::Whole,
+        };
+        let shape = [batch, self.machine.positions()];
+        let memory = TuningMemory::of(self.config(), &weights()?, tuning, teacher, shape);
+        let free = on_device(self.machine.check_memory(&memory))?;
+        let gib = free as f64 / f64::from(1 << 30);
+        Ok(Some(format!(
+            "device memory: {memory} of {gib:.2} GiB that are free"
+        )))
     }
 
     fn model_tuner(&self, weights: &ModelWeights, tuning: &ModelTuning) -> Result<ModelTuner> {

@@ -139,14 +139,7 @@ pub fn forms(scheme: Scheme) -> Plan {
         ..elementwise(
             "layer_forms/k1_thread_a_codeword",
             codewords,
-            &[
-                codewords,
-                scheme.out_group_size,
-                scheme.in_group_size,
-                0,
-                0,
-                0,
-            ],
+            &[codewords, scheme.out_group_size, scheme.in_group_size, 0, 0, 0],
         )
     }
 }

@@ -55,11 +55,14 @@ pub fn step(count: usize, optimizer: &Optimizer, lr: f64, step: u32, kept: Kept)
     let [rest1, rest2] = [decay.beta1, decay.beta2].map(|beta| 1.0 - beta.powi(step));
     let (correction, rate, lamb) = match optimizer.rule {
         StepRule::Adam => (1.0 / rest2, lr / rest1, false),
-        StepRule::Official { lamb, debias } => (1.0, if debias { lr * rest2.sqrt() / rest1 } else { lr }, lamb),
+        StepRule::Official { lamb, debias } => {
+            (1.0, if debias { lr * rest2.sqrt() / rest1 } else { lr }, lamb)
+        }
     };
     let with = |mut plan: Plan, values: &[f64]| {
         plan.defines = kept.defines();
-        plan.integers.extend(values.iter().flat_map(|&value| words(value)));
+        plan.integers
+            .extend(values.iter().flat_map(|&value| words(value)));
         plan
     };
     if !lamb {
