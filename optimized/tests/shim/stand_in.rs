@@ -1,6 +1,7 @@
 //! Runs a test in a process of its own in which `kernels/shim/driver.cpp` stands in for the driver, NVRTC and
 //! cuBLAS, so that host code for CUDA runs without a GPU.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::Path;
 use std::process::Command;
 
@@ -39,11 +40,16 @@ pub(crate) fn on_stand_in(name: &str, check: fn()) {
     for other in ["libnvrtc.so", "libcublas.so"] {
         std::fs::copy(&library, folder.join(other)).unwrap();
     }
+    let mut hasher = DefaultHasher::new();
+    let sources = ["shim.h", "driver.cpp"].map(|file| std::fs::read(shim.join(file)).unwrap());
+    sources.hash(&mut hasher);
+    let kernels = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("stand-in-{:016x}", hasher.finish()));
     let ran = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture", "--include-ignored"])
         .env(INSIDE, "1")
         .env("LD_LIBRARY_PATH", &folder)
-        .env("AQLM_KERNEL_CACHE", folder.join("kernels"))
+        // kept for later runs: an image's name has the hash of its source
+        .env("AQLM_KERNEL_CACHE", kernels)
         .output()
         .unwrap();
     std::fs::remove_dir_all(&folder).unwrap();
