@@ -86,13 +86,12 @@ struct Matrix {
 /// The same weight on a backend.
 enum Matrices {
     Reference,
-    Cpu(OnCpu),
-    Cuda(OnGpu),
+    Cpu(Box<OnCpu>),
+    Cuda(Box<OnGpu>),
 }
 
 impl Matrices {
     /// One step; the matrix, its buffer and the number of groups that changed. `None` for the reference.
-    #[expect(clippy::type_complexity, reason = "what a step is compared by")]
     fn step(
         &mut self,
         gradient: &Array2<f64>,
@@ -122,7 +121,7 @@ impl Matrices {
 enum Plain {
     Reference(Array1<f64>, Stepper),
     Cpu(PlainParameter),
-    Cuda(OnGpuPlain),
+    Cuda(Box<OnGpuPlain>),
 }
 
 impl Plain {
@@ -211,10 +210,10 @@ pub(super) fn pv_case(
     for letter in MATRICES {
         let start = matrix(file, 0, letter)?;
         let subject = match (backend, gpu) {
-            (BackendKind::Cpu, _) => Matrices::Cpu(OnCpu::new(start.clone(), settings.tuning)?),
+            (BackendKind::Cpu, _) => Matrices::Cpu(Box::new(OnCpu::new(start.clone(), settings.tuning)?)),
             (_, Some(gpu)) => {
                 let found = OnGpu::new(gpu, &start, settings.tuning);
-                Matrices::Cuda(found.map_err(AqlmError::from)?)
+                Matrices::Cuda(Box::new(found.map_err(AqlmError::from)?))
             }
             _ => Matrices::Reference,
         };
@@ -226,7 +225,7 @@ pub(super) fn pv_case(
         (BackendKind::Cpu, _) => Plain::Cpu(PlainParameter::new(start, &settings.tuning)),
         (_, Some(gpu)) => {
             let found = OnGpuPlain::new(gpu, &start.to_vec(), &settings.tuning);
-            Plain::Cuda(found.map_err(AqlmError::from)?)
+            Plain::Cuda(Box::new(found.map_err(AqlmError::from)?))
         }
         _ => {
             let stepper = Stepper::new(settings.tuning.optimizer, start.len());

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use aqlm_vocabulary::{CodeSettings, Scheme};
 
+use super::super::error::check_lengths;
 use super::super::llama::address;
 use super::super::{Buffer, Result};
 use super::machine::Machine;
@@ -71,10 +72,14 @@ impl CodeBuffer {
     }
 
     /// Adds to the gradient with respect to the decoded weight.
+    ///
+    /// # Errors
+    /// `Length` for a gradient of another length; `Driver`.
     pub(super) fn add(&self, gradient: &Buffer<f32>) -> Result<()> {
+        check_lengths(&[("a weight's gradient", self.len(), gradient.len())])?;
         let device = self.machine.device();
         self.machine.run(
-            &codes::add(self.gradient.len().min(gradient.len())),
+            &codes::add(self.len()),
             &[address(device, gradient), address(device, &self.gradient)],
         )
     }

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use aqlm_vocabulary::{
-    ArchSpec, ChangeBudget, LinearWeight, ModelTuning, ModelWeights, QuantizedMatrix, Scheme, Tuned,
+    ArchSpec, BlockSpec, ChangeBudget, LinearWeight, ModelTuning, ModelWeights, QuantizedMatrix, Scheme,
+    Tuned,
 };
 
 use super::forward::trace_width;
@@ -74,7 +75,7 @@ impl TuningMemory {
             .blocks
             .iter()
             .flat_map(|block| &block.norms)
-            .map(|norm| norm.len())
+            .map(ndarray::ArrayBase::len)
             .sum();
         let trained = trained(tuned, arch.tied, table)
             + usize::from(tuned.codebooks) * codebooks
@@ -91,7 +92,7 @@ impl TuningMemory {
                     TeacherMemory::Nothing => 0,
                     TeacherMemory::Head => table,
                     TeacherMemory::Whole => {
-                        let blocks: usize = arch.blocks.iter().map(|block| block.parameters()).sum();
+                        let blocks: usize = arch.blocks.iter().map(BlockSpec::parameters).sum();
                         table * 3 + blocks
                     }
                 },
@@ -153,7 +154,7 @@ fn narrow(scheme: Scheme) -> usize {
 /// Activations of one pass, the inputs of all blocks, a block's decoded weights and one's gradient, logits.
 fn activations(arch: &ArchSpec, tuned: Tuned, table: usize, [batch, tokens]: [usize; 2]) -> usize {
     let rows = batch.min((ROWS / tokens.max(1)).max(1)) * tokens;
-    let of_block = |spec: &aqlm_vocabulary::BlockSpec| {
+    let of_block = |spec: &BlockSpec| {
         let widths = trace_width(spec) + 6 * spec.hidden_size() + 2 * spec.intermediate_size();
         let largest = spec
             .layers()

@@ -2,8 +2,9 @@ use std::sync::Arc;
 
 use aqlm_vocabulary::{AqlmError, ModelTuning, QuantizedMatrix, Rates, Tuned};
 
+use super::super::error::check_lengths;
 use super::super::llama::address;
-use super::super::{Buffer, CudaError, Result};
+use super::super::{Buffer, Result};
 use super::code_buffer::CodeBuffer;
 use super::machine::Machine;
 use super::quantized::Quantized;
@@ -68,13 +69,7 @@ impl PvMatrix {
     /// # Errors
     /// `Length` for a gradient of another length; `Memory`, `Driver`.
     pub fn step(&mut self, gradient: &[f32], rates: Rates, order: &[usize]) -> Result<usize> {
-        if gradient.len() != self.codes.len() {
-            return Err(CudaError::Length {
-                what: "a weight's gradient",
-                expected: self.codes.len(),
-                found: gradient.len(),
-            });
-        }
+        check_lengths(&[("a weight's gradient", self.codes.len(), gradient.len())])?;
         let machine = &*self.machine;
         let gradient = machine.upload(gradient, "the gradient of a weight")?;
         let Tuned {

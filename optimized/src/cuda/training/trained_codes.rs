@@ -103,7 +103,7 @@ impl TrainedCodes {
             layer.codes.move_buffer(code_lr, step)?;
         }
         let visits = self.visits(step, blocks);
-        let starts: Vec<usize> = visits.iter().map(|visits| visits.len()).collect();
+        let starts: Vec<usize> = visits.iter().map(Vec::len).collect();
         let visits = machine.upload(&visits.concat(), "the order of codebooks")?;
         let changed = machine.zeros::<u32>(self.layers.len(), "the numbers of changed groups")?;
         let at = |buffer: &Buffer<u32>, number: usize| {
