@@ -163,8 +163,8 @@ impl CodeBuffer {
 
     /// Gives chosen groups the codes nearest to the buffer's group divided by its scale. With a trust ratio
     /// only the first of them change, by size, until the norm of all changes passes that share of the
-    /// weight's norm. At the address `visits` are the numbers of the codebooks in the order of their visits. The
-    /// number of groups that change is added to the integer at `changed`.
+    /// weight's norm. At the address `visits` are the numbers of the codebooks in the order of their visits.
+    /// The number of groups that change is added to the integer at `changed`.
     ///
     /// Groups whose target is not finite, as under a scale of zero, keep their codes.
     pub(super) fn recode(

@@ -7,7 +7,6 @@ use super::super::error::During;
 use super::super::llama::plan::Plan;
 use super::super::llama::run;
 use super::super::{Buffer, CudaError, Device, Result};
-use super::memory::TuningMemory;
 use super::plan::AttentionForm;
 use super::products::{Precision, Products};
 use crate::cpu::llama::Rotary;
@@ -125,26 +124,6 @@ impl Machine {
             return Ok(());
         }
         run(&self.device, plan, pointers, false)
-    }
-
-    /// Rejects a plan of tuning that is larger than the free memory.
-    ///
-    /// # Errors
-    /// `Memory` with advice; `Driver`.
-    pub fn check_memory(&self, memory: &TuningMemory) -> Result<usize> {
-        let free = self.device.free_bytes()?;
-        if memory.total() <= free {
-            return Ok(free);
-        }
-        let advice = if memory.codes > memory.activations {
-            "tune without --codes, or with a first of --code-betas that is 0, or use a larger GPU"
-        } else {
-            "use shorter sequences or smaller batches"
-        };
-        Err(CudaError::Memory {
-            what: format!("tuning, {memory} ({advice}, or train less with --tune),"),
-            free,
-        })
     }
 
     /// Turns the driver's out-of-memory error into one that says what did not fit.

@@ -7,8 +7,9 @@ use aqlm_vocabulary::{
     Tuned,
 };
 
+use super::super::{CudaError, Result};
 use super::forward::trace_width;
-use super::machine::{LOGITS, ROWS};
+use super::machine::{LOGITS, Machine, ROWS};
 
 /// Bytes of a trained parameter: value, gradient and two moments in f64.
 const TRAINED: usize = 4 * size_of::<f64>();
@@ -184,5 +185,27 @@ impl fmt::Display for TuningMemory {
             gib(self.teacher),
             gib(self.activations)
         )
+    }
+}
+
+impl Machine {
+    /// Rejects a plan of tuning that is larger than the free memory.
+    ///
+    /// # Errors
+    /// `Memory` with advice; `Driver`.
+    pub fn check_memory(&self, memory: &TuningMemory) -> Result<usize> {
+        let free = self.device().free_bytes()?;
+        if memory.total() <= free {
+            return Ok(free);
+        }
+        let advice = if memory.codes > memory.activations {
+            "tune without --codes, or with a first of --code-betas that is 0, or use a larger GPU"
+        } else {
+            "use shorter sequences or smaller batches"
+        };
+        Err(CudaError::Memory {
+            what: format!("tuning, {memory} ({advice}, or train less with --tune),"),
+            free,
+        })
     }
 }

@@ -3,7 +3,8 @@
 //! Activations are f32, [rows, features], with a row for each token of each sequence. Products go through
 //! cuBLAS; everything between them is a kernel of this project. Attention never holds a matrix of tokens x
 //! tokens: its backward pass computes the probabilities anew. Parameters, the sums of their gradients and
-//! moments are f64, buffers of codes f32, as on the CPU. No sum uses atomics, so the same input gives the same bytes.
+//! moments are f64, buffers of codes f32, as on the CPU. No sum of floats uses atomics, so the same input
+//! gives the same bytes.
 
 mod backward;
 mod block;

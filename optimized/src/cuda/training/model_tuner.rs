@@ -49,8 +49,8 @@ impl ModelTuner {
     /// The state before the first step.
     ///
     /// # Errors
-    /// `Aqlm` with `Argument` when `tuned` selects nothing of this model, its settings are out of their range,
-    /// or codes are tuned without codebooks and scales, with `Shape` when the weights do not match the
+    /// `Aqlm` with `Argument` when `tuning` selects nothing of this model, its settings are out of their
+    /// range, or codes are tuned without codebooks and scales, with `Shape` when the weights do not match the
     /// machine's architecture, with `Unsupported` for a beam that is too wide; `Memory`, `Driver`.
     pub fn new(machine: &Arc<Machine>, weights: &ModelWeights, tuning: &ModelTuning) -> Result<Self> {
         let model = Model::new(machine, weights)?;

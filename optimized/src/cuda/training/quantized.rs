@@ -232,8 +232,8 @@ impl Machine {
         Ok(DevicePlaces { starts, groups })
     }
 
-    /// A pass of a stable sort of `count` 16-bit numbers, `stride` apart, by eight bits from `shift` on; `order`
-    /// is the one so far, `to` receives the new one.
+    /// A pass of a stable sort of `count` 16-bit numbers, `stride` apart, by eight bits from `shift` on;
+    /// `order` is the one so far, `to` receives the new one.
     pub(super) fn sort_by(
         &self,
         numbers: u64,
