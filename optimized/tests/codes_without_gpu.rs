@@ -11,7 +11,7 @@ use aqlm_check::cases;
 use aqlm_check::{CrossOptions, Cuda, Machines, Outcome, cross_check};
 use aqlm_optimized::cpu::llama::{Activations, ModelTuner as OnCpu};
 use aqlm_optimized::cuda::Device;
-use aqlm_optimized::cuda::training::{Machine, ModelTuner, Precision, PvMatrix};
+use aqlm_optimized::cuda::training::{Machine, ModelTuner, Precision, PvMatrix, TeacherMemory, TuningMemory};
 use aqlm_reference::llama as reference;
 use aqlm_vocabulary::{
     AdamDecay, AqlmError, ArchSpec, ChangeBudget, CodeSettings, ModelTraining, ModelTuning, ModelWeights,
@@ -56,6 +56,12 @@ fn code_settings() -> [CodeSettings; 4] {
         ..of_model
     };
     [settings, all, of_model, trusted]
+}
+
+/// The settings that need every kernel: with a budget for each matrix, and with one for the model.
+fn everything() -> [CodeSettings; 2] {
+    let [_, all, _, trusted] = code_settings();
+    [all, trusted]
 }
 
 fn random(rng: &mut ChaCha8Rng, rows: usize, columns: usize) -> Array2<f32> {
@@ -243,7 +249,7 @@ fn models_are_tuned_as_on_the_cpu_and_resumed_exactly() {
     stand_in::on_stand_in("models_are_tuned_as_on_the_cpu_and_resumed_exactly", || {
         let model = Model::new();
         let machine = machine(&model.arch, model.tokens);
-        for settings in code_settings() {
+        for settings in everything() {
             let tuning = Model::tuning(settings);
             let new = || ModelTuner::new(&machine, &model.weights, &tuning).unwrap();
             let mut cpu = OnCpu::new(
@@ -285,7 +291,64 @@ fn models_are_tuned_as_on_the_cpu_and_resumed_exactly() {
             assert_eq!(resumed.weights().unwrap(), ours.weights().unwrap());
         }
         sums_and_states(&model, &machine);
+        memory_is_as_planned(&model);
     });
+}
+
+/// What stays on the device after a step is what the plan counts, up to a tenth for what it leaves out
+/// (biases, tables of rotations). More than is free is refused, with advice.
+fn memory_is_as_planned(model: &Model) {
+    let device = Arc::new(Device::open(0, None).unwrap());
+    let machine = Machine::new(device, &model.arch, model.tokens, Precision::Single);
+    let machine = Arc::new(machine.unwrap());
+    let shape = [model.sequences.len(), model.tokens];
+    for (number, settings) in everything().into_iter().enumerate() {
+        let tuning = Model::tuning(settings);
+        let planned = |tuning: &ModelTuning| {
+            TuningMemory::of(&model.arch, &model.weights, tuning, TeacherMemory::Nothing, shape)
+        };
+        let (with, fixed) = (
+            planned(&tuning),
+            planned(&ModelTuning {
+                codes: None,
+                ..tuning
+            }),
+        );
+        assert_eq!(fixed.codes, 0);
+        assert_eq!((with.model, with.parameters), (fixed.model, fixed.parameters));
+        let before = machine.device().free_bytes().unwrap();
+        let mut tuner = ModelTuner::new(&machine, &model.weights, &tuning).unwrap();
+        model.steps(&mut tuner, 1);
+        let used = before - machine.device().free_bytes().unwrap();
+        let weights: usize = tuner
+            .state()
+            .unwrap()
+            .codes
+            .iter()
+            .map(|codes| codes.buffer.len())
+            .sum();
+        // gradient, buffer, both moments: these settings have a first beta
+        let buffers = weights * 4 * size_of::<f32>();
+        assert!(
+            with.codes > buffers,
+            "{number}: what choosing codes takes is counted, too"
+        );
+        let kept = with.model + with.parameters + buffers;
+        assert!(
+            used.abs_diff(kept) <= kept / 10,
+            "{number}: {used} bytes in use, {kept} planned of {with}"
+        );
+        assert_eq!(machine.check_memory(&with).unwrap(), before - used);
+    }
+    let much = TuningMemory {
+        codes: 9 << 30,
+        ..TuningMemory::default()
+    };
+    let refused = machine.check_memory(&much).unwrap_err().to_string();
+    assert!(
+        refused.contains("codes 9.00") && refused.contains("--codes"),
+        "{refused}"
+    );
 }
 
 fn sums_and_states(model: &Model, machine: &Arc<Machine>) {
