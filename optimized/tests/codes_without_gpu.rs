@@ -430,6 +430,11 @@ fn sums_and_states(model: &Model, machine: &Arc<Machine>) {
         }),
         ..tuning
     };
+    let early = machine
+        .check_codes(&model.weights, &wide)
+        .map_err(AqlmError::from);
+    assert!(matches!(early, Err(AqlmError::Unsupported(_))));
+    machine.check_codes(&model.weights, &tuning).unwrap();
     let refused = ModelTuner::new(machine, &model.weights, &wide);
     assert!(matches!(
         refused.map(drop).map_err(AqlmError::from),

@@ -265,7 +265,8 @@ pub trait TrainOps: BlockOps {
     /// The memory that tuning takes on a machine whose memory is not the host's, in words; `None` elsewhere.
     /// `weights` reads the model that is tuned, `batch` is the number of sequences of a step.
     ///
-    /// Fails with advice when it is more than what is free.
+    /// Fails with advice when it is more than what is free, and on settings of codes that the machine cannot
+    /// follow for these weights.
     fn tuning_memory(
         &self,
         weights: &dyn Fn() -> Result<ModelWeights>,

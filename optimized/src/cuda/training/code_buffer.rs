@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use aqlm_vocabulary::{CodeSettings, Scheme};
+use aqlm_vocabulary::{CodeSettings, LinearWeight, ModelTuning, ModelWeights, Scheme};
 
 use super::super::error::check_lengths;
 use super::super::llama::address;
@@ -295,4 +295,24 @@ fn search(
 /// Rejects a beam that the device cannot search with.
 fn check_beam(machine: &Machine, scheme: Scheme, settings: CodeSettings) -> Result<()> {
     search(machine, scheme, scheme.in_group_size, 1, settings).map(drop)
+}
+
+impl Machine {
+    /// Rejects settings of codes that this device cannot follow for these weights.
+    ///
+    /// # Errors
+    /// `Aqlm` with `Argument` when settings are out of their range, with `Unsupported` for a beam that is too
+    /// wide.
+    pub fn check_codes(&self, weights: &ModelWeights, tuning: &ModelTuning) -> Result<()> {
+        let Some(settings) = tuning.codes else {
+            return Ok(());
+        };
+        settings.check()?;
+        for linear in weights.blocks.iter().flat_map(|block| &block.layers) {
+            if let LinearWeight::Quantized(matrix) = &linear.weight {
+                check_beam(self, matrix.scheme(), settings)?;
+            }
+        }
+        Ok(())
+    }
 }

@@ -402,8 +402,10 @@ impl TrainOps for CudaMachine {
             ResidentTeacher::Head => TeacherMemory::Head,
             ResidentTeacher::Whole => TeacherMemory::Whole,
         };
+        let weights = weights()?;
+        on_device(self.machine.check_codes(&weights, tuning))?;
         let shape = [batch, self.machine.positions()];
-        let memory = TuningMemory::of(self.config(), &weights()?, tuning, teacher, shape);
+        let memory = TuningMemory::of(self.config(), &weights, tuning, teacher, shape);
         let free = on_device(self.machine.check_memory(&memory))?;
         let gib = free as f64 / f64::from(1 << 30);
         Ok(Some(format!(
