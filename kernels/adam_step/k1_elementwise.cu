@@ -1,22 +1,35 @@
 #include "../common.cuh"
 #include "../training.cuh"
-// adam_step k1: one step of Adam; resets the gradient.
+// adam_step k1: one step of Adam, PyTorch's or the official engine's; resets the gradient.
 //
 // Parallel over: a thread a parameter.
-// values, gradient, first, second [count] f64. Integers: count, then as pairs of words the rate lr / (1 -
-//   beta1^t), 1 / (1 - beta2^t), beta1, beta2, epsilon. Epsilon is added to the root of the corrected second
-//   moment.
-// Arithmetic: f64.
+// values, gradient, first, second [count], f64 with AQLM_WIDE, else f32. Integers: count, then as pairs of
+//   words the rate, the correction of the second moment, beta1, beta2, epsilon: values -= rate m / (sqrt(v
+//   correction) + epsilon). PyTorch's rate is lr / (1 - beta1^t) and its correction 1 / (1 - beta2^t); the
+//   official engine has no correction inside the root.
+// Arithmetic: f64; numbers of f32 are rounded once.
 // Limits: count below 2^31.
+// Compile-time: AQLM_WIDE; AQLM_LEAN (no first moments, for they are the gradient).
 
-extern "C" __global__ void adam_step(double* values, double* gradient, double* first, double* second, int count, int rate0, int rate1, int corr0, int corr1, int b10, int b11, int b20, int b21, int eps0, int eps1) {
+#if AQLM_WIDE
+typedef double Kept;
+#else
+typedef float Kept;
+#endif
+
+extern "C" __global__ void adam_step(Kept* values, Kept* gradient, Kept* first, Kept* second, int count, int rate0, int rate1, int corr0, int corr1, int b10, int b11, int b20, int b21, int eps0, int eps1) {
     const size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= static_cast<size_t>(count)) return;
-    const double g = gradient[i];
-    const double m = first[i] + (1.0 - f64_of(b10, b11)) * (g - first[i]);
-    const double v = second[i] + (1.0 - f64_of(b20, b21)) * (g * g - second[i]);
-    first[i] = m;
-    second[i] = v;
-    values[i] -= f64_of(rate0, rate1) * m / (sqrt(v * f64_of(corr0, corr1)) + f64_of(eps0, eps1));
-    gradient[i] = 0.0;
+    const double g = gradient[i], old = second[i];
+#if AQLM_LEAN
+    const double m = g;
+#else
+    const double before = first[i];
+    first[i] = static_cast<Kept>(before + (1.0 - f64_of(b10, b11)) * (g - before));
+    const double m = first[i];
+#endif
+    second[i] = static_cast<Kept>(old + (1.0 - f64_of(b20, b21)) * (g * g - old));
+    const double v = second[i];
+    values[i] = static_cast<Kept>(values[i] - f64_of(rate0, rate1) * m / (sqrt(v * f64_of(corr0, corr1)) + f64_of(eps0, eps1)));
+    gradient[i] = static_cast<Kept>(0.0);
 }

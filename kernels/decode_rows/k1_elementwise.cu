@@ -1,4 +1,5 @@
 #include "../common.cuh"
+#include "../coded.cuh"
 // decode_rows k1: decodes a weight from the f64 codebooks and scales that training keeps.
 //
 // Parallel over: a thread an element; neighbours read the same codes and neighbouring codebook entries.
@@ -13,8 +14,6 @@ extern "C" __global__ void decode_rows(const u16* codes, const double* codebooks
     const size_t width = static_cast<size_t>(in_groups) * gi;
     const size_t row = i / width, column = i % width;
     const u16* code = codes + (row / go * in_groups + column / gi) * books;
-    const size_t inside = row % go * gi + column % gi;
-    double sum = 0.0;
-    for (int m = 0; m < books; ++m) sum += codebooks[(static_cast<size_t>(m) * states + code[m]) * go * gi + inside];
-    weight[i] = static_cast<float>(scales[row / go] * sum);
+    const int inside = static_cast<int>(row % go * gi + column % gi);
+    weight[i] = decoded(code, codebooks, scales[row / go], books, states, go * gi, inside);
 }

@@ -4,14 +4,15 @@
 //
 // Parallel over: a block a tile of 4,096 places; a thread 64 consecutive ones, which it counts in its own
 //   counters, so no order is left to chance.
-// codes [groups]; order [groups], the places sorted so far, unless AQLM_FIRST; counts [256, tiles].
+// codes [groups], `stride` numbers apart; order [groups], the places sorted so far, unless AQLM_FIRST; counts
+//   [256, tiles].
 // Compile-time: AQLM_FIRST (the places are in their own order).
 
 #define THREADS 64
 #define EACH 64
 #define DIGITS 256
 
-extern "C" __global__ void __launch_bounds__(THREADS) layer_count(const u16* codes, const u32* order, u32* counts, int groups, int shift) {
+extern "C" __global__ void __launch_bounds__(THREADS) layer_count(const u16* codes, const u32* order, u32* counts, int groups, int shift, int stride) {
     SHARED_MEMORY(shared);
     u16* counters = reinterpret_cast<u16*>(shared);  // [DIGITS, THREADS]
     unsigned char* digits = shared + DIGITS * THREADS * 2;
@@ -20,9 +21,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) layer_count(const u16* cod
     for (int i = threadIdx.x; i < THREADS * EACH; i += THREADS) {
         if (first + i >= groups) continue;
 #if AQLM_FIRST
-        digits[i] = static_cast<unsigned char>(codes[first + i] >> shift);
+        digits[i] = static_cast<unsigned char>(codes[static_cast<size_t>(first + i) * stride] >> shift);
 #else
-        digits[i] = static_cast<unsigned char>(codes[order[first + i]] >> shift);
+        digits[i] = static_cast<unsigned char>(codes[static_cast<size_t>(order[first + i]) * stride] >> shift);
 #endif
     }
     __syncthreads();

@@ -4,8 +4,8 @@
 //
 // Parallel over: as layer_count, whose counts it reads after layer_scan: where each tile's places with each
 //   digit begin.
-// codes [groups]; order [groups], the places sorted so far, unless AQLM_FIRST; begins [256, tiles]; sorted
-//   [groups].
+// codes [groups], `stride` numbers apart; order [groups], the places sorted so far, unless AQLM_FIRST; begins
+//   [256, tiles]; sorted [groups].
 // Compile-time: AQLM_FIRST.
 
 #define THREADS 64
@@ -13,7 +13,7 @@
 #define DIGITS 256
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    layer_place(const u16* codes, const u32* order, const u32* begins, u32* sorted, int groups, int shift) {
+    layer_place(const u16* codes, const u32* order, const u32* begins, u32* sorted, int groups, int shift, int stride) {
     SHARED_MEMORY(shared);
     u16* counters = reinterpret_cast<u16*>(shared);  // [DIGITS, THREADS]
     unsigned char* digits = shared + DIGITS * THREADS * 2;
@@ -22,9 +22,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (int i = threadIdx.x; i < THREADS * EACH; i += THREADS) {
         if (first + i >= groups) continue;
 #if AQLM_FIRST
-        digits[i] = static_cast<unsigned char>(codes[first + i] >> shift);
+        digits[i] = static_cast<unsigned char>(codes[static_cast<size_t>(first + i) * stride] >> shift);
 #else
-        digits[i] = static_cast<unsigned char>(codes[order[first + i]] >> shift);
+        digits[i] = static_cast<unsigned char>(codes[static_cast<size_t>(order[first + i]) * stride] >> shift);
 #endif
     }
     __syncthreads();

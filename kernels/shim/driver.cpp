@@ -54,6 +54,10 @@ std::string entry_of(const std::string& name) { return name.substr(0, name.find(
 
 struct Handle {};
 
+// Of live allocations. The stand-in has 8 GiB and refuses nothing.
+std::map<uint64_t, size_t> live;
+size_t used = 0;
+
 template <class T> T element(const T* matrix, bool transposed, int64_t stride, int64_t row, int64_t column) {
     return transposed ? matrix[column + row * stride] : matrix[row + column * stride];
 }
@@ -114,12 +118,28 @@ API cuMemAlloc_v2(uint64_t* pointer, size_t bytes) {
     if (!memory) return 2;
     std::memset(memory, 0xff, bytes);
     *pointer = reinterpret_cast<uint64_t>(memory);
+    Lock lock(one_at_a_time);
+    live[*pointer] = bytes;
+    used += bytes;
     return 0;
 }
 API cuMemAllocAsync(uint64_t* pointer, size_t bytes, void*) { return cuMemAlloc_v2(pointer, bytes); }
-API cuMemFree_v2(uint64_t pointer) { std::free(reinterpret_cast<void*>(pointer)); return 0; }
+API cuMemFree_v2(uint64_t pointer) {
+    Lock lock(one_at_a_time);
+    const auto found = live.find(pointer);
+    if (found == live.end()) return 1;
+    used -= found->second;
+    live.erase(found);
+    std::free(reinterpret_cast<void*>(pointer));
+    return 0;
+}
 API cuMemFreeAsync(uint64_t pointer, void*) { return cuMemFree_v2(pointer); }
-API cuMemGetInfo_v2(size_t* free, size_t* total) { *free = *total = size_t{8} << 30; return 0; }
+API cuMemGetInfo_v2(size_t* free, size_t* total) {
+    Lock lock(one_at_a_time);
+    *total = size_t{8} << 30;
+    *free = *total - used;
+    return 0;
+}
 API cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void*) { std::memcpy(reinterpret_cast<void*>(to), from, bytes); return 0; }
 API cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void*) { std::memcpy(to, reinterpret_cast<void*>(from), bytes); return 0; }
 API cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void*) { std::memmove(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes); return 0; }

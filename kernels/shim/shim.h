@@ -50,13 +50,14 @@ struct Block {
 
 struct Fiber {
     ucontext_t context;
-    std::unique_ptr<char[]> stack;
     Block* block = nullptr;
     Place thread;
     bool done = false;
 };
 
 static ucontext_t scheduler;
+// Of all fibers; kept from one block to the next.
+static std::vector<std::unique_ptr<char[]>> stacks;
 static Fiber* current;
 static std::vector<Block> cluster_blocks;
 static Barrier cluster_wide;
@@ -169,6 +170,12 @@ inline double __longlong_as_double(long long bits) {
     double d;
     std::memcpy(&d, &bits, 8);
     return d;
+}
+
+inline long long __double_as_longlong(double d) {
+    long long bits;
+    std::memcpy(&bits, &d, 8);
+    return bits;
 }
 
 inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
@@ -399,10 +406,10 @@ inline void run_grid(Place grid, Place block, uint32_t cluster, size_t shared_by
                 Fiber& f = fibers[static_cast<size_t>(rank) * block.x + t];
                 f.block = &b;
                 f.thread = {t, 0, 0};
-                const size_t bytes = 32768;
-                f.stack.reset(new char[bytes]);
+                const size_t bytes = 32768, number = static_cast<size_t>(rank) * block.x + t;
+                if (number == stacks.size()) stacks.emplace_back(new char[bytes]);
                 getcontext(&f.context);
-                f.context.uc_stack.ss_sp = f.stack.get();
+                f.context.uc_stack.ss_sp = stacks[number].get();
                 f.context.uc_stack.ss_size = bytes;
                 f.context.uc_link = nullptr;
                 makecontext(&f.context, enter, 0);

@@ -2,13 +2,10 @@
 //! NVRTC and cuBLAS, and runs the kernels on the CPU. Every operation is compared with the reference by the
 //! check, with guard bytes around all buffers. Without a C++ compiler the test says so and is waived.
 
-use std::path::Path;
-use std::process::Command;
+#[path = "shim/stand_in.rs"]
+mod stand_in;
 
 use aqlm_check::{CrossOptions, Cuda, Machines, Outcome, cross_check};
-
-/// Set in the process that has the stand-in on its library path.
-const INSIDE: &str = "AQLM_TEST_STAND_IN";
 
 /// Small cases of every operation, chosen so that each kernel runs.
 const CASES: [&str; 12] = [
@@ -29,54 +26,7 @@ const CASES: [&str; 12] = [
 #[test]
 #[ignore = "takes minutes: every kernel is compiled and run thread by thread"]
 fn every_step_equals_the_reference_on_the_stand_in() {
-    if std::env::var_os(INSIDE).is_some() {
-        check_cases();
-        return;
-    }
-    let folder = std::env::temp_dir().join(format!("aqlm-stand-in-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let shim = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/shim");
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let library = folder.join("libcuda.so");
-    let compiled = Command::new(compiler)
-        .args(["-std=c++17", "-O2", "-w", "-shared", "-fPIC"])
-        .arg(format!("-DAQLM_SHIM_FOLDER=\"{}\"", shim.display()))
-        .arg("-o")
-        .arg(&library)
-        .arg(shim.join("driver.cpp"))
-        .arg("-ldl")
-        .output();
-    let Ok(compiled) = compiled else {
-        println!("waived: no C++ compiler");
-        return;
-    };
-    assert!(
-        compiled.status.success(),
-        "{}",
-        String::from_utf8_lossy(&compiled.stderr)
-    );
-    for other in ["libnvrtc.so", "libcublas.so"] {
-        std::fs::copy(&library, folder.join(other)).unwrap();
-    }
-    let ran = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "every_step_equals_the_reference_on_the_stand_in",
-            "--nocapture",
-            "--ignored",
-        ])
-        .env(INSIDE, "1")
-        .env("LD_LIBRARY_PATH", &folder)
-        .env("AQLM_KERNEL_CACHE", folder.join("kernels"))
-        .output()
-        .unwrap();
-    std::fs::remove_dir_all(&folder).unwrap();
-    assert!(
-        ran.status.success(),
-        "{}\n{}",
-        String::from_utf8_lossy(&ran.stdout),
-        String::from_utf8_lossy(&ran.stderr)
-    );
+    stand_in::on_stand_in("every_step_equals_the_reference_on_the_stand_in", check_cases);
 }
 
 fn check_cases() {

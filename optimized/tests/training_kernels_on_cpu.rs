@@ -4,11 +4,15 @@ mod shim;
 
 use aqlm_check::limits::{Number, Rule};
 use aqlm_optimized::cuda::llama::plan::Plan;
+use aqlm_optimized::cuda::training::plan::steps::{Kept, Step, step};
 use aqlm_optimized::cuda::training::plan::{self, AttentionForm, AttentionPass};
+use aqlm_reference::Stepper;
 use aqlm_reference::llama as reference;
 use aqlm_reference::{decode, llama::quantized_gradients};
 use aqlm_vocabulary::llama::LlamaBlock;
-use aqlm_vocabulary::{AttentionSpec, BlockSpec, QuantizedMatrix, Rope, RopeScaling, Scheme};
+use aqlm_vocabulary::{
+    AdamDecay, AttentionSpec, BlockSpec, Optimizer, QuantizedMatrix, Rope, RopeScaling, Scheme, StepRule,
+};
 use ndarray::{Array1, Array2, Array3, Array4, Axis, s};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -411,6 +415,11 @@ fn losses_and_their_gradients() {
     );
 }
 
+/// The numbers of an array as they are kept.
+fn kept<'a>(wide: bool, values: impl IntoIterator<Item = &'a f64>) -> Vec<u8> {
+    if wide { f64s(values) } else { f32s(values) }
+}
+
 #[test]
 fn two_models_compared_at_each_row() {
     let mut rng = ChaCha8Rng::seed_from_u64(21);
@@ -482,49 +491,115 @@ fn two_models_compared_at_each_row() {
     assert_eq!((same[0], same[1]), (1, 0));
 }
 
+/// Steps of every rule, for parameters of f64 and f32, with first moments and without.
 #[test]
-fn parameters_move_as_adam_says() {
+fn parameters_move_as_the_optimizer_says() {
     let mut rng = ChaCha8Rng::seed_from_u64(16);
-    let count = 300;
-    let [values, gradient, first] = [(); 3].map(|()| random(&mut rng, 1, count));
-    let second = random(&mut rng, 1, count).mapv(f64::abs);
-    let adam = aqlm_vocabulary::AdamDecay::PAPER.at(0.01);
-    let buffers = [f64s(&values), f64s(&gradient), f64s(&first), f64s(&second)];
-    let step = plan::adam(count, &adam, 3);
-    let Some(found) = run(&step, &buffers, 0, "training-adam") else {
-        return;
-    };
-    let moments = ndarray::Zip::from(&gradient)
-        .and(&first)
-        .map_collect(|&g, &m| 0.9 * m + 0.1 * g);
-    let squares = ndarray::Zip::from(&gradient)
-        .and(&second)
-        .map_collect(|&g, &v| 0.95 * v + 0.05 * g * g);
-    let root = (&squares / (1.0 - 0.95_f64.powi(3))).mapv(f64::sqrt) + 1e-8;
-    let expected = &values - &(0.01 / (1.0 - 0.9_f64.powi(3)) * &moments / root);
-    close(&from_f64s(&found), &expected, 1, "values");
-    let reset = from_f64s(&run(&step, &buffers, 1, "training-adam").unwrap());
-    assert!(reset.iter().all(|&g| g == 0.0));
-    close(
-        &from_f64s(&run(&step, &buffers, 2, "training-adam").unwrap()),
-        &moments,
-        1,
-        "first",
-    );
-    close(
-        &from_f64s(&run(&step, &buffers, 3, "training-adam").unwrap()),
-        &squares,
-        1,
-        "second",
-    );
+    // more than one tile of LAMB
+    let count = 5000;
+    let official = |lamb, debias| StepRule::Official { lamb, debias };
+    for (index, (rule, wide, lean)) in [
+        (StepRule::Adam, true, false),
+        (StepRule::Adam, false, true),
+        (official(false, true), false, false),
+        (official(true, true), true, false),
+        (official(true, false), false, true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("training-steps-{index}");
+        let decay = AdamDecay {
+            beta1: if lean { 0.0 } else { 0.9 },
+            ..AdamDecay::PAPER
+        };
+        let optimizer = Optimizer { decay, rule };
+        let [values, gradient, first] = [(); 3].map(|()| random(&mut rng, 1, count));
+        let second = random(&mut rng, 1, count).mapv(|x| f64::from((x * x) as f32));
+        let mut exact = Stepper::resumed(
+            optimizer,
+            2,
+            first.iter().copied().collect(),
+            second.iter().copied().collect(),
+        );
+        let mut expected = values.clone();
+        exact.step(0.01, expected.view_mut(), &gradient);
+        let (exact_first, exact_second) = exact.moments();
+
+        let kept_first = if lean { Vec::new() } else { kept(wide, &first) };
+        let start = [
+            kept(wide, &values),
+            kept(wide, &gradient),
+            kept_first,
+            kept(wide, &second),
+        ];
+        let from = |bytes: &[u8]| if wide { from_f64s(bytes) } else { from_f32s(bytes) };
+        let number = if wide { Number::F64 } else { Number::F32 };
+        let check = |found: &[u8], expected: &mut dyn Iterator<Item = &f64>, what: &str| {
+            let found = from(found);
+            within(
+                Rule::Squares.limit(number, 8),
+                &found,
+                expected,
+                &format!("{name}: {what}"),
+            );
+        };
+        let found = match step(count, &optimizer, 0.01, 3, Kept { wide, lean }) {
+            Step::Adam(plan) => {
+                let Some(found) = run_all(&plan, &start, &[0, 1, 2, 3], &name) else {
+                    return;
+                };
+                found
+            }
+            Step::Lamb {
+                moments,
+                ratio,
+                update,
+                squares,
+            } => {
+                let mut buffers = start.to_vec();
+                buffers.push(poison(squares * 8));
+                let Some(after) = run_all(&moments, &buffers, &[2, 3, 4], &name) else {
+                    return;
+                };
+                let [first, second, squares] = <[Vec<u8>; 3]>::try_from(after).unwrap();
+                let ratio = run(&ratio, &[squares, poison(8)], 1, &name).unwrap();
+                let buffers = [
+                    start[0].clone(),
+                    start[1].clone(),
+                    first.clone(),
+                    second.clone(),
+                    ratio,
+                ];
+                let mut found = run_all(&update, &buffers, &[0, 1], &name).unwrap();
+                found.extend([first, second]);
+                found
+            }
+        };
+        check(&found[0], &mut expected.iter(), "values");
+        assert!(from(&found[1]).iter().all(|&g| g == 0.0), "{name}");
+        if !lean {
+            check(&found[2], &mut exact_first.iter(), "first");
+        }
+        check(&found[3], &mut exact_second.iter(), "second");
+    }
+    let values = root_of(&random(&mut rng, 1, 300));
     let narrow = run(
-        &plan::narrow(count),
-        &[f64s(&root_of(&values)), poison(count * 4)],
+        &plan::narrow(300),
+        &[f64s(&values), poison(300 * 4)],
         1,
         "training-narrow",
     );
-    let expected: Vec<f64> = root_of(&values).iter().map(|&x| f64::from(x as f32)).collect();
+    let expected: Vec<f64> = values.iter().map(|&x| f64::from(x as f32)).collect();
     assert_eq!(from_f32s(&narrow.unwrap()), expected);
+}
+
+/// Several buffers after a launch.
+fn run_all(plan: &Plan, buffers: &[Vec<u8>], outputs: &[usize], name: &str) -> Option<Vec<Vec<u8>>> {
+    outputs
+        .iter()
+        .map(|&output| run(plan, buffers, output, name))
+        .collect()
 }
 
 /// Numbers that f32 does not represent exactly.

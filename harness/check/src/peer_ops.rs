@@ -1,5 +1,8 @@
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use aqlm_engine::backends::BackendKind;
+use aqlm_optimized::cuda::training::Machine;
 use aqlm_reference::llama::{
     Block, ResidentLinear, ResidentWeight, Rotary, block_backward, block_forward_traced,
 };
@@ -10,7 +13,7 @@ use aqlm_vocabulary::{
 use ndarray::{Array1, Array2, Array3, Array4, Ix1, Ix2, Ix3, Ix4, s};
 use serde_json::Value;
 
-use super::peer_pv::{PvSettings, pv_case};
+use super::peer_pv::{PvSettings, first_gpu, pv_case};
 use super::vector_file::VectorFile;
 use super::vector_options::VectorOptions;
 use super::{CaseRow, Comparison, Outcome, largest, relative_difference};
@@ -28,6 +31,12 @@ const BLOCK_F32_INSIDE: f64 = 1e-5;
 /// For vectors whose entry says `"arithmetic": "f64"`: they were computed without those casts.
 const BLOCK_F64: f64 = 1e-9;
 
+/// The GPU that a backend needs, if it needs one; else why there is none.
+fn gpu_for(backend: BackendKind) -> std::result::Result<Option<Arc<Machine>>, String> {
+    let gpu = (backend == BackendKind::Cuda).then(first_gpu);
+    gpu.transpose().map_err(|error| error.to_string())
+}
+
 /// Checks every case of an `index.json`: single operations, computed by the official engine and transformers.
 pub(super) fn check(
     folder: &Path,
@@ -38,6 +47,8 @@ pub(super) fn check(
     let text = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
     let index: Vec<Value> = serde_json::from_slice(&text).map_err(Error::json(&path, 1))?;
     let mut rows = Vec::new();
+    // opened by the first case that needs it
+    let mut gpu = None;
     for (number, entry) in index.iter().enumerate() {
         let entry = Entry {
             path: &path,
@@ -52,12 +63,13 @@ pub(super) fn check(
         if kind == "pv_step" {
             let backend = options.backend.name();
             let changed = entry.counts("groups_changed")?;
-            let found = pv_case(&entry.pv_settings()?, &changed, &open()?, options.backend)?;
-            let row = if let Some(comparisons) = found {
-                CaseRow::compared(&kind, &name, backend, comparisons)
-            } else {
-                let reason = "this backend tunes no codes";
-                CaseRow::without(&kind, &name, backend, Outcome::Unsupported, reason)
+            let settings = entry.pv_settings()?;
+            let row = match gpu.get_or_insert_with(|| gpu_for(options.backend)) {
+                Ok(gpu) => {
+                    let comparisons = pv_case(&settings, &changed, &open()?, options.backend, gpu.as_ref())?;
+                    CaseRow::compared(&kind, &name, backend, comparisons)
+                }
+                Err(reason) => CaseRow::without(&kind, &name, backend, Outcome::Waived, reason.as_str()),
             };
             progress(&row);
             rows.push(row);

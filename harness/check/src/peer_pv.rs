@@ -1,10 +1,14 @@
+use std::sync::Arc;
+
 use aqlm_engine::backends::BackendKind;
 use aqlm_optimized::cpu::llama::{PlainParameter, PvMatrix as OnCpu};
+use aqlm_optimized::cuda::Device;
+use aqlm_optimized::cuda::training::{Machine, PlainParameter as OnGpuPlain, Precision, PvMatrix as OnGpu};
 use aqlm_reference::Stepper;
 use aqlm_reference::llama::PvMatrix;
 use aqlm_vocabulary::{
-    AdamDecay, ChangeBudget, CodeSettings, ModelTuning, Optimizer, QuantizedMatrix, Rates, Residuals, Scheme,
-    StepRule, Tuned,
+    AdamDecay, AqlmError, ArchSpec, BlockSpec, ChangeBudget, CodeSettings, ModelTuning, Optimizer,
+    QuantizedMatrix, Rates, Residuals, Rope, RopeScaling, Scheme, StepRule, Tuned, llama::LlamaBlock,
 };
 use ndarray::{Array1, Array2, Array3, Ix1, Ix2, Ix3, Ix4};
 
@@ -73,16 +77,92 @@ impl PvSettings {
     }
 }
 
-/// A quantized weight on the backend that is checked. The reference runs beside the CPU, for its margins.
+/// A quantized weight on the backend that is checked. The reference runs beside the others, for its margins.
 struct Matrix {
     exact: PvMatrix,
-    cpu: Option<OnCpu>,
+    subject: Matrices,
+}
+
+/// The same weight on a backend.
+enum Matrices {
+    Reference,
+    Cpu(Box<OnCpu>),
+    Cuda(Box<OnGpu>),
+}
+
+impl Matrices {
+    /// One step; the matrix, its buffer and the number of groups that changed. `None` for the reference.
+    fn step(
+        &mut self,
+        gradient: &Array2<f64>,
+        rates: Rates,
+        order: &[usize],
+    ) -> Result<Option<(QuantizedMatrix, Vec<f64>, usize)>> {
+        let narrow = gradient.mapv(|value| value as f32);
+        match self {
+            Self::Reference => Ok(None),
+            Self::Cpu(cpu) => {
+                let changed = cpu.step(&narrow, rates, order)?;
+                let buffer = cpu.buffer().iter().map(|&value| f64::from(value)).collect();
+                Ok(Some((cpu.matrix().clone(), buffer, changed)))
+            }
+            Self::Cuda(cuda) => {
+                let values: Vec<f32> = narrow.iter().copied().collect();
+                let changed = cuda.step(&values, rates, order).map_err(AqlmError::from)?;
+                let buffer = cuda.buffer().map_err(AqlmError::from)?;
+                let buffer = buffer.into_iter().map(f64::from).collect();
+                Ok(Some((cuda.matrix().map_err(AqlmError::from)?, buffer, changed)))
+            }
+        }
+    }
 }
 
 /// A parameter that is not quantized.
 enum Plain {
     Reference(Array1<f64>, Stepper),
     Cpu(PlainParameter),
+    Cuda(Box<OnGpuPlain>),
+}
+
+impl Plain {
+    /// Its values after a step.
+    fn step(&mut self, gradient: &Array1<f64>, lr: f64) -> Result<Array1<f64>> {
+        match self {
+            Self::Reference(values, stepper) => {
+                stepper.step(lr, values.view_mut(), gradient);
+                Ok(values.clone())
+            }
+            Self::Cpu(parameter) => {
+                parameter.step(gradient, lr);
+                Ok(parameter.values().clone())
+            }
+            Self::Cuda(parameter) => {
+                parameter.step(&gradient.to_vec(), lr).map_err(AqlmError::from)?;
+                Ok(Array1::from(parameter.values().map_err(AqlmError::from)?))
+            }
+        }
+    }
+}
+
+/// The first GPU, with guard bytes. Single matrices need no model, so its shape is the smallest.
+pub(super) fn first_gpu() -> Result<Arc<Machine>> {
+    let block = BlockSpec::llama(LlamaBlock {
+        hidden_size: 8,
+        intermediate_size: 8,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 8,
+        epsilon: 1e-5,
+        rotary: Rope {
+            theta: 1e4,
+            scaling: RopeScaling::None,
+        },
+        window: None,
+    });
+    let arch = ArchSpec::llama(2, 1, 1, block);
+    let device = Device::open_guarded(0, None).map_err(AqlmError::from)?;
+    let machine = Machine::new(Arc::new(device), &arch, 1, Precision::Single);
+    Ok(Arc::new(machine.map_err(AqlmError::from)?))
 }
 
 /// The largest differences of each kind, over all steps that were compared.
@@ -119,35 +199,38 @@ impl Worst {
 
 /// A few steps of the official optimizer with two quantized weights and one plain parameter. A step in which
 /// both programs decide a near tie differently ends the comparison, since all later steps differ.
-///
-/// `None` when this backend tunes no codes.
 pub(super) fn pv_case(
     settings: &PvSettings,
     groups_changed: &[Vec<usize>],
     file: &VectorFile,
     backend: BackendKind,
-) -> Result<Option<Vec<Comparison>>> {
-    let on_cpu = match backend {
-        BackendKind::Reference => false,
-        BackendKind::Cpu => true,
-        BackendKind::Cuda => return Ok(None),
-    };
+    gpu: Option<&Arc<Machine>>,
+) -> Result<Vec<Comparison>> {
     let mut matrices = Vec::new();
     for letter in MATRICES {
         let start = matrix(file, 0, letter)?;
-        matrices.push(Matrix {
-            cpu: on_cpu
-                .then(|| OnCpu::new(start.clone(), settings.tuning))
-                .transpose()?,
-            exact: PvMatrix::new(start, settings.tuning)?,
-        });
+        let subject = match (backend, gpu) {
+            (BackendKind::Cpu, _) => Matrices::Cpu(Box::new(OnCpu::new(start.clone(), settings.tuning)?)),
+            (_, Some(gpu)) => {
+                let found = OnGpu::new(gpu, &start, settings.tuning);
+                Matrices::Cuda(Box::new(found.map_err(AqlmError::from)?))
+            }
+            _ => Matrices::Reference,
+        };
+        let exact = PvMatrix::new(start, settings.tuning)?;
+        matrices.push(Matrix { exact, subject });
     }
     let start: Array1<f64> = file.array_n::<Ix1>("0.norm")?;
-    let mut plain = if on_cpu {
-        Plain::Cpu(PlainParameter::new(start, &settings.tuning))
-    } else {
-        let stepper = Stepper::new(settings.tuning.optimizer, start.len());
-        Plain::Reference(start, stepper)
+    let mut plain = match (backend, gpu) {
+        (BackendKind::Cpu, _) => Plain::Cpu(PlainParameter::new(start, &settings.tuning)),
+        (_, Some(gpu)) => {
+            let found = OnGpuPlain::new(gpu, &start.to_vec(), &settings.tuning);
+            Plain::Cuda(Box::new(found.map_err(AqlmError::from)?))
+        }
+        _ => {
+            let stepper = Stepper::new(settings.tuning.optimizer, start.len());
+            Plain::Reference(start, stepper)
+        }
     };
 
     let mut worst = Worst::default();
@@ -160,18 +243,12 @@ pub(super) fn pv_case(
             let order: Vec<usize> = orders.row(number).iter().map(|&m| m as usize).collect();
             check_order(file, step, &order, matrix.exact.matrix().scheme().num_codebooks)?;
             let recoded = matrix.exact.step(&gradient, settings.rates, &order)?;
-            let (found, buffer, changed) = match &mut matrix.cpu {
-                None => (
-                    matrix.exact.matrix().clone(),
-                    matrix.exact.buffer().clone(),
-                    recoded.changed,
-                ),
-                Some(cpu) => {
-                    let narrow = gradient.mapv(|value| value as f32);
-                    let changed = cpu.step(&narrow, settings.rates, &order)?;
-                    (cpu.matrix().clone(), cpu.buffer().mapv(f64::from), changed)
-                }
-            };
+            let found = matrix.subject.step(&gradient, settings.rates, &order)?;
+            let (found, buffer, changed) = found.unwrap_or_else(|| {
+                let exact = &matrix.exact;
+                let buffer = exact.buffer().iter().copied().collect();
+                (exact.matrix().clone(), buffer, recoded.changed)
+            });
             let codes: Array3<f64> = file.array_n::<Ix3>(&name("codes"))?;
             let mut differ = false;
             let squares: f64 = matrix.exact.buffer().iter().map(|value| value * value).sum();
@@ -201,23 +278,14 @@ pub(super) fn pv_case(
             diverged |= differ;
         }
         let gradient = file.array_n::<Ix1>(&format!("{step}.norm.grad"))?;
-        let values = match &mut plain {
-            Plain::Reference(values, stepper) => {
-                stepper.step(settings.rates.lr, values.view_mut(), &gradient);
-                &*values
-            }
-            Plain::Cpu(parameter) => {
-                parameter.step(&gradient, settings.rates.lr);
-                parameter.values()
-            }
-        };
+        let values = plain.step(&gradient, settings.rates.lr)?;
         let expected = file.array(&format!("{step}.norm"))?;
-        Worst::raise(&mut worst.plain, relative_difference(values, &expected));
+        Worst::raise(&mut worst.plain, relative_difference(&values, &expected));
         if diverged {
             break;
         }
     }
-    Ok(Some(worst.comparisons()))
+    Ok(worst.comparisons())
 }
 
 /// The quantized weight after a step.

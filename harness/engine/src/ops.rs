@@ -246,6 +246,17 @@ pub struct DenseStates<'a, M: BlockOps> {
     pub hidden: &'a M::Hidden,
 }
 
+/// The part of a teacher that stays in memory while its student is tuned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResidentTeacher {
+    /// none
+    Nothing,
+    /// its output layer
+    Head,
+    /// all of it
+    Whole,
+}
+
 /// Gradients and optimizer steps: the operations under [`tune_block`](crate::tune_block) and
 /// [`end_to_end`](crate::end_to_end).
 ///
@@ -289,6 +300,22 @@ pub trait TrainOps: BlockOps {
     fn check_tuning(&self, tuning: &ModelTuning) -> Result<()> {
         let _ = tuning;
         Ok(())
+    }
+
+    /// The memory that tuning takes on a machine whose memory is not the host's, in words; `None` elsewhere.
+    /// `weights` reads the model that is tuned, `batch` is the number of sequences of a step.
+    ///
+    /// Fails with advice when it is more than what is free, and on settings of codes that the machine cannot
+    /// follow for these weights.
+    fn tuning_memory(
+        &self,
+        weights: &dyn Fn() -> Result<ModelWeights>,
+        tuning: &ModelTuning,
+        teacher: ResidentTeacher,
+        batch: usize,
+    ) -> Result<Option<String>> {
+        let _ = (weights, tuning, teacher, batch);
+        Ok(None)
     }
 
     /// A tuner for a model before its first step.

@@ -1,6 +1,7 @@
 //! Runs one launch of a kernel on the CPU, through kernels/shim/shim.h. A write outside a buffer is an error.
 
-use std::path::Path;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Exit status of the program when guard bytes have changed.
@@ -47,28 +48,8 @@ fn run_in(
         shim.display(),
         kernel.op
     );
-    let [cpp, program, input, result] = ["k.cpp", "k", "in", "out"].map(|name| folder.join(name));
-    std::fs::write(&cpp, source).unwrap();
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let compiled = Command::new(compiler)
-        .args(["-std=c++17", "-O1", "-w", "-o"])
-        .args([&program, &cpp])
-        .args(
-            launch
-                .defines
-                .iter()
-                .map(|(name, value)| format!("-D{name}={value}")),
-        )
-        .output();
-    let Ok(compiled) = compiled else {
-        println!("waived: no C++ compiler");
-        return None;
-    };
-    assert!(
-        compiled.status.success(),
-        "{}",
-        String::from_utf8_lossy(&compiled.stderr)
-    );
+    let program = compiled(&source, launch.defines, folder)?;
+    let [input, result] = ["in", "out"].map(|name| folder.join(name));
 
     let mut words = vec![
         u64::from(launch.grid[0]),
@@ -99,4 +80,40 @@ fn run_in(
         ran.status
     );
     Some(Ok(std::fs::read(&result).unwrap()))
+}
+
+/// The program of a source with these constants. Programs are kept for later runs, by the hash of all that
+/// decides them.
+fn compiled(source: &str, defines: &[(&'static str, usize)], folder: &Path) -> Option<PathBuf> {
+    let shim = include_str!("../../../kernels/shim/shim.h");
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let mut hasher = DefaultHasher::new();
+    (source, shim, defines, &compiler).hash(&mut hasher);
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("shim");
+    let program = kept.join(format!("{:016x}", hasher.finish()));
+    if program.exists() {
+        return Some(program);
+    }
+    std::fs::create_dir_all(&kept).unwrap();
+    let cpp = folder.join("k.cpp");
+    std::fs::write(&cpp, source).unwrap();
+    // Another test may make the same program at the same time; a rename replaces it whole.
+    let own = folder.file_name().unwrap_or_default().to_string_lossy();
+    let fresh = program.with_extension(own.as_ref());
+    let compiled = Command::new(compiler)
+        .args(["-std=c++17", "-O1", "-w", "-o"])
+        .args([&fresh, &cpp])
+        .args(defines.iter().map(|(name, value)| format!("-D{name}={value}")))
+        .output();
+    let Ok(compiled) = compiled else {
+        println!("waived: no C++ compiler");
+        return None;
+    };
+    assert!(
+        compiled.status.success(),
+        "{}",
+        String::from_utf8_lossy(&compiled.stderr)
+    );
+    std::fs::rename(&fresh, &program).unwrap();
+    Some(program)
 }

@@ -254,6 +254,7 @@ impl TuningProgress {
 
     pub(super) fn event(&mut self, event: &EndToEndEvent) {
         match event {
+            EndToEndEvent::Memory(memory) => self.progress.line(memory),
             EndToEndEvent::TeacherStored { done, sequences } => {
                 let what = format!("teacher: {done} of {sequences} sequences");
                 self.progress.heartbeat(&what);

@@ -81,7 +81,7 @@ impl Op for ModelTune {
                 Ok(Trained {
                     gradients,
                     losses,
-                    codes: Some(codes),
+                    codes,
                 })
             }
             Subject::Cpu(_) => {
@@ -114,7 +114,7 @@ impl Op for ModelTune {
                 Ok(Trained {
                     gradients,
                     losses,
-                    codes: Some(with_codes(tuner, case, |_| Vec::new())?),
+                    codes: with_codes(tuner, case, |_| Vec::new())?,
                 })
             }
             Subject::Cuda(cuda) => {
@@ -136,10 +136,11 @@ impl Op for ModelTune {
                     }
                     Ok(losses)
                 })?;
+                let tuner = backend.model_tuner(&weights, &CODES)?;
                 Ok(Trained {
                     gradients,
                     losses,
-                    codes: None,
+                    codes: with_codes(tuner, case, |_| Vec::new())?,
                 })
             }
         }
@@ -207,11 +208,7 @@ impl Op for ModelTune {
             let what = format!("gradient of {}", parameter.name(&case.data.config));
             comparisons.push(zero_or(check, &what, ours, theirs)?);
         }
-        // no GPU tunes codes yet
-        if !matches!(subject, Subject::Cuda(_)) {
-            let steps = [found, expected].map(|trained| trained.codes.as_deref().unwrap_or_default());
-            comparisons.extend(compare_codes(check, case, steps)?);
-        }
+        comparisons.extend(compare_codes(check, case, [&found.codes, &expected.codes])?);
         Ok(comparisons.into())
     }
 
@@ -232,7 +229,7 @@ impl Op for ModelTune {
             }),
             Breakage::of_answer("a group that keeps its codes", |found, data, _| {
                 let starts = matrices(data);
-                if let Some(step) = found.codes.iter_mut().flatten().next() {
+                if let Some(step) = found.codes.first_mut() {
                     for (state, start) in step.state.codes.iter_mut().zip(&starts) {
                         let changed = state
                             .codes
@@ -246,7 +243,7 @@ impl Op for ModelTune {
                 }
             }),
             Breakage::of_answer("buffers that move a little too far", |found, _, _| {
-                for step in found.codes.iter_mut().flatten() {
+                for step in &mut found.codes {
                     for state in &mut step.state.codes {
                         state.buffer.iter_mut().for_each(|value| *value *= 1.01);
                     }
@@ -263,8 +260,8 @@ pub(crate) struct Trained {
     gradients: Vec<(Parameter, Vec<f64>)>,
     /// losses before every step and after the last, [steps + 1, sequences]
     losses: Array2<f64>,
-    /// the steps of a training with codes; `None` on a machine that has none
-    codes: Option<Vec<CodeStep>>,
+    /// the steps of a training with codes
+    codes: Vec<CodeStep>,
 }
 
 /// One step of a training with codes.

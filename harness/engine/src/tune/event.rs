@@ -1,6 +1,8 @@
 /// Progress of training. Losses are means over positions, in nats.
 #[derive(Debug, Clone, PartialEq)]
 pub enum EndToEndEvent {
+    /// the memory that training takes, in words, on a machine with memory of its own
+    Memory(String),
     /// the teacher's output for another sequence has been stored
     TeacherStored {
         /// sequences stored

@@ -5,6 +5,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::Preset;
+use crate::ops::ResidentTeacher;
 
 /// How the learning rate falls over the steps of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -145,6 +146,16 @@ impl EndToEndSettings {
             epochs,
             patience: epochs,
             ..own
+        }
+    }
+
+    /// The part of the teacher that stays in memory in all steps.
+    pub(super) fn resident_teacher(&self) -> ResidentTeacher {
+        match self.teacher {
+            _ if !self.objective.needs_teacher() => ResidentTeacher::Nothing,
+            TeacherUse::Top(_) => ResidentTeacher::Nothing,
+            TeacherUse::States => ResidentTeacher::Head,
+            TeacherUse::OnTheFly => ResidentTeacher::Whole,
         }
     }
 

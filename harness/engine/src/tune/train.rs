@@ -77,6 +77,16 @@ pub fn end_to_end<M: TrainOps>(
     save_every: Duration,
     observe: &mut dyn FnMut(EndToEndEvent),
 ) -> Result<Tuning> {
+    let resident = settings.resident_teacher();
+    let memory = machine.tuning_memory(
+        &|| student.weights(),
+        &settings.tuning(),
+        resident,
+        settings.batch,
+    )?;
+    if let Some(memory) = memory {
+        observe(EndToEndEvent::Memory(memory));
+    }
     let teacher = Teacher::prepare(machine, teacher, sequences, settings, folder.path(), observe)?;
     let tuner = machine.model_tuner(&student.weights()?, &settings.tuning())?;
     let untouched = tuner.state()?;

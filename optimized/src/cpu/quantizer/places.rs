@@ -73,11 +73,6 @@ impl Places {
         )
     }
 
-    /// Starts [M, 2^B + 1], then groups [M, out_groups x in_groups], for a device.
-    pub(crate) fn flat(&self) -> [Vec<u32>; 2] {
-        [self.starts.concat(), self.groups.concat()]
-    }
-
     /// The (out group, in group)s that use codeword `k` of codebook `m`, in ascending order.
     pub(crate) fn of_codeword(&self, m: usize, k: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
         let range = self.starts[m][k] as usize..self.starts[m][k + 1] as usize;

@@ -284,7 +284,7 @@ impl Machine {
                     self.address(&half)
                 };
                 let defines = [("AQLM_FIRST", usize::from(pass == 0))];
-                let integers = [groups, pass * 8];
+                let integers = [groups, pass * 8, 1];
                 let counted = self.address(&counts);
                 let order = self.address(&half);
                 self.run(
@@ -318,7 +318,7 @@ impl Machine {
                     target,
                     further::<u32>(self.address(&starts), plane * (states + 1)),
                 ],
-                &[groups, states],
+                &[groups, states, 1],
             )?;
         }
         Ok(Places {

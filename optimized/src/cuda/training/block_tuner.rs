@@ -45,7 +45,7 @@ impl BlockTuner {
                 ))
             })
             .collect::<Result<Vec<_>>>()
-            .and_then(|parameters| Trained::new(machine, parameters, tuned, decay));
+            .and_then(|parameters| Trained::new(machine, parameters, tuned, decay.into()));
         Self {
             machine: Arc::clone(machine),
             decoded: OnceLock::new(),

@@ -12,7 +12,7 @@ use super::products::{Precision, Products};
 use crate::cpu::llama::Rotary;
 
 /// Maximum number of logits that one pass holds: 512 MiB.
-const LOGITS: usize = 1 << 27;
+pub(super) const LOGITS: usize = 1 << 27;
 
 /// Rows that go through a block together. A GPU needs more of them than a processor for efficient products.
 pub(super) const ROWS: usize = 16_384;

@@ -3,22 +3,30 @@
 //! Activations are f32, [rows, features], with a row for each token of each sequence. Products go through
 //! cuBLAS; everything between them is a kernel of this project. Attention never holds a matrix of tokens x
 //! tokens: its backward pass computes the probabilities anew. Parameters, the sums of their gradients and
-//! Adam's moments are f64, as on the CPU. No sum uses atomics, so the same input gives the same bytes.
+//! moments are f64, buffers of codes f32, as on the CPU. No sum of floats uses atomics, so the same input
+//! gives the same bytes.
 
 mod backward;
 mod block;
 mod block_tuner;
+mod code_buffer;
 mod forward;
 mod head;
 mod hessian;
 mod machine;
+mod memory;
 mod model;
 mod model_losses;
 mod model_tuner;
 pub mod plan;
 mod products;
+mod pv_matrix;
+mod quantized;
 mod rows;
+mod selection;
+mod stepper;
 mod trained;
+mod trained_codes;
 
 pub use backward::{BlockGradient, Chunks};
 pub use block::{Block, Decoded};
@@ -27,8 +35,10 @@ pub use forward::Trace;
 pub use head::{ComparedRow, Head};
 pub use hessian::Hessian;
 pub use machine::Machine;
+pub use memory::{TeacherMemory, TuningMemory};
 pub use model_tuner::ModelTuner;
 pub use products::Precision;
+pub use pv_matrix::{PlainParameter, PvMatrix};
 
 use std::ops::Range;
 

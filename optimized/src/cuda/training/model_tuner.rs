@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use aqlm_vocabulary::{
     AqlmError, CodeChange, LayerId, ModelTraining, ModelTuning, ModelWeights, Parameter, PartSums, Rates,
-    StepRule, Target, Tuned, TuningState,
+    Target, Tuned, TuningState,
 };
 
 use super::super::llama::address;
@@ -15,19 +15,23 @@ use super::machine::{Machine, ROWS};
 use super::model::Model;
 use super::model_losses::{LossGradients, Scored, TeacherHead};
 use super::plan;
-use super::trained::{Trained, widened};
+use super::trained::{Trained, shape, widened};
+use super::trained_codes::TrainedCodes;
 use crate::cpu::llama::Wanted;
 
-/// A model whose codebooks, scales, norms, embedding and head are trained for fixed codes (paper appendix A).
+/// A model whose codebooks, scales, norms, embedding and head are trained (paper appendix A), with fixed
+/// codes or together with its codes (PV-Tuning).
 ///
 /// See [`ModelTraining`]. Activations and their gradients are f32; losses, parameters, the sums of their
-/// gradients, and moments are f64. A failure of the device while sums are taken is kept and returned by the
-/// next loss.
+/// gradients, and moments are f64. Buffers of codes, the sums of their gradients and their moments are f32. A
+/// failure of the device while sums are taken is kept and returned by the next loss.
 pub struct ModelTuner {
     machine: Arc<Machine>,
     model: Model,
     tuned: Tuned,
     trained: Trained,
+    /// `None` for fixed codes
+    codes: Option<TrainedCodes>,
     teacher: TeacherHead,
     failed: Option<String>,
 }
@@ -45,10 +49,10 @@ impl ModelTuner {
     /// The state before the first step.
     ///
     /// # Errors
-    /// `Aqlm` with `Argument` when `tuned` selects nothing of this model, with `Shape` when the weights do
-    /// not match the machine's architecture; `Memory`, `Driver`.
+    /// `Aqlm` with `Argument` when `tuning` selects nothing of this model, its settings are out of their
+    /// range, or codes are tuned without codebooks and scales, with `Shape` when the weights do not match the
+    /// machine's architecture, with `Unsupported` for a beam that is too wide; `Memory`, `Driver`.
     pub fn new(machine: &Arc<Machine>, weights: &ModelWeights, tuning: &ModelTuning) -> Result<Self> {
-        Self::check_tuning(tuning)?;
         let model = Model::new(machine, weights)?;
         let tied = model.lm_head.is_none();
         let mut tuned = tuning.tuned;
@@ -62,6 +66,14 @@ impl ModelTuner {
             let expected = "some that this model has";
             return Err(AqlmError::argument("parameters to train", expected, "none").into());
         }
+        let codes = match tuning.codes {
+            Some(_) if !(tuned.codebooks || tuned.scales) => {
+                let expected = "codebooks or scales beside codes";
+                return Err(AqlmError::argument("parameters to train", expected, "neither").into());
+            }
+            Some(settings) => Some(TrainedCodes::new(machine, &model.blocks, settings, tuning.seed)?),
+            None => None,
+        };
         let values = |parameter: Parameter| -> Result<_> {
             let values = match parameter {
                 Parameter::Embedding => widened(&weights.embedding),
@@ -74,28 +86,13 @@ impl ModelTuner {
         let parameters = parameters.into_iter().map(values).collect::<Result<_>>()?;
         Ok(Self {
             machine: Arc::clone(machine),
-            trained: Trained::new(machine, parameters, tuned, tuning.optimizer.decay)?,
+            trained: Trained::new(machine, parameters, tuned, tuning.optimizer)?,
             model,
             tuned,
+            codes,
             teacher: TeacherHead::default(),
             failed: None,
         })
-    }
-
-    /// Rejects what this machine cannot tune.
-    ///
-    /// # Errors
-    /// `Unsupported` for codes, and for another optimizer than PyTorch's Adam.
-    pub fn check_tuning(tuning: &ModelTuning) -> Result<()> {
-        if tuning.codes.is_some() {
-            let reason = "codes are tuned on the reference and cpu backends only";
-            return Err(AqlmError::Unsupported(reason.into()).into());
-        }
-        if tuning.optimizer.rule != StepRule::Adam {
-            let reason = "LAMB and the official Adam run on the reference and cpu backends only";
-            return Err(AqlmError::Unsupported(reason.into()).into());
-        }
-        Ok(())
     }
 
     /// The gradients summed so far, in the order of [`Parameter::selected`].
@@ -108,6 +105,14 @@ impl ModelTuner {
             Ok((trained.parameter, gradient))
         };
         self.trained.parameters.iter().map(of).collect()
+    }
+
+    fn take_sums(&mut self) -> Result<Vec<f64>> {
+        let mut taken = self.trained.take_gradients()?;
+        if let Some(codes) = &mut self.codes {
+            codes.take_gradients(&mut taken)?;
+        }
+        Ok(taken)
     }
 
     /// Writes the parameters' values into the model.
@@ -299,6 +304,9 @@ impl ModelTuner {
             let mut sink = |gradient: BlockGradient| {
                 if let BlockGradient::Weight(layer, weight) = &gradient {
                     observe(index, *layer, weight);
+                    if let Some(codes) = &self.codes {
+                        codes.add(index, *layer, weight)?;
+                    }
                 }
                 self.trained.add(index, block, &gradient)
             };
@@ -440,14 +448,23 @@ impl Machine {
 impl PartSums for ModelTuner {
     /// Nothing if the device fails: no other rank accepts that.
     fn take(&mut self) -> Vec<f64> {
-        self.trained.take_gradients().unwrap_or_else(|error| {
+        self.take_sums().unwrap_or_else(|error| {
             self.failed = Some(error.to_string());
             Vec::new()
         })
     }
 
     fn add(&mut self, sums: &[f64]) -> aqlm_vocabulary::Result<()> {
-        Ok(self.trained.add_gradients(sums)?)
+        let expected = self.trained.len() + self.codes.as_ref().map_or(0, TrainedCodes::len);
+        if sums.len() != expected {
+            return Err(shape("sums of gradients".into(), expected, sums.len()));
+        }
+        let (of_parameters, of_codes) = sums.split_at(self.trained.len());
+        self.trained.add_gradients(of_parameters)?;
+        if let Some(codes) = &self.codes {
+            codes.add_gradients(of_codes)?;
+        }
+        Ok(())
     }
 }
 
@@ -477,15 +494,37 @@ impl ModelTraining for ModelTuner {
     fn step(&mut self, rates: Rates) -> aqlm_vocabulary::Result<CodeChange> {
         self.trained.step(rates.lr)?;
         self.write_back()?;
-        Ok(CodeChange::default())
+        let Some(codes) = &self.codes else {
+            return Ok(CodeChange::default());
+        };
+        Ok(codes.step(rates.code_lr, self.trained.steps(), &mut self.model.blocks)?)
     }
 
     fn state(&self) -> aqlm_vocabulary::Result<TuningState> {
-        Ok(self.trained.state(self.machine.arch())?)
+        let arch = self.machine.arch();
+        let codes = self.codes.as_ref();
+        let codes = codes
+            .map(|codes| codes.state(arch, &self.model.blocks))
+            .transpose()?;
+        Ok(TuningState {
+            codes: codes.unwrap_or_default(),
+            ..self.trained.state(arch)?
+        })
     }
 
     fn restore(&mut self, state: &TuningState) -> aqlm_vocabulary::Result<()> {
+        match &self.codes {
+            Some(codes) => codes.check(&state.codes, &self.model.blocks)?,
+            None if state.codes.is_empty() => {}
+            None => {
+                let what = "matrices with codes of a training state".into();
+                return Err(shape(what, 0, state.codes.len()));
+            }
+        }
         self.trained.restore(self.machine.arch(), state)?;
+        if let Some(codes) = &mut self.codes {
+            codes.restore(&state.codes, &mut self.model.blocks)?;
+        }
         Ok(self.write_back()?)
     }
 
@@ -497,6 +536,12 @@ impl ModelTraining for ModelTuner {
         let parameter = self.trained.first_not_finite(self.machine.arch())?;
         if parameter.is_some() {
             return Ok(parameter);
+        }
+        if let Some(codes) = &self.codes {
+            let matrix = codes.first_not_finite(self.machine.arch())?;
+            if matrix.is_some() {
+                return Ok(matrix);
+            }
         }
         Ok(self.first_broken_output(sequences)?)
     }

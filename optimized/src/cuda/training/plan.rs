@@ -1,8 +1,11 @@
 //! Launch plans of the kernels of training. They are plain numbers, so tests can run them on the CPU.
 
-use aqlm_vocabulary::{AdamSettings, AttentionSpec, Scheme};
+pub mod codes;
+pub mod steps;
 
-use super::super::llama::plan::Plan;
+use aqlm_vocabulary::{AttentionSpec, Scheme};
+
+pub use super::super::llama::plan::Plan;
 
 /// Threads of a block that works on elements or on one row.
 const THREADS: usize = 256;
@@ -160,19 +163,6 @@ pub fn scale_sums(scheme: Scheme, out_features: usize, in_features: usize) -> Pl
             &groups(scheme, in_features),
         )
     }
-}
-
-/// One step of Adam, the `step`th from 1. Pointers: values, gradient, first, second.
-pub fn adam(count: usize, adam: &AdamSettings, step: u32) -> Plan {
-    // Past this many steps a decay's power is 0, and more steps change nothing.
-    let step = i32::try_from(step).unwrap_or(i32::MAX);
-    let rate = adam.lr / (1.0 - adam.beta1.powi(step));
-    let correction = 1.0 / (1.0 - adam.beta2.powi(step));
-    let mut plan = elementwise("adam_step/k1_elementwise", count, &[count]);
-    for value in [rate, correction, adam.beta1, adam.beta2, adam.eps] {
-        plan.integers.extend(words(value));
-    }
-    plan
 }
 
 /// f64 rounded to f32. Pointers: from, to.

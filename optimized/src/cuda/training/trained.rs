@@ -1,8 +1,9 @@
 use std::sync::Arc;
 
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, NormPlace, Parameter, ParameterState, Tuned, TuningState,
+    AqlmError, ArchSpec, NormPlace, Optimizer, Parameter, ParameterState, Tuned, TuningState,
 };
+use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
 use super::super::error::During;
 use super::super::llama::address;
@@ -11,12 +12,12 @@ use super::backward::BlockGradient;
 use super::block::Block;
 use super::machine::Machine;
 use super::plan;
+use super::stepper::Stepper;
 
-/// The parameters that are trained, the sums of their gradients and Adam's moments, all in f64 on the device.
+/// The parameters that are trained, the sums of their gradients and moments, all in f64 on the device.
 pub(super) struct Trained {
     machine: Arc<Machine>,
     tuned: Tuned,
-    decay: AdamDecay,
     steps: u32,
     /// in the order of [`Parameter::selected`], which is sorted by block
     pub(super) parameters: Vec<TrainedParameter>,
@@ -26,8 +27,7 @@ pub(super) struct TrainedParameter {
     pub(super) parameter: Parameter,
     pub(super) values: Buffer<f64>,
     pub(super) gradient: Buffer<f64>,
-    first: Buffer<f64>,
-    second: Buffer<f64>,
+    stepper: Stepper<f64>,
 }
 
 impl Trained {
@@ -36,7 +36,7 @@ impl Trained {
         machine: &Arc<Machine>,
         parameters: Vec<(Parameter, Vec<f64>)>,
         tuned: Tuned,
-        decay: AdamDecay,
+        optimizer: Optimizer,
     ) -> Result<Self> {
         let trained = |(parameter, values): (Parameter, Vec<f64>)| -> Result<_> {
             let count = values.len();
@@ -44,14 +44,12 @@ impl Trained {
                 parameter,
                 values: machine.upload(&values, "parameters")?,
                 gradient: machine.zeros(count, "gradients")?,
-                first: machine.zeros(count, "first moments")?,
-                second: machine.zeros(count, "second moments")?,
+                stepper: Stepper::new(machine, optimizer, count)?,
             })
         };
         Ok(Self {
             machine: Arc::clone(machine),
             tuned,
-            decay,
             steps: 0,
             parameters: parameters.into_iter().map(trained).collect::<Result<_>>()?,
         })
@@ -106,9 +104,8 @@ impl Trained {
 
     /// Adds sums taken by [`Trained::take_gradients`] from another tuner of the same parameters.
     pub(super) fn add_gradients(&mut self, sums: &[f64]) -> Result<()> {
-        let expected: usize = self.parameters.iter().map(|trained| trained.values.len()).sum();
-        if sums.len() != expected {
-            return Err(shape("sums of gradients".into(), expected, sums.len()).into());
+        if sums.len() != self.len() {
+            return Err(shape("sums of gradients".into(), self.len(), sums.len()).into());
         }
         let mut rest = sums;
         for trained in &self.parameters {
@@ -120,22 +117,22 @@ impl Trained {
         Ok(())
     }
 
-    /// One step of Adam along the gradients summed so far, which are then reset.
+    /// Number of parameters.
+    pub(super) fn len(&self) -> usize {
+        self.parameters.iter().map(|trained| trained.values.len()).sum()
+    }
+
+    /// Steps taken so far.
+    pub(super) fn steps(&self) -> u32 {
+        self.steps
+    }
+
+    /// One step along the gradients summed so far, which are then reset.
     pub(super) fn step(&mut self, lr: f64) -> Result<()> {
         self.steps = self.steps.saturating_add(1);
-        let adam = self.decay.at(lr);
-        let device = self.machine.device();
         for trained in &self.parameters {
-            let buffers = [
-                &trained.values,
-                &trained.gradient,
-                &trained.first,
-                &trained.second,
-            ];
-            self.machine.run(
-                &plan::adam(trained.values.len(), &adam, self.steps),
-                &buffers.map(|buffer| address(device, buffer)),
-            )?;
+            let (values, gradient) = (&trained.values, &trained.gradient);
+            trained.stepper.step(lr, self.steps, values, gradient)?;
         }
         Ok(())
     }
@@ -172,12 +169,13 @@ impl Trained {
     pub(super) fn state(&self, arch: &ArchSpec) -> Result<TuningState> {
         let device = self.machine.device();
         let of_parameter = |trained: &TrainedParameter| -> Result<_> {
+            let [first, second] = trained.stepper.moments()?;
             Ok(ParameterState {
                 parameter: trained.parameter,
                 name: trained.parameter.name(arch),
                 values: device.download(&trained.values)?,
-                first: device.download(&trained.first)?,
-                second: device.download(&trained.second)?,
+                first,
+                second,
             })
         };
         let parameters = self.parameters.iter().map(of_parameter);
@@ -191,10 +189,6 @@ impl Trained {
     /// Resumes from a state of the same parameters, and discards gradients not used yet. With a state of
     /// other parameters, nothing is changed.
     pub(super) fn restore(&mut self, arch: &ArchSpec, state: &TuningState) -> Result<()> {
-        if !state.codes.is_empty() {
-            let what = "matrices with codes of a training state".into();
-            return Err(shape(what, 0, state.codes.len()).into());
-        }
         if state.parameters.len() != self.parameters.len() {
             let what = "parameters of a training state".into();
             return Err(shape(what, self.parameters.len(), state.parameters.len()).into());
@@ -208,8 +202,7 @@ impl Trained {
         }
         for (trained, part) in self.parameters.iter_mut().zip(&state.parameters) {
             trained.values.write(0, &part.values)?;
-            trained.first.write(0, &part.first)?;
-            trained.second.write(0, &part.second)?;
+            trained.stepper.restore(&part.first, &part.second)?;
             reset(&self.machine, &mut trained.gradient)?;
         }
         self.steps = state.steps;
@@ -228,12 +221,16 @@ impl Trained {
     }
 }
 
-fn reset(machine: &Machine, buffer: &mut Buffer<f64>) -> Result<()> {
+/// Writes zeros.
+pub(super) fn reset<T: DeviceRepr + ValidAsZeroBits>(
+    machine: &Machine,
+    buffer: &mut Buffer<T>,
+) -> Result<()> {
     let stream = machine.device().stream();
     stream.memset_zeros(buffer).during("writing zeros")
 }
 
-fn shape(what: String, expected: usize, found: usize) -> AqlmError {
+pub(super) fn shape(what: String, expected: usize, found: usize) -> AqlmError {
     AqlmError::Shape {
         what,
         expected: vec![expected],

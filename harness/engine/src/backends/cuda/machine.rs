@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use aqlm_optimized::cuda::quantizer::LayerProblem;
 use aqlm_optimized::cuda::training::{
-    Block, BlockTuner, ComparedRow, Head, Hessian, Machine, ModelTuner, Precision, parts, working_bytes,
+    Block, BlockTuner, ComparedRow, Head, Hessian, Machine, ModelTuner, Precision, TeacherMemory,
+    TuningMemory, parts, working_bytes,
 };
 use aqlm_optimized::cuda::{Buffer, Device};
 use aqlm_vocabulary::{
@@ -17,7 +18,7 @@ use super::super::hidden_states::Bound;
 use super::super::{BackendKind, Memory, TrainingPrecision};
 use super::hidden::{CudaHidden, on_device};
 use super::layers::CudaLayers;
-use crate::ops::{BlockOps, DenseStates, LayerOps, TrainOps};
+use crate::ops::{BlockOps, DenseStates, LayerOps, ResidentTeacher, TrainOps};
 use crate::position::ComparedPosition;
 use crate::spectrum::Spectrum;
 use aqlm_formats::Result;
@@ -422,8 +423,27 @@ impl TrainOps for CudaMachine {
         self.bound_memory(memory, spill, batch)
     }
 
-    fn check_tuning(&self, tuning: &ModelTuning) -> Result<()> {
-        on_device(ModelTuner::check_tuning(tuning))
+    fn tuning_memory(
+        &self,
+        weights: &dyn Fn() -> Result<ModelWeights>,
+        tuning: &ModelTuning,
+        teacher: ResidentTeacher,
+        batch: usize,
+    ) -> Result<Option<String>> {
+        let teacher = match teacher {
+            ResidentTeacher::Nothing => TeacherMemory::Nothing,
+            ResidentTeacher::Head => TeacherMemory::Head,
+            ResidentTeacher::Whole => TeacherMemory::Whole,
+        };
+        let weights = weights()?;
+        on_device(self.machine.check_codes(&weights, tuning))?;
+        let shape = [batch, self.machine.positions()];
+        let memory = TuningMemory::of(self.config(), &weights, tuning, teacher, shape);
+        let free = on_device(self.machine.check_memory(&memory))?;
+        let gib = free as f64 / f64::from(1 << 30);
+        Ok(Some(format!(
+            "device memory: {memory} of {gib:.2} GiB that are free"
+        )))
     }
 
     fn model_tuner(&self, weights: &ModelWeights, tuning: &ModelTuning) -> Result<ModelTuner> {
