@@ -7,7 +7,8 @@ use std::process::{Command, Output};
 
 use aqlm_check::cases::{Case, LlamaData};
 use aqlm_engine::backends::{CpuBackend, HiddenStates};
-use aqlm_engine::ops::{Alone, BlockOps};
+use aqlm_engine::ops::BlockOps;
+use aqlm_engine::ranks::Alone;
 use aqlm_engine::{hessians, tune_block};
 use aqlm_optimized::cpu::llama::working_bytes;
 use aqlm_vocabulary::FinetuneSettings;

@@ -4,19 +4,23 @@
 pub mod alternate;
 mod backend_kind;
 pub mod backends;
+mod block_layers;
 pub mod divergence;
 pub mod evaluate;
 mod gauge;
 pub mod generate;
+mod hessians;
 pub mod hostile;
 pub mod likelihood;
 mod memory;
 pub mod ops;
+mod pipeline_event;
 mod preflight;
 mod presets;
 pub mod protocol;
 mod publish;
 mod quantize;
+pub mod ranks;
 pub mod report;
 pub mod runs;
 pub mod selfgen;
@@ -26,10 +30,12 @@ mod tune;
 pub mod window_logits;
 
 pub use aqlm_formats::{Error, Result};
+pub use hessians::hessians;
+pub use pipeline_event::PipelineEvent;
 pub use preflight::check_scheme;
 pub use presets::{Preset, QuantizeSettings};
 pub use publish::publish;
-pub use quantize::{PipelineEvent, hessians, quantize};
+pub use quantize::quantize;
 pub use runs::records::{BlockReport, LayerSummary, QuantizeReport, Record};
 pub use runs::{RunDescription, RunFolder, finished_blocks};
 pub use tune::{

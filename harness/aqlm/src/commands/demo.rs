@@ -6,6 +6,7 @@ use super::generate::{Continuation, continue_text};
 use super::quantize::{quantize, summary};
 use super::table::{Table, bytes};
 use super::{Job, Output, say};
+use aqlm_engine::ranks::Alone;
 use aqlm_engine::backends::BackendKind;
 use aqlm_engine::generate::Sampling;
 use aqlm_engine::runs::records::DemoRecord;
@@ -61,6 +62,7 @@ pub(crate) fn run(request: &DemoRequest, output: Output) -> Result<bool> {
         memory: None,
         folder,
         resume: false,
+        ranks: &Alone,
     };
     let quantized = quantize(&job, None)?;
     let tiny = Model::open(&job.folder)?;

@@ -25,6 +25,11 @@ pub trait OnMachine {
     /// the job's result
     type Output;
 
+    /// The number of the device on which the job runs, where there are several.
+    fn device(&self) -> usize {
+        0
+    }
+
     /// Does the job.
     ///
     /// # Errors
@@ -55,7 +60,8 @@ impl BackendKind {
             Self::Cpu => job.on(CpuBackend::new(config, positions)?),
             Self::Cuda => {
                 require_computed_on_cuda(config)?;
-                job.on(CudaMachine::new(config, positions)?)
+                let device = job.device();
+                job.on(CudaMachine::new(config, positions, device)?)
             }
         }
     }

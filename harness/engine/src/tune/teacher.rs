@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::top_tokens::top_tokens;
 use super::{EndToEndEvent, EndToEndSettings, TeacherUse};
 use crate::ops::BlockOps;
+use crate::ranks::{Ranks, share};
 use crate::runs::json_lines::JsonLines;
 use aqlm_formats::durable;
 use aqlm_formats::model::Model;
@@ -57,7 +58,8 @@ pub(super) enum Said {
 }
 
 impl<M: BlockOps> Teacher<M> {
-    /// Prepares the teacher: computes and stores outputs that are not stored yet, or loads the teacher.
+    /// Prepares the teacher: computes and stores outputs that are not stored yet, or loads the teacher. Rank 0
+    /// alone stores; the others read its files.
     ///
     /// # Errors
     /// Errors of the machine, unreadable weights, a run folder that can't be written.
@@ -67,6 +69,7 @@ impl<M: BlockOps> Teacher<M> {
         sequences: &[&[u32]],
         settings: &EndToEndSettings,
         run: &Path,
+        ranks: &dyn Ranks,
         observe: &mut dyn FnMut(EndToEndEvent),
     ) -> Result<Self> {
         if !settings.objective.needs_teacher() {
@@ -90,6 +93,15 @@ impl<M: BlockOps> Teacher<M> {
             TeacherUse::Top(k) => Some(k),
         };
         let folder = run.join("teacher");
+        if !ranks.is_first() {
+            return Ok(Self::Stored {
+                folder,
+                // rank 0 shares them when all are in their files
+                sequences: share(ranks, 0, || Ok(Vec::new()))?,
+                lm_head,
+                top: top.is_some(),
+            });
+        }
         std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "make"))?;
         let mut index: JsonLines<StoredSequence> =
             JsonLines::open(&folder.join("index.jsonl"), "the record of a stored sequence")?;
@@ -136,7 +148,7 @@ impl<M: BlockOps> Teacher<M> {
         }
         Ok(Self::Stored {
             folder,
-            sequences: index.records().to_vec(),
+            sequences: share(ranks, 0, || Ok(index.records().to_vec()))?,
             lm_head,
             top: top.is_some(),
         })

@@ -159,6 +159,23 @@ impl PartSums for Hessian {
         self.samples += samples as usize;
         Ok(())
     }
+
+    fn merge(&mut self, other: Self) -> aqlm_vocabulary::Result<()> {
+        if other.width != self.width {
+            return Err(AqlmError::Shape {
+                what: "the sum of a Hessian".into(),
+                expected: vec![self.width, self.width],
+                found: vec![other.width, other.width],
+            });
+        }
+        match (&self.sum, other.sum) {
+            (Some(sum), Some(part)) => self.machine.add_wide(&part, sum)?,
+            (None, part) => self.sum = part,
+            (Some(_), None) => {}
+        }
+        self.samples += other.samples;
+        Ok(())
+    }
 }
 
 impl Machine {

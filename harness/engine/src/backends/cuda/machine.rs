@@ -31,13 +31,15 @@ pub struct CudaMachine {
 }
 
 impl CudaMachine {
-    /// Opens the first GPU, for sequences of at most `positions` tokens, with all products in f32.
+    /// Opens GPU number `device`, for sequences of at most `positions` tokens, with all products in f32. Where
+    /// the process sees a single GPU, because a launcher has chosen for it, that is the one.
     ///
     /// # Errors
     /// `Unsupported` when the model is not a plain Llama; `Device`, with a message that names what is
     /// missing.
-    pub fn new(config: &ArchSpec, positions: usize) -> Result<Self> {
-        let device = on_device(Device::open(0, None))?;
+    pub fn new(config: &ArchSpec, positions: usize, device: usize) -> Result<Self> {
+        let device = if Device::count() == 1 { 0 } else { device };
+        let device = on_device(Device::open(device, None))?;
         Self::on(Arc::new(device), config, positions, Precision::Single)
     }
 
