@@ -71,7 +71,9 @@ pub fn quantize<M: TrainOps>(
 
     for (index, spec) in model.config().blocks.iter().enumerate() {
         let done = share(ranks, 0, || {
-            journal.as_mut().map_or(Ok(None), |journal| finished(folder, journal, index, observe))
+            journal
+                .as_mut()
+                .map_or(Ok(None), |journal| finished(folder, journal, index, observe))
         })?;
         if let Some(entry) = done {
             if !ranks.is_first() {
@@ -273,7 +275,11 @@ fn quantize_block<M: TrainOps>(
         seconds: started.elapsed().as_secs_f64(),
     };
 
-    agree(ranks, &format!("weights of block {index}"), &fingerprint(&weights))?;
+    agree(
+        ranks,
+        &format!("weights of block {index}"),
+        &fingerprint(&weights),
+    )?;
     if let Some(journal) = journal {
         let path = folder.block_path(index);
         let sha256 = block_file::write(&path, spec, &weights)?;

@@ -154,10 +154,17 @@ impl OnMachine for Blocks<'_> {
         )?;
         let folder = RunFolder::open_on(job.ranks, &job.folder, &description, job.resume)?;
         let mut progress = QuantizeProgress::new(job.model.config(), settings);
-        let report =
-            aqlm_engine::quantize(&machine, job.model, sequences, settings, &folder, job.ranks, &mut |event| {
+        let report = aqlm_engine::quantize(
+            &machine,
+            job.model,
+            sequences,
+            settings,
+            &folder,
+            job.ranks,
+            &mut |event| {
                 progress.event(&event);
-            })?;
+            },
+        )?;
         drop(progress);
         let largest = report.largest_hidden_state;
         if job.ranks.is_first() {

@@ -195,7 +195,8 @@ fn meet(place: &Place, started: &Started) -> Result<Connections> {
         known = Place::of(
             &|name| {
                 let of = variables(0, place.size, port);
-                of.into_iter().find_map(|(known, value)| (known == name).then_some(value))
+                of.into_iter()
+                    .find_map(|(known, value)| (known == name).then_some(value))
             },
             None,
         )?;

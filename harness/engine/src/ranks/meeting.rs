@@ -185,7 +185,9 @@ fn gather(
             Err(error) => return Err(accept()(error)),
         };
         // Whoever does not greet as a rank, or belongs to another run, is not meant.
-        let Ok(theirs) = greeted(&mut stream) else { continue };
+        let Ok(theirs) = greeted(&mut stream) else {
+            continue;
+        };
         let refused = refusal(own, &theirs).or_else(|| {
             let twice = !missing().any(|rank| rank == theirs.rank);
             twice.then(|| "another process is this rank already".to_owned())
@@ -250,8 +252,20 @@ fn join(
             };
             for at in found {
                 match greet(at, own) {
-                    Ok((_, Answer { refused: Some(reason), .. })) if reason == ANOTHER => {}
-                    Ok((_, Answer { refused: Some(reason), .. })) => {
+                    Ok((
+                        _,
+                        Answer {
+                            refused: Some(reason),
+                            ..
+                        },
+                    )) if reason == ANOTHER => {}
+                    Ok((
+                        _,
+                        Answer {
+                            refused: Some(reason),
+                            ..
+                        },
+                    )) => {
                         let name = name(own.rank, own.size, &own.at);
                         return Err(Error::Rank { name, reason });
                     }

@@ -267,7 +267,9 @@ mod tests {
         let loads = |ranks: usize| {
             let mut loads = vec![0; ranks];
             let of = owners(&costs, ranks);
-            of.iter().zip(costs).for_each(|(&owner, cost)| loads[owner] += cost);
+            of.iter()
+                .zip(costs)
+                .for_each(|(&owner, cost)| loads[owner] += cost);
             loads
         };
         assert_eq!(loads(1), [203]);

@@ -112,7 +112,12 @@ impl Place {
         };
         let lists = ["SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"];
         let first = lists.iter().find_map(|name| variables.text(name));
-        let names = ["SLURM_PROCID", tasks, "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"];
+        let names = [
+            "SLURM_PROCID",
+            tasks,
+            "SLURM_LOCALID",
+            "SLURM_STEP_TASKS_PER_NODE",
+        ];
         Self::by(variables, names, first.map(|list| first_host(&list)))
     }
 
@@ -135,7 +140,11 @@ impl Place {
         }
         let address = variables.text("MASTER_ADDR").or(address);
         let address = address.ok_or_else(|| {
-            Error::argument("MASTER_ADDR", "the host of rank 0, which these ranks meet at", "nothing")
+            Error::argument(
+                "MASTER_ADDR",
+                "the host of rank 0, which these ranks meet at",
+                "nothing",
+            )
         })?;
         let port = match variables.text("MASTER_PORT") {
             Some(_) => variables.number("MASTER_PORT", 1)?,
@@ -143,9 +152,8 @@ impl Place {
         };
         let elastic = variables.text("TORCHELASTIC_RUN_ID");
         // torchrun itself listens at MASTER_PORT.
-        let port = u16::try_from(port + usize::from(elastic.is_some())).map_err(|_| {
-            Error::argument("MASTER_PORT", "a port from 1 to 65534", port.to_string())
-        })?;
+        let port = u16::try_from(port + usize::from(elastic.is_some()))
+            .map_err(|_| Error::argument("MASTER_PORT", "a port from 1 to 65534", port.to_string()))?;
         let job = [
             elastic,
             variables.text("TORCHELASTIC_RESTART_COUNT"),
@@ -282,10 +290,22 @@ mod tests {
             ("RANK=2 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=a", None, "RANK"),
             ("RANK=-1 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=a", None, "RANK"),
             ("RANK=1 WORLD_SIZE=2 MASTER_ADDR=a", None, "LOCAL_RANK"),
-            ("RANK=1 WORLD_SIZE=2 LOCAL_RANK=7 MASTER_ADDR=a", None, "LOCAL_RANK"),
+            (
+                "RANK=1 WORLD_SIZE=2 LOCAL_RANK=7 MASTER_ADDR=a",
+                None,
+                "LOCAL_RANK",
+            ),
             ("RANK=1 WORLD_SIZE=2 LOCAL_RANK=0", None, "MASTER_ADDR"),
-            ("RANK=1 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=a MASTER_PORT=x", None, "MASTER_PORT"),
-            ("RANK=1 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=a MASTER_PORT=70000", None, "MASTER_PORT"),
+            (
+                "RANK=1 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=a MASTER_PORT=x",
+                None,
+                "MASTER_PORT",
+            ),
+            (
+                "RANK=1 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=a MASTER_PORT=70000",
+                None,
+                "MASTER_PORT",
+            ),
             ("RANK=1 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=a", Some(3), "gpus"),
         ] {
             match place(text, gpus) {

@@ -439,10 +439,7 @@ fn is_finite(state: &TuningState) -> bool {
     parameters.chain(buffers).flatten().all(|value| value.is_finite())
 }
 
-fn diverged<M: TrainOps>(
-    objective: &mut NextTokens<'_, M>,
-    broken: &Broken,
-) -> Result<Divergence> {
+fn diverged<M: TrainOps>(objective: &mut NextTokens<'_, M>, broken: &Broken) -> Result<Divergence> {
     let sequences = objective.tokens(&broken.sequences);
     let layer = objective.tuner.first_not_finite(&sequences)?;
     Ok(Divergence {
