@@ -1,7 +1,7 @@
 use std::time::Instant;
 
 use aqlm_reference::{limit_db, rate_distortion_limit};
-use aqlm_vocabulary::{LayerEvent, LayerId, QuantizedMatrix, Scheme, StreamKey};
+use aqlm_vocabulary::{BlockSpec, LayerEvent, LayerId, QuantizedMatrix, Scheme, StreamKey};
 use ndarray::{Array1, Array3, Array4};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,18 @@ use aqlm_formats::{Error, Result};
 
 /// A layer after quantization.
 pub(crate) type Finished = (LayerId, QuantizedMatrix, LayerSummary);
+
+/// Which rank quantizes each layer of groups of a block's layers. A layer costs as much as it has weights.
+pub(crate) fn layer_owners(spec: &BlockSpec, groups: &[Vec<LayerId>], ranks: &dyn Ranks) -> Vec<Vec<usize>> {
+    let weights = |&layer: &LayerId| {
+        let (rows, columns) = spec.linear(layer).shape;
+        rows * columns
+    };
+    let costs: Vec<usize> = groups.iter().flatten().map(weights).collect();
+    let mut owners = owners(&costs, ranks.size()).into_iter();
+    let of_group = |group: &Vec<LayerId>| owners.by_ref().take(group.len()).collect();
+    groups.iter().map(of_group).collect()
+}
 
 /// Quantizes groups of layers of a block, each group under the Hessian of its input, spread over the ranks.
 /// Returns all layers in their order, on every rank. `observe` sees what this rank does, and every layer when
@@ -41,12 +53,7 @@ pub(crate) fn quantize_layers<M: BlockOps>(
     observe: &mut dyn FnMut(PipelineEvent<'_>),
 ) -> Result<Vec<Finished>> {
     let spec = &machine.config().blocks[index];
-    let weights = |&layer: &LayerId| {
-        let (rows, columns) = spec.linear(layer).shape;
-        rows * columns
-    };
-    let costs: Vec<usize> = groups.iter().flatten().map(weights).collect();
-    let owners = owners(&costs, ranks.size());
+    let owners = layer_owners(spec, groups, ranks).concat();
     let done = |summary: &LayerSummary, observe: &mut dyn FnMut(PipelineEvent<'_>)| {
         folder.metric(MetricEvent::Layer {
             summary: summary.clone(),

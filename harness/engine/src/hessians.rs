@@ -2,8 +2,9 @@ use std::ops::Range;
 
 use aqlm_vocabulary::{AqlmError, LayerId};
 
+use crate::held::Held;
 use crate::ops::{BlockOps, PartSums, joined};
-use crate::ranks::{Ranks, sum_in_order};
+use crate::ranks::{Ranks, hand_out, sum_on_first};
 use aqlm_formats::Result;
 
 /// H of the inputs of each of `layers`, over the given sequences only, all from one pass through the block.
@@ -18,6 +19,25 @@ pub fn hessians<M: BlockOps>(
     layers: &[LayerId],
     ranks: &dyn Ranks,
 ) -> Result<Vec<M::Hessian>> {
+    let held = Held::all(machine, machine.lengths(hidden), sequences);
+    let readers = vec![(0..ranks.size()).collect(); layers.len()];
+    of_held(machine, block, hidden, &held, layers, &readers, ranks)
+}
+
+/// H of the inputs of each of `layers`, over the training sequences of a run of which this rank holds some.
+/// Each H is for the ranks in `readers`; on the others, except rank 0, it is empty.
+///
+/// # Errors
+/// Errors of the machine; `Rank`.
+pub(crate) fn of_held<M: BlockOps>(
+    machine: &M,
+    block: &M::Block,
+    hidden: &M::Hidden,
+    held: &Held,
+    layers: &[LayerId],
+    readers: &[Vec<usize>],
+    ranks: &dyn Ranks,
+) -> Result<Vec<M::Hessian>> {
     let empty = || -> Vec<M::Hessian> {
         let of = |&layer: &LayerId| machine.hessian(block, layer);
         layers.iter().map(of).collect()
@@ -26,12 +46,14 @@ pub fn hessians<M: BlockOps>(
         hessians: empty(),
         empty: &empty,
     };
-    let parts = machine.parts(&machine.lengths(hidden)[sequences.clone()]);
-    sum_in_order(ranks, &mut sums, parts.len(), &mut |sums, part| {
-        let part = joined(&parts, part);
-        let part = sequences.start + part.start..sequences.start + part.end;
+    let parts = held.parts();
+    sum_on_first(ranks, &mut sums, parts.len(), &mut |sums, part| {
+        let part = held.place(joined(parts, part));
         machine.add_to_hessians(block, hidden, part, layers, &mut sums.hessians)
     })?;
+    for (hessian, readers) in sums.hessians.iter_mut().zip(readers) {
+        hand_out(ranks, hessian, readers)?;
+    }
     Ok(sums.hessians)
 }
 

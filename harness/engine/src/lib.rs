@@ -9,6 +9,7 @@ pub mod divergence;
 pub mod evaluate;
 mod gauge;
 pub mod generate;
+mod held;
 mod hessians;
 pub mod hostile;
 pub mod likelihood;

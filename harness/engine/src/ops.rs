@@ -165,8 +165,8 @@ pub trait BlockOps {
     /// The eigenvalues of a layer's H, in any order.
     fn spectrum(&self, hessian: &Self::Hessian) -> Result<Vec<f64>>;
 
-    /// Mean over all elements of (a - b)^2, and of b^2.
-    fn mean_squares(&self, a: &Self::Hidden, b: &Self::Hidden) -> Result<(f64, f64)>;
+    /// Sums of (a - b)^2 and of b^2 over each sequence.
+    fn squares(&self, a: &Self::Hidden, b: &Self::Hidden) -> Result<Vec<(f64, f64)>>;
 
     /// The largest absolute value. Fails with the place of a number that is not finite.
     fn largest(&self, hidden: &Self::Hidden) -> Result<f64>;

@@ -2,9 +2,10 @@ use std::time::Instant;
 
 use aqlm_vocabulary::{BlockSpec, BlockWeights, LayerId, LinearWeight, StreamKey};
 
-use crate::block_layers::quantize_layers;
+use crate::block_layers::{layer_owners, quantize_layers};
 use crate::gauge::{Gauge, storable};
-use crate::hessians::hessians;
+use crate::held::Held;
+use crate::hessians::of_held;
 use crate::ops::TrainOps;
 use crate::pipeline_event::PipelineEvent;
 use crate::ranks::{Ranks, agree, share};
@@ -60,8 +61,19 @@ pub fn quantize<M: TrainOps>(
         storable(model.config(), index, &gauge.apply(weights)?, out_group_size)?;
         gauges.push(gauge);
     }
-    let mut hidden = machine.embed(&model.embedding()?, calibration)?;
-    let mut largest = machine.largest(&hidden)?;
+    let lengths: Vec<usize> = calibration.iter().map(|tokens| tokens.len()).collect();
+    let training = settings.sequences - settings.validation;
+    let held = if settings.finetune.epochs == 0 {
+        Held::share(machine, lengths, training, ranks)
+    } else {
+        Held::all(machine, lengths, 0..training)
+    };
+    let largest_of = |hidden: &M::Hidden| -> Result<f64> {
+        let own = machine.largest(hidden).map_err(|error| held.named(error))?;
+        held.largest(own, ranks)
+    };
+    let mut hidden = machine.embed(&model.embedding()?, &held.of(calibration))?;
+    let mut largest = largest_of(&hidden)?;
     let mut reports: Vec<BlockReport> = Vec::new();
     let parameters = |block: &BlockSpec| block.parameters() as u64;
     folder.metric(MetricEvent::Start {
@@ -85,7 +97,7 @@ pub fn quantize<M: TrainOps>(
             let weights = block_file::read(&folder.block_path(index), spec)?;
             let block = machine.load_block(index, &weights)?;
             hidden = machine.block_forward(&block, &hidden)?;
-            largest = largest.max(machine.largest(&hidden)?);
+            largest = largest.max(largest_of(&hidden)?);
             folder.metric(MetricEvent::Resumed { block: index })?;
             observe(PipelineEvent::BlockResumed(&entry.report));
             reports.push(entry.report);
@@ -97,6 +109,7 @@ pub fn quantize<M: TrainOps>(
             model,
             index,
             &gauges[index],
+            &held,
             &hidden,
             settings,
             folder,
@@ -105,7 +118,7 @@ pub fn quantize<M: TrainOps>(
             observe,
         )?;
         hidden = next;
-        largest = largest.max(machine.largest(&hidden)?);
+        largest = largest.max(largest_of(&hidden)?);
         folder.metric(MetricEvent::Block {
             report: report.clone(),
             phases: Some(phases),
@@ -198,6 +211,7 @@ fn quantize_block<M: TrainOps>(
     model: &Model,
     index: usize,
     gauge: &Gauge,
+    held: &Held,
     inputs: &M::Hidden,
     settings: &QuantizeSettings,
     folder: &RunFolder,
@@ -220,12 +234,16 @@ fn quantize_block<M: TrainOps>(
     } else {
         vec![&groups]
     };
-    let training = 0..settings.sequences - settings.validation;
     let mut layers = Vec::with_capacity(spec.linears.len());
     for groups in rounds {
         clock.book(|phases| &mut phases.rest);
+        let mut owners = layer_owners(spec, groups, ranks);
+        for owners in &mut owners {
+            owners.sort_unstable();
+            owners.dedup();
+        }
         let firsts: Vec<LayerId> = groups.iter().map(|group| group[0]).collect();
-        let shared = hessians(machine, &block, inputs, training.clone(), &firsts, ranks)?;
+        let shared = of_held(machine, &block, inputs, held, &firsts, &owners, ranks)?;
         clock.book(|phases| &mut phases.hessians);
         let finished = quantize_layers(
             machine, index, &block, groups, &shared, settings, folder, ranks, &mut clock, observe,
@@ -266,7 +284,9 @@ fn quantize_block<M: TrainOps>(
     drop(block);
     let block = machine.load_block(index, &weights)?;
     let outputs = machine.block_forward(&block, inputs)?;
-    let (error, norm) = machine.mean_squares(&outputs, &targets)?;
+    let (errors, norms): (Vec<f64>, Vec<f64>) = machine.squares(&outputs, &targets)?.into_iter().unzip();
+    let error: f64 = held.gathered(errors, ranks)?.iter().sum();
+    let norm: f64 = held.gathered(norms, ranks)?.iter().sum();
     let report = BlockReport {
         block: index,
         layers,

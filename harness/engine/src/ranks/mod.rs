@@ -86,16 +86,41 @@ fn share_of(count: usize, owners: usize, owner: usize) -> Range<usize> {
     count * owner / owners..count * (owner + 1) / owners
 }
 
+/// The consecutive parts, of `parts`, that this rank adds in [`sum_in_order`].
+pub(crate) fn own_parts(parts: usize, ranks: &dyn Ranks) -> Range<usize> {
+    let leaves = parts.min(LEAVES);
+    let own = share_of(leaves, ranks.size(), ranks.rank());
+    if own.is_empty() {
+        return 0..0;
+    }
+    share_of(parts, leaves, own.start).start..share_of(parts, leaves, own.end - 1).end
+}
+
 /// Adds the parts 0 to `parts` to the sums, which are zero before. `add` adds a range of consecutive parts,
 /// one number per element for each part. Afterwards every rank's sums include every part, with the same bits
 /// on any number of ranks.
+///
+/// # Errors
+/// Those of `add`; `Rank`.
+pub fn sum_in_order<S: PartSums>(
+    ranks: &dyn Ranks,
+    sums: &mut S,
+    parts: usize,
+    add: &mut dyn FnMut(&mut S, Range<usize>) -> Result<()>,
+) -> Result<()> {
+    sum_on_first(ranks, sums, parts, add)?;
+    let others: Vec<usize> = (1..ranks.size()).collect();
+    hand_out(ranks, sums, &others)
+}
+
+/// [`sum_in_order`], but only rank 0 has the sums afterwards; those of the others are zero.
 ///
 /// The parts are divided into at most [`LEAVES`] leaves of consecutive parts. The parts of a leaf are added
 /// in their order, and the leaves' sums in theirs. A rank computes consecutive leaves.
 ///
 /// # Errors
 /// Those of `add`; `Rank`.
-pub fn sum_in_order<S: PartSums>(
+pub(crate) fn sum_on_first<S: PartSums>(
     ranks: &dyn Ranks,
     sums: &mut S,
     parts: usize,
@@ -109,27 +134,46 @@ pub fn sum_in_order<S: PartSums>(
             add(sums, leaf(own))?;
             ranks.send(0, bytemuck::cast_slice(&sums.take()))?;
         }
-        return Ok(sums.add(&numbers(&ranks.receive(0)?)?)?);
+        return Ok(());
     }
     let own = share_of(leaves, size, 0);
     if leaves == parts {
         // each part is a leaf
-        add(sums, own)?;
+        if !own.is_empty() {
+            add(sums, own)?;
+        }
     } else {
         for own in own {
             sums.apart(|sums| add(sums, leaf(own)))?;
         }
-    }
-    if size == 1 {
-        return Ok(());
     }
     for other in 1..size {
         for _ in share_of(leaves, size, other) {
             sums.add(&numbers(&ranks.receive(other)?)?)?;
         }
     }
+    Ok(())
+}
+
+/// Gives what rank 0's sums are to other ranks, whose sums are zero. Every one of `to` and rank 0 calls this.
+///
+/// # Errors
+/// `Rank`; those of adding.
+pub(crate) fn hand_out<S: PartSums>(ranks: &dyn Ranks, sums: &mut S, to: &[usize]) -> Result<()> {
+    if !ranks.is_first() {
+        if to.contains(&ranks.rank()) {
+            sums.add(&numbers(&ranks.receive(0)?)?)?;
+        }
+        return Ok(());
+    }
+    let to: Vec<usize> = to.iter().copied().filter(|&rank| rank > 0).collect();
+    if to.is_empty() {
+        return Ok(());
+    }
     let total = sums.take();
-    broadcast(ranks, 0, Some(bytemuck::cast_slice(&total).to_vec()))?;
+    for rank in to {
+        ranks.send(rank, bytemuck::cast_slice(&total))?;
+    }
     Ok(sums.add(&total)?)
 }
 
@@ -188,6 +232,20 @@ pub fn share<T: Serialize + DeserializeOwned>(
         return Ok(own);
     }
     serde_json::from_slice(&broadcast(ranks, from, None)?).map_err(json)
+}
+
+/// What each rank has, in the order of ranks, on every rank.
+///
+/// # Errors
+/// `Rank`.
+pub(crate) fn gather<T: Serialize + DeserializeOwned>(ranks: &dyn Ranks, own: T) -> Result<Vec<T>> {
+    let mut own = Some(own);
+    let of = |from| {
+        share(ranks, from, || {
+            own.take().ok_or_else(|| Error::Internal("shared twice".into()))
+        })
+    };
+    (0..ranks.size()).map(of).collect()
 }
 
 /// Returns when rank 0 has come to this call.
