@@ -56,6 +56,10 @@ impl Held {
         let (rank, size) = (ranks.rank(), ranks.size());
         let rest = trained + others * rank / size..trained + others * (rank + 1) / size;
         held.own = [joined(&together, own), joined(&together, rest)];
+        if held.own.iter().all(Range::is_empty) {
+            // Nothing is for this rank. It computes the first part, too, so that no backend is given nothing.
+            held.own[0] = joined(&together, 0..together.len().min(1));
+        }
         held.spread = true;
         held
     }

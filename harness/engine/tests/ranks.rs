@@ -142,7 +142,7 @@ fn computed<M: TrainOps>(
 #[test]
 fn bits_do_not_depend_on_the_number_of_ranks() {
     let (_, case) = llama(THREE_BLOCKS[1]).unwrap();
-    // Neighbouring lengths differ, so that each sequence is a part; the first few are fewer parts than leaves.
+    // Neighbouring lengths differ, so that each sequence is a part. The first few are fewer than leaves.
     let lengths = [40, 9, 70, 33, 12, 50, 21, 8, 17, 11, 62, 5, 30, 14];
     for count in [6, lengths.len()] {
         let text = |(i, &length): (usize, &usize)| -> Vec<u32> {

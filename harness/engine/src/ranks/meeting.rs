@@ -74,7 +74,7 @@ pub fn listen_here() -> Result<(TcpListener, u16)> {
     let listen = || -> io::Result<(TcpListener, u16)> {
         loop {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-            // Ranks look for rank 0 behind the port of a launcher such as torchrun, which itself listens there.
+            // Ranks look for rank 0 behind the port of a launcher such as torchrun, which listens there.
             if let Some(port @ 1..) = listener.local_addr()?.port().checked_sub(1) {
                 return Ok((listener, port));
             }

@@ -58,8 +58,8 @@ pub(super) enum Said {
 }
 
 impl<M: BlockOps> Teacher<M> {
-    /// Prepares the teacher: computes and stores outputs that are not stored yet, or loads the teacher. Rank 0
-    /// alone stores; the others read its files.
+    /// Prepares the teacher: computes and stores outputs that are not stored yet, or loads the teacher. Rank
+    /// 0 alone stores; the others read its files.
     ///
     /// # Errors
     /// Errors of the machine, unreadable weights, a run folder that can't be written.
