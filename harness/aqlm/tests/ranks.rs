@@ -292,6 +292,7 @@ fn a_killed_rank_ends_the_others_and_any_number_resumes_to_the_same_bytes() {
             kill(victim);
             let (code, text) = ends_within_seconds(&mut first);
             assert_eq!(code, Some(2), "{text}");
+            assert_eq!(text.matches("error: ").count(), 1, "{text}");
             let name = format!("rank {} of {before} (", ranks.len());
             assert!(
                 text.contains(&name) && text.contains(&format!("process {victim})")),
@@ -354,6 +355,9 @@ fn both(mut of: impl FnMut(usize) -> Command) -> [Output; 2] {
     [first, second].map(|child| child.wait_with_output().expect("the program ends"))
 }
 
+/// A launcher's name, and what it sets for a rank.
+type Launcher<'a> = (&'a str, &'a dyn Fn(&mut Command, usize));
+
 #[test]
 fn launchers_start_ranks_to_the_same_bytes() {
     let run = Run::new();
@@ -392,8 +396,7 @@ fn launchers_start_ranks_to_the_same_bytes() {
             .env("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
             .env("MASTER_PORT", &mpi_port);
     };
-    let launchers: [(&str, &dyn Fn(&mut Command, usize)); 3] =
-        [("torchrun", &torchrun), ("slurm", &slurm), ("mpi", &mpi)];
+    let launchers: [Launcher<'_>; 3] = [("torchrun", &torchrun), ("slurm", &slurm), ("mpi", &mpi)];
     for (name, launcher) in launchers {
         let out = run.out(name);
         let outputs = both(|rank| {
@@ -456,6 +459,25 @@ fn what_cannot_be_right_is_refused() {
     ]);
     command.args(["--gpus", "2", "--out"]).arg(&out);
     refused(&mut command, &["--calib", "standard input"]);
+}
+
+#[test]
+fn ranks_of_one_terminal_say_once_why_they_end() {
+    let run = Run::new();
+    let out = run.out("out");
+    std::fs::create_dir(&out).unwrap();
+    std::fs::write(out.join("something"), "else").unwrap();
+    let output = run
+        .quantize(&out, "cpu", &["--gpus", "3"])
+        .output()
+        .expect("the program starts");
+    let text = message(&output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert_eq!(text.matches("error: ").count(), 1, "{text}");
+    assert!(
+        text.contains("it exists, is not empty and is not a run"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -78,7 +78,7 @@ pub(crate) fn quantize_layers<M: BlockOps>(
                 own.push(None);
                 continue;
             }
-            let problem = Layer {
+            let job = Job {
                 machine,
                 index,
                 block,
@@ -87,7 +87,7 @@ pub(crate) fn quantize_layers<M: BlockOps>(
                 spectrum: spectrum.as_deref(),
                 settings,
             };
-            let finished = problem.quantize(clock, observe)?;
+            let finished = job.quantize(clock, observe)?;
             done(&finished.2, observe)?;
             own.push(Some(finished));
         }
@@ -98,18 +98,15 @@ pub(crate) fn quantize_layers<M: BlockOps>(
             Some(own) if ranks.size() > 1 => Some(to_bytes(own)?),
             _ => None,
         };
-        finished.push(match own {
-            Some(own) => {
-                if message.is_some() {
-                    broadcast(ranks, owner, message)?;
-                }
-                own
+        finished.push(if let Some(own) = own {
+            if message.is_some() {
+                broadcast(ranks, owner, message)?;
             }
-            None => {
-                let theirs = from_bytes(&broadcast(ranks, owner, None)?)?;
-                done(&theirs.2, observe)?;
-                theirs
-            }
+            own
+        } else {
+            let theirs = from_bytes(&broadcast(ranks, owner, None)?)?;
+            done(&theirs.2, observe)?;
+            theirs
         });
     }
     clock.book(|phases| &mut phases.rest);
@@ -117,7 +114,7 @@ pub(crate) fn quantize_layers<M: BlockOps>(
 }
 
 /// One layer to quantize.
-struct Layer<'a, M: BlockOps> {
+struct Job<'a, M: BlockOps> {
     machine: &'a M,
     /// index of the block
     index: usize,
@@ -129,7 +126,7 @@ struct Layer<'a, M: BlockOps> {
     settings: &'a QuantizeSettings,
 }
 
-impl<M: BlockOps> Layer<'_, M> {
+impl<M: BlockOps> Job<'_, M> {
     fn quantize(
         self,
         clock: &mut PhaseClock,
@@ -210,7 +207,7 @@ fn to_bytes((layer, matrix, summary): &Finished) -> Result<Vec<u8>> {
         scheme: matrix.scheme(),
         codes: matrix.codes().dim(),
     };
-    let head = serde_json::to_vec(&head).map_err(json)?;
+    let head = serde_json::to_vec(&head).map_err(|error| json(&error))?;
     let mut bytes = (head.len() as u64).to_le_bytes().to_vec();
     bytes.extend(head);
     for code in matrix.codes() {
@@ -222,7 +219,7 @@ fn to_bytes((layer, matrix, summary): &Finished) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn json(error: serde_json::Error) -> Error {
+fn json(error: &serde_json::Error) -> Error {
     Error::Internal(format!("a layer between ranks: {error}"))
 }
 
@@ -236,7 +233,7 @@ fn from_bytes(bytes: &[u8]) -> Result<Finished> {
         summary,
         scheme,
         codes: shape,
-    } = serde_json::from_slice(head).map_err(json)?;
+    } = serde_json::from_slice(head).map_err(|error| json(&error))?;
     let of_codes = size_of::<u16>() * shape.0 * shape.1 * shape.2;
     let (codes, rest) = rest.split_at_checked(of_codes).ok_or_else(short)?;
     let codebooks = (

@@ -70,7 +70,7 @@ fn on_ranks<T: Send>(
                     place: &place(rank, size, port),
                     request: vec![request(rank)],
                     alive: &mut || Ok(()),
-                    lost: Box::new(move |error| news.lock().unwrap().push((rank, error.to_string()))),
+                    lost: Box::new(move |error, _| news.lock().unwrap().push((rank, error.to_string()))),
                 };
                 Ok(work(meeting.meet(listener)?))
             })

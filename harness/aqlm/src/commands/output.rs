@@ -63,9 +63,18 @@ pub(crate) fn wanted(written: io::Result<()>) -> Result<bool> {
 /// Whether this process prints nothing but errors.
 static ONLY_ERRORS: AtomicBool = AtomicBool::new(false);
 
+/// Whether this process does not even print errors.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
 /// From now on this process prints nothing but errors: it is one of several, and another one prints the rest.
 pub(super) fn only_errors() {
     ONLY_ERRORS.store(true, Ordering::Relaxed);
+}
+
+/// From now on this process prints nothing at all: another one of this terminal says why it ends.
+pub(super) fn be_silent() {
+    only_errors();
+    SILENT.store(true, Ordering::Relaxed);
 }
 
 /// Whether this process prints progress and notes.
@@ -83,6 +92,9 @@ pub(crate) fn say(line: impl Display) {
 /// Writes a line to standard error. A message that cannot be written is lost: there is no other place to say
 /// so.
 pub(crate) fn complain(line: impl Display) {
+    if SILENT.load(Ordering::Relaxed) {
+        return;
+    }
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 

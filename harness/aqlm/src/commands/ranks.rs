@@ -73,6 +73,11 @@ pub(crate) fn on_ranks<T>(place: &Place, work: impl FnOnce(&dyn Ranks) -> Result
             Ok(done)
         });
         if let Err(error) = &outcome {
+            // Rank 0 prints this rank's errors and those of others, unless it is the one that is lost.
+            let told = ranks.was_told() || !matches!(error, Error::Rank { .. });
+            if told && is_here(place) {
+                output::be_silent();
+            }
             ranks.fail(error);
         }
         outcome
@@ -176,14 +181,24 @@ fn variables(rank: usize, size: usize, port: u16) -> [(&'static str, String); 7]
     ]
 }
 
-/// The same for every call in this process.
+/// Beginning of the run id of ranks that one of them has started.
+const HERE: &str = "gpus-";
+
+/// Whether a process like this one has started this rank. They share a terminal, so one says it for all.
+fn is_here(place: &Place) -> bool {
+    matches!(&place.launch, Launch::Launcher { job, .. } if place.rank > 0 && job.starts_with(HERE))
+}
+
+/// The run id, the same for every call in this process.
 fn secret() -> String {
     static SECRET: std::sync::OnceLock<String> = std::sync::OnceLock::new();
     let random = || {
         use std::hash::{BuildHasher as _, RandomState};
         format!("{:016x}", RandomState::new().hash_one(std::process::id()))
     };
-    SECRET.get_or_init(|| random() + &random()).clone()
+    SECRET
+        .get_or_init(|| HERE.to_owned() + &random() + &random())
+        .clone()
 }
 
 fn meet(place: &Place, started: &Started) -> Result<Connections> {
@@ -204,7 +219,7 @@ fn meet(place: &Place, started: &Started) -> Result<Connections> {
     } else {
         None
     };
-    let ending = started.clone();
+    let (ending, here) = (started.clone(), is_here(&known));
     let meeting = Meeting {
         place: &known,
         request: std::env::args_os()
@@ -212,7 +227,12 @@ fn meet(place: &Place, started: &Started) -> Result<Connections> {
             .map(|argument| argument.to_string_lossy().into_owned())
             .collect(),
         alive: &mut || started.alive(place.size),
-        lost: Box::new(move |error| end(&ending, error)),
+        lost: Box::new(move |error, told| {
+            if told && here {
+                output::be_silent();
+            }
+            end(&ending, error);
+        }),
     };
     meeting.meet(listener)
 }

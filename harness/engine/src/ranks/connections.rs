@@ -25,8 +25,9 @@ const GRACE: Duration = Duration::from_secs(1);
 /// Maximum wait for another thread's message to be written before news of a failure.
 const URGENT: Duration = Duration::from_secs(1);
 
-/// Called once, from another thread, when a rank cannot go on.
-pub(super) type Lost = dyn Fn(&Error) + Send + Sync;
+/// Called once, from another thread, when a rank cannot go on, with whether another rank has told so. Rank 0
+/// tells all; what it has told, it also prints.
+pub(super) type Lost = dyn Fn(&Error, bool) + Send + Sync;
 
 /// Why a run failed, as ranks tell each other.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,6 +62,8 @@ struct News {
     /// this rank in words
     name: String,
     failure: Mutex<Option<Reason>>,
+    /// whether another rank has told of the failure
+    told: AtomicBool,
     /// whether this rank has finished or failed, so that connections may end
     leaving: AtomicBool,
     writers: Vec<Writer>,
@@ -110,16 +113,16 @@ impl News {
     }
 
     /// Reacts to a failure of another rank.
-    fn failed(&self, reason: Reason) {
+    fn failed(&self, reason: &Reason) {
         if !self.keep(reason.clone()) {
             return;
         }
-        self.tell(&reason);
+        self.tell(reason);
         std::thread::sleep(GRACE);
         if let Some(error) = self.error()
             && !self.leaving.load(Ordering::SeqCst)
         {
-            (self.lost)(&error);
+            (self.lost)(&error, self.told.load(Ordering::SeqCst));
         }
     }
 }
@@ -145,6 +148,7 @@ impl Connections {
         let news = Arc::new(News {
             name,
             failure: Mutex::new(None),
+            told: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             writers: writers.map_err(set_up())?,
             lost,
@@ -232,9 +236,9 @@ impl Connections {
         }
     }
 
-    /// This rank in words: rank, host and process.
-    pub fn name(&self) -> &str {
-        &self.news.name
+    /// Whether another rank has told of the failure that ended the run.
+    pub fn was_told(&self) -> bool {
+        self.news.told.load(Ordering::SeqCst)
     }
 }
 
@@ -304,6 +308,7 @@ fn listen(mut stream: TcpStream, name: String, inbox: Sender<Vec<u8>>, done: &At
                 return;
             }
             Ok((Kind::Failed, bytes)) => {
+                news.told.store(true, Ordering::SeqCst);
                 break serde_json::from_slice(&bytes).unwrap_or(Reason {
                     name,
                     reason: "failed without a reason".into(),
@@ -321,7 +326,9 @@ fn listen(mut stream: TcpStream, name: String, inbox: Sender<Vec<u8>>, done: &At
             }
         }
     };
-    news.failed(reason);
+    // whoever waits for a message learns of it
+    drop(inbox);
+    news.failed(&reason);
 }
 
 /// Sends signs of life until this rank leaves.

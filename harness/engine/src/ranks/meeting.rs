@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::connections::{Connections, Lost};
 use super::frame::{self, Kind};
-use super::place::{Launch, Place};
+use super::place::{BEHIND_TORCHRUN, Launch, Place};
 use aqlm_formats::{Error, Result};
 
 /// First bytes of a connection between ranks, in both directions.
@@ -75,7 +75,7 @@ pub fn listen_here() -> Result<(TcpListener, u16)> {
         loop {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
             // Ranks look for rank 0 behind the port of a launcher such as torchrun, which listens there.
-            if let Some(port @ 1..) = listener.local_addr()?.port().checked_sub(1) {
+            if let Some(port @ 1..) = listener.local_addr()?.port().checked_sub(BEHIND_TORCHRUN) {
                 return Ok((listener, port));
             }
         }

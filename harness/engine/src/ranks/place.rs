@@ -36,6 +36,10 @@ pub struct Place {
 /// PyTorch's port, where no variable names another.
 const USUAL_PORT: u16 = 29500;
 
+/// From torchrun's port to the first of these ranks: far enough that a second torchrun, at the next port,
+/// finds its own free.
+pub(super) const BEHIND_TORCHRUN: u16 = 100;
+
 /// The names of a launcher's variables: rank, number of ranks, rank on this host, ranks of this host.
 type Names = [&'static str; 4];
 
@@ -152,10 +156,12 @@ impl Place {
         };
         let elastic = variables.text("TORCHELASTIC_RUN_ID");
         // torchrun itself listens at MASTER_PORT.
-        let port = u16::try_from(port + usize::from(elastic.is_some()))
-            .map_err(|_| Error::argument("MASTER_PORT", "a port from 1 to 65534", port.to_string()))?;
+        let first = port + elastic.as_ref().map_or(0, |_| usize::from(BEHIND_TORCHRUN));
+        let first = u16::try_from(first)
+            .map_err(|_| Error::argument("MASTER_PORT", "a port from 1 to 65435", port.to_string()))?;
         let job = [
-            elastic,
+            // torchrun's usual run id is the same for all runs
+            elastic.map(|run| format!("{run}.{port}")),
             variables.text("TORCHELASTIC_RESTART_COUNT"),
             variables.text("PMIX_NAMESPACE"),
             variables.text("SLURM_JOB_ID"),
@@ -172,7 +178,7 @@ impl Place {
                 .unwrap_or(1),
             launch: Launch::Launcher {
                 address,
-                port,
+                port: first,
                 job: job.into_iter().flatten().collect::<Vec<_>>().join("."),
             },
         })
@@ -248,7 +254,7 @@ mod tests {
         let torch = "RANK=5 WORLD_SIZE=8 LOCAL_RANK=1 LOCAL_WORLD_SIZE=4 MASTER_ADDR=a MASTER_PORT=29400";
         assert_eq!(place(torch, None).unwrap(), launcher(5, 8, 1, 4, "a", 29400, ""));
         let elastic = format!("{torch} TORCHELASTIC_RUN_ID=none TORCHELASTIC_RESTART_COUNT=2");
-        let expected = launcher(5, 8, 1, 4, "a", 29401, "none.2");
+        let expected = launcher(5, 8, 1, 4, "a", 29500, "none.29400.2");
         assert_eq!(place(&elastic, None).unwrap(), expected);
         let mpi = "OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_RANK=1 \
                    OMPI_COMM_WORLD_LOCAL_SIZE=2 PMIX_NAMESPACE=77 SLURM_PROCID=0 SLURM_NTASKS=9 SLURM_STEP_ID=0";

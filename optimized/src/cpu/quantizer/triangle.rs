@@ -32,7 +32,7 @@ mod tests {
             assert_eq!(triangle.len(), triangle_length(size));
             let mut count = 0;
             for (row, numbers) in triangle_rows(&triangle, size) {
-                assert_eq!(numbers, &square[row * size..row * size + row + 1]);
+                assert_eq!(numbers, &square[row * size..][..=row]);
                 count += 1;
             }
             assert_eq!(count, size);
