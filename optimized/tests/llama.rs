@@ -4,7 +4,7 @@ use aqlm_check::assertions::{assert_close, limit, with_threads};
 use aqlm_check::cases::{Case, LlamaData, THREE_BLOCKS, llama};
 use aqlm_optimized::cpu::llama::{
     Block, BlockGradients, Head, KvCacheLayer, Rotary, Wanted, block_backward, block_decode_step,
-    block_forward, block_forward_traced, embed, mean_squares, token_losses,
+    block_forward, block_forward_traced, embed, squares_of_sequences, token_losses,
 };
 use aqlm_reference::llama as reference;
 use aqlm_vocabulary::{AqlmError, llama::QUERY};
@@ -241,16 +241,17 @@ fn the_head_and_its_losses_are_the_references() {
 }
 
 #[test]
-fn mean_squares_are_means_of_squares() {
+fn squares_are_summed_over_each_sequence() {
     let b = ndarray::array![[[1.0f32, -2.0], [3.0, 0.5]], [[0.0, 1.0], [-1.0, 4.0]]];
     let mut a = b.clone();
     a[[0, 0, 1]] = 1.0;
     a[[1, 1, 0]] = -2.0;
-    // (3^2 + 1^2) / 8 and (1 + 4 + 9 + 0.25 + 0 + 1 + 1 + 16) / 8
-    assert_eq!(mean_squares(&a.view(), &b.view()).unwrap(), (1.25, 4.03125));
+    // 3^2 and 1 + 4 + 9 + 0.25; 1^2 and 0 + 1 + 1 + 16
+    let expected = [(9.0, 14.25), (1.0, 18.0)];
+    assert_eq!(squares_of_sequences(&a.view(), &b.view()).unwrap(), expected);
     let short = a.slice(ndarray::s![.., ..1, ..]);
     assert!(matches!(
-        mean_squares(&short, &b.view()),
+        squares_of_sequences(&short, &b.view()),
         Err(AqlmError::Shape { .. })
     ));
 }

@@ -7,7 +7,8 @@ use std::process::{Command, Output};
 
 use aqlm_check::cases::{Case, LlamaData};
 use aqlm_engine::backends::{CpuBackend, HiddenStates};
-use aqlm_engine::ops::{Alone, BlockOps};
+use aqlm_engine::ops::BlockOps;
+use aqlm_engine::ranks::Alone;
 use aqlm_engine::{hessians, tune_block};
 use aqlm_optimized::cpu::llama::working_bytes;
 use aqlm_vocabulary::FinetuneSettings;
@@ -212,7 +213,8 @@ fn block(data: &LlamaData, backend: &CpuBackend, sequences: &[&[u32]]) -> (Hidde
     )
     .unwrap();
     let outputs = backend.block_forward(&tuned, &inputs).unwrap();
-    let (error, _) = backend.mean_squares(&outputs, &targets).unwrap();
+    let squares = backend.squares(&outputs, &targets).unwrap();
+    let error: f64 = squares.iter().map(|(difference, _)| difference).sum();
     assert!(report.train_losses[0] > 0.0);
     (outputs, error, MEMORY.peak_usage() - before)
 }

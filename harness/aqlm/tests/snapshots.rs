@@ -171,6 +171,7 @@ fn variant(error: &Error) -> &'static str {
         Error::Digest { .. } => "Digest",
         Error::Scheme { .. } => "Scheme",
         Error::RunFolder { .. } => "RunFolder",
+        Error::Rank { .. } => "Rank",
         Error::Diverged { .. } => "Diverged",
         Error::Degenerate { .. } => "Degenerate",
         Error::RunExists { .. } => "RunExists",
@@ -324,6 +325,10 @@ fn error_messages() {
         Error::RunFolder {
             path: path(),
             reason: text("another process is quantizing into it"),
+        },
+        Error::Rank {
+            name: text("rank 1 of 2 (a host, process 7)"),
+            reason: text("ended without a word"),
         },
         Error::Diverged {
             epoch: 2,

@@ -167,8 +167,8 @@ pub trait BlockOps {
     /// Starts to compute the eigenvalues of a layer's H.
     fn spectrum(&self, hessian: &Self::Hessian) -> Result<Spectrum>;
 
-    /// Mean over all elements of (a - b)^2, and of b^2.
-    fn mean_squares(&self, a: &Self::Hidden, b: &Self::Hidden) -> Result<(f64, f64)>;
+    /// Sums of (a - b)^2 and of b^2 over each sequence.
+    fn squares(&self, a: &Self::Hidden, b: &Self::Hidden) -> Result<Vec<(f64, f64)>>;
 
     /// The largest absolute value. Fails with the place of a number that is not finite.
     fn largest(&self, hidden: &Self::Hidden) -> Result<f64>;
@@ -435,42 +435,11 @@ pub trait Session {
     fn greedy(&mut self, token: u32, count: usize, each: &mut dyn FnMut(u32) -> bool) -> Result<bool>;
 }
 
-/// The processes or devices on which a policy runs. Their sums are gathered part by part and added in the
-/// order of the parts, so that no result depends on the number of ranks.
-pub trait Ranks {
-    /// Adds the parts 0 to `parts` to the sums. `add` adds a range of parts in order. Afterwards every rank's
-    /// sums include every part.
-    ///
-    /// # Errors
-    /// Those of `add`, and of the communication between ranks.
-    fn sum_in_order<S: PartSums>(
-        &self,
-        sums: &mut S,
-        parts: usize,
-        add: &mut dyn FnMut(&mut S, Range<usize>) -> Result<()>,
-    ) -> Result<()>;
-}
-
 /// The sequences of a range of consecutive parts.
 pub(crate) fn joined(parts: &[Range<usize>], range: Range<usize>) -> Range<usize> {
     match &parts[range] {
         [] => 0..0,
         [only] => only.clone(),
         [first, .., last] => first.start..last.end,
-    }
-}
-
-/// One process on one device, which gathers nothing.
-#[derive(Debug, Clone, Copy)]
-pub struct Alone;
-
-impl Ranks for Alone {
-    fn sum_in_order<S: PartSums>(
-        &self,
-        sums: &mut S,
-        parts: usize,
-        add: &mut dyn FnMut(&mut S, Range<usize>) -> Result<()>,
-    ) -> Result<()> {
-        add(sums, 0..parts)
     }
 }

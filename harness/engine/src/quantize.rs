@@ -1,61 +1,22 @@
-use std::ops::Range;
 use std::time::Instant;
 
-use aqlm_reference::{limit_db, rate_distortion_limit};
-use aqlm_vocabulary::{AqlmError, BlockSpec, FinetuneEvent, LayerEvent, LayerId, StreamKey};
+use aqlm_vocabulary::{BlockSpec, BlockWeights, LayerId, LinearWeight, StreamKey};
 
-use crate::alternate::alternate;
+use crate::block_layers::{layer_owners, quantize_layers};
 use crate::gauge::{Gauge, storable};
-use crate::ops::{Alone, BlockOps, LayerOps, PartSums, Ranks, TrainOps, joined};
+use crate::held::Held;
+use crate::hessians::of_held;
+use crate::ops::TrainOps;
+use crate::pipeline_event::PipelineEvent;
+use crate::ranks::{Ranks, agree, share};
 use crate::runs::block_journal::{Journal, JournalEntry};
 use crate::runs::phases::{PhaseClock, PhaseSeconds};
-use crate::runs::records::{BlockReport, LARGEST_SPECTRUM, LayerSummary, QuantizeReport};
+use crate::runs::records::{BlockReport, QuantizeReport};
 use crate::runs::{MetricEvent, RunFolder};
-use crate::spectrum::Spectrum;
 use crate::{QuantizeSettings, tune_block};
 use aqlm_formats::durable;
 use aqlm_formats::model::{Model, block_file};
 use aqlm_formats::{Error, Result};
-
-/// Progress of the pipeline, for an observer.
-#[derive(Debug)]
-pub enum PipelineEvent<'a> {
-    /// a block of an earlier attempt was reused from the run folder
-    BlockResumed(&'a BlockReport),
-    /// a block in the run folder does not match the journal's checksum; that block and all later ones are
-    /// quantized again
-    BlockDamaged {
-        /// index of the block
-        block: usize,
-        /// file and what is wrong with it
-        reason: String,
-    },
-    /// a block begins
-    BlockStarted {
-        /// index of the block
-        block: usize,
-    },
-    /// something happened inside a layer
-    Layer {
-        /// index of the block
-        block: usize,
-        /// which layer, `q_proj` for example
-        layer: &'a str,
-        /// the event
-        event: LayerEvent,
-    },
-    /// a layer is done
-    LayerDone(&'a LayerSummary),
-    /// something happened in fine-tuning
-    Finetune {
-        /// index of the block
-        block: usize,
-        /// the event
-        event: FinetuneEvent,
-    },
-    /// a block is done, stored and in the journal
-    BlockDone(&'a BlockReport),
-}
 
 /// Quantizes every block of a model into `folder` and leaves the finished blocks there; the caller writes the
 /// checkpoint from them.
@@ -70,6 +31,9 @@ pub enum PipelineEvent<'a> {
 ///
 /// `calibration` holds settings.sequences sequences of settings.seqlen tokens.
 ///
+/// Every rank calls this with the same arguments. The sequences of Hessians and of tuning and the layers of a
+/// block are spread over the ranks. Only rank 0 writes to the folder; `observe` sees this rank's work.
+///
 /// # Errors
 /// `Layer` naming a row whose scale f16 cannot hold, before the first block. Errors of the machine,
 /// unreadable tensors of the model, a run folder that can't be written.
@@ -79,11 +43,16 @@ pub fn quantize<M: TrainOps>(
     calibration: &[&[u32]],
     settings: &QuantizeSettings,
     folder: &RunFolder,
+    ranks: &dyn Ranks,
     observe: &mut dyn FnMut(PipelineEvent<'_>),
 ) -> Result<QuantizeReport> {
-    let blocks = folder.path().join("blocks");
-    std::fs::create_dir_all(&blocks).map_err(Error::io(&blocks, "make"))?;
-    let mut journal = Journal::open(folder.path())?;
+    let mut journal = if ranks.is_first() {
+        let blocks = folder.path().join("blocks");
+        std::fs::create_dir_all(&blocks).map_err(Error::io(&blocks, "make"))?;
+        Some(Journal::open(folder.path())?)
+    } else {
+        None
+    };
     let out_group_size = settings.layer.scheme.out_group_size;
     let mut gauges = Vec::new();
     for (index, spec) in model.config().blocks.iter().enumerate() {
@@ -92,8 +61,19 @@ pub fn quantize<M: TrainOps>(
         storable(model.config(), index, &gauge.apply(weights)?, out_group_size)?;
         gauges.push(gauge);
     }
-    let mut hidden = machine.embed(&model.embedding()?, calibration)?;
-    let mut largest = machine.largest(&hidden)?;
+    let lengths: Vec<usize> = calibration.iter().map(|tokens| tokens.len()).collect();
+    let training = settings.sequences - settings.validation;
+    let held = if settings.finetune.epochs == 0 {
+        Held::share(machine, lengths, training, ranks)
+    } else {
+        Held::all(machine, lengths, 0..training)
+    };
+    let largest_of = |hidden: &M::Hidden| -> Result<f64> {
+        let own = machine.largest(hidden).map_err(|error| held.named(error))?;
+        held.largest(own, ranks)
+    };
+    let mut hidden = machine.embed(&model.embedding()?, &held.of(calibration))?;
+    let mut largest = largest_of(&hidden)?;
     let mut reports: Vec<BlockReport> = Vec::new();
     let parameters = |block: &BlockSpec| block.parameters() as u64;
     folder.metric(MetricEvent::Start {
@@ -102,23 +82,26 @@ pub fn quantize<M: TrainOps>(
     })?;
 
     for (index, spec) in model.config().blocks.iter().enumerate() {
-        if let Some(entry) = journal.entries().get(index).cloned() {
-            match check_finished(folder, &entry) {
-                Ok(()) => {
-                    let weights = block_file::read(&folder.block_path(index), spec)?;
-                    let block = machine.load_block(index, &weights)?;
-                    hidden = machine.block_forward(&block, &hidden)?;
-                    largest = largest.max(machine.largest(&hidden)?);
-                    folder.metric(MetricEvent::Resumed { block: index })?;
-                    observe(PipelineEvent::BlockResumed(&entry.report));
-                    reports.push(entry.report);
-                    continue;
-                }
-                Err(reason) => {
-                    observe(PipelineEvent::BlockDamaged { block: index, reason });
-                    journal.truncate(index)?;
-                }
+        let done = share(ranks, 0, || {
+            journal
+                .as_mut()
+                .map_or(Ok(None), |journal| finished(folder, journal, index, observe))
+        })?;
+        if let Some(entry) = done {
+            if !ranks.is_first() {
+                check_finished(folder, &entry).map_err(|reason| Error::RunFolder {
+                    path: folder.path().into(),
+                    reason: format!("expected the run folder of rank 0, found another: {reason}"),
+                })?;
             }
+            let weights = block_file::read(&folder.block_path(index), spec)?;
+            let block = machine.load_block(index, &weights)?;
+            hidden = machine.block_forward(&block, &hidden)?;
+            largest = largest.max(largest_of(&hidden)?);
+            folder.metric(MetricEvent::Resumed { block: index })?;
+            observe(PipelineEvent::BlockResumed(&entry.report));
+            reports.push(entry.report);
+            continue;
         }
         observe(PipelineEvent::BlockStarted { block: index });
         let (report, phases, next) = quantize_block(
@@ -126,14 +109,16 @@ pub fn quantize<M: TrainOps>(
             model,
             index,
             &gauges[index],
+            &held,
             &hidden,
             settings,
             folder,
-            &mut journal,
+            journal.as_mut(),
+            ranks,
             observe,
         )?;
         hidden = next;
-        largest = largest.max(machine.largest(&hidden)?);
+        largest = largest.max(largest_of(&hidden)?);
         folder.metric(MetricEvent::Block {
             report: report.clone(),
             phases: Some(phases),
@@ -159,63 +144,47 @@ pub fn quantize<M: TrainOps>(
     })
 }
 
-/// H of the inputs of each of `layers`, over the given sequences only, all from one pass through the block.
-///
-/// # Errors
-/// Errors of the machine.
-pub fn hessians<M: BlockOps>(
-    machine: &M,
-    block: &M::Block,
-    hidden: &M::Hidden,
-    sequences: Range<usize>,
-    layers: &[LayerId],
-    ranks: &impl Ranks,
-) -> Result<Vec<M::Hessian>> {
-    let mut hessians = Sums(
-        layers
-            .iter()
-            .map(|&layer| machine.hessian(block, layer))
-            .collect(),
-    );
-    let parts = machine.parts(&machine.lengths(hidden)[sequences.clone()]);
-    ranks.sum_in_order(&mut hessians, parts.len(), &mut |hessians, part| {
-        let part = joined(&parts, part);
-        let part = sequences.start + part.start..sequences.start + part.end;
-        machine.add_to_hessians(block, hidden, part, layers, &mut hessians.0)
-    })?;
-    Ok(hessians.0)
+/// The journal's entry of a block that is finished and whole. Drops a damaged block and those after it from
+/// the journal.
+fn finished(
+    folder: &RunFolder,
+    journal: &mut Journal,
+    index: usize,
+    observe: &mut dyn FnMut(PipelineEvent<'_>),
+) -> Result<Option<JournalEntry>> {
+    let Some(entry) = journal.entries().get(index).cloned() else {
+        return Ok(None);
+    };
+    match check_finished(folder, &entry) {
+        Ok(()) => Ok(Some(entry)),
+        Err(reason) => {
+            observe(PipelineEvent::BlockDamaged { block: index, reason });
+            journal.truncate(index)?;
+            Ok(None)
+        }
+    }
 }
 
-/// The Hessians of several layers, accumulated in one pass.
-struct Sums<H>(Vec<H>);
-
-impl<H: PartSums> PartSums for Sums<H> {
-    /// The sums of each Hessian, preceded by their count.
-    fn take(&mut self) -> Vec<f64> {
-        let with_number = |hessian: &mut H| {
-            let sums = hessian.take();
-            std::iter::once(sums.len() as f64).chain(sums)
-        };
-        self.0.iter_mut().flat_map(with_number).collect()
+/// A digest of a block's numbers, by which ranks compare what they computed.
+fn fingerprint(weights: &BlockWeights) -> String {
+    let mut bytes = Vec::new();
+    let mut add = |values: &mut dyn Iterator<Item = f64>| {
+        let part: Vec<u8> = values.flat_map(f64::to_le_bytes).collect();
+        bytes.extend(durable::sha256(&part).into_bytes());
+    };
+    for norm in &weights.norms {
+        add(&mut norm.iter().map(|&value| f64::from(value)));
     }
-
-    fn add(&mut self, sums: &[f64]) -> aqlm_vocabulary::Result<()> {
-        let mut rest = sums;
-        let layers = self.0.len();
-        for (done, hessian) in self.0.iter_mut().enumerate() {
-            let whole = rest
-                .split_first()
-                .and_then(|(&number, after)| after.split_at_checked(number as usize));
-            let (of_this, after) = whole.ok_or_else(|| AqlmError::Shape {
-                what: "sums of Hessians".into(),
-                expected: vec![layers],
-                found: vec![done],
-            })?;
-            hessian.add(of_this)?;
-            rest = after;
+    for linear in &weights.layers {
+        match &linear.weight {
+            LinearWeight::Dense(weight) => add(&mut weight.iter().map(|&value| f64::from(value))),
+            LinearWeight::Quantized(matrix) => {
+                add(&mut matrix.codes().iter().map(|&code| f64::from(code)));
+                add(&mut matrix.codebooks().iter().chain(matrix.scales()).copied());
+            }
         }
-        Ok(())
     }
+    durable::sha256(&bytes)
 }
 
 /// Checks that a block listed in the journal exists unchanged; otherwise returns what is wrong with the file.
@@ -242,10 +211,12 @@ fn quantize_block<M: TrainOps>(
     model: &Model,
     index: usize,
     gauge: &Gauge,
+    held: &Held,
     inputs: &M::Hidden,
     settings: &QuantizeSettings,
     folder: &RunFolder,
-    journal: &mut Journal,
+    journal: Option<&mut Journal>,
+    ranks: &dyn Ranks,
     observe: &mut dyn FnMut(PipelineEvent<'_>),
 ) -> Result<(BlockReport, PhaseSeconds, M::Hidden)> {
     let started = Instant::now();
@@ -258,88 +229,30 @@ fn quantize_block<M: TrainOps>(
     // block serves all groups. With --true-sequential, each group sees activations of the block in which all
     // earlier groups are quantized.
     let groups = spec.groups();
-    let training = 0..settings.sequences - settings.validation;
-    let firsts: Vec<LayerId> = groups.iter().map(|group| group[0]).collect();
-    clock.book(|phases| &mut phases.rest);
-    let mut shared = if settings.true_sequential {
-        Vec::new()
+    let rounds: Vec<&[Vec<LayerId>]> = if settings.true_sequential {
+        groups.chunks(1).collect()
     } else {
-        hessians(machine, &block, inputs, training.clone(), &firsts, &Alone)?
+        vec![&groups]
     };
-    clock.book(|phases| &mut phases.hessians);
-    let spectrum = |group: &[LayerId], hessian: &M::Hessian| {
-        let known = spec.linear(group[0]).shape.1 <= LARGEST_SPECTRUM;
-        known.then(|| machine.spectrum(hessian)).transpose()
-    };
-    // All start before the first layer, so that the last layers seldom wait for theirs.
-    let mut spectra = groups
-        .iter()
-        .zip(&shared)
-        .map(|(group, hessian)| spectrum(group, hessian))
-        .collect::<Result<Vec<_>>>()?;
-
     let mut layers = Vec::with_capacity(spec.linears.len());
-    for (group_index, group) in groups.iter().enumerate() {
-        if settings.true_sequential {
-            shared = hessians(machine, &block, inputs, training.clone(), &group[..1], &Alone)?;
-            spectra.push(spectrum(group, &shared[0])?);
-            clock.book(|phases| &mut phases.hessians);
+    for groups in rounds {
+        clock.book(|phases| &mut phases.rest);
+        let mut owners = layer_owners(spec, groups, ranks);
+        for owners in &mut owners {
+            owners.sort_unstable();
+            owners.dedup();
         }
-        let hessian = &shared[if settings.true_sequential { 0 } else { group_index }];
-        for &layer in group {
-            let layer_started = Instant::now();
-            let key = StreamKey {
-                seed: settings.seed,
-                block: index,
-                layer: Some(layer),
-            };
-            clock.book(|phases| &mut phases.rest);
-            let mut on_event = |event| {
-                clock.book(|phases| match event {
-                    LayerEvent::Initialized { .. } => &mut phases.initialisation,
-                    LayerEvent::Updated { .. } => &mut phases.codebook_update,
-                    LayerEvent::Searched { .. } => &mut phases.beam_search,
-                });
-                observe(PipelineEvent::Layer {
-                    block: index,
-                    layer: spec.linear(layer).short_name(),
-                    event,
-                });
-            };
-            let problem = machine.layer_problem(&block, layer, hessian, &settings.layer)?;
-            let (matrix, report) =
-                alternate(machine.layers(), &problem, &settings.layer, key, &mut on_event)?;
-            let name = model.config().layer_name(index, layer);
-            let stored = matrix.rounded_to_f16().map_err(|source| Error::Layer {
-                layer: name.clone(),
-                source,
-            })?;
-            let stored = machine.layers().trial(&problem, stored)?;
-            let relative_layer_error = machine.layers().loss(&problem, &stored);
-            drop(problem);
-            let eigenvalues = spectra[group_index].as_mut().map(Spectrum::eigenvalues);
-            let summary = LayerSummary {
-                name,
-                relative_layer_error,
-                limit_db: eigenvalues.transpose()?.and_then(|eigenvalues| {
-                    let limit = rate_distortion_limit(eigenvalues, matrix.bits_per_parameter());
-                    let distance = limit_db(relative_layer_error, limit);
-                    distance.is_finite().then_some(distance)
-                }),
-                seconds: layer_started.elapsed().as_secs_f64(),
-                bits_per_parameter: matrix.bits_per_parameter(),
-                parameters: matrix.out_features() * matrix.in_features(),
-                report,
-            };
+        let firsts: Vec<LayerId> = groups.iter().map(|group| group[0]).collect();
+        let shared = of_held(machine, &block, inputs, held, &firsts, &owners, ranks)?;
+        clock.book(|phases| &mut phases.hessians);
+        let finished = quantize_layers(
+            machine, index, &block, groups, &shared, settings, folder, ranks, &mut clock, observe,
+        )?;
+        for (layer, matrix, summary) in finished {
             machine.set_layer(&mut block, layer, matrix)?;
-            folder.metric(MetricEvent::Layer {
-                summary: summary.clone(),
-            })?;
-            observe(PipelineEvent::LayerDone(&summary));
             layers.push(summary);
         }
     }
-    drop(shared);
     clock.book(|phases| &mut phases.rest);
 
     let finetune = if settings.finetune.epochs == 0 {
@@ -359,7 +272,7 @@ fn quantize_block<M: TrainOps>(
             settings.validation,
             &settings.finetune,
             key,
-            &Alone,
+            ranks,
             &mut on_event,
         )?)
     };
@@ -371,7 +284,9 @@ fn quantize_block<M: TrainOps>(
     drop(block);
     let block = machine.load_block(index, &weights)?;
     let outputs = machine.block_forward(&block, inputs)?;
-    let (error, norm) = machine.mean_squares(&outputs, &targets)?;
+    let (errors, norms): (Vec<f64>, Vec<f64>) = machine.squares(&outputs, &targets)?.into_iter().unzip();
+    let error: f64 = held.gathered(errors, ranks)?.iter().sum();
+    let norm: f64 = held.gathered(norms, ranks)?.iter().sum();
     let report = BlockReport {
         block: index,
         layers,
@@ -380,14 +295,21 @@ fn quantize_block<M: TrainOps>(
         seconds: started.elapsed().as_secs_f64(),
     };
 
-    let path = folder.block_path(index);
-    let sha256 = block_file::write(&path, spec, &weights)?;
-    journal.append(JournalEntry {
-        block: index,
-        file: RunFolder::block_file(index),
-        sha256,
-        report: report.clone(),
-    })?;
+    agree(
+        ranks,
+        &format!("weights of block {index}"),
+        &fingerprint(&weights),
+    )?;
+    if let Some(journal) = journal {
+        let path = folder.block_path(index);
+        let sha256 = block_file::write(&path, spec, &weights)?;
+        journal.append(JournalEntry {
+            block: index,
+            file: RunFolder::block_file(index),
+            sha256,
+            report: report.clone(),
+        })?;
+    }
     clock.book(|phases| &mut phases.rest);
     Ok((report, clock.seconds(), outputs))
 }

@@ -4,16 +4,15 @@
 use aqlm_check::assertions::{assert_close, limit, with_threads};
 use aqlm_check::cases::{LlamaData, THREE_BLOCKS, llama};
 use aqlm_engine::backends::{CpuBackend, ReferenceBackend};
-use aqlm_engine::ops::{Alone, BlockOps as _, PartSums, Ranks, TrainOps};
-use aqlm_engine::{Error, Result, hessians, tune_block};
+use aqlm_engine::ops::{BlockOps as _, TrainOps};
+use aqlm_engine::ranks::{Alone, Ranks};
+use aqlm_engine::{Error, Result, tune_block};
 use aqlm_optimized::cpu::llama::{Block, Rotary, block_forward};
 use aqlm_reference::llama as reference;
 use aqlm_vocabulary::{
     AqlmError, BlockWeights, FinetuneEvent, FinetuneReport, FinetuneSettings, LinearWeight, StreamKey,
-    llama::{DOWN, QUERY},
 };
 use ndarray::{Array2, Array3, Axis};
-use std::ops::Range;
 
 const TOKENS: usize = 70;
 const SEQUENCES: usize = 3;
@@ -70,7 +69,7 @@ fn tuned<M: TrainOps>(
     (inputs, targets): (&M::Hidden, &M::Hidden),
     validation: usize,
     settings: &FinetuneSettings,
-    ranks: &impl Ranks,
+    ranks: &dyn Ranks,
 ) -> (M::Block, Result<FinetuneReport>, Vec<FinetuneEvent>) {
     let mut block = machine.load_block(0, &case.blocks[0]).unwrap();
     let mut events = Vec::new();
@@ -249,69 +248,4 @@ fn over_the_reference_it_is_the_references_own() {
         assert_eq!(block, expected, "{id}");
         assert_eq!((report, events), (expected_report, expected_events));
     }
-}
-
-/// Simulates several ranks in one process, one after the other. Every part is summed separately, and the sums
-/// are added in the order of the parts.
-struct Several;
-
-impl Ranks for Several {
-    fn sum_in_order<S: PartSums>(
-        &self,
-        sums: &mut S,
-        parts: usize,
-        add: &mut dyn FnMut(&mut S, Range<usize>) -> Result<()>,
-    ) -> Result<()> {
-        let mut gathered = vec![sums.take()];
-        // The last rank runs first.
-        for part in (0..parts).rev() {
-            add(sums, part..part + 1)?;
-            gathered.insert(1, sums.take());
-        }
-        assert!(parts > 1, "one part shows nothing");
-        Ok(gathered.iter().try_for_each(|part| sums.add(part))?)
-    }
-}
-
-/// Hessians and a tuned block of a machine, computed by one rank and by several.
-fn by_ranks<M: TrainOps>(machine: &M, case: &LlamaData, tokens: &[&[u32]]) {
-    let hidden = machine.embed(&case.embedding, tokens).unwrap();
-    let other = machine.load_block(1, &case.blocks[1]).unwrap();
-    let targets = machine.block_forward(&other, &hidden).unwrap();
-    let layers = [QUERY, DOWN];
-    let block = machine.load_block(0, &case.blocks[0]).unwrap();
-    let sums = |ranks: &dyn Fn() -> Result<Vec<M::Hessian>>| -> Vec<Vec<f64>> {
-        ranks().unwrap().iter_mut().map(PartSums::take).collect()
-    };
-    let all = 1..machine.lengths(&hidden).len();
-    assert_eq!(
-        sums(&|| hessians(machine, &block, &hidden, all.clone(), &layers, &Several)),
-        sums(&|| hessians(machine, &block, &hidden, all.clone(), &layers, &Alone)),
-    );
-    let settings = FinetuneSettings { batch: 3, ..SETTINGS };
-    let states = (&hidden, &targets);
-    let stored = |(block, report, _): (M::Block, Result<FinetuneReport>, _)| {
-        (machine.store_block(&block).unwrap(), report.unwrap())
-    };
-    assert_eq!(
-        stored(tuned(machine, case, states, 2, &settings, &Several)),
-        stored(tuned(machine, case, states, 2, &settings, &Alone)),
-    );
-}
-
-#[test]
-fn bytes_do_not_depend_on_the_number_of_ranks() {
-    let (_, case) = llama(THREE_BLOCKS[1]).unwrap();
-    // Neighbouring lengths differ, so that each sequence is its own part.
-    let lengths = [40, 9, 70, 33, 12, 50, 21];
-    let tokens: Vec<Vec<u32>> = lengths
-        .iter()
-        .enumerate()
-        .map(|(i, &length)| (0..length).map(|t| ((i * 31 + t * 7) % 50) as u32).collect())
-        .collect();
-    let tokens: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
-    let cpu = CpuBackend::new(&case.config, TOKENS).unwrap();
-    by_ranks(&cpu, &case, &tokens);
-    let reference = ReferenceBackend::new(&case.config, TOKENS).unwrap();
-    by_ranks(&reference, &case, &tokens);
 }

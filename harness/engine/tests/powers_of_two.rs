@@ -5,6 +5,7 @@ use std::path::Path;
 
 use aqlm_engine::backends::{BackendKind, CpuBackend};
 use aqlm_engine::evaluate::streamed;
+use aqlm_engine::ranks::Alone;
 use aqlm_engine::{Error, Preset, QuantizeReport, QuantizeSettings, Result, RunDescription, RunFolder};
 use aqlm_engine::{publish, quantize};
 use aqlm_formats::model::Model;
@@ -132,7 +133,15 @@ fn quantized(model: &Model, out: &Path) -> Result<QuantizeReport> {
         "a test".into(),
     )?;
     let folder = RunFolder::open(out, &description, false)?;
-    let report = quantize(&machine, model, &sequences, &settings, &folder, &mut |_| ())?;
+    let report = quantize(
+        &machine,
+        model,
+        &sequences,
+        &settings,
+        &folder,
+        &Alone,
+        &mut |_| (),
+    )?;
     publish(model, &folder, out, report.largest_hidden_state)?;
     Ok(report)
 }

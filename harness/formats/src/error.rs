@@ -309,6 +309,14 @@ pub enum Error {
         /// why not
         reason: String,
     },
+    /// Another of the processes that share this run cannot go on.
+    #[error("{name}: {reason}")]
+    Rank {
+        /// which one: its rank, host and process
+        name: String,
+        /// why it cannot go on
+        reason: String,
+    },
     /// Training stopped because its loss was no longer finite.
     #[error(
         "epoch {epoch}, step {step}: expected a finite loss, found {loss}; first not finite: {layer}; {kept}"

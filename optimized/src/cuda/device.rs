@@ -39,6 +39,15 @@ pub struct Device {
 }
 
 impl Device {
+    /// Number of GPUs that this process sees; 0 without a driver.
+    pub fn count() -> usize {
+        // SAFETY: this only tries to load the library. Without the check cudarc panics if it is missing.
+        if !unsafe { sys::is_culib_present() } {
+            return 0;
+        }
+        CudaContext::device_count().map_or(0, |count| count.max(0) as usize)
+    }
+
     /// Opens GPU number `ordinal`. Kernels come from `kernel_folder` if one is given, else from the program.
     /// Those in the program are compiled at run time. Without NVRTC, only kernels compiled at build time run
     /// (feature `embed-kernels`).

@@ -1,6 +1,6 @@
 //! What can be done with a block or a model that is being trained, on every machine alike.
 
-use crate::{CodeChange, LayerId, ModelWeights, Rates, Result, Target, TuningState};
+use crate::{AqlmError, CodeChange, LayerId, ModelWeights, Rates, Result, Target, TuningState};
 
 /// Sums over sequences. Every part of the sequences adds one number per element.
 ///
@@ -15,6 +15,36 @@ pub trait PartSums {
     /// # Errors
     /// `Shape` when the other sums belong to other quantities. Then nothing has been added.
     fn add(&mut self, sums: &[f64]) -> Result<()>;
+
+    /// [`PartSums::add`] of sums on the same device, which therefore need not pass through the host.
+    ///
+    /// # Errors
+    /// As [`PartSums::add`].
+    fn merge(&mut self, mut other: Self) -> Result<()>
+    where
+        Self: Sized,
+    {
+        self.add(&other.take())
+    }
+
+    /// Lets `add` fill sums that begin at zero, then adds these to the sums so far: one number per element,
+    /// however often `add` adds.
+    ///
+    /// # Errors
+    /// Those of `add`; as [`PartSums::add`].
+    fn apart<E: From<AqlmError>>(
+        &mut self,
+        add: impl FnOnce(&mut Self) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E>
+    where
+        Self: Sized,
+    {
+        let before = self.take();
+        add(self)?;
+        let part = self.take();
+        self.add(&before)?;
+        Ok(self.add(&part)?)
+    }
 }
 
 impl PartSums for Vec<f64> {
@@ -24,6 +54,13 @@ impl PartSums for Vec<f64> {
     }
 
     fn add(&mut self, sums: &[f64]) -> Result<()> {
+        if sums.len() != self.len() {
+            return Err(AqlmError::Shape {
+                what: "sums".into(),
+                expected: vec![self.len()],
+                found: vec![sums.len()],
+            });
+        }
         for (to, part) in self.iter_mut().zip(sums) {
             *to += part;
         }

@@ -9,7 +9,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use super::precision::PrecisionArgs;
 use super::text::TextArgs;
 use crate::commands::finetune::{Teaching, default_seqlen};
-use crate::commands::{self, Job, NamedModel, Output, warn_of_length};
+use crate::commands::{self, Job, NamedModel, Output, ranks, warn_of_length};
 use aqlm_engine::backends::{BackendKind, Memory};
 use aqlm_engine::{CodePreset, EndToEndSettings, Preset, Schedule, TeacherUse, check_student};
 use aqlm_formats::model::Model;
@@ -53,6 +53,10 @@ pub(super) struct Args {
     /// Continue a run of this same command from its last saved state
     #[arg(long)]
     resume: bool,
+    /// Processes to share the work, one for each GPU of this host; the result is the same on any number.
+    /// torchrun, srun and mpirun start them on several hosts
+    #[arg(long, value_name = "N")]
+    gpus: Option<usize>,
 }
 
 /// What can be minimised, by its names.
@@ -437,6 +441,10 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         .map(PathBuf::as_path)
         .collect();
     args.text.check_needed(&texts)?;
+    let place = ranks::place(args.gpus, args.backend)?;
+    for path in &texts {
+        ranks::refuse_standard_input(&place, "--calib and --eval", path)?;
+    }
     let named = NamedModel::open(&args.model)?;
     check_student(&named.model)?;
     let tokenizer = named.tokenizer()?;
@@ -461,15 +469,18 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
             .transpose()?,
         save_every: Duration::from_secs(args.save_every),
     };
-    let job = Job {
-        model: &model,
-        text: &text,
-        settings,
-        backend: args.backend,
-        precision: args.precision.chosen(args.backend)?,
-        memory: args.memory,
-        folder: args.out.clone(),
-        resume: args.resume,
-    };
-    commands::finetune::run(&job, &teaching, output)
+    ranks::on_ranks(&place, |ranks| {
+        let job = Job {
+            model: &model,
+            text: &text,
+            settings,
+            backend: args.backend,
+            precision: args.precision.chosen(args.backend)?,
+            memory: args.memory,
+            folder: args.out.clone(),
+            resume: args.resume,
+            ranks,
+        };
+        commands::finetune::run(&job, &teaching, output)
+    })
 }

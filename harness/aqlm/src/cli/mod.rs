@@ -24,7 +24,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{self, Output, say, wanted};
+use crate::commands::{self, Output, complain, wanted};
 use aqlm_formats::Result;
 
 /// Additive quantization of language models: quantize, evaluate, check.
@@ -92,7 +92,7 @@ fn finish(outcome: Result<bool>) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
-            say(format_args!("error: {}", refusal::refusal(&error)));
+            complain(format_args!("error: {}", refusal::refusal(&error)));
             ExitCode::from(2)
         }
     }

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use super::finetune::{TunedName, tuned, validate as validate_end_to_end};
 use super::precision::PrecisionArgs;
 use super::text::TextArgs;
-use crate::commands::{self, Job, NamedModel, Output, warn_of_length};
+use crate::commands::{self, Job, NamedModel, Output, ranks, warn_of_length};
 use aqlm_engine::backends::{BackendKind, Memory};
 use aqlm_engine::{EndToEndSettings, Preset, QuantizeSettings, check_scheme};
 use aqlm_formats::model::Model;
@@ -46,6 +46,10 @@ pub(super) struct Args {
     /// Continue a run of this same command after its last finished block or step
     #[arg(long)]
     resume: bool,
+    /// Processes to share the work, one for each GPU of this host; the result is the same on any number.
+    /// torchrun, srun and mpirun start them on several hosts
+    #[arg(long, value_name = "N")]
+    gpus: Option<usize>,
 }
 
 /// The argument of `--init`: `residual`, `em`, or `feedback[:K[:PASSES[:ORDER]]]`.
@@ -376,6 +380,8 @@ fn validate(settings: &QuantizeSettings) -> Result<()> {
 
 pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     args.text.check_needed(&[&args.calib])?;
+    let place = ranks::place(args.gpus, args.backend)?;
+    ranks::refuse_standard_input(&place, "--calib", &args.calib)?;
     let named = NamedModel::open(&args.model)?;
     let tokenizer = named.tokenizer()?;
     let model = named.model;
@@ -389,15 +395,18 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         args.end_to_end.check_unused()?;
         None
     };
-    let job = Job {
-        model: &model,
-        text: &text,
-        settings,
-        backend: args.backend,
-        precision: args.precision.chosen(args.backend)?,
-        memory: args.memory,
-        folder: args.out.clone(),
-        resume: args.resume,
-    };
-    commands::quantize::run(&job, end_to_end.as_ref(), output)
+    ranks::on_ranks(&place, |ranks| {
+        let job = Job {
+            model: &model,
+            text: &text,
+            settings,
+            backend: args.backend,
+            precision: args.precision.chosen(args.backend)?,
+            memory: args.memory,
+            folder: args.out.clone(),
+            resume: args.resume,
+            ranks,
+        };
+        commands::quantize::run(&job, end_to_end.as_ref(), output)
+    })
 }

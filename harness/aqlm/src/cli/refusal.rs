@@ -3,10 +3,11 @@
 use aqlm_formats::Error;
 
 /// Settings that libraries refuse by their names, the options that set them, and what helps besides.
-const OPTIONS: [(&str, &str, &str); 12] = [
+const OPTIONS: [(&str, &str, &str); 13] = [
     ("temperature", "--temperature", ""),
     ("top_p", "--top-p", ""),
     ("memory", "--memory", "; --backend cpu has a bound"),
+    ("gpus", "--gpus", ""),
     ("teacher", "--teacher", ""),
     ("case", "--case", ""),
     ("ctx", "--ctx", ""),

@@ -8,6 +8,7 @@ use super::table::{Table, bytes};
 use super::{Job, Output, say};
 use aqlm_engine::backends::BackendKind;
 use aqlm_engine::generate::Sampling;
+use aqlm_engine::ranks::Alone;
 use aqlm_engine::runs::records::DemoRecord;
 use aqlm_engine::{Preset, QuantizeSettings, check_scheme};
 use aqlm_formats::model::{Model, embedded};
@@ -62,6 +63,7 @@ pub(crate) fn run(request: &DemoRequest, output: Output) -> Result<bool> {
         memory: None,
         folder,
         resume: false,
+        ranks: &Alone,
     };
     let quantized = quantize(&job, None)?;
     let tiny = Model::open(&job.folder)?;

@@ -6,6 +6,7 @@ use super::progress::{TuningProgress, seconds};
 use super::{Job, NamedModel, Output, say};
 use aqlm_engine::backends::{OnMachine, TrainingPrecision};
 use aqlm_engine::ops::TrainOps;
+use aqlm_engine::ranks::wait_for_first;
 use aqlm_engine::runs::records::{self, FinetuneRecord};
 use aqlm_engine::{
     Difference, Divergence, EndToEndReport, EndToEndRun, EndToEndSettings, RunDescription, RunFolder, Tuning,
@@ -35,6 +36,9 @@ pub(crate) fn default_seqlen(model: &Model) -> usize {
 
 pub(crate) fn run(job: &Job<'_, EndToEndSettings>, teaching: &Teaching, output: Output) -> Result<bool> {
     let (record, report) = finetune(job, teaching)?;
+    if !job.ranks.is_first() {
+        return Ok(true);
+    }
     output.result(&record, || {
         let perplexities = match (record.perplexity_before, record.perplexity_after) {
             (Some(before), Some(after)) => format!("perplexity {before:.4} -> {after:.4}\n"),
@@ -66,7 +70,9 @@ fn finetune(
         .as_ref()
         .map_or(0, |evaluation| warn_of_shared(job.text, evaluation));
     let perplexity = |model: &Model| -> Result<Option<f64>> {
-        let Some(windows) = &windows else { return Ok(None) };
+        let Some(windows) = windows.as_ref().filter(|_| job.ranks.is_first()) else {
+            return Ok(None);
+        };
         Ok(Some(measure(model, windows, job.backend)?.perplexity))
     };
     let teacher = teaching.teacher.as_ref();
@@ -89,7 +95,9 @@ fn finetune(
             report.clone(),
         )
     };
-    records::write(&job.folder.join(records::FILE), &record.clone().into())?;
+    if job.ranks.is_first() {
+        records::write(&job.folder.join(records::FILE), &record.clone().into())?;
+    }
     Ok((record, report))
 }
 
@@ -190,9 +198,10 @@ pub(super) fn tune(
     };
     let (tuning, _folder) = job.backend.run(job.model.config(), settings.seqlen, training)?;
     let diverged = tuning.divergence;
-    if diverged.is_none() || tuning.report.best_epoch > 0 {
+    if job.ranks.is_first() && (diverged.is_none() || tuning.report.best_epoch > 0) {
         publish_tuned(job.model, tuning.weights, out)?;
     }
+    wait_for_first(job.ranks)?;
     match diverged {
         None => Ok(tuning.report),
         Some(Divergence {
@@ -228,6 +237,10 @@ impl OnMachine for Training<'_> {
         self.job.precision.unwrap_or(TrainingPrecision::Tf32)
     }
 
+    fn device(&self) -> usize {
+        self.job.ranks.local_rank()
+    }
+
     fn on<M: TrainOps>(self, mut machine: M) -> Result<Self::Output> {
         let Self {
             job,
@@ -252,7 +265,7 @@ impl OnMachine for Training<'_> {
             machine.kind(),
             machine.device(),
         )?;
-        let folder = RunFolder::open(&job.folder, &description, job.resume)?;
+        let folder = RunFolder::open_on(job.ranks, &job.folder, &description, job.resume)?;
         let mut progress = TuningProgress::new(settings);
         let tuning = end_to_end(
             &machine,
@@ -262,6 +275,7 @@ impl OnMachine for Training<'_> {
             settings,
             &folder,
             save_every,
+            job.ranks,
             &mut |event| progress.event(&event),
         )?;
         Ok((tuning, folder))

@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 
 use super::say;
 use aqlm_engine::backends::{BackendKind, Memory, TrainingPrecision};
+use aqlm_engine::ranks::Ranks;
 use aqlm_formats::Result;
 use aqlm_formats::model::{Model, embedded};
 use aqlm_formats::texts::TokenStream;
@@ -56,7 +57,6 @@ pub(crate) fn warn_of_length(option: &str, tokens: usize, model: &Model) {
 }
 
 /// A run that makes one model from another: its inputs, its settings `S`, and its folder.
-#[derive(Debug)]
 pub(crate) struct Job<'a, S> {
     /// the input model
     pub(crate) model: &'a Model,
@@ -73,4 +73,6 @@ pub(crate) struct Job<'a, S> {
     pub(crate) folder: PathBuf,
     /// whether to continue the run in the folder
     pub(crate) resume: bool,
+    /// the processes that do the run
+    pub(crate) ranks: &'a dyn Ranks,
 }

@@ -17,6 +17,7 @@ mod output;
 pub(crate) mod paper_table;
 mod progress;
 pub(crate) mod quantize;
+pub(crate) mod ranks;
 pub(crate) mod report;
 pub(crate) mod selfgen;
 mod table;
@@ -24,4 +25,4 @@ pub(crate) mod tasks;
 pub(crate) mod watch;
 
 pub(crate) use job::{Job, NamedModel, warn_of_length};
-pub(crate) use output::{Output, print, say, wanted};
+pub(crate) use output::{Output, complain, print, say, wanted};

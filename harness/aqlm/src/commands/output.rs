@@ -3,6 +3,7 @@
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aqlm_engine::Record;
 use aqlm_formats::{Error, Result};
@@ -59,9 +60,41 @@ pub(crate) fn wanted(written: io::Result<()>) -> Result<bool> {
     }
 }
 
+/// Whether this process prints nothing but errors.
+static ONLY_ERRORS: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process does not even print errors.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// From now on this process prints nothing but errors: it is one of several, and another one prints the rest.
+pub(super) fn only_errors() {
+    ONLY_ERRORS.store(true, Ordering::Relaxed);
+}
+
+/// From now on this process prints nothing at all: another one of this terminal says why it ends.
+pub(super) fn be_silent() {
+    only_errors();
+    SILENT.store(true, Ordering::Relaxed);
+}
+
+/// Whether this process prints progress and notes.
+pub(super) fn talks() -> bool {
+    !ONLY_ERRORS.load(Ordering::Relaxed)
+}
+
+/// Writes a note to standard error, unless another process writes the same one.
+pub(crate) fn say(line: impl Display) {
+    if talks() {
+        complain(line);
+    }
+}
+
 /// Writes a line to standard error. A message that cannot be written is lost: there is no other place to say
 /// so.
-pub(crate) fn say(line: impl Display) {
+pub(crate) fn complain(line: impl Display) {
+    if SILENT.load(Ordering::Relaxed) {
+        return;
+    }
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 

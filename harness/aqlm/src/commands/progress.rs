@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 use aqlm_vocabulary::{ArchSpec, FinetuneEvent, LayerEvent};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::output::talks;
 use super::say;
 use aqlm_engine::{EndToEndEvent, EndToEndSettings, PipelineEvent, QuantizeSettings};
 
@@ -24,7 +25,7 @@ impl Progress {
     /// `total` is in units of work, which the caller defines.
     pub(super) fn new(total: u64) -> Self {
         let plain = !std::io::stderr().is_terminal();
-        let target = if plain {
+        let target = if plain || !talks() {
             ProgressDrawTarget::hidden()
         } else {
             ProgressDrawTarget::stderr()
@@ -55,7 +56,7 @@ impl Progress {
 
     /// A permanent line: above the bar, or by itself.
     pub(super) fn line(&mut self, line: &str) {
-        if self.plain {
+        if self.plain || !talks() {
             say(line);
         } else {
             self.bar.println(line);

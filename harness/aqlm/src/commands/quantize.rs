@@ -7,6 +7,7 @@ use super::table::{Table, bytes};
 use super::{Job, Output, say};
 use aqlm_engine::backends::{OnMachine, TrainingPrecision};
 use aqlm_engine::ops::TrainOps;
+use aqlm_engine::ranks::wait_for_first;
 use aqlm_engine::runs::records::{self, QuantizeRecord};
 use aqlm_engine::{
     BlockReport, EndToEndReport, EndToEndSettings, QuantizeReport, QuantizeSettings, RunDescription,
@@ -26,6 +27,9 @@ pub(crate) fn run(
 ) -> Result<bool> {
     warn_of_lossy(job.model);
     let record = quantize(job, end_to_end)?;
+    if !job.ranks.is_first() {
+        return Ok(true);
+    }
     output.result(&record, || {
         format!(
             "{}{}{}: {:.3} bits per parameter{}, {} -> {}, {:.1} s\n",
@@ -85,6 +89,7 @@ pub(super) fn quantize(
         folder: out.join(AFTER),
         // the whole run has already decided whether it may continue
         resume: true,
+        ranks: job.ranks,
     };
     let tuned = tune(&whole, Some(job.model), Duration::from_mins(1), out)?;
     recorded(job, report, Some(tuned))
@@ -99,7 +104,9 @@ fn recorded(
     let out = &job.folder;
     let bytes = [job.model.inventory().bytes, Model::open(out)?.inventory().bytes];
     let record = QuantizeRecord::new(report, end_to_end, bytes, out.display().to_string());
-    records::write(&out.join(records::FILE), &record.clone().into())?;
+    if job.ranks.is_first() {
+        records::write(&out.join(records::FILE), &record.clone().into())?;
+    }
     Ok(record)
 }
 
@@ -132,6 +139,10 @@ impl OnMachine for Blocks<'_> {
         self.job.precision.unwrap_or(TrainingPrecision::F32)
     }
 
+    fn device(&self) -> usize {
+        self.job.ranks.local_rank()
+    }
+
     fn on<M: TrainOps>(self, mut machine: M) -> Result<Self::Output> {
         let Self { job, sequences, out } = self;
         let settings = &job.settings;
@@ -146,15 +157,25 @@ impl OnMachine for Blocks<'_> {
             machine.kind(),
             machine.device(),
         )?;
-        let folder = RunFolder::open(&job.folder, &description, job.resume)?;
+        let folder = RunFolder::open_on(job.ranks, &job.folder, &description, job.resume)?;
         let mut progress = QuantizeProgress::new(job.model.config(), settings);
-        let report =
-            aqlm_engine::quantize(&machine, job.model, sequences, settings, &folder, &mut |event| {
+        let report = aqlm_engine::quantize(
+            &machine,
+            job.model,
+            sequences,
+            settings,
+            &folder,
+            job.ranks,
+            &mut |event| {
                 progress.event(&event);
-            })?;
+            },
+        )?;
         drop(progress);
         let largest = report.largest_hidden_state;
-        publish(job.model, &folder, out, largest)?;
+        if job.ranks.is_first() {
+            publish(job.model, &folder, out, largest)?;
+        }
+        wait_for_first(job.ranks)?;
         if keeps_bf16(job.model, largest) {
             say(format_args!(
                 "note: hidden states reach {largest:.3e}, and f16 ends at 65504: config.json keeps bfloat16, in which \

@@ -1,5 +1,6 @@
 use aqlm_engine::backends::CudaHidden;
-use aqlm_engine::ops::{Alone, BlockOps as _};
+use aqlm_engine::ops::BlockOps as _;
+use aqlm_engine::ranks::Alone;
 use aqlm_engine::tune_block;
 use aqlm_reference::decode;
 use aqlm_reference::llama::{Rotary, block_finetune, block_forward, quantized_gradients};

@@ -254,8 +254,8 @@ impl BlockOps for CpuBackend {
         Ok(Spectrum::of(hessian.mean()))
     }
 
-    fn mean_squares(&self, a: &HiddenStates, b: &HiddenStates) -> Result<(f64, f64)> {
-        llama::mean_squares(a, b)
+    fn squares(&self, a: &HiddenStates, b: &HiddenStates) -> Result<Vec<(f64, f64)>> {
+        llama::squares_of_sequences(a, b)
     }
 
     fn largest(&self, hidden: &HiddenStates) -> Result<f64> {

@@ -31,6 +31,11 @@ pub trait OnMachine {
         TrainingPrecision::default()
     }
 
+    /// The number of the device on which the job runs, where there are several.
+    fn device(&self) -> usize {
+        0
+    }
+
     /// Does the job.
     ///
     /// # Errors
@@ -61,8 +66,8 @@ impl BackendKind {
             Self::Cpu => job.on(CpuBackend::new(config, positions)?),
             Self::Cuda => {
                 require_computed_on_cuda(config)?;
-                let precision = job.precision();
-                job.on(CudaMachine::new(config, positions, precision)?)
+                let (device, precision) = (job.device(), job.precision());
+                job.on(CudaMachine::new(config, positions, device, precision)?)
             }
         }
     }

@@ -279,16 +279,16 @@ impl BlockOps for ReferenceBackend {
         Ok(Spectrum::of(hessian.mean()))
     }
 
-    fn mean_squares(&self, a: &Self::Hidden, b: &Self::Hidden) -> Result<(f64, f64)> {
-        let (mut difference, mut norm, mut count) = (0.0, 0.0, 0);
-        for (a, b) in a.iter().zip(b) {
+    fn squares(&self, a: &Self::Hidden, b: &Self::Hidden) -> Result<Vec<(f64, f64)>> {
+        let of_sequence = |(a, b): (&Array2<f64>, &Array2<f64>)| {
+            let (mut difference, mut norm) = (0.0, 0.0);
             for (a, b) in a.iter().zip(b) {
                 difference += (a - b) * (a - b);
                 norm += b * b;
             }
-            count += b.len();
-        }
-        Ok((difference / count as f64, norm / count as f64))
+            (difference, norm)
+        };
+        Ok(a.iter().zip(b).map(of_sequence).collect())
     }
 
     fn largest(&self, hidden: &Self::Hidden) -> Result<f64> {

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::lock::FolderLock;
 use super::metrics::{self, Metric, MetricEvent};
 use crate::backends::BackendKind;
+use crate::ranks::{Ranks, share, wait_for_first};
 use aqlm_formats::durable;
 use aqlm_formats::model::Model;
 use aqlm_formats::{Error, Result};
@@ -114,12 +115,19 @@ fn flatten(prefix: &str, value: &Value, fields: &mut Vec<(String, String)>) {
     }
 }
 
+/// A device in words without its number of threads, on which no result depends.
+fn arithmetic(device: &str) -> String {
+    let parts = device.split(", ").filter(|part| !part.ends_with(" threads"));
+    parts.collect::<Vec<_>>().join(", ")
+}
+
 /// The folder of a run (docs/resume.md): `run.json`, `metrics.jsonl`, `journal.jsonl`, the files named in the
 /// journal, and the final model.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
-    _lock: FolderLock,
+    /// `None` on ranks that only read
+    lock: Option<FolderLock>,
 }
 
 impl RunFolder {
@@ -170,7 +178,7 @@ impl RunFolder {
             let lock = FolderLock::take(path)?;
             return Ok(Self {
                 path: path.to_path_buf(),
-                _lock: lock,
+                lock: Some(lock),
             });
         }
         std::fs::create_dir_all(path).map_err(Error::io(path, "make"))?;
@@ -180,8 +188,46 @@ impl RunFolder {
         durable::write_text(&run_json, &text)?;
         Ok(Self {
             path: path.to_path_buf(),
-            _lock: lock,
+            lock: Some(lock),
         })
+    }
+
+    /// [`RunFolder::open`] on rank 0, which alone writes to the folder. The other ranks read there, after
+    /// they have found that they describe the same run, on the same kind of device.
+    ///
+    /// # Errors
+    /// As [`RunFolder::open`]; `Error::Rank` when a rank sees another model or text, or has another device.
+    pub fn open_on<S: Serialize + DeserializeOwned + Clone>(
+        ranks: &dyn Ranks,
+        path: &Path,
+        description: &RunDescription<S>,
+        resume: bool,
+    ) -> Result<Self> {
+        let first = share(ranks, 0, || Ok(description.clone()))?;
+        let refuse = |(field, expected, found): (String, String, String)| {
+            Err(Error::Rank {
+                name: format!("rank {} of {}", ranks.rank(), ranks.size()),
+                reason: format!("{field}: expected {expected} as on rank 0, found {found}"),
+            })
+        };
+        if let Some((field, found, expected)) = description.difference(&first)? {
+            return refuse((field, expected, found));
+        }
+        let [expected, found] = [&first, description].map(|run| arithmetic(&run.device));
+        if expected != found {
+            return refuse(("device".into(), expected, found));
+        }
+        // No rank looks into the folder before rank 0 has opened it.
+        let opened = if ranks.is_first() {
+            Some(Self::open(path, description, resume)?)
+        } else {
+            None
+        };
+        wait_for_first(ranks)?;
+        Ok(opened.unwrap_or(Self {
+            path: path.to_path_buf(),
+            lock: None,
+        }))
     }
 
     /// The folder itself.
@@ -199,11 +245,14 @@ impl RunFolder {
         self.path.join(Self::block_file(block))
     }
 
-    /// Appends one event to `metrics.jsonl`.
+    /// Appends one event to `metrics.jsonl`; does nothing on ranks that only read.
     ///
     /// # Errors
     /// `Error::Io` when it can't be written.
     pub fn metric(&self, event: MetricEvent) -> Result<()> {
+        if self.lock.is_none() {
+            return Ok(());
+        }
         metrics::append(&self.path, &Metric::now(event))
     }
 }

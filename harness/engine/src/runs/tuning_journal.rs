@@ -12,6 +12,9 @@ use aqlm_formats::{Error, Result};
 /// file is damaged.
 const KEPT: usize = 2;
 
+/// Folder of the state files in a run folder.
+const STATES: &str = "states";
+
 /// A state file. It counts only if it has this checksum.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StateFile {
@@ -41,9 +44,14 @@ pub(crate) struct Journal {
     lines: JsonLines<Checkpoint>,
 }
 
+/// A state of the run in this folder, for a rank that has no journal.
+pub(crate) fn read(run: &Path, state: &StateFile, like: &TuningState) -> Result<TuningState> {
+    read_state(&run.join(STATES).join(&state.file), &state.sha256, like)
+}
+
 impl Journal {
     pub(crate) fn open(run: &Path) -> Result<Self> {
-        let folder = run.join("states");
+        let folder = run.join(STATES);
         std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "make"))?;
         Ok(Self {
             folder,

@@ -2,7 +2,8 @@ use aqlm_vocabulary::{AqlmError, FinetuneEvent, FinetuneReport, FinetuneSettings
 
 use super::epochs::{Course, Keeper, Plan, Taken, train};
 use super::objective::SquaredError;
-use crate::ops::{BlockTraining as _, Ranks, TrainOps};
+use crate::ops::{BlockTraining as _, TrainOps};
+use crate::ranks::Ranks;
 use aqlm_formats::Result;
 
 /// Tunes the codebooks, scales and norms of a block on target outputs (paper section 3.4, algorithm 1 lines
@@ -29,7 +30,7 @@ pub fn tune_block<M: TrainOps>(
     validation: usize,
     settings: &FinetuneSettings,
     key: StreamKey,
-    ranks: &impl Ranks,
+    ranks: &dyn Ranks,
     observe: &mut dyn FnMut(FinetuneEvent),
 ) -> Result<FinetuneReport> {
     let sequences = machine.lengths(inputs).len();
@@ -101,15 +102,15 @@ struct InMemory<'a, B> {
     observe: &'a mut dyn FnMut(FinetuneEvent),
 }
 
-impl<M: TrainOps, R: Ranks> Keeper<SquaredError<'_, M, R>> for InMemory<'_, M::Block> {
-    fn begun(&mut self, _course: &Course, _objective: &mut SquaredError<'_, M, R>) -> Result<()> {
+impl<M: TrainOps> Keeper<SquaredError<'_, M>> for InMemory<'_, M::Block> {
+    fn begun(&mut self, _course: &Course, _objective: &mut SquaredError<'_, M>) -> Result<()> {
         Ok(())
     }
 
     fn stepped(
         &mut self,
         _course: &Course,
-        _objective: &mut SquaredError<'_, M, R>,
+        _objective: &mut SquaredError<'_, M>,
         step: &Taken<'_>,
     ) -> Result<()> {
         (self.observe)(FinetuneEvent::Step {
@@ -124,7 +125,7 @@ impl<M: TrainOps, R: Ranks> Keeper<SquaredError<'_, M, R>> for InMemory<'_, M::B
     fn epoch_done(
         &mut self,
         course: &Course,
-        objective: &mut SquaredError<'_, M, R>,
+        objective: &mut SquaredError<'_, M>,
         train_loss: f64,
         _judged: f64,
         better: bool,

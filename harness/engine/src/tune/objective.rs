@@ -3,7 +3,8 @@ use std::ops::Range;
 use aqlm_vocabulary::{CodeChange, Rates, Target};
 
 use super::teacher::{Said, Teacher};
-use crate::ops::{BlockTraining as _, ModelTraining as _, PartSums, Ranks, TrainOps, joined};
+use crate::ops::{BlockTraining as _, ModelTraining as _, PartSums, TrainOps, joined};
+use crate::ranks::{Ranks, sum_in_order};
 use aqlm_formats::Result;
 
 /// The trained parameters and their loss over sequences, which are identified by index. Methods fail with
@@ -45,7 +46,7 @@ impl<T: PartSums> PartSums for Sums<'_, T> {
 /// Adds the gradients of sequences of these lengths part by part. `add` adds the gradients of a range of
 /// sequences and returns their losses. Returns all losses.
 fn gather<T: PartSums>(
-    ranks: &impl Ranks,
+    ranks: &dyn Ranks,
     tuner: &mut T,
     lengths: &[usize],
     parts: &[Range<usize>],
@@ -55,7 +56,7 @@ fn gather<T: PartSums>(
         tuner,
         losses: vec![0.0; lengths.len()],
     };
-    ranks.sum_in_order(&mut sums, parts.len(), &mut |sums, range| {
+    sum_in_order(ranks, &mut sums, parts.len(), &mut |sums, range| {
         let range = joined(parts, range);
         let losses = add(sums.tuner, range.clone())?;
         sums.losses[range].copy_from_slice(&losses);
@@ -65,15 +66,15 @@ fn gather<T: PartSums>(
 }
 
 /// The squared error of a block's outputs.
-pub(super) struct SquaredError<'a, M: TrainOps, R> {
+pub(super) struct SquaredError<'a, M: TrainOps> {
     pub(super) machine: &'a M,
     pub(super) tuner: M::BlockTuner,
     pub(super) inputs: &'a M::Hidden,
     pub(super) targets: &'a M::Hidden,
-    pub(super) ranks: &'a R,
+    pub(super) ranks: &'a dyn Ranks,
 }
 
-impl<M: TrainOps, R: Ranks> SquaredError<'_, M, R> {
+impl<M: TrainOps> SquaredError<'_, M> {
     /// Number of tokens of each of these sequences.
     fn lengths(&self, sequences: &[usize]) -> Vec<usize> {
         let lengths = self.machine.lengths(self.targets);
@@ -81,7 +82,7 @@ impl<M: TrainOps, R: Ranks> SquaredError<'_, M, R> {
     }
 }
 
-impl<M: TrainOps, R: Ranks> Objective for SquaredError<'_, M, R> {
+impl<M: TrainOps> Objective for SquaredError<'_, M> {
     /// Number of output elements.
     fn count(&self, sequences: &[usize]) -> f64 {
         let tokens: usize = self.lengths(sequences).iter().sum();
@@ -92,14 +93,13 @@ impl<M: TrainOps, R: Ranks> Objective for SquaredError<'_, M, R> {
         let parts = self.machine.parts(&self.lengths(sequences));
         let mut losses = vec![0.0; sequences.len()];
         let (machine, tuner) = (self.machine, &self.tuner);
-        self.ranks
-            .sum_in_order(&mut losses, parts.len(), &mut |losses, range| {
-                let range = joined(&parts, range);
-                let part = &sequences[range.clone()];
-                let found = machine.block_losses(tuner, self.inputs, self.targets, part)?;
-                losses[range].copy_from_slice(&found);
-                Ok(())
-            })?;
+        sum_in_order(self.ranks, &mut losses, parts.len(), &mut |losses, range| {
+            let range = joined(&parts, range);
+            let part = &sequences[range.clone()];
+            let found = machine.block_losses(tuner, self.inputs, self.targets, part)?;
+            losses[range].copy_from_slice(&found);
+            Ok(())
+        })?;
         Ok(losses.iter().sum())
     }
 
@@ -121,24 +121,24 @@ impl<M: TrainOps, R: Ranks> Objective for SquaredError<'_, M, R> {
 }
 
 /// A model's loss on next-token distributions, from a teacher or from the text itself.
-pub(super) struct NextTokens<'a, M: TrainOps, R> {
+pub(super) struct NextTokens<'a, M: TrainOps> {
     pub(super) machine: &'a M,
     pub(super) tuner: M::ModelTuner,
     pub(super) teacher: &'a Teacher<M>,
     pub(super) sequences: &'a [&'a [u32]],
     /// maximum number of sequences whose targets are in memory together
     pub(super) batch: usize,
-    pub(super) ranks: &'a R,
+    pub(super) ranks: &'a dyn Ranks,
 }
 
-impl<'a, M: TrainOps, R> NextTokens<'a, M, R> {
+impl<'a, M: TrainOps> NextTokens<'a, M> {
     /// Token ids of these sequences.
     pub(super) fn tokens(&self, sequences: &[usize]) -> Vec<&'a [u32]> {
         sequences.iter().map(|&index| self.sequences[index]).collect()
     }
 }
 
-impl<M: TrainOps, R: Ranks> Objective for NextTokens<'_, M, R> {
+impl<M: TrainOps> Objective for NextTokens<'_, M> {
     /// Number of positions with a loss.
     fn count(&self, sequences: &[usize]) -> f64 {
         let of_sequence = |&index: &usize| {
@@ -153,11 +153,19 @@ impl<M: TrainOps, R: Ranks> Objective for NextTokens<'_, M, R> {
 
     fn losses(&mut self, sequences: &[usize]) -> Result<f64> {
         let mut total = 0.0;
+        let (machine, teacher, tuner) = (self.machine, self.teacher, &mut self.tuner);
         for batch in sequences.chunks(self.batch) {
-            let tokens = self.tokens(batch);
-            let said = self.teacher.says(self.machine, batch, &tokens)?;
-            let targets: Vec<Target<'_>> = said.iter().map(|said: &Said| self.teacher.target(said)).collect();
-            let losses = self.tuner.losses(&tokens, &targets)?;
+            let tokens: Vec<&[u32]> = batch.iter().map(|&index| self.sequences[index]).collect();
+            let parts = machine.parts(&lengths(&tokens));
+            let mut losses = vec![0.0; batch.len()];
+            sum_in_order(self.ranks, &mut losses, parts.len(), &mut |losses, range| {
+                let range = joined(&parts, range);
+                let (part, tokens) = (&batch[range.clone()], &tokens[range.clone()]);
+                let said = teacher.says(machine, part, tokens)?;
+                let targets: Vec<Target<'_>> = said.iter().map(|said: &Said| teacher.target(said)).collect();
+                losses[range].copy_from_slice(&tuner.losses(tokens, &targets)?);
+                Ok(())
+            })?;
             total += losses.iter().sum::<f64>();
         }
         Ok(total)
@@ -166,13 +174,14 @@ impl<M: TrainOps, R: Ranks> Objective for NextTokens<'_, M, R> {
     fn accumulate(&mut self, batch: &[usize]) -> Result<f64> {
         let scale = 1.0 / self.count(batch);
         let tokens = self.tokens(batch);
-        let said = self.teacher.says(self.machine, batch, &tokens)?;
-        let targets: Vec<Target<'_>> = said.iter().map(|said: &Said| self.teacher.target(said)).collect();
-        let lengths: Vec<usize> = tokens.iter().map(|tokens| tokens.len()).collect();
-        let parts = self.machine.parts(&lengths);
+        let lengths = lengths(&tokens);
+        let (machine, teacher) = (self.machine, self.teacher);
+        let parts = machine.parts(&lengths);
         let losses = gather(self.ranks, &mut self.tuner, &lengths, &parts, |tuner, range| {
-            let (tokens, targets) = (&tokens[range.clone()], &targets[range]);
-            Ok(tuner.accumulate(tokens, targets, scale, &mut |_, _, _| ())?)
+            let (part, tokens) = (&batch[range.clone()], &tokens[range]);
+            let said = teacher.says(machine, part, tokens)?;
+            let targets: Vec<Target<'_>> = said.iter().map(|said: &Said| teacher.target(said)).collect();
+            Ok(tuner.accumulate(tokens, &targets, scale, &mut |_, _, _| ())?)
         })?;
         Ok(losses.iter().sum())
     }
@@ -180,4 +189,9 @@ impl<M: TrainOps, R: Ranks> Objective for NextTokens<'_, M, R> {
     fn step(&mut self, rates: Rates) -> Result<CodeChange> {
         Ok(self.tuner.step(rates)?)
     }
+}
+
+/// Number of tokens of each of these sequences.
+fn lengths(sequences: &[&[u32]]) -> Vec<usize> {
+    sequences.iter().map(|tokens| tokens.len()).collect()
 }

@@ -1,3 +1,4 @@
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use aqlm_vocabulary::{Target, TopTokens};
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::top_tokens::top_tokens;
 use super::{EndToEndEvent, EndToEndSettings, TeacherUse};
 use crate::ops::BlockOps;
+use crate::ranks::{Ranks, gather, share};
 use crate::runs::json_lines::JsonLines;
 use aqlm_formats::durable;
 use aqlm_formats::model::Model;
@@ -58,7 +60,8 @@ pub(super) enum Said {
 }
 
 impl<M: BlockOps> Teacher<M> {
-    /// Prepares the teacher: computes and stores outputs that are not stored yet, or loads the teacher.
+    /// Prepares the teacher: computes and stores outputs that are not stored yet, or loads the teacher. Ranks
+    /// store what they compute; rank 0 keeps the index.
     ///
     /// # Errors
     /// Errors of the machine, unreadable weights, a run folder that can't be written.
@@ -68,6 +71,7 @@ impl<M: BlockOps> Teacher<M> {
         sequences: &[&[u32]],
         settings: &EndToEndSettings,
         run: &Path,
+        ranks: &dyn Ranks,
         observe: &mut dyn FnMut(EndToEndEvent),
     ) -> Result<Self> {
         if !settings.objective.needs_teacher() {
@@ -91,53 +95,59 @@ impl<M: BlockOps> Teacher<M> {
             TeacherUse::Top(k) => Some(k),
         };
         let folder = run.join("teacher");
-        std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "make"))?;
-        let mut index: JsonLines<StoredSequence> =
-            JsonLines::open(&folder.join("index.jsonl"), "the record of a stored sequence")?;
-        let whole = index
-            .records()
-            .iter()
-            .enumerate()
-            .take_while(|(number, stored)| {
-                let path = sequence_path(&folder, *number);
-                stored.sequence == *number
-                    && durable::sha256_of_file(&path).is_ok_and(|found| found == stored.sha256)
-            })
-            .count();
-        if whole < index.records().len() {
-            index.truncate(whole)?;
-        }
-        let hidden = (sequences.first().map_or(1, |tokens| tokens.len()) * model.config().hidden_size).max(1);
+        let mut index = if ranks.is_first() {
+            Some(whole_index(&folder)?)
+        } else {
+            None
+        };
+        let records = |index: &Option<JsonLines<StoredSequence>>| {
+            index
+                .as_ref()
+                .map_or(Vec::new(), |index| index.records().to_vec())
+        };
+        let done = share(ranks, 0, || Ok(records(&index).len()))?;
+        let lengths: Vec<usize> = sequences.iter().map(|tokens| tokens.len()).collect();
+        let hidden = (lengths.first().copied().unwrap_or(1) * model.config().hidden_size).max(1);
         let together = (TOGETHER / hidden).max(1);
+        let parts = machine.parts(&lengths[done..]);
         let head = machine.load_head(&model.final_norm()?, &lm_head)?;
         let embedding = model.embedding()?;
-        while index.records().len() < sequences.len() {
-            let first = index.records().len();
-            let part = &sequences[first..sequences.len().min(first + together)];
-            let mut states = machine.embed(&embedding, part)?;
+        let store = |chunk: Range<usize>| -> Result<Vec<StoredSequence>> {
+            let mut states = machine.embed(&embedding, &sequences[chunk.clone()])?;
             for block in 0..model.config().blocks.len() {
                 states = machine.block_forward(&machine.load_block(block, &model.block(block)?)?, &states)?;
             }
-            for offset in 0..part.len() {
-                let path = sequence_path(&folder, first + offset);
+            let of = |(offset, sequence)| {
+                let path = sequence_path(&folder, sequence);
                 let (sha256, rest) = match top {
                     None => store_states(&path, &machine.head_input(&head, &states, offset)?)?,
                     Some(k) => store_top(&path, &top_tokens(&machine.logits(&head, &states, offset)?, k))?,
                 };
-                index.append(StoredSequence {
-                    sequence: first + offset,
+                Ok(StoredSequence {
+                    sequence,
                     sha256,
                     rest,
-                })?;
+                })
+            };
+            chunk.enumerate().map(of).collect()
+        };
+        for round in chunks(&parts, together, ranks.size()).chunks(ranks.size()) {
+            let own = match round.get(ranks.rank()) {
+                Some(chunk) => store(done + chunk.start..done + chunk.end)?,
+                None => Vec::new(),
+            };
+            for stored in gather(ranks, own)?.into_iter().flatten() {
+                let Some(index) = &mut index else { continue };
+                index.append(stored)?;
                 observe(EndToEndEvent::TeacherStored {
-                    done: first + offset + 1,
+                    done: index.records().len(),
                     sequences: sequences.len(),
                 });
             }
         }
         Ok(Self::Stored {
+            sequences: share(ranks, 0, || Ok(records(&index)))?,
             folder,
-            sequences: index.records().to_vec(),
             lm_head,
             top: top.is_some(),
         })
@@ -209,6 +219,48 @@ impl<M: BlockOps> Teacher<M> {
     }
 }
 
+/// The index of stored sequences in a folder, up to the first whose file is not whole.
+fn whole_index(folder: &Path) -> Result<JsonLines<StoredSequence>> {
+    std::fs::create_dir_all(folder).map_err(Error::io(folder, "make"))?;
+    let mut index: JsonLines<StoredSequence> =
+        JsonLines::open(&folder.join("index.jsonl"), "the record of a stored sequence")?;
+    let whole = index
+        .records()
+        .iter()
+        .enumerate()
+        .take_while(|(number, stored)| {
+            let path = sequence_path(folder, *number);
+            stored.sequence == *number
+                && durable::sha256_of_file(&path).is_ok_and(|found| found == stored.sha256)
+        })
+        .count();
+    if whole < index.records().len() {
+        index.truncate(whole)?;
+    }
+    Ok(index)
+}
+
+/// Consecutive sequences that pass through the teacher together: whole parts, of at most `most` sequences
+/// unless one part has more, and few enough that every rank has some.
+fn chunks(parts: &[Range<usize>], most: usize, ranks: usize) -> Vec<Range<usize>> {
+    let parts_of_rank = parts.len().div_ceil(ranks);
+    let mut chunks: Vec<Range<usize>> = Vec::new();
+    let mut parts_of_last = 0;
+    for part in parts {
+        match chunks.last_mut() {
+            Some(last) if part.end - last.start <= most && parts_of_last < parts_of_rank => {
+                last.end = part.end;
+                parts_of_last += 1;
+            }
+            _ => {
+                chunks.push(part.clone());
+                parts_of_last = 1;
+            }
+        }
+    }
+    chunks
+}
+
 fn sequence_path(folder: &Path, sequence: usize) -> PathBuf {
     folder.join(format!("sequence_{sequence:06}.safetensors"))
 }
@@ -233,4 +285,21 @@ fn load_top(file: &SafetensorFiles) -> Result<TopTokens> {
         log_probabilities: file.read("log_probabilities")?,
         rest: file.read("rest")?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_whole_parts_and_enough_for_all_ranks() {
+        let parts = [0..4, 4..8, 8..12, 12..16, 16..18];
+        let whole = Range { start: 0, end: 18 };
+        assert_eq!(chunks(&parts, 100, 1), [whole]);
+        assert_eq!(chunks(&parts, 9, 1), [0..8, 8..16, 16..18]);
+        assert_eq!(chunks(&parts, 1, 1), parts);
+        assert_eq!(chunks(&parts, 100, 2), [0..12, 12..18]);
+        assert_eq!(chunks(&parts, 100, 8), parts);
+        assert_eq!(chunks(&[], 9, 2), Vec::<Range<usize>>::new());
+    }
 }

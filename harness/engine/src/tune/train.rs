@@ -8,8 +8,9 @@ use super::epochs::{Broken, Course, Keeper, Plan, Taken, train};
 use super::objective::NextTokens;
 use super::teacher::Teacher;
 use super::{EndToEndEvent, EndToEndReport, EndToEndSettings};
-use crate::ops::{Alone, Ranks, TrainOps};
-use crate::runs::tuning_journal::{Checkpoint, Journal, StateFile};
+use crate::ops::TrainOps;
+use crate::ranks::{Ranks, share, wait_for_all};
+use crate::runs::tuning_journal::{self, Checkpoint, Journal, StateFile};
 use crate::runs::{MetricEvent, RunFolder};
 use aqlm_formats::model::{Model, OuterWeights, WriteOptions, Written, write_whole};
 use aqlm_formats::{Error, Result};
@@ -57,6 +58,9 @@ pub struct Tuning {
 /// `save_every` has passed. A restarted run continues from the last intact state and ends with the same bytes
 /// as an uninterrupted run.
 ///
+/// Every rank calls this with the same arguments. The sequences of a step and those that judge are spread
+/// over the ranks. Only rank 0 writes to the folder, has the best model's weights, and observes.
+///
 /// A loss that is not finite ends the training with the best state so far. It is reported in the outcome and
 /// is not an error.
 ///
@@ -75,6 +79,7 @@ pub fn end_to_end<M: TrainOps>(
     settings: &EndToEndSettings,
     folder: &RunFolder,
     save_every: Duration,
+    ranks: &dyn Ranks,
     observe: &mut dyn FnMut(EndToEndEvent),
 ) -> Result<Tuning> {
     let resident = settings.resident_teacher();
@@ -87,7 +92,8 @@ pub fn end_to_end<M: TrainOps>(
     if let Some(memory) = memory {
         observe(EndToEndEvent::Memory(memory));
     }
-    let teacher = Teacher::prepare(machine, teacher, sequences, settings, folder.path(), observe)?;
+    let run = folder.path();
+    let teacher = Teacher::prepare(machine, teacher, sequences, settings, run, ranks, observe)?;
     let tuner = machine.model_tuner(&student.weights()?, &settings.tuning())?;
     let untouched = tuner.state()?;
     let mut objective = NextTokens {
@@ -96,7 +102,7 @@ pub fn end_to_end<M: TrainOps>(
         teacher: &teacher,
         sequences,
         batch: settings.batch,
-        ranks: &Alone,
+        ranks,
     };
     let plan = Plan {
         epochs: settings.epochs,
@@ -119,18 +125,24 @@ pub fn end_to_end<M: TrainOps>(
         },
     };
 
-    let mut journal = Journal::open(folder.path())?;
+    if !ranks.is_first() {
+        return follow(&mut objective, &plan, &untouched, run, ranks);
+    }
+    let mut journal = Journal::open(run)?;
     let resumed = journal.last(&untouched, observe)?;
-    if let Some((checkpoint, state)) = &resumed {
-        objective.tuner.restore(state)?;
+    let (now, state) = resumed.unzip();
+    share(ranks, 0, || Ok(now.clone()))?;
+    if let Some((checkpoint, state)) = now.as_ref().zip(state) {
+        objective.tuner.restore(&state)?;
         observe(EndToEndEvent::Resumed {
             epoch: checkpoint.epoch,
             step: checkpoint.step,
         });
     }
-    let now = resumed.map(|(checkpoint, _)| checkpoint);
     let course = now.as_ref().map(course_of);
     let seconds = now.as_ref().map_or(0.0, |now| now.report.seconds);
+    // Every rank has its state, so old ones may be deleted.
+    wait_for_all(ranks)?;
     let mut keeper = InFolder {
         folder,
         journal,
@@ -151,6 +163,7 @@ pub fn end_to_end<M: TrainOps>(
 
     let InFolder { journal, now, .. } = keeper;
     let now = now.expect("written before the first step, or read");
+    share(ranks, 0, || Ok(now.report.clone()))?;
     let best = now
         .best
         .as_ref()
@@ -161,6 +174,61 @@ pub fn end_to_end<M: TrainOps>(
         weights: objective.tuner.weights()?,
         divergence,
     })
+}
+
+/// [`end_to_end`] on a rank other than 0: the same training, without files. The weights are those of its end,
+/// which nobody uses.
+fn follow<M: TrainOps>(
+    objective: &mut NextTokens<'_, M>,
+    plan: &Plan<'_>,
+    untouched: &TuningState,
+    run: &Path,
+    ranks: &dyn Ranks,
+) -> Result<Tuning> {
+    let now: Option<Checkpoint> = share(ranks, 0, || Ok(None))?;
+    if let Some(checkpoint) = &now {
+        let state = tuning_journal::read(run, &checkpoint.state, untouched)?;
+        objective.tuner.restore(&state)?;
+    }
+    wait_for_all(ranks)?;
+    let (_, broken) = train(objective, plan, now.as_ref().map(course_of), &mut Unkept)?;
+    let divergence = broken.map(|broken| diverged(objective, &broken)).transpose()?;
+    Ok(Tuning {
+        report: share(ranks, 0, || {
+            Err(Error::Internal("a rank other than 0 has no report".into()))
+        })?,
+        weights: objective.tuner.weights()?,
+        divergence,
+    })
+}
+
+/// Keeps nothing, on ranks other than 0.
+struct Unkept;
+
+impl<M: TrainOps> Keeper<NextTokens<'_, M>> for Unkept {
+    fn begun(&mut self, _course: &Course, _objective: &mut NextTokens<'_, M>) -> Result<()> {
+        Ok(())
+    }
+
+    fn stepped(
+        &mut self,
+        _course: &Course,
+        _objective: &mut NextTokens<'_, M>,
+        _step: &Taken<'_>,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    fn epoch_done(
+        &mut self,
+        _course: &Course,
+        _objective: &mut NextTokens<'_, M>,
+        _train_loss: f64,
+        _judged: f64,
+        _better: bool,
+    ) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// The part of a checkpoint about the course of training.
@@ -212,8 +280,8 @@ impl InFolder<'_> {
     }
 }
 
-impl<M: TrainOps, R: Ranks> Keeper<NextTokens<'_, M, R>> for InFolder<'_> {
-    fn begun(&mut self, course: &Course, objective: &mut NextTokens<'_, M, R>) -> Result<()> {
+impl<M: TrainOps> Keeper<NextTokens<'_, M>> for InFolder<'_> {
+    fn begun(&mut self, course: &Course, objective: &mut NextTokens<'_, M>) -> Result<()> {
         (self.observe)(EndToEndEvent::Judged {
             epoch: 0,
             train_loss: None,
@@ -246,7 +314,7 @@ impl<M: TrainOps, R: Ranks> Keeper<NextTokens<'_, M, R>> for InFolder<'_> {
     fn stepped(
         &mut self,
         course: &Course,
-        objective: &mut NextTokens<'_, M, R>,
+        objective: &mut NextTokens<'_, M>,
         step: &Taken<'_>,
     ) -> Result<()> {
         let tokens = step.batch.len() * self.seqlen;
@@ -295,7 +363,7 @@ impl<M: TrainOps, R: Ranks> Keeper<NextTokens<'_, M, R>> for InFolder<'_> {
     fn epoch_done(
         &mut self,
         course: &Course,
-        objective: &mut NextTokens<'_, M, R>,
+        objective: &mut NextTokens<'_, M>,
         train_loss: f64,
         judged: f64,
         better: bool,
@@ -381,10 +449,7 @@ fn is_finite(state: &TuningState) -> bool {
     parameters.chain(buffers).flatten().all(|value| value.is_finite())
 }
 
-fn diverged<M: TrainOps, R: Ranks>(
-    objective: &mut NextTokens<'_, M, R>,
-    broken: &Broken,
-) -> Result<Divergence> {
+fn diverged<M: TrainOps>(objective: &mut NextTokens<'_, M>, broken: &Broken) -> Result<Divergence> {
     let sequences = objective.tokens(&broken.sequences);
     let layer = objective.tuner.first_not_finite(&sequences)?;
     Ok(Divergence {

@@ -248,11 +248,11 @@ pub(crate) fn check_tokens(tokens: &[u32], vocab_size: usize) -> Result<()> {
     }
 }
 
-/// Mean over all elements of (a - b)^2, and of b^2, in f64.
+/// The sums of (a - b)^2 and of b^2 over each sequence, in f64.
 ///
 /// # Errors
 /// `Shape` when the two shapes differ; errors of reading the sequences.
-pub fn mean_squares<S: Sequences>(a: &S, b: &S) -> std::result::Result<(f64, f64), S::Error> {
+pub fn squares_of_sequences<S: Sequences>(a: &S, b: &S) -> std::result::Result<Vec<(f64, f64)>, S::Error> {
     let (lengths, width) = (b.lengths(), b.width());
     let shape = |lengths: &[usize], width| vec![lengths.len(), lengths.iter().sum(), width];
     if a.lengths() != lengths || a.width() != width {
@@ -263,24 +263,14 @@ pub fn mean_squares<S: Sequences>(a: &S, b: &S) -> std::result::Result<(f64, f64
         }
         .into());
     }
-    let (mut difference, mut norm) = (0.0, 0.0);
+    let mut all = Vec::with_capacity(lengths.len());
     for part in parts(&lengths) {
         let part: Vec<usize> = part.collect();
         let (a, b) = (a.read(&part)?, b.read(&part)?);
-        let sums: Vec<(f64, f64)> = a
-            .outer_iter()
-            .into_par_iter()
-            .zip(b.outer_iter())
-            .map(|(a, b)| squares(a, b))
-            .collect();
-        // sequence by sequence, so that the division into parts does not matter
-        for sum in sums {
-            difference += sum.0;
-            norm += sum.1;
-        }
+        let of_part = a.outer_iter().into_par_iter().zip(b.outer_iter());
+        all.par_extend(of_part.map(|(a, b)| squares(a, b)));
     }
-    let count = (lengths.iter().sum::<usize>() * width).max(1) as f64;
-    Ok((difference / count, norm / count))
+    Ok(all)
 }
 
 /// The sums of (a - b)^2 and of b^2 over one sequence.

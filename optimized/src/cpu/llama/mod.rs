@@ -41,7 +41,7 @@ pub use continued::{Piece, block_forward_continued};
 pub use cross_entropy::cross_entropy;
 pub use forward::{BlockTrace, block_forward, block_forward_traced, working_bytes};
 pub(crate) use head::check_tokens;
-pub use head::{Head, embed, mean_squares, token_losses};
+pub use head::{Head, embed, squares_of_sequences, token_losses};
 pub use kl_divergence::{kl_divergence, top_kl_divergence};
 pub use model::Model;
 pub use model_backward::{Activations, Gradient, model_backward, model_losses};

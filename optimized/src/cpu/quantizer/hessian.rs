@@ -3,6 +3,7 @@ use faer::Accum;
 use ndarray::{Array2, ArrayView2, Axis, s};
 use rayon::prelude::*;
 
+use super::triangle::{lower_triangle, triangle_length, triangle_rows};
 use crate::cpu::product::product_on_this_thread;
 
 /// Samples whose outer products are summed in f32 before the sum is added in f64. A sum of this many products
@@ -12,6 +13,8 @@ const SAMPLES: usize = 1024;
 
 /// Side of the tiles that tasks own. Only tiles on and below the diagonal are computed.
 const TILE: usize = 192;
+
+const MADE_HERE: &str = "standard layout: made here";
 
 /// H of a layer: the mean of x xT over the layer's input samples, [in_features, in_features], in f64.
 ///
@@ -102,27 +105,30 @@ impl Hessian {
 }
 
 impl PartSums for Hessian {
-    /// The elements, then the number of samples.
+    /// The elements on and below the diagonal, row by row, then the number of samples.
     fn take(&mut self) -> Vec<f64> {
         let samples = std::mem::take(&mut self.samples) as f64;
         let zeros = Array2::zeros(self.sum.dim());
         let sum = std::mem::replace(&mut self.sum, zeros);
-        sum.into_iter().chain([samples]).collect()
+        let mut sums = lower_triangle(sum.as_slice().expect(MADE_HERE), sum.nrows(), 1);
+        sums.push(samples);
+        sums
     }
 
     fn add(&mut self, sum: &[f64]) -> Result<()> {
         let (samples, sum) = match sum.split_last() {
-            Some((samples, sum)) if sum.len() == self.sum.len() => (*samples, sum),
+            Some((samples, sum)) if sum.len() == triangle_length(self.sum.nrows()) => (*samples, sum),
             _ => {
                 return Err(AqlmError::Shape {
                     what: "the sum of a Hessian".into(),
-                    expected: vec![self.sum.len() + 1],
+                    expected: vec![triangle_length(self.sum.nrows()) + 1],
                     found: vec![sum.len()],
                 });
             }
         };
-        for (to, part) in self.sum.iter_mut().zip(sum) {
-            *to += part;
+        for (row, numbers) in triangle_rows(sum, self.sum.nrows()) {
+            let to = self.sum.row_mut(row);
+            to.into_iter().zip(numbers).for_each(|(to, part)| *to += part);
         }
         self.samples += samples as usize;
         Ok(())

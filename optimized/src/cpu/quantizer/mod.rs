@@ -19,6 +19,7 @@ mod residual_init;
 mod small_solve;
 mod sums;
 mod trial;
+pub(crate) mod triangle;
 
 pub use beam_search::beam_search;
 pub use code_step::{CodeBuffer, Differences, Recoded, allowances};

@@ -7,6 +7,7 @@ use super::super::llama::address;
 use super::super::{Buffer, CudaError, Result};
 use super::machine::Machine;
 use super::plan;
+use crate::cpu::quantizer::triangle::{lower_triangle, triangle_length, triangle_rows};
 
 /// Samples whose outer products are summed in f32 before the sum is added in f64. A sum of this many products
 /// of f32 has a relative error of at most 2^10 x 2^-24 without cancellation (the diagonal), and typically 2^5
@@ -125,38 +126,61 @@ impl Hessian {
 }
 
 impl PartSums for Hessian {
-    /// The elements, then the number of samples. Nothing if the device fails: no other rank accepts that.
+    /// The elements on and below the diagonal, row by row, then the number of samples. Nothing if the device
+    /// fails: no other rank accepts that.
     fn take(&mut self) -> Vec<f64> {
         let samples = std::mem::take(&mut self.samples) as f64;
         let sum = self.to_host();
         self.sum = None;
         sum.map_or_else(
             |_| Vec::new(),
-            |mut sum| {
-                sum.push(samples);
-                sum
+            |sum| {
+                let mut sums = lower_triangle(&sum, self.width, 1);
+                sums.push(samples);
+                sums
             },
         )
     }
 
     fn add(&mut self, sum: &[f64]) -> aqlm_vocabulary::Result<()> {
-        let size = self.width * self.width;
-        let (samples, part) = match sum.split_last() {
-            Some((samples, part)) if part.len() == size => (*samples, part),
+        let (samples, triangle) = match sum.split_last() {
+            Some((samples, part)) if part.len() == triangle_length(self.width) => (*samples, part),
             _ => {
                 return Err(AqlmError::Shape {
                     what: "the sum of a Hessian".into(),
-                    expected: vec![size + 1],
+                    expected: vec![triangle_length(self.width) + 1],
                     found: vec![sum.len()],
                 });
             }
         };
-        let part = self.machine.upload(part, "a Hessian")?;
+        // What is above the diagonal is never read.
+        let mut part = vec![0.0; self.width * self.width];
+        for (row, numbers) in triangle_rows(triangle, self.width) {
+            part[row * self.width..][..=row].copy_from_slice(numbers);
+        }
+        let part = self.machine.upload(&part, "a Hessian")?;
         match &self.sum {
             Some(sum) => self.machine.add_wide(&part, sum)?,
             None => self.sum = Some(part),
         }
         self.samples += samples as usize;
+        Ok(())
+    }
+
+    fn merge(&mut self, other: Self) -> aqlm_vocabulary::Result<()> {
+        if other.width != self.width {
+            return Err(AqlmError::Shape {
+                what: "the sum of a Hessian".into(),
+                expected: vec![self.width, self.width],
+                found: vec![other.width, other.width],
+            });
+        }
+        match (&self.sum, other.sum) {
+            (Some(sum), Some(part)) => self.machine.add_wide(&part, sum)?,
+            (None, part) => self.sum = part,
+            (Some(_), None) => {}
+        }
+        self.samples += other.samples;
         Ok(())
     }
 }

@@ -34,14 +34,21 @@ pub struct CudaMachine {
 }
 
 impl CudaMachine {
-    /// Opens the first GPU, for sequences of at most `positions` tokens, with products of this precision in
-    /// training.
+    /// Opens GPU number `device`, for sequences of at most `positions` tokens, with products of this precision
+    /// in training. Where the process sees a single GPU, because a launcher has chosen for it, that is the
+    /// one.
     ///
     /// # Errors
     /// `Unsupported` when the model is not a plain Llama; `Device`, with a message that names what is
     /// missing.
-    pub fn new(config: &ArchSpec, positions: usize, precision: TrainingPrecision) -> Result<Self> {
-        let device = on_device(Device::open(0, None))?;
+    pub fn new(
+        config: &ArchSpec,
+        positions: usize,
+        device: usize,
+        precision: TrainingPrecision,
+    ) -> Result<Self> {
+        let device = if Device::count() == 1 { 0 } else { device };
+        let device = on_device(Device::open(device, None))?;
         let precision = match precision {
             TrainingPrecision::F32 => Precision::Single,
             TrainingPrecision::Tf32 => Precision::Tf32,
@@ -277,19 +284,19 @@ impl BlockOps for CudaMachine {
         Ok(Spectrum::of(on_device(hessian.mean())?))
     }
 
-    fn mean_squares(&self, a: &CudaHidden, b: &CudaHidden) -> Result<(f64, f64)> {
+    fn squares(&self, a: &CudaHidden, b: &CudaHidden) -> Result<Vec<(f64, f64)>> {
         expect("hidden states", b.lengths(), a.lengths())?;
         expect("width of hidden states", &[b.width()], &[a.width()])?;
-        let (mut difference, mut norm) = (0.0, 0.0);
+        let mut all = Vec::with_capacity(b.lengths().len());
         for part in Self::parts_from(0, b.lengths()) {
+            let tokens = b.lengths()[part[0]].max(1);
             let a = a.read(&self.machine, &part)?;
             let rows = b.read(&self.machine, &part)?;
             let (differences, norms) = on_device(self.machine.row_squares(&a, &rows, b.width()))?;
-            difference += differences.iter().sum::<f64>();
-            norm += norms.iter().sum::<f64>();
+            let pairs = differences.chunks(tokens).zip(norms.chunks(tokens));
+            all.extend(pairs.map(|(differences, norms)| (differences.iter().sum(), norms.iter().sum())));
         }
-        let count = (b.lengths().iter().sum::<usize>() * b.width()).max(1) as f64;
-        Ok((difference / count, norm / count))
+        Ok(all)
     }
 
     fn largest(&self, hidden: &CudaHidden) -> Result<f64> {
