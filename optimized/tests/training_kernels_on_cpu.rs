@@ -424,16 +424,20 @@ fn kept<'a>(wide: bool, values: impl IntoIterator<Item = &'a f64>) -> Vec<u8> {
 fn two_models_compared_at_each_row() {
     let mut rng = ChaCha8Rng::seed_from_u64(21);
     let (rows, vocab) = (4, 700);
-    let dense = random(&mut rng, rows, vocab);
+    let mut dense = random(&mut rng, rows, vocab);
     let mut model = &dense + &(0.5 * &random(&mut rng, rows, vocab));
     model.mapv_inplace(|logit| f64::from(logit as f32));
     // Two tokens of the first row are equally likely in the dense model, and so are they in the model: the
     // smaller id counts in both. In the second row the two models' first ones differ.
-    let (mut dense, least) = (dense, f64::NEG_INFINITY);
+    let least = f64::NEG_INFINITY;
     for (row, ids) in [(0, [650, 3]), (1, [5, 600])] {
-        ids.map(|id| dense[[row, id]] = 6.0);
+        for id in ids {
+            dense[[row, id]] = 6.0;
+        }
     }
-    [3, 650].map(|id| model[[0, id]] = 5.0);
+    for id in [3, 650] {
+        model[[0, id]] = 5.0;
+    }
     model[[1, 600]] = 9.0;
     // A token without probability in the dense model counts nothing.
     dense[[2, 44]] = least;

@@ -295,6 +295,50 @@ fn a_text_depends_on_its_seed_and_number_alone() {
 }
 
 #[test]
+fn an_unfinished_run_is_continued_to_the_same_texts() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let whole = written(&path("whole.jsonl"), &["--tokens", "4000"]);
+    // killed after its first wave
+    let out = path("cut.jsonl");
+    let unfinished = path("cut.jsonl.unfinished");
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_aqlm"))
+        .args(["selfgen", MODEL, "--seqlen", "24", "--tokens", "400000", "--out"])
+        .arg(&out)
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while !std::fs::read_to_string(&unfinished).is_ok_and(|waves| waves.contains('\n')) {
+        assert!(child.try_wait().unwrap().is_none(), "ended before its first wave");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!out.exists());
+    let arguments = |extra: &[&'static str]| {
+        let mut all = vec![
+            "selfgen",
+            MODEL,
+            "--seqlen",
+            "24",
+            "--tokens",
+            "4000",
+            "--out",
+            text(&out),
+        ];
+        all.extend(extra);
+        all
+    };
+    refused(&arguments(&[]), &["cut.jsonl.unfinished", "--resume"]);
+    refused(
+        &arguments(&["--resume", "--seed", "1"]),
+        &["cut.jsonl.unfinished", "expected", "found"],
+    );
+    assert_eq!(written(&out, &["--tokens", "4000", "--resume"]), whole);
+    assert!(!unfinished.exists());
+}
+
+#[test]
 fn prompts_are_continued_and_not_repeated() {
     let folder = tempfile::tempdir().unwrap();
     let prompts = folder.path().join("prompts.jsonl");

@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
+use aqlm_formats::durable::sha256;
 use aqlm_formats::tokenizer::Tokenizer;
 use aqlm_formats::{Error, Result};
 use aqlm_vocabulary::{Purpose, stream};
+use serde::{Deserialize, Serialize};
 
 use crate::generate::{Sampling, generate};
 use crate::ops::ResidentModel;
+use crate::runs::json_lines::JsonLines;
 
 /// Texts that are written at most before the next look at their number of tokens.
 const WAVE: usize = 64;
@@ -28,12 +31,85 @@ pub struct SelfText {
 }
 
 /// A text.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Written {
     /// its tokens, without the prompt's and without markers
     pub tokens: Vec<u32>,
     /// whether the model ended it itself
     pub ended: bool,
+}
+
+/// A wave of texts of an unfinished run.
+#[derive(Debug, Serialize, Deserialize)]
+struct Wave {
+    /// fingerprint of what decides the texts
+    of: String,
+    texts: Vec<Written>,
+}
+
+/// The texts of an unfinished run, in a file that grows by a wave at a time.
+pub struct Unfinished {
+    of: String,
+    waves: JsonLines<Wave>,
+}
+
+impl Unfinished {
+    /// Opens the file, or prepares a new one. `model` is the model's fingerprint.
+    ///
+    /// # Errors
+    /// `Exists` for a file without `resume`; `Field` for one of another run; `Io`.
+    pub fn open(path: &Path, resume: bool, model: &str, text: &SelfText) -> Result<Self> {
+        if path.exists() && !resume {
+            return Err(Error::Exists {
+                path: path.into(),
+                what: "texts of an unfinished run: --resume continues it".into(),
+            });
+        }
+        // The number of tokens may grow: texts do not depend on it.
+        let of = sha256(
+            format!(
+                "{model} {} {:?} {} {:?}",
+                text.seqlen, text.sampling, text.seed, text.prompts
+            )
+            .as_bytes(),
+        );
+        let waves = JsonLines::<Wave>::open(path, "a wave of texts")?;
+        if let Some(other) = waves.records().iter().find(|wave| wave.of != of) {
+            return Err(Error::Field {
+                path: path.into(),
+                field: "of".into(),
+                expected: format!("{of}, this model with these settings and prompts"),
+                found: other.of.clone(),
+            });
+        }
+        Ok(Self { of, waves })
+    }
+
+    fn texts(&self) -> Vec<Written> {
+        let waves = self.waves.records().iter();
+        waves.flat_map(|wave| wave.texts.iter().cloned()).collect()
+    }
+
+    fn append(&mut self, texts: &[Written]) -> Result<()> {
+        self.waves.append(Wave {
+            of: self.of.clone(),
+            texts: texts.to_vec(),
+        })
+    }
+
+    /// Removes the file, once its texts are elsewhere.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn remove(self) -> Result<()> {
+        let path = self.waves.path();
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io(path, "remove")(error))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Prompts from the beginnings of documents: the first `length` tokens of each that has as many. BOS comes
@@ -69,15 +145,17 @@ pub fn prompts(
 
 impl SelfText {
     /// Lets a model write. Text i depends on the model, the settings and i alone: neither on other texts nor
-    /// on the number of texts that a machine writes at once. `progress` receives the tokens of every wave.
+    /// on the number of texts that a machine writes at once. So a run that continues an unfinished one ends in
+    /// the same texts. `progress` receives the tokens of the texts that are there, and then of every wave.
     ///
     /// # Errors
     /// `Argument` for zero tokens, and without prompts for a tokenizer without BOS, and for a model that
-    /// ends every text at once; those of the model.
+    /// ends every text at once; those of the model; `Io`.
     pub fn write(
         &self,
         model: &mut dyn ResidentModel,
         tokenizer: &Tokenizer,
+        unfinished: &mut Unfinished,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<Written>> {
         for (name, value) in [("--tokens", self.tokens), ("--seqlen", self.seqlen)] {
@@ -100,6 +178,14 @@ impl SelfText {
         let markers = usize::from(tokenizer.bos().is_some()) + usize::from(tokenizer.eos().is_some());
         let mut texts: Vec<Written> = Vec::new();
         let mut total = 0;
+        // Another number of tokens may have been asked for: those texts count that are needed now.
+        for text in unfinished.texts() {
+            if total < self.tokens {
+                total += text.tokens.len() + markers;
+                texts.push(text);
+            }
+        }
+        progress(total);
         while total < self.tokens {
             let first = texts.len();
             // Texts beyond the wanted tokens are dropped below, so no text depends on this number.
@@ -142,6 +228,7 @@ impl SelfText {
                     tokens,
                 });
             }
+            unfinished.append(&texts[first..])?;
             progress(total - before);
         }
         Ok(texts)

@@ -42,6 +42,9 @@ pub(super) struct Args {
     /// Which backend computes
     #[arg(long, value_enum, default_value = "cpu")]
     backend: BackendKind,
+    /// Continue an unfinished run of this same command, whose texts lie in FILE.unfinished
+    #[arg(long)]
+    resume: bool,
 }
 
 /// Runs `aqlm selfgen`.
@@ -64,6 +67,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         }),
         out: args.out.clone(),
         backend: args.backend,
+        resume: args.resume,
     };
     selfgen::run(&job, output)
 }

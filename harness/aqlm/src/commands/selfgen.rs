@@ -6,7 +6,7 @@ use super::{NamedModel, Output};
 use aqlm_engine::backends::BackendKind;
 use aqlm_engine::generate::Sampling;
 use aqlm_engine::runs::records::SelfgenRecord;
-use aqlm_engine::selfgen::{SelfText, prompts};
+use aqlm_engine::selfgen::{SelfText, Unfinished, prompts};
 use aqlm_formats::texts::{TextFormat, check_documents_name, documents, write_documents};
 use aqlm_formats::{Error, Result};
 
@@ -27,6 +27,8 @@ pub(crate) struct SelfgenJob {
     pub(crate) prompts: Option<PromptSource>,
     pub(crate) out: PathBuf,
     pub(crate) backend: BackendKind,
+    /// whether to continue an unfinished run
+    pub(crate) resume: bool,
 }
 
 /// A text whose documents begin with prompts.
@@ -84,12 +86,16 @@ fn selfgen(job: &SelfgenJob) -> Result<SelfgenRecord> {
         seed: job.seed,
         prompts,
     };
+    let partial = job.out.with_added_extension("unfinished");
+    let mut unfinished = Unfinished::open(&partial, job.resume, &model.fingerprint()?, &text)?;
     let mut progress = Progress::new(job.tokens as u64);
     let machine = job.backend.models(model.config(), positions)?;
     let mut resident = machine.model(model, &mut |_| {})?;
     let started = Instant::now();
-    let mut tokens = 0;
-    let written = text.write(resident.as_mut(), &tokenizer, &mut |new| {
+    let (mut tokens, mut kept) = (0, None);
+    let written = text.write(resident.as_mut(), &tokenizer, &mut unfinished, &mut |new| {
+        // the first number is that of the texts that were there
+        kept.get_or_insert(new);
         tokens += new;
         progress.advance(new as u64);
         progress.heartbeat("selfgen");
@@ -97,6 +103,7 @@ fn selfgen(job: &SelfgenJob) -> Result<SelfgenRecord> {
     let seconds = started.elapsed().as_secs_f64();
     let texts = written.iter().map(|text| tokenizer.decode(&text.tokens, true));
     write_documents(&job.out, &texts.collect::<Result<Vec<_>>>()?)?;
+    unfinished.remove()?;
     Ok(SelfgenRecord {
         model: job.model.name.clone(),
         out: job.out.clone(),
@@ -109,7 +116,7 @@ fn selfgen(job: &SelfgenJob) -> Result<SelfgenRecord> {
         seed: job.seed,
         prompts: job.prompts.as_ref().map(|from| from.path.display().to_string()),
         seconds,
-        tokens_per_second: tokens as f64 / seconds.max(1e-9),
+        tokens_per_second: (tokens - kept.unwrap_or(0)) as f64 / seconds.max(1e-9),
         backend: job.backend,
     })
 }
