@@ -145,8 +145,8 @@ pub fn prompts(
 
 impl SelfText {
     /// Lets a model write. Text i depends on the model, the settings and i alone: neither on other texts nor
-    /// on the number of texts that a machine writes at once. So a run that continues an unfinished one ends in
-    /// the same texts. `progress` receives the tokens of the texts that are there, and then of every wave.
+    /// on the number of texts that a machine writes at once. So a run that continues an unfinished one ends
+    /// in the same texts. `progress` receives the tokens of the texts that are there, and then of every wave.
     ///
     /// # Errors
     /// `Argument` for zero tokens, and without prompts for a tokenizer without BOS, and for a model that

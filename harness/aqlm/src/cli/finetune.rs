@@ -24,8 +24,8 @@ pub(super) struct Args {
     /// The dense model that it was made from: folder, GGUF file, or `tiny-stories-4m`
     #[arg(long, value_name = "DENSE")]
     teacher: Option<PathBuf>,
-    /// Training text: .txt or .raw, .jsonl ({"text": ...} a line), .gz of either, .parquet (column "text"), - for
-    /// standard input, or a data set of the Hub: wikitext2:train, c4:train
+    /// Training text: .txt or .raw, .jsonl ({"text": ...} a line), .gz of either, .parquet (column "text"), -
+    /// for standard input, or a data set of the Hub: wikitext2:train, c4:train
     #[arg(long, value_name = "DATA")]
     calib: PathBuf,
     #[command(flatten)]

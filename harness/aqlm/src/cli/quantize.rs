@@ -21,8 +21,8 @@ pub(super) struct Args {
     /// Scheme MxBgG: M codebooks of 2^B codewords for groups of G weights, for example 2x8g8
     #[arg(long)]
     scheme: Scheme,
-    /// Calibration text: .txt or .raw, .jsonl ({"text": ...} a line), .gz of either, .parquet (column "text"), - for
-    /// standard input, or a data set of the Hub: wikitext2:train, c4:train
+    /// Calibration text: .txt or .raw, .jsonl ({"text": ...} a line), .gz of either, .parquet (column
+    /// "text"), - for standard input, or a data set of the Hub: wikitext2:train, c4:train
     #[arg(long, value_name = "DATA")]
     calib: PathBuf,
     #[command(flatten)]

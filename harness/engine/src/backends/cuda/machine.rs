@@ -34,9 +34,9 @@ pub struct CudaMachine {
 }
 
 impl CudaMachine {
-    /// Opens GPU number `device`, for sequences of at most `positions` tokens, with products of this precision
-    /// in training. Where the process sees a single GPU, because a launcher has chosen for it, that is the
-    /// one.
+    /// Opens GPU number `device`, for sequences of at most `positions` tokens, with products of this
+    /// precision in training. Where the process sees a single GPU, because a launcher has chosen for it, that
+    /// is the one.
     ///
     /// # Errors
     /// `Unsupported` when the model is not a plain Llama; `Device`, with a message that names what is

@@ -17,7 +17,8 @@ pub(in super::super) struct Site {
     pub(in super::super) cut: Option<(String, usize)>,
 }
 
-/// Starts a Hub with one repository, `someone/tiny`, a model and a data set; returns its address and a log of its requests.
+/// Starts a Hub with one repository, `someone/tiny`, a model and a data set; returns its address and a log of
+/// its requests.
 pub(in super::super) fn serve(site: Site) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
