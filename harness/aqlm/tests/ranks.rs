@@ -213,7 +213,10 @@ fn without_tuning_a_rank_holds_its_own_sequences_only() {
         let quantize = |ranks: &str| {
             let out = run.out(&format!("{name}-{ranks}"));
             let extra = [extra, &["--finetune", "none", "--gpus", ranks]].concat();
-            succeeds(&mut run.untuned(&out, &extra));
+            // Inside an allocation, whose variables describe no rank.
+            let mut command = run.untuned(&out, &extra);
+            command.env("SLURM_JOB_ID", "12").env("PMIX_NAMESPACE", "77");
+            succeeds(&mut command);
             let record = std::fs::read_to_string(out.join("record.json")).unwrap();
             let record: serde_json::Value = serde_json::from_str(&record).unwrap();
             let of_blocks = record["blocks"].as_array().unwrap().iter();
@@ -429,7 +432,7 @@ fn what_cannot_be_right_is_refused() {
     };
     refused(
         &mut run.quantize(&out, "cpu", &["--gpus", "0"]),
-        &["--gpus", "1 or more"],
+        &["--gpus", "1 to 4096"],
     );
     refused(
         run.quantize(&out, "cpu", &[]).env("RANK", "0"),

@@ -334,8 +334,21 @@ fn an_unfinished_run_is_continued_to_the_same_texts() {
         &arguments(&["--resume", "--seed", "1"]),
         &["cut.jsonl.unfinished", "expected", "found"],
     );
+    let waves = std::fs::read_to_string(&unfinished).unwrap();
+    let line = waves.lines().next().unwrap();
+    std::fs::write(&unfinished, format!("{line}\n{line}\n")).unwrap();
+    refused(&arguments(&["--resume"]), &["`first` of line 2", "64, found 0"]);
+    std::fs::write(
+        &unfinished,
+        line.replacen("\"tokens\":[", "\"tokens\":[3,", 1) + "\n",
+    )
+    .unwrap();
+    refused(&arguments(&["--resume"]), &["`sha256` of line 1"]);
+    std::fs::write(&unfinished, &waves).unwrap();
     assert_eq!(written(&out, &["--tokens", "4000", "--resume"]), whole);
-    assert!(!unfinished.exists());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    // what is finished is not overwritten
+    refused(&arguments(&["--resume"]), &["cut.jsonl", "not overwritten"]);
 }
 
 #[test]
@@ -361,7 +374,10 @@ fn prompts_are_continued_and_not_repeated() {
             .iter()
             .all(|text| *text == texts[0] && !text.contains("Tom and Anna went"))
     );
-    let plain = written(&out, &["--tokens", "60", "--temperature", "0"]);
+    let plain = written(
+        &folder.path().join("plain.jsonl"),
+        &["--tokens", "60", "--temperature", "0"],
+    );
     assert_ne!(plain[0], texts[0]);
 }
 

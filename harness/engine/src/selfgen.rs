@@ -1,6 +1,7 @@
 //! Text that a model writes itself, for calibration and tuning.
 
-use std::path::Path;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
 
 use aqlm_formats::durable::sha256;
 use aqlm_formats::tokenizer::Tokenizer;
@@ -44,20 +45,48 @@ pub struct Written {
 struct Wave {
     /// fingerprint of what decides the texts
     of: String,
+    /// number of the first text
+    first: usize,
     texts: Vec<Written>,
+    /// of the texts, as JSON
+    sha256: String,
 }
 
 /// The texts of an unfinished run, in a file that grows by a wave at a time.
 pub struct Unfinished {
     of: String,
     waves: JsonLines<Wave>,
+    /// held as long as this value lives
+    lock: (File, PathBuf),
+}
+
+/// Takes the lock of an unfinished run, FILE.lock.
+fn lock(path: &Path) -> Result<(File, PathBuf)> {
+    let path = path.with_added_extension("lock");
+    let file = File::create(&path).map_err(Error::io(&path, "write"))?;
+    match file.try_lock() {
+        Ok(()) => Ok((file, path)),
+        Err(TryLockError::WouldBlock) => Err(Error::Exists {
+            path,
+            what: "the lock of another process that writes these texts".into(),
+        }),
+        Err(TryLockError::Error(error)) => Err(Error::io(&path, "lock")(error)),
+    }
+}
+
+/// SHA-256 of texts as JSON.
+fn digest(texts: &[Written]) -> Result<String> {
+    let json =
+        serde_json::to_vec(texts).map_err(|error| Error::Internal(format!("texts as JSON: {error}")))?;
+    Ok(sha256(&json))
 }
 
 impl Unfinished {
     /// Opens the file, or prepares a new one. `model` is the model's fingerprint.
     ///
     /// # Errors
-    /// `Exists` for a file without `resume`; `Field` for one of another run; `Io`.
+    /// `Exists` for a file without `resume`, and when another process writes to it; `Field` for one of another
+    /// run, or whose texts are not those that were written; `Io`.
     pub fn open(path: &Path, resume: bool, model: &str, text: &SelfText) -> Result<Self> {
         if path.exists() && !resume {
             return Err(Error::Exists {
@@ -73,16 +102,30 @@ impl Unfinished {
             )
             .as_bytes(),
         );
+        let lock = lock(path)?;
         let waves = JsonLines::<Wave>::open(path, "a wave of texts")?;
-        if let Some(other) = waves.records().iter().find(|wave| wave.of != of) {
-            return Err(Error::Field {
+        let mut first = 0;
+        for (line, wave) in (1..).zip(waves.records()) {
+            let differs = |field: &str, expected: String, found: String| Error::Field {
                 path: path.into(),
-                field: "of".into(),
-                expected: format!("{of}, this model with these settings and prompts"),
-                found: other.of.clone(),
-            });
+                field: format!("`{field}` of line {line}"),
+                expected,
+                found,
+            };
+            if wave.of != of {
+                let expected = format!("{of}, this model with these settings and prompts");
+                return Err(differs("of", expected, wave.of.clone()));
+            }
+            if wave.first != first {
+                return Err(differs("first", first.to_string(), wave.first.to_string()));
+            }
+            let sha256 = digest(&wave.texts)?;
+            if wave.sha256 != sha256 {
+                return Err(differs("sha256", sha256, wave.sha256.clone()));
+            }
+            first += wave.texts.len();
         }
-        Ok(Self { of, waves })
+        Ok(Self { of, waves, lock })
     }
 
     fn texts(&self) -> Vec<Written> {
@@ -91,24 +134,29 @@ impl Unfinished {
     }
 
     fn append(&mut self, texts: &[Written]) -> Result<()> {
+        let waves = self.waves.records().iter();
         self.waves.append(Wave {
             of: self.of.clone(),
+            first: waves.map(|wave| wave.texts.len()).sum(),
             texts: texts.to_vec(),
+            sha256: digest(texts)?,
         })
     }
 
-    /// Removes the file, once its texts are elsewhere.
+    /// Removes the file and its lock, once its texts are elsewhere.
     ///
     /// # Errors
     /// `Io`.
     pub fn remove(self) -> Result<()> {
-        let path = self.waves.path();
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io(path, "remove")(error))
+        for path in [self.waves.path(), &self.lock.1] {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io(path, "remove")(error));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 }
 

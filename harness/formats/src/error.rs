@@ -256,7 +256,7 @@ pub enum Error {
         source: AqlmError,
     },
     /// No source has a model of this name.
-    #[error("{name}: expected a model from one of its sources, found none:\n{}", .tried.join("\n"))]
+    #[error("{name}: expected it from one of its sources, found none:\n{}", .tried.join("\n"))]
     Fetch {
         /// the requested name
         name: String,

@@ -115,7 +115,11 @@ impl Started {
             let child = Command::new(&program)
                 .args(std::env::args_os().skip(1))
                 .envs(variables)
+                // They would become part of the run's id, which this process has without them.
                 .env_remove("TORCHELASTIC_RESTART_COUNT")
+                .env_remove("PMIX_NAMESPACE")
+                .env_remove("SLURM_JOB_ID")
+                .env_remove("SLURM_STEP_ID")
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .spawn()

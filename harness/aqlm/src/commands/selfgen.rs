@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use super::fetch::text_file;
 use super::progress::Progress;
 use super::{NamedModel, Output};
 use aqlm_engine::backends::BackendKind;
@@ -59,12 +60,19 @@ pub(crate) fn run(job: &SelfgenJob, output: Output) -> Result<bool> {
 /// Lets a model write a file of texts.
 fn selfgen(job: &SelfgenJob) -> Result<SelfgenRecord> {
     check_documents_name(&job.out)?;
+    if job.out.exists() {
+        return Err(Error::Exists {
+            path: job.out.clone(),
+            what: "a file or folder, which is not overwritten".into(),
+        });
+    }
     let model = &job.model.model;
     let tokenizer = job.model.tokenizer()?;
     let prompts = match &job.prompts {
         Some(from) => {
-            let documents = documents(&from.path, from.format)?;
-            prompts(&documents, &from.path, &tokenizer, from.tokens)?
+            let path = text_file(&from.path)?;
+            let documents = documents(&path, from.format)?;
+            prompts(&documents, &path, &tokenizer, from.tokens)?
         }
         None => Vec::new(),
     };

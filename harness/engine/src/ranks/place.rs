@@ -40,6 +40,9 @@ const USUAL_PORT: u16 = 29500;
 /// finds its own free.
 pub(super) const BEHIND_TORCHRUN: u16 = 100;
 
+/// Most processes of a run: more are a mistyped number.
+const MOST: usize = 4096;
+
 /// The names of a launcher's variables: rank, number of ranks, rank on this host, ranks of this host.
 type Names = [&'static str; 4];
 
@@ -80,7 +83,9 @@ impl Place {
             Self::ALONE
         };
         match gpus {
-            Some(0) => Err(Error::argument("gpus", "1 or more", "0")),
+            Some(gpus) if !(1..=MOST).contains(&gpus) => {
+                Err(Error::argument("gpus", &format!("1 to {MOST}"), gpus.to_string()))
+            }
             Some(gpus) if place.launch == Launch::Alone && gpus > 1 => Ok(Self {
                 size: gpus,
                 local_size: gpus,
@@ -129,13 +134,19 @@ impl Place {
     fn by(variables: &Variables<'_>, names: Names, address: Option<String>) -> Result<Self> {
         let [rank, size, local_rank, local_size] = names;
         let count = variables.number(size, 1)?;
-        if count == 1 {
+        if count > MOST {
+            return Err(Error::argument(size, &format!("1 to {MOST}"), count.to_string()));
+        }
+        if count == 1 && !variables.has(rank) {
             return Ok(Self::ALONE);
         }
         let number = variables.number(rank, 0)?;
         if number >= count {
             let expected = format!("less than {size}, which is {count}");
             return Err(Error::argument(rank, &expected, number.to_string()));
+        }
+        if count == 1 {
+            return Ok(Self::ALONE);
         }
         let local = variables.number(local_rank, 0)?;
         if local >= count {
@@ -156,9 +167,12 @@ impl Place {
         };
         let elastic = variables.text("TORCHELASTIC_RUN_ID");
         // torchrun itself listens at MASTER_PORT.
-        let first = port + elastic.as_ref().map_or(0, |_| usize::from(BEHIND_TORCHRUN));
-        let first = u16::try_from(first)
-            .map_err(|_| Error::argument("MASTER_PORT", "a port from 1 to 65435", port.to_string()))?;
+        let behind = elastic.as_ref().map_or(0, |_| BEHIND_TORCHRUN);
+        let first = u16::try_from(port).ok().and_then(|port| port.checked_add(behind));
+        let first = first.ok_or_else(|| {
+            let expected = format!("a port from 1 to {}", u16::MAX - behind);
+            Error::argument("MASTER_PORT", &expected, port.to_string())
+        })?;
         let job = [
             // torchrun's usual run id is the same for all runs
             elastic.map(|run| format!("{run}.{port}")),
@@ -172,10 +186,16 @@ impl Place {
             size: count,
             local_rank: local,
             // SLURM writes this as in 2(x3),1; a plain number is for every host
-            local_size: variables
-                .text(local_size)
-                .and_then(|text| text.split(['(', ',']).next()?.parse().ok())
-                .unwrap_or(1),
+            local_size: match variables.text(local_size) {
+                None => 1,
+                Some(text) => {
+                    let first = text.split(['(', ',']).next().unwrap_or(&text);
+                    let number = first.parse().ok().filter(|number| (1..=count).contains(number));
+                    number.ok_or_else(|| {
+                        Error::argument(local_size, &format!("1 to {size}, {count}"), text.clone())
+                    })?
+                }
+            },
             launch: Launch::Launcher {
                 address,
                 port: first,
@@ -289,7 +309,21 @@ mod tests {
     fn what_cannot_be_right_is_refused_by_its_name() {
         for (text, gpus, name) in [
             ("", Some(0), "gpus"),
+            ("", Some(100_000), "gpus"),
             ("RANK=0", None, "WORLD_SIZE"),
+            ("RANK=0 WORLD_SIZE=99999999999", None, "WORLD_SIZE"),
+            ("RANK=5 WORLD_SIZE=1", None, "RANK"),
+            (
+                "RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=0 MASTER_ADDR=a",
+                None,
+                "LOCAL_WORLD_SIZE",
+            ),
+            (
+                "RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=a MASTER_PORT=18446744073709551615 \
+                 TORCHELASTIC_RUN_ID=x",
+                None,
+                "MASTER_PORT",
+            ),
             ("WORLD_SIZE=2", None, "RANK"),
             ("RANK=0 WORLD_SIZE=two", None, "WORLD_SIZE"),
             ("RANK=0 WORLD_SIZE=0", None, "WORLD_SIZE"),

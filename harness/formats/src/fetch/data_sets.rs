@@ -60,17 +60,37 @@ pub fn data_set_names() -> impl Iterator<Item = &'static str> {
     DATA_SETS.iter().map(|set| set.name)
 }
 
-/// The file of a data set, or `None` for a path that names none.
+/// The file of a data set, or `None` for a path that names none. A file of that name in the current folder
+/// comes first.
 ///
 /// A file lies in the cache, `aqlm/data` below the user's folder for caches, beside its SHA-256. The first
 /// call downloads it from the Hub, which [`Hub::from_env`] configures. Rows that belong together become one
 /// text file, so a data set is read by the same code as a file of one's own.
 ///
 /// # Errors
-/// `Fetch` when the file is neither in the cache nor on the Hub; `Digest` when it is not the one that was
+/// `Kind` for a name like theirs that is none of them and no file; `Fetch` when the file is neither in the cache nor on the Hub; `Digest` when it is not the one that was
 /// downloaded; `Io`; errors of reading its rows.
 pub fn data_set(path: &Path, observe: &mut dyn FnMut(FetchEvent<'_>)) -> Result<Option<PathBuf>> {
+    if path.exists() {
+        return Ok(None);
+    }
     let Some(set) = DATA_SETS.iter().find(|set| path.as_os_str() == set.name) else {
+        let family = path
+            .to_str()
+            .and_then(|name| name.split_once(':'))
+            .map(|(family, _)| family);
+        if let Some(family) = family
+            && data_set_names().any(|name| name.split(':').next() == Some(family))
+        {
+            return Err(Error::Kind {
+                path: path.into(),
+                expected: format!(
+                    "a file, or one of {}",
+                    data_set_names().collect::<Vec<_>>().join(", ")
+                ),
+                found: "neither".into(),
+            });
+        }
         return Ok(None);
     };
     let cache = dirs::cache_dir().ok_or_else(|| Error::Fetch {
@@ -130,6 +150,10 @@ fn data_set_through(
     if made.is_ok() || !hub::is_resumable(&waiting) {
         // a failed cleanup must not hide the result
         let _ = std::fs::remove_dir_all(&waiting);
+    }
+    if made.is_err() {
+        // only folders that are empty go
+        let _ = std::fs::remove_dir(cache);
     }
     made.map(|()| file)
 }
@@ -199,12 +223,14 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let result = data_set_through(&SMALL, cache.path(), &Hub::offline(), &mut |_| ());
         assert!(matches!(result, Err(Error::Fetch { tried, .. }) if tried[0].contains("HF_HUB_OFFLINE")));
-        assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 0);
+        assert!(!cache.path().exists());
     }
 
     #[test]
     fn a_path_is_no_data_set() {
         assert_eq!(data_set(Path::new("wikitext2"), &mut |_| ()).unwrap(), None);
+        let misspelt = data_set(Path::new("c4:test"), &mut |_| ());
+        assert!(matches!(misspelt, Err(Error::Kind { expected, .. }) if expected.contains("c4:validation")));
         assert_eq!(data_set_names().count(), DATA_SETS.len());
     }
 }
