@@ -84,9 +84,8 @@ fn digest(texts: &[Written]) -> Result<String> {
 impl Unfinished {
     /// Opens the file, or prepares a new one. `model` is the model's fingerprint.
     ///
-    /// # Errors
-    /// `Exists` for a file without `resume`, and when another process writes to it; `Field` for one of another
-    /// run, or whose texts are not those that were written; `Io`.
+    /// # Errors `Exists` for a file without `resume`, and when another process writes to it; `Field` for one
+    /// of another run, or whose texts are not those that were written; `Io`.
     pub fn open(path: &Path, resume: bool, model: &str, text: &SelfText) -> Result<Self> {
         if path.exists() && !resume {
             return Err(Error::Exists {
@@ -143,20 +142,26 @@ impl Unfinished {
         })
     }
 
-    /// Removes the file and its lock, once its texts are elsewhere.
+    /// Removes the file, once its texts are elsewhere.
     ///
     /// # Errors
     /// `Io`.
     pub fn remove(self) -> Result<()> {
-        for path in [self.waves.path(), &self.lock.1] {
-            match std::fs::remove_file(path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::io(path, "remove")(error));
-                }
-                _ => {}
+        let path = self.waves.path();
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io(path, "remove")(error))
             }
+            _ => Ok(()),
         }
-        Ok(())
+    }
+}
+
+/// The lock's file goes with the lock, whatever the run came to.
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // a failed cleanup must not hide the result
+        let _ = std::fs::remove_file(&self.lock.1);
     }
 }
 

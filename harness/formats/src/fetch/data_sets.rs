@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use hf_hub::RepoType;
+
 use super::event::{FetchEvent, report};
 use super::hub::Hub;
 use super::place::put_in_place;
@@ -67,9 +69,9 @@ pub fn data_set_names() -> impl Iterator<Item = &'static str> {
 /// call downloads it from the Hub, which [`Hub::from_env`] configures. Rows that belong together become one
 /// text file, so a data set is read by the same code as a file of one's own.
 ///
-/// # Errors
-/// `Kind` for a name like theirs that is none of them and no file; `Fetch` when the file is neither in the cache nor on the Hub; `Digest` when it is not the one that was
-/// downloaded; `Io`; errors of reading its rows.
+/// # Errors `Kind` for a name like theirs that is none of them and no file; `Fetch` when the file is neither
+/// in the cache nor on the Hub; `Digest` when it is not the one that was downloaded; `Io`; errors of reading
+/// its rows.
 pub fn data_set(path: &Path, observe: &mut dyn FnMut(FetchEvent<'_>)) -> Result<Option<PathBuf>> {
     if path.exists() {
         return Ok(None);
@@ -126,7 +128,14 @@ fn data_set_through(
     let source = format!("the Hub (data set {})", set.repository);
     observe(FetchEvent::Trying { source: &source });
     let found = hub
-        .download_of_data_set(set.repository, "main", set.file, &waiting, observe)
+        .download(
+            RepoType::Dataset,
+            set.repository,
+            "main",
+            set.file,
+            &waiting,
+            observe,
+        )
         .map_err(|reason| Error::Fetch {
             name: set.name.into(),
             tried: vec![report(&source, &reason, observe)],

@@ -122,35 +122,20 @@ impl Hub {
         Ok(repository)
     }
 
-    /// Downloads one file to a folder below `waiting` and returns its path.
+    /// Downloads one file of a model or data set to a folder below `waiting` and returns its path.
     ///
     /// # Errors
     /// The reason in words, because another source may have the file.
     pub(super) fn download(
         &self,
+        kind: RepoType,
         id: &str,
         revision: &str,
         file: &str,
         waiting: &Path,
         observe: &mut dyn FnMut(FetchEvent<'_>),
     ) -> std::result::Result<PathBuf, String> {
-        let repository = self.repository(RepoType::Model, id, revision, waiting)?;
-        download(&repository, file, observe)
-    }
-
-    /// [`Hub::download`] for a file of a data set.
-    ///
-    /// # Errors
-    /// The reason in words.
-    pub(super) fn download_of_data_set(
-        &self,
-        id: &str,
-        revision: &str,
-        file: &str,
-        waiting: &Path,
-        observe: &mut dyn FnMut(FetchEvent<'_>),
-    ) -> std::result::Result<PathBuf, String> {
-        let repository = self.repository(RepoType::Dataset, id, revision, waiting)?;
+        let repository = self.repository(kind, id, revision, waiting)?;
         download(&repository, file, observe)
     }
 

