@@ -143,7 +143,12 @@ mod tests {
             let (mut head, mut tail) = (Hessian::new(6), Hessian::new(6));
             head.add(x.slice(ndarray::s![..cut, ..])).unwrap();
             tail.add(x.slice(ndarray::s![cut.., ..])).unwrap();
+            let mut by_sums = head.clone();
+            let sums = tail.clone().take();
+            PartSums::add(&mut by_sums, &sums).unwrap();
+            prop_assert!(PartSums::add(&mut by_sums, &sums[1..]).is_err());
             head.merge(&tail).unwrap();
+            prop_assert_eq!(&by_sums, &head);
             prop_assert_eq!(head.samples(), 40);
             // sums of 40 terms of size about 1, divided by 40
             prop_assert!(approx::abs_diff_eq!(head.mean(), whole.mean(), epsilon = 40.0 * f64::EPSILON));

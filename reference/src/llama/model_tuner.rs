@@ -715,7 +715,16 @@ mod tests {
             };
             let groups: usize = codes(&whole).iter().map(|codes| codes.len() / 2).sum();
             let before = codes(&whole);
-            train(&mut whole, 1);
+            let targets = [Target::NextTokens; SEQUENCES.len()];
+            whole
+                .accumulate(&SEQUENCES, &targets, 1.0 / 12.0, &mut |_, _, _| ())
+                .unwrap();
+            let told = whole
+                .step(Rates {
+                    lr: 1e-2,
+                    code_lr: 2.0,
+                })
+                .unwrap();
             let changed: usize = before
                 .iter()
                 .zip(&codes(&whole))
@@ -729,6 +738,7 @@ mod tests {
                 .sum();
             // rounded up in each of three matrices
             assert!(changed > 0 && changed <= groups / 5 + 3, "{changed} of {groups}");
+            assert_eq!((told.changed, told.groups), (changed, groups));
             train(&mut whole, 2);
             let state = whole.state().unwrap();
             let after = train(&mut whole, 3);
@@ -747,6 +757,13 @@ mod tests {
             let mut other = state.clone();
             other.codes.swap(0, 1);
             assert!(matches!(resumed.restore(&other), Err(AqlmError::Shape { .. })));
+            assert_eq!(resumed.first_not_finite(&SEQUENCES).unwrap(), None);
+            let mut infinite = state.clone();
+            infinite.codes[1].buffer.fill(f64::INFINITY);
+            let mut tuner = with_codes(&model, change);
+            tuner.restore(&infinite).unwrap();
+            let name = tuner.first_not_finite(&SEQUENCES).unwrap();
+            assert_eq!(name.as_deref(), Some("model.layers.0.mlp.down_proj"));
             assert_eq!(resumed.state().unwrap(), whole.state().unwrap());
         }
     }
