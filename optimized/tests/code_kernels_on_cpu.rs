@@ -16,15 +16,7 @@ use shim::Launch;
 
 /// The buffers after a launch.
 fn run(plan: &Plan, buffers: &mut [Vec<u8>], outputs: &[usize], name: &str) -> Option<()> {
-    let launch = Launch {
-        kernel: plan.kernel,
-        defines: &plan.defines,
-        integers: &plan.integers,
-        grid: plan.grid,
-        block: plan.block,
-        cluster: plan.cluster,
-        shared_bytes: plan.shared_bytes,
-    };
+    let launch = Launch::from(plan);
     let source = aqlm_kernels::kernel(plan.kernel).unwrap().source(None).unwrap();
     let given: Vec<&[u8]> = buffers.iter().map(Vec::as_slice).collect();
     let found: Vec<(usize, Vec<u8>)> = outputs

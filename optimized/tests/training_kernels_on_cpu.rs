@@ -20,15 +20,7 @@ use rand_distr::StandardNormal;
 use shim::Launch;
 
 fn run(plan: &Plan, buffers: &[Vec<u8>], output: usize, name: &str) -> Option<Vec<u8>> {
-    let launch = Launch {
-        kernel: plan.kernel,
-        defines: &plan.defines,
-        integers: &plan.integers,
-        grid: plan.grid,
-        block: plan.block,
-        cluster: plan.cluster,
-        shared_bytes: plan.shared_bytes,
-    };
+    let launch = Launch::from(plan);
     let buffers: Vec<&[u8]> = buffers.iter().map(Vec::as_slice).collect();
     let source = aqlm_kernels::kernel(plan.kernel).unwrap().source(None).unwrap();
     let found = shim::run(&launch, &source, &buffers, output, name)?;

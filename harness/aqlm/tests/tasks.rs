@@ -344,6 +344,7 @@ fn an_unfinished_run_is_continued_to_the_same_texts() {
     )
     .unwrap();
     refused(&arguments(&["--resume"]), &["`sha256` of line 1"]);
+    assert!(!path("cut.jsonl.unfinished.lock").exists());
     std::fs::write(&unfinished, &waves).unwrap();
     assert_eq!(written(&out, &["--tokens", "4000", "--resume"]), whole);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);

@@ -1,7 +1,6 @@
 //! Text that a model writes itself, for calibration and tuning.
 
-use std::fs::{File, TryLockError};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use aqlm_formats::durable::sha256;
 use aqlm_formats::tokenizer::Tokenizer;
@@ -12,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::generate::{Sampling, generate};
 use crate::ops::ResidentModel;
 use crate::runs::json_lines::JsonLines;
+use crate::runs::lock::FileLock;
 
 /// Texts that are written at most before the next look at their number of tokens.
 const WAVE: usize = 64;
@@ -57,21 +57,7 @@ pub struct Unfinished {
     of: String,
     waves: JsonLines<Wave>,
     /// held as long as this value lives
-    lock: (File, PathBuf),
-}
-
-/// Takes the lock of an unfinished run, FILE.lock.
-fn lock(path: &Path) -> Result<(File, PathBuf)> {
-    let path = path.with_added_extension("lock");
-    let file = File::create(&path).map_err(Error::io(&path, "write"))?;
-    match file.try_lock() {
-        Ok(()) => Ok((file, path)),
-        Err(TryLockError::WouldBlock) => Err(Error::Exists {
-            path,
-            what: "the lock of another process that writes these texts".into(),
-        }),
-        Err(TryLockError::Error(error)) => Err(Error::io(&path, "lock")(error)),
-    }
+    _lock: FileLock,
 }
 
 /// SHA-256 of texts as JSON.
@@ -84,8 +70,9 @@ fn digest(texts: &[Written]) -> Result<String> {
 impl Unfinished {
     /// Opens the file, or prepares a new one. `model` is the model's fingerprint.
     ///
-    /// # Errors `Exists` for a file without `resume`, and when another process writes to it; `Field` for one
-    /// of another run, or whose texts are not those that were written; `Io`.
+    /// # Errors
+    /// `Exists` for a file without `resume`, and when another process writes to it; `Field` for one of
+    /// another run, or whose texts are not those that were written; `Io`.
     pub fn open(path: &Path, resume: bool, model: &str, text: &SelfText) -> Result<Self> {
         if path.exists() && !resume {
             return Err(Error::Exists {
@@ -101,7 +88,7 @@ impl Unfinished {
             )
             .as_bytes(),
         );
-        let lock = lock(path)?;
+        let lock = FileLock::take(path)?;
         let waves = JsonLines::<Wave>::open(path, "a wave of texts")?;
         let mut first = 0;
         for (line, wave) in (1..).zip(waves.records()) {
@@ -124,7 +111,11 @@ impl Unfinished {
             }
             first += wave.texts.len();
         }
-        Ok(Self { of, waves, lock })
+        Ok(Self {
+            of,
+            waves,
+            _lock: lock,
+        })
     }
 
     fn texts(&self) -> Vec<Written> {
@@ -154,14 +145,6 @@ impl Unfinished {
             }
             _ => Ok(()),
         }
-    }
-}
-
-/// The lock's file goes with the lock, whatever the run came to.
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        // a failed cleanup must not hide the result
-        let _ = std::fs::remove_file(&self.lock.1);
     }
 }
 

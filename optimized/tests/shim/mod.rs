@@ -4,6 +4,8 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use aqlm_optimized::cuda::llama::plan::Plan;
+
 /// Exit status of the program when guard bytes have changed.
 const OUTSIDE: i32 = 5;
 
@@ -16,6 +18,20 @@ pub(crate) struct Launch<'a> {
     pub(crate) block: u32,
     pub(crate) cluster: u32,
     pub(crate) shared_bytes: usize,
+}
+
+impl<'a> From<&'a Plan> for Launch<'a> {
+    fn from(plan: &'a Plan) -> Self {
+        Self {
+            kernel: plan.kernel,
+            defines: &plan.defines,
+            integers: &plan.integers,
+            grid: plan.grid,
+            block: plan.block,
+            cluster: plan.cluster,
+            shared_bytes: plan.shared_bytes,
+        }
+    }
 }
 
 /// The contents of buffer `output` after the launch, or the buffer outside which the kernel wrote; `None` if

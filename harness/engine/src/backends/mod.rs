@@ -58,8 +58,9 @@ impl BackendKind {
     /// Runs a job on the machine of this kind, built for the model's shape and sequences of at most
     /// `positions` tokens.
     ///
-    /// # Errors `Unsupported` for a part of the model that the kind does not compute; `Device`, with a
-    /// message that names what the GPU lacks; errors of the job.
+    /// # Errors
+    /// `Unsupported` for a part of the model that the kind does not compute; `Device`, with a message that
+    /// names what the GPU lacks; errors of the job.
     pub fn run<J: OnMachine>(self, config: &ArchSpec, positions: usize, job: J) -> Result<J::Output> {
         match self {
             Self::Reference => job.on(ReferenceBackend::new(config, positions)?),
@@ -75,8 +76,9 @@ impl BackendKind {
     /// The machine of this kind for whole resident models of this shape, and sequences of at most `positions`
     /// tokens.
     ///
-    /// # Errors `Unsupported` for a part of the model that the kind does not compute; `Device`, with a
-    /// message that names what the GPU lacks.
+    /// # Errors
+    /// `Unsupported` for a part of the model that the kind does not compute; `Device`, with a message that
+    /// names what the GPU lacks.
     pub fn models(self, config: &ArchSpec, positions: usize) -> Result<Box<dyn ModelOps>> {
         Ok(match self {
             Self::Reference => Box::new(ReferenceBackend::new(config, positions)?),

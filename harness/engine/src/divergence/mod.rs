@@ -91,6 +91,7 @@ pub fn compare(
             let together = Together {
                 text,
                 windows: &windows,
+                longest,
                 model,
                 dense: weights,
                 noise_floor,
@@ -124,6 +125,8 @@ fn reading<'a>(backend: BackendKind, weights: &'a dyn Weights, windows: &'a [&'a
 struct Together<'a> {
     text: &'a EvaluationText,
     windows: &'a [&'a [u32]],
+    /// tokens in the longest of them
+    longest: usize,
     model: &'a dyn Weights,
     dense: &'a dyn Weights,
     noise_floor: bool,
@@ -140,8 +143,7 @@ impl OnMachine for Together<'_> {
                 (self.progress)(DivergenceEvent::Block);
             })
         };
-        let longest = windows.iter().map(|window| window.len()).max().unwrap_or(0);
-        let of_dense = machine.for_shape(self.dense.config(), longest)?;
+        let of_dense = machine.for_shape(self.dense.config(), self.longest)?;
         let (dense_head, dense_hidden) = pass(&of_dense, self.dense, BehindBlocks::Exact)?;
         let model = pass(&machine, self.model, BehindBlocks::Exact)?;
         let noise = self

@@ -69,9 +69,10 @@ pub fn data_set_names() -> impl Iterator<Item = &'static str> {
 /// call downloads it from the Hub, which [`Hub::from_env`] configures. Rows that belong together become one
 /// text file, so a data set is read by the same code as a file of one's own.
 ///
-/// # Errors `Kind` for a name like theirs that is none of them and no file; `Fetch` when the file is neither
-/// in the cache nor on the Hub; `Digest` when it is not the one that was downloaded; `Io`; errors of reading
-/// its rows.
+/// # Errors
+/// `Kind` for a name like theirs that is none of them and no file; `Fetch` when the file is neither in the
+/// cache nor on the Hub; `Digest` when it is not the one that was downloaded; `Io`; errors of reading its
+/// rows.
 pub fn data_set(path: &Path, observe: &mut dyn FnMut(FetchEvent<'_>)) -> Result<Option<PathBuf>> {
     if path.exists() {
         return Ok(None);
