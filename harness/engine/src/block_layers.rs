@@ -1,16 +1,13 @@
-use std::time::Instant;
-
-use aqlm_reference::{limit_db, rate_distortion_limit};
-use aqlm_vocabulary::{BlockSpec, LayerEvent, LayerId, QuantizedMatrix, Scheme, StreamKey};
+use aqlm_vocabulary::{BlockSpec, LayerId, QuantizedMatrix, Scheme};
 use ndarray::{Array1, Array3, Array4};
 use serde::{Deserialize, Serialize};
 
 use crate::QuantizeSettings;
-use crate::alternate::alternate;
-use crate::ops::{BlockOps, LayerOps};
+use crate::layer_jobs::{Job, JobEvent, run_jobs};
+use crate::ops::BlockOps;
 use crate::pipeline_event::PipelineEvent;
 use crate::ranks::{Ranks, broadcast, owners};
-use crate::runs::phases::PhaseClock;
+use crate::runs::phases::{PhaseClock, PhaseSeconds};
 use crate::runs::records::{LARGEST_SPECTRUM, LayerSummary};
 use crate::runs::{MetricEvent, RunFolder};
 use crate::spectrum::Spectrum;
@@ -64,35 +61,52 @@ pub(crate) fn quantize_layers<M: BlockOps>(
     };
 
     // All start before the first layer, so that the last layers seldom wait for theirs.
+    let layers = groups.concat();
     let mut spectra = Vec::with_capacity(groups.len());
-    let mut first = 0;
+    let mut group_of = Vec::with_capacity(layers.len());
+    let mut jobs = Vec::with_capacity(layers.len());
     for (group, hessian) in groups.iter().zip(hessians) {
-        let mine = owners[first..first + group.len()].contains(&ranks.rank());
-        first += group.len();
-        let known = mine && spec.linear(group[0]).shape.1 <= LARGEST_SPECTRUM;
-        spectra.push(known.then(|| machine.spectrum(hessian)).transpose()?);
-    }
-    let mut own = Vec::with_capacity(owners.len());
-    for ((group, hessian), spectrum) in groups.iter().zip(hessians).zip(&mut spectra) {
+        let first = jobs.len();
         for &layer in group {
-            if owners[own.len()] != ranks.rank() {
-                own.push(None);
-                continue;
-            }
-            let job = Job {
+            let mine = owners[jobs.len()] == ranks.rank();
+            jobs.push(mine.then_some(Job {
                 machine,
                 index,
                 block,
                 layer,
                 hessian,
-                spectrum: spectrum.as_mut(),
                 settings,
-            };
-            let finished = job.quantize(clock, observe)?;
-            done(&finished.2, observe)?;
-            own.push(Some(finished));
+            }));
         }
+        let mine = jobs[first..].iter().any(Option::is_some);
+        let known = mine && spec.linear(group[0]).shape.1 <= LARGEST_SPECTRUM;
+        group_of.extend(group.iter().map(|_| spectra.len()));
+        spectra.push(known.then(|| machine.spectrum(hessian)).transpose()?);
     }
+    clock.book(|phases| &mut phases.rest);
+    let mut own: Vec<Option<Finished>> = (0..jobs.len()).map(|_| None).collect();
+    let mut phases = PhaseSeconds::default();
+    let mut on_event = |event: JobEvent| {
+        match event {
+            JobEvent::Step(place, event) => observe(PipelineEvent::Layer {
+                block: index,
+                layer: spec.linear(layers[place]).short_name(),
+                event,
+            }),
+            JobEvent::Done(place, quantized) => {
+                phases.add(&quantized.phases);
+                let name = machine.config().layer_name(index, layers[place]);
+                let spectrum = spectra[group_of[place]].as_mut();
+                let eigenvalues = spectrum.map(Spectrum::eigenvalues).transpose()?;
+                let (matrix, summary) = quantized.summarized(name, eigenvalues);
+                done(&summary, observe)?;
+                own[place] = Some((layers[place], matrix, summary));
+            }
+        }
+        Ok(())
+    };
+    run_jobs(machine, &jobs, &mut on_event)?;
+    clock.book_shares(&phases);
     let mut finished = Vec::with_capacity(owners.len());
     for (own, owner) in own.into_iter().zip(owners) {
         let message = match &own {
@@ -112,83 +126,6 @@ pub(crate) fn quantize_layers<M: BlockOps>(
     }
     clock.book(|phases| &mut phases.rest);
     Ok(finished)
-}
-
-/// One layer to quantize.
-struct Job<'a, M: BlockOps> {
-    machine: &'a M,
-    /// index of the block
-    index: usize,
-    block: &'a M::Block,
-    layer: LayerId,
-    hessian: &'a M::Hessian,
-    /// eigenvalues of the Hessian; `None` if it is too large for them
-    spectrum: Option<&'a mut Spectrum>,
-    settings: &'a QuantizeSettings,
-}
-
-impl<M: BlockOps> Job<'_, M> {
-    fn quantize(
-        self,
-        clock: &mut PhaseClock,
-        observe: &mut dyn FnMut(PipelineEvent<'_>),
-    ) -> Result<Finished> {
-        let Self {
-            machine,
-            index,
-            block,
-            layer,
-            hessian,
-            spectrum,
-            settings,
-        } = self;
-        let started = Instant::now();
-        let config = machine.config();
-        let linear = config.blocks[index].linear(layer);
-        let key = StreamKey {
-            seed: settings.seed,
-            block: index,
-            layer: Some(layer),
-        };
-        clock.book(|phases| &mut phases.rest);
-        let mut on_event = |event| {
-            clock.book(|phases| match event {
-                LayerEvent::Initialized { .. } => &mut phases.initialisation,
-                LayerEvent::Updated { .. } => &mut phases.codebook_update,
-                LayerEvent::Searched { .. } => &mut phases.beam_search,
-            });
-            observe(PipelineEvent::Layer {
-                block: index,
-                layer: linear.short_name(),
-                event,
-            });
-        };
-        let problem = machine.layer_problem(block, layer, hessian, &settings.layer)?;
-        let (matrix, report) = alternate(machine.layers(), &problem, &settings.layer, key, &mut on_event)?;
-        let name = config.layer_name(index, layer);
-        let stored = matrix.rounded_to_f16().map_err(|source| Error::Layer {
-            layer: name.clone(),
-            source,
-        })?;
-        let stored = machine.layers().trial(&problem, stored)?;
-        let relative_layer_error = machine.layers().loss(&problem, &stored);
-        drop(problem);
-        let eigenvalues = spectrum.map(Spectrum::eigenvalues).transpose()?;
-        let summary = LayerSummary {
-            name,
-            relative_layer_error,
-            limit_db: eigenvalues.and_then(|eigenvalues| {
-                let limit = rate_distortion_limit(eigenvalues, matrix.bits_per_parameter());
-                let distance = limit_db(relative_layer_error, limit);
-                distance.is_finite().then_some(distance)
-            }),
-            seconds: started.elapsed().as_secs_f64(),
-            bits_per_parameter: matrix.bits_per_parameter(),
-            parameters: matrix.out_features() * matrix.in_features(),
-            report,
-        };
-        Ok((layer, matrix, summary))
-    }
 }
 
 /// What precedes the numbers of a layer in a message.

@@ -87,15 +87,15 @@ pub trait LayerOps {
 /// An instance is built for one model configuration and a maximum sequence length. Sequences may differ in
 /// length.
 #[expect(clippy::missing_errors_doc, reason = "said once, for all methods, above")]
-pub trait BlockOps {
+pub trait BlockOps: Sync {
     /// operations that quantize one of the block's layers
-    type Layers: LayerOps;
+    type Layers: LayerOps + Sync;
     /// hidden states of several sequences, [tokens, hidden] each
     type Hidden;
     /// one block's parameters, resident
-    type Block: Clone;
+    type Block: Clone + Sync;
     /// running sum over samples; a layer's H is its mean
-    type Hessian: PartSums;
+    type Hessian: PartSums + Sync;
     /// final norm and lm_head, resident
     type Head;
 
@@ -155,9 +155,17 @@ pub trait BlockOps {
         hessians: &mut [Self::Hessian],
     ) -> Result<()>;
 
-    /// [`LayerOps::problem`] of a layer of the block.
+    /// Operations that quantize layers at the same time, each on a thread of its own; none where one layer
+    /// keeps the machine busy. There are `layers` of them to quantize, of at most `weights` numbers each.
+    fn workers(&self, layers: usize, weights: usize) -> Result<Vec<Self::Layers>> {
+        let _ = (layers, weights);
+        Ok(Vec::new())
+    }
+
+    /// [`LayerOps::problem`] of a layer of the block, for these operations of the machine.
     fn layer_problem(
         &self,
+        layers: &Self::Layers,
         block: &Self::Block,
         layer: LayerId,
         hessian: &Self::Hessian,

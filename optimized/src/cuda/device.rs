@@ -32,7 +32,7 @@ pub struct Device {
     compiler: bool,
     /// where compiled kernels are kept
     cache: Option<PathBuf>,
-    functions: Mutex<HashMap<FunctionKey, CudaFunction>>,
+    functions: Arc<Mutex<HashMap<FunctionKey, CudaFunction>>>,
     scratch: Mutex<Option<Arc<Buffer<u8>>>>,
     /// of all buffers, on a device opened for checks
     guards: Option<Arc<Guards>>,
@@ -104,7 +104,7 @@ impl Device {
             kernel_folder: kernel_folder.map(Path::to_owned),
             compiler,
             cache: image::cache_folder(),
-            functions: Mutex::new(HashMap::new()),
+            functions: Arc::default(),
             scratch: Mutex::new(None),
             guards: None,
         };
@@ -126,6 +126,37 @@ impl Device {
             guards: Some(Arc::default()),
             ..device
         })
+    }
+
+    /// The same GPU with another stream: work on both may overlap. They share compiled kernels and guards.
+    ///
+    /// Work on one device must not use the other's buffers before it has been waited for.
+    ///
+    /// # Errors
+    /// `Driver`.
+    pub(super) fn beside(&self) -> Result<Self> {
+        self.let_streams_allocate_apart()?;
+        Ok(Self {
+            context: Arc::clone(&self.context),
+            stream: self.context.new_stream().during("creating a stream")?,
+            compute: self.compute,
+            target: self.target.clone(),
+            machine: self.machine,
+            kernel_folder: self.kernel_folder.clone(),
+            compiler: self.compiler,
+            cache: self.cache.clone(),
+            functions: Arc::clone(&self.functions),
+            scratch: Mutex::new(None),
+            guards: self.guards.clone(),
+        })
+    }
+
+    /// Makes the calling thread one that may use the device. Most calls do so by themselves; launches do not.
+    ///
+    /// # Errors
+    /// `Driver`.
+    pub(super) fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().during("choosing the device")
     }
 
     /// How many clusters of each size run at once. The driver is asked, because graphics processing clusters
@@ -252,6 +283,22 @@ impl Device {
     /// # Errors
     /// `Driver`.
     pub(super) fn keep_freed_memory(&self) -> Result<()> {
+        self.set_pool(
+            sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+            u64::MAX,
+        )
+    }
+
+    /// Lets a stream that allocates take new memory instead of waiting for another stream to free some.
+    fn let_streams_allocate_apart(&self) -> Result<()> {
+        self.set_pool(
+            sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES,
+            0_i32,
+        )
+    }
+
+    /// Sets an attribute of the device's memory pool, if it has one; T is the attribute's type.
+    fn set_pool<T>(&self, attribute: sys::CUmemPool_attribute, mut value: T) -> Result<()> {
         let pools = self
             .context
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)
@@ -260,19 +307,14 @@ impl Device {
             return Ok(());
         }
         let mut pool = std::ptr::null_mut();
-        let mut threshold = u64::MAX;
-        // SAFETY: the device exists, and both places outlive the calls.
+        // SAFETY: the device exists, both places outlive the calls, and the callers pass the attribute's type.
         unsafe {
             sys::cuDeviceGetDefaultMemPool(&raw mut pool, self.context.cu_device())
                 .result()
                 .during("finding the memory pool")?;
-            sys::cuMemPoolSetAttribute(
-                pool,
-                sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
-                (&raw mut threshold).cast(),
-            )
-            .result()
-            .during("setting the memory pool")
+            sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut value).cast())
+                .result()
+                .during("setting the memory pool")
         }
     }
 

@@ -242,12 +242,13 @@ impl BlockOps for CpuBackend {
 
     fn layer_problem(
         &self,
+        layers: &CpuLayers,
         block: &Block,
         layer: LayerId,
         hessian: &Hessian,
         settings: &LayerSettings,
     ) -> Result<LayerProblem> {
-        CpuLayers.problem(block.weight(layer), &hessian.mean(), settings)
+        layers.problem(block.weight(layer), &hessian.mean(), settings)
     }
 
     fn spectrum(&self, hessian: &Hessian) -> Result<Spectrum> {

@@ -267,6 +267,7 @@ impl BlockOps for ReferenceBackend {
 
     fn layer_problem(
         &self,
+        _: &ReferenceLayers,
         block: &Block,
         layer: LayerId,
         hessian: &Hessian,

@@ -47,6 +47,17 @@ impl PhaseSeconds {
         self.finetuning += other.finetuning;
         self.rest += other.rest;
     }
+
+    fn times(&self, factor: f64) -> Self {
+        Self {
+            hessians: self.hessians * factor,
+            initialisation: self.initialisation * factor,
+            codebook_update: self.codebook_update * factor,
+            beam_search: self.beam_search * factor,
+            finetuning: self.finetuning * factor,
+            rest: self.rest * factor,
+        }
+    }
 }
 
 /// A clock that books the time since its last reading on a phase.
@@ -69,6 +80,20 @@ impl PhaseClock {
         let now = Instant::now();
         *of(&mut self.seconds) += (now - self.last).as_secs_f64();
         self.last = now;
+    }
+
+    /// Books the time since the last call on phases in proportion to these seconds, which may have passed at
+    /// once.
+    pub(crate) fn book_shares(&mut self, shares: &PhaseSeconds) {
+        let now = Instant::now();
+        let passed = (now - self.last).as_secs_f64();
+        self.last = now;
+        let total = shares.total();
+        if total > 0.0 {
+            self.seconds.add(&shares.times(passed / total));
+        } else {
+            self.seconds.rest += passed;
+        }
     }
 
     pub(crate) fn seconds(&self) -> PhaseSeconds {
@@ -96,6 +121,21 @@ mod tests {
         );
         let whole = (clock.last - started).as_secs_f64();
         assert!((seconds.total() - whole).abs() < 1e-9, "{seconds:?}, {whole}");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        let (before, last) = (clock.seconds(), clock.last);
+        let shares = PhaseSeconds {
+            initialisation: 3.0,
+            beam_search: 1.0,
+            ..PhaseSeconds::default()
+        };
+        clock.book_shares(&shares);
+        let passed = (clock.last - last).as_secs_f64();
+        let after = clock.seconds();
+        assert!((after.initialisation - before.initialisation - 0.75 * passed).abs() < 1e-9);
+        assert!(
+            (after.total() - before.total() - passed).abs() < 1e-9,
+            "{after:?}"
+        );
         let mut twice = seconds;
         twice.add(&seconds);
         assert!((twice.total() - 2.0 * whole).abs() < 1e-9);

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aqlm_vocabulary::{
     AqlmError, FeedbackSettings, GroupOrder, Initialization, LayerSettings, Position, QuantizedMatrix,
@@ -16,10 +16,18 @@ use super::problem::{Problem, Trial};
 use crate::cpu::quantizer::validate;
 use crate::cuda::{Device, Result};
 
+/// Bytes that a layer's alternation takes for each weight, at most, with H and its factor.
+const BYTES_A_WEIGHT: usize = 128;
+
+/// Layers at the same time, at most: as many as a block of seven has.
+const MOST_BESIDE: usize = 8;
+
 /// Quantizes layers on one GPU. Everything runs on the device's stream.
 #[derive(Clone)]
 pub struct Layers {
     machine: Arc<Machine>,
+    /// machines of the same GPU with streams of their own
+    beside: Arc<Mutex<Vec<Arc<Machine>>>>,
 }
 
 impl Layers {
@@ -30,7 +38,31 @@ impl Layers {
     pub fn new(device: Arc<Device>) -> Result<Self> {
         Ok(Self {
             machine: Arc::new(Machine::new(device)?),
+            beside: Arc::default(),
         })
+    }
+
+    /// Up to one of these for each of `layers` layers of at most `weights` numbers, each with a stream of its
+    /// own; as many as fit a half of the free memory, and none if that is not two.
+    ///
+    /// # Errors
+    /// `Driver`, `Absent`.
+    pub fn beside(&self, layers: usize, weights: usize) -> Result<Vec<Self>> {
+        let device = self.machine.device();
+        let fitting = device.free_bytes()? / 2 / (weights * BYTES_A_WEIGHT).max(1);
+        let count = layers.min(fitting).min(MOST_BESIDE);
+        if count < 2 {
+            return Ok(Vec::new());
+        }
+        let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        while beside.len() < count {
+            beside.push(Arc::new(Machine::new(Arc::new(device.beside()?))?));
+        }
+        let alone = |machine: &Arc<Machine>| Self {
+            machine: Arc::clone(machine),
+            beside: Arc::default(),
+        };
+        Ok(beside[..count].iter().map(alone).collect())
     }
 
     /// The weight is [out_features, in_features], H [in_features, in_features] and symmetric.
@@ -44,6 +76,7 @@ impl Layers {
         hessian: &Array2<f64>,
         settings: &LayerSettings,
     ) -> Result<LayerProblem> {
+        self.machine.device().bind()?;
         LayerProblem::new(&self.machine, weight, hessian, settings)
     }
 

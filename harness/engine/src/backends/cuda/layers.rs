@@ -23,6 +23,16 @@ impl CudaLayers {
         Ok(Self(Layers::new(device).map_err(AqlmError::from)?))
     }
 
+    /// For work on several layers at the same time: up to one for each, with a stream of its own, as far as
+    /// the device's memory holds layers of so many weights at once.
+    ///
+    /// # Errors
+    /// `Device`.
+    pub fn beside(&self, layers: usize, weights: usize) -> Result<Vec<Self>> {
+        let beside = self.0.beside(layers, weights).map_err(AqlmError::from)?;
+        Ok(beside.into_iter().map(Self).collect())
+    }
+
     /// Waits until the device has done everything that was asked of it, for timings.
     ///
     /// # Errors

@@ -268,16 +268,20 @@ impl BlockOps for CudaMachine {
         Ok(())
     }
 
+    fn workers(&self, layers: usize, weights: usize) -> Result<Vec<CudaLayers>> {
+        self.layers.beside(layers, weights)
+    }
+
     fn layer_problem(
         &self,
+        layers: &CudaLayers,
         block: &Block,
         layer: LayerId,
         hessian: &Hessian,
         settings: &LayerSettings,
     ) -> Result<LayerProblem> {
         let weight = on_device(block.weight_on_host(&self.machine, layer))?;
-        self.layers
-            .problem(&weight, &on_device(hessian.mean())?, settings)
+        layers.problem(&weight, &on_device(hessian.mean())?, settings)
     }
 
     fn spectrum(&self, hessian: &Hessian) -> Result<Spectrum> {
