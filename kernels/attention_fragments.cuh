@@ -25,14 +25,34 @@ __device__ __forceinline__ float tf32_of(float f) {
 #endif
 }
 
+// e^f for results that tf32 rounds anyway: off by at most 2 units in the last place of f32, and by |f| of them.
+__device__ __forceinline__ float exponential(float f) {
+#ifdef AQLM_ON_CPU
+    return expf(f);
+#else
+    return __expf(f);
+#endif
+}
+
 // `count` rows of one head from row `first` on, times `factor`, in tf32; zero past the sequence's end and the
-// head's width.
+// head's width. `from` and row_stride are multiples of 16 bytes where the head's width is.
 __device__ __forceinline__ void load_fragments(float* to, const float* from, int first, int count, int tokens, size_t row_stride, float factor) {
+#if AQLM_HEAD % 8 == 0
+#pragma unroll 4
+    for (int i = threadIdx.x; i < count * OCTETS * 2; i += FRAGMENT_THREADS) {
+        const int row = i / (OCTETS * 2), column = i % (OCTETS * 2) * 4;
+        float4 four = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (first + row < tokens) four = *reinterpret_cast<const float4*>(from + static_cast<size_t>(first + row) * row_stride + column);
+        *reinterpret_cast<float4*>(to + row * FRAGMENT_STRIDE + column) =
+            make_float4(tf32_of(factor * four.x), tf32_of(factor * four.y), tf32_of(factor * four.z), tf32_of(factor * four.w));
+    }
+#else
     for (int i = threadIdx.x; i < count * OCTETS * 8; i += FRAGMENT_THREADS) {
         const int row = i / (OCTETS * 8), column = i % (OCTETS * 8);
         const bool there = first + row < tokens && column < AQLM_HEAD;
         to[row * FRAGMENT_STRIDE + column] = there ? tf32_of(factor * from[static_cast<size_t>(first + row) * row_stride + column]) : 0.0f;
     }
+#endif
 }
 
 // s[n] = the warp's 16 rows of `own` times rows 8 n to 8 n + 8 of `other`, transposed.

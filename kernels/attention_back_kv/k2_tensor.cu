@@ -53,12 +53,14 @@ attention_back_kv(const float* q, const float* k, const float* v, const float* g
             __syncthreads();
             float p[QUERY_OCTETS][4], s[QUERY_OCTETS][4];
             multiply_rows(p, keys, queries);
+            const bool all = attend_all(at, at + QUERIES - 1, low_key + 8, tokens, window);
 #pragma unroll
             for (int n = 0; n < QUERY_OCTETS; ++n)
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     const int column = 8 * n + 2 * t + i % 2;
-                    p[n][i] = attends(at + column, low_key + i / 2 * 8, tokens, window) ? expf(p[n][i] - of_query[column]) : 0.0f;
+                    const bool seen = all || attends(at + column, low_key + i / 2 * 8, tokens, window);
+                    p[n][i] = seen ? exponential(p[n][i] - of_query[column]) : 0.0f;
                 }
             add_rows(of_v, p, grads);
             multiply_rows(s, values, grads);
@@ -67,7 +69,7 @@ attention_back_kv(const float* q, const float* k, const float* v, const float* g
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     const int column = 8 * n + 2 * t + i % 2;
-                    s[n][i] = sees_one(at + column, window) ? 0.0f : p[n][i] * (s[n][i] - of_query[QUERIES + column]);
+                    s[n][i] = !all && sees_one(at + column, window) ? 0.0f : p[n][i] * (s[n][i] - of_query[QUERIES + column]);
                 }
             // The queries in shared memory carry the scale.
             add_rows(of_k, s, queries);

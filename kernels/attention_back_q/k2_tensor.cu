@@ -47,13 +47,14 @@ attention_back_q(const float* q, const float* k, const float* v, const float* gr
         float s[KEY_OCTETS][4], of_p[KEY_OCTETS][4];
         multiply_rows(s, queries, keys);
         multiply_rows(of_p, grads, values);
+        const bool all = attend_all(low_row, low_row + 8, at + KEYS - 1, tokens, window);
 #pragma unroll
         for (int n = 0; n < KEY_OCTETS; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const int query = low_row + i / 2 * 8;
-                const bool moves = attends(query, at + 8 * n + 2 * t + i % 2, tokens, window) && !sees_one(query, window);
-                s[n][i] = moves ? expf(s[n][i] - stat[i / 2]) * (of_p[n][i] - mean[i / 2]) : 0.0f;
+                const bool moves = all || attends(query, at + 8 * n + 2 * t + i % 2, tokens, window) && !sees_one(query, window);
+                s[n][i] = moves ? exponential(s[n][i] - stat[i / 2]) * (of_p[n][i] - mean[i / 2]) : 0.0f;
             }
         add_rows(result, s, keys);
     }

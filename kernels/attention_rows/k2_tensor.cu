@@ -35,6 +35,7 @@ attention_rows(const float* q, const float* k, const float* v, float* out, float
         __syncthreads();
         float s[KEY_OCTETS][4];
         multiply_rows(s, queries, keys);
+        const bool all = attend_all(low_row, low_row + 8, at * KEYS + KEYS - 1, tokens, window);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float now = most[half];
@@ -43,20 +44,20 @@ attention_rows(const float* q, const float* k, const float* v, float* out, float
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
                     float& score = s[n][2 * half + i];
-                    if (!attends(low_row + 8 * half, at * KEYS + 8 * n + 2 * t + i, tokens, window)) score = minus_infinity();
+                    if (!all && !attends(low_row + 8 * half, at * KEYS + 8 * n + 2 * t + i, tokens, window)) score = minus_infinity();
                     now = fmaxf(now, score);
                 }
             now = fmaxf(now, __shfl_xor_sync(WARP_MASK, now, 1));
             now = fmaxf(now, __shfl_xor_sync(WARP_MASK, now, 2));
             // A query that attends to nothing so far keeps a sum of zero.
-            const float shrink = most[half] == minus_infinity() ? 0.0f : expf(most[half] - now);
+            const float shrink = most[half] == minus_infinity() ? 0.0f : exponential(most[half] - now);
             float added = 0.0f;
 #pragma unroll
             for (int n = 0; n < KEY_OCTETS; ++n)
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
                     float& score = s[n][2 * half + i];
-                    score = score == minus_infinity() ? 0.0f : expf(score - now);
+                    score = score == minus_infinity() ? 0.0f : exponential(score - now);
                     added += score;
                 }
             added += __shfl_xor_sync(WARP_MASK, added, 1);

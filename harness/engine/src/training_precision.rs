@@ -9,6 +9,8 @@ pub enum TrainingPrecision {
     /// not at all
     #[default]
     F32,
+    /// those of gradients to 10 bits after the point, for the tensor cores, the others not at all
+    Mixed,
     /// to 10 bits after the point, for the tensor cores
     Tf32,
 }

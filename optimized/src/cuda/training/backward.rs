@@ -171,7 +171,7 @@ impl Machine {
             let buffers = operands.iter().chain(results);
             buffers.map(|buffer| address(device, buffer)).collect::<Vec<_>>()
         };
-        let form = self.attention_form(precision);
+        let form = self.attention_form(precision.rounds_gradients());
         let pass = |pass| plan::attention(pass, spec, shape, form);
         self.run(&pass(AttentionPass::Queries), &pointers(&[&gradients[0]]))?;
         self.run(

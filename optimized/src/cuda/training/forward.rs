@@ -95,7 +95,7 @@ impl Machine {
                 AttentionPass::Forward,
                 attending,
                 [rows / tokens.max(1), tokens],
-                self.attention_form(precision),
+                self.attention_form(precision.rounds_values()),
             ),
             &[&q, &k, &v, &attended, &stats].map(|buffer| address(device, buffer)),
         )?;

@@ -27,7 +27,7 @@ pub struct Machine {
     /// [positions, head / 2]
     pub(super) cosines: Buffer<f32>,
     pub(super) sines: Buffer<f32>,
-    /// of attention in f32, and in the precision of training
+    /// of attention in f32, and with factors rounded where training rounds any
     forms: [AttentionForm; 2],
 }
 
@@ -47,7 +47,7 @@ impl Machine {
                 AqlmError::Unsupported(format!("heads of {head} numbers on a GPU: at most 256"))
             })
         };
-        let forms = [form(false)?, form(precision == Precision::Tf32)?];
+        let forms = [form(false)?, form(precision.rounds_gradients())?];
         device.keep_freed_memory()?;
         let rotary = Rotary::new(arch.attention(), positions);
         let (cosines, sines) = rotary.tables();
@@ -83,9 +83,9 @@ impl Machine {
         self.precision
     }
 
-    /// How attention computes its products.
-    pub(super) fn attention_form(&self, precision: Precision) -> AttentionForm {
-        self.forms[usize::from(precision == Precision::Tf32)]
+    /// How attention computes its products when it rounds their factors and when not.
+    pub(super) fn attention_form(&self, rounds: bool) -> AttentionForm {
+        self.forms[usize::from(rounds)]
     }
 
     /// Rows of logits that one pass holds.

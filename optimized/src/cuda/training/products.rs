@@ -6,14 +6,28 @@ use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
 use super::super::error::check_lengths;
 use super::super::{Blas, CudaError, Device, Result};
 
-/// How products round their factors; sums are f32 in any case.
+/// How products of training round their factors; sums are f32 in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
     /// not at all: f32
     #[default]
     Single,
+    /// those of gradients to TF32, the others not at all
+    Mixed,
     /// to 10 bits after the point (TF32), for the tensor cores
     Tf32,
+}
+
+impl Precision {
+    /// Whether products on the way to a loss round their factors.
+    pub(super) fn rounds_values(self) -> bool {
+        self == Self::Tf32
+    }
+
+    /// Whether products on the way back do.
+    pub(super) fn rounds_gradients(self) -> bool {
+        self != Self::Single
+    }
 }
 
 /// Dense products of row-major f32 matrices through cuBLAS.
@@ -59,7 +73,7 @@ impl Products {
         let right = self.factor(x, false, inputs);
         let to = y.device_ptr_mut(&self.stream).0;
         // SAFETY: the lengths have just been checked.
-        unsafe { self.multiply(precision, left, right, to, [out, rows, inputs], add) }
+        unsafe { self.multiply(precision.rounds_values(), left, right, to, [out, rows, inputs], add) }
     }
 
     /// dX = dY W, or dX += dY W: the gradient of a layer's input. Weight [out, in], y [rows, out], x [rows,
@@ -82,7 +96,7 @@ impl Products {
         let right = self.factor(y, false, out);
         let to = x.device_ptr_mut(&self.stream).0;
         // SAFETY: the lengths have just been checked.
-        unsafe { self.multiply(precision, left, right, to, [inputs, rows, out], add) }
+        unsafe { self.multiply(precision.rounds_gradients(), left, right, to, [inputs, rows, out], add) }
     }
 
     /// dW = dY^T X, or dW += dY^T X: the gradient of a layer's weight, [out, in]. y [rows, out], x [rows,
@@ -105,7 +119,7 @@ impl Products {
         let right = self.factor(y, true, out);
         let to = weight.device_ptr_mut(&self.stream).0;
         // SAFETY: the lengths have just been checked.
-        unsafe { self.multiply(precision, left, right, to, [inputs, out, rows], add) }
+        unsafe { self.multiply(precision.rounds_gradients(), left, right, to, [inputs, out, rows], add) }
     }
 
     fn factor(&self, matrix: &impl DevicePtr<f32>, turned: bool, stride: usize) -> Factor {
@@ -122,7 +136,7 @@ impl Products {
     /// Every element that the shape implies must lie within its buffer.
     unsafe fn multiply(
         &self,
-        precision: Precision,
+        rounds: bool,
         left: Factor,
         right: Factor,
         to: u64,
@@ -151,7 +165,7 @@ impl Products {
                 to as *mut _,
                 SINGLE,
                 m as i32,
-                compute(precision),
+                compute(rounds),
                 sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
         }
@@ -198,7 +212,7 @@ impl Products {
                 n,
                 (width * width) as i64,
                 chunks as i32,
-                compute(Precision::Single),
+                compute(false),
                 sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
         }
@@ -216,10 +230,11 @@ fn operation(turned: bool) -> sys::cublasOperation_t {
     }
 }
 
-fn compute(precision: Precision) -> sys::cublasComputeType_t {
-    match precision {
-        Precision::Single => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-        Precision::Tf32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+fn compute(rounds: bool) -> sys::cublasComputeType_t {
+    if rounds {
+        sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32
+    } else {
+        sys::cublasComputeType_t::CUBLAS_COMPUTE_32F
     }
 }
 

@@ -51,6 +51,7 @@ impl CudaMachine {
         let device = on_device(Device::open(device, None))?;
         let precision = match precision {
             TrainingPrecision::F32 => Precision::Single,
+            TrainingPrecision::Mixed => Precision::Mixed,
             TrainingPrecision::Tf32 => Precision::Tf32,
         };
         Self::on(Arc::new(device), config, positions, precision)
@@ -162,6 +163,7 @@ impl BlockOps for CudaMachine {
         let name = name.unwrap_or_else(|error| format!("a GPU without a name ({error})"));
         let training = match self.machine.precision() {
             Precision::Single => "f32",
+            Precision::Mixed => "f32, products of gradients in tf32",
             Precision::Tf32 => "f32, products of training in tf32",
         };
         format!("{name}, {training}")
