@@ -6,7 +6,7 @@ use aqlm_formats::{Error, Result};
 /// The precision of training on a GPU.
 #[derive(Debug, Args)]
 pub(super) struct PrecisionArgs {
-    /// How products of training round their factors on a GPU [default: f32 for blocks, tf32 end to end]
+    /// How products of training round their factors on a GPU [default: mixed for blocks, tf32 end to end]
     #[arg(long, value_enum)]
     precision: Option<TrainingPrecision>,
 }

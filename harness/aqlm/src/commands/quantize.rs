@@ -136,7 +136,7 @@ impl OnMachine for Blocks<'_> {
     type Output = (QuantizeReport, RunFolder);
 
     fn precision(&self) -> TrainingPrecision {
-        self.job.precision.unwrap_or(TrainingPrecision::F32)
+        self.job.precision.unwrap_or(TrainingPrecision::Mixed)
     }
 
     fn device(&self) -> usize {
