@@ -35,6 +35,20 @@ fn finished() -> &'static Path {
             "generate", run_name, "--prompt", "<b>Once", "--tokens", "8", "--json",
         ];
         keep("generate-1.json", &write);
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tasks/examples");
+        let examples = examples.to_str().unwrap();
+        let tasks = [
+            "tasks",
+            run_name,
+            "--tasks",
+            "arc_easy",
+            "--task-data",
+            examples,
+            "--bos",
+            "always",
+            "--json",
+        ];
+        keep("tasks.json", &tasks);
         (folder, run)
     });
     run
@@ -92,6 +106,7 @@ fn the_page_has_every_section_and_needs_no_network() {
         "codebooks",
         "scatter",
         "configuration",
+        "tasks",
         "samples",
     ] {
         assert!(page.contains(&format!("<section id=\"{id}\">")), "{id}");
@@ -102,6 +117,8 @@ fn the_page_has_every_section_and_needs_no_network() {
     assert!(!page.contains("@import") && !page.contains("<link rel=\"stylesheet\""));
     // What users wrote is text, never markup.
     assert!(page.contains("&lt;b&gt;Once") && !page.contains("<b>Once"));
+    // its two documents, with the standard error of a mean over two
+    assert!(page.contains("arc_easy, acc_norm") && page.contains("(2)</td>"));
     assert!(page.contains("time left"), "the unfinished run");
     assert!(
         page.contains("not recorded"),
@@ -121,6 +138,7 @@ fn a_run_without_anything_beside_its_record_is_shown_with_gaps() {
     for gap in [
         "Codes: not recorded",
         "Texts: not recorded",
+        "Figures on tasks: not recorded",
         "Time of each run by phase: not recorded",
     ] {
         assert!(page.contains(gap), "{gap}");

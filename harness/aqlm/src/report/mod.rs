@@ -19,6 +19,7 @@ mod phases;
 mod quality;
 mod samples;
 mod table;
+mod tasks;
 mod words;
 
 pub(crate) use event_file::write_event_file;

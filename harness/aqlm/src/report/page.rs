@@ -7,6 +7,7 @@ use super::overview::overview;
 use super::phases::phases;
 use super::quality::quality;
 use super::samples::samples;
+use super::tasks::tasks;
 use super::words::{bytes, duration};
 use aqlm_engine::report::{ReportedRun, RunState, progress};
 use aqlm_formats::Result;
@@ -16,7 +17,7 @@ const SORT: &str = include_str!("sort.js");
 const REFRESH: &str = include_str!("refresh.js");
 
 /// Sections of the page: id and title.
-const SECTIONS: [(&str, &str); 9] = [
+const SECTIONS: [(&str, &str); 10] = [
     ("overview", "Runs"),
     ("quality", "Quality and size"),
     ("losses", "Errors"),
@@ -25,6 +26,7 @@ const SECTIONS: [(&str, &str); 9] = [
     ("codebooks", "Codebooks"),
     ("scatter", "Codewords"),
     ("configuration", "Configuration"),
+    ("tasks", "Tasks"),
     ("samples", "Texts"),
 ];
 
@@ -54,6 +56,7 @@ pub(crate) fn page(runs: &[ReportedRun], liveness: Liveness) -> Result<String> {
         (phases(runs)?)
         (codebooks(runs)?)
         (configuration(runs))
+        (tasks(runs))
         (samples(runs))
     }
     .into_string();

@@ -7,10 +7,10 @@ use serde_json::Value;
 use super::codebooks::{Codebooks, codebooks};
 use crate::runs::block_journal::Journal;
 use crate::runs::records::{
-    self, BlockReport, DivergenceRecord, EvalRecord, GenerateRecord, Record, TableModel,
+    self, BlockReport, DivergenceRecord, EvalRecord, GenerateRecord, Record, TableModel, TasksRecord,
 };
 use crate::runs::{Metric, MetricEvent, PhaseSeconds, read_metrics};
-use crate::tables::{Finished, json, name_at, one_model, one_protocol, read_finished};
+use crate::tables::{Finished, json, name_at, one_model, one_protocol, read_finished, tasks_record};
 use aqlm_formats::model::Model;
 use aqlm_formats::{Error, Result};
 
@@ -95,6 +95,8 @@ pub struct ReportedRun {
     pub evaluations: BTreeMap<String, EvalRecord>,
     /// divergences from the dense model
     pub divergences: Vec<Named<DivergenceRecord>>,
+    /// figures on tasks
+    pub tasks: Option<TasksRecord>,
     /// generated texts
     pub samples: Vec<GenerateRecord>,
     /// codes and codewords of the checkpoint
@@ -126,6 +128,7 @@ impl ReportedRun {
             metrics: Vec::new(),
             evaluations: BTreeMap::new(),
             divergences: Vec::new(),
+            tasks: None,
             samples: Vec::new(),
             codebooks: None,
         }
@@ -308,6 +311,7 @@ fn beside(run: &mut ReportedRun) -> Result<()> {
             other => return Err(unexpected(file, "divergence", &other)),
         }
     }
+    run.tasks = tasks_record(&path)?;
     for (_, file) in files(&path, "generate-")? {
         match records::read(&file)? {
             Record::Generate(record) => run.samples.push(record),

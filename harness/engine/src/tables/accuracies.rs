@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::runs::records::{self, Record};
+use crate::runs::records::{self, Record, TasksRecord};
 use aqlm_formats::{Error, Result};
 
 /// The record of `aqlm tasks` in a run folder.
@@ -10,30 +10,40 @@ const TASKS_FILE: &str = "tasks.json";
 /// The tasks whose mean accuracy the paper's tables have.
 const OF_MEAN: [&str; 5] = ["winogrande", "piqa", "hellaswag", "arc_easy", "arc_challenge"];
 
+/// A folder's `tasks.json`, if it has one.
+///
+/// # Errors
+/// `Field` for a record of another kind; those of reading it.
+pub(crate) fn tasks_record(folder: &Path) -> Result<Option<TasksRecord>> {
+    let path = folder.join(TASKS_FILE);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    match records::read(&path)? {
+        Record::Tasks(record) => Ok(Some(record)),
+        other => Err(Error::Field {
+            path,
+            field: "record".into(),
+            expected: "the record of aqlm tasks".into(),
+            found: other.kind().into(),
+        }),
+    }
+}
+
 /// The accuracies in a folder's `tasks.json`, in percent, by column.
 ///
 /// # Errors
 /// `Field` for a record of another kind and for a figure that is not finite; those of reading it.
 pub(super) fn accuracies(folder: &Path) -> Result<BTreeMap<String, f64>> {
-    let path = folder.join(TASKS_FILE);
-    if !path.is_file() {
+    let Some(record) = tasks_record(folder)? else {
         return Ok(BTreeMap::new());
-    }
+    };
+    let path = folder.join(TASKS_FILE);
     let wrong = |field: String, expected: &str, found: String| Error::Field {
         path: path.clone(),
         field,
         expected: expected.into(),
         found,
-    };
-    let record = match records::read(&path)? {
-        Record::Tasks(record) => record,
-        other => {
-            return Err(wrong(
-                "record".into(),
-                "the record of aqlm tasks",
-                other.kind().into(),
-            ));
-        }
     };
     let mut found = BTreeMap::new();
     for task in &record.tasks {

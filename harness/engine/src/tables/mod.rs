@@ -16,6 +16,7 @@ mod paper;
 mod plan;
 mod run;
 
+pub(crate) use accuracies::tasks_record;
 pub use compare::{fill, list};
 pub use cost::{Cost, ROUNDS, Work};
 pub(crate) use finished::json;

@@ -73,7 +73,16 @@ impl Products {
         let right = self.factor(x, false, inputs);
         let to = y.device_ptr_mut(&self.stream).0;
         // SAFETY: the lengths have just been checked.
-        unsafe { self.multiply(precision.rounds_values(), left, right, to, [out, rows, inputs], add) }
+        unsafe {
+            self.multiply(
+                precision.rounds_values(),
+                left,
+                right,
+                to,
+                [out, rows, inputs],
+                add,
+            )
+        }
     }
 
     /// dX = dY W, or dX += dY W: the gradient of a layer's input. Weight [out, in], y [rows, out], x [rows,
@@ -96,7 +105,16 @@ impl Products {
         let right = self.factor(y, false, out);
         let to = x.device_ptr_mut(&self.stream).0;
         // SAFETY: the lengths have just been checked.
-        unsafe { self.multiply(precision.rounds_gradients(), left, right, to, [inputs, rows, out], add) }
+        unsafe {
+            self.multiply(
+                precision.rounds_gradients(),
+                left,
+                right,
+                to,
+                [inputs, rows, out],
+                add,
+            )
+        }
     }
 
     /// dW = dY^T X, or dW += dY^T X: the gradient of a layer's weight, [out, in]. y [rows, out], x [rows,
@@ -119,7 +137,16 @@ impl Products {
         let right = self.factor(y, true, out);
         let to = weight.device_ptr_mut(&self.stream).0;
         // SAFETY: the lengths have just been checked.
-        unsafe { self.multiply(precision.rounds_gradients(), left, right, to, [inputs, out, rows], add) }
+        unsafe {
+            self.multiply(
+                precision.rounds_gradients(),
+                left,
+                right,
+                to,
+                [inputs, out, rows],
+                add,
+            )
+        }
     }
 
     fn factor(&self, matrix: &impl DevicePtr<f32>, turned: bool, stride: usize) -> Factor {
