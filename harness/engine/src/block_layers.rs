@@ -1,19 +1,23 @@
 use std::time::Instant;
 
 use aqlm_reference::{limit_db, rate_distortion_limit};
-use aqlm_vocabulary::{BlockSpec, LayerEvent, LayerId, QuantizedMatrix, Scheme, StreamKey};
+use aqlm_vocabulary::{
+    BlockSpec, BlockWeights, GradientSums, Initialization, LayerEvent, LayerId, LayerReport, LayerSettings,
+    LinearWeight, QuantizedMatrix, Scheme, StreamKey,
+};
 use ndarray::{Array1, Array3, Array4};
 use serde::{Deserialize, Serialize};
 
-use crate::QuantizeSettings;
 use crate::alternate::alternate;
 use crate::ops::{BlockOps, LayerOps};
 use crate::pipeline_event::PipelineEvent;
+use crate::presets::{HessianKind, LayerObjective, QuantizeSettings};
 use crate::ranks::{Ranks, broadcast, owners};
 use crate::runs::phases::PhaseClock;
 use crate::runs::records::{LARGEST_SPECTRUM, LayerSummary};
 use crate::runs::{MetricEvent, RunFolder};
 use crate::spectrum::Spectrum;
+use crate::two_sided::alternate_two_sided;
 use aqlm_formats::{Error, Result};
 
 /// A layer after quantization.
@@ -45,6 +49,7 @@ pub(crate) fn quantize_layers<M: BlockOps>(
     machine: &M,
     index: usize,
     block: &M::Block,
+    gradients: Option<&Gradients>,
     groups: &[Vec<LayerId>],
     hessians: &[M::Hessian],
     settings: &QuantizeSettings,
@@ -83,6 +88,7 @@ pub(crate) fn quantize_layers<M: BlockOps>(
                 machine,
                 index,
                 block,
+                gradients,
                 layer,
                 hessian,
                 spectrum: spectrum.as_mut(),
@@ -120,6 +126,8 @@ struct Job<'a, M: BlockOps> {
     /// index of the block
     index: usize,
     block: &'a M::Block,
+    /// for objectives that need them
+    gradients: Option<&'a Gradients>,
     layer: LayerId,
     hessian: &'a M::Hessian,
     /// eigenvalues of the Hessian; `None` if it is too large for them
@@ -137,6 +145,7 @@ impl<M: BlockOps> Job<'_, M> {
             machine,
             index,
             block,
+            gradients,
             layer,
             hessian,
             spectrum,
@@ -163,8 +172,24 @@ impl<M: BlockOps> Job<'_, M> {
                 event,
             });
         };
-        let problem = machine.layer_problem(block, layer, hessian, &settings.layer)?;
-        let (matrix, report) = alternate(machine.layers(), &problem, &settings.layer, key, &mut on_event)?;
+        let (matrix, report, problem) = match gradients {
+            None => {
+                let problem = machine.layer_problem(block, layer, hessian, &settings.layer)?;
+                let (matrix, report) =
+                    alternate(machine.layers(), &problem, &settings.layer, key, &mut on_event)?;
+                (matrix, report, problem)
+            }
+            Some(gradients) => {
+                let (matrix, report) =
+                    gradients.quantize(machine, (layer, hessian), settings, key, &mut on_event)?;
+                // Only its loss is wanted, which needs no factor of H.
+                let plain = LayerSettings {
+                    init: Initialization::Residual,
+                    ..settings.layer.clone()
+                };
+                (matrix, report, machine.layer_problem(block, layer, hessian, &plain)?)
+            }
+        };
         let name = config.layer_name(index, layer);
         let stored = matrix.rounded_to_f16().map_err(|source| Error::Layer {
             layer: name.clone(),
@@ -188,6 +213,45 @@ impl<M: BlockOps> Job<'_, M> {
             report,
         };
         Ok((layer, matrix, summary))
+    }
+}
+
+/// The dense weights of a block and the means of their gradients, in the order of its spec.
+pub(crate) struct Gradients {
+    pub(crate) weights: BlockWeights,
+    pub(crate) means: Vec<GradientSums>,
+}
+
+impl Gradients {
+    /// Quantizes one layer by an objective that knows the gradients. `hessian` is the plain H.
+    fn quantize<M: BlockOps>(
+        &self,
+        machine: &M,
+        (layer, hessian): (LayerId, &M::Hessian),
+        settings: &QuantizeSettings,
+        key: StreamKey,
+        observe: &mut dyn FnMut(LayerEvent),
+    ) -> Result<(QuantizedMatrix, LayerReport)> {
+        let LinearWeight::Dense(weight) = &self.weights.layer(layer).weight else {
+            return Err(Error::Internal("a layer with gradients that is not dense".into()));
+        };
+        let GradientSums { outer, inner } = &self.means[layer.index()];
+        let plain;
+        let hessian = match settings.hessian {
+            HessianKind::Plain => {
+                plain = machine.mean(hessian)?;
+                &plain
+            }
+            HessianKind::Sketched => inner,
+        };
+        let (layers, settings, objective) = (machine.layers(), &settings.layer, settings.objective);
+        let problem = layers.problem(weight, hessian, settings)?;
+        match objective {
+            LayerObjective::OneSided => alternate(layers, &problem, settings, key, observe),
+            LayerObjective::TwoSided => {
+                alternate_two_sided(layers, &problem, (weight, hessian, outer), settings, key, observe)
+            }
+        }
     }
 }
 

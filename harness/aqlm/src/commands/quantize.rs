@@ -2,18 +2,19 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::finetune::{self, tune};
-use super::progress::QuantizeProgress;
+use super::progress::{QuantizeProgress, SketchProgress};
 use super::table::{Table, bytes};
 use super::{Job, Output, say};
 use aqlm_engine::backends::{OnMachine, TrainingPrecision};
 use aqlm_engine::ops::TrainOps;
 use aqlm_engine::ranks::wait_for_first;
 use aqlm_engine::runs::records::{self, QuantizeRecord};
+use aqlm_engine::sketch::{Sketch, sketch_sequences};
 use aqlm_engine::{
     BlockReport, EndToEndReport, EndToEndSettings, QuantizeReport, QuantizeSettings, RunDescription,
-    RunFolder, publish,
+    RunFolder, SketchSettings, publish,
 };
-use aqlm_formats::Result;
+use aqlm_formats::{Error, Result};
 use aqlm_formats::model::{Model, keeps_bf16};
 
 /// Subfolders of a run with end-to-end tuning: the model before the tuning, and the run that tunes it.
@@ -22,11 +23,12 @@ const AFTER: &str = "end-to-end";
 
 pub(crate) fn run(
     job: &Job<'_, QuantizeSettings>,
+    sketch: Option<&Path>,
     end_to_end: Option<&EndToEndSettings>,
     output: Output,
 ) -> Result<bool> {
     warn_of_lossy(job.model);
-    let record = quantize(job, end_to_end)?;
+    let record = quantize(job, sketch, end_to_end)?;
     if !job.ranks.is_first() {
         return Ok(true);
     }
@@ -64,21 +66,22 @@ fn warn_of_lossy(model: &Model) {
 }
 
 /// Quantizes a model block by block, tunes it end to end if requested, and writes the record to the run
-/// folder.
+/// folder. `sketch` is the folder of the gradients' sketch, for settings that need one.
 pub(super) fn quantize(
     job: &Job<'_, QuantizeSettings>,
+    sketch: Option<&Path>,
     end_to_end: Option<&EndToEndSettings>,
 ) -> Result<QuantizeRecord> {
     let out = &job.folder;
     let Some(settings) = end_to_end else {
-        let (report, _locked) = quantize_blocks(job, out)?;
+        let (report, _locked) = quantize_blocks(job, sketch, out)?;
         return recorded(job, report, None);
     };
     // rejects a text that is too short for this step before spending hours on blocks
     job.text
         .calibration_sequences(settings.seqlen, settings.sequences)?;
     let block_tuned = out.join(BEFORE);
-    let (report, _locked) = quantize_blocks(job, &block_tuned)?;
+    let (report, _locked) = quantize_blocks(job, sketch, &block_tuned)?;
     let whole = Job {
         model: &Model::open(&block_tuned)?,
         text: job.text,
@@ -112,7 +115,11 @@ fn recorded(
 
 /// Quantizes block by block with progress on standard error and writes the checkpoint to `out`. Also returns
 /// the run folder, which stays locked as long as that value lives.
-fn quantize_blocks(job: &Job<'_, QuantizeSettings>, out: &Path) -> Result<(QuantizeReport, RunFolder)> {
+fn quantize_blocks(
+    job: &Job<'_, QuantizeSettings>,
+    sketch: Option<&Path>,
+    out: &Path,
+) -> Result<(QuantizeReport, RunFolder)> {
     let settings = &job.settings;
     let sequences = job
         .text
@@ -120,6 +127,7 @@ fn quantize_blocks(job: &Job<'_, QuantizeSettings>, out: &Path) -> Result<(Quant
     let blocks = Blocks {
         job,
         sequences: &sequences,
+        sketch,
         out,
     };
     job.backend.run(job.model.config(), settings.seqlen, blocks)
@@ -129,6 +137,8 @@ fn quantize_blocks(job: &Job<'_, QuantizeSettings>, out: &Path) -> Result<(Quant
 struct Blocks<'a> {
     job: &'a Job<'a, QuantizeSettings>,
     sequences: &'a [&'a [u32]],
+    /// folder of the gradients' sketch
+    sketch: Option<&'a Path>,
     out: &'a Path,
 }
 
@@ -144,7 +154,12 @@ impl OnMachine for Blocks<'_> {
     }
 
     fn on<M: TrainOps>(self, mut machine: M) -> Result<Self::Output> {
-        let Self { job, sequences, out } = self;
+        let Self {
+            job,
+            sequences,
+            sketch,
+            out,
+        } = self;
         let settings = &job.settings;
         if let Some(memory) = job.memory {
             machine.bound_memory(memory, &job.folder, settings.sequences)?;
@@ -158,12 +173,21 @@ impl OnMachine for Blocks<'_> {
             machine.device(),
         )?;
         let folder = RunFolder::open_on(job.ranks, &job.folder, &description, job.resume)?;
+        let sketch = match (sketch, settings.sketch) {
+            (Some(folder), Some(of)) => {
+                let training = &sequences[..settings.sequences - settings.validation];
+                let training = sketch_sequences(training, of.seqlen);
+                Some(opened_or_computed(&machine, job, &training, of, folder)?)
+            }
+            _ => None,
+        };
         let mut progress = QuantizeProgress::new(job.model.config(), settings);
         let report = aqlm_engine::quantize(
             &machine,
             job.model,
             sequences,
             settings,
+            sketch.as_ref(),
             &folder,
             job.ranks,
             &mut |event| {
@@ -184,6 +208,31 @@ impl OnMachine for Blocks<'_> {
         }
         Ok((report, folder))
     }
+}
+
+/// The sketch of gradients in a folder; computed there first if the folder has none.
+fn opened_or_computed<M: TrainOps>(
+    machine: &M,
+    job: &Job<'_, QuantizeSettings>,
+    sequences: &[&[u32]],
+    settings: SketchSettings,
+    folder: &Path,
+) -> Result<Sketch> {
+    if let Some(sketch) = Sketch::open(folder, job.model, sequences, settings)? {
+        say(format_args!("gradients: the sketch in {}", folder.display()));
+        return Ok(sketch);
+    }
+    if job.ranks.size() > 1 {
+        return Err(Error::argument(
+            "--sketch",
+            "a finished sketch where several processes share the run; one process computes it",
+            folder.display().to_string(),
+        ));
+    }
+    let mut progress = SketchProgress::new(job.model.config().blocks.len(), sequences.len());
+    Sketch::compute(machine, job.model, sequences, settings, folder, &mut |event| {
+        progress.event(&event);
+    })
 }
 
 /// One row per block: the error of each layer, their distance from the limit, and the block's error after

@@ -1,7 +1,10 @@
+use std::sync::Arc;
+
 use aqlm_vocabulary::{
     AqlmError, FeedbackSettings, GroupOrder, Initialization, LayerSettings, Position, QuantizedMatrix,
     Result, StreamKey, Update,
 };
+use faer::Par;
 use ndarray::Array2;
 
 use super::beam_search::search;
@@ -11,6 +14,8 @@ use super::feedback_init::{self, Factor};
 use super::problem::{Problem, check_hessian, inner};
 use super::residual_init::residual_init;
 use super::trial::Trial;
+use crate::cpu::matvec::expect_len;
+use crate::cpu::product::product;
 
 /// A layer to be quantized, and the steps of its alternation (paper algorithm 1, lines 4 to 12).
 ///
@@ -20,10 +25,10 @@ use super::trial::Trial;
 pub struct LayerProblem {
     /// under the damped H
     problem: Problem,
-    /// damped H_jj of every input group, for the initialisation
+    /// damped H_jj of every input group, for the initialisation; none for rows with another target
     blocks: Vec<Vec<f64>>,
     /// the factor of the damped H in this order of groups, if the initialization needs it
-    factor: Option<(GroupOrder, Factor)>,
+    factor: Option<(GroupOrder, Arc<Factor>)>,
     /// the damping's addition to the diagonal
     ridge: f64,
     /// tr(W H W^T) under H without damping
@@ -46,7 +51,8 @@ impl LayerProblem {
         let factor = match settings.init {
             Initialization::Feedback(FeedbackSettings { order, .. }) => {
                 settings.scheme.groups(weight.nrows(), weight.ncols())?;
-                Some((order, Factor::new(&damped, settings.scheme.in_group_size, order)?))
+                let factor = Factor::new(&damped, settings.scheme.in_group_size, order)?;
+                Some((order, Arc::new(factor)))
             }
             _ => None,
         };
@@ -82,20 +88,69 @@ impl LayerProblem {
             Initialization::Residual => residual_init(weight, settings, key)?,
             Initialization::Em { rounds } => em_init_of_blocks(weight, &self.blocks, settings, rounds, key)?,
             Initialization::Feedback(feedback) => {
-                let factor = match &self.factor {
-                    Some((order, factor)) if *order == feedback.order => factor,
-                    _ => {
-                        return Err(AqlmError::argument(
-                            "init",
-                            "the initialization with which the layer was made",
-                            "feedback",
-                        ));
-                    }
-                };
+                let factor = self.factor(feedback.order)?;
                 return feedback_init::initialize(&self.problem, factor, settings, &feedback, key);
             }
         };
         Ok(Trial::new(&self.problem, first))
+    }
+
+    /// The factor of H in this order of groups.
+    fn factor(&self, order: GroupOrder) -> Result<&Factor> {
+        match &self.factor {
+            Some((made, factor)) if *made == order => Ok(factor),
+            _ => Err(AqlmError::argument(
+                "init",
+                "the initialization with which the layer was made",
+                "feedback",
+            )),
+        }
+    }
+
+    /// Some rows with a target of their own, [rows, in_features], under the same damped H, which is shared.
+    ///
+    /// # Errors
+    /// `Shape` when the rows have another number of inputs.
+    pub fn retargeted(&self, target: &Array2<f32>) -> Result<Self> {
+        let problem = self.problem.retargeted(target)?;
+        let norm = problem.norm() - self.ridge * inner(&problem.weight, &problem.weight);
+        Ok(Self {
+            problem,
+            blocks: Vec::new(),
+            factor: self.factor.clone(),
+            ridge: self.ridge,
+            norm,
+            dead_inputs: self.dead_inputs,
+        })
+    }
+
+    /// Codes for codebooks and scales of `matrix` by one pass of error feedback.
+    ///
+    /// # Errors
+    /// `Shape` when the matrix does not fit; `Argument` unless the layer was made for this initialization, or
+    /// for no hypotheses.
+    pub fn feedback(&self, matrix: QuantizedMatrix, feedback: &FeedbackSettings) -> Result<Trial> {
+        self.problem.check(&matrix)?;
+        feedback_init::searched(
+            &self.problem,
+            self.factor(feedback.order)?,
+            matrix,
+            feedback.hypotheses,
+        )
+    }
+
+    /// D H under the damped H for D [rows, in_features], or H_O D H with an H_O [rows, rows].
+    ///
+    /// # Errors
+    /// `Shape` when the rows have another number of inputs, or H_O does not fit them.
+    pub fn image(&self, outer: Option<&Array2<f32>>, dense: &Array2<f32>) -> Result<Array2<f32>> {
+        expect_len("inputs of rows", self.problem.weight.ncols(), dense.ncols())?;
+        let image = self.problem.image(dense);
+        let Some(outer) = outer else {
+            return Ok(image);
+        };
+        check_hessian(outer, dense.nrows())?;
+        Ok(product(outer.view(), image.view(), Par::rayon(0)))
     }
 
     /// A trial of a quantized matrix from any source.

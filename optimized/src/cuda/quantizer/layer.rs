@@ -11,10 +11,11 @@ use super::codebook_update::{Stop, update_trial};
 use super::em_init::Blocks;
 use super::factor::Factor;
 use super::feedback_init;
-use super::machine::Machine;
+use super::machine::{Block, Machine, Precision, Product};
 use super::problem::{Problem, Trial};
 use crate::cpu::quantizer::validate;
-use crate::cuda::{Device, Result};
+use crate::cuda::error::check_lengths;
+use crate::cuda::{Buffer, Device, Result};
 
 /// Quantizes layers on one GPU. Everything runs on the device's stream.
 #[derive(Clone)]
@@ -47,6 +48,15 @@ impl Layers {
         LayerProblem::new(&self.machine, weight, hessian, settings)
     }
 
+    /// A symmetric H_O, [out_features, out_features], on the device.
+    ///
+    /// # Errors
+    /// `Driver` when device memory is too small.
+    pub fn outer(&self, outer: &Array2<f64>) -> Result<Buffer<f32>> {
+        self.machine
+            .upload_rows(&outer.mapv(|value| value as f32), "H_O")
+    }
+
     /// Waits until the device has done everything that was asked of it.
     ///
     /// # Errors
@@ -68,7 +78,7 @@ pub struct LayerProblem {
     /// damped H_jj of every input group, if the initialization needs them
     blocks: Option<Blocks>,
     /// the factor of the damped H in this order of groups, likewise
-    factor: Option<(GroupOrder, Factor)>,
+    factor: Option<(GroupOrder, Arc<Factor>)>,
     /// the damping's addition to the diagonal
     ridge: f64,
     /// tr(W H W^T) under H without damping
@@ -99,7 +109,8 @@ impl LayerProblem {
             }
             Initialization::Feedback(FeedbackSettings { order, .. }) => {
                 settings.scheme.groups(weight.nrows(), weight.ncols())?;
-                factor = Some((order, Factor::new(machine, &damped, &on_device, gi, order)?));
+                let made = Factor::new(machine, &damped, &on_device, gi, order)?;
+                factor = Some((order, Arc::new(made)));
             }
         }
         // The contribution of the damping is known and is subtracted.
@@ -132,9 +143,6 @@ impl LayerProblem {
     /// the device can hold.
     pub fn initialize(&self, settings: &LayerSettings, key: StreamKey) -> Result<Trial> {
         let (machine, problem) = (&*self.machine, &self.problem);
-        let other = |init: &str| {
-            AqlmError::argument("init", "the initialization with which the layer was made", init)
-        };
         let first = match settings.init {
             Initialization::Residual => {
                 machine.initialize(&problem.weight, self.shape(), settings, key, |_, _| Ok(()))?
@@ -150,14 +158,86 @@ impl LayerProblem {
                 )?
             }
             Initialization::Feedback(feedback) => {
-                let factor = match &self.factor {
-                    Some((order, factor)) if *order == feedback.order => factor,
-                    _ => return Err(other("feedback").into()),
-                };
+                let factor = self.factor(feedback.order)?;
                 return feedback_init::initialize(machine, problem, factor, settings, &feedback, key);
             }
         };
         Trial::new(machine, problem, first)
+    }
+
+    /// The factor of H in this order of groups.
+    fn factor(&self, order: GroupOrder) -> Result<&Factor> {
+        match &self.factor {
+            Some((made, factor)) if *made == order => Ok(factor),
+            _ => Err(other("feedback").into()),
+        }
+    }
+
+    /// Some rows with a target of their own, [rows, in_features], under the same damped H, which is shared.
+    ///
+    /// # Errors
+    /// `Length` when the rows have another number of inputs; `Driver` when device memory is too small.
+    pub fn retargeted(&self, target: &Array2<f32>) -> Result<Self> {
+        let machine = &self.machine;
+        let problem = self.problem.retargeted(machine, target)?;
+        let norm = problem.norm(machine)? - self.ridge * machine.inner(&problem.weight, &problem.weight)?;
+        Ok(Self {
+            machine: Arc::clone(machine),
+            problem,
+            blocks: None,
+            factor: self.factor.clone(),
+            ridge: self.ridge,
+            norm,
+            dead_inputs: self.dead_inputs,
+        })
+    }
+
+    /// Codes for codebooks and scales of `matrix` by one pass of error feedback.
+    ///
+    /// # Errors
+    /// `Shape` when the matrix does not fit; `Argument` unless the layer was made for this initialization, or
+    /// for no hypotheses; `Unsupported` for more hypotheses than the device can hold.
+    pub fn feedback(&self, matrix: &QuantizedMatrix, feedback: &FeedbackSettings) -> Result<Trial> {
+        self.problem.check(matrix)?;
+        let matrix = self.machine.upload_matrix(matrix)?;
+        let factor = self.factor(feedback.order)?;
+        feedback_init::trial(&self.machine, &self.problem, factor, matrix, feedback.hypotheses)
+    }
+
+    /// D H under the damped H for D [rows, in_features], or H_O D H with an H_O [rows, rows] of
+    /// [`Layers::outer`].
+    ///
+    /// # Errors
+    /// `Length` when the rows have another number of inputs, or H_O does not fit them; `Driver`, `Library`.
+    pub fn image(&self, outer: Option<&Buffer<f32>>, dense: &Array2<f32>) -> Result<Array2<f32>> {
+        let (rows, width) = dense.dim();
+        check_lengths(&[("inputs of rows", self.problem.width, width)])?;
+        let machine = &self.machine;
+        let dense = machine.upload_rows(dense, "rows")?;
+        let mut image = machine.image(&dense, &self.problem.hessian, width, Precision::Full)?;
+        if let Some(outer) = outer {
+            check_lengths(&[("H_O", rows * rows, outer.len())])?;
+            let right = std::mem::replace(&mut image, machine.fresh(rows * width, "H_O D H")?);
+            let block = |buffer: &Buffer<f32>, stride| Block {
+                at: machine.address(buffer),
+                stride,
+            };
+            machine.product::<f32>(
+                &Product::new(rows, width, rows),
+                [block(outer, rows), block(&right, width), block(&image, width)],
+            )?;
+        }
+        let image = machine.download(&image)?;
+        let expected = vec![rows, width];
+        let found = vec![image.len()];
+        Array2::from_shape_vec((rows, width), image).map_err(|_| {
+            AqlmError::Shape {
+                what: "an image of rows".into(),
+                expected,
+                found,
+            }
+            .into()
+        })
     }
 
     /// A trial of a quantized matrix from any source.
@@ -200,4 +280,8 @@ impl LayerProblem {
     pub fn matrix(&self, trial: &Trial) -> Result<QuantizedMatrix> {
         self.machine.download_matrix(&trial.matrix)
     }
+}
+
+fn other(init: &str) -> AqlmError {
+    AqlmError::argument("init", "the initialization with which the layer was made", init)
 }
