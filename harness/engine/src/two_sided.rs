@@ -21,7 +21,7 @@ use crate::ops::LayerOps;
 use aqlm_formats::Result;
 
 /// Rows that are searched together.
-const ROWS: usize = 32;
+pub const ROWS: usize = 32;
 
 /// How often rows that were not accepted are searched again.
 const TRIES: usize = 4;
@@ -30,7 +30,11 @@ const TRIES: usize = 4;
 pub const OUTER_DAMPING: f64 = 1e-2;
 
 /// When codebooks are good enough for the next search of codes.
-const ENOUGH: [f64; 2] = [0.01, 1e-5];
+pub const ENOUGH: Descent = Descent {
+    steps: usize::MAX,
+    of_gain: 0.01,
+    of_loss: 1e-5,
+};
 
 /// A layer and the two metrics of its error.
 struct TwoSided<'a, O: LayerOps> {
@@ -219,12 +223,7 @@ impl<'a, O: LayerOps> TwoSided<'a, O> {
         };
         let scheme = state.matrix.scheme();
         let unknowns = scheme.num_codebooks * scheme.codebook_size() * scheme.in_group_size;
-        let [of_gain, of_loss] = ENOUGH;
-        let descent = Descent {
-            steps: if unknowns <= max_unknowns { unknowns } else { cg_steps },
-            of_gain,
-            of_loss,
-        };
+        let descent = ENOUGH.with_steps(if unknowns <= max_unknowns { unknowns } else { cg_steps });
         let both = |dense: &Array2<f64>| self.ops.image(self.problem, Some(&self.there), dense);
         let right = |dense: &Array2<f64>| self.ops.image(self.problem, None, dense);
         for round in 0..scale_rounds.max(1) {

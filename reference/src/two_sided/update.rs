@@ -28,6 +28,11 @@ impl Descent {
             of_loss: 0.0,
         }
     }
+
+    /// The same with another number of steps.
+    pub const fn with_steps(self, steps: usize) -> Self {
+        Self { steps, ..self }
+    }
 }
 
 /// Codebooks and scales updated in turn under tr(H_O E H E^T), `rounds` times; the codes stay.
