@@ -9,7 +9,7 @@ use aqlm_engine::backends::{OnMachine, TrainingPrecision};
 use aqlm_engine::ops::TrainOps;
 use aqlm_engine::ranks::wait_for_first;
 use aqlm_engine::runs::records::{self, QuantizeRecord};
-use aqlm_engine::sketch::{Sketch, sketch_sequences};
+use aqlm_engine::sketch::{Sketch, SketchEvent, sketch_sequences};
 use aqlm_engine::{
     BlockReport, EndToEndReport, EndToEndSettings, QuantizeReport, QuantizeSettings, RunDescription,
     RunFolder, SketchSettings, publish,
@@ -172,15 +172,14 @@ impl OnMachine for Blocks<'_> {
             machine.kind(),
             machine.device(),
         )?;
-        let folder = RunFolder::open_on(job.ranks, &job.folder, &description, job.resume)?;
-        let sketch = match (sketch, settings.sketch) {
-            (Some(folder), Some(of)) => {
-                let training = &sequences[..settings.sequences - settings.validation];
-                let training = sketch_sequences(training, of.seqlen);
-                Some(opened_or_computed(&machine, job, &training, of, folder)?)
-            }
+        let wanted = match (sketch, settings.sketch) {
+            (Some(folder), Some(of)) => Some(WantedSketch::open(job, sequences, of, folder)?),
             _ => None,
         };
+        let folder = RunFolder::open_on(job.ranks, &job.folder, &description, job.resume)?;
+        let sketch = wanted
+            .map(|wanted| wanted.found_or_computed(&machine, job))
+            .transpose()?;
         let mut progress = QuantizeProgress::new(job.model.config(), settings);
         let report = aqlm_engine::quantize(
             &machine,
@@ -210,29 +209,60 @@ impl OnMachine for Blocks<'_> {
     }
 }
 
-/// The sketch of gradients in a folder; computed there first if the folder has none.
-fn opened_or_computed<M: TrainOps>(
-    machine: &M,
-    job: &Job<'_, QuantizeSettings>,
-    sequences: &[&[u32]],
+/// The sketch of gradients that a run needs, and what its folder holds.
+struct WantedSketch<'a> {
+    folder: &'a Path,
     settings: SketchSettings,
-    folder: &Path,
-) -> Result<Sketch> {
-    if let Some(sketch) = Sketch::open(folder, job.model, sequences, settings)? {
-        say(format_args!("gradients: the sketch in {}", folder.display()));
-        return Ok(sketch);
+    sequences: Vec<&'a [u32]>,
+    found: Option<Sketch>,
+}
+
+impl<'a> WantedSketch<'a> {
+    /// Looks into the folder, before anything is written anywhere.
+    fn open(
+        job: &Job<'_, QuantizeSettings>,
+        sequences: &[&'a [u32]],
+        settings: SketchSettings,
+        folder: &'a Path,
+    ) -> Result<Self> {
+        let training = &sequences[..job.settings.sequences - job.settings.validation];
+        let sequences = sketch_sequences(training, settings.seqlen);
+        let found = Sketch::open(folder, job.model, &sequences, settings)?;
+        if found.is_none() && job.ranks.size() > 1 {
+            return Err(Error::argument(
+                "--sketch",
+                "a finished sketch where several processes share the run; one process computes it",
+                folder.display().to_string(),
+            ));
+        }
+        Ok(Self {
+            folder,
+            settings,
+            sequences,
+            found,
+        })
     }
-    if job.ranks.size() > 1 {
-        return Err(Error::argument(
-            "--sketch",
-            "a finished sketch where several processes share the run; one process computes it",
-            folder.display().to_string(),
-        ));
+
+    fn found_or_computed<M: TrainOps>(
+        self,
+        machine: &M,
+        job: &Job<'_, QuantizeSettings>,
+    ) -> Result<Sketch> {
+        if let Some(sketch) = self.found {
+            say(format_args!("gradients: the sketch in {}", self.folder.display()));
+            return Ok(sketch);
+        }
+        let mut progress = SketchProgress::new(job.model.config().blocks.len(), self.sequences.len());
+        let mut observe = |event: SketchEvent<'_>| progress.event(&event);
+        Sketch::compute(
+            machine,
+            job.model,
+            &self.sequences,
+            self.settings,
+            self.folder,
+            &mut observe,
+        )
     }
-    let mut progress = SketchProgress::new(job.model.config().blocks.len(), sequences.len());
-    Sketch::compute(machine, job.model, sequences, settings, folder, &mut |event| {
-        progress.event(&event);
-    })
 }
 
 /// One row per block: the error of each layer, their distance from the limit, and the block's error after
