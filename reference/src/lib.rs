@@ -49,6 +49,6 @@ pub use mrf::{MAX_COMBINATIONS, Mrf, exhaustive_search};
 pub use optimizer::Stepper;
 pub use residual_init::residual_init;
 pub use two_sided::{
-    Descent, damped_outer, require_single_rows, two_sided_codebooks, two_sided_feedback, two_sided_loss,
-    two_sided_scales, two_sided_search, two_sided_update,
+    Descent, damped_outer, require_single_rows, two_sided_codebooks, two_sided_loss, two_sided_scales,
+    two_sided_search, two_sided_update,
 };

@@ -43,7 +43,11 @@ fn a_sketch_is_computed_once_and_decides_the_codes() {
     let stored = files(&sketch);
     assert_eq!(stored.len(), 5, "a file for each of 4 blocks, and the record");
     let run = std::fs::read_to_string(first.join("run.json")).unwrap();
-    for field in ["\"objective\": \"two_sided\"", "\"hessian\": \"sketched\"", "\"draws\": 1"] {
+    for field in [
+        "\"objective\": \"two_sided\"",
+        "\"hessian\": \"sketched\"",
+        "\"draws\": 1",
+    ] {
         assert!(run.contains(field), "{field} in {run}");
     }
 
@@ -51,7 +55,11 @@ fn a_sketch_is_computed_once_and_decides_the_codes() {
     let again = folder.path().join("again");
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_aqlm"));
     let arguments = quantization(&text, &again, &both);
-    let output = command.args(&arguments).env("RAYON_NUM_THREADS", "1").output().unwrap();
+    let output = command
+        .args(&arguments)
+        .env("RAYON_NUM_THREADS", "1")
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", message(&output));
     assert!(message(&output).contains("the sketch in"), "{}", message(&output));
     assert_eq!(model_bytes(&again), model_bytes(&first));
@@ -59,7 +67,14 @@ fn a_sketch_is_computed_once_and_decides_the_codes() {
 
     // So does the sketch itself on one thread.
     let other = folder.path().join("other sketch");
-    let given = ["--sketch", other.to_str().unwrap(), "--sketch-draws", "1", "--hessian", "sketched"];
+    let given = [
+        "--sketch",
+        other.to_str().unwrap(),
+        "--sketch-draws",
+        "1",
+        "--hessian",
+        "sketched",
+    ];
     let third = folder.path().join("third");
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_aqlm"));
     let output = command
@@ -87,13 +102,19 @@ fn a_sketch_is_computed_once_and_decides_the_codes() {
     // A sketch of other draws, another seed or another text is refused by name.
     let out = folder.path().join("refused");
     let draws = ["--sketch", sketch.to_str().unwrap(), "--hessian", "sketched"];
-    refused(&quantization(&text, &out, &draws), &["sketch.json", "draws", "2", "1"]);
+    refused(
+        &quantization(&text, &out, &draws),
+        &["sketch.json", "draws", "2", "1"],
+    );
     let seed = [&draws[..], &["--sketch-draws", "1", "--seed", "7"]].concat();
     let out = folder.path().join("refused for its seed");
     refused(&quantization(&text, &out, &seed), &["sketch.json", "seed"]);
     let other_text = first_documents(folder.path(), "calibration.jsonl", 20);
     let out = folder.path().join("refused for its text");
-    refused(&quantization(&other_text, &out, &both), &["sketch.json", "text_sha256"]);
+    refused(
+        &quantization(&other_text, &out, &both),
+        &["sketch.json", "text_sha256"],
+    );
     assert!(!out.exists(), "nothing is written before a refusal");
 
     // A damaged block is noticed.
@@ -103,7 +124,10 @@ fn a_sketch_is_computed_once_and_decides_the_codes() {
     bytes[middle] ^= 1;
     std::fs::write(&block, bytes).unwrap();
     let out = folder.path().join("damaged");
-    refused(&quantization(&text, &out, &both), &["block_0002.safetensors", "sha256"]);
+    refused(
+        &quantization(&text, &out, &both),
+        &["block_0002.safetensors", "sha256"],
+    );
 }
 
 #[test]
@@ -126,7 +150,12 @@ fn options_that_do_not_fit_are_refused_by_name() {
             &["--update", "closed-form"],
         ),
         (
-            &["--hessian", "sketched", "--sketch", folder.path().to_str().unwrap()],
+            &[
+                "--hessian",
+                "sketched",
+                "--sketch",
+                folder.path().to_str().unwrap(),
+            ],
             &["expected a sketch"],
         ),
     ];

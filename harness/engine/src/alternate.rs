@@ -95,7 +95,10 @@ pub fn alternate_with<O: LayerOps>(
 
 /// Rejects settings that do not fit a layer of [out_features, in_features]; returns the number of input
 /// groups.
-pub(crate) fn check_settings((out_features, in_features): (usize, usize), settings: &LayerSettings) -> Result<usize> {
+pub(crate) fn check_settings(
+    (out_features, in_features): (usize, usize),
+    settings: &LayerSettings,
+) -> Result<usize> {
     let scheme = settings.scheme;
     let (out_groups, in_groups) = scheme.groups(out_features, in_features)?;
     if settings.beam == 0 {

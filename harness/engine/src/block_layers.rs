@@ -187,7 +187,11 @@ impl<M: BlockOps> Job<'_, M> {
                     init: Initialization::Residual,
                     ..settings.layer.clone()
                 };
-                (matrix, report, machine.layer_problem(block, layer, hessian, &plain)?)
+                (
+                    matrix,
+                    report,
+                    machine.layer_problem(block, layer, hessian, &plain)?,
+                )
             }
         };
         let name = config.layer_name(index, layer);

@@ -13,8 +13,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, BlockWeights, FeedbackSettings, LayerId, LayerSettings, ModelTuning, ModelWeights, Position,
-    QuantizedMatrix, StreamKey, Tuned, Update,
+    AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelTuning, ModelWeights,
+    Position, QuantizedMatrix, StreamKey, Tuned, Update,
 };
 pub use aqlm_vocabulary::{BlockTraining, GradientSums, ModelTraining, PartSums};
 use ndarray::{Array1, Array2, Axis, s};
@@ -86,15 +86,6 @@ pub trait LayerOps {
     /// Some rows with a target of their own, [rows, in_features], under the problem's damped H, which is
     /// shared.
     fn retargeted(&self, problem: &Self::Problem, target: &Array2<f32>) -> Result<Self::Problem>;
-
-    /// Codes for codebooks and scales of `matrix` by one pass of error feedback; its own codes are not used.
-    /// Fails with `Argument` unless the problem was made for this initialization.
-    fn feedback(
-        &self,
-        problem: &Self::Problem,
-        matrix: QuantizedMatrix,
-        feedback: &FeedbackSettings,
-    ) -> Result<Self::Trial>;
 
     /// Takes a symmetric H_O, [out_features, out_features].
     fn outer(&self, outer: &Array2<f64>) -> Result<Self::Outer>;

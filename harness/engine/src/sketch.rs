@@ -395,7 +395,10 @@ mod tests {
 
     #[test]
     fn labels_follow_their_probabilities() {
-        let logits = ndarray::array![[0.0_f64.ln(), 0.25_f64.ln(), 0.75_f64.ln()], [5.0, -900.0, -900.0]];
+        let logits = ndarray::array![
+            [0.0_f64.ln(), 0.25_f64.ln(), 0.75_f64.ln()],
+            [5.0, -900.0, -900.0]
+        ];
         let at = |chance| drawn(&logits, &[chance, chance]);
         assert_eq!(at(0.0), [1, 0]);
         assert_eq!(at(0.2499), [1, 0]);

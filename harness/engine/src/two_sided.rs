@@ -1,30 +1,25 @@
 //! One layer under the two-sided objective tr(H_O E H E^T), E = W - Q, over the steps of any machine
 //! (`reference/src/two_sided/`).
 //!
-//! A machine knows one-sided problems. Given all other rows, a few rows of a layer are one, with a target of
-//! their own under the same H ([`LayerOps::retargeted`]). Rows that are searched together do not see each
-//! other; what they found is then accepted row by row, as far as it lowers the exact loss.
+//! A machine knows one-sided problems. Given all other rows, a row of a layer is one, with a target of its own
+//! under the same H ([`LayerOps::retargeted`]). All rows are searched together, as if each were the only one
+//! to move. What they found is then accepted row by row, as far as it lowers the exact loss.
 
-use std::ops::Range;
-
-use aqlm_reference::linalg::{Cholesky, product, solve_transposed};
+use aqlm_reference::linalg::product;
 pub use aqlm_reference::require_single_rows;
 use aqlm_reference::{Descent, damped_outer, decode, two_sided_codebooks, two_sided_scales};
 use aqlm_vocabulary::{
-    AqlmError, FeedbackSettings, Initialization, LayerEvent, LayerReport, LayerSettings, Position, Purpose,
-    QuantizedMatrix, StreamKey, Update, sweep_order,
+    AqlmError, LayerEvent, LayerReport, LayerSettings, Position, Purpose, QuantizedMatrix, StreamKey, Update,
+    sweep_order,
 };
-use ndarray::{Array1, Array2, Axis, s};
+use ndarray::{Array1, Array2, Axis};
 
 use crate::alternate::check_settings;
 use crate::ops::LayerOps;
 use aqlm_formats::Result;
 
-/// Rows that are searched together.
-pub const ROWS: usize = 32;
-
-/// How often rows that were not accepted are searched again.
-const TRIES: usize = 4;
+/// How often rows are searched in a sweep: all of them, then those that were not accepted, and so on.
+const TRIES: usize = 8;
 
 /// Added to the diagonal of H_O, as a share of its mean.
 pub const OUTER_DAMPING: f64 = 1e-2;
@@ -60,8 +55,8 @@ struct State {
     loss: f64,
 }
 
-/// Quantizes one layer under tr(H_O E H E^T): the one-sided initialisation, one pass of error feedback over
-/// rows, then rounds of (codebooks and scales, one sweep of coordinate search over rows), under the rules of
+/// Quantizes one layer under tr(H_O E H E^T): the one-sided initialisation, then rounds of (codebooks and
+/// scales, one sweep of coordinate search over rows), under the rules of
 /// [`alternate`](crate::alternate::alternate).
 ///
 /// `problem` belongs to `weight` [out_features, in_features] and `hessian` [in_features, in_features]. `outer`
@@ -83,12 +78,6 @@ pub fn alternate_two_sided<O: LayerOps>(
     let first = ops.initialize(problem, settings, key)?;
     let mut state = sides.state(ops.matrix(problem, &first)?)?;
     drop(first);
-    if let Initialization::Feedback(feedback) = &settings.init {
-        let other = sides.feedback(&state.matrix, feedback)?;
-        if other.loss < state.loss {
-            state = other;
-        }
-    }
     let initial_error = sides.relative(&state);
     observe(LayerEvent::Initialized { loss: initial_error });
 
@@ -175,35 +164,11 @@ impl<'a, O: LayerOps> TwoSided<'a, O> {
 
     /// The loss as a share of that of the weight itself.
     fn relative(&self, state: &State) -> f64 {
-        if state.loss == 0.0 { 0.0 } else { state.loss / self.norm }
-    }
-
-    /// Blocks of rows, first to last.
-    fn blocks(&self) -> impl DoubleEndedIterator<Item = Range<usize>> + use<O> {
-        let rows = self.weight.nrows();
-        (0..rows.div_ceil(ROWS)).map(move |block| block * ROWS..rows.min((block + 1) * ROWS))
-    }
-
-    /// Error feedback over rows, last to first, and inside a row over input groups.
-    fn feedback(&self, matrix: &QuantizedMatrix, feedback: &FeedbackSettings) -> Result<State> {
-        let lower = Cholesky::new(self.outer.view(), 0.0, "H_O")?.lower();
-        let mut error = Array2::<f64>::zeros(self.weight.dim());
-        let mut codes = matrix.codes().clone();
-        for own in self.blocks().rev() {
-            let coupling = lower.slice(s![own.end.., own.clone()]);
-            let behind = product(coupling.t(), error.slice(s![own.end.., ..]));
-            let shift = solve_transposed(lower.slice(s![own.clone(), own.clone()]), behind);
-            let weight = self.weight.slice(s![own.clone(), ..]);
-            let rows: Vec<usize> = own.clone().collect();
-            let part = self.ops.retargeted(self.problem, &narrow(&(&weight + &shift)))?;
-            let trial = self.ops.feedback(&part, rows_of(matrix, &rows)?, feedback)?;
-            let found = self.ops.matrix(&part, &trial)?;
-            error
-                .slice_mut(s![own.clone(), ..])
-                .assign(&(&weight - &decode(&found)));
-            codes.slice_mut(s![own, .., ..]).assign(found.codes());
+        if state.loss == 0.0 {
+            0.0
+        } else {
+            state.loss / self.norm
         }
-        self.state(matrix.clone().with_codes(codes)?)
     }
 
     /// Codebooks and scales in turn. A step that would raise the loss is not taken.
@@ -223,7 +188,11 @@ impl<'a, O: LayerOps> TwoSided<'a, O> {
         };
         let scheme = state.matrix.scheme();
         let unknowns = scheme.num_codebooks * scheme.codebook_size() * scheme.in_group_size;
-        let descent = ENOUGH.with_steps(if unknowns <= max_unknowns { unknowns } else { cg_steps });
+        let descent = ENOUGH.with_steps(if unknowns <= max_unknowns {
+            unknowns
+        } else {
+            cg_steps
+        });
         let both = |dense: &Array2<f64>| self.ops.image(self.problem, Some(&self.there), dense);
         let right = |dense: &Array2<f64>| self.ops.image(self.problem, None, dense);
         for round in 0..scale_rounds.max(1) {
@@ -254,23 +223,23 @@ impl<'a, O: LayerOps> TwoSided<'a, O> {
         Ok(if other.loss < state.loss { other } else { state })
     }
 
-    /// One sweep of coordinate search: blocks of rows one after another, each from its current codes.
+    /// One sweep of coordinate search from the current codes.
     fn search(&self, state: State, order: &[Position], beam: usize) -> Result<State> {
         let State {
-            matrix, mut error, ..
+            mut matrix,
+            mut error,
+            ..
         } = state;
-        let mut codes = matrix.codes().clone();
-        for own in self.blocks() {
-            let mut rows: Vec<usize> = own.collect();
-            for _ in 0..TRIES {
-                let current = matrix.clone().with_codes(codes.clone())?;
-                rows = self.search_rows(&rows, &current, &mut error, &mut codes, order, beam)?;
-                if rows.is_empty() {
-                    break;
-                }
+        let mut rows: Vec<usize> = (0..error.nrows()).collect();
+        for _ in 0..TRIES {
+            let mut codes = matrix.codes().clone();
+            rows = self.search_rows(&rows, &matrix, &mut error, &mut codes, order, beam)?;
+            matrix = matrix.with_codes(codes)?;
+            if rows.is_empty() {
+                break;
             }
         }
-        self.state(matrix.with_codes(codes)?)
+        self.state(matrix)
     }
 
     /// Searches these rows together, and accepts what each has found in the order of gains, as far as it

@@ -14,7 +14,7 @@ use faer::linalg::cholesky::llt;
 use faer::linalg::evd::{self, ComputeEigenvectors};
 use faer::linalg::matmul;
 use faer::{Accum, MatMut, MatRef, Par, Spec};
-use ndarray::{Array2, ArrayView2, Axis, s};
+use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
 
 use self::upper_registers::clear_upper_registers;
@@ -204,22 +204,6 @@ pub fn solve_spd(a: ArrayView2<'_, f64>, b: ArrayView2<'_, f64>, what: &str) -> 
     Ok(Cholesky::new(a, 0.0, what)?.solve(b))
 }
 
-/// X of L^T X = B for a lower triangular L [n, n] and B [n, k]: the last row first. What lies above L's
-/// diagonal is not read.
-///
-/// # Panics
-/// When L and B differ in their number of rows.
-pub fn solve_transposed(lower: ArrayView2<'_, f64>, mut b: Array2<f64>) -> Array2<f64> {
-    for i in (0..b.nrows()).rev() {
-        let (mut row, behind) = b.multi_slice_mut((s![i, ..], s![i + 1.., ..]));
-        for (k, other) in behind.outer_iter().enumerate() {
-            row.scaled_add(-lower[[i + 1 + k, i]], &other);
-        }
-        row /= lower[[i, i]];
-    }
-    b
-}
-
 /// The eigenvalues of a symmetric matrix, in ascending order.
 ///
 /// # Errors
@@ -351,14 +335,5 @@ mod tests {
             Cholesky::new(a.slice(ndarray::s![..3, ..]), 0.0, "a"),
             Err(AqlmError::Shape { .. })
         ));
-    }
-
-    #[test]
-    fn triangular_systems_are_solved() {
-        let lower = Cholesky::new(spd(1, 6).view(), 0.0, "a").unwrap().lower();
-        let x = gaussian(2, 6, 3);
-        let found = solve_transposed(lower.view(), lower.t().dot(&x));
-        // backward stable; the factor's condition is below 1e3
-        assert!((found - x).iter().all(|d| d.abs() <= 1e3 * 36.0 * f64::EPSILON));
     }
 }

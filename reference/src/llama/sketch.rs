@@ -4,7 +4,9 @@ use super::linear::linear_backward;
 use super::model::finished;
 use super::norm::{norm, norm_backward};
 use super::soft_cap::soft_cap_slope;
-use super::{Model, Rotary, block_backward, block_forward, block_forward_traced, cross_entropy, embed, linear};
+use super::{
+    Model, Rotary, block_backward, block_forward, block_forward_traced, cross_entropy, embed, linear,
+};
 use crate::linalg::product;
 use aqlm_vocabulary::{ArchSpec, GradientSums, Result};
 
@@ -124,7 +126,9 @@ mod tests {
                 // A central difference errs by the third derivative times step^2 / 6 and by the rounding of a
                 // loss near 10 over the step: 1e-10 and 1e-9 beside gradients near 1.
                 let size = expected.diag().sum();
-                let largest = (found - &expected).iter().fold(0.0, |top: f64, x| top.max(x.abs()));
+                let largest = (found - &expected)
+                    .iter()
+                    .fold(0.0, |top: f64, x| top.max(x.abs()));
                 assert!(largest <= 1e-7 * size, "{largest} beside {size}");
             }
         }
@@ -142,6 +146,9 @@ mod tests {
             assert_eq!(both.outer, one.outer + other.outer);
             assert_eq!(both.inner, one.inner + other.inner);
         }
-        assert!(sketch(&model, &[a], &labels[1..]).is_err(), "two labels for five tokens");
+        assert!(
+            sketch(&model, &[a], &labels[1..]).is_err(),
+            "two labels for five tokens"
+        );
     }
 }

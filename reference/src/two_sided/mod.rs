@@ -2,17 +2,14 @@
 //! [in_features, in_features] (YAQA, arXiv:2505.22988).
 //!
 //! H_O = I is the layer error of the rest of this crate. Any other H_O couples the rows of E. Given all other
-//! rows, a row is a problem of the usual kind with another target ([`two_sided_search`]); given the rows
-//! behind it, so is a row of error feedback ([`two_sided_feedback`]). Codebooks and scales have a joint
-//! minimum ([`two_sided_update`]).
+//! rows, a row is a problem of the usual kind with another target ([`two_sided_search`]). Codebooks and scales
+//! each have a joint minimum ([`two_sided_update`]).
 //!
 //! An output group must be one row: two rows that share a code are two different places of H_O.
 
-mod feedback;
 mod search;
 mod update;
 
-pub use feedback::two_sided_feedback;
 pub use search::two_sided_search;
 pub use update::{Descent, two_sided_codebooks, two_sided_scales, two_sided_update};
 
@@ -143,7 +140,10 @@ mod tests {
         let outer = spd(5, 7) * 1e-9;
         let found = damped_outer(&outer, 0.25).unwrap();
         assert!((found.diag().sum() - 7.0 * 1.25).abs() <= 100.0 * f64::EPSILON);
-        assert_eq!(damped_outer(&Array2::zeros((3, 3)), 0.25).unwrap(), Array2::<f64>::eye(3));
+        assert_eq!(
+            damped_outer(&Array2::zeros((3, 3)), 0.25).unwrap(),
+            Array2::<f64>::eye(3)
+        );
         let mut bad = outer;
         bad[[2, 2]] = -1.0;
         assert!(damped_outer(&bad, 0.0).is_err());
@@ -153,7 +153,9 @@ mod tests {
 
     #[test]
     fn rows_that_share_codes_are_refused_by_name() {
-        let error = require_single_rows("2x3g4o2".parse().unwrap()).unwrap_err().to_string();
+        let error = require_single_rows("2x3g4o2".parse().unwrap())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("2x3g4o2"), "{error}");
     }
 }

@@ -143,7 +143,10 @@ mod tests {
             for code in 0..8 {
                 let mut other = p.matrix.codes().clone();
                 other[[row, 0, 0]] = code;
-                assert!(found <= loss(&p, &outer, &other) * (1.0 + 1e-12), "row {row}, code {code}");
+                assert!(
+                    found <= loss(&p, &outer, &other) * (1.0 + 1e-12),
+                    "row {row}, code {code}"
+                );
             }
         }
     }

@@ -14,8 +14,8 @@ use aqlm_engine::{
     BlockReport, EndToEndReport, EndToEndSettings, QuantizeReport, QuantizeSettings, RunDescription,
     RunFolder, SketchSettings, publish,
 };
-use aqlm_formats::{Error, Result};
 use aqlm_formats::model::{Model, keeps_bf16};
+use aqlm_formats::{Error, Result};
 
 /// Subfolders of a run with end-to-end tuning: the model before the tuning, and the run that tunes it.
 const BEFORE: &str = "block-tuned";
@@ -243,11 +243,7 @@ impl<'a> WantedSketch<'a> {
         })
     }
 
-    fn found_or_computed<M: TrainOps>(
-        self,
-        machine: &M,
-        job: &Job<'_, QuantizeSettings>,
-    ) -> Result<Sketch> {
+    fn found_or_computed<M: TrainOps>(self, machine: &M, job: &Job<'_, QuantizeSettings>) -> Result<Sketch> {
         if let Some(sketch) = self.found {
             say(format_args!("gradients: the sketch in {}", self.folder.display()));
             return Ok(sketch);

@@ -12,7 +12,6 @@ use crate::Comparison;
 use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Kind, Problem, llama as cases, strategy};
 use crate::compare::{Against, Findings};
-use crate::limits::Measure;
 use crate::subject::Subject;
 use aqlm_formats::Result;
 use aqlm_optimized::cuda::training::Precision;
@@ -143,9 +142,13 @@ fn compared(
                 ("G G^T", (|sums| &sums.outer) as fn(&Sums) -> &Array2<f64>),
                 ("G^T G", |sums| &sums.inner),
             ] {
-                let found: Vec<f64> =
-                    found.map_or_else(Vec::new, |sums| of(sums).iter().copied().collect());
-                comparisons.push(zero_or(check, &format!("{side} of {name}"), &found, of(expected))?);
+                let found: Vec<f64> = found.map_or_else(Vec::new, |sums| of(sums).iter().copied().collect());
+                comparisons.push(zero_or(
+                    check,
+                    &format!("{side} of {name}"),
+                    &found,
+                    of(expected),
+                )?);
             }
         }
     }

@@ -2,10 +2,10 @@ use std::sync::Arc;
 
 use aqlm_engine::backends::{CpuLayers, CudaLayers};
 use aqlm_engine::ops::LayerOps;
-use aqlm_engine::two_sided::{ENOUGH, OUTER_DAMPING, ROWS, alternate_two_sided};
+use aqlm_engine::two_sided::{ENOUGH, OUTER_DAMPING, alternate_two_sided};
 use aqlm_reference::{
-    damped, damped_outer, dead_inputs, decode, feedback_init, two_sided_feedback, two_sided_loss,
-    two_sided_search, two_sided_update,
+    damped, damped_outer, dead_inputs, decode, feedback_init, two_sided_loss, two_sided_search,
+    two_sided_update,
 };
 use aqlm_vocabulary::{
     FeedbackSettings, GroupOrder, Initialization, LayerReport, LayerSettings, Purpose, QuantizedMatrix,
@@ -25,7 +25,7 @@ use crate::subject::Subject;
 use crate::{Comparison, largest};
 use aqlm_formats::Result;
 
-/// Fields of the id after the values. The beam is also the number of hypotheses of error feedback.
+/// Fields of the id after the values. The beam is also the number of hypotheses of the initialisation.
 const FIELDS: &[Field] = &[Field::Inputs, Field::Beam, Field::Search];
 
 /// The alternation for one layer under the two-sided objective.
@@ -174,12 +174,6 @@ fn reference(data: &TwoSidedLayer) -> Result<(QuantizedMatrix, LayerReport)> {
     let norm = two_sided_loss(weight, &outer, &hessian);
     let relative = |loss: f64| if loss == 0.0 { 0.0 } else { loss / norm };
     let mut matrix = feedback_init(weight, &hessian, &settings, &feedback, key)?;
-    let FeedbackSettings { hypotheses, order, .. } = feedback;
-    let codes = two_sided_feedback(weight, &outer, &hessian, &matrix, hypotheses, order, ROWS)?;
-    let other = matrix.clone().with_codes(codes)?;
-    if loss(&other) < loss(&matrix) {
-        matrix = other;
-    }
     let initial_error = relative(loss(&matrix));
     let scale_rounds = match settings.update {
         Update::ClosedForm { scale_rounds, .. } => scale_rounds,
@@ -248,11 +242,7 @@ impl Metrics {
             scales.mapv_inplace(f64::abs);
         });
         let rows = data.layer.weight.mapv(f64::abs) + decode(&absolute);
-        two_sided_loss(
-            &rows,
-            &self.outer.mapv(f64::abs),
-            &self.hessian.mapv(f64::abs),
-        )
+        two_sided_loss(&rows, &self.outer.mapv(f64::abs), &self.hessian.mapv(f64::abs))
     }
 }
 
@@ -284,9 +274,7 @@ fn on_its_path(
     let rise = largest(losses.windows(2).map(|pair| (pair[1] - pair[0]).max(0.0) / scale));
     let last = losses.last().copied().unwrap_or(f64::NAN);
     let mismatch = f64::from(u8::from(last.to_bits() != report.relative_error.to_bits()));
-    let dead = report
-        .dead_inputs
-        .abs_diff(dead_inputs(&data.layer.data.hessian));
+    let dead = report.dead_inputs.abs_diff(dead_inputs(&data.layer.data.hessian));
     comparisons.push(check.value(Measure::Loss, "rounds that rise", rise)?);
     comparisons.push(check.value(Measure::Exact, "the last round is the result", mismatch)?);
     comparisons.push(check.value(Measure::Exact, "dead inputs", dead as f64)?);

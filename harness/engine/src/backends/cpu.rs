@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use aqlm_optimized::cpu::SimdLevel;
 use aqlm_optimized::cpu::llama::{
-    self, Activations, Block, BlockGradients, BlockTuner, Head, KvCacheLayer, ModelTuner, Piece, Rotary, Sequences,
-    Wanted, block_backward, block_decode_step, block_forward_continued, block_forward_traced, working_bytes,
+    self, Activations, Block, BlockGradients, BlockTuner, Head, KvCacheLayer, ModelTuner, Piece, Rotary,
+    Sequences, Wanted, block_backward, block_decode_step, block_forward_continued, block_forward_traced,
+    working_bytes,
 };
 use aqlm_optimized::cpu::quantizer::{Hessian, LayerProblem, Trial};
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, BlockWeights, FeedbackSettings, LayerId, LayerSettings, ModelTuning, ModelWeights,
+    AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelTuning, ModelWeights,
     Position, QuantizedMatrix, StreamKey, Tuned, Update,
 };
 use half::bf16;
@@ -133,15 +134,6 @@ impl LayerOps for CpuLayers {
 
     fn retargeted(&self, problem: &LayerProblem, target: &Array2<f32>) -> Result<LayerProblem> {
         Ok(problem.retargeted(target)?)
-    }
-
-    fn feedback(
-        &self,
-        problem: &LayerProblem,
-        matrix: QuantizedMatrix,
-        feedback: &FeedbackSettings,
-    ) -> Result<Trial> {
-        Ok(problem.feedback(matrix, feedback)?)
     }
 
     fn outer(&self, outer: &Array2<f64>) -> Result<Array2<f32>> {

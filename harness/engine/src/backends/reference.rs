@@ -4,16 +4,15 @@ use std::sync::Arc;
 
 use aqlm_reference::linalg::product;
 use aqlm_reference::llama::{
-    self, Block, BlockTuner, KvCacheLayer, ModelTuner, Rotary, block_backward, block_decode_step, block_forward,
-    block_forward_traced, norm,
+    self, Block, BlockTuner, KvCacheLayer, ModelTuner, Rotary, block_backward, block_decode_step,
+    block_forward, block_forward_traced, norm,
 };
 use aqlm_reference::{
     Hessian, beam_search, check_layer, damped, dead_inputs, decode, em_init, feedback_init,
-    feedback_search,
     relative_layer_error, residual_init, update,
 };
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, BlockWeights, FeedbackSettings, Initialization, LayerId, LayerSettings, ModelTuning,
+    AdamDecay, AqlmError, ArchSpec, BlockWeights, Initialization, LayerId, LayerSettings, ModelTuning,
     ModelWeights, Position, QuantizedMatrix, StreamKey, Tuned, Update,
 };
 use half::bf16;
@@ -165,17 +164,6 @@ impl LayerOps for ReferenceLayers {
             hessian: Arc::clone(&problem.hessian),
             metric: Arc::clone(&problem.metric),
         })
-    }
-
-    fn feedback(
-        &self,
-        problem: &ReferenceProblem,
-        matrix: QuantizedMatrix,
-        feedback: &FeedbackSettings,
-    ) -> Result<QuantizedMatrix> {
-        let FeedbackSettings { hypotheses, order, .. } = *feedback;
-        let (codes, _) = feedback_search(&problem.weight, &problem.metric, &matrix, hypotheses, order)?;
-        Ok(matrix.with_codes(codes)?)
     }
 
     fn outer(&self, outer: &Array2<f64>) -> Result<Array2<f64>> {

@@ -1,5 +1,3 @@
-use std::sync::Arc;
-
 use aqlm_vocabulary::{
     AqlmError, FeedbackSettings, GroupOrder, Initialization, LayerSettings, Position, QuantizedMatrix,
     Result, StreamKey, Update,
@@ -28,7 +26,7 @@ pub struct LayerProblem {
     /// damped H_jj of every input group, for the initialisation; none for rows with another target
     blocks: Vec<Vec<f64>>,
     /// the factor of the damped H in this order of groups, if the initialization needs it
-    factor: Option<(GroupOrder, Arc<Factor>)>,
+    factor: Option<(GroupOrder, Factor)>,
     /// the damping's addition to the diagonal
     ridge: f64,
     /// tr(W H W^T) under H without damping
@@ -51,8 +49,7 @@ impl LayerProblem {
         let factor = match settings.init {
             Initialization::Feedback(FeedbackSettings { order, .. }) => {
                 settings.scheme.groups(weight.nrows(), weight.ncols())?;
-                let factor = Factor::new(&damped, settings.scheme.in_group_size, order)?;
-                Some((order, Arc::new(factor)))
+                Some((order, Factor::new(&damped, settings.scheme.in_group_size, order)?))
             }
             _ => None,
         };
@@ -88,23 +85,20 @@ impl LayerProblem {
             Initialization::Residual => residual_init(weight, settings, key)?,
             Initialization::Em { rounds } => em_init_of_blocks(weight, &self.blocks, settings, rounds, key)?,
             Initialization::Feedback(feedback) => {
-                let factor = self.factor(feedback.order)?;
+                let factor = match &self.factor {
+                    Some((order, factor)) if *order == feedback.order => factor,
+                    _ => {
+                        return Err(AqlmError::argument(
+                            "init",
+                            "the initialization with which the layer was made",
+                            "feedback",
+                        ));
+                    }
+                };
                 return feedback_init::initialize(&self.problem, factor, settings, &feedback, key);
             }
         };
         Ok(Trial::new(&self.problem, first))
-    }
-
-    /// The factor of H in this order of groups.
-    fn factor(&self, order: GroupOrder) -> Result<&Factor> {
-        match &self.factor {
-            Some((made, factor)) if *made == order => Ok(factor),
-            _ => Err(AqlmError::argument(
-                "init",
-                "the initialization with which the layer was made",
-                "feedback",
-            )),
-        }
     }
 
     /// Some rows with a target of their own, [rows, in_features], under the same damped H, which is shared.
@@ -117,26 +111,11 @@ impl LayerProblem {
         Ok(Self {
             problem,
             blocks: Vec::new(),
-            factor: self.factor.clone(),
+            factor: None,
             ridge: self.ridge,
             norm,
             dead_inputs: self.dead_inputs,
         })
-    }
-
-    /// Codes for codebooks and scales of `matrix` by one pass of error feedback.
-    ///
-    /// # Errors
-    /// `Shape` when the matrix does not fit; `Argument` unless the layer was made for this initialization, or
-    /// for no hypotheses.
-    pub fn feedback(&self, matrix: QuantizedMatrix, feedback: &FeedbackSettings) -> Result<Trial> {
-        self.problem.check(&matrix)?;
-        feedback_init::searched(
-            &self.problem,
-            self.factor(feedback.order)?,
-            matrix,
-            feedback.hypotheses,
-        )
     }
 
     /// D H under the damped H for D [rows, in_features], or H_O D H with an H_O [rows, rows].

@@ -130,7 +130,14 @@ pub(super) fn initialize(
     let shape = (problem.rows, problem.width);
     let first = machine.initialize(&problem.weight, shape, settings, key, |_, _| Ok(()))?;
     let first = fit_jointly(machine, problem, first, key)?;
-    let searched = |matrix: Quantized| trial(machine, problem, factor, matrix, feedback.hypotheses);
+    let searched = |matrix: Quantized| -> Result<Trial> {
+        let (codes, _) = searched(machine, problem, factor, &matrix, feedback.hypotheses)?;
+        let matrix = Quantized {
+            codes: codes.into(),
+            ..matrix
+        };
+        Trial::new(machine, problem, matrix)
+    };
     let mut trial = searched(first)?;
     let mut best = (trial.loss, trial.matrix.clone());
     for _ in 1..feedback.passes {
@@ -147,23 +154,6 @@ pub(super) fn initialize(
         return Ok(trial);
     }
     Trial::new(machine, problem, best.1)
-}
-
-/// A trial of the codes that one pass finds for codebooks and scales of `matrix`.
-pub(super) fn trial(
-    machine: &Machine,
-    problem: &Problem,
-    factor: &Factor,
-    matrix: Quantized,
-    hypotheses: usize,
-) -> Result<Trial> {
-    check(hypotheses)?;
-    let (codes, _) = searched(machine, problem, factor, &matrix, hypotheses)?;
-    let matrix = Quantized {
-        codes: codes.into(),
-        ..matrix
-    };
-    Trial::new(machine, problem, matrix)
 }
 
 fn searched(

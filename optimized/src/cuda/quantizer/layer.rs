@@ -53,8 +53,7 @@ impl Layers {
     /// # Errors
     /// `Driver` when device memory is too small.
     pub fn outer(&self, outer: &Array2<f64>) -> Result<Buffer<f32>> {
-        self.machine
-            .upload_rows(&outer.mapv(|value| value as f32), "H_O")
+        self.machine.upload_rows(&outer.mapv(|value| value as f32), "H_O")
     }
 
     /// Waits until the device has done everything that was asked of it.
@@ -78,7 +77,7 @@ pub struct LayerProblem {
     /// damped H_jj of every input group, if the initialization needs them
     blocks: Option<Blocks>,
     /// the factor of the damped H in this order of groups, likewise
-    factor: Option<(GroupOrder, Arc<Factor>)>,
+    factor: Option<(GroupOrder, Factor)>,
     /// the damping's addition to the diagonal
     ridge: f64,
     /// tr(W H W^T) under H without damping
@@ -109,8 +108,7 @@ impl LayerProblem {
             }
             Initialization::Feedback(FeedbackSettings { order, .. }) => {
                 settings.scheme.groups(weight.nrows(), weight.ncols())?;
-                let made = Factor::new(machine, &damped, &on_device, gi, order)?;
-                factor = Some((order, Arc::new(made)));
+                factor = Some((order, Factor::new(machine, &damped, &on_device, gi, order)?));
             }
         }
         // The contribution of the damping is known and is subtracted.
@@ -143,6 +141,9 @@ impl LayerProblem {
     /// the device can hold.
     pub fn initialize(&self, settings: &LayerSettings, key: StreamKey) -> Result<Trial> {
         let (machine, problem) = (&*self.machine, &self.problem);
+        let other = |init: &str| {
+            AqlmError::argument("init", "the initialization with which the layer was made", init)
+        };
         let first = match settings.init {
             Initialization::Residual => {
                 machine.initialize(&problem.weight, self.shape(), settings, key, |_, _| Ok(()))?
@@ -158,19 +159,14 @@ impl LayerProblem {
                 )?
             }
             Initialization::Feedback(feedback) => {
-                let factor = self.factor(feedback.order)?;
+                let factor = match &self.factor {
+                    Some((order, factor)) if *order == feedback.order => factor,
+                    _ => return Err(other("feedback").into()),
+                };
                 return feedback_init::initialize(machine, problem, factor, settings, &feedback, key);
             }
         };
         Trial::new(machine, problem, first)
-    }
-
-    /// The factor of H in this order of groups.
-    fn factor(&self, order: GroupOrder) -> Result<&Factor> {
-        match &self.factor {
-            Some((made, factor)) if *made == order => Ok(factor),
-            _ => Err(other("feedback").into()),
-        }
     }
 
     /// Some rows with a target of their own, [rows, in_features], under the same damped H, which is shared.
@@ -185,23 +181,11 @@ impl LayerProblem {
             machine: Arc::clone(machine),
             problem,
             blocks: None,
-            factor: self.factor.clone(),
+            factor: None,
             ridge: self.ridge,
             norm,
             dead_inputs: self.dead_inputs,
         })
-    }
-
-    /// Codes for codebooks and scales of `matrix` by one pass of error feedback.
-    ///
-    /// # Errors
-    /// `Shape` when the matrix does not fit; `Argument` unless the layer was made for this initialization, or
-    /// for no hypotheses; `Unsupported` for more hypotheses than the device can hold.
-    pub fn feedback(&self, matrix: &QuantizedMatrix, feedback: &FeedbackSettings) -> Result<Trial> {
-        self.problem.check(matrix)?;
-        let matrix = self.machine.upload_matrix(matrix)?;
-        let factor = self.factor(feedback.order)?;
-        feedback_init::trial(&self.machine, &self.problem, factor, matrix, feedback.hypotheses)
     }
 
     /// D H under the damped H for D [rows, in_features], or H_O D H with an H_O [rows, rows] of
@@ -280,8 +264,4 @@ impl LayerProblem {
     pub fn matrix(&self, trial: &Trial) -> Result<QuantizedMatrix> {
         self.machine.download_matrix(&trial.matrix)
     }
-}
-
-fn other(init: &str) -> AqlmError {
-    AqlmError::argument("init", "the initialization with which the layer was made", init)
 }

@@ -107,9 +107,23 @@ impl Hessian {
         let products = &machine.products;
         if transposed {
             // G [width, terms]: G G^T
-            products.forward(Precision::Single, gradient, gradient, &mut part, [width, terms, width], false)?;
+            products.forward(
+                Precision::Single,
+                gradient,
+                gradient,
+                &mut part,
+                [width, terms, width],
+                false,
+            )?;
         } else {
-            products.weight(Precision::Single, gradient, gradient, &mut part, [width, width, terms], false)?;
+            products.weight(
+                Precision::Single,
+                gradient,
+                gradient,
+                &mut part,
+                [width, width, terms],
+                false,
+            )?;
         }
         let sum = match self.sum.take() {
             Some(sum) => sum,

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use aqlm_optimized::cuda::{Buffer, Device};
 use aqlm_optimized::cuda::quantizer::{LayerProblem, Layers, Trial};
-use aqlm_vocabulary::{AqlmError, FeedbackSettings, LayerSettings, Position, QuantizedMatrix, StreamKey, Update};
+use aqlm_optimized::cuda::{Buffer, Device};
+use aqlm_vocabulary::{AqlmError, LayerSettings, Position, QuantizedMatrix, StreamKey, Update};
 use ndarray::Array2;
 
 use crate::ops::LayerOps;
@@ -83,15 +83,6 @@ impl LayerOps for CudaLayers {
 
     fn retargeted(&self, problem: &LayerProblem, target: &Array2<f32>) -> Result<LayerProblem> {
         Ok(problem.retargeted(target).map_err(AqlmError::from)?)
-    }
-
-    fn feedback(
-        &self,
-        problem: &LayerProblem,
-        matrix: QuantizedMatrix,
-        feedback: &FeedbackSettings,
-    ) -> Result<Trial> {
-        Ok(problem.feedback(&matrix, feedback).map_err(AqlmError::from)?)
     }
 
     fn outer(&self, outer: &Array2<f64>) -> Result<Buffer<f32>> {

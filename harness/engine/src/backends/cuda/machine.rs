@@ -5,8 +5,8 @@ use std::sync::Arc;
 use aqlm_optimized::cpu::llama::Wanted;
 use aqlm_optimized::cuda::quantizer::LayerProblem;
 use aqlm_optimized::cuda::training::{
-    Block, BlockGradient, BlockTuner, ComparedRow, Head, Hessian, Machine, ModelTuner, Precision, TeacherMemory,
-    TuningMemory, parts, working_bytes,
+    Block, BlockGradient, BlockTuner, ComparedRow, Head, Hessian, Machine, ModelTuner, Precision,
+    TeacherMemory, TuningMemory, parts, working_bytes,
 };
 use aqlm_optimized::cuda::{Buffer, Device};
 use aqlm_vocabulary::{
@@ -429,12 +429,7 @@ impl TrainOps for CudaMachine {
         Ok(losses)
     }
 
-    fn label_gradients(
-        &self,
-        head: &Head,
-        hidden: &CudaHidden,
-        labels: &[Vec<u32>],
-    ) -> Result<CudaHidden> {
+    fn label_gradients(&self, head: &Head, hidden: &CudaHidden, labels: &[Vec<u32>]) -> Result<CudaHidden> {
         self.check(hidden)?;
         let lengths = hidden.lengths();
         check_labels(lengths, labels)?;

@@ -64,7 +64,10 @@ pub(super) fn initialize(
         residual_init(&problem.weight, settings, key)?,
         key,
     )?;
-    let searched = |matrix| searched(problem, factor, matrix, feedback.hypotheses);
+    let searched = |matrix: QuantizedMatrix| -> Result<Trial> {
+        let (codes, _) = search::search(&problem.weight, factor, &matrix, feedback.hypotheses);
+        Ok(Trial::new(problem, matrix.with_codes(codes)?))
+    };
     let mut trial = searched(first)?;
     let mut best = trial.clone();
     let consider = |trial: &Trial, best: &mut Trial| {
@@ -79,18 +82,6 @@ pub(super) fn initialize(
         consider(&trial, &mut best);
     }
     Ok(best)
-}
-
-/// A trial of the codes that one pass finds for codebooks and scales of `matrix`.
-pub(super) fn searched(
-    problem: &Problem,
-    factor: &Factor,
-    matrix: QuantizedMatrix,
-    hypotheses: usize,
-) -> Result<Trial> {
-    check(hypotheses)?;
-    let (codes, _) = search::search(&problem.weight, factor, &matrix, hypotheses);
-    Ok(Trial::new(problem, matrix.with_codes(codes)?))
 }
 
 /// Codes for the codebooks and scales of `matrix` by a tree search with error feedback, and the layer error
