@@ -8,6 +8,10 @@ use crate::linalg::{Cholesky, product};
 use crate::occurrences::{Occurrences, scatter};
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 
+/// Most steps to the scales' minimum. A step is cheap, and the condition of A is that of H_O with a diagonal
+/// of ones, which damping bounds.
+const SCALE_STEPS: usize = 400;
+
 /// When conjugate gradients end, apart from a step too small for f64.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Descent {
@@ -128,11 +132,12 @@ pub fn two_sided_codebooks<E: From<AqlmError>>(
 /// The scales of minimum loss tr(H_O E H E^T) for codes and codebooks of `matrix`, `[out_features]`.
 ///
 /// With p_i the sum of row i's codewords before scaling, the loss is a quadratic function of all scales with
-/// matrix A[i,j] = H_O[i,j] p_i H p_j^T and right side b[i] = (H_O W)_i H p_i^T. Its minimum is approached
-/// from the current scales; a row whose codewords add up to nothing keeps its scale. `right` returns D H.
+/// matrix A[i,j] = H_O[i,j] p_i H p_j^T and right side b[i] = (H_O W)_i H p_i^T. Conjugate gradients approach
+/// its minimum from the current scales; a row whose codewords add up to nothing keeps its scale. `right`
+/// returns D H.
 ///
 /// # Errors
-/// `NotPositiveDefinite` when H_O or H is indefinite; those of `right`.
+/// Those of `right`.
 pub fn two_sided_scales<E: From<AqlmError>>(
     right: &dyn Fn(&Array2<f64>) -> std::result::Result<Array2<f64>, E>,
     weight: &Array2<f64>,
@@ -142,22 +147,34 @@ pub fn two_sided_scales<E: From<AqlmError>>(
     let plain = decode_unscaled(matrix, matrix.codebooks().view());
     let image = right(&plain)?;
     let system = outer * &product(plain.view(), image.t());
-    if system.diag().iter().all(|&x| x <= 0.0) {
-        return Ok(matrix.scales().clone());
-    }
     let goal = (product(outer.view(), weight.view()) * &image).sum_axis(Axis(1));
-    let scales = matrix.scales();
-    let left = &goal - &system.dot(scales);
-    let factor = Cholesky::semidefinite(system.view(), "the system of scales")?;
-    let step = factor.solve(left.view().insert_axis(Axis(1)));
-    Ok(Array1::from_shape_fn(scales.len(), |o| {
-        let moved = scales[o] + step[[o, 0]];
-        if system[[o, o]] > 0.0 && moved.is_finite() {
-            moved
-        } else {
-            scales[o]
+    let own = system.diag();
+    let precondition = |residual: &Array1<f64>| {
+        Array1::from_shape_fn(residual.len(), |o| {
+            if own[o] > 0.0 { residual[o] / own[o] } else { 0.0 }
+        })
+    };
+    let mut scales = matrix.scales().clone();
+    let mut residual = &goal - &system.dot(&scales);
+    let mut direction = precondition(&residual);
+    let mut slope = residual.dot(&direction);
+    let first = slope;
+    for _ in 0..SCALE_STEPS {
+        let image = system.dot(&direction);
+        let curvature = direction.dot(&image);
+        let worthwhile = curvature > 0.0 && slope > f64::EPSILON * first;
+        if !worthwhile {
+            break;
         }
-    }))
+        scales.scaled_add(slope / curvature, &direction);
+        residual.scaled_add(-slope / curvature, &image);
+        let preconditioned = precondition(&residual);
+        let next_slope = residual.dot(&preconditioned);
+        direction *= next_slope / slope;
+        direction += &preconditioned;
+        slope = next_slope;
+    }
+    Ok(scales)
 }
 
 fn dot(a: &Array4<f64>, b: &Array4<f64>) -> f64 {
