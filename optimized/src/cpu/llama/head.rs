@@ -3,12 +3,11 @@ use faer::Par;
 use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, ArrayView3, Axis};
 use rayon::prelude::*;
 
-use super::cross_entropy::cross_entropy;
-use super::norm::{norm, norm_backward, norm_row};
+use super::norm::{norm, norm_row};
 use super::row_store::RowStore;
 use super::sequences::{Sequences, parts};
 use super::soft_cap::{soft_cap, soft_cap_slopes};
-use crate::cpu::product::{linear, linear_input_gradient};
+use crate::cpu::product::linear;
 use crate::cpu::row_major::{elements, elements_mut};
 use crate::cpu::vectorize::{squared_distance, sum_of_exponentials};
 use crate::cpu::zeroed::{zeroed, zeroed_sequences};
@@ -19,13 +18,13 @@ const LOGITS: usize = 1 << 25;
 /// The RMSNorm before the head, and the head.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Head {
-    norm: NormSpec,
+    pub(super) norm: NormSpec,
     /// what becomes of the products
-    logits: LogitSpec,
+    pub(super) logits: LogitSpec,
     /// of the norm, `[hidden]`
-    weight: Array1<f32>,
+    pub(super) weight: Array1<f32>,
     /// [vocab, hidden]
-    output: RowStore,
+    pub(super) output: RowStore,
 }
 
 impl Head {
@@ -86,29 +85,6 @@ impl Head {
         let mut logits = self.output.times(&normed);
         finish_slice(self.logits, &mut logits);
         Array1::from(logits)
-    }
-
-    /// The gradient of the summed negative log-likelihoods of labels, one a row, with respect to hidden
-    /// states [rows, hidden].
-    ///
-    /// # Errors
-    /// `Shape` unless there is one label a row, `TokenOutOfRange` when a label exceeds the vocabulary.
-    pub fn label_gradient(&self, x: ArrayView2<'_, f32>, labels: &[u32]) -> Result<Array2<f32>> {
-        let x = x.as_standard_layout();
-        let normed = norm(self.norm, x.view(), &self.weight);
-        let lm_head = self.output.widened();
-        let lm_head = ArrayView2::from_shape(self.output.dim(), &lm_head)
-            .expect("as many values as the store was made of");
-        let mut logits = linear(normed.view(), lm_head, Par::rayon(0));
-        finish(self.logits, &mut logits);
-        let finished = self.logits.cap.map(|_| logits.clone());
-        cross_entropy(&mut logits, labels, 1.0)?;
-        unfinish(self.logits, finished.as_ref(), &mut logits);
-        let grad_normed = linear_input_gradient(logits.view(), lm_head, Par::rayon(0));
-        let mut grad = Array2::zeros(x.dim());
-        let to = Some(grad.view_mut());
-        norm_backward(self.norm, x.view(), &self.weight, grad_normed.view(), to);
-        Ok(grad)
     }
 
     /// Negative log-likelihoods in nats of each next token of each sequence, [tokens - 1] each, for hidden
