@@ -2,8 +2,9 @@
 //!
 //! Reading order: `aqlm_vocabulary` (scheme, codes, codebooks, scales), [`decode()`], [`Hessian`],
 //! [`layer_error()`], [`rate_distortion_limit()`], [`kmeans()`], [`residual_init()`], [`em_init()`], [`Mrf`],
-//! [`beam_search()`], [`update()`], [`feedback_init()`], [`layer_quantize()`], [`two_sided_loss()`]; then [`llama`], the model that
-//! contains the layers, and [`pv`], which changes the codes while the model is tuned.
+//! [`beam_search()`], [`update()`], [`feedback_init()`], [`layer_quantize()`], [`two_sided_loss()`]; then
+//! [`llama`], the model that contains the layers, and [`pv`], which changes the codes while the model is
+//! tuned.
 
 #![allow(
     clippy::needless_pass_by_value,

@@ -1,4 +1,4 @@
-//! Layers quantized by gradients of the dense model: the sketch's folder, the objectives, and what is refused.
+//! Layers quantized by gradients of the dense model: the sketch's folder, the objectives, what is refused.
 
 mod support;
 

@@ -30,8 +30,8 @@ use aqlm_formats::{Error, Result};
 /// Models that differ only by powers of two between norms and the layers behind them, or between layers that
 /// follow one another, end with the same codes.
 ///
-/// `calibration` holds settings.sequences sequences of settings.seqlen tokens. Settings that need gradients of
-/// the dense model come with their sketch.
+/// `calibration` holds settings.sequences sequences of settings.seqlen tokens. Settings that need gradients
+/// of the dense model come with their sketch.
 ///
 /// Every rank calls this with the same arguments. The sequences of Hessians and of tuning and the layers of a
 /// block are spread over the ranks. Only rank 0 writes to the folder; `observe` sees this rank's work.

@@ -1,9 +1,9 @@
 //! One layer under the two-sided objective tr(H_O E H E^T), E = W - Q, over the steps of any machine
 //! (`reference/src/two_sided/`).
 //!
-//! A machine knows one-sided problems. Given all other rows, a row of a layer is one, with a target of its own
-//! under the same H ([`LayerOps::retargeted`]). All rows are searched together, as if each were the only one
-//! to move. What they found is then accepted row by row, as far as it lowers the exact loss.
+//! A machine knows one-sided problems. Given all other rows, a row of a layer is one, with a target of its
+//! own under the same H ([`LayerOps::retargeted`]). All rows are searched together, as if each were the only
+//! one to move. What they found is then accepted row by row, as far as it lowers the exact loss.
 
 use aqlm_reference::linalg::product;
 pub use aqlm_reference::require_single_rows;
@@ -59,8 +59,8 @@ struct State {
 /// scales, one sweep of coordinate search over rows), under the rules of
 /// [`alternate`](crate::alternate::alternate).
 ///
-/// `problem` belongs to `weight` [out_features, in_features] and `hessian` [in_features, in_features]. `outer`
-/// is H_O; [`OUTER_DAMPING`] is added to it. Losses in the report are under the damped H_O and H.
+/// `problem` belongs to `weight` [out_features, in_features] and `hessian` [in_features, in_features].
+/// `outer` is H_O; [`OUTER_DAMPING`] is added to it. Losses in the report are under the damped H_O and H.
 ///
 /// # Errors
 /// As [`alternate`](crate::alternate::alternate). `Unsupported` for output groups of several rows. `Argument`

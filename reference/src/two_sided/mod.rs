@@ -2,8 +2,8 @@
 //! [in_features, in_features] (YAQA, arXiv:2505.22988).
 //!
 //! H_O = I is the layer error of the rest of this crate. Any other H_O couples the rows of E. Given all other
-//! rows, a row is a problem of the usual kind with another target ([`two_sided_search`]). Codebooks and scales
-//! each have a joint minimum ([`two_sided_update`]).
+//! rows, a row is a problem of the usual kind with another target ([`two_sided_search`]). Codebooks and
+//! scales each have a joint minimum ([`two_sided_update`]).
 //!
 //! An output group must be one row: two rows that share a code are two different places of H_O.
 
