@@ -8,7 +8,7 @@ mod stand_in;
 use aqlm_check::{CrossOptions, Cuda, Machines, Outcome, cross_check};
 
 /// Small cases of every operation, chosen so that each kernel runs.
-const CASES: [&str; 12] = [
+const CASES: [&str; 14] = [
     "kmeans-5x8-k32-outliers-s2",
     "residual_init-2x4g4o2-64x32-equalrows-s3",
     "em_init-2x3g8-40x32-outliers-ill-s4",
@@ -21,6 +21,8 @@ const CASES: [&str; 12] = [
     "codebook_update-2x3g4o2-40x32-outliers-correlated-adam-s3",
     "codebook_update-1x3g8-33x8-equalrows-white-closed-s966",
     "layer_quantize-1x1g4-1x4-dyadic-white-b1-single-closed-residual-s6",
+    "two_sided-2x3g4-9x16-dyadic-white-b1-single-s5",
+    "gradient_sums-36x22-k2-q1-d8-n4-t5-w1-bias-plain-3x2g4-s5",
 ];
 
 #[test]

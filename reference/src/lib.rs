@@ -2,8 +2,9 @@
 //!
 //! Reading order: `aqlm_vocabulary` (scheme, codes, codebooks, scales), [`decode()`], [`Hessian`],
 //! [`layer_error()`], [`rate_distortion_limit()`], [`kmeans()`], [`residual_init()`], [`em_init()`], [`Mrf`],
-//! [`beam_search()`], [`update()`], [`feedback_init()`], [`layer_quantize()`]; then [`llama`], the model that
-//! contains the layers, and [`pv`], which changes the codes while the model is tuned.
+//! [`beam_search()`], [`update()`], [`feedback_init()`], [`layer_quantize()`], [`two_sided_loss()`]; then
+//! [`llama`], the model that contains the layers, and [`pv`], which changes the codes while the model is
+//! tuned.
 
 #![allow(
     clippy::needless_pass_by_value,
@@ -33,6 +34,7 @@ mod problem;
 pub mod pv;
 mod residual_init;
 mod sums;
+mod two_sided;
 
 pub use beam_search::beam_search;
 pub use codebook_update::{adam, closed_form, conjugate_gradients, optimal_scales, update};
@@ -47,3 +49,7 @@ pub use limit::{limit_db, rate_distortion_limit};
 pub use mrf::{MAX_COMBINATIONS, Mrf, exhaustive_search};
 pub use optimizer::Stepper;
 pub use residual_init::residual_init;
+pub use two_sided::{
+    Descent, damped_outer, require_single_rows, two_sided_codebooks, two_sided_loss, two_sided_scales,
+    two_sided_search, two_sided_update,
+};

@@ -175,7 +175,7 @@ pub struct Sizes {
     pub out_group: usize,
     /// input groups times codebooks: positions that a search visits
     pub positions: usize,
-    /// samples, points, or tokens of all sequences
+    /// samples, points, tokens of all sequences, or outputs of a layer
     pub rows: usize,
     /// total length of the sums along the longest path through a block (`LlamaCase::terms`)
     pub path: usize,
@@ -257,6 +257,7 @@ const SEARCHES: &[Op] = &[
     Op::FeedbackInit,
     Op::BeamSearch,
     Op::LayerQuantize,
+    Op::TwoSided,
 ];
 
 /// Number of samples of a Hessian that are summed in f32 before the sum is added in f64.
@@ -510,6 +511,43 @@ pub const LIMITS: &[Limit] = &[
         n: "8 (2 inputs + codebooks + 8)",
         terms: |s| 8 * (2 * s.inputs + s.codebooks + 8),
         reason: "two losses of rounded numbers, each summed over inputs twice",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::TwoSided],
+        measure: Measure::Loss,
+        rule: Rule::Roundings,
+        n: "8 (2 inputs + 2 outputs + codebooks + 8)",
+        terms: |s| 8 * (2 * s.inputs + 2 * s.rows + s.codebooks + 8),
+        reason: "two losses of rounded numbers, each summed over inputs twice and over outputs twice",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::TwoSided],
+        measure: Measure::Nmse,
+        rule: Rule::Squares,
+        n: "2 inputs + 2 outputs + codebooks",
+        terms: |s| 2 * s.inputs + 2 * s.rows + s.codebooks,
+        reason: "the loss that is reported against the same loss in f64: a sum over inputs and over outputs, each twice",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::TwoSided],
+        measure: Measure::Floor,
+        rule: Rule::Squares,
+        n: "2 inputs + 2 outputs",
+        terms: |s| 2 * s.inputs + 2 * s.rows,
+        reason: "the loss of a matrix that is right but for an epsilon in each number: summed over inputs and outputs, twice",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::GradientSums],
+        measure: Measure::Nmse,
+        rule: Rule::Squares,
+        n: "(2 (2 x that of losses + rows) + path) x root of hidden",
+        terms: |s| (2 * (2 * (model(s) + s.vocabulary) + s.rows) + s.path) * (s.hidden.isqrt() + 1),
+        reason: "a product of two gradients as exact as model_tune's, summed over one side of a layer and over sequences; G G^T may \
+                 be shorter than the square of G's length by the root of its rank, which the width of the residual stream bounds",
         ..ROW
     },
     Limit {

@@ -44,6 +44,10 @@ macro_rules! operations {
             ModelTune: model_tune,
             /// first codes and codebooks by error feedback: a tree search with exact partial losses
             FeedbackInit: feedback_init,
+            /// the alternation for one layer under the two-sided objective
+            TwoSided: two_sided,
+            /// sums of G G^T and G^T G over gradients of sequences, for every layer of a model
+            GradientSums: gradient_sums,
         }
     };
 }

@@ -46,7 +46,7 @@ pub fn alternate_with<O: LayerOps>(
     update: &mut dyn FnMut(O::Trial) -> Result<O::Trial>,
     observe: &mut dyn FnMut(LayerEvent),
 ) -> Result<(QuantizedMatrix, LayerReport)> {
-    let in_groups = check(ops.shape(problem), settings)?;
+    let in_groups = check_settings(ops.shape(problem), settings)?;
     let mut trial = ops.initialize(problem, settings, key)?;
     let initial_error = ops.loss(problem, &trial);
     observe(LayerEvent::Initialized { loss: initial_error });
@@ -95,7 +95,10 @@ pub fn alternate_with<O: LayerOps>(
 
 /// Rejects settings that do not fit a layer of [out_features, in_features]; returns the number of input
 /// groups.
-fn check((out_features, in_features): (usize, usize), settings: &LayerSettings) -> Result<usize> {
+pub(crate) fn check_settings(
+    (out_features, in_features): (usize, usize),
+    settings: &LayerSettings,
+) -> Result<usize> {
     let scheme = settings.scheme;
     let (out_groups, in_groups) = scheme.groups(out_features, in_features)?;
     if settings.beam == 0 {

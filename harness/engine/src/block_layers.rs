@@ -2,10 +2,10 @@ use aqlm_vocabulary::{BlockSpec, LayerId, QuantizedMatrix, Scheme};
 use ndarray::{Array1, Array3, Array4};
 use serde::{Deserialize, Serialize};
 
-use crate::QuantizeSettings;
-use crate::layer_jobs::{Job, JobEvent, run_jobs};
+use crate::layer_jobs::{Gradients, Job, JobEvent, run_jobs};
 use crate::ops::BlockOps;
 use crate::pipeline_event::PipelineEvent;
+use crate::presets::QuantizeSettings;
 use crate::ranks::{Ranks, broadcast, owners};
 use crate::runs::phases::{PhaseClock, PhaseSeconds};
 use crate::runs::records::{LARGEST_SPECTRUM, LayerSummary};
@@ -42,6 +42,7 @@ pub(crate) fn quantize_layers<M: BlockOps>(
     machine: &M,
     index: usize,
     block: &M::Block,
+    gradients: Option<&Gradients>,
     groups: &[Vec<LayerId>],
     hessians: &[M::Hessian],
     settings: &QuantizeSettings,
@@ -73,6 +74,7 @@ pub(crate) fn quantize_layers<M: BlockOps>(
                 machine,
                 index,
                 block,
+                gradients,
                 layer,
                 hessian,
                 settings,

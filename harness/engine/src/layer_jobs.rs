@@ -5,13 +5,17 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::scope;
 
 use aqlm_reference::{limit_db, rate_distortion_limit};
-use aqlm_vocabulary::{LayerEvent, LayerId, LayerReport, QuantizedMatrix, StreamKey};
+use aqlm_vocabulary::{
+    BlockWeights, GradientSums, Initialization, LayerEvent, LayerId, LayerReport, LayerSettings,
+    LinearWeight, QuantizedMatrix, StreamKey,
+};
 
-use crate::QuantizeSettings;
 use crate::alternate::alternate;
 use crate::ops::{BlockOps, LayerOps};
+use crate::presets::{HessianKind, LayerObjective, QuantizeSettings};
 use crate::runs::phases::{PhaseClock, PhaseSeconds};
 use crate::runs::records::LayerSummary;
+use crate::two_sided::alternate_two_sided;
 use aqlm_formats::{Error, Result};
 
 /// One layer to quantize.
@@ -20,6 +24,8 @@ pub(crate) struct Job<'a, M: BlockOps> {
     /// index of the block
     pub(crate) index: usize,
     pub(crate) block: &'a M::Block,
+    /// for objectives that need them
+    pub(crate) gradients: Option<&'a Gradients>,
     pub(crate) layer: LayerId,
     pub(crate) hessian: &'a M::Hessian,
     pub(crate) settings: &'a QuantizeSettings,
@@ -171,10 +177,29 @@ impl<M: BlockOps> Job<'_, M> {
             observe(event);
         };
         let settings = &self.settings.layer;
-        let problem = self
-            .machine
-            .layer_problem(layers, self.block, self.layer, self.hessian, settings)?;
-        let (matrix, report) = alternate(layers, &problem, settings, key, &mut on_event)?;
+        let problem_of = |settings: &LayerSettings| {
+            let (block, layer, hessian) = (self.block, self.layer, self.hessian);
+            self.machine
+                .layer_problem(layers, block, layer, hessian, settings)
+        };
+        let (matrix, report, problem) = match self.gradients {
+            None => {
+                let problem = problem_of(settings)?;
+                let (matrix, report) = alternate(layers, &problem, settings, key, &mut on_event)?;
+                (matrix, report, problem)
+            }
+            Some(gradients) => {
+                let of = (self.layer, self.hessian);
+                let (matrix, report) =
+                    gradients.quantize(self.machine, layers, of, self.settings, key, &mut on_event)?;
+                // Only its loss is wanted, which needs no factor of H.
+                let plain = LayerSettings {
+                    init: Initialization::Residual,
+                    ..settings.clone()
+                };
+                (matrix, report, problem_of(&plain)?)
+            }
+        };
         let stored = matrix.rounded_to_f16().map_err(|source| Error::Layer {
             layer: self.machine.config().layer_name(self.index, self.layer),
             source,
@@ -189,5 +214,45 @@ impl<M: BlockOps> Job<'_, M> {
             relative_layer_error,
             phases: clock.seconds(),
         })
+    }
+}
+
+/// The dense weights of a block and the means of their gradients, in the order of its spec.
+pub(crate) struct Gradients {
+    pub(crate) weights: BlockWeights,
+    pub(crate) means: Vec<GradientSums>,
+}
+
+impl Gradients {
+    /// Quantizes one layer by an objective that knows the gradients. `hessian` is the plain H.
+    fn quantize<M: BlockOps>(
+        &self,
+        machine: &M,
+        layers: &M::Layers,
+        (layer, hessian): (LayerId, &M::Hessian),
+        settings: &QuantizeSettings,
+        key: StreamKey,
+        observe: &mut dyn FnMut(LayerEvent),
+    ) -> Result<(QuantizedMatrix, LayerReport)> {
+        let LinearWeight::Dense(weight) = &self.weights.layer(layer).weight else {
+            return Err(Error::Internal("a layer with gradients that is not dense".into()));
+        };
+        let GradientSums { outer, inner } = &self.means[layer.index()];
+        let plain;
+        let hessian = match settings.hessian {
+            HessianKind::Plain => {
+                plain = machine.mean(hessian)?;
+                &plain
+            }
+            HessianKind::Sketched => inner,
+        };
+        let (settings, objective) = (&settings.layer, settings.objective);
+        let problem = layers.problem(weight, hessian, settings)?;
+        match objective {
+            LayerObjective::OneSided => alternate(layers, &problem, settings, key, observe),
+            LayerObjective::TwoSided => {
+                alternate_two_sided(layers, &problem, (weight, hessian, outer), settings, key, observe)
+            }
+        }
     }
 }

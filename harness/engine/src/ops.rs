@@ -13,10 +13,10 @@ use std::ops::Range;
 use std::path::Path;
 
 use aqlm_vocabulary::{
-    AdamDecay, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelTuning, ModelWeights, Position,
-    QuantizedMatrix, StreamKey, Tuned, Update,
+    AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelTuning, ModelWeights,
+    Position, QuantizedMatrix, StreamKey, Tuned, Update,
 };
-pub use aqlm_vocabulary::{BlockTraining, ModelTraining, PartSums};
+pub use aqlm_vocabulary::{BlockTraining, GradientSums, ModelTraining, PartSums};
 use ndarray::{Array1, Array2, Axis, s};
 
 use crate::backend_kind::BackendKind;
@@ -37,6 +37,8 @@ pub trait LayerOps {
     type Problem;
     /// a quantized matrix and the state that the next step needs
     type Trial;
+    /// H_O of a two-sided objective
+    type Outer;
 
     /// Takes a weight, [out_features, in_features], and its symmetric H, [in_features, in_features].
     fn problem(
@@ -80,6 +82,22 @@ pub trait LayerOps {
 
     /// The quantized matrix, on the host.
     fn matrix(&self, problem: &Self::Problem, trial: &Self::Trial) -> Result<QuantizedMatrix>;
+
+    /// Some rows with a target of their own, [rows, in_features], under the problem's damped H, which is
+    /// shared.
+    fn retargeted(&self, problem: &Self::Problem, target: &Array2<f32>) -> Result<Self::Problem>;
+
+    /// Takes a symmetric H_O, [out_features, out_features].
+    fn outer(&self, outer: &Array2<f64>) -> Result<Self::Outer>;
+
+    /// H_O D H for D [out_features, in_features], with the damped H, at the machine's precision; D H for any
+    /// number of rows without an H_O.
+    fn image(
+        &self,
+        problem: &Self::Problem,
+        outer: Option<&Self::Outer>,
+        dense: &Array2<f64>,
+    ) -> Result<Array2<f64>>;
 }
 
 /// A block and the hidden states that pass through it.
@@ -171,6 +189,9 @@ pub trait BlockOps: Sync {
         hessian: &Self::Hessian,
         settings: &LayerSettings,
     ) -> Result<<Self::Layers as LayerOps>::Problem>;
+
+    /// H of a layer on the host, [in_features, in_features].
+    fn mean(&self, hessian: &Self::Hessian) -> Result<Array2<f64>>;
 
     /// Starts to compute the eigenvalues of a layer's H.
     fn spectrum(&self, hessian: &Self::Hessian) -> Result<Spectrum>;
@@ -326,6 +347,26 @@ pub trait TrainOps: BlockOps {
         Ok(None)
     }
 
+    /// The gradients of -ln p(label), summed over positions, with respect to the last block's outputs; one
+    /// label a position.
+    fn label_gradients(
+        &self,
+        head: &Self::Head,
+        hidden: &Self::Hidden,
+        labels: &[Vec<u32>],
+    ) -> Result<Self::Hidden>;
+
+    /// Takes several gradients of a block's outputs back through it. Returns those of its inputs, and for
+    /// each layer the sums of G G^T and G^T G over sequences and gradients. G [out_features, in_features] is
+    /// the gradient of one sequence's loss with respect to the layer's weight. One sequence's numbers are
+    /// added after another's, in order.
+    fn block_sketch(
+        &self,
+        block: &Self::Block,
+        inputs: &Self::Hidden,
+        gradients: &[Self::Hidden],
+    ) -> Result<(Vec<Self::Hidden>, Vec<GradientSums>)>;
+
     /// A tuner for a model before its first step.
     fn model_tuner(&self, weights: &ModelWeights, tuning: &ModelTuning) -> Result<Self::ModelTuner>;
 }
@@ -450,4 +491,21 @@ pub(crate) fn joined(parts: &[Range<usize>], range: Range<usize>) -> Range<usize
         [only] => only.clone(),
         [first, .., last] => first.start..last.end,
     }
+}
+
+/// Refuses labels that are not one for each position of every sequence.
+///
+/// # Errors
+/// `Shape`.
+pub(crate) fn check_labels(lengths: &[usize], labels: &[Vec<u32>]) -> Result<()> {
+    let found: Vec<usize> = labels.iter().map(Vec::len).collect();
+    if found == lengths {
+        return Ok(());
+    }
+    Err(AqlmError::Shape {
+        what: "labels of sequences".into(),
+        expected: lengths.to_vec(),
+        found,
+    }
+    .into())
 }

@@ -2,6 +2,17 @@ use aqlm_vocabulary::{FeedbackSettings, FinetuneSettings, Initialization, LayerS
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+/// What a sketch of the dense model's gradients is made of ([`Sketch`](crate::sketch::Sketch)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SketchSettings {
+    /// tokens of a sequence whose gradient counts as one
+    pub seqlen: usize,
+    /// how often labels are drawn for each sequence
+    pub draws: usize,
+    /// seed of the draws
+    pub seed: u64,
+}
+
 /// Settings that belong together (docs/quantizer.md says where the paper and the official code differ).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -14,11 +25,42 @@ pub enum Preset {
     Official,
 }
 
+/// The H that weights the inputs of a layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum HessianKind {
+    /// the mean of x x^T over the layer's inputs behind the quantized blocks
+    #[default]
+    Plain,
+    /// the mean of G^T G over gradients of the dense model
+    Sketched,
+}
+
+/// The loss of a layer, E = W - Q.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum LayerObjective {
+    /// tr(E H E^T)
+    #[default]
+    OneSided,
+    /// tr(H_O E H E^T), with H_O the mean of G G^T over gradients of the dense model
+    TwoSided,
+}
+
 /// Everything that decides the result of a run, apart from the model, the calibration data and the backend.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct QuantizeSettings {
     /// how one layer is quantized
     pub layer: LayerSettings,
+    /// the H that weights the inputs of a layer
+    #[serde(default)]
+    pub hessian: HessianKind,
+    /// whether errors of output rows are weighted against each other, too
+    #[serde(default)]
+    pub objective: LayerObjective,
+    /// what the gradients' sketch is made of, where one is needed
+    #[serde(default)]
+    pub sketch: Option<SketchSettings>,
     /// how a block is tuned after its layers are quantized
     pub finetune: FinetuneSettings,
     /// tokens in one calibration sequence
@@ -36,6 +78,11 @@ pub struct QuantizeSettings {
 }
 
 impl QuantizeSettings {
+    /// Whether layers are quantized by gradients of the dense model.
+    pub fn needs_sketch(&self) -> bool {
+        self.hessian == HessianKind::Sketched || self.objective == LayerObjective::TwoSided
+    }
+
     /// Settings of a preset for a scheme.
     pub fn preset(preset: Preset, scheme: Scheme) -> Self {
         let adam = |beta1: f64, amsgrad: bool| Update::Adam {
@@ -79,6 +126,9 @@ impl QuantizeSettings {
                 damping: 1e-6,
                 allow_degenerate: false,
             },
+            hessian: HessianKind::Plain,
+            objective: LayerObjective::OneSided,
+            sketch: None,
             finetune: FinetuneSettings {
                 lr,
                 beta1: 0.90,

@@ -6,6 +6,7 @@ use crate::block_layers::{layer_owners, quantize_layers};
 use crate::gauge::{Gauge, storable};
 use crate::held::Held;
 use crate::hessians::of_held;
+use crate::layer_jobs::Gradients;
 use crate::ops::TrainOps;
 use crate::pipeline_event::PipelineEvent;
 use crate::ranks::{Ranks, agree, share};
@@ -13,6 +14,7 @@ use crate::runs::block_journal::{Journal, JournalEntry};
 use crate::runs::phases::{PhaseClock, PhaseSeconds};
 use crate::runs::records::{BlockReport, QuantizeReport};
 use crate::runs::{MetricEvent, RunFolder};
+use crate::sketch::Sketch;
 use crate::{QuantizeSettings, tune_block};
 use aqlm_formats::durable;
 use aqlm_formats::model::{Model, block_file};
@@ -29,7 +31,8 @@ use aqlm_formats::{Error, Result};
 /// Models that differ only by powers of two between norms and the layers behind them, or between layers that
 /// follow one another, end with the same codes.
 ///
-/// `calibration` holds settings.sequences sequences of settings.seqlen tokens.
+/// `calibration` holds settings.sequences sequences of settings.seqlen tokens. Settings that need gradients
+/// of the dense model come with their sketch.
 ///
 /// Every rank calls this with the same arguments. The sequences of Hessians and of tuning and the layers of a
 /// block are spread over the ranks. Only rank 0 writes to the folder; `observe` sees this rank's work.
@@ -42,10 +45,19 @@ pub fn quantize<M: TrainOps>(
     model: &Model,
     calibration: &[&[u32]],
     settings: &QuantizeSettings,
+    sketch: Option<&Sketch>,
     folder: &RunFolder,
     ranks: &dyn Ranks,
     observe: &mut dyn FnMut(PipelineEvent<'_>),
 ) -> Result<QuantizeReport> {
+    let sketch = sketch.filter(|_| settings.needs_sketch());
+    if sketch.is_none() && settings.needs_sketch() {
+        return Err(Error::argument(
+            "objective",
+            "a sketch of gradients beside a sketched or two-sided one",
+            "none",
+        ));
+    }
     let mut journal = if ranks.is_first() {
         let blocks = folder.path().join("blocks");
         std::fs::create_dir_all(&blocks).map_err(Error::io(&blocks, "make"))?;
@@ -112,6 +124,7 @@ pub fn quantize<M: TrainOps>(
             &held,
             &hidden,
             settings,
+            sketch,
             folder,
             journal.as_mut(),
             ranks,
@@ -214,6 +227,7 @@ fn quantize_block<M: TrainOps>(
     held: &Held,
     inputs: &M::Hidden,
     settings: &QuantizeSettings,
+    sketch: Option<&Sketch>,
     folder: &RunFolder,
     journal: Option<&mut Journal>,
     ranks: &dyn Ranks,
@@ -222,7 +236,15 @@ fn quantize_block<M: TrainOps>(
     let started = Instant::now();
     let mut clock = PhaseClock::start();
     let spec = &model.config().blocks[index];
-    let mut block = machine.load_block(index, &gauge.apply(model.block(index)?)?)?;
+    let weights = gauge.apply(model.block(index)?)?;
+    let mut block = machine.load_block(index, &weights)?;
+    let gradients = match sketch {
+        Some(sketch) => Some(Gradients {
+            means: sketch.block(index, spec)?,
+            weights,
+        }),
+        None => None,
+    };
     let targets = machine.block_forward(&block, inputs)?;
 
     // Layers with the same input share a Hessian. Without --true-sequential, one pass over the unquantized
@@ -246,7 +268,17 @@ fn quantize_block<M: TrainOps>(
         let shared = of_held(machine, &block, inputs, held, &firsts, &owners, ranks)?;
         clock.book(|phases| &mut phases.hessians);
         let finished = quantize_layers(
-            machine, index, &block, groups, &shared, settings, folder, ranks, &mut clock, observe,
+            machine,
+            index,
+            &block,
+            gradients.as_ref(),
+            groups,
+            &shared,
+            settings,
+            folder,
+            ranks,
+            &mut clock,
+            observe,
         )?;
         for (layer, matrix, summary) in finished {
             machine.set_layer(&mut block, layer, matrix)?;

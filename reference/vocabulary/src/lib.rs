@@ -39,5 +39,5 @@ pub use settings::{
     FeedbackSettings, FinetuneEvent, FinetuneReport, FinetuneSettings, GroupOrder, Initialization,
     LayerEvent, LayerReport, LayerSettings, Update,
 };
-pub use training::{BlockTraining, ModelTraining, PartSums};
+pub use training::{BlockTraining, GradientSums, ModelTraining, PartSums};
 pub use weights::{BlockWeights, Linear, LinearWeight, ModelWeights};

@@ -24,6 +24,8 @@ pub enum Purpose {
     TestData = 6,
     /// order in which a step of PV-Tuning visits codebooks
     CodeSteps = 7,
+    /// labels drawn from the dense model for the sketch of its gradients
+    Labels = 8,
 }
 
 /// The stream for (run seed, block, layer, purpose).

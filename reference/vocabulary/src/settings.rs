@@ -179,7 +179,8 @@ pub enum LayerEvent {
     },
 }
 
-/// How the quantization of a layer went.
+/// How the quantization of a layer went. Errors are those of the run's objective and H; under a two-sided one
+/// they are tr(H_O E H E^T) / tr(H_O W H W^T) with both metrics damped.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerReport {
     /// relative layer error after initialisation

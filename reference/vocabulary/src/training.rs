@@ -1,5 +1,7 @@
 //! What can be done with a block or a model that is being trained, on every machine alike.
 
+use ndarray::Array2;
+
 use crate::{AqlmError, CodeChange, LayerId, ModelWeights, Rates, Result, Target, TuningState};
 
 /// Sums over sequences. Every part of the sequences adds one number per element.
@@ -144,4 +146,23 @@ pub trait ModelTraining: PartSums {
     /// # Errors
     /// As [`ModelTraining::losses`].
     fn first_not_finite(&mut self, sequences: &[&[u32]]) -> Result<Option<String>>;
+}
+
+/// Sums over the gradients G of one layer's weight, [out_features, in_features].
+#[derive(Debug, Clone, PartialEq)]
+pub struct GradientSums {
+    /// of G G^T, [out_features, out_features]
+    pub outer: Array2<f64>,
+    /// of G^T G, [in_features, in_features]
+    pub inner: Array2<f64>,
+}
+
+impl GradientSums {
+    /// Before the first gradient of a weight of this shape.
+    pub fn zeros((out_features, in_features): (usize, usize)) -> Self {
+        Self {
+            outer: Array2::zeros((out_features, out_features)),
+            inner: Array2::zeros((in_features, in_features)),
+        }
+    }
 }

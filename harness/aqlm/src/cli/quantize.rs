@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use aqlm_vocabulary::{FeedbackSettings, GroupOrder, Initialization, Scheme};
+use aqlm_vocabulary::{FeedbackSettings, GroupOrder, Initialization, Scheme, Update};
 use clap::ValueEnum;
 
 use super::finetune::{TunedName, tuned, validate as validate_end_to_end};
@@ -8,7 +8,11 @@ use super::precision::PrecisionArgs;
 use super::text::TextArgs;
 use crate::commands::{self, Job, NamedModel, Output, ranks, warn_of_length};
 use aqlm_engine::backends::{BackendKind, Memory};
-use aqlm_engine::{EndToEndSettings, Preset, QuantizeSettings, check_scheme};
+use aqlm_engine::sketch::SKETCH_TOKENS;
+use aqlm_engine::two_sided::require_single_rows;
+use aqlm_engine::{
+    EndToEndSettings, HessianKind, LayerObjective, Preset, QuantizeSettings, SketchSettings, check_scheme,
+};
 use aqlm_formats::model::Model;
 use aqlm_formats::texts::TokenStream;
 use aqlm_formats::{Error, Result};
@@ -39,6 +43,10 @@ pub(super) struct Args {
     settings: SettingsArgs,
     #[command(flatten)]
     end_to_end: EndToEndArgs,
+    /// Sketch of the dense model's gradients for --hessian sketched and --objective two-sided: computed into
+    /// this folder if there is none, then reused by every scheme
+    #[arg(long, value_name = "DIR")]
+    sketch: Option<PathBuf>,
     /// Memory that activations may take, as in 512M or 2G: hidden states beyond it lie on the disk, in the
     /// run folder
     #[arg(long, value_name = "BYTES")]
@@ -215,6 +223,16 @@ struct SettingsArgs {
     /// How codebooks follow the codes
     #[arg(long, value_enum)]
     update: Option<UpdateName>,
+    /// Hessian of a layer: of its inputs, or of gradients of the dense model
+    #[arg(long, value_enum, default_value = "plain")]
+    hessian: HessianKind,
+    /// Loss of a layer: under the Hessian alone, or with its output rows weighted against each other by
+    /// gradients of the dense model
+    #[arg(long, value_enum, default_value = "one-sided")]
+    objective: LayerObjective,
+    /// Labels that the sketch draws from the dense model for each sequence of 256 tokens [default: 2]
+    #[arg(long, value_name = "N")]
+    sketch_draws: Option<usize>,
     /// Stop a layer when a round gains less than this share of the error
     #[arg(long, allow_negative_numbers = true)]
     tolerance: Option<f64>,
@@ -284,10 +302,47 @@ impl SettingsArgs {
             Some(UpdateName::AdamOfficial) => settings.layer.update = preset_update(Preset::Official),
             None => {}
         }
+        self.apply_gradients(&mut settings)?;
         self.apply_finetune(&mut settings)?;
         validate(&settings)?;
         warn_of_length("--seqlen", settings.seqlen, model);
         Ok(settings)
+    }
+
+    /// What gradients of the dense model decide, and the sketch that this needs.
+    fn apply_gradients(&self, settings: &mut QuantizeSettings) -> Result<()> {
+        settings.hessian = self.hessian;
+        settings.objective = self.objective;
+        if !settings.needs_sketch() {
+            return match self.sketch_draws {
+                Some(_) => Err(needless_sketch("--sketch-draws")),
+                None => Ok(()),
+            };
+        }
+        if settings.objective == LayerObjective::TwoSided {
+            require_single_rows(settings.layer.scheme)?;
+            if !matches!(settings.layer.update, Update::ClosedForm { .. }) {
+                return Err(Error::argument(
+                    "--update",
+                    "closed-form beside --objective two-sided",
+                    "adam",
+                ));
+            }
+        }
+        let draws = self.sketch_draws.unwrap_or(2);
+        if !(1..=MOST_DRAWS).contains(&draws) {
+            return Err(Error::argument(
+                "--sketch-draws",
+                &format!("1 to {MOST_DRAWS} draws"),
+                draws.to_string(),
+            ));
+        }
+        settings.sketch = Some(SketchSettings {
+            seqlen: SKETCH_TOKENS.min(settings.seqlen),
+            draws,
+            seed: settings.seed,
+        });
+        Ok(())
     }
 
     /// What is tuned in a block, and whether anything is.
@@ -318,6 +373,17 @@ impl SettingsArgs {
         settings.finetune.norms = tuned.norms;
         Ok(())
     }
+}
+
+/// Each draw is a whole backward pass, and its gradients of all sequences are kept.
+const MOST_DRAWS: usize = 1024;
+
+fn needless_sketch(option: &str) -> Error {
+    Error::argument(
+        option,
+        "--hessian sketched or --objective two-sided beside it",
+        "neither",
+    )
 }
 
 /// The widest beam. Its hypotheses are kept for every output group of a band at once, each tried with every
@@ -387,6 +453,17 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     let model = named.model;
     let settings = args.settings.resolve(args.scheme, &model)?;
     check_scheme(model.config(), args.scheme, settings.layer.allow_degenerate)?;
+    match (&args.sketch, settings.needs_sketch()) {
+        (Some(_), false) => return Err(needless_sketch("--sketch")),
+        (None, true) => {
+            return Err(Error::argument(
+                "--sketch",
+                "a folder for the sketch of gradients beside --hessian sketched or --objective two-sided",
+                "none",
+            ));
+        }
+        _ => {}
+    }
     let text = args.text.load(&args.calib, &tokenizer)?;
     let end_to_end = if args.settings.finetune == FinetuneName::EndToEnd {
         let preset = args.settings.preset;
@@ -407,6 +484,6 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
             resume: args.resume,
             ranks,
         };
-        commands::quantize::run(&job, end_to_end.as_ref(), output)
+        commands::quantize::run(&job, args.sketch.as_deref(), end_to_end.as_ref(), output)
     })
 }

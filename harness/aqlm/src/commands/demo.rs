@@ -65,7 +65,7 @@ pub(crate) fn run(request: &DemoRequest, output: Output) -> Result<bool> {
         resume: false,
         ranks: &Alone,
     };
-    let quantized = quantize(&job, None)?;
+    let quantized = quantize(&job, None, None)?;
     let tiny = Model::open(&job.folder)?;
     let after = measure(&tiny, &windows, request.backend)?;
     let continuation = Continuation {

@@ -6,6 +6,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::output::talks;
 use super::say;
+use super::table::bytes;
+use aqlm_engine::sketch::SketchEvent;
 use aqlm_engine::{EndToEndEvent, EndToEndSettings, PipelineEvent, QuantizeSettings};
 
 /// Without a terminal, work shorter than this displays no progress.
@@ -229,6 +231,53 @@ impl QuantizeProgress {
                     self.progress.left(),
                 );
                 self.progress.line(&line);
+            }
+        }
+    }
+}
+
+/// Progress of a sketch of gradients, in blocks on the way back, which takes far longer than the way forward.
+pub(super) struct SketchProgress {
+    progress: Progress,
+    blocks: usize,
+    sequences: usize,
+}
+
+impl SketchProgress {
+    pub(super) fn new(blocks: usize, sequences: usize) -> Self {
+        Self {
+            progress: Progress::new(blocks as u64),
+            blocks,
+            sequences,
+        }
+    }
+
+    pub(super) fn event(&mut self, event: &SketchEvent<'_>) {
+        match event {
+            SketchEvent::Planned(plan) => self.progress.line(&format!(
+                "gradients of {} sequences, {} draws of labels each: {} in memory beside one block and its {} of \
+                 sums, {:.1} x 10^12 multiply-adds, {} on the disk",
+                plan.sequences,
+                plan.settings.draws,
+                bytes(plan.hidden_bytes as u64),
+                bytes(plan.sum_bytes as u64),
+                plan.operations / 1e12,
+                bytes(plan.stored_bytes as u64),
+            )),
+            SketchEvent::Forward { block } => {
+                self.progress
+                    .message(format!("gradients: block {}/{} forward", block + 1, self.blocks));
+            }
+            SketchEvent::Drawn { sequences } => {
+                let what = format!("gradients: labels of {sequences} of {} sequences", self.sequences);
+                self.progress.heartbeat(&what);
+                self.progress.message(what);
+            }
+            SketchEvent::Stored { block } => {
+                self.progress.advance(1);
+                let what = format!("gradients: block {}/{} back", block + 1, self.blocks);
+                self.progress.heartbeat(&what);
+                self.progress.message(what);
             }
         }
     }

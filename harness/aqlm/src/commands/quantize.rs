@@ -2,19 +2,20 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::finetune::{self, tune};
-use super::progress::QuantizeProgress;
+use super::progress::{QuantizeProgress, SketchProgress};
 use super::table::{Table, bytes};
 use super::{Job, Output, say};
 use aqlm_engine::backends::{OnMachine, TrainingPrecision};
 use aqlm_engine::ops::TrainOps;
 use aqlm_engine::ranks::wait_for_first;
 use aqlm_engine::runs::records::{self, QuantizeRecord};
+use aqlm_engine::sketch::{Sketch, SketchEvent, sketch_sequences};
 use aqlm_engine::{
     BlockReport, EndToEndReport, EndToEndSettings, QuantizeReport, QuantizeSettings, RunDescription,
-    RunFolder, publish,
+    RunFolder, SketchSettings, publish,
 };
-use aqlm_formats::Result;
 use aqlm_formats::model::{Model, keeps_bf16};
+use aqlm_formats::{Error, Result};
 
 /// Subfolders of a run with end-to-end tuning: the model before the tuning, and the run that tunes it.
 const BEFORE: &str = "block-tuned";
@@ -22,11 +23,12 @@ const AFTER: &str = "end-to-end";
 
 pub(crate) fn run(
     job: &Job<'_, QuantizeSettings>,
+    sketch: Option<&Path>,
     end_to_end: Option<&EndToEndSettings>,
     output: Output,
 ) -> Result<bool> {
     warn_of_lossy(job.model);
-    let record = quantize(job, end_to_end)?;
+    let record = quantize(job, sketch, end_to_end)?;
     if !job.ranks.is_first() {
         return Ok(true);
     }
@@ -64,21 +66,22 @@ fn warn_of_lossy(model: &Model) {
 }
 
 /// Quantizes a model block by block, tunes it end to end if requested, and writes the record to the run
-/// folder.
+/// folder. `sketch` is the folder of the gradients' sketch, for settings that need one.
 pub(super) fn quantize(
     job: &Job<'_, QuantizeSettings>,
+    sketch: Option<&Path>,
     end_to_end: Option<&EndToEndSettings>,
 ) -> Result<QuantizeRecord> {
     let out = &job.folder;
     let Some(settings) = end_to_end else {
-        let (report, _locked) = quantize_blocks(job, out)?;
+        let (report, _locked) = quantize_blocks(job, sketch, out)?;
         return recorded(job, report, None);
     };
     // rejects a text that is too short for this step before spending hours on blocks
     job.text
         .calibration_sequences(settings.seqlen, settings.sequences)?;
     let block_tuned = out.join(BEFORE);
-    let (report, _locked) = quantize_blocks(job, &block_tuned)?;
+    let (report, _locked) = quantize_blocks(job, sketch, &block_tuned)?;
     let whole = Job {
         model: &Model::open(&block_tuned)?,
         text: job.text,
@@ -112,7 +115,11 @@ fn recorded(
 
 /// Quantizes block by block with progress on standard error and writes the checkpoint to `out`. Also returns
 /// the run folder, which stays locked as long as that value lives.
-fn quantize_blocks(job: &Job<'_, QuantizeSettings>, out: &Path) -> Result<(QuantizeReport, RunFolder)> {
+fn quantize_blocks(
+    job: &Job<'_, QuantizeSettings>,
+    sketch: Option<&Path>,
+    out: &Path,
+) -> Result<(QuantizeReport, RunFolder)> {
     let settings = &job.settings;
     let sequences = job
         .text
@@ -120,6 +127,7 @@ fn quantize_blocks(job: &Job<'_, QuantizeSettings>, out: &Path) -> Result<(Quant
     let blocks = Blocks {
         job,
         sequences: &sequences,
+        sketch,
         out,
     };
     job.backend.run(job.model.config(), settings.seqlen, blocks)
@@ -129,6 +137,8 @@ fn quantize_blocks(job: &Job<'_, QuantizeSettings>, out: &Path) -> Result<(Quant
 struct Blocks<'a> {
     job: &'a Job<'a, QuantizeSettings>,
     sequences: &'a [&'a [u32]],
+    /// folder of the gradients' sketch
+    sketch: Option<&'a Path>,
     out: &'a Path,
 }
 
@@ -144,7 +154,12 @@ impl OnMachine for Blocks<'_> {
     }
 
     fn on<M: TrainOps>(self, mut machine: M) -> Result<Self::Output> {
-        let Self { job, sequences, out } = self;
+        let Self {
+            job,
+            sequences,
+            sketch,
+            out,
+        } = self;
         let settings = &job.settings;
         if let Some(memory) = job.memory {
             machine.bound_memory(memory, &job.folder, settings.sequences)?;
@@ -157,13 +172,21 @@ impl OnMachine for Blocks<'_> {
             machine.kind(),
             machine.device(),
         )?;
+        let wanted = match (sketch, settings.sketch) {
+            (Some(folder), Some(of)) => Some(WantedSketch::open(job, sequences, of, folder)?),
+            _ => None,
+        };
         let folder = RunFolder::open_on(job.ranks, &job.folder, &description, job.resume)?;
+        let sketch = wanted
+            .map(|wanted| wanted.found_or_computed(&machine, job))
+            .transpose()?;
         let mut progress = QuantizeProgress::new(job.model.config(), settings);
         let report = aqlm_engine::quantize(
             &machine,
             job.model,
             sequences,
             settings,
+            sketch.as_ref(),
             &folder,
             job.ranks,
             &mut |event| {
@@ -183,6 +206,58 @@ impl OnMachine for Blocks<'_> {
             ));
         }
         Ok((report, folder))
+    }
+}
+
+/// The sketch of gradients that a run needs, and what its folder holds.
+struct WantedSketch<'a> {
+    folder: &'a Path,
+    settings: SketchSettings,
+    sequences: Vec<&'a [u32]>,
+    found: Option<Sketch>,
+}
+
+impl<'a> WantedSketch<'a> {
+    /// Looks into the folder, before anything is written anywhere.
+    fn open(
+        job: &Job<'_, QuantizeSettings>,
+        sequences: &[&'a [u32]],
+        settings: SketchSettings,
+        folder: &'a Path,
+    ) -> Result<Self> {
+        let training = &sequences[..job.settings.sequences - job.settings.validation];
+        let sequences = sketch_sequences(training, settings.seqlen);
+        let found = Sketch::open(folder, job.model, &sequences, settings)?;
+        if found.is_none() && job.ranks.size() > 1 {
+            return Err(Error::argument(
+                "--sketch",
+                "a finished sketch where several processes share the run; one process computes it",
+                folder.display().to_string(),
+            ));
+        }
+        Ok(Self {
+            folder,
+            settings,
+            sequences,
+            found,
+        })
+    }
+
+    fn found_or_computed<M: TrainOps>(self, machine: &M, job: &Job<'_, QuantizeSettings>) -> Result<Sketch> {
+        if let Some(sketch) = self.found {
+            say(format_args!("gradients: the sketch in {}", self.folder.display()));
+            return Ok(sketch);
+        }
+        let mut progress = SketchProgress::new(job.model.config().blocks.len(), self.sequences.len());
+        let mut observe = |event: SketchEvent<'_>| progress.event(&event);
+        Sketch::compute(
+            machine,
+            job.model,
+            &self.sequences,
+            self.settings,
+            self.folder,
+            &mut observe,
+        )
     }
 }
 

@@ -198,6 +198,7 @@ impl LayerCase {
     pub fn sizes(&self) -> Sizes {
         Sizes {
             positions: self.in_groups * self.scheme.num_codebooks,
+            rows: self.out_features(),
             ..Sizes::of_matrix(self.scheme, self.in_features())
         }
     }
@@ -267,6 +268,16 @@ impl LayerCase {
             hessian,
             matrix,
         }
+    }
+
+    /// An H_O for a seed: of fewer gradients than rows, some rows a thousand times as sensitive as others.
+    pub fn outer(&self, seed: u64) -> Array2<f64> {
+        let mut rng = stream(seed, 3, None, Purpose::TestData);
+        let rows = self.out_features();
+        let gradients = Array2::from_shape_fn((rows, rows / 2 + 1), |(row, _)| {
+            normal(&mut rng) * f64::powf(1e-3, row as f64 / rows as f64)
+        });
+        gradients.dot(&gradients.t())
     }
 
     fn weight(&self, rng: &mut Stream) -> Array2<f32> {

@@ -17,6 +17,7 @@ mod cost;
 mod decode;
 mod em_init;
 mod feedback_init;
+mod gradient_sums;
 mod hessian;
 mod kmeans;
 mod layer;
@@ -32,6 +33,7 @@ mod perplexity;
 mod product;
 mod product_check;
 mod residual_init;
+mod two_sided;
 mod work;
 
 use crate::operation::{Operation, operations};

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use aqlm_optimized::cpu::SimdLevel;
 use aqlm_optimized::cpu::llama::{
-    self, Activations, Block, BlockTuner, Head, KvCacheLayer, ModelTuner, Piece, Rotary, Sequences,
-    block_decode_step, block_forward_continued, block_forward_traced, working_bytes,
+    self, Activations, Block, BlockGradients, BlockTuner, Head, KvCacheLayer, ModelTuner, Piece, Rotary,
+    Sequences, Wanted, block_backward, block_decode_step, block_forward_continued, block_forward_traced,
+    working_bytes,
 };
 use aqlm_optimized::cpu::quantizer::{Hessian, LayerProblem, Trial};
 use aqlm_vocabulary::{
@@ -18,7 +19,7 @@ use ndarray::{Array1, Array2, Axis, s};
 use super::hidden_states::{Bound, HiddenStates, require_finite};
 use super::resident::StepOps;
 use super::{BackendKind, Memory};
-use crate::ops::{BlockOps, LayerOps, TrainOps};
+use crate::ops::{BlockOps, GradientSums, LayerOps, TrainOps, check_labels};
 use crate::spectrum::Spectrum;
 use aqlm_formats::{Error, Result};
 
@@ -88,6 +89,7 @@ pub struct CpuLayers;
 impl LayerOps for CpuLayers {
     type Problem = LayerProblem;
     type Trial = Trial;
+    type Outer = Array2<f32>;
 
     fn problem(
         &self,
@@ -128,6 +130,24 @@ impl LayerOps for CpuLayers {
 
     fn matrix(&self, _problem: &LayerProblem, trial: &Trial) -> Result<QuantizedMatrix> {
         Ok(trial.matrix().clone())
+    }
+
+    fn retargeted(&self, problem: &LayerProblem, target: &Array2<f32>) -> Result<LayerProblem> {
+        Ok(problem.retargeted(target)?)
+    }
+
+    fn outer(&self, outer: &Array2<f64>) -> Result<Array2<f32>> {
+        Ok(outer.mapv(|value| value as f32))
+    }
+
+    fn image(
+        &self,
+        problem: &LayerProblem,
+        outer: Option<&Array2<f32>>,
+        dense: &Array2<f64>,
+    ) -> Result<Array2<f64>> {
+        let image = problem.image(outer, &dense.mapv(|value| value as f32))?;
+        Ok(image.mapv(f64::from))
     }
 }
 
@@ -251,6 +271,10 @@ impl BlockOps for CpuBackend {
         layers.problem(block.weight(layer), &hessian.mean(), settings)
     }
 
+    fn mean(&self, hessian: &Hessian) -> Result<Array2<f64>> {
+        Ok(hessian.mean())
+    }
+
     fn spectrum(&self, hessian: &Hessian) -> Result<Spectrum> {
         Ok(Spectrum::of(hessian.mean()))
     }
@@ -360,6 +384,73 @@ impl TrainOps for CpuBackend {
         scale: f64,
     ) -> Result<Vec<f64>> {
         tuner.accumulate(&self.rotary, inputs, targets, sequences, scale)
+    }
+
+    fn label_gradients(
+        &self,
+        head: &Head,
+        hidden: &HiddenStates,
+        labels: &[Vec<u32>],
+    ) -> Result<HiddenStates> {
+        self.check(hidden)?;
+        let lengths = hidden.lengths();
+        check_labels(&lengths, labels)?;
+        let mut gradients = HiddenStates::new(&lengths, hidden.width(), self.bound.as_ref())?;
+        for (sequence, labels) in labels.iter().enumerate() {
+            let x = hidden.read(&[sequence])?;
+            let gradient = head.label_gradient(x.index_axis(Axis(0), 0), labels)?;
+            gradients.write(sequence, &gradient.view().insert_axis(Axis(0)))?;
+        }
+        Ok(gradients)
+    }
+
+    fn block_sketch(
+        &self,
+        block: &Block,
+        inputs: &HiddenStates,
+        gradients: &[HiddenStates],
+    ) -> Result<(Vec<HiddenStates>, Vec<GradientSums>)> {
+        self.check(inputs)?;
+        let (lengths, width) = (inputs.lengths(), inputs.width());
+        let new = |_| HiddenStates::new(&lengths, width, self.bound.as_ref());
+        let mut results = (0..gradients.len()).map(new).collect::<Result<Vec<_>>>()?;
+        let mut sums: Vec<[Hessian; 2]> = block
+            .spec()
+            .layers()
+            .map(|layer| {
+                let (out, inputs) = block.spec().shape(layer);
+                [Hessian::new(out), Hessian::new(inputs)]
+            })
+            .collect();
+        let wanted = Wanted {
+            biases: false,
+            norms: false,
+            ..Wanted::all(block.spec())
+        };
+        for sequence in 0..lengths.len() {
+            let x = inputs.read(&[sequence])?;
+            let (_, trace) = block_forward_traced(block, &self.rotary, x.view());
+            drop(x);
+            for (gradients, results) in gradients.iter().zip(&mut results) {
+                let grad = gradients.read(&[sequence])?;
+                let mut of_block = BlockGradients::zeros(block, &wanted);
+                let back = block_backward(block, &self.rotary, &trace, grad.view(), &wanted, &mut of_block);
+                drop(grad);
+                if let Some(back) = back {
+                    results.write(sequence, &back.view())?;
+                }
+                for ([outer, inner], weight) in sums.iter_mut().zip(of_block.weights) {
+                    let weight = weight.expect("the gradient of every weight is wanted");
+                    outer.add(weight.t())?;
+                    inner.add(weight.view())?;
+                }
+            }
+        }
+        let host = |[outer, inner]: [Hessian; 2]| GradientSums {
+            outer: outer.mean() * outer.samples() as f64,
+            inner: inner.mean() * inner.samples() as f64,
+        };
+        Ok((results, sums.into_iter().map(host).collect()))
     }
 
     /// Activations are kept if they fit in memory, else recomputed.

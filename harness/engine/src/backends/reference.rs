@@ -1,9 +1,11 @@
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
+use aqlm_reference::linalg::product;
 use aqlm_reference::llama::{
-    self, Block, BlockTuner, KvCacheLayer, ModelTuner, Rotary, block_decode_step, block_forward,
-    block_forward_traced, norm,
+    self, Block, BlockTuner, KvCacheLayer, ModelTuner, Rotary, block_backward, block_decode_step,
+    block_forward, block_forward_traced, norm,
 };
 use aqlm_reference::{
     Hessian, beam_search, check_layer, damped, dead_inputs, decode, em_init, feedback_init,
@@ -20,7 +22,7 @@ use rayon::prelude::*;
 use super::hidden_states::require_finite;
 use super::resident::StepOps;
 use super::{BackendKind, Memory};
-use crate::ops::{BlockOps, LayerOps, TrainOps};
+use crate::ops::{BlockOps, GradientSums, LayerOps, TrainOps, check_labels};
 use crate::spectrum::Spectrum;
 use aqlm_formats::{Error, Result};
 
@@ -56,17 +58,17 @@ pub struct ReferenceHead {
 #[derive(Debug)]
 pub struct ReferenceProblem {
     weight: Array2<f64>,
-    hessian: Array2<f64>,
-    metric: Array2<f64>,
+    hessian: Arc<Array2<f64>>,
+    metric: Arc<Array2<f64>>,
 }
 
 impl ReferenceProblem {
     fn new(weight: Array2<f64>, hessian: Array2<f64>, settings: &LayerSettings) -> Result<Self> {
         check_layer(&weight, &hessian, settings.damping)?;
         Ok(Self {
-            metric: damped(&hessian, settings.damping),
+            metric: Arc::new(damped(&hessian, settings.damping)),
             weight,
-            hessian,
+            hessian: Arc::new(hessian),
         })
     }
 }
@@ -78,6 +80,7 @@ pub struct ReferenceLayers;
 impl LayerOps for ReferenceLayers {
     type Problem = ReferenceProblem;
     type Trial = QuantizedMatrix;
+    type Outer = Array2<f64>;
 
     fn problem(
         &self,
@@ -153,6 +156,47 @@ impl LayerOps for ReferenceLayers {
     fn matrix(&self, _problem: &Self::Problem, trial: &QuantizedMatrix) -> Result<QuantizedMatrix> {
         Ok(trial.clone())
     }
+
+    fn retargeted(&self, problem: &ReferenceProblem, target: &Array2<f32>) -> Result<ReferenceProblem> {
+        expect_inputs(target.ncols(), problem.weight.ncols())?;
+        Ok(ReferenceProblem {
+            weight: target.mapv(f64::from),
+            hessian: Arc::clone(&problem.hessian),
+            metric: Arc::clone(&problem.metric),
+        })
+    }
+
+    fn outer(&self, outer: &Array2<f64>) -> Result<Array2<f64>> {
+        Ok(outer.clone())
+    }
+
+    fn image(
+        &self,
+        problem: &ReferenceProblem,
+        outer: Option<&Array2<f64>>,
+        dense: &Array2<f64>,
+    ) -> Result<Array2<f64>> {
+        expect_inputs(dense.ncols(), problem.weight.ncols())?;
+        let image = product(dense.view(), problem.metric.view());
+        Ok(match outer {
+            Some(outer) => product(outer.view(), image.view()),
+            None => image,
+        })
+    }
+}
+
+/// # Errors
+/// `Shape` when rows have another number of inputs than the layer.
+fn expect_inputs(found: usize, expected: usize) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(AqlmError::Shape {
+        what: "inputs of rows".into(),
+        expected: vec![expected],
+        found: vec![found],
+    }
+    .into())
 }
 
 impl BlockOps for ReferenceBackend {
@@ -276,6 +320,10 @@ impl BlockOps for ReferenceBackend {
         ReferenceProblem::new(block.weight(layer).clone(), hessian.mean(), settings)
     }
 
+    fn mean(&self, hessian: &Hessian) -> Result<Array2<f64>> {
+        Ok(hessian.mean())
+    }
+
     fn spectrum(&self, hessian: &Hessian) -> Result<Spectrum> {
         Ok(Spectrum::of(hessian.mean()))
     }
@@ -375,6 +423,51 @@ impl TrainOps for ReferenceBackend {
         scale: f64,
     ) -> Result<Vec<f64>> {
         Ok(tuner.accumulate(&self.rotary, inputs, targets, sequences, scale)?)
+    }
+
+    fn label_gradients(
+        &self,
+        head: &ReferenceHead,
+        hidden: &Self::Hidden,
+        labels: &[Vec<u32>],
+    ) -> Result<Self::Hidden> {
+        check_labels(&self.lengths(hidden), labels)?;
+        let gradient = |(x, labels): (&Array2<f64>, &Vec<u32>)| {
+            Ok(llama::label_gradient(
+                &self.config,
+                &head.norm,
+                head.lm_head.view(),
+                x.view(),
+                labels,
+            )?)
+        };
+        hidden.par_iter().zip(labels).map(gradient).collect()
+    }
+
+    fn block_sketch(
+        &self,
+        block: &Block,
+        inputs: &Self::Hidden,
+        gradients: &[Self::Hidden],
+    ) -> Result<(Vec<Self::Hidden>, Vec<GradientSums>)> {
+        let spec = block.spec();
+        let mut sums: Vec<GradientSums> = spec
+            .layers()
+            .map(|layer| GradientSums::zeros(spec.shape(layer)))
+            .collect();
+        let mut results = vec![Vec::with_capacity(inputs.len()); gradients.len()];
+        for (sequence, x) in inputs.iter().enumerate() {
+            let (_, trace) = block_forward_traced(block, &self.rotary, x.view());
+            for (gradients, results) in gradients.iter().zip(&mut results) {
+                let back = block_backward(block, &self.rotary, &trace, gradients[sequence].view());
+                for (sums, weight) in sums.iter_mut().zip(&back.layers) {
+                    sums.outer += &product(weight.view(), weight.t());
+                    sums.inner += &product(weight.t(), weight.view());
+                }
+                results.push(back.x);
+            }
+        }
+        Ok((results, sums))
     }
 
     fn bound_tuning_memory(&mut self, memory: Memory, spill: &Path, batch: usize) -> Result<()> {

@@ -18,13 +18,13 @@ const LOGITS: usize = 1 << 25;
 /// The RMSNorm before the head, and the head.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Head {
-    norm: NormSpec,
+    pub(super) norm: NormSpec,
     /// what becomes of the products
-    logits: LogitSpec,
+    pub(super) logits: LogitSpec,
     /// of the norm, `[hidden]`
-    weight: Array1<f32>,
+    pub(super) weight: Array1<f32>,
     /// [vocab, hidden]
-    output: RowStore,
+    pub(super) output: RowStore,
 }
 
 impl Head {

@@ -18,6 +18,7 @@ mod gated;
 mod geglu;
 mod head;
 mod kl_divergence;
+mod label_gradient;
 mod model;
 mod model_backward;
 mod model_tuner;

@@ -2,6 +2,7 @@ use aqlm_vocabulary::{
     AqlmError, FeedbackSettings, GroupOrder, Initialization, LayerSettings, Position, QuantizedMatrix,
     Result, StreamKey, Update,
 };
+use faer::Par;
 use ndarray::Array2;
 
 use super::beam_search::search;
@@ -11,6 +12,8 @@ use super::feedback_init::{self, Factor};
 use super::problem::{Problem, check_hessian, inner};
 use super::residual_init::residual_init;
 use super::trial::Trial;
+use crate::cpu::matvec::expect_len;
+use crate::cpu::product::product;
 
 /// A layer to be quantized, and the steps of its alternation (paper algorithm 1, lines 4 to 12).
 ///
@@ -20,7 +23,7 @@ use super::trial::Trial;
 pub struct LayerProblem {
     /// under the damped H
     problem: Problem,
-    /// damped H_jj of every input group, for the initialisation
+    /// damped H_jj of every input group, for the initialisation; none for rows with another target
     blocks: Vec<Vec<f64>>,
     /// the factor of the damped H in this order of groups, if the initialization needs it
     factor: Option<(GroupOrder, Factor)>,
@@ -96,6 +99,37 @@ impl LayerProblem {
             }
         };
         Ok(Trial::new(&self.problem, first))
+    }
+
+    /// Some rows with a target of their own, [rows, in_features], under the same damped H, which is shared.
+    ///
+    /// # Errors
+    /// `Shape` when the rows have another number of inputs.
+    pub fn retargeted(&self, target: &Array2<f32>) -> Result<Self> {
+        let problem = self.problem.retargeted(target)?;
+        let norm = problem.norm() - self.ridge * inner(&problem.weight, &problem.weight);
+        Ok(Self {
+            problem,
+            blocks: Vec::new(),
+            factor: None,
+            ridge: self.ridge,
+            norm,
+            dead_inputs: self.dead_inputs,
+        })
+    }
+
+    /// D H under the damped H for D [rows, in_features], or H_O D H with an H_O [rows, rows].
+    ///
+    /// # Errors
+    /// `Shape` when the rows have another number of inputs, or H_O does not fit them.
+    pub fn image(&self, outer: Option<&Array2<f32>>, dense: &Array2<f32>) -> Result<Array2<f32>> {
+        expect_len("inputs of rows", self.problem.weight.ncols(), dense.ncols())?;
+        let image = self.problem.image(dense);
+        let Some(outer) = outer else {
+            return Ok(image);
+        };
+        check_hessian(outer, dense.nrows())?;
+        Ok(product(outer.view(), image.view(), Par::rayon(0)))
     }
 
     /// A trial of a quantized matrix from any source.

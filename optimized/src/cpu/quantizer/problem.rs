@@ -1,9 +1,12 @@
+use std::sync::Arc;
+
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 use faer::Par;
 use ndarray::Array2;
 use rayon::prelude::*;
 
 use super::decode::decode;
+use crate::cpu::matvec::expect_len;
 use crate::cpu::product::product;
 use crate::cpu::row_major::elements;
 use crate::cpu::vectorize::dot_in_f64;
@@ -22,7 +25,7 @@ pub(crate) struct Problem {
     /// [out_features, in_features], standard layout
     pub(crate) weight: Array2<f32>,
     /// H, [in_features, in_features], standard layout
-    pub(crate) hessian: Array2<f32>,
+    pub(crate) hessian: Arc<Array2<f32>>,
     /// H in f64, kept only if a product with it is cheap ([`WIDE`])
     pub(crate) wide: Option<Array2<f64>>,
     /// W H, [out_features, in_features], standard layout
@@ -41,8 +44,24 @@ impl Problem {
         let weight_image = product(weight.view(), hessian.view(), Par::rayon(0));
         Ok(Self {
             weight,
-            hessian,
+            hessian: Arc::new(hessian),
             wide,
+            weight_image,
+        })
+    }
+
+    /// Other rows under the same H. Codebooks are not updated for them, so H in f64 is not kept.
+    ///
+    /// # Errors
+    /// `Shape` when the rows have another number of inputs.
+    pub(crate) fn retargeted(&self, target: &Array2<f32>) -> Result<Self> {
+        expect_len("inputs of rows", self.weight.ncols(), target.ncols())?;
+        let weight = target.as_standard_layout().into_owned();
+        let weight_image = product(weight.view(), self.hessian.view(), Par::rayon(0));
+        Ok(Self {
+            weight,
+            hessian: Arc::clone(&self.hessian),
+            wide: None,
             weight_image,
         })
     }
@@ -83,7 +102,7 @@ impl Problem {
 
 /// # Errors
 /// `Shape` when H is not [inputs, inputs].
-pub(crate) fn check_hessian(hessian: &Array2<f64>, inputs: usize) -> Result<()> {
+pub(crate) fn check_hessian<T>(hessian: &Array2<T>, inputs: usize) -> Result<()> {
     if hessian.dim() == (inputs, inputs) {
         return Ok(());
     }

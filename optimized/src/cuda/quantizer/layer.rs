@@ -11,10 +11,11 @@ use super::codebook_update::{Stop, update_trial};
 use super::em_init::Blocks;
 use super::factor::Factor;
 use super::feedback_init;
-use super::machine::Machine;
+use super::machine::{Block, Machine, Precision, Product};
 use super::problem::{Problem, Trial};
 use crate::cpu::quantizer::validate;
-use crate::cuda::{Device, Result};
+use crate::cuda::error::check_lengths;
+use crate::cuda::{Buffer, Device, Result};
 
 /// Bytes that a layer's alternation takes for each weight, at most, with H and its factor.
 const BYTES_A_WEIGHT: usize = 128;
@@ -78,6 +79,14 @@ impl Layers {
     ) -> Result<LayerProblem> {
         self.machine.device().bind()?;
         LayerProblem::new(&self.machine, weight, hessian, settings)
+    }
+
+    /// A symmetric H_O, [out_features, out_features], on the device.
+    ///
+    /// # Errors
+    /// `Driver` when device memory is too small.
+    pub fn outer(&self, outer: &Array2<f64>) -> Result<Buffer<f32>> {
+        self.machine.upload_rows(&outer.mapv(|value| value as f32), "H_O")
     }
 
     /// Waits until the device has done everything that was asked of it.
@@ -191,6 +200,61 @@ impl LayerProblem {
             }
         };
         Trial::new(machine, problem, first)
+    }
+
+    /// Some rows with a target of their own, [rows, in_features], under the same damped H, which is shared.
+    ///
+    /// # Errors
+    /// `Length` when the rows have another number of inputs; `Driver` when device memory is too small.
+    pub fn retargeted(&self, target: &Array2<f32>) -> Result<Self> {
+        let machine = &self.machine;
+        let problem = self.problem.retargeted(machine, target)?;
+        let norm = problem.norm(machine)? - self.ridge * machine.inner(&problem.weight, &problem.weight)?;
+        Ok(Self {
+            machine: Arc::clone(machine),
+            problem,
+            blocks: None,
+            factor: None,
+            ridge: self.ridge,
+            norm,
+            dead_inputs: self.dead_inputs,
+        })
+    }
+
+    /// D H under the damped H for D [rows, in_features], or H_O D H with an H_O [rows, rows] of
+    /// [`Layers::outer`].
+    ///
+    /// # Errors
+    /// `Length` when the rows have another number of inputs, or H_O does not fit them; `Driver`, `Library`.
+    pub fn image(&self, outer: Option<&Buffer<f32>>, dense: &Array2<f32>) -> Result<Array2<f32>> {
+        let (rows, width) = dense.dim();
+        check_lengths(&[("inputs of rows", self.problem.width, width)])?;
+        let machine = &self.machine;
+        let dense = machine.upload_rows(dense, "rows")?;
+        let mut image = machine.image(&dense, &self.problem.hessian, width, Precision::Full)?;
+        if let Some(outer) = outer {
+            check_lengths(&[("H_O", rows * rows, outer.len())])?;
+            let right = std::mem::replace(&mut image, machine.fresh(rows * width, "H_O D H")?);
+            let block = |buffer: &Buffer<f32>, stride| Block {
+                at: machine.address(buffer),
+                stride,
+            };
+            machine.product::<f32>(
+                &Product::new(rows, width, rows),
+                [block(outer, rows), block(&right, width), block(&image, width)],
+            )?;
+        }
+        let image = machine.download(&image)?;
+        let expected = vec![rows, width];
+        let found = vec![image.len()];
+        Array2::from_shape_vec((rows, width), image).map_err(|_| {
+            AqlmError::Shape {
+                what: "an image of rows".into(),
+                expected,
+                found,
+            }
+            .into()
+        })
     }
 
     /// A trial of a quantized matrix from any source.

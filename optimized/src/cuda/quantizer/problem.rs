@@ -1,9 +1,12 @@
+use std::sync::Arc;
+
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix};
 use ndarray::Array2;
 
 use super::codes::{Codebooks, Decoding, Form, Quantized};
 use super::machine::{Machine, Precision, THREADS, halves};
 use crate::cpu::quantizer::{WIDE, check_hessian};
+use crate::cuda::error::check_lengths;
 use crate::cuda::{Buffer, Result};
 
 /// One layer's weight and the metric of its error.
@@ -13,7 +16,7 @@ pub(super) struct Problem {
     /// [out_features, in_features]
     pub(super) weight: Buffer<f32>,
     /// H, [in_features, in_features]
-    pub(super) hessian: Buffer<f32>,
+    pub(super) hessian: Arc<Buffer<f32>>,
     /// W H, [out_features, in_features]
     pub(super) weight_image: Buffer<f32>,
     /// the same in f64, kept only if a product with H is cheap
@@ -64,9 +67,27 @@ impl Problem {
             rows,
             width,
             weight,
-            hessian: narrow,
+            hessian: Arc::new(narrow),
             weight_image,
             wide,
+        })
+    }
+
+    /// Other rows under the same H. Codebooks are not updated for them, so H in f64 is not kept.
+    ///
+    /// # Errors
+    /// `Length` when the rows have another number of inputs.
+    pub(super) fn retargeted(&self, machine: &Machine, target: &Array2<f32>) -> Result<Self> {
+        check_lengths(&[("inputs of rows", self.width, target.ncols())])?;
+        let weight = machine.upload_rows(target, "the target")?;
+        let weight_image = machine.image(&weight, &self.hessian, self.width, Precision::Full)?;
+        Ok(Self {
+            rows: target.nrows(),
+            width: self.width,
+            weight,
+            hessian: Arc::clone(&self.hessian),
+            weight_image,
+            wide: None,
         })
     }
 

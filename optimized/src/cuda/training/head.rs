@@ -3,6 +3,7 @@ use std::ops::Range;
 use aqlm_vocabulary::{AqlmError, NormSpec};
 use ndarray::{Array1, Array2};
 
+use super::super::error::check_lengths;
 use super::super::llama::address;
 use super::super::{Buffer, Result};
 use super::block::matrix;
@@ -117,6 +118,46 @@ impl Head {
             all.extend(device.download(&losses)?);
         }
         Ok(all)
+    }
+
+    /// The gradient of the summed negative log-likelihoods of labels, one a row, with respect to hidden
+    /// states [rows, hidden].
+    ///
+    /// # Errors
+    /// `Aqlm` with `TokenOutOfRange` when a label exceeds the vocabulary; `Length` unless there is one label
+    /// a row; `Memory`, `Driver`, `Library`.
+    pub fn label_gradient(&self, machine: &Machine, x: &Buffer<f32>, labels: &[u32]) -> Result<Buffer<f32>> {
+        check_tokens(labels, self.vocab)?;
+        let (device, width) = (machine.device(), self.width());
+        let rows = x.len() / width;
+        check_lengths(&[("labels", rows, labels.len())])?;
+        let (normed, roots) = machine.normed(x, &self.weight, rows, self.norm.epsilon)?;
+        let mut grad_normed = machine.space(x.len(), "the gradient of the final norm")?;
+        for rows in Self::chunks(machine, rows) {
+            let logits = self.logits_of(machine, &normed, rows.clone())?;
+            let labels = machine.upload(&labels[rows.clone()], "labels")?;
+            let losses = machine.space::<f64>(rows.len(), "losses")?;
+            machine.run(
+                &plan::token_loss(rows.len(), self.vocab, Some(1.0)),
+                &[
+                    address(device, &logits),
+                    address(device, &labels),
+                    address(device, &losses),
+                ],
+            )?;
+            let mut to = grad_normed.slice_mut(rows.start * width..rows.end * width);
+            machine.products.back(
+                Precision::Single,
+                &self.output,
+                &logits,
+                &mut to,
+                [self.vocab, width, rows.len()],
+                false,
+            )?;
+        }
+        let grad = machine.zeros(x.len(), "the gradient of hidden states")?;
+        machine.norm_back(x, &self.weight, &roots, &grad_normed, &grad, rows)?;
+        Ok(grad)
     }
 
     /// Compares next-token distributions with those of a dense model on the same device, at rows of hidden

@@ -7,6 +7,7 @@ use super::super::llama::address;
 use super::super::{Buffer, CudaError, Result};
 use super::machine::Machine;
 use super::plan;
+use super::products::Precision;
 use crate::cpu::quantizer::triangle::{lower_triangle, triangle_length, triangle_rows};
 
 /// Samples whose outer products are summed in f32 before the sum is added in f64. A sum of this many products
@@ -90,6 +91,47 @@ impl Hessian {
             None => self.sum = Some(added.named("a Hessian")),
         }
         self.samples += rows;
+        Ok(())
+    }
+
+    /// Adds G^T G of a gradient G [terms, in_features], or G G^T of G [in_features, terms] if it is
+    /// `transposed`, in one product of f32. A sum over gradients adds one such product to each element for
+    /// each gradient.
+    ///
+    /// # Errors
+    /// `Length` when G is no whole number of rows; `Memory`, `Driver`, `Library`.
+    pub fn add_gradient(&mut self, gradient: &Buffer<f32>, transposed: bool) -> Result<()> {
+        let (machine, width) = (Arc::clone(&self.machine), self.width);
+        let terms = gradient.len() / width.max(1);
+        let mut part = machine.space(width * width, "a product of gradients")?;
+        let products = &machine.products;
+        if transposed {
+            // G [width, terms]: G G^T
+            products.forward(
+                Precision::Single,
+                gradient,
+                gradient,
+                &mut part,
+                [width, terms, width],
+                false,
+            )?;
+        } else {
+            products.weight(
+                Precision::Single,
+                gradient,
+                gradient,
+                &mut part,
+                [width, width, terms],
+                false,
+            )?;
+        }
+        let sum = match self.sum.take() {
+            Some(sum) => sum,
+            None => machine.zeros(width * width, "sums over gradients")?,
+        };
+        machine.add_parts(&part, &sum, 1)?;
+        self.sum = Some(sum);
+        self.samples += terms;
         Ok(())
     }
 

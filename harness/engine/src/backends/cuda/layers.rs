@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use aqlm_optimized::cuda::Device;
 use aqlm_optimized::cuda::quantizer::{LayerProblem, Layers, Trial};
+use aqlm_optimized::cuda::{Buffer, Device};
 use aqlm_vocabulary::{AqlmError, LayerSettings, Position, QuantizedMatrix, StreamKey, Update};
 use ndarray::Array2;
 
@@ -45,6 +45,7 @@ impl CudaLayers {
 impl LayerOps for CudaLayers {
     type Problem = LayerProblem;
     type Trial = Trial;
+    type Outer = Buffer<f32>;
 
     fn problem(
         &self,
@@ -88,5 +89,23 @@ impl LayerOps for CudaLayers {
 
     fn matrix(&self, problem: &LayerProblem, trial: &Trial) -> Result<QuantizedMatrix> {
         Ok(problem.matrix(trial).map_err(AqlmError::from)?)
+    }
+
+    fn retargeted(&self, problem: &LayerProblem, target: &Array2<f32>) -> Result<LayerProblem> {
+        Ok(problem.retargeted(target).map_err(AqlmError::from)?)
+    }
+
+    fn outer(&self, outer: &Array2<f64>) -> Result<Buffer<f32>> {
+        Ok(self.0.outer(outer).map_err(AqlmError::from)?)
+    }
+
+    fn image(
+        &self,
+        problem: &LayerProblem,
+        outer: Option<&Buffer<f32>>,
+        dense: &Array2<f64>,
+    ) -> Result<Array2<f64>> {
+        let image = problem.image(outer, &dense.mapv(|value| value as f32));
+        Ok(image.map_err(AqlmError::from)?.mapv(f64::from))
     }
 }

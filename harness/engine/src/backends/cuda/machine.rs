@@ -2,10 +2,11 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use aqlm_optimized::cpu::llama::Wanted;
 use aqlm_optimized::cuda::quantizer::LayerProblem;
 use aqlm_optimized::cuda::training::{
-    Block, BlockTuner, ComparedRow, Head, Hessian, Machine, ModelTuner, Precision, TeacherMemory,
-    TuningMemory, parts, working_bytes,
+    Block, BlockGradient, BlockTuner, ComparedRow, Head, Hessian, Machine, ModelTuner, Precision,
+    TeacherMemory, TuningMemory, parts, working_bytes,
 };
 use aqlm_optimized::cuda::{Buffer, Device};
 use aqlm_vocabulary::{
@@ -18,7 +19,7 @@ use super::super::hidden_states::Bound;
 use super::super::{BackendKind, Memory, TrainingPrecision};
 use super::hidden::{CudaHidden, on_device};
 use super::layers::CudaLayers;
-use crate::ops::{BlockOps, DenseStates, LayerOps, ResidentTeacher, TrainOps};
+use crate::ops::{BlockOps, DenseStates, GradientSums, LayerOps, ResidentTeacher, TrainOps, check_labels};
 use crate::position::ComparedPosition;
 use crate::spectrum::Spectrum;
 use aqlm_formats::Result;
@@ -286,6 +287,10 @@ impl BlockOps for CudaMachine {
         layers.problem(&weight, &on_device(hessian.mean())?, settings)
     }
 
+    fn mean(&self, hessian: &Hessian) -> Result<Array2<f64>> {
+        on_device(hessian.mean())
+    }
+
     fn spectrum(&self, hessian: &Hessian) -> Result<Spectrum> {
         Ok(Spectrum::of(on_device(hessian.mean())?))
     }
@@ -428,6 +433,79 @@ impl TrainOps for CudaMachine {
             losses.extend(on_device(tuner.accumulate(x, &goals, tokens, scale))?);
         }
         Ok(losses)
+    }
+
+    fn label_gradients(&self, head: &Head, hidden: &CudaHidden, labels: &[Vec<u32>]) -> Result<CudaHidden> {
+        self.check(hidden)?;
+        let lengths = hidden.lengths();
+        check_labels(lengths, labels)?;
+        let mut gradients = self.room(lengths, hidden.width())?;
+        for (sequence, labels) in labels.iter().enumerate() {
+            let x = hidden.read(&self.machine, &[sequence])?;
+            let gradient = on_device(head.label_gradient(&self.machine, &x, labels))?;
+            gradients.write(&self.machine, sequence, &gradient)?;
+        }
+        Ok(gradients)
+    }
+
+    fn block_sketch(
+        &self,
+        block: &Block,
+        inputs: &CudaHidden,
+        gradients: &[CudaHidden],
+    ) -> Result<(Vec<CudaHidden>, Vec<GradientSums>)> {
+        self.check(inputs)?;
+        let (machine, lengths, spec) = (&self.machine, inputs.lengths(), block.spec());
+        let new = |_| self.room(lengths, inputs.width());
+        let mut results = (0..gradients.len()).map(new).collect::<Result<Vec<_>>>()?;
+        let mut sums: Vec<[Hessian; 2]> = spec
+            .layers()
+            .map(|layer| {
+                let (out, inputs) = spec.shape(layer);
+                [Hessian::new(machine, out), Hessian::new(machine, inputs)]
+            })
+            .collect();
+        let wanted = Wanted {
+            biases: false,
+            norms: false,
+            ..Wanted::all(spec)
+        };
+        let weights = on_device(block.decoded(machine))?;
+        for (sequence, &tokens) in lengths.iter().enumerate() {
+            let x = inputs.read(machine, &[sequence])?;
+            let passed = machine.forward(Precision::Single, block, &weights, x, tokens);
+            let (_, trace) = on_device(passed)?;
+            for (gradients, results) in gradients.iter().zip(&mut results) {
+                let grad = gradients.read(machine, &[sequence])?;
+                let mut sink = |gradient: BlockGradient| {
+                    if let BlockGradient::Weight(layer, weight) = gradient {
+                        let [outer, inner] = &mut sums[layer.index()];
+                        outer.add_gradient(&weight, true)?;
+                        inner.add_gradient(&weight, false)?;
+                    }
+                    Ok(())
+                };
+                let back = machine.backward(
+                    Precision::Single,
+                    block,
+                    &weights,
+                    &trace,
+                    grad,
+                    &wanted,
+                    &mut sink,
+                );
+                if let Some(back) = on_device(back)? {
+                    results.write(machine, sequence, &back)?;
+                }
+            }
+        }
+        let host = |[outer, inner]: [Hessian; 2]| {
+            Ok(GradientSums {
+                outer: on_device(outer.mean())? * outer.samples() as f64,
+                inner: on_device(inner.mean())? * inner.samples() as f64,
+            })
+        };
+        Ok((results, sums.into_iter().map(host).collect::<Result<_>>()?))
     }
 
     /// Activations are kept on the device if they fit there, else computed anew. The bound is for the hidden
