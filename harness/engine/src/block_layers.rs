@@ -19,6 +19,23 @@ use aqlm_formats::{Error, Result};
 /// A layer after quantization.
 pub(crate) type Finished = (LayerId, QuantizedMatrix, LayerSummary);
 
+/// H of a group of layers.
+pub(crate) struct GroupHessian<H> {
+    pub(crate) hessian: H,
+    /// calibration tokens of an expert that has fewer than inputs; `None` where there are enough
+    pub(crate) own_tokens: Option<usize>,
+}
+
+impl<H> GroupHessian<H> {
+    /// Of enough tokens.
+    pub(crate) fn whole(hessian: H) -> Self {
+        Self {
+            hessian,
+            own_tokens: None,
+        }
+    }
+}
+
 /// Which rank quantizes each layer of groups of a block's layers. A layer costs as much as it has weights.
 pub(crate) fn layer_owners(spec: &BlockSpec, groups: &[Vec<LayerId>], ranks: &dyn Ranks) -> Vec<Vec<usize>> {
     let weights = |&layer: &LayerId| {
@@ -46,7 +63,7 @@ pub(crate) fn quantize_layers<M: BlockOps>(
     index: usize,
     block: &M::Block,
     groups: &[Vec<LayerId>],
-    hessians: &[M::Hessian],
+    hessians: &[GroupHessian<M::Hessian>],
     settings: &QuantizeSettings,
     folder: &RunFolder,
     ranks: &dyn Ranks,
@@ -70,7 +87,7 @@ pub(crate) fn quantize_layers<M: BlockOps>(
         let mine = owners[first..first + group.len()].contains(&ranks.rank());
         first += group.len();
         let known = mine && spec.linear(group[0]).shape.1 <= LARGEST_SPECTRUM;
-        spectra.push(known.then(|| machine.spectrum(hessian)).transpose()?);
+        spectra.push(known.then(|| machine.spectrum(&hessian.hessian)).transpose()?);
     }
     let mut own = Vec::with_capacity(owners.len());
     for ((group, hessian), spectrum) in groups.iter().zip(hessians).zip(&mut spectra) {
@@ -121,7 +138,7 @@ struct Job<'a, M: BlockOps> {
     index: usize,
     block: &'a M::Block,
     layer: LayerId,
-    hessian: &'a M::Hessian,
+    hessian: &'a GroupHessian<M::Hessian>,
     /// eigenvalues of the Hessian; `None` if it is too large for them
     spectrum: Option<&'a mut Spectrum>,
     settings: &'a QuantizeSettings,
@@ -163,7 +180,7 @@ impl<M: BlockOps> Job<'_, M> {
                 event,
             });
         };
-        let problem = machine.layer_problem(block, layer, hessian, &settings.layer)?;
+        let problem = machine.layer_problem(block, layer, &hessian.hessian, &settings.layer)?;
         let (matrix, report) = alternate(machine.layers(), &problem, &settings.layer, key, &mut on_event)?;
         let name = config.layer_name(index, layer);
         let stored = matrix.rounded_to_f16().map_err(|source| Error::Layer {
@@ -182,6 +199,7 @@ impl<M: BlockOps> Job<'_, M> {
                 let distance = limit_db(relative_layer_error, limit);
                 distance.is_finite().then_some(distance)
             }),
+            own_tokens: hessian.own_tokens,
             seconds: started.elapsed().as_secs_f64(),
             bits_per_parameter: matrix.bits_per_parameter(),
             parameters: matrix.out_features() * matrix.in_features(),

@@ -24,6 +24,7 @@ mod publish;
 mod quantize;
 pub mod ranks;
 pub mod report;
+mod rounds;
 pub mod runs;
 pub mod selfgen;
 mod spectrum;

@@ -155,6 +155,12 @@ pub trait BlockOps {
         hessians: &mut [Self::Hessian],
     ) -> Result<()>;
 
+    /// Number of samples that were added to a Hessian.
+    fn samples(&self, hessian: &Self::Hessian) -> usize;
+
+    /// Adds as many samples to a Hessian as if each were the mean of `pool`.
+    fn add_mean_of(&self, hessian: &mut Self::Hessian, pool: &Self::Hessian, samples: usize) -> Result<()>;
+
     /// [`LayerOps::problem`] of a layer of the block.
     fn layer_problem(
         &self,
