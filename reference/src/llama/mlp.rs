@@ -7,6 +7,10 @@ use aqlm_vocabulary::{Input, Mlp};
 
 /// The values inside a block's MLP.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one to a trace, whose arrays are far larger"
+)]
 pub(super) enum Inside {
     /// of a dense MLP
     Dense(Gated),

@@ -224,9 +224,9 @@ pub struct LinearSpec {
 }
 
 impl LinearSpec {
-    /// The last part of its name, for example `q_proj`.
+    /// Its name without the part of the block, for example `q_proj` or `experts.3.w1`.
     pub fn short_name(&self) -> &str {
-        self.name.rsplit_once('.').map_or(&self.name, |(_, last)| last)
+        self.name.split_once('.').map_or(&self.name, |(_, rest)| rest)
     }
 
     /// The part of the block to which it belongs: `self_attn`, `mlp` or an expert.

@@ -251,8 +251,8 @@ fn scarce(blocks: &[BlockReport]) -> String {
         more => format!(" and {more} more"),
     };
     format!(
-        "\n{} layers of experts with fewer calibration tokens (in brackets) than inputs; their Hessians were \
-         completed with the mean of all experts of their block: {}{more}",
+        "{} layers of experts with fewer calibration tokens (in brackets) than inputs; their Hessians were \
+         completed with the mean of all experts of their block: {}{more}\n",
         named.len(),
         named[..named.len().min(NAMED)].join(", ")
     )

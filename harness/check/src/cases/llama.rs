@@ -353,6 +353,9 @@ impl LlamaCase {
     }
 
     /// The data for a seed.
+    ///
+    /// # Panics
+    /// When no draw of routers is clear about every token: a case with experts and thousands of tokens.
     pub fn data(&self, seed: u64) -> LlamaData {
         let config = self.config();
         let mut rng = stream(seed, 2, None, Purpose::TestData);

@@ -49,10 +49,8 @@ pub(super) fn experts(fields: &Fields<'_>, defaults: &ExpertDefaults) -> Result<
         return Err(fields.wrong("num_experts_per_tok", expected));
     }
     let (key, width) = defaults.width;
-    let width = match (fields.optional_size(key)?, width) {
-        (Some(width), _) | (None, Some(width)) => width,
-        (None, None) => return Err(fields.wrong(key, "a whole number")),
-    };
+    let width = fields.optional_size(key)?.or(width);
+    let width = width.ok_or_else(|| fields.wrong(key, "a whole number"))?;
     Ok(Experts {
         count,
         used,

@@ -47,14 +47,10 @@ pub(super) fn add_output(
 ) -> (Array2<f32>, Option<Array2<f32>>) {
     let factor = block.spec().residual_scale as f32;
     let mut y = residual.clone();
-    match block.normed(place, out.view()) {
-        Some(normed) => {
-            y.scaled_add(factor, &normed);
-            (y, Some(out))
-        }
-        None => {
-            y.scaled_add(factor, &out);
-            (y, None)
-        }
+    if let Some(normed) = block.normed(place, out.view()) {
+        y.scaled_add(factor, &normed);
+        return (y, Some(out));
     }
+    y.scaled_add(factor, &out);
+    (y, None)
 }
