@@ -296,3 +296,23 @@ fn only_the_chosen_experts_are_touched() {
     assert_eq!(both[0], both[1]);
     assert!(both[0].0.iter().chain(&both[0].1).all(|y| y.is_finite()));
 }
+
+/// Of experts with the same score, both choose the first ones.
+#[test]
+fn equal_scores_choose_the_first_experts() {
+    let id = "block_forward-40x72-k2-q2-d12-n1-t5-w0-nobias-plain-mixtral-2x3g4-s2";
+    let (problem, mut case) = llama(id).unwrap();
+    let spec = &case.config.blocks[0];
+    let mlp = spec.mlp.routed().unwrap();
+    let zeros = Array2::zeros(spec.shape(mlp.router));
+    case.blocks[0].layer_mut(mlp.router).weight = LinearWeight::Dense(zeros);
+    let (block, rotary) = block(&case);
+    let (y, trace) = block_forward_traced(&block, &rotary, case.x.view());
+    for expert in 0..mlp.experts.len() {
+        let rows = trace.input(Input::Expert(expert as u16)).nrows();
+        assert_eq!(rows, if expert < mlp.used { 5 } else { 0 });
+    }
+    let exact_rotary = reference::Rotary::of_model(&case.config, TOKENS);
+    let exact = reference::block_forward(&case.block(0), &exact_rotary, sequence(&case.x, 0).view());
+    assert_close("y", y.iter().copied(), &exact, limit(problem.terms()));
+}

@@ -13,6 +13,10 @@ const COUNTS: [&str; 2] = ["num_experts", "num_local_experts"];
 /// Most experts of a block, so that 16 bits hold the number of its layers.
 const MOST: usize = 4096;
 
+/// Most experts of all blocks, ten times those of the largest models: more are damage, and would fill the
+/// memory with names before a tensor is missed.
+const MOST_IN_ALL: usize = 1 << 18;
+
 /// What transformers does for a family with fields absent from config.json.
 pub(super) struct ExpertDefaults {
     /// number of experts
@@ -42,6 +46,12 @@ pub(super) fn experts(fields: &Fields<'_>, defaults: &ExpertDefaults) -> Result<
         found = Some(count);
     }
     let count = found.unwrap_or(defaults.count);
+    let blocks = fields.size("num_hidden_layers")?;
+    if count.saturating_mul(blocks) > MOST_IN_ALL {
+        let expected =
+            format!("at most {MOST_IN_ALL} experts in all blocks, of which there are {count} in one");
+        return Err(fields.wrong("num_hidden_layers", expected));
+    }
     let used = fields.optional_size("num_experts_per_tok")?;
     let used = used.unwrap_or(defaults.used);
     if used > count {

@@ -298,6 +298,11 @@ fn mixtral_has_experts_in_every_block() {
     );
     refused("mixtral", json!({"num_local_experts": 0}), "num_local_experts");
     refused("mixtral", json!({"num_local_experts": 4097}), "num_local_experts");
+    refused(
+        "mixtral",
+        json!({"num_local_experts": 4096, "num_hidden_layers": 65}),
+        "num_hidden_layers",
+    );
 }
 
 #[test]
