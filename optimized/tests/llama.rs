@@ -7,7 +7,7 @@ use aqlm_optimized::cpu::llama::{
     block_forward, block_forward_traced, embed, squares_of_sequences, token_losses,
 };
 use aqlm_reference::llama as reference;
-use aqlm_vocabulary::{AqlmError, llama::QUERY};
+use aqlm_vocabulary::{AqlmError, Input, LinearWeight, llama::QUERY};
 use ndarray::{Array2, Array3, Axis};
 
 const TOKENS: usize = 70;
@@ -254,4 +254,65 @@ fn squares_are_summed_over_each_sequence() {
         squares_of_sequences(&short, &b.view()),
         Err(AqlmError::Shape { .. })
     ));
+}
+
+/// The weights of experts that the router does not choose may be anything.
+#[test]
+fn only_the_chosen_experts_are_touched() {
+    let id = "block_forward-40x72-k2-q2-d12-n1-t5-w0-nobias-plain-mixtral-2x3g4-s1";
+    let (_, case) = llama(id).unwrap();
+    let spec = &case.config.blocks[0];
+    let mlp = spec.mlp.routed().unwrap();
+    let exact = case.block(0);
+    let exact_rotary = reference::Rotary::of_model(&case.config, TOKENS);
+    let first = sequence(&case.x, 0).slice(ndarray::s![..1, ..]).to_owned();
+    let (_, trace) = reference::block_forward_traced(&exact, &exact_rotary, first.view());
+    let router = exact.weight(mlp.router).view();
+    let scores = reference::linear(trace.input(Input::Mlp), router, None);
+    let routing = reference::route(scores.view(), mlp.used, mlp.normalized);
+
+    let mut without = case.clone();
+    let mut idle = 0;
+    for (expert, _) in mlp
+        .experts
+        .iter()
+        .zip(&routing.tokens)
+        .filter(|(_, tokens)| tokens.is_empty())
+    {
+        for layer in [expert.gate, expert.up, expert.down] {
+            let nothing = Array2::from_elem(spec.shape(layer), f32::NAN);
+            without.blocks[0].layer_mut(layer).weight = LinearWeight::Dense(nothing);
+        }
+        idle += 1;
+    }
+    assert_eq!(idle, mlp.experts.len() - mlp.used);
+    let x = case.x.slice(ndarray::s![.., ..1, ..]);
+    let both = [&case, &without].map(|case| {
+        let (block, rotary) = block(case);
+        let row = x.slice(ndarray::s![0, 0, ..]);
+        let step = block_decode_step(&block, &rotary, &mut KvCacheLayer::new(), row, 0).unwrap();
+        (step, block_forward(&block, &rotary, x))
+    });
+    assert_eq!(both[0], both[1]);
+    assert!(both[0].0.iter().chain(&both[0].1).all(|y| y.is_finite()));
+}
+
+/// Of experts with the same score, both choose the first ones.
+#[test]
+fn equal_scores_choose_the_first_experts() {
+    let id = "block_forward-40x72-k2-q2-d12-n1-t5-w0-nobias-plain-mixtral-2x3g4-s2";
+    let (problem, mut case) = llama(id).unwrap();
+    let spec = &case.config.blocks[0];
+    let mlp = spec.mlp.routed().unwrap();
+    let zeros = Array2::zeros(spec.shape(mlp.router));
+    case.blocks[0].layer_mut(mlp.router).weight = LinearWeight::Dense(zeros);
+    let (block, rotary) = block(&case);
+    let (y, trace) = block_forward_traced(&block, &rotary, case.x.view());
+    for expert in 0..mlp.experts.len() {
+        let rows = trace.input(Input::Expert(expert as u16)).nrows();
+        assert_eq!(rows, if expert < mlp.used { 5 } else { 0 });
+    }
+    let exact_rotary = reference::Rotary::of_model(&case.config, TOKENS);
+    let exact = reference::block_forward(&case.block(0), &exact_rotary, sequence(&case.x, 0).view());
+    assert_close("y", y.iter().copied(), &exact, limit(problem.terms()));
 }

@@ -27,6 +27,30 @@ fn samples(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
 }
 
 #[test]
+fn missing_samples_of_a_hessian_come_from_another_mean() {
+    let (own, all) = (samples(7, 40, 1), samples(90, 40, 2));
+    let mut ours = [Hessian::new(40), Hessian::new(40)];
+    let mut exact = [reference::Hessian::new(40), reference::Hessian::new(40)];
+    for (i, x) in [own, all].iter().enumerate() {
+        ours[i].add(x.view()).unwrap();
+        exact[i].add(x.mapv(f64::from).view()).unwrap();
+    }
+    let [mut hessian, pool] = ours;
+    let [mut exact, exact_pool] = exact;
+    hessian.add_mean_of(&pool, 33).unwrap();
+    exact.add_mean_of(&exact_pool, 33).unwrap();
+    assert_eq!((hessian.samples(), exact.samples()), (40, 40));
+    // sums of 7 and 90 products in f32
+    assert_close(
+        "mean",
+        hessian.mean().iter().copied(),
+        exact.mean().iter(),
+        limit(97),
+    );
+    assert!(hessian.add_mean_of(&Hessian::new(39), 1).is_err());
+}
+
+#[test]
 fn hessians_are_the_references() {
     for (rows, inputs) in [(1, 3), (70, 40), (2500, 33), (300, 400)] {
         let x = samples(rows, inputs, 1);

@@ -58,6 +58,24 @@ impl Hessian {
         Ok(())
     }
 
+    /// Adds as many samples as if the outer product of each were the mean of another accumulator's.
+    ///
+    /// # Errors
+    /// `Shape` when the other accumulator has another number of inputs.
+    pub fn add_mean_of(&mut self, other: &Self, samples: usize) -> Result<()> {
+        if other.sum.dim() != self.sum.dim() {
+            return Err(AqlmError::Shape {
+                what: "hessian".into(),
+                expected: self.sum.shape().to_vec(),
+                found: other.sum.shape().to_vec(),
+            });
+        }
+        let factor = samples as f64 / other.samples.max(1) as f64;
+        self.sum.scaled_add(factor, &other.sum);
+        self.samples += samples;
+        Ok(())
+    }
+
     /// Number of samples.
     pub fn samples(&self) -> usize {
         self.samples
@@ -153,6 +171,23 @@ mod tests {
             // sums of 40 terms of size about 1, divided by 40
             prop_assert!(approx::abs_diff_eq!(head.mean(), whole.mean(), epsilon = 40.0 * f64::EPSILON));
         }
+    }
+
+    #[test]
+    fn missing_samples_come_from_another_mean() {
+        let (own, all) = (gaussian(1, 3, 4), gaussian(2, 50, 4));
+        let (mut hessian, mut pool) = (Hessian::new(4), Hessian::new(4));
+        hessian.add(own.view()).unwrap();
+        pool.add(all.view()).unwrap();
+        let expected = (3.0 * hessian.mean() + 5.0 * pool.mean()) / 8.0;
+        hessian.add_mean_of(&pool, 5).unwrap();
+        assert_eq!(hessian.samples(), 8);
+        assert!(approx::abs_diff_eq!(
+            hessian.mean(),
+            expected,
+            epsilon = 50.0 * f64::EPSILON
+        ));
+        assert!(hessian.add_mean_of(&Hessian::new(3), 5).is_err());
     }
 
     #[test]

@@ -16,6 +16,23 @@ use aqlm_formats::{Error, Result};
 /// A layer after quantization.
 pub(crate) type Finished = (LayerId, QuantizedMatrix, LayerSummary);
 
+/// H of a group of layers.
+pub(crate) struct GroupHessian<H> {
+    pub(crate) hessian: H,
+    /// calibration tokens of an expert that has fewer than inputs; `None` where there are enough
+    pub(crate) own_tokens: Option<usize>,
+}
+
+impl<H> GroupHessian<H> {
+    /// Of enough tokens.
+    pub(crate) fn whole(hessian: H) -> Self {
+        Self {
+            hessian,
+            own_tokens: None,
+        }
+    }
+}
+
 /// Which rank quantizes each layer of groups of a block's layers. A layer costs as much as it has weights.
 pub(crate) fn layer_owners(spec: &BlockSpec, groups: &[Vec<LayerId>], ranks: &dyn Ranks) -> Vec<Vec<usize>> {
     let weights = |&layer: &LayerId| {
@@ -44,7 +61,7 @@ pub(crate) fn quantize_layers<M: BlockOps>(
     block: &M::Block,
     gradients: Option<&Gradients>,
     groups: &[Vec<LayerId>],
-    hessians: &[M::Hessian],
+    hessians: &[GroupHessian<M::Hessian>],
     settings: &QuantizeSettings,
     folder: &RunFolder,
     ranks: &dyn Ranks,
@@ -76,14 +93,14 @@ pub(crate) fn quantize_layers<M: BlockOps>(
                 block,
                 gradients,
                 layer,
-                hessian,
+                hessian: &hessian.hessian,
                 settings,
             }));
         }
         let mine = jobs[first..].iter().any(Option::is_some);
         let known = mine && spec.linear(group[0]).shape.1 <= LARGEST_SPECTRUM;
         group_of.extend(group.iter().map(|_| spectra.len()));
-        spectra.push(known.then(|| machine.spectrum(hessian)).transpose()?);
+        spectra.push(known.then(|| machine.spectrum(&hessian.hessian)).transpose()?);
     }
     clock.book(|phases| &mut phases.rest);
     let mut own: Vec<Option<Finished>> = (0..jobs.len()).map(|_| None).collect();
@@ -100,7 +117,8 @@ pub(crate) fn quantize_layers<M: BlockOps>(
                 let name = machine.config().layer_name(index, layers[place]);
                 let spectrum = spectra[group_of[place]].as_mut();
                 let eigenvalues = spectrum.map(Spectrum::eigenvalues).transpose()?;
-                let (matrix, summary) = quantized.summarized(name, eigenvalues);
+                let own_tokens = hessians[group_of[place]].own_tokens;
+                let (matrix, summary) = quantized.summarized(name, own_tokens, eigenvalues);
                 done(&summary, observe)?;
                 own[place] = Some((layers[place], matrix, summary));
             }

@@ -9,7 +9,8 @@
 //! model of the blocks behind.
 
 use aqlm_vocabulary::{
-    AqlmError, ArchSpec, AttentionSpec, BlockSpec, BlockWeights, GatedMlp, LayerId, LinearWeight, NEGLIGIBLE,
+    AqlmError, ArchSpec, AttentionSpec, BlockSpec, BlockWeights, GatedMlp, LayerId, LinearWeight, Mlp,
+    NEGLIGIBLE,
 };
 use ndarray::{Array2, Axis};
 
@@ -53,6 +54,9 @@ impl Gauge {
     /// same numbers. A block that is not plain, or that is quantized already, keeps its gauge.
     pub(crate) fn of(spec: &BlockSpec, weights: &BlockWeights) -> Self {
         let mut gauge = Self::identity(spec);
+        let Mlp::Dense(GatedMlp { gate, up, down, .. }) = spec.mlp else {
+            return gauge;
+        };
         if spec.require_plain().is_err() {
             return gauge;
         }
@@ -70,7 +74,6 @@ impl Gauge {
             output,
             ..
         } = spec.attention;
-        let GatedMlp { gate, up, down, .. } = spec.mlp;
         let largest = |layer: LayerId| largest[layer.index()];
         let norm = |norm: &ndarray::Array1<f32>| {
             nearest_exponent(
@@ -179,7 +182,7 @@ pub(crate) fn storable(
     weights: &BlockWeights,
     out_group_size: usize,
 ) -> Result<()> {
-    for layer in arch.blocks[block].layers() {
+    for layer in arch.blocks[block].quantizable() {
         let LinearWeight::Dense(weight) = &weights.layer(layer).weight else {
             continue;
         };

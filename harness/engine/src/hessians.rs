@@ -20,22 +20,25 @@ pub fn hessians<M: BlockOps>(
     ranks: &dyn Ranks,
 ) -> Result<Vec<M::Hessian>> {
     let held = Held::all(machine, machine.lengths(hidden), sequences);
-    let readers = vec![(0..ranks.size()).collect(); layers.len()];
-    of_held(machine, block, hidden, &held, layers, &readers, ranks)
+    let mut hessians = sums_of_held(machine, block, hidden, &held, layers, ranks)?;
+    let all: Vec<usize> = (0..ranks.size()).collect();
+    for hessian in &mut hessians {
+        hand_out(ranks, hessian, &all)?;
+    }
+    Ok(hessians)
 }
 
 /// H of the inputs of each of `layers`, over the training sequences of a run of which this rank holds some.
-/// Each H is for the ranks in `readers`; on the others, except rank 0, it is empty.
+/// On ranks other than the first, each is empty.
 ///
 /// # Errors
 /// Errors of the machine; `Rank`.
-pub(crate) fn of_held<M: BlockOps>(
+pub(crate) fn sums_of_held<M: BlockOps>(
     machine: &M,
     block: &M::Block,
     hidden: &M::Hidden,
     held: &Held,
     layers: &[LayerId],
-    readers: &[Vec<usize>],
     ranks: &dyn Ranks,
 ) -> Result<Vec<M::Hessian>> {
     let empty = || -> Vec<M::Hessian> {
@@ -51,9 +54,6 @@ pub(crate) fn of_held<M: BlockOps>(
         let part = held.place(joined(parts, part));
         machine.add_to_hessians(block, hidden, part, layers, &mut sums.hessians)
     })?;
-    for (hessian, readers) in sums.hessians.iter_mut().zip(readers) {
-        hand_out(ranks, hessian, readers)?;
-    }
     Ok(sums.hessians)
 }
 

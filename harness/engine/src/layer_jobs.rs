@@ -50,10 +50,12 @@ pub(crate) struct Quantized {
 }
 
 impl Quantized {
-    /// The matrix and the layer's summary; `eigenvalues` are those of its H, if known.
+    /// The matrix and the layer's summary; `eigenvalues` are those of its H, if known, `own_tokens` those of an
+    /// expert that has fewer than inputs.
     pub(crate) fn summarized(
         self,
         name: String,
+        own_tokens: Option<usize>,
         eigenvalues: Option<&[f64]>,
     ) -> (QuantizedMatrix, LayerSummary) {
         let Self {
@@ -71,6 +73,7 @@ impl Quantized {
                 let distance = limit_db(relative_layer_error, limit);
                 distance.is_finite().then_some(distance)
             }),
+            own_tokens,
             seconds: phases.total(),
             bits_per_parameter: bits,
             parameters: matrix.out_features() * matrix.in_features(),

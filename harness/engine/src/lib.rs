@@ -25,6 +25,7 @@ mod publish;
 mod quantize;
 pub mod ranks;
 pub mod report;
+mod rounds;
 pub mod runs;
 pub mod selfgen;
 pub mod sketch;

@@ -173,6 +173,12 @@ pub trait BlockOps: Sync {
         hessians: &mut [Self::Hessian],
     ) -> Result<()>;
 
+    /// Number of samples that were added to a Hessian.
+    fn samples(&self, hessian: &Self::Hessian) -> usize;
+
+    /// Adds as many samples to a Hessian as if each were the mean of `pool`.
+    fn add_mean_of(&self, hessian: &mut Self::Hessian, pool: &Self::Hessian, samples: usize) -> Result<()>;
+
     /// Operations that quantize layers at the same time, each on a thread of its own; none where one layer
     /// keeps the machine busy. There are `layers` of them to quantize, of at most `weights` numbers each.
     fn workers(&self, layers: usize, weights: usize) -> Result<Vec<Self::Layers>> {

@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{AqlmError, ArchSpec, LinearSpec, Scheme};
+use aqlm_vocabulary::{AqlmError, ArchSpec, BlockSpec, LinearSpec, Scheme};
 
 use aqlm_formats::{Error, Result};
 
@@ -8,7 +8,8 @@ use aqlm_formats::{Error, Result};
 /// `Error::Scheme` naming the layer, with group sizes that fit all layers. `Error::Degenerate` for more
 /// codewords than groups, unless `allow_degenerate`.
 pub fn check_scheme(arch: &ArchSpec, scheme: Scheme, allow_degenerate: bool) -> Result<()> {
-    let layers = || arch.blocks.iter().flat_map(|block| &block.linears);
+    let of_block = |block| BlockSpec::quantizable(block).map(|layer| block.linear(layer));
+    let layers = || arch.blocks.iter().flat_map(of_block);
     for LinearSpec { name, shape, .. } in layers() {
         let &(out_features, in_features) = shape;
         let groups = scheme.groups(out_features, in_features).map_err(|error| {
@@ -51,7 +52,7 @@ pub fn check_scheme(arch: &ArchSpec, scheme: Scheme, allow_degenerate: bool) -> 
 #[cfg(test)]
 mod tests {
     use aqlm_vocabulary::llama::LlamaBlock;
-    use aqlm_vocabulary::{BlockSpec, Rope, RopeScaling};
+    use aqlm_vocabulary::{Rope, RopeScaling};
 
     use super::*;
 

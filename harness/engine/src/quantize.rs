@@ -1,15 +1,14 @@
 use std::time::Instant;
 
-use aqlm_vocabulary::{BlockSpec, BlockWeights, LayerId, LinearWeight, StreamKey};
+use aqlm_vocabulary::{BlockSpec, BlockWeights, LinearWeight, StreamKey};
 
-use crate::block_layers::{layer_owners, quantize_layers};
 use crate::gauge::{Gauge, storable};
 use crate::held::Held;
-use crate::hessians::of_held;
 use crate::layer_jobs::Gradients;
 use crate::ops::TrainOps;
 use crate::pipeline_event::PipelineEvent;
 use crate::ranks::{Ranks, agree, share};
+use crate::rounds::{MOST_NUMBERS, Round, rounds};
 use crate::runs::block_journal::{Journal, JournalEntry};
 use crate::runs::phases::{PhaseClock, PhaseSeconds};
 use crate::runs::records::{BlockReport, QuantizeReport};
@@ -247,40 +246,21 @@ fn quantize_block<M: TrainOps>(
     };
     let targets = machine.block_forward(&block, inputs)?;
 
-    // Layers with the same input share a Hessian. Without --true-sequential, one pass over the unquantized
-    // block serves all groups. With --true-sequential, each group sees activations of the block in which all
-    // earlier groups are quantized.
-    let groups = spec.groups();
-    let rounds: Vec<&[Vec<LayerId>]> = if settings.true_sequential {
-        groups.chunks(1).collect()
-    } else {
-        vec![&groups]
-    };
     let mut layers = Vec::with_capacity(spec.linears.len());
-    for groups in rounds {
-        clock.book(|phases| &mut phases.rest);
-        let mut owners = layer_owners(spec, groups, ranks);
-        for owners in &mut owners {
-            owners.sort_unstable();
-            owners.dedup();
-        }
-        let firsts: Vec<LayerId> = groups.iter().map(|group| group[0]).collect();
-        let shared = of_held(machine, &block, inputs, held, &firsts, &owners, ranks)?;
-        clock.book(|phases| &mut phases.hessians);
-        let finished = quantize_layers(
+    for groups in rounds(spec, settings.true_sequential) {
+        let round = Round {
             machine,
             index,
-            &block,
-            gradients.as_ref(),
-            groups,
-            &shared,
+            block: &block,
+            inputs,
+            held,
+            gradients: gradients.as_ref(),
             settings,
             folder,
             ranks,
-            &mut clock,
-            observe,
-        )?;
-        for (layer, matrix, summary) in finished {
+            most_numbers: MOST_NUMBERS,
+        };
+        for (layer, matrix, summary) in round.quantize(&groups, &mut clock, observe)? {
             machine.set_layer(&mut block, layer, matrix)?;
             layers.push(summary);
         }

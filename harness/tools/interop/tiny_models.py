@@ -56,6 +56,9 @@ OTHER_CLASSES = {
     "olmo2": transformers.Olmo2Config,
     "granite": transformers.GraniteConfig,
     "smollm3": transformers.SmolLM3Config,
+    "mixtral": transformers.MixtralConfig,
+    "qwen2_moe": transformers.Qwen2MoeConfig,
+    "qwen3_moe": transformers.Qwen3MoeConfig,
 }
 
 
@@ -436,10 +439,39 @@ def cases_of_other_families():
         "window": ({"no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 8}, []),
         "bias": ({"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}, []),
     })  # fmt: skip
+    of_mixtral = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    yield from of("mixtral", {
+        "plain": (of_mixtral, []),
+        "one-of-five": ({"num_local_experts": 5, "num_experts_per_tok": 1}, []),
+        "three-of-three": ({"num_local_experts": 3, "num_experts_per_tok": 3, "num_key_value_heads": 4}, []),
+        "window": ({**of_mixtral, "sliding_window": 8}, []),
+        "gelu-tied-theta": ({**of_mixtral, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True,
+                             **rope(rope_theta=500.0)}, []),
+    })  # fmt: skip
+    of_qwen = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    shared = {**of_qwen, "shared_expert_intermediate_size": 40}
+    yield from of("qwen2_moe", {
+        "plain": (shared, []),
+        "normalized": ({**shared, "norm_topk_prob": True, "num_experts_per_tok": 3}, []),
+        "every-other": ({**shared, "num_hidden_layers": 3, "decoder_sparse_step": 2}, []),
+        "dense-first": ({**shared, "mlp_only_layers": [0], "qkv_bias": False}, []),
+    })  # fmt: skip
+    # transformers 4.5x has the window in other blocks, so the quantized model cannot be compared
+    yield case("family-qwen2_moe-window", "qwen2_moe", {**shared, "head_dim": 16, "pad_token_id": 0,
+               "num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 8},
+               peers=["5"], reference="after")  # fmt: skip
+    yield from of("qwen3_moe", {
+        "plain": (of_qwen, []),
+        "normalized": ({**of_qwen, "norm_topk_prob": True, "num_experts_per_tok": 4}, []),
+        "dense-last": ({**of_qwen, "mlp_only_layers": [1]}, []),
+        "every-other": ({**of_qwen, "num_hidden_layers": 3, "decoder_sparse_step": 2, "head_dim": 32}, []),
+        "window": ({**of_qwen, "use_sliding_window": True, "sliding_window": 8}, []),
+        "bias-tied": ({**of_qwen, "attention_bias": True, "tie_word_embeddings": True}, []),
+    })  # fmt: skip
 
 
 OTHERS = [
-    "cohere", "falcon", "glm", "gpt2", "gpt_neox", "mixtral", "olmo", "opt", "phi", "qwen2_moe", "stablelm", "starcoder2",
+    "cohere", "falcon", "glm", "gpt2", "gpt_neox", "olmo", "opt", "phi", "stablelm", "starcoder2",
 ]  # fmt: skip
 
 
@@ -477,7 +509,7 @@ def make_one(spec, out, golden):
             else:
                 # a tied head with larger weights would have logits whose rounding in f32 alone is near the limit
                 embedding = 0.3 if config.tie_word_embeddings else 1.0
-                parameter.copy_(torch.randn_like(parameter) * (embedding if "embed" in name else 2.0 / parameter.shape[1] ** 0.5))
+                parameter.copy_(torch.randn_like(parameter) * (embedding if "embed" in name else 2.0 / parameter.shape[-1] ** 0.5))
     folder = out / spec["name"]
     model.save_pretrained(folder)
     shutil.copy(golden / "tokenizer.json", folder)

@@ -2,7 +2,6 @@ use ndarray::{Array1, Array2, ArrayView2};
 
 use super::attention::attention_backward;
 use super::fused::each_backward;
-use super::gated::gated_backward;
 use super::linear::{LinearGradients, linear_backward};
 use super::norm::normed_backward;
 use super::{Block, BlockTrace, Rotary};
@@ -33,7 +32,7 @@ pub fn block_backward(
     grad_y: ArrayView2<f64>,
 ) -> BlockGradients {
     let spec = block.spec();
-    let (attention, mlp) = (&spec.attention, &spec.mlp);
+    let attention = &spec.attention;
     let through = |layer: LayerId, grad_y: ArrayView2<f64>| {
         let x = trace.input(spec.linear(layer).reads);
         linear_backward(x, block.weight(layer).view(), grad_y)
@@ -44,19 +43,13 @@ pub fn block_backward(
     let grad_out = normed_backward(
         block,
         NormPlace::AfterMlp,
-        trace.out.view(),
+        trace.inside.out().view(),
         spec.residual_scale * &grad_y,
         &mut norms,
     );
-    let down = through(mlp.down, grad_out.view());
-    let (grad_gate, grad_up) =
-        gated_backward(mlp.activation, trace.gate.view(), trace.up.view(), down.x.view());
-    let (grad_normed, gate_and_up) = each_backward(
-        block,
-        [mlp.gate, mlp.up],
-        trace.middle_normed.view(),
-        [grad_gate.view(), grad_up.view()],
-    );
+    let (grad_normed, of_mlp) = trace
+        .inside
+        .backward(block, trace.middle_normed.view(), grad_out.view());
     let grad_middle = normed_backward(
         block,
         NormPlace::BeforeMlp,
@@ -98,8 +91,8 @@ pub fn block_backward(
         &mut norms,
     );
 
-    let mut gradients: Vec<_> = projections.into_iter().chain(gate_and_up).collect();
-    gradients.extend([(attention.output, output), (mlp.down, down)]);
+    let mut gradients: Vec<_> = projections.into_iter().chain(of_mlp).collect();
+    gradients.push((attention.output, output));
     gradients.sort_by_key(|&(layer, _)| layer);
     let (layers, biases) = gradients
         .into_iter()

@@ -1,7 +1,7 @@
 use ndarray::{Array1, Array2, ArrayView1, Axis, s};
 
 use super::attention::attention;
-use super::forward::{Mlp, Projected};
+use super::forward::{NormedMlp, Projected};
 use super::fused::apply;
 use super::model::{Model, embed, logits};
 use super::norm::normed;
@@ -93,8 +93,8 @@ pub fn block_decode_step(
     let added = normed(block, NormPlace::AfterAttention, mixed.view());
     let middle = &x + &(spec.residual_scale * added);
 
-    let mlp = Mlp::of(block, middle.view());
-    let y = middle + spec.residual_scale * normed(block, NormPlace::AfterMlp, mlp.out.view());
+    let mlp = NormedMlp::of(block, middle.view());
+    let y = middle + spec.residual_scale * normed(block, NormPlace::AfterMlp, mlp.inside.out().view());
     y.index_axis_move(Axis(0), 0)
 }
 

@@ -2,7 +2,7 @@ use ndarray::{Array2, ArrayView2};
 
 use super::attention::attention;
 use super::fused::{apply, apply_each};
-use super::gated::gated;
+use super::mlp::Inside;
 use super::norm::normed;
 use super::{Block, Rotary};
 use aqlm_vocabulary::{Input, NormPlace};
@@ -24,24 +24,23 @@ pub struct BlockTrace {
     pub(super) middle: Array2<f64>,
     /// after the norm before the MLP, [tokens, hidden]
     pub(super) middle_normed: Array2<f64>,
-    /// the MLP's gate, [tokens, intermediate]
-    pub(super) gate: Array2<f64>,
-    /// what the activated gate multiplies, [tokens, intermediate]
-    pub(super) up: Array2<f64>,
-    /// the product of both, [tokens, intermediate]
-    pub(super) activated: Array2<f64>,
-    /// the output of the MLP before a norm behind it, [tokens, hidden]
-    pub(super) out: Array2<f64>,
+    /// the values inside the MLP, with its output before a norm behind it
+    pub(super) inside: Inside,
 }
 
 impl BlockTrace {
     /// The input of the linear layers that read `read`, [tokens, in_features]: the samples of their Hessian.
+    ///
+    /// # Panics
+    /// When no layer of the block reads that.
     pub fn input(&self, read: Input) -> ArrayView2<'_, f64> {
         match read {
             Input::Attention => self.normed.view(),
             Input::Attended => self.attended.view(),
             Input::Mlp => self.middle_normed.view(),
-            Input::Activated => self.activated.view(),
+            Input::Activated | Input::Expert(_) | Input::ExpertActivated(_) => {
+                self.inside.input(read).expect("an input of the block's layers")
+            }
         }
     }
 }
@@ -50,7 +49,8 @@ impl BlockTrace {
 ///
 /// m = x + r a(O attention(Q n(x), K n(x), V n(x))), y = m + r b(Down gated(Gate n'(m), Up n'(m))). n, a, n'
 /// and b are RMSNorms, and r is a factor. In a Llama a and b are absent and r is 1. Queries and keys are
-/// normed where the block says so, and rotated (Touvron et al. 2023, section 2.2).
+/// normed where the block says so, and rotated (Touvron et al. 2023, section 2.2). The MLP may be a mixture
+/// of experts ([`RoutedMlp`](aqlm_vocabulary::RoutedMlp)).
 ///
 /// # Panics When the shapes of block and x do not fit together, or the rotary tables are not the block's or
 /// shorter than the sequence.
@@ -72,8 +72,8 @@ pub fn block_forward_traced(block: &Block, rotary: &Rotary, x: ArrayView2<f64>) 
     let added = normed(block, NormPlace::AfterAttention, mixed.view());
     let middle = &x + &(spec.residual_scale * added);
 
-    let mlp = Mlp::of(block, middle.view());
-    let added = normed(block, NormPlace::AfterMlp, mlp.out.view());
+    let mlp = NormedMlp::of(block, middle.view());
+    let added = normed(block, NormPlace::AfterMlp, mlp.inside.out().view());
     let y = &middle + &(spec.residual_scale * added);
     let trace = BlockTrace {
         x: x.to_owned(),
@@ -83,10 +83,7 @@ pub fn block_forward_traced(block: &Block, rotary: &Rotary, x: ArrayView2<f64>) 
         mixed,
         middle,
         middle_normed: mlp.normed,
-        gate: mlp.gate,
-        up: mlp.up,
-        activated: mlp.activated,
-        out: mlp.out,
+        inside: mlp.inside,
     };
     (y, trace)
 }
@@ -123,29 +120,20 @@ impl Projected {
     }
 }
 
-/// The values inside an MLP.
-pub(super) struct Mlp {
+/// An MLP with the norm before it.
+pub(super) struct NormedMlp {
     normed: Array2<f64>,
-    gate: Array2<f64>,
-    up: Array2<f64>,
-    activated: Array2<f64>,
-    /// its output, before a norm behind it
-    pub(super) out: Array2<f64>,
+    /// the values inside, with the output before a norm behind it
+    pub(super) inside: Inside,
 }
 
-impl Mlp {
+impl NormedMlp {
     /// From the residual stream after attention.
     pub(super) fn of(block: &Block, middle: ArrayView2<f64>) -> Self {
-        let (mlp, inner) = (&block.spec().mlp, block.spec().intermediate_size());
         let normed = normed(block, NormPlace::BeforeMlp, middle);
-        let [gate, up] = apply_each(block, [mlp.gate, mlp.up], [inner; 2], normed.view());
-        let activated = gated(mlp.activation, gate.view(), up.view());
         Self {
-            out: apply(block, mlp.down, activated.view()),
+            inside: Inside::of(block, normed.view()),
             normed,
-            gate,
-            up,
-            activated,
         }
     }
 }

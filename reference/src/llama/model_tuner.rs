@@ -375,7 +375,7 @@ impl ModelTraining for ModelTuner {
                     }
                 }
                 if broken(&y) {
-                    return Ok(Some(model.arch.layer_name(index, block.spec().mlp.down)));
+                    return Ok(Some(last_layer(model, index)));
                 }
                 x = y;
             }
@@ -386,6 +386,13 @@ impl ModelTraining for ModelTuner {
         }
         Ok(None)
     }
+}
+
+/// The name of the layer whose output a block adds last: of the MLP or, with experts, of the last expert.
+fn last_layer(model: &Model, block: usize) -> String {
+    let gated = model.arch.blocks[block].mlp.gated();
+    let last = gated.last().expect("a block has an MLP");
+    model.arch.layer_name(block, last.down)
 }
 
 fn broken<'a>(values: impl IntoIterator<Item = &'a f64>) -> bool {

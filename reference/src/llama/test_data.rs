@@ -6,8 +6,9 @@ use rand_distr::StandardNormal;
 
 use super::{Block, Model, ResidentLinear, ResidentWeight};
 use aqlm_vocabulary::{
-    Activation, ArchSpec, BlockNorm, BlockSpec, Input, LayerId, LinearSpec, LogitSpec, NormPlace, NormSpec,
-    Purpose, QuantizedMatrix, Rope, RopeScaling, Scheme, Stream, llama::LlamaBlock, stream,
+    Activation, ArchSpec, BlockNorm, BlockSpec, ExpertNames, Experts, GatedMlp, Input, LayerId, LinearSpec,
+    LogitSpec, Mlp, NormPlace, NormSpec, Purpose, QuantizedMatrix, Rope, RopeScaling, Scheme, Stream,
+    llama::LlamaBlock, stream,
 };
 
 pub(super) fn random(seed: u64) -> Stream {
@@ -111,7 +112,7 @@ pub(super) fn every_part() -> Vec<BlockSpec> {
     let mut gemma = config(2, Some(3));
     norms(&mut gemma, true, &all);
     (gemma.attention.scale, gemma.attention.cap) = (0.3, Some(1.5));
-    gemma.mlp.activation = Activation::GeluTanh;
+    gemma.mlp.set_activation(Activation::GeluTanh);
 
     // as OLMo 2: no norm before, queries and keys normed over all heads
     let mut olmo2 = config(2, None);
@@ -137,13 +138,39 @@ pub(super) fn every_part() -> Vec<BlockSpec> {
     ];
     let attention = &mut fused.attention;
     [attention.query, attention.key, attention.value, attention.output] = [0, 0, 0, 1].map(LayerId);
-    [fused.mlp.gate, fused.mlp.up, fused.mlp.down] = [2, 2, 3].map(LayerId);
+    fused.mlp = Mlp::Dense(GatedMlp {
+        activation: Activation::Silu,
+        gate: LayerId(2),
+        up: LayerId(2),
+        down: LayerId(3),
+    });
     (attention.rotated, fused.residual_scale) = (2, 0.7);
 
     // as layers without rotation
     let mut still = config(4, None);
     still.attention.rotary = None;
-    vec![gemma, olmo2, fused, still]
+
+    // as Mixtral and as Qwen 2's mixture
+    vec![
+        gemma,
+        olmo2,
+        fused,
+        still,
+        routed(true, None),
+        routed(false, Some(8)),
+    ]
+}
+
+/// A block of four experts, of which a token uses two.
+pub(super) fn routed(normalized: bool, shared: Option<usize>) -> BlockSpec {
+    config(2, None).with_experts(&Experts {
+        count: 4,
+        used: 2,
+        normalized,
+        intermediate_size: 10,
+        shared,
+        names: ExpertNames::Qwen,
+    })
 }
 
 /// A dense model of a plain block and this one, with scaled embeddings, a final norm by 1 + w, and scaled and

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{AqlmError, BlockWeights, LayerId, Result, Rope};
+use crate::{AqlmError, BlockWeights, LayerId, Mlp, Result, Rope};
 
 /// A whole model as data: everything about its shape that changes its arithmetic.
 ///
@@ -60,20 +60,20 @@ impl ArchSpec {
 /// One transformer block as data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BlockSpec {
-    /// its linear layers, in the order in which they are quantized
+    /// its linear layers, in the order in which they are quantized; some never are, see [`Mlp::kept_dense`]
     pub linears: Vec<LinearSpec>,
     /// its RMSNorms, in the order of their places
     pub norms: Vec<BlockNorm>,
     /// its attention
     pub attention: AttentionSpec,
     /// its MLP
-    pub mlp: GatedMlp,
+    pub mlp: Mlp,
     /// factor of what attention and MLP add to the residual stream; 1 in a Llama
     pub residual_scale: f64,
 }
 
 impl BlockSpec {
-    /// All linear layers, in the order in which they are quantized.
+    /// All linear layers, in their order.
     pub fn layers(&self) -> impl ExactSizeIterator<Item = LayerId> + use<> {
         (0..self.linears.len() as u16).map(LayerId)
     }
@@ -91,16 +91,24 @@ impl BlockSpec {
         self.linear(layer).shape
     }
 
-    /// The linear layers grouped by input; each group shares a Hessian. Groups are in quantization order: a
-    /// group's position is that of its first layer.
+    /// The linear layers that can be quantized, in that order: all but routers and gates of shared experts.
+    pub fn quantizable(&self) -> impl Iterator<Item = LayerId> + use<> {
+        let dense = self.mlp.kept_dense();
+        self.layers().filter(move |layer| !dense.contains(layer))
+    }
+
+    /// The layers of [`BlockSpec::quantizable`] grouped by input; each group shares a Hessian. Groups are in
+    /// quantization order: a group's position is that of its first layer.
     pub fn groups(&self) -> Vec<Vec<LayerId>> {
-        let mut groups: Vec<Vec<LayerId>> = Vec::new();
-        for layer in self.layers() {
-            if !groups.iter().any(|group| group.contains(&layer)) {
-                groups.push(self.readers(self.linear(layer).reads));
+        let mut groups: Vec<(Input, Vec<LayerId>)> = Vec::new();
+        for layer in self.quantizable() {
+            let reads = self.linear(layer).reads;
+            match groups.iter_mut().find(|(input, _)| *input == reads) {
+                Some((_, group)) => group.push(layer),
+                None => groups.push((reads, vec![layer])),
             }
         }
-        groups
+        groups.into_iter().map(|(_, group)| group).collect()
     }
 
     /// The linear layers with this input, in quantization order.
@@ -115,9 +123,10 @@ impl BlockSpec {
         self.shape(self.attention.query).1
     }
 
-    /// Width inside the MLP.
+    /// Width inside the MLP; inside the widest expert where there are several.
     pub fn intermediate_size(&self) -> usize {
-        self.shape(self.mlp.down).1
+        let widths = self.mlp.gated().into_iter().map(|mlp| self.shape(mlp.down).1);
+        widths.max().unwrap_or(0)
     }
 
     /// The norm at this place, and its index in [`BlockSpec::norms`]; `None` if the block has none there.
@@ -133,11 +142,10 @@ impl BlockSpec {
         self.norms.iter().map(|norm| norm.place).collect()
     }
 
-    /// Number of weights in all linear layers.
+    /// Number of weights in all linear layers that can be quantized.
     pub fn parameters(&self) -> usize {
-        self.linears
-            .iter()
-            .map(|linear| linear.shape.0 * linear.shape.1)
+        self.quantizable()
+            .map(|layer| self.shape(layer).0 * self.shape(layer).1)
             .sum()
     }
 
@@ -150,14 +158,25 @@ impl BlockSpec {
         self
     }
 
-    /// Rejects weights whose shapes differ from this block's.
+    /// Rejects weights whose shapes differ from this block's, and experts with biases.
     ///
     /// # Errors
-    /// `Shape` naming the first array that differs.
+    /// `Shape` naming the first array that differs, `Argument` naming a layer of experts with a bias.
     pub fn check_weights(&self, weights: &BlockWeights) -> Result<()> {
         let norms: Vec<_> = weights.norms.iter().map(ndarray::Array1::len).collect();
         let layers: Vec<_> = weights.layers.iter().map(|layer| layer.weight.shape()).collect();
-        self.check_shapes(&norms, &layers)
+        self.check_shapes(&norms, &layers)?;
+        let outside = |reads| matches!(reads, Input::Attention | Input::Attended);
+        let biased = weights.layers.iter().map(|layer| layer.bias.is_some());
+        let mut biased = self.linears.iter().zip(biased).filter(|(_, biased)| *biased);
+        match biased.find(|(linear, _)| self.mlp.routed().is_some() && !outside(linear.reads)) {
+            Some((linear, _)) => Err(AqlmError::argument(
+                format!("bias of {}", linear.name),
+                "none, as experts have none",
+                "one",
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Rejects norm lengths or layer shapes, each (out_features, in_features), that differ from this block's.
@@ -205,12 +224,12 @@ pub struct LinearSpec {
 }
 
 impl LinearSpec {
-    /// The last part of its name, for example `q_proj`.
+    /// Its name without the part of the block, for example `q_proj` or `experts.3.w1`.
     pub fn short_name(&self) -> &str {
-        self.name.rsplit_once('.').map_or(&self.name, |(_, last)| last)
+        self.name.split_once('.').map_or(&self.name, |(_, rest)| rest)
     }
 
-    /// The part of the block to which it belongs: `self_attn` or `mlp`.
+    /// The part of the block to which it belongs: `self_attn`, `mlp` or an expert.
     pub fn module(&self) -> &str {
         self.name
             .rsplit_once('.')
@@ -228,8 +247,12 @@ pub enum Input {
     Attended,
     /// the residual stream after the norm before the MLP, if there is one, [tokens, hidden]
     Mlp,
-    /// the activation of the gate times up, [tokens, intermediate]
+    /// the activation of the gate times up, [tokens, intermediate]; with experts, that of the shared one
     Activated,
+    /// the rows of [`Input::Mlp`] that are routed to this expert, [tokens of the expert, hidden]
+    Expert(u16),
+    /// the activation of this expert's gate times its up, [tokens of the expert, intermediate]
+    ExpertActivated(u16),
 }
 
 /// The arithmetic of an RMSNorm.
@@ -347,28 +370,4 @@ impl AttentionSpec {
     pub fn usual_scale(head_dim: usize) -> f64 {
         1.0 / (head_dim as f64).sqrt()
     }
-}
-
-/// down(activation(gate x) * up x).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GatedMlp {
-    /// the gate's activation function
-    pub activation: Activation,
-    /// the gate, [intermediate, hidden]; the same layer as up where one layer computes both, the gate's rows
-    /// first
-    pub gate: LayerId,
-    /// multiplied by the activated gate, [intermediate, hidden]
-    pub up: LayerId,
-    /// the MLP's output, [hidden, intermediate]
-    pub down: LayerId,
-}
-
-/// The activation function of a gate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// x / (1 + e^-x); the MLP is then SwiGLU (Shazeer 2020)
-    Silu,
-    /// GELU in its tanh approximation (Hendrycks and Gimpel 2016)
-    GeluTanh,
 }

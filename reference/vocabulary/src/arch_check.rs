@@ -1,4 +1,4 @@
-use crate::{AqlmError, ArchSpec, BlockSpec, Input, LayerId, NormPlace, Result};
+use crate::{AqlmError, ArchSpec, BlockSpec, GatedMlp, Input, LayerId, Mlp, NormPlace, Result, RoutedMlp};
 
 impl ArchSpec {
     /// Rejects, before anything is computed, a model whose parts do not fit together. Every backend calls
@@ -24,16 +24,15 @@ impl BlockSpec {
     /// # Errors
     /// `Argument` naming the part, what was expected and what was found.
     pub fn check(&self) -> Result<()> {
-        let (attention, mlp) = (&self.attention, &self.mlp);
-        let layers = [
-            attention.query,
-            attention.key,
-            attention.value,
-            attention.output,
-            mlp.gate,
-            mlp.up,
-            mlp.down,
-        ];
+        let attention = &self.attention;
+        let mut layers = vec![attention.query, attention.key, attention.value, attention.output];
+        layers.extend(self.mlp.kept_dense());
+        layers.extend(
+            self.mlp
+                .gated()
+                .iter()
+                .flat_map(|mlp| [mlp.gate, mlp.up, mlp.down]),
+        );
         if let Some(layer) = layers.iter().find(|layer| layer.index() >= self.linears.len()) {
             let most = format!("one of {}", self.linears.len());
             return Err(AqlmError::argument("layer of a block", most, layer.index()));
@@ -59,7 +58,7 @@ impl BlockSpec {
             Input::Attention,
             hidden,
         )?;
-        let (queries, inner) = (attention.query_width(), self.intermediate_size());
+        let queries = attention.query_width();
         self.parts(
             "attention's output",
             &[attention.output],
@@ -67,20 +66,10 @@ impl BlockSpec {
             Input::Attended,
             queries,
         )?;
-        self.parts(
-            "gate and up",
-            &[mlp.gate, mlp.up],
-            &[inner; 2],
-            Input::Mlp,
-            hidden,
-        )?;
-        self.parts(
-            "the MLP's output",
-            &[mlp.down],
-            &[hidden],
-            Input::Activated,
-            inner,
-        )?;
+        match &self.mlp {
+            Mlp::Dense(mlp) => self.gated(mlp, Input::Mlp, Input::Activated)?,
+            Mlp::Routed(mlp) => self.routed(mlp)?,
+        }
         for pair in self.norm_places().windows(2) {
             if pair[0] >= pair[1] {
                 let expected = "each once, in the order of computation";
@@ -106,6 +95,54 @@ impl BlockSpec {
             }
         }
         Ok(())
+    }
+
+    /// Rejects a gated MLP with layers of other inputs or shapes.
+    fn gated(&self, mlp: &GatedMlp, reads: Input, activated: Input) -> Result<()> {
+        let (hidden, inner) = (self.hidden_size(), self.shape(mlp.down).1);
+        self.parts("gate and up", &[mlp.gate, mlp.up], &[inner; 2], reads, hidden)?;
+        self.parts("the MLP's output", &[mlp.down], &[hidden], activated, inner)
+    }
+
+    /// Rejects experts that do not fit their router or each other.
+    fn routed(&self, mlp: &RoutedMlp) -> Result<()> {
+        let (hidden, count) = (self.hidden_size(), mlp.experts.len());
+        self.parts("the router", &[mlp.router], &[count], Input::Mlp, hidden)?;
+        if mlp.used == 0 || mlp.used > count {
+            let expected = format!("1 to {count}");
+            return Err(AqlmError::argument("experts of a token", expected, mlp.used));
+        }
+        for (index, expert) in mlp.experts.iter().enumerate() {
+            let index = index as u16;
+            self.gated(expert, Input::Expert(index), Input::ExpertActivated(index))?;
+            let width = |mlp: &GatedMlp| self.shape(mlp.down).1;
+            expect("width of an expert", width(&mlp.experts[0]), width(expert))?;
+        }
+        if let Some(shared) = &mlp.shared {
+            self.parts(
+                "the shared expert's gate",
+                &[shared.gate],
+                &[1],
+                Input::Mlp,
+                hidden,
+            )?;
+            self.gated(&shared.mlp, Input::Mlp, Input::Activated)?;
+        }
+        let mut layers = self.mlp.kept_dense();
+        layers.extend(
+            self.mlp
+                .gated()
+                .iter()
+                .flat_map(|mlp| [mlp.gate, mlp.up, mlp.down]),
+        );
+        match layers.iter().find(|&&layer| self.linear(layer).bias) {
+            Some(&layer) => Err(AqlmError::argument(
+                format!("bias of {}", self.linear(layer).name),
+                "none, as experts have none",
+                "one",
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Rejects layers that do not have these outputs together: each its own, or all of them one layer.
@@ -147,8 +184,8 @@ fn expect(what: &str, expected: usize, found: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::llama::{DOWN, GATE, KEY, LlamaBlock, QUERY};
-    use crate::{LinearSpec, Rope, RopeScaling};
+    use crate::llama::{DOWN, KEY, LlamaBlock, QUERY};
+    use crate::{Activation, LinearSpec, Rope, RopeScaling};
 
     fn arch() -> ArchSpec {
         let block = BlockSpec::llama(LlamaBlock {
@@ -165,6 +202,15 @@ mod tests {
             window: None,
         });
         ArchSpec::llama(10, 64, 2, block)
+    }
+
+    fn mlp(gate: u16, up: u16, down: u16) -> Mlp {
+        Mlp::Dense(GatedMlp {
+            activation: Activation::Silu,
+            gate: LayerId(gate),
+            up: LayerId(up),
+            down: LayerId(down),
+        })
     }
 
     #[test]
@@ -185,7 +231,7 @@ mod tests {
         ];
         let attention = &mut block.attention;
         [attention.query, attention.key, attention.value, attention.output] = [0, 0, 0, 1].map(LayerId);
-        [block.mlp.gate, block.mlp.up, block.mlp.down] = [2, 2, 3].map(LayerId);
+        block.mlp = mlp(2, 2, 3);
         assert_eq!(arch.check(), Ok(()));
         assert_eq!(arch.blocks[1].intermediate_size(), 12);
         arch.blocks[1].attention.value = LayerId(1);
@@ -209,7 +255,7 @@ mod tests {
             ),
             (|block| block.norms.swap(0, 1), "norms of a block"),
             (|block| block.norms[1].width = 4, "post_attention_layernorm"),
-            (|block| (block.mlp.gate, block.mlp.up) = (GATE, GATE), "gate"),
+            (|block| block.mlp = mlp(4, 4, 6), "gate"),
         ];
         for (change, named) in changes {
             let mut arch = arch();

@@ -7,8 +7,10 @@ mod arch;
 mod arch_check;
 mod code_tuning;
 mod error;
+mod experts;
 mod layer_id;
 pub mod llama;
+mod mlp;
 mod model_tuning;
 mod quantized;
 mod random;
@@ -20,12 +22,13 @@ mod weights;
 
 pub use adam::{AdamDecay, AdamSettings, Optimizer, StepRule};
 pub use arch::{
-    Activation, ArchSpec, AttentionSpec, BlockNorm, BlockSpec, GatedMlp, Input, LinearSpec, LogitSpec,
-    NormPlace, NormSpec,
+    ArchSpec, AttentionSpec, BlockNorm, BlockSpec, Input, LinearSpec, LogitSpec, NormPlace, NormSpec,
 };
 pub use code_tuning::{ChangeBudget, CodeChange, CodeSettings, CodeState, Residuals};
 pub use error::{AqlmError, Result};
+pub use experts::{ExpertNames, Experts};
 pub use layer_id::LayerId;
+pub use mlp::{Activation, GatedMlp, Mlp, RoutedMlp, SharedExpert};
 pub use model_tuning::{
     ModelTuning, Objective, Parameter, ParameterState, Rates, Target, TopTokens, Tuned, TuningState,
 };

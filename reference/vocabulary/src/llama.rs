@@ -2,7 +2,7 @@
 
 use crate::{
     Activation, AqlmError, ArchSpec, AttentionSpec, BlockNorm, BlockSpec, GatedMlp, Input, LayerId,
-    LinearSpec, LogitSpec, NormPlace, NormSpec, Result, Rope, RopeScaling,
+    LinearSpec, LogitSpec, Mlp, NormPlace, NormSpec, Result, Rope, RopeScaling,
 };
 
 /// Queries of the plain Llama block.
@@ -105,12 +105,12 @@ impl BlockSpec {
                 value: VALUE,
                 output: OUTPUT,
             },
-            mlp: GatedMlp {
+            mlp: Mlp::Dense(GatedMlp {
                 activation: Activation::Silu,
                 gate: GATE,
                 up: UP,
                 down: DOWN,
-            },
+            }),
             residual_scale: 1.0,
         }
     }
@@ -174,7 +174,10 @@ impl BlockSpec {
     /// # Errors
     /// `Unsupported` naming the feature.
     pub fn require_plain(&self) -> Result<()> {
-        let (attention, mlp) = (&self.attention, &self.mlp);
+        let attention = &self.attention;
+        let Mlp::Dense(mlp) = &self.mlp else {
+            return Err(AqlmError::Unsupported("experts and their router".into()));
+        };
         let normed = |place| self.norm(place).is_some();
         refuse(self.norms.iter().any(|norm| norm.norm.one_plus), "norms by 1 + w")?;
         refuse(
@@ -323,7 +326,7 @@ mod tests {
             (|arch| arch.blocks[1].attention.window = Some(7), "window"),
             (|arch| arch.blocks[1].attention.cap = Some(50.0), "scores"),
             (
-                |arch| arch.blocks[1].mlp.activation = Activation::GeluTanh,
+                |arch| arch.blocks[1].mlp.set_activation(Activation::GeluTanh),
                 "GELU",
             ),
             (|arch| arch.blocks[1].linears.swap(2, 3), "linear layers"),

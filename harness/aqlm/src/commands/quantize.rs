@@ -268,10 +268,9 @@ pub(super) fn summary(blocks: &[BlockReport]) -> String {
         "block", "q", "k", "v", "o", "gate", "up", "down", "dB", "output", "seconds",
     ]);
     for block in blocks {
-        let error = |index: usize| {
-            block.layers.get(index).map_or(String::new(), |layer| {
-                format!("{:.4}", layer.relative_layer_error)
-            })
+        let error = |index: usize| match errors_of(block, index) {
+            errors if errors.is_empty() => String::new(),
+            errors => format!("{:.4}", errors.iter().sum::<f64>() / errors.len() as f64),
         };
         table.row([
             block.block.to_string(),
@@ -289,8 +288,48 @@ pub(super) fn summary(blocks: &[BlockReport]) -> String {
     }
     format!(
         "relative layer errors, their mean distance from the rate-distortion limit at the layers' bits, and the \
-         error of the block's output after fine-tuning\n{}",
-        table.render()
+         error of the block's output after fine-tuning\n{}{}",
+        table.render(),
+        scarce(blocks)
+    )
+}
+
+/// The errors of the layers in a column of the summary. The layers of experts share columns.
+fn errors_of(block: &BlockReport, column: usize) -> Vec<f64> {
+    const OF_EXPERTS: [[&str; 2]; 3] = [[".gate_proj", ".w1"], [".up_proj", ".w3"], [".down_proj", ".w2"]];
+    let has_experts = block.layers.iter().any(|layer| layer.name.contains(".experts."));
+    let in_column = |(index, name): (usize, &str)| match column.checked_sub(4) {
+        Some(part) if has_experts => OF_EXPERTS[part].iter().any(|end| name.ends_with(end)),
+        _ => index == column,
+    };
+    let layers = block.layers.iter().enumerate();
+    layers
+        .filter(|(index, layer)| in_column((*index, &layer.name)))
+        .map(|(_, layer)| layer.relative_layer_error)
+        .collect()
+}
+
+/// Most layers that [`scarce`] names; the record has all.
+const NAMED: usize = 12;
+
+/// Names the layers of experts that met fewer calibration tokens than they have inputs.
+fn scarce(blocks: &[BlockReport]) -> String {
+    let layers = blocks.iter().flat_map(|block| &block.layers);
+    let named: Vec<String> = layers
+        .filter_map(|layer| Some(format!("{} ({})", layer.name, layer.own_tokens?)))
+        .collect();
+    if named.is_empty() {
+        return String::new();
+    }
+    let more = match named.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!(
+        "{} layers of experts with fewer calibration tokens (in brackets) than inputs; their Hessians were \
+         completed with the mean of all experts of their block: {}{more}\n",
+        named.len(),
+        named[..named.len().min(NAMED)].join(", ")
     )
 }
 

@@ -2,15 +2,16 @@ use std::fmt;
 
 use aqlm_reference::llama::{Block, Model};
 use aqlm_vocabulary::{
-    ArchSpec, BlockSpec, BlockWeights, FinetuneSettings, LayerId, Linear, LinearWeight, NormSpec, Purpose,
-    Rope, RopeScaling, Scheme, Stream, StreamKey, llama::LlamaBlock, stream,
+    ArchSpec, BlockSpec, BlockWeights, FinetuneSettings, Input, LayerId, Linear, LinearWeight, NormSpec,
+    Purpose, Rope, RopeScaling, Scheme, Stream, StreamKey, llama::LlamaBlock, stream,
 };
-use ndarray::{Array, Array1, Array2, Array3, Dimension, ShapeBuilder};
+use ndarray::{Array, Array1, Array2, Array3, Axis, Dimension, ShapeBuilder};
 use rand::RngExt;
 
 use super::id::Fields;
 use super::parts::Parts;
 use super::product::random_matrix;
+use super::routers;
 use super::values::{Values, normal};
 use super::words;
 use crate::limits::Sizes;
@@ -165,6 +166,10 @@ pub(crate) const CORNERS: &[&str] = &[
     "40x72-k2-q2-d12-n2-t70-w9-nobias-plain-gemma2-2x3g4-s14",
     "40x72-k2-q2-d12-n2-t70-w9-nobias-plain-gemma3-2x3g4-s15",
     "36x22-k2-q1-d8-n4-t5-w1-nobias-plain-gemma3-3x2g4-s16",
+    // experts, some without tokens in the last case
+    "40x72-k2-q2-d12-n2-t70-w0-nobias-plain-mixtral-2x3g4o2-s17",
+    "40x72-k2-q2-d12-n2-t37-w9-bias-llama3-qwen2moe-2x3g4-s18",
+    "36x22-k2-q1-d8-n1-t2-w0-nobias-plain-mixtral-3x2g4-s19",
 ];
 
 /// Ids of blocks with one, two and six query heads for each key head; windows that are absent, short, and
@@ -288,7 +293,10 @@ impl LlamaCase {
     pub fn terms(&self) -> usize {
         let heads = self.kv_heads * self.heads_per_kv_head * 2 * self.half_head;
         let plain = 4 * self.hidden + self.intermediate + heads + 2 * self.half_head + 2 * self.tokens;
-        plain + self.parts.terms(self.hidden, &self.plain_block().attention)
+        plain
+            + self
+                .parts
+                .terms(self.hidden, self.intermediate, &self.plain_block().attention)
     }
 
     /// Number of values that are rounded to f16 along the path through a block, outputs included, when
@@ -345,6 +353,9 @@ impl LlamaCase {
     }
 
     /// The data for a seed.
+    ///
+    /// # Panics
+    /// When no draw of routers is clear about every token: a case with experts and thousands of tokens.
     pub fn data(&self, seed: u64) -> LlamaData {
         let config = self.config();
         let mut rng = stream(seed, 2, None, Purpose::TestData);
@@ -362,7 +373,7 @@ impl LlamaCase {
                     .collect()
             })
             .collect();
-        LlamaData {
+        let mut data = LlamaData {
             blocks,
             embedding: gaussian(&mut rng, (VOCABULARY, self.hidden)),
             norm: norm_weights(&mut rng, self.hidden, config.final_norm),
@@ -371,7 +382,17 @@ impl LlamaCase {
             x,
             grad_y: gaussian(&mut rng, shape),
             config,
+        };
+        if data.config.blocks.iter().any(|spec| spec.mlp.routed().is_some()) {
+            let embedding = data.embedding.mapv(f64::from) * data.config.embedding_scale;
+            let rows = data.tokens.iter().flatten().map(|&token| token as usize);
+            let rows = embedding.select(Axis(0), &rows.collect::<Vec<_>>());
+            let embedded = rows
+                .into_shape_with_order(data.x.dim())
+                .expect("as many tokens as hidden states");
+            routers::draw(&data.config, &mut data.blocks, &data.x, &embedded, seed);
         }
+        data
     }
 
     /// A block whose weights keep activations near unit size.
@@ -404,7 +425,11 @@ impl LlamaCase {
                     // Without rotation, adding one vector to all keys changes no probability. The gradient of
                     // that bias is zero then, and its rounding errors have nothing to be relative to.
                     let without_effect = layer == spec.attention.key && spec.attention.rotary.is_none();
-                    let with = self.biases == Biases::With && !without_effect;
+                    // experts have no biases
+                    let reads = spec.linear(layer).reads;
+                    let in_attention = matches!(reads, Input::Attention | Input::Attended);
+                    let may_have = in_attention || spec.mlp.dense().is_some();
+                    let with = self.biases == Biases::With && !without_effect && may_have;
                     let bias = with.then(|| gaussian(rng, out));
                     Linear { weight, bias }
                 })
@@ -413,9 +438,14 @@ impl LlamaCase {
     }
 }
 
-/// The layers that are quantized: one in attention, one in the MLP.
+/// The layers that are quantized: one in attention, one in the MLP or its last expert.
+///
+/// # Panics
+/// Never: a block has an MLP.
 pub fn quantized(block: &BlockSpec) -> [LayerId; 2] {
-    [block.attention.output, block.mlp.up]
+    let gated = block.mlp.gated();
+    let last = gated.last().expect("a block has an MLP");
+    [block.attention.output, last.up]
 }
 
 /// Weights of a norm, with which it multiplies by numbers around 1.

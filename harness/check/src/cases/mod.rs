@@ -12,6 +12,7 @@ mod layer;
 pub(crate) mod llama;
 mod parts;
 pub(crate) mod product;
+mod routers;
 mod samples;
 pub(crate) mod strategy;
 mod values;

@@ -1,8 +1,8 @@
 //! The parts of a block and a model that a plain Llama lacks, in the mixtures of model families.
 
 use aqlm_vocabulary::{
-    Activation, ArchSpec, AttentionSpec, BlockNorm, BlockSpec, Input, LayerId, LinearSpec, LogitSpec,
-    NormPlace, NormSpec, Rope, RopeScaling,
+    Activation, ArchSpec, AttentionSpec, BlockNorm, BlockSpec, ExpertNames, Experts, Input, LayerId,
+    LinearSpec, LogitSpec, Mlp, NormPlace, NormSpec, Rope, RopeScaling,
 };
 
 use super::words;
@@ -28,6 +28,10 @@ words! {
         /// as before without caps; norms of each head's queries and keys, rotations that differ between
         /// blocks
         Gemma3 = "gemma3",
+        /// experts whose weights add up to 1 instead of an MLP
+        Mixtral = "mixtral",
+        /// experts and one that every token passes, in one of the blocks
+        Qwen2Moe = "qwen2moe",
     }
 }
 
@@ -73,6 +77,18 @@ impl Parts {
                     block.attention.scale *= 0.8;
                 });
             }
+            Self::Mixtral => each(arch, |block| {
+                let experts = experts(block, ExpertNames::Mixtral);
+                *block = block.clone().with_experts(&experts);
+            }),
+            Self::Qwen2Moe => {
+                let experts = Experts {
+                    normalized: false,
+                    shared: Some(2 * plain.intermediate_size()),
+                    ..experts(&plain, ExpertNames::Qwen)
+                };
+                arch.blocks[0] = plain.with_experts(&experts);
+            }
             Self::Smollm3 => arch.blocks[0].attention.rotary = None,
             Self::Phi3 => each(arch, |block| {
                 fuse(block);
@@ -116,14 +132,35 @@ impl Parts {
         }
     }
 
-    /// How many more numbers than in a plain block the sums behind one output have: the norms' mean squares.
-    pub(super) fn terms(self, hidden: usize, attention: &AttentionSpec) -> usize {
+    /// How many more numbers than in a plain block the sums behind one output have: the norms' mean squares,
+    /// and what the factors of experts are made of.
+    pub(super) fn terms(self, hidden: usize, inner: usize, attention: &AttentionSpec) -> usize {
         let heads = attention.query_width() + attention.key_width();
         match self {
             Self::Llama | Self::Granite | Self::Smollm3 | Self::Phi3 => 0,
             Self::Qwen3 | Self::Olmo2 => heads,
             Self::Gemma2 | Self::Gemma3 => heads + 2 * hidden,
+            // scores, softmax, and the sum of the chosen probabilities and of outputs
+            Self::Mixtral => hidden + EXPERTS + 2 * USED,
+            // the same, and the shared expert with its gate
+            Self::Qwen2Moe => 3 * hidden + 2 * inner + EXPERTS + 2 * USED,
         }
+    }
+}
+
+/// Experts of a block, and of a token.
+const EXPERTS: usize = 4;
+const USED: usize = 2;
+
+/// Experts as wide as the block's MLP.
+fn experts(block: &BlockSpec, names: ExpertNames) -> Experts {
+    Experts {
+        count: EXPERTS,
+        used: USED,
+        normalized: true,
+        intermediate_size: block.intermediate_size(),
+        shared: None,
+        names,
     }
 }
 
@@ -136,7 +173,7 @@ fn gemma(arch: &mut ArchSpec) {
     arch.embedding_scale = (arch.hidden_size as f64).sqrt();
     arch.final_norm.one_plus = true;
     each(arch, |block| {
-        block.mlp.activation = Activation::GeluTanh;
+        block.mlp.set_activation(Activation::GeluTanh);
         block.attention.scale *= 0.9;
     });
 }
@@ -189,5 +226,7 @@ fn fuse(block: &mut BlockSpec) {
     ];
     let attention = &mut block.attention;
     [attention.query, attention.key, attention.value, attention.output] = [0, 0, 0, 1].map(LayerId);
-    [block.mlp.gate, block.mlp.up, block.mlp.down] = [2, 2, 3].map(LayerId);
+    if let Mlp::Dense(mlp) = &mut block.mlp {
+        [mlp.gate, mlp.up, mlp.down] = [2, 2, 3].map(LayerId);
+    }
 }

@@ -9,7 +9,7 @@ use aqlm_optimized::cuda::CudaError;
 use aqlm_optimized::cuda::llama::{Builder, Model, Options, Rung};
 use aqlm_optimized::cuda::training::Precision;
 use aqlm_reference::llama::{Block, Rotary};
-use aqlm_vocabulary::{ArchSpec, BlockWeights, StreamKey};
+use aqlm_vocabulary::{ArchSpec, BlockWeights, Input, RoutedMlp, StreamKey};
 use ndarray::{Array1, Array2};
 
 use super::{CaseData, Cost};
@@ -47,10 +47,19 @@ impl CaseData for Llama {
     fn cost(&self) -> Cost {
         let spec = &self.data.config.blocks[0];
         let rows = self.problem.sequences * self.problem.tokens;
-        let product = |(out, inputs)| [rows, inputs, out];
+        // the rows of one expert, if all have the same
+        let routed = |mlp: &RoutedMlp| (rows * mlp.used).div_ceil(mlp.experts.len());
+        let of_expert = spec.mlp.routed().map_or(rows, routed);
+        let product = |layer| {
+            let (out, inputs) = spec.shape(layer);
+            match spec.linear(layer).reads {
+                Input::Expert(_) | Input::ExpertActivated(_) => [of_expert, inputs, out],
+                _ => [rows, inputs, out],
+            }
+        };
         Cost {
             bytes: (2 * self.data.x.len() + spec.parameters()) * size_of::<f32>(),
-            products: spec.layers().map(|layer| product(spec.shape(layer))).collect(),
+            products: spec.layers().map(product).collect(),
         }
     }
 }

@@ -260,6 +260,14 @@ impl BlockOps for CpuBackend {
         Ok(())
     }
 
+    fn samples(&self, hessian: &Hessian) -> usize {
+        hessian.samples()
+    }
+
+    fn add_mean_of(&self, hessian: &mut Hessian, pool: &Hessian, samples: usize) -> Result<()> {
+        Ok(hessian.add_mean_of(pool, samples)?)
+    }
+
     fn layer_problem(
         &self,
         layers: &CpuLayers,

@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn cuda_refuses_by_name_what_it_does_not_compute_with_or_without_a_gpu() {
         let mut arch = Model::embedded().unwrap().config().clone();
-        arch.blocks[1].mlp.activation = Activation::GeluTanh;
+        arch.blocks[1].mlp.set_activation(Activation::GeluTanh);
         let refused = |result: Result<()>| matches!(&result, Err(Error::Aqlm(AqlmError::Unsupported(part))) if part.contains("GELU"));
         assert!(refused(BackendKind::Cuda.models(&arch, 4).map(|_| ())));
         assert!(refused(BackendKind::Cuda.run(&arch, 4, Nothing)));

@@ -309,6 +309,14 @@ impl BlockOps for ReferenceBackend {
         Ok(())
     }
 
+    fn samples(&self, hessian: &Hessian) -> usize {
+        hessian.samples()
+    }
+
+    fn add_mean_of(&self, hessian: &mut Hessian, pool: &Hessian, samples: usize) -> Result<()> {
+        Ok(hessian.add_mean_of(pool, samples)?)
+    }
+
     fn layer_problem(
         &self,
         _: &ReferenceLayers,

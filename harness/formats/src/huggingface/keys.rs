@@ -122,7 +122,7 @@ const CROSS: &str = "of models with an encoder";
 const EXPORT: &str = "of exports to other formats";
 
 /// Keys that change no logit, each with the reason.
-const WITHOUT_EFFECT: [(&str, &str); 105] = [
+const WITHOUT_EFFECT: [(&str, &str); 106] = [
     ("attention_dropout", TRAINING),
     ("attn_pdrop", TRAINING),
     ("embd_pdrop", TRAINING),
@@ -136,6 +136,7 @@ const WITHOUT_EFFECT: [(&str, &str); 105] = [
     ("init_std", TRAINING),
     ("gradient_checkpointing", TRAINING),
     ("router_aux_loss_coef", TRAINING),
+    ("router_jitter_noise", TRAINING),
     ("output_router_logits", TRAINING),
     ("loss_type", TRAINING),
     ("output_attentions", RESULTS),

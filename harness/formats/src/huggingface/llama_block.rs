@@ -80,7 +80,7 @@ pub(super) fn plain(fields: &Fields<'_>, defaults: &Defaults) -> Result<ArchSpec
         window: None,
     });
     block.attention.rotated = rotated;
-    block.mlp.activation = activation(fields, defaults)?;
+    block.mlp.set_activation(activation(fields, defaults)?);
     if defaults.attention_bias && fields.flag("attention_bias")?.unwrap_or(false) {
         block = block.with_biases(&[Input::Attention, Input::Attended]);
     }

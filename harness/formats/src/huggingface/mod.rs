@@ -3,6 +3,7 @@
 
 pub mod block_file;
 pub mod config;
+mod experts;
 pub mod families;
 mod fields;
 mod generation;

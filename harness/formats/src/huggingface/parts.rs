@@ -1,6 +1,6 @@
 //! Changes of plain blocks that several families share.
 
-use aqlm_vocabulary::{ArchSpec, BlockNorm, BlockSpec, Input, LayerId, LinearSpec, NormPlace};
+use aqlm_vocabulary::{ArchSpec, BlockNorm, BlockSpec, Input, LayerId, LinearSpec, Mlp, NormPlace};
 
 /// Norms of queries and keys.
 pub(super) const OF_HEADS: [(NormPlace, &str); 2] = [
@@ -80,5 +80,7 @@ pub(super) fn fuse(block: &mut BlockSpec) {
         .collect();
     let attention = &mut block.attention;
     [attention.query, attention.key, attention.value, attention.output] = [0, 0, 0, 1].map(LayerId);
-    [block.mlp.gate, block.mlp.up, block.mlp.down] = [2, 2, 3].map(LayerId);
+    if let Mlp::Dense(mlp) = &mut block.mlp {
+        [mlp.gate, mlp.up, mlp.down] = [2, 2, 3].map(LayerId);
+    }
 }

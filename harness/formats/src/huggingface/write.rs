@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 
 use super::linear::{float_tensor, linear_tensors};
 use super::names::{EMBEDDING, FINAL_NORM, LM_HEAD};
-use super::rope;
 use super::shards::{ShardWriter, is_weights_file};
 use super::tokenizer_files::tokenizer_files;
+use super::{experts, rope};
 use crate::durable::{Workspace, write_json};
 use crate::model::{Model, StorageType};
 use crate::{Error, Result};
@@ -293,6 +293,7 @@ impl Plan {
         if let Some(rotary) = common_rotation(&details.arch).filter(|_| !details.family.rotates_by_type()) {
             rope::write(&mut config, rotary);
         }
+        experts::write_count(&mut config, &details.arch);
         config.insert("torch_dtype".into(), json!(storage.name()));
         if let Some(scheme) = self.scheme {
             let quantization = json!({

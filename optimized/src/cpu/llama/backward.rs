@@ -1,15 +1,13 @@
 use aqlm_vocabulary::{BlockSpec, LayerId, NormPlace};
-use faer::{Accum, Par};
 use ndarray::{Array1, Array2, Array3, ArrayView3};
 
 use super::attention::attention_backward;
 use super::forward::rows_of;
 use super::fused::gradients_of_each;
-use super::gated::gated_backward;
+use super::linear_backward::{ParameterSums, back, back_all};
 use super::norm::norm_backward;
 use super::rotary::Turn;
 use super::{Block, BlockTrace, Rotary};
-use crate::cpu::product::{add_linear_weight_gradient, linear_input_gradient, product_into};
 
 /// Which gradients to compute. Unused gradients can cost up to two thirds of a backward pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,47 +79,13 @@ pub fn block_backward(
     let shape = grad_y.dim();
     let grad_y = rows_of(grad_y);
     let spec = block.spec();
-    let (attention, mlp) = (&spec.attention, &spec.mlp);
-    let par = Par::rayon(0);
+    let attention = &spec.attention;
     let BlockGradients {
         weights,
         biases,
         norms,
     } = sum;
-    let mut into_parameters = |layer: LayerId, grad: &Array2<f32>| {
-        if let Some(weight) = &mut weights[layer.index()] {
-            let x = trace.input(spec.linear(layer).reads);
-            add_linear_weight_gradient(weight.view_mut(), grad.view(), x, par);
-        }
-        if let Some(bias) = &mut biases[layer.index()] {
-            for row in grad.outer_iter() {
-                bias.zip_mut_with(&row, |sum, &grad| *sum += f64::from(grad));
-            }
-        }
-    };
-    let back = |layer: LayerId, grad: &Array2<f32>| {
-        linear_input_gradient(grad.view(), block.weight(layer).view(), par)
-    };
-    let add_back = |to: &mut Array2<f32>, layer: LayerId, grad: &Array2<f32>| {
-        product_into(
-            to.view_mut(),
-            Accum::Add,
-            grad.view(),
-            block.weight(layer).view(),
-            1.0,
-            par,
-        );
-    };
-    // the gradient with respect to the input of layers that read the same
-    let back_all = |gradients: &[(LayerId, Array2<f32>)]| {
-        let mut of_layers = gradients.iter();
-        let (layer, grad) = of_layers.next().expect("at least one layer");
-        let mut sum = back(*layer, grad);
-        for (layer, grad) in of_layers {
-            add_back(&mut sum, *layer, grad);
-        }
-        sum
-    };
+    let mut sums = ParameterSums { weights, biases };
     // of the output of attention or of the MLP, before the block's factor and the norm behind it
     let of_branch = |grad: &Array2<f32>, place, raw: Option<&Array2<f32>>, norms: &mut [Array1<f64>]| {
         if spec.residual_scale == 1.0 && raw.is_none() {
@@ -134,17 +98,8 @@ pub fn block_backward(
     // y = middle + r b(Down gated(Gate n'(middle), Up n'(middle)))
     let of_mlp = of_branch(&grad_y, NormPlace::AfterMlp, trace.out.as_ref(), norms);
     let grad_out = of_mlp.as_ref().unwrap_or(&grad_y);
-    into_parameters(mlp.down, grad_out);
-    let mut grad_up = back(mlp.down, grad_out);
+    let grad_normed = trace.mlp.backward(block, grad_out, &mut sums);
     drop(of_mlp);
-    let (gate, up) = (trace.mlp.gate.view(), trace.mlp.up.view());
-    let grad_gate = gated_backward(mlp.activation, gate, up, &mut grad_up);
-    let gradients = gradients_of_each([mlp.gate, mlp.up], [grad_gate, grad_up]);
-    for (layer, grad) in &gradients {
-        into_parameters(*layer, grad);
-    }
-    let grad_normed = back_all(&gradients);
-    drop(gradients);
     let mut grad_middle = grad_y;
     add_normed(
         block,
@@ -164,8 +119,8 @@ pub fn block_backward(
         norms,
     );
     let grad_mixed = of_attention.as_ref().unwrap_or(&grad_middle);
-    into_parameters(attention.output, grad_mixed);
-    let grad_attended = back(attention.output, grad_mixed);
+    sums.add(attention.output, trace.attended.view(), grad_mixed);
+    let grad_attended = back(block, attention.output, grad_mixed);
     drop(of_attention);
     let projected = &trace.projected;
     let [mut grad_q, mut grad_k, grad_v] = attention_backward(
@@ -184,12 +139,12 @@ pub fn block_backward(
     let grad_k = block.norm_backward(NormPlace::Key, raw_k.as_ref(), grad_k, wanted.norms, norms);
     let gradients = gradients_of_each(attention.projections().0, [grad_q, grad_k, grad_v]);
     for (layer, grad) in &gradients {
-        into_parameters(*layer, grad);
+        sums.add(*layer, trace.normed.view(), grad);
     }
     if !wanted.norms && !wanted.x {
         return None;
     }
-    let grad_normed = back_all(&gradients);
+    let grad_normed = back_all(block, &gradients);
     let mut grad_x = grad_middle;
     let to = wanted.x.then_some(&mut grad_x);
     add_normed(

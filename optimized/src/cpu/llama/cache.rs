@@ -1,11 +1,13 @@
-use aqlm_vocabulary::{AqlmError, AttentionSpec, LayerId, NormPlace, Result};
+use aqlm_vocabulary::{AqlmError, AttentionSpec, GatedMlp, LayerId, Mlp, NormPlace, Result, RoutedMlp};
 use ndarray::{Array1, ArrayView1};
 use rayon::prelude::*;
 
 use super::attention::{first_seen, scale, softmax};
+use super::experts::sigmoid;
 use super::fused::is_one;
 use super::gated::gated_slice;
 use super::rotary::Turn;
+use super::routing::choose;
 use super::soft_cap::soft_cap;
 use super::{Block, Rotary, Weight};
 use crate::cpu::row_major::elements;
@@ -73,18 +75,41 @@ pub fn block_decode_step(
     let attended = attend(&spec.attention, cache, &q, position);
     let mut added = apply(block, spec.attention.output, &attended)?;
     block.norm_in_place(NormPlace::AfterAttention, &mut added);
-    add(&mut row, &added, spec.residual_scale);
+    add(&mut row, &added, spec.residual_scale as f32);
 
     normed.clone_from(&row);
     block.norm_in_place(NormPlace::BeforeMlp, &mut normed);
-    let inner = spec.intermediate_size();
-    let [gate, up] = apply_each(block, [spec.mlp.gate, spec.mlp.up], [inner; 2], &normed)?;
-    let mut activated = vec![0.0; inner];
-    gated_slice(spec.mlp.activation, &mut activated, &gate, &up);
-    let mut added = apply(block, spec.mlp.down, &activated)?;
+    let mut added = match &spec.mlp {
+        Mlp::Dense(mlp) => gated(block, mlp, &normed)?,
+        Mlp::Routed(mlp) => routed(block, mlp, &normed)?,
+    };
     block.norm_in_place(NormPlace::AfterMlp, &mut added);
-    add(&mut row, &added, spec.residual_scale);
+    add(&mut row, &added, spec.residual_scale as f32);
     Ok(Array1::from(row))
+}
+
+/// A gated MLP on one row.
+fn gated(block: &Block, mlp: &GatedMlp, x: &[f32]) -> Result<Vec<f32>> {
+    let inner = block.spec().shape(mlp.down).1;
+    let [gate, up] = apply_each(block, [mlp.gate, mlp.up], [inner; 2], x)?;
+    let mut activated = vec![0.0; inner];
+    gated_slice(mlp.activation, &mut activated, &gate, &up);
+    apply(block, mlp.down, &activated)
+}
+
+/// A mixture of experts on one row, of which only the chosen ones are touched.
+fn routed(block: &Block, mlp: &RoutedMlp, x: &[f32]) -> Result<Vec<f32>> {
+    let mut scores = apply(block, mlp.router, x)?;
+    let mut out = vec![0.0; x.len()];
+    for (expert, weight) in choose(mlp, &mut scores) {
+        let added = gated(block, &mlp.experts[expert], x)?;
+        add(&mut out, &added, weight);
+    }
+    if let Some(shared) = &mlp.shared {
+        let factor = sigmoid(apply(block, shared.gate, x)?[0]);
+        add(&mut out, &gated(block, &shared.mlp, x)?, factor);
+    }
+    Ok(out)
 }
 
 /// Attention of the newest position, [heads x head_dim], over the cache.
@@ -171,8 +196,7 @@ fn apply_each<const N: usize>(
     Ok(outputs)
 }
 
-fn add(to: &mut [f32], other: &[f32], factor: f64) {
-    let factor = factor as f32;
+fn add(to: &mut [f32], other: &[f32], factor: f32) {
     for (to, other) in to.iter_mut().zip(other) {
         *to += factor * other;
     }

@@ -6,7 +6,9 @@ use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 use rayon::prelude::*;
 
 use super::attention::{QUERY_ROWS, first_seen, probabilities};
-use super::forward::{Mlp, Projected, add_branch, normed_or_same};
+use super::forward::Projected;
+use super::mlp::add_mlp;
+use super::residual::{add_branch, normed_or_same};
 use super::rotary::Turn;
 use super::{Block, Rotary};
 use crate::cpu::product::product_on_this_thread;
@@ -55,9 +57,7 @@ pub fn block_forward_continued(
         &x,
         NormPlace::AfterAttention,
     );
-    let mlp = Mlp::of(block, &middle);
-    let down = block.spec().mlp.down;
-    add_branch(block, down, mlp.activated.view(), &middle, NormPlace::AfterMlp).0
+    add_mlp(block, &middle).0
 }
 
 /// Causal attention of every piece to its stem and itself.

@@ -1,15 +1,14 @@
-use aqlm_vocabulary::{ArchSpec, BlockNorm, BlockSpec, Input, LayerId, NormPlace};
-use faer::{Accum, Par};
+use aqlm_vocabulary::{ArchSpec, BlockNorm, BlockSpec, Input, NormPlace};
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis};
 use rayon::prelude::*;
 
 use super::attention::attention;
-use super::fused::{apply, apply_each, is_one};
-use super::gated::gated;
+use super::fused::{apply_each, is_one};
+use super::mlp::{NormedMlp, add_mlp, inside_width, passing_width};
+use super::residual::{add_branch, normed_or_same};
 use super::rotary::Turn;
 use super::sequences::{parts, sequences_at_once};
 use super::{Block, Rotary};
-use crate::cpu::product::product_into;
 use crate::cpu::zeroed::{zeroed, zeroed_sequences};
 
 /// The intermediate values of a block that its backward pass and the Hessians of its layers need: [rows,
@@ -31,19 +30,25 @@ pub struct BlockTrace {
     /// x plus what attention adds
     pub(super) middle: Array2<f32>,
     /// the values inside the MLP
-    pub(super) mlp: Mlp,
+    pub(super) mlp: NormedMlp,
     /// the output of the MLP before the norm behind it, if there is one
     pub(super) out: Option<Array2<f32>>,
 }
 
 impl BlockTrace {
-    /// The input of the linear layers that read `read`, [rows, in_features]: the samples of their Hessian.
+    /// The input of the linear layers that read `read`, [rows, in_features]: the samples of their Hessian. An
+    /// expert's layers have the rows that are routed to it.
+    ///
+    /// # Panics
+    /// When no layer of the block reads that.
     pub fn input(&self, read: Input) -> ArrayView2<'_, f32> {
         match read {
             Input::Attention => self.normed.view(),
             Input::Attended => self.attended.view(),
             Input::Mlp => self.mlp.normed.view(),
-            Input::Activated => self.mlp.activated.view(),
+            Input::Activated | Input::Expert(_) | Input::ExpertActivated(_) => {
+                self.mlp.input(read).expect("an input of the block's layers")
+            }
         }
     }
 }
@@ -80,44 +85,12 @@ impl Projected {
     }
 }
 
-/// The values inside an MLP.
-#[derive(Debug, Clone)]
-pub(super) struct Mlp {
-    /// its input, after the norm before it
-    pub(super) normed: Array2<f32>,
-    /// the gate
-    pub(super) gate: Array2<f32>,
-    /// what the activated gate multiplies
-    pub(super) up: Array2<f32>,
-    /// the product of both
-    pub(super) activated: Array2<f32>,
-}
-
-impl Mlp {
-    /// From the residual stream after attention.
-    pub(super) fn of(block: &Block, middle: &Array2<f32>) -> Self {
-        let (mlp, inner) = (&block.spec().mlp, block.spec().intermediate_size());
-        let normed = normed_or_same(block, NormPlace::BeforeMlp, middle);
-        let [gate, up] = apply_each(block, [mlp.gate, mlp.up], [inner; 2], normed.view());
-        Self {
-            activated: gated(mlp.activation, gate.view(), up.view()),
-            normed,
-            gate,
-            up,
-        }
-    }
-}
-
-/// The block's norm at this place applied to x, or x where there is none.
-pub(super) fn normed_or_same(block: &Block, place: NormPlace, x: &Array2<f32>) -> Array2<f32> {
-    block.normed(place, x.view()).unwrap_or_else(|| x.clone())
-}
-
 /// A transformer block over sequences, [sequences, tokens, hidden] to the same.
 ///
 /// m = x + r a(O attention(Q n(x), K n(x), V n(x))), y = m + r b(Down gated(Gate n'(m), Up n'(m))). n, a, n'
 /// and b are RMSNorms, and r is a factor. In a Llama a and b are absent and r is 1. Queries and keys are
-/// normed where the block says so, and rotated (Touvron et al. 2023, section 2.2).
+/// normed where the block says so, and rotated (Touvron et al. 2023, section 2.2). The MLP may be a mixture
+/// of experts ([`RoutedMlp`](aqlm_vocabulary::RoutedMlp)).
 ///
 /// # Panics When the shapes of block and x do not fit together, or the rotary tables are not the block's or
 /// shorter than the sequences.
@@ -141,16 +114,12 @@ pub fn working_bytes(arch: &ArchSpec, sequences: usize, tokens: usize) -> usize 
     let of_block = |spec: &BlockSpec| {
         let ends = 3 * hidden;
         let (queries, keys) = (spec.attention.query_width(), spec.attention.key_width());
-        let mut mlp = 2 * hidden + 2 * spec.intermediate_size();
         let mut attention = 3 * hidden + 2 * queries + 2 * keys;
         // the parts of a fused layer stand side by side before they become one
-        if is_one(&[spec.mlp.gate, spec.mlp.up]) {
-            mlp += 2 * spec.intermediate_size();
-        }
         if is_one(&spec.attention.projections().0) {
             attention += queries + 2 * keys;
         }
-        trace_width(spec) + ends + mlp.max(attention)
+        trace_width(spec) + ends + passing_width(spec).max(attention)
     };
     let widest = arch.blocks.iter().map(of_block).max().unwrap_or(0);
     let of_scores = |spec: &BlockSpec| if spec.attention.cap.is_some() { 3 } else { 2 };
@@ -170,7 +139,7 @@ pub(super) fn trace_width(spec: &BlockSpec) -> usize {
         NormPlace::AfterAttention | NormPlace::AfterMlp => spec.hidden_size(),
     };
     let raw: usize = spec.norms.iter().map(kept).sum();
-    4 * spec.hidden_size() + 2 * queries + 2 * keys + 3 * spec.intermediate_size() + raw
+    4 * spec.hidden_size() + 2 * queries + 2 * keys + inside_width(spec) + raw
 }
 
 /// [`block_forward`] of all sequences at once. Also returns everything that
@@ -199,9 +168,7 @@ pub fn block_forward_traced(
         &x,
         NormPlace::AfterAttention,
     );
-    let mlp = Mlp::of(block, &middle);
-    let down = block.spec().mlp.down;
-    let (y, out) = add_branch(block, down, mlp.activated.view(), &middle, NormPlace::AfterMlp);
+    let (y, mlp, out) = add_mlp(block, &middle);
     let trace = BlockTrace {
         tokens,
         x,
@@ -228,32 +195,4 @@ pub(super) fn rows_of(x: ArrayView3<'_, f32>) -> Array2<f32> {
         .zip(x.outer_iter().into_par_iter())
         .for_each(|(mut rows, x)| rows.assign(&x));
     rows
-}
-
-/// `residual` + r n(x W^T + b), with r the block's factor and n the norm at this place; also n's input.
-/// Without a norm, `residual` + r (x W^T + b).
-pub(super) fn add_branch(
-    block: &Block,
-    layer: LayerId,
-    x: ArrayView2<'_, f32>,
-    residual: &Array2<f32>,
-    place: NormPlace,
-) -> (Array2<f32>, Option<Array2<f32>>) {
-    let factor = block.spec().residual_scale as f32;
-    let mut y = residual.clone();
-    if block.spec().norm(place).is_some() {
-        let raw = apply(block, layer, x);
-        if let Some(normed) = block.normed(place, raw.view()) {
-            y.scaled_add(factor, &normed);
-        }
-        return (y, Some(raw));
-    }
-    let weight = block.weight(layer).t();
-    product_into(y.view_mut(), Accum::Add, x, weight, factor, Par::rayon(0));
-    match &block.layer(layer).bias {
-        Some(bias) if factor == 1.0 => y += bias,
-        Some(bias) => y += &(factor * bias),
-        None => {}
-    }
-    (y, None)
 }

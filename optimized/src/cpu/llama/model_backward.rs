@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{AqlmError, ArchSpec, LayerId, LogitSpec, NormPlace, Result, Target, Tuned};
+use aqlm_vocabulary::{AqlmError, ArchSpec, LayerId, LogitSpec, Mlp, NormPlace, Result, Target, Tuned};
 use faer::Par;
 use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3, Axis, s};
 
@@ -332,18 +332,18 @@ pub(super) fn first_not_finite(
             let (y, trace) = block_forward_traced(block, rotary, x.view());
             block.release();
             let spec = block.spec();
-            let (attention, mlp) = (&spec.attention, &spec.mlp);
+            let attention = &spec.attention;
             let name = |layer| spec.linear(layer).name.as_str();
             // what comes last before a place: its norm, or the layer before
-            let last = |place, layer| {
-                spec.norm(place)
-                    .map_or(name(layer), |(_, norm)| norm.name.as_str())
-            };
+            let of_norm = |place| spec.norm(place).map(|(_, norm)| norm.name.as_str());
+            let last = |place, layer| of_norm(place).unwrap_or(name(layer));
             let (first, second) = (NormPlace::BeforeAttention, NormPlace::BeforeMlp);
             let raw = |of: &Option<Array2<f32>>| of.as_ref().is_none_or(|raw| finite(raw.view()));
             let projected = &trace.projected;
+            let of_mlp = trace.mlp.parts(spec);
+            let first_of_mlp = of_mlp.first().map_or("mlp", |&(name, _)| name);
             // in the order of computation
-            let parts = [
+            let mut parts = vec![
                 (last(first, attention.query), finite(trace.normed.view())),
                 (name(attention.query), raw(&projected.raw[0])),
                 (
@@ -362,16 +362,22 @@ pub(super) fn first_not_finite(
                     last(NormPlace::AfterAttention, attention.output),
                     finite(trace.middle.view()),
                 ),
-                (last(second, mlp.gate), finite(trace.mlp.normed.view())),
-                (name(mlp.gate), finite(trace.mlp.gate.view())),
-                (name(mlp.up), finite(trace.mlp.up.view())),
-                (spec.linear(mlp.down).module(), finite(trace.mlp.activated.view())),
-                (name(mlp.down), raw(&trace.out)),
                 (
-                    last(NormPlace::AfterMlp, mlp.down),
-                    y.iter().all(|value| value.is_finite()),
+                    of_norm(second).unwrap_or(first_of_mlp),
+                    finite(trace.mlp.normed.view()),
                 ),
             ];
+            parts.extend(of_mlp.into_iter().map(|(name, values)| (name, finite(values))));
+            // what an MLP adds has the name of its last layer, or that of all experts
+            let added = match &spec.mlp {
+                Mlp::Dense(mlp) => name(mlp.down),
+                Mlp::Routed(mlp) => spec.linear(mlp.router).module(),
+            };
+            parts.push((added, raw(&trace.out)));
+            parts.push((
+                of_norm(NormPlace::AfterMlp).unwrap_or(added),
+                y.iter().all(|value| value.is_finite()),
+            ));
             if let Some((part, _)) = parts.into_iter().find(|(_, finite)| !finite) {
                 return Ok(Some(format!("model.layers.{index}.{part}")));
             }

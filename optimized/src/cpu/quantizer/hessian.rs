@@ -89,6 +89,24 @@ impl Hessian {
         Ok(())
     }
 
+    /// Adds as many samples as if the outer product of each were the mean of another accumulator's.
+    ///
+    /// # Errors
+    /// `Shape` when the other accumulator has another number of inputs.
+    pub fn add_mean_of(&mut self, other: &Self, samples: usize) -> Result<()> {
+        if other.sum.dim() != self.sum.dim() {
+            return Err(AqlmError::Shape {
+                what: "hessian".into(),
+                expected: self.sum.shape().to_vec(),
+                found: other.sum.shape().to_vec(),
+            });
+        }
+        let factor = samples as f64 / other.samples.max(1) as f64;
+        self.sum.scaled_add(factor, &other.sum);
+        self.samples += samples;
+        Ok(())
+    }
+
     /// Number of samples added.
     pub fn samples(&self) -> usize {
         self.samples

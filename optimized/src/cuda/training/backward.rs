@@ -3,7 +3,7 @@ use aqlm_vocabulary::LayerId;
 use super::super::llama::address;
 use super::super::{Buffer, Result};
 use super::block::{Block, Decoded};
-use super::forward::Trace;
+use super::forward::{Trace, plain_mlp};
 use super::machine::Machine;
 use super::plan::{self, AttentionPass};
 use super::products::Precision;
@@ -47,7 +47,7 @@ impl Machine {
         sink: &mut dyn FnMut(BlockGradient) -> Result<()>,
     ) -> Result<Option<Buffer<f32>>> {
         let spec = &*block.spec;
-        let (attention, mlp) = (&spec.attention, &spec.mlp);
+        let (attention, mlp) = (&spec.attention, plain_mlp(spec));
         let (rows, tokens) = (trace.rows, trace.tokens);
         let device = self.device();
         let mut into_parameters = |layer: LayerId, grad: &Buffer<f32>| -> Result<()> {

@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{Input, LayerId};
+use aqlm_vocabulary::{BlockSpec, GatedMlp, Input, LayerId};
 
 use super::super::llama::address;
 use super::super::{Buffer, Result};
@@ -43,20 +43,29 @@ pub struct Trace {
 
 impl Trace {
     /// The input of the linear layers that read `read`, [rows, in_features]: the samples of their Hessian.
+    ///
+    /// # Panics
+    /// When no layer of a plain block reads that.
     pub fn input(&self, read: Input) -> &Buffer<f32> {
         match read {
             Input::Attention => &self.normed,
             Input::Attended => &self.attended,
             Input::Mlp => &self.middle_normed,
             Input::Activated => &self.activated,
+            Input::Expert(_) | Input::ExpertActivated(_) => panic!("a plain block has no experts"),
         }
     }
 }
 
 /// Numbers that a [`Trace`] keeps for each token of a block of this shape.
-pub(super) fn trace_width(spec: &aqlm_vocabulary::BlockSpec) -> usize {
+pub(super) fn trace_width(spec: &BlockSpec) -> usize {
     let (queries, keys) = (spec.attention.query_width(), spec.attention.key_width());
     4 * spec.hidden_size() + 2 * queries + 2 * keys + 3 * spec.intermediate_size() + spec.attention.heads + 2
+}
+
+/// The MLP of a block. Blocks that are not plain are refused when they are made.
+pub(super) fn plain_mlp(spec: &BlockSpec) -> &GatedMlp {
+    spec.mlp.dense().expect("a plain block has a dense MLP")
 }
 
 impl Machine {
@@ -76,7 +85,7 @@ impl Machine {
         tokens: usize,
     ) -> Result<(Buffer<f32>, Trace)> {
         let spec = &*block.spec;
-        let (attending, mlp, hidden) = (&spec.attention, &spec.mlp, spec.hidden_size());
+        let (attending, mlp, hidden) = (&spec.attention, plain_mlp(spec), spec.hidden_size());
         let rows = x.len() / hidden;
         let epsilon = spec.norms[0].norm.epsilon;
         let layer = |layer, x: &Buffer<f32>| self.layer(precision, block, weights, layer, x, rows);

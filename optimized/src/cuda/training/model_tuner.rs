@@ -10,7 +10,7 @@ use super::super::llama::address;
 use super::super::{Buffer, Result};
 use super::backward::BlockGradient;
 use super::block_tuner::block_values;
-use super::forward::{Trace, trace_width};
+use super::forward::{Trace, plain_mlp, trace_width};
 use super::machine::{Machine, ROWS};
 use super::model::Model;
 use super::model_losses::{LossGradients, Scored, TeacherHead};
@@ -388,7 +388,7 @@ impl Machine {
     /// The first layer or norm of a block whose output is not finite, by its name in the checkpoint.
     fn broken_part(&self, index: usize, trace: &Trace, y: &Buffer<f32>) -> Result<Option<String>> {
         let spec = &self.arch().blocks[index];
-        let (attention, mlp) = (&spec.attention, &spec.mlp);
+        let (attention, mlp) = (&spec.attention, plain_mlp(spec));
         let name = |layer| spec.linear(layer).name.as_str();
         let [first_norm, second_norm] = [0, 1].map(|norm| spec.norms[norm].name.as_str());
         // in the order of computation

@@ -275,6 +275,14 @@ impl BlockOps for CudaMachine {
         self.layers.beside(layers, weights)
     }
 
+    fn samples(&self, hessian: &Hessian) -> usize {
+        hessian.samples()
+    }
+
+    fn add_mean_of(&self, _hessian: &mut Hessian, _pool: &Hessian, _samples: usize) -> Result<()> {
+        Err(AqlmError::Unsupported("experts and their router".into()).into())
+    }
+
     fn layer_problem(
         &self,
         layers: &CudaLayers,

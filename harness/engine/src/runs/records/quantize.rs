@@ -17,6 +17,10 @@ pub struct LayerSummary {
     /// distance of that error from the rate-distortion limit at the layer's bits, in dB; `None` where H is too
     /// large for its eigenvalues ([`LARGEST_SPECTRUM`]), or the error is zero
     pub limit_db: Option<f64>,
+    /// number of calibration tokens that an expert met, if fewer than the layer's inputs: its H was then
+    /// completed with the mean of all experts of the block
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_tokens: Option<usize>,
     /// seconds it took
     pub seconds: f64,
     /// bits per parameter

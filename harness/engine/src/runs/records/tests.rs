@@ -29,6 +29,7 @@ fn quantize() -> QuantizeRecord {
         name: "model.layers.0.self_attn.q_proj".into(),
         relative_layer_error: NUMBERS[0],
         limit_db: Some(NUMBERS[1]),
+        own_tokens: Some(3),
         seconds: 0.25,
         bits_per_parameter: NUMBERS[1],
         parameters: 65_536,

@@ -94,6 +94,7 @@ impl Maker {
             name: "q".into(),
             relative_layer_error: error,
             limit_db: None,
+            own_tokens: None,
             seconds: 1.0,
             bits_per_parameter: 2.0,
             parameters: 64,

@@ -7,10 +7,13 @@ mod gemma3;
 mod granite;
 mod llama;
 mod mistral;
+mod mixtral;
 mod olmo2;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 mod smollm3;
 
 use super::fields::Fields;
@@ -19,7 +22,7 @@ use crate::Result;
 pub use family::Family;
 
 /// All families that can be read.
-const FAMILIES: [&Family; 11] = [
+const FAMILIES: [&Family; 14] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -31,10 +34,13 @@ const FAMILIES: [&Family; 11] = [
     &olmo2::FAMILY,
     &granite::FAMILY,
     &smollm3::FAMILY,
+    &mixtral::FAMILY,
+    &qwen2_moe::FAMILY,
+    &qwen3_moe::FAMILY,
 ];
 
 /// Families that are known but cannot be read yet, each with what it needs that is missing.
-const LACKING: [(&str, &str); 9] = [
+const LACKING: [(&str, &str); 6] = [
     (
         "cohere",
         "LayerNorms, attention and MLP side by side, and rotation of neighbouring numbers",
@@ -45,10 +51,7 @@ const LACKING: [(&str, &str); 9] = [
     ),
     ("gemma3", "a vision tower; the text model alone is gemma3_text"),
     ("glm", "rotation of neighbouring numbers"),
-    ("mixtral", "experts and their router"),
     ("olmo", "norms without weights"),
-    ("qwen2_moe", "experts and their router"),
-    ("qwen3_moe", "experts and their router"),
     ("stablelm", "LayerNorms, which subtract the mean and have biases"),
 ];
 

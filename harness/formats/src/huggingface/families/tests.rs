@@ -86,10 +86,16 @@ fn gemmas_add_one_to_every_norm_and_scale_embeddings() {
                 .all(|norm| norm.norm.one_plus)
         );
         assert_eq!(arch.embedding_scale, 8.0);
-        assert_eq!(arch.blocks[0].mlp.activation, Activation::GeluTanh);
+        assert_eq!(
+            arch.blocks[0].mlp.dense().unwrap().activation,
+            Activation::GeluTanh
+        );
     }
     let old = read("gemma", json!({"hidden_act": "gelu", "hidden_activation": null})).unwrap();
-    assert_eq!(old.blocks[0].mlp.activation, Activation::GeluTanh);
+    assert_eq!(
+        old.blocks[0].mlp.dense().unwrap().activation,
+        Activation::GeluTanh
+    );
     refused("gemma", json!({"hidden_act": "relu"}), "hidden_act");
     refused(
         "gemma",
@@ -241,4 +247,138 @@ fn smollm3_does_not_rotate_in_some_blocks() {
         "full_attention"]}),
         "layer_types",
     );
+}
+
+/// Names and shapes of the layers of a block's MLP, without the experts after the first.
+fn of_mlp(arch: &ArchSpec, block: usize) -> Vec<(String, (usize, usize))> {
+    let block = &arch.blocks[block];
+    let later = |name: &str| name.contains(".experts.") && !name.contains(".experts.0.");
+    let linears = block.linears[4..].iter().filter(|linear| !later(&linear.name));
+    linears
+        .map(|linear| (linear.name.clone(), linear.shape))
+        .collect()
+}
+
+#[test]
+fn mixtral_has_experts_in_every_block() {
+    let arch = read("mixtral", json!({"sliding_window": 9})).unwrap();
+    let expected = [
+        ("block_sparse_moe.gate", (8, 64)),
+        ("block_sparse_moe.experts.0.w1", (96, 64)),
+        ("block_sparse_moe.experts.0.w3", (96, 64)),
+        ("block_sparse_moe.experts.0.w2", (64, 96)),
+    ];
+    assert_eq!(
+        of_mlp(&arch, 3),
+        expected.map(|(name, shape)| (name.to_owned(), shape))
+    );
+    let mlp = arch.blocks[0].mlp.routed().unwrap();
+    assert_eq!((mlp.used, mlp.normalized, mlp.shared.is_some()), (2, true, false));
+    assert_eq!(windows(&arch), [Some(9); 4]);
+    assert_eq!(arch.blocks[0].attention.rotary.as_ref().unwrap().theta, 1e6);
+    let gelu = read(
+        "mixtral",
+        json!({"hidden_act": "gelu_pytorch_tanh", "num_experts": 3}),
+    )
+    .unwrap();
+    let mlp = gelu.blocks[0].mlp.routed().unwrap();
+    assert_eq!(
+        (mlp.experts.len(), mlp.experts[2].activation),
+        (3, Activation::GeluTanh)
+    );
+    refused(
+        "mixtral",
+        json!({"num_experts_per_tok": 9}),
+        "num_experts_per_tok",
+    );
+    refused(
+        "mixtral",
+        json!({"num_experts": 4, "num_local_experts": 5}),
+        "num_local_experts",
+    );
+    refused("mixtral", json!({"num_local_experts": 0}), "num_local_experts");
+    refused("mixtral", json!({"num_local_experts": 4097}), "num_local_experts");
+    refused(
+        "mixtral",
+        json!({"num_local_experts": 4096, "num_hidden_layers": 65}),
+        "num_hidden_layers",
+    );
+}
+
+#[test]
+fn qwen2_moe_shares_an_expert_and_mixes_blocks() {
+    let sizes = json!({"num_experts": 6, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40,
+        "decoder_sparse_step": 2, "sliding_window": 0});
+    let arch = read("qwen2_moe", sizes.clone()).unwrap();
+    let expected = [
+        ("mlp.gate", (6, 64)),
+        ("mlp.shared_expert_gate", (1, 64)),
+        ("mlp.shared_expert.gate_proj", (40, 64)),
+        ("mlp.shared_expert.up_proj", (40, 64)),
+        ("mlp.experts.0.gate_proj", (24, 64)),
+        ("mlp.experts.0.up_proj", (24, 64)),
+        ("mlp.shared_expert.down_proj", (64, 40)),
+        ("mlp.experts.0.down_proj", (64, 24)),
+    ];
+    assert_eq!(
+        of_mlp(&arch, 1),
+        expected.map(|(name, shape)| (name.to_owned(), shape))
+    );
+    let sparse = |arch: &ArchSpec| -> Vec<bool> {
+        arch.blocks
+            .iter()
+            .map(|block| block.mlp.routed().is_some())
+            .collect()
+    };
+    assert_eq!(sparse(&arch), [false, true, false, true]);
+    let mlp = arch.blocks[1].mlp.routed().unwrap();
+    assert_eq!((mlp.used, mlp.normalized), (4, false));
+    let biased = |arch: &ArchSpec| arch.blocks[0].linears.iter().filter(|linear| linear.bias).count();
+    assert_eq!(biased(&arch), 3);
+    let mut changed = sizes.clone();
+    changed["mlp_only_layers"] = json!([3, 9]);
+    changed["norm_topk_prob"] = json!(true);
+    changed["qkv_bias"] = json!(false);
+    let arch = read("qwen2_moe", changed).unwrap();
+    assert_eq!(
+        (sparse(&arch), biased(&arch)),
+        (vec![false, true, false, false], 0)
+    );
+    assert!(arch.blocks[1].mlp.routed().unwrap().normalized);
+    let sliding = json!({"use_sliding_window": true, "sliding_window": 7, "max_window_layers": 2});
+    assert_eq!(
+        windows(&read("qwen2_moe", sliding).unwrap()),
+        [Some(7), None, None, None]
+    );
+    for (key, value) in [
+        ("mlp_only_layers", json!([-1])),
+        ("mlp_only_layers", json!(3)),
+        ("decoder_sparse_step", json!(0)),
+        ("shared_expert_intermediate_size", json!(0)),
+        ("norm_topk_prob", json!(1)),
+    ] {
+        let mut changed = sizes.clone();
+        changed[key] = value;
+        refused("qwen2_moe", changed, key);
+    }
+}
+
+#[test]
+fn qwen3_moe_norms_each_head() {
+    let sizes = json!({"num_local_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 24,
+        "mlp_only_layers": [0], "norm_topk_prob": true});
+    let arch = read("qwen3_moe", sizes).unwrap();
+    assert_eq!(
+        places(&arch),
+        [(BeforeAttention, 64), (Query, 16), (Key, 16), (BeforeMlp, 64)]
+    );
+    assert!(arch.blocks[0].mlp.dense().is_some());
+    let mlp = arch.blocks[1].mlp.routed().unwrap();
+    assert_eq!((mlp.experts.len(), mlp.used, mlp.normalized), (5, 3, true));
+    assert_eq!(
+        of_mlp(&arch, 2)[1],
+        ("mlp.experts.0.gate_proj".to_owned(), (24, 64))
+    );
+    let sliding = json!({"use_sliding_window": true, "sliding_window": 7});
+    assert_eq!(windows(&read("qwen3_moe", sliding).unwrap()), [Some(7); 4]);
 }
