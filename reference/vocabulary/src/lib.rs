@@ -6,6 +6,7 @@ mod adam;
 mod arch;
 mod arch_check;
 mod code_tuning;
+mod compared;
 mod error;
 mod layer_id;
 pub mod llama;
@@ -16,6 +17,7 @@ mod rope;
 mod scheme;
 mod settings;
 mod training;
+mod tuning_state;
 mod weights;
 
 pub use adam::{AdamDecay, AdamSettings, Optimizer, StepRule};
@@ -23,12 +25,11 @@ pub use arch::{
     Activation, ArchSpec, AttentionSpec, BlockNorm, BlockSpec, GatedMlp, Input, LinearSpec, LogitSpec,
     NormPlace, NormSpec,
 };
-pub use code_tuning::{ChangeBudget, CodeChange, CodeSettings, CodeState, Residuals};
+pub use code_tuning::{ChangeBudget, CodeChange, CodeMetric, CodeSettings, CodeState, Residuals};
+pub use compared::ComparedPosition;
 pub use error::{AqlmError, Result};
 pub use layer_id::LayerId;
-pub use model_tuning::{
-    ModelTuning, Objective, Parameter, ParameterState, Rates, Target, TopTokens, Tuned, TuningState,
-};
+pub use model_tuning::{ModelTuning, Objective, Parameter, ParameterState, Rates, Target, TopTokens, Tuned};
 pub use quantized::{NEGLIGIBLE, QuantizedMatrix};
 pub use random::{
     Position, Purpose, Stream, StreamKey, codebook_order, sample_distinct, shuffle, stream, sweep_order,
@@ -40,4 +41,5 @@ pub use settings::{
     LayerEvent, LayerReport, LayerSettings, Update,
 };
 pub use training::{BlockTraining, ModelTraining, PartSums};
+pub use tuning_state::{PartOutline, StatePart, TuningState};
 pub use weights::{BlockWeights, Linear, LinearWeight, ModelWeights};

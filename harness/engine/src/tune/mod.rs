@@ -11,6 +11,7 @@ mod settings;
 mod teacher;
 mod top_tokens;
 mod train;
+mod watch;
 
 pub use block::tune_block;
 pub use event::EndToEndEvent;
@@ -18,3 +19,4 @@ pub use preflight::{Difference, check_student, check_teacher, differences};
 pub use report::EndToEndReport;
 pub use settings::{CodePreset, EndToEndSettings, Schedule, TeacherUse};
 pub use train::{Divergence, EndToEndRun, Tuning, end_to_end, publish_tuned};
+pub use watch::Watch;

@@ -1,16 +1,17 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use aqlm_vocabulary::{ModelTraining as _, ModelWeights, Rates, StreamKey, TuningState};
+use aqlm_vocabulary::{ModelTraining as _, ModelWeights, Rates, StreamKey};
 use serde::{Deserialize, Serialize};
 
 use super::epochs::{Broken, Course, Keeper, Plan, Taken, train};
 use super::objective::NextTokens;
 use super::teacher::Teacher;
+use super::watch::{Figures, Watch, Watching};
 use super::{EndToEndEvent, EndToEndReport, EndToEndSettings};
 use crate::ops::TrainOps;
 use crate::ranks::{Ranks, share, wait_for_all};
-use crate::runs::tuning_journal::{self, Checkpoint, Journal, StateFile};
+use crate::runs::tuning_journal::{self, Checkpoint, Journal};
 use crate::runs::{MetricEvent, RunFolder};
 use aqlm_formats::model::{Model, OuterWeights, WriteOptions, Written, write_whole};
 use aqlm_formats::{Error, Result};
@@ -58,6 +59,9 @@ pub struct Tuning {
 /// `save_every` has passed. A restarted run continues from the last intact state and ends with the same bytes
 /// as an uninterrupted run.
 ///
+/// With `watch`, the model is also measured on another text while it is trained. This changes no result and
+/// decides nothing.
+///
 /// Every rank calls this with the same arguments. The sequences of a step and those that judge are spread
 /// over the ranks. Only rank 0 writes to the folder, has the best model's weights, and observes.
 ///
@@ -79,10 +83,12 @@ pub fn end_to_end<M: TrainOps>(
     settings: &EndToEndSettings,
     folder: &RunFolder,
     save_every: Duration,
+    watch: Option<Watch<'_>>,
     ranks: &dyn Ranks,
     observe: &mut dyn FnMut(EndToEndEvent),
 ) -> Result<Tuning> {
-    let resident = settings.resident_teacher();
+    let dense = teacher;
+    let resident = settings.resident_teacher(watch.is_some() && dense.is_some());
     let memory = machine.tuning_memory(
         &|| student.weights(),
         &settings.tuning(),
@@ -94,8 +100,11 @@ pub fn end_to_end<M: TrainOps>(
     }
     let run = folder.path();
     let teacher = Teacher::prepare(machine, teacher, sequences, settings, run, ranks, observe)?;
+    let watching = match watch {
+        Some(watch) => Some(Watching::prepare(watch, machine, dense, &teacher, run, ranks)?),
+        None => None,
+    };
     let tuner = machine.model_tuner(&student.weights()?, &settings.tuning())?;
-    let untouched = tuner.state()?;
     let mut objective = NextTokens {
         machine,
         tuner,
@@ -126,14 +135,12 @@ pub fn end_to_end<M: TrainOps>(
     };
 
     if !ranks.is_first() {
-        return follow(&mut objective, &plan, &untouched, run, ranks);
+        return follow(&mut objective, &plan, run, watching, ranks);
     }
     let mut journal = Journal::open(run)?;
-    let resumed = journal.last(&untouched, observe)?;
-    let (now, state) = resumed.unzip();
+    let now = journal.restore_last(&mut objective.tuner, observe)?;
     share(ranks, 0, || Ok(now.clone()))?;
-    if let Some((checkpoint, state)) = now.as_ref().zip(state) {
-        objective.tuner.restore(&state)?;
+    if let Some(checkpoint) = &now {
         observe(EndToEndEvent::Resumed {
             epoch: checkpoint.epoch,
             step: checkpoint.step,
@@ -154,24 +161,31 @@ pub fn end_to_end<M: TrainOps>(
         save_every,
         saved: Instant::now(),
         clock: Clock::new(seconds),
+        watching,
         observe,
     };
-    let (_, broken) = train(&mut objective, &plan, course, &mut keeper)?;
+    let (course, broken) = train(&mut objective, &plan, course, &mut keeper)?;
+    if broken.is_none() {
+        keeper.ended(course.epoch * plan.steps() + course.step, &mut objective)?;
+    }
     let divergence = broken
         .map(|broken| diverged(&mut objective, &broken))
         .transpose()?;
 
-    let InFolder { journal, now, .. } = keeper;
-    let now = now.expect("written before the first step, or read");
+    let now = keeper.now.expect("written before the first step, or read");
     share(ranks, 0, || Ok(now.report.clone()))?;
-    let best = now
-        .best
-        .as_ref()
-        .map(|best: &StateFile| journal.read(best, &untouched));
-    objective.tuner.restore(&best.transpose()?.unwrap_or(untouched))?;
+    let weights = if let Some(best) = &now.best {
+        tuning_journal::restore(run, best, &mut objective.tuner)?;
+        objective.tuner.weights()?
+    } else {
+        // A machine has room for one tuner, and none of the last state's numbers is needed any more.
+        drop(objective);
+        let untouched = machine.model_tuner(&student.weights()?, &settings.tuning())?;
+        untouched.weights()?
+    };
     Ok(Tuning {
         report: now.report,
-        weights: objective.tuner.weights()?,
+        weights,
         divergence,
     })
 }
@@ -181,17 +195,20 @@ pub fn end_to_end<M: TrainOps>(
 fn follow<M: TrainOps>(
     objective: &mut NextTokens<'_, M>,
     plan: &Plan<'_>,
-    untouched: &TuningState,
     run: &Path,
+    watching: Option<Watching<'_, M>>,
     ranks: &dyn Ranks,
 ) -> Result<Tuning> {
     let now: Option<Checkpoint> = share(ranks, 0, || Ok(None))?;
     if let Some(checkpoint) = &now {
-        let state = tuning_journal::read(run, &checkpoint.state, untouched)?;
-        objective.tuner.restore(&state)?;
+        tuning_journal::restore(run, &checkpoint.state, &mut objective.tuner)?;
     }
     wait_for_all(ranks)?;
-    let (_, broken) = train(objective, plan, now.as_ref().map(course_of), &mut Unkept)?;
+    let mut unkept = Unkept { watching };
+    let (course, broken) = train(objective, plan, now.as_ref().map(course_of), &mut unkept)?;
+    if let (None, Some(watching)) = (&broken, &unkept.watching) {
+        watching.at_end(course.epoch * plan.steps() + course.step, objective)?;
+    }
     let divergence = broken.map(|broken| diverged(objective, &broken)).transpose()?;
     Ok(Tuning {
         report: share(ranks, 0, || {
@@ -202,21 +219,32 @@ fn follow<M: TrainOps>(
     })
 }
 
-/// Keeps nothing, on ranks other than 0.
-struct Unkept;
+/// Keeps nothing, on ranks other than 0, which only take part in measuring.
+struct Unkept<'w, M: TrainOps> {
+    watching: Option<Watching<'w, M>>,
+}
 
-impl<M: TrainOps> Keeper<NextTokens<'_, M>> for Unkept {
-    fn begun(&mut self, _course: &Course, _objective: &mut NextTokens<'_, M>) -> Result<()> {
+impl<M: TrainOps> Unkept<'_, M> {
+    fn measured(&self, step: usize, objective: &mut NextTokens<'_, M>) -> Result<()> {
+        if let Some(watching) = &self.watching {
+            watching.after(step, objective)?;
+        }
         Ok(())
+    }
+}
+
+impl<M: TrainOps> Keeper<NextTokens<'_, M>> for Unkept<'_, M> {
+    fn begun(&mut self, _course: &Course, objective: &mut NextTokens<'_, M>) -> Result<()> {
+        self.measured(0, objective)
     }
 
     fn stepped(
         &mut self,
         _course: &Course,
-        _objective: &mut NextTokens<'_, M>,
-        _step: &Taken<'_>,
+        objective: &mut NextTokens<'_, M>,
+        step: &Taken<'_>,
     ) -> Result<()> {
-        Ok(())
+        self.measured(step.number(), objective)
     }
 
     fn epoch_done(
@@ -247,7 +275,7 @@ fn course_of(checkpoint: &Checkpoint) -> Course {
 }
 
 /// Saves the states of training in a run folder.
-struct InFolder<'a> {
+struct InFolder<'a, M: TrainOps> {
     folder: &'a RunFolder,
     journal: Journal,
     /// the last checkpoint, with everything since except the state; `None` before the first
@@ -261,10 +289,11 @@ struct InFolder<'a> {
     save_every: Duration,
     saved: Instant,
     clock: Clock,
+    watching: Option<Watching<'a, M>>,
     observe: &'a mut dyn FnMut(EndToEndEvent),
 }
 
-impl InFolder<'_> {
+impl<M: TrainOps> InFolder<'_, M> {
     /// The checkpoint about to be written, updated from `course`.
     fn now(&mut self, course: &Course) -> &mut Checkpoint {
         let now = self.now.as_mut().expect("written before the first step, or read");
@@ -278,21 +307,46 @@ impl InFolder<'_> {
         now.report.seconds = self.clock.seconds();
         now
     }
+
+    /// Measures the state before the first step (0) or after a step, where that is due. This must precede
+    /// the saving of that state: a run that goes on from it does not measure it again.
+    fn measured(&mut self, step: usize, objective: &mut NextTokens<'_, M>) -> Result<()> {
+        let watching = self.watching.as_ref();
+        let figures = watching.map(|watching| watching.after(step, objective));
+        self.report(step, figures.transpose()?.flatten())
+    }
+
+    /// Measures the last state, unless that has been done.
+    fn ended(&mut self, step: usize, objective: &mut NextTokens<'_, M>) -> Result<()> {
+        let watching = self.watching.as_ref();
+        let figures = watching.map(|watching| watching.at_end(step, objective));
+        self.report(step, figures.transpose()?.flatten())
+    }
+
+    fn report(&mut self, step: usize, figures: Option<Figures>) -> Result<()> {
+        let Some(figures) = figures else {
+            return Ok(());
+        };
+        self.clock.skip(figures.seconds);
+        self.folder.metric(figures.metric(step))?;
+        (self.observe)(figures.event(step));
+        Ok(())
+    }
 }
 
-impl<M: TrainOps> Keeper<NextTokens<'_, M>> for InFolder<'_> {
+impl<M: TrainOps> Keeper<NextTokens<'_, M>> for InFolder<'_, M> {
     fn begun(&mut self, course: &Course, objective: &mut NextTokens<'_, M>) -> Result<()> {
         (self.observe)(EndToEndEvent::Judged {
             epoch: 0,
             train_loss: None,
             loss: course.loss_before,
         });
-        let state = objective.tuner.state()?;
+        self.measured(0, objective)?;
         self.now = Some(Checkpoint {
             epoch: 0,
             step: 0,
             epoch_total: 0.0,
-            state: self.journal.write("state_0_0", &state)?,
+            state: self.journal.write("state_0_0", &objective.tuner)?,
             best: None,
             report: EndToEndReport {
                 loss_before: course.loss_before,
@@ -343,13 +397,12 @@ impl<M: TrainOps> Keeper<NextTokens<'_, M>> for InFolder<'_> {
             loss: step.loss,
             groups_changed,
         });
+        self.measured(step.number(), objective)?;
         if step.step < step.steps && self.saved.elapsed() >= self.save_every {
-            let state = objective.tuner.state()?;
             // A parameter that is not finite makes the next loss not finite. The divergence is reported
             // there.
-            if is_finite(&state) {
-                let name = format!("state_{}_{}", course.epoch, course.step);
-                let file = self.journal.write(&name, &state)?;
+            let name = format!("state_{}_{}", course.epoch, course.step);
+            if let Some(file) = self.journal.write_finite(&name, &objective.tuner)? {
                 let now = self.now(course);
                 now.state = file;
                 let now = now.clone();
@@ -369,8 +422,9 @@ impl<M: TrainOps> Keeper<NextTokens<'_, M>> for InFolder<'_> {
         better: bool,
     ) -> Result<()> {
         let epoch = course.epoch;
-        let state = objective.tuner.state()?;
-        let file = self.journal.write(&format!("state_{epoch}_0"), &state)?;
+        let file = self
+            .journal
+            .write(&format!("state_{epoch}_0"), &objective.tuner)?;
         let now = self.now(course);
         if better {
             now.best = Some(file.clone());
@@ -438,15 +492,14 @@ impl Clock {
         }
     }
 
-    fn seconds(&mut self) -> f64 {
+    fn seconds(&self) -> f64 {
         self.before + self.started.elapsed().as_secs_f64()
     }
-}
 
-fn is_finite(state: &TuningState) -> bool {
-    let parameters = state.parameters.iter().map(|part| &part.values);
-    let buffers = state.codes.iter().map(|part| &part.buffer);
-    parameters.chain(buffers).flatten().all(|value| value.is_finite())
+    /// Leaves out seconds that have just passed.
+    fn skip(&mut self, seconds: f64) {
+        self.before -= seconds;
+    }
 }
 
 fn diverged<M: TrainOps>(objective: &mut NextTokens<'_, M>, broken: &Broken) -> Result<Divergence> {
