@@ -353,7 +353,8 @@ fn events(out: &Path, kind: &str) -> Vec<Value> {
         .collect()
 }
 
-/// Step, divergence and perplexity of each measurement; of a step that a resumed run repeated, all must agree.
+/// Step, divergence and perplexity of each measurement; of a step that a resumed run repeated, all must
+/// agree.
 fn figures(out: &Path) -> Vec<(u64, Value, Value)> {
     let mut found: Vec<(u64, Value, Value)> = Vec::new();
     for event in events(out, "evaluation") {

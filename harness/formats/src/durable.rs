@@ -102,8 +102,8 @@ impl PlacedFile {
             .map_err(Error::io(&self.path, "write"))
     }
 
-    /// Flushes the file to the disk and gives it its final name. Returns its SHA-256 in hexadecimal, for which
-    /// it is read once.
+    /// Flushes the file to the disk and gives it its final name. Returns its SHA-256 in hexadecimal, for
+    /// which it is read once.
     ///
     /// # Errors
     /// `Io` with the final name.

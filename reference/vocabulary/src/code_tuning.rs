@@ -32,15 +32,15 @@ pub enum CodeMetric {
     /// those whose sum of codewords has the least squared distance (official)
     #[default]
     Euclid,
-    /// those for which sum over rows r of e_r^T A_j e_r is least, e_r the rows of a group's difference and A_j
-    /// a matrix [in_group, in_group] of the group's place j in the row. A_j is the mean of g_r^T g_r over the
-    /// matrix's rows, g_r the gradient's part at that place, averaged over the steps with the second decay of
-    /// the buffers' moments. Where gradients of tokens are independent, this estimates the diagonal blocks of
-    /// the input Hessian weighted by squared output gradients (GuidedQuant), or of E\[G^T G\] (YAQA, sketch
-    /// B).
+    /// those for which sum over rows r of e_r^T A_j e_r is least, e_r the rows of a group's difference and
+    /// A_j a matrix [in_group, in_group] of the group's place j in the row. A_j is the mean of g_r^T g_r over
+    /// the matrix's rows, g_r the gradient's part at that place, averaged over the steps with the second
+    /// decay of the buffers' moments. Where gradients of tokens are independent, this estimates the diagonal
+    /// blocks of the input Hessian weighted by squared output gradients (GuidedQuant), or of E\[G^T G\]
+    /// (YAQA, sketch B).
     ///
-    /// A_j is divided by its mean diagonal, and [`CodeMetric::DAMPING`] of it replaced by the identity. Without
-    /// any gradient it is the identity.
+    /// A_j is divided by its mean diagonal, and [`CodeMetric::DAMPING`] of it replaced by the identity.
+    /// Without any gradient it is the identity.
     Gradients,
 }
 
@@ -81,9 +81,9 @@ pub struct CodeSettings {
     /// which codes are nearest
     #[serde(default)]
     pub metric: CodeMetric,
-    /// after the choice of codes, codebooks go this share of the way to the least squares fit of the buffer, 0
-    /// to 1; 0 leaves them to the optimizer (official). The fit minimises |B - W|^2 + R s |C - C0|^2, where C0
-    /// are the codebooks before it, s is the sum of the squared scales of a codeword's groups, in the mean
+    /// after the choice of codes, codebooks go this share of the way to the least squares fit of the buffer,
+    /// 0 to 1; 0 leaves them to the optimizer (official). The fit minimises |B - W|^2 + R s |C - C0|^2, where
+    /// C0 are the codebooks before it, s is the sum of the squared scales of a codeword's groups, in the mean
     /// over codewords, and R is [`CodeSettings::REFIT_RIDGE`]
     #[serde(default)]
     pub refit: f64,

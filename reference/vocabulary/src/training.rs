@@ -142,8 +142,9 @@ pub trait ModelTraining: PartSums {
     /// does not have; errors of the machine.
     fn check_part(&self, number: usize, part: &StatePart) -> Result<()>;
 
-    /// Takes over a part that [`ModelTraining::check_part`] accepts, of a state after `steps` steps. Gradients
-    /// that are not used yet are discarded. After all parts, [`ModelTraining::restored`] must follow.
+    /// Takes over a part that [`ModelTraining::check_part`] accepts, of a state after `steps` steps.
+    /// Gradients that are not used yet are discarded. After all parts, [`ModelTraining::restored`] must
+    /// follow.
     ///
     /// # Errors
     /// Errors of the machine. What was trained must not be used then.

@@ -176,8 +176,8 @@ enum MetricName {
     Gradients,
 }
 
-/// The highest --code-lr. Rules divide a gradient by its size or move a buffer by a share of its norm, so a rate
-/// beyond it throws every weight away in one step. Codes stay codes then: no loss would tell.
+/// The highest --code-lr. Rules divide a gradient by its size or move a buffer by a share of its norm, so a
+/// rate beyond it throws every weight away in one step. Codes stay codes then: no loss would tell.
 const HIGHEST_CODE_RATE: f64 = 1000.0;
 
 /// The heading of options that only matter with `--codes`.

@@ -59,8 +59,8 @@ impl Journal {
         })
     }
 
-    /// The last checkpoint whose files are intact, from whose state the tuner then continues. Later checkpoints
-    /// are reported and dropped.
+    /// The last checkpoint whose files are intact, from whose state the tuner then continues. Later
+    /// checkpoints are reported and dropped.
     pub(crate) fn restore_last(
         &mut self,
         tuner: &mut impl ModelTraining,

@@ -9,8 +9,8 @@ use aqlm_formats::{Error, Result};
 
 const STEPS: &str = "steps";
 
-/// Writes the state of a tuner without loss of precision and returns the SHA-256 of the file. One part of it is
-/// in memory at a time. With `only_finite`, a state with parameters or buffers that are not finite is not
+/// Writes the state of a tuner without loss of precision and returns the SHA-256 of the file. One part of it
+/// is in memory at a time. With `only_finite`, a state with parameters or buffers that are not finite is not
 /// written: `None`.
 ///
 /// # Errors

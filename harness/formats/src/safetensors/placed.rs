@@ -24,8 +24,8 @@ impl Place {
     }
 }
 
-/// A file of tensors that are written one at a time, in any order. It has the bytes that [`write()`](super::write())
-/// would give it, and appears under its name when it is whole.
+/// A file of tensors that are written one at a time, in any order. It has the bytes that
+/// [`write()`](super::write()) would give it, and appears under its name when it is whole.
 #[derive(Debug)]
 pub struct PlacedTensors {
     file: PlacedFile,

@@ -204,8 +204,8 @@ impl CodeBuffer {
 
     /// New codes for the `count` groups with the largest differences: those nearest to the buffer's group
     /// divided by its scale. With a trust ratio only the first of them change, until the norm of all changes
-    /// passes that share of the weight's norm. Codebooks are visited in `order`, and distances are those of the
-    /// settings' metric.
+    /// passes that share of the weight's norm. Codebooks are visited in `order`, and distances are those of
+    /// the settings' metric.
     ///
     /// Groups whose target is not finite, as under a scale of zero, keep their codes.
     pub fn recode(

@@ -13,8 +13,8 @@ const ITERATIONS: usize = 500;
 /// The codebooks after they went `share` of the way to the least squares fit of `buffer`
 /// ([`CodeSettings::refit`]). Those of a buffer or scales that are not finite stay.
 ///
-/// Each coordinate of the codewords is a problem of its own, with the same matrix: on its diagonal the squared
-/// scales of each codeword's groups, beside it those of the groups that two codewords share.
+/// Each coordinate of the codewords is a problem of its own, with the same matrix: on its diagonal the
+/// squared scales of each codeword's groups, beside it those of the groups that two codewords share.
 pub(super) fn refit(matrix: &QuantizedMatrix, buffer: &Array2<f32>, share: f64) -> Array4<f64> {
     let mut codebooks = matrix.codebooks().clone();
     let scheme = matrix.scheme();
