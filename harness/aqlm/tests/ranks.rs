@@ -367,7 +367,11 @@ fn who_is_waited_for_is_said_within_seconds() {
         child.wait().unwrap();
         assert!(said.is_some(), "rank {rank} said nothing of {words:?}");
         // five seconds of silence, and a machine that does other things
-        assert!(started.elapsed() < 6 * SECONDS, "rank {rank} took {:?}", started.elapsed());
+        assert!(
+            started.elapsed() < 6 * SECONDS,
+            "rank {rank} took {:?}",
+            started.elapsed()
+        );
     }
 }
 

@@ -100,15 +100,22 @@ pub(super) fn transformed(groups: ArrayView2<'_, f64>, root: &Array2<f64>) -> Ar
 
 #[cfg(test)]
 mod tests {
+    use aqlm_vocabulary::{Purpose, Stream, stream};
+    use rand::RngExt;
+
     use super::*;
-    use crate::llama::test_data::{normal, random};
+
+    /// Numbers from -1 to 1.
+    fn uniform(rng: &mut Stream, rows: usize, columns: usize) -> Array2<f64> {
+        Array2::from_shape_simple_fn((rows, columns), || rng.random_range(-1.0..1.0))
+    }
 
     #[test]
     fn distances_are_those_of_the_damped_products() {
-        let mut rng = random(31);
+        let mut rng = stream(31, 0, None, Purpose::TestData);
         let scheme = Scheme::with_out_group(2, 3, 2, 4).unwrap();
         let mut products = GradientProducts::new(scheme, 3, 0.75);
-        let [first, second] = [normal(&mut rng, (10, 12)), normal(&mut rng, (10, 12))];
+        let [first, second] = [uniform(&mut rng, 10, 12), uniform(&mut rng, 10, 12)];
         products.add(&first);
         products.add(&second);
         for (j, root) in products.roots().iter().enumerate() {
@@ -119,7 +126,7 @@ mod tests {
             let average = (part(&first) * 0.75 + part(&second)) * 0.25;
             let mean = average.diag().sum() / 4.0;
             let metric = average * (0.99 / mean) + Array2::<f64>::eye(4) * 0.01;
-            let e = normal(&mut rng, (1, 4));
+            let e = uniform(&mut rng, 1, 4);
             let expected = e.dot(&metric).dot(&e.t())[[0, 0]];
             let found = transformed(e.view(), root).mapv(|x| x * x).sum();
             assert!((found - expected).abs() < 1e-12 * expected, "{found} {expected}");
@@ -129,9 +136,9 @@ mod tests {
     #[test]
     fn without_a_gradient_the_metric_is_euclid() {
         let mut products = GradientProducts::new(Scheme::new(1, 3, 2).unwrap(), 1, 0.5);
-        assert_eq!(products.roots(), [Array2::eye(2)]);
+        assert_eq!(products.roots(), [Array2::<f64>::eye(2)]);
         products.add(&Array2::from_elem((3, 2), f64::NAN));
-        assert_eq!(products.roots(), [Array2::eye(2)]);
+        assert_eq!(products.roots(), [Array2::<f64>::eye(2)]);
         assert!(products.restore(&[0.0; 3]).is_err());
     }
 }

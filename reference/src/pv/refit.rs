@@ -62,8 +62,29 @@ pub fn refit(matrix: &QuantizedMatrix, buffer: &Array2<f64>, share: f64) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use aqlm_vocabulary::{Purpose, Scheme, Stream, stream};
+    use ndarray::{Array, Array1, Array3, Dimension, ShapeBuilder};
+    use rand::RngExt;
+
     use super::*;
-    use crate::llama::test_data::{normal, quantized, random};
+
+    fn random(seed: u64) -> Stream {
+        stream(seed, 0, None, Purpose::TestData)
+    }
+
+    /// Numbers from -1 to 1.
+    fn uniform<D: Dimension, S: ShapeBuilder<Dim = D>>(rng: &mut Stream, shape: S) -> Array<f64, D> {
+        Array::from_shape_simple_fn(shape, || rng.random_range(-1.0..1.0))
+    }
+
+    fn quantized(rng: &mut Stream, out_features: usize, in_features: usize) -> QuantizedMatrix {
+        let scheme = Scheme::new(2, 2, 2).unwrap();
+        let shape = (out_features, in_features / 2, 2);
+        let codes = Array3::from_shape_simple_fn(shape, || rng.random_range(0..4));
+        let codebooks = uniform(rng, (2, 4, 1, 2));
+        let scales = Array1::from_shape_fn(out_features, |o| if o % 2 == 0 { 0.2 } else { 0.5 });
+        QuantizedMatrix::new(scheme, codes, codebooks, scales).unwrap()
+    }
 
     /// |B - W|^2 plus the ridge.
     fn objective(start: &QuantizedMatrix, codebooks: Array4<f64>, buffer: &Array2<f64>) -> f64 {
@@ -79,12 +100,12 @@ mod tests {
     fn no_other_codebooks_are_better() {
         let mut rng = random(41);
         let matrix = quantized(&mut rng, 12, 8);
-        let buffer = decode(&matrix) + normal(&mut rng, (12, 8)) * 0.3;
+        let buffer = decode(&matrix) + uniform(&mut rng, (12, 8)) * 0.5;
         let fitted = refit(&matrix, &buffer, 1.0).unwrap();
         let least = objective(&matrix, fitted.clone(), &buffer);
         assert!(least < 0.9 * objective(&matrix, matrix.codebooks().clone(), &buffer));
         for _ in 0..30 {
-            let other = &fitted + &(normal(&mut rng, fitted.raw_dim()) * 1e-3);
+            let other = &fitted + &(uniform(&mut rng, fitted.raw_dim()) * 1e-3);
             assert!(objective(&matrix, other, &buffer) > least);
         }
         // half the way

@@ -4,6 +4,7 @@
 mod block;
 mod epochs;
 mod event;
+mod keepers;
 mod objective;
 mod preflight;
 mod report;
