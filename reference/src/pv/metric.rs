@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn distances_are_those_of_the_damped_products() {
         let mut rng = stream(31, 0, None, Purpose::TestData);
-        let scheme = Scheme::with_out_group(2, 3, 2, 4).unwrap();
+        let scheme = Scheme::with_out_group(2, 3, 4, 2).unwrap();
         let mut products = GradientProducts::new(scheme, 3, 0.75);
         let [first, second] = [uniform(&mut rng, 10, 12), uniform(&mut rng, 10, 12)];
         products.add(&first);
