@@ -118,8 +118,11 @@ fn finetune(
     Ok((record, report))
 }
 
-/// The steps between two measurements while training, and the windows that they read.
-fn watched_windows(teaching: &Teaching, seqlen: usize) -> Result<Option<(usize, Vec<&[u32]>)>> {
+/// Steps between two measurements while training, and the windows that they read.
+type Measurements<'a> = (usize, Vec<&'a [u32]>);
+
+/// The measurements while training, if there are any.
+fn watched_windows(teaching: &Teaching, seqlen: usize) -> Result<Option<Measurements<'_>>> {
     let (Some(text), Some(watched)) = (&teaching.evaluation, teaching.watched) else {
         return Ok(None);
     };
