@@ -1,5 +1,6 @@
 #include "../common.cuh"
 #include "../training.cuh"
+#include "../moments.cuh"
 // adam_step k1: one step of Adam, PyTorch's or the official engine's; resets the gradient.
 //
 // Parallel over: a thread a parameter.
@@ -11,25 +12,10 @@
 // Limits: count below 2^31.
 // Compile-time: AQLM_WIDE; AQLM_LEAN (no first moments, for they are the gradient).
 
-#if AQLM_WIDE
-typedef double Kept;
-#else
-typedef float Kept;
-#endif
-
 extern "C" __global__ void adam_step(Kept* values, Kept* gradient, Kept* first, Kept* second, int count, int rate0, int rate1, int corr0, int corr1, int b10, int b11, int b20, int b21, int eps0, int eps1) {
     const size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= static_cast<size_t>(count)) return;
-    const double g = gradient[i], old = second[i];
-#if AQLM_LEAN
-    const double m = g;
-#else
-    const double before = first[i];
-    first[i] = static_cast<Kept>(before + (1.0 - f64_of(b10, b11)) * (g - before));
-    const double m = first[i];
-#endif
-    second[i] = static_cast<Kept>(old + (1.0 - f64_of(b20, b21)) * (g * g - old));
-    const double v = second[i];
-    values[i] = static_cast<Kept>(values[i] - f64_of(rate0, rate1) * m / (sqrt(v * f64_of(corr0, corr1)) + f64_of(eps0, eps1)));
+    const Moments now = moved_moments(gradient[i], first, second, i, f64_of(b10, b11), f64_of(b20, b21));
+    values[i] = static_cast<Kept>(values[i] - f64_of(rate0, rate1) * now.m / (sqrt(now.v * f64_of(corr0, corr1)) + f64_of(eps0, eps1)));
     gradient[i] = static_cast<Kept>(0.0);
 }

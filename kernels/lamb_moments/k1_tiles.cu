@@ -1,5 +1,6 @@
 #include "../common.cuh"
 #include "../training.cuh"
+#include "../moments.cuh"
 // lamb_moments k1: the moments of a step of LAMB, and the squares of parameters and of updates.
 //
 // Parallel over: a block a tile of 4,096 parameters, whose squares it adds up.
@@ -11,11 +12,6 @@
 // Limits: count below 2^31.
 // Compile-time: AQLM_WIDE; AQLM_LEAN (no first moments, for they are the gradient).
 
-#if AQLM_WIDE
-typedef double Kept;
-#else
-typedef float Kept;
-#endif
 #define TILE 4096
 
 extern "C" __global__ void lamb_moments(const Kept* values, const Kept* gradient, Kept* first, Kept* second, double* squares, int count, int b10, int b11, int b20, int b21, int eps0, int eps1) {
@@ -24,17 +20,9 @@ extern "C" __global__ void lamb_moments(const Kept* values, const Kept* gradient
     const size_t from = static_cast<size_t>(blockIdx.x) * TILE;
     double of_values = 0.0, of_updates = 0.0;
     for (size_t i = from + threadIdx.x; i < from + TILE && i < static_cast<size_t>(count); i += blockDim.x) {
-        const double g = gradient[i], old = second[i], value = values[i];
-#if AQLM_LEAN
-        const double m = g;
-#else
-        const double before = first[i];
-        first[i] = static_cast<Kept>(before + (1.0 - f64_of(b10, b11)) * (g - before));
-        const double m = first[i];
-#endif
-        second[i] = static_cast<Kept>(old + (1.0 - f64_of(b20, b21)) * (g * g - old));
-        const double v = second[i];
-        const double update = m / (sqrt(v) + f64_of(eps0, eps1));
+        const double value = values[i];
+        const Moments now = moved_moments(gradient[i], first, second, i, f64_of(b10, b11), f64_of(b20, b21));
+        const double update = now.m / (sqrt(now.v) + f64_of(eps0, eps1));
         of_values += value * value;
         of_updates += update * update;
     }

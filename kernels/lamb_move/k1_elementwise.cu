@@ -1,5 +1,6 @@
 #include "../common.cuh"
 #include "../training.cuh"
+#include "../moments.cuh"
 // lamb_move k1: moves parameters by a step of LAMB; resets the gradient.
 //
 // Parallel over: a thread a parameter.
@@ -8,12 +9,6 @@
 // Arithmetic: f64; numbers of f32 are rounded once.
 // Limits: count below 2^31.
 // Compile-time: AQLM_WIDE; AQLM_LEAN (no first moments, for they are the gradient).
-
-#if AQLM_WIDE
-typedef double Kept;
-#else
-typedef float Kept;
-#endif
 
 extern "C" __global__ void lamb_move(Kept* values, Kept* gradient, const Kept* first, const Kept* second, const double* ratio, int count, int rate0, int rate1, int eps0, int eps1) {
     const size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;

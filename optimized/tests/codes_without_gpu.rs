@@ -2,6 +2,7 @@
 //! cuBLAS, and runs the kernels on the CPU, with guard bytes around all buffers. Single matrices are compared
 //! with the reference, whole models with the CPU's. Without a C++ compiler the tests say so and are waived.
 
+mod code_settings;
 #[path = "shim/stand_in.rs"]
 mod stand_in;
 
@@ -14,9 +15,10 @@ use aqlm_optimized::cuda::Device;
 use aqlm_optimized::cuda::training::{Machine, ModelTuner, Precision, PvMatrix, TeacherMemory, TuningMemory};
 use aqlm_reference::llama as reference;
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, ChangeBudget, CodeSettings, ModelTraining, ModelTuning, ModelWeights,
-    Optimizer, PartSums as _, QuantizedMatrix, Rates, Residuals, Scheme, StepRule, Target, Tuned,
+    AdamDecay, AqlmError, ArchSpec, ChangeBudget, CodeMetric, CodeSettings, ModelTraining, ModelTuning,
+    ModelWeights, Optimizer, PartSums as _, QuantizedMatrix, Rates, Scheme, StepRule, Target, Tuned,
 };
+use code_settings::code_settings;
 use ndarray::{Array1, Array2, Array3, Array4, s};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -28,34 +30,6 @@ const CASE: &str = "model_tune-36x22-k2-q1-d8-n4-t5-w1-bias-plain-3x2g4-s5";
 fn machine(arch: &ArchSpec, positions: usize) -> Arc<Machine> {
     let device = Arc::new(Device::open_guarded(0, None).unwrap());
     Arc::new(Machine::new(device, arch, positions, Precision::Single).unwrap())
-}
-
-/// Settings under which codes change in every step: official; official with everything; one budget for the
-/// model; one budget with a trust ratio.
-fn code_settings() -> [CodeSettings; 4] {
-    let settings = CodeSettings {
-        lr: 0.1,
-        max_change: 0.2,
-        ..CodeSettings::README
-    };
-    let mut all = CodeSettings {
-        trust_ratio: Some(0.05),
-        beam: 2,
-        delta_decay: 0.1,
-        ..settings
-    };
-    all.optimizer.decay.beta1 = 0.5;
-    let of_model = CodeSettings {
-        budget: ChangeBudget::Model,
-        residuals: Residuals::Own,
-        optimizer: AdamDecay::PAPER.into(),
-        ..settings
-    };
-    let trusted = CodeSettings {
-        trust_ratio: Some(0.1),
-        ..of_model
-    };
-    [settings, all, of_model, trusted]
 }
 
 /// The settings that need every kernel: with a budget for each matrix, and with one for the model.
@@ -423,6 +397,36 @@ fn sums_and_states(model: &Model, machine: &Arc<Machine>) {
         refused.map(drop).map_err(AqlmError::from),
         Err(AqlmError::Argument { .. })
     ));
+    let metric = CodeSettings {
+        metric: CodeMetric::Gradients,
+        ..settings
+    };
+    let fitted = CodeSettings {
+        refit: 0.1,
+        ..settings
+    };
+    for (settings, words) in [(metric, "gradients' metric"), (fitted, "fitted to buffers")] {
+        let other = ModelTuning {
+            codes: Some(settings),
+            ..tuning
+        };
+        let refusals = [
+            machine.check_tuning(&other).map_err(AqlmError::from),
+            machine
+                .check_codes(&model.weights, &other)
+                .map_err(AqlmError::from),
+            ModelTuner::new(machine, &model.weights, &other)
+                .map(drop)
+                .map_err(AqlmError::from),
+        ];
+        for refusal in refusals {
+            assert!(
+                matches!(&refusal, Err(AqlmError::Unsupported(why)) if why.contains(words)),
+                "{refusal:?}"
+            );
+        }
+    }
+    machine.check_tuning(&tuning).unwrap();
     let wide = ModelTuning {
         codes: Some(CodeSettings {
             beam: 129,

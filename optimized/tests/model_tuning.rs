@@ -1,5 +1,7 @@
 //! Whole-model losses, gradients and training in f32 against the reference in f64.
 
+mod code_settings;
+
 use aqlm_check::assertions::{assert_close, limit, with_threads};
 use aqlm_check::cases::{self, LlamaCase};
 use aqlm_optimized::cpu::llama::{
@@ -7,11 +9,12 @@ use aqlm_optimized::cpu::llama::{
 };
 use aqlm_reference::llama as reference;
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, BlockSpec, BlockWeights, ChangeBudget, CodeSettings, LayerId, Linear,
+    AdamDecay, AqlmError, ArchSpec, BlockSpec, BlockWeights, CodeMetric, CodeSettings, LayerId, Linear,
     LinearWeight, ModelTraining as _, ModelTuning, ModelWeights, Parameter, PartSums as _, QuantizedMatrix,
-    Rates, Residuals, Rope, RopeScaling, Scheme, Target, TopTokens, Tuned,
+    Rates, Rope, RopeScaling, Scheme, Target, TopTokens, Tuned,
     llama::{DOWN, GATE, KEY, LlamaBlock, OUTPUT, QUERY, VALUE},
 };
+use code_settings::code_settings;
 use ndarray::{Array1, Array2, Array3, Array4, s};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -319,27 +322,24 @@ fn a_state_goes_on_exactly() {
     assert!(matches!(other.restore(&swapped), Err(AqlmError::Shape { .. })));
 }
 
-/// Settings under which codes change in every step, of three kinds: official, official with everything, and
-/// one budget for the model.
-fn code_settings() -> [CodeSettings; 3] {
-    let settings = CodeSettings {
-        lr: 0.1,
-        max_change: 0.2,
-        ..CodeSettings::README
+/// The settings that all backends share, and those that no kernel follows: another metric, also with fitted
+/// codebooks, and codebooks that are fitted half the way.
+fn all_settings() -> Vec<CodeSettings> {
+    let [plain, all, ..] = code_settings();
+    let by_gradients = CodeSettings {
+        metric: CodeMetric::Gradients,
+        ..plain
     };
-    let mut all = CodeSettings {
-        trust_ratio: Some(0.05),
-        beam: 2,
-        delta_decay: 0.1,
-        ..settings
+    let both = CodeSettings {
+        metric: CodeMetric::Gradients,
+        refit: 1.0,
+        ..all
     };
-    all.optimizer.decay.beta1 = 0.5;
-    let of_model = CodeSettings {
-        budget: ChangeBudget::Model,
-        residuals: Residuals::Own,
-        ..settings
-    };
-    [settings, all, of_model]
+    let fitted = CodeSettings { refit: 0.5, ..plain };
+    code_settings()
+        .into_iter()
+        .chain([by_gradients, both, fitted])
+        .collect()
 }
 
 fn with_codes(case: &Case, settings: CodeSettings, activations: Activations) -> ModelTuner {
@@ -376,7 +376,7 @@ fn train_codes(
 #[test]
 fn threads_activations_and_resumption_change_no_byte_of_codes() {
     for case in cases() {
-        for settings in code_settings() {
+        for settings in all_settings() {
             let run = |threads: usize, activations: Activations| {
                 with_threads(threads, || {
                     let mut tuner = with_codes(&case, settings, activations);
@@ -514,7 +514,7 @@ fn steps_of_single_matrices_are_the_references() {
         let LinearWeight::Quantized(start) = quantized(scheme, shape) else {
             panic!("a quantized layer");
         };
-        for settings in code_settings() {
+        for settings in all_settings() {
             let tuning = ModelTuning {
                 tuned: Tuned::ALL,
                 optimizer: settings.optimizer,

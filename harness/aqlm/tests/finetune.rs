@@ -343,6 +343,146 @@ fn codes_are_tuned_and_an_interrupted_run_ends_in_the_same_bytes() {
     close("loss_after", 1e-2);
 }
 
+/// Events of this kind in a run folder's metrics.
+fn events(out: &Path, kind: &str) -> Vec<Value> {
+    let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    metrics
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|metric: &Value| metric["event"] == kind)
+        .collect()
+}
+
+/// Step, divergence and perplexity of each measurement; of a step that a resumed run repeated, all must
+/// agree.
+fn figures(out: &Path) -> Vec<(u64, Value, Value)> {
+    let mut found: Vec<(u64, Value, Value)> = Vec::new();
+    for event in events(out, "evaluation") {
+        let step = event["step"].as_u64().unwrap();
+        let figures = (step, event["kl"].clone(), event["perplexity"].clone());
+        match found.iter().find(|(known, ..)| *known == step) {
+            Some(known) => assert_eq!(known, &figures),
+            None => found.push(figures),
+        }
+    }
+    found
+}
+
+#[test]
+fn what_is_measured_while_training_is_right_and_changes_no_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = short_text(folder.path(), 20);
+    let student = student(folder.path(), &text);
+    let run = |name: &str, extra: &[&str]| {
+        let out = folder.path().join(name);
+        let document = json(&succeed(&arguments(&student, &text, &out, extra)));
+        (out, document)
+    };
+    let steps = |out: &Path| -> Vec<u64> { figures(out).iter().map(|(step, ..)| *step).collect() };
+    let (unwatched, _) = run("unwatched", &CODES);
+    let watch = ["--eval", path(&text), "--eval-every", "4", "--eval-windows", "3"];
+    let watched_codes = [&CODES[..], &watch].concat();
+    let (watched, _) = run("watched", &watched_codes);
+    assert_eq!(model_bytes(&watched), model_bytes(&unwatched));
+    // six steps; the last one is measured although it is not due
+    assert_eq!(steps(&watched), [0, 4, 6]);
+    let measured = figures(&watched);
+    assert!(
+        measured[2].1.as_f64().unwrap() < measured[0].1.as_f64().unwrap(),
+        "{measured:?}"
+    );
+
+    // several ranks measure the same
+    let (spread, _) = run("spread", &[&watched_codes[..], &["--gpus", "2"]].concat());
+    assert_eq!(model_bytes(&spread), model_bytes(&unwatched));
+    assert_eq!(figures(&spread), measured);
+
+    // a run that was killed measures the same again, and no step that it need not repeat
+    let journal = watched.join("journal.jsonl");
+    let lines = std::fs::read_to_string(&journal).unwrap();
+    let kept: Vec<&str> = lines.lines().take(5).collect();
+    std::fs::write(&journal, format!("{}\n", kept.join("\n"))).unwrap();
+    let mut resumed = arguments(&student, &text, &watched, &watched_codes);
+    resumed.push("--resume");
+    succeed(&resumed);
+    assert_eq!(model_bytes(&watched), model_bytes(&unwatched));
+    assert_eq!(figures(&watched), measured);
+    assert_eq!(events(&watched, "evaluation").len(), 4);
+
+    // Without validation the training sequences judge, which are the first windows of the text. So judging
+    // and measuring compute the same.
+    let same = [
+        "--validation",
+        "0",
+        "--eval",
+        path(&text),
+        "--eval-every",
+        "2",
+        "--eval-windows",
+        "10",
+    ];
+    for (name, teacher) in [("stored", "cached"), ("resident", "on-the-fly")] {
+        let (out, document) = run(name, &[&same[..], &["--teacher-logits", teacher]].concat());
+        let measured = figures(&out);
+        assert_eq!(steps(&out), [0, 2, 4, 6, 8]);
+        assert_eq!(measured[0].1, document["loss_before"], "{name}");
+        let judged: Vec<Value> = events(&out, "epoch")
+            .iter()
+            .map(|epoch| epoch["loss"].clone())
+            .collect();
+        assert_eq!(
+            [&measured[2].1, &measured[4].1],
+            [&judged[0], &judged[1]],
+            "{name}"
+        );
+    }
+    // The list of likeliest tokens trains; what is measured is the whole divergence.
+    let (out, document) = run("list", &[&same[..], &["--top-k", "8"]].concat());
+    assert!(figures(&out)[0].1.as_f64().unwrap() > number(&document, "loss_before"));
+    let (out, document) = run("likelihood", &[&same[..], &["--loss", "cross-entropy"]].concat());
+    let (_, kl, perplexity) = &figures(&out)[0];
+    assert_eq!(
+        perplexity.as_f64().unwrap(),
+        number(&document, "loss_before").exp()
+    );
+    assert!(kl.as_f64().unwrap() > 0.0);
+    let alone = folder.path().join("no teacher");
+    let mut arguments = arguments(
+        &student,
+        &text,
+        &alone,
+        &[&same[..], &["--loss", "cross-entropy"]].concat(),
+    );
+    arguments.drain(2..4);
+    succeed(&arguments);
+    assert!(
+        figures(&alone)
+            .iter()
+            .all(|(_, kl, perplexity)| kl.is_null() && perplexity.is_f64())
+    );
+}
+
+#[test]
+fn measurements_that_make_no_sense_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = short_text(folder.path(), 20);
+    let student = student(folder.path(), &text);
+    let out = folder.path().join("out");
+    let refuse = |extra: &[&str], words: &[&str]| {
+        refused(&arguments(&student, &text, &out, extra), words);
+        assert!(!out.exists(), "{extra:?} left {} behind", out.display());
+    };
+    refuse(&["--eval-every", "2"], &["--eval"]);
+    let eval = ["--eval", path(&text)];
+    refuse(&[&eval[..], &["--eval-windows", "2"]].concat(), &["--eval-every"]);
+    refuse(&[&eval[..], &["--eval-every", "0"]].concat(), &["--eval-every"]);
+    let many = ["--eval-every", "2", "--eval-windows", "100000"];
+    refuse(
+        &[&eval[..], &many].concat(),
+        &["--eval-windows", path(&text), "100000"],
+    );
+}
+
 #[test]
 fn what_makes_no_sense_with_codes_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -357,6 +497,13 @@ fn what_makes_no_sense_with_codes_is_refused() {
     refuse(&["--codes", "--preset", "paper"], &["--preset", "pv-branch"]);
     refuse(&["--code-lr", "0.1"], &["--codes"]);
     refuse(&["--codes", "--code-lr", "NaN"], &["--code-lr", "finite"]);
+    refuse(&["--codes", "--code-lr", "1e300"], &["--code-lr", "at most 1000"]);
+    refuse(&["--codes", "--code-refit", "1.5"], &["--code-refit", "0 to 1"]);
+    refuse(
+        &["--codes", "--code-refit", "1", "--tune", "scales"],
+        &["--code-refit", "codebooks"],
+    );
+    refuse(&["--code-metric", "gradients"], &["--codes"]);
     refuse(
         &["--codes", "--max-code-change", "1.5"],
         &["--max-code-change", "0 to 1"],

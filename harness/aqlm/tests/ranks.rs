@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::io::Read;
+use std::io::{BufRead as _, BufReader, Read};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -339,6 +339,40 @@ fn ranks_end_when_the_process_that_started_them_is_killed() {
     let mut text = String::new();
     first.stderr.take().unwrap().read_to_string(&mut text).unwrap();
     assert!(text.contains("rank 0 of 2 ("), "{text}");
+}
+
+/// A rank whose companion does not come says so long before it gives up.
+#[test]
+fn who_is_waited_for_is_said_within_seconds() {
+    let run = Run::new();
+    let out = run.out("out");
+    let port = port().1.to_string();
+    for (rank, words) in [
+        ("0", "waiting up to 300 s for rank 1 of 2"),
+        ("1", "rank 1 of 2 is waiting up to 300 s for rank 0 at localhost"),
+    ] {
+        let mut command = run.quantize(&out, "cpu", &[]);
+        command
+            .env("RANK", rank)
+            .env("WORLD_SIZE", "2")
+            .env("LOCAL_RANK", rank)
+            .env("LOCAL_WORLD_SIZE", "2")
+            .env("MASTER_ADDR", "localhost")
+            .env("MASTER_PORT", &port);
+        let mut child = start(&mut command);
+        let started = Instant::now();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let said = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains(words)));
+        kill(child.id());
+        child.wait().unwrap();
+        assert!(said.is_some(), "rank {rank} said nothing of {words:?}");
+        // five seconds of silence, and a machine that does other things
+        assert!(
+            started.elapsed() < 6 * SECONDS,
+            "rank {rank} took {:?}",
+            started.elapsed()
+        );
+    }
 }
 
 /// A free port whose successors are probably free.

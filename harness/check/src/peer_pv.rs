@@ -63,6 +63,7 @@ impl PvSettings {
             beam,
             residuals: Residuals::Place,
             delta_decay,
+            ..CodeSettings::README
         };
         Self {
             tuning: ModelTuning {

@@ -48,6 +48,6 @@ pub use runs::records::{BlockReport, LayerSummary, QuantizeReport, Record};
 pub use runs::{RunDescription, RunFolder, finished_blocks};
 pub use tune::{
     CodePreset, Difference, Divergence, EndToEndEvent, EndToEndReport, EndToEndRun, EndToEndSettings,
-    Schedule, TeacherUse, Tuning, check_student, check_teacher, differences, end_to_end, publish_tuned,
-    tune_block,
+    Schedule, TeacherUse, Tuning, Watch, check_student, check_teacher, differences, end_to_end,
+    publish_tuned, tune_block,
 };

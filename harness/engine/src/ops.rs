@@ -13,8 +13,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelTuning, ModelWeights,
-    Position, QuantizedMatrix, StreamKey, Tuned, Update,
+    AdamDecay, AqlmError, ArchSpec, BlockWeights, ComparedPosition, LayerId, LayerSettings, ModelTuning,
+    ModelWeights, Position, QuantizedMatrix, StreamKey, Tuned, Update,
 };
 pub use aqlm_vocabulary::{BlockTraining, GradientSums, ModelTraining, PartSums};
 use ndarray::{Array1, Array2, Axis, s};
@@ -22,7 +22,7 @@ use ndarray::{Array1, Array2, Axis, s};
 use crate::backend_kind::BackendKind;
 use crate::likelihood::{Continuation, Likelihood};
 use crate::memory::Memory;
-use crate::position::{ComparedPosition, log_softmax};
+use crate::position::{compare_all, log_softmax};
 use crate::spectrum::Spectrum;
 use aqlm_formats::model::Model;
 use aqlm_formats::{Error, Result};
@@ -267,7 +267,7 @@ pub trait BlockOps: Sync {
         };
         let model = rows(self.logits(head, hidden, sequence)?);
         let dense = rows(dense.machine.logits(dense.head, dense.hidden, sequence)?);
-        Ok(ComparedPosition::compare_all(&dense, &model, tokens, None))
+        Ok(compare_all(&dense, &model, tokens, None))
     }
 }
 

@@ -1,76 +1,67 @@
 //! Next-token distributions of two models, compared at one position.
 
+use aqlm_vocabulary::ComparedPosition;
 use ndarray::{Array2, ArrayView1, ArrayViewMut1, Axis};
 use rayon::prelude::*;
 
-/// Two next-token distributions at one position, compared. Losses and divergence are in nats.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ComparedPosition {
-    /// KL(dense || model)
-    pub kl: f64,
-    /// negative log-likelihood of the text's token in the dense model
-    pub dense_loss: f64,
-    /// the same in the model
-    pub loss: f64,
-    /// largest probability of the dense model
-    pub dense_top: f64,
-    /// whether both models have the same most likely token; of equal ones the smallest id counts
-    pub same_top: bool,
+/// Whether all numbers of a position are finite.
+pub fn is_finite(position: &ComparedPosition) -> bool {
+    let &ComparedPosition {
+        kl,
+        dense_loss,
+        loss,
+        dense_top,
+        ..
+    } = position;
+    [kl, dense_loss, loss, dense_top]
+        .iter()
+        .all(|number| number.is_finite())
 }
 
-impl ComparedPosition {
-    /// Whether all numbers are finite.
-    pub fn is_finite(&self) -> bool {
-        [self.kl, self.dense_loss, self.loss, self.dense_top]
-            .iter()
-            .all(|number| number.is_finite())
-    }
+/// Probability of the text's token in the model minus that in the dense model.
+pub fn delta_p(position: &ComparedPosition) -> f64 {
+    (-position.loss).exp() - (-position.dense_loss).exp()
+}
 
-    /// Probability of the text's token in the model minus that in the dense model.
-    pub fn delta_p(&self) -> f64 {
-        (-self.loss).exp() - (-self.dense_loss).exp()
-    }
+/// [`compare`] at each row of log-probabilities, [positions, vocab].
+pub fn compare_all(
+    dense: &Array2<f64>,
+    model: &Array2<f64>,
+    tokens: &[u32],
+    floor: Option<f64>,
+) -> Vec<ComparedPosition> {
+    let rows = dense.axis_iter(Axis(0)).into_par_iter();
+    rows.zip(model.axis_iter(Axis(0)))
+        .zip(tokens)
+        .map(|((dense, model), &token)| compare(&dense, &model, token, floor))
+        .collect()
+}
 
-    /// [`ComparedPosition::compare`] at each row of log-probabilities, [positions, vocab].
-    pub fn compare_all(
-        dense: &Array2<f64>,
-        model: &Array2<f64>,
-        tokens: &[u32],
-        floor: Option<f64>,
-    ) -> Vec<Self> {
-        let rows = dense.axis_iter(Axis(0)).into_par_iter();
-        rows.zip(model.axis_iter(Axis(0)))
-            .zip(tokens)
-            .map(|((dense, model), &token)| Self::compare(&dense, &model, token, floor))
-            .collect()
-    }
-
-    /// Compares log-probabilities `[vocab]` at a position before `token`.
-    ///
-    /// KL is the sum over tokens of p (ln p - ln q), p of the dense model. With a `floor`, only tokens with
-    /// ln p above it count. Tokens without probability in the dense model contribute nothing.
-    pub fn compare(
-        dense: &ArrayView1<'_, f64>,
-        model: &ArrayView1<'_, f64>,
-        token: u32,
-        floor: Option<f64>,
-    ) -> Self {
-        let floor = floor.unwrap_or(f64::NEG_INFINITY);
-        let mut kl = 0.0;
-        for (&p, &q) in dense.iter().zip(model) {
-            // NaN must not be skipped as if it were below the floor.
-            if p > floor || p.is_nan() {
-                kl += p.exp() * (p - q);
-            }
+/// Compares log-probabilities `[vocab]` at a position before `token`.
+///
+/// KL is the sum over tokens of p (ln p - ln q), p of the dense model. With a `floor`, only tokens with ln p
+/// above it count. Tokens without probability in the dense model contribute nothing.
+pub fn compare(
+    dense: &ArrayView1<'_, f64>,
+    model: &ArrayView1<'_, f64>,
+    token: u32,
+    floor: Option<f64>,
+) -> ComparedPosition {
+    let floor = floor.unwrap_or(f64::NEG_INFINITY);
+    let mut kl = 0.0;
+    for (&p, &q) in dense.iter().zip(model) {
+        // NaN must not be skipped as if it were below the floor.
+        if p > floor || p.is_nan() {
+            kl += p.exp() * (p - q);
         }
-        let (dense_top, model_top) = (largest(dense), largest(model));
-        Self {
-            kl,
-            dense_loss: -dense[token as usize],
-            loss: -model[token as usize],
-            dense_top: dense[dense_top].exp(),
-            same_top: dense_top == model_top,
-        }
+    }
+    let (dense_top, model_top) = (largest(dense), largest(model));
+    ComparedPosition {
+        kl,
+        dense_loss: -dense[token as usize],
+        loss: -model[token as usize],
+        dense_top: dense[dense_top].exp(),
+        same_top: dense_top == model_top,
     }
 }
 

@@ -327,6 +327,7 @@ mod tests {
             block: &machine.load_block(0, &weights).unwrap(),
             inputs: &inputs.into(),
             held: &Held::all(&machine, vec![tokens; 3], 0..3),
+            gradients: None,
             settings: &settings,
             folder: &folder,
             ranks: &Alone,

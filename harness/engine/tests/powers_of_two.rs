@@ -138,6 +138,7 @@ fn quantized(model: &Model, out: &Path) -> Result<QuantizeReport> {
         model,
         &sequences,
         &settings,
+        None,
         &folder,
         &Alone,
         &mut |_| (),

@@ -70,6 +70,7 @@ fn on_ranks<T: Send>(
                     place: &place(rank, size, port),
                     request: vec![request(rank)],
                     alive: &mut || Ok(()),
+                    waiting: &mut |_| (),
                     lost: Box::new(move |error, _| news.lock().unwrap().push((rank, error.to_string()))),
                 };
                 Ok(work(meeting.meet(listener)?))

@@ -71,6 +71,56 @@ impl GrowingFile {
     }
 }
 
+/// A file whose bytes are written in any order. Its name appears in the folder with [`PlacedFile::finish`];
+/// without that call, nothing remains.
+#[derive(Debug)]
+pub(crate) struct PlacedFile {
+    path: PathBuf,
+    file: tempfile::NamedTempFile,
+}
+
+impl PlacedFile {
+    /// # Errors
+    /// `Io` with the final name.
+    pub(crate) fn new(path: &Path) -> Result<Self> {
+        let file = tempfile::Builder::new()
+            .prefix(".writing-")
+            .tempfile_in(folder_of(path))
+            .map_err(Error::io(path, "write"))?;
+        Ok(Self {
+            path: path.into(),
+            file,
+        })
+    }
+
+    /// # Errors
+    /// `Io` with the final name.
+    pub(crate) fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        use std::os::unix::fs::FileExt as _;
+        let file = self.file.as_file();
+        file.write_all_at(bytes, offset)
+            .map_err(Error::io(&self.path, "write"))
+    }
+
+    /// Flushes the file to the disk and gives it its final name. Returns its SHA-256 in hexadecimal, for
+    /// which it is read once.
+    ///
+    /// # Errors
+    /// `Io` with the final name.
+    pub(crate) fn finish(self) -> Result<String> {
+        let Self { path, mut file } = self;
+        let sha256 = sha256_of_file(file.path())?;
+        let finish = || -> std::io::Result<()> {
+            readable_by_all(file.as_file_mut())?;
+            file.as_file().sync_all()?;
+            file.persist(&path).map_err(|error| error.error)?;
+            File::open(folder_of(&path))?.sync_all()
+        };
+        finish().map_err(Error::io(&path, "write"))?;
+        Ok(sha256)
+    }
+}
+
 /// Writes a file through `fill`. A crash or a full disk leaves the old file or none, never a partial one.
 ///
 /// # Errors

@@ -9,8 +9,8 @@ use crate::optimizer::Stepper;
 use crate::pv::{TunedCodes, allowances};
 use aqlm_vocabulary::{
     AqlmError, ArchSpec, CodeChange, CodeState, LayerId, ModelTraining, ModelTuning, ModelWeights, NormPlace,
-    Parameter, ParameterState, PartSums, QuantizedMatrix, Rates, Result, StreamKey, Target, TuningState,
-    codebook_order,
+    Parameter, ParameterState, PartOutline, PartSums, QuantizedMatrix, Rates, Result, StatePart, StreamKey,
+    Target, codebook_order,
 };
 
 /// A model whose codebooks, scales, norms, embedding and head are being trained (paper appendix A), with
@@ -67,7 +67,7 @@ impl ModelTuner {
                 .collect();
         let mut codes = Vec::new();
         if let Some(settings) = tuning.codes {
-            settings.check()?;
+            tuning.check_codes()?;
             for (block, layers) in quantized.iter().enumerate() {
                 for &layer in layers {
                     let matrix = quantized_layer(&model, block, layer);
@@ -146,12 +146,17 @@ impl ModelTuner {
                 groups: recoded.margins.len(),
             };
             tuned.margins = recoded.margins;
-            let matrix = matrix.with_codes(recoded.codes)?;
+            let matrix = tuned.codes.refitted(matrix.with_codes(recoded.codes)?)?;
             tuned.codes.decay(&matrix);
             self.model.blocks[tuned.block].set_layer(tuned.layer, matrix)?;
         }
         Ok(change)
     }
+}
+
+/// A number beyond the parts of a state, or another kind of part than the one checked.
+fn no_part() -> AqlmError {
+    AqlmError::Internal("a part of a training state that does not exist".into())
 }
 
 /// A quantized layer's matrix.
@@ -251,100 +256,95 @@ impl ModelTraining for ModelTuner {
         self.step_codes(rates.code_lr)
     }
 
-    fn state(&self) -> Result<TuningState> {
-        let of_parameter = |tuned: &TunedParameter| {
+    fn steps(&self) -> u32 {
+        self.steps
+    }
+
+    fn outline(&self) -> Vec<PartOutline> {
+        let arch = &self.model.arch;
+        let of_parameter = |tuned: &TunedParameter| PartOutline::Parameter {
+            parameter: tuned.parameter,
+            name: tuned.parameter.name(arch),
+            len: tuned.gradient.len(),
+        };
+        let of_codes = |tuned: &TunedLayer| {
+            let (out_groups, in_groups, codebooks) = matrix(&self.model, tuned).codes().dim();
+            PartOutline::Codes {
+                block: tuned.block,
+                layer: tuned.layer,
+                name: arch.layer_name(tuned.block, tuned.layer),
+                shape: [out_groups, in_groups, codebooks],
+                len: tuned.codes.buffer().len(),
+                first: tuned.codes.moments().0.len(),
+                metric: tuned.codes.products().len(),
+            }
+        };
+        let parameters = self.parameters.iter().map(of_parameter);
+        parameters.chain(self.codes.iter().map(of_codes)).collect()
+    }
+
+    fn state_part(&self, number: usize) -> Result<StatePart> {
+        if let Some(tuned) = self.parameters.get(number) {
             let (first, second) = tuned.stepper.moments();
-            ParameterState {
+            return Ok(StatePart::Parameter(ParameterState {
                 parameter: tuned.parameter,
                 name: tuned.parameter.name(&self.model.arch),
                 values: values(&self.model, tuned.parameter).to_vec(),
                 first: first.to_vec(),
                 second: second.to_vec(),
-            }
-        };
-        let of_codes = |tuned: &TunedLayer| {
-            let (first, second) = tuned.codes.moments();
-            CodeState {
-                block: tuned.block,
-                layer: tuned.layer,
-                name: self.model.arch.layer_name(tuned.block, tuned.layer),
-                codes: matrix(&self.model, tuned).codes().clone(),
-                buffer: tuned.codes.buffer().iter().copied().collect(),
-                first: first.to_vec(),
-                second: second.to_vec(),
-            }
-        };
-        Ok(TuningState {
-            steps: self.steps,
-            parameters: self.parameters.iter().map(of_parameter).collect(),
-            codes: self.codes.iter().map(of_codes).collect(),
-        })
+            }));
+        }
+        let tuned = self
+            .codes
+            .get(number - self.parameters.len())
+            .ok_or_else(no_part)?;
+        let (first, second) = tuned.codes.moments();
+        Ok(StatePart::Codes(CodeState {
+            block: tuned.block,
+            layer: tuned.layer,
+            name: self.model.arch.layer_name(tuned.block, tuned.layer),
+            codes: matrix(&self.model, tuned).codes().clone(),
+            buffer: tuned.codes.buffer().iter().copied().collect(),
+            first: first.to_vec(),
+            second: second.to_vec(),
+            metric: tuned.codes.products().to_vec(),
+        }))
     }
 
-    fn restore(&mut self, state: &TuningState) -> Result<()> {
-        let of_state: Vec<Parameter> = state.parameters.iter().map(|state| state.parameter).collect();
-        let here: Vec<Parameter> = self.parameters.iter().map(|tuned| tuned.parameter).collect();
-        if of_state != here {
-            return Err(AqlmError::Shape {
-                what: "parameters of a training state".into(),
-                expected: vec![here.len()],
-                found: vec![of_state.len()],
-            });
+    fn check_part(&self, number: usize, part: &StatePart) -> Result<()> {
+        self.outline().get(number).ok_or_else(no_part)?.check(part)?;
+        if let StatePart::Codes(part) = part {
+            let matrix = quantized_layer(&self.model, part.block, part.layer);
+            matrix.clone().with_codes(part.codes.clone())?;
         }
-        let named = |state: &CodeState| (state.block, state.layer);
-        let layers: Vec<_> = self
-            .codes
-            .iter()
-            .map(|tuned| (tuned.block, tuned.layer))
-            .collect();
-        if !state.codes.iter().map(named).eq(layers.iter().copied()) {
-            return Err(AqlmError::Shape {
-                what: "matrices with codes of a training state".into(),
-                expected: vec![layers.len()],
-                found: vec![state.codes.len()],
-            });
-        }
-        for (tuned, state) in self.parameters.iter().zip(&state.parameters) {
-            for part in [&state.values, &state.first, &state.second] {
-                if part.len() != tuned.gradient.len() {
-                    return Err(AqlmError::Shape {
-                        what: tuned.parameter.name(&self.model.arch),
-                        expected: vec![tuned.gradient.len()],
-                        found: vec![part.len()],
-                    });
-                }
+        Ok(())
+    }
+
+    fn restore_part(&mut self, steps: u32, number: usize, part: StatePart) -> Result<()> {
+        let of_codes = number.checked_sub(self.parameters.len());
+        match (of_codes, part) {
+            (None, StatePart::Parameter(part)) => {
+                let tuned = &mut self.parameters[number];
+                tuned.gradient.fill(0.0);
+                tuned.stepper = Stepper::resumed(self.tuning.optimizer, steps, part.first, part.second);
+                set_values(&mut self.model, tuned.parameter, &Array1::from(part.values));
+                Ok(())
             }
+            (Some(number), StatePart::Codes(part)) => {
+                let tuned = self.codes.get_mut(number).ok_or_else(no_part)?;
+                let lists = [&part.buffer, &part.first, &part.second, &part.metric].map(Vec::as_slice);
+                tuned.codes.restore(steps, lists)?;
+                let block = &mut self.model.blocks[tuned.block];
+                let matrix = block.quantized(tuned.layer).expect(QUANTIZED_ONLY);
+                let matrix = matrix.clone().with_codes(part.codes)?;
+                block.set_layer(tuned.layer, matrix)
+            }
+            _ => Err(no_part()),
         }
-        let mut codes = self.codes.clone();
-        let mut matrices = Vec::new();
-        for (tuned, part) in codes.iter_mut().zip(&state.codes) {
-            matrices.push(
-                matrix(&self.model, tuned)
-                    .clone()
-                    .with_codes(part.codes.clone())?,
-            );
-            let lists = [&part.buffer, &part.first, &part.second].map(Vec::as_slice);
-            tuned.codes.restore(state.steps, lists)?;
-        }
-        for (tuned, matrix) in codes.iter().zip(matrices) {
-            self.model.blocks[tuned.block].set_layer(tuned.layer, matrix)?;
-        }
-        self.codes = codes;
-        self.steps = state.steps;
-        for (tuned, part) in self.parameters.iter_mut().zip(&state.parameters) {
-            tuned.gradient.fill(0.0);
-            tuned.stepper = Stepper::resumed(
-                self.tuning.optimizer,
-                state.steps,
-                part.first.clone(),
-                part.second.clone(),
-            );
-            set_values(
-                &mut self.model,
-                tuned.parameter,
-                &Array1::from(part.values.clone()),
-            );
-        }
+    }
+
+    fn restored(&mut self, steps: u32) -> Result<()> {
+        self.steps = steps;
         Ok(())
     }
 

@@ -26,7 +26,7 @@ impl PvMatrix {
         let settings = tuning
             .codes
             .ok_or_else(|| AqlmError::argument("settings of codes", "some", "none"))?;
-        settings.check()?;
+        tuning.check_codes()?;
         Ok(Self {
             codebooks: Stepper::new(tuning.optimizer, matrix.codebooks().len()),
             scales: Stepper::new(tuning.optimizer, matrix.scales().len()),
@@ -72,7 +72,8 @@ impl PvMatrix {
         let norms = self.codes.differences(&self.matrix);
         let count = allowances(&[norms], settings.max_change, settings.budget)[0];
         let recoded = self.codes.recode(&self.matrix, count, order);
-        self.matrix = self.matrix.clone().with_codes(recoded.codes.clone())?;
+        let matrix = self.matrix.clone().with_codes(recoded.codes.clone())?;
+        self.matrix = self.codes.refitted(matrix)?;
         self.codes.decay(&self.matrix);
         Ok(recoded)
     }
@@ -127,6 +128,7 @@ mod tests {
             beam: 1,
             residuals: Residuals::Own,
             delta_decay: 1.0,
+            ..CodeSettings::README
         };
         let tuning = ModelTuning {
             tuned: Tuned::NONE,

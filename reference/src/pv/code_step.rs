@@ -2,8 +2,9 @@ use aqlm_vocabulary::{CodeSettings, QuantizedMatrix};
 use ndarray::{Array2, Array3, s};
 use rayon::prelude::*;
 
+use super::metric::transformed;
 use super::recode::SCORE_ERROR;
-use super::{group_norms, largest, recode, trusted};
+use super::{GradientProducts, group_norms, largest, recode, trusted};
 use crate::decode::decode;
 
 /// New codes of a matrix.
@@ -15,14 +16,14 @@ pub struct Recoded {
     pub changed: usize,
     /// [out_groups, in_groups]: how clearly each group was decided, as a distance in the weight's unit: the
     /// decisions stay as long as no group's difference from the buffer moves by more, nor any sum of
-    /// codewords times its scale.
+    /// codewords times its scale, under the same metric.
     pub margins: Array2<f64>,
 }
 
 /// The choice of new codes for a matrix with updated codebooks and scales: the `count` groups with the
 /// largest differences from `buffer`, [out_features, in_features], get the codes that [`recode()`] finds for
 /// the buffer's group divided by its scale. With a trust ratio only the first of them keep their new codes
-/// ([`trusted()`]).
+/// ([`trusted()`]). With `products` the search measures distances by their metric.
 ///
 /// A scale of zero leaves no target, so such a group keeps its codes.
 #[expect(
@@ -34,6 +35,7 @@ pub fn code_step(
     buffer: &Array2<f64>,
     count: usize,
     settings: &CodeSettings,
+    products: Option<&GradientProducts>,
     order: &[usize],
 ) -> Recoded {
     let scheme = matrix.scheme();
@@ -51,25 +53,37 @@ pub fn code_step(
         .codebooks()
         .to_shape((scheme.num_codebooks, scheme.codebook_size(), go * gi))
         .expect("the same codewords as vectors");
+    let rows = codebooks
+        .to_shape((codebooks.len() / gi.max(1), gi))
+        .expect("the rows of all codewords");
+    let roots = products.map(GradientProducts::roots);
+    // the codebooks of each place in a row, in coordinates in which its metric is Euclid
+    let places: Option<Vec<Array3<f64>>> = roots.as_ref().map(|roots| {
+        let of_place = |root| {
+            transformed(rows.view(), root)
+                .into_shape_with_order(codebooks.raw_dim())
+                .expect("as many entries")
+        };
+        roots.iter().map(of_place).collect()
+    });
     let found: Vec<(Vec<u16>, f64, f64)> = selected
         .par_iter()
         .map(|&group| {
             let (o, j) = (group / in_groups, group % in_groups);
             let scale = matrix.scales()[o];
-            let target: Vec<f64> = buffer
+            let mut target = buffer
                 .slice(s![o * go..(o + 1) * go, j * gi..(j + 1) * gi])
-                .iter()
-                .map(|value| value / scale)
-                .collect();
+                .mapv(|value| value / scale);
+            let (mut searched, mut longest) = (codebooks.view(), 1.0);
+            if let (Some(roots), Some(places)) = (&roots, &places) {
+                target = transformed(target.view(), &roots[j]);
+                searched = places[j].view();
+                // what a vector of length 1 may become
+                longest = roots[j].iter().map(|entry| entry * entry).sum::<f64>().sqrt();
+            }
+            let target: Vec<f64> = target.iter().copied().collect();
             let old = matrix.codes().slice(s![o, j, ..]).to_vec();
-            let (new, margin) = recode(
-                &target,
-                codebooks.view(),
-                &old,
-                order,
-                settings.beam,
-                settings.residuals,
-            );
+            let (new, margin) = recode(&target, searched, &old, order, settings.beam, settings.residuals);
             let sum = |codes: &[u16], i: usize| -> f64 {
                 let entry = |(m, &code): (usize, &u16)| codebooks[[m, usize::from(code), i]];
                 codes.iter().enumerate().map(entry).sum()
@@ -77,7 +91,7 @@ pub fn code_step(
             let change = (0..go * gi)
                 .map(|i| (scale * (sum(&new, i) - sum(&old, i))).powi(2))
                 .sum();
-            (new, margin, change)
+            (new, margin / longest, change)
         })
         .collect();
     for (&group, (_, margin, _)) in selected.iter().zip(&found) {

@@ -1,7 +1,7 @@
-use aqlm_vocabulary::{AqlmError, CodeSettings, QuantizedMatrix, Result};
+use aqlm_vocabulary::{AqlmError, CodeMetric, CodeSettings, QuantizedMatrix, Result};
 use ndarray::Array2;
 
-use super::{Recoded, code_step, delta_decay, group_norms};
+use super::{GradientProducts, Recoded, code_step, delta_decay, group_norms, refit};
 use crate::decode::decode;
 use crate::optimizer::Stepper;
 
@@ -12,6 +12,8 @@ pub struct TunedCodes {
     buffer: Array2<f64>,
     gradient: Array2<f64>,
     stepper: Stepper,
+    /// where they make the metric
+    products: Option<GradientProducts>,
 }
 
 impl TunedCodes {
@@ -22,6 +24,10 @@ impl TunedCodes {
             settings,
             gradient: Array2::zeros(buffer.raw_dim()),
             stepper: Stepper::new(settings.optimizer, buffer.len()),
+            products: (settings.metric == CodeMetric::Gradients).then(|| {
+                let (_, in_groups) = matrix.groups();
+                GradientProducts::new(matrix.scheme(), in_groups, settings.optimizer.decay.beta2)
+            }),
             buffer,
         }
     }
@@ -48,12 +54,18 @@ impl TunedCodes {
         (kept, second)
     }
 
-    /// The buffer and moments after `steps` steps, as row-major lists; a gradient that was not used is
-    /// discarded.
+    /// The averages of the gradients' products, [in_groups, in_group, in_group]; empty where the metric needs
+    /// none.
+    pub fn products(&self) -> &[f64] {
+        self.products.as_ref().map_or(&[], GradientProducts::values)
+    }
+
+    /// The buffer and moments after `steps` steps and the averages of the gradients' products, as row-major
+    /// lists; a gradient that was not used is discarded.
     ///
     /// # Errors
     /// `Shape` when a list has another length than the weight; then nothing is changed.
-    pub fn restore(&mut self, steps: u32, [buffer, first, second]: [&[f64]; 3]) -> Result<()> {
+    pub fn restore(&mut self, steps: u32, [buffer, first, second, products]: [&[f64]; 4]) -> Result<()> {
         let len = self.buffer.len();
         let firsts = if self.settings.optimizer.decay.beta1 == 0.0 {
             0
@@ -73,6 +85,17 @@ impl TunedCodes {
                 });
             }
         }
+        match &mut self.products {
+            Some(own) => own.restore(products)?,
+            None if products.is_empty() => {}
+            None => {
+                return Err(AqlmError::Shape {
+                    what: "gradient products of a matrix".into(),
+                    expected: vec![0],
+                    found: vec![products.len()],
+                });
+            }
+        }
         let mut first = first.to_vec();
         first.resize(len, 0.0);
         self.stepper = Stepper::resumed(self.settings.optimizer, steps, first, second.to_vec());
@@ -86,6 +109,9 @@ impl TunedCodes {
 
     /// Moves the buffer along the gradient, which is then reset.
     pub fn move_buffer(&mut self, lr: f64) {
+        if let Some(products) = &mut self.products {
+            products.add(&self.gradient);
+        }
         self.stepper.step(lr, self.buffer.view_mut(), &self.gradient);
         self.gradient.fill(0.0);
     }
@@ -99,7 +125,20 @@ impl TunedCodes {
     /// New codes for at most `count` groups of the matrix, whose codebooks and scales are those after the
     /// step; `order` is that in which codebooks are visited.
     pub fn recode(&self, matrix: &QuantizedMatrix, count: usize, order: &[usize]) -> Recoded {
-        code_step(matrix, &self.buffer, count, &self.settings, order)
+        let products = self.products.as_ref();
+        code_step(matrix, &self.buffer, count, &self.settings, products, order)
+    }
+
+    /// The matrix with codebooks on their way to the fit of the buffer, if the settings say so.
+    ///
+    /// # Errors
+    /// Those of [`refit()`].
+    pub fn refitted(&self, mut matrix: QuantizedMatrix) -> Result<QuantizedMatrix> {
+        if self.settings.refit > 0.0 {
+            let codebooks = refit(&matrix, &self.buffer, self.settings.refit)?;
+            matrix.tune(|mut to, _| to.assign(&codebooks));
+        }
+        Ok(matrix)
     }
 
     /// What remains of the buffer, given the matrix with its new codes.

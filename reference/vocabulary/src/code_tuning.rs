@@ -25,6 +25,33 @@ pub enum Residuals {
     Place,
 }
 
+/// Which codes are nearest to a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CodeMetric {
+    /// those whose sum of codewords has the least squared distance (official)
+    #[default]
+    Euclid,
+    /// those for which sum over rows r of e_r^T A_j e_r is least, e_r the rows of a group's difference and
+    /// A_j a matrix [in_group, in_group] of the group's place j in the row. A_j is the mean of g_r^T g_r over
+    /// the matrix's rows, g_r the gradient's part at that place, averaged over the steps with the second
+    /// decay of the buffers' moments. Where gradients of tokens are independent, this estimates the diagonal
+    /// blocks of the input Hessian weighted by squared output gradients (GuidedQuant), or of E\[G^T G\]
+    /// (YAQA, sketch B).
+    ///
+    /// A_j is divided by its mean diagonal, and [`CodeMetric::DAMPING`] of it replaced by the identity.
+    /// Without any gradient it is the identity.
+    Gradients,
+}
+
+impl CodeMetric {
+    /// All metrics.
+    pub const ALL: [Self; 2] = [Self::Euclid, Self::Gradients];
+
+    /// The identity's share of a metric, as in YAQA.
+    pub const DAMPING: f64 = 0.01;
+}
+
 /// How codes are tuned together with a model's continuous parameters (PV-Tuning, Malinovskii et al. 2024; the
 /// names are those of the official code, Vahe1994/AQLM `finetune.py`).
 ///
@@ -51,6 +78,15 @@ pub struct CodeSettings {
     pub residuals: Residuals,
     /// after a step B becomes (1 - d) B + d times the decoded weight (`delta_decay`)
     pub delta_decay: f64,
+    /// which codes are nearest
+    #[serde(default)]
+    pub metric: CodeMetric,
+    /// after the choice of codes, codebooks go this share of the way to the least squares fit of the buffer,
+    /// 0 to 1; 0 leaves them to the optimizer (official). The fit minimises |B - W|^2 + R s |C - C0|^2, where
+    /// C0 are the codebooks before it, s is the sum of the squared scales of a codeword's groups, in the mean
+    /// over codewords, and R is [`CodeSettings::REFIT_RIDGE`]
+    #[serde(default)]
+    pub refit: f64,
 }
 
 impl CodeSettings {
@@ -64,7 +100,13 @@ impl CodeSettings {
         beam: 5,
         residuals: Residuals::Place,
         delta_decay: 0.0,
+        metric: CodeMetric::Euclid,
+        refit: 0.0,
     };
+
+    /// What holds codewords that few groups use, and the differences that codebooks share, when codebooks
+    /// are fitted.
+    pub const REFIT_RIDGE: f64 = 1e-3;
 
     /// As the README of the repository's branch pv-tuning runs it, on which the published checkpoints rest
     /// (a35bcf1).
@@ -115,6 +157,7 @@ impl CodeSettings {
             ),
             ("beam", self.beam as f64, self.beam > 0, "1 or more"),
             ("delta decay", self.delta_decay, share(self.delta_decay), "0 to 1"),
+            ("refit of codebooks", self.refit, share(self.refit), "0 to 1"),
         ];
         for (what, found, fits, expected) in checks {
             if !fits {
@@ -155,6 +198,9 @@ pub struct CodeState {
     pub first: Vec<f64>,
     /// the buffer's second moments
     pub second: Vec<f64>,
+    /// averages of the gradients' products, [in_groups, in_group, in_group]; empty for
+    /// [`CodeMetric::Euclid`]
+    pub metric: Vec<f64>,
 }
 
 /// What a step did to the codes.

@@ -6,6 +6,7 @@ mod adam;
 mod arch;
 mod arch_check;
 mod code_tuning;
+mod compared;
 mod error;
 mod experts;
 mod layer_id;
@@ -18,20 +19,20 @@ mod rope;
 mod scheme;
 mod settings;
 mod training;
+mod tuning_state;
 mod weights;
 
 pub use adam::{AdamDecay, AdamSettings, Optimizer, StepRule};
 pub use arch::{
     ArchSpec, AttentionSpec, BlockNorm, BlockSpec, Input, LinearSpec, LogitSpec, NormPlace, NormSpec,
 };
-pub use code_tuning::{ChangeBudget, CodeChange, CodeSettings, CodeState, Residuals};
+pub use code_tuning::{ChangeBudget, CodeChange, CodeMetric, CodeSettings, CodeState, Residuals};
+pub use compared::ComparedPosition;
 pub use error::{AqlmError, Result};
 pub use experts::{ExpertNames, Experts};
 pub use layer_id::LayerId;
 pub use mlp::{Activation, GatedMlp, Mlp, RoutedMlp, SharedExpert};
-pub use model_tuning::{
-    ModelTuning, Objective, Parameter, ParameterState, Rates, Target, TopTokens, Tuned, TuningState,
-};
+pub use model_tuning::{ModelTuning, Objective, Parameter, ParameterState, Rates, Target, TopTokens, Tuned};
 pub use quantized::{NEGLIGIBLE, QuantizedMatrix};
 pub use random::{
     Position, Purpose, Stream, StreamKey, codebook_order, sample_distinct, shuffle, stream, sweep_order,
@@ -43,4 +44,5 @@ pub use settings::{
     LayerEvent, LayerReport, LayerSettings, Update,
 };
 pub use training::{BlockTraining, GradientSums, ModelTraining, PartSums};
+pub use tuning_state::{PartOutline, StatePart, TuningState};
 pub use weights::{BlockWeights, Linear, LinearWeight, ModelWeights};

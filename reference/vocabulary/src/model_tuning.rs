@@ -2,7 +2,8 @@ use ndarray::{Array1, Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AdamDecay, ArchSpec, BlockSpec, CodeSettings, CodeState, FinetuneSettings, LayerId, NormPlace, Optimizer,
+    AdamDecay, AqlmError, ArchSpec, BlockSpec, CodeSettings, FinetuneSettings, LayerId, NormPlace, Optimizer,
+    Result,
 };
 
 /// The training objective of a whole model (paper appendix A uses the first).
@@ -114,6 +115,22 @@ impl ModelTuning {
             seed: 0,
         }
     }
+
+    /// Rejects settings of codes for which the rules have no meaning, also beside what else is tuned.
+    ///
+    /// # Errors
+    /// As [`CodeSettings::check`].
+    pub fn check_codes(&self) -> Result<()> {
+        let Some(codes) = &self.codes else {
+            return Ok(());
+        };
+        codes.check()?;
+        if codes.refit > 0.0 && !self.tuned.codebooks {
+            let expected = "0 where codebooks are not trained";
+            return Err(AqlmError::argument("refit of codebooks", expected, codes.refit));
+        }
+        Ok(())
+    }
 }
 
 /// Learning rates of one step.
@@ -196,17 +213,6 @@ pub struct ParameterState {
     pub first: Vec<f64>,
     /// Adam's second moments
     pub second: Vec<f64>,
-}
-
-/// Training state of all trained parameters of a model, and of its codes.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TuningState {
-    /// steps taken
-    pub steps: u32,
-    /// in the order of [`Parameter::selected`]
-    pub parameters: Vec<ParameterState>,
-    /// of every quantized matrix, block by block, if codes are tuned
-    pub codes: Vec<CodeState>,
 }
 
 /// The most likely tokens of a distribution over the vocabulary, at every position of a sequence.

@@ -2,7 +2,9 @@
 
 use ndarray::Array2;
 
-use crate::{AqlmError, CodeChange, LayerId, ModelWeights, Rates, Result, Target, TuningState};
+use crate::{
+    AqlmError, CodeChange, LayerId, ModelWeights, PartOutline, Rates, Result, StatePart, Target, TuningState,
+};
 
 /// Sums over sequences. Every part of the sequences adds one number per element.
 ///
@@ -121,18 +123,101 @@ pub trait ModelTraining: PartSums {
     /// Errors of the machine. What was trained must not be used then.
     fn step(&mut self, rates: Rates) -> Result<CodeChange>;
 
-    /// The complete state that training needs to continue, except gradients that are not used yet.
+    /// Number of steps taken.
+    fn steps(&self) -> u32;
+
+    /// The parts of the state that training needs to continue, except gradients that are not used yet: the
+    /// parameters in the order of [`Parameter::selected`](crate::Parameter::selected), then every quantized
+    /// matrix, block by block, if codes are tuned.
+    fn outline(&self) -> Vec<PartOutline>;
+
+    /// One part of the state, by its number in [`ModelTraining::outline`].
+    ///
+    /// # Errors
+    /// Errors of the machine; `Internal` for a number that is none.
+    fn state_part(&self, number: usize) -> Result<StatePart>;
+
+    /// Rejects a part that does not belong at this number.
+    ///
+    /// # Errors
+    /// `Shape` when it belongs to another model or selection, `CodeOutOfRange` for a code that its codebook
+    /// does not have; errors of the machine.
+    fn check_part(&self, number: usize, part: &StatePart) -> Result<()>;
+
+    /// Takes over a part that [`ModelTraining::check_part`] accepts, of a state after `steps` steps.
+    /// Gradients that are not used yet are discarded. After all parts, [`ModelTraining::restored`] must
+    /// follow.
+    ///
+    /// # Errors
+    /// Errors of the machine. What was trained must not be used then.
+    fn restore_part(&mut self, steps: u32, number: usize, part: StatePart) -> Result<()>;
+
+    /// Ends the taking over of a state after `steps` steps.
     ///
     /// # Errors
     /// Errors of the machine.
-    fn state(&self) -> Result<TuningState>;
+    fn restored(&mut self, steps: u32) -> Result<()>;
+
+    /// All parts of the state.
+    ///
+    /// # Errors
+    /// Errors of the machine.
+    fn state(&self) -> Result<TuningState> {
+        let mut state = TuningState {
+            steps: self.steps(),
+            parameters: Vec::new(),
+            codes: Vec::new(),
+        };
+        for number in 0..self.outline().len() {
+            match self.state_part(number)? {
+                StatePart::Parameter(part) => state.parameters.push(part),
+                StatePart::Codes(part) => state.codes.push(part),
+            }
+        }
+        Ok(state)
+    }
 
     /// Continues from a state of the same model and selection; gradients that are not used yet are discarded.
     ///
     /// # Errors
     /// `Shape` when the state belongs to another model or selection, `CodeOutOfRange` for a code that its
-    /// codebook does not have. Then nothing is changed.
-    fn restore(&mut self, state: &TuningState) -> Result<()>;
+    /// codebook does not have. Then nothing is changed. Errors of the machine.
+    fn restore(&mut self, state: &TuningState) -> Result<()> {
+        let outline = self.outline();
+        let is_parameter = |part: &&PartOutline| matches!(part, PartOutline::Parameter { .. });
+        let parameters = outline.iter().filter(is_parameter).count();
+        for (what, expected, found) in [
+            (
+                "parameters of a training state",
+                parameters,
+                state.parameters.len(),
+            ),
+            (
+                "matrices with codes of a training state",
+                outline.len() - parameters,
+                state.codes.len(),
+            ),
+        ] {
+            if expected != found {
+                return Err(AqlmError::Shape {
+                    what: what.into(),
+                    expected: vec![expected],
+                    found: vec![found],
+                });
+            }
+        }
+        let part = |number: usize| match number.checked_sub(parameters) {
+            None => StatePart::Parameter(state.parameters[number].clone()),
+            Some(number) => StatePart::Codes(state.codes[number].clone()),
+        };
+        for number in 0..outline.len() {
+            self.check_part(number, &part(number))?;
+        }
+        for number in 0..outline.len() {
+            self.restore_part(state.steps, number, part(number))?;
+        }
+        self.restored(state.steps)
+    }
 
     /// The model's current weights, at the machine's own precision.
     ///

@@ -1,14 +1,15 @@
 use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use aqlm_vocabulary::{AqlmError, ChangeBudget, CodeSettings, Objective, StepRule, Tuned};
+use aqlm_vocabulary::{AqlmError, ChangeBudget, CodeMetric, CodeSettings, Objective, StepRule, Tuned};
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use super::precision::PrecisionArgs;
 use super::text::TextArgs;
-use crate::commands::finetune::{Teaching, default_seqlen};
+use crate::commands::finetune::{Teaching, Watched, default_seqlen};
 use crate::commands::{self, Job, NamedModel, Output, ranks, warn_of_length};
 use aqlm_engine::backends::{BackendKind, Memory};
 use aqlm_engine::{CodePreset, EndToEndSettings, Preset, Schedule, TeacherUse, check_student};
@@ -36,6 +37,13 @@ pub(super) struct Args {
     /// Text to measure perplexity on before and after; a warning says if the training text overlaps it
     #[arg(long, value_name = "DATA")]
     eval: Option<PathBuf>,
+    /// Also measure it every STEPS steps while training, with the divergence from the teacher: into
+    /// metrics.jsonl and the charts of `aqlm report`. Decides nothing, and changes no byte of the result
+    #[arg(long, value_name = "STEPS", requires = "eval")]
+    eval_every: Option<NonZeroUsize>,
+    /// Windows of --seqlen tokens that --eval-every reads, from the beginning of the text [default: all]
+    #[arg(long, value_name = "N", requires = "eval_every")]
+    eval_windows: Option<NonZeroUsize>,
     /// Which backend computes
     #[arg(long, value_enum, default_value = "cpu")]
     backend: BackendKind,
@@ -159,6 +167,19 @@ enum BudgetName {
     Model,
 }
 
+/// Which codes are nearest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum MetricName {
+    /// the squared distance
+    Euclid,
+    /// weighted by the gradients' products within the group's inputs, averaged over steps
+    Gradients,
+}
+
+/// The highest --code-lr. Rules divide a gradient by its size or move a buffer by a share of its norm, so a
+/// rate beyond it throws every weight away in one step. Codes stay codes then: no loss would tell.
+const HIGHEST_CODE_RATE: f64 = 1000.0;
+
 /// The heading of options that only matter with `--codes`.
 const CODES: &str = "Options of --codes";
 
@@ -193,12 +214,28 @@ struct CodeArgs {
     /// Share of a buffer that is replaced by the decoded weight after each step
     #[arg(long, help_heading = CODES, value_name = "SHARE", requires = "codes", allow_negative_numbers = true)]
     delta_decay: Option<f64>,
+    /// By what distance codes are nearest to their buffer
+    #[arg(long, help_heading = CODES, value_enum, requires = "codes")]
+    code_metric: Option<MetricName>,
+    /// Share of the way that codebooks go after each step to the least squares fit of the buffers; 0 leaves
+    /// them to --optimizer
+    #[arg(long, help_heading = CODES, value_name = "SHARE", requires = "codes", allow_negative_numbers = true)]
+    code_refit: Option<f64>,
 }
 
 impl CodeArgs {
     /// The settings that these options change.
     fn resolve(&self, mut settings: CodeSettings) -> Result<CodeSettings> {
         settings.lr = self.code_lr.unwrap_or(settings.lr);
+        if settings.lr > HIGHEST_CODE_RATE {
+            return Err(Error::argument(
+                "--code-lr",
+                &format!(
+                    "at most {HIGHEST_CODE_RATE}, which replaces every buffer a thousand times over in one step"
+                ),
+                settings.lr.to_string(),
+            ));
+        }
         match self.code_betas.as_slice() {
             [] => {}
             &[beta1, beta2] => {
@@ -229,6 +266,12 @@ impl CodeArgs {
         }
         settings.beam = self.code_beam.unwrap_or(settings.beam);
         settings.delta_decay = self.delta_decay.unwrap_or(settings.delta_decay);
+        match self.code_metric {
+            Some(MetricName::Euclid) => settings.metric = CodeMetric::Euclid,
+            Some(MetricName::Gradients) => settings.metric = CodeMetric::Gradients,
+            None => {}
+        }
+        settings.refit = self.code_refit.unwrap_or(settings.refit);
         match settings.check() {
             Err(AqlmError::Argument {
                 what,
@@ -249,6 +292,7 @@ fn option_of(what: &str) -> &str {
         "trust ratio" => "--code-trust-ratio",
         "beam" => "--code-beam",
         "delta decay" => "--delta-decay",
+        "refit of codebooks" => "--code-refit",
         other => other,
     }
 }
@@ -366,6 +410,13 @@ impl SettingsArgs {
                     "neither",
                 ));
             }
+            if settings.codes.is_some_and(|codes| codes.refit > 0.0) && !settings.tuned.codebooks {
+                return Err(Error::argument(
+                    "--code-refit",
+                    "codebooks in --tune beside it",
+                    "others",
+                ));
+            }
             if settings.validation == 0 {
                 return Err(Error::argument(
                     "--validation",
@@ -467,6 +518,10 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
             .as_ref()
             .map(|path| args.text.load(path, &tokenizer))
             .transpose()?,
+        watched: args.eval_every.map(|every| Watched {
+            every: every.get(),
+            windows: args.eval_windows.map(NonZeroUsize::get),
+        }),
         save_every: Duration::from_secs(args.save_every),
     };
     ranks::on_ranks(&place, |ranks| {

@@ -2,6 +2,7 @@ use std::cell::{OnceCell, RefCell};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use super::estimate::with_error;
 use super::progress::Progress;
 use super::{NamedModel, Output};
 use aqlm_engine::backends::BackendKind;
@@ -172,46 +173,44 @@ fn in_words(record: &DivergenceRecord) -> String {
     if *not_finite > 0 {
         line("NOT FINITE", format!("{not_finite} positions, left out below"));
     }
-    line("mean KL", format!("{:.6} +- {:.6} nats", kl.value, kl.error));
+    line("mean KL", format!("{} nats", with_error(kl, 1.0, 6)));
     line("KL percentiles", percentiles(kl_percentiles, 1.0));
-    line(
-        "same top token",
-        format!("{:.3} +- {:.3} %", 100.0 * same_top.value, 100.0 * same_top.error),
-    );
+    line("same top token", format!("{} %", with_error(same_top, 100.0, 3)));
     line(
         "mean, RMS change of p",
         format!(
-            "{:.3} +- {:.3} %, {:.3} +- {:.3} %",
-            100.0 * delta_p.value,
-            100.0 * delta_p.error,
-            100.0 * delta_p_rms.value,
-            100.0 * delta_p_rms.error
+            "{} %, {} %",
+            with_error(delta_p, 100.0, 3),
+            with_error(delta_p_rms, 100.0, 3)
         ),
     );
     line("percentiles, %", percentiles(delta_p_percentiles, 100.0));
     line(
         "perplexity",
         format!(
-            "{:.6} +- {:.6}, dense {:.6} +- {:.6}",
-            perplexity.value, perplexity.error, dense_perplexity.value, dense_perplexity.error
+            "{}, dense {}",
+            with_error(perplexity, 1.0, 6),
+            with_error(dense_perplexity, 1.0, 6)
         ),
     );
     line(
         "ln(perplexity ratio)",
-        format!(
-            "{:.6} +- {:.6} (paired; correlation of losses {:.2} %)",
-            ln_ratio.value,
-            ln_ratio.error,
-            100.0 * loss_correlation
-        ),
+        if loss_correlation.is_nan() {
+            with_error(ln_ratio, 1.0, 6)
+        } else {
+            format!(
+                "{} (paired; correlation of losses {:.2} %)",
+                with_error(ln_ratio, 1.0, 6),
+                100.0 * loss_correlation
+            )
+        },
     );
     if let Some(noise) = &record.noise_floor {
         line(
             "noise floor (bf16)",
             format!(
-                "mean KL {:.6} +- {:.6} nats, same top token {:.3} %",
-                noise.kl.value,
-                noise.kl.error,
+                "mean KL {} nats, same top token {:.3} %",
+                with_error(&noise.kl, 1.0, 6),
                 100.0 * noise.same_top.value
             ),
         );

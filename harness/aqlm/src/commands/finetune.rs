@@ -10,7 +10,7 @@ use aqlm_engine::ranks::wait_for_first;
 use aqlm_engine::runs::records::{self, FinetuneRecord};
 use aqlm_engine::{
     Difference, Divergence, EndToEndReport, EndToEndRun, EndToEndSettings, RunDescription, RunFolder, Tuning,
-    check_teacher, differences, end_to_end, publish_tuned,
+    Watch, check_teacher, differences, end_to_end, publish_tuned,
 };
 use aqlm_formats::model::Model;
 use aqlm_formats::texts::TokenStream;
@@ -25,8 +25,19 @@ pub(crate) struct Teaching {
     pub(crate) teacher: Option<NamedModel>,
     /// text for measuring perplexity before and after
     pub(crate) evaluation: Option<TokenStream>,
+    /// how that text is used while training
+    pub(crate) watched: Option<Watched>,
     /// time between two saved states
     pub(crate) save_every: Duration,
+}
+
+/// Measurements on the evaluation text while training.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Watched {
+    /// steps between two of them
+    pub(crate) every: usize,
+    /// windows of the text; all if `None`
+    pub(crate) windows: Option<usize>,
 }
 
 /// Default number of tokens per sequence.
@@ -76,10 +87,16 @@ fn finetune(
         Ok(Some(measure(model, windows, job.backend)?.perplexity))
     };
     let teacher = teaching.teacher.as_ref();
+    let while_training = watched_windows(teaching, job.settings.seqlen)?;
+    let watch = while_training.as_ref().map(|(every, windows)| Watch {
+        windows,
+        every: *every,
+    });
     let report = tune(
         job,
         teacher.map(|teacher| &teacher.model),
         teaching.save_every,
+        watch,
         &job.folder,
     )?;
     let record = FinetuneRecord {
@@ -99,6 +116,32 @@ fn finetune(
         records::write(&job.folder.join(records::FILE), &record.clone().into())?;
     }
     Ok((record, report))
+}
+
+/// Steps between two measurements while training, and the windows that they read.
+type Measurements<'a> = (usize, Vec<&'a [u32]>);
+
+/// The measurements while training, if there are any.
+fn watched_windows(teaching: &Teaching, seqlen: usize) -> Result<Option<Measurements<'_>>> {
+    let (Some(text), Some(watched)) = (&teaching.evaluation, teaching.watched) else {
+        return Ok(None);
+    };
+    let mut windows = text.windows(seqlen)?;
+    if let Some(wanted) = watched.windows {
+        if wanted > windows.len() {
+            return Err(Error::argument(
+                "--eval-windows",
+                &format!(
+                    "at most the {} windows of {seqlen} tokens that {} has",
+                    windows.len(),
+                    text.path().display()
+                ),
+                wanted.to_string(),
+            ));
+        }
+        windows.truncate(wanted);
+    }
+    Ok(Some((watched.every, windows)))
 }
 
 /// Checks the teacher's shape and vocabulary, then returns the model's unexpected differences from its
@@ -179,11 +222,12 @@ pub(super) fn summary(report: &EndToEndReport) -> String {
 }
 
 /// Trains in the run folder with progress on standard error, and writes the tuned checkpoint to `out`. Saves
-/// states whenever `save_every` has passed.
+/// states whenever `save_every` has passed, and measures the model as `watch` says.
 pub(super) fn tune(
     job: &Job<'_, EndToEndSettings>,
     teacher: Option<&Model>,
     save_every: Duration,
+    watch: Option<Watch<'_>>,
     out: &Path,
 ) -> Result<EndToEndReport> {
     let settings = &job.settings;
@@ -195,6 +239,7 @@ pub(super) fn tune(
         teacher,
         sequences: &sequences,
         save_every,
+        watch,
     };
     let (tuning, _folder) = job.backend.run(job.model.config(), settings.seqlen, training)?;
     let diverged = tuning.divergence;
@@ -228,6 +273,7 @@ struct Training<'a> {
     teacher: Option<&'a Model>,
     sequences: &'a [&'a [u32]],
     save_every: Duration,
+    watch: Option<Watch<'a>>,
 }
 
 impl OnMachine for Training<'_> {
@@ -247,6 +293,7 @@ impl OnMachine for Training<'_> {
             teacher,
             sequences,
             save_every,
+            watch,
         } = self;
         let settings = &job.settings;
         machine.check_tuning(&settings.tuning())?;
@@ -275,6 +322,7 @@ impl OnMachine for Training<'_> {
             settings,
             &folder,
             save_every,
+            watch,
             job.ranks,
             &mut |event| progress.event(&event),
         )?;

@@ -7,6 +7,7 @@ pub(crate) mod check;
 pub(crate) mod decode_bench;
 pub(crate) mod demo;
 pub(crate) mod divergence;
+mod estimate;
 pub(crate) mod eval;
 pub(crate) mod fetch;
 pub(crate) mod finetune;

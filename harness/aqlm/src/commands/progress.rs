@@ -344,6 +344,21 @@ impl TuningProgress {
                 self.progress.heartbeat(&what);
                 self.progress.message(what);
             }
+            EndToEndEvent::Evaluated {
+                step,
+                perplexity,
+                kl,
+                seconds,
+            } => {
+                // The tokens per second are those of training.
+                if let Some((started, _)) = &mut self.rate {
+                    *started += Duration::from_secs_f64(*seconds);
+                }
+                let perplexity = perplexity.map_or("not finite".into(), |value| format!("{value:.4}"));
+                let kl = kl.map_or(String::new(), |kl| format!(", divergence {kl:.5}"));
+                self.progress
+                    .line(&format!("after {step} steps: perplexity {perplexity}{kl}"));
+            }
             EndToEndEvent::Judged {
                 epoch,
                 train_loss,

@@ -94,7 +94,7 @@ pub(super) fn quantize(
         resume: true,
         ranks: job.ranks,
     };
-    let tuned = tune(&whole, Some(job.model), Duration::from_mins(1), out)?;
+    let tuned = tune(&whole, Some(job.model), Duration::from_mins(1), None, out)?;
     recorded(job, report, Some(tuned))
 }
 

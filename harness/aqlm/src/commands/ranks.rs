@@ -231,6 +231,14 @@ fn meet(place: &Place, started: &Started) -> Result<Connections> {
             .map(|argument| argument.to_string_lossy().into_owned())
             .collect(),
         alive: &mut || started.alive(place.size),
+        waiting: &mut |what| {
+            // Ranks besides 0 print no notes, but without rank 0 nobody else would say this.
+            if known.rank == 0 {
+                output::say(what);
+            } else if !here {
+                complain(what);
+            }
+        },
         lost: Box::new(move |error, told| {
             if told && here {
                 output::be_silent();

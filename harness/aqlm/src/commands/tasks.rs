@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::estimate::with_error;
 use super::progress::Progress;
 use super::{NamedModel, Output, say};
 use aqlm_engine::Record;
@@ -218,10 +219,9 @@ fn in_words(record: &TasksRecord) -> String {
             let _ = write!(text, ", {}-shot", task.shots);
         }
         for figure in &task.metrics {
-            let (value, error) = (figure.estimate.value, figure.estimate.error);
             let _ = match figure.metric.as_str() {
-                "perplexity" => write!(text, "   perplexity {value:.3} +- {error:.3}"),
-                metric => write!(text, "   {metric} {:.2} +- {:.2} %", 100.0 * value, 100.0 * error),
+                "perplexity" => write!(text, "   perplexity {}", with_error(&figure.estimate, 1.0, 3)),
+                metric => write!(text, "   {metric} {} %", with_error(&figure.estimate, 100.0, 2)),
             };
         }
         if task.not_finite > 0 {

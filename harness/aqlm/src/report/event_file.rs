@@ -130,6 +130,16 @@ fn scalars(event: &MetricEvent, layers: &mut i64, steps: &mut i64) -> (i64, Vec<
             scalars.extend(groups_changed.map(|changed| ("end_to_end/groups_changed", changed as f64)));
             (*steps - 1, scalars)
         }
+        MetricEvent::Evaluation {
+            step, perplexity, kl, ..
+        } => {
+            let named = [
+                ("end_to_end/perplexity", *perplexity),
+                ("end_to_end/divergence", *kl),
+            ];
+            let known = named.into_iter().filter_map(|(name, value)| Some((name, value?)));
+            (*step as i64, known.collect())
+        }
         MetricEvent::Epoch {
             epoch,
             train_loss,

@@ -8,7 +8,6 @@ use super::table::{Cell, figure, folded, not_recorded};
 use super::words::number;
 use aqlm_engine::LayerSummary;
 use aqlm_engine::report::ReportedRun;
-use aqlm_engine::runs::MetricEvent;
 use aqlm_formats::Result;
 
 /// A figure of a layer.
@@ -70,7 +69,6 @@ pub(super) fn losses(runs: &[ReportedRun]) -> Result<Markup> {
             h2 { "Blocks and kinds of layers" }
             (heat_maps(&known)?)
         }
-        (end_to_end(runs)?)
     })
 }
 
@@ -217,53 +215,6 @@ fn kind(name: &str) -> String {
     // The number of the block and the module that follows it go.
     let kept = block.map_or(&parts[..], |block| parts.get(block + 2..).unwrap_or_default());
     kept.join(".")
-}
-
-/// Losses of end-to-end fine-tuning by step and epoch.
-fn end_to_end(runs: &[ReportedRun]) -> Result<Markup> {
-    let mut steps = Vec::new();
-    let mut epochs = Vec::new();
-    for (index, run) in runs.iter().enumerate() {
-        // A resumed run repeats steps; the later one counts.
-        let mut by_step: BTreeMap<(usize, usize), f64> = BTreeMap::new();
-        for metric in &run.metrics {
-            if let MetricEvent::Step {
-                epoch, step, loss, ..
-            } = metric.event
-            {
-                by_step.insert((epoch, step), loss);
-            }
-        }
-        let points: Vec<(f64, f64)> = (1..).map(f64::from).zip(by_step.into_values()).collect();
-        if !points.is_empty() {
-            let marked = points.len() <= 60;
-            steps.push(Series {
-                marked,
-                ..Series::line(&run.name, index, points)
-            });
-        }
-        if let Some(losses) = &run.end_to_end {
-            let all = std::iter::once(losses.before).chain(losses.validation.iter().copied());
-            epochs.push(Series::line(
-                &run.name,
-                index,
-                (0..).map(f64::from).zip(all).collect(),
-            ));
-        }
-    }
-    if steps.is_empty() && epochs.is_empty() {
-        return Ok(html! {});
-    }
-    let by_step = "Loss of each step of end-to-end fine-tuning";
-    let by_epoch = "Validation loss after each epoch of end-to-end fine-tuning";
-    let chart = |x, series| Chart::new([x, "nats per token"], series).svg();
-    Ok(html! {
-        section id="end-to-end" {
-            h2 { "End-to-end fine-tuning" }
-            (figure(chart("step", steps)?, by_step, "metrics.jsonl is absent."))
-            (figure(chart("epoch", epochs)?, by_epoch, "No run has finished."))
-        }
-    })
 }
 
 #[cfg(test)]

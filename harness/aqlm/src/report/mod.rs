@@ -9,6 +9,7 @@ mod chart;
 mod codebooks;
 mod colours;
 mod configuration;
+mod end_to_end;
 mod event_file;
 mod heat_map;
 mod losses;

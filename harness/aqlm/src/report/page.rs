@@ -2,6 +2,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::codebooks::codebooks;
 use super::configuration::configuration;
+use super::end_to_end::end_to_end;
 use super::losses::losses;
 use super::overview::overview;
 use super::phases::phases;
@@ -53,6 +54,7 @@ pub(crate) fn page(runs: &[ReportedRun], liveness: Liveness) -> Result<String> {
         (overview(runs))
         (quality(runs)?)
         (losses(runs)?)
+        (end_to_end(runs)?)
         (phases(runs)?)
         (codebooks(runs)?)
         (configuration(runs))

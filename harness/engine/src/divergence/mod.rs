@@ -9,10 +9,12 @@ mod statistics;
 pub use base::{BaseWriter, Computed, DenseRows, Kept, base_key};
 pub use statistics::statistics;
 
+use aqlm_vocabulary::ComparedPosition;
+
 use crate::backend_kind::BackendKind;
 use crate::backends::OnMachine;
 use crate::ops::{DenseStates, TrainOps, Weights};
-use crate::position::{ComparedPosition, log_softmax};
+use crate::position::{compare_all, log_softmax};
 use crate::protocol::EvaluationText;
 use crate::window_logits::{BehindBlocks, Reading, WindowLogits, last_hidden};
 use aqlm_formats::{Error, Result};
@@ -198,7 +200,7 @@ fn by_window(
         let compare = |logits: &mut dyn WindowLogits, into: &mut Vec<ComparedPosition>| -> Result<()> {
             let mut other = scored(logits.logits(window)?, first);
             log_softmax(&mut other);
-            into.extend(ComparedPosition::compare_all(&rows, &other, predicted, floor));
+            into.extend(compare_all(&rows, &other, predicted, floor));
             Ok(())
         };
         compare(model, &mut compared.model)?;

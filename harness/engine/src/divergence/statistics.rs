@@ -1,4 +1,6 @@
-use super::ComparedPosition;
+use aqlm_vocabulary::ComparedPosition;
+
+use crate::position::{delta_p, is_finite};
 use crate::runs::records::{Bucket, DivergenceStatistics, Estimate, Percentiles};
 
 /// Borders of the buckets.
@@ -6,12 +8,12 @@ const BORDERS: [f64; 8] = [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0];
 
 /// The statistics over all positions.
 pub fn statistics(positions: &[ComparedPosition]) -> DivergenceStatistics {
-    let finite: Vec<&ComparedPosition> = positions.iter().filter(|position| position.is_finite()).collect();
+    let finite: Vec<&ComparedPosition> = positions.iter().filter(|position| is_finite(position)).collect();
     let of = |number: fn(&ComparedPosition) -> f64| -> Vec<f64> {
         finite.iter().map(|position| number(position)).collect()
     };
     let kl = of(|position| position.kl);
-    let delta_p = of(ComparedPosition::delta_p);
+    let delta_p = of(delta_p);
     let losses = of(|position| position.loss);
     let dense_losses = of(|position| position.dense_loss);
     let square = mean(delta_p.iter().map(|difference| difference * difference));

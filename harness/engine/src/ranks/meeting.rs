@@ -18,6 +18,9 @@ const PORTS: u16 = 16;
 /// Longest wait for the other ranks.
 const PATIENCE: Duration = Duration::from_mins(5);
 
+/// Wait after which the user is told who is missing.
+const QUIET: Duration = Duration::from_secs(5);
+
 /// Longest wait for a greeting's answer, and for a connection.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -61,6 +64,8 @@ pub struct Meeting<'a> {
     pub request: Vec<String>,
     /// fails when waiting is in vain
     pub alive: &'a mut dyn FnMut() -> Result<()>,
+    /// called once, after some seconds, with the ranks that are missing, in words
+    pub waiting: &'a mut dyn FnMut(&str),
     /// what happens when a rank cannot go on
     pub lost: Box<Lost>,
 }
@@ -122,13 +127,13 @@ impl Meeting<'_> {
             at,
         };
         let streams = if rank > 0 {
-            vec![join(self.place, &greeting, self.alive)?]
+            vec![join(self.place, &greeting, self.alive, self.waiting)?]
         } else {
             let listener = match listener {
                 Some(listener) => listener,
                 None => listen(self.place)?,
             };
-            gather(&listener, &greeting, self.alive)?
+            gather(&listener, &greeting, self.alive, self.waiting)?
         };
         Connections::new(self.place.clone(), own, streams, self.lost)
     }
@@ -161,18 +166,27 @@ fn gather(
     listener: &TcpListener,
     own: &Greeting,
     alive: &mut dyn FnMut() -> Result<()>,
+    waiting: &mut dyn FnMut(&str),
 ) -> Result<Vec<(usize, String, TcpStream)>> {
     let accept = || Error::io("ranks", "accept");
     listener.set_nonblocking(true).map_err(accept())?;
     let mut streams: Vec<(usize, String, TcpStream)> = Vec::new();
     let started = Instant::now();
+    let mut told = false;
     while streams.len() + 1 < own.size {
         alive()?;
         let missing = || (1..own.size).filter(|rank| !streams.iter().any(|(there, ..)| there == rank));
-        if started.elapsed() > PATIENCE {
+        let names = || {
             let missing: Vec<String> = missing().map(|rank| rank.to_string()).collect();
+            format!("rank {} of {}", missing.join(", "), own.size)
+        };
+        if started.elapsed() > QUIET && !told {
+            waiting(&format!("waiting up to {} s for {}", PATIENCE.as_secs(), names()));
+            told = true;
+        }
+        if started.elapsed() > PATIENCE {
             return Err(Error::Rank {
-                name: format!("rank {} of {}", missing.join(", "), own.size),
+                name: names(),
                 reason: format!("did not come within {} s", PATIENCE.as_secs()),
             });
         }
@@ -233,6 +247,7 @@ fn join(
     place: &Place,
     own: &Greeting,
     alive: &mut dyn FnMut() -> Result<()>,
+    waiting: &mut dyn FnMut(&str),
 ) -> Result<(usize, String, TcpStream)> {
     let Launch::Launcher { address, port, .. } = &place.launch else {
         return Err(Error::Internal("ranks without an address".into()));
@@ -240,7 +255,17 @@ fn join(
     let last = port.saturating_add(PORTS - 1);
     let started = Instant::now();
     let mut reason = "no answer".to_owned();
+    let mut told = false;
     while started.elapsed() < PATIENCE {
+        if started.elapsed() > QUIET && !told {
+            waiting(&format!(
+                "rank {} of {} is waiting up to {} s for rank 0 at {address}, ports {port} to {last}: {reason}",
+                own.rank,
+                own.size,
+                PATIENCE.as_secs()
+            ));
+            told = true;
+        }
         for port in *port..=last {
             alive()?;
             let found = match (address.as_str(), port).to_socket_addrs() {

@@ -103,7 +103,7 @@ impl Counted {
                     counted.total = Some((steps * epochs) as f64);
                     counted.done = done;
                 }
-                MetricEvent::Step { .. } | MetricEvent::Epoch { .. } => {}
+                MetricEvent::Step { .. } | MetricEvent::Epoch { .. } | MetricEvent::Evaluation { .. } => {}
             }
             if let Some(now) = metric.unix_seconds {
                 let from = if begins {

@@ -61,6 +61,17 @@ pub enum MetricEvent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         groups_changed: Option<usize>,
     },
+    /// `aqlm finetune --eval-every` measured the model on the evaluation text
+    Evaluation {
+        /// steps taken; 0 before the first
+        step: usize,
+        /// perplexity; `None` if not finite
+        perplexity: Option<f64>,
+        /// mean divergence from the dense model in nats; `None` without one or if not finite
+        kl: Option<f64>,
+        /// how long measuring took
+        seconds: f64,
+    },
     /// `aqlm finetune` finished an epoch
     Epoch {
         /// epoch, from 1

@@ -1,10 +1,10 @@
 use std::path::{Path, PathBuf};
 
-use aqlm_vocabulary::TuningState;
+use aqlm_vocabulary::ModelTraining;
 use serde::{Deserialize, Serialize};
 
 use super::json_lines::JsonLines;
-use super::tuning_state::{read_state, write_state};
+use super::tuning_state::{open_state, restore_state, write_state};
 use crate::{EndToEndEvent, EndToEndReport};
 use aqlm_formats::{Error, Result};
 
@@ -44,9 +44,9 @@ pub(crate) struct Journal {
     lines: JsonLines<Checkpoint>,
 }
 
-/// A state of the run in this folder, for a rank that has no journal.
-pub(crate) fn read(run: &Path, state: &StateFile, like: &TuningState) -> Result<TuningState> {
-    read_state(&run.join(STATES).join(&state.file), &state.sha256, like)
+/// Continues a tuner from a state of the run in this folder.
+pub(crate) fn restore(run: &Path, state: &StateFile, tuner: &mut impl ModelTraining) -> Result<()> {
+    restore_state(&run.join(STATES).join(&state.file), &state.sha256, tuner)
 }
 
 impl Journal {
@@ -59,23 +59,27 @@ impl Journal {
         })
     }
 
-    /// The last checkpoint whose files are intact, with its state. Later checkpoints are reported and
-    /// dropped.
-    pub(crate) fn last(
+    /// The last checkpoint whose files are intact, from whose state the tuner then continues. Later
+    /// checkpoints are reported and dropped.
+    pub(crate) fn restore_last(
         &mut self,
-        like: &TuningState,
+        tuner: &mut impl ModelTraining,
         observe: &mut dyn FnMut(EndToEndEvent),
-    ) -> Result<Option<(Checkpoint, TuningState)>> {
+    ) -> Result<Option<Checkpoint>> {
+        let outline = tuner.outline();
         while let Some(checkpoint) = self.lines.records().last().cloned() {
-            let state = self.read(&checkpoint.state, like);
-            let best = checkpoint
-                .best
-                .as_ref()
-                .map(|best| self.read(best, like))
-                .transpose();
-            match (state, best) {
-                (Ok(state), Ok(_)) => return Ok(Some((checkpoint, state))),
-                (Err(error), _) | (_, Err(error)) => {
+            let files = std::iter::once(&checkpoint.state).chain(&checkpoint.best);
+            let mut opened = files.map(|state| {
+                let path = self.folder.join(&state.file);
+                open_state(&path, &state.sha256, &outline).map(drop)
+            });
+            match opened.try_for_each(|opened| opened) {
+                Ok(()) => {
+                    let path = self.folder.join(&checkpoint.state.file);
+                    restore_state(&path, &checkpoint.state.sha256, tuner)?;
+                    return Ok(Some(checkpoint));
+                }
+                Err(error) => {
                     observe(EndToEndEvent::StateDamaged(error.to_string()));
                     self.lines.truncate(self.lines.records().len() - 1)?;
                 }
@@ -84,14 +88,26 @@ impl Journal {
         Ok(None)
     }
 
-    pub(crate) fn read(&self, state: &StateFile, like: &TuningState) -> Result<TuningState> {
-        read_state(&self.folder.join(&state.file), &state.sha256, like)
+    /// Writes the state of a tuner under this name.
+    pub(crate) fn write(&self, name: &str, tuner: &impl ModelTraining) -> Result<StateFile> {
+        let written = self.write_if(name, tuner, false)?;
+        written.ok_or_else(|| Error::Internal("a state that was not written".into()))
     }
 
-    pub(crate) fn write(&self, name: &str, state: &TuningState) -> Result<StateFile> {
+    /// The same, unless something in it is not finite.
+    pub(crate) fn write_finite(&self, name: &str, tuner: &impl ModelTraining) -> Result<Option<StateFile>> {
+        self.write_if(name, tuner, true)
+    }
+
+    fn write_if(
+        &self,
+        name: &str,
+        tuner: &impl ModelTraining,
+        only_finite: bool,
+    ) -> Result<Option<StateFile>> {
         let file = format!("{name}.safetensors");
-        let sha256 = write_state(&self.folder.join(&file), state)?;
-        Ok(StateFile { file, sha256 })
+        let written = write_state(&self.folder.join(&file), tuner, only_finite)?;
+        Ok(written.map(|sha256| StateFile { file, sha256 }))
     }
 
     /// Records a checkpoint whose files are in place, and deletes files that no checkpoint needs any more.

@@ -31,6 +31,11 @@ impl Plan<'_> {
             (0..training).collect()
         }
     }
+
+    /// Steps in each epoch.
+    pub(super) fn steps(&self) -> usize {
+        (self.sequences - self.validation).div_ceil(self.batch)
+    }
 }
 
 /// State of training so far. Losses are means over the units that the objective counts.
@@ -70,6 +75,13 @@ pub(super) struct Taken<'a> {
     pub(super) rates: Rates,
     /// what happened to codes
     pub(super) codes: CodeChange,
+}
+
+impl Taken<'_> {
+    /// Number of steps taken in all epochs, this one included.
+    pub(super) fn number(&self) -> usize {
+        (self.epoch - 1) * self.steps + self.step
+    }
 }
 
 /// A loss that is not finite and therefore ends training.
@@ -150,7 +162,7 @@ pub(super) fn train<O: Objective, K: Keeper<O>>(
         return Ok((course, broken));
     }
 
-    let steps = training.div_ceil(plan.batch);
+    let steps = plan.steps();
     let mut rng = plan.key.stream(Purpose::Minibatches);
     let mut order = Vec::new();
     let mut shuffled = 0;

@@ -34,6 +34,17 @@ pub enum EndToEndEvent {
         /// groups whose codes changed; `None` for fixed codes
         groups_changed: Option<usize>,
     },
+    /// the model was measured on the evaluation text
+    Evaluated {
+        /// steps taken
+        step: usize,
+        /// its perplexity; `None` if not finite
+        perplexity: Option<f64>,
+        /// mean divergence from the dense model; `None` without one or if not finite
+        kl: Option<f64>,
+        /// how long measuring took
+        seconds: f64,
+    },
     /// the model was judged, before the first epoch (0) or after one
     Judged {
         /// epoch, from 1

@@ -4,6 +4,7 @@
 mod block;
 mod epochs;
 mod event;
+mod keepers;
 mod objective;
 mod preflight;
 mod report;
@@ -11,6 +12,7 @@ mod settings;
 mod teacher;
 mod top_tokens;
 mod train;
+mod watch;
 
 pub use block::tune_block;
 pub use event::EndToEndEvent;
@@ -18,3 +20,4 @@ pub use preflight::{Difference, check_student, check_teacher, differences};
 pub use report::EndToEndReport;
 pub use settings::{CodePreset, EndToEndSettings, Schedule, TeacherUse};
 pub use train::{Divergence, EndToEndRun, Tuning, end_to_end, publish_tuned};
+pub use watch::Watch;

@@ -136,26 +136,13 @@ impl<'a, M: TrainOps> NextTokens<'a, M> {
     pub(super) fn tokens(&self, sequences: &[usize]) -> Vec<&'a [u32]> {
         sequences.iter().map(|&index| self.sequences[index]).collect()
     }
-}
 
-impl<M: TrainOps> Objective for NextTokens<'_, M> {
-    /// Number of positions with a loss.
-    fn count(&self, sequences: &[usize]) -> f64 {
-        let of_sequence = |&index: &usize| {
-            let tokens = self.sequences[index].len();
-            match self.teacher {
-                Teacher::Text => Target::NextTokens.positions(tokens),
-                Teacher::Stored { .. } | Teacher::Resident { .. } => tokens,
-            }
-        };
-        sequences.iter().map(of_sequence).sum::<usize>() as f64
-    }
-
-    fn losses(&mut self, sequences: &[usize]) -> Result<f64> {
+    /// Sum of the losses of some of these texts, whose targets a teacher gives.
+    fn losses_on(&mut self, teacher: &Teacher<M>, texts: &[&[u32]], indices: &[usize]) -> Result<f64> {
         let mut total = 0.0;
-        let (machine, teacher, tuner) = (self.machine, self.teacher, &mut self.tuner);
-        for batch in sequences.chunks(self.batch) {
-            let tokens: Vec<&[u32]> = batch.iter().map(|&index| self.sequences[index]).collect();
+        let (machine, tuner) = (self.machine, &mut self.tuner);
+        for batch in indices.chunks(self.batch) {
+            let tokens: Vec<&[u32]> = batch.iter().map(|&index| texts[index]).collect();
             let parts = machine.parts(&lengths(&tokens));
             let mut losses = vec![0.0; batch.len()];
             sum_in_order(self.ranks, &mut losses, parts.len(), &mut |losses, range| {
@@ -169,6 +156,25 @@ impl<M: TrainOps> Objective for NextTokens<'_, M> {
             total += losses.iter().sum::<f64>();
         }
         Ok(total)
+    }
+
+    /// Mean loss over the positions of texts, whose targets a teacher gives. Trains nothing.
+    pub(super) fn mean_loss(&mut self, teacher: &Teacher<M>, texts: &[&[u32]]) -> Result<f64> {
+        let indices: Vec<usize> = (0..texts.len()).collect();
+        let positions = teacher.positions(texts.iter().map(|tokens| tokens.len()));
+        Ok(self.losses_on(teacher, texts, &indices)? / positions)
+    }
+}
+
+impl<M: TrainOps> Objective for NextTokens<'_, M> {
+    /// Number of positions with a loss.
+    fn count(&self, sequences: &[usize]) -> f64 {
+        let tokens = sequences.iter().map(|&index| self.sequences[index].len());
+        self.teacher.positions(tokens)
+    }
+
+    fn losses(&mut self, sequences: &[usize]) -> Result<f64> {
+        self.losses_on(self.teacher, self.sequences, sequences)
     }
 
     fn accumulate(&mut self, batch: &[usize]) -> Result<f64> {

@@ -149,12 +149,14 @@ impl EndToEndSettings {
         }
     }
 
-    /// The part of the teacher that stays in memory in all steps.
-    pub(super) fn resident_teacher(&self) -> ResidentTeacher {
+    /// The part of the teacher that stays in memory in all steps. `measured` says whether the divergence
+    /// from it is measured between steps.
+    pub(super) fn resident_teacher(&self, measured: bool) -> ResidentTeacher {
         match self.teacher {
-            _ if !self.objective.needs_teacher() => ResidentTeacher::Nothing,
-            TeacherUse::Top(_) => ResidentTeacher::Nothing,
-            TeacherUse::States => ResidentTeacher::Head,
+            _ if !self.objective.needs_teacher() && !measured => ResidentTeacher::Nothing,
+            _ if !self.objective.needs_teacher() => ResidentTeacher::Head,
+            TeacherUse::Top(_) if !measured => ResidentTeacher::Nothing,
+            TeacherUse::Top(_) | TeacherUse::States => ResidentTeacher::Head,
             TeacherUse::OnTheFly => ResidentTeacher::Whole,
         }
     }

@@ -2,7 +2,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use aqlm_vocabulary::{Target, TopTokens};
-use ndarray::Array2;
+use ndarray::{ArcArray2, Array2};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -37,7 +37,7 @@ pub(super) enum Teacher<M: BlockOps> {
         folder: PathBuf,
         sequences: Vec<StoredSequence>,
         /// its output layer, [vocab, hidden]
-        lm_head: Array2<f32>,
+        lm_head: ArcArray2<f32>,
         top: bool,
     },
     /// the teacher itself
@@ -78,9 +78,9 @@ impl<M: BlockOps> Teacher<M> {
             return Ok(Self::Text);
         }
         let model = teacher.ok_or_else(|| Error::argument("teacher", "the dense model", "nothing"))?;
-        let lm_head = model.lm_head()?;
         let top = match settings.teacher {
             TeacherUse::OnTheFly => {
+                let lm_head = model.lm_head()?;
                 let blocks = (0..model.config().blocks.len())
                     .map(|index| machine.load_block(index, &model.block(index)?))
                     .collect::<Result<_>>()?;
@@ -94,7 +94,50 @@ impl<M: BlockOps> Teacher<M> {
             TeacherUse::States => None,
             TeacherUse::Top(k) => Some(k),
         };
-        let folder = run.join("teacher");
+        Self::stored(
+            machine,
+            model,
+            sequences,
+            top,
+            run.join("teacher"),
+            ranks,
+            observe,
+        )
+    }
+
+    /// The teacher's hidden states on the windows of an evaluation, stored in a folder of the run that is
+    /// named by their tokens.
+    ///
+    /// # Errors
+    /// As [`Teacher::prepare`].
+    pub(super) fn of_evaluation(
+        machine: &M,
+        model: &Model,
+        windows: &[&[u32]],
+        run: &Path,
+        ranks: &dyn Ranks,
+    ) -> Result<Self> {
+        let lengths = windows.iter().map(|window| window.len() as u32);
+        let numbers = lengths.chain(windows.iter().copied().flatten().copied());
+        let bytes: Vec<u8> = numbers.flat_map(u32::to_le_bytes).collect();
+        let folder = run
+            .join("teacher-evaluation")
+            .join(&durable::sha256(&bytes)[..16]);
+        Self::stored(machine, model, windows, None, folder, ranks, &mut |_| ())
+    }
+
+    /// Computes and stores outputs that are not in the folder yet: hidden states, or the `top` likeliest
+    /// tokens.
+    fn stored(
+        machine: &M,
+        model: &Model,
+        sequences: &[&[u32]],
+        top: Option<usize>,
+        folder: PathBuf,
+        ranks: &dyn Ranks,
+        observe: &mut dyn FnMut(EndToEndEvent),
+    ) -> Result<Self> {
+        let lm_head = model.lm_head()?;
         let mut index = if ranks.is_first() {
             Some(whole_index(&folder)?)
         } else {
@@ -148,9 +191,23 @@ impl<M: BlockOps> Teacher<M> {
         Ok(Self::Stored {
             sequences: share(ranks, 0, || Ok(records(&index)))?,
             folder,
-            lm_head,
+            lm_head: lm_head.into_shared(),
             top: top.is_some(),
         })
+    }
+
+    /// Whether the teacher computes every text anew and so knows any.
+    pub(super) fn is_resident(&self) -> bool {
+        matches!(self, Self::Resident { .. })
+    }
+
+    /// Number of positions with a loss in texts of these numbers of tokens.
+    pub(super) fn positions(&self, tokens: impl Iterator<Item = usize>) -> f64 {
+        let of_text = |tokens| match self {
+            Self::Text => Target::NextTokens.positions(tokens),
+            Self::Stored { .. } | Self::Resident { .. } => tokens,
+        };
+        tokens.map(of_text).sum::<usize>() as f64
     }
 
     /// Mean probability of the tokens that were not stored; `None` if every token is included.
@@ -207,12 +264,14 @@ impl<M: BlockOps> Teacher<M> {
     /// The training target for a teacher's output.
     pub(super) fn target<'a>(&'a self, said: &'a Said) -> Target<'a> {
         match (said, self) {
-            (Said::States(states), Self::Stored { lm_head, .. } | Self::Resident { lm_head, .. }) => {
-                Target::Teacher {
-                    states: states.view(),
-                    head: lm_head.view(),
-                }
-            }
+            (Said::States(states), Self::Stored { lm_head, .. }) => Target::Teacher {
+                states: states.view(),
+                head: lm_head.view(),
+            },
+            (Said::States(states), Self::Resident { lm_head, .. }) => Target::Teacher {
+                states: states.view(),
+                head: lm_head.view(),
+            },
             (Said::Top(top), _) => Target::Top(top),
             (Said::Nothing | Said::States(_), _) => Target::NextTokens,
         }

@@ -1,17 +1,19 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use aqlm_vocabulary::{ModelTraining as _, ModelWeights, Rates, StreamKey, TuningState};
+use aqlm_vocabulary::{ModelTraining as _, ModelWeights, Rates, StreamKey};
 use serde::{Deserialize, Serialize};
 
-use super::epochs::{Broken, Course, Keeper, Plan, Taken, train};
+use super::epochs::{Broken, Plan, train};
+use super::keepers::{Clock, InFolder, Unkept, course_of};
 use super::objective::NextTokens;
 use super::teacher::Teacher;
+use super::watch::{Watch, Watching};
 use super::{EndToEndEvent, EndToEndReport, EndToEndSettings};
 use crate::ops::TrainOps;
 use crate::ranks::{Ranks, share, wait_for_all};
-use crate::runs::tuning_journal::{self, Checkpoint, Journal, StateFile};
-use crate::runs::{MetricEvent, RunFolder};
+use crate::runs::RunFolder;
+use crate::runs::tuning_journal::{self, Checkpoint, Journal};
 use aqlm_formats::model::{Model, OuterWeights, WriteOptions, Written, write_whole};
 use aqlm_formats::{Error, Result};
 
@@ -58,6 +60,9 @@ pub struct Tuning {
 /// `save_every` has passed. A restarted run continues from the last intact state and ends with the same bytes
 /// as an uninterrupted run.
 ///
+/// With `watch`, the model is also measured on another text while it is trained. This changes no result and
+/// decides nothing.
+///
 /// Every rank calls this with the same arguments. The sequences of a step and those that judge are spread
 /// over the ranks. Only rank 0 writes to the folder, has the best model's weights, and observes.
 ///
@@ -79,10 +84,12 @@ pub fn end_to_end<M: TrainOps>(
     settings: &EndToEndSettings,
     folder: &RunFolder,
     save_every: Duration,
+    watch: Option<Watch<'_>>,
     ranks: &dyn Ranks,
     observe: &mut dyn FnMut(EndToEndEvent),
 ) -> Result<Tuning> {
-    let resident = settings.resident_teacher();
+    let dense = teacher;
+    let resident = settings.resident_teacher(watch.is_some() && dense.is_some());
     let memory = machine.tuning_memory(
         &|| student.weights(),
         &settings.tuning(),
@@ -94,8 +101,11 @@ pub fn end_to_end<M: TrainOps>(
     }
     let run = folder.path();
     let teacher = Teacher::prepare(machine, teacher, sequences, settings, run, ranks, observe)?;
+    let watching = match watch {
+        Some(watch) => Some(Watching::prepare(watch, machine, dense, &teacher, run, ranks)?),
+        None => None,
+    };
     let tuner = machine.model_tuner(&student.weights()?, &settings.tuning())?;
-    let untouched = tuner.state()?;
     let mut objective = NextTokens {
         machine,
         tuner,
@@ -126,14 +136,12 @@ pub fn end_to_end<M: TrainOps>(
     };
 
     if !ranks.is_first() {
-        return follow(&mut objective, &plan, &untouched, run, ranks);
+        return follow(&mut objective, &plan, run, watching, ranks);
     }
     let mut journal = Journal::open(run)?;
-    let resumed = journal.last(&untouched, observe)?;
-    let (now, state) = resumed.unzip();
+    let now = journal.restore_last(&mut objective.tuner, observe)?;
     share(ranks, 0, || Ok(now.clone()))?;
-    if let Some((checkpoint, state)) = now.as_ref().zip(state) {
-        objective.tuner.restore(&state)?;
+    if let Some(checkpoint) = &now {
         observe(EndToEndEvent::Resumed {
             epoch: checkpoint.epoch,
             step: checkpoint.step,
@@ -154,24 +162,31 @@ pub fn end_to_end<M: TrainOps>(
         save_every,
         saved: Instant::now(),
         clock: Clock::new(seconds),
+        watching,
         observe,
     };
-    let (_, broken) = train(&mut objective, &plan, course, &mut keeper)?;
+    let (course, broken) = train(&mut objective, &plan, course, &mut keeper)?;
+    if broken.is_none() {
+        keeper.ended(course.epoch * plan.steps() + course.step, &mut objective)?;
+    }
     let divergence = broken
         .map(|broken| diverged(&mut objective, &broken))
         .transpose()?;
 
-    let InFolder { journal, now, .. } = keeper;
-    let now = now.expect("written before the first step, or read");
+    let now = keeper.now.expect("written before the first step, or read");
     share(ranks, 0, || Ok(now.report.clone()))?;
-    let best = now
-        .best
-        .as_ref()
-        .map(|best: &StateFile| journal.read(best, &untouched));
-    objective.tuner.restore(&best.transpose()?.unwrap_or(untouched))?;
+    let weights = if let Some(best) = &now.best {
+        tuning_journal::restore(run, best, &mut objective.tuner)?;
+        objective.tuner.weights()?
+    } else {
+        // A machine has room for one tuner, and none of the last state's numbers is needed any more.
+        drop(objective);
+        let untouched = machine.model_tuner(&student.weights()?, &settings.tuning())?;
+        untouched.weights()?
+    };
     Ok(Tuning {
         report: now.report,
-        weights: objective.tuner.weights()?,
+        weights,
         divergence,
     })
 }
@@ -181,17 +196,20 @@ pub fn end_to_end<M: TrainOps>(
 fn follow<M: TrainOps>(
     objective: &mut NextTokens<'_, M>,
     plan: &Plan<'_>,
-    untouched: &TuningState,
     run: &Path,
+    watching: Option<Watching<'_, M>>,
     ranks: &dyn Ranks,
 ) -> Result<Tuning> {
     let now: Option<Checkpoint> = share(ranks, 0, || Ok(None))?;
     if let Some(checkpoint) = &now {
-        let state = tuning_journal::read(run, &checkpoint.state, untouched)?;
-        objective.tuner.restore(&state)?;
+        tuning_journal::restore(run, &checkpoint.state, &mut objective.tuner)?;
     }
     wait_for_all(ranks)?;
-    let (_, broken) = train(objective, plan, now.as_ref().map(course_of), &mut Unkept)?;
+    let mut unkept = Unkept { watching };
+    let (course, broken) = train(objective, plan, now.as_ref().map(course_of), &mut unkept)?;
+    if let (None, Some(watching)) = (&broken, &unkept.watching) {
+        watching.at_end(course.epoch * plan.steps() + course.step, objective)?;
+    }
     let divergence = broken.map(|broken| diverged(objective, &broken)).transpose()?;
     Ok(Tuning {
         report: share(ranks, 0, || {
@@ -200,197 +218,6 @@ fn follow<M: TrainOps>(
         weights: objective.tuner.weights()?,
         divergence,
     })
-}
-
-/// Keeps nothing, on ranks other than 0.
-struct Unkept;
-
-impl<M: TrainOps> Keeper<NextTokens<'_, M>> for Unkept {
-    fn begun(&mut self, _course: &Course, _objective: &mut NextTokens<'_, M>) -> Result<()> {
-        Ok(())
-    }
-
-    fn stepped(
-        &mut self,
-        _course: &Course,
-        _objective: &mut NextTokens<'_, M>,
-        _step: &Taken<'_>,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn epoch_done(
-        &mut self,
-        _course: &Course,
-        _objective: &mut NextTokens<'_, M>,
-        _train_loss: f64,
-        _judged: f64,
-        _better: bool,
-    ) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// The part of a checkpoint about the course of training.
-fn course_of(checkpoint: &Checkpoint) -> Course {
-    let report = &checkpoint.report;
-    Course {
-        epoch: checkpoint.epoch,
-        step: checkpoint.step,
-        epoch_total: checkpoint.epoch_total,
-        loss_before: report.loss_before,
-        loss_after: report.loss_after,
-        train_losses: report.train_losses.clone(),
-        validation_losses: report.validation_losses.clone(),
-        best_epoch: report.best_epoch,
-    }
-}
-
-/// Saves the states of training in a run folder.
-struct InFolder<'a> {
-    folder: &'a RunFolder,
-    journal: Journal,
-    /// the last checkpoint, with everything since except the state; `None` before the first
-    now: Option<Checkpoint>,
-    teacher_rest: Option<f64>,
-    /// tokens per sequence
-    seqlen: usize,
-    epochs: usize,
-    /// whether codes are tuned
-    codes: bool,
-    save_every: Duration,
-    saved: Instant,
-    clock: Clock,
-    observe: &'a mut dyn FnMut(EndToEndEvent),
-}
-
-impl InFolder<'_> {
-    /// The checkpoint about to be written, updated from `course`.
-    fn now(&mut self, course: &Course) -> &mut Checkpoint {
-        let now = self.now.as_mut().expect("written before the first step, or read");
-        now.epoch = course.epoch;
-        now.step = course.step;
-        now.epoch_total = course.epoch_total;
-        now.report.loss_after = course.loss_after;
-        now.report.train_losses.clone_from(&course.train_losses);
-        now.report.validation_losses.clone_from(&course.validation_losses);
-        now.report.best_epoch = course.best_epoch;
-        now.report.seconds = self.clock.seconds();
-        now
-    }
-}
-
-impl<M: TrainOps> Keeper<NextTokens<'_, M>> for InFolder<'_> {
-    fn begun(&mut self, course: &Course, objective: &mut NextTokens<'_, M>) -> Result<()> {
-        (self.observe)(EndToEndEvent::Judged {
-            epoch: 0,
-            train_loss: None,
-            loss: course.loss_before,
-        });
-        let state = objective.tuner.state()?;
-        self.now = Some(Checkpoint {
-            epoch: 0,
-            step: 0,
-            epoch_total: 0.0,
-            state: self.journal.write("state_0_0", &state)?,
-            best: None,
-            report: EndToEndReport {
-                loss_before: course.loss_before,
-                loss_after: course.loss_after,
-                train_losses: Vec::new(),
-                validation_losses: Vec::new(),
-                best_epoch: 0,
-                teacher_rest: self.teacher_rest,
-                steps: 0,
-                groups_changed: self.codes.then_some(0),
-                tokens: 0,
-                seconds: 0.0,
-            },
-        });
-        self.clock = Clock::new(0.0);
-        Ok(())
-    }
-
-    fn stepped(
-        &mut self,
-        course: &Course,
-        objective: &mut NextTokens<'_, M>,
-        step: &Taken<'_>,
-    ) -> Result<()> {
-        let tokens = step.batch.len() * self.seqlen;
-        let groups_changed = self.codes.then_some(step.codes.changed);
-        let now = self.now(course);
-        now.report.groups_changed = now
-            .report
-            .groups_changed
-            .map(|before| before + step.codes.changed as u64);
-        now.report.steps += 1;
-        now.report.tokens += tokens as u64;
-        self.folder.metric(MetricEvent::Step {
-            epoch: step.epoch,
-            step: step.step,
-            steps: Some(step.steps),
-            epochs: Some(self.epochs),
-            loss: step.loss,
-            lr: step.rates.lr,
-            groups_changed,
-        })?;
-        (self.observe)(EndToEndEvent::Step {
-            epoch: step.epoch,
-            step: step.step,
-            steps: step.steps,
-            tokens,
-            loss: step.loss,
-            groups_changed,
-        });
-        if step.step < step.steps && self.saved.elapsed() >= self.save_every {
-            let state = objective.tuner.state()?;
-            // A parameter that is not finite makes the next loss not finite. The divergence is reported
-            // there.
-            if is_finite(&state) {
-                let name = format!("state_{}_{}", course.epoch, course.step);
-                let file = self.journal.write(&name, &state)?;
-                let now = self.now(course);
-                now.state = file;
-                let now = now.clone();
-                self.journal.append(now)?;
-            }
-            self.saved = Instant::now();
-        }
-        Ok(())
-    }
-
-    fn epoch_done(
-        &mut self,
-        course: &Course,
-        objective: &mut NextTokens<'_, M>,
-        train_loss: f64,
-        judged: f64,
-        better: bool,
-    ) -> Result<()> {
-        let epoch = course.epoch;
-        let state = objective.tuner.state()?;
-        let file = self.journal.write(&format!("state_{epoch}_0"), &state)?;
-        let now = self.now(course);
-        if better {
-            now.best = Some(file.clone());
-        }
-        now.state = file;
-        let now = now.clone();
-        self.journal.append(now)?;
-        self.saved = Instant::now();
-        self.folder.metric(MetricEvent::Epoch {
-            epoch,
-            train_loss,
-            loss: judged,
-        })?;
-        (self.observe)(EndToEndEvent::Judged {
-            epoch,
-            train_loss: Some(train_loss),
-            loss: judged,
-        });
-        Ok(())
-    }
 }
 
 /// Writes a tuned model, rounded to checkpoint precision, in the layout of the model that it was tuned from.
@@ -422,31 +249,6 @@ pub fn publish_tuned(student: &Model, weights: ModelWeights, out: &Path) -> Resu
             ..WriteOptions::default()
         },
     )
-}
-
-/// Seconds since a start, including earlier attempts.
-struct Clock {
-    before: f64,
-    started: Instant,
-}
-
-impl Clock {
-    fn new(before: f64) -> Self {
-        Self {
-            before,
-            started: Instant::now(),
-        }
-    }
-
-    fn seconds(&mut self) -> f64 {
-        self.before + self.started.elapsed().as_secs_f64()
-    }
-}
-
-fn is_finite(state: &TuningState) -> bool {
-    let parameters = state.parameters.iter().map(|part| &part.values);
-    let buffers = state.codes.iter().map(|part| &part.buffer);
-    parameters.chain(buffers).flatten().all(|value| value.is_finite())
 }
 
 fn diverged<M: TrainOps>(objective: &mut NextTokens<'_, M>, broken: &Broken) -> Result<Divergence> {

@@ -3,6 +3,7 @@
 //! The format allows no padding between tensors, and readers view the bytes as numbers in place. Wide types
 //! first keeps every tensor aligned to its own type.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
@@ -61,16 +62,19 @@ pub(crate) fn write_header<'a>(
     out.write_all(&text)
 }
 
+/// Order of two tensors in a file, by type and name.
+pub(super) fn in_order(a: (Dtype, &str), b: (Dtype, &str)) -> Ordering {
+    let wide_first = b.0.bitsize().cmp(&a.0.bitsize());
+    wide_first.then_with(|| a.1.cmp(b.1))
+}
+
 /// Writes a file atomically and returns its SHA-256 in hexadecimal. The same tensors give the same bytes in
 /// any order. If two tensors have the same name, a reader finds only one.
 ///
 /// # Errors
 /// `Io` with the file's name.
 pub fn write(path: &Path, mut tensors: Vec<NewTensor>) -> Result<String> {
-    tensors.sort_by(|a, b| {
-        let width = |tensor: &NewTensor| std::cmp::Reverse(tensor.dtype.bitsize());
-        width(a).cmp(&width(b)).then_with(|| a.name.cmp(&b.name))
-    });
+    tensors.sort_by(|a, b| in_order((a.dtype, &a.name), (b.dtype, &b.name)));
     let slots: Vec<Slot> = tensors.iter().map(Slot::of).collect();
     durable::write_hashed(path, |file| {
         write_header(file, &BTreeMap::new(), slots.iter())?;

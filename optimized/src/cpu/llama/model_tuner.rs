@@ -1,6 +1,6 @@
 use aqlm_vocabulary::{
-    AqlmError, ArchSpec, CodeChange, LayerId, ModelTraining, ModelTuning, ModelWeights, Parameter, PartSums,
-    Rates, Result, Target, Tuned, TuningState,
+    AqlmError, ArchSpec, CodeChange, LayerId, ModelTraining, ModelTuning, ModelWeights, Parameter,
+    PartOutline, PartSums, Rates, Result, StatePart, Target, Tuned,
 };
 use ndarray::Array2;
 
@@ -39,6 +39,7 @@ impl ModelTuner {
         tuning: &ModelTuning,
         activations: Activations,
     ) -> Result<Self> {
+        tuning.check_codes()?;
         let mut model = Model::from_weights(arch, weights)?;
         if arch.tied {
             model.lm_head = None;
@@ -66,7 +67,7 @@ impl ModelTuner {
                     "neither",
                 ));
             }
-            Some(settings) => Some(TrainedCodes::new(&model.blocks, settings, tuning.seed)?),
+            Some(settings) => Some(TrainedCodes::new(&model.blocks, settings, tuning.seed)),
             None => None,
         };
         let trained = Trained::new(
@@ -220,39 +221,59 @@ impl ModelTraining for ModelTuner {
             blocks,
             &mut |block, id, matrix| {
                 trained.codes_changed(block, id, matrix);
+                trained.codebooks_changed(block, id, matrix);
             },
         )
     }
 
-    fn state(&self) -> Result<TuningState> {
-        let codes = self.codes.as_ref();
-        let codes = codes.map(|codes| codes.state(&self.arch, &self.model.blocks));
-        Ok(TuningState {
-            codes: codes.unwrap_or_default(),
-            ..self.trained.state(&self.arch)
-        })
+    fn steps(&self) -> u32 {
+        self.trained.steps()
     }
 
-    fn restore(&mut self, state: &TuningState) -> Result<()> {
-        let restored = match &self.codes {
-            Some(codes) => Some(codes.restored(state.steps, &state.codes, &self.model.blocks)?),
-            None if state.codes.is_empty() => None,
-            None => {
-                return Err(AqlmError::Shape {
-                    what: "matrices with codes of a training state".into(),
-                    expected: vec![0],
-                    found: vec![state.codes.len()],
-                });
-            }
-        };
-        self.trained.restore(&self.arch, state)?;
-        if let Some((codes, matrices)) = restored {
-            for (block, id, matrix) in matrices {
-                self.trained.codes_changed(block, id, &matrix);
-                self.model.blocks[block].set_layer(id, matrix)?;
-            }
-            self.codes = Some(codes);
+    fn outline(&self) -> Vec<PartOutline> {
+        let codes = self.codes.iter();
+        let of_codes = codes.flat_map(|codes| codes.outline(&self.arch, &self.model.blocks));
+        self.trained.outline(&self.arch).chain(of_codes).collect()
+    }
+
+    fn state_part(&self, number: usize) -> Result<StatePart> {
+        if let Some(part) = self.trained.part(&self.arch, number) {
+            return Ok(StatePart::Parameter(part));
         }
+        let number = number - self.trained.parameters.len();
+        let codes = self.codes.as_ref();
+        let part = codes.and_then(|codes| codes.part(&self.arch, &self.model.blocks, number));
+        part.map(StatePart::Codes).ok_or_else(no_part)
+    }
+
+    fn check_part(&self, number: usize, part: &StatePart) -> Result<()> {
+        self.outline().get(number).ok_or_else(no_part)?.check(part)?;
+        if let StatePart::Codes(part) = part
+            && let Some(quantized) = self.model.blocks[part.block].quantized(part.layer)
+        {
+            quantized.matrix().clone().with_codes(part.codes.clone())?;
+        }
+        Ok(())
+    }
+
+    fn restore_part(&mut self, steps: u32, number: usize, part: StatePart) -> Result<()> {
+        let of_codes = number.checked_sub(self.trained.parameters.len());
+        match (of_codes, part, &mut self.codes) {
+            (None, StatePart::Parameter(part), _) => {
+                self.trained.restore(steps, number, part);
+                Ok(())
+            }
+            (Some(number), StatePart::Codes(part), Some(codes)) => {
+                let (block, id, matrix) = codes.restore(steps, number, part, &self.model.blocks)?;
+                self.trained.codes_changed(block, id, &matrix);
+                self.model.blocks[block].set_layer(id, matrix)
+            }
+            _ => Err(no_part()),
+        }
+    }
+
+    fn restored(&mut self, steps: u32) -> Result<()> {
+        self.trained.set_steps(steps);
         self.write_back();
         Ok(())
     }
@@ -271,6 +292,11 @@ impl ModelTraining for ModelTuner {
         }
         first_not_finite(&mut self.model, &self.rotary, sequences)
     }
+}
+
+/// A number beyond the parts of a state, or another kind of part than the one checked.
+fn no_part() -> AqlmError {
+    AqlmError::Internal("a part of a training state that does not exist".into())
 }
 
 /// The values of a parameter that belongs to no block, row-major.

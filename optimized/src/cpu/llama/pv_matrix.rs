@@ -25,7 +25,7 @@ impl PvMatrix {
         let settings = tuning
             .codes
             .ok_or_else(|| AqlmError::argument("settings of codes", "some", "none"))?;
-        settings.check()?;
+        tuning.check_codes()?;
         Ok(Self {
             codebooks: Stepper::new(tuning.optimizer, matrix.codebooks().len()),
             scales: Stepper::new(tuning.optimizer, matrix.scales().len()),
@@ -72,7 +72,9 @@ impl PvMatrix {
         let sizes = [(self.matrix.groups().0, differences.norms.as_slice())];
         let count = allowances(&sizes, settings.max_change, settings.budget)[0];
         let recoded = self.codes.recode(&self.matrix, &differences, count, order);
-        self.matrix = self.matrix.clone().with_codes(recoded.codes)?;
+        self.matrix = self
+            .codes
+            .refitted(self.matrix.clone().with_codes(recoded.codes)?);
         self.codes.decay(&self.matrix);
         Ok(recoded.changed)
     }

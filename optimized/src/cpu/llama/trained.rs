@@ -1,12 +1,13 @@
 use aqlm_vocabulary::{
-    AqlmError, ArchSpec, BlockSpec, LayerId, NormPlace, Optimizer, Parameter, ParameterState,
-    QuantizedMatrix, Result, Tuned, TuningState,
+    AqlmError, ArchSpec, BlockSpec, LayerId, NormPlace, Optimizer, Parameter, ParameterState, PartOutline,
+    QuantizedMatrix, Result, Tuned,
 };
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
 
 use super::{Block, QuantizedLayer};
 use crate::cpu::quantizer::{Places, quantized_gradients};
+use crate::cpu::row_major::elements;
 use crate::cpu::stepper::Stepper;
 
 /// Why training codebooks or scales implies a quantized layer.
@@ -154,6 +155,15 @@ impl Trained {
         }
     }
 
+    /// Takes over codebooks that were fitted, where they are trained.
+    pub(super) fn codebooks_changed(&mut self, block: usize, id: LayerId, matrix: &QuantizedMatrix) {
+        let parameter = Parameter::Codebooks(block, id);
+        let mut parameters = self.parameters.iter_mut();
+        if let Some(trained) = parameters.find(|trained| trained.parameter == parameter) {
+            fill(trained.values.iter_mut(), elements(matrix.codebooks()));
+        }
+    }
+
     /// Writes the values of the blocks' parameters into the blocks.
     pub(super) fn write_back(&self, blocks: &mut [Block]) {
         // Codebooks and scales of a layer are adjacent and are decoded together.
@@ -186,58 +196,39 @@ impl Trained {
         }
     }
 
-    /// The state of these parameters from which training can resume, except gradients not used yet.
-    pub(super) fn state(&self, arch: &ArchSpec) -> TuningState {
-        let of_parameter = |trained: &TrainedParameter| {
-            let (first, second) = trained.stepper.moments();
-            ParameterState {
-                parameter: trained.parameter,
-                name: trained.parameter.name(arch),
-                values: trained.values.clone(),
-                first: first.to_vec(),
-                second: second.to_vec(),
-            }
-        };
-        TuningState {
-            steps: self.steps,
-            parameters: self.parameters.iter().map(of_parameter).collect(),
-            codes: Vec::new(),
-        }
+    /// What [`Trained::part`] gives, without numbers.
+    pub(super) fn outline(&self, arch: &ArchSpec) -> impl Iterator<Item = PartOutline> {
+        self.parameters.iter().map(|trained| PartOutline::Parameter {
+            parameter: trained.parameter,
+            name: trained.parameter.name(arch),
+            len: trained.values.len(),
+        })
     }
 
-    /// Resumes from a state of the same parameters, and discards gradients not used yet.
-    ///
-    /// # Errors
-    /// `Shape` when the state belongs to other parameters. Nothing is changed then.
-    pub(super) fn restore(&mut self, arch: &ArchSpec, state: &TuningState) -> Result<()> {
-        let shape = |what: String, expected: usize, found: usize| AqlmError::Shape {
-            what,
-            expected: vec![expected],
-            found: vec![found],
-        };
-        if state.parameters.len() != self.parameters.len() {
-            let what = "parameters of a training state".into();
-            return Err(shape(what, self.parameters.len(), state.parameters.len()));
-        }
-        for (trained, part) in self.parameters.iter().zip(&state.parameters) {
-            let expected = trained.values.len();
-            let fits = |values: &Vec<f64>| values.len() == expected && trained.parameter == part.parameter;
-            if ![&part.values, &part.first, &part.second].into_iter().all(fits) {
-                return Err(shape(trained.parameter.name(arch), expected, part.values.len()));
-            }
-        }
-        self.steps = state.steps;
-        for (trained, part) in self.parameters.iter_mut().zip(&state.parameters) {
-            trained.values.clone_from(&part.values);
-            trained.stepper = Stepper::resumed(
-                self.optimizer,
-                state.steps,
-                part.first.clone(),
-                part.second.clone(),
-            );
-            trained.gradient.fill(0.0);
-        }
-        Ok(())
+    /// The state of one parameter; `None` beyond the last.
+    pub(super) fn part(&self, arch: &ArchSpec, number: usize) -> Option<ParameterState> {
+        let trained = self.parameters.get(number)?;
+        let (first, second) = trained.stepper.moments();
+        Some(ParameterState {
+            parameter: trained.parameter,
+            name: trained.parameter.name(arch),
+            values: trained.values.clone(),
+            first: first.to_vec(),
+            second: second.to_vec(),
+        })
+    }
+
+    /// Takes over the state of one parameter after `steps` steps, and discards a gradient not used yet.
+    pub(super) fn restore(&mut self, steps: u32, number: usize, part: ParameterState) {
+        let trained = &mut self.parameters[number];
+        trained.values = part.values;
+        trained.stepper = Stepper::resumed(self.optimizer, steps, part.first, part.second);
+        trained.gradient.fill(0.0);
+    }
+
+    /// Goes on after this many steps.
+    pub(super) fn set_steps(&mut self, steps: u32) {
+        self.steps = steps;
     }
 
     /// The first parameter that is not finite, by its name in the checkpoint.

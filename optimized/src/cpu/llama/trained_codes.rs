@@ -1,11 +1,12 @@
 use aqlm_vocabulary::{
-    AqlmError, ArchSpec, CodeChange, CodeSettings, CodeState, LayerId, QuantizedMatrix, Result, StreamKey,
-    codebook_order,
+    AqlmError, ArchSpec, CodeChange, CodeSettings, CodeState, LayerId, PartOutline, QuantizedMatrix, Result,
+    StreamKey, codebook_order,
 };
 use ndarray::Array2;
 
 use super::Block;
 use crate::cpu::quantizer::{CodeBuffer, Differences, allowances};
+use crate::cpu::row_major::elements;
 
 /// Why a layer with a buffer is quantized.
 const QUANTIZED_ONLY: &str = "only quantized layers have buffers";
@@ -31,11 +32,7 @@ struct TrainedLayer {
 
 impl TrainedCodes {
     /// Buffers for all quantized layers of these blocks.
-    ///
-    /// # Errors
-    /// `Argument` when the settings are out of their range.
-    pub(super) fn new(blocks: &[Block], settings: CodeSettings, seed: u64) -> Result<Self> {
-        settings.check()?;
+    pub(super) fn new(blocks: &[Block], settings: CodeSettings, seed: u64) -> Self {
         let mut layers = Vec::new();
         for (index, block) in blocks.iter().enumerate() {
             for id in block.spec().layers() {
@@ -48,11 +45,11 @@ impl TrainedCodes {
                 }
             }
         }
-        Ok(Self {
+        Self {
             settings,
             seed,
             layers,
-        })
+        }
     }
 
     /// Adds to the gradient of a decoded weight.
@@ -89,7 +86,7 @@ impl TrainedCodes {
     }
 
     /// Moves the buffers and gives the blocks new codes, under codebooks and scales that have moved already.
-    /// `changed` is told the matrices whose codes changed.
+    /// `changed` is told the matrices whose codes changed or whose codebooks were fitted.
     pub(super) fn step(
         &mut self,
         code_lr: f64,
@@ -97,14 +94,10 @@ impl TrainedCodes {
         blocks: &mut [Block],
         changed: &mut dyn FnMut(usize, LayerId, &QuantizedMatrix),
     ) -> Result<CodeChange> {
-        let matrix = |blocks: &[Block], layer: &TrainedLayer| -> QuantizedMatrix {
-            let layer = blocks[layer.block].quantized(layer.id).expect(QUANTIZED_ONLY);
-            layer.matrix().clone()
-        };
         let mut differences: Vec<Differences> = Vec::with_capacity(self.layers.len());
         for layer in &mut self.layers {
             layer.codes.move_buffer(code_lr);
-            differences.push(layer.codes.differences(&matrix(blocks, layer)));
+            differences.push(layer.codes.differences(matrix(blocks, layer)));
         }
         let sizes: Vec<(usize, &[f64])> = self
             .layers
@@ -118,7 +111,7 @@ impl TrainedCodes {
         let counts = allowances(&sizes, self.settings.max_change, self.settings.budget);
         let mut total = CodeChange::default();
         for ((layer, differences), count) in self.layers.iter_mut().zip(&differences).zip(counts) {
-            let mut matrix = matrix(blocks, layer);
+            let mut matrix = matrix(blocks, layer).clone();
             let key = StreamKey {
                 seed: self.seed,
                 block: layer.block,
@@ -130,8 +123,8 @@ impl TrainedCodes {
                 changed: recoded.changed,
                 groups: differences.norms.len(),
             };
-            if recoded.changed > 0 {
-                matrix = matrix.with_codes(recoded.codes)?;
+            if recoded.changed > 0 || self.settings.refit > 0.0 {
+                matrix = layer.codes.refitted(matrix.with_codes(recoded.codes)?);
                 changed(layer.block, layer.id, &matrix);
                 blocks[layer.block].set_layer(layer.id, matrix.clone())?;
             }
@@ -140,62 +133,60 @@ impl TrainedCodes {
         Ok(total)
     }
 
-    /// The state of every matrix.
-    pub(super) fn state(&self, arch: &ArchSpec, blocks: &[Block]) -> Vec<CodeState> {
-        let widened = |values: &[f32]| -> Vec<f64> { values.iter().map(|&value| f64::from(value)).collect() };
-        let of_layer = |layer: &TrainedLayer| {
-            let (first, second) = layer.codes.moments();
-            let quantized = blocks[layer.block].quantized(layer.id).expect(QUANTIZED_ONLY);
-            CodeState {
+    /// What [`TrainedCodes::part`] gives, without numbers.
+    pub(super) fn outline(&self, arch: &ArchSpec, blocks: &[Block]) -> impl Iterator<Item = PartOutline> {
+        self.layers.iter().map(|layer| {
+            let (out_groups, in_groups, codebooks) = matrix(blocks, layer).codes().dim();
+            PartOutline::Codes {
                 block: layer.block,
                 layer: layer.id,
                 name: arch.layer_name(layer.block, layer.id),
-                codes: quantized.matrix().codes().clone(),
-                buffer: layer
-                    .codes
-                    .buffer()
-                    .iter()
-                    .map(|&value| f64::from(value))
-                    .collect(),
-                first: widened(first),
-                second: widened(second),
+                shape: [out_groups, in_groups, codebooks],
+                len: layer.codes.buffer().len(),
+                first: layer.codes.moments().0.len(),
+                metric: layer.codes.products().len(),
             }
-        };
-        self.layers.iter().map(of_layer).collect()
+        })
     }
 
-    /// The matrices of a state, whose buffers and moments are taken over.
+    /// The state of one matrix; `None` beyond the last.
+    pub(super) fn part(&self, arch: &ArchSpec, blocks: &[Block], number: usize) -> Option<CodeState> {
+        let layer = self.layers.get(number)?;
+        let widened = |values: &[f32]| -> Vec<f64> { values.iter().map(|&value| f64::from(value)).collect() };
+        let (first, second) = layer.codes.moments();
+        Some(CodeState {
+            block: layer.block,
+            layer: layer.id,
+            name: arch.layer_name(layer.block, layer.id),
+            codes: matrix(blocks, layer).codes().clone(),
+            buffer: widened(elements(layer.codes.buffer())),
+            first: widened(first),
+            second: widened(second),
+            metric: layer.codes.products().to_vec(),
+        })
+    }
+
+    /// Takes over the state of one matrix after `steps` steps; returns its number and what it has become,
+    /// which the block does not have yet.
     ///
     /// # Errors
-    /// `Shape` when the state belongs to other matrices, `CodeOutOfRange` for a code that does not exist.
-    pub(super) fn restored(
-        &self,
+    /// `Shape` for lists of other lengths, `CodeOutOfRange` for a code that does not exist; `Internal` for a
+    /// matrix that does not exist.
+    pub(super) fn restore(
+        &mut self,
         steps: u32,
-        states: &[CodeState],
+        number: usize,
+        part: CodeState,
         blocks: &[Block],
-    ) -> Result<(Self, Vec<OfLayer>)> {
-        let here: Vec<_> = self.layers.iter().map(|layer| (layer.block, layer.id)).collect();
-        if !states
-            .iter()
-            .map(|state| (state.block, state.layer))
-            .eq(here.iter().copied())
-        {
-            return Err(AqlmError::Shape {
-                what: "matrices with codes of a training state".into(),
-                expected: vec![here.len()],
-                found: vec![states.len()],
-            });
-        }
-        let mut restored = self.clone();
-        let mut matrices = Vec::with_capacity(states.len());
-        for (layer, state) in restored.layers.iter_mut().zip(states) {
-            let quantized = blocks[layer.block].quantized(layer.id).expect(QUANTIZED_ONLY);
-            let matrix = quantized.matrix().clone().with_codes(state.codes.clone())?;
-            let lists = [&state.buffer, &state.first, &state.second].map(Vec::as_slice);
-            layer.codes.restore(steps, lists)?;
-            matrices.push((layer.block, layer.id, matrix));
-        }
-        Ok((restored, matrices))
+    ) -> Result<OfLayer> {
+        let layer = self
+            .layers
+            .get_mut(number)
+            .ok_or_else(|| AqlmError::Internal("a matrix of a training state that does not exist".into()))?;
+        let restored = matrix(blocks, layer).clone().with_codes(part.codes)?;
+        let lists = [&part.buffer, &part.first, &part.second, &part.metric].map(Vec::as_slice);
+        layer.codes.restore(steps, lists)?;
+        Ok((layer.block, layer.id, restored))
     }
 
     /// The first matrix whose buffer is not finite, by its name in the checkpoint.
@@ -204,4 +195,10 @@ impl TrainedCodes {
         let layer = self.layers.iter().find(broken)?;
         Some(arch.layer_name(layer.block, layer.id))
     }
+}
+
+/// The matrix of a layer that has a buffer.
+fn matrix<'a>(blocks: &'a [Block], layer: &TrainedLayer) -> &'a QuantizedMatrix {
+    let layer = blocks[layer.block].quantized(layer.id).expect(QUANTIZED_ONLY);
+    layer.matrix()
 }

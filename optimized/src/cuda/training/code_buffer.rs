@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use aqlm_vocabulary::{CodeSettings, LinearWeight, ModelTuning, ModelWeights, Scheme};
+use aqlm_vocabulary::{AqlmError, CodeMetric, CodeSettings, LinearWeight, ModelTuning, ModelWeights, Scheme};
 
 use super::super::error::check_lengths;
 use super::super::llama::address;
@@ -10,7 +10,7 @@ use super::plan::{self, codes};
 use super::quantized::Quantized;
 use super::selection::Chosen;
 use super::stepper::Stepper;
-use super::trained::{reset, shape};
+use super::trained::reset;
 
 /// The straight-through buffer of one matrix on the device, with its moments and the gradient summed so far,
 /// all f32 (Malinovskii et al. 2024; rules of Vahe1994/AQLM at e79a896, `src/pv_optimizer.py`).
@@ -39,6 +39,7 @@ impl CodeBuffer {
     /// # Errors
     /// `Aqlm` with `Unsupported` for a beam that is too wide for the device; `Memory`, `Driver`.
     pub(super) fn new(machine: &Arc<Machine>, quantized: &Quantized, settings: CodeSettings) -> Result<Self> {
+        check_plain(settings)?;
         check_beam(machine, quantized.scheme, settings)?;
         let buffer = quantized.decoded(machine)?.named("a buffer of codes");
         Ok(Self {
@@ -97,22 +98,10 @@ impl CodeBuffer {
         self.add(&self.machine.upload(&narrow, "gradients of a buffer of codes")?)
     }
 
-    /// Checks lists for [`CodeBuffer::restore`].
-    ///
-    /// # Errors
-    /// `Aqlm` with `Shape` when a list has another length than the weight.
-    pub(super) fn check(&self, [buffer, first, second]: [&[f64]; 3]) -> Result<()> {
-        let [firsts, seconds] = self.stepper.lens();
-        for (what, expected, found) in [
-            ("buffer", self.len(), buffer.len()),
-            ("first moments of a buffer", firsts, first.len()),
-            ("second moments of a buffer", seconds, second.len()),
-        ] {
-            if expected != found {
-                return Err(shape(what.into(), expected, found).into());
-            }
-        }
-        Ok(())
+    /// Number of first moments: none if their decay is 0.
+    pub(super) fn firsts(&self) -> usize {
+        let [firsts, _] = self.stepper.lens();
+        firsts
     }
 
     /// Takes over buffer and moments, row-major; a gradient that was not used is discarded.
@@ -292,22 +281,49 @@ fn search(
     )?)
 }
 
+/// Rejects what no kernel does: another metric than Euclid, and the fit of codebooks to buffers.
+fn check_plain(settings: CodeSettings) -> Result<()> {
+    let refused = [
+        (
+            settings.metric != CodeMetric::Euclid,
+            "codes that are nearest by the gradients' metric",
+        ),
+        (settings.refit > 0.0, "codebooks that are fitted to buffers"),
+    ];
+    match refused.into_iter().find(|(asked, _)| *asked) {
+        Some((_, what)) => Err(AqlmError::Unsupported(format!(
+            "the cuda backend does not tune {what}; the cpu and the reference backend do"
+        ))
+        .into()),
+        None => Ok(()),
+    }
+}
+
 /// Rejects a beam that the device cannot search with.
 fn check_beam(machine: &Machine, scheme: Scheme, settings: CodeSettings) -> Result<()> {
     search(machine, scheme, scheme.in_group_size, 1, settings).map(drop)
 }
 
 impl Machine {
+    /// Rejects settings of codes that no device follows, whatever the weights.
+    ///
+    /// # Errors
+    /// `Aqlm` with `Unsupported` for a metric or a fit of codebooks that no kernel does.
+    pub fn check_tuning(&self, tuning: &ModelTuning) -> Result<()> {
+        tuning.codes.map_or(Ok(()), check_plain)
+    }
+
     /// Rejects settings of codes that this device cannot follow for these weights.
     ///
     /// # Errors
     /// `Aqlm` with `Argument` when settings are out of their range, with `Unsupported` for a beam that is too
-    /// wide.
+    /// wide, and for a metric or a fit of codebooks that no kernel does.
     pub fn check_codes(&self, weights: &ModelWeights, tuning: &ModelTuning) -> Result<()> {
         let Some(settings) = tuning.codes else {
             return Ok(());
         };
-        settings.check()?;
+        tuning.check_codes()?;
+        self.check_tuning(tuning)?;
         for linear in weights.blocks.iter().flat_map(|block| &block.layers) {
             if let LinearWeight::Quantized(matrix) = &linear.weight {
                 check_beam(self, matrix.scheme(), settings)?;

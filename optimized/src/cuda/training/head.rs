@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use aqlm_vocabulary::{AqlmError, NormSpec};
+use aqlm_vocabulary::{AqlmError, ComparedPosition, NormSpec};
 use ndarray::{Array1, Array2};
 
 use super::super::error::check_lengths;
@@ -11,21 +11,6 @@ use super::machine::Machine;
 use super::plan;
 use super::products::Precision;
 use crate::cpu::llama::check_tokens;
-
-/// Two models' next-token distributions at one position. Losses and divergence are in nats.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ComparedRow {
-    /// KL(dense || model)
-    pub kl: f64,
-    /// negative log-likelihood of the text's token in the dense model
-    pub dense_loss: f64,
-    /// the same in the model
-    pub loss: f64,
-    /// largest probability of the dense model
-    pub dense_top: f64,
-    /// whether both find the same token likeliest; of equal ones the smallest id counts
-    pub same_top: bool,
-}
 
 /// The RMSNorm before the head, and the head.
 pub struct Head {
@@ -173,7 +158,7 @@ impl Head {
         (dense_machine, dense_x): (&Machine, &Buffer<f32>),
         first: usize,
         targets: &[u32],
-    ) -> Result<Vec<ComparedRow>> {
+    ) -> Result<Vec<ComparedPosition>> {
         check_tokens(targets, self.vocab)?;
         let rows = x.len() / self.width();
         let expected = [rows.max(first + targets.len()), rows, self.vocab];
@@ -211,7 +196,7 @@ impl Head {
             let (numbers, same) = (device.download(&numbers)?, device.download(&same)?);
             let rows = numbers.as_chunks::<4>().0.iter().zip(&same);
             all.extend(
-                rows.map(|(&[kl, dense_loss, loss, dense_top], &same)| ComparedRow {
+                rows.map(|(&[kl, dense_loss, loss, dense_top], &same)| ComparedPosition {
                     kl,
                     dense_loss,
                     loss,

@@ -32,7 +32,7 @@ pub use backward::{BlockGradient, Chunks};
 pub use block::{Block, Decoded};
 pub use block_tuner::BlockTuner;
 pub use forward::Trace;
-pub use head::{ComparedRow, Head};
+pub use head::Head;
 pub use hessian::Hessian;
 pub use machine::Machine;
 pub use memory::{TeacherMemory, TuningMemory};

@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use aqlm_vocabulary::{
-    AqlmError, CodeChange, LayerId, ModelTraining, ModelTuning, ModelWeights, Parameter, PartSums, Rates,
-    Target, Tuned, TuningState,
+    AqlmError, CodeChange, LayerId, ModelTraining, ModelTuning, ModelWeights, Parameter, PartOutline,
+    PartSums, Rates, StatePart, Target, Tuned,
 };
 
 use super::super::llama::address;
@@ -500,31 +500,55 @@ impl ModelTraining for ModelTuner {
         Ok(codes.step(rates.code_lr, self.trained.steps(), &mut self.model.blocks)?)
     }
 
-    fn state(&self) -> aqlm_vocabulary::Result<TuningState> {
-        let arch = self.machine.arch();
-        let codes = self.codes.as_ref();
-        let codes = codes
-            .map(|codes| codes.state(arch, &self.model.blocks))
-            .transpose()?;
-        Ok(TuningState {
-            codes: codes.unwrap_or_default(),
-            ..self.trained.state(arch)?
-        })
+    fn steps(&self) -> u32 {
+        self.trained.steps()
     }
 
-    fn restore(&mut self, state: &TuningState) -> aqlm_vocabulary::Result<()> {
-        match &self.codes {
-            Some(codes) => codes.check(&state.codes, &self.model.blocks)?,
-            None if state.codes.is_empty() => {}
-            None => {
-                let what = "matrices with codes of a training state".into();
-                return Err(shape(what, 0, state.codes.len()));
+    fn outline(&self) -> Vec<PartOutline> {
+        let arch = self.machine.arch();
+        let mut outline: Vec<PartOutline> = self.trained.outline(arch).collect();
+        if let Some(codes) = &self.codes {
+            outline.extend(codes.outline(arch, &self.model.blocks));
+        }
+        outline
+    }
+
+    fn state_part(&self, number: usize) -> aqlm_vocabulary::Result<StatePart> {
+        let arch = self.machine.arch();
+        if let Some(part) = self.trained.part(arch, number)? {
+            return Ok(StatePart::Parameter(part));
+        }
+        let number = number - self.trained.parameters.len();
+        let part = match &self.codes {
+            Some(codes) => codes.part(arch, &self.model.blocks, number)?,
+            None => None,
+        };
+        part.map(StatePart::Codes).ok_or_else(no_part)
+    }
+
+    fn check_part(&self, number: usize, part: &StatePart) -> aqlm_vocabulary::Result<()> {
+        self.outline().get(number).ok_or_else(no_part)?.check(part)?;
+        if let (StatePart::Codes(part), Some(codes)) = (part, &self.codes) {
+            let number = number - self.trained.parameters.len();
+            codes.check(number, part, &self.model.blocks)?;
+        }
+        Ok(())
+    }
+
+    fn restore_part(&mut self, _steps: u32, number: usize, part: StatePart) -> aqlm_vocabulary::Result<()> {
+        let of_codes = number.checked_sub(self.trained.parameters.len());
+        match (of_codes, &part, &mut self.codes) {
+            (None, StatePart::Parameter(part), _) => Ok(self.trained.restore(number, part)?),
+            (Some(number), StatePart::Codes(part), Some(codes)) => {
+                let there = codes.restore(number, part, &mut self.model.blocks)?;
+                there.then_some(()).ok_or_else(no_part)
             }
+            _ => Err(no_part()),
         }
-        self.trained.restore(self.machine.arch(), state)?;
-        if let Some(codes) = &mut self.codes {
-            codes.restore(&state.codes, &mut self.model.blocks)?;
-        }
+    }
+
+    fn restored(&mut self, steps: u32) -> aqlm_vocabulary::Result<()> {
+        self.trained.set_steps(steps);
         Ok(self.write_back()?)
     }
 
@@ -545,4 +569,9 @@ impl ModelTraining for ModelTuner {
         }
         Ok(self.first_broken_output(sequences)?)
     }
+}
+
+/// A number beyond the parts of a state, or another kind of part than the one checked.
+fn no_part() -> AqlmError {
+    AqlmError::Internal("a part of a training state that does not exist".into())
 }

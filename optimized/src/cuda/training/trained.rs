@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use aqlm_vocabulary::{
-    AqlmError, ArchSpec, NormPlace, Optimizer, Parameter, ParameterState, Tuned, TuningState,
+    AqlmError, ArchSpec, NormPlace, Optimizer, Parameter, ParameterState, PartOutline, Tuned,
 };
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
@@ -165,48 +165,41 @@ impl Trained {
         Ok(())
     }
 
-    /// The whole state from which training can resume, except gradients not used yet.
-    pub(super) fn state(&self, arch: &ArchSpec) -> Result<TuningState> {
-        let device = self.machine.device();
-        let of_parameter = |trained: &TrainedParameter| -> Result<_> {
-            let [first, second] = trained.stepper.moments()?;
-            Ok(ParameterState {
-                parameter: trained.parameter,
-                name: trained.parameter.name(arch),
-                values: device.download(&trained.values)?,
-                first,
-                second,
-            })
-        };
-        let parameters = self.parameters.iter().map(of_parameter);
-        Ok(TuningState {
-            steps: self.steps,
-            parameters: parameters.collect::<Result<_>>()?,
-            codes: Vec::new(),
+    /// What [`Trained::part`] gives, without numbers.
+    pub(super) fn outline(&self, arch: &ArchSpec) -> impl Iterator<Item = PartOutline> {
+        self.parameters.iter().map(|trained| PartOutline::Parameter {
+            parameter: trained.parameter,
+            name: trained.parameter.name(arch),
+            len: trained.values.len(),
         })
     }
 
-    /// Resumes from a state of the same parameters, and discards gradients not used yet. With a state of
-    /// other parameters, nothing is changed.
-    pub(super) fn restore(&mut self, arch: &ArchSpec, state: &TuningState) -> Result<()> {
-        if state.parameters.len() != self.parameters.len() {
-            let what = "parameters of a training state".into();
-            return Err(shape(what, self.parameters.len(), state.parameters.len()).into());
-        }
-        for (trained, part) in self.parameters.iter().zip(&state.parameters) {
-            let expected = trained.values.len();
-            let fits = |values: &Vec<f64>| values.len() == expected && trained.parameter == part.parameter;
-            if ![&part.values, &part.first, &part.second].into_iter().all(fits) {
-                return Err(shape(trained.parameter.name(arch), expected, part.values.len()).into());
-            }
-        }
-        for (trained, part) in self.parameters.iter_mut().zip(&state.parameters) {
-            trained.values.write(0, &part.values)?;
-            trained.stepper.restore(&part.first, &part.second)?;
-            reset(&self.machine, &mut trained.gradient)?;
-        }
-        self.steps = state.steps;
-        Ok(())
+    /// The state of one parameter, on the host; `None` beyond the last.
+    pub(super) fn part(&self, arch: &ArchSpec, number: usize) -> Result<Option<ParameterState>> {
+        let Some(trained) = self.parameters.get(number) else {
+            return Ok(None);
+        };
+        let [first, second] = trained.stepper.moments()?;
+        Ok(Some(ParameterState {
+            parameter: trained.parameter,
+            name: trained.parameter.name(arch),
+            values: self.machine.device().download(&trained.values)?,
+            first,
+            second,
+        }))
+    }
+
+    /// Takes over the state of one parameter, and discards a gradient not used yet.
+    pub(super) fn restore(&mut self, number: usize, part: &ParameterState) -> Result<()> {
+        let trained = &mut self.parameters[number];
+        trained.values.write(0, &part.values)?;
+        trained.stepper.restore(&part.first, &part.second)?;
+        reset(&self.machine, &mut trained.gradient)
+    }
+
+    /// Goes on after this many steps.
+    pub(super) fn set_steps(&mut self, steps: u32) {
+        self.steps = steps;
     }
 
     /// The first parameter that is not finite, by its name in the checkpoint.

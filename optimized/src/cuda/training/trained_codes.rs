@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use aqlm_vocabulary::{
-    AqlmError, ArchSpec, ChangeBudget, CodeChange, CodeSettings, CodeState, LayerId, StreamKey,
+    AqlmError, ArchSpec, ChangeBudget, CodeChange, CodeSettings, CodeState, LayerId, PartOutline, StreamKey,
     codebook_order,
 };
 
@@ -12,7 +12,6 @@ use super::code_buffer::{CodeBuffer, Differences};
 use super::machine::Machine;
 use super::quantized::Quantized;
 use super::selection::Chosen;
-use super::trained::shape;
 
 /// The codes that are tuned: a buffer for every quantized matrix of a model.
 pub(super) struct TrainedCodes {
@@ -171,52 +170,63 @@ impl TrainedCodes {
         Ok(all.into_iter().zip(chosen).collect())
     }
 
-    /// The state of every matrix.
-    pub(super) fn state(&self, arch: &ArchSpec, blocks: &[Block]) -> Result<Vec<CodeState>> {
-        let of_layer = |layer: &TrainedLayer| -> Result<CodeState> {
-            let [first, second] = layer.codes.moments()?;
-            Ok(CodeState {
+    /// What [`TrainedCodes::part`] gives, without numbers.
+    pub(super) fn outline(&self, arch: &ArchSpec, blocks: &[Block]) -> Vec<PartOutline> {
+        let of_layer = |layer: &TrainedLayer| {
+            let quantized = blocks[layer.block].quantized(layer.id)?;
+            let (out_groups, in_groups) = quantized.groups;
+            Some(PartOutline::Codes {
                 block: layer.block,
                 layer: layer.id,
                 name: arch.layer_name(layer.block, layer.id),
-                codes: quantized(blocks, layer)?.codes_on_host(&self.machine)?,
-                buffer: layer.codes.on_host()?.into_iter().map(f64::from).collect(),
-                first,
-                second,
+                shape: [out_groups, in_groups, quantized.scheme.num_codebooks],
+                len: layer.codes.len(),
+                first: layer.codes.firsts(),
+                metric: 0,
             })
         };
-        self.layers.iter().map(of_layer).collect()
+        self.layers.iter().filter_map(of_layer).collect()
     }
 
-    /// Checks a state for [`TrainedCodes::restore`].
+    /// The state of one matrix, on the host; `None` beyond the last.
+    pub(super) fn part(&self, arch: &ArchSpec, blocks: &[Block], number: usize) -> Result<Option<CodeState>> {
+        let Some(layer) = self.layers.get(number) else {
+            return Ok(None);
+        };
+        let [first, second] = layer.codes.moments()?;
+        Ok(Some(CodeState {
+            block: layer.block,
+            layer: layer.id,
+            name: arch.layer_name(layer.block, layer.id),
+            codes: quantized(blocks, layer)?.codes_on_host(&self.machine)?,
+            buffer: layer.codes.on_host()?.into_iter().map(f64::from).collect(),
+            first,
+            second,
+            metric: Vec::new(),
+        }))
+    }
+
+    /// Checks the codes of one matrix for [`TrainedCodes::restore`].
     ///
     /// # Errors
-    /// `Aqlm` with `Shape` when the state belongs to other matrices, with `CodeOutOfRange` for a code that
-    /// does not exist; `Driver`.
-    pub(super) fn check(&self, states: &[CodeState], blocks: &[Block]) -> Result<()> {
-        let here = self.layers.iter().map(|layer| (layer.block, layer.id));
-        if !states.iter().map(|state| (state.block, state.layer)).eq(here) {
-            let what = "matrices with codes of a training state".into();
-            return Err(shape(what, self.layers.len(), states.len()).into());
-        }
-        for (layer, state) in self.layers.iter().zip(states) {
+    /// `Aqlm` with `CodeOutOfRange` for a code that does not exist; `Driver`.
+    pub(super) fn check(&self, number: usize, part: &CodeState, blocks: &[Block]) -> Result<()> {
+        if let Some(layer) = self.layers.get(number) {
             let matrix = quantized(blocks, layer)?.matrix(&self.machine)?;
-            matrix.with_codes(state.codes.clone())?;
-            layer.codes.check([&state.buffer, &state.first, &state.second])?;
+            matrix.with_codes(part.codes.clone())?;
         }
         Ok(())
     }
 
-    /// Takes over a state that [`TrainedCodes::check`] accepts.
-    pub(super) fn restore(&mut self, states: &[CodeState], blocks: &mut [Block]) -> Result<()> {
-        for (layer, state) in self.layers.iter_mut().zip(states) {
-            let codes: Vec<u16> = state.codes.iter().copied().collect();
-            quantized_mut(blocks, layer)?.set_codes(&self.machine, &codes)?;
-            layer
-                .codes
-                .restore([&state.buffer, &state.first, &state.second])?;
-        }
-        Ok(())
+    /// Takes over the state of one matrix; whether there is such a matrix.
+    pub(super) fn restore(&mut self, number: usize, part: &CodeState, blocks: &mut [Block]) -> Result<bool> {
+        let Some(layer) = self.layers.get_mut(number) else {
+            return Ok(false);
+        };
+        let codes: Vec<u16> = part.codes.iter().copied().collect();
+        quantized_mut(blocks, layer)?.set_codes(&self.machine, &codes)?;
+        layer.codes.restore([&part.buffer, &part.first, &part.second])?;
+        Ok(true)
     }
 
     /// The first matrix whose buffer is not finite, by its name in the checkpoint.

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use aqlm_optimized::cpu::llama::Wanted;
 use aqlm_optimized::cuda::quantizer::LayerProblem;
 use aqlm_optimized::cuda::training::{
-    Block, BlockGradient, BlockTuner, ComparedRow, Head, Hessian, Machine, ModelTuner, Precision,
-    TeacherMemory, TuningMemory, parts, working_bytes,
+    Block, BlockGradient, BlockTuner, Head, Hessian, Machine, ModelTuner, Precision, TeacherMemory,
+    TuningMemory, parts, working_bytes,
 };
 use aqlm_optimized::cuda::{Buffer, Device};
 use aqlm_vocabulary::{
-    AdamDecay, AqlmError, ArchSpec, BlockWeights, LayerId, LayerSettings, ModelTuning, ModelWeights,
-    QuantizedMatrix, Tuned,
+    AdamDecay, AqlmError, ArchSpec, BlockWeights, ComparedPosition, LayerId, LayerSettings, ModelTuning,
+    ModelWeights, QuantizedMatrix, Tuned,
 };
 use ndarray::{Array1, Array2};
 
@@ -20,7 +20,6 @@ use super::super::{BackendKind, Memory, TrainingPrecision};
 use super::hidden::{CudaHidden, on_device};
 use super::layers::CudaLayers;
 use crate::ops::{BlockOps, DenseStates, GradientSums, LayerOps, ResidentTeacher, TrainOps, check_labels};
-use crate::position::ComparedPosition;
 use crate::spectrum::Spectrum;
 use aqlm_formats::Result;
 
@@ -393,14 +392,7 @@ impl BlockOps for CudaMachine {
         let dense_x = dense.hidden.read(&dense.machine.machine, &[sequence])?;
         let of_dense: (&Machine, _) = (&dense.machine.machine, &dense_x);
         let compared = head.compare((&self.machine, &x), dense.head, of_dense, first, tokens);
-        let position = |row: ComparedRow| ComparedPosition {
-            kl: row.kl,
-            dense_loss: row.dense_loss,
-            loss: row.loss,
-            dense_top: row.dense_top,
-            same_top: row.same_top,
-        };
-        Ok(on_device(compared)?.into_iter().map(position).collect())
+        on_device(compared)
     }
 }
 
@@ -520,6 +512,10 @@ impl TrainOps for CudaMachine {
     /// states of a teacher that do not fit on the device.
     fn bound_tuning_memory(&mut self, memory: Memory, spill: &Path, batch: usize) -> Result<()> {
         self.bound_memory(memory, spill, batch)
+    }
+
+    fn check_tuning(&self, tuning: &ModelTuning) -> Result<()> {
+        on_device(self.machine.check_tuning(tuning))
     }
 
     fn tuning_memory(

@@ -4,6 +4,7 @@ use rand::RngExt;
 
 use super::*;
 use crate::divergence::log_softmax;
+use crate::position::compare;
 
 /// Log-probabilities of `rows` random distributions over `vocab` tokens.
 fn random(seed: u64, rows: usize, vocab: usize, spread: f64) -> Array2<f64> {
@@ -15,10 +16,8 @@ fn random(seed: u64, rows: usize, vocab: usize, spread: f64) -> Array2<f64> {
 
 fn compared(dense: &Array2<f64>, model: &Array2<f64>) -> Vec<ComparedPosition> {
     let rows = dense.outer_iter().zip(model.outer_iter()).enumerate();
-    rows.map(|(row, (dense, model))| {
-        ComparedPosition::compare(&dense, &model, (row % dense.len()) as u32, None)
-    })
-    .collect()
+    rows.map(|(row, (dense, model))| compare(&dense, &model, (row % dense.len()) as u32, None))
+        .collect()
 }
 
 /// Relative error of a sum of this many terms, each rounded twice.
@@ -145,7 +144,7 @@ fn neither_a_shift_of_logits_nor_the_order_of_tokens_changes_anything() {
     let (dense, model) = (reversed(&dense), reversed(&model));
     for (row, expected) in expected.iter().enumerate() {
         let token = 24 - row as u32;
-        let found = ComparedPosition::compare(&dense.row(row), &model.row(row), token, None);
+        let found = compare(&dense.row(row), &model.row(row), token, None);
         assert!(near(found.kl, expected.kl, 25));
         assert_eq!(
             (found.loss, found.dense_loss),
@@ -180,10 +179,7 @@ fn positions_that_are_not_finite_are_counted_and_enter_nothing_else() {
 fn tokens_below_the_floor_do_not_count() {
     let mut dense = Array2::from_shape_vec((1, 3), vec![0.0, -15.0, -17.0]).unwrap();
     let model = Array2::from_elem((1, 3), -(3f64.ln()));
-    let without = ComparedPosition::compare(&dense.row(0), &model.row(0), 0, Some(-16.0)).kl;
+    let without = compare(&dense.row(0), &model.row(0), 0, Some(-16.0)).kl;
     dense[[0, 2]] = f64::NEG_INFINITY;
-    assert_eq!(
-        ComparedPosition::compare(&dense.row(0), &model.row(0), 0, None).kl,
-        without
-    );
+    assert_eq!(compare(&dense.row(0), &model.row(0), 0, None).kl, without);
 }

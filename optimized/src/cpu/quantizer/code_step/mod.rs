@@ -4,17 +4,21 @@
 //! What a matrix needs is its own: gradient, buffer, moments, codes, codebooks and scales. Buffers and scores
 //! are f32, norms f64.
 
+mod metric;
 mod recode;
+mod refit;
 mod selection;
 
-use aqlm_vocabulary::{AqlmError, CodeSettings, QuantizedMatrix, Result};
+use aqlm_vocabulary::{AqlmError, CodeMetric, CodeSettings, QuantizedMatrix, Result};
 use ndarray::{Array2, Array3};
 use rayon::prelude::*;
 
 use super::decode::decode;
 use crate::cpu::row_major::{elements, elements_mut};
 use crate::cpu::stepper::Stepper;
+use metric::{GradientProducts, Root};
 use recode::Books;
+use refit::refit;
 use selection::largest;
 
 pub use selection::allowances;
@@ -30,6 +34,8 @@ pub struct CodeBuffer {
     buffer: Array2<f32>,
     gradient: Array2<f32>,
     stepper: Stepper<f32>,
+    /// where they make the metric
+    products: Option<GradientProducts>,
 }
 
 /// How a matrix differs from its buffer.
@@ -58,6 +64,11 @@ impl CodeBuffer {
             settings,
             gradient: Array2::zeros(buffer.raw_dim()),
             stepper: Stepper::lean(settings.optimizer, buffer.len()),
+            products: (settings.metric == CodeMetric::Gradients).then(|| {
+                let (_, in_groups) = matrix.groups();
+                let width = matrix.scheme().in_group_size;
+                GradientProducts::new(in_groups, width, settings.optimizer.decay.beta2)
+            }),
             buffer,
         }
     }
@@ -70,6 +81,12 @@ impl CodeBuffer {
     /// First and second moments, row-major; no first ones if their decay is 0.
     pub fn moments(&self) -> (&[f32], &[f32]) {
         self.stepper.moments()
+    }
+
+    /// The averages of the gradients' products, [in_groups, in_group, in_group]; empty where the metric needs
+    /// none.
+    pub fn products(&self) -> &[f64] {
+        self.products.as_ref().map_or(&[], GradientProducts::values)
     }
 
     /// Adds to the gradient with respect to the decoded weight.
@@ -105,11 +122,12 @@ impl CodeBuffer {
         }
     }
 
-    /// The buffer and moments after `steps` steps, row-major; a gradient that was not used is discarded.
+    /// The buffer and moments after `steps` steps and the averages of the gradients' products, row-major; a
+    /// gradient that was not used is discarded.
     ///
     /// # Errors
     /// `Shape` when a list has another length than the weight; then nothing is changed.
-    pub fn restore(&mut self, steps: u32, [buffer, first, second]: [&[f64]; 3]) -> Result<()> {
+    pub fn restore(&mut self, steps: u32, [buffer, first, second, products]: [&[f64]; 4]) -> Result<()> {
         let len = self.buffer.len();
         let (firsts, _) = self.stepper.moments();
         for (what, expected, found) in [
@@ -125,6 +143,17 @@ impl CodeBuffer {
                 });
             }
         }
+        match &mut self.products {
+            Some(own) => own.restore(products)?,
+            None if products.is_empty() => {}
+            None => {
+                return Err(AqlmError::Shape {
+                    what: "gradient products of a matrix".into(),
+                    expected: vec![0],
+                    found: vec![products.len()],
+                });
+            }
+        }
         let narrowed = |values: &[f64]| -> Vec<f32> { values.iter().map(|&value| value as f32).collect() };
         self.stepper = Stepper::resumed(self.settings.optimizer, steps, narrowed(first), narrowed(second));
         elements_mut(&mut self.buffer).copy_from_slice(&narrowed(buffer));
@@ -134,6 +163,9 @@ impl CodeBuffer {
 
     /// Moves the buffer along the gradient, which is then reset.
     pub fn move_buffer(&mut self, lr: f64) {
+        if let Some(products) = &mut self.products {
+            products.add(elements(&self.gradient), self.gradient.ncols());
+        }
         self.stepper
             .step(lr, elements_mut(&mut self.buffer), elements(&self.gradient));
         self.gradient.fill(0.0);
@@ -172,7 +204,8 @@ impl CodeBuffer {
 
     /// New codes for the `count` groups with the largest differences: those nearest to the buffer's group
     /// divided by its scale. With a trust ratio only the first of them change, until the norm of all changes
-    /// passes that share of the weight's norm. Codebooks are visited in `order`.
+    /// passes that share of the weight's norm. Codebooks are visited in `order`, and distances are those of
+    /// the settings' metric.
     ///
     /// Groups whose target is not finite, as under a scale of zero, keep their codes.
     pub fn recode(
@@ -191,7 +224,8 @@ impl CodeBuffer {
         if selected.is_empty() {
             return Recoded { codes, changed: 0 };
         }
-        let books = Books::new(elements(matrix.codebooks()), num_codebooks, len);
+        let codebooks = elements(matrix.codebooks());
+        let books = |root: Option<&Root>| Books::new(codebooks, num_codebooks, len, root);
         let width = self.buffer.ncols();
         let (buffer, all) = (elements(&self.buffer), elements(matrix.codes()));
         let target = |group: usize, to: &mut Vec<f32>| {
@@ -202,38 +236,73 @@ impl CodeBuffer {
                 to.extend(row.iter().map(|value| value / scale));
             }
         };
-        let found: Vec<Vec<u16>> = selected
-            .par_chunks(GROUPS)
-            .map(|groups| {
-                let (mut targets, mut old) = (Vec::new(), Vec::new());
-                for &group in groups {
-                    target(group, &mut targets);
-                    old.extend_from_slice(&all[group * num_codebooks..][..num_codebooks]);
+        let search = |groups: &[usize], books: &Books, root: Option<&Root>| {
+            let (mut targets, mut old) = (Vec::new(), Vec::new());
+            for &group in groups {
+                target(group, &mut targets);
+                old.extend_from_slice(&all[group * num_codebooks..][..num_codebooks]);
+            }
+            if let Some(root) = root {
+                root.transform(&mut targets);
+            }
+            let unfit: Vec<bool> = targets
+                .chunks_exact_mut(len)
+                .map(|target| {
+                    let unfit = target.iter().any(|value| !value.is_finite());
+                    if unfit {
+                        target.fill(0.0);
+                    }
+                    unfit
+                })
+                .collect();
+            let mut new = books.recode(targets, &old, order, &self.settings);
+            for ((new, old), unfit) in new
+                .chunks_exact_mut(num_codebooks)
+                .zip(old.chunks_exact(num_codebooks))
+                .zip(unfit)
+            {
+                if unfit {
+                    new.copy_from_slice(old);
                 }
-                let unfit: Vec<bool> = targets
-                    .chunks_exact_mut(len)
-                    .map(|target| {
-                        let unfit = target.iter().any(|value| !value.is_finite());
-                        if unfit {
-                            target.fill(0.0);
+            }
+            new
+        };
+        let found = match &self.products {
+            None => {
+                let books = books(None);
+                let parts: Vec<Vec<u16>> = selected
+                    .par_chunks(GROUPS)
+                    .map(|groups| search(groups, &books, None))
+                    .collect();
+                parts.concat()
+            }
+            Some(products) => {
+                // Groups at one place in their rows have one metric.
+                let mut places: Vec<Vec<usize>> = vec![Vec::new(); in_groups];
+                for (index, group) in selected.iter().enumerate() {
+                    places[group % in_groups].push(index);
+                }
+                let parts: Vec<Vec<u16>> = places
+                    .par_iter()
+                    .enumerate()
+                    .map(|(place, indices)| {
+                        if indices.is_empty() {
+                            return Vec::new();
                         }
-                        unfit
+                        let root = products.root(place);
+                        let groups: Vec<usize> = indices.iter().map(|&index| selected[index]).collect();
+                        search(&groups, &books(Some(&root)), Some(&root))
                     })
                     .collect();
-                let mut new = books.recode(targets, &old, order, &self.settings);
-                for ((new, old), unfit) in new
-                    .chunks_exact_mut(num_codebooks)
-                    .zip(old.chunks_exact(num_codebooks))
-                    .zip(unfit)
-                {
-                    if unfit {
-                        new.copy_from_slice(old);
+                let mut found = vec![0; selected.len() * num_codebooks];
+                for (indices, part) in places.iter().zip(&parts) {
+                    for (&index, codes) in indices.iter().zip(part.chunks_exact(num_codebooks)) {
+                        found[index * num_codebooks..][..num_codebooks].copy_from_slice(codes);
                     }
                 }
-                new
-            })
-            .collect();
-        let found = found.concat();
+                found
+            }
+        };
         let kept = match self.settings.trust_ratio {
             None => selected.len(),
             Some(ratio) => {
@@ -249,6 +318,15 @@ impl CodeBuffer {
             old.copy_from_slice(new);
         }
         Recoded { codes, changed }
+    }
+
+    /// The matrix with codebooks on their way to the fit of the buffer, if the settings say so.
+    pub fn refitted(&self, mut matrix: QuantizedMatrix) -> QuantizedMatrix {
+        if self.settings.refit > 0.0 {
+            let codebooks = refit(&matrix, &self.buffer, self.settings.refit);
+            matrix.tune(|mut to, _| to.assign(&codebooks));
+        }
+        matrix
     }
 
     /// What remains of the buffer, given the matrix with its new codes: (1 - d) B + d W.

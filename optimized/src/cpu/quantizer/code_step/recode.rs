@@ -1,5 +1,6 @@
 use aqlm_vocabulary::{CodeSettings, Residuals};
 
+use super::metric::Root;
 use crate::cpu::quantizer::codewords::{Codewords, Nearest};
 
 /// The codebooks of a matrix, ready for scoring.
@@ -19,11 +20,17 @@ struct Beams {
 }
 
 impl Books {
-    /// From codebooks [M, 2^B, length of a group].
-    pub(super) fn new(codebooks: &[f64], num_codebooks: usize, len: usize) -> Self {
+    /// From codebooks [M, 2^B, length of a group], in the coordinates of a root if there is one.
+    pub(super) fn new(codebooks: &[f64], num_codebooks: usize, len: usize, root: Option<&Root>) -> Self {
         let codewords: Vec<Codewords> = codebooks
             .chunks_exact(codebooks.len() / num_codebooks)
-            .map(|rows| Codewords::new(rows.iter().map(|&entry| entry as f32).collect(), len))
+            .map(|rows| {
+                let mut rows: Vec<f32> = rows.iter().map(|&entry| entry as f32).collect();
+                if let Some(root) = root {
+                    root.transform(&mut rows);
+                }
+                Codewords::new(rows, len)
+            })
             .collect();
         Self {
             squares: codewords.iter().map(Codewords::squares).collect(),
