@@ -39,6 +39,10 @@ use aqlm_formats::{Error, Result};
 /// # Errors
 /// `Layer` naming a row whose scale f16 cannot hold, before the first block. Errors of the machine,
 /// unreadable tensors of the model, a run folder that can't be written.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a model, its text, what gradients say of it, and where the run lives"
+)]
 pub fn quantize<M: TrainOps>(
     machine: &M,
     model: &Model,

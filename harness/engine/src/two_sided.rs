@@ -22,7 +22,7 @@ use aqlm_formats::Result;
 const TRIES: usize = 8;
 
 /// Added to the diagonal of H_O, as a share of its mean.
-pub const OUTER_DAMPING: f64 = 1e-2;
+pub const OUTER_DAMPING: f64 = 1e-1;
 
 /// When codebooks are good enough for the next search of codes.
 pub const ENOUGH: Descent = Descent {

@@ -34,6 +34,7 @@ impl Descent {
     }
 
     /// The same with another number of steps.
+    #[must_use]
     pub const fn with_steps(self, steps: usize) -> Self {
         Self { steps, ..self }
     }
@@ -83,8 +84,8 @@ pub fn two_sided_update(
 ///
 /// # Errors
 /// `NotPositiveDefinite` when H is indefinite; those of `image`.
-pub fn two_sided_codebooks<E: From<AqlmError>>(
-    image: &dyn Fn(&Array2<f64>) -> std::result::Result<Array2<f64>, E>,
+pub fn two_sided_codebooks<E: From<AqlmError>, F: Fn(&Array2<f64>) -> std::result::Result<Array2<f64>, E>>(
+    image: &F,
     weight: &Array2<f64>,
     weights: ArrayView1<'_, f64>,
     hessian: &Array2<f64>,
@@ -138,8 +139,8 @@ pub fn two_sided_codebooks<E: From<AqlmError>>(
 ///
 /// # Errors
 /// Those of `right`.
-pub fn two_sided_scales<E: From<AqlmError>>(
-    right: &dyn Fn(&Array2<f64>) -> std::result::Result<Array2<f64>, E>,
+pub fn two_sided_scales<E: From<AqlmError>, F: Fn(&Array2<f64>) -> std::result::Result<Array2<f64>, E>>(
+    right: &F,
     weight: &Array2<f64>,
     outer: &Array2<f64>,
     matrix: &QuantizedMatrix,

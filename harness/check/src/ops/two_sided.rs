@@ -150,7 +150,7 @@ fn settings(data: &TwoSidedLayer) -> (LayerSettings, FeedbackSettings) {
         order: GroupOrder::Natural,
     };
     let settings = LayerSettings {
-        init: Initialization::Feedback(feedback.clone()),
+        init: Initialization::Feedback(feedback),
         ..data.layer.settings()
     };
     (settings, feedback)

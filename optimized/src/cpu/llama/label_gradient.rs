@@ -13,6 +13,9 @@ impl Head {
     ///
     /// # Errors
     /// `Shape` unless there is one label a row, `TokenOutOfRange` when a label exceeds the vocabulary.
+    ///
+    /// # Panics
+    /// When the width of the rows differs from the head's.
     pub fn label_gradient(&self, x: ArrayView2<'_, f32>, labels: &[u32]) -> Result<Array2<f32>> {
         let x = x.as_standard_layout();
         let normed = norm(self.norm, x.view(), &self.weight);
