@@ -25,7 +25,8 @@ __device__ __forceinline__ float tf32_of(float f) {
 #endif
 }
 
-// e^f for results that tf32 rounds anyway: off by at most 2 units in the last place of f32, and by |f| of them.
+// e^f for results that tf32 rounds anyway: off by at most 2 units in the last place of f32, and by |f| of
+// them.
 __device__ __forceinline__ float exponential(float f) {
 #ifdef AQLM_ON_CPU
     return expf(f);

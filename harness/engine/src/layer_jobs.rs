@@ -50,8 +50,8 @@ pub(crate) struct Quantized {
 }
 
 impl Quantized {
-    /// The matrix and the layer's summary; `eigenvalues` are those of its H, if known, `own_tokens` those of an
-    /// expert that has fewer than inputs.
+    /// The matrix and the layer's summary; `eigenvalues` are those of its H, if known, `own_tokens` those of
+    /// an expert that has fewer than inputs.
     pub(crate) fn summarized(
         self,
         name: String,

@@ -307,7 +307,8 @@ impl Device {
             return Ok(());
         }
         let mut pool = std::ptr::null_mut();
-        // SAFETY: the device exists, both places outlive the calls, and the callers pass the attribute's type.
+        // SAFETY: the device exists, both places outlive the calls, and the callers pass the attribute's
+        // type.
         unsafe {
             sys::cuDeviceGetDefaultMemPool(&raw mut pool, self.context.cu_device())
                 .result()
