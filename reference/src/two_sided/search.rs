@@ -7,16 +7,16 @@ use aqlm_vocabulary::{Position, QuantizedMatrix, Result};
 
 /// One sweep of coordinate search: row after row, the codes of a row given all others.
 ///
-/// With all other rows fixed, the loss of row i is H_O[i,i] times the layer error for the target
+/// With all other rows fixed, the loss of row i is H_O\[i,i\] times the layer error for the target
 ///
-///   w_i + sum over j != i of H_O[i,j] / H_O[i,i] e_j
+///   w_i + sum over j != i of H_O\[i,j\] / H_O\[i,i\] e_j
 ///
 /// and a constant. So each row is one [`beam_search`] from its current codes. A row's new codes are taken
 /// only if they lower the loss, whose change by a step D of row i of E is
 ///
-///   2 <(H_O E)_i H, D> + H_O[i,i] D H D^T
+///   2 <(H_O E)_i H, D> + H_O\[i,i\] D H D^T
 ///
-/// A row without weight (H_O[i,i] = 0, where H_O is semidefinite) keeps its codes.
+/// A row without weight (H_O\[i,i\] = 0, where H_O is semidefinite) keeps its codes.
 ///
 /// # Errors
 /// `Shape` when weight, H_O, H and matrix do not fit, `Unsupported` for output groups of several rows; those

@@ -79,7 +79,7 @@ pub fn two_sided_update(
 ///
 /// `image` returns H_O D H for D [out_features, in_features]. A step decodes a direction, takes its image and
 /// scatters it back to the codewords. The preconditioner is each codeword's own block of the normal matrix
-/// without the coupling of rows: the sum of s_o^2 H_O[o,o] H_jj over the places of the codeword. Codewords
+/// without the coupling of rows: the sum of s_o^2 H_O\[o,o\] H_jj over the places of the codeword. Codewords
 /// that no group uses keep their values. `weights` is the diagonal of H_O.
 ///
 /// # Errors
@@ -133,7 +133,7 @@ pub fn two_sided_codebooks<E: From<AqlmError>, F: Fn(&Array2<f64>) -> std::resul
 /// The scales of minimum loss tr(H_O E H E^T) for codes and codebooks of `matrix`, `[out_features]`.
 ///
 /// With p_i the sum of row i's codewords before scaling, the loss is a quadratic function of all scales with
-/// matrix A[i,j] = H_O[i,j] p_i H p_j^T and right side b[i] = (H_O W)_i H p_i^T. Conjugate gradients approach
+/// matrix A_ij = H_O\[i,j\] p_i H p_j^T and right side b_i = (H_O W)_i H p_i^T. Conjugate gradients approach
 /// its minimum from the current scales; a row whose codewords add up to nothing keeps its scale. `right`
 /// returns D H.
 ///
