@@ -245,8 +245,8 @@ impl<'a, O: LayerOps> TwoSided<'a, O> {
     /// Searches these rows together, and accepts what each has found in the order of gains, as far as it
     /// still lowers the loss beside what was accepted before. Returns the rows that were not accepted.
     ///
-    /// With X = H_O E, a step D_i of row i changes the loss by 2 <X_i H, D_i> + H_O\[i,i\] D_i H D_i^T, and two
-    /// steps together by another 2 H_O\[i,j\] D_i H D_j^T.
+    /// With X = H_O E, a step D_i of row i changes the loss by 2 <X_i H, D_i> + H_O\[i,i\] D_i H D_i^T, and
+    /// two steps together by another 2 H_O\[i,j\] D_i H D_j^T.
     fn search_rows(
         &self,
         rows: &[usize],
