@@ -148,3 +148,27 @@ impl TunedCodes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::problem;
+
+    #[test]
+    fn differences_are_those_from_the_decoded_weight() {
+        let p = problem(4, "2x3g4", 6, 3);
+        let mut codes = TunedCodes::new(&p.matrix, CodeSettings::README);
+        assert!(codes.differences(&p.matrix).iter().all(|&norm| norm == 0.0));
+        codes.buffer = decode(&p.matrix);
+        codes.buffer[[2, 5]] += 3.0;
+        let found = codes.differences(&p.matrix);
+        for ((row, group), &norm) in found.indexed_iter() {
+            let expected = if (row, group) == (2, 1) { 9.0 } else { 0.0 };
+            // the sum 3 + w loses some last digits of w, of size 1, and taking w away does not bring them back
+            assert!(
+                (norm - expected).abs() < 100.0 * f64::EPSILON,
+                "{row} {group} {norm}"
+            );
+        }
+    }
+}

@@ -109,6 +109,16 @@ mod tests {
     use crate::{decode, layer_error};
 
     #[test]
+    fn a_damping_without_meaning_is_refused() {
+        let outer = spd(2, 3);
+        for damping in [-0.1, f64::INFINITY, f64::NAN] {
+            let error = damped_outer(&outer, damping).unwrap_err().to_string();
+            assert!(error.contains("damping of H_O"), "{error}");
+        }
+        assert!(damped_outer(&outer, 0.0).is_ok());
+    }
+
+    #[test]
     fn the_loss_is_the_sum_of_its_definition() {
         let (error, outer, hessian) = (gaussian(1, 3, 4), spd(2, 3), spd(3, 4));
         let mut sum = 0.0;

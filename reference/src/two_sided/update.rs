@@ -280,6 +280,48 @@ mod tests {
     }
 
     #[test]
+    fn an_update_is_as_good_as_each_of_its_steps() {
+        for seed in 0..5 {
+            let p = problem(seed, "2x2g2", 6, 4);
+            let outer = spd(seed ^ 9, 6);
+            let right = |dense: &Array2<f64>| Ok::<_, AqlmError>(dense.dot(&p.hessian));
+            let both = |dense: &Array2<f64>| right(&outer.dot(dense));
+            let descent = Descent::to_minimum(400);
+            let codebooks =
+                two_sided_codebooks(&both, &p.weight, outer.diag(), &p.hessian, &p.matrix, descent).unwrap();
+            let moved = p.matrix.clone().with_codebooks(codebooks).unwrap();
+            let updated = two_sided_update(&p.weight, &outer, &p.hessian, &p.matrix, descent, 1).unwrap();
+            let of = |matrix: &QuantizedMatrix| loss_of(&p, &outer, matrix);
+            // scales that were drawn at random are not those of the minimum
+            assert!(of(&updated) < of(&moved) && of(&moved) < of(&p.matrix), "{seed}");
+        }
+    }
+
+    #[test]
+    fn a_descent_stops_after_two_steps_that_gain_too_little() {
+        let mut p = problem(3, "2x2g2", 6, 4);
+        // Far from its codebooks: a step gains a million times what it is measured in, so that the product of
+        // two gains is no sum.
+        p.weight *= 1e3;
+        let outer = spd(5, 6);
+        let both = |dense: &Array2<f64>| Ok::<_, AqlmError>(outer.dot(dense).dot(&p.hessian));
+        let after = |steps, of_gain, of_loss| {
+            let descent = Descent {
+                steps,
+                of_gain,
+                of_loss,
+            };
+            two_sided_codebooks(&both, &p.weight, outer.diag(), &p.hessian, &p.matrix, descent).unwrap()
+        };
+        let [one, two, many] = [1, 2, 6].map(|steps| after(steps, 0.0, 0.0));
+        assert!(one != two && two != many);
+        // Before the second step no gain is small.
+        assert_eq!(after(6, 0.0, f64::INFINITY), two);
+        // Two gains are all gains so far, which is less than 1.1 times as much.
+        assert_eq!(after(6, 1.1, 0.0), two);
+    }
+
+    #[test]
     fn without_coupling_they_are_those_of_one_side() {
         let p = problem(8, "2x2g4", 8, 4);
         let identity = Array2::eye(8);
