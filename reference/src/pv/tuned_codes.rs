@@ -164,7 +164,8 @@ mod tests {
         let found = codes.differences(&p.matrix);
         for ((row, group), &norm) in found.indexed_iter() {
             let expected = if (row, group) == (2, 1) { 9.0 } else { 0.0 };
-            // the sum 3 + w loses some last digits of w, of size 1, and taking w away does not bring them back
+            // the sum 3 + w loses some last digits of w, of size 1, and taking w away does not bring them
+            // back
             assert!(
                 (norm - expected).abs() < 100.0 * f64::EPSILON,
                 "{row} {group} {norm}"
