@@ -3,7 +3,8 @@
 use std::cmp::Ordering;
 
 use aqlm_vocabulary::{
-    AqlmError, LayerEvent, LayerReport, LayerSettings, Purpose, QuantizedMatrix, StreamKey, sweep_order,
+    AqlmError, LayerEvent, LayerReport, LayerSettings, Position, Purpose, QuantizedMatrix, StreamKey,
+    sweep_order,
 };
 
 use crate::ops::LayerOps;
@@ -47,17 +48,81 @@ pub fn alternate_with<O: LayerOps>(
     observe: &mut dyn FnMut(LayerEvent),
 ) -> Result<(QuantizedMatrix, LayerReport)> {
     let in_groups = check_settings(ops.shape(problem), settings)?;
-    let mut trial = ops.initialize(problem, settings, key)?;
-    let initial_error = ops.loss(problem, &trial);
+    let start = ops.initialize(problem, settings, key)?;
+    let mut steps = OneSided { ops, problem, update };
+    let dead_inputs = ops.dead_inputs(problem);
+    rounds(&mut steps, start, in_groups, dead_inputs, settings, key, observe)
+}
+
+/// The steps of an alternation under one objective.
+pub(crate) trait Steps {
+    /// a quantized matrix and what the next step needs
+    type State;
+
+    /// Updates codebooks and scales; the codes stay fixed.
+    fn update(&mut self, state: Self::State) -> Result<Self::State>;
+
+    /// Runs one sweep of search over the steps of `order` and returns the new codes.
+    fn search(&self, state: Self::State, order: &[Position], beam: usize) -> Result<Self::State>;
+
+    /// The relative loss, which decides.
+    fn loss(&self, state: &Self::State) -> f64;
+
+    /// The quantized matrix, on the host.
+    fn matrix(&self, state: &Self::State) -> Result<QuantizedMatrix>;
+}
+
+/// Under the layer error, with any update.
+struct OneSided<'a, O: LayerOps> {
+    ops: &'a O,
+    problem: &'a O::Problem,
+    update: &'a mut dyn FnMut(O::Trial) -> Result<O::Trial>,
+}
+
+impl<O: LayerOps> Steps for OneSided<'_, O> {
+    type State = O::Trial;
+
+    fn update(&mut self, state: O::Trial) -> Result<O::Trial> {
+        (self.update)(state)
+    }
+
+    fn search(&self, state: O::Trial, order: &[Position], beam: usize) -> Result<O::Trial> {
+        self.ops.search(self.problem, state, order, beam)
+    }
+
+    fn loss(&self, state: &O::Trial) -> f64 {
+        self.ops.loss(self.problem, state)
+    }
+
+    fn matrix(&self, state: &O::Trial) -> Result<QuantizedMatrix> {
+        self.ops.matrix(self.problem, state)
+    }
+}
+
+/// The rounds of an alternation from a first state, and which of them is kept: the rules of [`alternate`].
+///
+/// # Errors
+/// Those of the steps.
+pub(crate) fn rounds<S: Steps>(
+    steps: &mut S,
+    start: S::State,
+    in_groups: usize,
+    dead_inputs: usize,
+    settings: &LayerSettings,
+    key: StreamKey,
+    observe: &mut dyn FnMut(LayerEvent),
+) -> Result<(QuantizedMatrix, LayerReport)> {
+    let mut state = start;
+    let initial_error = steps.loss(&state);
     observe(LayerEvent::Initialized { loss: initial_error });
 
-    let mut best = ops.matrix(problem, &trial)?;
+    let mut best = steps.matrix(&state)?;
     let mut relative_error = initial_error;
     let mut trace = Vec::new();
     let mut sweeps = key.stream(Purpose::Sweep);
     for round in 0..settings.max_rounds {
-        trial = update(trial)?;
-        let loss = ops.loss(problem, &trial);
+        state = steps.update(state)?;
+        let loss = steps.loss(&state);
         observe(LayerEvent::Updated { round, loss });
         let order = sweep_order(
             &mut sweeps,
@@ -65,8 +130,8 @@ pub fn alternate_with<O: LayerOps>(
             settings.scheme.num_codebooks,
             settings.searches_pairs(),
         );
-        trial = ops.search(problem, trial, &order, settings.beam)?;
-        let loss = ops.loss(problem, &trial);
+        state = steps.search(state, &order, settings.beam)?;
+        let loss = steps.loss(&state);
         observe(LayerEvent::Searched { round, loss });
         let kept = matches!(
             loss.partial_cmp(&relative_error),
@@ -77,7 +142,7 @@ pub fn alternate_with<O: LayerOps>(
         }
         let gain = relative_error - loss;
         let enough = gain >= settings.relative_tolerance * relative_error && gain > 0.0;
-        best = ops.matrix(problem, &trial)?;
+        best = steps.matrix(&state)?;
         relative_error = loss;
         trace.push(loss);
         if !enough {
@@ -88,7 +153,7 @@ pub fn alternate_with<O: LayerOps>(
         initial_error,
         relative_error,
         trace,
-        dead_inputs: ops.dead_inputs(problem),
+        dead_inputs,
     };
     Ok((best, report))
 }

@@ -9,12 +9,11 @@ use aqlm_reference::linalg::product;
 pub use aqlm_reference::require_single_rows;
 use aqlm_reference::{Descent, damped_outer, decode, two_sided_codebooks, two_sided_scales};
 use aqlm_vocabulary::{
-    AqlmError, LayerEvent, LayerReport, LayerSettings, Position, Purpose, QuantizedMatrix, StreamKey, Update,
-    sweep_order,
+    AqlmError, LayerEvent, LayerReport, LayerSettings, Position, QuantizedMatrix, StreamKey, Update,
 };
 use ndarray::{Array1, Array2, Axis};
 
-use crate::alternate::check_settings;
+use crate::alternate::{Steps, check_settings, rounds};
 use crate::ops::LayerOps;
 use aqlm_formats::Result;
 
@@ -45,10 +44,10 @@ struct TwoSided<'a, O: LayerOps> {
     hessian: Array2<f64>,
     /// tr(H_O W H W^T)
     norm: f64,
+    update: &'a Update,
 }
 
 /// A quantized matrix, E, and tr(H_O E H E^T).
-#[derive(Clone)]
 struct State {
     matrix: QuantizedMatrix,
     error: Array2<f64>,
@@ -74,110 +73,22 @@ pub fn alternate_two_sided<O: LayerOps>(
     observe: &mut dyn FnMut(LayerEvent),
 ) -> Result<(QuantizedMatrix, LayerReport)> {
     let in_groups = check_settings(ops.shape(problem), settings)?;
-    let sides = TwoSided::new(ops, problem, weight, hessian, outer, settings)?;
-    let first = ops.initialize(problem, settings, key)?;
-    let mut state = sides.state(ops.matrix(problem, &first)?)?;
-    drop(first);
-    let initial_error = sides.relative(&state);
-    observe(LayerEvent::Initialized { loss: initial_error });
-
-    let mut best = state.clone();
-    let mut trace = Vec::new();
-    let mut sweeps = key.stream(Purpose::Sweep);
-    for round in 0..settings.max_rounds {
-        state = sides.update(state, &settings.update)?;
-        let loss = sides.relative(&state);
-        observe(LayerEvent::Updated { round, loss });
-        let order = sweep_order(
-            &mut sweeps,
-            in_groups,
-            settings.scheme.num_codebooks,
-            settings.searches_pairs(),
-        );
-        state = sides.search(state, &order, settings.beam)?;
-        let loss = sides.relative(&state);
-        observe(LayerEvent::Searched { round, loss });
-        let before = sides.relative(&best);
-        let kept = loss <= before;
-        if !kept {
-            break;
-        }
-        let gain = before - loss;
-        best = state.clone();
-        trace.push(loss);
-        let enough = gain >= settings.relative_tolerance * before && gain > 0.0;
-        if !enough {
-            break;
-        }
-    }
-    let report = LayerReport {
-        initial_error,
-        relative_error: sides.relative(&best),
-        trace,
-        dead_inputs: ops.dead_inputs(problem),
-    };
-    Ok((best.matrix, report))
+    let mut sides = TwoSided::new(ops, problem, weight, hessian, outer, settings)?;
+    let start = sides.state(ops.matrix(problem, &ops.initialize(problem, settings, key)?)?)?;
+    let dead_inputs = ops.dead_inputs(problem);
+    rounds(&mut sides, start, in_groups, dead_inputs, settings, key, observe)
 }
 
-impl<'a, O: LayerOps> TwoSided<'a, O> {
-    fn new(
-        ops: &'a O,
-        problem: &'a O::Problem,
-        weight: &Array2<f32>,
-        hessian: &Array2<f64>,
-        outer: &Array2<f64>,
-        settings: &LayerSettings,
-    ) -> Result<Self> {
-        require_single_rows(settings.scheme)?;
-        if outer.nrows() != weight.nrows() {
-            return Err(AqlmError::Shape {
-                what: "H_O".into(),
-                expected: vec![weight.nrows(), weight.nrows()],
-                found: outer.shape().to_vec(),
-            }
-            .into());
-        }
-        let outer = damped_outer(outer, OUTER_DAMPING)?;
-        let there = ops.outer(&outer)?;
-        let weight = weight.mapv(f64::from);
-        let norm = inner(&ops.image(problem, Some(&there), &weight)?, &weight);
-        Ok(Self {
-            ops,
-            problem,
-            weight,
-            outer,
-            there,
-            hessian: aqlm_reference::damped(hessian, settings.damping),
-            norm,
-        })
-    }
-
-    fn state(&self, matrix: QuantizedMatrix) -> Result<State> {
-        let error = &self.weight - &decode(&matrix);
-        let image = self.ops.image(self.problem, Some(&self.there), &error)?;
-        Ok(State {
-            matrix,
-            loss: inner(&image, &error),
-            error,
-        })
-    }
-
-    /// The loss as a share of that of the weight itself.
-    fn relative(&self, state: &State) -> f64 {
-        if state.loss == 0.0 {
-            0.0
-        } else {
-            state.loss / self.norm
-        }
-    }
+impl<O: LayerOps> Steps for TwoSided<'_, O> {
+    type State = State;
 
     /// Codebooks and scales in turn. A step that would raise the loss is not taken.
-    fn update(&self, mut state: State, update: &Update) -> Result<State> {
+    fn update(&mut self, mut state: State) -> Result<State> {
         let Update::ClosedForm {
             max_unknowns,
             cg_steps,
             scale_rounds,
-        } = *update
+        } = *self.update
         else {
             return Err(AqlmError::argument(
                 "update",
@@ -213,16 +124,6 @@ impl<'a, O: LayerOps> TwoSided<'a, O> {
         Ok(state)
     }
 
-    /// The state with its matrix changed, if that lowers the loss.
-    fn better(
-        &self,
-        state: State,
-        change: impl FnOnce(QuantizedMatrix) -> Result<QuantizedMatrix>,
-    ) -> Result<State> {
-        let other = self.state(change(state.matrix.clone())?)?;
-        Ok(if other.loss < state.loss { other } else { state })
-    }
-
     /// One sweep of coordinate search from the current codes.
     fn search(&self, state: State, order: &[Position], beam: usize) -> Result<State> {
         let State {
@@ -240,6 +141,78 @@ impl<'a, O: LayerOps> TwoSided<'a, O> {
             }
         }
         self.state(matrix)
+    }
+
+    fn loss(&self, state: &State) -> f64 {
+        self.relative(state)
+    }
+
+    fn matrix(&self, state: &State) -> Result<QuantizedMatrix> {
+        Ok(state.matrix.clone())
+    }
+}
+
+impl<'a, O: LayerOps> TwoSided<'a, O> {
+    fn new(
+        ops: &'a O,
+        problem: &'a O::Problem,
+        weight: &Array2<f32>,
+        hessian: &Array2<f64>,
+        outer: &Array2<f64>,
+        settings: &'a LayerSettings,
+    ) -> Result<Self> {
+        require_single_rows(settings.scheme)?;
+        if outer.nrows() != weight.nrows() {
+            return Err(AqlmError::Shape {
+                what: "H_O".into(),
+                expected: vec![weight.nrows(), weight.nrows()],
+                found: outer.shape().to_vec(),
+            }
+            .into());
+        }
+        let outer = damped_outer(outer, OUTER_DAMPING)?;
+        let there = ops.outer(&outer)?;
+        let weight = weight.mapv(f64::from);
+        let norm = inner(&ops.image(problem, Some(&there), &weight)?, &weight);
+        Ok(Self {
+            ops,
+            problem,
+            weight,
+            outer,
+            there,
+            hessian: aqlm_reference::damped(hessian, settings.damping),
+            norm,
+            update: &settings.update,
+        })
+    }
+
+    fn state(&self, matrix: QuantizedMatrix) -> Result<State> {
+        let error = &self.weight - &decode(&matrix);
+        let image = self.ops.image(self.problem, Some(&self.there), &error)?;
+        Ok(State {
+            matrix,
+            loss: inner(&image, &error),
+            error,
+        })
+    }
+
+    /// The loss as a share of that of the weight itself.
+    fn relative(&self, state: &State) -> f64 {
+        if state.loss == 0.0 {
+            0.0
+        } else {
+            state.loss / self.norm
+        }
+    }
+
+    /// The state with its matrix changed, if that lowers the loss.
+    fn better(
+        &self,
+        state: State,
+        change: impl FnOnce(QuantizedMatrix) -> Result<QuantizedMatrix>,
+    ) -> Result<State> {
+        let other = self.state(change(state.matrix.clone())?)?;
+        Ok(if other.loss < state.loss { other } else { state })
     }
 
     /// Searches these rows together, and accepts what each has found in the order of gains, as far as it
