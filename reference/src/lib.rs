@@ -37,7 +37,7 @@ mod sums;
 mod two_sided;
 
 pub use beam_search::beam_search;
-pub use codebook_update::{adam, closed_form, conjugate_gradients, optimal_scales, update};
+pub use codebook_update::{Descent, adam, closed_form, conjugate_gradients, optimal_scales, update};
 pub use decode::decode;
 pub use em_init::em_init;
 pub use feedback_init::{feedback_init, feedback_search};
@@ -50,6 +50,6 @@ pub use mrf::{MAX_COMBINATIONS, Mrf, exhaustive_search};
 pub use optimizer::Stepper;
 pub use residual_init::residual_init;
 pub use two_sided::{
-    Descent, damped_outer, require_single_rows, two_sided_codebooks, two_sided_loss, two_sided_scales,
+    damped_outer, require_single_rows, two_sided_codebooks, two_sided_loss, two_sided_scales,
     two_sided_search, two_sided_update,
 };

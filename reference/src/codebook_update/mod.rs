@@ -11,7 +11,8 @@ mod scales;
 
 pub use adam::adam;
 pub use closed_form::closed_form;
-pub use conjugate_gradients::conjugate_gradients;
+pub(crate) use conjugate_gradients::descend;
+pub use conjugate_gradients::{Descent, conjugate_gradients};
 pub use scales::optimal_scales;
 
 use ndarray::Array2;

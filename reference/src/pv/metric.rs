@@ -22,9 +22,10 @@ impl GradientProducts {
     }
 
     /// The averages, row-major.
+    #[expect(clippy::missing_panics_doc, reason = "the layout is this type's own")]
     pub fn values(&self) -> &[f64] {
-        // made in standard layout
-        self.products.as_slice().unwrap_or_default()
+        let values = self.products.as_slice();
+        values.expect("it is made in standard layout and changed in place")
     }
 
     /// Averages that [`GradientProducts::values`] gave.

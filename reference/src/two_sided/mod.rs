@@ -11,7 +11,7 @@ mod search;
 mod update;
 
 pub use search::two_sided_search;
-pub use update::{Descent, two_sided_codebooks, two_sided_scales, two_sided_update};
+pub use update::{two_sided_codebooks, two_sided_scales, two_sided_update};
 
 use ndarray::Array2;
 

@@ -1,44 +1,15 @@
-use ndarray::{Array1, Array2, Array3, Array4, ArrayView1, Axis, s};
-use rayon::prelude::*;
+use ndarray::{Array1, Array2, Array4, ArrayView1, Axis};
 
 use super::{check, two_sided_loss};
+use crate::codebook_update::{Descent, descend};
 use crate::decode;
-use crate::decode::{decode_scaled, decode_unscaled};
-use crate::linalg::{Cholesky, product};
-use crate::occurrences::{Occurrences, scatter};
+use crate::decode::decode_unscaled;
+use crate::linalg::product;
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result};
 
 /// Most steps to the scales' minimum. A step is cheap, and the condition of A is that of H_O with a diagonal
 /// of ones, which damping bounds.
 const SCALE_STEPS: usize = 400;
-
-/// When conjugate gradients end, apart from a step too small for f64.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Descent {
-    /// steps at most
-    pub steps: usize,
-    /// two consecutive steps that together gain less than this share of the gain since the start are the last
-    pub of_gain: f64,
-    /// the same as a share of the loss
-    pub of_loss: f64,
-}
-
-impl Descent {
-    /// To the minimum, as far as f64 resolves it.
-    pub const fn to_minimum(steps: usize) -> Self {
-        Self {
-            steps,
-            of_gain: 0.0,
-            of_loss: 0.0,
-        }
-    }
-
-    /// The same with another number of steps.
-    #[must_use]
-    pub const fn with_steps(self, steps: usize) -> Self {
-        Self { steps, ..self }
-    }
-}
 
 /// Codebooks and scales updated in turn under tr(H_O E H E^T), `rounds` times; the codes stay.
 ///
@@ -75,12 +46,11 @@ pub fn two_sided_update(
     Ok(best.1)
 }
 
-/// Least squares for the codebooks under tr(H_O E H E^T), by conjugate gradients from the current ones.
+/// Least squares for the codebooks under tr(H_O E H E^T), by conjugate gradients from the current ones
+///.
 ///
-/// `image` returns H_O D H for D [out_features, in_features]. A step decodes a direction, takes its image and
-/// scatters it back to the codewords. The preconditioner is each codeword's own block of the normal matrix
-/// without the coupling of rows: the sum of s_o^2 H_O\[o,o\] H_jj over the places of the codeword. Codewords
-/// that no group uses keep their values. `weights` is the diagonal of H_O.
+/// `image` returns H_O D H for D [out_features, in_features]. The preconditioner leaves out the coupling of
+/// rows: a place of a codeword in row o counts with s_o^2 H_O\[o,o\] H_jj. `weights` is the diagonal of H_O.
 ///
 /// # Errors
 /// `NotPositiveDefinite` when H is indefinite; those of `image`.
@@ -92,42 +62,9 @@ pub fn two_sided_codebooks<E: From<AqlmError>, F: Fn(&Array2<f64>) -> std::resul
     matrix: &QuantizedMatrix,
     descent: Descent,
 ) -> std::result::Result<Array4<f64>, E> {
-    let occurrences = Occurrences::of_matrix(matrix);
-    let inverses = own_blocks(weights, hessian, matrix, &occurrences)?;
-    let error = weight - &decode(matrix);
-    let of_error = image(&error)?;
-    let before = (&of_error * &error).sum();
-    let mut loss = before;
-    let mut residual = scatter(&of_error, matrix, &occurrences);
-    let mut codebooks = matrix.codebooks().clone();
-    let mut preconditioned = precondition(&inverses, &residual);
-    let mut direction = preconditioned.clone();
-    let mut slope = dot(&residual, &preconditioned);
-    let mut last_gain = f64::INFINITY;
-    for _ in 0..descent.steps {
-        let dense = decode_scaled(matrix, direction.view());
-        let of_direction = scatter(&image(&dense)?, matrix, &occurrences);
-        let curvature = dot(&direction, &of_direction);
-        // The step length slope / curvature lowers the loss by slope^2 / curvature.
-        let gain = slope * slope / curvature;
-        let worthwhile = curvature > 0.0 && gain > f64::EPSILON * loss;
-        if !worthwhile {
-            break;
-        }
-        codebooks.scaled_add(slope / curvature, &direction);
-        residual.scaled_add(-slope / curvature, &of_direction);
-        loss -= gain;
-        if gain + last_gain < descent.of_loss * loss.max(0.0) + descent.of_gain * (before - loss) {
-            break;
-        }
-        last_gain = gain;
-        preconditioned = precondition(&inverses, &residual);
-        let next_slope = dot(&residual, &preconditioned);
-        direction *= next_slope / slope;
-        direction += &preconditioned;
-        slope = next_slope;
-    }
-    Ok(codebooks)
+    // s_o^2 H_O[o,o] as the square of a scale
+    let scales = matrix.scales() * &weights.mapv(|x| x.max(0.0).sqrt());
+    descend(image, weight, &scales, hessian, matrix, descent)
 }
 
 /// The scales of minimum loss tr(H_O E H E^T) for codes and codebooks of `matrix`, `[out_features]`.
@@ -176,53 +113,6 @@ pub fn two_sided_scales<E: From<AqlmError>, F: Fn(&Array2<f64>) -> std::result::
         slope = next_slope;
     }
     Ok(scales)
-}
-
-fn dot(a: &Array4<f64>, b: &Array4<f64>) -> f64 {
-    // Sequential, so that the order of summation is fixed.
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-/// The inverse of each codeword's own block of the normal matrix, [M x 2^B, gi, gi]; zero for unused
-/// codewords.
-fn own_blocks(
-    weights: ArrayView1<'_, f64>,
-    hessian: &Array2<f64>,
-    matrix: &QuantizedMatrix,
-    occurrences: &[Occurrences],
-) -> Result<Array3<f64>> {
-    let gi = matrix.scheme().in_group_size;
-    let states = matrix.scheme().codebook_size();
-    // s_o^2 H_O[o,o] as the square of a scale
-    let scales = matrix.scales() * &weights.mapv(|x| x.max(0.0).sqrt());
-    let mut inverses = Array3::zeros((matrix.scheme().num_codebooks * states, gi, gi));
-    inverses
-        .axis_iter_mut(Axis(0))
-        .into_par_iter()
-        .enumerate()
-        .try_for_each(|(i, mut inverse)| {
-            let metric = occurrences[i / states].metric(i % states, &scales, hessian, gi);
-            if metric.diag().iter().any(|&x| x != 0.0) {
-                let factor = Cholesky::semidefinite(metric.view(), "metric of a codeword")?;
-                inverse.assign(&factor.solve(Array2::eye(gi).view()));
-            }
-            Ok(())
-        })?;
-    Ok(inverses)
-}
-
-fn precondition(inverses: &Array3<f64>, residual: &Array4<f64>) -> Array4<f64> {
-    let mut result = Array4::zeros(residual.raw_dim());
-    let (codebooks, states, ..) = residual.dim();
-    for m in 0..codebooks {
-        for k in 0..states {
-            let residual = residual.slice(s![m, k, .., ..]);
-            // the block is symmetric, so rows may be multiplied from either side
-            let moved = residual.dot(&inverses.index_axis(Axis(0), m * states + k));
-            result.slice_mut(s![m, k, .., ..]).assign(&moved);
-        }
-    }
-    result
 }
 
 #[cfg(test)]
