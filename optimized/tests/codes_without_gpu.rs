@@ -447,7 +447,7 @@ fn sums_and_states(model: &Model, machine: &Arc<Machine>) {
 }
 
 #[test]
-#[ignore = "takes minutes: every kernel is compiled and run thread by thread"]
+#[ignore = "takes a minute: every kernel is compiled and run thread by thread; .ci/run has a step for it"]
 fn the_check_of_whole_models_passes() {
     stand_in::on_stand_in("the_check_of_whole_models_passes", || {
         let machines = vec![Machines {

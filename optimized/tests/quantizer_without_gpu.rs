@@ -26,7 +26,7 @@ const CASES: [&str; 14] = [
 ];
 
 #[test]
-#[ignore = "takes minutes: every kernel is compiled and run thread by thread"]
+#[ignore = "takes five minutes: every kernel is compiled and run thread by thread; docs/quantizer-cuda.md has the command"]
 fn every_step_equals_the_reference_on_the_stand_in() {
     stand_in::on_stand_in("every_step_equals_the_reference_on_the_stand_in", check_cases);
 }

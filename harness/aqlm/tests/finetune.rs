@@ -462,16 +462,19 @@ fn what_is_measured_while_training_is_right_and_changes_no_byte() {
     );
 }
 
+/// A command with these arguments is refused with these words, before it writes anything.
+fn refused_clean(student: &Path, text: &Path, out: &Path, extra: &[&str], words: &[&str]) {
+    refused(&arguments(student, text, out, extra), words);
+    assert!(!out.exists(), "{extra:?} left {} behind", out.display());
+}
+
 #[test]
 fn measurements_that_make_no_sense_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let text = short_text(folder.path(), 20);
     let student = student(folder.path(), &text);
     let out = folder.path().join("out");
-    let refuse = |extra: &[&str], words: &[&str]| {
-        refused(&arguments(&student, &text, &out, extra), words);
-        assert!(!out.exists(), "{extra:?} left {} behind", out.display());
-    };
+    let refuse = |extra: &[&str], words: &[&str]| refused_clean(&student, &text, &out, extra, words);
     refuse(&["--eval-every", "2"], &["--eval"]);
     let eval = ["--eval", path(&text)];
     refuse(&[&eval[..], &["--eval-windows", "2"]].concat(), &["--eval-every"]);
@@ -489,10 +492,7 @@ fn what_makes_no_sense_with_codes_is_refused() {
     let text = short_text(folder.path(), 20);
     let student = student(folder.path(), &text);
     let out = folder.path().join("out");
-    let refuse = |extra: &[&str], words: &[&str]| {
-        refused(&arguments(&student, &text, &out, extra), words);
-        assert!(!out.exists(), "{extra:?} left {} behind", out.display());
-    };
+    let refuse = |extra: &[&str], words: &[&str]| refused_clean(&student, &text, &out, extra, words);
     refuse(&["--preset", "pv-readme"], &["--preset", "--codes"]);
     refuse(&["--codes", "--preset", "paper"], &["--preset", "pv-branch"]);
     refuse(&["--code-lr", "0.1"], &["--codes"]);
@@ -556,10 +556,7 @@ fn bad_input_is_refused_before_anything_is_written() {
     let text = short_text(folder.path(), 20);
     let student = student(folder.path(), &text);
     let out = folder.path().join("out");
-    let refuse = |extra: &[&str], words: &[&str]| {
-        refused(&arguments(&student, &text, &out, extra), words);
-        assert!(!out.exists(), "{extra:?} left {} behind", out.display());
-    };
+    let refuse = |extra: &[&str], words: &[&str]| refused_clean(&student, &text, &out, extra, words);
     refuse(&["--epochs", "0"], &["--epochs", "1 or more"]);
     refuse(&["--batch", "0"], &["--batch"]);
     refuse(&["--validation", "10"], &["--validation", "fewer than the 10"]);

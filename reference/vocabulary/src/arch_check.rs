@@ -184,24 +184,11 @@ fn expect(what: &str, expected: usize, found: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::llama::{DOWN, KEY, LlamaBlock, QUERY};
-    use crate::{Activation, LinearSpec, Rope, RopeScaling};
+    use crate::llama::{self, DOWN, KEY, QUERY};
+    use crate::{Activation, LinearSpec};
 
     fn arch() -> ArchSpec {
-        let block = BlockSpec::llama(LlamaBlock {
-            hidden_size: 8,
-            intermediate_size: 12,
-            heads: 2,
-            kv_heads: 1,
-            head_dim: 4,
-            epsilon: 1e-5,
-            rotary: Rope {
-                theta: 1e4,
-                scaling: RopeScaling::None,
-            },
-            window: None,
-        });
-        ArchSpec::llama(10, 64, 2, block)
+        ArchSpec::llama(10, 64, 2, llama::tests::block())
     }
 
     fn mlp(gate: u16, up: u16, down: u16) -> Mlp {

@@ -124,24 +124,11 @@ impl BlockSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::llama::LlamaBlock;
-    use crate::{AqlmError, Rope, RopeScaling};
+    use crate::AqlmError;
+    use crate::llama;
 
     fn block(shared: Option<usize>, names: ExpertNames) -> BlockSpec {
-        let block = BlockSpec::llama(LlamaBlock {
-            hidden_size: 8,
-            intermediate_size: 12,
-            heads: 2,
-            kv_heads: 1,
-            head_dim: 4,
-            epsilon: 1e-5,
-            rotary: Rope {
-                theta: 1e4,
-                scaling: RopeScaling::None,
-            },
-            window: None,
-        });
-        block.with_experts(&Experts {
+        llama::tests::block().with_experts(&Experts {
             count: 3,
             used: 2,
             normalized: true,

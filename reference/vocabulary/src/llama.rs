@@ -245,10 +245,11 @@ fn refuse(found: bool, feature: &str) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn block() -> BlockSpec {
+    /// A small block, for the tests of this crate.
+    pub(crate) fn block() -> BlockSpec {
         BlockSpec::llama(LlamaBlock {
             hidden_size: 8,
             intermediate_size: 12,
