@@ -46,7 +46,7 @@ class Program:
     """The program aqlm, built or given."""
 
     def __init__(self, binary):
-        self.command = [binary] if binary else ["cargo", "run", "--release", "--quiet", "--package", "aqlm-harness",
+        self.command = [binary] if binary else ["cargo", "run", "--release", "--quiet", "--package", "aqlm",
                                                 "--bin", "aqlm", "--"]  # fmt: skip
 
     def run(self, *arguments):

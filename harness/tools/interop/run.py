@@ -78,7 +78,7 @@ def environment(name):
 
 def aqlm(*arguments):
     execute(
-        ["cargo", "run", "--release", "--quiet", "--package", "aqlm-harness", "--bin", "aqlm", "--", *arguments],
+        ["cargo", "run", "--release", "--quiet", "--package", "aqlm", "--bin", "aqlm", "--", *arguments],
         f"aqlm {arguments[0]}",
         cwd=ROOT,
     )

@@ -56,6 +56,9 @@ OTHER_CLASSES = {
     "olmo2": transformers.Olmo2Config,
     "granite": transformers.GraniteConfig,
     "smollm3": transformers.SmolLM3Config,
+    "stablelm": transformers.StableLmConfig,
+    "glm": transformers.GlmConfig,
+    "glm4": transformers.Glm4Config,
     "mixtral": transformers.MixtralConfig,
     "qwen2_moe": transformers.Qwen2MoeConfig,
     "qwen3_moe": transformers.Qwen3MoeConfig,
@@ -439,6 +442,30 @@ def cases_of_other_families():
         "window": ({"no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 8}, []),
         "bias": ({"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}, []),
     })  # fmt: skip
+    yield from of("stablelm", {
+        "plain": ({}, []),
+        "mha": ({"num_key_value_heads": 4}, []),
+        "bias": ({"use_qkv_bias": True}, []),
+        "half": (rope(partial_rotary_factor=0.5, rope_theta=500.0), []),
+        "whole-tied": ({**rope(partial_rotary_factor=1.0), "tie_word_embeddings": True}, []),
+        "linear": (rope(rope_type="linear", factor=4.0, partial_rotary_factor=0.5), []),
+        "eps": ({"layer_norm_eps": 0.1}, []),
+        "old-rope": (rope(rope_theta=500.0, partial_rotary_factor=0.25),
+                     [edit_config(rope_parameters=None, rope_theta=500.0, partial_rotary_factor=0.25)]),
+    })  # fmt: skip
+    for key in ("use_parallel_residual", "qk_layernorm"):
+        yield case(f"family-stablelm-refused-{key}", "stablelm", {"head_dim": 16, key: True}, refused=key)
+    yield from of("glm", {
+        "plain": ({}, []),
+        "no-bias": ({"attention_bias": False}, []),
+        "mqa-head-dim": ({"num_key_value_heads": 1, "head_dim": 32}, []),
+        "whole": (rope(partial_rotary_factor=1.0, rope_theta=500.0), []),
+        "quarter-tied": ({**rope(partial_rotary_factor=0.25), "tie_word_embeddings": True}, []),
+    })  # fmt: skip
+    yield from of("glm4", {
+        "plain": ({}, []),
+        "no-bias-theta": ({"attention_bias": False, **rope(rope_theta=500.0, partial_rotary_factor=0.5)}, []),
+    })  # fmt: skip
     of_mixtral = {"num_local_experts": 4, "num_experts_per_tok": 2}
     yield from of("mixtral", {
         "plain": (of_mixtral, []),
@@ -471,7 +498,7 @@ def cases_of_other_families():
 
 
 OTHERS = [
-    "cohere", "falcon", "glm", "gpt2", "gpt_neox", "olmo", "opt", "phi", "stablelm", "starcoder2",
+    "cohere", "cohere2", "falcon", "gpt2", "gpt_neox", "olmo", "opt", "phi", "starcoder2",
 ]  # fmt: skip
 
 
@@ -504,7 +531,7 @@ def make_one(spec, out, golden):
             # large enough that every part of the arithmetic moves the losses
             if parameter.dim() == 1:
                 # a Gemma adds the 1 itself
-                one = "norm" in name and "gemma" not in spec["family"]
+                one = name.endswith("norm.weight") and "gemma" not in spec["family"]
                 parameter.copy_(torch.randn_like(parameter) * 0.3 + one)
             else:
                 # a tied head with larger weights would have logits whose rounding in f32 alone is near the limit

@@ -37,7 +37,11 @@ pub fn block_backward(
         let x = trace.input(spec.linear(layer).reads);
         linear_backward(x, block.weight(layer).view(), grad_y)
     };
-    let mut norms: Vec<_> = spec.norms.iter().map(|norm| Array1::zeros(norm.width)).collect();
+    let mut norms: Vec<_> = spec
+        .norms
+        .iter()
+        .map(|norm| Array1::zeros(norm.parameters()))
+        .collect();
 
     // y = middle + r b(Down gated(Gate n'(middle), Up n'(middle)))
     let grad_out = normed_backward(

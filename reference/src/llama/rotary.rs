@@ -4,8 +4,9 @@ use ndarray::{Array1, Array2};
 
 use aqlm_vocabulary::{AqlmError, ArchSpec, AttentionSpec, Result, Rope, RopeScaling};
 
-/// Rotary position embedding (Su et al. 2021), in the rotate-half convention of Hugging Face checkpoints:
-/// element i of the rotated part of a head is paired with element i + half of that part.
+/// Rotary position embedding (Su et al. 2021). Element i of the rotated part of a head is paired with element
+/// i + half of that part, as in most Hugging Face checkpoints; or, where the block says so, elements 2 i and
+/// 2 i + 1 are a pair.
 ///
 /// Holds the tables of every different rotation of a model's blocks.
 #[derive(Debug, Clone, PartialEq)]
@@ -114,7 +115,7 @@ impl Rotary {
     /// Rotates every head of every row in place, as the block says: row t of x, [tokens, heads x head_dim],
     /// is at position `first` + t. Does nothing for a block without rotary embedding.
     ///
-    /// y1 = x1 cos - x2 sin, y2 = x2 cos + x1 sin for the two halves of the rotated part of a head.
+    /// y1 = x1 cos - x2 sin, y2 = x2 cos + x1 sin for the two numbers of a pair.
     ///
     /// # Panics
     /// When there are no tables of the block's rotation, or they end before the last row's position.
@@ -155,7 +156,12 @@ impl Rotary {
             for mut head in row.exact_chunks_mut(spec.head_dim) {
                 for i in 0..half {
                     let j = i + half;
-                    (head[i], head[j]) = pair(head[i], head[j], [cos[i], cos[j], sin[i], sin[j]]);
+                    let (a, b) = if spec.neighbours {
+                        (2 * i, 2 * i + 1)
+                    } else {
+                        (i, j)
+                    };
+                    (head[a], head[b]) = pair(head[a], head[b], [cos[i], cos[j], sin[i], sin[j]]);
                 }
             }
         }

@@ -48,7 +48,12 @@ pub(super) fn block(rng: &mut Stream, spec: &BlockSpec, bias: bool) -> Block {
     let layers = layers.collect();
     let norm = |norm: &BlockNorm| -> Array1<f64> {
         let one = if norm.norm.one_plus { 0.0 } else { 1.0 };
-        one + 0.2 * normal(rng, norm.width)
+        let mut parameters: Array1<f64> = 0.2 * normal(rng, norm.parameters());
+        parameters
+            .iter_mut()
+            .take(norm.width)
+            .for_each(|weight| *weight += one);
+        parameters
     };
     Block::new(spec, spec.norms.iter().map(norm).collect(), layers).unwrap()
 }
@@ -86,10 +91,10 @@ pub(super) fn every_part() -> Vec<BlockSpec> {
     use NormPlace::{AfterAttention, AfterMlp, BeforeAttention, BeforeMlp, Key, Query};
     let norms = |block: &mut BlockSpec, one_plus: bool, places: &[(NormPlace, usize)]| {
         let norm = NormSpec {
+            one_plus,
             // As large as the mean square. Without it a head whose 4 numbers are all small would have slopes
             // that numerical gradients cannot follow.
-            epsilon: 0.3,
-            one_plus,
+            ..NormSpec::rms(0.3)
         };
         let of = |&(place, width): &(NormPlace, usize)| BlockNorm {
             place,
@@ -146,6 +151,25 @@ pub(super) fn every_part() -> Vec<BlockSpec> {
     });
     (attention.rotated, fused.residual_scale) = (2, 0.7);
 
+    // as StableLM and as GLM: LayerNorms with biases, a part of each head rotated, neighbours together, one
+    // layer for gate and up
+    let mut centered = config(2, None);
+    for norm in &mut centered.norms {
+        norm.norm = NormSpec::layer(0.3);
+    }
+    (centered.attention.rotated, centered.attention.neighbours) = (2, true);
+    centered.linears.truncate(4);
+    centered.linears.extend([
+        linear("mlp.gate_up_proj", (20, 12), Input::Mlp),
+        linear("mlp.down_proj", (12, 10), Input::Activated),
+    ]);
+    centered.mlp = Mlp::Dense(GatedMlp {
+        activation: Activation::Silu,
+        gate: LayerId(4),
+        up: LayerId(4),
+        down: LayerId(5),
+    });
+
     // as layers without rotation
     let mut still = config(4, None);
     still.attention.rotary = None;
@@ -155,6 +179,7 @@ pub(super) fn every_part() -> Vec<BlockSpec> {
         gemma,
         olmo2,
         fused,
+        centered,
         still,
         routed(true, None),
         routed(false, Some(8)),

@@ -5,7 +5,7 @@ use crate::{AqlmError, BlockWeights, LayerId, Mlp, Result, Rope};
 /// A whole model as data: everything about its shape that changes its arithmetic.
 ///
 /// The project's code reads sizes, names and topology only from here. [`ArchSpec::check`] refuses what does
-/// not fit together. Not every backend computes every model: see [`ArchSpec::require_plain`].
+/// not fit together. Not every backend computes every model: see [`ArchSpec::require_rms_norms_and_halves`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ArchSpec {
     /// tokens in the vocabulary
@@ -48,6 +48,11 @@ impl ArchSpec {
         norms.map(|norm| self.norm_name(block, norm.place)).collect()
     }
 
+    /// Number of parameters of the norm before the head.
+    pub fn final_norm_parameters(&self) -> usize {
+        self.final_norm.parameters(self.hidden_size)
+    }
+
     /// The first block's attention.
     ///
     /// # Panics
@@ -62,7 +67,7 @@ impl ArchSpec {
 pub struct BlockSpec {
     /// its linear layers, in the order in which they are quantized; some never are, see [`Mlp::kept_dense`]
     pub linears: Vec<LinearSpec>,
-    /// its RMSNorms, in the order of their places
+    /// its norms, in the order of their places
     pub norms: Vec<BlockNorm>,
     /// its attention
     pub attention: AttentionSpec,
@@ -196,7 +201,7 @@ impl BlockSpec {
         };
         check("norms of a block", &[self.norms.len()], &[norms.len()])?;
         for (norm, &len) in self.norms.iter().zip(norms) {
-            check(&norm.name, &[norm.width], &[len])?;
+            check(&norm.name, &[norm.parameters()], &[len])?;
         }
         check("layers of a block", &[self.linears.len()], &[layers.len()])?;
         for (linear, &found) in self.linears.iter().zip(layers) {
@@ -255,13 +260,50 @@ pub enum Input {
     ExpertActivated(u16),
 }
 
-/// The arithmetic of an RMSNorm.
+/// The arithmetic of a norm: an RMSNorm or a LayerNorm.
+///
+/// The parameters of a norm are one list: its weights, then its biases, if it has some.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct NormSpec {
     /// added to the mean square inside the root
     pub epsilon: f64,
     /// whether the result is multiplied by 1 + w instead of by the weight w
     pub one_plus: bool,
+    /// whether the mean is subtracted first, as in a LayerNorm
+    pub centered: bool,
+    /// whether biases are added to the result
+    pub biased: bool,
+}
+
+impl NormSpec {
+    /// A Llama's RMSNorm.
+    pub const fn rms(epsilon: f64) -> Self {
+        Self {
+            epsilon,
+            one_plus: false,
+            centered: false,
+            biased: false,
+        }
+    }
+
+    /// A LayerNorm with biases.
+    pub const fn layer(epsilon: f64) -> Self {
+        Self {
+            centered: true,
+            biased: true,
+            ..Self::rms(epsilon)
+        }
+    }
+
+    /// Number of parameters of a norm with this many weights.
+    pub const fn parameters(self, width: usize) -> usize {
+        if self.biased { 2 * width } else { width }
+    }
+
+    /// Number of weights of a norm with this many parameters.
+    pub const fn width(self, parameters: usize) -> usize {
+        if self.biased { parameters / 2 } else { parameters }
+    }
 }
 
 /// What a norm of a block is applied to. The order is that of computation.
@@ -282,7 +324,7 @@ pub enum NormPlace {
     AfterMlp,
 }
 
-/// One RMSNorm of a block.
+/// One norm of a block.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BlockNorm {
     /// what it is applied to
@@ -294,6 +336,13 @@ pub struct BlockNorm {
     pub width: usize,
     /// its arithmetic
     pub norm: NormSpec,
+}
+
+impl BlockNorm {
+    /// Number of its parameters.
+    pub fn parameters(&self) -> usize {
+        self.norm.parameters(self.width)
+    }
 }
 
 /// What becomes of the products l of final states and output layer: logits are scale l, and with a cap cap
@@ -327,6 +376,9 @@ pub struct AttentionSpec {
     pub rotary: Option<Rope>,
     /// how many numbers of each head are rotated, from its first one on; even
     pub rotated: usize,
+    /// whether a pair that is rotated together is two neighbours, not a number of the first half of the
+    /// rotated part and one of the second
+    pub neighbours: bool,
     /// number of positions that a position attends to, itself included; `None` for all earlier ones
     pub window: Option<usize>,
     /// factor of the products of queries and keys; 1 / sqrt(head_dim) in a Llama

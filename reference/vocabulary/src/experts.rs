@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn other_backends_refuse_experts_by_name() {
+    fn experts_are_no_part_of_a_plain_block() {
         let refused = block(None, ExpertNames::Mixtral).require_plain();
         assert!(
             matches!(&refused, Err(AqlmError::Unsupported(part)) if part.contains("experts")),

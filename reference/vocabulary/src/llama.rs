@@ -85,10 +85,7 @@ impl BlockSpec {
                 place,
                 name: name.into(),
                 width: hidden,
-                norm: NormSpec {
-                    epsilon: block.epsilon,
-                    one_plus: false,
-                },
+                norm: NormSpec::rms(block.epsilon),
             })
             .into(),
             attention: AttentionSpec {
@@ -97,6 +94,7 @@ impl BlockSpec {
                 head_dim: block.head_dim,
                 rotary: Some(block.rotary),
                 rotated: block.head_dim,
+                neighbours: false,
                 window: block.window,
                 scale: AttentionSpec::usual_scale(block.head_dim),
                 cap: None,
@@ -124,44 +122,28 @@ impl ArchSpec {
             hidden_size: block.hidden_size(),
             max_position_embeddings,
             embedding_scale: 1.0,
-            final_norm: block.norms.first().map_or(
-                NormSpec {
-                    epsilon: 1e-6,
-                    one_plus: false,
-                },
-                |norm| norm.norm,
-            ),
+            final_norm: block.norms.first().map_or(NormSpec::rms(1e-6), |norm| norm.norm),
             logits: LogitSpec::PLAIN,
             tied: false,
             blocks: vec![block; count],
         }
     }
 
-    /// Rejects, before anything is computed, a model with anything other than plain Llama blocks and a plain
-    /// head. This decides what a backend computes that has nothing else: the cuda backend calls it first.
+    /// Rejects, before anything is computed, a model with LayerNorms or with a rotation of neighbouring
+    /// numbers, for a backend that lacks both: the cuda backend calls it first.
     ///
     /// # Errors
     /// `Unsupported` naming the feature.
-    pub fn require_plain(&self) -> Result<()> {
-        refuse(self.embedding_scale != 1.0, "embeddings that are scaled")?;
-        refuse(self.final_norm.one_plus, "a norm before the head by 1 + w")?;
-        refuse(self.logits.scale != 1.0, "logits that are scaled")?;
-        refuse(self.logits.cap.is_some(), "logits that are capped")?;
-        refuse(self.blocks.is_empty(), "a model without blocks")?;
+    pub fn require_rms_norms_and_halves(&self) -> Result<()> {
+        refuse(is_layer_norm(self.final_norm), "a LayerNorm before the head")?;
         for block in &self.blocks {
-            block.require_plain()?;
-            let tables = |attention: &AttentionSpec| (attention.rotary.clone(), attention.head_dim);
             refuse(
-                tables(&block.attention) != tables(self.attention()),
-                "blocks that differ in their rotary embedding",
+                block.norms.iter().any(|norm| is_layer_norm(norm.norm)),
+                "LayerNorms",
             )?;
             refuse(
-                block.attention.window != self.attention().window,
-                "blocks that differ in their window",
-            )?;
-            refuse(
-                block.hidden_size() != self.hidden_size,
-                "blocks of another width than the embeddings",
+                block.attention.neighbours,
+                "rotary embedding of neighbouring numbers",
             )?;
         }
         Ok(())
@@ -169,7 +151,7 @@ impl ArchSpec {
 }
 
 impl BlockSpec {
-    /// [`ArchSpec::require_plain`] for one block.
+    /// Rejects a block with anything that a Llama's does not have.
     ///
     /// # Errors
     /// `Unsupported` naming the feature.
@@ -180,6 +162,10 @@ impl BlockSpec {
         };
         let normed = |place| self.norm(place).is_some();
         refuse(self.norms.iter().any(|norm| norm.norm.one_plus), "norms by 1 + w")?;
+        refuse(
+            self.norms.iter().any(|norm| is_layer_norm(norm.norm)),
+            "LayerNorms",
+        )?;
         refuse(
             normed(NormPlace::Query) || normed(NormPlace::Key),
             "norms of queries and keys",
@@ -205,6 +191,7 @@ impl BlockSpec {
             attention.rotated != attention.head_dim,
             "rotary embedding of a part of each head",
         )?;
+        refuse(attention.neighbours, "rotary embedding of neighbouring numbers")?;
         let long = |rope: &Rope| matches!(rope.scaling, RopeScaling::Long { .. });
         refuse(
             attention.rotary.as_ref().is_some_and(long),
@@ -235,6 +222,10 @@ impl BlockSpec {
             "linear layers other than q, k, v, o, gate, up and down, in this order",
         )
     }
+}
+
+fn is_layer_norm(norm: NormSpec) -> bool {
+    norm.centered || norm.biased
 }
 
 fn refuse(found: bool, feature: &str) -> Result<()> {
@@ -296,59 +287,78 @@ pub(crate) mod tests {
         assert_eq!(with, [QUERY, KEY, VALUE]);
     }
 
-    type Change = fn(&mut ArchSpec);
+    type Change = fn(&mut BlockSpec);
 
     #[test]
     fn the_plain_block_passes_and_every_other_feature_is_named() {
-        let plain = ArchSpec::llama(10, 64, 2, block());
+        let plain = block();
         assert_eq!(plain.require_plain(), Ok(()));
-        let changes: [(Change, &str); 21] = [
-            (|arch| arch.embedding_scale = 2.0, "embeddings"),
-            (|arch| arch.final_norm.one_plus = true, "before the head"),
-            (|arch| arch.logits.cap = Some(30.0), "logits that are capped"),
-            (|arch| arch.logits.scale = 0.5, "logits that are scaled"),
-            (|arch| arch.blocks.clear(), "without blocks"),
-            (|arch| arch.hidden_size = 9, "width"),
-            (|arch| arch.blocks[1].norms[1].norm.one_plus = true, "1 + w"),
+        let changes: [(Change, &str); 16] = [
+            (|block| block.norms[1].norm.one_plus = true, "1 + w"),
+            (|block| block.norms[1].norm.centered = true, "LayerNorms"),
+            (|block| block.norms[0].norm.biased = true, "LayerNorms"),
+            (|block| block.attention.neighbours = true, "neighbouring"),
             (
-                |arch| arch.blocks[1].norms[0].place = NormPlace::AfterAttention,
+                |block| block.norms[0].place = NormPlace::AfterAttention,
                 "behind attention",
             ),
-            (
-                |arch| arch.blocks[1].norms[0].place = NormPlace::Key,
-                "queries and keys",
-            ),
-            (|arch| drop(arch.blocks[1].norms.pop()), "without a norm"),
-            (|arch| arch.blocks[1].norms[1].norm.epsilon = 1e-3, "epsilon"),
-            (|arch| arch.blocks[1].residual_scale = 0.5, "residual stream"),
-            (|arch| arch.blocks[1].attention.rotary = None, "without rotary"),
-            (|arch| arch.blocks[1].attention.rotated = 2, "part of each head"),
-            (|arch| arch.blocks[1].attention.scale = 1.0, "factor"),
-            (|arch| arch.blocks[1].attention.window = Some(7), "window"),
-            (|arch| arch.blocks[1].attention.cap = Some(50.0), "scores"),
-            (
-                |arch| arch.blocks[1].mlp.set_activation(Activation::GeluTanh),
-                "GELU",
-            ),
-            (|arch| arch.blocks[1].linears.swap(2, 3), "linear layers"),
-            (|arch| arch.blocks[1].attention.query = KEY, "one layer for"),
-            (
-                |arch| {
-                    let attention = &mut arch.blocks[1].attention;
-                    (attention.head_dim, attention.rotated) = (6, 6);
-                    attention.scale = AttentionSpec::usual_scale(6);
-                },
-                "differ in their rotary",
-            ),
+            (|block| block.norms[0].place = NormPlace::Key, "queries and keys"),
+            (|block| drop(block.norms.pop()), "without a norm"),
+            (|block| block.norms[1].norm.epsilon = 1e-3, "epsilon"),
+            (|block| block.residual_scale = 0.5, "residual stream"),
+            (|block| block.attention.rotary = None, "without rotary"),
+            (|block| block.attention.rotated = 2, "part of each head"),
+            (|block| block.attention.scale = 1.0, "factor"),
+            (|block| block.attention.cap = Some(50.0), "scores"),
+            (|block| block.mlp.set_activation(Activation::GeluTanh), "GELU"),
+            (|block| block.linears.swap(2, 3), "linear layers"),
+            (|block| block.attention.query = KEY, "one layer for"),
         ];
         for (change, named) in changes {
-            let mut arch = plain.clone();
-            change(&mut arch);
-            let refused = arch.require_plain();
+            let mut block = plain.clone();
+            change(&mut block);
+            let refused = block.require_plain();
             assert!(
                 matches!(&refused, Err(AqlmError::Unsupported(feature)) if feature.contains(named)),
                 "{named}: {refused:?}"
             );
+        }
+    }
+
+    #[test]
+    fn layer_norms_and_neighbours_are_refused_and_all_else_is_not() {
+        type Change = fn(&mut ArchSpec);
+        let plain = ArchSpec::llama(10, 64, 2, block());
+        let changes: [(Change, Option<&str>); 6] = [
+            (|_| (), None),
+            (
+                |arch| arch.final_norm.centered = true,
+                Some("LayerNorm before the head"),
+            ),
+            (
+                |arch| arch.blocks[1].norms[1].norm.centered = true,
+                Some("LayerNorms"),
+            ),
+            (
+                |arch| arch.blocks[1].norms[0].norm.biased = true,
+                Some("LayerNorms"),
+            ),
+            (
+                |arch| arch.blocks[1].attention.neighbours = true,
+                Some("neighbouring"),
+            ),
+            (|arch| arch.blocks[1].attention.cap = Some(50.0), None),
+        ];
+        for (change, named) in changes {
+            let mut arch = plain.clone();
+            change(&mut arch);
+            let refused = match arch.require_rms_norms_and_halves() {
+                Ok(()) => None,
+                Err(AqlmError::Unsupported(feature)) => Some(feature),
+                Err(other) => panic!("{other:?}"),
+            };
+            assert_eq!(refused.is_some(), named.is_some(), "{refused:?}");
+            assert!(named.is_none_or(|named| refused.unwrap().contains(named)));
         }
     }
 

@@ -27,6 +27,19 @@ pub(super) struct TensorPlace {
     pub(super) bytes: u64,
 }
 
+impl TensorPlace {
+    /// One of `count` matrices that lie one behind the other, of these many rows and columns each.
+    pub(super) fn matrix(&self, index: usize, count: usize, shape: [usize; 2]) -> Self {
+        let bytes = self.bytes / count as u64;
+        Self {
+            shape: shape.into(),
+            begin: self.begin + index as u64 * bytes,
+            bytes,
+            ..*self
+        }
+    }
+}
+
 /// An opened file, or several that are the parts of one (see [`super::split`]).
 #[derive(Debug)]
 pub(super) struct Container {

@@ -1,25 +1,21 @@
-//! Metadata keys of the architecture `llama` that neither config.rs nor rope.rs turns into configuration:
-//! keys that change nothing, keys that change the arithmetic unless their value is neutral, and unknown ones.
+//! Metadata keys of the file's architecture that are not turned into configuration: keys that change nothing,
+//! keys that change the arithmetic unless their value is neutral, and unknown ones.
 
+use super::architectures::Architecture;
 use super::fields::Fields;
 use super::metadata::Metadata;
 use crate::Result;
 
-/// Prefix of the architecture's keys.
-const PREFIX: &str = "llama.";
-
-/// Read by `config` and `rope_scaling`.
-const READ: [&str; 22] = [
+/// Read for all architectures, by `config` and `rope_scaling`.
+const READ: [&str; 20] = [
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
     "attention.layer_norm_rms_epsilon",
-    "attention.sliding_window",
     "attention.value_length",
     "block_count",
     "context_length",
     "embedding_length",
-    "expert_count",
     "feed_forward_length",
     "rope.dimension_count",
     "rope.freq_base",
@@ -49,13 +45,20 @@ const WITHOUT_EFFECT: [(&str, &str); 7] = [
 ];
 
 /// Keys that change the arithmetic unless they have one of these values.
-const NEUTRAL: [(&str, &[f64]); 10] = [
+const NEUTRAL: [(&str, &[f64]); 16] = [
     ("attention.clamp_kqv", &[0.0]),
     ("attention.max_alibi_bias", &[0.0]),
     ("attention.scale", &[0.0]),
+    ("attention.sliding_window", &[0.0]),
     ("attention.temperature_scale", &[0.0]),
     ("attn_logit_softcapping", &[0.0]),
     ("embedding_scale", &[0.0, 1.0]),
+    ("expert_count", &[0.0]),
+    // 1 is a softmax
+    ("expert_gating_func", &[0.0, 1.0]),
+    ("expert_group_count", &[0.0, 1.0]),
+    ("expert_shared_count", &[0.0, 1.0]),
+    ("expert_weights_scale", &[0.0, 1.0]),
     ("final_logit_softcapping", &[0.0]),
     ("logit_scale", &[0.0, 1.0]),
     ("nextn_predict_layers", &[0.0]),
@@ -69,27 +72,31 @@ const NEUTRAL_FLAGS: [(&str, bool); 3] = [
     ("use_parallel_residual", false),
 ];
 
-/// Checks the architecture's keys. Returns one warning for each that is not known.
+/// Checks the keys of the architecture. Returns one warning for each that is not known.
 ///
 /// # Errors
 /// `Unsupported` for a value that changes the arithmetic; `Field` for a value of another type.
-pub(super) fn check(fields: &Fields<'_>) -> Result<Vec<String>> {
+pub(super) fn check(fields: &Fields<'_>, architecture: &Architecture) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
+    let prefix = fields.name("");
     for (name, value) in fields.metadata {
-        let Some(key) = name.strip_prefix(PREFIX) else {
+        let Some(key) = name.strip_prefix(&prefix) else {
             continue;
         };
+        if READ.contains(&key) || architecture.reads.contains(&key) {
+            continue;
+        }
         if let Some((_, neutral)) = NEUTRAL.iter().find(|(other, _)| *other == key) {
-            let number = fields.number(name)?.unwrap_or_default();
+            let number = fields.number(key)?.expect("the key is among the metadata");
             if !neutral.contains(&number) {
                 let values: Vec<String> = neutral.iter().map(ToString::to_string).collect();
-                return Err(fields.unsupported(name, &values.join(" or "), number.to_string()));
+                return Err(fields.unsupported(key, &values.join(" or "), number.to_string()));
             }
         } else if let Some((_, neutral)) = NEUTRAL_FLAGS.iter().find(|(other, _)| *other == key) {
             if *value != Metadata::Flag(*neutral) {
-                return Err(fields.unsupported(name, &neutral.to_string(), value.describe()));
+                return Err(fields.unsupported(key, &neutral.to_string(), value.describe()));
             }
-        } else if !READ.contains(&key) && !WITHOUT_EFFECT.iter().any(|(other, _)| *other == key) {
+        } else if !WITHOUT_EFFECT.iter().any(|(other, _)| *other == key) {
             warnings.push(format!(
                 "{}: field `{name}`: not known here and not read, found {}",
                 fields.path.display(),

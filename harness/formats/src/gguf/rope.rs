@@ -1,11 +1,14 @@
 use serde_json::{Value, json};
 
 use super::container::Container;
-use super::fields::Fields;
+use super::fields::{Fields, decimal};
 use crate::{Error, Result};
 
 /// The tensor in which llama.cpp's converter stores Llama 3's divisors of RoPE's frequencies.
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+/// LongRoPE's divisors, for contexts within the original one and beyond it.
+pub(super) const LONG_FACTORS: [&str; 2] = ["rope_factors_short.weight", "rope_factors_long.weight"];
 
 /// The file's RoPE scaling in the format of config.json.
 pub(super) fn rope_scaling(
@@ -14,12 +17,18 @@ pub(super) fn rope_scaling(
     theta: f64,
     head_dim: usize,
 ) -> Result<Value> {
-    let factor = match fields.number("llama.rope.scaling.factor")? {
+    if LONG_FACTORS
+        .iter()
+        .any(|name| container.tensors.contains_key(*name))
+    {
+        return longrope(container, fields);
+    }
+    let factor = match fields.number("rope.scaling.factor")? {
         Some(factor) => Some(factor),
         // the older spelling
-        None => fields.number("llama.rope.scale_linear")?,
+        None => fields.number("rope.scale_linear")?,
     };
-    let kind = fields.optional_text("llama.rope.scaling.type")?;
+    let kind = fields.optional_text("rope.scaling.type")?;
     if kind == Some("yarn") {
         return yarn(container, fields, factor);
     }
@@ -33,11 +42,11 @@ pub(super) fn rope_scaling(
         // llama.cpp takes 0 for no scaling
         (Some("linear") | None, Some(factor)) => (factor != 1.0 && factor != 0.0).then_some(factor),
         (Some("linear"), None) => {
-            return Err(fields.wrong("llama.rope.scaling.factor", "a number for linear scaling"));
+            return Err(fields.wrong("rope.scaling.factor", "a number for linear scaling"));
         }
         (Some(other), _) => {
             return Err(fields.unsupported(
-                "llama.rope.scaling.type",
+                "rope.scaling.type",
                 "none, linear or yarn",
                 format!("{other:?}"),
             ));
@@ -74,15 +83,55 @@ pub(super) fn rope_scaling(
     }
 }
 
+/// LongRoPE, whose lists are tensors.
+fn longrope(container: &Container, fields: &Fields<'_>) -> Result<Value> {
+    let field = "rope.scaling.type";
+    if let Some(kind) = fields.optional_text(field)?
+        && kind != "longrope"
+    {
+        let expected = "longrope, as there are tensors with its factors";
+        return Err(fields.unsupported(field, expected, format!("{kind:?}")));
+    }
+    let list = |name: &str| {
+        let place = container.tensors.get(name).ok_or_else(|| Error::MissingTensor {
+            path: fields.path.into(),
+            tensor: name.into(),
+        })?;
+        let values = place.kind.decode(&container.read(place)?);
+        let decimals = values.iter().map(|&value| decimal(value));
+        Ok::<_, Error>(json!(decimals.collect::<Vec<f64>>()))
+    };
+    let [short, long] = LONG_FACTORS;
+    let mut scaling = json!({
+        "rope_type": "longrope",
+        "short_factor": list(short)?,
+        "long_factor": list(long)?,
+    });
+    // Without the key, transformers derives the factor from the contexts, more exactly than the file's f32.
+    let multiplier = multiplier(fields)?.1;
+    let context = fields.size("context_length")? as f64;
+    let original = fields.optional_size("rope.scaling.original_context_length")?;
+    let derived = original.map(|original| {
+        let original = original as f64;
+        let ratio = context / original;
+        if ratio <= 1.0 {
+            1.0
+        } else {
+            (1.0 + ratio.ln() / original.ln()).sqrt()
+        }
+    });
+    if derived.is_none_or(|derived| derived as f32 != multiplier as f32) {
+        scaling["attention_factor"] = json!(multiplier);
+    }
+    Ok(scaling)
+}
+
 /// How much of YaRN's blend of frequencies is applied.
-const BLEND: &str = "llama.rope.scaling.yarn_ext_factor";
+const BLEND: &str = "rope.scaling.yarn_ext_factor";
 
 /// The factor of cosines and sines, whatever the type of scaling, and the key that names it.
 fn multiplier(fields: &Fields<'_>) -> Result<(&'static str, f64)> {
-    let keys = [
-        "llama.rope.scaling.attn_factor",
-        "llama.rope.scaling.yarn_attn_factor",
-    ];
+    let keys = ["rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor"];
     for key in keys {
         match fields.number(key)? {
             Some(factor) if factor > 0.0 => return Ok((key, factor)),
@@ -97,7 +146,7 @@ fn multiplier(fields: &Fields<'_>) -> Result<(&'static str, f64)> {
 fn yarn(container: &Container, fields: &Fields<'_>, factor: Option<f64>) -> Result<Value> {
     let factor = match factor {
         Some(factor) if factor >= 1.0 => factor,
-        _ => return Err(fields.wrong("llama.rope.scaling.factor", "a number of at least 1 for YaRN")),
+        _ => return Err(fields.wrong("rope.scaling.factor", "a number of at least 1 for YaRN")),
     };
     let blend = fields.number(BLEND)?.unwrap_or(1.0);
     if blend >= 0.0 && blend != 1.0 {
@@ -115,10 +164,10 @@ fn yarn(container: &Container, fields: &Fields<'_>, factor: Option<f64>) -> Resu
 }
 
 fn yarn_of(fields: &Fields<'_>, factor: f64, attention_factor: f64) -> Result<Value> {
-    let context = "llama.rope.scaling.original_context_length";
+    let context = "rope.scaling.original_context_length";
     let original = match fields.number(context)? {
         Some(tokens) => Some(tokens),
-        None => fields.number("llama.context_length")?,
+        None => fields.number("context_length")?,
     };
     let Some(original) = original.filter(|tokens| *tokens >= 1.0) else {
         return Err(fields.wrong(context, "a number of tokens"));
@@ -129,8 +178,8 @@ fn yarn_of(fields: &Fields<'_>, factor: f64, attention_factor: f64) -> Result<Va
         "factor": factor,
         "original_max_position_embeddings": original as u64,
         "attention_factor": attention_factor,
-        "beta_fast": or("llama.rope.scaling.yarn_beta_fast", 32.0)?,
-        "beta_slow": or("llama.rope.scaling.yarn_beta_slow", 1.0)?,
+        "beta_fast": or("rope.scaling.yarn_beta_fast", 32.0)?,
+        "beta_slow": or("rope.scaling.yarn_beta_slow", 1.0)?,
     }))
 }
 

@@ -45,6 +45,7 @@ pub(super) fn open(path: &Path) -> Result<Container> {
     }
     let fields = Fields {
         path: whole.path(),
+        architecture: "",
         metadata: &whole.metadata,
     };
     let key = "split.tensors.count";
@@ -60,6 +61,7 @@ pub(super) fn open(path: &Path) -> Result<Container> {
 fn part_of(file: &Container) -> Result<Option<Part>> {
     let fields = Fields {
         path: file.path(),
+        architecture: "",
         metadata: &file.metadata,
     };
     let key = "split.count";
@@ -128,6 +130,7 @@ fn read_part(paths: &[PathBuf], number: usize, count: usize) -> Result<Container
     let file = Container::open(&paths[number])?;
     let fields = Fields {
         path: file.path(),
+        architecture: "",
         metadata: &file.metadata,
     };
     for (key, expected) in [("split.no", number), ("split.count", count)] {

@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::architectures::Architecture;
 use super::container::{Container, TensorPlace};
-use super::names::gguf_name;
 use crate::tensors::{TensorInfo, TensorSource, refuse_not_finite};
 use crate::{Error, Result};
 
@@ -10,6 +10,7 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub(crate) struct GgufTensors {
     pub(super) container: Container,
+    pub(super) architecture: &'static Architecture,
     /// Hugging Face name -> location
     pub(super) tensors: BTreeMap<String, Tensor>,
 }
@@ -19,6 +20,8 @@ pub(super) struct Tensor {
     pub(super) place: TensorPlace,
     /// number of heads, if the converter interleaved their rows
     pub(super) interleaved_heads: Option<usize>,
+    /// whether the converter added 1 to all values
+    pub(super) one_plus: bool,
 }
 
 impl TensorSource for GgufTensors {
@@ -41,7 +44,8 @@ impl TensorSource for GgufTensors {
     }
 
     fn name_in_file(&self, name: &str) -> String {
-        gguf_name(name).unwrap_or_else(|| name.into())
+        let name_in_file = self.architecture.gguf_name(name);
+        name_in_file.unwrap_or_else(|| name.into())
     }
 
     fn read_floats(&self, name: &str) -> Result<Vec<f32>> {
@@ -49,6 +53,11 @@ impl TensorSource for GgufTensors {
         let mut values = tensor.place.kind.decode(&self.container.read(&tensor.place)?);
         if let Some(heads) = tensor.interleaved_heads {
             values = half_and_half(&values, heads, tensor.place.shape[0]);
+        }
+        if tensor.one_plus {
+            for value in &mut values {
+                *value -= 1.0;
+            }
         }
         let path = self.container.path_of(&tensor.place);
         refuse_not_finite(path, &self.name_in_file(name), &values)?;

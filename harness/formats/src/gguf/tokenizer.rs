@@ -50,6 +50,7 @@ impl GgufTokenizer {
     pub(crate) fn build(&self) -> Result<Tokenizer> {
         let fields = Fields {
             path: &self.path,
+            architecture: "",
             metadata: &self.metadata,
         };
         let vocabulary = Vocabulary::read(&fields)?;
@@ -130,7 +131,7 @@ impl<'a> Vocabulary<'a> {
 }
 
 fn texts<'a>(fields: &Fields<'a>, key: &str) -> Result<Option<&'a [String]>> {
-    match fields.metadata.get(key) {
+    match fields.get(key) {
         None => Ok(None),
         Some(Metadata::Texts(list)) => Ok(Some(list)),
         Some(_) => Err(fields.wrong(key, "a list of texts")),
@@ -138,7 +139,7 @@ fn texts<'a>(fields: &Fields<'a>, key: &str) -> Result<Option<&'a [String]>> {
 }
 
 fn numbers(fields: &Fields<'_>, key: &str, length: usize) -> Result<Option<Vec<f64>>> {
-    match fields.metadata.get(key) {
+    match fields.get(key) {
         None => Ok(None),
         Some(Metadata::Numbers(list)) => {
             let list = list.floats();
@@ -149,14 +150,6 @@ fn numbers(fields: &Fields<'_>, key: &str, length: usize) -> Result<Option<Vec<f
             }
         }
         Some(_) => Err(fields.wrong(key, "a list of numbers")),
-    }
-}
-
-fn flag(fields: &Fields<'_>, key: &str, default: bool) -> Result<bool> {
-    match fields.metadata.get(key) {
-        None => Ok(default),
-        Some(Metadata::Flag(value)) => Ok(*value),
-        Some(_) => Err(fields.wrong(key, "true or false")),
     }
 }
 
@@ -171,7 +164,7 @@ fn pre<'a>(fields: &Fields<'a>) -> Result<Option<&'a str>> {
 /// A warning if the file does not say how its tokenizer splits words.
 pub(super) fn warning(fields: &Fields<'_>) -> Result<Option<String>> {
     let byte_level =
-        matches!(fields.metadata.get("tokenizer.ggml.model"), Some(Metadata::Text(model)) if model == "gpt2");
+        matches!(fields.get("tokenizer.ggml.model"), Some(Metadata::Text(model)) if model == "gpt2");
     let unknown = byte_level && pre(fields)?.is_none();
     Ok(unknown.then(|| {
         format!(
@@ -212,17 +205,19 @@ fn byte_level(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value>
                 false,
             )
         }
-        "gpt-2" => (bytes(true), false),
-        "smollm" => (
+        "gpt-2" | "olmo" => (bytes(true), false),
+        "smollm" | "refact" => (
             sequence(json!({"type": "Digits", "individual_digits": true}), true),
             false,
         ),
         "llama-bpe" | "llama3" | "llama-v3" => (sequence(split("{1,3}"), false), true),
-        "qwen2" => (sequence(split(""), false), false),
+        "dbrx" | "smaug-bpe" | "chatglm-bpe" | "glm4" => (sequence(split("{1,3}"), false), false),
+        "qwen2" | "stablelm2" => (sequence(split(""), false), false),
         other => {
             return Err(fields.unsupported(
                 key,
-                "gpt-2, smollm, llama-bpe, qwen2 or default",
+                "gpt-2, olmo, smollm, refact, llama-bpe, dbrx, smaug-bpe, chatglm-bpe, glm4, qwen2, stablelm2 or \
+                 default",
                 format!("{other:?}"),
             ));
         }
@@ -231,8 +226,8 @@ fn byte_level(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value>
         Some("qwen2") => json!({"type": "NFC"}),
         _ => Value::Null,
     };
-    // Llama 3's vocabulary has words that its merges cannot produce
-    let ignore_merges = add_bos;
+    // Llama 3's and GLM-4's vocabularies have words that their merges cannot produce
+    let ignore_merges = add_bos || pre(fields)? == Some("glm4");
     Ok(json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": vocabulary.added(),
         "normalizer": normalizer,
@@ -256,7 +251,7 @@ fn sentence_piece(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Va
     if scores.iter().any(|score| score.is_nan()) {
         return Err(fields.wrong(key, "numbers without NaN"));
     }
-    let prefix = flag(fields, "tokenizer.ggml.add_space_prefix", true)?;
+    let prefix = fields.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     let spaces = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
     let normalizer = if prefix {
         json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, spaces]})
@@ -302,8 +297,10 @@ fn sentence_piece(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>) -> Result<Va
 fn post_processor(fields: &Fields<'_>, vocabulary: &Vocabulary<'_>, bos_by_default: bool) -> Result<Value> {
     let bos = vocabulary.token(fields, "tokenizer.ggml.bos_token_id")?;
     let eos = vocabulary.token(fields, "tokenizer.ggml.eos_token_id")?;
-    let with_bos = flag(fields, "tokenizer.ggml.add_bos_token", bos_by_default)?;
-    let with_eos = flag(fields, "tokenizer.ggml.add_eos_token", false)?;
+    let with_bos = fields
+        .flag("tokenizer.ggml.add_bos_token")?
+        .unwrap_or(bos_by_default);
+    let with_eos = fields.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
     let (bos, eos) = (bos.filter(|_| with_bos), eos.filter(|_| with_eos));
     Ok(template(bos, eos))
 }

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use aqlm_vocabulary::{AqlmError, BlockNorm, BlockSpec, BlockWeights, Linear, LinearSpec, Scheme};
 
-use super::linear::{exact_storage, float_tensor, linear_tensors, read_linear, read_vector, refuse_rounding};
+use super::linear::{exact_storage, float_tensor, linear_tensors, read_linear, refuse_rounding};
+use super::norms::{norm_tensors, read_norm};
 use crate::safetensors::{self, NewTensor, SafetensorFiles};
 use crate::tensors::TensorSource;
 use crate::{Error, Result};
@@ -26,15 +27,10 @@ pub fn write(path: &Path, spec: &BlockSpec, block: &BlockWeights) -> Result<Stri
 fn tensors_of(path: &Path, spec: &BlockSpec, block: &BlockWeights) -> Result<Vec<NewTensor>> {
     let exact = |_: &str, values: &[f32]| exact_storage(values);
     let mut tensors = Vec::new();
-    for (BlockNorm { name, .. }, norm) in spec.norms.iter().zip(&block.norms) {
-        let values = norm.to_vec();
-        tensors.push(float_tensor(
-            path,
-            format!("{name}.weight"),
-            vec![values.len()],
-            &values,
-            &exact,
-        )?);
+    for (BlockNorm { name, norm, .. }, parameters) in spec.norms.iter().zip(&block.norms) {
+        for (name, values) in norm_tensors(&format!("{name}.weight"), *norm, parameters) {
+            tensors.push(float_tensor(path, name, vec![values.len()], &values, &exact)?);
+        }
     }
     for (LinearSpec { name, .. }, linear) in spec.linears.iter().zip(&block.layers) {
         refuse_rounding(name, linear)?;
@@ -54,7 +50,10 @@ pub fn read(path: &Path, spec: &BlockSpec) -> Result<BlockWeights> {
         norms: spec
             .norms
             .iter()
-            .map(|norm| read_vector(&tensors, &format!("{}.weight", norm.name), norm.width))
+            .map(|norm| {
+                let name = format!("{}.weight", norm.name);
+                read_norm(&tensors, &name, norm.norm, norm.width)
+            })
             .collect::<Result<_>>()?,
         layers: spec
             .linears

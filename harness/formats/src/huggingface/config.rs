@@ -345,9 +345,9 @@ mod tests {
             text.contains("llama, mistral, qwen2") && text.contains("gpt2"),
             "{text}"
         );
-        let result = parse(&json!({"model_type": "stablelm"}));
+        let result = parse(&json!({"model_type": "cohere"}));
         assert!(
-            matches!(&result, Err(Error::Unsupported { found, .. }) if found.contains("LayerNorm")),
+            matches!(&result, Err(Error::Unsupported { found, .. }) if found.contains("side by side")),
             "{result:?}"
         );
         assert_field(&json!({"model_type": null}), "model_type");

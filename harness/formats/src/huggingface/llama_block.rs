@@ -15,6 +15,8 @@ pub(super) struct Defaults {
     pub(super) head_dim: Option<usize>,
     /// longest context
     pub(super) max_position_embeddings: usize,
+    /// the key of the norms' epsilon
+    pub(super) epsilon_key: &'static str,
     /// of the norms
     pub(super) epsilon: f64,
     /// of the gate
@@ -35,6 +37,7 @@ impl Defaults {
         kv_heads: None,
         head_dim: None,
         max_position_embeddings: 2048,
+        epsilon_key: "rms_norm_eps",
         epsilon: 1e-6,
         activation: Activation::Silu,
         tied: false,
@@ -75,7 +78,7 @@ pub(super) fn plain(fields: &Fields<'_>, defaults: &Defaults) -> Result<ArchSpec
         heads,
         kv_heads,
         head_dim,
-        epsilon: fields.positive("rms_norm_eps")?.unwrap_or(defaults.epsilon),
+        epsilon: fields.positive(defaults.epsilon_key)?.unwrap_or(defaults.epsilon),
         rotary,
         window: None,
     });

@@ -12,6 +12,7 @@ mod keys;
 pub(crate) mod linear;
 mod llama_block;
 pub(crate) mod names;
+pub(crate) mod norms;
 mod parts;
 mod rope;
 mod shards;

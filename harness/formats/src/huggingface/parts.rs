@@ -55,6 +55,27 @@ pub(super) fn add_head_norms(arch: &mut ArchSpec) {
     }
 }
 
+/// One layer for gate and up, behind the four of attention, without biases.
+pub(super) fn fuse_gate_and_up(block: &mut BlockSpec) {
+    let (hidden, inner) = (block.hidden_size(), block.intermediate_size());
+    block.linears.truncate(4);
+    let layers = [
+        ("mlp.gate_up_proj", (2 * inner, hidden), Input::Mlp),
+        ("mlp.down_proj", (hidden, inner), Input::Activated),
+    ];
+    block
+        .linears
+        .extend(layers.map(|(name, shape, reads)| LinearSpec {
+            name: name.into(),
+            shape,
+            reads,
+            bias: false,
+        }));
+    if let Mlp::Dense(mlp) = &mut block.mlp {
+        [mlp.gate, mlp.up, mlp.down] = [4, 4, 5].map(LayerId);
+    }
+}
+
 /// One layer for queries, keys and values, and one for gate and up, without biases.
 pub(super) fn fuse(block: &mut BlockSpec) {
     let (hidden, inner) = (block.hidden_size(), block.intermediate_size());

@@ -14,8 +14,9 @@ const LONG_KINDS: &str = "default or longrope";
 pub(super) struct Rotation {
     /// base of the wavelengths
     pub(super) theta: f64,
-    /// whether only a part of each head may be rotated
-    pub(super) partial: bool,
+    /// which part of each head is rotated if config.json does not say; `None` for families that rotate whole
+    /// heads
+    pub(super) part: Option<f64>,
     /// whether LongRoPE is the only scaling
     pub(super) long: bool,
     /// whether the rotary objects have one object for each type of layer; what is read is that of
@@ -27,7 +28,7 @@ impl Rotation {
     /// Llama's.
     pub(super) const PLAIN: Self = Self {
         theta: 10_000.0,
-        partial: false,
+        part: None,
         long: false,
         by_type: false,
     };
@@ -157,9 +158,9 @@ fn rotated(fields: &Fields<'_>, rotation: &Rotation, head_dim: usize) -> Result<
             at = Some(inner);
         }
     }
-    let factor = found.unwrap_or(1.0);
+    let factor = found.or(rotation.part).unwrap_or(1.0);
     let of = at.as_ref().unwrap_or(fields);
-    if factor != 1.0 && !rotation.partial {
+    if factor != 1.0 && rotation.part.is_none() {
         return Err(of.unsupported(key, "1 or nothing", factor.to_string()));
     }
     let rotated = (head_dim as f64 * factor) as usize;
@@ -339,7 +340,7 @@ fn rope_scaling(
     let kind = kind(fields)?;
     if let Some(factor) = fields.number("partial_rotary_factor")?
         && factor != 1.0
-        && !rotation.partial
+        && rotation.part.is_none()
     {
         return Err(fields.unsupported("partial_rotary_factor", "1 or nothing", factor.to_string()));
     }

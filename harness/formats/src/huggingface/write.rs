@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::linear::{float_tensor, linear_tensors};
 use super::names::{EMBEDDING, FINAL_NORM, LM_HEAD};
+use super::norms::norm_tensors;
 use super::shards::{ShardWriter, is_weights_file};
 use super::tokenizer_files::tokenizer_files;
 use super::{experts, rope};
@@ -136,9 +137,13 @@ pub fn write_whole(
     plan.skip(EMBEDDING);
     for (block, spec) in config.blocks.iter().enumerate() {
         let weights = blocks(block)?;
-        for (name, norm) in config.norm_names(block).into_iter().zip(&weights.norms) {
-            shards.push(&whole(&name, &mut norm.iter().copied(), vec![norm.len()])?)?;
-            plan.skip(&name);
+        let names = config.norm_names(block).into_iter().zip(&spec.norms);
+        for ((name, spec), parameters) in names.zip(&weights.norms) {
+            for (name, values) in norm_tensors(&name, spec.norm, parameters) {
+                let length = values.len();
+                shards.push(&whole(&name, &mut values.into_iter(), vec![length])?)?;
+                plan.skip(&name);
+            }
         }
         for layer in spec.layers() {
             let name = config.layer_name(block, layer);
@@ -155,8 +160,11 @@ pub fn write_whole(
             }
         }
     }
-    shards.push(&whole(FINAL_NORM, &mut norm.iter().copied(), vec![norm.len()])?)?;
-    plan.skip(FINAL_NORM);
+    for (name, values) in norm_tensors(FINAL_NORM, config.final_norm, &norm) {
+        let length = values.len();
+        shards.push(&whole(&name, &mut values.into_iter(), vec![length])?)?;
+        plan.skip(&name);
+    }
     if !config.tied {
         let head = match lm_head {
             Some(head) => head,

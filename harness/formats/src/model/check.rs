@@ -1,10 +1,8 @@
-use std::collections::BTreeSet;
-
-use aqlm_vocabulary::LayerId;
+use aqlm_vocabulary::{LayerId, NormSpec};
 
 use super::Model;
 use crate::huggingface::linear::{code_type, codebook_shape};
-use crate::huggingface::names::{EMBEDDING, FINAL_NORM, LM_HEAD};
+use crate::huggingface::names::{EMBEDDING, FINAL_NORM, LM_HEAD, bias_name, needed_tensors};
 use crate::tensors::TensorInfo;
 use crate::{Error, Result};
 
@@ -41,12 +39,12 @@ impl Model {
     /// A warning when there are tensors that the configuration does not need.
     pub(super) fn unread_tensors(&self) -> Option<String> {
         let config = self.config();
-        let mut needed: BTreeSet<String> = [EMBEDDING, FINAL_NORM, LM_HEAD].map(String::from).into();
+        let mut needed = needed_tensors(config);
         for (block, spec) in config.blocks.iter().enumerate() {
-            needed.extend(config.norm_names(block));
             for layer in spec.layers() {
                 let name = config.layer_name(block, layer);
-                let parts = ["weight", "bias", "codes", "codebooks", "scales"];
+                // a bias that must not be there is an error of its own
+                let parts = ["bias", "codes", "codebooks", "scales"];
                 needed.extend(parts.map(|part| format!("{name}.{part}")));
             }
         }
@@ -83,17 +81,25 @@ impl Model {
         let config = self.config();
         let vocabulary = [config.vocab_size, config.hidden_size];
         self.tensors.expect(EMBEDDING, &vocabulary)?;
-        self.tensors.expect(FINAL_NORM, &[config.hidden_size])?;
+        self.check_norm(FINAL_NORM, config.final_norm, config.hidden_size)?;
         if !config.tied {
             self.tensors.expect(LM_HEAD, &vocabulary)?;
         }
         for (block, spec) in config.blocks.iter().enumerate() {
             for (name, norm) in config.norm_names(block).iter().zip(&spec.norms) {
-                self.tensors.expect(name, &[norm.width])?;
+                self.check_norm(name, norm.norm, norm.width)?;
             }
             for layer in spec.layers() {
                 self.check_layer(block, layer)?;
             }
+        }
+        Ok(())
+    }
+
+    fn check_norm(&self, name: &str, spec: NormSpec, width: usize) -> Result<()> {
+        self.tensors.expect(name, &[width])?;
+        if spec.biased {
+            self.tensors.expect(&bias_name(name), &[width])?;
         }
         Ok(())
     }

@@ -8,8 +8,9 @@ use aqlm_vocabulary::{ArchSpec, BlockWeights, LayerId, Linear, ModelWeights, Sch
 use ndarray::{Array1, Array2};
 
 use crate::huggingface::index::open_folder;
-use crate::huggingface::linear::{read_linear, read_matrix, read_vector};
+use crate::huggingface::linear::{read_linear, read_matrix};
 use crate::huggingface::names::{EMBEDDING, FINAL_NORM, LM_HEAD};
+use crate::huggingface::norms::read_norm;
 use crate::safetensors::SafetensorFiles;
 use crate::tensors::{TensorInfo, TensorSource};
 use crate::{Error, Result, gguf, stand_in};
@@ -47,8 +48,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a Hugging Face folder, a model's folder in the cache of the Hub's client, or a GGUF file of the
-    /// llama architecture. Of a model in several GGUF files, any part opens the whole.
+    /// Opens a Hugging Face folder, a model's folder in the cache of the Hub's client, or a GGUF file. Of a
+    /// model in several GGUF files, any part opens the whole.
     ///
     /// # Errors
     /// `Io`; `Kind` for anything else; the errors of [`ModelConfig::read`] and of opening a folder's weights;
@@ -179,12 +180,18 @@ impl Model {
         )
     }
 
-    /// Weight of the RMSNorm after the last block, hidden_size elements.
+    /// Parameters of the norm after the last block: hidden_size weights, then as many biases if it has some.
     ///
     /// # Errors
     /// `NotFinite`, `TensorType`, `Io`.
     pub fn final_norm(&self) -> Result<Array1<f32>> {
-        read_vector(self.tensors.as_ref(), FINAL_NORM, self.config().hidden_size)
+        let config = self.config();
+        read_norm(
+            self.tensors.as_ref(),
+            FINAL_NORM,
+            config.final_norm,
+            config.hidden_size,
+        )
     }
 
     /// Weight of the output layer, one row of hidden_size per token; the embedding if tied.
@@ -219,7 +226,7 @@ impl Model {
         let norms = config.norm_names(block).into_iter().zip(&spec.norms);
         Ok(BlockWeights {
             norms: norms
-                .map(|(name, norm)| read_vector(self.tensors.as_ref(), &name, norm.width))
+                .map(|(name, norm)| read_norm(self.tensors.as_ref(), &name, norm.norm, norm.width))
                 .collect::<Result<_>>()?,
             layers: spec
                 .layers()

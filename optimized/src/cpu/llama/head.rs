@@ -21,22 +21,23 @@ pub struct Head {
     pub(super) norm: NormSpec,
     /// what becomes of the products
     pub(super) logits: LogitSpec,
-    /// of the norm, `[hidden]`
+    /// parameters of the norm
     pub(super) weight: Array1<f32>,
     /// [vocab, hidden]
     pub(super) output: RowStore,
 }
 
 impl Head {
-    /// The model's head, from the norm's weight, `[hidden]`, and lm_head, [vocab, hidden].
+    /// The model's head, from the norm's parameters and lm_head, [vocab, hidden].
     ///
     /// # Errors
     /// `Shape` when weight and lm_head do not match.
     pub fn new(arch: &ArchSpec, weight: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Self> {
-        if weight.len() != lm_head.ncols() {
+        let expected = arch.final_norm.parameters(lm_head.ncols());
+        if weight.len() != expected {
             return Err(AqlmError::Shape {
                 what: "final norm".into(),
-                expected: vec![lm_head.ncols()],
+                expected: vec![expected],
                 found: vec![weight.len()],
             });
         }

@@ -42,7 +42,11 @@ impl Model {
         };
         let vocabulary = [arch.vocab_size, arch.hidden_size];
         expect("embedding", &vocabulary, weights.embedding.shape())?;
-        expect("final norm", &vocabulary[1..], weights.norm.shape())?;
+        expect(
+            "final norm",
+            &[arch.final_norm_parameters()],
+            weights.norm.shape(),
+        )?;
         if let Some(lm_head) = &weights.lm_head {
             expect("lm_head", &vocabulary, lm_head.shape())?;
         }

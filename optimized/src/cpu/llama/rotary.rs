@@ -10,9 +10,9 @@ use crate::cpu::vectorize::{multiply_add, vectorized};
 /// Rows of one task.
 const ROWS: usize = 256;
 
-/// Rotary position embedding in the rotate-half convention of Hugging Face checkpoints: element i of the
-/// rotated part of a head is paired with element i + half of that part (Su et al. 2021). Holds the tables of
-/// every different rotation of a model's blocks.
+/// Rotary position embedding (Su et al. 2021). Element i of the rotated part of a head is paired with element
+/// i + half of that part; or, where the block says so, elements 2 i and 2 i + 1 are a pair. Holds the tables
+/// of every different rotation of a model's blocks.
 ///
 /// Frequencies and angles are rounded to f32, as in training and in other implementations. Exact angles move
 /// the token losses of a real model at position 1,000 by more than 1e-4.
@@ -68,14 +68,19 @@ impl Tables {
         }
     }
 
-    /// Rotates every head, of `head_dim` numbers, of one row.
-    fn rotate_row(&self, row: &mut [f32], head_dim: usize, position: usize, turn: Turn) {
+    /// Rotates every head of one row.
+    fn rotate_row(&self, spec: &AttentionSpec, row: &mut [f32], position: usize, turn: Turn) {
         let (cos, sin) = (self.cos.row(position), self.sin.row(position));
         let sign = match turn {
             Turn::Forward => 1.0,
             Turn::Back => -1.0,
         };
-        rotate_heads(row, head_dim, elements(&cos), elements(&sin), sign);
+        let (cos, sin) = (elements(&cos), elements(&sin));
+        if spec.neighbours {
+            rotate_neighbours(row, spec.head_dim, cos, sin, sign);
+        } else {
+            rotate_heads(row, spec.head_dim, cos, sin, sign);
+        }
     }
 }
 
@@ -141,6 +146,15 @@ impl Rotary {
         })
     }
 
+    /// Cosines and sines of a block's rotation, both [positions, rotated / 2]; `None` if it has none.
+    ///
+    /// # Panics
+    /// When there are no tables of the block's rotation.
+    pub(crate) fn tables_of(&self, spec: &AttentionSpec) -> Option<(&[f32], &[f32])> {
+        self.of(spec)
+            .map(|tables| (elements(&tables.cos), elements(&tables.sin)))
+    }
+
     /// Rotates every head of every row, [rows, heads x head_dim], in place, as the block says: row r is at
     /// position r mod `tokens`.
     pub(super) fn rotate(
@@ -159,7 +173,7 @@ impl Rotary {
             .for_each(|(task, mut rows)| {
                 for (r, mut row) in rows.outer_iter_mut().enumerate() {
                     let position = (task * ROWS + r) % tokens;
-                    tables.rotate_row(elements_mut(&mut row), spec.head_dim, position, turn);
+                    tables.rotate_row(spec, elements_mut(&mut row), position, turn);
                 }
             });
     }
@@ -167,7 +181,7 @@ impl Rotary {
     /// Rotates every head of one row, [heads x head_dim].
     pub(super) fn rotate_row(&self, spec: &AttentionSpec, row: &mut [f32], position: usize, turn: Turn) {
         if let Some(tables) = self.of(spec) {
-            tables.rotate_row(row, spec.head_dim, position, turn);
+            tables.rotate_row(spec, row, position, turn);
         }
     }
 }
@@ -190,6 +204,16 @@ fn rotate_body<const FUSED: bool>(row: &mut [f32], head_dim: usize, cos: &[f32],
 vectorized! {
     /// Rotates every pair (a, b) of every head by its angle, times `sign`.
     fn rotate_heads(row: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32], sign: f32) = rotate_body
+}
+
+/// [`rotate_heads`] for pairs of neighbours.
+fn rotate_neighbours(row: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32], sign: f32) {
+    for head in row.chunks_exact_mut(head_dim) {
+        for ((pair, &cos), &sin) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
+            let ([a, b], sin) = (*pair, sign * sin);
+            *pair = [a * cos - b * sin, b * cos + a * sin];
+        }
+    }
 }
 
 /// The angle by which pair i of the rotated `head_dim` numbers turns from one position to the next:

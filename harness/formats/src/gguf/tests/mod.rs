@@ -1,6 +1,7 @@
 //! GGUF files generated from a small model, intact and damaged.
 
 mod damage;
+mod families;
 mod model;
 mod split;
 mod tokenizer;
@@ -17,6 +18,7 @@ enum Put {
     U32(u32),
     F32(f32),
     Flag(bool),
+    Flags(Vec<bool>),
     Text(String),
     Texts(Vec<String>),
     Floats(Vec<f32>),
@@ -80,6 +82,12 @@ impl Writer {
                 Put::Flag(value) => {
                     kind(7);
                     out.push(u8::from(*value));
+                }
+                Put::Flags(list) => {
+                    kind(9);
+                    kind(7);
+                    out.extend((list.len() as u64).to_le_bytes());
+                    out.extend(list.iter().map(|&value| u8::from(value)));
                 }
                 Put::Text(text) => {
                     kind(8);

@@ -158,6 +158,26 @@ fn splitting_of_words_follows_the_named_kind() {
     pieces("gpt-2", "Well.\n\n1234 isn't  it\r\n");
 }
 
+#[test]
+fn some_names_stand_for_the_splitting_of_another() {
+    let text = "Well.\n\n1234 isn't  it\r\n12a";
+    let ids = |tokenizer: &Tokenizer| tokenizer.encode(text, false).unwrap();
+    for (name, other) in [
+        ("olmo", "gpt-2"),
+        ("refact", "smollm"),
+        ("dbrx", "llama-bpe"),
+        ("smaug-bpe", "llama-bpe"),
+        ("chatglm-bpe", "llama-bpe"),
+        ("glm4", "llama-bpe"),
+        ("stablelm2", "qwen2"),
+    ] {
+        let (named, other) = (byte_level(name).unwrap(), byte_level(other).unwrap());
+        assert_eq!(ids(&named), ids(&other), "{name}");
+        // only Llama 3's begins with BOS by default
+        assert!(!named.adds_bos(), "{name}");
+    }
+}
+
 /// llama.cpp's default isolates runs of punctuation and groups of three digits, and tells contractions from
 /// nothing.
 #[test]

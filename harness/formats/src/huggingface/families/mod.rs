@@ -4,6 +4,8 @@ mod family;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod glm;
+mod glm4;
 mod granite;
 mod llama;
 mod mistral;
@@ -15,6 +17,7 @@ mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
 mod smollm3;
+mod stablelm;
 
 use super::fields::Fields;
 use crate::Result;
@@ -22,7 +25,7 @@ use crate::Result;
 pub use family::Family;
 
 /// All families that can be read.
-const FAMILIES: [&Family; 14] = [
+const FAMILIES: [&Family; 17] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -34,25 +37,20 @@ const FAMILIES: [&Family; 14] = [
     &olmo2::FAMILY,
     &granite::FAMILY,
     &smollm3::FAMILY,
+    &stablelm::FAMILY,
+    &glm::FAMILY,
+    &glm4::FAMILY,
     &mixtral::FAMILY,
     &qwen2_moe::FAMILY,
     &qwen3_moe::FAMILY,
 ];
 
 /// Families that are known but cannot be read yet, each with what it needs that is missing.
-const LACKING: [(&str, &str); 6] = [
-    (
-        "cohere",
-        "LayerNorms, attention and MLP side by side, and rotation of neighbouring numbers",
-    ),
-    (
-        "cohere2",
-        "LayerNorms, attention and MLP side by side, and rotation of neighbouring numbers",
-    ),
+const LACKING: [(&str, &str); 4] = [
+    ("cohere", "attention and MLP side by side behind one norm"),
+    ("cohere2", "attention and MLP side by side behind one norm"),
     ("gemma3", "a vision tower; the text model alone is gemma3_text"),
-    ("glm", "rotation of neighbouring numbers"),
     ("olmo", "norms without weights"),
-    ("stablelm", "LayerNorms, which subtract the mean and have biases"),
 ];
 
 impl Family {

@@ -25,7 +25,7 @@ fn arch(fields: &Fields<'_>) -> Result<ArchSpec> {
         attention_bias: false,
         mlp_bias: false,
         rotation: Rotation {
-            partial: true,
+            part: Some(1.0),
             long: true,
             ..Rotation::PLAIN
         },

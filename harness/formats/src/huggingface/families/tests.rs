@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use aqlm_vocabulary::NormPlace::{AfterAttention, AfterMlp, BeforeAttention, BeforeMlp, Key, Query};
-use aqlm_vocabulary::{Activation, ArchSpec, NormPlace, RopeScaling};
+use aqlm_vocabulary::{Activation, ArchSpec, NormPlace, NormSpec, RopeScaling};
 use serde_json::{Value, json};
 
 use crate::model::ModelConfig;
@@ -247,6 +247,71 @@ fn smollm3_does_not_rotate_in_some_blocks() {
         "full_attention"]}),
         "layer_types",
     );
+}
+
+#[test]
+fn stablelm_centers_and_rotates_a_quarter() {
+    let arch = read("stablelm", json!({"layer_norm_eps": 0.5, "head_dim": null})).unwrap();
+    assert_eq!(arch.final_norm, NormSpec::layer(0.5));
+    assert_eq!(arch.final_norm_parameters(), 128);
+    let norms = arch.blocks.iter().flat_map(|block| &block.norms);
+    assert!(norms.clone().all(|norm| norm.norm == NormSpec::layer(0.5)));
+    assert_eq!((norms.count(), arch.attention().rotated), (8, 4));
+    let biased = |arch: &ArchSpec| arch.blocks[0].linears.iter().filter(|linear| linear.bias).count();
+    assert_eq!(biased(&arch), 0);
+    let changes = json!({"use_qkv_bias": true, "rope_parameters": {"partial_rotary_factor": 0.5}});
+    let arch = read("stablelm", changes).unwrap();
+    assert_eq!((biased(&arch), arch.attention().rotated), (3, 8));
+    refused("stablelm", json!({"head_dim": 8}), "head_dim");
+    refused(
+        "stablelm",
+        json!({"use_parallel_residual": true}),
+        "use_parallel_residual",
+    );
+    refused("stablelm", json!({"qk_layernorm": true}), "qk_layernorm");
+}
+
+#[test]
+fn glm_rotates_neighbours_in_half_of_each_head() {
+    let arch = read("glm", json!({})).unwrap();
+    let block = &arch.blocks[1];
+    assert!(block.attention.neighbours && arch.final_norm.epsilon == 1.5625e-7);
+    assert_eq!(block.attention.rotated, 8);
+    let layers: Vec<_> = block
+        .linears
+        .iter()
+        .map(|linear| (linear.short_name(), linear.shape, linear.bias))
+        .collect();
+    assert_eq!(
+        layers,
+        [
+            ("q_proj", (64, 64), true),
+            ("k_proj", (32, 64), true),
+            ("v_proj", (32, 64), true),
+            ("o_proj", (64, 64), false),
+            ("gate_up_proj", (192, 64), false),
+            ("down_proj", (64, 96), false)
+        ]
+    );
+    let plain = read(
+        "glm",
+        json!({"attention_bias": false, "partial_rotary_factor": 1.0}),
+    )
+    .unwrap();
+    assert!(plain.blocks[0].linears.iter().all(|linear| !linear.bias));
+    assert_eq!(plain.attention().rotated, 16);
+}
+
+#[test]
+fn glm4_norms_behind_too() {
+    let (arch, glm) = (read("glm4", json!({})).unwrap(), read("glm", json!({})).unwrap());
+    assert_eq!(places(&arch), AROUND);
+    assert_eq!(
+        arch.norm_name(0, BeforeMlp),
+        "model.layers.0.post_attention_layernorm.weight"
+    );
+    assert_eq!(arch.blocks[0].linears, glm.blocks[0].linears);
+    assert_eq!(arch.blocks[0].attention, glm.blocks[0].attention);
 }
 
 /// Names and shapes of the layers of a block's MLP, without the experts after the first.
