@@ -9,12 +9,17 @@
 // Cost: every query reads its keys and values through L1 and L2, 4 x head bytes a (query, key), and waits for
 //   a shuffle reduction a key.
 // Limits: none.
-// Compile-time: AQLM_HEAD, AQLM_PADDED.
+// Compile-time: AQLM_HEAD, AQLM_PADDED; AQLM_SCORES for a factor of scores of its own and, above 0, a cap:
+//   cap tanh(score / cap).
 
 #define ITEMS ((AQLM_HEAD + 31) / 32)
 
 extern "C" __global__ void attention(const u16* keys, const u16* values, const u16* q, u16* out, int rows, int heads, int kv_heads, int first,
-                                     int capacity, int window) {
+                                     int capacity, int window
+#ifdef AQLM_SCORES
+                                     , int scale_bits, int cap_bits
+#endif
+) {
     allow_next_kernel();
     wait_for_previous_kernel();
     const int lane = threadIdx.x & 31, row = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), head = blockIdx.y;
@@ -22,7 +27,11 @@ extern "C" __global__ void attention(const u16* keys, const u16* values, const u
     const int position = first + row, begin = window > 0 && position + 1 > window ? position + 1 - window : 0;
     const size_t cached = static_cast<size_t>(head / (heads / kv_heads)) * capacity * AQLM_PADDED;
     const size_t own = (static_cast<size_t>(row) * heads + head) * AQLM_HEAD;
+#ifdef AQLM_SCORES
+    const float scale = __int_as_float(scale_bits), cap = __int_as_float(cap_bits);
+#else
     const float scale = 1.0f / sqrtf(static_cast<float>(AQLM_HEAD));
+#endif
     float query[ITEMS], sum[ITEMS];
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
@@ -40,6 +49,9 @@ extern "C" __global__ void attention(const u16* keys, const u16* values, const u
             if (i * 32 + lane < AQLM_HEAD) score += query[i] * f32_of_f16(key[i * 32 + lane]);
         }
         for (int step = 16; step > 0; step >>= 1) score += __shfl_xor_sync(WARP_MASK, score, step);
+#ifdef AQLM_SCORES
+        if (cap > 0.0f) score = cap * tanhf(score / cap);
+#endif
         const float now = fmaxf(most, score), keep = expf(most - now), weight = expf(score - now);
         most = now;
         total = total * keep + weight;

@@ -1,6 +1,7 @@
 #include "../common.cuh"
 #include "../training.cuh"
 #include "../attention_mask.cuh"
+#include "../attention_cap.cuh"
 #include "../attention_fragments.cuh"
 // attention_back_kv k2: k1 with products on tensor cores: factors in tf32, sums in f32.
 //
@@ -15,7 +16,7 @@
 #define QUERY_OCTETS (QUERIES / 8)
 
 extern "C" __global__ void __launch_bounds__(FRAGMENT_THREADS)
-attention_back_kv(const float* q, const float* k, const float* v, const float* grad, const float* stats, const float* delta, float* grad_k, float* grad_v, int sequences, int tokens, int heads, int kv_heads, int window, int scale_bits) {
+attention_back_kv(const float* q, const float* k, const float* v, const float* grad, const float* stats, const float* delta, float* grad_k, float* grad_v, int sequences, int tokens, int heads, int kv_heads, int window, int scale_bits, int cap_bits) {
     SHARED_MEMORY;
     float* keys = reinterpret_cast<float*>(shared);        // [OWN_ROWS, FRAGMENT_STRIDE]
     float* values = keys + OWN_ROWS * FRAGMENT_STRIDE;     // [OWN_ROWS, FRAGMENT_STRIDE]
@@ -28,7 +29,7 @@ attention_back_kv(const float* q, const float* k, const float* v, const float* g
     const size_t q_stride = static_cast<size_t>(heads) * AQLM_HEAD, kv_stride = static_cast<size_t>(kv_heads) * AQLM_HEAD;
     const size_t first_row = static_cast<size_t>(sequence) * tokens;
     const size_t own_kv = first_row * kv_stride + kv_head * AQLM_HEAD;
-    const float scale = __int_as_float(scale_bits);
+    const float scale = __int_as_float(scale_bits), cap = __int_as_float(cap_bits);
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, first = tile * OWN_ROWS;
     const int low_key = first + static_cast<int>(threadIdx.x) / 32 * 16 + g;
     // The last query that attends to any of these keys is a window after the last of them.
@@ -51,7 +52,7 @@ attention_back_kv(const float* q, const float* k, const float* v, const float* g
                 of_query[threadIdx.x] = row < tokens ? from[(first_row + row) * heads + head] : 0.0f;
             }
             __syncthreads();
-            float p[QUERY_OCTETS][4], s[QUERY_OCTETS][4];
+            float p[QUERY_OCTETS][4], s[QUERY_OCTETS][4], slope[QUERY_OCTETS][4];
             multiply_rows(p, keys, queries);
             const bool all = attend_all(at, at + QUERIES - 1, low_key + 8, tokens, window);
 #pragma unroll
@@ -60,7 +61,9 @@ attention_back_kv(const float* q, const float* k, const float* v, const float* g
                 for (int i = 0; i < 4; ++i) {
                     const int column = 8 * n + 2 * t + i % 2;
                     const bool seen = all || attends(at + column, low_key + i / 2 * 8, tokens, window);
-                    p[n][i] = seen ? exponential(p[n][i] - of_query[column]) : 0.0f;
+                    const float score = capped(p[n][i], cap);
+                    slope[n][i] = cap_slope(score, cap);
+                    p[n][i] = seen ? exponential(score - of_query[column]) : 0.0f;
                 }
             add_rows(of_v, p, grads);
             multiply_rows(s, values, grads);
@@ -69,7 +72,7 @@ attention_back_kv(const float* q, const float* k, const float* v, const float* g
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     const int column = 8 * n + 2 * t + i % 2;
-                    s[n][i] = !all && sees_one(at + column, window) ? 0.0f : p[n][i] * (s[n][i] - of_query[QUERIES + column]);
+                    s[n][i] = !all && sees_one(at + column, window) ? 0.0f : p[n][i] * (s[n][i] - of_query[QUERIES + column]) * slope[n][i];
                 }
             // The queries in shared memory carry the scale.
             add_rows(of_k, s, queries);

@@ -1,6 +1,7 @@
 #include "../common.cuh"
 #include "../training.cuh"
 #include "../attention_mask.cuh"
+#include "../attention_cap.cuh"
 #include "../attention_fragments.cuh"
 // attention_back_q k2: k1 with products on tensor cores: factors in tf32, sums in f32.
 //
@@ -14,7 +15,7 @@
 #define KEY_OCTETS (KEYS / 8)
 
 extern "C" __global__ void __launch_bounds__(FRAGMENT_THREADS)
-attention_back_q(const float* q, const float* k, const float* v, const float* grad, const float* stats, const float* delta, float* grad_q, int sequences, int tokens, int heads, int kv_heads, int window, int scale_bits) {
+attention_back_q(const float* q, const float* k, const float* v, const float* grad, const float* stats, const float* delta, float* grad_q, int sequences, int tokens, int heads, int kv_heads, int window, int scale_bits, int cap_bits) {
     SHARED_MEMORY;
     float* queries = reinterpret_cast<float*>(shared);     // [OWN_ROWS, FRAGMENT_STRIDE]
     float* grads = queries + OWN_ROWS * FRAGMENT_STRIDE;   // [OWN_ROWS, FRAGMENT_STRIDE]
@@ -26,7 +27,7 @@ attention_back_q(const float* q, const float* k, const float* v, const float* gr
     const size_t q_stride = static_cast<size_t>(heads) * AQLM_HEAD, kv_stride = static_cast<size_t>(kv_heads) * AQLM_HEAD;
     const size_t first_row = static_cast<size_t>(sequence) * tokens;
     const size_t own_q = first_row * q_stride + head * AQLM_HEAD, own_kv = first_row * kv_stride + kv_head * AQLM_HEAD;
-    const float scale = __int_as_float(scale_bits);
+    const float scale = __int_as_float(scale_bits), cap = __int_as_float(cap_bits);
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, first = tile * OWN_ROWS;
     const int low_row = first + static_cast<int>(threadIdx.x) / 32 * 16 + g;
     load_fragments(queries, q + own_q, first, OWN_ROWS, tokens, q_stride, scale);
@@ -54,7 +55,8 @@ attention_back_q(const float* q, const float* k, const float* v, const float* gr
             for (int i = 0; i < 4; ++i) {
                 const int query = low_row + i / 2 * 8;
                 const bool moves = all || attends(query, at + 8 * n + 2 * t + i % 2, tokens, window) && !sees_one(query, window);
-                s[n][i] = moves ? exponential(s[n][i] - stat[i / 2]) * (of_p[n][i] - mean[i / 2]) : 0.0f;
+                const float score = capped(s[n][i], cap);
+                s[n][i] = moves ? exponential(score - stat[i / 2]) * (of_p[n][i] - mean[i / 2]) * cap_slope(score, cap) : 0.0f;
             }
         add_rows(result, s, keys);
     }

@@ -1,6 +1,7 @@
 #include "../common.cuh"
 #include "../training.cuh"
 #include "../attention_mask.cuh"
+#include "../attention_cap.cuh"
 #include "../attention_tiles.cuh"
 // attention_rows k1: causal attention within each sequence, without a matrix of tokens x tokens in memory.
 //
@@ -12,9 +13,10 @@
 // Arithmetic: f32.
 // Shared: two tiles of rows and one of scores.
 // Limits: AQLM_HEAD at most 256.
+// Compile-time: AQLM_CAPPED (attention_cap.cuh).
 
 extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-attention_rows(const float* q, const float* k, const float* v, float* out, float* stats, int sequences, int tokens, int heads, int kv_heads, int window, int scale_bits) {
+attention_rows(const float* q, const float* k, const float* v, float* out, float* stats, int sequences, int tokens, int heads, int kv_heads, int window, int scale_bits, int cap_bits) {
     SHARED_MEMORY;
     float* queries = reinterpret_cast<float*>(shared);  // [TILE, STRIDE]
     float* keys = queries + TILE * STRIDE;              // [TILE, STRIDE], then values
@@ -28,6 +30,7 @@ attention_rows(const float* q, const float* k, const float* v, float* out, float
     const float* own_k = k + first_row * kv_stride + kv_head * AQLM_HEAD;
     const float* own_v = v + first_row * kv_stride + kv_head * AQLM_HEAD;
     const int x = threadIdx.x % 16, y = threadIdx.x / 16, first = tile * TILE;
+    const float cap = __int_as_float(cap_bits);
     load_tile(queries, own_q, first, tokens, q_stride, __int_as_float(scale_bits));
     float sum[MICRO], most[MICRO], result[MICRO][COLUMNS];
     clear(result);
@@ -44,7 +47,7 @@ attention_rows(const float* q, const float* k, const float* v, float* out, float
             float now = most[i];
 #pragma unroll
             for (int j = 0; j < MICRO; ++j) {
-                if (!attends(first + y * MICRO + i, at * TILE + x + 16 * j, tokens, window)) s[i][j] = minus_infinity();
+                s[i][j] = attends(first + y * MICRO + i, at * TILE + x + 16 * j, tokens, window) ? capped(s[i][j], cap) : minus_infinity();
                 now = fmaxf(now, s[i][j]);
             }
             for (int step = 8; step > 0; step >>= 1) now = fmaxf(now, __shfl_xor_sync(WARP_MASK, now, step));

@@ -1,6 +1,7 @@
 #include "../common.cuh"
 #include "../training.cuh"
 #include "../attention_mask.cuh"
+#include "../attention_cap.cuh"
 #include "../attention_fragments.cuh"
 // attention_rows k2: k1 with products on tensor cores: factors in tf32, sums in f32.
 //
@@ -14,7 +15,7 @@
 #define KEY_OCTETS (KEYS / 8)
 
 extern "C" __global__ void __launch_bounds__(FRAGMENT_THREADS)
-attention_rows(const float* q, const float* k, const float* v, float* out, float* stats, int sequences, int tokens, int heads, int kv_heads, int window, int scale_bits) {
+attention_rows(const float* q, const float* k, const float* v, float* out, float* stats, int sequences, int tokens, int heads, int kv_heads, int window, int scale_bits, int cap_bits) {
     SHARED_MEMORY;
     float* queries = reinterpret_cast<float*>(shared);      // [OWN_ROWS, FRAGMENT_STRIDE]
     float* keys = queries + OWN_ROWS * FRAGMENT_STRIDE;     // [KEYS, FRAGMENT_STRIDE], then values
@@ -26,6 +27,7 @@ attention_rows(const float* q, const float* k, const float* v, float* out, float
     const size_t own_q = first_row * q_stride + head * AQLM_HEAD, own_kv = first_row * kv_stride + kv_head * AQLM_HEAD;
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, first = tile * OWN_ROWS;
     const int low_row = first + static_cast<int>(threadIdx.x) / 32 * 16 + g;
+    const float cap = __int_as_float(cap_bits);
     load_fragments(queries, q + own_q, first, OWN_ROWS, tokens, q_stride, __int_as_float(scale_bits));
     float sum[2] = {0.0f, 0.0f}, most[2] = {minus_infinity(), minus_infinity()}, result[OCTETS][4];
     clear(result);
@@ -45,6 +47,7 @@ attention_rows(const float* q, const float* k, const float* v, float* out, float
                 for (int i = 0; i < 2; ++i) {
                     float& score = s[n][2 * half + i];
                     if (!all && !attends(low_row + 8 * half, at * KEYS + 8 * n + 2 * t + i, tokens, window)) score = minus_infinity();
+                    else score = capped(score, cap);
                     now = fmaxf(now, score);
                 }
             now = fmaxf(now, __shfl_xor_sync(WARP_MASK, now, 1));

@@ -19,10 +19,23 @@
 //   alone, so the same position gives the same bytes.
 // Limits: head at most 256; AQLM_SPLITS above 1 needs sm_90.
 // Compile-time: AQLM_HEAD, AQLM_LANES (a power of two, at least head / 8), AQLM_QUERIES (query heads of a
-//   block), AQLM_SPLITS, AQLM_BIAS.
+//   block), AQLM_SPLITS, AQLM_BIAS; AQLM_ROTATED where only so many numbers of a head are rotated, 0 for none
+//   (the tables are then [positions, AQLM_ROTATED / 2]); AQLM_SCORES for a factor of scores of its own and,
+//   above 0, a cap: cap tanh(score / cap).
 
 #define WARPS 8
-#define HALF (AQLM_HEAD / 2)
+#ifdef AQLM_ROTATED
+#define TURNED AQLM_ROTATED
+#else
+#define TURNED AQLM_HEAD
+#endif
+#define HALF (TURNED / 2)
+// Element d's place in the tables of angles; those are not read where nothing is rotated.
+#if TURNED > 0
+#define PLACE(d) ((d) % HALF)
+#else
+#define PLACE(d) 0
+#endif
 #define PADDED ((AQLM_HEAD + 7) / 8 * 8)
 #define VECTORS (PADDED / 8)
 #define GROUPS (32 / AQLM_LANES)
@@ -30,6 +43,13 @@
 #define NOTHING -1e30f
 #define TOTALS 2  // a query head's maximum and its total
 #define RECORD (PADDED + TOTALS)  // sums, then maximum and total
+
+// The cosine or sine of element d's angle.
+#ifdef AQLM_ROTATED
+#define ANGLE(d, of) ((d) == usual ? usual_##of : (d) < TURNED ? of##_row[PLACE(d)] : 0.0f)
+#else
+#define ANGLE(d, of) ((d) == usual ? usual_##of : of##_row[PLACE(d)])
+#endif
 
 // The running softmax of one query head over the keys seen so far, for this lane's eight elements.
 struct Running {
@@ -41,11 +61,19 @@ __device__ __forceinline__ void unpack(float (&to)[8], const uint4& from) {
     to[4] = low_f32(from.z), to[5] = high_f32(from.z), to[6] = low_f32(from.w), to[7] = high_f32(from.w);
 }
 
+#ifdef AQLM_SCORES
+#define CAP_PARAMETER , float cap
+#define CAP_ARGUMENT , cap
+#else
+#define CAP_PARAMETER
+#define CAP_ARGUMENT
+#endif
+
 // Adds N keys and values to the running softmax; those that are not `valid` contribute nothing. All lanes of
 // the warp must call this.
 template <int N>
 __device__ __forceinline__ void take(Running (&running)[AQLM_QUERIES], const float (&query)[AQLM_QUERIES][8], const uint4 (&keys)[N],
-                                     const uint4 (&values)[N], const bool (&valid)[N]) {
+                                     const uint4 (&values)[N], const bool (&valid)[N] CAP_PARAMETER) {
     float score[AQLM_QUERIES][N];
 #pragma unroll
     for (int n = 0; n < N; ++n) {
@@ -58,6 +86,9 @@ __device__ __forceinline__ void take(Running (&running)[AQLM_QUERIES], const flo
             for (int i = 0; i < 8; ++i) sum += query[h][i] * key[i];
 #pragma unroll
             for (int step = AQLM_LANES / 2; step > 0; step >>= 1) sum += __shfl_xor_sync(WARP_MASK, sum, step);
+#ifdef AQLM_SCORES
+            if (cap > 0.0f) sum = cap * tanhf(sum / cap);
+#endif
             score[h][n] = valid[n] ? sum : NOTHING;
         }
     }
@@ -107,6 +138,15 @@ __device__ __forceinline__ float merge(const float* records, int count, int apar
 
 // Element i of a head after adding its bias and rotating it by the angle of its pair.
 __device__ __forceinline__ float rotated(const u16* head, const float* bias, float cosine, float sine, int i) {
+#ifdef AQLM_ROTATED
+    if (i >= TURNED) {
+#if AQLM_BIAS
+        return f32_of_f16(head[i]) + bias[i];
+#else
+        return f32_of_f16(head[i]);
+#endif
+    }
+#endif
     const int pair = i < HALF ? i + HALF : i - HALF;
     float a = f32_of_f16(head[i]), b = f32_of_f16(head[pair]);
 #if AQLM_BIAS
@@ -118,7 +158,11 @@ __device__ __forceinline__ float rotated(const u16* head, const float* bias, flo
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
 attention_step(u16* keys, u16* values, const float* cosines, const float* sines, const float* q_bias, const float* k_bias, const float* v_bias,
-               const u32* state, const u16* q, const u16* k, const u16* v, u16* out, int parts, int capacity, int window) {
+               const u32* state, const u16* q, const u16* k, const u16* v, u16* out, int parts, int capacity, int window
+#ifdef AQLM_SCORES
+               , int scale_bits, int cap_bits
+#endif
+) {
 #ifdef AQLM_ON_CPU
     unsigned char* shared = dynamic_shared();
 #else
@@ -160,15 +204,19 @@ attention_step(u16* keys, u16* values, const float* cosines, const float* sines,
     const float* cosine_row = cosines + static_cast<size_t>(position) * HALF;
     const float* sine_row = sines + static_cast<size_t>(position) * HALF;
     const int usual = threadIdx.x % PADDED;
-    const float usual_cosine = usual < AQLM_HEAD ? cosine_row[usual % HALF] : 0.0f, usual_sine = usual < AQLM_HEAD ? sine_row[usual % HALF] : 0.0f;
+    const float usual_cosine = usual < TURNED ? cosine_row[PLACE(usual)] : 0.0f, usual_sine = usual < TURNED ? sine_row[PLACE(usual)] : 0.0f;
     wait_for_previous_kernel();
 
+#ifdef AQLM_SCORES
+    const float scale = __int_as_float(scale_bits), cap = __int_as_float(cap_bits);
+#else
     const float scale = 1.0f / sqrtf(static_cast<float>(AQLM_HEAD));
+#endif
     const int first_head = (kv_head * parts + part) * AQLM_QUERIES;
     for (int i = threadIdx.x; i < AQLM_QUERIES * PADDED; i += blockDim.x) {
         const int head = (first_head + i / PADDED) * AQLM_HEAD, d = i % PADDED;
         if (d < AQLM_HEAD) {
-            const float cosine = d == usual ? usual_cosine : cosine_row[d % HALF], sine = d == usual ? usual_sine : sine_row[d % HALF];
+            const float cosine = ANGLE(d, cosine), sine = ANGLE(d, sine);
             queries[i] = rotated(q + head, q_bias + head, cosine, sine, d) * scale;
         } else {
             queries[i] = 0.0f;
@@ -183,7 +231,7 @@ attention_step(u16* keys, u16* values, const float* cosines, const float* sines,
             u16 new_key = 0, new_value = 0;
             if (d < AQLM_HEAD) {
                 const int head = kv_head * AQLM_HEAD;
-                const float cosine = d == usual ? usual_cosine : cosine_row[d % HALF], sine = d == usual ? usual_sine : sine_row[d % HALF];
+                const float cosine = ANGLE(d, cosine), sine = ANGLE(d, sine);
                 new_key = f16_of_f32(rotated(k + head, k_bias + head, cosine, sine, d));
                 new_value = v[head + d];
 #if AQLM_BIAS
@@ -230,12 +278,12 @@ attention_step(u16* keys, u16* values, const float* cosines, const float* sines,
                 value[n] = load_once(reinterpret_cast<const uint4*>(own_values + at));
             }
         }
-        take<AHEAD>(running, query, now_key, now_value, now_valid);
+        take<AHEAD>(running, query, now_key, now_value, now_valid CAP_ARGUMENT);
     }
     if (rank == AQLM_SPLITS - 1 && warp == 0) {
         const uint4 new_key[1] = {holds ? newest[vector] : zero}, new_value[1] = {holds ? newest[VECTORS + vector] : zero};
         const bool counts[1] = {group == 0};
-        take<1>(running, query, new_key, new_value, counts);
+        take<1>(running, query, new_key, new_value, counts CAP_ARGUMENT);
     }
 
     // Reduces over the groups of a warp; the first group writes the warp's record.

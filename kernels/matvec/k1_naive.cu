@@ -1,4 +1,5 @@
 #include "../common.cuh"
+#include "../experts.cuh"
 // matvec k1: every scheme, no optimization. The first rung of the ladder, and the fallback where no faster
 // kernel applies.
 //
@@ -7,12 +8,24 @@
 //   x [in], y [out] f16 or bf16.
 // Cost a group: M gathers of G f16 out of L1/L2.
 // Limits: none but 16-bit codes.
-// Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_OUT_G.
+// Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_OUT_G, AQLM_EXPERTS (experts.cuh).
 
-extern "C" __global__ void matvec(const u16* codes, const u16* codebooks, const u16* scales, const u16* x, u16* y, int out_features,
-                                  int in_features) {
+extern "C" __global__ void matvec(const u16* codes, const u16* codebooks, const u16* scales, const u16* x, u16* y, EXPERT_POINTER
+                                  int out_features, int in_features EXPERT_SIZES
+#ifdef AQLM_EXPERTS
+                                  , int codes_stride, int codebooks_stride, int scales_stride
+#endif
+) {
     allow_next_kernel();
     wait_for_previous_kernel();
+#ifdef AQLM_EXPERTS
+    const u32 expert = chosen[SLOT];
+    codes = of_expert(codes, expert, codes_stride);
+    codebooks = of_expert(codebooks, expert, codebooks_stride);
+    scales = of_expert(scales, expert, scales_stride);
+    x += static_cast<size_t>(SLOT) * x_stride;
+    y += static_cast<size_t>(SLOT) * y_stride;
+#endif
     const int row = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
     const int lane = threadIdx.x & 31;
     if (row >= out_features) return;

@@ -1,4 +1,5 @@
 #include "../common.cuh"
+#include "../experts.cuh"
 // matvec k2: all codebooks and x in shared memory, codes bit-packed.
 //
 // Parallel over: one warp for four whole rows at a time, so no sum is split between warps; lane = input group
@@ -15,7 +16,7 @@
 //   AQLM_UNIT a multiple of 128.
 // codes: [task][unit][word of unit / 4][lane] of 16 bytes. A task is 4 rows, a unit AQLM_UNIT steps of 32
 //   input groups. A lane's bits run over (step, row, codebook), low bits first.
-// Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_REPLICAS, AQLM_UNIT.
+// Compile-time: AQLM_M, AQLM_B, AQLM_G, AQLM_REPLICAS, AQLM_UNIT, AQLM_EXPERTS (experts.cuh).
 
 #define ROWS 4             // of a task
 #define MOST_THREADS 768
@@ -24,8 +25,12 @@
 #define CODE_MASK ((1u << AQLM_B) - 1u)
 
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
-matvec(const uint4* codes, const uint4* codebooks, const u16* scales, const uint4* x, u16* y, int out_features, int in_features, int tasks,
-       int units) {
+matvec(const uint4* codes, const uint4* codebooks, const u16* scales, const uint4* x, u16* y, EXPERT_POINTER int out_features, int in_features,
+       int tasks, int units EXPERT_SIZES
+#ifdef AQLM_EXPERTS
+       , int codes_stride, int codebooks_stride, int scales_stride
+#endif
+) {
 #ifdef AQLM_ON_CPU
     unsigned char* shared = dynamic_shared();
 #else
@@ -36,6 +41,15 @@ matvec(const uint4* codes, const uint4* codebooks, const u16* scales, const uint
     uint4* inputs = words + (AQLM_M << AQLM_B) * VECTORS * AQLM_REPLICAS;        // [vector][input group], so that lanes are neighbours
     const int padded_groups = units * AQLM_UNIT * 32;
     allow_next_kernel();
+#ifdef AQLM_EXPERTS
+    wait_for_previous_kernel();  // for the choice
+    const u32 expert = chosen[SLOT];
+    codes = of_expert(codes, expert, codes_stride);
+    codebooks = of_expert(codebooks, expert, codebooks_stride);
+    scales = of_expert(scales, expert, scales_stride);
+    x += static_cast<size_t>(SLOT) * (x_stride / 8);
+    y += static_cast<size_t>(SLOT) * y_stride;
+#endif
 #if AQLM_REPLICAS == 1
     for (int i = threadIdx.x; i < (AQLM_M << AQLM_B) * VECTORS; i += blockDim.x) start_copy16(words + i, codebooks + i);
 #else

@@ -1,4 +1,5 @@
 #include "../common.cuh"
+#include "../experts.cuh"
 // matvec k3: first computes the products of x with every codeword, then does one 4-byte look-up a code. For B
 // = 8.
 //
@@ -20,7 +21,7 @@
 // rows_per_block is a multiple of 4 ranks, so that four rows have one owner.
 // With AQLM_PARTS, slabs of up to three matrices share the launch. codebooks holds the matrices' codebooks
 //   one after the other. `second` and `third` are the first slabs of the second and the third matrix.
-// Compile-time: AQLM_M, AQLM_G, AQLM_PARTS.
+// Compile-time: AQLM_M, AQLM_G, AQLM_PARTS, AQLM_EXPERTS (experts.cuh).
 
 #define THREADS 1024
 #define SLOTS 4   // of a round, whose tables a block holds at once
@@ -42,10 +43,14 @@ __device__ __forceinline__ float look_up(u32 codes, u32 place) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x, u16* y, int out_features, int in_features,
+matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x, u16* y, EXPERT_POINTER int out_features, int in_features,
        int rows_per_block, int rounds
 #ifdef AQLM_PARTS
        , int second, int third
+#endif
+       EXPERT_SIZES
+#ifdef AQLM_EXPERTS
+       , int codes_stride, int codebooks_stride, int scales_stride
 #endif
 ) {
 #ifdef AQLM_ON_CPU
@@ -62,17 +67,27 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
     // of 65536 (see look_up)
     const u32 table_address = (shared_address(shared) + rows_per_block * 8 + (TABLE_ALIGNMENT - 1)) & ~(TABLE_ALIGNMENT - 1u);
     unsigned char* table = shared + (table_address - shared_address(shared));
+#ifdef AQLM_EXPERTS
+    wait_for_previous_kernel();  // for the choice
+    const u32 expert = chosen[SLOT];
+    codes = of_expert(codes, expert, codes_stride);
+    codebooks = of_expert(codebooks, expert, codebooks_stride);
+    const u16* first_scales = of_expert(scales, expert, scales_stride);
+    x += static_cast<size_t>(SLOT) * (x_stride / 2);
+#else
+    const u16* first_scales = scales;
+#endif
     const u32 fours = rows_per_block / 4, rows_owned = rows_per_block / ranks;
-    const uint4* stream = codes + (static_cast<size_t>(blockIdx.y) * ranks + rank) * rounds * fours * 32 + lane;
+    const uint4* stream = codes + (static_cast<size_t>(SLAB) * ranks + rank) * rounds * fours * 32 + lane;
 
 #ifdef AQLM_PARTS
-    codebooks += part_of(blockIdx.y, second, third) * (AQLM_M * 256 * AQLM_G / 2);
+    codebooks += part_of(SLAB, second, third) * (AQLM_M * 256 * AQLM_G / 2);
 #endif
 
     // Prefetches into L2 the scale of the first row that this thread finishes. The scale is needed only at
     // the end, and until then it takes no register.
-    const u32 first_owned = blockIdx.y * rows_per_block + rank * rows_owned;
-    if (threadIdx.x < rows_owned && first_owned + threadIdx.x < static_cast<u32>(out_features)) prefetch_line(scales + first_owned + threadIdx.x);
+    const u32 first_owned = SLAB * rows_per_block + rank * rows_owned;
+    if (threadIdx.x < rows_owned && first_owned + threadIdx.x < static_cast<u32>(out_features)) prefetch_line(first_scales + first_owned + threadIdx.x);
 
     allow_next_kernel();
     cluster_arrive();  // waited for before the first write to another block, which must have started by then
@@ -169,6 +184,11 @@ matvec(const uint4* codes, const u32* codebooks, const u16* scales, const u32* x
     }
     cluster_arrive();
     cluster_wait();
+#ifdef AQLM_EXPERTS
+    // Not before, for want of registers.
+    scales = of_expert(scales, chosen[SLOT], scales_stride);
+    y += static_cast<size_t>(SLOT) * y_stride;
+#endif
     for (u32 i = threadIdx.x; i < rows_owned; i += blockDim.x) {
         const u32 row = first_owned + i;
         if (row < static_cast<u32>(out_features)) {

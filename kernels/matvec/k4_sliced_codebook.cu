@@ -1,4 +1,5 @@
 #include "../common.cuh"
+#include "../experts.cuh"
 // matvec k4: one large codebook, cut into slices that fit shared memory. For M = 1, B = 13 to 16.
 //
 // Parallel over: a cluster of blocks shares a slab of rows, and each block holds slices of the codebook; lane
@@ -21,7 +22,7 @@
 // rows: [slab][rank][pass][task][lane] u16, row of slab.
 // With AQLM_PARTS, slabs of up to three matrices share the launch. codebook holds the matrices' codebooks one
 //   after the other. `second` and `third` are the first slabs of the second and the third matrix.
-// Compile-time: AQLM_B, AQLM_G, AQLM_PARTS.
+// Compile-time: AQLM_B, AQLM_G, AQLM_PARTS, AQLM_EXPERTS (experts.cuh).
 
 #define VECTORS (AQLM_G / 8)
 // Items of a lane that are loaded together. Lists are short for groups of 16, so the padding of the last
@@ -89,10 +90,14 @@ __device__ __forceinline__ float four_products(const unsigned char* slice, const
 }
 
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
-matvec(const Load* items, const uint2* tasks, const u16* rows, const uint4* codebook, const u16* scales, const uint4* x, u16* y,
+matvec(const Load* items, const uint2* tasks, const u16* rows, const uint4* codebook, const u16* scales, const uint4* x, u16* y, EXPERT_POINTER
        int out_features, int in_features, int rows_per_block, int slices_per_block, int windows
 #ifdef AQLM_PARTS
        , int second, int third
+#endif
+       EXPERT_SIZES
+#ifdef AQLM_EXPERTS
+       , int items_stride, int tasks_stride, int rows_stride, int codebook_stride, int scales_stride
 #endif
 ) {
 #ifdef AQLM_ON_CPU
@@ -108,8 +113,14 @@ matvec(const Load* items, const uint2* tasks, const u16* rows, const uint4* code
     float* received = partial + rows_per_block;                                              // [ranks][rows_owned], sums sent to this block
     const u32 block_tasks = rows_per_block / 32, rows_owned = rows_per_block / ranks;
     const u32 passes = slices_per_block * windows;
+#ifdef AQLM_EXPERTS
+    wait_for_previous_kernel();  // for the choice
+    const u32 expert = chosen[SLOT];
+    codebook = of_expert(codebook, expert, codebook_stride);
+    x += static_cast<size_t>(SLOT) * (x_stride / 8);
+#endif
 #ifdef AQLM_PARTS
-    codebook += static_cast<size_t>(part_of(blockIdx.y, second, third)) * (ranks * slices_per_block * (SLICE_BYTES / 16));
+    codebook += static_cast<size_t>(part_of(SLAB, second, third)) * (ranks * slices_per_block * (SLICE_BYTES / 16));
 #endif
     const unsigned char* my_inputs = inputs + (lane & 7) * 16 * VECTORS;
 
@@ -137,11 +148,11 @@ matvec(const Load* items, const uint2* tasks, const u16* rows, const uint4* code
         }
         const bool last = pass + 1 == passes;
         if (last) cluster_wait();
-        const u32 first_task = ((blockIdx.y * ranks + rank) * passes + pass) * block_tasks;
+        const u32 first_task = ((SLAB * ranks + rank) * passes + pass) * block_tasks;
         for (u32 task = warp; task < block_tasks; task += warps) {
-            const uint2 span = tasks[first_task + task];
-            const u32 row = rows[(first_task + task) * 32 + lane];
-            const Load* from = items + static_cast<size_t>(span.x) * 96 + lane;
+            const uint2 span = OF_EXPERT(tasks)[first_task + task];
+            const u32 row = OF_EXPERT(rows)[(first_task + task) * 32 + lane];
+            const Load* from = OF_EXPERT(items) + static_cast<size_t>(span.x) * 96 + lane;
             // Two chunks in flight: `next` is used first, then `later`.
             Load next[3], later[3];
 #pragma unroll
@@ -187,8 +198,13 @@ matvec(const Load* items, const uint2* tasks, const u16* rows, const uint4* code
 
     cluster_arrive();
     cluster_wait();
+#ifdef AQLM_EXPERTS
+    // Not before, for want of registers.
+    scales = of_expert(scales, chosen[SLOT], scales_stride);
+    y += static_cast<size_t>(SLOT) * y_stride;
+#endif
     for (u32 i = threadIdx.x; i < rows_owned; i += blockDim.x) {
-        const u32 row = blockIdx.y * rows_per_block + rank * rows_owned + i;
+        const u32 row = SLAB * rows_per_block + rank * rows_owned + i;
         if (row < static_cast<u32>(out_features)) {
             float sum = 0.0f;
             for (u32 peer = 0; peer < ranks; ++peer) sum += received[peer * rows_owned + i];

@@ -9,9 +9,16 @@
 // Arithmetic: f32, each result rounded to f16 once.
 // Bound by bytes: 3 x 2 x heads x head bytes a row.
 // Limits: positions below capacity (the host checks).
-// Compile-time: AQLM_HEAD, AQLM_PADDED (AQLM_HEAD rounded up to a multiple of 8), AQLM_BIAS.
+// Compile-time: AQLM_HEAD, AQLM_PADDED (AQLM_HEAD rounded up to a multiple of 8), AQLM_BIAS; AQLM_ROTATED
+//   where only so many numbers of a head are rotated, 0 for none; the tables are then [positions,
+//   AQLM_ROTATED / 2].
 
-#define HALF (AQLM_HEAD / 2)
+#ifdef AQLM_ROTATED
+#define TURNED AQLM_ROTATED
+#else
+#define TURNED AQLM_HEAD
+#endif
+#define HALF (TURNED / 2)
 
 extern "C" __global__ void rope(const float* cosines, const float* sines, const float* q_bias, const float* k_bias, const float* v_bias, u16* q,
                                 const u16* k, const u16* v, u16* keys, u16* values, int heads, int kv_heads, int first, int capacity) {
@@ -36,5 +43,14 @@ extern "C" __global__ void rope(const float* cosines, const float* sines, const 
             to[i] = f16_of_f32(a * c - b * s);
             to[i + HALF] = f16_of_f32(b * c + a * s);
         }
+#ifdef AQLM_ROTATED
+        for (int i = TURNED + threadIdx.x; i < AQLM_HEAD; i += blockDim.x) {
+            float a = f32_of_f16(from[i]);
+#if AQLM_BIAS
+            a += (query ? q_bias : key ? k_bias : v_bias)[index * AQLM_HEAD + i];
+#endif
+            to[i] = f16_of_f32(a);
+        }
+#endif
     }
 }

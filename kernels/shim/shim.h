@@ -1,9 +1,12 @@
 // Simulates thread blocks and clusters on the CPU, so that a kernel's indexing is tested without a GPU.
 //
-// Every thread of a cluster is a fiber (ucontext). Barriers and shuffles yield until all their threads have
-// arrived. f16 arithmetic is done in double and rounded once. Not modelled: races, memory ordering, speed,
-// inline PTX (common.cuh keeps it behind the functions defined here).
+// Every thread of a cluster is a fiber. It starts by ucontext and then switches by _setjmp and _longjmp,
+// which make no system calls. Barriers and shuffles yield until all their threads have arrived. f16
+// arithmetic is done in double and rounded once. Not modelled: races, memory ordering, speed, inline PTX
+// (common.cuh keeps it behind the functions defined here).
 #pragma once
+// Its checks of _longjmp know one stack only.
+#undef _FORTIFY_SOURCE
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -14,6 +17,7 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
+#include <csetjmp>
 #include <ucontext.h>
 
 #define AQLM_ON_CPU
@@ -50,12 +54,13 @@ struct Block {
 
 struct Fiber {
     ucontext_t context;
+    jmp_buf place;
     Block* block = nullptr;
     Place thread;
-    bool done = false;
+    bool started = false, done = false;
 };
 
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 // Of all fibers; kept from one block to the next.
 static std::vector<std::unique_ptr<char[]>> stacks;
 static Fiber* current;
@@ -67,7 +72,19 @@ static Place grid_size, block_size;
 #define blockDim block_size
 #define gridDim grid_size
 
-inline void yield() { swapcontext(&current->context, &scheduler); }
+inline void yield() {
+    if (_setjmp(current->place) == 0) _longjmp(scheduler, 1);
+}
+
+// Lets a fiber run until it yields. Not inlined, so that no variable of the caller changes between _setjmp
+// and _longjmp.
+__attribute__((noinline)) static void resume(Fiber& fiber) {
+    current = &fiber;
+    if (_setjmp(scheduler) != 0) return;
+    if (fiber.started) _longjmp(fiber.place, 1);
+    fiber.started = true;
+    setcontext(&fiber.context);
+}
 
 inline void wait_at(Barrier& barrier) {
     const unsigned generation = barrier.generation;
@@ -419,8 +436,7 @@ inline void run_grid(Place grid, Place block, uint32_t cluster, size_t shared_by
             live = 0;
             for (Fiber& f : fibers) {
                 if (f.done) continue;
-                current = &f;
-                swapcontext(&scheduler, &f.context);
+                resume(f);
                 if (!f.done) ++live;
             }
         }

@@ -7,6 +7,10 @@ use serde::Deserialize;
 /// What a kernel can do. Ranges are inclusive.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one thing that a kernel can do, and any of them go together"
+)]
 pub struct Kernel {
     /// folder and file name, for example `matvec/k1_naive`
     pub id: String,
@@ -50,6 +54,9 @@ pub struct Kernel {
     /// launch
     #[serde(default)]
     pub joins: Option<String>,
+    /// whether a launch can take several of many matrices, by numbers in device memory (experts.cuh)
+    #[serde(default)]
+    pub experts: bool,
     /// whether blocks wait for others of their launch, so that all must be resident at once
     #[serde(default)]
     pub meets: bool,

@@ -7,7 +7,7 @@
 // Arithmetic: f32, rounded once.
 // Cost at width 11008: 66 KB, all in L2: bound by the launch. H100: 0.97 us, overlapped.
 // Limits: none.
-// Compile-time: AQLM_BIAS.
+// Compile-time: AQLM_BIAS; AQLM_GELU for GELU in its tanh approximation instead of gate * sigmoid(gate).
 
 extern "C" __global__ void swiglu(const float* gate_bias, const float* up_bias, const u16* gate, const u16* up, u16* out, int width,
                                   int gate_stride, int up_stride) {
@@ -21,5 +21,9 @@ extern "C" __global__ void swiglu(const float* gate_bias, const float* up_bias, 
     g += gate_bias[i];
     u += up_bias[i];
 #endif
+#ifdef AQLM_GELU
+    out[row * width + i] = f16_of_f32(0.5f * g * (1.0f + tanhf(0.7978845608f * (g + 0.044715f * g * g * g))) * u);
+#else
     out[row * width + i] = f16_of_f32(g / (1.0f + expf(-g)) * u);
+#endif
 }

@@ -10,7 +10,9 @@ use aqlm_kernels::{MEASURED_SHAPE, constants};
 use aqlm_optimized::cuda::dispatch::{dispatched, resident};
 use aqlm_optimized::cuda::llama::plan;
 use aqlm_optimized::cuda::memory_rate;
-use aqlm_optimized::cuda::pack::{Op, Target, launch_configs, pack, pack_joined, with_config};
+use aqlm_optimized::cuda::pack::{
+    Op, Slots, Target, launch_configs, pack, pack_experts, pack_joined, with_config,
+};
 use aqlm_vocabulary::{BlockSpec, QuantizedMatrix, Rope, RopeScaling, Scheme, llama::LlamaBlock};
 use ndarray::{Array1, Array3, Array4};
 
@@ -29,6 +31,10 @@ const MODELS: &[[usize; 5]] = &[
     [576, 1536, 9, 3, 64],
     [256, 704, 8, 8, 32],
 ];
+
+/// Mixtures of experts: width, experts, experts of a token, whether their weights add up to 1. Mixtral 8x7B,
+/// and the small model that `aqlm bench` checks before it times that.
+const MIXTURES: &[(usize, usize, usize, bool)] = &[(4096, 8, 2, true), (256, 4, 2, true)];
 
 /// Number of rows where the constants do not depend on it.
 const FEW_ROWS: usize = 64;
@@ -105,6 +111,22 @@ fn wanted() -> BTreeMap<String, BTreeSet<String>> {
             add(plan.kernel, &plan.defines);
         }
     }
+    for &(hidden, experts, used, normalized) in MIXTURES {
+        let added = plan::Addition {
+            slots: used,
+            shares: true,
+            bias: false,
+            after: None,
+            factor: 1.0,
+        };
+        for plan in [
+            plan::route(experts, used, normalized, false),
+            plan::residual_norm(hidden, 1, Some(added), Some(1e-5)),
+            plan::dense_experts(hidden, hidden, used, [0, hidden]),
+        ] {
+            add(plan.kernel, &plan.defines);
+        }
+    }
     for block in memory_rate::BLOCKS {
         for loads in memory_rate::LOADS {
             for plan in [
@@ -142,6 +164,27 @@ fn wanted() -> BTreeMap<String, BTreeSet<String>> {
                 }
             }
             let matrix = empty(scheme, FEW_ROWS, in_features);
+            // Chosen experts, by one matrix each or by gate and up joined.
+            for kernel in aqlm_kernels::kernels().iter().filter(|kernel| kernel.experts) {
+                for parts in [1, 2] {
+                    let experts = vec![vec![&matrix; parts]; 2];
+                    let slots = Slots {
+                        count: 2,
+                        same_x: true,
+                        y_stride: None,
+                    };
+                    let preferred = kernel.id.ends_with("k1_naive")
+                        || resident(Op::Matvec, scheme, MEASURED_SHAPE, 1, compute, target)
+                            .iter()
+                            .any(|(id, _)| *id == kernel.id);
+                    if preferred
+                        && kernel.runs_on((compute.0 * 10 + compute.1) as u32)
+                        && let Ok(packed) = pack_experts(&kernel.id, &experts, slots, target)
+                    {
+                        add(&kernel.id, &packed.packed.defines);
+                    }
+                }
+            }
             // Queries, keys and values share a launch; gate and up share another.
             for parts in [2, 3] {
                 for kernel in aqlm_kernels::kernels()

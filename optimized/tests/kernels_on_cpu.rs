@@ -7,7 +7,8 @@ mod shim;
 use aqlm_check::cases::{ProductCase, Values};
 use aqlm_optimized::cuda::Activations;
 use aqlm_optimized::cuda::pack::{
-    LaunchConfig, Op, Packed, Target, TileConfig, WarpgroupConfig, pack, pack_joined, with_config,
+    LaunchConfig, Op, Packed, Slots, Target, TileConfig, WarpgroupConfig, pack, pack_experts, pack_joined,
+    with_config,
 };
 use aqlm_vocabulary::{QuantizedMatrix, Scheme};
 use half::{bf16, f16};
@@ -248,6 +249,113 @@ fn joined_matrices() {
     check_joined("matvec/k3_lookup_table", "1x8g8", &[45, 45], 2056);
     check_joined("matvec/k4_sliced_codebook", "1x15g8", &[70, 35], 264);
     check_joined("matvec/k4_sliced_codebook", "1x13g8", &[33, 64, 31], 520);
+}
+
+/// Experts, each of one matrix or of two that share its part of the launch. Two slots compute two of them,
+/// with an x each or with the same x.
+fn check_experts(kernel: &str, scheme: &str, rows: &[usize], in_features: usize, same_x: bool) {
+    let mut rng = ChaCha8Rng::seed_from_u64(rows.len() as u64 * 1_000_003 + in_features as u64);
+    let scheme: Scheme = scheme.parse().unwrap();
+    let matrices: Vec<Vec<QuantizedMatrix>> = (0..4)
+        .map(|_| {
+            let of_rows = |&rows: &usize| grid_matrix(scheme, rows, in_features, &mut rng);
+            rows.iter().map(of_rows).collect()
+        })
+        .collect();
+    let target = Target {
+        multiprocessors: 9,
+        clusters: [14, 10, 0, 0, 0],
+        ..small_target()
+    };
+    let experts: Vec<Vec<&QuantizedMatrix>> = matrices.iter().map(|expert| expert.iter().collect()).collect();
+    let slots = Slots {
+        count: 2,
+        same_x,
+        y_stride: None,
+    };
+    let packed = pack_experts(kernel, &experts, slots, &target).unwrap();
+    let xs = if same_x { 1 } else { 2 };
+    let x: Vec<f64> = (0..xs * in_features).map(|_| grid_value(&mut rng)).collect();
+    let words = |values: &[f64]| -> Vec<u8> {
+        let bits = values.iter().map(|&x| narrowed(x, Activations::F16));
+        bits.flat_map(u16::to_le_bytes).collect()
+    };
+    let (x_bytes, chosen) = (words(&x), [3_u32, 1]);
+    let chosen_bytes: Vec<u8> = chosen.iter().flat_map(|number| number.to_le_bytes()).collect();
+    let poison = vec![0xff_u8; 2 * packed.y_stride * 2];
+    let mut contents: Vec<&[u8]> = packed
+        .packed
+        .operands
+        .iter()
+        .map(|operand| operand.bytes.as_slice())
+        .collect();
+    contents.extend([&x_bytes[..], &poison, &chosen_bytes]);
+    let launch = Launch {
+        kernel: packed.packed.kernel,
+        defines: &packed.packed.defines,
+        integers: &packed.packed.integers(),
+        grid: packed.packed.grid,
+        block: packed.packed.block,
+        cluster: packed.packed.cluster,
+        shared_bytes: packed.packed.shared_bytes,
+    };
+    let source = aqlm_kernels::kernel(kernel).unwrap().source(None).unwrap();
+    let name = format!(
+        "experts-{}-{scheme}-{}-{same_x}",
+        kernel.replace('/', "-"),
+        rows.len()
+    );
+    let Some(found) = shim::run(&launch, &source, &contents, contents.len() - 2, &name) else {
+        return;
+    };
+    let found: Vec<u16> = found
+        .unwrap()
+        .chunks_exact(2)
+        .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
+        .collect();
+    for (slot, &expert) in chosen.iter().enumerate() {
+        let from = if same_x { 0 } else { slot * in_features };
+        for (matrix, &offset) in matrices[expert as usize].iter().zip(&packed.offsets) {
+            let expected = expected(Op::Matvec, matrix, &x[from..from + in_features], Activations::F16);
+            let at = slot * packed.y_stride + offset;
+            assert_eq!(expected, found[at..at + expected.len()], "{name} slot {slot}");
+        }
+    }
+}
+
+#[test]
+fn chosen_experts() {
+    for same_x in [true, false] {
+        check_experts("matvec/k1_naive", "3x5g4o2", &[22], 52, same_x);
+        check_experts("matvec/k2_shared_codebook", "2x8g8", &[18], 520, same_x);
+        check_experts("matvec/k3_lookup_table", "2x8g8", &[45], 2056, same_x);
+        check_experts("matvec/k4_sliced_codebook", "1x13g8", &[70], 264, same_x);
+    }
+    check_experts("matvec/k3_lookup_table", "2x8g8", &[37, 37], 264, true);
+    check_experts("matvec/k4_sliced_codebook", "1x13g8", &[33, 33], 520, true);
+}
+
+#[test]
+fn experts_that_do_not_fit_are_refused() {
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    let [a, b] = [264, 520].map(|inputs| grid_matrix("2x8g8".parse().unwrap(), 16, inputs, &mut rng));
+    for (kernel, experts, count) in [
+        ("matvec/k5_staged_codes", vec![vec![&a], vec![&a]], 1),
+        ("matvec/k3_lookup_table", vec![vec![&a], vec![&b]], 1),
+        ("matvec/k3_lookup_table", vec![vec![&a], vec![&a]], 3),
+        ("matvec/k3_lookup_table", vec![], 1),
+        ("matvec/k1_naive", vec![vec![&a, &a]], 1),
+    ] {
+        let slots = Slots {
+            count,
+            same_x: true,
+            y_stride: None,
+        };
+        assert!(
+            pack_experts(kernel, &experts, slots, &small_target()).is_err(),
+            "{kernel} {count}"
+        );
+    }
 }
 
 #[test]

@@ -4,10 +4,12 @@
 mod shim;
 
 use aqlm_check::limits::{Number, Rule};
-use aqlm_optimized::cuda::llama::plan::{self, Plan, padded_head};
+use aqlm_optimized::cuda::llama::plan::{self, Addition, Plan, padded_head};
 use aqlm_optimized::cuda::memory_rate::{copy_plan, read_plan};
-use aqlm_reference::llama::{Rotary, attention, rms_norm, swiglu};
-use aqlm_vocabulary::{AttentionSpec, BlockSpec, Rope, RopeScaling, llama::LlamaBlock};
+use aqlm_reference::llama::{Rotary, attention, geglu, rms_norm, swiglu};
+use aqlm_vocabulary::{
+    Activation, AttentionSpec, BlockSpec, LogitSpec, Rope, RopeScaling, llama::LlamaBlock,
+};
 use half::f16;
 use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 use rand::{RngExt, SeedableRng};
@@ -96,12 +98,40 @@ fn config(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>)
     block.attention
 }
 
-/// Cosines and sines [positions, head / 2], in the kernels' format.
+/// What attention of other families has.
+#[derive(Debug, Clone, Copy)]
+enum Family {
+    Llama,
+    /// a rotation of a part of each head; factor and cap of scores
+    Capped,
+    /// no rotation
+    Unrotated,
+}
+
+impl Family {
+    fn put_into(self, spec: &mut AttentionSpec) {
+        match self {
+            Self::Llama => {}
+            Self::Capped => {
+                spec.rotated = spec.head_dim / 4 * 2;
+                spec.scale *= 0.7;
+                spec.cap = Some(1.5);
+            }
+            Self::Unrotated => spec.rotary = None,
+        }
+    }
+}
+
+/// Cosines and sines [positions, rotated / 2], in the kernels' format.
 fn tables(spec: &AttentionSpec, positions: usize) -> [Vec<u8>; 2] {
-    let half = spec.head_dim / 2;
-    let theta = spec.rotary.as_ref().unwrap().theta;
+    let Some(rotary) = &spec.rotary else {
+        // must not be read
+        return [(); 2].map(|()| poison(4));
+    };
+    let half = spec.rotated / 2;
+    let theta = rotary.theta;
     let angle = |position: usize, i: usize| {
-        let frequency = theta.powf(-(2.0 * i as f64) / spec.head_dim as f64);
+        let frequency = theta.powf(-(2.0 * i as f64) / spec.rotated as f64);
         f64::from(position as f32 * frequency as f32)
     };
     [f64::cos, f64::sin].map(|of: fn(f64) -> f64| {
@@ -205,6 +235,186 @@ fn swiglus() {
         let expected = swiglu(with(&gate, &biases[0]).view(), with(&up, &biases[1]).view());
         close(&from_f16s(&found), &expected, 1, "swiglu");
     }
+}
+
+#[test]
+fn gates_by_gelu() {
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    let [gate, up] = [(); 2].map(|()| random(&mut rng, 2, 300));
+    let plan = plan::gated(Activation::GeluTanh, 300, 2, [300; 2], false);
+    let unread = || poison(4);
+    let buffers = [unread(), unread(), f16s(&gate), f16s(&up), poison(2 * 300 * 2)];
+    let Some(found) = run(&plan, &buffers, 4, "gelu") else {
+        return;
+    };
+    close(&from_f16s(&found), &geglu(gate.view(), up.view()), 1, "geglu");
+}
+
+/// Experts' outputs with factors, a norm of what is added, no norm of the sum, nothing added.
+#[test]
+fn additions_to_the_residual_stream() {
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    for (index, (width, rows, slots, after, before)) in [
+        (300, 1, 3, false, true),
+        (1100, 2, 1, true, true),
+        (36, 2, 1, true, false),
+        (36, 2, 0, false, false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (hidden, weight) = (random(&mut rng, rows, width), random(&mut rng, 2, width));
+        let (shift, shares) = (random(&mut rng, 1, width), random(&mut rng, 1, slots));
+        let delta = random(&mut rng, rows * slots, width);
+        let (shared, bias) = (slots > 1, slots == 1);
+        let added = (slots > 0).then_some(Addition {
+            slots,
+            shares: shared,
+            bias,
+            after: after.then_some(1e-3),
+            factor: 0.7,
+        });
+        let mut change = Array2::zeros((rows, width));
+        for row in 0..rows {
+            for slot in 0..slots {
+                let share = if shared { shares[[0, slot]] } else { 1.0 };
+                change
+                    .row_mut(row)
+                    .scaled_add(share, &delta.row(row * slots + slot));
+            }
+            if bias {
+                change.row_mut(row).scaled_add(1.0, &shift.row(0));
+            }
+        }
+        if after {
+            change = rms_norm(change.view(), weight.row(1), 1e-3);
+        }
+        let expected = &hidden + &(0.7 * change);
+        let plan = plan::residual_norm(width, rows, added, before.then_some(1e-5));
+        let buffers = [
+            f16s(weight.row(0)),
+            f16s(weight.row(1)),
+            f32s(&shift),
+            f32s(&shares),
+            f16s(&delta),
+            f32s(&hidden),
+            poison(rows * width * 2),
+        ];
+        let name = format!("residual-{index}");
+        let Some(sum) = run(&plan, &buffers, 5, &name) else {
+            return;
+        };
+        // The residual stream is f32: at least 2^13 times finer than a rounding to f16.
+        close(&from_f32s(&sum), &expected, 1, "residual stream");
+        let normed = if before {
+            rms_norm(expected.view(), weight.row(0), 1e-5)
+        } else {
+            expected
+        };
+        let Some(found) = run(&plan, &buffers, 6, &name) else {
+            return;
+        };
+        close(&from_f16s(&found), &normed, 1, "normed");
+    }
+}
+
+/// Norms of each head and of whole rows, with biases, and values that only get theirs.
+#[test]
+fn norms_of_queries_and_keys() {
+    let mut rng = ChaCha8Rng::seed_from_u64(10);
+    let spec = config(4, 2, 12, None);
+    let rows = 2;
+    for (index, (norms, bias)) in [
+        ([Some((12, 1e-3)), Some((12, 1e-2))], true),
+        ([Some((48, 1e-3)), Some((24, 1e-3))], false),
+        ([None, Some((12, 1e-3))], true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let widths = [48, 24, 24];
+        let projected = widths.map(|width| random(&mut rng, rows, width));
+        let biases = widths.map(|width| random(&mut rng, 1, width));
+        let weights = [0, 1].map(|of| random(&mut rng, 1, norms[of].map_or(1, |(width, _)| width)));
+        let mut buffers: Vec<Vec<u8>> = weights.iter().map(f16s).collect();
+        buffers.extend(biases.iter().map(f32s));
+        buffers.extend(projected.iter().map(f16s));
+        let plan = plan::head_norm(&spec, rows, norms, bias);
+        for of in 0..3 {
+            let Some(found) = run(&plan, &buffers, 5 + of, &format!("heads-{index}")) else {
+                return;
+            };
+            let mut expected = projected[of].clone();
+            if bias {
+                expected += &biases[of];
+            }
+            if let Some(Some((width, epsilon))) = norms.get(of) {
+                let pieces = expected
+                    .into_shape_with_order((rows * widths[of] / width, *width))
+                    .unwrap();
+                expected = rms_norm(pieces.view(), weights[of].row(0), *epsilon);
+            }
+            close(&from_f16s(&found), &expected, 1, "queries, keys or values");
+        }
+    }
+}
+
+/// The largest scores, of equals the first ones, and factors that add up to 1 or not; a score that is not a
+/// number is chosen last.
+#[test]
+fn routes() {
+    let mut scores = vec![-1.0; 70];
+    (scores[3], scores[33], scores[69], scores[40]) = (f64::NAN, 2.0, 2.0, 3.0);
+    let mut all = scores.clone();
+    all.push(0.5);
+    let exponentials: f64 = scores
+        .iter()
+        .filter(|score| !score.is_nan())
+        .map(|score| score.exp())
+        .sum();
+    for (normalized, shared) in [(true, true), (false, false)] {
+        let plan = plan::route(70, 4, normalized, shared);
+        let buffers = [f32s(&all), words(&[77; 4]), poison(5 * 4)];
+        let name = format!("route-{normalized}");
+        let Some(chosen) = run(&plan, &buffers, 1, &name) else {
+            return;
+        };
+        assert_eq!(chosen, words(&[40, 33, 69, 0]));
+        let Some(shares) = run(&plan, &buffers, 2, &name) else {
+            return;
+        };
+        let own = [3.0_f64, 2.0, 2.0, -1.0].map(f64::exp);
+        let whole = if normalized {
+            own.iter().sum()
+        } else {
+            exponentials
+        };
+        let mut expected: Vec<f64> = own.iter().map(|own| own / whole).collect();
+        if shared {
+            expected.push(1.0 / (1.0 + (-0.5_f64).exp()));
+        }
+        close(&from_f32s(&shares)[..expected.len()], &expected, 1, "shares");
+    }
+    // With only scores that are no numbers, the choice is still distinct experts.
+    let buffers = [f32s(&vec![f64::NAN; 3]), words(&[77; 2]), poison(3 * 4)];
+    let chosen = run(&plan::route(3, 2, true, false), &buffers, 1, "route-nan");
+    assert!(chosen.is_none_or(|chosen| chosen == words(&[0, 1])));
+}
+
+#[test]
+fn logits_with_a_factor_and_a_cap() {
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    let logits = random(&mut rng, 1, 300);
+    for cap in [None, Some(1.2)] {
+        let spec = LogitSpec { scale: 0.6, cap };
+        let plan = plan::scale_logits(300, spec).unwrap();
+        let Some(found) = run(&plan, &[f32s(&logits)], 0, "logits") else {
+            return;
+        };
+        let of = |logit: f64| cap.map_or(0.6 * logit, |cap| cap * (0.6 * logit / cap).tanh());
+        close(&from_f32s(&found), &logits.mapv(of), 1, "logits");
+    }
+    assert_eq!(plan::scale_logits(300, LogitSpec::PLAIN), None);
 }
 
 #[test]
@@ -333,13 +543,16 @@ fn projected(
 #[test]
 fn prompts() {
     let mut rng = ChaCha8Rng::seed_from_u64(6);
-    for (heads, kv_heads, head_dim, window, bias) in [
-        (4, 2, 12, None, true),
-        (3, 1, 64, Some(4), false),
-        (2, 2, 34, None, false),
+    for (heads, kv_heads, head_dim, window, bias, family) in [
+        (4, 2, 12, None, true, Family::Llama),
+        (3, 1, 64, Some(4), false, Family::Llama),
+        (2, 2, 34, None, false, Family::Llama),
+        (2, 1, 34, None, true, Family::Capped),
+        (2, 2, 12, None, true, Family::Unrotated),
     ] {
         let (tokens, first, capacity) = (9, 5, 11);
-        let config = config(heads, kv_heads, head_dim, window);
+        let mut config = config(heads, kv_heads, head_dim, window);
+        family.put_into(&mut config);
         let Projected {
             all,
             biases,
@@ -364,7 +577,7 @@ fn prompts() {
             old_values,
         ];
         let plan = plan::rope(&config, rows, first, capacity, bias);
-        let name = format!("rope-{head_dim}");
+        let name = format!("rope-{head_dim}-{family:?}");
         let Some(rotated) = run(&plan, &buffers, 5, &name) else {
             return;
         };
@@ -394,7 +607,7 @@ fn prompts() {
         );
         let buffers = [new_keys, new_values, rotated, poison(rows * heads * head_dim * 2)];
         let plan = plan::attention(&config, rows, first, capacity);
-        let Some(found) = run(&plan, &buffers, 3, &format!("attention-{head_dim}")) else {
+        let Some(found) = run(&plan, &buffers, 3, &format!("attention-{head_dim}-{family:?}")) else {
             return;
         };
         let expected = attention(&config, q.slice(s![first.., ..]), k.view(), v.view(), first);
@@ -409,19 +622,22 @@ fn prompts() {
 #[test]
 fn steps() {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
-    for (index, (heads, kv_heads, head_dim, window, position, bias, multiprocessors)) in [
-        (2, 2, 64, None, 150, false, 3),
-        (4, 2, 12, None, 37, true, 6),
-        (6, 1, 128, None, 70, false, 2),
-        (8, 1, 40, Some(9), 30, true, 1),
-        (2, 1, 4, None, 0, false, 2),
-        (2, 2, 64, None, 1, false, 6),
+    for (index, (heads, kv_heads, head_dim, window, position, bias, multiprocessors, family)) in [
+        (2, 2, 64, None, 150, false, 3, Family::Llama),
+        (4, 2, 12, None, 37, true, 6, Family::Llama),
+        (6, 1, 128, None, 70, false, 2, Family::Llama),
+        (8, 1, 40, Some(9), 30, true, 1, Family::Llama),
+        (2, 1, 4, None, 0, false, 2, Family::Llama),
+        (2, 2, 64, None, 1, false, 6, Family::Llama),
+        (4, 2, 40, None, 37, true, 6, Family::Capped),
+        (2, 2, 12, None, 21, true, 1, Family::Unrotated),
     ]
     .into_iter()
     .enumerate()
     {
         let capacity = position + 2;
-        let config = config(heads, kv_heads, head_dim, window);
+        let mut config = config(heads, kv_heads, head_dim, window);
+        family.put_into(&mut config);
         let queries = heads * head_dim;
         let Projected {
             all,

@@ -1,5 +1,7 @@
 //! The kernels of training, run on the CPU by `kernels/shim/shim.h` and compared with the reference.
 
+#[path = "shim/numbers.rs"]
+mod numbers;
 mod shim;
 
 use aqlm_check::limits::{Number, Rule};
@@ -11,75 +13,17 @@ use aqlm_reference::llama as reference;
 use aqlm_reference::{decode, llama::quantized_gradients};
 use aqlm_vocabulary::llama::LlamaBlock;
 use aqlm_vocabulary::{
-    AdamDecay, AttentionSpec, BlockSpec, Optimizer, QuantizedMatrix, Rope, RopeScaling, Scheme, StepRule,
+    Activation, AdamDecay, AttentionSpec, BlockSpec, NormSpec, Optimizer, QuantizedMatrix, Rope, RopeScaling,
+    Scheme, StepRule,
 };
 use ndarray::{Array1, Array2, Array3, Array4, Axis, s};
+use numbers::{close, f32s, f64s, from_f32s, from_f64s, poison, random, run, within, words};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
-use shim::Launch;
 
-fn run(plan: &Plan, buffers: &[Vec<u8>], output: usize, name: &str) -> Option<Vec<u8>> {
-    let launch = Launch::from(plan);
-    let buffers: Vec<&[u8]> = buffers.iter().map(Vec::as_slice).collect();
-    let source = aqlm_kernels::kernel(plan.kernel).unwrap().source(None).unwrap();
-    let found = shim::run(&launch, &source, &buffers, output, name)?;
-    Some(found.unwrap_or_else(|outside| panic!("{}: a write {outside}", plan.kernel)))
-}
-
-/// Numbers that f32 represents exactly.
-fn random(rng: &mut ChaCha8Rng, rows: usize, columns: usize) -> Array2<f64> {
-    Array2::from_shape_simple_fn((rows, columns), || {
-        let value: f64 = rng.sample(StandardNormal);
-        f64::from(value as f32)
-    })
-}
-
-fn f32s<'a>(values: impl IntoIterator<Item = &'a f64>) -> Vec<u8> {
-    let bytes = |value: &f64| (*value as f32).to_le_bytes();
-    values.into_iter().flat_map(bytes).collect()
-}
-
-fn f64s<'a>(values: impl IntoIterator<Item = &'a f64>) -> Vec<u8> {
-    values.into_iter().flat_map(|value| value.to_le_bytes()).collect()
-}
-
-fn words(values: &[u32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
-}
-
-fn from_f32s(bytes: &[u8]) -> Vec<f64> {
-    let fours = bytes.as_chunks::<4>().0.iter();
-    fours.map(|&four| f64::from(f32::from_le_bytes(four))).collect()
-}
-
-fn from_f64s(bytes: &[u8]) -> Vec<f64> {
-    let eights = bytes.as_chunks::<8>().0.iter();
-    eights.map(|&eight| f64::from_le_bytes(eight)).collect()
-}
-
-/// Unwritten memory reads as NaN.
-fn poison(bytes: usize) -> Vec<u8> {
-    vec![0xff; bytes]
-}
-
-/// Checks that squared error over squares is at most that of sums of `terms` terms in f32.
-fn close<'a>(found: &[f64], expected: impl IntoIterator<Item = &'a f64>, terms: usize, what: &str) {
-    within(Rule::Squares.limit(Number::F32, terms), found, expected, what);
-}
-
-/// Checks that squared error over squares is at most a limit.
-fn within<'a>(limit: f64, found: &[f64], expected: impl IntoIterator<Item = &'a f64>, what: &str) {
-    let expected: Vec<f64> = expected.into_iter().copied().collect();
-    assert_eq!(found.len(), expected.len(), "{what}");
-    let error: f64 = found.iter().zip(&expected).map(|(a, b)| (a - b).powi(2)).sum();
-    let squares: f64 = expected.iter().map(|b| b * b).sum();
-    let nmse = error / squares;
-    assert!(
-        nmse <= limit && squares > 0.0,
-        "{what}: nmse {nmse:e}, limit {limit:e}"
-    );
-}
+/// The norm of a Llama.
+const PLAIN_NORM: NormSpec = NormSpec::rms(1e-5);
 
 fn spec(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> AttentionSpec {
     let block = BlockSpec::llama(LlamaBlock {
@@ -98,25 +42,30 @@ fn spec(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -
     block.attention
 }
 
-/// Attention and its gradients over two sequences: shared keys, windows, widths that fill no tile, one tile
-/// and several.
+/// Attention and its gradients over two sequences: shared keys, windows, caps, widths that fill no tile, one
+/// tile and several.
 #[test]
 fn attention_forward_and_back() {
     use AttentionForm::{Tensor, Tiles};
     let mut rng = ChaCha8Rng::seed_from_u64(11);
-    for (index, (heads, kv_heads, head_dim, window, tokens, form)) in [
-        (2, 1, 12, None, 37, Tiles(16)),
-        (2, 2, 34, Some(9), 40, Tiles(16)),
-        (3, 1, 64, Some(1), 33, Tiles(32)),
-        (2, 1, 8, Some(70), 70, Tiles(64)),
-        (2, 1, 12, None, 70, Tensor),
-        (1, 1, 34, Some(9), 100, Tensor),
-        (2, 1, 16, Some(1), 33, Tensor),
+    for (index, (heads, kv_heads, head_dim, window, tokens, form, cap)) in [
+        (2, 1, 12, None, 37, Tiles(16), None),
+        (2, 2, 34, Some(9), 40, Tiles(16), None),
+        (3, 1, 64, Some(1), 33, Tiles(32), None),
+        (2, 1, 8, Some(70), 70, Tiles(64), None),
+        (2, 1, 12, None, 70, Tensor, None),
+        (1, 1, 34, Some(9), 100, Tensor, None),
+        (2, 1, 16, Some(1), 33, Tensor, None),
+        (2, 1, 12, Some(9), 40, Tiles(16), Some(1.5)),
+        (2, 1, 16, None, 70, Tensor, Some(1.5)),
     ]
     .into_iter()
     .enumerate()
     {
-        let spec = spec(heads, kv_heads, head_dim, window);
+        let mut spec = spec(heads, kv_heads, head_dim, window);
+        if cap.is_some() {
+            (spec.cap, spec.scale) = (cap, 0.9 * spec.scale);
+        }
         let rows = 2 * tokens;
         let q = random(&mut rng, rows, heads * head_dim);
         let [k, v] = [(); 2].map(|()| random(&mut rng, rows, kv_heads * head_dim));
@@ -192,7 +141,7 @@ fn norms_forward_and_back() {
         poison(rows * width * 4),
         poison(rows * 4),
     ];
-    let forward = plan::norm(rows, width, 1e-5);
+    let forward = plan::norm(rows, width, PLAIN_NORM);
     let Some(found) = run(&forward, &buffers, 2, "training-norm") else {
         return;
     };
@@ -201,7 +150,13 @@ fn norms_forward_and_back() {
     let roots = run(&forward, &buffers, 3, "training-norm").unwrap();
     let (grad_x, grad_weight) = reference::rms_norm_backward(x.view(), weight.row(0), 1e-5, grad.view());
     let buffers = [f32s(&x), f32s(&weight), roots.clone(), f32s(&grad), f32s(&before)];
-    let found = run(&plan::norm_back(rows, width), &buffers, 4, "training-norm").unwrap();
+    let found = run(
+        &plan::norm_back(rows, width, PLAIN_NORM),
+        &buffers,
+        4,
+        "training-norm",
+    )
+    .unwrap();
     close(&from_f32s(&found), &(grad_x + &before), width, "gradient of x");
     let chunks = plan::column_chunks(rows);
     let buffers = [f32s(&grad), f32s(&x), roots, poison(chunks * width * 8)];
@@ -257,7 +212,7 @@ fn gates_forward_and_back() {
     let [gate, up, grad] = [(); 3].map(|()| random(&mut rng, rows, width));
     let count = rows * width;
     let buffers = [f32s(&gate), f32s(&up), poison(count * 4)];
-    let Some(found) = run(&plan::gate(count), &buffers, 2, "training-gate") else {
+    let Some(found) = run(&plan::gate(count, Activation::Silu), &buffers, 2, "training-gate") else {
         return;
     };
     close(
@@ -269,7 +224,13 @@ fn gates_forward_and_back() {
     let (of_gate, of_up) = reference::swiglu_backward(gate.view(), up.view(), grad.view());
     let buffers = [f32s(&gate), f32s(&up), f32s(&grad), poison(count * 4)];
     for (output, expected) in [(2, of_up), (3, of_gate)] {
-        let found = run(&plan::gate_back(count), &buffers, output, "training-gate").unwrap();
+        let found = run(
+            &plan::gate_back(count, Activation::Silu),
+            &buffers,
+            output,
+            "training-gate",
+        )
+        .unwrap();
         close(&from_f32s(&found), &expected, 16, "gradients of a gate");
     }
 }
@@ -651,7 +612,7 @@ fn rows_are_compared_scanned_rounded_and_rotated() {
     };
     let buffers = [table(f64::cos), table(f64::sin), f32s(&a)];
     let turned = run(
-        &plan::rotate(rows, tokens, 4, 10, false),
+        &plan::rotate([rows, tokens], [4, 10, 10], false),
         &buffers,
         2,
         "training-rotate",
@@ -666,7 +627,7 @@ fn rows_are_compared_scanned_rounded_and_rotated() {
     close(&from_f32s(&turned), &expected, 4, "rotated");
     let buffers = [table(f64::cos), table(f64::sin), turned];
     let back = run(
-        &plan::rotate(rows, tokens, 4, 10, true),
+        &plan::rotate([rows, tokens], [4, 10, 10], true),
         &buffers,
         2,
         "training-rotate",
@@ -682,7 +643,7 @@ fn embeddings_and_biases() {
     let table = random(&mut rng, vocab, width);
     let tokens = [5, 0, 5, 2];
     let buffers = [f32s(&table), words(&tokens), poison(4 * width * 4)];
-    let Some(found) = run(&plan::embed(width, 4), &buffers, 2, "training-embed") else {
+    let Some(found) = run(&plan::embed(width, 4, 1.0), &buffers, 2, "training-embed") else {
         return;
     };
     let expected: Vec<f64> = tokens

@@ -10,7 +10,7 @@ use super::{Activation, Activations, Buffer, CudaError, Device, Result};
 /// Dense products in f16 or bf16 with f32 sums through cuBLAS: the baseline for quantized kernels, and the
 /// second half of a matmul that decodes.
 pub struct Blas {
-    handle: CudaBlas,
+    handle: Arc<CudaBlas>,
     stream: Arc<CudaStream>,
 }
 
@@ -20,15 +20,10 @@ impl Blas {
     /// # Errors
     /// `Absent` when cuBLAS is missing or cannot start.
     pub fn new(device: &Device) -> Result<Self> {
-        // SAFETY: this only tries to load the library. Without this check cudarc panics if the library is
-        // missing.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(CudaError::Absent("the library libcublas.so is not there".into()));
-        }
-        let stream = Arc::clone(device.stream());
-        let handle =
-            CudaBlas::new(stream.clone()).map_err(|error| CudaError::Absent(format!("cuBLAS: {error:?}")))?;
-        Ok(Self { handle, stream })
+        Ok(Self {
+            handle: device.blas()?,
+            stream: Arc::clone(device.stream()),
+        })
     }
 
     /// The library's handle, bound to the device's stream.

@@ -244,20 +244,16 @@ impl Guards {
     /// `Outside` with the first buffer whose guard bytes have changed; `Driver`.
     pub(super) fn verify(&self, stream: &Arc<CudaStream>) -> Result<()> {
         let mut state = self.state();
+        let sides = |entry: &Entry| ["before", "after"].into_iter().zip(entry.sides);
+        let all = state.alive.values();
+        let all: Vec<_> = all
+            .flat_map(|entry| sides(entry).map(move |side| (entry, side)))
+            .collect();
         let mut outside = None;
-        for entry in state.alive.values() {
-            for (side, at) in ["before", "after"].into_iter().zip(entry.sides) {
-                let mut bytes = [0_u8; GUARD_BYTES];
-                // SAFETY: a buffer removes its entry before its memory is freed, so the memory is still
-                // allocated.
-                unsafe { result::memcpy_dtoh_async(&mut bytes, at, stream.cu_stream()) }
-                    .and_then(|()| stream.synchronize())
-                    .during("reading guard bytes")?;
-                if bytes == [PATTERN; GUARD_BYTES] {
-                    continue;
-                }
-                fill(stream, at)?;
-                outside = outside.or_else(|| Some((entry.name.clone(), side)));
+        for ((entry, (side, at)), bytes) in all.iter().zip(gathered(stream, &all)?.chunks(GUARD_BYTES)) {
+            if bytes != [PATTERN; GUARD_BYTES] {
+                fill(stream, *at)?;
+                outside = outside.or_else(|| Some((entry.name.clone(), *side)));
             }
         }
         let started = std::mem::take(&mut state.started);
@@ -270,6 +266,28 @@ impl Guards {
             }),
         }
     }
+}
+
+/// The guard bytes of these sides, one side after the other. They are gathered on the device, since a copy to
+/// the host takes longer than thousands of bytes do.
+fn gathered(
+    stream: &Arc<CudaStream>,
+    sides: &[(&Entry, (&'static str, sys::CUdeviceptr))],
+) -> Result<Vec<u8>> {
+    if sides.is_empty() {
+        return Ok(Vec::new());
+    }
+    // SAFETY: all bytes are written by the copies below, before the host reads them.
+    let gathered: CudaSlice<u8> = unsafe { stream.alloc(sides.len() * GUARD_BYTES) }.during("allocating")?;
+    let mut to = gathered.device_ptr(stream).0;
+    for &(_, (_, at)) in sides {
+        // SAFETY: a buffer removes its entry before its memory is freed, so `at` is still allocated; `to` has
+        // room for a side.
+        unsafe { result::memcpy_dtod_async(to, at, GUARD_BYTES, stream.cu_stream()) }
+            .during("gathering guard bytes")?;
+        to += GUARD_BYTES as sys::CUdeviceptr;
+    }
+    stream.clone_dtoh(&gathered).during("reading guard bytes")
 }
 
 /// Writes a side's guard bytes.

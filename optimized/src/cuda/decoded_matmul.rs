@@ -101,7 +101,7 @@ impl<T: Activation> DecodedMatmul<T> {
             let mut view = buffer.slice_mut(..chunk.rows * in_features);
             chunk
                 .decode
-                .start_on(device, &self.side, None, &mut view, false)?;
+                .start_on(device, &self.side, None::<&Buffer<T>>, &mut view, false)?;
             let decoded = self.side.record_event(None).during("recording an event")?;
             main.wait(&decoded).during("waiting for an event")?;
             let mut target = y.slice_mut(chunk.first_row..);

@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use cudarc::cublas::{CudaBlas, sys as blas_sys};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DevicePtr, DeviceRepr, ValidAsZeroBits, sys};
 use cudarc::nvrtc::{self, Ptx};
 
@@ -34,6 +35,8 @@ pub struct Device {
     cache: Option<PathBuf>,
     functions: Arc<Mutex<HashMap<FunctionKey, CudaFunction>>>,
     scratch: Mutex<Option<Arc<Buffer<u8>>>>,
+    /// cuBLAS on this stream, once it was asked for
+    blas: Mutex<Option<Arc<CudaBlas>>>,
     /// of all buffers, on a device opened for checks
     guards: Option<Arc<Guards>>,
 }
@@ -106,6 +109,7 @@ impl Device {
             cache: image::cache_folder(),
             functions: Arc::default(),
             scratch: Mutex::new(None),
+            blas: Mutex::new(None),
             guards: None,
         };
         if compute.0 >= 9 {
@@ -147,6 +151,7 @@ impl Device {
             cache: self.cache.clone(),
             functions: Arc::clone(&self.functions),
             scratch: Mutex::new(None),
+            blas: Mutex::new(None),
             guards: self.guards.clone(),
         })
     }
@@ -225,6 +230,26 @@ impl Device {
     /// The stream on which everything of this device runs.
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
+    }
+
+    /// cuBLAS on the device's stream. To start it takes hundreds of times longer than a small product, so it
+    /// is kept.
+    ///
+    /// # Errors
+    /// `Absent` when cuBLAS is missing or cannot start.
+    pub(super) fn blas(&self) -> Result<Arc<CudaBlas>> {
+        let mut kept = self.blas.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(blas) = &*kept {
+            return Ok(Arc::clone(blas));
+        }
+        // SAFETY: this only tries to load the library. Without this check cudarc panics if it is missing.
+        if !unsafe { blas_sys::is_culib_present() } {
+            return Err(CudaError::Absent("the library libcublas.so is not there".into()));
+        }
+        let blas = CudaBlas::new(Arc::clone(&self.stream));
+        let blas = Arc::new(blas.map_err(|error| CudaError::Absent(format!("cuBLAS: {error:?}")))?);
+        *kept = Some(Arc::clone(&blas));
+        Ok(blas)
     }
 
     /// Copies host values to the device.

@@ -4,7 +4,10 @@
 use aqlm_kernels::{Choice, Kernel, MEASURED_SHAPE, table};
 use aqlm_vocabulary::{AqlmError, QuantizedMatrix, Result, Scheme};
 
-use super::pack::{Joined, LaunchConfig, Op, Packed, Target, launch_configs, pack, pack_joined, with_config};
+use super::pack::{
+    Joined, LaunchConfig, Op, Packed, PackedExperts, Slots, Target, launch_configs, pack, pack_experts,
+    pack_joined, with_config,
+};
 
 /// The table's choice for a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,6 +204,37 @@ pub fn join_resident(
     for id in std::iter::once(fastest.kernel).chain(joining) {
         match pack_joined(id, matrices, target) {
             Ok(joined) => return Ok(Some(joined)),
+            Err(AqlmError::Unsupported(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// The matrices of experts, each expert's in one part of a launch, laid out for the first kernel of
+/// [`resident`] that can take them, or with `plain` for the first of the ladder. `None` if no kernel can.
+///
+/// # Errors
+/// Refusals for another reason than that a kernel cannot take these matrices.
+pub fn experts_resident(
+    experts: &[Vec<&QuantizedMatrix>],
+    slots: Slots,
+    compute: (i32, i32),
+    target: &Target,
+    plain: bool,
+) -> Result<Option<PackedExperts>> {
+    let Some(first) = experts.first().and_then(|expert| expert.first()) else {
+        return Ok(None);
+    };
+    let shape = [first.out_features(), first.in_features()];
+    let tried = if plain {
+        vec![(first_of_ladder(Op::Matvec), None)]
+    } else {
+        resident(Op::Matvec, first.scheme(), shape, 1, compute, target)
+    };
+    for (id, _) in tried {
+        match pack_experts(id, experts, slots, target) {
+            Ok(packed) => return Ok(Some(packed)),
             Err(AqlmError::Unsupported(_)) => {}
             Err(error) => return Err(error),
         }

@@ -1,14 +1,15 @@
 use std::sync::Arc;
 
-use cudarc::driver::{CudaFunction, CudaStream, DevicePtr, DevicePtrMut, sys};
+use cudarc::driver::{CudaFunction, CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, sys};
 
 use aqlm_vocabulary::AqlmError;
+use half::f16;
 
 use super::device::allow_large_clusters;
 use super::error::{During, check_lengths};
 use super::launch::{self, Shape};
-use super::pack::{Operand, Packed};
-use super::{Activation, Buffer, CudaError, Device, Result};
+use super::pack::{Operand, Packed, PackedExperts};
+use super::{Activation, Activations, Buffer, CudaError, Device, Result};
 
 /// A quantized matrix on the device, laid out for one kernel.
 pub struct DeviceMatrix {
@@ -17,6 +18,19 @@ pub struct DeviceMatrix {
     buffers: Arc<Vec<Buffer<u8>>>,
     /// the operand shared with other matrices, and its position among the operands
     scratch: Option<(usize, Arc<Buffer<u8>>)>,
+    /// `None` for a single matrix
+    experts: Option<Lengths>,
+}
+
+/// What a launch of experts touches.
+#[derive(Debug, Clone, Copy)]
+struct Lengths {
+    /// experts on the device
+    count: usize,
+    /// experts that a launch computes
+    slots: usize,
+    x: usize,
+    y: usize,
 }
 
 impl DeviceMatrix {
@@ -78,6 +92,24 @@ impl DeviceMatrix {
             function,
             buffers: Arc::new(buffers),
             scratch,
+            experts: None,
+        })
+    }
+
+    /// The matrices of experts, of which a launch computes with those that the device has chosen.
+    ///
+    /// # Errors
+    /// As [`DeviceMatrix::new`].
+    pub fn of_experts(device: &Device, experts: &PackedExperts) -> Result<Self> {
+        let last = experts.slots - 1;
+        Ok(Self {
+            experts: Some(Lengths {
+                count: experts.count,
+                slots: experts.slots,
+                x: last * experts.x_stride + experts.packed.in_features,
+                y: last * experts.y_stride + experts.packed.out_features,
+            }),
+            ..Self::new(device, &experts.packed)?
         })
     }
 
@@ -89,6 +121,14 @@ impl DeviceMatrix {
     /// Bytes on the device, without memory shared with other matrices.
     pub fn bytes(&self) -> usize {
         self.buffers.iter().map(Buffer::len).sum()
+    }
+
+    /// Bytes that a launch reads of the matrix, or of the chosen experts.
+    pub fn launch_bytes(&self) -> usize {
+        self.experts.map_or_else(
+            || self.bytes(),
+            |experts| self.bytes() / experts.count * experts.slots,
+        )
     }
 
     /// Registers and bytes of local memory (spills) a thread.
@@ -117,6 +157,7 @@ impl DeviceMatrix {
             function,
             buffers: Arc::clone(&self.buffers),
             scratch: self.scratch.clone(),
+            experts: self.experts,
         })
     }
 
@@ -142,11 +183,11 @@ impl DeviceMatrix {
     }
 
     /// The same on another stream of the device. The caller must order it with other uses of the buffers.
-    pub(crate) fn start_on<T: Activation, Y: DevicePtrMut<T>>(
+    pub(crate) fn start_on<T: Activation, X: DevicePtr<T>, Y: DevicePtrMut<T>>(
         &self,
         device: &Device,
         stream: &Arc<CudaStream>,
-        x: Option<&Buffer<T>>,
+        x: Option<&X>,
         y: &mut Y,
         overlap: bool,
     ) -> Result<()> {
@@ -156,10 +197,67 @@ impl DeviceMatrix {
                 found: T::FORMAT,
             });
         }
+        if self.experts.is_some() {
+            return Err(AqlmError::Internal("experts were started without a choice".into()).into());
+        }
         check_lengths(&[
-            ("x", self.packed.x_len(), x.map_or(0, Buffer::len)),
+            ("x", self.packed.x_len(), x.map_or(0, DeviceSlice::len)),
             ("y", self.packed.y_len(), y.len()),
         ])?;
+        let mut after: Vec<sys::CUdeviceptr> = x.map(|x| x.device_ptr(stream).0).into_iter().collect();
+        after.push(y.device_ptr_mut(stream).0);
+        // SAFETY: x and y have the lengths that the matrix implies.
+        unsafe { self.launch(device, stream, &after, overlap) }
+    }
+
+    /// Starts the products of the experts whose numbers are in `chosen`, which an earlier launch of the
+    /// stream may write; each must be below the number of experts. x and y begin with the first slot's.
+    ///
+    /// # Errors
+    /// `Format`, `Length` when x, y or the choice is too short, `Driver`.
+    pub(crate) fn start_chosen<Y: DevicePtrMut<f16>>(
+        &self,
+        device: &Device,
+        x: &Buffer<f16>,
+        y: &mut Y,
+        chosen: &Buffer<u32>,
+        overlap: bool,
+    ) -> Result<()> {
+        let Some(experts) = self.experts else {
+            return Err(AqlmError::Internal("a choice of experts for a single matrix".into()).into());
+        };
+        if self.packed.activations != Activations::F16 {
+            return Err(CudaError::Format {
+                expected: self.packed.activations,
+                found: Activations::F16,
+            });
+        }
+        check_lengths(&[
+            ("x", experts.x, x.len().min(experts.x)),
+            ("y", experts.y, y.len().min(experts.y)),
+            ("chosen", experts.slots, chosen.len().min(experts.slots)),
+        ])?;
+        let stream = device.stream();
+        let after = [
+            x.device_ptr(stream).0,
+            y.device_ptr_mut(stream).0,
+            chosen.device_ptr(stream).0,
+        ];
+        // SAFETY: x, y and the choice are at least as long as the slots reach.
+        unsafe { self.launch(device, stream, &after, overlap) }
+    }
+
+    /// Starts the kernel on the operands, then these pointers.
+    ///
+    /// # Safety
+    /// The pointers must be those that the kernel takes after its operands, to as much memory as it touches.
+    unsafe fn launch(
+        &self,
+        device: &Device,
+        stream: &Arc<CudaStream>,
+        after: &[sys::CUdeviceptr],
+        overlap: bool,
+    ) -> Result<()> {
         // The guards record uses for cudarc's own ordering of streams, which is disabled.
         let mut pointers: Vec<sys::CUdeviceptr> = self
             .buffers
@@ -169,17 +267,16 @@ impl DeviceMatrix {
         if let Some((at, scratch)) = &self.scratch {
             pointers.insert(*at, scratch.device_ptr(stream).0);
         }
-        pointers.extend(x.map(|x| x.device_ptr(stream).0));
-        pointers.push(y.device_ptr_mut(stream).0);
+        pointers.extend(after);
         let shape = Shape {
             grid: self.packed.grid,
             block: self.packed.block,
             cluster: self.packed.cluster,
             shared_bytes: self.packed.shared_bytes,
         };
-        // SAFETY: the packer made buffers, sizes and launch shape for this kernel's signature, and x and y
-        // have the lengths that the matrix implies. All of them outlive the launch because their memory is
-        // freed in stream order.
+        // SAFETY: the packer made buffers, sizes and launch shape for this kernel's signature, and the caller
+        // guarantees the other pointers. All of them outlive the launch because their memory is freed in
+        // stream order.
         unsafe {
             launch::start(
                 device,
@@ -208,6 +305,7 @@ impl DeviceMatrix {
                     .collect::<Result<_>>()?,
             ),
             scratch: self.scratch.clone(),
+            experts: self.experts,
         })
     }
 }

@@ -11,6 +11,11 @@ const INSIDE: &str = "AQLM_TEST_STAND_IN";
 /// Calls `check` in the process with the stand-in; elsewhere starts it with the test `name`, which must call
 /// this. Without a C++ compiler it says so and returns.
 pub(crate) fn on_stand_in(name: &str, check: fn()) {
+    on_stand_in_of("80", name, check);
+}
+
+/// [`on_stand_in`] of a device of compute capability 8.0 ("80") or 9.0 ("90"), which has clusters.
+pub(crate) fn on_stand_in_of(compute: &str, name: &str, check: fn()) {
     if std::env::var_os(INSIDE).is_some() {
         check();
         return;
@@ -47,6 +52,7 @@ pub(crate) fn on_stand_in(name: &str, check: fn()) {
     let ran = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture", "--include-ignored"])
         .env(INSIDE, "1")
+        .env("AQLM_STAND_IN_COMPUTE", compute)
         .env("LD_LIBRARY_PATH", &folder)
         // kept for later runs: an image's name has the hash of its source
         .env("AQLM_KERNEL_CACHE", kernels)

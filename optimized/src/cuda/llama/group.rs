@@ -4,6 +4,8 @@ use aqlm_vocabulary::{AqlmError, Linear, LinearWeight, QuantizedMatrix};
 use cudarc::driver::DevicePtrMut;
 use half::f16;
 
+use crate::cpu::quantizer::decode;
+
 use super::super::dispatch::{join_resident, pack_resident};
 use super::super::pack::Op;
 use super::super::{Blas, Buffer, Device, DeviceMatrix, Result};
@@ -178,25 +180,27 @@ impl Group {
             .map_or_else(|| self.layers.iter().map(of_layer).sum(), DeviceMatrix::bytes)
     }
 
-    /// Starts all layers on one row: x `[in_features]`, y of at least [`Group::width`].
+    /// Starts all layers on one row: x starts with `[in_features]`, and y has at least [`Group::width`] from
+    /// element `at` on.
     pub(super) fn step(
         &self,
         device: &Device,
         x: &Buffer<f16>,
         y: &mut Buffer<f16>,
+        at: usize,
         overlap: bool,
     ) -> Result<()> {
         if let Some(joined) = &self.joined {
             return joined.start_on(
                 device,
                 device.stream(),
-                Some(x),
-                &mut y.slice_mut(..self.width),
+                Some(&x.slice(..joined.shape().1)),
+                &mut y.slice_mut(at..at + self.width),
                 overlap,
             );
         }
         for (layer, &offset) in self.layers.iter().zip(&self.offsets) {
-            layer.step(device, x, y, offset, overlap)?;
+            layer.step(device, x, y, at + offset, overlap)?;
         }
         Ok(())
     }
@@ -249,18 +253,23 @@ fn dense(
     )
 }
 
+/// A layer's weight, row by row; a quantized one is decoded.
+pub(super) fn dense_values(linear: &Linear) -> Vec<f32> {
+    match &linear.weight {
+        LinearWeight::Dense(weight) => weight.iter().copied().collect(),
+        LinearWeight::Quantized(matrix) => decode(matrix).iter().copied().collect(),
+    }
+}
+
 impl Layer {
     fn new(device: &Device, linear: &Linear, layout: Layout, alone: bool) -> Result<Self> {
         let (out_features, in_features) = linear.weight.shape();
         let weight = match &linear.weight {
-            LinearWeight::Dense(weight) => {
-                let values: Vec<f32> = weight.iter().copied().collect();
-                Weight::Dense(
-                    device
-                        .upload(&narrowed(&values, "a weight")?)?
-                        .named("a dense weight"),
-                )
-            }
+            LinearWeight::Dense(_) => Weight::Dense(
+                device
+                    .upload(&narrowed(&dense_values(linear), "a weight")?)?
+                    .named("a dense weight"),
+            ),
             LinearWeight::Quantized(matrix) => {
                 let plain = layout.rung == Rung::Plain;
                 let load = |op, rows| {
@@ -303,7 +312,10 @@ impl Layer {
                 )
             }
             Weight::Quantized(layouts) => match &layouts.step {
-                Some(matrix) => matrix.start_on(device, device.stream(), Some(x), &mut y, overlap),
+                Some(matrix) => {
+                    let x = x.slice(..in_features);
+                    matrix.start_on(device, device.stream(), Some(&x), &mut y, overlap)
+                }
                 None => {
                     Err(AqlmError::Internal("a layer of a joined group was started by itself".into()).into())
                 }

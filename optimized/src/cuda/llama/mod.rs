@@ -7,16 +7,20 @@
 
 mod block;
 mod buffers;
+mod experts;
 mod group;
 mod model;
+mod norms;
 pub mod plan;
 mod prompt;
 mod rung;
+mod stage;
 mod step;
+mod stepped_block;
 
-pub use model::{Builder, Model, Options};
+pub use model::{Builder, Model, Options, require_decodable};
 pub use rung::Rung;
-pub use step::Stage;
+pub use stage::Stage;
 
 use aqlm_vocabulary::AqlmError;
 use cudarc::driver::{DevicePtr, sys};

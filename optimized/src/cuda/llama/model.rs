@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use aqlm_vocabulary::{AqlmError, ArchSpec, BlockWeights};
+use aqlm_vocabulary::{AqlmError, ArchSpec, AttentionSpec, BlockWeights};
 use cudarc::driver::{CudaGraph, sys};
 use half::f16;
 
@@ -9,7 +9,7 @@ use super::super::{Blas, Buffer, CudaError, Device, Result};
 use super::block::Block;
 use super::buffers::{Buffers, Prompt};
 use super::group::Layout;
-use super::narrowed;
+use super::norms::Norm;
 use super::rung::Rung;
 use crate::cpu::llama::{Rotary, check_tokens};
 
@@ -28,6 +28,25 @@ pub struct Options {
     pub rung: Rung,
 }
 
+/// Rejects a model that this module does not compute.
+///
+/// # Errors
+/// `Unsupported` naming the part: heads wider than 256. Those of [`ArchSpec::check`].
+pub fn require_decodable(arch: &ArchSpec) -> std::result::Result<(), AqlmError> {
+    arch.check()?;
+    arch.require_rms_norms_and_halves()?;
+    let widest = arch.blocks.iter().map(|block| block.attention.head_dim).max();
+    match widest.filter(|&width| width > MOST_HEAD) {
+        Some(width) => Err(AqlmError::Unsupported(format!(
+            "heads of {width} numbers on a GPU: at most {MOST_HEAD}"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Widest head of the attention kernels.
+const MOST_HEAD: usize = 256;
+
 /// A model whose blocks arrive one by one.
 pub struct Builder<'d> {
     device: &'d Device,
@@ -35,29 +54,23 @@ pub struct Builder<'d> {
     options: Options,
     layout: Layout,
     blocks: Vec<Block>,
+    /// one block of each different rotation
+    rotations: Vec<AttentionSpec>,
 }
 
 impl<'d> Builder<'d> {
     /// Starts with nothing on the device.
     ///
     /// # Errors
-    /// `Aqlm` with `Unsupported` for a model that is not a plain Llama or has heads wider than 256, with
-    /// `Argument` for zero positions.
+    /// `Aqlm` with the refusals of [`require_decodable`], and with `Argument` for zero positions.
     pub fn new(device: &'d Device, arch: &ArchSpec, options: Options) -> Result<Self> {
-        arch.require_plain()?;
-        let head_dim = arch.attention().head_dim;
-        if head_dim > 256 {
-            return Err(
-                AqlmError::Unsupported(format!("heads of {head_dim} numbers on a GPU: at most 256")).into(),
-            );
-        }
+        require_decodable(arch)?;
         if options.positions == 0 {
             return Err(AqlmError::argument("positions", "at least 1", 0).into());
         }
-        if options.positions == 0 {
-            return Err(AqlmError::argument("positions", "at least 1", 0).into());
-        }
-        let prompt_rows = if options.prompts {
+        // Each row of a prompt has experts of its own, so such prompts go token by token.
+        let routed = arch.blocks.iter().any(|block| block.mlp.routed().is_some());
+        let prompt_rows = if options.prompts && !routed {
             CHUNK.min(options.positions.next_multiple_of(16))
         } else {
             0
@@ -71,6 +84,7 @@ impl<'d> Builder<'d> {
             },
             options,
             blocks: Vec::new(),
+            rotations: Vec::new(),
         })
     }
 
@@ -88,19 +102,41 @@ impl<'d> Builder<'d> {
             }
             .into());
         };
-        let block = Block::new(self.device, spec, weights, self.options.positions, self.layout);
+        let rotation = rotation_of(&mut self.rotations, &spec.attention);
+        let block = Block::new(
+            self.device,
+            spec,
+            weights,
+            self.options.positions,
+            self.layout,
+            rotation,
+        );
         let block = self.placed(block)?;
         self.blocks.push(block);
         Ok(())
     }
 
     /// Adds a copy of the last block, in memory of its own, to build a model of a given size for speed
-    /// measurements.
+    /// measurements. It has the window and the rotation of the next block, which must not differ otherwise.
     ///
     /// # Errors
-    /// `Memory` when it does not fit, `Driver`.
+    /// `Memory` when it does not fit, `Aqlm` with `Argument` for a block that differs, `Driver`.
     pub fn repeat(&mut self) -> Result<()> {
-        if let Some(block) = self.blocks.last().map(Block::duplicate) {
+        if let Some(block) = self.blocks.last() {
+            let spec = self.arch.blocks.get(self.blocks.len()).unwrap_or(&block.spec);
+            let mut alike = spec.clone();
+            alike.attention.window = block.spec.attention.window;
+            alike.attention.rotary.clone_from(&block.spec.attention.rotary);
+            if alike != block.spec {
+                return Err(AqlmError::argument(
+                    "block to repeat",
+                    "one that differs from the next at most in window and rotation",
+                    "another",
+                )
+                .into());
+            }
+            let rotation = rotation_of(&mut self.rotations, &spec.attention);
+            let block = block.duplicate(spec, rotation);
             let block = self.placed(block)?;
             self.blocks.push(block);
         }
@@ -140,11 +176,16 @@ impl<'d> Builder<'d> {
         let fits = |result| in_memory(device, "the embedding and the head", result);
         let embedding = fits(device.upload(embedding))?;
         let head = head.map(|head| fits(device.upload(head))).transpose()?;
-        let norm = device.upload(&narrowed(norm, "the final norm")?)?;
-        let rotary = Rotary::new(arch.attention(), self.options.positions);
-        let (cosines, sines) = rotary.tables();
-        let cosines = device.upload(cosines)?.named("cosines");
-        let sines = device.upload(sines)?.named("sines");
+        let norm = Norm::new(device, arch.final_norm, norm)?;
+        let tables = |spec: &AttentionSpec| -> Result<[Buffer<f32>; 2]> {
+            let rotary = Rotary::new(spec, self.options.positions);
+            let (cosines, sines) = rotary.tables();
+            Ok([
+                device.upload(cosines)?.named("cosines"),
+                device.upload(sines)?.named("sines"),
+            ])
+        };
+        let rotations = self.rotations.iter().map(tables).collect::<Result<Vec<_>>>()?;
         let buffers = Buffers::new(device, arch, &self.blocks, self.options.positions)?;
         let prompt = (self.layout.prompt_rows > 0)
             .then(|| Prompt::new(device, arch, self.layout.prompt_rows))
@@ -163,8 +204,7 @@ impl<'d> Builder<'d> {
             blocks: self.blocks,
             norm,
             head,
-            cosines,
-            sines,
+            rotations,
             buffers,
             prompt,
             blas,
@@ -173,6 +213,18 @@ impl<'d> Builder<'d> {
             position: 0,
         })
     }
+}
+
+/// The number of a block's rotation among those of a model, to which it is added if it is new; `None` if it
+/// has none.
+fn rotation_of(rotations: &mut Vec<AttentionSpec>, spec: &AttentionSpec) -> Option<usize> {
+    spec.rotary.as_ref().filter(|_| spec.rotated > 0)?;
+    let same = |other: &AttentionSpec| other.rotary == spec.rotary && other.rotated == spec.rotated;
+    let found = rotations.iter().position(same);
+    Some(found.unwrap_or_else(|| {
+        rotations.push(spec.clone());
+        rotations.len() - 1
+    }))
 }
 
 /// Turns the driver's out-of-memory error into one that names what did not fit.
@@ -196,12 +248,11 @@ pub struct Model<'d> {
     /// [vocab, hidden]
     pub(super) embedding: Buffer<f16>,
     pub(super) blocks: Vec<Block>,
-    pub(super) norm: Buffer<f16>,
+    pub(super) norm: Norm,
     /// [vocab, hidden]; `None` if the embedding serves as the head
     pub(super) head: Option<Buffer<f16>>,
-    /// [positions, head / 2]
-    pub(super) cosines: Buffer<f32>,
-    pub(super) sines: Buffer<f32>,
+    /// cosines and sines of each rotation, both [positions, rotated / 2]
+    pub(super) rotations: Vec<[Buffer<f32>; 2]>,
     pub(super) buffers: Buffers,
     pub(super) prompt: Option<Prompt>,
     pub(super) blas: Option<Arc<Blas>>,

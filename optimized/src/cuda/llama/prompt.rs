@@ -1,12 +1,12 @@
-use aqlm_vocabulary::{AqlmError, NormSpec};
-use half::f16;
+use aqlm_vocabulary::{Activation, AqlmError};
 
+use super::super::Result;
 use super::super::error::During;
-use super::super::{Buffer, Result};
-use super::block::Block;
+use super::block::{Block, Gated, MlpLayers};
 use super::buffers::Prompt;
-use super::group::Group;
 use super::model::Model;
+use super::norms::{Added, Norm, Stream};
+use super::stepped_block::{added, biases, tables};
 use super::{address, further, plan, run};
 
 /// Which logits of a prompt to compute.
@@ -67,13 +67,12 @@ impl Model<'_> {
             self.embed_chunk(p, chunk)?;
             let mut before = None;
             for block in &self.blocks {
-                self.block_of_chunk(p, block, before, chunk.len())?;
-                before = Some(&block.down);
+                before = Some(self.block_of_chunk(p, block, before.as_ref(), chunk.len())?);
             }
             if wanted == Wanted::All {
-                logits.extend(self.logits_of_chunk(p, before, 0, chunk.len())?);
+                logits.extend(self.logits_of_chunk(p, before.as_ref(), 0, chunk.len())?);
             } else if left == 0 {
-                logits = self.logits_of_chunk(p, before, chunk.len() - 1, chunk.len())?;
+                logits = self.logits_of_chunk(p, before.as_ref(), chunk.len() - 1, chunk.len())?;
             }
             self.position += chunk.len();
         }
@@ -85,7 +84,7 @@ impl Model<'_> {
     ///
     /// # Errors
     /// `Aqlm` with `Shape` when x is not a whole number of rows or there is no such block, `Argument` when
-    /// the cache is shorter or the model is for single tokens; `Driver`, `Library`.
+    /// the cache is shorter; `Driver`, `Library`.
     pub fn block_forward(&mut self, block: usize, x: &[f32]) -> Result<Vec<f32>> {
         let width = self.arch.hidden_size;
         if block >= self.blocks.len() || !x.len().is_multiple_of(width) {
@@ -98,16 +97,14 @@ impl Model<'_> {
         }
         self.position = 0;
         self.accept(&vec![0; x.len() / width])?;
-        let Some(mut prompt) = self.prompt.take() else {
-            return Err(AqlmError::argument(
-                "model",
-                "one that was made for prompts",
-                "one for single tokens",
-            )
-            .into());
+        let y = match self.prompt.take() {
+            Some(mut prompt) => {
+                let y = self.block_in_chunks(&mut prompt, block, x);
+                self.prompt = Some(prompt);
+                y
+            }
+            None => self.block_by_steps(block, x),
         };
-        let y = self.block_in_chunks(&mut prompt, block, x);
-        self.prompt = Some(prompt);
         self.position = 0;
         y
     }
@@ -122,9 +119,9 @@ impl Model<'_> {
                 .memcpy_htod(x, &mut p.hidden.slice_mut(..x.len()))
                 .during("copying hidden states to the device")?;
             let block = &self.blocks[block];
-            self.block_of_chunk(p, block, None, count)?;
+            let added = self.block_of_chunk(p, block, None, count)?;
             // The norm adds the block's last output to the residual stream. Its normalised output is unused.
-            self.add_norm(p, self.arch.final_norm, &self.norm, Some(&block.down), count)?;
+            self.add_norm(p, Some(&self.norm), Some(&added), count)?;
             y.extend(self.device.download(&p.hidden.slice(..x.len()))?);
             self.position += count;
         }
@@ -145,115 +142,123 @@ impl Model<'_> {
         // All rows of the chunk: rows past the end hold whatever tokens were left there.
         run(
             device,
-            &plan::embed(self.arch.hidden_size, p.rows),
+            &plan::embed_scaled(self.arch.hidden_size, p.rows, self.arch.embedding_scale),
             &pointers,
             false,
         )
     }
 
     /// Runs the block but leaves the addition of its last output to the residual stream to the next norm.
-    /// `before` is the layer whose output the block's first norm must still add.
-    fn block_of_chunk(
+    /// `before` is what the block's first norm must still add.
+    fn block_of_chunk<'b>(
         &self,
         p: &mut Prompt,
-        block: &Block,
-        before: Option<&Group>,
+        block: &'b Block,
+        before: Option<&Added<'_>>,
         count: usize,
-    ) -> Result<()> {
-        self.add_norm(p, block.spec.norms[0].norm, &block.input_norm, before, count)?;
-        let (device, position, rows) = (self.device, self.position, p.rows);
-        let (attention, capacity) = (&block.spec.attention, self.options.positions);
+    ) -> Result<Added<'b>> {
+        let MlpLayers::Dense(mlp) = &block.mlp else {
+            return Err(AqlmError::Internal("a prompt in chunks for a model with experts".into()).into());
+        };
+        self.add_norm(p, block.norms.before_attention.as_ref(), before, count)?;
+        let (device, rows) = (self.device, p.rows);
         let blas = self.blas.as_ref();
         block.qkv.prompt(0, device, blas, &p.normed, &mut p.q, rows)?;
         block.qkv.prompt(1, device, blas, &p.normed, &mut p.k, rows)?;
         block.qkv.prompt(2, device, blas, &p.normed, &mut p.v, rows)?;
-        // Without a bias the kernels read none, so any address will do.
-        let none = address(device, &p.hidden);
-        let bias = |group: &Group, index| group.bias(index).map_or(none, |bias| address(device, bias));
-        let pointers = [
-            address(device, &self.cosines),
-            address(device, &self.sines),
-            bias(&block.qkv, 0),
-            bias(&block.qkv, 1),
-            bias(&block.qkv, 2),
-            address(device, &p.q),
-            address(device, &p.k),
-            address(device, &p.v),
-            address(device, &block.keys),
-            address(device, &block.values),
-        ];
-        let plan = plan::rope(attention, count, position, capacity, block.qkv.has_bias());
-        run(device, &plan, &pointers, false)?;
-        let pointers = [
-            address(device, &block.keys),
-            address(device, &block.values),
-            address(device, &p.q),
-            address(device, &p.attended),
-        ];
-        let plan = plan::attention(attention, count, position, capacity);
-        run(device, &plan, &pointers, false)?;
+        self.attention_of_chunk(p, block, count)?;
         block
             .output
             .prompt(0, device, blas, &p.attended, &mut p.delta, rows)?;
+        let attended = added(block, &block.output, block.norms.after_attention.as_ref());
+        self.add_norm(p, block.norms.before_mlp.as_ref(), Some(&attended), count)?;
+        self.mlp_of_chunk(p, block, mlp, count)?;
+        Ok(added(block, &mlp.down, block.norms.after_mlp.as_ref()))
+    }
 
-        self.add_norm(
-            p,
-            block.spec.norms[1].norm,
-            &block.post_norm,
-            Some(&block.output),
-            count,
+    fn attention_of_chunk(&self, p: &Prompt, block: &Block, count: usize) -> Result<()> {
+        let (device, position, capacity) = (self.device, self.position, self.options.positions);
+        let attention = &block.spec.attention;
+        let none = address(device, &p.hidden);
+        let biases = biases(device, &block.qkv, none);
+        let projected = [&p.q, &p.k, &p.v].map(|buffer| address(device, buffer));
+        let normed = block.norms.of_heads();
+        if normed {
+            let biases = block.qkv.has_bias().then_some(biases);
+            block
+                .norms
+                .start_heads(device, &block.spec, count, biases, projected, false)?;
+        }
+        let cache = [address(device, &block.keys), address(device, &block.values)];
+        let mut pointers = tables(device, &self.rotations, block, none).to_vec();
+        pointers.extend(biases);
+        pointers.extend(projected);
+        pointers.extend(cache);
+        let bias = block.qkv.has_bias() && !normed;
+        run(
+            device,
+            &plan::rope(attention, count, position, capacity, bias),
+            &pointers,
+            false,
         )?;
-        let gate_up = &block.gate_up;
+        let pointers = [cache[0], cache[1], projected[0], address(device, &p.attended)];
+        let plan = plan::attention(attention, count, position, capacity);
+        run(device, &plan, &pointers, false)
+    }
+
+    fn mlp_of_chunk(&self, p: &mut Prompt, block: &Block, mlp: &Gated, count: usize) -> Result<()> {
+        let (device, rows, blas) = (self.device, p.rows, self.blas.as_ref());
+        let gate_up = &mlp.gate_up;
         gate_up.prompt(0, device, blas, &p.normed, &mut p.gate, rows)?;
         gate_up.prompt(1, device, blas, &p.normed, &mut p.up, rows)?;
+        let none = address(device, &p.hidden);
+        let bias = |index| gate_up.bias(index).map_or(none, |bias| address(device, bias));
         let pointers = [
-            bias(gate_up, 0),
-            bias(gate_up, 1),
+            bias(0),
+            bias(1),
             address(device, &p.gate),
             address(device, &p.up),
             address(device, &p.activated),
         ];
         let inner = block.spec.intermediate_size();
-        let plan = plan::swiglu(inner, count, [inner; 2], gate_up.has_bias());
+        let activation = block
+            .spec
+            .mlp
+            .dense()
+            .map_or(Activation::Silu, |mlp| mlp.activation);
+        let plan = plan::gated(activation, inner, count, [inner; 2], gate_up.has_bias());
         run(device, &plan, &pointers, false)?;
-        block
-            .down
-            .prompt(0, device, blas, &p.activated, &mut p.delta, rows)
+        mlp.down.prompt(0, device, blas, &p.activated, &mut p.delta, rows)
     }
 
-    /// Adds the previous layer's output to the residual stream and normalises the sum.
+    /// Adds to the residual stream what is still to be added, and norms the sum.
     fn add_norm(
         &self,
         p: &Prompt,
-        norm: NormSpec,
-        weight: &Buffer<f16>,
-        before: Option<&Group>,
+        norm: Option<&Norm>,
+        added: Option<&Added<'_>>,
         count: usize,
     ) -> Result<()> {
         let device = self.device;
-        let hidden = address(device, &p.hidden);
-        let bias = before.and_then(|group| group.bias(0));
-        let pointers = [
-            address(device, weight),
-            bias.map_or(hidden, |bias| address(device, bias)),
-            address(device, &p.delta),
-            hidden,
-            address(device, &p.normed),
-        ];
-        let (width, eps) = (self.arch.hidden_size, norm.epsilon);
-        let plan = plan::rms_norm(width, count, eps, before.is_some(), bias.is_some());
-        run(device, &plan, &pointers, false)
+        let stream = Stream {
+            width: self.arch.hidden_size,
+            rows: count,
+            hidden: address(device, &p.hidden),
+            delta: address(device, &p.delta),
+            normed: address(device, &p.normed),
+        };
+        stream.start(device, added, norm, false)
     }
 
     /// Logits of rows `first` to `count` of the chunk.
     fn logits_of_chunk(
         &self,
         p: &mut Prompt,
-        before: Option<&Group>,
+        before: Option<&Added<'_>>,
         first: usize,
         count: usize,
     ) -> Result<Vec<f32>> {
-        self.add_norm(p, self.arch.final_norm, &self.norm, before, count)?;
+        self.add_norm(p, Some(&self.norm), before, count)?;
         let device = self.device;
         let (vocab, width) = (self.arch.vocab_size, self.arch.hidden_size);
         let head = self.head.as_ref().unwrap_or(&self.embedding);
@@ -269,6 +274,9 @@ impl Model<'_> {
                 let pointers = [address(device, head), x, address(device, &p.logits)];
                 run(device, &plan::dense(vocab, width, rows, true), &pointers, false)?;
             }
+        }
+        if let Some(plan) = plan::scale_logits(rows * vocab, self.arch.logits) {
+            run(device, &plan, &[address(device, &p.logits)], false)?;
         }
         device.download(&p.logits.slice(..rows * vocab))
     }

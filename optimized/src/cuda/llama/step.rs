@@ -1,57 +1,15 @@
-use aqlm_vocabulary::NormSpec;
+use aqlm_vocabulary::LogitSpec;
 use cudarc::driver::{CudaGraph, sys};
-use half::f16;
 
-use super::super::dispatch::has_clusters;
 use super::super::error::During;
 use super::super::timing::{Timing, capture, time_graph};
-use super::super::{Buffer, Device, Result};
-use super::block::Block;
-use super::group::{Group, part};
+use super::super::{Device, Result};
+use super::block::{Block, Gated, MlpLayers, Routed};
+use super::group::Group;
 use super::model::Model;
-use super::rung::Rung;
+use super::stage::Stage;
+use super::stepped_block::Step;
 use super::{address, plan, run};
-
-/// The stages of one token, in order; those from `Norm` to `Down` run once a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Stage {
-    /// the token's row of the embedding
-    Embed,
-    /// the residual stream and its norms
-    Norm,
-    /// queries, keys and values
-    Qkv,
-    /// rotation, cache and attention
-    Attention,
-    /// attention's output layer
-    Output,
-    /// gate and up
-    GateUp,
-    /// SwiGLU
-    Swiglu,
-    /// down
-    Down,
-    /// the logits
-    Head,
-    /// the choice of the next token
-    Argmax,
-}
-
-impl Stage {
-    /// All stages, in order.
-    pub const ALL: [Self; 10] = [
-        Self::Embed,
-        Self::Norm,
-        Self::Qkv,
-        Self::Attention,
-        Self::Output,
-        Self::GateUp,
-        Self::Swiglu,
-        Self::Down,
-        Self::Head,
-        Self::Argmax,
-    ];
-}
 
 impl Model<'_> {
     /// Compiles the kernels of a token and records its graphs. Otherwise the first tokens do this.
@@ -158,17 +116,36 @@ impl Model<'_> {
                 (2 * self.blocks.len() + 1) * 14 * hidden,
             ),
             Stage::Qkv => all(&|block| group(&block.qkv)),
-            Stage::Attention => all(&|block| (1, cached(block))),
+            Stage::Attention => all(&|block| (1 + usize::from(block.norms.of_heads()), cached(block))),
             Stage::Output => all(&|block| group(&block.output)),
-            Stage::GateUp => all(&|block| group(&block.gate_up)),
-            Stage::Swiglu => all(&|block| (1, 6 * block.spec.intermediate_size())),
-            Stage::Down => all(&|block| group(&block.down)),
-            Stage::Head => (1, 2 * vocab * hidden),
+            Stage::Router => all(&|block| match &block.mlp {
+                MlpLayers::Routed(layers) => (2, 2 * layers.router.len()),
+                MlpLayers::Dense(_) => (0, 0),
+            }),
+            Stage::GateUp => all(&|block| {
+                of_mlp(block, &|mlp| group(&mlp.gate_up), &|routed| {
+                    (routed.gate_up.launches(), routed.gate_up.step_bytes())
+                })
+            }),
+            Stage::Swiglu => all(&|block| {
+                let inner = |slots: usize| (1, slots * 6 * block.spec.intermediate_size());
+                let used = block.spec.mlp.routed().map_or(1, |mlp| mlp.used);
+                of_mlp(block, &|_| inner(1), &|_| inner(used))
+            }),
+            Stage::Down => all(&|block| {
+                of_mlp(block, &|mlp| group(&mlp.down), &|routed| {
+                    (routed.down.launches(), routed.down.step_bytes())
+                })
+            }),
+            Stage::Head => (
+                1 + usize::from(self.arch.logits != LogitSpec::PLAIN),
+                2 * vocab * hidden,
+            ),
             Stage::Argmax => (1, 4 * vocab),
         }
     }
 
-    fn set_state(&mut self, token: u32, advance: bool) -> Result<()> {
+    pub(super) fn set_state(&mut self, token: u32, advance: bool) -> Result<()> {
         let state = [self.position as u32, token, u32::from(advance), 0];
         let stream = self.device.stream();
         stream
@@ -191,122 +168,62 @@ impl Model<'_> {
 
     /// Starts the kernels of `stages` for one token on the stream.
     pub(super) fn record(&mut self, stages: &dyn Fn(Stage) -> bool) -> Result<()> {
-        let Self {
-            device,
-            arch,
-            options,
-            embedding,
-            blocks,
-            norm,
-            head,
-            cosines,
-            sines,
-            buffers: b,
-            ..
-        } = self;
-        let (device, overlap) = (*device, options.rung >= Rung::Overlapped);
-        let at16 = |buffer: &Buffer<f16>| address(device, buffer);
-        let at32 = |buffer: &Buffer<f32>| address(device, buffer);
-        let hidden = at32(&b.hidden);
+        let step = Step::of(self.device, &self.options, &self.rotations, stages);
+        let (device, overlap) = (self.device, step.overlap);
+        let (arch, b) = (&self.arch, &mut self.buffers);
         let state = address(device, &b.state);
         let token = state + size_of::<u32>() as sys::CUdeviceptr;
-        let bias_or = |group: &Group, index: usize| group.bias(index).map_or(hidden, at32);
+        let embedding = address(device, &self.embedding);
+        let hidden = address(device, &b.hidden);
         let width = arch.hidden_size;
 
         if stages(Stage::Embed) {
             run(
                 device,
-                &plan::embed(width, 1),
-                &[at16(embedding), token, hidden],
+                &plan::embed_scaled(width, 1, arch.embedding_scale),
+                &[embedding, token, hidden],
                 overlap,
             )?;
         }
-        // The layer whose output must still be added to the residual stream.
-        let mut before: Option<&Group> = None;
-        let (delta, normed) = (at16(&b.delta), at16(&b.normed));
-        let add_norm = |norm: NormSpec, weight: &Buffer<f16>, before: Option<&Group>| {
-            if !stages(Stage::Norm) {
-                return Ok(());
-            }
-            let bias = before.is_some_and(Group::has_bias);
-            let plan = plan::rms_norm(width, 1, norm.epsilon, before.is_some(), bias);
-            let bias = before.map_or(hidden, |group| bias_or(group, 0));
-            run(
-                device,
-                &plan,
-                &[at16(weight), bias, delta, hidden, normed],
-                overlap,
-            )
-        };
-        for block in &*blocks {
-            let spec = &block.spec;
-            add_norm(spec.norms[0].norm, &block.input_norm, before)?;
-            if stages(Stage::Qkv) {
-                block.qkv.step(device, &b.normed, &mut b.qkv, overlap)?;
-            }
-            if stages(Stage::Attention) {
-                let plan = plan::attention_step(
-                    &spec.attention,
-                    options.positions,
-                    block.qkv.has_bias(),
-                    device.target().multiprocessors as usize,
-                    has_clusters(device.compute()) && options.rung >= Rung::Dispatched,
-                );
-                let pointers = [
-                    at16(&block.keys),
-                    at16(&block.values),
-                    at32(cosines),
-                    at32(sines),
-                    bias_or(&block.qkv, 0),
-                    bias_or(&block.qkv, 1),
-                    bias_or(&block.qkv, 2),
-                    state,
-                    part(device, &block.qkv, 0, &b.qkv),
-                    part(device, &block.qkv, 1, &b.qkv),
-                    part(device, &block.qkv, 2, &b.qkv),
-                    at16(&b.attended),
-                ];
-                run(device, &plan, &pointers, overlap)?;
-            }
-            if stages(Stage::Output) {
-                block.output.step(device, &b.attended, &mut b.delta, overlap)?;
-            }
-            add_norm(spec.norms[1].norm, &block.post_norm, Some(&block.output))?;
-            if stages(Stage::GateUp) {
-                block.gate_up.step(device, &b.normed, &mut b.gate_up, overlap)?;
-            }
-            if stages(Stage::Swiglu) {
-                let inner = spec.intermediate_size();
-                let pointers = [
-                    bias_or(&block.gate_up, 0),
-                    bias_or(&block.gate_up, 1),
-                    part(device, &block.gate_up, 0, &b.gate_up),
-                    part(device, &block.gate_up, 1, &b.gate_up),
-                    at16(&b.activated),
-                ];
-                let plan = plan::swiglu(inner, 1, [inner; 2], block.gate_up.has_bias());
-                run(device, &plan, &pointers, overlap)?;
-            }
-            if stages(Stage::Down) {
-                block.down.step(device, &b.activated, &mut b.delta, overlap)?;
-            }
-            before = Some(&block.down);
+        let mut before = None;
+        for block in &self.blocks {
+            before = Some(step.block(block, b, before)?);
         }
-        add_norm(arch.final_norm, norm, before)?;
+        step.norm(arch.hidden_size, b, before.as_ref(), Some(&self.norm))?;
         if stages(Stage::Head) {
-            let pointers = [at16(head.as_ref().unwrap_or(embedding)), normed, at32(&b.logits)];
+            let head = self.head.as_ref().map_or(embedding, |head| address(device, head));
+            let logits = address(device, &b.logits);
+            let pointers = [head, address(device, &b.normed), logits];
             run(
                 device,
                 &plan::dense(arch.vocab_size, width, 1, true),
                 &pointers,
                 overlap,
             )?;
+            if let Some(plan) = plan::scale_logits(arch.vocab_size, arch.logits) {
+                run(device, &plan, &[logits], overlap)?;
+            }
         }
         if stages(Stage::Argmax) {
-            let pointers = [at32(&b.logits), address(device, &b.chosen), state];
+            let pointers = [address(device, &b.logits), address(device, &b.chosen), state];
             run(device, &plan::argmax(arch.vocab_size), &pointers, overlap)?;
         }
         Ok(())
+    }
+}
+
+/// Launches and bytes of an MLP; for experts, those of the chosen ones and of the shared one.
+fn of_mlp(
+    block: &Block,
+    gated: &dyn Fn(&Gated) -> (usize, usize),
+    routed: &dyn Fn(&Routed) -> (usize, usize),
+) -> (usize, usize) {
+    match &block.mlp {
+        MlpLayers::Dense(mlp) => gated(mlp),
+        MlpLayers::Routed(mlp) => {
+            let (chosen, shared) = (routed(mlp), mlp.shared.as_ref().map_or((0, 0), gated));
+            (chosen.0 + shared.0, chosen.1 + shared.1)
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 #![allow(clippy::unnecessary_wraps)]
 
 mod decode;
+mod experts;
 mod fastest;
 mod items;
 mod job;
@@ -25,6 +26,7 @@ mod target;
 mod tiles;
 mod warps;
 
+pub use experts::{PackedExperts, Slots, pack_experts};
 pub use joined::{Joined, pack_joined};
 pub use matmul::k2_fused_tensor::TileConfig;
 pub use matmul::k3_warpgroup::WarpgroupConfig;

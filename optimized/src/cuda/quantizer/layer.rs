@@ -11,14 +11,17 @@ use super::codebook_update::{Stop, update_trial};
 use super::em_init::Blocks;
 use super::factor::Factor;
 use super::feedback_init;
-use super::machine::{Block, Machine, Precision, Product};
+use super::machine::{Machine, Precision};
+use super::outer::Outer;
 use super::problem::{Problem, Trial};
+use super::row_search::{self, Errors, Found};
+use super::two_sided;
 use crate::cpu::quantizer::validate;
 use crate::cuda::error::check_lengths;
-use crate::cuda::{Buffer, Device, Result};
+use crate::cuda::{Device, Result};
 
 /// Bytes that a layer's alternation takes for each weight, at most, with H and its factor.
-const BYTES_A_WEIGHT: usize = 128;
+pub const BYTES_A_WEIGHT: usize = 128;
 
 /// Layers at the same time, at most: as many as a block of seven has.
 const MOST_BESIDE: usize = 8;
@@ -85,8 +88,24 @@ impl Layers {
     ///
     /// # Errors
     /// `Driver` when device memory is too small.
-    pub fn outer(&self, outer: &Array2<f64>) -> Result<Buffer<f32>> {
-        self.machine.upload_rows(&outer.mapv(|value| value as f32), "H_O")
+    pub fn outer(&self, outer: &Array2<f64>) -> Result<Outer> {
+        self.machine.device().bind()?;
+        Outer::new(&self.machine, outer)
+    }
+
+    /// Takes over the errors, of `width` inputs, of the accepted ones among `rows`.
+    ///
+    /// # Errors
+    /// `Driver`.
+    pub fn accept(
+        &self,
+        width: usize,
+        errors: &mut Errors,
+        found: &Errors,
+        rows: &[usize],
+        accepted: &[usize],
+    ) -> Result<()> {
+        row_search::accept(&self.machine, width, errors, found, rows, accepted)
     }
 
     /// Waits until the device has done everything that was asked of it.
@@ -226,35 +245,69 @@ impl LayerProblem {
     ///
     /// # Errors
     /// `Length` when the rows have another number of inputs, or H_O does not fit them; `Driver`, `Library`.
-    pub fn image(&self, outer: Option<&Buffer<f32>>, dense: &Array2<f32>) -> Result<Array2<f32>> {
+    pub fn image(&self, outer: Option<&Outer>, dense: &Array2<f32>) -> Result<Array2<f32>> {
         let (rows, width) = dense.dim();
         check_lengths(&[("inputs of rows", self.problem.width, width)])?;
         let machine = &self.machine;
         let dense = machine.upload_rows(dense, "rows")?;
-        let mut image = machine.image(&dense, &self.problem.hessian, width, Precision::Full)?;
-        if let Some(outer) = outer {
-            check_lengths(&[("H_O", rows * rows, outer.len())])?;
-            let right = std::mem::replace(&mut image, machine.fresh(rows * width, "H_O D H")?);
-            let block = |buffer: &Buffer<f32>, stride| Block {
-                at: machine.address(buffer),
-                stride,
-            };
-            machine.product::<f32>(
-                &Product::new(rows, width, rows),
-                [block(outer, rows), block(&right, width), block(&image, width)],
-            )?;
-        }
-        let image = machine.download(&image)?;
-        let expected = vec![rows, width];
-        let found = vec![image.len()];
-        Array2::from_shape_vec((rows, width), image).map_err(|_| {
-            AqlmError::Shape {
-                what: "an image of rows".into(),
-                expected,
-                found,
-            }
-            .into()
-        })
+        let image = self.problem.image(machine, outer, &dense, Precision::Full)?;
+        machine.download_rows(&image, rows, width)
+    }
+
+    /// Codebooks and scales updated for a matrix's codes under tr(H_O E H E^T), only as far as the
+    /// alternation benefits. The loss does not rise.
+    ///
+    /// # Errors
+    /// `Argument` for an update by Adam, `NotPositiveDefinite` when H is indefinite, `Shape` and `Length`
+    /// when matrix or H_O do not fit.
+    pub fn update_two_sided(
+        &self,
+        outer: &Outer,
+        matrix: &QuantizedMatrix,
+        update: &Update,
+    ) -> Result<QuantizedMatrix> {
+        self.problem.check(matrix)?;
+        two_sided::update(&self.machine, &self.problem, outer, matrix, update)
+    }
+
+    /// tr(H_O E H E^T) of a quantized matrix, E = W - Q, under the damped H.
+    ///
+    /// # Errors
+    /// `Shape` and `Length` when matrix or H_O do not fit; `Driver`, `Library`.
+    pub fn loss_two_sided(&self, outer: &Outer, matrix: &QuantizedMatrix) -> Result<f64> {
+        self.problem.check(matrix)?;
+        let machine = &self.machine;
+        Ok(Trial::under(
+            machine,
+            &self.problem,
+            Some(outer),
+            machine.upload_matrix(matrix)?,
+        )?
+        .loss)
+    }
+
+    /// E of a quantized matrix.
+    ///
+    /// # Errors
+    /// `Shape` when its shape differs from the layer's.
+    pub fn errors(&self, matrix: &QuantizedMatrix) -> Result<Errors> {
+        self.problem.check(matrix)?;
+        row_search::errors(&self.machine, &self.problem, matrix)
+    }
+
+    /// What `rows` of the matrix, whose errors are `errors`, find in one sweep over `order`, each as if it
+    /// were the only one to move.
+    ///
+    /// # Errors
+    /// As [`LayerProblem::search`]; `Length` when H_O does not fit.
+    pub fn propose(
+        &self,
+        outer: &Outer,
+        from: (&Errors, &QuantizedMatrix, &[usize]),
+        order: &[Position],
+        beam: usize,
+    ) -> Result<Found> {
+        row_search::propose(&self.machine, &self.problem, outer, from, order, beam)
     }
 
     /// A trial of a quantized matrix from any source.

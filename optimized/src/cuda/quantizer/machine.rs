@@ -4,6 +4,7 @@ use cudarc::cublas::{CudaBlas, result as blas, sys as blas_sys};
 use cudarc::driver::result::memcpy_dtod_async;
 use cudarc::driver::{DevicePtr, DeviceRepr, ValidAsZeroBits, sys};
 
+use aqlm_vocabulary::AqlmError;
 use ndarray::Array2;
 
 use crate::cuda::error::During;
@@ -88,7 +89,7 @@ impl Product {
 /// The device, its products, and launches of kernels on its stream.
 pub(crate) struct Machine {
     device: Arc<Device>,
-    blas: CudaBlas,
+    blas: Arc<CudaBlas>,
 }
 
 /// Threads of blocks whose number does not matter.
@@ -99,12 +100,7 @@ const MOST_ROWS: usize = 65_535;
 
 impl Machine {
     pub(super) fn new(device: Arc<Device>) -> Result<Self> {
-        // SAFETY: this only tries to load the library. Without this check cudarc panics if it is missing.
-        if !unsafe { blas_sys::is_culib_present() } {
-            return Err(CudaError::Absent("the library libcublas.so is not there".into()));
-        }
-        let blas = CudaBlas::new(device.stream().clone())
-            .map_err(|error| CudaError::Absent(format!("cuBLAS: {error:?}")))?;
+        let blas = device.blas()?;
         device.keep_freed_memory()?;
         Ok(Self { device, blas })
     }
@@ -150,6 +146,25 @@ impl Machine {
 
     pub(super) fn download<T: DeviceRepr>(&self, buffer: &Buffer<T>) -> Result<Vec<T>> {
         self.device.download(buffer)
+    }
+
+    /// A matrix that is stored row after row.
+    pub(super) fn download_rows(
+        &self,
+        buffer: &Buffer<f32>,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Array2<f32>> {
+        let numbers = self.download(buffer)?;
+        let found = vec![numbers.len()];
+        Array2::from_shape_vec((rows, columns), numbers).map_err(|_| {
+            AqlmError::Shape {
+                what: "rows on the device".into(),
+                expected: vec![rows, columns],
+                found,
+            }
+            .into()
+        })
     }
 
     /// Starts a kernel. Pointers and integers must be those of its source.

@@ -5,6 +5,7 @@ use ndarray::Array2;
 
 use super::codes::{Codebooks, Decoding, Form, Quantized};
 use super::machine::{Machine, Precision, THREADS, halves};
+use super::outer::Outer;
 use crate::cpu::quantizer::{WIDE, check_hessian};
 use crate::cuda::error::check_lengths;
 use crate::cuda::{Buffer, Result};
@@ -79,10 +80,14 @@ impl Problem {
     /// `Length` when the rows have another number of inputs.
     pub(super) fn retargeted(&self, machine: &Machine, target: &Array2<f32>) -> Result<Self> {
         check_lengths(&[("inputs of rows", self.width, target.ncols())])?;
-        let weight = machine.upload_rows(target, "the target")?;
+        self.with_target(machine, machine.upload_rows(target, "the target")?)
+    }
+
+    /// The same for a target on the device.
+    pub(super) fn with_target(&self, machine: &Machine, weight: Buffer<f32>) -> Result<Self> {
         let weight_image = machine.image(&weight, &self.hessian, self.width, Precision::Full)?;
         Ok(Self {
-            rows: target.nrows(),
+            rows: weight.len() / self.width.max(1),
             width: self.width,
             weight,
             hessian: Arc::clone(&self.hessian),
@@ -106,13 +111,29 @@ impl Problem {
         .into())
     }
 
+    /// D H, or H_O D H.
+    pub(super) fn image(
+        &self,
+        machine: &Machine,
+        outer: Option<&Outer>,
+        dense: &Buffer<f32>,
+        precision: Precision,
+    ) -> Result<Buffer<f32>> {
+        let image = machine.image(dense, &self.hessian, self.width, precision)?;
+        match outer {
+            Some(outer) => outer.left(machine, &image, self.width, precision),
+            None => Ok(image),
+        }
+    }
+
     /// tr(W H W^T).
     pub(super) fn norm(&self, machine: &Machine) -> Result<f64> {
         machine.inner(&self.weight_image, &self.weight)
     }
 }
 
-/// A quantized matrix, its error, the error's image under H, and the loss, on the device.
+/// A quantized matrix, its error, the error's image, and the loss, on the device. Under a two-sided objective
+/// the image is H_O E H and the loss tr(H_O E H E^T).
 pub struct Trial {
     pub(super) matrix: Quantized,
     /// E = W - Q
@@ -128,6 +149,16 @@ pub struct Trial {
 impl Trial {
     /// Computes error, image and loss from the matrix.
     pub(super) fn new(machine: &Machine, problem: &Problem, matrix: Quantized) -> Result<Self> {
+        Self::under(machine, problem, None, matrix)
+    }
+
+    /// The same under a two-sided objective, if there is an H_O.
+    pub(super) fn under(
+        machine: &Machine,
+        problem: &Problem,
+        outer: Option<&Outer>,
+        matrix: Quantized,
+    ) -> Result<Self> {
         let mut error = machine.fresh(problem.rows * problem.width, "the error")?;
         machine.decode(
             &Decoding {
@@ -140,7 +171,7 @@ impl Trial {
             Some(&matrix.scales),
             &mut error,
         )?;
-        let image = machine.image(&error, &problem.hessian, problem.width, Precision::Full)?;
+        let image = problem.image(machine, outer, &error, Precision::Full)?;
         let loss = machine.inner(&image, &error)?;
         let square = machine.inner(&error, &error)?;
         Ok(Self {

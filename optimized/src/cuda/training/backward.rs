@@ -1,30 +1,16 @@
-use aqlm_vocabulary::LayerId;
+use aqlm_vocabulary::NormPlace;
 
 use super::super::llama::address;
 use super::super::{Buffer, Result};
 use super::block::{Block, Decoded};
-use super::forward::{Trace, plain_mlp};
+use super::forward::Trace;
+use super::gradients::{BlockGradient, Gradients};
 use super::machine::Machine;
+use super::norms::Normed;
+use super::pass::{Pass, outputs};
 use super::plan::{self, AttentionPass};
 use super::products::Precision;
 use crate::cpu::llama::Wanted;
-
-/// A gradient of a block's parameter, over all rows of a pass.
-pub enum BlockGradient {
-    /// with respect to the decoded weight, [out_features, in_features]
-    Weight(LayerId, Buffer<f32>),
-    /// with respect to the bias: sums over chunks of rows, [chunks, out_features]
-    Bias(LayerId, Chunks),
-    /// with respect to the first (0) or second (1) norm's weight
-    Norm(usize, Chunks),
-}
-
-/// Sums over chunks of rows, which must still be added up.
-pub struct Chunks {
-    pub(super) sums: Buffer<f64>,
-    pub(super) count: usize,
-    pub(super) width: usize,
-}
 
 impl Machine {
     /// Passes the gradients of [`Machine::forward`] to `sink`, given the gradient of its result, [rows,
@@ -46,102 +32,75 @@ impl Machine {
         wanted: &Wanted,
         sink: &mut dyn FnMut(BlockGradient) -> Result<()>,
     ) -> Result<Option<Buffer<f32>>> {
-        let spec = &*block.spec;
-        let (attention, mlp) = (&spec.attention, plain_mlp(spec));
+        let attention = &block.spec.attention;
         let (rows, tokens) = (trace.rows, trace.tokens);
-        let device = self.device();
-        let mut into_parameters = |layer: LayerId, grad: &Buffer<f32>| -> Result<()> {
-            let (out, inputs) = spec.shape(layer);
-            if wanted.weights[layer.index()] {
-                let mut weight = self.space(out * inputs, "the gradient of a weight")?;
-                let x = trace.input(spec.linear(layer).reads);
-                self.products
-                    .weight(precision, grad, x, &mut weight, [out, inputs, rows], false)?;
-                sink(BlockGradient::Weight(layer, weight))?;
-            }
-            if wanted.biases && block.bias(layer).is_some() {
-                sink(BlockGradient::Bias(
-                    layer,
-                    self.column_sums(grad, None, rows, out)?,
-                ))?;
-            }
-            Ok(())
+        let pass = Pass {
+            machine: self,
+            precision,
+            block,
+            weights,
         };
-        let back = |to: &mut Buffer<f32>, layer: LayerId, grad: &Buffer<f32>, add: bool| {
-            let (out, inputs) = spec.shape(layer);
-            let weight = weights.weight(layer);
-            self.products
-                .back(precision, weight, grad, to, [out, inputs, rows], add)
-        };
-        let hidden = grad_y.len();
+        let mut gradients = Gradients { pass, wanted, sink };
 
-        // y = middle + Down swiglu(Gate n'(middle), Up n'(middle))
-        into_parameters(mlp.down, &grad_y)?;
-        let mut grad_up = self.space(trace.up.len(), "the gradient of up")?;
-        back(&mut grad_up, mlp.down, &grad_y, false)?;
-        let grad_gate = self.space(trace.gate.len(), "the gradient of gate")?;
-        self.run(
-            &plan::gate_back(grad_up.len()),
-            &[&trace.gate, &trace.up, &grad_up, &grad_gate].map(|buffer| address(device, buffer)),
-        )?;
-        into_parameters(mlp.gate, &grad_gate)?;
-        into_parameters(mlp.up, &grad_up)?;
-        let mut grad_normed = self.space(hidden, "the gradient of a norm's result")?;
-        back(&mut grad_normed, mlp.gate, &grad_gate, false)?;
-        back(&mut grad_normed, mlp.up, &grad_up, true)?;
-        drop((grad_gate, grad_up));
+        // y = middle + r b(Down gated(Gate n'(middle), Up n'(middle)))
+        let of_mlp = gradients.through_branch(NormPlace::AfterMlp, trace.out.as_ref(), &grad_y)?;
+        let grad_out = of_mlp.as_ref().unwrap_or(&grad_y);
+        let inside = &trace.mlp.inside;
+        let grad_normed = inside.backward(&mut gradients, trace.mlp_input(), grad_out, rows)?;
+        drop(of_mlp);
         let grad_middle = grad_y;
-        self.norm_back(
+        gradients.add_through_norm(
+            NormPlace::BeforeMlp,
             &trace.middle,
-            &block.norms[1],
-            &trace.roots[1],
+            roots(trace.mlp.normed.as_ref()),
             &grad_normed,
-            &grad_middle,
-            rows,
+            Some(&grad_middle),
         )?;
-        let second = wanted
-            .norms
-            .then(|| self.norm_sums(&grad_normed, &trace.middle, &trace.roots[1], rows))
-            .transpose()?;
+        drop(grad_normed);
 
-        // middle = x + O attention(Q n(x), K n(x), V n(x))
-        into_parameters(attention.output, &grad_middle)?;
+        // middle = x + r a(O attention(Q n(x), K n(x), V n(x)))
+        let place = NormPlace::AfterAttention;
+        let of_attention = gradients.through_branch(place, trace.mixed.as_ref(), &grad_middle)?;
+        let grad_mixed = of_attention.as_ref().unwrap_or(&grad_middle);
+        let output = attention.output;
+        gradients.add(output, &trace.attended.slice(..), &[&grad_mixed.slice(..)], rows)?;
         let mut grad_attended = self.space(trace.attended.len(), "the gradient of attention")?;
-        back(&mut grad_attended, attention.output, &grad_middle, false)?;
+        pass.back(pass.whole(output), grad_mixed, &mut grad_attended, rows, false)?;
+        drop(of_attention);
         let [grad_q, grad_k, grad_v] = self.attention_back(precision, block, trace, &grad_attended)?;
         drop(grad_attended);
         for (x, heads) in [(&grad_q, attention.heads), (&grad_k, attention.kv_heads)] {
-            self.rotate(x, rows, tokens, heads, attention.head_dim, true)?;
+            self.rotate(attention, x, [rows, tokens], heads, true)?;
         }
-        into_parameters(attention.query, &grad_q)?;
-        into_parameters(attention.key, &grad_k)?;
-        into_parameters(attention.value, &grad_v)?;
-        if let Some(sums) = second {
-            sink(BlockGradient::Norm(1, sums))?;
-        }
+        let [raw_q, raw_k] = &trace.raw;
+        let grad_q = match raw_q {
+            Some(raw) => gradients.through_norm(NormPlace::Query, raw, &grad_q)?,
+            None => grad_q,
+        };
+        let grad_k = match raw_k {
+            Some(raw) => gradients.through_norm(NormPlace::Key, raw, &grad_k)?,
+            None => grad_k,
+        };
+        let grads = [grad_q, grad_k, grad_v];
+        let views = grads.each_ref().map(|grad| grad.slice(..));
+        let (layers, widths) = attention.projections();
+        let input = trace.attention_input().slice(..);
+        gradients.add_each(&layers, &input, &views.each_ref(), rows)?;
         if !wanted.norms && !wanted.x {
             return Ok(None);
         }
-        back(&mut grad_normed, attention.query, &grad_q, false)?;
-        back(&mut grad_normed, attention.key, &grad_k, true)?;
-        back(&mut grad_normed, attention.value, &grad_v, true)?;
-        if wanted.norms {
-            let sums = self.norm_sums(&grad_normed, &trace.x, &trace.roots[0], rows)?;
-            sink(BlockGradient::Norm(0, sums))?;
+        let mut grad_normed = self.space(trace.x.len(), "the gradient of attention's input")?;
+        for (number, (of, grad)) in outputs(layers, widths).into_iter().zip(&grads).enumerate() {
+            pass.back(of, grad, &mut grad_normed, rows, number > 0)?;
         }
-        if !wanted.x {
-            return Ok(None);
-        }
-        let grad_x = grad_middle;
-        self.norm_back(
+        gradients.add_through_norm(
+            NormPlace::BeforeAttention,
             &trace.x,
-            &block.norms[0],
-            &trace.roots[0],
+            roots(trace.normed.as_ref()),
             &grad_normed,
-            &grad_x,
-            rows,
+            wanted.x.then_some(&grad_middle),
         )?;
-        Ok(Some(grad_x))
+        Ok(wanted.x.then_some(grad_middle))
     }
 
     /// The gradients of attention with respect to queries, keys and values.
@@ -171,7 +130,7 @@ impl Machine {
             let buffers = operands.iter().chain(results);
             buffers.map(|buffer| address(device, buffer)).collect::<Vec<_>>()
         };
-        let form = self.attention_form(precision.rounds_gradients());
+        let form = self.attention_form(spec, precision.rounds_gradients())?;
         let pass = |pass| plan::attention(pass, spec, shape, form);
         self.run(&pass(AttentionPass::Queries), &pointers(&[&gradients[0]]))?;
         self.run(
@@ -180,76 +139,9 @@ impl Machine {
         )?;
         Ok(gradients)
     }
+}
 
-    /// Adds the gradient of a norm's input, given that of its result.
-    pub(super) fn norm_back(
-        &self,
-        x: &Buffer<f32>,
-        weight: &Buffer<f32>,
-        roots: &Buffer<f32>,
-        grad_y: &Buffer<f32>,
-        grad_x: &Buffer<f32>,
-        rows: usize,
-    ) -> Result<()> {
-        let device = self.device();
-        self.run(
-            &plan::norm_back(rows, weight.len()),
-            &[x, weight, roots, grad_y, grad_x].map(|buffer| address(device, buffer)),
-        )
-    }
-
-    /// The gradient of a norm's weight, given that of its result.
-    pub(super) fn norm_sums(
-        &self,
-        grad_y: &Buffer<f32>,
-        x: &Buffer<f32>,
-        roots: &Buffer<f32>,
-        rows: usize,
-    ) -> Result<Chunks> {
-        self.column_sums(grad_y, Some((x, roots)), rows, x.len() / rows.max(1))
-    }
-
-    /// Sums of columns over chunks of rows, for a norm's weight with the norm's input and factors.
-    fn column_sums(
-        &self,
-        grad: &Buffer<f32>,
-        norm: Option<(&Buffer<f32>, &Buffer<f32>)>,
-        rows: usize,
-        width: usize,
-    ) -> Result<Chunks> {
-        let chunks = plan::column_chunks(rows);
-        let sums = self.space(chunks * width, "sums over rows")?;
-        let device = self.device();
-        // Without a norm the kernel reads neither, so any address will do.
-        let (x, roots) = norm.unwrap_or((grad, grad));
-        let [grad, x, roots] = [grad, x, roots].map(|buffer| address(device, buffer));
-        self.run(
-            &plan::column_sums(rows, width, norm.is_some()),
-            &[grad, x, roots, address(device, &sums)],
-        )?;
-        Ok(Chunks {
-            sums,
-            count: chunks,
-            width,
-        })
-    }
-
-    /// Adds chunks to f64 sums, one number to each.
-    pub(super) fn add_chunks(&self, from: &Chunks, total: &Buffer<f64>) -> Result<()> {
-        let device = self.device();
-        self.run(
-            &plan::add_parts(from.width, from.count, true),
-            &[address(device, &from.sums), address(device, total)],
-        )
-    }
-
-    /// Sums over chunks of rows, added up on the host.
-    ///
-    /// # Errors
-    /// `Memory`, `Driver`.
-    pub fn sums(&self, from: &Chunks) -> Result<Vec<f64>> {
-        let total = self.zeros(from.width, "sums")?;
-        self.add_chunks(from, &total)?;
-        self.device().download(&total)
-    }
+/// The factors of a norm, where there is one.
+fn roots(normed: Option<&Normed>) -> Option<&Buffer<f32>> {
+    normed.map(|normed| &normed.roots)
 }

@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
-use aqlm_vocabulary::{AqlmError, BlockSpec, BlockWeights, LayerId, Linear, LinearWeight, QuantizedMatrix};
+use aqlm_vocabulary::{
+    AqlmError, BlockSpec, BlockWeights, LayerId, Linear, LinearWeight, NormPlace, NormSpec, QuantizedMatrix,
+};
 use ndarray::{Array1, Array2};
 
 use super::super::{Buffer, Result};
@@ -21,12 +23,20 @@ struct Layer {
     bias: Option<Arc<Buffer<f32>>>,
 }
 
+/// A norm of a block.
+pub(super) struct Norm<'a> {
+    /// in the block's list
+    pub(super) index: usize,
+    pub(super) spec: NormSpec,
+    pub(super) weight: &'a Buffer<f32>,
+}
+
 /// A transformer block on the device. Copies share what does not change.
 #[derive(Clone)]
 pub struct Block {
     pub(super) spec: Arc<BlockSpec>,
-    /// before attention, before the MLP; `[hidden]` each
-    pub(super) norms: [Arc<Buffer<f32>>; 2],
+    /// their weights, in the order of the spec
+    norms: Vec<Arc<Buffer<f32>>>,
     /// in the order of the spec
     layers: Vec<Layer>,
 }
@@ -35,10 +45,10 @@ impl Block {
     /// Copies a block to the device.
     ///
     /// # Errors
-    /// `Aqlm` with `Unsupported` when the spec is not that of a plain block, with `Shape` when the weights do
-    /// not match the spec; `Memory`, `Driver`.
+    /// `Aqlm` with `Argument` when the spec's parts do not fit together, with `Shape` when the weights do not
+    /// match the spec; `Memory`, `Driver`.
     pub fn new(machine: &Machine, spec: &BlockSpec, weights: &BlockWeights) -> Result<Self> {
-        spec.require_plain()?;
+        spec.check()?;
         spec.check_weights(weights)?;
         let vector = |values: &Array1<f32>, name: &str| -> Result<_> {
             Ok(Arc::new(machine.upload(&values.to_vec(), name)?))
@@ -62,10 +72,9 @@ impl Block {
         };
         Ok(Self {
             spec: Arc::new(spec.clone()),
-            norms: [
-                vector(&weights.norms[0], "the first norm")?,
-                vector(&weights.norms[1], "the second norm")?,
-            ],
+            norms: (weights.norms.iter())
+                .map(|norm| vector(norm, "a norm"))
+                .collect::<Result<_>>()?,
             layers: weights.layers.iter().map(layer).collect::<Result<_>>()?,
         })
     }
@@ -91,7 +100,9 @@ impl Block {
             })
         };
         Ok(BlockWeights {
-            norms: vec![vector(&self.norms[0])?, vector(&self.norms[1])?],
+            norms: (self.norms.iter())
+                .map(|norm| vector(norm))
+                .collect::<Result<_>>()?,
             layers: self.spec.layers().map(layer).collect::<Result<_>>()?,
         })
     }
@@ -146,6 +157,23 @@ impl Block {
         Ok(Decoded {
             weights: weights.collect::<Result<_>>()?,
         })
+    }
+
+    /// The norm at this place; `None` if the block has none there.
+    pub(super) fn norm(&self, place: NormPlace) -> Option<Norm<'_>> {
+        let (index, norm) = self.spec.norm(place)?;
+        Some(Norm {
+            index,
+            spec: norm.norm,
+            weight: &self.norms[index],
+        })
+    }
+
+    /// Replaces the weight of the norm at this place, where there is one.
+    pub(super) fn set_norm(&mut self, place: NormPlace, weight: Buffer<f32>) {
+        if let Some((index, _)) = self.spec.norm(place) {
+            self.norms[index] = Arc::new(weight);
+        }
     }
 
     pub(super) fn bias(&self, layer: LayerId) -> Option<&Buffer<f32>> {

@@ -1,6 +1,6 @@
 use std::sync::{Arc, OnceLock};
 
-use aqlm_vocabulary::{AdamDecay, AqlmError, BlockTraining, LayerId, NormPlace, Parameter, PartSums, Tuned};
+use aqlm_vocabulary::{AdamDecay, AqlmError, BlockTraining, LayerId, Parameter, PartSums, Tuned};
 
 use super::super::{Buffer, Result};
 use super::block::{Block, Decoded};
@@ -134,9 +134,6 @@ fn of_sequences(rows: &[f64], tokens: usize) -> Vec<f64> {
 /// A block parameter's values, row-major; none for a parameter that belongs to no block.
 pub(super) fn block_values(machine: &Machine, blocks: &[Block], parameter: Parameter) -> Result<Vec<f64>> {
     let device = machine.device();
-    let norm = |block: usize, which: usize| -> Result<Vec<f64>> {
-        Ok(widened(&device.download(&*blocks[block].norms[which])?))
-    };
     match parameter {
         Parameter::Codebooks(block, layer) => match blocks[block].quantized(layer) {
             Some(quantized) => device.download(&*quantized.codebooks),
@@ -146,9 +143,10 @@ pub(super) fn block_values(machine: &Machine, blocks: &[Block], parameter: Param
             Some(quantized) => device.download(&*quantized.scales),
             None => Ok(Vec::new()),
         },
-        // a plain block has a norm before attention and one before the MLP
-        Parameter::Norm(block, NormPlace::BeforeAttention) => norm(block, 0),
-        Parameter::Norm(block, _) => norm(block, 1),
+        Parameter::Norm(block, place) => match blocks[block].norm(place) {
+            Some(norm) => Ok(widened(&device.download(norm.weight)?)),
+            None => Ok(Vec::new()),
+        },
         Parameter::FinalNorm | Parameter::Embedding | Parameter::Head => Ok(Vec::new()),
     }
 }

@@ -69,7 +69,10 @@ impl CodeBuffer {
 
     /// Whether all its numbers are finite.
     pub(super) fn is_finite(&self) -> Result<bool> {
-        Ok(self.machine.first_not_finite(&self.buffer, self.width)?.is_none())
+        Ok(self
+            .machine
+            .first_not_finite(&self.buffer.slice(..), self.width)?
+            .is_none())
     }
 
     /// Adds to the gradient with respect to the decoded weight.

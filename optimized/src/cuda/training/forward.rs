@@ -1,9 +1,12 @@
-use aqlm_vocabulary::{BlockSpec, GatedMlp, Input, LayerId};
+use aqlm_vocabulary::{AttentionSpec, BlockNorm, BlockSpec, Input, NormPlace};
 
 use super::super::llama::address;
 use super::super::{Buffer, Result};
 use super::block::{Block, Decoded};
 use super::machine::Machine;
+use super::mlp::{Inside, NormedMlp, inside_width};
+use super::norms::{Normed, Raw};
+use super::pass::{Pass, Rows, outputs};
 use super::plan::{self, AttentionPass};
 use super::products::Precision;
 
@@ -15,10 +18,10 @@ pub struct Trace {
     pub(super) tokens: usize,
     /// the block's input
     pub(super) x: Buffer<f32>,
-    /// after the first norm
-    pub(super) normed: Buffer<f32>,
-    /// factors of the two norms, `[rows]` each
-    pub(super) roots: [Buffer<f32>; 2],
+    /// after the norm before attention; `None` where attention reads the block's input itself
+    pub(super) normed: Option<Normed>,
+    /// queries and keys before their norms, where there are any
+    pub(super) raw: [Option<Raw>; 2],
     /// queries after rotation
     pub(super) q: Buffer<f32>,
     /// keys after rotation
@@ -29,50 +32,67 @@ pub struct Trace {
     pub(super) attended: Buffer<f32>,
     /// logarithms of the sums of attention's exponentials, [rows, heads]
     pub(super) stats: Buffer<f32>,
-    /// x plus the output of attention
+    /// the output of attention before the norm behind it, if there is one
+    pub(super) mixed: Option<Raw>,
+    /// x plus what attention adds
     pub(super) middle: Buffer<f32>,
-    /// after the second norm
-    pub(super) middle_normed: Buffer<f32>,
-    /// SwiGLU's gate
-    pub(super) gate: Buffer<f32>,
-    /// SwiGLU's other input
-    pub(super) up: Buffer<f32>,
-    /// SwiGLU's result
-    pub(super) activated: Buffer<f32>,
+    /// the values inside the MLP
+    pub(super) mlp: NormedMlp,
+    /// the output of the MLP before the norm behind it, if there is one
+    pub(super) out: Option<Raw>,
 }
 
 impl Trace {
-    /// The input of the linear layers that read `read`, [rows, in_features]: the samples of their Hessian.
+    /// The input of the linear layers that read `read`, [rows, in_features]: the samples of their Hessian. An
+    /// expert's layers have the rows that are routed to it.
     ///
     /// # Panics
-    /// When no layer of a plain block reads that.
-    pub fn input(&self, read: Input) -> &Buffer<f32> {
+    /// When no layer of the block reads that.
+    pub fn input(&self, read: Input) -> Rows<'_> {
         match read {
-            Input::Attention => &self.normed,
-            Input::Attended => &self.attended,
-            Input::Mlp => &self.middle_normed,
-            Input::Activated => &self.activated,
-            Input::Expert(_) | Input::ExpertActivated(_) => panic!("a plain block has no experts"),
+            Input::Attention => self.attention_input().slice(..),
+            Input::Attended => self.attended.slice(..),
+            Input::Mlp => self.mlp_input().slice(..),
+            Input::Activated | Input::Expert(_) | Input::ExpertActivated(_) => {
+                let inside = self.mlp.inside.input(read);
+                inside.expect("an input of the block's layers")
+            }
         }
+    }
+
+    /// What queries, keys and values are computed from.
+    pub(super) fn attention_input(&self) -> &Buffer<f32> {
+        self.normed.as_ref().map_or(&self.x, |normed| &normed.y)
+    }
+
+    /// The MLP's input.
+    pub(super) fn mlp_input(&self) -> &Buffer<f32> {
+        let normed = self.mlp.normed.as_ref();
+        normed.map_or(&self.middle, |normed| &normed.y)
     }
 }
 
 /// Numbers that a [`Trace`] keeps for each token of a block of this shape.
 pub(super) fn trace_width(spec: &BlockSpec) -> usize {
-    let (queries, keys) = (spec.attention.query_width(), spec.attention.key_width());
-    4 * spec.hidden_size() + 2 * queries + 2 * keys + 3 * spec.intermediate_size() + spec.attention.heads + 2
-}
-
-/// The MLP of a block. Blocks that are not plain are refused when they are made.
-pub(super) fn plain_mlp(spec: &BlockSpec) -> &GatedMlp {
-    spec.mlp.dense().expect("a plain block has a dense MLP")
+    let attention = &spec.attention;
+    let (queries, keys) = (attention.query_width(), attention.key_width());
+    // what a norm inside the block was applied to, and its factors
+    let kept = |norm: &BlockNorm| match norm.place {
+        NormPlace::BeforeAttention | NormPlace::BeforeMlp => 1,
+        NormPlace::Query => queries + attention.heads,
+        NormPlace::Key => keys + attention.kv_heads,
+        NormPlace::AfterAttention | NormPlace::AfterMlp => spec.hidden_size() + 1,
+    };
+    let raw: usize = spec.norms.iter().map(kept).sum();
+    4 * spec.hidden_size() + 2 * queries + 2 * keys + attention.heads + inside_width(spec) + raw
 }
 
 impl Machine {
     /// The block's output for x [rows, hidden], whose rows hold sequences of `tokens` rows, and all that the
-    /// backward pass needs. m = x + O attention(Q n(x), K n(x), V n(x)), y = m + Down swiglu(Gate n'(m), Up
-    /// n'(m)), with n and n' the two RMSNorms and queries and keys rotated (Touvron et al. 2023, section
-    /// 2.2).
+    /// backward pass needs. m = x + r a(O attention(Q n(x), K n(x), V n(x))), y = m + r b(Down gated(Gate
+    /// n'(m), Up n'(m))). n, a, n' and b are RMSNorms, where the block has them, and r is a factor. Queries
+    /// and keys are normed and rotated where the block says so (Touvron et al. 2023, section 2.2). The MLP
+    /// may be a mixture of experts ([`RoutedMlp`](aqlm_vocabulary::RoutedMlp)).
     ///
     /// # Errors
     /// `Length` when x does not fit; `Memory`, `Driver`, `Library`.
@@ -85,16 +105,23 @@ impl Machine {
         tokens: usize,
     ) -> Result<(Buffer<f32>, Trace)> {
         let spec = &*block.spec;
-        let (attending, mlp, hidden) = (&spec.attention, plain_mlp(spec), spec.hidden_size());
-        let rows = x.len() / hidden;
-        let epsilon = spec.norms[0].norm.epsilon;
-        let layer = |layer, x: &Buffer<f32>| self.layer(precision, block, weights, layer, x, rows);
-        let (normed, first_roots) = self.normed(&x, &block.norms[0], rows, epsilon)?;
-        let q = layer(attending.query, &normed)?;
-        let k = layer(attending.key, &normed)?;
-        let v = layer(attending.value, &normed)?;
+        let attending = &spec.attention;
+        let rows = x.len() / spec.hidden_size();
+        let pass = Pass {
+            machine: self,
+            precision,
+            block,
+            weights,
+        };
+        let normed = pass.normed(NormPlace::BeforeAttention, &x)?;
+        let input = normed.as_ref().map_or(&x, |normed| &normed.y);
+        let (layers, widths) = attending.projections();
+        let [q, k, v] = outputs(layers, widths);
+        let (q, raw_q) = pass.normed_or_same(NormPlace::Query, pass.apply(q, input, rows)?)?;
+        let (k, raw_k) = pass.normed_or_same(NormPlace::Key, pass.apply(k, input, rows)?)?;
+        let v = pass.apply(v, input, rows)?;
         for (x, heads) in [(&q, attending.heads), (&k, attending.kv_heads)] {
-            self.rotate(x, rows, tokens, heads, attending.head_dim, false)?;
+            self.rotate(attending, x, [rows, tokens], heads, false)?;
         }
         let attended = self.space(rows * attending.query_width(), "attended")?;
         let stats = self.space(rows * attending.heads, "sums of attention")?;
@@ -104,121 +131,52 @@ impl Machine {
                 AttentionPass::Forward,
                 attending,
                 [rows / tokens.max(1), tokens],
-                self.attention_form(precision.rounds_values()),
+                self.attention_form(attending, precision.rounds_values())?,
             ),
             &[&q, &k, &v, &attended, &stats].map(|buffer| address(device, buffer)),
         )?;
-        let middle = self.layer_added(precision, block, weights, attending.output, &attended, &x)?;
-        let (middle_normed, second_roots) = self.normed(&middle, &block.norms[1], rows, epsilon)?;
-        let gate = layer(mlp.gate, &middle_normed)?;
-        let up = layer(mlp.up, &middle_normed)?;
-        let activated = self.space(gate.len(), "activated")?;
-        self.run(
-            &plan::gate(gate.len()),
-            &[&gate, &up, &activated].map(|buffer| address(device, buffer)),
-        )?;
-        let y = self.layer_added(precision, block, weights, mlp.down, &activated, &middle)?;
+        let (middle, mixed) = pass.add_layer(attending.output, &attended, &x, NormPlace::AfterAttention)?;
+        let of_mlp = pass.normed(NormPlace::BeforeMlp, &middle)?;
+        let input = of_mlp.as_ref().map_or(&middle, |normed| &normed.y);
+        let (y, inside, out) = Inside::add(pass, input, &middle, rows)?;
         let trace = Trace {
             rows,
             tokens,
             x,
             normed,
-            roots: [first_roots, second_roots],
+            raw: [raw_q, raw_k],
             q,
             k,
             v,
             attended,
             stats,
+            mixed,
             middle,
-            middle_normed,
-            gate,
-            up,
-            activated,
+            mlp: NormedMlp {
+                normed: of_mlp,
+                inside,
+            },
+            out,
         };
         Ok((y, trace))
     }
 
-    /// RMSNorm of [rows, width], and the factor of each row.
-    pub(super) fn normed(
-        &self,
-        x: &Buffer<f32>,
-        weight: &Buffer<f32>,
-        rows: usize,
-        epsilon: f64,
-    ) -> Result<(Buffer<f32>, Buffer<f32>)> {
-        let normed = self.space(x.len(), "normed")?;
-        let roots = self.space(rows, "factors of a norm")?;
-        let device = self.device();
-        self.run(
-            &plan::norm(rows, weight.len(), epsilon),
-            &[x, weight, &normed, &roots].map(|buffer| address(device, buffer)),
-        )?;
-        Ok((normed, roots))
-    }
-
-    /// Rotates every head in place.
+    /// Rotates every head in place, as the block says.
     pub(super) fn rotate(
         &self,
+        spec: &AttentionSpec,
         x: &Buffer<f32>,
-        rows: usize,
-        tokens: usize,
+        [rows, tokens]: [usize; 2],
         heads: usize,
-        head: usize,
         back: bool,
     ) -> Result<()> {
-        let device = self.device();
-        self.run(
-            &plan::rotate(rows, tokens, heads, head, back),
-            &[&self.cosines, &self.sines, x].map(|buffer| address(device, buffer)),
-        )
-    }
-
-    /// One of the block's linear layers: x W^T + b.
-    fn layer(
-        &self,
-        precision: Precision,
-        block: &Block,
-        weights: &Decoded,
-        layer: LayerId,
-        x: &Buffer<f32>,
-        rows: usize,
-    ) -> Result<Buffer<f32>> {
-        let (out, inputs) = block.spec.shape(layer);
-        let mut y = self.space(rows * out, "the output of a layer")?;
-        let weight = weights.weight(layer);
-        self.products
-            .forward(precision, weight, x, &mut y, [out, inputs, rows], false)?;
-        self.add_bias(block, layer, &y)?;
-        Ok(y)
-    }
-
-    /// `residual` + x W^T + b.
-    fn layer_added(
-        &self,
-        precision: Precision,
-        block: &Block,
-        weights: &Decoded,
-        layer: LayerId,
-        x: &Buffer<f32>,
-        residual: &Buffer<f32>,
-    ) -> Result<Buffer<f32>> {
-        let (out, inputs) = block.spec.shape(layer);
-        let mut y = self.copy(residual, "hidden states")?;
-        let shape = [out, inputs, residual.len() / out];
-        self.products
-            .forward(precision, weights.weight(layer), x, &mut y, shape, true)?;
-        self.add_bias(block, layer, &y)?;
-        Ok(y)
-    }
-
-    fn add_bias(&self, block: &Block, layer: LayerId, y: &Buffer<f32>) -> Result<()> {
-        let Some(bias) = block.bias(layer) else {
+        let Some([cosines, sines]) = self.rotation(spec) else {
             return Ok(());
         };
         let device = self.device();
         self.run(
-            &plan::add_bias(y.len() / bias.len(), bias.len()),
-            &[bias, y].map(|buffer| address(device, buffer)),
+            &plan::rotate([rows, tokens], [heads, spec.head_dim, spec.rotated], back),
+            &[cosines, sines, x].map(|buffer| address(device, buffer)),
         )
     }
 }

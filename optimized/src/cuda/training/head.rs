@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use aqlm_vocabulary::{AqlmError, ComparedPosition, NormSpec};
+use aqlm_vocabulary::{AqlmError, ComparedPosition, LogitSpec, NormSpec};
 use ndarray::{Array1, Array2};
 
 use super::super::error::check_lengths;
@@ -15,6 +15,8 @@ use crate::cpu::llama::check_tokens;
 /// The RMSNorm before the head, and the head.
 pub struct Head {
     norm: NormSpec,
+    /// what becomes of the products
+    logits: LogitSpec,
     /// of the norm, `[hidden]`
     weight: Buffer<f32>,
     /// [vocab, hidden]
@@ -23,16 +25,11 @@ pub struct Head {
 }
 
 impl Head {
-    /// From the norm, its weight, `[hidden]`, and lm_head, [vocab, hidden].
+    /// The head of the machine's model, from the norm's weight, `[hidden]`, and lm_head, [vocab, hidden].
     ///
     /// # Errors
     /// `Aqlm` with `Shape` when weight and lm_head do not match; `Memory`, `Driver`.
-    pub fn new(
-        machine: &Machine,
-        norm: NormSpec,
-        weight: &Array1<f32>,
-        lm_head: &Array2<f32>,
-    ) -> Result<Self> {
+    pub fn new(machine: &Machine, weight: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Self> {
         if weight.len() != lm_head.ncols() {
             return Err(AqlmError::Shape {
                 what: "final norm".into(),
@@ -42,7 +39,8 @@ impl Head {
             .into());
         }
         Ok(Self {
-            norm,
+            norm: machine.arch().final_norm,
+            logits: machine.arch().logits,
             weight: machine.upload(&weight.to_vec(), "the final norm")?,
             output: machine.table(lm_head, "lm_head")?,
             vocab: lm_head.nrows(),
@@ -116,10 +114,11 @@ impl Head {
         let (device, width) = (machine.device(), self.width());
         let rows = x.len() / width;
         check_lengths(&[("labels", rows, labels.len())])?;
-        let (normed, roots) = machine.normed(x, &self.weight, rows, self.norm.epsilon)?;
+        let normed = machine.normed(x, &self.weight, self.norm)?;
         let mut grad_normed = machine.space(x.len(), "the gradient of the final norm")?;
         for rows in Self::chunks(machine, rows) {
-            let logits = self.logits_of(machine, &normed, rows.clone())?;
+            let logits = self.logits_of(machine, &normed.y, rows.clone())?;
+            let finished = machine.kept_logits(self.logits, &logits)?;
             let labels = machine.upload(&labels[rows.clone()], "labels")?;
             let losses = machine.space::<f64>(rows.len(), "losses")?;
             machine.run(
@@ -130,6 +129,7 @@ impl Head {
                     address(device, &losses),
                 ],
             )?;
+            machine.logits_back(self.logits, finished.as_ref(), &logits)?;
             let mut to = grad_normed.slice_mut(rows.start * width..rows.end * width);
             machine.products.back(
                 Precision::Single,
@@ -141,7 +141,8 @@ impl Head {
             )?;
         }
         let grad = machine.zeros(x.len(), "the gradient of hidden states")?;
-        machine.norm_back(x, &self.weight, &roots, &grad_normed, &grad, rows)?;
+        let norm = (self.norm, &self.weight);
+        machine.norm_back(x, norm, &normed.roots, &grad_normed, &grad)?;
         Ok(grad)
     }
 
@@ -210,8 +211,7 @@ impl Head {
 
     /// The input of the output layer, [rows, hidden], from hidden states.
     fn rows(&self, machine: &Machine, x: &Buffer<f32>) -> Result<Buffer<f32>> {
-        let rows = x.len() / self.width();
-        Ok(machine.normed(x, &self.weight, rows, self.norm.epsilon)?.0)
+        Ok(machine.normed(x, &self.weight, self.norm)?.y)
     }
 
     /// Divides rows into as many at once as memory for logits allows.
@@ -234,6 +234,39 @@ impl Head {
             [self.vocab, width, rows.len()],
             false,
         )?;
+        machine.finish_logits(self.logits, &logits)?;
         Ok(logits)
+    }
+}
+
+impl Machine {
+    /// Makes logits of the products of states and output layer, in place.
+    pub(super) fn finish_logits(&self, spec: LogitSpec, products: &Buffer<f32>) -> Result<()> {
+        if spec == LogitSpec::PLAIN {
+            return Ok(());
+        }
+        let plan = plan::finish_logits(products.len(), spec);
+        self.run(&plan, &[self.place(products)])
+    }
+
+    /// A copy of logits for [`Machine::logits_back`], which needs them with a cap only.
+    pub(super) fn kept_logits(&self, spec: LogitSpec, logits: &Buffer<f32>) -> Result<Option<Buffer<f32>>> {
+        let copy = spec.cap.map(|_| self.copy(logits, "capped logits"));
+        copy.transpose()
+    }
+
+    /// Makes gradients with respect to the products from those with respect to logits, in place.
+    pub(super) fn logits_back(
+        &self,
+        spec: LogitSpec,
+        logits: Option<&Buffer<f32>>,
+        grad: &Buffer<f32>,
+    ) -> Result<()> {
+        if spec == LogitSpec::PLAIN {
+            return Ok(());
+        }
+        let plan = plan::finish_back(grad.len(), spec);
+        // Without a cap the first is not read.
+        self.run(&plan, &[self.place(logits.unwrap_or(grad)), self.place(grad)])
     }
 }

@@ -1,7 +1,9 @@
 use std::sync::Arc;
 
 use aqlm_vocabulary::{AqlmError, PartSums};
+use cudarc::driver::CudaView;
 use ndarray::Array2;
+use rayon::prelude::*;
 
 use super::super::llama::address;
 use super::super::{Buffer, CudaError, Result};
@@ -15,8 +17,16 @@ use crate::cpu::quantizer::triangle::{lower_triangle, triangle_length, triangle_
 /// x 2^-24.
 const SAMPLES: usize = 1024;
 
+/// The same on tensor cores, whose factors are rounded by up to 2^-8 (bf16). A sum of this many products has
+/// a relative error of at most 2^12 x 2^-24 without cancellation, and twice that where a tensor core cuts
+/// bits off. Each such sum is read and added in f64, so fewer of them save time.
+const ROUNDED_SAMPLES: usize = 4096;
+
 /// Maximum bytes of the f32 sums of several chunks of samples.
 const CHUNK_BYTES: usize = 1 << 29;
+
+/// Side of the tiles in which a triangle is mirrored on the host.
+const TILE: usize = 64;
 
 /// H of a layer on the device: the mean of x xT over the layer's input samples, [in_features, in_features],
 /// in f64.
@@ -47,6 +57,14 @@ impl Hessian {
     /// `Length` when they are no whole number of samples, `Aqlm` with `NotFinite` for NaN or infinite inputs;
     /// then nothing was added. `Memory`, `Driver`, `Library`.
     pub fn add(&mut self, x: &Buffer<f32>) -> Result<()> {
+        self.add_rows(&x.slice(..))
+    }
+
+    /// [`Hessian::add`] of some rows of a buffer.
+    ///
+    /// # Errors
+    /// As [`Hessian::add`].
+    pub fn add_rows(&mut self, x: &CudaView<'_, f32>) -> Result<()> {
         let (machine, width) = (&*self.machine, self.width);
         let rows = x.len() / width.max(1);
         if rows * width != x.len() {
@@ -56,6 +74,9 @@ impl Hessian {
                 found: x.len(),
             });
         }
+        if rows == 0 {
+            return Ok(());
+        }
         if let Some((index, value)) = machine.first_not_finite(x, width)? {
             return Err(AqlmError::NotFinite {
                 what: "inputs of a layer".into(),
@@ -64,9 +85,26 @@ impl Hessian {
             }
             .into());
         }
-        let size = width * width;
+        let added = machine.zeros(width * width, "a part of a Hessian")?;
+        if machine.calibration() == Precision::Bf16 {
+            self.add_rounded(x, &added)?;
+        } else {
+            self.add_single(x, &added)?;
+        }
+        match &self.sum {
+            Some(sum) => machine.add_wide(&added, sum)?,
+            // A sum of zeros and this is this.
+            None => self.sum = Some(added.named("a Hessian")),
+        }
+        self.samples += rows;
+        Ok(())
+    }
+
+    /// Adds the products of f32 inputs to sums.
+    fn add_single(&self, x: &CudaView<'_, f32>, added: &Buffer<f64>) -> Result<()> {
+        let (machine, width) = (&*self.machine, self.width);
+        let (size, rows) = (width * width, x.len() / width.max(1));
         let together = (CHUNK_BYTES / (size * size_of::<f32>()).max(1)).max(1);
-        let added = machine.zeros(size, "a part of a Hessian")?;
         let mut first = 0;
         while first < rows {
             // Whole chunks go together; the last one may be shorter and goes alone.
@@ -82,15 +120,24 @@ impl Hessian {
             machine
                 .products
                 .grams(&from, &mut parts, [chunks, samples, width])?;
-            machine.add_parts(&parts, &added, chunks)?;
+            machine.add_parts(&parts, added, chunks)?;
             first = last;
         }
-        match &self.sum {
-            Some(sum) => machine.add_wide(&added, sum)?,
-            // A sum of zeros and this is this.
-            None => self.sum = Some(added.named("a Hessian")),
+        Ok(())
+    }
+
+    /// Adds the products of inputs rounded to bf16 to sums, below the diagonal and on it.
+    fn add_rounded(&self, x: &CudaView<'_, f32>, added: &Buffer<f64>) -> Result<()> {
+        let (machine, width) = (&*self.machine, self.width);
+        let x = machine.products.rounded(x)?;
+        let mut part = machine.space(width * width, "a part of a Hessian in f32")?;
+        let step = (ROUNDED_SAMPLES * width).max(1);
+        for first in (0..x.len()).step_by(step) {
+            let from = x.slice(first..(first + step).min(x.len()));
+            let shape = [from.len() / width, width];
+            machine.products.gram(&from, &mut part, shape)?;
+            machine.add_triangle(&part, added, width)?;
         }
-        self.samples += rows;
         Ok(())
     }
 
@@ -135,6 +182,37 @@ impl Hessian {
         Ok(())
     }
 
+    /// Adds as many samples as if the outer product of each were the mean of another accumulator's.
+    ///
+    /// # Errors
+    /// `Aqlm` with `Shape` when the other accumulator has another number of inputs; `Memory`, `Driver`.
+    pub fn add_mean_of(&mut self, other: &Self, samples: usize) -> Result<()> {
+        let (machine, size) = (Arc::clone(&self.machine), self.width * self.width);
+        if other.width != self.width {
+            return Err(AqlmError::Shape {
+                what: "hessian".into(),
+                expected: vec![self.width; 2],
+                found: vec![other.width; 2],
+            }
+            .into());
+        }
+        if let Some(from) = &other.sum {
+            let sum = match self.sum.take() {
+                Some(sum) => sum,
+                None => machine.zeros(size, "a Hessian")?,
+            };
+            let factor = samples as f64 / other.samples.max(1) as f64;
+            let added = machine.run(
+                &plan::add_scaled(size, factor, true),
+                &[from, &sum].map(|buffer| machine.place(buffer)),
+            );
+            self.sum = Some(sum);
+            added?;
+        }
+        self.samples += samples;
+        Ok(())
+    }
+
     /// Number of samples added.
     pub fn samples(&self) -> usize {
         self.samples
@@ -154,9 +232,29 @@ impl Hessian {
         let count = self.samples.max(1) as f64;
         let sum = self.to_host()?;
         let width = self.width;
-        Ok(Array2::from_shape_fn((width, width), |(r, c)| {
-            sum[r.max(c) * width + r.min(c)] / count
-        }))
+        let mut mean = vec![0.0; width * width];
+        // A tile at a time, so that what is read across rows stays in the cache.
+        let bands = mean.par_chunks_mut((TILE * width).max(1)).enumerate();
+        bands.for_each(|(band, values)| {
+            let first = band * TILE;
+            for tile in (0..width).step_by(TILE) {
+                for (row, values) in (first..).zip(values.chunks_mut(width)) {
+                    let columns = tile..(tile + TILE).min(width);
+                    for (column, value) in columns.clone().zip(&mut values[columns]) {
+                        *value = sum[row.max(column) * width + row.min(column)] / count;
+                    }
+                }
+            }
+        });
+        let found = vec![mean.len()];
+        Array2::from_shape_vec((width, width), mean).map_err(|_| {
+            AqlmError::Shape {
+                what: "hessian".into(),
+                expected: vec![width; 2],
+                found,
+            }
+            .into()
+        })
     }
 
     fn to_host(&self) -> Result<Vec<f64>> {
@@ -234,6 +332,15 @@ impl Machine {
         self.run(
             &plan::add_parts(total.len(), count, false),
             &[address(device, parts), address(device, total)],
+        )
+    }
+
+    /// Adds the lower triangle of a square f32 matrix to that of f64 sums.
+    fn add_triangle(&self, part: &Buffer<f32>, total: &Buffer<f64>, width: usize) -> Result<()> {
+        let device = self.device();
+        self.run(
+            &plan::add_triangle(width),
+            &[address(device, part), address(device, total)],
         )
     }
 

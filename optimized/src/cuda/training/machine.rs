@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
-use aqlm_vocabulary::{AqlmError, ArchSpec};
-use cudarc::driver::{DeviceRepr, ValidAsZeroBits, sys};
+use aqlm_vocabulary::{AqlmError, ArchSpec, AttentionSpec, Rope};
+use cudarc::driver::{DevicePtr, DeviceRepr, ValidAsZeroBits, sys};
 
 use super::super::error::During;
 use super::super::llama::plan::Plan;
@@ -22,13 +22,20 @@ pub struct Machine {
     device: Arc<Device>,
     pub(super) products: Products,
     precision: Precision,
+    calibration: Precision,
     arch: ArchSpec,
     positions: usize,
-    /// [positions, head / 2]
-    pub(super) cosines: Buffer<f32>,
-    pub(super) sines: Buffer<f32>,
-    /// of attention in f32, and with factors rounded where training rounds any
-    forms: [AttentionForm; 2],
+    /// the different rotations of the model's blocks
+    rotations: Vec<Rotation>,
+}
+
+/// The tables of one rotation.
+struct Rotation {
+    rope: Rope,
+    /// how many numbers of a head are rotated
+    rotated: usize,
+    /// cosines and sines, [positions, rotated / 2]
+    tables: [Buffer<f32>; 2],
 }
 
 impl Machine {
@@ -36,31 +43,40 @@ impl Machine {
     /// products of training; everything else is computed in f32.
     ///
     /// # Errors
-    /// `Aqlm` with `Unsupported` for a model that is not a plain Llama, or whose heads are too wide for the
-    /// device; `Absent` when cuBLAS is missing; `Driver`.
+    /// `Aqlm` with `Argument` for a model whose parts do not fit together, with `Unsupported` for one with
+    /// LayerNorms or a rotation of neighbours, or whose heads are too wide for the device; `Absent` when
+    /// cuBLAS is missing; `Driver`.
     pub fn new(device: Arc<Device>, arch: &ArchSpec, positions: usize, precision: Precision) -> Result<Self> {
-        arch.require_plain()?;
-        let head = arch.attention().head_dim;
-        let shared_bytes = device.target().shared_bytes;
-        let form = |tf32| {
-            AttentionForm::fitting(head, shared_bytes, tf32).ok_or_else(|| {
-                AqlmError::Unsupported(format!("heads of {head} numbers on a GPU: at most 256"))
-            })
-        };
-        let forms = [form(false)?, form(precision.rounds_gradients())?];
+        arch.check()?;
+        arch.require_rms_norms_and_halves()?;
         device.keep_freed_memory()?;
-        let rotary = Rotary::new(arch.attention(), positions);
-        let (cosines, sines) = rotary.tables();
-        Ok(Self {
-            cosines: device.upload(cosines)?.named("cosines"),
-            sines: device.upload(sines)?.named("sines"),
+        let rotary = Rotary::of_model(arch, positions);
+        let machine = Self {
+            rotations: rotations(&device, arch, &rotary)?,
             products: Products::new(&device)?,
             device,
             precision,
+            calibration: Precision::Single,
             arch: arch.clone(),
             positions,
-            forms,
-        })
+        };
+        for block in &arch.blocks {
+            machine.attention_form(&block.attention, false)?;
+        }
+        Ok(machine)
+    }
+
+    /// The same machine with this precision of the products of calibration: passes of hidden states through
+    /// blocks, and Hessians.
+    #[must_use]
+    pub fn calibrating(mut self, precision: Precision) -> Self {
+        self.calibration = precision;
+        self
+    }
+
+    /// How products of calibration round their factors.
+    pub fn calibration(&self) -> Precision {
+        self.calibration
     }
 
     /// The device.
@@ -84,8 +100,28 @@ impl Machine {
     }
 
     /// How attention computes its products when it rounds their factors and when not.
-    pub(super) fn attention_form(&self, rounds: bool) -> AttentionForm {
-        self.forms[usize::from(rounds)]
+    ///
+    /// # Errors
+    /// `Aqlm` with `Unsupported` for heads that are too wide.
+    pub(super) fn attention_form(&self, spec: &AttentionSpec, rounds: bool) -> Result<AttentionForm> {
+        let (head, shared_bytes) = (spec.head_dim, self.device.target().shared_bytes);
+        AttentionForm::fitting(head, shared_bytes, rounds).ok_or_else(|| {
+            AqlmError::Unsupported(format!("heads of {head} numbers on a GPU: at most 256")).into()
+        })
+    }
+
+    /// Cosines and sines of a block's rotation, [positions, rotated / 2]; `None` if it has none.
+    pub(super) fn rotation(&self, spec: &AttentionSpec) -> Option<[&Buffer<f32>; 2]> {
+        let rope = spec.rotary.as_ref()?;
+        let mut rotations = self.rotations.iter();
+        let own = rotations.find(|own| own.rotated == spec.rotated && own.rope == *rope);
+        Some(own.expect("a block of the machine's model").tables.each_ref())
+    }
+
+    /// Where numbers lie on the device.
+    pub(super) fn place<T>(&self, of: &impl DevicePtr<T>) -> sys::CUdeviceptr {
+        // The guard records a use for cudarc's own ordering of streams, which is disabled.
+        of.device_ptr(self.device.stream()).0
     }
 
     /// Rows of logits that one pass holds.
@@ -149,4 +185,27 @@ impl Machine {
             .synchronize()
             .during("waiting for the device")
     }
+}
+
+/// The tables of every different rotation of a model's blocks, on the device.
+fn rotations(device: &Device, arch: &ArchSpec, rotary: &Rotary) -> Result<Vec<Rotation>> {
+    let mut all: Vec<Rotation> = Vec::new();
+    for attention in arch.blocks.iter().map(|block| &block.attention) {
+        let (Some(rope), Some((cosines, sines))) = (&attention.rotary, rotary.tables_of(attention)) else {
+            continue;
+        };
+        let known = |own: &Rotation| own.rotated == attention.rotated && own.rope == *rope;
+        if all.iter().any(known) {
+            continue;
+        }
+        all.push(Rotation {
+            rope: rope.clone(),
+            rotated: attention.rotated,
+            tables: [
+                device.upload(cosines)?.named("cosines"),
+                device.upload(sines)?.named("sines"),
+            ],
+        });
+    }
+    Ok(all)
 }

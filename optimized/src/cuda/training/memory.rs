@@ -10,6 +10,7 @@ use aqlm_vocabulary::{
 use super::super::{CudaError, Result};
 use super::forward::trace_width;
 use super::machine::{LOGITS, Machine, ROWS};
+use super::mlp::passing_width;
 
 /// Bytes of a trained parameter: value, gradient and two moments in f64.
 const TRAINED: usize = 4 * size_of::<f64>();
@@ -156,7 +157,7 @@ fn narrow(scheme: Scheme) -> usize {
 fn activations(arch: &ArchSpec, tuned: Tuned, table: usize, [batch, tokens]: [usize; 2]) -> usize {
     let rows = batch.min((ROWS / tokens.max(1)).max(1)) * tokens;
     let of_block = |spec: &BlockSpec| {
-        let widths = trace_width(spec) + 6 * spec.hidden_size() + 2 * spec.intermediate_size();
+        let widths = trace_width(spec) + passing_width(spec);
         let largest = spec
             .layers()
             .map(|layer| spec.shape(layer))
@@ -166,8 +167,9 @@ fn activations(arch: &ArchSpec, tuned: Tuned, table: usize, [batch, tokens]: [us
     };
     let widest = arch.blocks.iter().map(of_block).max().unwrap_or(0);
     let inputs = rows * arch.hidden_size * arch.blocks.len();
-    // the student's and the teacher's
-    let logits = 2 * LOGITS.max(arch.vocab_size).min(tokens * arch.vocab_size);
+    // the student's and the teacher's, and capped ones once more beside their gradients
+    let kept = if arch.logits.cap.is_some() { 3 } else { 2 };
+    let logits = kept * LOGITS.max(arch.vocab_size).min(tokens * arch.vocab_size);
     let head = if tuned.head { table } else { 0 };
     (widest + inputs + logits + head) * size_of::<f32>()
 }

@@ -105,9 +105,15 @@ impl Machine {
             let mut logits = self.space(rows.len() * vocab, "logits")?;
             self.products
                 .forward(precision, scored.head, &normed, &mut logits, shape, false)?;
+            self.finish_logits(arch.logits, &logits)?;
+            let finished = match gradients {
+                Some(_) => self.kept_logits(arch.logits, &logits)?,
+                None => None,
+            };
             let scale = gradients.as_ref().map(|gradients| gradients.scale);
             self.row_losses(precision, &known, &logits, &losses, rows, scale)?;
             if let Some(gradients) = &mut gradients {
+                self.logits_back(arch.logits, finished.as_ref(), &logits)?;
                 if let Some(head) = &mut gradients.head {
                     self.products
                         .weight(precision, &logits, &normed, *head, shape, true)?;
@@ -152,6 +158,8 @@ impl Machine {
                     [vocab, width, count],
                     false,
                 )?;
+                // A teacher's logits are made of its states as the model's own.
+                self.finish_logits(self.arch().logits, &teacher)?;
                 self.run(
                     &plan::teacher_loss(count, vocab, scale),
                     &[logits_there, address(device, &teacher), losses],

@@ -8,9 +8,9 @@ use aqlm_vocabulary::{
 
 use super::super::llama::address;
 use super::super::{Buffer, Result};
-use super::backward::BlockGradient;
 use super::block_tuner::block_values;
-use super::forward::{Trace, plain_mlp, trace_width};
+use super::forward::{Trace, trace_width};
+use super::gradients::BlockGradient;
 use super::machine::{Machine, ROWS};
 use super::model::Model;
 use super::model_losses::{LossGradients, Scored, TeacherHead};
@@ -205,7 +205,7 @@ impl ModelTuner {
             }
             _ => None,
         };
-        let epsilon = self.model.norm_spec.epsilon;
+        let norm = (self.model.norm_spec, &self.model.norm);
         for (index, (tokens, &target)) in sequences.iter().zip(targets).enumerate() {
             let (first, positions) = (index * tokens.len(), target.positions(tokens.len()));
             if positions == 0 {
@@ -215,9 +215,9 @@ impl ModelTuner {
             let range = first * width..(first + positions) * width;
             let mut own = machine.space(range.len(), "hidden states of a sequence")?;
             own.copy_from(0, x, range.clone())?;
-            let (normed, roots) = machine.normed(&own, &self.model.norm, positions, epsilon)?;
+            let normed = machine.normed(&own, norm.1, norm.0)?;
             let scored = Scored {
-                normed: &normed,
+                normed: &normed.y,
                 head: self.model.head(),
                 tokens,
                 target,
@@ -226,7 +226,7 @@ impl ModelTuner {
                 losses.push(machine.loss(machine.precision(), &scored, &mut self.teacher, None)?);
                 continue;
             };
-            let mut grad_normed = machine.space(normed.len(), "the gradient of the final norm")?;
+            let mut grad_normed = machine.space(own.len(), "the gradient of the final norm")?;
             let gradients = LossGradients {
                 scale,
                 normed: &mut grad_normed,
@@ -234,11 +234,10 @@ impl ModelTuner {
             };
             losses.push(machine.loss(machine.precision(), &scored, &mut self.teacher, Some(gradients))?);
             let grad_own = machine.zeros(own.len(), "the gradient of a sequence")?;
-            let norm = &self.model.norm;
-            machine.norm_back(&own, norm, &roots, &grad_normed, &grad_own, positions)?;
+            machine.norm_back(&own, norm, &normed.roots, &grad_normed, &grad_own)?;
             grad.copy_from(range.start, &grad_own, 0..grad_own.len())?;
             if let Some(total) = self.trained.gradient(Parameter::FinalNorm) {
-                let sums = machine.norm_sums(&grad_normed, &own, &roots, positions)?;
+                let sums = machine.norm_sums(&grad_normed, &own, &normed.roots, width)?;
                 machine.add_chunks(&sums, total)?;
             }
         }
@@ -318,6 +317,10 @@ impl ModelTuner {
             }
         }
         if let Some(total) = self.trained.gradient(Parameter::Embedding) {
+            let factor = machine.arch().embedding_scale;
+            if factor != 1.0 {
+                grad = machine.scaled(&grad, factor, "the gradient of embeddings")?;
+            }
             machine.add_to_embedding(&sequences.concat(), &grad, total)?;
         }
         Ok(())
@@ -343,7 +346,7 @@ impl ModelTuner {
         let hidden = machine.arch().hidden_size;
         for sequences in sequences.chunks(at_once) {
             let broken = |x: &Buffer<f32>| {
-                Ok::<_, super::super::CudaError>(machine.first_not_finite(x, hidden)?.is_some())
+                Ok::<_, super::super::CudaError>(machine.first_not_finite(&x.slice(..), hidden)?.is_some())
             };
             let embedded = machine.embed(&self.model.embedding, hidden, &sequences.concat())?;
             if broken(&embedded)? {
@@ -352,20 +355,15 @@ impl ModelTuner {
             let mut found = None;
             let x = self.pass(sequences, &mut |index, trace, y| {
                 if found.is_none() {
-                    found = machine.broken_part(index, &trace, y)?;
+                    found = machine.broken_part(&self.model.blocks[index], index, &trace, y)?;
                 }
                 Ok(())
             })?;
             if found.is_some() {
                 return Ok(found);
             }
-            let (normed, _) = machine.normed(
-                &x,
-                &self.model.norm,
-                x.len() / hidden,
-                self.model.norm_spec.epsilon,
-            )?;
-            if broken(&normed)? {
+            let normed = machine.normed(&x, &self.model.norm, self.model.norm_spec)?;
+            if broken(&normed.y)? {
                 return Ok(Some("model.norm".into()));
             }
             let targets = vec![Target::NextTokens; sequences.len()];
@@ -385,37 +383,6 @@ fn at_once(tokens: usize) -> usize {
 }
 
 impl Machine {
-    /// The first layer or norm of a block whose output is not finite, by its name in the checkpoint.
-    fn broken_part(&self, index: usize, trace: &Trace, y: &Buffer<f32>) -> Result<Option<String>> {
-        let spec = &self.arch().blocks[index];
-        let (attention, mlp) = (&spec.attention, plain_mlp(spec));
-        let name = |layer| spec.linear(layer).name.as_str();
-        let [first_norm, second_norm] = [0, 1].map(|norm| spec.norms[norm].name.as_str());
-        // in the order of computation
-        let parts = [
-            (first_norm, &trace.normed),
-            (name(attention.query), &trace.q),
-            (name(attention.key), &trace.k),
-            (name(attention.value), &trace.v),
-            (spec.linear(attention.output).module(), &trace.attended),
-            (name(attention.output), &trace.middle),
-            (second_norm, &trace.middle_normed),
-            (name(mlp.gate), &trace.gate),
-            (name(mlp.up), &trace.up),
-            (spec.linear(mlp.down).module(), &trace.activated),
-            (name(mlp.down), y),
-        ];
-        for (part, values) in parts {
-            if self
-                .first_not_finite(values, values.len() / trace.rows)?
-                .is_some()
-            {
-                return Ok(Some(format!("model.layers.{index}.{part}")));
-            }
-        }
-        Ok(None)
-    }
-
     /// Adds the gradients of embedded tokens, [tokens, hidden], to those of the embedding.
     fn add_to_embedding(&self, tokens: &[u32], gradient: &Buffer<f32>, total: &Buffer<f64>) -> Result<()> {
         let mut places: BTreeMap<u32, Vec<u32>> = BTreeMap::new();

@@ -1,9 +1,10 @@
 //! Launch plans of the kernels of training. They are plain numbers, so tests can run them on the CPU.
 
 pub mod codes;
+pub mod experts;
 pub mod steps;
 
-use aqlm_vocabulary::{AttentionSpec, Scheme};
+use aqlm_vocabulary::{Activation, AttentionSpec, LogitSpec, NormSpec, Scheme};
 
 pub use super::super::llama::plan::Plan;
 
@@ -43,24 +44,34 @@ fn bits(value: f32) -> i32 {
     value.to_bits() as i32
 }
 
-/// Rows of an f32 embedding. Pointers: table, tokens, hidden.
-pub fn embed(width: usize, rows: usize) -> Plan {
-    Plan {
+/// Rows of an f32 table, times a factor. Pointers: table, tokens, hidden.
+pub fn embed(width: usize, rows: usize, factor: f64) -> Plan {
+    let mut plan = Plan {
         grid: [rows as u32, width.div_ceil(THREADS) as u32],
         ..plan("embed_rows/k1_elementwise", 1, &[width])
-    }
+    };
+    plan.integers.push(bits(factor as f32));
+    plan
 }
 
 /// RMSNorm. Pointers: x, weight, y, roots.
-pub fn norm(rows: usize, width: usize, eps: f64) -> Plan {
-    let mut plan = plan("norm_rows/k1_warp_a_row", rows.div_ceil(WARPS), &[rows, width]);
-    plan.integers.push(bits(eps as f32));
+pub fn norm(rows: usize, width: usize, spec: NormSpec) -> Plan {
+    let mut plan = plan(
+        "norm_rows/k1_warp_a_row",
+        rows.div_ceil(WARPS),
+        &[rows, width, usize::from(spec.one_plus)],
+    );
+    plan.integers.push(bits(spec.epsilon as f32));
     plan
 }
 
 /// Adds the gradient of RMSNorm's input. Pointers: x, weight, roots, `grad_y`, `grad_x`.
-pub fn norm_back(rows: usize, width: usize) -> Plan {
-    plan("norm_back/k1_warp_a_row", rows.div_ceil(WARPS), &[rows, width])
+pub fn norm_back(rows: usize, width: usize, spec: NormSpec) -> Plan {
+    plan(
+        "norm_back/k1_warp_a_row",
+        rows.div_ceil(WARPS),
+        &[rows, width, usize::from(spec.one_plus)],
+    )
 }
 
 /// How many chunks [`column_sums`] makes of `rows` rows.
@@ -87,26 +98,47 @@ pub fn add_parts(count: usize, parts: usize, wide: bool) -> Plan {
     }
 }
 
-/// Rotation in place, or back. Pointers: cosines, sines, x.
-pub fn rotate(rows: usize, tokens: usize, heads: usize, head: usize, back: bool) -> Plan {
-    let half = head / 2;
+/// Rotation in place, or back, of the first `rotated` numbers of heads of `head`. Pointers: cosines, sines,
+/// x.
+pub fn rotate([rows, tokens]: [usize; 2], [heads, head, rotated]: [usize; 3], back: bool) -> Plan {
+    let half = rotated / 2;
     let mut plan = elementwise(
         "rotate_rows/k1_pairs",
         rows * heads * half,
-        &[rows, tokens, heads, half],
+        &[rows, tokens, heads, head, half],
     );
     plan.integers.push(if back { -1 } else { 1 });
     plan
 }
 
-/// SwiGLU. Pointers: gate, up, y.
-pub fn gate(count: usize) -> Plan {
-    elementwise("gate_rows/k1_elementwise", count, &[count])
+/// The activated gate times up. Pointers: gate, up, y.
+pub fn gate(count: usize, activation: Activation) -> Plan {
+    Plan {
+        defines: gelu(activation),
+        ..elementwise("gate_rows/k1_elementwise", count, &[count])
+    }
 }
 
-/// The gradients of SwiGLU. Pointers: gate, up, grad (then the gradient of up), `grad_gate`.
-pub fn gate_back(count: usize) -> Plan {
-    elementwise("gate_back/k1_elementwise", count, &[count])
+/// The gradients of [`gate`]. Pointers: gate, up, grad (then the gradient of up), `grad_gate`.
+pub fn gate_back(count: usize, activation: Activation) -> Plan {
+    Plan {
+        defines: gelu(activation),
+        ..elementwise("gate_back/k1_elementwise", count, &[count])
+    }
+}
+
+fn gelu(activation: Activation) -> Vec<(&'static str, usize)> {
+    vec![("AQLM_GELU", usize::from(activation == Activation::GeluTanh))]
+}
+
+/// Adds a multiple of numbers to others; `wide` for f64. Pointers: from, to.
+pub fn add_scaled(count: usize, factor: f64, wide: bool) -> Plan {
+    let mut plan = Plan {
+        defines: vec![("AQLM_WIDE", usize::from(wide))],
+        ..elementwise("add_scaled/k1_elementwise", count, &[count])
+    };
+    plan.integers.extend(words(factor));
+    plan
 }
 
 /// Adds a bias to every row. Pointers: bias, x.
@@ -175,6 +207,22 @@ pub fn round(count: usize) -> Plan {
     elementwise("round_rows/k1_elementwise", count, &[count])
 }
 
+/// f32 rounded to bf16, or bf16 `back` to f32. Pointers: from, to.
+pub fn bf16(count: usize, back: bool) -> Plan {
+    Plan {
+        defines: vec![("AQLM_BACK", usize::from(back))],
+        ..elementwise("bf16_rows/k1_elementwise", count, &[count])
+    }
+}
+
+/// Adds the lower triangle of a matrix in f32 to that of f64 sums. Pointers: part, total.
+pub fn add_triangle(width: usize) -> Plan {
+    Plan {
+        grid: [width.div_ceil(THREADS) as u32, width as u32],
+        ..plan("add_triangle/k1_elementwise", 1, &[width])
+    }
+}
+
 /// Squared distances of rows; with a factor, factor (a - b) replaces a. Pointers: a, b, sums.
 pub fn row_squares(rows: usize, width: usize, factor: Option<f32>) -> Plan {
     let mut plan = Plan {
@@ -194,6 +242,23 @@ pub fn row_scan(rows: usize, width: usize) -> Plan {
 /// The gradient of an embedding. Pointers: tokens, starts, rows, gradient, sums.
 pub fn token_sums(distinct: usize, width: usize) -> Plan {
     plan("token_sums/k1_block_a_token", distinct, &[width])
+}
+
+/// Logits from products of states and output layer, in place. Pointers: logits.
+pub fn finish_logits(count: usize, spec: LogitSpec) -> Plan {
+    of_logits("finish_logits/k1_elementwise", count, spec)
+}
+
+/// The gradients of [`finish_logits`], in place. Pointers: logits, grad.
+pub fn finish_back(count: usize, spec: LogitSpec) -> Plan {
+    of_logits("finish_back/k1_elementwise", count, spec)
+}
+
+fn of_logits(kernel: &'static str, count: usize, spec: LogitSpec) -> Plan {
+    let mut plan = elementwise(kernel, count, &[count]);
+    let cap = spec.cap.unwrap_or(0.0) as f32;
+    plan.integers.extend([bits(spec.scale as f32), bits(cap)]);
+    plan
 }
 
 /// A kernel that turns rows of logits into losses, and with a scale into gradients.
@@ -316,10 +381,10 @@ pub fn attention(
             (kernel, 64, 128, None)
         }
     };
-    let scale = (1.0 / (spec.head_dim as f64).sqrt()) as f32;
     let window = spec.window.unwrap_or(0);
+    let capped = spec.cap.map(|_| ("AQLM_CAPPED", 1));
     let mut plan = Plan {
-        defines: [Some(("AQLM_HEAD", spec.head_dim)), tile]
+        defines: [Some(("AQLM_HEAD", spec.head_dim)), tile, capped]
             .into_iter()
             .flatten()
             .collect(),
@@ -331,7 +396,8 @@ pub fn attention(
             &[sequences, tokens, spec.heads, spec.kv_heads, window],
         )
     };
-    plan.integers.push(bits(scale));
+    let cap = spec.cap.unwrap_or(0.0) as f32;
+    plan.integers.extend([bits(spec.scale as f32), bits(cap)]);
     plan
 }
 

@@ -1,5 +1,10 @@
 //! Operations on rows of hidden states that are no part of a block.
 
+use std::ops::Range;
+
+use cudarc::driver::{CudaView, DevicePtr as _};
+use half::bf16;
+
 use super::super::llama::address;
 use super::super::{Buffer, Result};
 use super::machine::Machine;
@@ -7,7 +12,7 @@ use super::plan;
 use crate::cpu::llama::check_tokens;
 
 impl Machine {
-    /// Rows of an embedding, [vocab, width], one for each token.
+    /// Rows of an embedding, [vocab, width], one for each token, times the model's factor of embeddings.
     ///
     /// # Errors
     /// `Aqlm` with `TokenOutOfRange` when a token has no embedding; `Memory`, `Driver`.
@@ -17,7 +22,7 @@ impl Machine {
         let tokens_there = self.upload(tokens, "tokens")?;
         let device = self.device();
         self.run(
-            &plan::embed(width, tokens.len()),
+            &plan::embed(width, tokens.len(), self.arch().embedding_scale),
             &[
                 address(device, embedding),
                 address(device, &tokens_there),
@@ -50,6 +55,54 @@ impl Machine {
     /// `Memory`, `Driver`.
     pub fn room(&self, count: usize) -> Result<Buffer<f32>> {
         self.zeros(count, "hidden states")
+    }
+
+    /// Room for hidden states that are rounded into it next.
+    ///
+    /// # Errors
+    /// `Memory`, `Driver`.
+    pub fn rounded_room(&self, count: usize) -> Result<Buffer<bf16>> {
+        self.zeros(count, "hidden states in bf16")
+    }
+
+    /// Rounds a range of numbers to bf16, to the nearest, ties to even, and writes them to `to` from `at` on.
+    ///
+    /// # Errors
+    /// `Driver`.
+    ///
+    /// # Panics
+    /// When a range lies outside its buffer.
+    pub fn round_rows(
+        &self,
+        from: &Buffer<f32>,
+        range: Range<usize>,
+        to: &mut Buffer<bf16>,
+        at: usize,
+    ) -> Result<()> {
+        let (count, stream) = (range.len(), self.device().stream());
+        let (from, to) = (from.slice(range), to.slice(at..at + count));
+        let (from, to) = (from.device_ptr(stream).0, to.device_ptr(stream).0);
+        self.products.round_into(from, to, count)
+    }
+
+    /// Writes a range of bf16 numbers to `to` from `at` on, in f32.
+    ///
+    /// # Errors
+    /// `Driver`.
+    ///
+    /// # Panics
+    /// When a range lies outside its buffer.
+    pub fn widen_rows(
+        &self,
+        from: &Buffer<bf16>,
+        range: Range<usize>,
+        to: &mut Buffer<f32>,
+        at: usize,
+    ) -> Result<()> {
+        let (count, stream) = (range.len(), self.device().stream());
+        let (from, to) = (from.slice(range), to.slice(at..at + count));
+        let (from, to) = (from.device_ptr(stream).0, to.device_ptr(stream).0);
+        self.products.widen_into(from, to, count)
     }
 
     /// Rounds every number to bf16, in place.
@@ -102,14 +155,14 @@ impl Machine {
     /// # Errors
     /// `Memory`, `Driver`.
     pub fn largest(&self, x: &Buffer<f32>, width: usize) -> Result<f32> {
-        let (largest, _) = self.scan(x, width)?;
+        let (largest, _) = self.scan(&x.slice(..), width)?;
         Ok(largest.into_iter().fold(0.0, f32::max))
     }
 
     /// The first number that is not finite, with its row and column.
     pub(super) fn first_not_finite(
         &self,
-        x: &Buffer<f32>,
+        x: &CudaView<'_, f32>,
         width: usize,
     ) -> Result<Option<([usize; 2], f32)>> {
         let (_, bad) = self.scan(x, width)?;
@@ -122,14 +175,14 @@ impl Machine {
         Ok(value.first().map(|&value| ([row, column], value)))
     }
 
-    fn scan(&self, x: &Buffer<f32>, width: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+    fn scan(&self, x: &CudaView<'_, f32>, width: usize) -> Result<(Vec<f32>, Vec<f32>)> {
         let rows = x.len() / width.max(1);
         let largest = self.space(rows, "largest magnitudes")?;
         let bad = self.space(rows, "first numbers that are not finite")?;
         let device = self.device();
         self.run(
             &plan::row_scan(rows, width),
-            &[x, &largest, &bad].map(|buffer| address(device, buffer)),
+            &[self.place(x), self.place(&largest), self.place(&bad)],
         )?;
         Ok((device.download(&largest)?, device.download(&bad)?))
     }

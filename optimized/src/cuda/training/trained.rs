@@ -1,15 +1,13 @@
 use std::sync::Arc;
 
-use aqlm_vocabulary::{
-    AqlmError, ArchSpec, NormPlace, Optimizer, Parameter, ParameterState, PartOutline, Tuned,
-};
+use aqlm_vocabulary::{AqlmError, ArchSpec, Optimizer, Parameter, ParameterState, PartOutline, Tuned};
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
 use super::super::error::During;
 use super::super::llama::address;
 use super::super::{Buffer, Result};
-use super::backward::BlockGradient;
 use super::block::Block;
+use super::gradients::BlockGradient;
 use super::machine::Machine;
 use super::plan;
 use super::stepper::Stepper;
@@ -151,12 +149,8 @@ impl Trained {
                         quantized.scales = Arc::new(trained.values.try_clone()?);
                     }
                 }
-                // a plain block has a norm before attention and one before the MLP
-                Parameter::Norm(block, NormPlace::BeforeAttention) => {
-                    blocks[block].norms[0] = Arc::new(self.machine.narrowed(&trained.values)?);
-                }
-                Parameter::Norm(block, _) => {
-                    blocks[block].norms[1] = Arc::new(self.machine.narrowed(&trained.values)?);
+                Parameter::Norm(block, place) => {
+                    blocks[block].set_norm(place, self.machine.narrowed(&trained.values)?);
                 }
                 // These belong to no block.
                 Parameter::FinalNorm | Parameter::Embedding | Parameter::Head => {}

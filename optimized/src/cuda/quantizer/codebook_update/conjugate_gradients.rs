@@ -3,10 +3,12 @@ use crate::cpu::quantizer::Stop;
 use crate::cuda::Result;
 use crate::cuda::quantizer::codes::{Codebooks, Decoding, Places, Summed};
 use crate::cuda::quantizer::machine::{Machine, Precision};
+use crate::cuda::quantizer::outer::Outer;
 use crate::cuda::quantizer::problem::{Problem, Trial};
 
 /// Solves the least-squares problem of the codebooks for fixed codes and scales without forming its normal
-/// matrix, as the CPU's conjugate gradients do: at most `steps` steps from the current codebooks.
+/// matrix, as the CPU's conjugate gradients do: at most `steps` steps from the current codebooks. With an H_O
+/// the objective is two-sided, and so is the trial's.
 ///
 /// The images of directions under H may be rounded to TF32, a relative 2^-11: they only steer the descent.
 /// The error's image is computed anew from the codebooks that it reaches, in f32, and a descent that ends
@@ -14,9 +16,10 @@ use crate::cuda::quantizer::problem::{Problem, Trial};
 ///
 /// # Errors
 /// `NotPositiveDefinite` when H is indefinite.
-pub(super) fn descend(
+pub(in crate::cuda::quantizer) fn descend(
     machine: &Machine,
     problem: &Problem,
+    outer: Option<&Outer>,
     mut trial: Trial,
     places: &Places,
     steps: usize,
@@ -34,7 +37,9 @@ pub(super) fn descend(
     let scales = trial.matrix.scales.clone();
     let gi = form.scheme.in_group_size;
     let blocks = machine.diagonal_blocks(&problem.hessian, form.width(), gi)?;
-    let preconditioner = Preconditioner::of_places(machine, &blocks, &scales, places, form.in_groups, gi)?;
+    let weighted = outer.map(|outer| outer.weighted(machine, &scales)).transpose()?;
+    let weights = weighted.as_ref().unwrap_or(&scales);
+    let preconditioner = Preconditioner::of_places(machine, &blocks, weights, places, form.in_groups, gi)?;
     let before = trial.loss;
     let mut loss = trial.loss;
     let mut codebooks = trial.matrix.codebooks.try_clone()?;
@@ -52,7 +57,7 @@ pub(super) fn descend(
             Some(&scales),
             &mut dense,
         )?;
-        let image = machine.image(&dense, &problem.hessian, problem.width, Precision::Fast)?;
+        let image = problem.image(machine, outer, &dense, Precision::Fast)?;
         let curvature = machine.inner(&image, &dense)?;
         // The step length slope / curvature lowers the loss by slope^2 / curvature. The comparison is also
         // false for NaN.
@@ -77,9 +82,9 @@ pub(super) fn descend(
     }
     let mut reached = trial.matrix.clone();
     reached.codebooks = codebooks.into();
-    let reached = Trial::new(machine, problem, reached)?;
+    let reached = Trial::under(machine, problem, outer, reached)?;
     if reached.loss < before {
         return Ok(reached);
     }
-    Trial::new(machine, problem, trial.matrix)
+    Trial::under(machine, problem, outer, trial.matrix)
 }

@@ -15,6 +15,7 @@ use super::problem::{Problem, Trial};
 use crate::cuda::{Device, Result};
 
 pub(super) use crate::cpu::quantizer::Stop;
+pub(super) use conjugate_gradients::descend;
 pub(super) use preconditioner::Preconditioner;
 
 /// Codebooks and scales updated by `settings` on the device; as
@@ -64,7 +65,7 @@ pub(super) fn update_trial(
                 return in_f64::descend(machine, problem, wide, trial, &places, steps, scale_rounds);
             }
             for round in 0..scale_rounds.max(1) {
-                trial = conjugate_gradients::descend(machine, problem, trial, &places, steps, stop)?;
+                trial = descend(machine, problem, None, trial, &places, steps, stop)?;
                 if round < scale_rounds {
                     trial.rescale(machine, problem)?;
                 }
