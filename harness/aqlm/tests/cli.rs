@@ -373,6 +373,7 @@ fn a_model_of_random_weights_is_timed_or_waived() {
         (["--context", "0"], "--context"),
         (["--context", "5000"], "--context"),
         (["--scheme", "2x8g24"], "24"),
+        (["--backend", "cpu"], "--backend"),
     ] {
         let mut all = vec!["bench", "--random-weights", "llama-2-7b"];
         all.extend(arguments);

@@ -10,7 +10,7 @@ use aqlm_vocabulary::{Purpose, stream};
 use rand::RngExt;
 use serde_json::{Value, json};
 
-use support::{aqlm, golden, json, message, refused, short_text};
+use support::{aqlm, golden, json, message, short_text};
 
 /// Most that losses in f32 and in f64 differ by: some 450 terms stand behind a logit of a few nats (two
 /// blocks with sums of 32 to 48 terms, a head). A wrong name or order would show in the first digit.
@@ -200,18 +200,4 @@ fn a_cache_writes_what_both_backends_find_likeliest() {
     let tokens = written("cpu");
     assert!(tokens.as_array().is_some_and(|tokens| !tokens.is_empty()));
     assert_eq!(tokens, written("reference"));
-}
-
-#[test]
-fn cuda_refuses_experts_by_name() {
-    let folder = tempfile::tempdir().unwrap();
-    let (dense, data) = (model(folder.path()), short_text(folder.path(), 5));
-    for command in ["eval", "generate"] {
-        let mut arguments = vec![command, text(&dense), "--backend", "cuda"];
-        arguments.extend(match command {
-            "eval" => vec!["--data", text(&data), "--ctx", "48"],
-            _ => vec!["--prompt", "Once", "--json"],
-        });
-        refused(&arguments, &["experts and their router", "cuda"]);
-    }
 }

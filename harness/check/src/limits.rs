@@ -263,6 +263,9 @@ const SEARCHES: &[Op] = &[
 /// Number of samples of a Hessian that are summed in f32 before the sum is added in f64.
 const NARROW_SAMPLES: usize = 1024;
 
+/// The same where samples are rounded to bf16.
+const ROUNDED_SAMPLES: usize = 4096;
+
 /// Terms of two distances, between a point and centroids or codewords of `codebooks` codebooks.
 fn two_distances(coordinates: usize, codebooks: usize) -> usize {
     8 * (coordinates + 2 * codebooks + 4)
@@ -419,6 +422,16 @@ pub const LIMITS: &[Limit] = &[
         terms: |s| 2 * s.rows + 2,
         reason: "two sums over all samples, and their division",
         ..ROW
+    },
+    Limit {
+        operations: &[Op::Hessian],
+        of: &["H of rounded samples"],
+        number: Some(Number::F32),
+        measure: Measure::Nmse,
+        rule: Rule::Squares,
+        n: "the smaller of samples and 4096",
+        terms: |s| s.rows.min(ROUNDED_SAMPLES),
+        reason: "products of numbers in bf16 are exact, and are summed in f32 over at most 4096 samples; a tensor core may cut bits off sums instead of rounding them",
     },
     Limit {
         operations: &[Op::Hessian],
@@ -639,6 +652,16 @@ pub const LIMITS: &[Limit] = &[
     },
     Limit {
         operations: &[Op::BlockForward],
+        number: Some(Number::Bf16),
+        measure: Measure::Nmse,
+        rule: Rule::Independent,
+        n: "factors rounded to bf16 on the path (LlamaCase::CUTS) + 1",
+        terms: |s| s.cuts + 1,
+        reason: "sums are in f32, so that only the factors of products and the output are rounded, each independently of the others",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::BlockForward],
         measure: Measure::Nmse,
         rule: Rule::Squares,
         n: "the sums along the longest path (LlamaCase::terms)",
@@ -652,6 +675,17 @@ pub const LIMITS: &[Limit] = &[
         measure: Measure::Nmse,
         rule: Rule::Independent,
         n: "4 x factors rounded to TF32 on the path x steps",
+        terms: |s| BACK * s.cuts * s.steps,
+        reason: "sums are in f32, so that only the factors of products are rounded, each independently of the others; a gradient \
+                 has those of the forward pass behind it and as many more on the way back; and steps build on one another",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::BlockFinetune],
+        number: Some(Number::Bf16),
+        measure: Measure::Nmse,
+        rule: Rule::Independent,
+        n: "4 x factors rounded to bf16 on the path x steps",
         terms: |s| BACK * s.cuts * s.steps,
         reason: "sums are in f32, so that only the factors of products are rounded, each independently of the others; a gradient \
                  has those of the forward pass behind it and as many more on the way back; and steps build on one another",
@@ -768,6 +802,17 @@ pub const LIMITS: &[Limit] = &[
         measure: Measure::Nmse,
         rule: Rule::Independent,
         n: "4 x factors rounded to TF32 on the path, the head's included, x steps",
+        terms: |s| BACK * (s.blocks * s.cuts + HEAD_CUTS) * TUNED_STEPS,
+        reason: "sums are in f32, so that only the factors of products are rounded, each independently of the others; a gradient \
+                 has those of the forward pass behind it and as many more on the way back; and steps build on one another",
+        ..ROW
+    },
+    Limit {
+        operations: &[Op::ModelTune],
+        number: Some(Number::Bf16),
+        measure: Measure::Nmse,
+        rule: Rule::Independent,
+        n: "4 x factors rounded to bf16 on the path, the head's included, x steps",
         terms: |s| BACK * (s.blocks * s.cuts + HEAD_CUTS) * TUNED_STEPS,
         reason: "sums are in f32, so that only the factors of products are rounded, each independently of the others; a gradient \
                  has those of the forward pass behind it and as many more on the way back; and steps build on one another",

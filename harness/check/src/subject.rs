@@ -69,6 +69,7 @@ impl Subject {
                 (Some(Precision::Single), _) => "f32".to_owned(),
                 (Some(Precision::Mixed), _) => "mixed".to_owned(),
                 (Some(Precision::Tf32), _) => "tf32".to_owned(),
+                (Some(Precision::Bf16), _) => "bf16".to_owned(),
                 (None, Activations::F16) => cuda.kernel.to_owned(),
                 (None, Activations::Bf16) => format!("{} bf16", cuda.kernel),
             },
@@ -83,8 +84,8 @@ impl Subject {
             Self::Cuda(cuda) => match (cuda.training, cuda.activations) {
                 (Some(Precision::Single), _) => Number::F32,
                 (Some(Precision::Mixed | Precision::Tf32), _) => Number::Tf32,
+                (Some(Precision::Bf16), _) | (None, Activations::Bf16) => Number::Bf16,
                 (None, Activations::F16) => Number::F16,
-                (None, Activations::Bf16) => Number::Bf16,
             },
         }
     }
@@ -103,9 +104,14 @@ impl Subject {
     /// Every precision in which this machine trains.
     pub(crate) fn trainings(&self) -> Vec<Self> {
         match self {
-            Self::Cuda(_) => [Precision::Single, Precision::Mixed, Precision::Tf32]
-                .map(|precision| self.with(precision))
-                .to_vec(),
+            Self::Cuda(_) => [
+                Precision::Single,
+                Precision::Mixed,
+                Precision::Tf32,
+                Precision::Bf16,
+            ]
+            .map(|precision| self.with(precision))
+            .to_vec(),
             other => vec![other.clone()],
         }
     }

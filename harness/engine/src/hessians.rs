@@ -5,6 +5,7 @@ use aqlm_vocabulary::{AqlmError, LayerId};
 use crate::held::Held;
 use crate::ops::{BlockOps, PartSums, joined};
 use crate::ranks::{Ranks, hand_out, sum_on_first};
+use crate::targets::Targets;
 use aqlm_formats::Result;
 
 /// H of the inputs of each of `layers`, over the given sequences only, all from one pass through the block.
@@ -20,7 +21,7 @@ pub fn hessians<M: BlockOps>(
     ranks: &dyn Ranks,
 ) -> Result<Vec<M::Hessian>> {
     let held = Held::all(machine, machine.lengths(hidden), sequences);
-    let mut hessians = sums_of_held(machine, block, hidden, &held, layers, ranks)?;
+    let mut hessians = sums_of_held(machine, block, hidden, &held, layers, ranks, None)?;
     let all: Vec<usize> = (0..ranks.size()).collect();
     for hessian in &mut hessians {
         hand_out(ranks, hessian, &all)?;
@@ -29,7 +30,7 @@ pub fn hessians<M: BlockOps>(
 }
 
 /// H of the inputs of each of `layers`, over the training sequences of a run of which this rank holds some.
-/// On ranks other than the first, each is empty.
+/// On ranks other than the first, each is empty. The same pass computes targets that are missing.
 ///
 /// # Errors
 /// Errors of the machine; `Rank`.
@@ -40,6 +41,7 @@ pub(crate) fn sums_of_held<M: BlockOps>(
     held: &Held,
     layers: &[LayerId],
     ranks: &dyn Ranks,
+    mut targets: Option<&mut Targets<M>>,
 ) -> Result<Vec<M::Hessian>> {
     let empty = || -> Vec<M::Hessian> {
         let of = |&layer: &LayerId| machine.hessian(block, layer);
@@ -51,9 +53,23 @@ pub(crate) fn sums_of_held<M: BlockOps>(
     };
     let parts = held.parts();
     sum_on_first(ranks, &mut sums, parts.len(), &mut |sums, part| {
-        let part = held.place(joined(parts, part));
-        machine.add_to_hessians(block, hidden, part, layers, &mut sums.hessians)
+        let mut part = held.place(joined(parts, part));
+        if let Some(targets) = &mut targets {
+            let (count, outputs) = targets.take(&part);
+            if count > 0 {
+                let both = part.start..part.start + count;
+                machine.add_to_hessians(block, hidden, both, layers, &mut sums.hessians, Some(outputs))?;
+                part.start += count;
+            }
+        }
+        if part.is_empty() {
+            return Ok(());
+        }
+        machine.add_to_hessians(block, hidden, part, layers, &mut sums.hessians, None)
     })?;
+    if let Some(targets) = targets {
+        targets.complete(machine, block, hidden)?;
+    }
     Ok(sums.hessians)
 }
 

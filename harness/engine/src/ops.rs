@@ -24,6 +24,8 @@ use crate::likelihood::{Continuation, Likelihood};
 use crate::memory::Memory;
 use crate::position::{compare_all, log_softmax};
 use crate::spectrum::Spectrum;
+use crate::two_sided_host;
+pub use crate::two_sided_host::{Proposal, TwoSidedLayer};
 use aqlm_formats::model::Model;
 use aqlm_formats::{Error, Result};
 
@@ -100,6 +102,139 @@ pub trait LayerOps {
     ) -> Result<Array2<f64>>;
 }
 
+/// The steps of the alternation under the two-sided objective tr(H_O E H E^T), in the order in which
+/// [`alternate_two_sided`](crate::two_sided::alternate_two_sided) takes them.
+#[expect(clippy::missing_errors_doc, reason = "said once, for all methods, above")]
+pub trait TwoSidedOps: LayerOps {
+    /// errors of rows
+    type Errors;
+
+    /// tr(H_O E H E^T), E = W - Q, with the damped H.
+    fn loss_two_sided(
+        &self,
+        problem: &Self::Problem,
+        outer: &Self::Outer,
+        layer: &TwoSidedLayer,
+        matrix: &QuantizedMatrix,
+    ) -> Result<f64>;
+
+    /// Codebooks and scales in turn under that loss, for the matrix's codes. It does not rise.
+    fn update_two_sided(
+        &self,
+        problem: &Self::Problem,
+        outer: &Self::Outer,
+        layer: &TwoSidedLayer,
+        matrix: &QuantizedMatrix,
+        update: &Update,
+    ) -> Result<QuantizedMatrix>;
+
+    /// E of a quantized matrix.
+    fn errors(
+        &self,
+        problem: &Self::Problem,
+        layer: &TwoSidedLayer,
+        matrix: &QuantizedMatrix,
+    ) -> Result<Self::Errors>;
+
+    /// What these rows of the matrix find in one sweep over `order`, each as if it were the only one to move:
+    /// its target is w_i + sum over j != i of H_O\[i,j\] / H_O\[i,i\] e_j.
+    fn propose(
+        &self,
+        problem: &Self::Problem,
+        outer: &Self::Outer,
+        layer: &TwoSidedLayer,
+        from: (&Self::Errors, &QuantizedMatrix, &[usize]),
+        order: &[Position],
+        beam: usize,
+    ) -> Result<Proposal<Self::Errors>>;
+
+    /// Takes over what the accepted ones among the rows of a proposal have found.
+    fn accept(
+        &self,
+        errors: &mut Self::Errors,
+        proposal: &Proposal<Self::Errors>,
+        rows: &[usize],
+        accepted: &[usize],
+    ) -> Result<()>;
+}
+
+/// A machine whose two-sided steps the host takes in f64, over the machine's products and one-sided searches.
+pub trait StepsOnHost: LayerOps {}
+
+impl<O: StepsOnHost> TwoSidedOps for O {
+    type Errors = Array2<f64>;
+
+    fn loss_two_sided(
+        &self,
+        problem: &O::Problem,
+        outer: &O::Outer,
+        layer: &TwoSidedLayer,
+        matrix: &QuantizedMatrix,
+    ) -> Result<f64> {
+        two_sided_host::loss(&images(self, problem, outer), layer, matrix)
+    }
+
+    fn update_two_sided(
+        &self,
+        problem: &O::Problem,
+        outer: &O::Outer,
+        layer: &TwoSidedLayer,
+        matrix: &QuantizedMatrix,
+        update: &Update,
+    ) -> Result<QuantizedMatrix> {
+        two_sided_host::update(&images(self, problem, outer), layer, matrix, update)
+    }
+
+    fn errors(
+        &self,
+        _problem: &O::Problem,
+        layer: &TwoSidedLayer,
+        matrix: &QuantizedMatrix,
+    ) -> Result<Array2<f64>> {
+        Ok(two_sided_host::errors(layer, matrix))
+    }
+
+    fn propose(
+        &self,
+        problem: &O::Problem,
+        outer: &O::Outer,
+        layer: &TwoSidedLayer,
+        from: (&Array2<f64>, &QuantizedMatrix, &[usize]),
+        order: &[Position],
+        beam: usize,
+    ) -> Result<Proposal<Array2<f64>>> {
+        let search = |target: &Array2<f32>, rows| {
+            let part = self.retargeted(problem, target)?;
+            let trial = self.search(&part, self.trial(&part, rows)?, order, beam)?;
+            self.matrix(&part, &trial)
+        };
+        two_sided_host::propose(&images(self, problem, outer), &search, layer, from)
+    }
+
+    fn accept(
+        &self,
+        errors: &mut Array2<f64>,
+        proposal: &Proposal<Array2<f64>>,
+        rows: &[usize],
+        accepted: &[usize],
+    ) -> Result<()> {
+        two_sided_host::accept(errors, proposal, rows, accepted);
+        Ok(())
+    }
+}
+
+/// Products under both metrics, as the steps on the host take them.
+fn images<'a, O: LayerOps>(
+    ops: &'a O,
+    problem: &'a O::Problem,
+    outer: &'a O::Outer,
+) -> impl Fn(bool, &Array2<f64>) -> Result<Array2<f64>> + 'a {
+    move |both, dense| ops.image(problem, Some(outer).filter(|_| both), dense)
+}
+
+/// A sequence's squared distance of a from b, and squared norm of b.
+pub type Squares = (f64, f64);
+
 /// A block and the hidden states that pass through it.
 ///
 /// An instance is built for one model configuration and a maximum sequence length. Sequences may differ in
@@ -107,7 +242,7 @@ pub trait LayerOps {
 #[expect(clippy::missing_errors_doc, reason = "said once, for all methods, above")]
 pub trait BlockOps: Sync {
     /// operations that quantize one of the block's layers
-    type Layers: LayerOps + Sync;
+    type Layers: TwoSidedOps + Sync;
     /// hidden states of several sequences, [tokens, hidden] each
     type Hidden;
     /// one block's parameters, resident
@@ -122,6 +257,11 @@ pub trait BlockOps: Sync {
 
     /// The device in words, for `run.json`.
     fn device(&self) -> String;
+
+    /// Bytes of free memory of a device with memory of its own.
+    fn free_memory(&self) -> Result<Option<usize>> {
+        Ok(None)
+    }
 
     /// The model shape that this instance was made for.
     fn config(&self) -> &ArchSpec;
@@ -153,8 +293,38 @@ pub trait BlockOps: Sync {
     /// Replaces a layer of the block by its quantized form.
     fn set_layer(&self, block: &mut Self::Block, layer: LayerId, matrix: QuantizedMatrix) -> Result<()>;
 
+    /// Room for hidden states of the same sequences, to be written before they are read.
+    fn room_like(&self, hidden: &Self::Hidden) -> Result<Self::Hidden>;
+
+    /// Writes the block's output for these consecutive sequences into `outputs`. The sequences must be whole
+    /// parts.
+    fn forward_into(
+        &self,
+        block: &Self::Block,
+        hidden: &Self::Hidden,
+        sequences: Range<usize>,
+        outputs: &mut Self::Hidden,
+    ) -> Result<()>;
+
     /// The block's output for every sequence.
-    fn block_forward(&self, block: &Self::Block, hidden: &Self::Hidden) -> Result<Self::Hidden>;
+    fn block_forward(&self, block: &Self::Block, hidden: &Self::Hidden) -> Result<Self::Hidden> {
+        let mut outputs = self.room_like(hidden)?;
+        self.forward_into(block, hidden, 0..self.lengths(hidden).len(), &mut outputs)?;
+        Ok(outputs)
+    }
+
+    /// The block's output for every sequence, and [`BlockOps::squares`] of these and the targets, whose
+    /// memory they may take.
+    fn forward_over(
+        &self,
+        block: &Self::Block,
+        hidden: &Self::Hidden,
+        targets: Self::Hidden,
+    ) -> Result<(Self::Hidden, Vec<Squares>)> {
+        let outputs = self.block_forward(block, hidden)?;
+        let squares = self.squares(&outputs, &targets)?;
+        Ok((outputs, squares))
+    }
 
     /// The hidden states with every number rounded to bf16, to the nearest, ties to even.
     fn rounded_to_bf16(&self, hidden: Self::Hidden) -> Result<Self::Hidden>;
@@ -163,7 +333,7 @@ pub trait BlockOps: Sync {
     fn hessian(&self, block: &Self::Block, layer: LayerId) -> Self::Hessian;
 
     /// Adds the inputs of `layers` on the given sequences to one Hessian per layer. The sequences must be
-    /// whole parts.
+    /// whole parts. The same pass writes the block's outputs for them, where these are wanted.
     fn add_to_hessians(
         &self,
         block: &Self::Block,
@@ -171,6 +341,7 @@ pub trait BlockOps: Sync {
         sequences: Range<usize>,
         layers: &[LayerId],
         hessians: &mut [Self::Hessian],
+        outputs: Option<&mut Self::Hidden>,
     ) -> Result<()>;
 
     /// Number of samples that were added to a Hessian.
@@ -203,7 +374,7 @@ pub trait BlockOps: Sync {
     fn spectrum(&self, hessian: &Self::Hessian) -> Result<Spectrum>;
 
     /// Sums of (a - b)^2 and of b^2 over each sequence.
-    fn squares(&self, a: &Self::Hidden, b: &Self::Hidden) -> Result<Vec<(f64, f64)>>;
+    fn squares(&self, a: &Self::Hidden, b: &Self::Hidden) -> Result<Vec<Squares>>;
 
     /// The largest absolute value. Fails with the place of a number that is not finite.
     fn largest(&self, hidden: &Self::Hidden) -> Result<f64>;

@@ -14,6 +14,7 @@ use crate::runs::phases::{PhaseClock, PhaseSeconds};
 use crate::runs::records::{BlockReport, QuantizeReport};
 use crate::runs::{MetricEvent, RunFolder};
 use crate::sketch::Sketch;
+use crate::targets::Targets;
 use crate::{QuantizeSettings, tune_block};
 use aqlm_formats::durable;
 use aqlm_formats::model::{Model, block_file};
@@ -248,8 +249,7 @@ fn quantize_block<M: TrainOps>(
         }),
         None => None,
     };
-    let targets = machine.block_forward(&block, inputs)?;
-
+    let mut targets = Targets::new(machine, inputs)?;
     let mut layers = Vec::with_capacity(spec.linears.len());
     for groups in rounds(spec, settings.true_sequential) {
         let round = Round {
@@ -264,11 +264,12 @@ fn quantize_block<M: TrainOps>(
             ranks,
             most_numbers: MOST_NUMBERS,
         };
-        for (layer, matrix, summary) in round.quantize(&groups, &mut clock, observe)? {
+        for (layer, matrix, summary) in round.quantize(&groups, &mut targets, &mut clock, observe)? {
             machine.set_layer(&mut block, layer, matrix)?;
             layers.push(summary);
         }
     }
+    let targets = targets.into_outputs();
     clock.book(|phases| &mut phases.rest);
 
     let finetune = if settings.finetune.epochs == 0 {
@@ -299,8 +300,8 @@ fn quantize_block<M: TrainOps>(
     let weights = gauge.undo(model, index, &rounded)?.unwrap_or(rounded);
     drop(block);
     let block = machine.load_block(index, &weights)?;
-    let outputs = machine.block_forward(&block, inputs)?;
-    let (errors, norms): (Vec<f64>, Vec<f64>) = machine.squares(&outputs, &targets)?.into_iter().unzip();
+    let (outputs, squares) = machine.forward_over(&block, inputs, targets)?;
+    let (errors, norms): (Vec<f64>, Vec<f64>) = squares.into_iter().unzip();
     let error: f64 = held.gathered(errors, ranks)?.iter().sum();
     let norm: f64 = held.gathered(norms, ranks)?.iter().sum();
     let report = BlockReport {
@@ -311,11 +312,13 @@ fn quantize_block<M: TrainOps>(
         seconds: started.elapsed().as_secs_f64(),
     };
 
-    agree(
-        ranks,
-        &format!("weights of block {index}"),
-        &fingerprint(&weights),
-    )?;
+    if ranks.size() > 1 {
+        agree(
+            ranks,
+            &format!("weights of block {index}"),
+            &fingerprint(&weights),
+        )?;
+    }
     if let Some(journal) = journal {
         let path = folder.block_path(index);
         let sha256 = block_file::write(&path, spec, &weights)?;

@@ -19,6 +19,7 @@ use crate::pipeline_event::PipelineEvent;
 use crate::ranks::{Ranks, hand_out, share};
 use crate::runs::RunFolder;
 use crate::runs::phases::PhaseClock;
+use crate::targets::Targets;
 use aqlm_formats::Result;
 
 /// Most numbers of the Hessians that are held at a time, unless a single one has more: 8 GiB.
@@ -93,13 +94,15 @@ struct Pools<H> {
 }
 
 impl<M: BlockOps> Round<'_, M> {
-    /// Quantizes the groups of a round. Returns all layers in their order, on every rank.
+    /// Quantizes the groups of a round. Returns all layers in their order, on every rank. Completes the
+    /// targets with the block that the round sees, if some are missing.
     ///
     /// # Errors
     /// As [`quantize_layers`].
     pub(crate) fn quantize(
         &self,
         groups: &[Group],
+        targets: &mut Targets<M>,
         clock: &mut PhaseClock,
         observe: &mut dyn FnMut(PipelineEvent<'_>),
     ) -> Result<Vec<Finished>> {
@@ -112,7 +115,7 @@ impl<M: BlockOps> Round<'_, M> {
         // groups of experts with too few tokens wait until the mean of all experts is known
         let mut waiting = Vec::new();
         for groups in at_once(spec, groups, self.most_numbers) {
-            let mut sums = self.sums(groups, clock)?;
+            let mut sums = self.sums(groups, targets, clock)?;
             let samples = if groups.iter().any(|group| is_of_experts(spec, group)) {
                 share(self.ranks, 0, || {
                     Ok(sums
@@ -153,7 +156,7 @@ impl<M: BlockOps> Round<'_, M> {
         let scarce: Vec<Group> = waiting.iter().map(|(group, _)| group.clone()).collect();
         let mut own_tokens = waiting.iter().map(|&(_, samples)| samples);
         for groups in at_once(spec, &scarce, self.most_numbers) {
-            let sums = self.sums(groups, clock)?;
+            let sums = self.sums(groups, targets, clock)?;
             let mut hessians = Vec::with_capacity(groups.len());
             for ((group, mut sum), own) in groups.iter().zip(sums).zip(own_tokens.by_ref()) {
                 let linear = spec.linear(group[0]);
@@ -177,7 +180,12 @@ impl<M: BlockOps> Round<'_, M> {
     }
 
     /// H of each group, whole on the first rank.
-    fn sums(&self, groups: &[Group], clock: &mut PhaseClock) -> Result<Vec<M::Hessian>> {
+    fn sums(
+        &self,
+        groups: &[Group],
+        targets: &mut Targets<M>,
+        clock: &mut PhaseClock,
+    ) -> Result<Vec<M::Hessian>> {
         clock.book(|phases| &mut phases.rest);
         let firsts: Vec<LayerId> = groups.iter().map(|group| group[0]).collect();
         let sums = sums_of_held(
@@ -187,6 +195,7 @@ impl<M: BlockOps> Round<'_, M> {
             self.held,
             &firsts,
             self.ranks,
+            Some(targets).filter(|targets| !targets.is_whole()),
         )?;
         clock.book(|phases| &mut phases.hessians);
         Ok(sums)
@@ -334,7 +343,16 @@ mod tests {
             most_numbers,
         };
         let mut clock = PhaseClock::start();
-        let finished = round.quantize(&spec.groups(), &mut clock, &mut |_| ()).unwrap();
+        let mut targets = Targets::new(&machine, round.inputs).unwrap();
+        let observe = &mut |_: PipelineEvent<'_>| ();
+        let finished = round
+            .quantize(&spec.groups(), &mut targets, &mut clock, observe)
+            .unwrap();
+        let (found, expected) = (
+            targets.into_outputs(),
+            machine.block_forward(round.block, round.inputs),
+        );
+        assert_eq!(found.to_array().unwrap(), expected.unwrap().to_array().unwrap());
         finished
             .into_iter()
             .map(|(layer, matrix, summary)| (layer, matrix, summary.own_tokens))

@@ -2,19 +2,19 @@
 //! (`reference/src/two_sided/`).
 //!
 //! A machine knows one-sided problems. Given all other rows, a row of a layer is one, with a target of its
-//! own under the same H ([`LayerOps::retargeted`]). All rows are searched together, as if each were the only
+//! own under the same H ([`TwoSidedOps::propose`]). All rows are searched together, as if each were the only
 //! one to move. What they found is then accepted row by row, as far as it lowers the exact loss.
 
-use aqlm_reference::linalg::product;
+use aqlm_reference::damped_outer;
 pub use aqlm_reference::require_single_rows;
-use aqlm_reference::{Descent, damped_outer, decode, two_sided_codebooks, two_sided_scales};
 use aqlm_vocabulary::{
     AqlmError, LayerEvent, LayerReport, LayerSettings, Position, QuantizedMatrix, StreamKey, Update,
 };
-use ndarray::{Array1, Array2, Axis};
+use ndarray::{Array2, Axis};
 
 use crate::alternate::{Steps, check_settings, rounds};
-use crate::ops::LayerOps;
+use crate::ops::{TwoSidedLayer, TwoSidedOps};
+pub use crate::two_sided_host::ENOUGH;
 use aqlm_formats::Result;
 
 /// How often rows are searched in a sweep: all of them, then those that were not accepted, and so on.
@@ -23,34 +23,21 @@ const TRIES: usize = 8;
 /// Added to the diagonal of H_O, as a share of its mean.
 pub const OUTER_DAMPING: f64 = 1e-1;
 
-/// When codebooks are good enough for the next search of codes.
-pub const ENOUGH: Descent = Descent {
-    steps: usize::MAX,
-    of_gain: 0.01,
-    of_loss: 1e-5,
-};
-
-/// A layer and the two metrics of its error.
-struct TwoSided<'a, O: LayerOps> {
+/// A layer under two metrics of its error, on a machine.
+struct TwoSided<'a, O: TwoSidedOps> {
     ops: &'a O,
     problem: &'a O::Problem,
-    /// [out_features, in_features]
-    weight: Array2<f64>,
-    /// H_O, damped
-    outer: Array2<f64>,
-    /// the same on the machine
+    layer: TwoSidedLayer,
+    /// H_O on the machine
     there: O::Outer,
-    /// the damped H
-    hessian: Array2<f64>,
     /// tr(H_O W H W^T)
     norm: f64,
     update: &'a Update,
 }
 
-/// A quantized matrix, E, and tr(H_O E H E^T).
+/// A quantized matrix and tr(H_O E H E^T).
 struct State {
     matrix: QuantizedMatrix,
-    error: Array2<f64>,
     loss: f64,
 }
 
@@ -64,7 +51,7 @@ struct State {
 /// # Errors
 /// As [`alternate`](crate::alternate::alternate). `Unsupported` for output groups of several rows. `Argument`
 /// for an update by Adam.
-pub fn alternate_two_sided<O: LayerOps>(
+pub fn alternate_two_sided<O: TwoSidedOps>(
     ops: &O,
     problem: &O::Problem,
     (weight, hessian, outer): (&Array2<f32>, &Array2<f64>, &Array2<f64>),
@@ -79,63 +66,25 @@ pub fn alternate_two_sided<O: LayerOps>(
     rounds(&mut sides, start, in_groups, dead_inputs, settings, key, observe)
 }
 
-impl<O: LayerOps> Steps for TwoSided<'_, O> {
+impl<O: TwoSidedOps> Steps for TwoSided<'_, O> {
     type State = State;
 
-    /// Codebooks and scales in turn. A step that would raise the loss is not taken.
-    fn update(&mut self, mut state: State) -> Result<State> {
-        let Update::ClosedForm {
-            max_unknowns,
-            cg_steps,
-            scale_rounds,
-        } = *self.update
-        else {
-            return Err(AqlmError::argument(
-                "update",
-                "the closed form beside a two-sided objective",
-                "adam",
-            )
-            .into());
-        };
-        let scheme = state.matrix.scheme();
-        let unknowns = scheme.num_codebooks * scheme.codebook_size() * scheme.in_group_size;
-        let descent = ENOUGH.with_steps(if unknowns <= max_unknowns {
-            unknowns
-        } else {
-            cg_steps
-        });
-        let both = |dense: &Array2<f64>| self.ops.image(self.problem, Some(&self.there), dense);
-        let right = |dense: &Array2<f64>| self.ops.image(self.problem, None, dense);
-        for round in 0..scale_rounds.max(1) {
-            let codebooks = two_sided_codebooks(
-                &both,
-                &self.weight,
-                self.outer.diag(),
-                &self.hessian,
-                &state.matrix,
-                descent,
-            )?;
-            state = self.better(state, |matrix| Ok(matrix.with_codebooks(codebooks)?))?;
-            if round < scale_rounds {
-                let scales = two_sided_scales(&right, &self.weight, &self.outer, &state.matrix)?;
-                state = self.better(state, |matrix| Ok(matrix.with_scales(scales)?))?;
-            }
-        }
-        Ok(state)
+    /// Codebooks and scales in turn.
+    fn update(&mut self, state: State) -> Result<State> {
+        let matrix =
+            self.ops
+                .update_two_sided(self.problem, &self.there, &self.layer, &state.matrix, self.update)?;
+        let updated = self.state(matrix)?;
+        Ok(if updated.loss < state.loss { updated } else { state })
     }
 
     /// One sweep of coordinate search from the current codes.
     fn search(&self, state: State, order: &[Position], beam: usize) -> Result<State> {
-        let State {
-            mut matrix,
-            mut error,
-            ..
-        } = state;
-        let mut rows: Vec<usize> = (0..error.nrows()).collect();
+        let mut matrix = state.matrix;
+        let mut errors = self.ops.errors(self.problem, &self.layer, &matrix)?;
+        let mut rows: Vec<usize> = (0..matrix.out_features()).collect();
         for _ in 0..TRIES {
-            let mut codes = matrix.codes().clone();
-            rows = self.search_rows(&rows, &matrix, &mut error, &mut codes, order, beam)?;
-            matrix = matrix.with_codes(codes)?;
+            (matrix, rows) = self.search_rows(&rows, matrix, &mut errors, order, beam)?;
             if rows.is_empty() {
                 break;
             }
@@ -152,7 +101,7 @@ impl<O: LayerOps> Steps for TwoSided<'_, O> {
     }
 }
 
-impl<'a, O: LayerOps> TwoSided<'a, O> {
+impl<'a, O: TwoSidedOps> TwoSided<'a, O> {
     fn new(
         ops: &'a O,
         problem: &'a O::Problem,
@@ -177,23 +126,21 @@ impl<'a, O: LayerOps> TwoSided<'a, O> {
         Ok(Self {
             ops,
             problem,
-            weight,
-            outer,
+            layer: TwoSidedLayer {
+                weight,
+                outer,
+                hessian: aqlm_reference::damped(hessian, settings.damping),
+            },
             there,
-            hessian: aqlm_reference::damped(hessian, settings.damping),
             norm,
             update: &settings.update,
         })
     }
 
     fn state(&self, matrix: QuantizedMatrix) -> Result<State> {
-        let error = &self.weight - &decode(&matrix);
-        let image = self.ops.image(self.problem, Some(&self.there), &error)?;
-        Ok(State {
-            matrix,
-            loss: inner(&image, &error),
-            error,
-        })
+        let (problem, outer) = (self.problem, &self.there);
+        let loss = self.ops.loss_two_sided(problem, outer, &self.layer, &matrix)?;
+        Ok(State { matrix, loss })
     }
 
     /// The loss as a share of that of the weight itself.
@@ -205,16 +152,6 @@ impl<'a, O: LayerOps> TwoSided<'a, O> {
         }
     }
 
-    /// The state with its matrix changed, if that lowers the loss.
-    fn better(
-        &self,
-        state: State,
-        change: impl FnOnce(QuantizedMatrix) -> Result<QuantizedMatrix>,
-    ) -> Result<State> {
-        let other = self.state(change(state.matrix.clone())?)?;
-        Ok(if other.loss < state.loss { other } else { state })
-    }
-
     /// Searches these rows together, and accepts what each has found in the order of gains, as far as it
     /// still lowers the loss beside what was accepted before. Returns the rows that were not accepted.
     ///
@@ -223,67 +160,37 @@ impl<'a, O: LayerOps> TwoSided<'a, O> {
     fn search_rows(
         &self,
         rows: &[usize],
-        matrix: &QuantizedMatrix,
-        error: &mut Array2<f64>,
-        codes: &mut ndarray::Array3<u16>,
+        matrix: QuantizedMatrix,
+        errors: &mut O::Errors,
         order: &[Position],
         beam: usize,
-    ) -> Result<Vec<usize>> {
-        let weighted = product(self.outer.select(Axis(0), rows).view(), error.view());
-        let before = error.select(Axis(0), rows);
-        let weight = self.weight.select(Axis(0), rows);
-        let mut target = &weight - &before;
-        for ((mut target, weighted), &row) in target.outer_iter_mut().zip(weighted.outer_iter()).zip(rows) {
-            target.scaled_add(1.0 / self.outer[[row, row]], &weighted);
-        }
-        let part = self.ops.retargeted(self.problem, &narrow(&target))?;
-        let trial = self.ops.trial(&part, rows_of(matrix, rows)?)?;
-        let trial = self.ops.search(&part, trial, order, beam)?;
-        let found = self.ops.matrix(&part, &trial)?;
-        drop((part, trial));
-        let steps = weight - decode(&found) - before;
-        let image = self.ops.image(self.problem, None, &steps)?;
-        let products = product(steps.view(), image.t());
-        let coupling = |a: usize, b: usize| self.outer[[rows[a], rows[b]]] * products[[a, b]];
-        let linear: Array1<f64> = 2.0 * (&weighted * &image).sum_axis(Axis(1));
-        let alone = |a: usize| linear[a] + coupling(a, a);
-        let moved = |a: &usize| steps.row(*a).iter().any(|&x| x != 0.0);
-        let mut candidates: Vec<usize> = (0..rows.len()).filter(moved).collect();
+    ) -> Result<(QuantizedMatrix, Vec<usize>)> {
+        let (ops, outer) = (self.ops, &self.layer.outer);
+        let from = (&*errors, &matrix, rows);
+        let found = ops.propose(self.problem, &self.there, &self.layer, from, order, beam)?;
+        let coupling = |a: usize, b: usize| outer[[rows[a], rows[b]]] * found.products[[a, b]];
+        let alone = |a: usize| found.linear[a] + coupling(a, a);
+        let mut candidates: Vec<usize> = (0..rows.len()).filter(|&a| found.moved[a]).collect();
         candidates.sort_by(|&a, &b| f64::total_cmp(&alone(a), &alone(b)));
         let (mut accepted, mut left): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
         for a in candidates {
             let beside: f64 = accepted.iter().map(|&b| coupling(a, b)).sum();
             let lower = alone(a) + 2.0 * beside < 0.0;
-            if !lower {
-                left.push(a);
-                continue;
-            }
-            accepted.push(a);
-            error.row_mut(rows[a]).scaled_add(1.0, &steps.row(a));
-            codes
-                .index_axis_mut(Axis(0), rows[a])
-                .assign(&found.codes().index_axis(Axis(0), a));
+            if lower { &mut accepted } else { &mut left }.push(a);
         }
         if accepted.is_empty() {
-            return Ok(Vec::new());
+            return Ok((matrix, Vec::new()));
+        }
+        ops.accept(errors, &found, rows, &accepted)?;
+        let mut codes = matrix.codes().clone();
+        for &a in &accepted {
+            let row = found.codes.index_axis(Axis(0), a);
+            codes.index_axis_mut(Axis(0), rows[a]).assign(&row);
         }
         left.sort_unstable();
-        Ok(left.into_iter().map(|a| rows[a]).collect())
+        let left = left.into_iter().map(|a| rows[a]).collect();
+        Ok((matrix.with_codes(codes)?, left))
     }
-}
-
-/// Some rows of a quantized matrix.
-fn rows_of(matrix: &QuantizedMatrix, rows: &[usize]) -> Result<QuantizedMatrix> {
-    Ok(QuantizedMatrix::new(
-        matrix.scheme(),
-        matrix.codes().select(Axis(0), rows),
-        matrix.codebooks().clone(),
-        matrix.scales().select(Axis(0), rows),
-    )?)
-}
-
-fn narrow(values: &Array2<f64>) -> Array2<f32> {
-    values.mapv(|value| value as f32)
 }
 
 fn inner(a: &Array2<f64>, b: &Array2<f64>) -> f64 {

@@ -4,10 +4,11 @@ use aqlm_optimized::cuda::llama::{Builder, Model, Options, Rung, Stage};
 use aqlm_optimized::cuda::{CudaError, Device};
 use aqlm_vocabulary::AqlmError;
 use aqlm_vocabulary::{
-    ArchSpec, BlockWeights, LayerId, Linear, LinearWeight, Purpose, QuantizedMatrix, Scheme, stream,
+    ArchSpec, BlockSpec, BlockWeights, Input, LayerId, Linear, LinearWeight, NormSpec, Purpose,
+    QuantizedMatrix, Scheme, stream,
 };
 use half::f16;
-use ndarray::{Array1, Array3, Array4};
+use ndarray::{Array1, Array2, Array3, Array4};
 use rand::RngExt;
 use rayon::prelude::*;
 
@@ -87,8 +88,12 @@ pub(crate) fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&st
 
     progress("checking a small model against the reference");
     // In the shape of tiny-stories-4m, for which builds without NVRTC contain kernels.
+    let parts = match options.shape.parts() {
+        "llama" => String::new(),
+        parts => format!("{parts}-"),
+    };
     let case = format!(
-        "model_forward-256x704-k8-q1-d32-n2-t20-w0-nobias-plain-{}-s{}",
+        "model_forward-256x704-k8-q1-d32-n2-t20-w0-nobias-plain-{parts}{}-s{}",
         options.scheme, options.seed
     );
     let small = cross_check(
@@ -154,6 +159,9 @@ pub(crate) fn bench_decode(options: &DecodeOptions, progress: &mut dyn FnMut(&st
     report.tokens_per_second = Some(1e6 / timing.median);
     for stage in Stage::ALL {
         let (launches, bytes) = model.work(stage, options.context - 1);
+        if launches == 0 {
+            continue;
+        }
         let timing = model
             .time(token, options.replays.min(50), &|one| one == stage)
             .map_err(AqlmError::from)?;
@@ -199,30 +207,46 @@ fn resident<'d>(
     for _ in 1..config.blocks.len() {
         builder.repeat().map_err(AqlmError::from)?;
     }
-    Ok(builder
-        .finish(embedding, &vec![1.0; config.hidden_size], Some(head))
-        .map_err(AqlmError::from)?)
+    let norm = vec![unit(config.final_norm); config.hidden_size];
+    let head = (!config.tied).then_some(head);
+    Ok(builder.finish(embedding, &norm, head).map_err(AqlmError::from)?)
 }
 
-/// A block of random codes, codewords and scales that keep activations near unit size.
+/// The weight with which a norm multiplies by 1.
+fn unit(norm: NormSpec) -> f32 {
+    if norm.one_plus { 0.0 } else { 1.0 }
+}
+
+/// A block of random codes, codewords and scales that keep activations near unit size. Routers are dense.
 fn random_block(config: &ArchSpec, options: &DecodeOptions) -> BlockWeights {
+    let spec = &config.blocks[0];
+    let dense = spec.mlp.kept_dense();
     BlockWeights {
-        norms: config.blocks[0]
+        norms: spec
             .norms
             .iter()
-            .map(|norm| Array1::ones(norm.width))
+            .map(|norm| Array1::from_elem(norm.width, unit(norm.norm)))
             .collect(),
-        layers: config.blocks[0]
+        layers: spec
             .layers()
             .map(|layer| {
-                let (rows, columns) = config.blocks[0].shape(layer);
-                Linear {
-                    weight: LinearWeight::Quantized(random_matrix(options, layer, rows, columns)),
-                    bias: None,
-                }
+                let (rows, columns) = spec.shape(layer);
+                let weight = if dense.contains(&layer) {
+                    LinearWeight::Dense(random_router(options, layer, rows, columns))
+                } else {
+                    LinearWeight::Quantized(random_matrix(options, layer, rows, columns))
+                };
+                Linear { weight, bias: None }
             })
             .collect(),
     }
+}
+
+/// Uniform weights with which scores have about unit size.
+fn random_router(options: &DecodeOptions, layer: LayerId, rows: usize, columns: usize) -> Array2<f32> {
+    let mut rng = stream(options.seed, 0, Some(layer), Purpose::TestData);
+    let side = (3.0 / columns as f32).sqrt();
+    Array2::from_shape_simple_fn((rows, columns), || rng.random_range(-side..side))
 }
 
 fn random_matrix(options: &DecodeOptions, layer: LayerId, rows: usize, columns: usize) -> QuantizedMatrix {
@@ -257,14 +281,35 @@ fn random_values(count: usize, seed: u64, row: usize) -> Vec<f16> {
         .collect()
 }
 
+/// The layers that a token passes, of which experts are those with the lowest numbers: all have one shape.
+fn passed(block: &BlockSpec) -> impl Iterator<Item = LayerId> + '_ {
+    let used = block.mlp.routed().map_or(0, |mlp| mlp.used);
+    block
+        .layers()
+        .filter(move |&layer| match block.linear(layer).reads {
+            Input::Expert(expert) | Input::ExpertActivated(expert) => usize::from(expert) < used,
+            _ => true,
+        })
+}
+
 /// Minimum bytes that a token reads.
 fn least_bytes(config: &ArchSpec, scheme: Scheme, context: usize) -> Result<usize> {
     let mut bytes = 2 * config.vocab_size * config.hidden_size;
     for block in &config.blocks {
-        let cache = 2 * 2 * context * block.attention.key_width();
+        let seen = block
+            .attention
+            .window
+            .map_or(context, |window| window.min(context));
+        let cache = 2 * 2 * seen * block.attention.key_width();
         bytes += 4 * config.hidden_size + cache;
-        for linear in &block.linears {
-            bytes += matrix_bytes(scheme, scheme.groups(linear.shape.0, linear.shape.1)?);
+        let dense = block.mlp.kept_dense();
+        for layer in passed(block) {
+            let (rows, columns) = block.shape(layer);
+            bytes += if dense.contains(&layer) {
+                2 * rows * columns
+            } else {
+                matrix_bytes(scheme, scheme.groups(rows, columns)?)
+            };
         }
     }
     Ok(bytes)

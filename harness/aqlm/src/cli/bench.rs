@@ -104,14 +104,18 @@ impl From<RungName> for Rung {
 
 pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
     match args.random_weights {
-        Some(shape) => commands::decode_bench::run(&args.decode_options(shape), output),
+        Some(shape) => commands::decode_bench::run(&args.decode_options(shape)?, output),
         None => commands::bench::run(&args.request()?, output),
     }
 }
 
 impl Args {
-    fn decode_options(&self, shape: LlamaShape) -> DecodeOptions {
-        DecodeOptions {
+    fn decode_options(&self, shape: LlamaShape) -> Result<DecodeOptions> {
+        if self.backend != BackendKind::Cuda {
+            let expected = "cuda with --random-weights, which times whole models on a GPU";
+            return Err(Error::argument("--backend", expected, self.backend.to_string()));
+        }
+        Ok(DecodeOptions {
             shape,
             scheme: self.scheme,
             context: self.context,
@@ -119,7 +123,7 @@ impl Args {
             replays: self.replays,
             seed: self.seed,
             kernel_folder: self.kernels.clone(),
-        }
+        })
     }
 
     fn request(&self) -> Result<BenchRequest> {

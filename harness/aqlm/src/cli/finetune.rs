@@ -11,7 +11,7 @@ use super::precision::PrecisionArgs;
 use super::text::TextArgs;
 use crate::commands::finetune::{Teaching, Watched, default_seqlen};
 use crate::commands::{self, Job, NamedModel, Output, ranks, warn_of_length};
-use aqlm_engine::backends::{BackendKind, Memory};
+use aqlm_engine::backends::{BackendKind, CalibrationPrecision, Memory};
 use aqlm_engine::{CodePreset, EndToEndSettings, Preset, Schedule, TeacherUse, check_student};
 use aqlm_formats::model::Model;
 use aqlm_formats::texts::TokenStream;
@@ -531,6 +531,7 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
             settings,
             backend: args.backend,
             precision: args.precision.chosen(args.backend)?,
+            activations: CalibrationPrecision::F32,
             memory: args.memory,
             folder: args.out.clone(),
             resume: args.resume,

@@ -1,6 +1,7 @@
 use clap::Args;
 
-use aqlm_engine::backends::{BackendKind, TrainingPrecision};
+use aqlm_engine::QuantizeSettings;
+use aqlm_engine::backends::{BackendKind, CalibrationPrecision, TrainingPrecision};
 use aqlm_formats::{Error, Result};
 
 /// The precision of training on a GPU.
@@ -25,5 +26,42 @@ impl PrecisionArgs {
             )),
             chosen => Ok(chosen),
         }
+    }
+}
+
+/// The precision of calibration on a GPU.
+#[derive(Debug, Args)]
+pub(super) struct ActivationArgs {
+    /// How a GPU keeps hidden states between blocks, and multiplies while it calibrates
+    #[arg(long, value_enum, default_value = "f32")]
+    activations: CalibrationPrecision,
+}
+
+impl ActivationArgs {
+    /// The precision.
+    ///
+    /// # Errors
+    /// `Argument` for a backend or an objective that has only f32.
+    pub(super) fn chosen(
+        &self,
+        backend: BackendKind,
+        settings: &QuantizeSettings,
+    ) -> Result<CalibrationPrecision> {
+        let refused = |expected: &str, found: String| Err(Error::argument("--activations", expected, found));
+        if self.activations == CalibrationPrecision::Bf16 {
+            if backend != BackendKind::Cuda {
+                return refused(
+                    "f32, or --backend cuda beside bf16",
+                    format!("bf16 and --backend {backend}"),
+                );
+            }
+            if settings.needs_sketch() {
+                return refused(
+                    "f32 beside --hessian sketched or --objective two-sided, whose gradients are f32",
+                    "bf16".into(),
+                );
+            }
+        }
+        Ok(self.activations)
     }
 }

@@ -4,7 +4,7 @@ use aqlm_vocabulary::{FeedbackSettings, GroupOrder, Initialization, Scheme, Upda
 use clap::ValueEnum;
 
 use super::finetune::{TunedName, tuned, validate as validate_end_to_end};
-use super::precision::PrecisionArgs;
+use super::precision::{ActivationArgs, PrecisionArgs};
 use super::text::TextArgs;
 use crate::commands::{self, Job, NamedModel, Output, ranks, warn_of_length};
 use aqlm_engine::backends::{BackendKind, Memory};
@@ -40,6 +40,8 @@ pub(super) struct Args {
     #[command(flatten)]
     precision: PrecisionArgs,
     #[command(flatten)]
+    activations: ActivationArgs,
+    #[command(flatten)]
     settings: SettingsArgs,
     #[command(flatten)]
     end_to_end: EndToEndArgs,
@@ -51,6 +53,9 @@ pub(super) struct Args {
     /// run folder
     #[arg(long, value_name = "BYTES")]
     memory: Option<Memory>,
+    /// Print what the run takes on a GPU, memory and time by phase, and end
+    #[arg(long)]
+    plan: bool,
     /// Continue a run of this same command after its last finished block or step
     #[arg(long)]
     resume: bool,
@@ -220,6 +225,9 @@ struct SettingsArgs {
     /// `feedback[:K[:PASSES[:ORDER]]]` (error feedback; K hypotheses; ORDER natural, variance or diagonal)
     #[arg(long, value_parser = initialization)]
     init: Option<Initialization>,
+    /// Iterations of k-means for the first codebooks at most [default: 100]
+    #[arg(long, value_name = "N")]
+    kmeans_iterations: Option<usize>,
     /// How codebooks follow the codes
     #[arg(long, value_enum)]
     update: Option<UpdateName>,
@@ -280,6 +288,7 @@ impl SettingsArgs {
         settings.true_sequential = self.true_sequential;
         settings.layer.allow_degenerate = self.allow_degenerate;
         let assign = |slot: &mut usize, value: Option<usize>| *slot = value.unwrap_or(*slot);
+        assign(&mut settings.layer.kmeans_iterations, self.kmeans_iterations);
         assign(&mut settings.layer.beam, self.beam);
         assign(&mut settings.layer.max_rounds, self.max_rounds);
         assign(&mut settings.finetune.epochs, self.finetune_epochs);
@@ -412,6 +421,7 @@ fn validate(settings: &QuantizeSettings) -> Result<()> {
             settings.layer.beam.to_string(),
         ));
     }
+    at_least("--kmeans-iterations", 1, settings.layer.kmeans_iterations)?;
     at_least("--max-rounds", 1, settings.layer.max_rounds)?;
     at_least("--finetune-batch", 1, settings.finetune.batch)?;
     if settings.validation >= settings.sequences {
@@ -472,18 +482,29 @@ pub(super) fn run(args: &Args, output: Output) -> Result<bool> {
         args.end_to_end.check_unused()?;
         None
     };
+    if args.plan && args.backend != BackendKind::Cuda {
+        return Err(Error::argument(
+            "--plan",
+            "--backend cuda beside it",
+            format!("--backend {}", args.backend),
+        ));
+    }
     ranks::on_ranks(&place, |ranks| {
         let job = Job {
             model: &model,
             text: &text,
-            settings,
             backend: args.backend,
             precision: args.precision.chosen(args.backend)?,
+            activations: args.activations.chosen(args.backend, &settings)?,
+            settings,
             memory: args.memory,
             folder: args.out.clone(),
             resume: args.resume,
             ranks,
         };
+        if args.plan {
+            return commands::quantize::plan(&job);
+        }
         commands::quantize::run(&job, args.sketch.as_deref(), end_to_end.as_ref(), output)
     })
 }

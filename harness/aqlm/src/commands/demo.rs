@@ -6,7 +6,7 @@ use super::generate::{Continuation, continue_text};
 use super::quantize::{quantize, summary};
 use super::table::{Table, bytes};
 use super::{Job, Output, say};
-use aqlm_engine::backends::BackendKind;
+use aqlm_engine::backends::{BackendKind, CalibrationPrecision};
 use aqlm_engine::generate::Sampling;
 use aqlm_engine::ranks::Alone;
 use aqlm_engine::runs::records::DemoRecord;
@@ -60,6 +60,7 @@ pub(crate) fn run(request: &DemoRequest, output: Output) -> Result<bool> {
         settings,
         backend: request.backend,
         precision: None,
+        activations: CalibrationPrecision::F32,
         memory: None,
         folder,
         resume: false,

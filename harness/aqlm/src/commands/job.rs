@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use super::say;
-use aqlm_engine::backends::{BackendKind, Memory, TrainingPrecision};
+use aqlm_engine::backends::{BackendKind, CalibrationPrecision, Memory, TrainingPrecision};
 use aqlm_engine::ranks::Ranks;
 use aqlm_formats::Result;
 use aqlm_formats::model::{Model, embedded};
@@ -67,6 +67,8 @@ pub(crate) struct Job<'a, S> {
     pub(crate) backend: BackendKind,
     /// of products of training on a GPU, if it was chosen
     pub(crate) precision: Option<TrainingPrecision>,
+    /// of calibration on a GPU
+    pub(crate) activations: CalibrationPrecision,
     /// bound on the memory of activations
     pub(crate) memory: Option<Memory>,
     /// run folder: the run's progress, and at the end its record

@@ -2,10 +2,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::finetune::{self, tune};
+use super::output::print;
 use super::progress::{QuantizeProgress, SketchProgress};
 use super::table::{Table, bytes};
 use super::{Job, Output, say};
-use aqlm_engine::backends::{OnMachine, TrainingPrecision};
+use aqlm_engine::backends::{CalibrationPrecision, OnMachine, TrainingPrecision};
+use aqlm_engine::forecast::Forecast;
 use aqlm_engine::ops::TrainOps;
 use aqlm_engine::ranks::wait_for_first;
 use aqlm_engine::runs::records::{self, QuantizeRecord};
@@ -88,6 +90,7 @@ pub(super) fn quantize(
         settings: settings.clone(),
         backend: job.backend,
         precision: job.precision,
+        activations: job.activations,
         memory: job.memory,
         folder: out.join(AFTER),
         // the whole run has already decided whether it may continue
@@ -133,6 +136,63 @@ fn quantize_blocks(
     job.backend.run(job.model.config(), settings.seqlen, blocks)
 }
 
+/// Prints what a run takes, and whether the memory suffices.
+pub(crate) fn plan(job: &Job<'_, QuantizeSettings>) -> Result<bool> {
+    let (config, seqlen) = (job.model.config(), job.settings.seqlen);
+    job.backend.run(config, seqlen, Plan { job })?;
+    Ok(true)
+}
+
+struct Plan<'a> {
+    job: &'a Job<'a, QuantizeSettings>,
+}
+
+impl OnMachine for Plan<'_> {
+    type Output = ();
+
+    fn device(&self) -> usize {
+        self.job.ranks.local_rank()
+    }
+
+    fn on<M: TrainOps>(self, machine: M) -> Result<()> {
+        let Some(forecast) = forecast(&machine, self.job)? else {
+            return Ok(());
+        };
+        print(&format!("{forecast}\n"))?;
+        forecast.check(host_memory(self.job))
+    }
+}
+
+/// The precision of training that a job has chosen, or the default one.
+fn precision(job: &Job<'_, QuantizeSettings>) -> TrainingPrecision {
+    job.precision.unwrap_or(TrainingPrecision::Mixed)
+}
+
+/// What the job takes on a machine with memory of its own.
+fn forecast<M: TrainOps>(machine: &M, job: &Job<'_, QuantizeSettings>) -> Result<Option<Forecast>> {
+    let of = |free| {
+        Forecast::of(
+            job.model.config(),
+            &job.settings,
+            job.activations,
+            precision(job),
+            free,
+        )
+    };
+    Ok(machine.free_memory()?.map(of))
+}
+
+/// Bytes of memory that the host can give, if that is known and hidden states are not bound to less.
+fn host_memory(job: &Job<'_, QuantizeSettings>) -> Option<usize> {
+    if job.memory.is_some() {
+        return None;
+    }
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
 /// The job that [`quantize_blocks`] runs on a machine.
 struct Blocks<'a> {
     job: &'a Job<'a, QuantizeSettings>,
@@ -146,7 +206,11 @@ impl OnMachine for Blocks<'_> {
     type Output = (QuantizeReport, RunFolder);
 
     fn precision(&self) -> TrainingPrecision {
-        self.job.precision.unwrap_or(TrainingPrecision::Mixed)
+        precision(self.job)
+    }
+
+    fn activations(&self) -> CalibrationPrecision {
+        self.job.activations
     }
 
     fn device(&self) -> usize {
@@ -161,6 +225,10 @@ impl OnMachine for Blocks<'_> {
             out,
         } = self;
         let settings = &job.settings;
+        if let Some(forecast) = forecast(&machine, job)? {
+            say(format_args!("{forecast}"));
+            forecast.check(host_memory(job))?;
+        }
         if let Some(memory) = job.memory {
             machine.bound_memory(memory, &job.folder, settings.sequences)?;
         }

@@ -166,6 +166,9 @@ pub(crate) const CORNERS: &[&str] = &[
     "40x72-k2-q2-d12-n2-t70-w9-nobias-plain-gemma2-2x3g4-s14",
     "40x72-k2-q2-d12-n2-t70-w9-nobias-plain-gemma3-2x3g4-s15",
     "36x22-k2-q1-d8-n4-t5-w1-nobias-plain-gemma3-3x2g4-s16",
+    "40x72-k2-q2-d12-n2-t70-w0-bias-plain-stablelm-2x3g4-s20",
+    "36x22-k2-q1-d8-n4-t5-w1-nobias-plain-stablelm-3x2g4-s21",
+    "40x72-k2-q2-d12-n2-t70-w9-bias-llama3-glm-2x3g4-s22",
     // experts, some without tokens in the last case
     "40x72-k2-q2-d12-n2-t70-w0-nobias-plain-mixtral-2x3g4o2-s17",
     "40x72-k2-q2-d12-n2-t37-w9-bias-llama3-qwen2moe-2x3g4-s18",
@@ -376,7 +379,7 @@ impl LlamaCase {
         let mut data = LlamaData {
             blocks,
             embedding: gaussian(&mut rng, (VOCABULARY, self.hidden)),
-            norm: norm_weights(&mut rng, self.hidden, config.final_norm),
+            norm: norm_parameters(&mut rng, self.hidden, config.final_norm),
             lm_head: gaussian(&mut rng, (VOCABULARY, self.hidden)) / (self.hidden as f32).sqrt(),
             tokens,
             x,
@@ -402,7 +405,7 @@ impl LlamaCase {
             norms: spec
                 .norms
                 .iter()
-                .map(|norm| norm_weights(rng, norm.width, norm.norm))
+                .map(|norm| norm_parameters(rng, norm.width, norm.norm))
                 .collect(),
             layers: spec
                 .layers()
@@ -448,10 +451,15 @@ pub fn quantized(block: &BlockSpec) -> [LayerId; 2] {
     [block.attention.output, last.up]
 }
 
-/// Weights of a norm, with which it multiplies by numbers around 1.
-fn norm_weights(rng: &mut Stream, width: usize, spec: NormSpec) -> Array1<f32> {
+/// Parameters of a norm: weights with which it multiplies by numbers around 1, then biases.
+fn norm_parameters(rng: &mut Stream, width: usize, spec: NormSpec) -> Array1<f32> {
     let one = if spec.one_plus { 0.0 } else { 1.0 };
-    one + 0.2 * gaussian(rng, width)
+    let mut parameters: Array1<f32> = 0.2 * gaussian(rng, spec.parameters(width));
+    parameters
+        .iter_mut()
+        .take(width)
+        .for_each(|weight| *weight += one);
+    parameters
 }
 
 fn gaussian<D: Dimension>(rng: &mut Stream, shape: impl ShapeBuilder<Dim = D>) -> Array<f32, D> {

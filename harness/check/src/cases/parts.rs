@@ -32,6 +32,10 @@ words! {
         Mixtral = "mixtral",
         /// experts and one that every token passes, in one of the blocks
         Qwen2Moe = "qwen2moe",
+        /// LayerNorms with biases, a part of each head rotated
+        Stablelm = "stablelm",
+        /// one layer for gate and up, neighbours rotated together
+        Glm = "glm",
     }
 }
 
@@ -89,6 +93,21 @@ impl Parts {
                 };
                 arch.blocks[0] = plain.with_experts(&experts);
             }
+            Self::Stablelm => {
+                let layer_norm = NormSpec::layer(EPSILON);
+                arch.final_norm = layer_norm;
+                each(arch, |block| {
+                    for norm in &mut block.norms {
+                        norm.norm = layer_norm;
+                    }
+                    block.attention.rotated = 2 * attention.head_dim.div_ceil(8);
+                });
+            }
+            Self::Glm => each(arch, |block| {
+                fuse_gate_and_up(block);
+                block.attention.neighbours = true;
+                block.attention.rotated = 2 * attention.head_dim.div_ceil(4);
+            }),
             Self::Smollm3 => arch.blocks[0].attention.rotary = None,
             Self::Phi3 => each(arch, |block| {
                 fuse(block);
@@ -137,7 +156,9 @@ impl Parts {
     pub(super) fn terms(self, hidden: usize, inner: usize, attention: &AttentionSpec) -> usize {
         let heads = attention.query_width() + attention.key_width();
         match self {
-            Self::Llama | Self::Granite | Self::Smollm3 | Self::Phi3 => 0,
+            Self::Llama | Self::Granite | Self::Smollm3 | Self::Phi3 | Self::Glm => 0,
+            // the means of both norms
+            Self::Stablelm => 2 * hidden,
             Self::Qwen3 | Self::Olmo2 => heads,
             Self::Gemma2 | Self::Gemma3 => heads + 2 * hidden,
             // scores, softmax, and the sum of the chosen probabilities and of outputs
@@ -147,6 +168,10 @@ impl Parts {
         }
     }
 }
+
+/// Of norms that a plain block does not have. Without it, a row of a few small numbers would multiply its
+/// rounding errors by any factor: a head has 4 numbers in some cases, and what attention adds may be small.
+const EPSILON: f64 = 0.1;
 
 /// Experts of a block, and of a token.
 const EXPERTS: usize = 4;
@@ -195,13 +220,22 @@ fn norms(block: &mut BlockSpec, one_plus: bool, places: &[(NormPlace, usize)]) {
         .into(),
         width,
         norm: NormSpec {
-            // Without it, a row of a few small numbers would multiply its rounding errors by any factor: a
-            // head has 4 numbers in some cases, and what attention adds may be small.
-            epsilon: 0.1,
             one_plus,
+            ..NormSpec::rms(EPSILON)
         },
     };
     block.norms = places.into_iter().map(of).collect();
+}
+
+/// One layer for gate and up behind the four of attention.
+fn fuse_gate_and_up(block: &mut BlockSpec) {
+    let mut fused = block.clone();
+    fuse(&mut fused);
+    block.linears.truncate(4);
+    block.linears.extend(fused.linears.split_off(2));
+    if let Mlp::Dense(mlp) = &mut block.mlp {
+        [mlp.gate, mlp.up, mlp.down] = [4, 4, 5].map(LayerId);
+    }
 }
 
 /// One layer for queries, keys and values, and one for gate and up.

@@ -200,7 +200,11 @@ fn exact(case: &Llama) -> Gradients {
                     .map(|bias| Array1::zeros(bias.len()))
             })
             .collect(),
-        norms: spec.norms.iter().map(|norm| Array1::zeros(norm.width)).collect(),
+        norms: spec
+            .norms
+            .iter()
+            .map(|norm| Array1::zeros(norm.parameters()))
+            .collect(),
     };
     for (i, (x, grad_y)) in data.x.outer_iter().zip(data.grad_y.outer_iter()).enumerate() {
         let (x, grad_y) = (x.mapv(f64::from), grad_y.mapv(f64::from));

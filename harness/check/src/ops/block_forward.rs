@@ -1,5 +1,6 @@
 use aqlm_engine::backends::CudaHidden;
 use aqlm_engine::ops::BlockOps as _;
+use aqlm_optimized::cuda::training::Precision;
 use aqlm_reference::llama::{KvCacheLayer, block_decode_step, block_forward};
 use aqlm_vocabulary::AqlmError;
 use ndarray::{Array2, Array3, Axis, s};
@@ -30,7 +31,11 @@ impl Op for BlockForward {
     }
 
     fn ways(machine: &Subject, _data: &Llama) -> Vec<Subject> {
-        llama::rungs_and_single(machine)
+        let mut ways = llama::rungs_and_single(machine);
+        if let Subject::Cuda(_) = machine {
+            ways.push(machine.with(Precision::Bf16));
+        }
+        ways
     }
 
     fn run(subject: &Subject, case: &Llama) -> Result<Array3<f64>> {

@@ -6,6 +6,7 @@ use aqlm_optimized::cuda::training::{self as cuda, Machine, Precision};
 use aqlm_reference::Hessian as Exact;
 use aqlm_vocabulary::llama::LlamaBlock;
 use aqlm_vocabulary::{AqlmError, ArchSpec, BlockSpec, Rope, RopeScaling};
+use half::bf16;
 use ndarray::{Array2, ArrayView2, Axis, s};
 use proptest::strategy::BoxedStrategy;
 
@@ -15,7 +16,7 @@ use crate::breakage::{self, Breakage};
 use crate::cases::{Case, Kind, Problem, SamplesCase, strategy};
 use crate::compare::{Against, Findings};
 use crate::keep::{Operands, Tensors};
-use crate::limits::Measure;
+use crate::limits::{Measure, Number};
 use crate::subject::Subject;
 use aqlm_formats::Result;
 
@@ -73,7 +74,12 @@ impl Op for Hessian {
     }
 
     fn ways(machine: &Subject, _data: &Samples) -> Vec<Subject> {
-        vec![machine.with(Precision::Single)]
+        match machine {
+            Subject::Cuda(_) => [Precision::Single, Precision::Bf16]
+                .map(|precision| machine.with(precision))
+                .to_vec(),
+            other => vec![other.clone()],
+        }
     }
 
     fn run(subject: &Subject, data: &Samples) -> Result<Array2<f64>> {
@@ -90,7 +96,8 @@ impl Op for Hessian {
                 let on_gpu = || -> std::result::Result<_, CudaError> {
                     // A Hessian needs nothing of the model.
                     let machine = Machine::new(device, &one_block(), 1, Precision::Single)?;
-                    let machine = Arc::new(machine);
+                    let calibration = cuda.training.unwrap_or(Precision::Single);
+                    let machine = Arc::new(machine.calibrating(calibration));
                     let mut hessian = cuda::Hessian::new(&machine, data.x.ncols());
                     for part in &parts {
                         let rows: Vec<f32> = part.iter().copied().collect();
@@ -136,11 +143,16 @@ impl Op for Hessian {
 
     fn compare(
         check: Against,
-        _subject: &Subject,
+        subject: &Subject,
         data: &Samples,
         expected: &Array2<f64>,
         found: &Array2<f64>,
     ) -> Result<Findings> {
+        if let Subject::Cuda(cuda) = subject
+            && cuda.training == Some(Precision::Bf16)
+        {
+            return of_rounded(check, data, found);
+        }
         let flat = |h: &Array2<f64>| -> Vec<f64> { h.iter().copied().collect() };
         let asymmetric = found.iter().zip(found.t()).filter(|(a, b)| a != b).count();
         let what = "elements unlike their transpose";
@@ -169,6 +181,22 @@ impl Op for Hessian {
             Breakage::of_answer("a result off by a thousandth", |h, _, _| breakage::inaccurate(h)),
         ]
     }
+}
+
+/// H of samples that were rounded to bf16 is exactly that of the rounded samples, up to the sums.
+fn of_rounded(check: Against, data: &Samples, found: &Array2<f64>) -> Result<Findings> {
+    let rounded = data.x.mapv(|x| bf16::from_f32(x).to_f32());
+    let expected = exact(&parts(&rounded, data.problem.count))?.mean();
+    let asymmetric = found.iter().zip(found.t()).filter(|(a, b)| a != b).count();
+    let what = "elements unlike their transpose";
+    let transpose = check.value(Measure::Exact, what, asymmetric as f64)?;
+    // products of rounded samples are exact in f32
+    let sums = Against {
+        number: Number::F32,
+        ..check
+    };
+    let values = sums.nmse("H of rounded samples", found, &expected)?;
+    Ok(vec![transpose, values.shaped(expected.shape())].into())
 }
 
 /// The samples in the parts in which they arrive.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use aqlm_engine::backends::cuda::table;
-use aqlm_engine::backends::{CpuBackend, CudaMachine};
+use aqlm_engine::backends::{CalibrationPrecision, CpuBackend, CudaMachine};
 use aqlm_engine::ops::Weights;
 use aqlm_optimized::cuda::CudaError;
 use aqlm_optimized::cuda::llama::{Builder, Model, Options, Rung};
@@ -80,7 +80,12 @@ impl Llama {
     pub(super) fn on_machine(&self, cuda: &Cuda) -> Result<CudaMachine> {
         let device = Arc::clone(&cuda.device);
         let precision = cuda.training.unwrap_or_default();
-        CudaMachine::on(device, &self.data.config, self.problem.tokens, precision)
+        let activations = match precision {
+            Precision::Bf16 => CalibrationPrecision::Bf16,
+            _ => CalibrationPrecision::F32,
+        };
+        let (config, tokens) = (&self.data.config, self.problem.tokens);
+        CudaMachine::calibrating(device, config, tokens, precision, activations)
     }
 
     pub(super) fn sequences(&self) -> Vec<&[u32]> {

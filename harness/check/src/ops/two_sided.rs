@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use aqlm_engine::backends::{CpuLayers, CudaLayers};
-use aqlm_engine::ops::LayerOps;
+use aqlm_engine::ops::TwoSidedOps;
 use aqlm_engine::two_sided::{ENOUGH, OUTER_DAMPING, alternate_two_sided};
 use aqlm_reference::{
     damped, damped_outer, dead_inputs, decode, feedback_init, two_sided_loss, two_sided_search,
@@ -157,7 +157,7 @@ fn settings(data: &TwoSidedLayer) -> (LayerSettings, FeedbackSettings) {
 }
 
 /// The engine's policy over a machine's steps.
-fn on<O: LayerOps>(layers: &O, data: &TwoSidedLayer) -> Result<(QuantizedMatrix, LayerReport)> {
+fn on<O: TwoSidedOps>(layers: &O, data: &TwoSidedLayer) -> Result<(QuantizedMatrix, LayerReport)> {
     let (settings, _) = settings(data);
     let (weight, hessian) = (&data.layer.data.weight, &data.layer.data.hessian);
     let problem = layers.problem(weight, hessian, &settings)?;

@@ -19,7 +19,7 @@ use ndarray::{Array1, Array2, Axis, s};
 use super::hidden_states::{Bound, HiddenStates, require_finite};
 use super::resident::StepOps;
 use super::{BackendKind, Memory};
-use crate::ops::{BlockOps, GradientSums, LayerOps, TrainOps, check_labels};
+use crate::ops::{BlockOps, GradientSums, LayerOps, Squares, StepsOnHost, TrainOps, check_labels};
 use crate::spectrum::Spectrum;
 use aqlm_formats::{Error, Result};
 
@@ -65,9 +65,10 @@ impl CpuBackend {
         .into())
     }
 
-    /// The parts in which these sequences pass through a block, as indices.
-    fn parts_of(lengths: &[usize]) -> impl Iterator<Item = Vec<usize>> {
-        llama::parts(lengths).into_iter().map(Iterator::collect)
+    /// The parts in which these sequences pass through a block, as indices from `first` on.
+    fn parts_from(first: usize, lengths: &[usize]) -> impl Iterator<Item = Vec<usize>> + use<> {
+        let shift = move |part: Range<usize>| part.map(|index| first + index).collect();
+        llama::parts(lengths).into_iter().map(shift)
     }
 }
 
@@ -151,6 +152,8 @@ impl LayerOps for CpuLayers {
     }
 }
 
+impl StepsOnHost for CpuLayers {}
+
 impl BlockOps for CpuBackend {
     type Layers = CpuLayers;
     type Hidden = HiddenStates;
@@ -215,16 +218,24 @@ impl BlockOps for CpuBackend {
         Ok(block.set_layer(layer, matrix)?)
     }
 
-    fn block_forward(&self, block: &Block, hidden: &HiddenStates) -> Result<HiddenStates> {
+    fn room_like(&self, hidden: &HiddenStates) -> Result<HiddenStates> {
+        HiddenStates::new(&hidden.lengths(), hidden.width(), self.bound.as_ref())
+    }
+
+    fn forward_into(
+        &self,
+        block: &Block,
+        hidden: &HiddenStates,
+        sequences: Range<usize>,
+        outputs: &mut HiddenStates,
+    ) -> Result<()> {
         self.check(hidden)?;
-        let lengths = hidden.lengths();
-        let mut outputs = HiddenStates::new(&lengths, hidden.width(), self.bound.as_ref())?;
-        for part in Self::parts_of(&lengths) {
+        for part in Self::parts_from(sequences.start, &hidden.lengths()[sequences]) {
             let x = hidden.read(&part)?;
             let (y, _) = block_forward_traced(block, &self.rotary, x.view());
             outputs.write(part[0], &y.view())?;
         }
-        Ok(outputs)
+        Ok(())
     }
 
     fn rounded_to_bf16(&self, mut hidden: HiddenStates) -> Result<HiddenStates> {
@@ -247,14 +258,17 @@ impl BlockOps for CpuBackend {
         sequences: Range<usize>,
         layers: &[LayerId],
         hessians: &mut [Hessian],
+        mut outputs: Option<&mut HiddenStates>,
     ) -> Result<()> {
         self.check(hidden)?;
-        for part in Self::parts_of(&hidden.lengths()[sequences.clone()]) {
-            let part: Vec<usize> = part.into_iter().map(|index| sequences.start + index).collect();
+        for part in Self::parts_from(sequences.start, &hidden.lengths()[sequences]) {
             let x = hidden.read(&part)?;
-            let (_, trace) = block_forward_traced(block, &self.rotary, x.view());
+            let (y, trace) = block_forward_traced(block, &self.rotary, x.view());
             for (hessian, &layer) in hessians.iter_mut().zip(layers) {
                 hessian.add(trace.input(block.spec().linear(layer).reads))?;
+            }
+            if let Some(outputs) = &mut outputs {
+                outputs.write(part[0], &y.view())?;
             }
         }
         Ok(())
@@ -287,7 +301,7 @@ impl BlockOps for CpuBackend {
         Ok(Spectrum::of(hessian.mean()))
     }
 
-    fn squares(&self, a: &HiddenStates, b: &HiddenStates) -> Result<Vec<(f64, f64)>> {
+    fn squares(&self, a: &HiddenStates, b: &HiddenStates) -> Result<Vec<Squares>> {
         llama::squares_of_sequences(a, b)
     }
 
@@ -353,7 +367,7 @@ impl BlockOps for CpuBackend {
             .into());
         }
         let mut losses = Vec::with_capacity(lengths.len());
-        for part in Self::parts_of(&lengths) {
+        for part in Self::parts_from(0, &lengths) {
             let x = hidden.read(&part)?;
             let tokens: Vec<&[u32]> = part.iter().map(|&index| sequences[index]).collect();
             losses.extend(head.token_losses(x.view(), &tokens)?);

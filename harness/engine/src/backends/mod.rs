@@ -7,6 +7,7 @@ mod reference;
 mod resident;
 mod shared_beginnings;
 
+use aqlm_optimized::cuda::llama::require_decodable;
 use aqlm_vocabulary::{AqlmError, ArchSpec};
 
 pub use cpu::{CpuBackend, CpuLayers};
@@ -16,7 +17,7 @@ pub use reference::{ReferenceBackend, ReferenceLayers};
 
 pub use crate::backend_kind::BackendKind;
 pub use crate::memory::Memory;
-pub use crate::training_precision::TrainingPrecision;
+pub use crate::training_precision::{CalibrationPrecision, TrainingPrecision};
 
 use crate::ops::{ModelOps, TrainOps};
 use aqlm_formats::Result;
@@ -31,6 +32,11 @@ pub trait OnMachine {
         TrainingPrecision::default()
     }
 
+    /// The precision of calibration on a GPU.
+    fn activations(&self) -> CalibrationPrecision {
+        CalibrationPrecision::default()
+    }
+
     /// The number of the device on which the job runs, where there are several.
     fn device(&self) -> usize {
         0
@@ -43,15 +49,24 @@ pub trait OnMachine {
     fn on<M: TrainOps>(self, machine: M) -> Result<Self::Output>;
 }
 
-/// Refuses a model with parts that the cuda backend lacks, with or without a GPU.
+/// Refuses, with or without a GPU, a model with parts that the cuda backend lacks where it passes blocks
+/// forward and back.
 fn require_computed_on_cuda(config: &ArchSpec) -> Result<()> {
-    let refused = |error| match error {
+    Ok(config.require_rms_norms_and_halves().map_err(refused_on_cuda)?)
+}
+
+/// Refuses a model with parts that generating on the cuda backend lacks, with or without a GPU.
+fn require_decoded_on_cuda(config: &ArchSpec) -> Result<()> {
+    Ok(require_decodable(config).map_err(refused_on_cuda)?)
+}
+
+fn refused_on_cuda(error: AqlmError) -> AqlmError {
+    match error {
         AqlmError::Unsupported(part) => AqlmError::Unsupported(format!(
             "{part} on the cuda backend; cpu and reference compute it"
         )),
         other => other,
-    };
-    Ok(config.require_plain().map_err(refused)?)
+    }
 }
 
 impl BackendKind {
@@ -67,8 +82,14 @@ impl BackendKind {
             Self::Cpu => job.on(CpuBackend::new(config, positions)?),
             Self::Cuda => {
                 require_computed_on_cuda(config)?;
-                let (device, precision) = (job.device(), job.precision());
-                job.on(CudaMachine::new(config, positions, device, precision)?)
+                let (device, precision, activations) = (job.device(), job.precision(), job.activations());
+                job.on(CudaMachine::new(
+                    config,
+                    positions,
+                    device,
+                    precision,
+                    activations,
+                )?)
             }
         }
     }
@@ -84,7 +105,7 @@ impl BackendKind {
             Self::Reference => Box::new(ReferenceBackend::new(config, positions)?),
             Self::Cpu => Box::new(CpuBackend::new(config, positions)?),
             Self::Cuda => {
-                require_computed_on_cuda(config)?;
+                require_decoded_on_cuda(config)?;
                 Box::new(CudaBackend::new(positions)?)
             }
         })
@@ -94,7 +115,8 @@ impl BackendKind {
 #[cfg(test)]
 mod tests {
     use aqlm_formats::model::Model;
-    use aqlm_vocabulary::Activation;
+    use aqlm_vocabulary::llama::LlamaBlock;
+    use aqlm_vocabulary::{Activation, BlockSpec, Rope, RopeScaling};
 
     use super::*;
     use aqlm_formats::Error;
@@ -111,15 +133,44 @@ mod tests {
     }
 
     #[test]
-    fn cuda_refuses_by_name_what_it_does_not_compute_with_or_without_a_gpu() {
+    fn cuda_refuses_by_name_what_it_does_not_compute() {
         let mut arch = Model::embedded().unwrap().config().clone();
         arch.blocks[1].mlp.set_activation(Activation::GeluTanh);
-        let refused = |result: Result<()>| matches!(&result, Err(Error::Aqlm(AqlmError::Unsupported(part))) if part.contains("GELU"));
-        assert!(refused(BackendKind::Cuda.models(&arch, 4).map(|_| ())));
+        let refused = |result: Result<()>| matches!(&result, Err(Error::Aqlm(AqlmError::Unsupported(part))) if part.contains("neighbouring"));
+        arch.blocks[1].attention.neighbours = true;
         assert!(refused(BackendKind::Cuda.run(&arch, 4, Nothing)));
+        assert!(refused(BackendKind::Cuda.models(&arch, 4).map(|_| ())));
+        arch.blocks[1].attention.neighbours = false;
+        // this part is known, so at most the GPU is missing
+        assert!(!refused(BackendKind::Cuda.run(&arch, 4, Nothing)));
+        assert!(!refused(BackendKind::Cuda.models(&arch, 4).map(|_| ())));
         for kind in [BackendKind::Cpu, BackendKind::Reference] {
             kind.run(&arch, 4, Nothing).unwrap();
             kind.models(&arch, 4).unwrap();
         }
+    }
+
+    #[test]
+    fn heads_too_wide_to_decode_on_cuda_are_refused_with_or_without_a_gpu() {
+        let block = BlockSpec::llama(LlamaBlock {
+            hidden_size: 8,
+            intermediate_size: 8,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 258,
+            epsilon: 1e-5,
+            rotary: Rope {
+                theta: 1e4,
+                scaling: RopeScaling::None,
+            },
+            window: None,
+        });
+        let refused = BackendKind::Cuda
+            .models(&ArchSpec::llama(10, 64, 1, block), 4)
+            .map(|_| ());
+        assert!(
+            matches!(&refused, Err(Error::Aqlm(AqlmError::Unsupported(part))) if part.contains("258 numbers")),
+            "{refused:?}"
+        );
     }
 }

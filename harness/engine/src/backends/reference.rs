@@ -22,7 +22,7 @@ use rayon::prelude::*;
 use super::hidden_states::require_finite;
 use super::resident::StepOps;
 use super::{BackendKind, Memory};
-use crate::ops::{BlockOps, GradientSums, LayerOps, TrainOps, check_labels};
+use crate::ops::{BlockOps, GradientSums, LayerOps, Squares, StepsOnHost, TrainOps, check_labels};
 use crate::spectrum::Spectrum;
 use aqlm_formats::{Error, Result};
 
@@ -185,6 +185,8 @@ impl LayerOps for ReferenceLayers {
     }
 }
 
+impl StepsOnHost for ReferenceLayers {}
+
 /// # Errors
 /// `Shape` when rows have another number of inputs than the layer.
 fn expect_inputs(found: usize, expected: usize) -> Result<()> {
@@ -263,11 +265,21 @@ impl BlockOps for ReferenceBackend {
         Ok(block.set_layer(layer, matrix)?)
     }
 
-    fn block_forward(&self, block: &Block, hidden: &Self::Hidden) -> Result<Self::Hidden> {
-        Ok(hidden
-            .par_iter()
-            .map(|x| block_forward(block, &self.rotary, x.view()))
-            .collect())
+    fn room_like(&self, hidden: &Self::Hidden) -> Result<Self::Hidden> {
+        Ok(hidden.iter().map(|x| Array2::zeros(x.dim())).collect())
+    }
+
+    fn forward_into(
+        &self,
+        block: &Block,
+        hidden: &Self::Hidden,
+        sequences: Range<usize>,
+        outputs: &mut Self::Hidden,
+    ) -> Result<()> {
+        let (hidden, outputs) = (&hidden[sequences.clone()], &mut outputs[sequences]);
+        let pairs = hidden.par_iter().zip(outputs);
+        pairs.for_each(|(x, y)| *y = block_forward(block, &self.rotary, x.view()));
+        Ok(())
     }
 
     /// Computes a shared beginning again for every sequence that continues it.
@@ -289,14 +301,22 @@ impl BlockOps for ReferenceBackend {
         sequences: Range<usize>,
         layers: &[LayerId],
         hessians: &mut [Hessian],
+        mut outputs: Option<&mut Self::Hidden>,
     ) -> Result<()> {
         // One wave of sequences at a time, because their traces dominate memory. Adding traces in order keeps
         // the sums independent of the number of threads.
+        let mut first = sequences.start;
         for wave in hidden[sequences].chunks(rayon::current_num_threads().max(1)) {
-            let traces: Vec<_> = wave
+            let (passed, traces): (Vec<_>, Vec<_>) = wave
                 .par_iter()
-                .map(|x| block_forward_traced(block, &self.rotary, x.view()).1)
-                .collect();
+                .map(|x| block_forward_traced(block, &self.rotary, x.view()))
+                .unzip();
+            if let Some(outputs) = &mut outputs {
+                for (output, y) in outputs[first..].iter_mut().zip(passed) {
+                    *output = y;
+                }
+            }
+            first += wave.len();
             hessians
                 .par_iter_mut()
                 .zip(layers)
@@ -336,7 +356,7 @@ impl BlockOps for ReferenceBackend {
         Ok(Spectrum::of(hessian.mean()))
     }
 
-    fn squares(&self, a: &Self::Hidden, b: &Self::Hidden) -> Result<Vec<(f64, f64)>> {
+    fn squares(&self, a: &Self::Hidden, b: &Self::Hidden) -> Result<Vec<Squares>> {
         let of_sequence = |(a, b): (&Array2<f64>, &Array2<f64>)| {
             let (mut difference, mut norm) = (0.0, 0.0);
             for (a, b) in a.iter().zip(b) {

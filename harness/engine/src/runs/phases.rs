@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PhaseSeconds {
-    /// sums of inputs' products, over all calibration sequences
+    /// the pass through the dense block: sums of inputs' products, and targets
     pub hessians: f64,
     /// first codes and codebooks, with the preparation of the layer's problem
     pub initialisation: f64,
@@ -16,7 +16,7 @@ pub struct PhaseSeconds {
     pub beam_search: f64,
     /// fine-tuning of the block
     pub finetuning: f64,
-    /// passes through the block, eigenvalues of Hessians, rounding and storing
+    /// the pass through the quantized block, eigenvalues of Hessians, rounding and storing
     pub rest: f64,
 }
 

@@ -4,13 +4,16 @@ use aqlm_optimized::cpu::llama::Sequences as _;
 use aqlm_optimized::cuda::training::Machine;
 use aqlm_optimized::cuda::{Buffer, CudaError};
 use aqlm_vocabulary::AqlmError;
+use half::bf16;
 use ndarray::{Array3, ArrayView3};
 
+use super::super::CalibrationPrecision;
 use super::super::hidden_states::{Bound, HiddenStates};
 use aqlm_formats::Result;
 
-/// Hidden states of sequences that may differ in length, in f32. The first sequences are on the device while
-/// they fit there, the others in memory, and those beyond the bound in a file.
+/// Hidden states of sequences that may differ in length, in f32 or rounded to bf16. The first sequences are
+/// on the device while they fit there, the others in memory, and those beyond the bound in a file; both in
+/// f32.
 pub struct CudaHidden {
     lengths: Vec<usize>,
     /// the row after the last one of each sequence
@@ -20,9 +23,15 @@ pub struct CudaHidden {
     /// number of sequences on the device
     kept: usize,
     /// their rows, one after another
-    resident: Buffer<f32>,
+    resident: Resident,
     /// the other sequences
     rest: HiddenStates,
+}
+
+/// Numbers on the device.
+enum Resident {
+    F32(Buffer<f32>),
+    Bf16(Buffer<bf16>),
 }
 
 /// An error of the device as one of the engine.
@@ -36,9 +45,14 @@ impl CudaHidden {
         machine: &Machine,
         lengths: &[usize],
         width: usize,
+        precision: CalibrationPrecision,
         reserve: usize,
         bound: Option<&Arc<Bound>>,
     ) -> Result<Self> {
+        let bytes = match precision {
+            CalibrationPrecision::F32 => size_of::<f32>(),
+            CalibrationPrecision::Bf16 => size_of::<bf16>(),
+        };
         let ends: Vec<usize> = lengths
             .iter()
             .scan(0, |end, tokens| {
@@ -49,11 +63,14 @@ impl CudaHidden {
         let room = on_device(machine.device().free_bytes())?.saturating_sub(reserve);
         let kept = ends
             .iter()
-            .take_while(|&&end| end * width * size_of::<f32>() <= room)
+            .take_while(|&&end| end * width * bytes <= room)
             .count();
         let rows = kept.checked_sub(1).map_or(0, |last| ends[last]);
         Ok(Self {
-            resident: on_device(machine.room(rows * width))?,
+            resident: match precision {
+                CalibrationPrecision::F32 => Resident::F32(on_device(machine.room(rows * width))?),
+                CalibrationPrecision::Bf16 => Resident::Bf16(on_device(machine.rounded_room(rows * width))?),
+            },
             rest: HiddenStates::new(&lengths[kept..], width, bound)?,
             lengths: lengths.to_vec(),
             ends,
@@ -68,7 +85,8 @@ impl CudaHidden {
     /// `Device`.
     pub fn of(machine: &Machine, states: &ArrayView3<'_, f32>) -> Result<Self> {
         let (sequences, tokens, width) = states.dim();
-        let mut hidden = Self::new(machine, &vec![tokens; sequences], width, 0, None)?;
+        let lengths = vec![tokens; sequences];
+        let mut hidden = Self::new(machine, &lengths, width, CalibrationPrecision::F32, 0, None)?;
         let rows: Vec<f32> = states.iter().copied().collect();
         hidden.write(machine, 0, &on_device(machine.hidden(&rows))?)?;
         Ok(hidden)
@@ -118,7 +136,11 @@ impl CudaHidden {
         for &sequence in sequences {
             let count = self.lengths[sequence] * self.width;
             if sequence < self.kept {
-                on_device(rows.copy_from(at, &self.resident, self.place(sequence)))?;
+                let place = self.place(sequence);
+                on_device(match &self.resident {
+                    Resident::F32(resident) => rows.copy_from(at, resident, place),
+                    Resident::Bf16(resident) => machine.widen_rows(resident, place, &mut rows, at),
+                })?;
             } else {
                 let states = self.rest.read(&[sequence - self.kept])?;
                 let values: Vec<f32> = states.iter().copied().collect();
@@ -136,9 +158,17 @@ impl CudaHidden {
             let count = self.lengths[sequence] * self.width;
             if sequence < self.kept {
                 let to = self.place(sequence).start;
-                on_device(self.resident.copy_from(to, rows, at..at + count))?;
+                on_device(match &mut self.resident {
+                    Resident::F32(resident) => resident.copy_from(to, rows, at..at + count),
+                    Resident::Bf16(resident) => machine.round_rows(rows, at..at + count, resident, to),
+                })?;
             } else {
-                let values = on_device(machine.device().download(&rows.slice(at..at + count)))?;
+                let mut values = on_device(machine.device().download(&rows.slice(at..at + count)))?;
+                if matches!(self.resident, Resident::Bf16(_)) {
+                    for value in &mut values {
+                        *value = bf16::from_f32(*value).to_f32();
+                    }
+                }
                 let shape = (1, self.lengths[sequence], self.width);
                 let view = ArrayView3::from_shape(shape, &values).map_err(|_| AqlmError::Shape {
                     what: "hidden states of a sequence".into(),

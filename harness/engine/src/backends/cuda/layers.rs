@@ -2,17 +2,23 @@
 
 use std::sync::Arc;
 
-use aqlm_optimized::cuda::quantizer::{LayerProblem, Layers, Trial};
-use aqlm_optimized::cuda::{Buffer, Device};
+use aqlm_optimized::cuda::Device;
+use aqlm_optimized::cuda::quantizer::{Errors, LayerProblem, Layers, Outer, Trial};
 use aqlm_vocabulary::{AqlmError, LayerSettings, Position, QuantizedMatrix, StreamKey, Update};
-use ndarray::Array2;
+use ndarray::{Array2, Axis};
 
-use crate::ops::LayerOps;
+use crate::ops::{LayerOps, Proposal, TwoSidedLayer, TwoSidedOps};
 use aqlm_formats::Result;
 
 /// The steps of the alternation on a GPU, in f32 with decisions in f64.
 #[derive(Clone)]
 pub struct CudaLayers(Layers);
+
+/// Errors of rows, and how many inputs a row has.
+pub struct CudaErrors {
+    errors: Errors,
+    width: usize,
+}
 
 impl CudaLayers {
     /// On this device.
@@ -45,7 +51,7 @@ impl CudaLayers {
 impl LayerOps for CudaLayers {
     type Problem = LayerProblem;
     type Trial = Trial;
-    type Outer = Buffer<f32>;
+    type Outer = Outer;
 
     fn problem(
         &self,
@@ -95,17 +101,95 @@ impl LayerOps for CudaLayers {
         Ok(problem.retargeted(target).map_err(AqlmError::from)?)
     }
 
-    fn outer(&self, outer: &Array2<f64>) -> Result<Buffer<f32>> {
+    fn outer(&self, outer: &Array2<f64>) -> Result<Outer> {
         Ok(self.0.outer(outer).map_err(AqlmError::from)?)
     }
 
     fn image(
         &self,
         problem: &LayerProblem,
-        outer: Option<&Buffer<f32>>,
+        outer: Option<&Outer>,
         dense: &Array2<f64>,
     ) -> Result<Array2<f64>> {
         let image = problem.image(outer, &dense.mapv(|value| value as f32));
         Ok(image.map_err(AqlmError::from)?.mapv(f64::from))
+    }
+}
+
+impl TwoSidedOps for CudaLayers {
+    type Errors = CudaErrors;
+
+    fn update_two_sided(
+        &self,
+        problem: &LayerProblem,
+        outer: &Outer,
+        _layer: &TwoSidedLayer,
+        matrix: &QuantizedMatrix,
+        update: &Update,
+    ) -> Result<QuantizedMatrix> {
+        Ok(problem
+            .update_two_sided(outer, matrix, update)
+            .map_err(AqlmError::from)?)
+    }
+    fn loss_two_sided(
+        &self,
+        problem: &LayerProblem,
+        outer: &Outer,
+        _layer: &TwoSidedLayer,
+        matrix: &QuantizedMatrix,
+    ) -> Result<f64> {
+        Ok(problem.loss_two_sided(outer, matrix).map_err(AqlmError::from)?)
+    }
+
+    fn errors(
+        &self,
+        problem: &LayerProblem,
+        _layer: &TwoSidedLayer,
+        matrix: &QuantizedMatrix,
+    ) -> Result<CudaErrors> {
+        let errors = problem.errors(matrix).map_err(AqlmError::from)?;
+        let width = problem.shape().1;
+        Ok(CudaErrors { errors, width })
+    }
+
+    fn propose(
+        &self,
+        problem: &LayerProblem,
+        outer: &Outer,
+        _layer: &TwoSidedLayer,
+        (errors, matrix, rows): (&CudaErrors, &QuantizedMatrix, &[usize]),
+        order: &[Position],
+        beam: usize,
+    ) -> Result<Proposal<CudaErrors>> {
+        let from = (&errors.errors, matrix, rows);
+        let found = problem
+            .propose(outer, from, order, beam)
+            .map_err(AqlmError::from)?;
+        let moved = found.codes.outer_iter().zip(rows);
+        let moved = moved.map(|(row, &at)| row != matrix.codes().index_axis(Axis(0), at));
+        Ok(Proposal {
+            moved: moved.collect(),
+            linear: found.linear,
+            products: found.products.mapv(f64::from),
+            codes: found.codes,
+            errors: CudaErrors {
+                errors: found.errors,
+                width: errors.width,
+            },
+        })
+    }
+
+    fn accept(
+        &self,
+        errors: &mut CudaErrors,
+        proposal: &Proposal<CudaErrors>,
+        rows: &[usize],
+        accepted: &[usize],
+    ) -> Result<()> {
+        let found = &proposal.errors.errors;
+        let taken = self
+            .0
+            .accept(errors.width, &mut errors.errors, found, rows, accepted);
+        Ok(taken.map_err(AqlmError::from)?)
     }
 }

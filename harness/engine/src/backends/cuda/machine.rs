@@ -5,8 +5,8 @@ use std::sync::Arc;
 use aqlm_optimized::cpu::llama::Wanted;
 use aqlm_optimized::cuda::quantizer::LayerProblem;
 use aqlm_optimized::cuda::training::{
-    Block, BlockGradient, BlockTuner, Head, Hessian, Machine, ModelTuner, Precision, TeacherMemory,
-    TuningMemory, parts, working_bytes,
+    Block, BlockGradient, BlockTuner, Decoded, Head, Hessian, Machine, ModelTuner, Precision, TeacherMemory,
+    Trace, TuningMemory, parts, working_bytes,
 };
 use aqlm_optimized::cuda::{Buffer, Device};
 use aqlm_vocabulary::{
@@ -16,10 +16,12 @@ use aqlm_vocabulary::{
 use ndarray::{Array1, Array2};
 
 use super::super::hidden_states::Bound;
-use super::super::{BackendKind, Memory, TrainingPrecision};
+use super::super::{BackendKind, CalibrationPrecision, Memory, TrainingPrecision};
 use super::hidden::{CudaHidden, on_device};
 use super::layers::CudaLayers;
-use crate::ops::{BlockOps, DenseStates, GradientSums, LayerOps, ResidentTeacher, TrainOps, check_labels};
+use crate::ops::{
+    BlockOps, DenseStates, GradientSums, LayerOps, ResidentTeacher, Squares, TrainOps, check_labels,
+};
 use crate::spectrum::Spectrum;
 use aqlm_formats::Result;
 
@@ -31,21 +33,24 @@ pub struct CudaMachine {
     reserve: usize,
     /// memory bound for the hidden states that do not fit on the device
     bound: Option<Arc<Bound>>,
+    /// of hidden states between blocks
+    activations: CalibrationPrecision,
 }
 
 impl CudaMachine {
-    /// Opens GPU number `device`, for sequences of at most `positions` tokens, with products of this
-    /// precision in training. Where the process sees a single GPU, because a launcher has chosen for it, that
-    /// is the one.
+    /// Opens GPU number `device`, for sequences of at most `positions` tokens, with these precisions of
+    /// calibration and of products of training. Where the process sees a single GPU, because a launcher has
+    /// chosen for it, that is the one.
     ///
     /// # Errors
-    /// `Unsupported` when the model is not a plain Llama; `Device`, with a message that names what is
+    /// `Unsupported` when heads are too wide for the device; `Device`, with a message that names what is
     /// missing.
     pub fn new(
         config: &ArchSpec,
         positions: usize,
         device: usize,
         precision: TrainingPrecision,
+        activations: CalibrationPrecision,
     ) -> Result<Self> {
         let device = if Device::count() == 1 { 0 } else { device };
         let device = on_device(Device::open(device, None))?;
@@ -53,8 +58,9 @@ impl CudaMachine {
             TrainingPrecision::F32 => Precision::Single,
             TrainingPrecision::Mixed => Precision::Mixed,
             TrainingPrecision::Tf32 => Precision::Tf32,
+            TrainingPrecision::Bf16 => Precision::Bf16,
         };
-        Self::on(Arc::new(device), config, positions, precision)
+        Self::calibrating(Arc::new(device), config, positions, precision, activations)
     }
 
     /// On an open device, with products of this precision in training.
@@ -67,12 +73,32 @@ impl CudaMachine {
         positions: usize,
         precision: Precision,
     ) -> Result<Self> {
+        Self::calibrating(device, config, positions, precision, CalibrationPrecision::F32)
+    }
+
+    /// On an open device, with these precisions of products of training and of calibration.
+    ///
+    /// # Errors
+    /// As [`CudaMachine::new`].
+    pub fn calibrating(
+        device: Arc<Device>,
+        config: &ArchSpec,
+        positions: usize,
+        precision: Precision,
+        activations: CalibrationPrecision,
+    ) -> Result<Self> {
         let layers = CudaLayers::new(Arc::clone(&device))?;
+        let machine = on_device(Machine::new(device, config, positions, precision))?;
+        let calibration = match activations {
+            CalibrationPrecision::F32 => Precision::Single,
+            CalibrationPrecision::Bf16 => Precision::Bf16,
+        };
         Ok(Self {
-            machine: Arc::new(on_device(Machine::new(device, config, positions, precision))?),
+            machine: Arc::new(machine.calibrating(calibration)),
             layers,
             reserve: working_bytes(config, usize::MAX, positions),
             bound: None,
+            activations,
         })
     }
 
@@ -100,7 +126,44 @@ impl CudaMachine {
     }
 
     fn room(&self, lengths: &[usize], width: usize) -> Result<CudaHidden> {
-        CudaHidden::new(&self.machine, lengths, width, self.reserve, self.bound.as_ref())
+        let bound = self.bound.as_ref();
+        CudaHidden::new(
+            &self.machine,
+            lengths,
+            width,
+            self.activations,
+            self.reserve,
+            bound,
+        )
+    }
+
+    /// A part of the hidden states behind the block, and what the block computed on the way.
+    fn passed(
+        &self,
+        block: &Block,
+        weights: &Decoded,
+        hidden: &CudaHidden,
+        part: &[usize],
+    ) -> Result<(Buffer<f32>, Trace)> {
+        let x = hidden.read(&self.machine, part)?;
+        let tokens = hidden.lengths()[part[0]];
+        let precision = self.machine.calibration();
+        on_device(self.machine.forward(precision, block, weights, x, tokens))
+    }
+
+    /// For each of the sequences of `tokens` rows the sums of (a - b)^2 and of b^2.
+    fn squares_of(
+        &self,
+        a: &Buffer<f32>,
+        b: &Buffer<f32>,
+        width: usize,
+        tokens: usize,
+    ) -> Result<Vec<Squares>> {
+        let tokens = tokens.max(1);
+        let (differences, norms) = on_device(self.machine.row_squares(a, b, width))?;
+        let pairs = differences.chunks(tokens).zip(norms.chunks(tokens));
+        let sums = pairs.map(|(differences, norms)| (differences.iter().sum(), norms.iter().sum()));
+        Ok(sums.collect())
     }
 
     /// A part of tuning: its input and target rows, and the length of its sequences.
@@ -165,8 +228,16 @@ impl BlockOps for CudaMachine {
             Precision::Single => "f32",
             Precision::Mixed => "f32, products of gradients in tf32",
             Precision::Tf32 => "f32, products of training in tf32",
+            Precision::Bf16 => "f32, products of training in bf16",
         };
-        format!("{name}, {training}")
+        match self.activations {
+            CalibrationPrecision::F32 => format!("{name}, {training}"),
+            CalibrationPrecision::Bf16 => format!("{name}, {training}, activations in bf16"),
+        }
+    }
+
+    fn free_memory(&self) -> Result<Option<usize>> {
+        Ok(Some(on_device(self.machine.device().free_bytes())?))
     }
 
     fn config(&self) -> &ArchSpec {
@@ -217,20 +288,45 @@ impl BlockOps for CudaMachine {
         on_device(block.set_layer(&self.machine, layer, &matrix))
     }
 
-    fn block_forward(&self, block: &Block, hidden: &CudaHidden) -> Result<CudaHidden> {
+    fn room_like(&self, hidden: &CudaHidden) -> Result<CudaHidden> {
+        self.room(hidden.lengths(), hidden.width())
+    }
+
+    fn forward_into(
+        &self,
+        block: &Block,
+        hidden: &CudaHidden,
+        sequences: Range<usize>,
+        outputs: &mut CudaHidden,
+    ) -> Result<()> {
         self.check(hidden)?;
-        let lengths = hidden.lengths();
-        let mut outputs = self.room(lengths, hidden.width())?;
         let weights = on_device(block.decoded(&self.machine))?;
-        for part in Self::parts_from(0, lengths) {
-            let x = hidden.read(&self.machine, &part)?;
-            let tokens = lengths[part[0]];
-            let passed = self
-                .machine
-                .forward(Precision::Single, block, &weights, x, tokens);
-            outputs.write(&self.machine, part[0], &on_device(passed)?.0)?;
+        for part in Self::parts_from(sequences.start, &hidden.lengths()[sequences]) {
+            let y = self.passed(block, &weights, hidden, &part)?.0;
+            outputs.write(&self.machine, part[0], &y)?;
         }
-        Ok(outputs)
+        Ok(())
+    }
+
+    /// Part by part, so that no third array of hidden states exists.
+    fn forward_over(
+        &self,
+        block: &Block,
+        hidden: &CudaHidden,
+        mut targets: CudaHidden,
+    ) -> Result<(CudaHidden, Vec<Squares>)> {
+        self.check(hidden)?;
+        expect("hidden states", targets.lengths(), hidden.lengths())?;
+        let weights = on_device(block.decoded(&self.machine))?;
+        let mut all = Vec::with_capacity(hidden.lengths().len());
+        for part in Self::parts_from(0, hidden.lengths()) {
+            let y = self.passed(block, &weights, hidden, &part)?.0;
+            let target = targets.read(&self.machine, &part)?;
+            targets.write(&self.machine, part[0], &y)?;
+            let stored = targets.read(&self.machine, &part)?;
+            all.extend(self.squares_of(&stored, &target, hidden.width(), hidden.lengths()[part[0]])?);
+        }
+        Ok((targets, all))
     }
 
     fn rounded_to_bf16(&self, mut hidden: CudaHidden) -> Result<CudaHidden> {
@@ -253,18 +349,18 @@ impl BlockOps for CudaMachine {
         sequences: Range<usize>,
         layers: &[LayerId],
         hessians: &mut [Hessian],
+        mut outputs: Option<&mut CudaHidden>,
     ) -> Result<()> {
         self.check(hidden)?;
         let weights = on_device(block.decoded(&self.machine))?;
         for part in Self::parts_from(sequences.start, &hidden.lengths()[sequences]) {
-            let x = hidden.read(&self.machine, &part)?;
-            let tokens = hidden.lengths()[part[0]];
-            let passed = self
-                .machine
-                .forward(Precision::Single, block, &weights, x, tokens);
-            let (_, trace) = on_device(passed)?;
+            let (y, trace) = self.passed(block, &weights, hidden, &part)?;
+            if let Some(outputs) = &mut outputs {
+                outputs.write(&self.machine, part[0], &y)?;
+            }
+            drop(y);
             for (hessian, &layer) in hessians.iter_mut().zip(layers) {
-                on_device(hessian.add(trace.input(block.spec().linear(layer).reads)))?;
+                on_device(hessian.add_rows(&trace.input(block.spec().linear(layer).reads)))?;
             }
         }
         Ok(())
@@ -278,8 +374,8 @@ impl BlockOps for CudaMachine {
         hessian.samples()
     }
 
-    fn add_mean_of(&self, _hessian: &mut Hessian, _pool: &Hessian, _samples: usize) -> Result<()> {
-        Err(AqlmError::Unsupported("experts and their router".into()).into())
+    fn add_mean_of(&self, hessian: &mut Hessian, pool: &Hessian, samples: usize) -> Result<()> {
+        on_device(hessian.add_mean_of(pool, samples))
     }
 
     fn layer_problem(
@@ -302,17 +398,14 @@ impl BlockOps for CudaMachine {
         Ok(Spectrum::of(on_device(hessian.mean())?))
     }
 
-    fn squares(&self, a: &CudaHidden, b: &CudaHidden) -> Result<Vec<(f64, f64)>> {
+    fn squares(&self, a: &CudaHidden, b: &CudaHidden) -> Result<Vec<Squares>> {
         expect("hidden states", b.lengths(), a.lengths())?;
         expect("width of hidden states", &[b.width()], &[a.width()])?;
         let mut all = Vec::with_capacity(b.lengths().len());
         for part in Self::parts_from(0, b.lengths()) {
-            let tokens = b.lengths()[part[0]].max(1);
-            let a = a.read(&self.machine, &part)?;
-            let rows = b.read(&self.machine, &part)?;
-            let (differences, norms) = on_device(self.machine.row_squares(&a, &rows, b.width()))?;
-            let pairs = differences.chunks(tokens).zip(norms.chunks(tokens));
-            all.extend(pairs.map(|(differences, norms)| (differences.iter().sum(), norms.iter().sum())));
+            let rows = a.read(&self.machine, &part)?;
+            let targets = b.read(&self.machine, &part)?;
+            all.extend(self.squares_of(&rows, &targets, b.width(), b.lengths()[part[0]])?);
         }
         Ok(all)
     }
@@ -327,7 +420,7 @@ impl BlockOps for CudaMachine {
     }
 
     fn load_head(&self, norm: &Array1<f32>, lm_head: &Array2<f32>) -> Result<Head> {
-        on_device(Head::new(&self.machine, self.config().final_norm, norm, lm_head))
+        on_device(Head::new(&self.machine, norm, lm_head))
     }
 
     fn head_input(&self, head: &Head, hidden: &CudaHidden, sequence: usize) -> Result<Array2<f32>> {
@@ -373,9 +466,9 @@ impl BlockOps for CudaMachine {
     }
 
     fn for_shape(&self, config: &ArchSpec, positions: usize) -> Result<Self> {
-        super::super::require_computed_on_cuda(config)?;
         let device = Arc::clone(self.machine.device());
-        Self::on(device, config, positions, self.machine.precision())
+        let precision = self.machine.precision();
+        Self::calibrating(device, config, positions, precision, self.activations)
     }
 
     fn compare(
