@@ -1,4 +1,5 @@
 #include "../common.cuh"
+#include "../rotated.cuh"
 // attention_step k1: one new token attends to the cache. The kernel also rotates the token's query and key,
 // and writes its key and value to the cache.
 //
@@ -24,12 +25,6 @@
 //   above 0, a cap: cap tanh(score / cap).
 
 #define WARPS 8
-#ifdef AQLM_ROTATED
-#define TURNED AQLM_ROTATED
-#else
-#define TURNED AQLM_HEAD
-#endif
-#define HALF (TURNED / 2)
 // Element d's place in the tables of angles; those are not read where nothing is rotated.
 #if TURNED > 0
 #define PLACE(d) ((d) % HALF)

@@ -1,4 +1,5 @@
 #include "../common.cuh"
+#include "../rotated.cuh"
 // rope k1: rotates queries in place, and writes rotated keys and the values into the cache. For prompts;
 // attention_step does this for a single new token.
 //
@@ -12,13 +13,6 @@
 // Compile-time: AQLM_HEAD, AQLM_PADDED (AQLM_HEAD rounded up to a multiple of 8), AQLM_BIAS; AQLM_ROTATED
 //   where only so many numbers of a head are rotated, 0 for none; the tables are then [positions,
 //   AQLM_ROTATED / 2].
-
-#ifdef AQLM_ROTATED
-#define TURNED AQLM_ROTATED
-#else
-#define TURNED AQLM_HEAD
-#endif
-#define HALF (TURNED / 2)
 
 extern "C" __global__ void rope(const float* cosines, const float* sines, const float* q_bias, const float* k_bias, const float* v_bias, u16* q,
                                 const u16* k, const u16* v, u16* keys, u16* values, int heads, int kv_heads, int first, int capacity) {
