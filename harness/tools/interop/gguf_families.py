@@ -18,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import gguf_vocabulary
 import torch
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
@@ -121,22 +122,7 @@ def rounded(folder):
 
 def vocabulary(converter):
     """Takes the place of the converter's own: the byte-level BPE of the folder's tokenizer.json."""
-    import gguf
-
-    description = json.loads((converter.dir_model / "tokenizer.json").read_text())
-    writer, size = converter.gguf_writer, converter.hparams["vocab_size"]
-    special = {token["id"] for token in description["added_tokens"]}
-    by_id = {id: token for token, id in description["model"]["vocab"].items()}
-    by_id |= {token["id"]: token["content"] for token in description["added_tokens"]}
-    kinds = gguf.TokenType
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([by_id.get(id, f"[unused{id}]") for id in range(size)])
-    writer.add_token_types([kinds.CONTROL if id in special else kinds.NORMAL for id in range(size)])
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in description["model"]["merges"]])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_add_bos_token(False)
+    gguf_vocabulary.write(converter.gguf_writer, converter.dir_model, converter.hparams["vocab_size"], 1, 2)
 
 
 def convert(folder, file, half):

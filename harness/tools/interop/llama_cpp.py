@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 import gguf
+import gguf_vocabulary
 import numpy as np
 from safetensors import safe_open
 
@@ -74,19 +75,8 @@ def write_gguf(folder, tokenizer, path, half):
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    description = json.loads((tokenizer / "tokenizer.json").read_text())
-    special = {token["id"] for token in description["added_tokens"]}
-    by_id = {id: token for token, id in description["model"]["vocab"].items()}
-    by_id |= {token["id"]: token["content"] for token in description["added_tokens"]}
-    kinds = gguf.TokenType
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([by_id.get(id, f"[unused{id}]") for id in range(config["vocab_size"])])
-    writer.add_token_types([kinds.CONTROL if id in special else kinds.NORMAL for id in range(config["vocab_size"])])
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in description["model"]["merges"]])
-    writer.add_bos_token_id(config["bos_token_id"])
-    writer.add_eos_token_id(config["eos_token_id"])
-    writer.add_add_bos_token(False)
+    special = (config["bos_token_id"], config["eos_token_id"])
+    gguf_vocabulary.write(writer, tokenizer, config["vocab_size"], *special)
     outer = {"model.embed_tokens.weight": "token_embd", "model.norm.weight": "output_norm", "lm_head.weight": "output"}
     for name, weight in state.items():
         if name in outer:
