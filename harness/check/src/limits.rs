@@ -260,6 +260,10 @@ const SEARCHES: &[Op] = &[
     Op::TwoSided,
 ];
 
+/// Why steps with rounded factors have the limit that they have.
+const ROUNDED_STEPS: &str = "sums are in f32, so that only the factors of products are rounded, each independently of the others; a gradient \
+     has those of the forward pass behind it and as many more on the way back; and steps build on one another";
+
 /// Number of samples of a Hessian that are summed in f32 before the sum is added in f64.
 const NARROW_SAMPLES: usize = 1024;
 
@@ -676,8 +680,7 @@ pub const LIMITS: &[Limit] = &[
         rule: Rule::Independent,
         n: "4 x factors rounded to TF32 on the path x steps",
         terms: |s| BACK * s.cuts * s.steps,
-        reason: "sums are in f32, so that only the factors of products are rounded, each independently of the others; a gradient \
-                 has those of the forward pass behind it and as many more on the way back; and steps build on one another",
+        reason: ROUNDED_STEPS,
         ..ROW
     },
     Limit {
@@ -687,8 +690,7 @@ pub const LIMITS: &[Limit] = &[
         rule: Rule::Independent,
         n: "4 x factors rounded to bf16 on the path x steps",
         terms: |s| BACK * s.cuts * s.steps,
-        reason: "sums are in f32, so that only the factors of products are rounded, each independently of the others; a gradient \
-                 has those of the forward pass behind it and as many more on the way back; and steps build on one another",
+        reason: ROUNDED_STEPS,
         ..ROW
     },
     Limit {
@@ -803,8 +805,7 @@ pub const LIMITS: &[Limit] = &[
         rule: Rule::Independent,
         n: "4 x factors rounded to TF32 on the path, the head's included, x steps",
         terms: |s| BACK * (s.blocks * s.cuts + HEAD_CUTS) * TUNED_STEPS,
-        reason: "sums are in f32, so that only the factors of products are rounded, each independently of the others; a gradient \
-                 has those of the forward pass behind it and as many more on the way back; and steps build on one another",
+        reason: ROUNDED_STEPS,
         ..ROW
     },
     Limit {
@@ -814,8 +815,7 @@ pub const LIMITS: &[Limit] = &[
         rule: Rule::Independent,
         n: "4 x factors rounded to bf16 on the path, the head's included, x steps",
         terms: |s| BACK * (s.blocks * s.cuts + HEAD_CUTS) * TUNED_STEPS,
-        reason: "sums are in f32, so that only the factors of products are rounded, each independently of the others; a gradient \
-                 has those of the forward pass behind it and as many more on the way back; and steps build on one another",
+        reason: ROUNDED_STEPS,
         ..ROW
     },
     Limit {
