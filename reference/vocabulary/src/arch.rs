@@ -142,6 +142,19 @@ impl BlockSpec {
             .find(|(_, norm)| norm.place == place)
     }
 
+    /// The name of what makes the numbers at this place: its norm, or `before` if the block has none there.
+    pub fn last_part<'s>(&'s self, place: NormPlace, before: &'s str) -> &'s str {
+        self.norm(place).map_or(before, |(_, norm)| &norm.name)
+    }
+
+    /// The name of what the MLP adds: that of its last layer, or of all experts.
+    pub fn mlp_output(&self) -> &str {
+        match &self.mlp {
+            Mlp::Dense(mlp) => &self.linear(mlp.down).name,
+            Mlp::Routed(mlp) => self.linear(mlp.router).module(),
+        }
+    }
+
     /// The places of its norms, in order.
     pub fn norm_places(&self) -> Vec<NormPlace> {
         self.norms.iter().map(|norm| norm.place).collect()

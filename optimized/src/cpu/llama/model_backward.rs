@@ -1,4 +1,4 @@
-use aqlm_vocabulary::{AqlmError, ArchSpec, LayerId, LogitSpec, Mlp, NormPlace, Result, Target, Tuned};
+use aqlm_vocabulary::{AqlmError, ArchSpec, LayerId, LogitSpec, NormPlace, Result, Target, Tuned};
 use faer::Par;
 use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3, Axis, s};
 
@@ -334,9 +334,7 @@ pub(super) fn first_not_finite(
             let spec = block.spec();
             let attention = &spec.attention;
             let name = |layer| spec.linear(layer).name.as_str();
-            // what comes last before a place: its norm, or the layer before
-            let of_norm = |place| spec.norm(place).map(|(_, norm)| norm.name.as_str());
-            let last = |place, layer| of_norm(place).unwrap_or(name(layer));
+            let last = |place, layer| spec.last_part(place, name(layer));
             let (first, second) = (NormPlace::BeforeAttention, NormPlace::BeforeMlp);
             let raw = |of: &Option<Array2<f32>>| of.as_ref().is_none_or(|raw| finite(raw.view()));
             let projected = &trace.projected;
@@ -363,19 +361,15 @@ pub(super) fn first_not_finite(
                     finite(trace.middle.view()),
                 ),
                 (
-                    of_norm(second).unwrap_or(first_of_mlp),
+                    spec.last_part(second, first_of_mlp),
                     finite(trace.mlp.normed.view()),
                 ),
             ];
             parts.extend(of_mlp.into_iter().map(|(name, values)| (name, finite(values))));
-            // what an MLP adds has the name of its last layer, or that of all experts
-            let added = match &spec.mlp {
-                Mlp::Dense(mlp) => name(mlp.down),
-                Mlp::Routed(mlp) => spec.linear(mlp.router).module(),
-            };
+            let added = spec.mlp_output();
             parts.push((added, raw(&trace.out)));
             parts.push((
-                of_norm(NormPlace::AfterMlp).unwrap_or(added),
+                spec.last_part(NormPlace::AfterMlp, added),
                 y.iter().all(|value| value.is_finite()),
             ));
             if let Some((part, _)) = parts.into_iter().find(|(_, finite)| !finite) {

@@ -1,6 +1,6 @@
 //! Which part of a block gave a number that is not finite.
 
-use aqlm_vocabulary::{Mlp, NormPlace};
+use aqlm_vocabulary::NormPlace;
 
 use super::super::{Buffer, Result};
 use super::block::Block;
@@ -20,9 +20,7 @@ impl Machine {
         let spec = block.spec();
         let attention = &spec.attention;
         let name = |layer| spec.linear(layer).name.as_str();
-        // what comes last before a place: its norm, or the layer before
-        let of_norm = |place| spec.norm(place).map(|(_, norm)| norm.name.as_str());
-        let last = |place, layer| of_norm(place).unwrap_or(name(layer));
+        let last = |place, layer| spec.last_part(place, name(layer));
         let (first, second) = (NormPlace::BeforeAttention, NormPlace::BeforeMlp);
         let of_mlp = trace.mlp.inside.parts(spec, trace.rows);
         let first_of_mlp = of_mlp.first().map_or("mlp", |(name, ..)| name);
@@ -41,15 +39,11 @@ impl Machine {
         let output = attention.output;
         parts.extend(trace.mixed.iter().map(|raw| of(name(output), &raw.x)));
         parts.push(of(last(NormPlace::AfterAttention, output), &trace.middle));
-        parts.push(of(of_norm(second).unwrap_or(first_of_mlp), trace.mlp_input()));
+        parts.push(of(spec.last_part(second, first_of_mlp), trace.mlp_input()));
         parts.extend(of_mlp);
-        // what an MLP adds has the name of its last layer, or that of all experts
-        let added = match &spec.mlp {
-            Mlp::Dense(mlp) => name(mlp.down),
-            Mlp::Routed(mlp) => spec.linear(mlp.router).module(),
-        };
+        let added = spec.mlp_output();
         parts.extend(trace.out.iter().map(|raw| of(added, &raw.x)));
-        parts.push(of(of_norm(NormPlace::AfterMlp).unwrap_or(added), y));
+        parts.push(of(spec.last_part(NormPlace::AfterMlp, added), y));
         for (part, values, width) in parts {
             if self.first_not_finite(&values, width)?.is_some() {
                 return Ok(Some(format!("model.layers.{index}.{part}")));
