@@ -483,12 +483,7 @@ mod tests {
             let p = problem(seed, "2x3g4", 6, 4);
             let (codes, losses) = found(&p, hypotheses, GroupOrder::Natural);
             let rows = [4usize, 0, 5];
-            let matrix = QuantizedMatrix::new(
-                p.matrix.scheme(),
-                p.matrix.codes().select(Axis(0), &rows),
-                p.matrix.codebooks().clone(),
-                p.matrix.scales().select(Axis(0), &rows),
-            ).unwrap();
+            let matrix = p.matrix.of_out_groups(&rows);
             let weight = p.weight.select(Axis(0), &rows);
             let some = feedback_search(&weight, &p.hessian, &matrix, hypotheses, GroupOrder::Natural).unwrap();
             prop_assert_eq!(some, (codes.select(Axis(0), &rows), losses.select(Axis(0), &rows)));

@@ -180,6 +180,9 @@ proptest! {
         let (go, gi) = (matrix.scheme().out_group_size, matrix.scheme().in_group_size);
         let expected = decode(&matrix).select(Axis(0), &spread(&rows, go)).select(Axis(1), &spread(&columns, gi));
         prop_assert_eq!(decode(&moved), expected);
+        let some = &rows[..rows.len().div_ceil(2)];
+        let of_some = decode(&matrix).select(Axis(0), &spread(some, go));
+        prop_assert_eq!(decode(&matrix.of_out_groups(some)), of_some);
     }
 
     /// Rows are searched independently: permuting them permutes their codes, if every score is exact.

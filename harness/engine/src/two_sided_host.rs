@@ -78,7 +78,7 @@ pub(crate) fn propose(
     for ((mut target, weighted), &row) in target.outer_iter_mut().zip(weighted.outer_iter()).zip(rows) {
         target.scaled_add(1.0 / outer[[row, row]], &weighted);
     }
-    let found = search(&target.mapv(|value| value as f32), rows_of(matrix, rows)?)?;
+    let found = search(&target.mapv(|value| value as f32), matrix.of_out_groups(rows))?;
     let after = weight - decode(&found);
     let steps = &after - &before;
     let image = image(false, &steps)?;
@@ -106,16 +106,6 @@ pub(crate) fn accept(
     }
 }
 
-/// Some rows of a quantized matrix.
-fn rows_of(matrix: &QuantizedMatrix, rows: &[usize]) -> Result<QuantizedMatrix> {
-    Ok(QuantizedMatrix::new(
-        matrix.scheme(),
-        matrix.codes().select(Axis(0), rows),
-        matrix.codebooks().clone(),
-        matrix.scales().select(Axis(0), rows),
-    )?)
-}
-
 /// Codebooks and scales in turn, as `update` says. A step that would raise the loss is not taken.
 ///
 /// # Errors
@@ -136,13 +126,7 @@ pub(crate) fn update(
             AqlmError::argument("update", "the closed form beside a two-sided objective", "adam").into(),
         );
     };
-    let scheme = matrix.scheme();
-    let unknowns = scheme.num_codebooks * scheme.codebook_size() * scheme.in_group_size;
-    let descent = ENOUGH.with_steps(if unknowns <= max_unknowns {
-        unknowns
-    } else {
-        cg_steps
-    });
+    let descent = ENOUGH.with_steps(matrix.scheme().descent_steps(max_unknowns, cg_steps));
     let both = |dense: &Array2<f64>| image(true, dense);
     let right = |dense: &Array2<f64>| image(false, dense);
     let loss = |matrix: &QuantizedMatrix| loss(image, layer, matrix);

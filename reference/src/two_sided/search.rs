@@ -40,12 +40,7 @@ pub fn two_sided_search(
         let weighted = product(outer.slice(s![row..=row, ..]), error.view());
         let before = error.slice(s![row..=row, ..]).to_owned();
         let target = &weight.slice(s![row..=row, ..]) - &before + &weighted / own;
-        let part = QuantizedMatrix::new(
-            matrix.scheme(),
-            codes.slice(s![row..=row, .., ..]).to_owned(),
-            matrix.codebooks().clone(),
-            matrix.scales().slice(s![row..=row]).to_owned(),
-        )?;
+        let part = matrix.of_out_groups(&[row]);
         let found = beam_search(&target, hessian, &part, order, beam)?;
         let after = &weight.slice(s![row..=row, ..]) - &decode(&part.with_codes(found.clone())?);
         let step = &after - &before;

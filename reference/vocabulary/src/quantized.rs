@@ -1,4 +1,4 @@
-use ndarray::{Array, Array1, Array3, Array4, ArrayViewMut1, ArrayViewMut4, Dimension};
+use ndarray::{Array, Array1, Array3, Array4, ArrayViewMut1, ArrayViewMut4, Axis, Dimension};
 
 use crate::{AqlmError, Result, Scheme};
 
@@ -98,6 +98,20 @@ impl QuantizedMatrix {
         self.scales = row_major(scales);
         self.check_scales()?;
         Ok(self)
+    }
+
+    /// The matrix of these output groups alone, in this order.
+    ///
+    /// # Panics
+    /// When there is no such output group.
+    #[must_use]
+    pub fn of_out_groups(&self, groups: &[usize]) -> Self {
+        Self {
+            scheme: self.scheme,
+            codes: row_major(self.codes.select(Axis(0), groups)),
+            codebooks: self.codebooks.clone(),
+            scales: self.scales.select(Axis(0), groups),
+        }
     }
 
     /// Changes codebooks and scales in place, as a training step does.

@@ -100,6 +100,17 @@ impl Scheme {
         self.in_group_size * self.out_group_size
     }
 
+    /// Conjugate-gradient steps of an update in closed form: to the minimum where the codebooks have at most
+    /// `max_unknowns` unknowns for each row of a group, M 2^B in_group_size, else `cg_steps`.
+    pub fn descent_steps(&self, max_unknowns: usize, cg_steps: usize) -> usize {
+        let unknowns = self.num_codebooks * self.codebook_size() * self.in_group_size;
+        if unknowns <= max_unknowns {
+            unknowns
+        } else {
+            cg_steps
+        }
+    }
+
     /// (out_groups, in_groups) of a weight of shape [out_features, in_features].
     ///
     /// # Errors

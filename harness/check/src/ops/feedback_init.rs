@@ -106,12 +106,7 @@ impl Op for FeedbackInit {
         let (matrix, rows) = (&layer.data.matrix, layer.problem.scheme.out_group_size);
         let backwards: Vec<usize> = (0..matrix.groups().0).rev().collect();
         let weight_rows: Vec<usize> = backwards.iter().flat_map(|o| o * rows..(o + 1) * rows).collect();
-        let turned = QuantizedMatrix::new(
-            matrix.scheme(),
-            matrix.codes().select(Axis(0), &backwards),
-            matrix.codebooks().clone(),
-            matrix.scales().select(Axis(0), &backwards),
-        )?;
+        let turned = matrix.of_out_groups(&backwards);
         let weight = layer.weight.select(Axis(0), &weight_rows);
         let feedback = feedback(&layer);
         let (codes, _) = feedback_search(

@@ -1,8 +1,7 @@
 use std::borrow::Cow;
 
 use aqlm_vocabulary::{
-    AqlmError, BlockSpec, BlockWeights, GatedMlp, LayerId, Linear, LinearWeight, Mlp, QuantizedMatrix,
-    RoutedMlp,
+    AqlmError, BlockSpec, BlockWeights, GatedMlp, LayerId, Linear, LinearWeight, Mlp, RoutedMlp,
 };
 use half::f16;
 use ndarray::s;
@@ -176,13 +175,8 @@ fn parts<'w>(
                     ))
                     .into());
                 }
-                let groups = rows.start / group..rows.end / group;
-                LinearWeight::Quantized(QuantizedMatrix::new(
-                    matrix.scheme(),
-                    matrix.codes().slice(s![groups.clone(), .., ..]).to_owned(),
-                    matrix.codebooks().clone(),
-                    matrix.scales().slice(s![groups]).to_owned(),
-                )?)
+                let groups: Vec<usize> = (rows.start / group..rows.end / group).collect();
+                LinearWeight::Quantized(matrix.of_out_groups(&groups))
             }
         };
         let bias = whole.bias.as_ref().map(|bias| bias.slice(s![rows]).to_owned());

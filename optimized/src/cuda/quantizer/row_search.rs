@@ -1,7 +1,7 @@
 //! Rows of a layer searched under the two-sided objective, each as if it were the only one to move.
 
 use aqlm_vocabulary::{Position, QuantizedMatrix};
-use ndarray::{Array2, Array3, Axis};
+use ndarray::{Array2, Array3};
 
 use super::beam_search::search;
 use super::codes::{Codebooks, Decoding, Quantized};
@@ -56,13 +56,8 @@ pub(super) fn propose(
     machine.combine(-1.0, &before, 1.0, &mut target)?;
     machine.combine(1.0, &weight, 1.0, &mut target)?;
     let part = problem.with_target(machine, target)?;
-    let some = QuantizedMatrix::new(
-        matrix.scheme(),
-        matrix.codes().select(Axis(0), rows),
-        matrix.codebooks().clone(),
-        matrix.scales().select(Axis(0), rows),
-    )?;
-    let trial = Trial::new(machine, &part, machine.upload_matrix(&some)?)?;
+    let some = machine.upload_matrix(&matrix.of_out_groups(rows))?;
+    let trial = Trial::new(machine, &part, some)?;
     let found = search(machine, &part, trial, order, beam)?;
     let after = remainder(machine, &weight, &found)?;
     let mut steps = after.try_clone()?;

@@ -44,12 +44,7 @@ pub(super) fn update(
     let mut trial = Trial::under(machine, problem, Some(outer), machine.upload_matrix(matrix)?)?;
     let form = trial.form();
     let places = machine.places(&trial.matrix.codes, form.groups(), form.states())?;
-    let unknowns = form.codebooks() * form.states() * form.scheme.in_group_size;
-    let steps = if unknowns > max_unknowns {
-        cg_steps
-    } else {
-        unknowns
-    };
+    let steps = form.scheme.descent_steps(max_unknowns, cg_steps);
     for round in 0..scale_rounds.max(1) {
         trial = descend(
             machine,

@@ -49,15 +49,8 @@ pub(super) fn update_trial(
             cg_steps,
             scale_rounds,
         } => {
-            let scheme = trial.matrix.scheme();
-            let unknowns = scheme.num_codebooks * scheme.codebook_size() * scheme.in_group_size;
-            // The reference factors the normal matrix of problems this small, so steps here go on to the
-            // minimum.
-            let steps = if unknowns > max_unknowns {
-                cg_steps
-            } else {
-                unknowns
-            };
+            // The reference factors the normal matrix of small problems, so steps here go on to the minimum.
+            let steps = trial.matrix.scheme().descent_steps(max_unknowns, cg_steps);
             if let Some(hessian) = &problem.wide {
                 return in_f64::descend(problem, hessian, trial, &places, steps, scale_rounds);
             }

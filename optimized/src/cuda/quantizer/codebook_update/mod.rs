@@ -54,13 +54,8 @@ pub(super) fn update_trial(
             cg_steps,
             scale_rounds,
         } => {
-            let unknowns = form.codebooks() * form.states() * form.scheme.in_group_size;
             // As on the CPU, steps go on to the minimum of problems that the reference solves exactly.
-            let steps = if unknowns > max_unknowns {
-                cg_steps
-            } else {
-                unknowns
-            };
+            let steps = form.scheme.descent_steps(max_unknowns, cg_steps);
             if let Some(wide) = &problem.wide {
                 return in_f64::descend(machine, problem, wide, trial, &places, steps, scale_rounds);
             }
